@@ -1,0 +1,59 @@
+"""Exceptions a user can meet. Each message says what is wrong, what stood there, what was expected and what to do."""
+
+import os
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value for a message: its repr (which escapes control characters), cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class PreftuneError(Exception):
+    """Root of all errors that are the user's to mend; the command line prints the message without a traceback."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, got: object = None, expected: str | None = None, do: str | None = None):
+        parts = [what.rstrip(".")]
+        if got is not None:
+            parts.append(f"got {got if isinstance(got, str) else shown(got)}")
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        message = "; ".join(parts) + "."
+        super().__init__(f"{message} {do.rstrip('.')}." if do else message)
+
+
+class ConfigError(PreftuneError, ValueError):
+    """A setting is unknown, of the wrong type, out of range, or does not apply."""
+
+
+class DataError(PreftuneError, ValueError):
+    """A data file or one of its rows cannot be used."""
+
+
+class ModelError(PreftuneError, ValueError):
+    """A model or tokeniser cannot be loaded or cannot be scored exactly."""
+
+
+class StorageError(PreftuneError, OSError):
+    """A file cannot be written or read: no space, no permission, a damaged run folder."""
+
+    exit_code = 4
+
+    def __init__(self, what: str, *, got: object = None, expected: str | None = None, do: str | None = None):
+        PreftuneError.__init__(self, what, got=got, expected=expected, do=do)
+
+
+class TrainingError(PreftuneError, RuntimeError):
+    """Training stopped before an update: a non-finite loss or gradient, or a check at step 0 that failed."""
+
+    exit_code = 3
+
+
+def storage_error(action: str, path: str | os.PathLike[str], error: OSError) -> StorageError:
+    """The StorageError for an operating-system error met while doing `action` ("write the checkpoint") on `path`."""
+    return StorageError(
+        f"Cannot {action} at {os.fspath(path)}", got=error.strerror or str(error),
+        expected="a folder that can be written and has room", do="Free some space or choose another folder",
+    )
