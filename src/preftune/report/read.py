@@ -1,0 +1,221 @@
+"""A run folder as frozen data.
+
+A run may still be going, or may have been cut between two writes: what is not there yet is empty, a broken last line is
+left out, and everything else that could not be read is said in `notes`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from preftune.errors import ConfigError, StorageError, storage_error
+
+STATES = ("finished", "interrupted", "failed", "running")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One metric over the steps, which ascend. A logged value that is not finite stays: it tells of a run blown up."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def last(self) -> float:
+        return self.values[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One completion of the policy before or after training."""
+
+    stage: Literal["before", "after"]
+    step: int
+    prompt_index: int
+    sample_index: int
+    prompt: str
+    completion: str
+    reward: float | None
+    ended: bool  # with the end-of-turn token, not cut at the token limit
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    """What a run folder holds. `train` and `evaluation` map a metric to its series, without the prefix `eval_`."""
+
+    folder: Path
+    config: Mapping[str, object]  # without the environment
+    environment: Mapping[str, object]
+    train: Mapping[str, Series]
+    evaluation: Mapping[str, Series]
+    samples: tuple[Sample, ...]  # sorted by prompt, sample and stage (before first)
+    data_lines: tuple[str, ...]
+    state: str  # one of STATES
+    message: str
+    has_final: bool
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name or self.folder.resolve().name
+
+    @property
+    def last_step(self) -> int:
+        return max((s.steps[-1] for s in (*self.train.values(), *self.evaluation.values())), default=0)
+
+
+def read_run(folder: Path) -> RunFiles:
+    """The run in `folder`; a ConfigError where there is no run, a StorageError where a file cannot be read."""
+    if not folder.is_dir():
+        raise ConfigError("There is no such run folder", got=str(folder), do="Give the output folder of a training run")
+    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+        raise ConfigError(
+            "This is no run folder", got=str(folder), expected="a folder with config.yaml and metrics.jsonl",
+            do="Give the output folder of a training run",
+        )
+    config = _config(folder / "config.yaml")
+    environment = config.pop("environment", None)
+    metric_rows, metric_notes = _json_lines(folder / "metrics.jsonl")
+    train, evaluation, step_notes = _series(metric_rows)
+    sample_rows, sample_notes = _json_lines(folder / "samples.jsonl")
+    samples, field_notes = _samples(sample_rows)
+    data_report, data_notes = _json_object(folder / "data_report.json")
+    status, status_notes = _json_object(folder / "status.json")
+    lines = data_report.get("lines")
+    state = status.get("state")
+    return RunFiles(
+        folder=folder, config=config, environment=environment if isinstance(environment, dict) else {},
+        train=train, evaluation=evaluation, samples=samples,
+        data_lines=tuple(str(line) for line in lines) if isinstance(lines, list) else (),
+        # Without a status the run was started and never ended its own account: as far as files tell, it is running.
+        state=state if isinstance(state, str) and state in STATES else "running",
+        message=str(status.get("message") or ""),
+        has_final=(folder / "final").is_dir(),
+        notes=(*metric_notes, *step_notes, *sample_notes, *field_notes, *data_notes, *status_notes),
+    )
+
+
+def number(value: object) -> float | None:
+    """A JSON value as a float, None where it is no number (a boolean is none); too large for a float is infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise storage_error("read the run", path, error) from error
+
+
+def _config(path: Path) -> dict[str, object]:
+    text = _read(path)
+    if text is None:
+        return {}
+    try:
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise StorageError("The configuration is not YAML", got=f"{path}: {error}", do="Restore the file") from error
+    if not isinstance(config, dict):
+        raise StorageError("The configuration is damaged", got=f"{path}", expected="a mapping", do="Restore the file")
+    return {str(key): value for key, value in config.items()}
+
+
+def _json_object(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:
+    text = _read(path)
+    if text is None:
+        return {}, ()
+    value = _parse(text)
+    return ({}, (f"{path.name} is no JSON object and was left out.",)) if value is None else (value, ())
+
+
+def _json_lines(path: Path) -> tuple[list[dict[str, object]], tuple[str, ...]]:
+    """The objects of a JSON-lines file. A broken last line is a write that was cut, so it goes without a note."""
+    # Split at line feeds only: splitlines() would also break at separators that JSON strings may hold as they are.
+    lines = (_read(path) or "").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    rows = [(index, _parse(line)) for index, line in enumerate(lines) if line.strip()]
+    broken = [index + 1 for index, row in rows if row is None and index + 1 < len(lines)]
+    return [row for _, row in rows if row is not None], _note(path.name, broken, "is no JSON object")
+
+
+def _parse(text: str) -> dict[str, object] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _note(file: str, lines: list[int], fault: str) -> tuple[str, ...]:
+    if not lines:
+        return ()
+    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+    return (f"{file}: line {lines[0]}{more} {fault} and was left out.",)
+
+
+def _series(rows: list[dict[str, object]]) -> tuple[dict[str, Series], dict[str, Series], tuple[str, ...]]:
+    """Series by phase. A resumed run logs steps again: the later line stands."""
+    values: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
+    skipped = 0
+    for row in rows:
+        step, phase = row.get("step"), row.get("phase")
+        if not isinstance(step, int) or isinstance(step, bool) or phase not in ("train", "eval"):
+            skipped += 1
+            continue
+        for key, value in row.items():
+            if key != "step" and (metric := number(value)) is not None:
+                name = key.removeprefix("eval_") if phase == "eval" else key
+                values[str(phase)].setdefault(name, {})[step] = metric
+    train, evaluation = (
+        {name: Series(steps=tuple(sorted(points)), values=tuple(points[step] for step in sorted(points)))
+         for name, points in values[phase].items()}
+        for phase in ("train", "eval")
+    )
+    notes = (f"metrics.jsonl: {skipped} lines without step or phase were left out.",) if skipped else ()
+    return train, evaluation, notes
+
+
+def _samples(rows: list[dict[str, object]]) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    found: dict[tuple[int, int, bool], Sample] = {}
+    skipped = 0
+    for row in rows:
+        sample = _sample(row)
+        if sample is None:
+            skipped += 1
+        else:  # sampled again after a resume: the later line stands
+            found[sample.prompt_index, sample.sample_index, sample.stage == "after"] = sample
+    notes = (f"samples.jsonl: {skipped} lines lack a field and were left out.",) if skipped else ()
+    return tuple(found[key] for key in sorted(found)), notes
+
+
+def _sample(row: dict[str, object]) -> Sample | None:
+    stage, prompt, completion, ended = (row.get(key) for key in ("stage", "prompt", "completion", "ended"))
+    counts = [row.get(key) for key in ("step", "prompt_index", "sample_index", "num_tokens")]
+    step, prompt_index, sample_index, num_tokens = (
+        c if isinstance(c, int) and not isinstance(c, bool) else None for c in counts
+    )
+    if step is None or prompt_index is None or sample_index is None or num_tokens is None:
+        return None
+    if stage not in ("before", "after") or not (isinstance(prompt, str) and isinstance(completion, str)):
+        return None
+    reward = number(row.get("reward"))
+    return Sample(
+        stage="before" if stage == "before" else "after", step=step, prompt_index=prompt_index,
+        sample_index=sample_index, prompt=prompt, completion=completion,
+        reward=reward if reward is not None and math.isfinite(reward) else None,
+        ended=ended is True, num_tokens=num_tokens,
+    )
