@@ -1,0 +1,161 @@
+"""From groups to packed rows: which groups share a micro-batch, which sequences share a row, and the index tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from preftune.errors import ConfigError, DataError
+from preftune.types import Batch, Group, Labels, Pairs, Rewards, Signal
+
+Sharing = Literal["shared", "packed", "single"]
+"""How sequences lie in rows: completions share their prompt; every completion has its own copy of the prompt; or every
+row holds one sequence only (for models whose layers mix all positions of a row)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutOptions:
+    """How groups are laid out for the model. Results do not depend on it; time and memory do.
+
+    Args:
+        share_prompts: compute a prompt once for all its completions (where the model's attention can express it).
+        row_tokens: positions that a row is filled up to; attention costs grow with it. A longer group has its own row.
+        micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone.
+    """
+
+    share_prompts: bool = True
+    row_tokens: int = 512
+    micro_batch_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.row_tokens < 1:
+            raise ConfigError("row_tokens is out of range", got=self.row_tokens, expected="at least 1")
+        if self.micro_batch_tokens < self.row_tokens:
+            raise ConfigError(
+                "micro_batch_tokens is smaller than a row", got=self.micro_batch_tokens,
+                expected=f"at least row_tokens ({self.row_tokens})", do="Raise it or lower row_tokens",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A prompt and those completions of its group that share it in a row."""
+
+    group: int  # index into the groups of the micro-batch
+    completions: tuple[int, ...]  # indices into the group's completions
+    num_positions: int
+
+
+def segments(groups: Sequence[Group], sharing: Sharing) -> list[Segment]:
+    """One segment per group when prompts are shared, else one per completion."""
+    found = []
+    for index, group in enumerate(groups):
+        lengths = [len(completion) - 1 for completion in group.completions]  # the last token is only a target
+        if sharing == "shared":
+            size = len(group.prompt) + sum(lengths)
+            found.append(Segment(group=index, completions=tuple(range(len(lengths))), num_positions=size))
+        else:
+            found += [
+                Segment(group=index, completions=(k,), num_positions=len(group.prompt) + length)
+                for k, length in enumerate(lengths)
+            ]
+    return found
+
+
+def pack_rows(found: Sequence[Segment], row_tokens: int, sharing: Sharing) -> list[list[Segment]]:
+    """Best-fit decreasing: each segment into the fullest row that still has room; deterministic."""
+    capacity = max([row_tokens, *(segment.num_positions for segment in found)])
+    rows: list[list[Segment]] = []
+    free: list[int] = []
+    for segment in sorted(found, key=lambda s: (-s.num_positions, s.group, s.completions)):
+        size = segment.num_positions
+        fits = [] if sharing == "single" else [row for row, room in enumerate(free) if room >= size]
+        if fits:
+            row = min(fits, key=lambda r: (free[r], r))
+            rows[row].append(segment)
+            free[row] -= size
+        else:
+            rows.append([segment])
+            free.append(capacity - size)
+    return rows
+
+
+def split_micro_batches(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -> list[list[int]]:
+    """Cut a step's groups (by index) into micro-batches of at most `micro_batch_tokens` real positions, a group never cut.
+
+    Groups of like size come together, so that rows of one micro-batch are of like length.
+    """
+    sizes = [sum(segment.num_positions for segment in segments([group], sharing)) for group in groups]
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(groups)), key=lambda i: (-sizes[i], i)):
+        if not batches or sizes[index] > room:
+            batches.append([])
+            room = options.micro_batch_tokens
+        batches[-1].append(index)
+        room -= sizes[index]
+    return batches
+
+
+def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -> Batch:
+    """Lay the groups of one micro-batch out in rows. Completions keep the order of groups and of completions in them."""
+    rows = pack_rows(segments(groups, sharing), options.row_tokens, sharing)
+    width = max(sum(segment.num_positions for segment in row) for row in rows)
+    tokens, positions, branches = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(3))
+    owners = np.full((len(rows), width), -1, dtype=np.int64)
+    predict_at: list[list[np.ndarray]] = [[np.empty(0)] * len(group.completions) for group in groups]
+    for r, row in enumerate(rows):
+        start = 0
+        for number, segment in enumerate(row):
+            group, end = groups[segment.group], start + segment.num_positions
+            prompt = len(group.prompt)
+            owners[r, start:end] = number
+            tokens[r, start : start + prompt] = group.prompt
+            positions[r, start : start + prompt] = np.arange(prompt)
+            at = start + prompt
+            for branch, k in enumerate(segment.completions, 1):
+                inner = len(group.completions[k]) - 1
+                tokens[r, at : at + inner] = group.completions[k][:-1]
+                positions[r, at : at + inner] = np.arange(prompt, prompt + inner)
+                branches[r, at : at + inner] = branch
+                places = np.concatenate([[start + prompt - 1], np.arange(at, at + inner)])
+                predict_at[segment.group][k] = r * width + places
+                at += inner
+            start = end
+    completions = [completion for group in groups for completion in group.completions]
+    return Batch(
+        input_ids=torch.from_numpy(tokens),
+        position_ids=torch.from_numpy(positions),
+        group_ids=torch.from_numpy(owners),
+        branch_ids=torch.from_numpy(branches),
+        predict_at=torch.from_numpy(np.concatenate([place for group in predict_at for place in group])),
+        targets=torch.from_numpy(np.concatenate(completions).astype(np.int64)),
+        lengths=torch.tensor([len(completion) for completion in completions]),
+    )
+
+
+def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
+    """The signal of a micro-batch, from what its groups know; indices run over the completions of all groups."""
+    starts = np.cumsum([0, *(len(group.completions) for group in groups)])
+    if kind is Pairs:
+        pairs = [(start + c, start + r) for start, group in zip(starts, groups, strict=False) for c, r in group.pairs]
+        chosen, rejected = torch.tensor(np.array(pairs, dtype=np.int64).reshape(-1, 2)).unbind(1)
+        return Pairs(chosen=chosen, rejected=rejected)
+    if kind is Labels:
+        return Labels(label=torch.tensor([label for group in groups for label in group_labels(group)]))
+    if kind is Rewards:
+        rewards = [reward for group in groups for reward in group.rewards]
+        index = [g for g, group in enumerate(groups) for _ in group.completions]
+        return Rewards(reward=torch.tensor(rewards, dtype=torch.get_default_dtype()), group=torch.tensor(index))
+    raise DataError(f"Files carry no {kind.__name__}", do="Use an objective that learns from pairs, labels or rewards")
+
+
+def group_labels(group: Group) -> list[int]:
+    """+1 or -1 per completion: the group's own labels, or those that its pairs imply (0: both or neither)."""
+    if group.labels:
+        return [label or 0 for label in group.labels]
+    chosen = {c for c, _ in group.pairs}
+    rejected = {r for _, r in group.pairs}
+    return [int(k in chosen) - int(k in rejected) for k in range(len(group.completions))]

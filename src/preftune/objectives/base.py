@@ -1,0 +1,91 @@
+"""What an objective is, and the few sums that all of them share."""
+
+from typing import Any, ClassVar, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.types import Labels, Losses, Pairs, Signal, TokenScores
+
+
+class Objective(Protocol):
+    """The loss of a method: a frozen dataclass whose fields are its hyper-parameters, and which is callable.
+
+    It is pure: it sees numbers per completion token and a signal, never a model, a batch layout or a reduction.
+    `needs` names the fields of TokenScores, beside `logp`, that must be there. `weights` gives the weight of each unit
+    from what is known before any score, so that a step's global weight is known before its first backward.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def signal(self) -> type[Signal]: ...
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Any) -> Float[Tensor, " U"]: ...
+
+    def __call__(self, scores: TokenScores, signal: Any) -> Losses: ...
+
+
+def reduce_losses(losses: Losses, global_weight: float) -> Float[Tensor, ""]:
+    """sum_u per_unit_u * weight_u / global_weight, the weight being that of the whole step and not of this piece.
+
+    A unit of weight zero plays no part, even if its loss is not finite.
+    """
+    counted = losses.weight != 0
+    return (losses.per_unit[counted] * losses.weight[counted]).sum() / global_weight
+
+
+def sum_tokens(values: Float[Tensor, " N"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " C"]:
+    """Sum of a token quantity over each completion."""
+    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+
+
+def mean_tokens(values: Float[Tensor, " N"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " C"]:
+    """Mean of a token quantity over each completion; completions are never empty."""
+    return sum_tokens(values, lengths) / lengths
+
+
+def per_token(values: Float[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " N"]:
+    """A completion's value, at each of its tokens."""
+    return torch.repeat_interleave(values, lengths)
+
+
+def reference(scores: TokenScores) -> Float[Tensor, " N"]:
+    """The reference's logp, detached. Asking for it without declaring it in `needs` is a bug of the objective."""
+    assert scores.ref_logp is not None, "the objective does not declare ref_logp in its needs"
+    return scores.ref_logp.detach()
+
+
+def log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
+    """h(y) = sum_t logp_t - ref_logp_t, in nats."""
+    return sum_tokens(scores.logp - reference(scores), scores.lengths)
+
+
+def label_metrics(scores: TokenScores, signal: Labels) -> dict[str, Tensor]:
+    """`logps/*`, and with a reference `log_ratios/*`, over preferred (chosen) and dispreferred (rejected) completions."""
+    with torch.no_grad():
+        quantities = {"logps": sum_tokens(scores.logp, scores.lengths)}
+        if scores.ref_logp is not None:
+            quantities["log_ratios"] = log_ratio(scores)
+        return {
+            f"{name}/{side}": value[signal.label == label].detach()
+            for name, value in quantities.items()
+            for side, label in (("chosen", 1), ("rejected", -1))
+        }
+
+
+def pair_metrics(scores: TokenScores, signal: Pairs, beta: float) -> dict[str, Tensor]:
+    """`logps/*`, `log_ratios/*` and the implicit rewards beta * log-ratio: `rewards/*`, one entry per pair."""
+    with torch.no_grad():
+        logp, ratio = sum_tokens(scores.logp, scores.lengths), log_ratio(scores)
+        sides = {"chosen": signal.chosen, "rejected": signal.rejected}
+        margin = beta * (ratio[signal.chosen] - ratio[signal.rejected])
+        return {
+            **{f"logps/{side}": logp[index] for side, index in sides.items()},
+            **{f"log_ratios/{side}": ratio[index] for side, index in sides.items()},
+            **{f"rewards/{side}": beta * ratio[index] for side, index in sides.items()},
+            "rewards/margins": margin,
+            "rewards/accuracies": (margin > 0).to(margin.dtype),
+        }

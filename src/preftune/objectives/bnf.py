@@ -1,0 +1,94 @@
+"""BNF: bidirectional negative feedback, from single completions or from pairs."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.errors import ConfigError
+from preftune.objectives.base import label_metrics, mean_tokens, per_token, reference, sum_tokens
+from preftune.types import Labels, Losses, Pairs, TokenScores
+
+# In fp32 a confident token has logp = ref_logp = 0 exactly, and the difference of two infinite logits is NaN.
+# Probabilities above 1 - 1e-7 count as that: the gradient there is of the order of 1e-7 anyway.
+_MAX_LOGP = -1e-7
+
+
+def _logit(logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """log(p / (1 - p)) from log p, exact at both ends."""
+    log_complement = torch.where(logp < -math.log(2.0), torch.log1p(-logp.exp()), torch.log(-torch.expm1(logp)))
+    return logp - log_complement
+
+
+def odds_weight(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """w = min(1, odds(p) / odds(q)), odds(p) = p / (1 - p); detached, in [0, 1].
+
+    A ratio of odds and not of probabilities: p = .9, q = .99 gives 9 / 99.
+    """
+    logp, ref_logp = logp.detach().clamp(max=_MAX_LOGP), ref_logp.detach().clamp(max=_MAX_LOGP)
+    return (_logit(logp) - _logit(ref_logp)).clamp(max=0.0).exp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BNF:
+    """Likelihood of a completion, or against it, with feedback that fades once a token has moved away from the reference.
+
+        L(y, label) = -label * (1/n) * sum_t sg(w_t) * logp_t,   w_t = min(1, odds(pi_t) / odds(ref_t))
+
+    Mao et al., "As Simple as Fine-tuning: LLM Alignment via Bidirectional Negative Feedback Loss", ICLR 2025,
+    arXiv 2410.04834. The paper states the loss with a full target distribution over the vocabulary; the gradient of the
+    form here is the same, exactly, and needs only the two log-probabilities of each token. The values of the two differ.
+
+    Args:
+        reduction: what n is. "sequence_mean": the completion's own number of tokens. "pair_min": that of the shorter
+            completion of its pair, so that a longer answer weighs more; this one needs pairs.
+    """
+
+    reduction: Literal["sequence_mean", "pair_min"] = "sequence_mean"
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("sequence_mean", "pair_min"):
+            raise ConfigError("bnf: reduction is unknown", got=self.reduction, expected="sequence_mean or pair_min")
+
+    @property
+    def signal(self) -> type[Labels] | type[Pairs]:
+        return Labels if self.reduction == "sequence_mean" else Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Labels | Pairs) -> Float[Tensor, " U"]:
+        """One per completion, or per pair."""
+        units = signal.label if isinstance(signal, Labels) else signal.chosen
+        return torch.ones(units.shape, dtype=torch.get_default_dtype(), device=units.device)
+
+    def __call__(self, scores: TokenScores, signal: Labels | Pairs) -> Losses:
+        weight = odds_weight(scores.logp, reference(scores))
+        weighted = weight * scores.logp
+        if isinstance(signal, Labels):
+            per_unit = -signal.label * mean_tokens(weighted, scores.lengths)
+            labels = signal
+        else:
+            shorter = torch.minimum(scores.lengths[signal.chosen], scores.lengths[signal.rejected])
+            total = sum_tokens(weighted, scores.lengths)
+            # Half, so that both reductions agree when the two completions are equally long.
+            per_unit = (total[signal.rejected] - total[signal.chosen]) / (2 * shorter)
+            labels = _labels(signal, scores.lengths)
+        return Losses(
+            per_unit=per_unit,
+            weight=self.weights(scores.lengths, signal).to(per_unit.dtype),
+            metrics=label_metrics(scores, labels) | _weight_metrics(weight, scores.lengths, labels),
+        )
+
+
+def _labels(pairs: Pairs, lengths: Int[Tensor, " C"]) -> Labels:
+    label = torch.zeros_like(lengths)
+    label[pairs.chosen], label[pairs.rejected] = 1, -1
+    return Labels(label=label)
+
+
+def _weight_metrics(weight: Float[Tensor, " N"], lengths: Int[Tensor, " C"], signal: Labels) -> dict[str, Tensor]:
+    """Mean feedback weight per token, in [0, 1], on each side: 1 is the full push of likelihood, 0 is none."""
+    label = per_token(signal.label.to(weight.dtype), lengths)
+    return {"bnf/weight_chosen": weight[label > 0], "bnf/weight_rejected": weight[label < 0]}

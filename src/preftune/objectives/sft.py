@@ -1,0 +1,51 @@
+"""SFT: maximum likelihood. On chosen completions it is Pref-FT."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.errors import ConfigError
+from preftune.objectives.base import label_metrics, mean_tokens, per_token
+from preftune.types import Labels, Losses, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT:
+    """Negative log-likelihood of the preferred completions; dispreferred ones weigh nothing.
+
+        L = -mean_t logp_t over all tokens of the step   (token_mean), or
+        L = -mean_y (1/|y|) sum_t logp_t                 (sequence_mean)
+
+    On the chosen side of preference data it is Pref-FT (Tajwar et al., ICML 2024, arXiv 2404.14367), which averages over
+    tokens.
+
+    Args:
+        reduction: "token_mean" lets every token weigh the same, "sequence_mean" every completion.
+    """
+
+    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("token_mean", "sequence_mean"):
+            raise ConfigError("sft: reduction is unknown", got=self.reduction, expected="token_mean or sequence_mean")
+
+    @property
+    def signal(self) -> type[Labels]:
+        return Labels
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:
+        """One per token, or per completion, that is preferred; else zero."""
+        preferred = (signal.label > 0).to(torch.get_default_dtype())
+        return per_token(preferred, lengths) if self.reduction == "token_mean" else preferred
+
+    def __call__(self, scores: TokenScores, signal: Labels) -> Losses:
+        per_unit = -scores.logp if self.reduction == "token_mean" else -mean_tokens(scores.logp, scores.lengths)
+        return Losses(
+            per_unit=per_unit,
+            weight=self.weights(scores.lengths, signal).to(per_unit.dtype),
+            metrics=label_metrics(scores, signal),
+        )

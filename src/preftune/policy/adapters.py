@@ -1,0 +1,53 @@
+"""LoRA through peft: low-rank adapters injected into a model whose own weights are frozen."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+from transformers import PreTrainedModel
+
+from preftune.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Low-rank adapters instead of full fine-tuning.
+
+    Args:
+        rank: rank of the adapters; 0 trains all weights.
+        alpha: the update is scaled by alpha / rank; twice the rank when not given.
+        target_modules: names of the layers that get an adapter; all linear layers but the head when empty.
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    target_modules: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ConfigError("lora.rank is out of range", got=self.rank, expected="0 (off) or more")
+        if self.rank == 0 and (self.alpha is not None or self.target_modules):
+            raise ConfigError("lora.alpha and lora.target_modules have no effect", got="lora.rank 0",
+                              do="Set --lora.rank, for example 16, or leave them out")  # fmt: skip
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConfigError("lora.alpha is out of range", got=self.alpha, expected="a number above 0")
+
+
+def inject_lora(model: PreTrainedModel, options: LoraOptions) -> Any:
+    """Freeze the model and inject adapters whose update starts at zero; returns the peft.PeftModel around it."""
+    targets = options.target_modules or "all-linear"
+    if "lm_head" in options.target_modules:
+        raise ConfigError("lora.target_modules: an adapter on the head is not supported", got="lm_head",
+                          expected="layers of the body", do="Leave lm_head out")  # fmt: skip
+    settings = peft.LoraConfig(
+        r=options.rank, lora_alpha=options.alpha or 2 * options.rank,  # type: ignore[arg-type]
+        target_modules=targets, lora_dropout=0.0, task_type=peft.TaskType.CAUSAL_LM,
+    )
+    try:
+        return peft.get_peft_model(model, settings)
+    except ValueError as error:
+        raise ConfigError(
+            "lora.target_modules names no layer of the model", got=", ".join(options.target_modules),
+            expected="names such as q_proj, v_proj", do=str(error).split(". ")[0],
+        ) from error

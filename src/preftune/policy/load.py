@@ -1,0 +1,122 @@
+"""From a name to a model: the bundled default, a local folder, a GGUF file, an adapter folder, or a hub id."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from preftune.errors import ModelError
+from preftune.policy.bundled import BUNDLED_MODELS, bundled_folder
+
+_ADAPTER_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What may be loaded beside plain tensors.
+
+    Args:
+        trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read weights from pickle files (.bin), which can run code, when there are no safetensors.
+    """
+
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+def quiet_transformers() -> None:
+    """Progress bars and notices of the libraries would break ours up."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def resolve_model(name: str) -> str:
+    """A folder, a .gguf file or a hub id for what the user typed; the bundled model is fetched on first use."""
+    if name in BUNDLED_MODELS:
+        return str(bundled_folder(name))
+    path = Path(name).expanduser()
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", _ADAPTER_FILE)):
+        raise ModelError(
+            f"The folder {name} holds no model", got=", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing",
+            expected="config.json and safetensors weights, or a peft adapter",
+        )
+    if path.is_file() and path.suffix != ".gguf":
+        raise ModelError(f"{name} is a file", got=path.suffix, expected="a model folder or a .gguf file")
+    if path.exists():
+        return str(path.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"There is no model {name!r}", expected="a folder, a .gguf file, a hub id (owner/name) or one of "
+            + ", ".join(BUNDLED_MODELS), do="Check the path",
+        )
+    return name
+
+
+def _from_pretrained(kind: Any, source: str, what: str, name: str, **arguments: Any) -> Any:
+    """`kind.from_pretrained`, with every known way to fail told in one sentence."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        source, arguments = str(path.parent), arguments | {"gguf_file": path.name}
+        arguments.pop("use_safetensors", None)
+    try:
+        return kind.from_pretrained(source, **arguments)
+    except HFValidationError as error:
+        raise ModelError(f"{name!r} is no model name", expected="a folder or a hub id (owner/name)") from error
+    except ImportError as error:
+        raise ModelError(f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]) from error
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        told = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):
+            told, do = "it carries Python code", "Set --trust_remote_code true if you trust its authors"
+        elif arguments.get("use_safetensors") and ("safetensors" in told or ".bin" in told):
+            do = "If it has pickle weights only and you trust them, set --allow_pickle true"
+        else:
+            do = "Check the name, the files and the network; a local folder works without a network"
+        raise ModelError(f"Cannot load the {what} of {name}", got=told, do=do) from error
+
+
+def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
+    """The tokeniser of a resolved model (of an adapter: its own, saved beside it)."""
+    return _from_pretrained(
+        AutoTokenizer, source, "tokeniser", source, trust_remote_code=options.trust_remote_code
+    )
+
+
+def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is exact."""
+    quiet_transformers()
+    adapter = Path(source) / _ADAPTER_FILE
+    if adapter.is_file():
+        base_name = json.loads(adapter.read_text())["base_model_name_or_path"]
+        base = load_model(resolve_model(base_name), options, dtype)
+        return PeftModel.from_pretrained(base, source).merge_and_unload().eval()
+    config = _from_pretrained(
+        AutoConfig, source, "configuration", source, trust_remote_code=options.trust_remote_code
+    )
+    model = _from_pretrained(
+        AutoModelForCausalLM, source, "weights", source,
+        config=config, dtype=dtype, attn_implementation=_attention(config),
+        trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
+    )
+    return plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
+
+
+def _attention(config: Any) -> str:
+    """SDPA takes our masks; where it cannot express the attention (soft-capped scores), eager attention does."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+
+
+def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A de-quantised GGUF model as an ordinary one, which can be saved."""
+    config = model.config
+    if "quantization_config" in config.to_dict():
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=_attention(config))
+    plain.load_state_dict(model.state_dict())
+    return plain.eval()

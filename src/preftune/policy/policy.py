@@ -1,0 +1,159 @@
+"""A model that can be scored: its body, its head, and how sequences may lie in its rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from preftune.data.pack import LayoutOptions, Sharing, collate
+from preftune.errors import ModelError
+from preftune.policy.attention import attention_inputs, expressible
+from preftune.policy.scoring import Head, HeadScores, score_tokens
+from preftune.types import Batch, Group
+
+# Relative to the largest |logp|: far above rounding in fp32, far below any real difference.
+_PROBE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Policy:
+    """A causal language model with its tokeniser, ready to be scored.
+
+    `model` is the Hugging Face model itself; adapters, if any, are injected in its layers. `sharing` is the densest layout
+    of rows that was proven exact for it, `sharing_reason` says why it is not denser.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    precision: str  # "fp32" or "bf16" (autocast; weights stay as they are)
+    sharing: Sharing
+    sharing_reason: str
+    peft_model: Any = None  # the peft.PeftModel around `model`, when adapters train
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def model_head(model: PreTrainedModel) -> Head:
+    """The head of a Hugging Face causal model with what its configuration does to the logits."""
+    linear = model.get_output_embeddings()
+    if not isinstance(linear, nn.Linear):
+        raise ModelError(
+            f"The output head of {type(model).__name__} cannot be scored", got=type(linear).__name__,
+            expected="a plain linear layer", do="Leave the head (lm_head) out of the adapter's target modules",
+        )
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(weight=linear.weight, bias=linear.bias, scale=scale, softcap=softcap)
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Float[Tensor, "RS H"]:
+    """Last hidden states of all positions, rows flattened."""
+    config = model.config.get_text_config()
+    if sharing == "single":
+        mask = (batch.group_ids >= 0).long()
+    else:
+        additive = config._attn_implementation != "sdpa"
+        mask = attention_inputs(batch, config, model.dtype, additive)
+    output = model.get_decoder()(
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+    )
+    return output.last_hidden_state.flatten(0, 1)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(**{name: getattr(batch, name).to(device) for name in Batch.__dataclass_fields__})
+
+
+def score(
+    policy: Policy, batch: Batch, *, temperature: float = 1.0, entropy: bool = False, logits: bool = False
+) -> HeadScores:
+    """Scores of a batch's completion tokens under the policy, completions in the batch's order."""
+    batch = to_device(batch, policy.device)
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+        hidden = hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
+        return score_tokens(
+            hidden, model_head(policy.model), batch.targets, temperature=temperature, entropy=entropy, logits=logits
+        )
+
+
+@torch.no_grad()
+def score_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions) -> list[list[np.ndarray]]:
+    """logp of every completion token of the groups (already one micro-batch), as float32 arrays [group][completion]."""
+    batch = collate(groups, options, policy.sharing)
+    parts = iter(score(policy, batch).logp.float().cpu().split(batch.lengths.tolist()))
+    return [[next(parts).numpy() for _ in group.completions] for group in groups]
+
+
+def use_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute each layer in backward. The layers alone are put in training mode, so that no dropout comes with it."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
+    """The densest layout that is exact for this model, proven on a small probe, and the reason if it is not the densest.
+
+    The probe scores two completions of one prompt in every layout and compares with the model's own logits, one sequence
+    at a time; so it also proves that the head is read as the model means it.
+    """
+    truth = _plain_logp(model, _PROBE)
+    order: list[Sharing] = ["shared", "packed", "single"] if wanted else ["packed", "single"]
+    reason = "" if wanted else "share_prompts is off"
+    config = model.config.get_text_config()
+    if not expressible(config):
+        order, reason = ["single"], "its layers mix the positions of a row in ways that a mask cannot keep apart"
+    for sharing in order:
+        try:
+            error = _probe_error(model, sharing, truth)
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as failure:
+            reason = f"its attention refuses an explicit mask ({type(failure).__name__})"
+            continue
+        if error < _PROBE_TOLERANCE:
+            return sharing, reason
+        reason = reason or f"{sharing} rows change its log-probabilities (by {error:.1g} relative)"
+    raise ModelError(
+        f"{type(model).__name__} cannot be scored exactly", got=reason,
+        expected="log-probabilities equal to the model's own logits", do="Please report the architecture",
+    )
+
+
+_PROBE = Group(
+    prompt=np.arange(1, 8, dtype=np.int32),
+    completions=(np.arange(3, 12, dtype=np.int32), np.arange(9, 4, -1, dtype=np.int32)),
+)
+
+
+@torch.no_grad()
+def _plain_logp(model: PreTrainedModel, group: Group) -> Float[Tensor, " N"]:
+    """The definition: each sequence alone through the whole model, log-softmax, gather."""
+    parts = []
+    for completion in group.completions:
+        ids = torch.from_numpy(np.concatenate([group.prompt, completion])).long().to(model.device)
+        logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
+        targets = ids[len(group.prompt) :]
+        parts.append(logits[len(group.prompt) - 1 : -1].log_softmax(-1).gather(1, targets[:, None]).squeeze(1))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _probe_error(model: PreTrainedModel, sharing: Sharing, truth: Float[Tensor, " N"]) -> float:
+    batch = to_device(collate([_PROBE, _PROBE], LayoutOptions(), sharing), model.device)
+    hidden = hidden_states(model, batch, sharing)[batch.predict_at]
+    logp = score_tokens(hidden, model_head(model), batch.targets).logp.float()
+    expected = truth.repeat(2)
+    return float((logp - expected).abs().max() / expected.abs().max().clamp(min=1.0))

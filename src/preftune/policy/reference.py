@@ -1,0 +1,182 @@
+"""The reference's logp of every completion token: computed once and kept on disk, or computed live."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from preftune.data.pack import LayoutOptions, split_micro_batches
+from preftune.errors import ConfigError, StorageError, TrainingError, storage_error
+from preftune.policy.policy import Policy, score_groups
+from preftune.types import Group
+
+RefLogps = list[list[np.ndarray]]
+"""[group][completion] -> float32 [tokens]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """The frozen anchor of the methods that have one.
+
+    Args:
+        mode: "cache" computes its numbers once, before training, and keeps them on disk; "live" keeps a frozen copy of the
+            model beside the policy; "adapter" switches the adapter off (with LoRA only).
+        model: another model as reference; by default it is the policy as it starts.
+    """
+
+    mode: Literal["cache", "live", "adapter"] = "cache"
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode == "adapter" and self.model is not None:
+            raise ConfigError("reference.model has no effect with reference.mode adapter", got=self.model,
+                              do="Use --reference.mode cache or live")  # fmt: skip
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """Digest of a model's class, configuration that shapes its function, and every weight."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and "version" not in k}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def completion_keys(group: Group) -> list[bytes]:
+    """128-bit digests of what a completion's numbers depend on beside the reference: the tokens of prompt and completion.
+
+    Template, tokeniser and truncation act through the tokens alone.
+    """
+    prompt = hashlib.blake2b(group.prompt.astype("<i4").tobytes(), digest_size=32).digest()
+    return [
+        hashlib.blake2b(prompt + completion.astype("<i4").tobytes(), digest_size=16).digest()
+        for completion in group.completions
+    ]
+
+
+class ReferenceStore:
+    """Per-token logp of one reference on disk: immutable shards, each an index of keys and a flat float32 file."""
+
+    _INDEX = np.dtype([("key", "V16"), ("start", "<i8"), ("length", "<i4")])
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._found: dict[bytes, tuple[np.ndarray, int, int]] = {}
+        for index in sorted(folder.glob("*.index.npy")):
+            self._open(index)
+
+    def _open(self, path: Path) -> None:
+        try:
+            index = np.load(path, allow_pickle=False)
+            values = np.load(path.with_name(path.name.replace(".index.", ".logp.")), mmap_mode="r", allow_pickle=False)
+            ends = index["start"] + index["length"]
+        except (OSError, ValueError, IndexError) as error:
+            raise StorageError(f"The reference cache {path} is damaged", got=str(error), do="Delete its folder") from error
+        if len(ends) and ends.max() > len(values):
+            raise StorageError(f"The reference cache {path} is damaged", got="a cut-off file", do="Delete its folder")
+        for row in index:
+            self._found[row["key"].tobytes()] = (values, int(row["start"]), int(row["length"]))
+
+    def __contains__(self, group: Group) -> bool:
+        return all(key in self._found for key in completion_keys(group))
+
+    def get(self, group: Group) -> list[np.ndarray]:
+        found = []
+        for key, completion in zip(completion_keys(group), group.completions, strict=True):
+            values, start, length = self._found[key]
+            if length != len(completion):
+                raise StorageError(f"The reference cache {self.folder} is damaged", got=f"{length} tokens",
+                                   expected=f"{len(completion)}", do="Delete its folder")  # fmt: skip
+            found.append(np.asarray(values[start : start + length]))
+        return found
+
+    def add(self, groups: Sequence[Group], logps: RefLogps) -> None:
+        """Write one more shard; the index is renamed last, so a shard is there whole or not at all."""
+        flat = {
+            key: logp for group, one in zip(groups, logps, strict=True)
+            for key, logp in zip(completion_keys(group), one, strict=True)
+        }
+        lengths = np.array([len(logp) for logp in flat.values()])
+        index = np.empty(len(flat), self._INDEX)
+        index["key"] = np.frombuffer(b"".join(flat), dtype="V16")
+        index["start"], index["length"] = np.cumsum(lengths) - lengths, lengths
+        name = hashlib.blake2b(b"".join(flat), digest_size=12).hexdigest()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_array(self.folder / f"{name}.logp.npy", np.concatenate(list(flat.values())).astype("<f4"))
+            _write_array(self.folder / f"{name}.index.npy", index)
+        except OSError as error:
+            raise storage_error("write the reference cache", self.folder, error) from error
+        self._open(self.folder / f"{name}.index.npy")
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+        os.replace(scratch, path)
+    except OSError:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def fill_store(
+    store: ReferenceStore,
+    reference: Policy,
+    groups: Sequence[Group],
+    options: LayoutOptions,
+    progress: Callable[[int, int], None],
+    shard_groups: int = 512,
+) -> int:
+    """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all)."""
+    missing = list({tuple(completion_keys(group)): group for group in groups if group not in store}.values())
+    for start in range(0, len(missing), shard_groups):
+        part = missing[start : start + shard_groups]
+        logps: RefLogps = [[] for _ in part]
+        done = start
+        for indices in split_micro_batches(part, options, reference.sharing):
+            for index, one in zip(
+                indices, score_groups(reference, [part[i] for i in indices], options), strict=True
+            ):
+                logps[index] = one
+            done += len(indices)
+            progress(done, len(missing))
+        store.add(part, logps)
+    return len(missing)
+
+
+@contextmanager
+def adapter_off(policy: Policy) -> Iterator[None]:
+    """Within, the policy is its own start: the model without its adapter."""
+    with policy.peft_model.disable_adapter():
+        yield
+
+
+def check_equal(
+    expected: RefLogps, got: RefLogps, groups: Sequence[Group], tolerance: float, what: str, do: str
+) -> float:
+    """Mean |difference| per token of the worst completion, between numbers that must be equal; stops if they are not."""
+    gaps = [
+        (float(np.mean(np.abs(a - b))), group.origin)
+        for one, two, group in zip(expected, got, groups, strict=True)
+        for a, b in zip(one, two, strict=True)
+    ]
+    worst, origin = max(gaps, key=lambda gap: (gap[0] != gap[0], gap[0]))  # NaN is the worst of all
+    if not worst <= tolerance:
+        raise TrainingError(
+            f"{what} (worst at {origin})", got=f"a mean difference of {worst:.3g} nats per token",
+            expected=f"at most {tolerance:.1g}", do=do,
+        )
+    return worst
