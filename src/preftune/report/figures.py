@@ -1,0 +1,161 @@
+"""Curves and histograms as SVG strings that live inside a page.
+
+Nothing from outside is written into a figure: titles, legends and names are the page's, so no text can be taken for
+mathtext or markup. Colours are CSS variables with a fallback, so that a figure follows the light or dark page.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
+
+from preftune.report.read import Series
+
+INK, MUTED, GRID = "#23262b", "#6a707a", "#e1e4e8"
+PALETTE = ("#2463c9", "#c8501e", "#178a5e", "#8a4fbf", "#a87a08", "#0b8299", "#c2417c", "#5f6b2d")
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
+    colour: f"--series-{index + 1}" for index, colour in enumerate(PALETTE)
+}
+
+SIZE = (4.5, 2.7)  # inches; small, since a phone shows the figure at three quarters of its size
+MAX_POINTS = 400  # per curve: more than the pixels across
+MAX_VALUE = 1e30  # beyond this matplotlib's own arithmetic overflows; such a value is drawn as a gap
+MAX_MARKERS = 30
+MAX_LEVELS = 12  # of a reward that takes few values: one bar each instead of bins
+
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "preftune", "font.family": ["DejaVu Sans"], "font.size": 9.5,
+    "text.usetex": False, "axes.formatter.use_mathtext": False, "axes.unicode_minus": True, "text.color": MUTED,
+    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "xtick.color": GRID, "ytick.color": GRID,
+    "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "grid.color": GRID, "grid.linewidth": 0.8,
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "ytick.major.size": 0, "lines.solid_capstyle": "round", "path.simplify": True,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One line of a figure: a faint curve is background to a strong one, marks show where a curve was measured."""
+
+    series: Series
+    colour: str
+    faint: bool = False
+    marked: bool = False
+    dashed: bool = False
+
+
+def curves_figure(
+    curves: Sequence[Curve], *, key: str, zero: bool = False, share: bool = False, spread: bool = False
+) -> str:
+    """Metrics over steps. `zero` draws the line at 0, `share` fixes the axis to 0..1 with a line at one half, `spread`
+    lets the axis be logarithmic where the values span more than a factor of 100.
+
+    `key` makes the ids inside the SVG unique on its page.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.subplots()
+        for curve in curves:
+            _draw(axes, curve)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        if share:
+            axes.set_ylim(-0.03, 1.03)
+        if zero or share:
+            axes.axhline(0.5 if share else 0.0, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+        if spread and _spans_decades(curves):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        else:
+            formatter = ScalarFormatter(useOffset=False)
+            formatter.set_powerlimits((-3, 5))
+            axes.yaxis.set_major_formatter(formatter)
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        return _svg(figure, key)
+
+
+def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: str) -> str:
+    """The share of samples at each reward, before in grey and after in colour; either may be empty."""
+    groups = [(np.asarray(before, dtype=float), MUTED), (np.asarray(after, dtype=float), PALETTE[0])]
+    groups = [(np.clip(values, -MAX_VALUE, MAX_VALUE), colour) for values, colour in groups if len(values)]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.subplots()
+        values = np.concatenate([values for values, _ in groups]) if groups else np.zeros(1)
+        levels = np.unique(values)
+        for index, (group, colour) in enumerate(groups):
+            if len(levels) <= MAX_LEVELS:
+                width = 0.8 / len(groups)
+                heights = [(group == level).mean() for level in levels]
+                places = np.arange(len(levels)) + (index - (len(groups) - 1) / 2) * width
+                axes.bar(places, heights, width=width * 0.92, color=colour)
+            else:
+                edges = np.linspace(levels[0], levels[-1], 21)
+                heights = np.histogram(group, bins=edges)[0] / len(group)
+                axes.stairs(heights, edges, color=colour, fill=True, alpha=0.25)
+                axes.stairs(heights, edges, color=colour, linewidth=1.6)
+        if len(levels) <= MAX_LEVELS:
+            axes.set_xticks(range(len(levels)), [f"{level:.3g}".replace("-", "−") for level in levels])
+        axes.set_xlabel("reward")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+        return _svg(figure, key)
+
+
+def _draw(axes: Axes, curve: Curve) -> None:
+    steps, values, low, high = thinned(curve.series)
+    if len(steps) < len(curve.series.steps):
+        axes.fill_between(steps, low, high, color=curve.colour, alpha=0.12, linewidth=0)
+    single = len(steps) == 1
+    axes.plot(
+        steps, values, color=curve.colour, alpha=0.35 if curve.faint else 1.0, linewidth=1.2 if curve.faint else 1.8,
+        linestyle=(0, (4, 2)) if curve.dashed else "-", zorder=2 if curve.faint else 3,
+        marker="o" if curve.marked or single else None, markersize=4,
+        markevery=max(1, math.ceil(len(steps) / MAX_MARKERS)),
+    )
+
+
+def thinned(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, means, least and greatest values of at most MAX_POINTS stretches; values that cannot be drawn are NaN."""
+    steps, values = np.asarray(series.steps, dtype=float), np.asarray(series.values, dtype=float)
+    values = np.where(np.abs(values) <= MAX_VALUE, values, np.nan)  # infinities and NaN compare false
+    if len(values) <= MAX_POINTS:
+        return steps, values, values, values
+    stretches = [part for part in np.array_split(np.arange(len(values)), MAX_POINTS)]
+    # One bad value makes its stretch a gap: a blown-up step must not vanish in a mean of good ones.
+    rows = [(steps[part].mean(), values[part].mean(), values[part].min(), values[part].max()) for part in stretches]
+    middle, mean, low, high = (np.asarray(column) for column in zip(*rows, strict=True))
+    return middle, mean, low, high
+
+
+def _spans_decades(curves: Sequence[Curve]) -> bool:
+    values = np.asarray([v for curve in curves for v in curve.series.values if math.isfinite(v)])
+    return len(values) > 0 and bool(values.min() > 0) and bool(values.max() > 100 * values.min())
+
+
+def _svg(figure: Figure, key: str) -> str:
+    """The figure as an `<svg>` element: no prologue, no metadata, ids that start with `key`, the page's own font."""
+    stream = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(stream, format="svg", metadata=nothing, transparent=True)
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<svg[^>]*>", lambda tag: re.sub(r' (width|height)="[^"]*"', "", tag[0]), svg, count=1)
+    # Hundredths of a point are finer than any screen, and the long decimals would be most of the page.
+    svg = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
+    svg = re.sub(r'\bid=" f'id="{key}-', svg)
+    svg = re.sub(r'href="#', f'href="#{key}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{key}-", svg)
+    svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable}, {colour})")
+    return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1).strip()

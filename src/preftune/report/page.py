@@ -1,0 +1,189 @@
+"""The report of a run, and the comparison of several, as one HTML file that needs nothing else.
+
+Text of models and data is escaped by the template engine and freed of control characters; a Content-Security-Policy in
+the page forbids scripts and requests, so that text which slipped through could still do nothing.
+"""
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from preftune.errors import ConfigError, storage_error
+from preftune.report.figures import PALETTE, VARIABLES, histogram_figure
+from preftune.report.panels import Figure, LegendEntry, figures, more_figures
+from preftune.report.read import RunFiles, Sample, read_run
+from preftune.report.summary import Change, changes, end_points, facts, tiles, verdict, what_was_done
+from preftune.report.words import interval_text
+
+REPORT_NAME = "report.html"
+NUM_SHOWN = 12  # prompts shown at once, their first sample each
+NUM_FOLDED = 200  # samples behind "all others"; the page stays light, the rest is in samples.jsonl
+MAX_CHARACTERS = 4000  # of a prompt or completion
+
+# XML and HTML know no control characters but tab, line feed and carriage return; files know no lone surrogates.
+INVISIBLE = {code: None for code in (*range(32), *range(127, 160), 0xFFFE, 0xFFFF) if code not in (9, 10, 13)}
+INVISIBLE |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
+# Marks that turn the direction of writing would reorder the text after them.
+INVISIBLE |= dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """One prompt with what the policy answered before and after training."""
+
+    prompt: str
+    number: str  # "3", or "3.2" for the second sample of a prompt
+    before: Sample | None
+    after: Sample | None
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes `report.html` into the run folder and returns its path."""
+    return _write(run_dir / REPORT_NAME, run_page(read_run(run_dir)))
+
+
+def write_comparison(run_dirs: list[Path], output: Path) -> Path:
+    """Writes one page with the runs' curves over one another and a table of where they ended."""
+    resolved = [run_dir.resolve() for run_dir in run_dirs]
+    if not 1 <= len(resolved) <= len(PALETTE):
+        raise ConfigError(
+            "A comparison shows a few runs", got=f"{len(resolved)}", expected=f"1 to {len(PALETTE)} run folders",
+            do="More colours than that cannot be told apart; compare the runs in parts",
+        )
+    twice = [str(path) for path, count in Counter(resolved).items() if count > 1]
+    if twice:
+        raise ConfigError("A run folder is given twice", got=twice[0], do="Name each run folder once")
+    if output.is_dir():
+        raise ConfigError("The output of a comparison is a file", got=str(output), do="Add a name such as compare.html")
+    return _write(output, comparison_page([read_run(run_dir) for run_dir in run_dirs]))
+
+
+def run_page(run: RunFiles) -> str:
+    """The HTML of one run."""
+    measured = changes(run.samples)
+    reward = next((change for change in measured if change.name == "Reward"), None)
+    shown, folded = sample_rows(run.samples)
+    return _render(
+        "run.html", title=run.name, run=run, what=what_was_done(run), facts=facts(run), tiles=tiles(run, measured),
+        verdict=verdict(reward) if reward else "", changes=[_cells(change) for change in measured],
+        figures=figures([run]), more_figures=more_figures([run]), histogram=_histogram(run.samples),
+        shown=shown, folded=folded[:NUM_FOLDED], num_left_out=max(0, len(folded) - NUM_FOLDED),
+        command=f'preftune sample --model {shlex.quote(str(run.folder / "final"))} --prompt "…"',
+        config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
+    )
+
+
+def comparison_page(runs: Sequence[RunFiles]) -> str:
+    """The HTML of several runs over one another."""
+    names = distinct_names([run.folder for run in runs])
+    rows = [end_points(run) for run in runs]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    legend = [
+        LegendEntry(label=name, look="line", variable=VARIABLES[PALETTE[index]]) for index, name in enumerate(names)
+    ]
+    return _render(
+        "comparison.html", title=f"{len(runs)} runs" if len(runs) > 1 else names[0], runs=runs, legend=legend,
+        columns=columns, rows=[(entry, [row.get(column, "–") for column in columns])
+                               for entry, row in zip(legend, rows, strict=True)],
+        several_objectives=len({row["objective"] for row in rows}) > 1,
+        figures=figures(runs), more_figures=more_figures(runs),
+        notes=[f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
+    )
+
+
+def sample_rows(samples: Sequence[Sample]) -> tuple[list[SampleRow], list[SampleRow]]:
+    """The first sample of the first prompts, and all others, both in the order of the prompts."""
+    pairs: dict[tuple[int, int], dict[str, Sample]] = {}
+    for sample in samples:
+        pairs.setdefault((sample.prompt_index, sample.sample_index), {})[sample.stage] = sample
+    several = len(pairs) > len({prompt for prompt, _ in pairs})
+    first: dict[int, SampleRow] = {}
+    others: list[SampleRow] = []
+    for (prompt_index, sample_index), pair in sorted(pairs.items()):
+        row = SampleRow(
+            prompt=next(iter(pair.values())).prompt, before=pair.get("before"), after=pair.get("after"),
+            number=f"{prompt_index + 1}" + (f".{sample_index + 1}" if several else ""),
+        )
+        if prompt_index not in first and len(first) < NUM_SHOWN:
+            first[prompt_index] = row
+        else:
+            others.append(row)
+    return list(first.values()), others
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart: the folder names, where these differ."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def clean(text: str) -> str:
+    """Text without control characters, lone surrogates and marks that turn the direction of writing."""
+    return text.translate(INVISIBLE)
+
+
+def _histogram(samples: Sequence[Sample]) -> Figure | None:
+    before, after = (
+        [s.reward for s in samples if s.stage == stage and s.reward is not None] for stage in ("before", "after")
+    )
+    if not before and not after:
+        return None
+    legend = [("before", "--muted", before), ("after", VARIABLES[PALETTE[0]], after)]
+    return Figure(
+        title="Rewards", unit="share of samples", svg=histogram_figure(before, after, key="rewards"),
+        legend=tuple(LegendEntry(label=label, look="block", variable=var) for label, var, found in legend if found),
+        meaning="How often a sample earned which reward, before and after training.",
+        alternative=f"Histogram of the rewards of {len(before)} samples before and {len(after)} after training.",
+    )
+
+
+def _cells(change: Change) -> dict[str, str]:
+    stages = {"before": change.before, "after": change.after}
+    cells = {stage: interval_text(interval) if interval else "–" for stage, interval in stages.items()}
+    difference = change.difference
+    known = difference or change.before or change.after
+    return cells | {
+        "name": change.name + (f" ({change.unit})" if change.unit else ""),
+        "difference": interval_text(difference, signed=True) if difference else "–",
+        "prompts": f"{known.num:,}" if known else "–",
+    }
+
+
+def _cut(text: str) -> str:
+    left_out = len(text) - MAX_CHARACTERS
+    return text if left_out <= 0 else f"{text[:MAX_CHARACTERS]} … ({left_out:,} more characters in samples.jsonl)"
+
+
+def _render(template: str, **values: object) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    environment.filters["cut"] = _cut
+    environment.filters["svg"] = Markup  # figures hold numbers only, see figures.py
+    return clean(environment.get_template(template).render(**values))
+
+
+def _write(path: Path, html: str) -> Path:
+    """Whole or not at all: a reader never sees half a page, and a failed write leaves the page that was there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise storage_error("write the report", path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

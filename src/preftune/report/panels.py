@@ -1,0 +1,172 @@
+"""Which metrics are drawn together, and what their curves mean."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from preftune.report.figures import PALETTE, VARIABLES, Curve, curves_figure
+from preftune.report.read import RunFiles, Series
+from preftune.report.words import value_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """A figure to draw where a run has one of its metrics."""
+
+    title: str
+    unit: str
+    metrics: Mapping[str, str]  # metric -> label
+    meaning: str
+    zero: bool = False
+    share: bool = False
+    spread: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegendEntry:
+    """`look` is a class of the page's style sheet: line, faint, marked or dashed."""
+
+    label: str
+    look: str
+    variable: str  # CSS variable of the colour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A drawn panel with the words around it."""
+
+    title: str
+    unit: str
+    svg: str
+    legend: tuple[LegendEntry, ...]
+    meaning: str
+    alternative: str  # what a reader who cannot see the figure gets
+
+
+PANELS = (
+    Panel(
+        title="Loss", unit="", metrics={"loss": "loss"}, spread=True,
+        meaning="What the optimiser minimises, averaged over the units of a step; evaluation is on data held out.",
+    ),
+    Panel(
+        title="Log-ratios", unit="nats", zero=True,
+        metrics={"log_ratios/chosen": "chosen", "log_ratios/rejected": "rejected"},
+        meaning="How much more (above 0) or less (below 0) probable the policy makes a completion than the reference "
+        "does, summed over its tokens; if both fall, probability moves away from the chosen completions too.",
+    ),
+    Panel(
+        title="Margin", unit="implicit reward", metrics={"rewards/margins": "margin"}, zero=True,
+        meaning="The implicit reward (beta × log-ratio) of chosen minus rejected; above 0 the policy has learnt to "
+        "prefer the chosen completion more than the reference did.",
+    ),
+    Panel(
+        title="Accuracy", unit="share of pairs", metrics={"rewards/accuracies": "accuracy"}, share=True,
+        meaning="The share of pairs whose margin is positive; one half (dotted) is chance.",
+    ),
+    Panel(
+        title="Gradient norm", unit="", metrics={"grad_norm": "gradient norm"}, spread=True,
+        meaning="The length of the gradient before clipping; spikes mark steps that pulled hard.",
+    ),
+    Panel(
+        title="Learning rate", unit="", metrics={"learning_rate": "learning rate"},
+        meaning="The step size that the schedule gave the optimiser.",
+    ),
+    Panel(
+        title="Speed", unit="tokens per second", metrics={"tokens_per_second": "speed"},
+        meaning="Tokens that went through training per second of a step.",
+    ),
+)
+
+PAIR_LABELS = ("chosen", "rejected")
+AXES = frozenset({"epoch", "num_tokens"})  # they only count along with the steps; the summary gives their last value
+KNOWN_MEANINGS = {
+    "logps": "The mean log-probability of the completions under the policy, summed over their tokens.",
+    "rewards": "The mean implicit reward (beta × log-ratio) of the chosen and of the rejected completions.",
+    "bnf/weight": "The mean weight min(1, odds under the policy / odds under the reference): at 1 a token trains as in "
+    "SFT, towards 0 its push fades.",
+    "step_time": "Seconds that a step took.",
+}
+
+
+def figures(runs: Sequence[RunFiles]) -> tuple[Figure, ...]:
+    """The main figures of one run, or of several over one another."""
+    return _drawn(PANELS, runs, "main")
+
+
+def more_figures(runs: Sequence[RunFiles]) -> tuple[Figure, ...]:
+    """Every other metric; `x/chosen` and `x/rejected` share a figure."""
+    names = {name for run in runs for name in (*run.train, *run.evaluation)}
+    names -= AXES | {metric for panel in PANELS for metric in panel.metrics}
+    groups: dict[str, dict[str, str]] = {}
+    for name in sorted(names):
+        stem, _, label = name.rpartition("/")
+        paired = stem and label in PAIR_LABELS
+        groups.setdefault(stem if paired else name, {})[name] = label if paired else name
+    return _drawn(
+        [Panel(title=title, unit="", metrics=metrics, meaning=KNOWN_MEANINGS.get(title, "Logged under this name."))
+         for title, metrics in groups.items()],
+        runs, "more",
+    )
+
+
+def _drawn(panels: Sequence[Panel], runs: Sequence[RunFiles], prefix: str) -> tuple[Figure, ...]:
+    drawn = (_draw(panel, runs, f"{prefix}{index}") for index, panel in enumerate(panels))
+    return tuple(figure for figure in drawn if figure is not None)
+
+
+def _draw(panel: Panel, runs: Sequence[RunFiles], key: str) -> Figure | None:
+    """One run: a colour per metric. Several runs: a colour per run, the second metric dashed."""
+    several = len(runs) > 1
+    curves: list[Curve] = []
+    for run_index, run in enumerate(runs):
+        for line_index, metric in enumerate(panel.metrics):
+            train, evaluation = run.train.get(metric), run.evaluation.get(metric)
+            colour, dashed = PALETTE[run_index] if several else PALETTE[line_index], several and line_index > 0
+            if train is not None:
+                curves.append(Curve(series=train, colour=colour, faint=evaluation is not None, dashed=dashed))
+            if evaluation is not None:
+                curves.append(Curve(series=evaluation, colour=colour, marked=True, dashed=dashed))
+    if not curves:
+        return None
+    svg = curves_figure(curves, key=key, zero=panel.zero, share=panel.share, spread=panel.spread)
+    return Figure(
+        title=panel.title, unit=panel.unit, svg=svg, legend=_legend(panel, runs, curves),
+        meaning=panel.meaning + _gaps(curves), alternative=_alternative(panel, runs),
+    )
+
+
+def _legend(panel: Panel, runs: Sequence[RunFiles], curves: Sequence[Curve]) -> tuple[LegendEntry, ...]:
+    several, lines = len(runs) > 1, list(panel.metrics.values())
+    entries = []
+    if len(lines) > 1:
+        for index, label in enumerate(lines):
+            variable = "--ink" if several else VARIABLES[PALETTE[index]]
+            entries.append(LegendEntry(label=label, look="dashed" if several and index else "line", variable=variable))
+    phase_variable = VARIABLES[PALETTE[0]] if not several and len(lines) == 1 else "--ink"
+    if any(curve.marked for curve in curves):
+        if any(not curve.marked for curve in curves):
+            entries.append(LegendEntry(label="train", look="faint", variable=phase_variable))
+        entries.append(LegendEntry(label="evaluation", look="marked", variable=phase_variable))
+    return tuple(entries)
+
+
+def _gaps(curves: Sequence[Curve]) -> str:
+    count = sum(not math.isfinite(value) for curve in curves for value in curve.series.values)
+    if not count:
+        return ""
+    return f" {count} logged value{' is' if count == 1 else 's are'} not finite and left as a gap."
+
+
+def _alternative(panel: Panel, runs: Sequence[RunFiles]) -> str:
+    ends = []
+    for run in runs:
+        for metric, label in panel.metrics.items():
+            found: list[tuple[str, Series | None]] = [
+                ("train", run.train.get(metric)), ("evaluation", run.evaluation.get(metric)),
+            ]
+            ends += [
+                f"{run.name + ', ' if len(runs) > 1 else ''}{label}, {phase}: from {value_text(series.values[0])} "
+                f"to {value_text(series.last)}"
+                for phase, series in found if series is not None
+            ]
+    return f"{panel.title} over the steps; {'; '.join(ends)}."

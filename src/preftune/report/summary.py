@@ -1,0 +1,176 @@
+"""What the files of a run say, in words and numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from preftune.report.read import RunFiles, Sample
+from preftune.report.words import describe, interval_text, interval_words, mean_text, percent, plural, value_text
+from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A measure of the samples before and after training, over the same prompts; what was not sampled is None."""
+
+    name: str
+    unit: str  # "", "%" (values are in percent) or "tokens"
+    before: Interval | None
+    after: Interval | None
+    difference: Interval | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One number of the summary."""
+
+    title: str
+    value: str
+    detail: str
+
+
+def changes(samples: Sequence[Sample]) -> tuple[Change, ...]:
+    """Reward, share ended and length, before and after; a measure that no sample has is left out."""
+    measures = (
+        ("Reward", "", [(s, s.reward) for s in samples if s.reward is not None]),
+        ("Properly ended", "%", [(s, 100.0 * s.ended) for s in samples]),
+        ("Length", "tokens", [(s, float(s.num_tokens)) for s in samples]),
+    )
+    return tuple(_change(name, unit, measured) for name, unit, measured in measures if measured)
+
+
+def _change(name: str, unit: str, measured: Sequence[tuple[Sample, float]]) -> Change:
+    """Prompts that have both stages, where there are any: else the two means would be of different prompts."""
+    prompts = {stage: {s.prompt_index for s, _ in measured if s.stage == stage} for stage in ("before", "after")}
+    both = prompts["before"] & prompts["after"]
+    means = {}
+    for stage in ("before", "after"):
+        chosen = [(s, v) for s, v in measured if s.stage == stage and (not both or s.prompt_index in both)]
+        if chosen:
+            means[stage] = cluster_means([v for _, v in chosen], [s.prompt_index for s, _ in chosen])
+    return Change(
+        name=name, unit=unit,
+        before=mean_interval(means["before"]) if "before" in means else None,
+        after=mean_interval(means["after"]) if "after" in means else None,
+        difference=paired_interval(means["before"], means["after"], sorted(both)) if both else None,
+    )
+
+
+def verdict(change: Change) -> str:
+    """The reward before and after in one or two sentences."""
+    difference, before, after = change.difference, change.before, change.after
+    if difference is None or before is None or after is None:
+        stage, interval = ("before", before) if before is not None else ("after", after)
+        if interval is None:
+            return ""
+        return (
+            f"The mean reward {stage} training is {interval_words(interval)}, over {plural(interval.num, 'prompt')}; "
+            f"there are no samples {'after' if stage == 'before' else 'before'} training to compare it with."
+        )
+    moved = "rose" if difference.mean > 0 else "fell" if difference.mean < 0 else "stayed"
+    start = (
+        f"The mean reward {moved} from {mean_text(before)} before training to {mean_text(after)} after it, over the "
+        f"same {plural(difference.num, 'prompt')}"
+    )
+    if difference.num == 1:
+        return f"{start}. One prompt gives no interval, so this may be chance."
+    spread = f"the difference is {interval_words(difference, signed=True)}"
+    if difference.excludes_zero:
+        return f"{start}; {spread}. The interval excludes zero."
+    return f"{start}; {spread}. The interval includes zero: these samples do not show that the reward changed."
+
+
+def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
+    """The numbers at the top of the page."""
+    shown = [_change_tile(change) for change in measured]
+    margins, accuracies = run.evaluation.get("rewards/margins"), run.evaluation.get("rewards/accuracies")
+    if margins is not None:
+        shown.append(Tile(
+            title="Evaluation margin", value=value_text(margins.last),
+            detail=f"implicit reward, chosen minus rejected, at step {margins.steps[-1]:,}",
+        ))
+    if accuracies is not None:
+        shown.append(Tile(
+            title="Evaluation accuracy", value=percent(accuracies.last),
+            detail=f"of pairs have a positive margin at step {accuracies.steps[-1]:,}",
+        ))
+    loss = run.evaluation.get("loss")
+    if loss is not None and margins is None and accuracies is None:
+        shown.append(Tile(
+            title="Evaluation loss", value=value_text(loss.last), detail=f"at step {loss.steps[-1]:,}",
+        ))
+    return tuple(shown)
+
+
+def _change_tile(change: Change) -> Tile:
+    unit = {"": "", "%": "%", "tokens": " tokens"}[change.unit]
+    before, after, difference = change.before, change.after, change.difference
+    if before is None or after is None or difference is None:
+        stage, only = ("before", before) if before is not None else ("after", after)
+        value = f"{mean_text(only)}{unit}" if only else "–"
+        return Tile(title=change.name, value=value, detail=f"{stage} training only")
+    detail = f"difference {interval_text(difference, signed=True)}"
+    return Tile(title=change.name, value=f"{mean_text(before)} → {mean_text(after)}{unit}", detail=detail)
+
+
+def what_was_done(run: RunFiles) -> str:
+    """What was trained on what with what, in one sentence."""
+    config = run.config
+    objective = config.get("objective")
+    model, data = config.get("model"), config.get("data")
+    words = [describe(model) if model is not None else "A model", "was trained"]
+    if objective is not None:
+        words.append(f"with {objective_text(objective)}")
+    if data is not None:
+        words.append(f"on {describe(data)}")
+    amounts = [plural(run.last_step, "step")]
+    epoch, num_tokens = run.train.get("epoch"), run.train.get("num_tokens")
+    if epoch is not None:
+        amounts.append(f"{epoch.last:.3g} {'epoch' if epoch.last == 1 else 'epochs'}")
+    if num_tokens is not None:
+        amounts.append(plural(int(num_tokens.last), "token"))
+    return f"{' '.join(words)}: {', '.join(amounts)}."
+
+
+def objective_text(objective: object) -> str:
+    """`bnf`, or `dpo (beta 0.1)` with its hyper-parameters."""
+    if not isinstance(objective, Mapping):
+        return describe(objective)
+    parameters = [f"{key} {describe(value)}" for key, value in objective.items() if key != "name"]
+    name = describe(objective.get("name", "an objective"))
+    return f"{name} ({', '.join(parameters)})" if parameters else name
+
+
+def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
+    """Settings worth seeing without opening the configuration."""
+    wanted = {"learning_rate": "learning rate", "batch_size": "batch size", "seed": "seed"}
+    settings = [(label, describe(run.config[key])) for key, label in wanted.items() if run.config.get(key) is not None]
+    num_parameters = run.environment.get("num_parameters")
+    if isinstance(num_parameters, int):
+        settings.append(("parameters", f"{num_parameters:,}"))
+    device = run.environment.get("device")
+    return tuple(settings) + ((("device", describe(device)),) if device is not None else ())
+
+
+def end_points(run: RunFiles) -> dict[str, str]:
+    """Where a run ended, column by column, for the table of a comparison."""
+    row = {"state": run.state, "objective": objective_text(run.config.get("objective", "–"))}
+    for key, label in (("learning_rate", "learning rate"), ("seed", "seed")):
+        if run.config.get(key) is not None:
+            row[label] = describe(run.config[key])
+    row["steps"] = f"{run.last_step:,}"
+    measured = (
+        ("train loss", run.train.get("loss"), value_text),
+        ("evaluation loss", run.evaluation.get("loss"), value_text),
+        ("log-ratio chosen", run.evaluation.get("log_ratios/chosen"), value_text),
+        ("log-ratio rejected", run.evaluation.get("log_ratios/rejected"), value_text),
+        ("margin", run.evaluation.get("rewards/margins"), value_text),
+        ("accuracy", run.evaluation.get("rewards/accuracies"), percent),
+    )
+    row |= {label: text(series.last) for label, series, text in measured if series is not None}
+    for change in changes(run.samples):
+        name = change.name.lower() + (f" ({change.unit})" if change.unit else "")
+        if change.before is not None and change.after is not None:
+            row[name] = f"{mean_text(change.before)} → {mean_text(change.after)}"
+        if change.difference is not None and change.name == "Reward":
+            row["reward difference"] = interval_text(change.difference, signed=True)
+    return row

@@ -1,0 +1,73 @@
+"""Numbers and settings as text: digits that mean something, a real minus sign."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from preftune.stats import Interval
+
+
+def value_text(value: float) -> str:
+    """Three significant digits."""
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.3g}".replace("-", "−")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f}%" if math.isfinite(value) else "not finite"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def mean_text(interval: Interval) -> str:
+    """The mean, with as many digits as its interval supports."""
+    return _fixed(interval.mean, _decimals(interval))
+
+
+def interval_text(interval: Interval, *, signed: bool = False) -> str:
+    """`0.29 (0.20 to 0.38)`."""
+    mean = _fixed(interval.mean, _decimals(interval), signed)
+    if interval.num == 1:
+        return f"{mean} (one prompt, no interval)"
+    return f"{mean} ({_range(interval, signed)})"
+
+
+def interval_words(interval: Interval, *, signed: bool = False) -> str:
+    """`0.29 (95% interval 0.20 to 0.38)`."""
+    mean = _fixed(interval.mean, _decimals(interval), signed)
+    return mean if interval.num == 1 else f"{mean} (95% interval {_range(interval, signed)})"
+
+
+def describe(value: object) -> str:
+    """A setting in a few words: of a mapping its name or path, of a list its entries."""
+    if isinstance(value, Mapping):
+        for key in ("name", "path", "file"):
+            if value.get(key) is not None:
+                return describe(value[key])
+        return ", ".join(f"{key} {describe(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(describe(entry) for entry in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _range(interval: Interval, signed: bool) -> str:
+    decimals = _decimals(interval)
+    return f"{_fixed(interval.low, decimals, signed)} to {_fixed(interval.high, decimals, signed)}"
+
+
+def _decimals(interval: Interval) -> int:
+    """Two significant digits of half the interval's width; of the mean where there is no width."""
+    width = (interval.high - interval.low) / 2
+    scale = width if 0 < width < math.inf else abs(interval.mean)
+    return 2 if scale == 0 else min(6, max(0, 1 - math.floor(math.log10(scale))))
+
+
+def _fixed(value: float, decimals: int, signed: bool = False) -> str:
+    if abs(value) >= 1e9:
+        return value_text(value)
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
+    if float(text) == 0:  # neither +0.00 nor -0.00
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
