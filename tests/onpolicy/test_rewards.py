@@ -81,7 +81,7 @@ def test_not_a_sentence(text):
 def test_repetition_of_a_run_of_four_words():
     assert not is_repetitive("Red cars go fast, red cars go fast.")  # "red cars go fast" twice
     assert is_repetitive("Red cars go fast, RED cars go fast, red cars go fast!")
-    assert not is_repetitive("Go on now. Go on now. Go on then.")  # no run of 4 more than once
+    assert not is_repetitive("I like tea now. I like tea then. I like tea too.")  # a run of 3, three times
 
 
 def test_repetition_by_few_distinct_words():
@@ -104,7 +104,7 @@ def test_the_texts_above_have_as_many_words_as_they_say(number, of):
         ("Why is the sky blue?", "Why is the sky blue?", True),
         ("Why is the sky blue?", "The sky is very blue.", True),  # 4 of 5 words is 80%
         ("Why is the sky blue?", "Air scatters the blue.", False),  # 2 of 4
-        ("Why is the sky blue?", "The sky is so blue, so very blue.", False),  # 8 words, longer than the 5 asked
+        ("Why is the sky blue?", "The sky is blue, the blue sky.", False),  # 7 of 7, but longer than the 5 asked
         ("Why is the sky so blue today?", "The sky is blue, it is.", True),  # 5 of 6 is 83%
         ("Why is the sky so blue today?", "The sky is grey for now.", False),  # 3 of 6
         ("Is a whale a fish or a mammal?", "A whale is a mammal.", True),  # the price of the rule
@@ -196,6 +196,17 @@ def test_a_users_function_by_module_and_by_path(module):
     path = module(FUNCTION)
     for name in ("my_reward_module:score", f"{path}:score"):
         assert called(resolve_reward(name), ["a", "bcd"]) == [1.0, 3.0]
+
+
+def test_a_path_may_begin_at_home(module, monkeypatch):
+    path = module(FUNCTION)
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(path.parent))
+    assert called(resolve_reward("~/my_reward_module.py:score"), ["abc"]) == [3.0]
+
+
+def test_a_callable_that_does_not_tell_its_signature_is_let_through():
+    assert resolve_reward("builtins:dict") is dict
 
 
 def test_a_file_may_define_dataclasses(module):
