@@ -93,3 +93,32 @@ def build_run(
     (folder / "status.json").write_text(json.dumps({"state": "finished", "message": "", "step": steps}))
     (folder / "final").mkdir()
     return folder
+
+
+def sample(stage: str, index: int, reward: float | None, sample_index: int = 0, **more: object) -> dict:
+    """A line of samples.jsonl for prompt `index`, with the given fields replaced."""
+    return {
+        "stage": stage, "step": 0, "prompt_index": index, "sample_index": sample_index,
+        "prompt": f"prompt text {index}", "completion": f"{stage} {index} {sample_index}", "reward": reward, "ended": True, "num_tokens": 10, **more,
+    }
+
+
+HOSTILE = "<script>alert(1)</script></style></title><b onmouseover=alert(2)>\"'`& $\\frac{1}{0}$ $x_"
+HOSTILE_NAME = "<script>alert(3)< $x_1$ &amp; {{ 7*7 }}"
+
+
+def spoil(folder: Path) -> Path:
+    """Puts text that tries to be markup wherever the outside can put text; returns the folder under its new name."""
+    write_lines(folder / "samples.jsonl", [
+        sample(stage, 0, 1.0, prompt=HOSTILE, completion=HOSTILE) for stage in ("before", "after")
+    ])
+    write_lines(folder / "metrics.jsonl", [
+        {"step": 1, "phase": "train", "loss": 1.0, HOSTILE: 2.0, f"{HOSTILE}/chosen": 1.0, "\u65e5\u672c": 1.0},
+    ])
+    (folder / "config.yaml").write_text(json.dumps({
+        "model": HOSTILE, "data": HOSTILE, "objective": {"name": HOSTILE, HOSTILE: HOSTILE},
+        "environment": {"x": HOSTILE},
+    }))
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "message": HOSTILE}))
+    (folder / "data_report.json").write_text(json.dumps({"lines": [HOSTILE]}))
+    return folder.rename(folder.with_name(HOSTILE_NAME))

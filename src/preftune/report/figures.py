@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -30,13 +31,14 @@ MAX_VALUE = 1e30  # beyond this matplotlib's own arithmetic overflows; such a va
 MAX_MARKERS = 30
 MAX_LEVELS = 12  # of a reward that takes few values: one bar each instead of bins
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib types the keys as a closed set of literals
     "svg.fonttype": "none", "svg.hashsalt": "preftune", "font.family": ["DejaVu Sans"], "font.size": 9.5,
     "text.usetex": False, "axes.formatter.use_mathtext": False, "axes.unicode_minus": True, "text.color": MUTED,
     "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "xtick.color": GRID, "ytick.color": GRID,
     "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "grid.color": GRID, "grid.linewidth": 0.8,
     "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "ytick.major.size": 0, "lines.solid_capstyle": "round", "path.simplify": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    "ytick.major.size": 0, "lines.solid_capstyle": "round", "path.simplify": True,
 }
 
 
@@ -152,7 +154,7 @@ def _svg(figure: Figure, key: str) -> str:
     svg = re.sub(r"<svg[^>]*>", lambda tag: re.sub(r' (width|height)="[^"]*"', "", tag[0]), svg, count=1)
     # Hundredths of a point are finer than any screen, and the long decimals would be most of the page.
     svg = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-    svg = re.sub(r'\bid=" f'id="{key}-', svg)
+    svg = re.sub(r'\bid="', f'id="{key}-', svg)
     svg = re.sub(r'href="#', f'href="#{key}-', svg)
     svg = re.sub(r"url\(#", f"url(#{key}-", svg)
     svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)

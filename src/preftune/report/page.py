@@ -19,8 +19,17 @@ from preftune.errors import ConfigError, storage_error
 from preftune.report.figures import PALETTE, VARIABLES, histogram_figure
 from preftune.report.panels import Figure, LegendEntry, figures, more_figures
 from preftune.report.read import RunFiles, Sample, read_run
-from preftune.report.summary import Change, changes, end_points, facts, tiles, verdict, what_was_done
-from preftune.report.words import interval_text
+from preftune.report.summary import (
+    Change,
+    changes,
+    end_points,
+    facts,
+    settings_that_differ,
+    tiles,
+    verdict,
+    what_was_done,
+)
+from preftune.report.words import mean_text, range_text, value_text
 
 REPORT_NAME = "report.html"
 NUM_SHOWN = 12  # prompts shown at once, their first sample each
@@ -39,7 +48,7 @@ class SampleRow:
     """One prompt with what the policy answered before and after training."""
 
     prompt: str
-    number: str  # "3", or "3.2" for the second sample of a prompt
+    label: str  # "prompt 3", counted from 1, with its sample where prompts have several
     before: Sample | None
     after: Sample | None
 
@@ -83,16 +92,15 @@ def run_page(run: RunFiles) -> str:
 def comparison_page(runs: Sequence[RunFiles]) -> str:
     """The HTML of several runs over one another."""
     names = distinct_names([run.folder for run in runs])
-    rows = [end_points(run) for run in runs]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
     legend = [
         LegendEntry(label=name, look="line", variable=VARIABLES[PALETTE[index]]) for index, name in enumerate(names)
     ]
+    ends = [end_points(run) for run in runs]
+    labels = dict.fromkeys(label for end in ends for label in end)
     return _render(
-        "comparison.html", title=f"{len(runs)} runs" if len(runs) > 1 else names[0], runs=runs, legend=legend,
-        columns=columns, rows=[(entry, [row.get(column, "–") for column in columns])
-                               for entry, row in zip(legend, rows, strict=True)],
-        several_objectives=len({row["objective"] for row in rows}) > 1,
+        "comparison.html", title=f"{len(runs)} runs" if len(runs) > 1 else names[0], legend=legend,
+        settings=settings_that_differ(runs), ends={label: [end.get(label, "–") for end in ends] for label in labels},
+        several_objectives=len({str(run.config.get("objective")) for run in runs}) > 1,
         figures=figures(runs), more_figures=more_figures(runs),
         notes=[f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
     )
@@ -109,7 +117,7 @@ def sample_rows(samples: Sequence[Sample]) -> tuple[list[SampleRow], list[Sample
     for (prompt_index, sample_index), pair in sorted(pairs.items()):
         row = SampleRow(
             prompt=next(iter(pair.values())).prompt, before=pair.get("before"), after=pair.get("after"),
-            number=f"{prompt_index + 1}" + (f".{sample_index + 1}" if several else ""),
+            label=f"prompt {prompt_index + 1}" + (f", sample {sample_index + 1}" if several else ""),
         )
         if prompt_index not in first and len(first) < NUM_SHOWN:
             first[prompt_index] = row
@@ -148,15 +156,17 @@ def _histogram(samples: Sequence[Sample]) -> Figure | None:
     )
 
 
-def _cells(change: Change) -> dict[str, str]:
-    stages = {"before": change.before, "after": change.after}
-    cells = {stage: interval_text(interval) if interval else "–" for stage, interval in stages.items()}
-    difference = change.difference
-    known = difference or change.before or change.after
-    return cells | {
-        "name": change.name + (f" ({change.unit})" if change.unit else ""),
-        "difference": interval_text(difference, signed=True) if difference else "–",
-        "prompts": f"{known.num:,}" if known else "–",
+def _cells(change: Change) -> dict[str, object]:
+    """One row of the table: for each column the mean and its interval."""
+    columns = {"before": change.before, "after": change.after, "difference": change.difference}
+    cells = {
+        name: (mean_text(interval, signed=name == "difference"), range_text(interval, signed=name == "difference"))
+        if interval else ("–", "")
+        for name, interval in columns.items()
+    }
+    known = change.difference or change.before or change.after
+    return {
+        "name": change.name, "unit": change.unit, "cells": list(cells.values()), "prompts": known.num if known else 0,
     }
 
 
@@ -170,7 +180,7 @@ def _render(template: str, **values: object) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
-    environment.filters["cut"] = _cut
+    environment.filters |= {"cut": _cut, "value": value_text}
     environment.filters["svg"] = Markup  # figures hold numbers only, see figures.py
     return clean(environment.get_template(template).render(**values))
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from preftune.report.read import RunFiles, Sample
-from preftune.report.words import describe, interval_text, interval_words, mean_text, percent, plural, value_text
+from preftune.report.words import describe, interval_text, mean_text, percent, plural, range_text, value_text
 from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
 
 
@@ -59,21 +59,20 @@ def verdict(change: Change) -> str:
     """The reward before and after in one or two sentences."""
     difference, before, after = change.difference, change.before, change.after
     if difference is None or before is None or after is None:
-        stage, interval = ("before", before) if before is not None else ("after", after)
-        if interval is None:
-            return ""
-        return (
-            f"The mean reward {stage} training is {interval_words(interval)}, over {plural(interval.num, 'prompt')}; "
-            f"there are no samples {'after' if stage == 'before' else 'before'} training to compare it with."
+        stage, other, interval = ("before", "after", before) if before is not None else ("after", "before", after)
+        return "" if interval is None else (
+            f"The mean reward {stage} training is {mean_text(interval)}, over {plural(interval.num, 'prompt')} (95% "
+            f"interval: {range_text(interval)}); there are no samples {other} training to compare it with."
         )
-    moved = "rose" if difference.mean > 0 else "fell" if difference.mean < 0 else "stayed"
+    moved = "rose" if difference.mean > 0 else "fell" if difference.mean < 0 else "stayed the same:"
     start = (
-        f"The mean reward {moved} from {mean_text(before)} before training to {mean_text(after)} after it, over the "
-        f"same {plural(difference.num, 'prompt')}"
+        f"The mean reward {moved} from {mean_text(before, like=difference)} before training to "
+        f"{mean_text(after, like=difference)} after it, over the same {plural(difference.num, 'prompt')}"
     )
     if difference.num == 1:
         return f"{start}. One prompt gives no interval, so this may be chance."
-    spread = f"the difference is {interval_words(difference, signed=True)}"
+    interval = range_text(difference, signed=True)
+    spread = f"the difference is {mean_text(difference, signed=True)} (95% interval {interval})"
     if difference.excludes_zero:
         return f"{start}; {spread}. The interval excludes zero."
     return f"{start}; {spread}. The interval includes zero: these samples do not show that the reward changed."
@@ -82,19 +81,19 @@ def verdict(change: Change) -> str:
 def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
     """The numbers at the top of the page."""
     shown = [_change_tile(change) for change in measured]
-    margins, accuracies = run.evaluation.get("rewards/margins"), run.evaluation.get("rewards/accuracies")
-    if margins is not None:
+    accuracies, margins, loss = (run.evaluation.get(k) for k in ("rewards/accuracies", "rewards/margins", "loss"))
+    if accuracies is not None:
+        margin = f"; mean margin {value_text(margins.last)}" if margins is not None else ""
+        shown.append(Tile(
+            title="Evaluation accuracy", value=percent(accuracies.last),
+            detail=f"of pairs have a positive margin{margin}, at step {accuracies.steps[-1]:,}",
+        ))
+    elif margins is not None:
         shown.append(Tile(
             title="Evaluation margin", value=value_text(margins.last),
             detail=f"implicit reward, chosen minus rejected, at step {margins.steps[-1]:,}",
         ))
-    if accuracies is not None:
-        shown.append(Tile(
-            title="Evaluation accuracy", value=percent(accuracies.last),
-            detail=f"of pairs have a positive margin at step {accuracies.steps[-1]:,}",
-        ))
-    loss = run.evaluation.get("loss")
-    if loss is not None and margins is None and accuracies is None:
+    elif loss is not None:
         shown.append(Tile(
             title="Evaluation loss", value=value_text(loss.last), detail=f"at step {loss.steps[-1]:,}",
         ))
@@ -102,14 +101,14 @@ def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
 
 
 def _change_tile(change: Change) -> Tile:
-    unit = {"": "", "%": "%", "tokens": " tokens"}[change.unit]
+    title = f"{change.name}, {change.unit}" if change.unit == "tokens" else change.name
+    unit = "%" if change.unit == "%" else ""
     before, after, difference = change.before, change.after, change.difference
     if before is None or after is None or difference is None:
         stage, only = ("before", before) if before is not None else ("after", after)
-        value = f"{mean_text(only)}{unit}" if only else "–"
-        return Tile(title=change.name, value=value, detail=f"{stage} training only")
-    detail = f"difference {interval_text(difference, signed=True)}"
-    return Tile(title=change.name, value=f"{mean_text(before)} → {mean_text(after)}{unit}", detail=detail)
+        return Tile(title=title, value=f"{mean_text(only)}{unit}" if only else "–", detail=f"{stage} training only")
+    value = f"{mean_text(before, like=difference)}{unit} → {mean_text(after, like=difference)}{unit}"
+    return Tile(title=title, value=value, detail=f"difference {interval_text(difference, signed=True)}")
 
 
 def what_was_done(run: RunFiles) -> str:
@@ -135,7 +134,8 @@ def objective_text(objective: object) -> str:
     """`bnf`, or `dpo (beta 0.1)` with its hyper-parameters."""
     if not isinstance(objective, Mapping):
         return describe(objective)
-    parameters = [f"{key} {describe(value)}" for key, value in objective.items() if key != "name"]
+    parameters = [f"{key} {describe(value)}" for key, value in objective.items()
+                  if key != "name" and value is not None]
     name = describe(objective.get("name", "an objective"))
     return f"{name} ({', '.join(parameters)})" if parameters else name
 
@@ -152,25 +152,39 @@ def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
 
 
 def end_points(run: RunFiles) -> dict[str, str]:
-    """Where a run ended, column by column, for the table of a comparison."""
-    row = {"state": run.state, "objective": objective_text(run.config.get("objective", "–"))}
-    for key, label in (("learning_rate", "learning rate"), ("seed", "seed")):
-        if run.config.get(key) is not None:
-            row[label] = describe(run.config[key])
-    row["steps"] = f"{run.last_step:,}"
+    """Where a run ended: label and value, for the table of a comparison."""
+    row = {"state": run.state, "steps": f"{run.last_step:,}"}
     measured = (
         ("train loss", run.train.get("loss"), value_text),
         ("evaluation loss", run.evaluation.get("loss"), value_text),
-        ("log-ratio chosen", run.evaluation.get("log_ratios/chosen"), value_text),
-        ("log-ratio rejected", run.evaluation.get("log_ratios/rejected"), value_text),
+        ("log-ratio of chosen", run.evaluation.get("log_ratios/chosen"), value_text),
+        ("log-ratio of rejected", run.evaluation.get("log_ratios/rejected"), value_text),
         ("margin", run.evaluation.get("rewards/margins"), value_text),
         ("accuracy", run.evaluation.get("rewards/accuracies"), percent),
     )
     row |= {label: text(series.last) for label, series, text in measured if series is not None}
     for change in changes(run.samples):
-        name = change.name.lower() + (f" ({change.unit})" if change.unit else "")
-        if change.before is not None and change.after is not None:
-            row[name] = f"{mean_text(change.before)} → {mean_text(change.after)}"
-        if change.difference is not None and change.name == "Reward":
-            row["reward difference"] = interval_text(change.difference, signed=True)
+        name = change.name.lower() + (f", {change.unit}" if change.unit else "")
+        before, after, difference = change.before, change.after, change.difference
+        if before is not None and after is not None and difference is not None:
+            row[name] = f"{mean_text(before, like=difference)} → {mean_text(after, like=difference)}"
+            row[f"{name}: difference"] = interval_text(difference, signed=True)
     return row
+
+
+def settings_that_differ(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
+    """Each setting, by its dotted name, that is not the same in all runs, with its value in each."""
+    flat = [_flat(run.config) for run in runs]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    rows = {name: [settings.get(name, "–") for settings in flat] for name in names}
+    return {name: values for name, values in rows.items() if len(set(values)) > 1}
+
+
+def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            settings |= _flat({str(inner): entry for inner, entry in value.items()}, f"{prefix}{key}.")
+        else:
+            settings[f"{prefix}{key}"] = describe(value)
+    return settings

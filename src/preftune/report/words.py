@@ -7,10 +7,11 @@ from preftune.stats import Interval
 
 
 def value_text(value: float) -> str:
-    """Three significant digits."""
+    """Three significant digits; whole from a thousand on."""
     if not math.isfinite(value):
         return "not finite"
-    return f"{value:.3g}".replace("-", "−")
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:#.3g}".rstrip(".") if value else "0"
+    return text.replace("-", "−")
 
 
 def percent(value: float) -> str:
@@ -21,23 +22,22 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def mean_text(interval: Interval) -> str:
-    """The mean, with as many digits as its interval supports."""
-    return _fixed(interval.mean, _decimals(interval))
+def mean_text(interval: Interval, *, like: Interval | None = None, signed: bool = False) -> str:
+    """The mean, with as many digits as its interval supports, or that of `like` where two means stand side by side."""
+    return _fixed(interval.mean, _decimals(like or interval), signed)
+
+
+def range_text(interval: Interval, *, signed: bool = False) -> str:
+    """`0.20 to 0.38`."""
+    if interval.num == 1:
+        return "one prompt, no interval"
+    decimals = _decimals(interval)
+    return f"{_fixed(interval.low, decimals, signed)} to {_fixed(interval.high, decimals, signed)}"
 
 
 def interval_text(interval: Interval, *, signed: bool = False) -> str:
     """`0.29 (0.20 to 0.38)`."""
-    mean = _fixed(interval.mean, _decimals(interval), signed)
-    if interval.num == 1:
-        return f"{mean} (one prompt, no interval)"
-    return f"{mean} ({_range(interval, signed)})"
-
-
-def interval_words(interval: Interval, *, signed: bool = False) -> str:
-    """`0.29 (95% interval 0.20 to 0.38)`."""
-    mean = _fixed(interval.mean, _decimals(interval), signed)
-    return mean if interval.num == 1 else f"{mean} (95% interval {_range(interval, signed)})"
+    return f"{mean_text(interval, signed=signed)} ({range_text(interval, signed=signed)})"
 
 
 def describe(value: object) -> str:
@@ -49,12 +49,7 @@ def describe(value: object) -> str:
         return ", ".join(f"{key} {describe(entry)}" for key, entry in value.items() if entry is not None)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(describe(entry) for entry in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _range(interval: Interval, signed: bool) -> str:
-    decimals = _decimals(interval)
-    return f"{_fixed(interval.low, decimals, signed)} to {_fixed(interval.high, decimals, signed)}"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _decimals(interval: Interval) -> int:

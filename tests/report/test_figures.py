@@ -1,0 +1,141 @@
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+
+from preftune.report.figures import MAX_POINTS, PALETTE, Curve, curves_figure, histogram_figure, thinned
+from preftune.report.panels import figures, more_figures
+from preftune.report.read import Series, read_run
+
+from .runs import build_run, write_lines
+
+
+def series(values, start=0):
+    return Series(steps=tuple(range(start, start + len(values))), values=tuple(map(float, values)))
+
+
+def curve(values, **options):
+    return Curve(series=series(values), colour=PALETTE[0], **options)
+
+
+def texts(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def parse(svg):
+    return ET.fromstring(svg)
+
+
+def test_a_figure_is_one_svg_element_without_requests_ids_of_others_or_a_date():
+    svg = curves_figure([curve([1, 2, 3])], key="loss0")
+    root = parse(svg)
+    assert root.tag.endswith("svg")
+    assert root.get("viewBox") and root.get("width") is None
+    ids = re.findall(r'\bid="([^"]*)"', svg)
+    assert ids and all(name.startswith("loss0-") for name in ids)
+    used = re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', svg)
+    assert used and {a or b for a, b in used} <= set(ids)
+    addresses = set(re.findall(r"https?://[^\"]*", svg))
+    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names of formats
+    assert "<style" not in svg and "<metadata" not in svg and "DejaVu" not in svg
+
+
+def test_the_same_numbers_give_the_same_bytes():
+    draw = [curves_figure([curve([3, 1, 2], marked=True)], key="a") for _ in range(2)]
+    assert draw[0] == draw[1]
+    assert histogram_figure([0.1, 0.5], [0.7], key="b") == histogram_figure([0.1, 0.5], [0.7], key="b")
+    assert pyplot.get_fignums() == []
+
+
+def test_colours_are_variables_with_a_fallback():
+    svg = curves_figure([curve([1, 2, 3])], key="a")
+    assert f"var(--series-1, {PALETTE[0]})" in svg
+    assert not re.search(r"(?<!, )#[0-9a-f]{6}", svg)  # no colour that a dark page could not turn
+
+
+def test_a_faint_curve_a_marked_one_and_a_dashed_one_differ():
+    plain = curves_figure([curve([1, 2, 3])], key="a")
+    for options in ({"faint": True}, {"marked": True}, {"dashed": True}):
+        assert curves_figure([curve([1, 2, 3], **options)], key="a") != plain
+    assert "stroke-dasharray" in curves_figure([curve([1, 2, 3], dashed=True)], key="a")
+
+
+def test_options_of_the_axis_are_felt():
+    wide = [curve([0.01, 1, 100])]
+    assert {"0.01", "100"} <= set(texts(curves_figure(wide, key="a", spread=True)))
+    assert curves_figure(wide, key="a", spread=True) != curves_figure(wide, key="a")
+    narrow = [curve([1, 2, 3])]
+    assert curves_figure(narrow, key="a", spread=True) == curves_figure(narrow, key="a")
+    assert {"0.00", "1.00"} <= set(texts(curves_figure([curve([0.6, 0.7])], key="a", share=True)))
+    assert "0.0" in texts(curves_figure([curve([5, 6])], key="a", zero=True))
+    assert "0.0" not in texts(curves_figure([curve([5, 6])], key="a"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[math.nan], [math.nan, math.nan, 1.0], [math.inf, 1.0, -math.inf], [1e300, 1.0, -1e300], [0.0], [5.0] * 9,
+     [1e-12, 2e-12], [1e15, 1e15 + 1], [-1e-9, 1e9]],
+)
+@pytest.mark.parametrize("spread", [True, False])
+def test_any_numbers_can_be_drawn(values, spread):
+    parse(curves_figure([curve(values)], key="a", spread=spread, zero=True))
+
+
+def test_a_long_series_is_thinned_and_keeps_its_extremes():
+    values = np.sin(np.arange(10_000) / 50)
+    values[7777] = 40.0
+    steps, means, low, high = thinned(series(values))
+    assert len(steps) == MAX_POINTS
+    assert high.max() == 40.0
+    assert low.min() == values.min()
+    assert means.mean() == pytest.approx(values.mean())
+    values[1234] = math.nan
+    assert np.isnan(thinned(series(values))[1]).sum() == 1
+    svg = curves_figure([curve(values)], key="a")
+    assert len(svg) < 60_000
+
+
+def test_histograms_of_levels_bins_and_nothing():
+    levels = histogram_figure([0.0, 1.0, 1.0], [1.0, 1.0, 1.0], key="a")
+    assert {"0", "1", "100%"} <= set(texts(levels))
+    parse(histogram_figure(list(np.linspace(-3, 2, 50)), [], key="a"))
+    parse(histogram_figure([], [1e300, -1e300, *map(float, range(20))], key="a"))
+    parse(histogram_figure([], [], key="a"))
+
+
+def test_panels_draw_what_is_there(tmp_path):
+    run = read_run(build_run(tmp_path / "run", steps=16, num_prompts=2))
+    titles = [figure.title for figure in figures([run])]
+    assert titles == ["Loss", "Log-ratios", "Margin", "Accuracy", "Gradient norm", "Learning rate", "Speed"]
+    assert [figure.title for figure in more_figures([run])] == ["bnf/weight", "logps", "rewards", "step_time"]
+    ratios = figures([run])[1]
+    assert [entry.label for entry in ratios.legend] == ["chosen", "rejected", "train", "evaluation"]
+    assert "rejected, evaluation: from" in ratios.alternative
+
+
+def test_a_metric_without_evaluation_is_strong_and_needs_no_legend(tmp_path):
+    folder = build_run(tmp_path / "run", num_prompts=1)
+    write_lines(folder / "metrics.jsonl", [
+        {"step": step, "phase": "train", "loss": 1.0 / step, "a/b/chosen": 1.0, "other": 2} for step in range(1, 5)
+    ])
+    run = read_run(folder)
+    (loss,) = figures([run])
+    assert loss.legend == ()
+    assert "stroke-opacity" not in loss.svg
+    assert [figure.title for figure in more_figures([run])] == ["a/b", "other"]
+
+
+def test_values_left_as_a_gap_are_said(tmp_path):
+    folder = build_run(tmp_path / "run", num_prompts=1)
+    write_lines(folder / "metrics.jsonl", [{"step": s, "phase": "train", "loss": (1, math.nan)[s]} for s in (0, 1)])
+    assert figures([read_run(folder)])[0].meaning.endswith("1 logged value is not finite and left as a gap.")
+
+
+def test_several_runs_have_a_colour_each(tmp_path):
+    runs = [read_run(build_run(tmp_path / name, steps=8, num_prompts=1, seed=i)) for i, name in enumerate("ab")]
+    ratios = figures(runs)[1]
+    assert "--series-1" in ratios.svg and "--series-2" in ratios.svg and "--series-3" not in ratios.svg
+    assert [(entry.label, entry.look) for entry in ratios.legend][:2] == [("chosen", "line"), ("rejected", "dashed")]
