@@ -1,0 +1,148 @@
+"""The fields of a row, checked: text, turns of a dialogue, labels, numbers. Errors say field, expected and got.
+
+The caller adds the file and the row to the error.
+"""
+
+import math
+from collections.abc import Mapping
+
+from preftune.errors import DataError, shown
+from preftune.types import Message
+
+Row = Mapping[str, object]
+
+ROLES = {
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "system": "system",
+}
+_LABELS = {"true": 1, "1": 1, "+1": 1, "1.0": 1, "false": -1, "0": -1, "-1": -1, "0.0": -1, "-1.0": -1}
+_NOT_RENDERED = ("tools", "chat_template_kwargs", "image", "images", "tool_calls", "function_call")
+
+
+def described(value: object) -> str:
+    """A value with its type, for a message."""
+    return "nothing (null)" if value is None else f"{type(value).__name__} {shown(value)}"
+
+
+def first_key(row: Row, *names: str) -> str:
+    """The first of the names that the row fills, else the first that it has at all, else the first name."""
+    for name in names:
+        if row.get(name) is not None:
+            return name
+    return next((name for name in names if name in row), names[0])
+
+
+def has(row: Row, *names: str) -> bool:
+    """Whether the row fills any of the fields."""
+    return any(row.get(name) is not None for name in names)
+
+
+def value_of(row: Row, name: str) -> object:
+    """The value of a field that must be there."""
+    if row.get(name) is not None:
+        return row[name]
+    got = "null" if name in row else "the columns " + (", ".join(map(str, row)) or "none")
+    raise DataError(f"The field {name} is missing", got=got, expected=f"a value for {name}")
+
+
+def as_text(value: object, name: str) -> str:
+    """A string that can be written as UTF-8; it may be empty."""
+    if not isinstance(value, str):
+        raise DataError(f"The field {name} has the wrong type", got=described(value), expected="text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = value[max(0, error.start - 20): error.start + 20]
+        raise DataError(f"The field {name} holds half of a surrogate pair", got=shown(near),
+                        expected="valid Unicode") from error
+    return value
+
+
+def as_completion(value: object, name: str) -> str:
+    """The text of a completion: a string, or the one turn of the assistant."""
+    if isinstance(value, (list, Mapping)):
+        turns = as_turns(value, name)
+        if len(turns) != 1 or turns[0].role != "assistant":
+            raise DataError(f"The field {name} is not one answer of the assistant",
+                            got="the turns " + ", ".join(turn.role for turn in turns),
+                            expected="text, or one assistant turn")
+        value = turns[0].content
+    text = as_text(value, name)
+    if not text.strip():
+        raise DataError(f"The field {name} is empty", got=shown(text), expected="a completion with text in it")
+    return text
+
+
+def as_turns(value: object, name: str) -> tuple[Message, ...]:
+    """The turns of a dialogue from {role, content} or {from, value} objects; one object is one turn."""
+    turns = [value] if isinstance(value, Mapping) else value
+    if not isinstance(turns, list) or not turns:
+        raise DataError(f"The field {name} is not a dialogue", got=described(value),
+                        expected="a list of turns such as {role, content}")
+    return tuple(_turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
+
+
+def _turn(turn: object, name: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise DataError(f"The field {name} is not a turn", got=described(turn), expected="an object {role, content}")
+    role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+    refuse_unrendered(turn)
+    role = as_text(value_of(turn, role_key), f"{name}.{role_key}").lower()
+    if role not in ROLES:
+        raise DataError(f"The role of {name} is not known", got=shown(role), expected="one of " + ", ".join(ROLES))
+    content = value_of(turn, content_key)
+    if isinstance(content, list):
+        content = "".join(_text_part(part, f"{name}.{content_key}") for part in content)
+    return Message(role=ROLES[role], content=as_text(content, f"{name}.{content_key}"))
+
+
+def _text_part(part: object, name: str) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and "text" in part:
+        return as_text(part["text"], name)
+    raise DataError(f"The field {name} holds a part that is not text", got=described(part),
+                    expected='{"type": "text", "text": ...}')
+
+
+def refuse_unrendered(row: Row) -> None:
+    """An error for what would change the model's input and that is not rendered: tools, images, template settings."""
+    for name in _NOT_RENDERED:
+        if row.get(name):
+            raise DataError(f"The field {name} is not supported", got=described(row[name]), expected="text dialogues",
+                            do=f"Remove {name} if the model shall not see it")
+
+
+def as_label(value: object, name: str) -> int:
+    """+1 or -1 from a boolean, 0 or 1, +1 or -1, or one of these as text."""
+    if isinstance(value, (bool, int, float, str)):
+        label = _LABELS.get(str(value).strip().lower())
+        if label is not None:
+            return label
+    raise DataError(f"The label in {name} is not understood", got=described(value),
+                    expected="true or false, 1 or 0, +1 or -1")
+
+
+def as_reward(value: object, name: str) -> float:
+    """A finite number, or text that reads as one (CSV knows only text)."""
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise DataError(f"The field {name} is not a number", got=described(value), expected="a number")
+    try:
+        number = float(number)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise DataError(f"The field {name} is not finite", got=described(value), expected="a finite number")
+    return number
+
+
+def as_list(value: object, name: str, of: str) -> list:
+    """A list with something in it."""
+    if not isinstance(value, list) or not value:
+        raise DataError(f"The field {name} is not a list of {of}", got=described(value), expected=f"a list of {of}")
+    return value

@@ -1,0 +1,302 @@
+"""Rows of one file: JSON, JSON lines, CSV, Parquet, Arrow; the text formats plain or gzipped.
+
+A fault of one row (a broken line, too few cells) comes out in the row's place, so that the caller can stop or skip; a
+fault of the file (missing, damaged, empty) is raised.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from preftune.errors import ConfigError, DataError, shown
+
+MAX_LINE_BYTES = 64 << 20  # of one row of .jsonl
+MAX_JSON_BYTES = 2 << 30  # of a .json file, which is read whole
+SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".arrow")
+_AROUND = 30  # characters shown on either side of a fault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawRow:
+    """One row as it stands in its file, or what is wrong with it. JSON lines are numbered by line, others by row."""
+
+    file: str
+    number: int  # from 1
+    value: dict[str, object] | DataError
+
+
+def suffix_of(path: Path) -> str:
+    """The known ending of a file name, or the empty string."""
+    return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
+
+
+def located(file: str, number: int, error: DataError) -> DataError:
+    """The error with the file and the row it speaks of in front."""
+    return DataError(f"{file}, row {number}: {error}")
+
+
+def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
+    """The rows of one file; `split` picks the list in a .json file of one list per split, None takes the file whole."""
+    suffix = suffix_of(path)
+    if suffix not in (".json", ".json.gz"):
+        _refuse_split(str(path), split)
+    name = str(path)
+    if not suffix:
+        raise DataError(f"{name}: this kind of file cannot be read", got=path.suffix or "no ending",
+                        expected=" ".join(SUFFIXES))
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{name} is empty", got="0 bytes", expected="at least one row")
+        if suffix in (".parquet", ".arrow"):
+            yield from _arrow_rows(path, suffix)
+            return
+        with gzip.open(path, "rb") if suffix.endswith(".gz") else path.open("rb") as file:
+            yield from _text_rows(cast(BinaryIO, file), name, suffix.removesuffix(".gz"), split)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{name}: the gzip file is damaged or cut off", got=str(error), expected="a whole gzip file",
+                        do="Copy or download it again") from error
+    except OSError as error:
+        raise DataError(f"{name} cannot be read", got=error.strerror or str(error),
+                        expected="a readable file") from error
+
+
+def _refuse_split(name: str, split: str | None) -> None:
+    if split not in (None, "train"):
+        raise ConfigError(f"The option split does not apply to the single file {name}", got=split,
+                          expected="a folder, a saved data set or a data set of the hub",
+                          do="Name the file of that split, and leave split out")
+
+
+def _text_rows(file: BinaryIO, name: str, suffix: str, split: str | None) -> Iterator[RawRow]:
+    if suffix == ".jsonl":
+        yield from _json_lines(file, name)
+    elif suffix == ".csv":
+        yield from _csv_rows(file, name)
+    else:
+        yield from _json_rows(file, name, split)
+
+
+# --- lines ---
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, int, bytes | DataError]]:
+    """(number from 1, offset of its first byte, line); a line that is too long is passed over in pieces."""
+    offset, number = 0, 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        start, offset = offset, offset + len(line)
+        if len(line) <= MAX_LINE_BYTES:
+            yield number, start, line
+            continue
+        while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
+            offset += len(line)
+        yield number, start, DataError(
+            f"{name}, row {number}: the line is too long", got=f"more than {MAX_LINE_BYTES >> 20} MiB",
+            expected="one row of text per line", do="A .json list of rows must not be called .jsonl",
+        )
+
+
+def _decoded(raw: bytes, offset: int, where: str) -> str | DataError:
+    try:
+        return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        near = raw[max(0, error.start - _AROUND): error.start + _AROUND]
+        return DataError(
+            f"{where}: the text is not UTF-8 at byte {offset + error.start} of the file", got=shown(near),
+            expected="UTF-8 text", do="Save the file as UTF-8",
+        )
+
+
+def _json_lines(file: BinaryIO, name: str) -> Iterator[RawRow]:
+    for number, offset, line in _lines(file, name):
+        text = line if isinstance(line, DataError) else _decoded(line, offset, f"{name}, row {number}")
+        if isinstance(text, DataError):
+            yield RawRow(file=name, number=number, value=text)
+        elif text.strip():
+            yield _json_row(text, name, number)
+
+
+def _json_row(text: str, name: str, number: int) -> RawRow:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return RawRow(file=name, number=number, value=_json_fault(f"{name}, row {number}", text, error))
+    return _object_row(value, name, number)
+
+
+def _json_fault(where: str, text: str, error: ValueError | RecursionError) -> DataError:
+    if not isinstance(error, json.JSONDecodeError):  # nested too deeply, or an integer of thousands of digits
+        return DataError(f"{where}: the JSON cannot be read", got=shown(text[:_AROUND]),
+                         expected="plain nesting and numbers")
+    near = text[max(0, error.pos - _AROUND): error.pos + _AROUND]
+    return DataError(f"{where}: broken JSON ({error.msg}, character {error.pos})",
+                     got=f"{shown(near)} around the fault",
+                     expected="one whole JSON object")
+
+
+def _object_row(value: object, name: str, number: int) -> RawRow:
+    if isinstance(value, dict):
+        return RawRow(file=name, number=number, value=value)
+    fault = DataError(f"{name}, row {number}: the row is not an object", got=f"{type(value).__name__} {shown(value)}",
+                      expected="a JSON object of fields")
+    return RawRow(file=name, number=number, value=fault)
+
+
+# --- a whole .json file ---
+
+
+def _json_rows(file: BinaryIO, name: str, split: str | None) -> Iterator[RawRow]:
+    raw = file.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise DataError(f"{name} is too large to be read whole", got=f"more than {MAX_JSON_BYTES >> 30} GiB",
+                        expected="a smaller file", do="Write it as .jsonl, which is read row by row")
+    text = _decoded(raw, 0, name)
+    if isinstance(text, DataError):
+        raise text
+    start = len(text) - len(text.lstrip())
+    if text.startswith("[", start):
+        _refuse_split(name, split)
+        yield from _json_list(text, start + 1, name)
+        return
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise _json_fault(name, text, error) from error
+        _refuse_split(name, split)
+        lines = text.split("\n")  # several objects: JSON lines under another name
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _json_row(line, name, number)
+        return
+    except (ValueError, RecursionError) as error:
+        raise _json_fault(name, text, error) from error
+    for number, row in enumerate(_list_inside(value, name, split), start=1):
+        yield _object_row(row, name, number)
+
+
+def _json_list(text: str, position: int, name: str) -> Iterator[RawRow]:
+    """The elements of a JSON list one at a time, so that a fault is told with its row; it ends the file."""
+    decoder, number = json.JSONDecoder(), 0
+    position = _after_space(text, position)
+    while not (text.startswith("]", position) and number == 0):
+        number += 1
+        try:
+            value, position = decoder.raw_decode(text, position)
+            position = _after_space(text, position)
+            if text[position: position + 1] not in (",", "]"):
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
+        except (ValueError, RecursionError) as error:
+            raise _json_fault(f"{name}, row {number}", text, error) from error
+        yield _object_row(value, name, number)
+        if text[position] == "]":
+            break
+        position = _after_space(text, position + 1)
+
+
+def _after_space(text: str, position: int) -> int:
+    while text[position: position + 1] in (" ", "\t", "\n", "\r"):
+        position += 1
+    return position
+
+
+def _list_inside(value: object, name: str, split: str | None) -> list:
+    lists = {key: rows for key, rows in value.items() if isinstance(rows, list)} if isinstance(value, dict) else {}
+    of_objects = {key: rows for key, rows in lists.items() if rows and all(isinstance(row, dict) for row in rows)}
+    if split in of_objects:
+        return of_objects[split]
+    if len(of_objects) == 1:
+        _refuse_split(name, split)
+        return next(iter(of_objects.values()))
+    got = f"an object with the keys {shown(list(value))}" if isinstance(value, dict) else type(value).__name__
+    do = f"The lists are {', '.join(of_objects)}: name one with the option split" if of_objects else None
+    raise DataError(f"{name}: no list of rows found", got=got,
+                    expected='a list of objects, or an object with one such list, as in {"data": [...]}', do=do)
+
+
+# --- tables ---
+
+
+def _csv_rows(file: BinaryIO, name: str) -> Iterator[RawRow]:
+    csv.field_size_limit(MAX_LINE_BYTES)  # the module's own limit of 128 KiB is less than a long dialogue
+    faults: list[DataError] = []  # of the lines that the reader has taken since the last row
+
+    def texts() -> Iterator[str]:
+        for _, offset, line in _lines(file, name):
+            text = line if isinstance(line, DataError) else _decoded(line, offset, f"{name}, row {number + 1}")
+            if isinstance(text, DataError):
+                faults.append(text)
+                text = "" if isinstance(line, DataError) else line.decode("utf-8", errors="replace")
+            yield text
+
+    header, number = None, 0
+    reader = csv.reader(texts(), strict=True)
+    try:
+        for cells in reader:
+            if header is None:
+                header = _header(cells, faults, name)
+            elif cells:
+                number += 1
+                yield _csv_row(header, cells, faults, name, number)
+            faults.clear()
+    except csv.Error as error:
+        raise DataError(f"{name}, row {number + 1}: broken CSV", got=str(error),
+                        expected='comma-separated cells, with "" for a quote inside quotes') from error
+
+
+def _header(cells: list[str], faults: list[DataError], name: str) -> list[str]:
+    if faults:
+        raise faults[0]
+    repeated = [cell for cell in cells if cells.count(cell) > 1]
+    if repeated:
+        raise DataError(f"{name}: a column stands twice in the first line", got=repeated[0],
+                        expected="different columns")
+    return cells
+
+
+def _csv_row(header: list[str], cells: list[str], faults: list[DataError], name: str, number: int) -> RawRow:
+    if faults:
+        return RawRow(file=name, number=number, value=faults[0])
+    if len(cells) != len(header):
+        fault = DataError(f"{name}, row {number}: wrong number of cells", got=str(len(cells)),
+                          expected=f"{len(header)}, one for each of {', '.join(header)}",
+                          do="Put cells that hold commas or line breaks in double quotes")
+        return RawRow(file=name, number=number, value=fault)
+    return RawRow(file=name, number=number, value=dict(zip(header, cells, strict=True)))
+
+
+def _arrow_rows(path: Path, suffix: str) -> Iterator[RawRow]:
+    import pyarrow
+
+    try:
+        number = 0
+        for batch in _arrow_batches(path, suffix):
+            for value in batch.to_pylist():
+                number += 1
+                yield RawRow(file=str(path), number=number, value=value)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: the file is damaged or of another kind", got=str(error).splitlines()[0],
+                        expected=f"a whole {suffix} file") from error
+
+
+def _arrow_batches(path: Path, suffix: str):
+    import pyarrow
+    import pyarrow.parquet
+
+    if suffix == ".parquet":
+        with pyarrow.parquet.ParquetFile(path) as table:
+            yield from table.iter_batches(batch_size=1000)
+        return
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            reader = pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            reader = pyarrow.ipc.open_file(source)
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            yield from reader

@@ -1,0 +1,95 @@
+"""What happens to a group longer than the maximum: one explicit policy, every effect named for the count. Pure."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from preftune.data.options import Truncation
+from preftune.errors import DataError
+from preftune.types import Group
+
+WHOLE = "whole"
+PROMPT_CUT = "prompt cut"
+COMPLETION_CUT = "completions cut"
+TOO_LONG = "dropped: too long"
+COMPLETIONS_TOO_LONG = "dropped: the completions alone are too long"
+NO_ROOM = "dropped: the prompt leaves no room for a completion"
+EQUAL = "dropped: equal tokens"
+CUT_EQUAL = "dropped: equal tokens after cutting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A group that fits, or None where it was dropped; `kind` says what was done."""
+
+    group: Group | None
+    kind: str
+
+
+def fit(group: Group, *, max_length: int, truncation: Truncation, bos: int | None) -> Fitted:
+    """The group within `max_length` tokens of prompt and longest completion.
+
+    A group without completions must leave room for one token. A completion that was cut has no end-of-turn token.
+    Completions of equal tokens that the signal tells apart are no preference, cut or not.
+    """
+    told_apart = _told_apart(group)
+    if told_apart is None:
+        return Fitted(group=None, kind=EQUAL)
+    group = told_apart
+    prompt, longest = len(group.prompt), max((len(ids) for ids in group.completions), default=1)
+    if prompt + longest <= max_length:
+        return Fitted(group=group, kind=WHOLE)
+    if truncation == "error":
+        raise DataError(
+            f"{group.origin}: the row is longer than max_length", got=f"{prompt} + {longest} tokens",
+            expected=f"at most {max_length}",
+            do="Raise max_length, or set truncation to drop, cut_prompt or cut_completion",
+        )
+    if truncation == "drop":
+        return Fitted(group=None, kind=TOO_LONG)
+    if truncation == "cut_prompt":
+        return _cut_prompt(group, max_length - longest, bos)
+    return _cut_completions(group, max_length - prompt)
+
+
+def _cut_prompt(group: Group, room: int, bos: int | None) -> Fitted:
+    """The last tokens of the prompt, behind its BOS if it has one."""
+    first = group.prompt[:1] if bos is not None and group.prompt[0] == bos else group.prompt[:0]
+    if room <= len(first):
+        return Fitted(group=None, kind=COMPLETIONS_TOO_LONG)
+    last = group.prompt[len(group.prompt) - room + len(first):]
+    return Fitted(group=replace(group, prompt=np.concatenate([first, last])), kind=PROMPT_CUT)
+
+
+def _cut_completions(group: Group, cap: int) -> Fitted:
+    """All completions cut to the same cap, so that cutting one and not the other tells nothing."""
+    if cap < 1:
+        return Fitted(group=None, kind=NO_ROOM)
+    cut = _told_apart(replace(group, completions=tuple(ids[:cap].copy() for ids in group.completions)))
+    return Fitted(group=cut, kind=COMPLETION_CUT if cut else CUT_EQUAL)
+
+
+def _told_apart(group: Group) -> Group | None:
+    """The group without pairs of equal tokens; None if no pair is left, or equal tokens have different signals."""
+    texts = [ids.tobytes() for ids in group.completions]
+    values: dict[bytes, int | float | None] = {}
+    for signals in (group.labels, group.rewards):
+        values.clear()
+        if any(values.setdefault(text, value) != value for text, value in zip(texts, signals, strict=False)):
+            return None
+    pairs = tuple((i, j) for i, j in group.pairs if texts[i] != texts[j])
+    if len(pairs) == len(group.pairs):
+        return group
+    return _with_pairs(group, pairs) if pairs else None
+
+
+def _with_pairs(group: Group, pairs: tuple[tuple[int, int], ...]) -> Group:
+    """The group with these pairs and the completions that they use."""
+    keep = sorted({k for pair in pairs for k in pair})
+    place = {k: index for index, k in enumerate(keep)}
+    return replace(
+        group, completions=tuple(group.completions[k] for k in keep),
+        pairs=tuple((place[i], place[j]) for i, j in pairs),
+        labels=tuple(group.labels[k] for k in keep) if group.labels else (),
+        rewards=tuple(group.rewards[k] for k in keep) if group.rewards else (),
+    )

@@ -1,0 +1,251 @@
+"""From a record's text to token ids: where the prompt ends and the completions begin is proven for every completion.
+
+A completion is what the template (or, in plain mode, the text) writes after the prompt, up to and including the
+end-of-turn token; what a template writes after that token is left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from preftune.data.options import Template
+from preftune.errors import DataError, ModelError, shown
+from preftune.types import Group, Message, Record
+
+BATCH = 256  # records tokenised by one call
+_PROBE = "Qz7answer"  # an answer that no template changes, to see what templates write around one
+_TAIL = 12  # tokens shown on either side in an error about the boundary
+_MARKS = {"system": "System", "user": "Human", "assistant": "Assistant"}  # the HH layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renderer:
+    """How one tokeniser writes prompts and completions. Make it with `make_renderer`.
+
+    In chat mode the template alone decides about BOS, as it does when the model is used; in plain mode the tokeniser's
+    own rule for BOS holds. Where tokens of prompt and completion would merge into one, the completion is tokenised on
+    its own, as the model that answers the prompt would write it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    mode: Literal["chat", "plain"]
+    start: tuple[int, ...]  # token ids before the text of a plain prompt
+    bos: int | None
+    end_of_turn: int
+    template_end: str  # the end-of-turn token as the template writes it; empty if it writes none
+    after_end: str  # what the template writes after the end-of-turn token, or after the answer if it writes none
+
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return _decode(self.tokenizer, list(map(int, ids)))
+
+    def render(self, record: Record) -> Group:
+        """The record as token ids."""
+        result = next(self.render_all([record]))
+        if isinstance(result, DataError):
+            raise result
+        return result
+
+    def render_all(self, records: Sequence[Record]) -> Iterator[Group | DataError]:
+        """The groups in the order of the records; a record that cannot be rendered gives its error."""
+        for start in range(0, len(records), BATCH):
+            batch = records[start: start + BATCH]
+            texts = [_texts_or_error(self, record) for record in batch]
+            flat = [text for item in texts if not isinstance(item, DataError) for text in item]
+            ids = iter(_tokenise(self.tokenizer, flat))
+            for record, item in zip(batch, texts, strict=True):
+                if isinstance(item, DataError):
+                    yield item
+                    continue
+                tokens = [next(ids) for _ in item]
+                try:
+                    yield _group(self, record, item, tokens)
+                except DataError as error:
+                    yield error
+
+
+def make_renderer(tokenizer: PreTrainedTokenizerBase, template: Template = "auto") -> Renderer:
+    """The renderer of a tokeniser; an error if its template or its special tokens cannot serve."""
+    chat = template == "chat" or (template == "auto" and bool(tokenizer.chat_template))
+    if chat and not tokenizer.chat_template:
+        raise ModelError("The tokeniser has no chat template", got="template: chat", expected="a tokeniser with one",
+                         do="Use the option template: plain")
+    end, after = _template_end(tokenizer) if chat else ("", "")
+    end_of_turn = tokenizer.convert_tokens_to_ids(end) if end else tokenizer.eos_token_id
+    if not isinstance(end_of_turn, int):
+        raise ModelError("The tokeniser has no end-of-sequence token", got="eos_token: none",
+                         expected="a token that ends a completion", do="Set eos_token in tokenizer_config.json")
+    bos = tokenizer.bos_token_id
+    return Renderer(
+        tokenizer=tokenizer, mode="chat" if chat else "plain", start=_automatic_start(tokenizer),
+        bos=bos if isinstance(bos, int) else None, end_of_turn=end_of_turn, template_end=end, after_end=after,
+    )
+
+
+# --- what the tokeniser and its template do by themselves ---
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # verbose warns of long texts
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _automatic_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens that the tokeniser puts before any text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    place = next(k for k in range(len(ids)) if ids[k: k + len(plain)] == plain)
+    return tuple(ids[:place])
+
+
+def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool) -> str:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+    except Exception as error:  # a template is a program of its own and may raise anything
+        roles = ", ".join(message.role for message in messages)
+        raise DataError("The chat template refuses the dialogue",
+                        got=f"{type(error).__name__}: {error} (turns: {roles})",
+                        expected="turns that the template allows") from error
+    return str(text)
+
+
+def _template_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """(the end-of-turn token, what follows it) as the template writes them after an answer."""
+    turns = [Message(role="user", content="a"), Message(role="assistant", content=_PROBE)]
+    try:
+        silent, prompt = (_chat_text(tokenizer, turns[:1], generation) for generation in (False, True))
+        whole = _chat_text(tokenizer, turns, False)
+    except DataError as error:
+        raise ModelError(f"The chat template cannot be used: {error}",
+                         expected="a template for user and assistant turns",
+                         do="Use the option template: plain") from error
+    if whole.count(_PROBE) != 1:
+        raise ModelError("The chat template does not write the assistant's turn as it is", got=shown(whole[-80:]),
+                         expected="the text of the answer, once", do="Use the option template: plain")
+    header, tail = whole.split(_PROBE)
+    if silent == prompt and header.removeprefix(prompt).strip():
+        raise ModelError(
+            "The chat template has no generation prompt", got=f"{shown(header[-40:])} before an answer, and "
+            f"{shown(prompt[-40:])} at the end of a prompt", expected="a template that uses add_generation_prompt",
+            do="Mend the template, or use the option template: plain",
+        )
+    end = _end_token(tokenizer, tail)
+    return end, tail.partition(end)[2] if end else tail
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
+    """EOS if the template writes it after an answer, else the last special token there, else nothing."""
+    eos = tokenizer.eos_token
+    if isinstance(eos, str) and eos and eos in tail:
+        return eos
+    added = tokenizer.added_tokens_decoder
+    ids = _tokenise(tokenizer, [tail])[0] if tail else []
+    special = [added[token].content for token in ids if token in added and added[token].special]
+    return special[-1] if special else ""
+
+
+# --- one record ---
+
+
+def _texts_or_error(renderer: Renderer, record: Record) -> list[str] | DataError:
+    """[prompt text, then prompt and completion k up to the end-of-turn token] of a record."""
+    try:
+        return _chat_texts(renderer, record) if renderer.mode == "chat" else _plain_texts(record)
+    except DataError as error:
+        return DataError(f"{record.origin}: {error}")
+
+
+def _chat_texts(renderer: Renderer, record: Record) -> list[str]:
+    turns = (Message(role="user", content=record.prompt),) if isinstance(record.prompt, str) else record.prompt
+    prompt = _chat_text(renderer.tokenizer, turns, True)
+    texts = [prompt]
+    for completion in record.completions:
+        answer = Message(role="assistant", content=completion)
+        whole = _chat_text(renderer.tokenizer, (*turns, answer), False)
+        end = renderer.template_end + renderer.after_end
+        if not whole.startswith(prompt) or not whole.endswith(end) or len(whole) < len(prompt) + len(end):
+            raise DataError("The chat template writes the prompt differently when the answer follows",
+                            got=_parting(prompt, whole), expected="the prompt's text, the answer, the end of the turn",
+                            do="Mend the template, or use the option template: plain")
+        texts.append(whole.removesuffix(renderer.after_end))
+    return texts
+
+
+def _plain_texts(record: Record) -> list[str]:
+    if isinstance(record.prompt, str):
+        return [record.prompt, *(record.prompt + completion for completion in record.completions)]
+    prompt = transcript(record.prompt)
+    return [prompt, *(f"{prompt} {completion}" for completion in record.completions)]
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A dialogue as a base model reads it, in the HH layout, up to where the assistant answers."""
+    turns = "".join(f"\n\n{_MARKS[message.role]}: {message.content}" for message in messages)
+    return f"{turns}\n\nAssistant:"
+
+
+def _group(renderer: Renderer, record: Record, texts: list[str], tokens: list[list[int]]) -> Group:
+    prompt = tokens[0]
+    completions = []
+    for text, whole in zip(texts[1:], tokens[1:], strict=True):
+        ids = whole[len(prompt):]
+        if whole[: len(prompt)] != prompt or not ids:
+            ids = _separate(renderer, record, prompt, whole, text[len(texts[0]):])
+        if ids[-1] != renderer.end_of_turn:
+            ids = [*ids, renderer.end_of_turn]
+        completions.append(np.array(ids, dtype=np.int32))
+    return Group(
+        prompt=np.array(_started(renderer, record, prompt), dtype=np.int32), completions=tuple(completions),
+        pairs=record.pairs, labels=record.labels, rewards=record.rewards, origin=record.origin,
+    )
+
+
+def _separate(renderer: Renderer, record: Record, prompt: list[int], whole: list[int], rest: str) -> list[int]:
+    """The completion's tokens when a token of the whole text reaches over the boundary: those of its own text.
+
+    Proven by decoding: prompt and completion together must read as the whole text does.
+    """
+    ids = _tokenise(renderer.tokenizer, [rest])[0]
+    if ids and renderer.decode(prompt + ids) == renderer.decode(whole):
+        return ids
+    split = _first_difference(prompt, whole)
+    pieces = [shown(renderer.decode(part[max(0, split - _TAIL): split + _TAIL])) for part in (prompt, whole)]
+    raise DataError(f"{record.origin}: the prompt's tokens are not the first tokens of prompt and completion together",
+                    got=f"{pieces[0]} against {pieces[1]}", expected="a boundary between tokens",
+                    do="Use another template, or end the prompt in a line break")
+
+
+def _started(renderer: Renderer, record: Record, prompt: list[int]) -> list[int]:
+    """The prompt's tokens with BOS where it belongs: once, or before an empty prompt."""
+    start = list(renderer.start) if renderer.mode == "plain" else []
+    if start and prompt[: len(start)] == start:
+        start = []
+    prompt = start + prompt
+    while renderer.bos is not None and prompt[:2] == [renderer.bos, renderer.bos]:
+        prompt = prompt[1:]
+    if not prompt and renderer.bos is not None:
+        prompt = [renderer.bos]
+    if not prompt:
+        raise DataError(f"{record.origin}: the prompt is empty and the tokeniser has no BOS token", got="no tokens",
+                        expected="at least one token before the completion")
+    return prompt
+
+
+def _parting(prompt: str, whole: str) -> str:
+    split = _first_difference(prompt, whole)
+    near = slice(max(0, split - 20), split + 20)
+    return f"{shown(prompt[near])} against {shown(whole[near])}"
+
+
+def _first_difference(left: Sequence, right: Sequence) -> int:
+    differences = (k for k, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+    return next(differences, min(len(left), len(right)))

@@ -1,0 +1,269 @@
+"""Pairs, labels or rewards from whatever the records know. Pure.
+
+A completion that plays no part in the signal is removed; a record that yields nothing is dropped and counted.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Literal, get_args
+
+from preftune.data.options import Pairing
+from preftune.errors import ConfigError, DataError
+from preftune.types import Record
+
+SignalName = Literal["pairs", "labels", "rewards"]
+_EQUAL = 1e-9  # of the spread of a group: a reward so near the mean is on neither side of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalReport:
+    """What `derive` made and what it left out, with the reasons."""
+
+    signal: SignalName
+    sources: Mapping[str, int]  # records by what the signal was made of
+    merged: int  # records that joined another one with the same prompt
+    dropped: Mapping[str, int]  # records by reason
+    left_out: Mapping[str, int]  # completions of the records that stay, by reason
+    num_pairs: int
+    num_preferred: int  # completions labelled +1
+    num_dispreferred: int  # completions labelled -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What one record yields: pairs, or a value for some of its completions; or why nothing."""
+
+    pairs: tuple[tuple[int, int], ...] = ()
+    values: tuple[int | float | None, ...] = ()
+    reason: str = ""  # why nothing was found
+    left_out: str = "no part in the signal"  # why completions without a part have none
+
+
+def derive(
+    records: Sequence[Record], signal: SignalName, *, pairing: Pairing = "all", min_gap: float = 0.0
+) -> tuple[tuple[Record, ...], SignalReport]:
+    """Records that hold exactly the signal, and what became of the others.
+
+    Pairs come from pairs, else from rewards (gap above 0 and at least `min_gap`; ties are no preference), else from
+    labels (every +1 against every -1). Labels come from labels, else from rewards (under "all" above the mean of the
+    prompt against below it, under "best_worst" only these two), else from pairs. Rewards come from rewards, else from
+    labels (1 and 0), else from pairs (1 and 0). Where completions of one prompt must be compared and stand in several
+    records, these are merged first; the merged record keeps the first one's origin and columns.
+    """
+    sources = Counter(_source(record, signal) for record in records)
+    _check_applies(sources, signal, pairing, min_gap)
+    merged = merge(records, signal)
+    kept, dropped, left_out = [], Counter(), Counter()
+    for record in merged:
+        found = _find(record, signal, pairing, min_gap)
+        result = _with_signal(record, signal, found)
+        if result is None:
+            dropped[found.reason] += 1
+            continue
+        kept.append(result)
+        left_out[found.left_out] += len(record.completions) - len(result.completions)
+    if not kept:
+        raise _nothing_left(records, signal, dropped)
+    labels = Counter(label for record in kept for label in record.labels)
+    report = SignalReport(
+        signal=signal, sources=dict(sources), merged=len(records) - len(merged), dropped=dict(dropped),
+        left_out={reason: count for reason, count in left_out.items() if count},
+        num_pairs=sum(len(record.pairs) for record in kept), num_preferred=labels[1], num_dispreferred=labels[-1],
+    )
+    return tuple(kept), report
+
+
+def available_signals(records: Sequence[Record]) -> tuple[SignalName, ...]:
+    """The signals that `derive` can make of these records."""
+    def gives(signal: SignalName) -> bool:
+        found = ((record, _find(record, signal, "all", 0.0)) for record in merge(records, signal))
+        return any(_with_signal(record, signal, what) is not None for record, what in found)
+
+    return tuple(signal for signal in get_args(SignalName) if gives(signal))
+
+
+# --- which source, which records together ---
+
+
+def _source(record: Record, signal: SignalName) -> str:
+    known = {
+        "pairs": bool(record.pairs),
+        "labels": any(label is not None for label in record.labels),
+        "rewards": any(reward is not None for reward in record.rewards),
+    }
+    order = {"pairs": ("pairs", "rewards", "labels"), "labels": ("labels", "rewards", "pairs"),
+             "rewards": ("rewards", "labels", "pairs")}[signal]
+    return next((name for name in order if known[name]), "nothing")
+
+
+def _check_applies(sources: Counter[str], signal: SignalName, pairing: Pairing, min_gap: float) -> None:
+    """Options that choose among rewards are an error where no rewards are turned into pairs or labels."""
+    if signal != "rewards" and sources["rewards"]:
+        return
+    option = "pairing" if pairing != "all" else "min_gap" if min_gap > 0 else ""
+    if option:
+        made_of = ", ".join(name for name in sources if name != "nothing") or "nothing"
+        raise ConfigError(
+            f"The data option {option} has no effect here", got=f"{signal} made of {made_of}",
+            expected="pairs or labels made of rewards", do=f"Leave {option} out, or give data with rewards",
+        )
+
+
+def merge(records: Sequence[Record], signal: SignalName) -> list[Record]:
+    """Records with records of the same prompt joined, where the signal compares completions across them.
+
+    Pairs are never joined to make pairs, nor labels to make labels. Rewards are joined only when each record has one
+    completion: the rewards (or ranks) of a group are comparable within the group only.
+    """
+    order: dict[object, list[Record]] = {}
+    for index, record in enumerate(records):
+        source = _source(record, signal)
+        alone = source in (signal, "nothing") if source != "rewards" else len(record.completions) > 1
+        order.setdefault(index if alone else (source, record.prompt), []).append(record)
+    return [_joined(group) if len(group) > 1 else group[0] for group in order.values()]
+
+
+def _joined(group: Sequence[Record]) -> Record:
+    start, pairs, labels, rewards = 0, [], [], []
+    for record in group:
+        pairs += [(chosen + start, rejected + start) for chosen, rejected in record.pairs]
+        labels += record.labels
+        rewards += record.rewards
+        start += len(record.completions)
+    completions = tuple(completion for record in group for completion in record.completions)
+    return replace(group[0], completions=completions, pairs=tuple(pairs), labels=tuple(labels), rewards=tuple(rewards))
+
+
+# --- what one record yields ---
+
+
+def _find(record: Record, signal: SignalName, pairing: Pairing, min_gap: float) -> _Found:
+    source = _source(record, signal)
+    if source == "nothing":
+        return _Found(reason="no completions" if not record.completions else "no signal")
+    if signal == "pairs":
+        return _find_pairs(record, source, pairing, min_gap)
+    if signal == source:
+        return _Found(values=record.labels if signal == "labels" else record.rewards, left_out=f"no {signal[:-1]}")
+    if source == "rewards":
+        return _labels_of_rewards(record, pairing, min_gap)
+    found = _unified_labels(record, _labels_of_pairs(record) if source == "pairs" else record.labels)
+    if signal == "labels":
+        return found
+    return replace(found, values=tuple(None if label is None else float(label > 0) for label in found.values))
+
+
+def _find_pairs(record: Record, source: str, pairing: Pairing, min_gap: float) -> _Found:
+    if source == "pairs":
+        return _told_apart(record, record.pairs, "chosen and rejected are equal")
+    if source == "labels":
+        labels = _unified_labels(record, record.labels).values
+        preferred, dispreferred = ([k for k, label in enumerate(labels) if label == sign] for sign in (1, -1))
+        pairs = tuple((chosen, rejected) for chosen in preferred for rejected in dispreferred)
+        return _told_apart(record, pairs, "only one label for the prompt")
+    known = _known_rewards(record)
+    reason = _why_no_gap(known, min_gap)
+    if reason:
+        return _Found(reason=reason)
+    if pairing == "best_worst":
+        return _told_apart(record, (_best_worst(known),), "best and worst are equal texts")
+    gaps = ((i, j, known[i] - known[j]) for i, j in permutations(known, 2))
+    pairs = tuple((i, j) for i, j, gap in gaps if gap > 0 and gap >= min_gap)
+    return _told_apart(record, pairs, "equal texts with different rewards")
+
+
+def _told_apart(record: Record, pairs: Sequence[tuple[int, int]], reason: str) -> _Found:
+    """The pairs whose two texts differ."""
+    texts = record.completions
+    different = tuple((i, j) for i, j in pairs if texts[i] != texts[j])
+    return _Found(pairs=different, reason=reason, left_out="in no pair")
+
+
+def _known_rewards(record: Record) -> dict[int, float]:
+    return {k: reward for k, reward in enumerate(record.rewards) if reward is not None}
+
+
+def _best_worst(known: Mapping[int, float]) -> tuple[int, int]:
+    return max(known, key=lambda k: known[k]), min(known, key=lambda k: known[k])
+
+
+def _why_no_gap(known: Mapping[int, float], min_gap: float) -> str:
+    if len(known) < 2:
+        return "a single reward for the prompt"
+    spread = max(known.values()) - min(known.values())
+    if spread == 0:
+        return "tie: all rewards are equal"
+    return "largest reward gap below min_gap" if spread < min_gap else ""
+
+
+def _labels_of_rewards(record: Record, pairing: Pairing, min_gap: float) -> _Found:
+    known = _known_rewards(record)
+    reason = _why_no_gap(known, min_gap)
+    if reason:
+        return _Found(reason=reason)
+    labels: list[int | None] = [None] * len(record.completions)
+    if pairing == "best_worst":
+        best, worst = _best_worst(known)
+        labels[best], labels[worst] = 1, -1
+        return replace(_unified_labels(record, labels), left_out="neither best nor worst")
+    mean = math.fsum(known.values()) / len(known)
+    equal = _EQUAL * (max(known.values()) - min(known.values()))
+    for k, reward in known.items():
+        labels[k] = None if abs(reward - mean) <= equal else 1 if reward > mean else -1
+    return replace(_unified_labels(record, labels), left_out="reward equal to the mean, or a contradiction")
+
+
+def _labels_of_pairs(record: Record) -> list[int | None]:
+    """+1 where only ever chosen, -1 where only ever rejected; by text, as one text may stand in several pairs."""
+    chosen = {record.completions[i] for i, _ in record.pairs}
+    rejected = {record.completions[j] for _, j in record.pairs}
+    label = {text: None if (text in chosen) == (text in rejected) else 1 if text in chosen else -1
+             for text in record.completions}
+    return [label[text] for text in record.completions]
+
+
+def _unified_labels(record: Record, labels: Sequence[int | None]) -> _Found:
+    """Each text once; a text with both labels gets none."""
+    signs: dict[str, set[int]] = {}
+    for text, label in zip(record.completions, labels, strict=True):
+        if label is not None:
+            signs.setdefault(text, set()).add(label)
+    values: list[int | float | None] = []
+    for text, label in zip(record.completions, labels, strict=True):
+        once = label is not None and len(signs.get(text, ())) == 1
+        values.append(label if once else None)
+        if once:
+            signs[text] = set()
+    return _Found(values=tuple(values), reason="every completion is both chosen and rejected",
+                  left_out="a repeated text, or both chosen and rejected")
+
+
+# --- the record with its signal ---
+
+
+def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | None:
+    """The record with this signal only and the completions that take part in it; None if there are none."""
+    if signal == "pairs":
+        keep = sorted({k for pair in found.pairs for k in pair})
+    else:
+        keep = [k for k, value in enumerate(found.values) if value is not None]
+    if not keep:
+        return None
+    place = {k: index for index, k in enumerate(keep)}
+    values = [found.values[k] for k in keep] if signal != "pairs" else []
+    return replace(
+        record, completions=tuple(record.completions[k] for k in keep),
+        pairs=tuple((place[i], place[j]) for i, j in found.pairs),
+        labels=tuple(int(value) for value in values if value is not None) if signal == "labels" else (),
+        rewards=tuple(float(value) for value in values if value is not None) if signal == "rewards" else (),
+    )
+
+
+def _nothing_left(records: Sequence[Record], signal: SignalName, dropped: Mapping[str, int]) -> DataError:
+    reasons = ", ".join(f"{count} records: {reason}" for reason, count in dropped.items()) or "no records"
+    others = ", ".join(available_signals(records)) or "none"
+    return DataError(f"The data give no {signal}", got=reasons, expected=f"at least one record with {signal}",
+                     do=f"Signals that these data can give: {others}")
