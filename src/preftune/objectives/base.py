@@ -1,6 +1,6 @@
 """What an objective is, and the few sums that all of them share."""
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor
 from preftune.types import Labels, Losses, Pairs, Signal, TokenScores
 
 
+@runtime_checkable
 class Objective(Protocol):
     """The loss of a method: a frozen dataclass whose fields are its hyper-parameters, and which is callable.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.data.pack import LayoutOptions, Sharing, collate
@@ -23,14 +23,13 @@ _PROBE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Policy:
-    """A causal language model with its tokeniser, ready to be scored.
+    """A causal language model, ready to be scored.
 
     `model` is the Hugging Face model itself; adapters, if any, are injected in its layers. `sharing` is the densest layout
     of rows that was proven exact for it, `sharing_reason` says why it is not denser.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     precision: str  # "fp32" or "bf16" (autocast; weights stay as they are)
     sharing: Sharing
     sharing_reason: str
@@ -98,7 +97,7 @@ def score_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions
 
 def use_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Recompute each layer in backward. The layers alone are put in training mode, so that no dropout comes with it."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable()
     model.enable_input_require_grads()
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):

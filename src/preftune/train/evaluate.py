@@ -1,0 +1,48 @@
+"""Held-out loss and metrics, reduced inside the step: no logits are kept."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import torch
+
+from preftune.data.pack import LayoutOptions, batch_signal
+from preftune.objectives import Objective, reduce_losses
+from preftune.objectives.base import pair_metrics
+from preftune.policy.policy import Policy
+from preftune.train.batches import PackedContent, ReferenceLogps, cut_step, make_score
+from preftune.train.step import MetricMeter, global_weight
+from preftune.types import Group, Pairs
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    groups: Sequence[Group],
+    objective: Objective,
+    reference: ReferenceLogps | None,
+    layout: LayoutOptions,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """Loss and metrics over all groups. Groups with pairs also give margins and accuracies, whatever the objective.
+
+    The implicit reward is beta * log-ratio; beta is 1 for objectives that have none.
+    """
+    beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
+    pieces = cut_step(groups, objective.signal, policy, layout)
+    total = global_weight(pieces, objective)
+    score = make_score(policy, objective, reference)
+    loss, meter, done = 0.0, MetricMeter(), 0
+    for piece in pieces:
+        scores = score(piece)
+        losses = objective(scores, piece.signal)
+        loss += reduce_losses(losses, total).item()
+        metrics = dict(losses.metrics)
+        assert isinstance(piece.content, PackedContent)
+        if reference is not None and any(group.pairs for group in piece.content.groups):
+            pairs = batch_signal(piece.content.groups, Pairs)
+            assert isinstance(pairs, Pairs)
+            metrics |= pair_metrics(scores, pairs, beta)
+        meter.add(metrics)
+        done += len(piece.origins)
+        progress(done, len(groups))
+    return {"loss": loss, **meter.means()}

@@ -1,0 +1,182 @@
+"""The loop: the only one."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError
+from preftune.report.page import write_report
+from preftune.train.batches import PackedContent, cut_step, make_score
+from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
+from preftune.train.evaluate import evaluate
+from preftune.train.optim import learning_rate
+from preftune.train.options import TrainConfig
+from preftune.train.progress import Reporter
+from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment
+from preftune.train.setup import Job, build_job
+from preftune.train.step import run_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    final: Path | None  # the tuned model; None when the run was interrupted
+    step: int
+    state: str  # "finished" or "interrupted"
+    evaluation: Mapping[str, float]  # of the last evaluation on held-out data, {} without
+
+
+def train(config: TrainConfig, *, quiet: bool = False) -> RunResult:
+    """Train from the start, into a new run folder."""
+    check_output(config.output)
+    report = Reporter(quiet=quiet)
+    job = build_job(config, report)
+    check_room(config.output, _bytes_needed(job))
+    parameters = sum(p.numel() for p in job.policy.model.parameters())
+    trainable = sum(p.numel() for p in job.policy.trainable().values())
+    run = create_run(config.output, config, environment(str(job.policy.device), parameters, trainable))
+    job.prepared.write_bad_rows(run.path / "bad_rows.jsonl")
+    run.write_json("data_report.json", job.prepared.report.as_dict() | {"lines": job.prepared.report.lines()})
+    return run_loop(job, run, report, Counters())
+
+
+def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
+    """Go on from the latest checkpoint of a run folder, as if the run had never stopped."""
+    run, report = RunFolder(path=Path(config.output)), Reporter(quiet=quiet)
+    if run.state() == "finished":
+        raise ConfigError(f"The run {config.output} is finished", got=f"its model in {run.final}",
+                          do="Nothing is left to resume; start a new run to train further")  # fmt: skip
+    found = checkpoints(run.checkpoints)
+    if not found:
+        raise StorageError(f"The run {config.output} has no checkpoint", expected="checkpoints/step-N",
+                           do="Start it again with another --output, and --save_every N")  # fmt: skip
+    job = build_job(config, report)
+    counters = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser)
+    run.forget_after(counters.step)
+    report.note(f"resumed at step {counters.step} of {job.num_steps}")
+    return run_loop(job, run, report, counters)
+
+
+def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> RunResult:
+    """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
+    config, parameters = job.config, job.policy.trainable()
+    evaluation: dict[str, float] = {}
+    eval_every = config.eval_every or max(1, job.num_steps // 10)
+
+    def save() -> Path:
+        return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints)
+
+    if counters.step == 0:
+        evaluation = _evaluate(job, run, report, 0)
+    try:
+        with interruption() as interrupted:
+            while counters.step < job.num_steps and not interrupted():
+                counters = _train_step(job, run, report, counters)
+                if counters.step % eval_every == 0 or counters.step == job.num_steps:
+                    evaluation = _evaluate(job, run, report, counters.step)
+                if config.save_every and counters.step % config.save_every == 0 and counters.step < job.num_steps:
+                    save()
+    except TrainingError as error:
+        kept = f" The weights before it are in {save()}." if counters.step else ""
+        run.set_state("failed", counters.step, str(error))
+        raise TrainingError(f"Step {counters.step + 1} stopped: {error}{kept}") from error
+    except PreftuneError as error:
+        run.set_state("failed", counters.step, str(error))
+        raise
+    finally:
+        report.close()
+    if counters.step < job.num_steps:
+        save()
+        how = f"preftune train --resume {run.path}"
+        run.set_state("interrupted", counters.step, f"Go on with: {how}")
+        report.note(f"\nInterrupted after step {counters.step}; a checkpoint is saved. Go on with:\n  {how}")
+        return RunResult(
+            folder=run.path, final=None, step=counters.step, state="interrupted", evaluation=evaluation
+        )
+    final = run.install_folder("final", lambda folder: save_final(job, folder))
+    run.set_state("finished", counters.step)
+    write_report(run.path)
+    report.note(f"finished: model in {final}, report in {run.path / 'report.html'}")
+    return RunResult(folder=run.path, final=final, step=counters.step, state="finished", evaluation=evaluation)
+
+
+def _train_step(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> Counters:
+    config, step = job.config, counters.step + 1
+    started = time.perf_counter()
+    groups = job.source.take(step)
+    pieces = cut_step(groups, config.objective.signal, job.policy, config.layout)
+    rate = learning_rate(step, job.num_steps, config.optim)
+    for group in job.optimiser.param_groups:
+        group["lr"] = rate
+    needed = job.reference if "ref_logp" in config.objective.needs else None
+    result = run_step(
+        pieces, config.objective, make_score(job.policy, config.objective, needed),
+        list(job.policy.trainable().values()), job.optimiser, config.optim.max_grad_norm,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
+    tokens = sum(batch.num_real_positions for batch in batches)
+    counters = replace(
+        counters, step=step, num_tokens=counters.num_tokens + tokens, prompts_seen=counters.prompts_seen + len(groups)
+    )
+    run.append("metrics.jsonl", {
+        "step": step, "phase": "train", "loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate,
+        "epoch": round(step / job.source.steps_per_epoch, 6), "num_tokens": counters.num_tokens,
+        "prompts_seen": counters.prompts_seen, "samples_drawn": counters.samples_drawn,
+        "reward_queries": counters.reward_queries, "step_time": seconds, "tokens_per_second": tokens / seconds,
+        "packing": tokens / sum(batch.num_positions for batch in batches), **result.metrics,
+    })  # fmt: skip
+    report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
+    return counters
+
+
+def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int) -> dict[str, float]:
+    if not job.eval_groups:
+        return {}
+    metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.reference, job.config.layout)
+    run.append("metrics.jsonl", {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()})
+    shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies") if k in metrics]
+    report.note(f"step {step}: held-out " + ", ".join(shown))
+    return metrics
+
+
+def save_final(job: Job, folder: Path) -> None:
+    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template."""
+    (job.policy.peft_model or job.policy.model).save_pretrained(folder)
+    job.tokenizer.save_pretrained(folder)
+
+
+def _bytes_needed(job: Job) -> int:
+    """final/ and, if any, the checkpoints, with one more while it is written."""
+    trained = sum(p.numel() * p.element_size() for p in job.policy.trainable().values())
+    every = job.config.save_every
+    saved = min(job.config.keep_checkpoints, (job.num_steps - 1) // every) if every else 0
+    return trained + (3 * trained * (saved + 1) if saved else 0)
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Within, Ctrl-C or SIGTERM asks the loop to stop after the step; a second one stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,123 @@
+"""The settings of a training run: a tree of frozen dataclasses, each owned by its room."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from preftune.data.options import DataOptions
+from preftune.data.pack import LayoutOptions
+from preftune.errors import ConfigError
+from preftune.objectives import Objective
+from preftune.objectives.bnf import BNF
+from preftune.policy.adapters import LoraOptions
+from preftune.policy.load import LoadOptions
+from preftune.policy.reference import ReferenceOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimOptions:
+    """AdamW and its schedule.
+
+    Args:
+        learning_rate: peak learning rate; around 1e-6 for all weights, 1e-5 to 1e-4 for adapters.
+        schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
+        warmup_ratio: share of all steps in which the learning rate rises linearly from zero.
+        weight_decay: decoupled weight decay.
+        adam_beta1: decay of the gradient's mean.
+        adam_beta2: decay of the gradient's square.
+        adam_epsilon: added to the root of the latter.
+        max_grad_norm: the gradient of a step is scaled down to this norm; 0 leaves it as it is.
+    """
+
+    learning_rate: float = 1e-6
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("learning_rate", 0.0, math.inf), ("warmup_ratio", 0.0, 1.0), ("weight_decay", 0.0, math.inf),
+            ("adam_beta1", 0.0, 1.0), ("adam_beta2", 0.0, 1.0), ("max_grad_norm", 0.0, math.inf),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value < high and not (name == "warmup_ratio" and value == 1.0):
+                raise ConfigError(f"{name} is out of range", got=value, expected=f"a number in [{low:g}, {high:g})")
+        if not self.adam_epsilon > 0:
+            raise ConfigError("adam_epsilon is out of range", got=self.adam_epsilon, expected="a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Args:
+        data: preference data: a file, a folder or a hub id.
+        output: the run folder, which must not hold anything yet.
+        model: the policy at its start: a bundled name, a folder, a .gguf file, an adapter folder or a hub id.
+        objective: the loss and its hyper-parameters.
+        eval_data: held-out data, in any format that `data` may have.
+        eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
+        batch_size: groups (prompts with their completions) per step.
+        epochs: passes over the data.
+        max_steps: stop after this many steps, whatever `epochs` says.
+        eval_every: steps between evaluations on held-out data; a tenth of the run when not given.
+        save_every: steps between checkpoints; 0 saves one only when the run is interrupted.
+        keep_checkpoints: how many of the latest checkpoints stay.
+        precision: "fp32", or "bf16": bf16 arithmetic with fp32 trained weights (frozen weights are then bf16).
+        gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
+        device: "auto" takes a GPU if there is one.
+        seed: of the data order, the held-out split and the adapters' start.
+        rows: how data files become groups of tokens.
+        layout: how groups are laid out for the model.
+        optim: the optimiser and its schedule.
+        lora: low-rank adapters.
+        reference: the frozen anchor.
+        loading: what may be loaded beside plain tensors.
+    """
+
+    data: str
+    output: str
+    model: str = "smollm2-135m-instruct"
+    objective: Objective = field(default_factory=BNF)
+    eval_data: str | None = None
+    eval_fraction: float = 0.1
+    batch_size: int = 8
+    epochs: float = 1.0
+    max_steps: int | None = None
+    eval_every: int | None = None
+    save_every: int = 0
+    keep_checkpoints: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+    seed: int = 0
+    rows: DataOptions = field(default_factory=DataOptions)
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    loading: LoadOptions = field(default_factory=LoadOptions)
+
+    def __post_init__(self) -> None:
+        for name, low in (("batch_size", 1), ("max_steps", 1), ("eval_every", 1), ("save_every", 0),
+                          ("keep_checkpoints", 1), ("seed", 0)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {low}")
+        if not (math.isfinite(self.epochs) and self.epochs > 0):
+            raise ConfigError("epochs is out of range", got=self.epochs, expected="a number above 0")
+        if not 0 <= self.eval_fraction < 1:
+            raise ConfigError("eval_fraction is out of range", got=self.eval_fraction, expected="[0, 1)")
+        if not self.data:
+            raise ConfigError("data is empty", expected="a file, a folder or a hub id")
+        if self.reference.mode == "adapter" and self.lora.rank == 0:
+            raise ConfigError("reference.mode adapter has no adapter to switch off", got="lora.rank 0",
+                              do="Set --lora.rank, or --reference.mode cache or live")  # fmt: skip
+        uses = "ref_logp" in self.objective.needs
+        if not uses and self.reference != ReferenceOptions():
+            raise ConfigError("reference has no effect: the objective has no reference",
+                              got=type(self.objective).__name__, do="Leave out --reference")  # fmt: skip

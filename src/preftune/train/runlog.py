@@ -1,0 +1,157 @@
+"""The run folder: everything that a report, a resume or a reader needs is in its files."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from preftune.errors import ConfigError, StorageError, storage_error
+from preftune.objectives import OBJECTIVES, objective_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Paths and writers of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    def write_text(self, name: str, text: str) -> None:
+        """Whole or not at all."""
+        try:
+            handle, scratch = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(scratch, self.path / name)
+        except OSError as error:
+            raise storage_error(f"write {name}", self.path, error) from error
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """One JSON line, in one write, so that a reader or a crash never sees half a line followed by another."""
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        try:
+            with open(self.path / name, "a", encoding="utf-8") as file:
+                file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise storage_error(f"write {name}", self.path, error) from error
+
+    def set_state(self, state: str, step: int, message: str = "") -> None:
+        self.write_json("status.json", {"state": state, "step": step, "message": message})
+
+    def state(self) -> str:
+        try:
+            return json.loads((self.path / "status.json").read_text())["state"]
+        except (OSError, ValueError, KeyError) as error:
+            raise StorageError(f"{self.path} is not a run folder", got=str(error), expected="status.json in it") from error
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run will do again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:  # the line that a crash cut off
+                continue
+        self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
+
+    def install_folder(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Have `write` fill a scratch folder, then put it in place under `name`."""
+        scratch = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{name}-"))
+        try:
+            write(scratch)
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            scratch.rename(self.path / name)
+        except OSError as error:
+            raise storage_error(f"write {name}/", self.path, error) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return self.path / name
+
+
+def check_output(output: str) -> None:
+    """Before any work: the run folder must be new or empty, and its parent must be writable."""
+    path = Path(output)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"The output {output} is there already", expected="a new or empty folder",
+                          do=f"Choose another --output, or go on with: preftune train --resume {output}")  # fmt: skip
+    parent = next(p for p in [path, *path.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise StorageError(f"The output {output} cannot be written", got=f"no permission in {parent}",
+                           expected="a folder that can be written", do="Choose another --output")  # fmt: skip
+
+
+def check_room(output: str, needed_bytes: int) -> None:
+    """The disk must have room for what the run will write; a run must not fail at its end."""
+    parent = next(p for p in [Path(output), *Path(output).absolute().parents] if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise StorageError(f"There is no room for the run in {parent}", got=f"{free / 1e9:.2f} GB free",
+                           expected=f"{needed_bytes / 1e9:.2f} GB for weights and checkpoints",
+                           do="Free some space or choose another --output")  # fmt: skip
+
+
+def create_run(output: str, config: Any, environment: Mapping[str, Any]) -> RunFolder:
+    """Make the folder and write config.yaml."""
+    run = RunFolder(path=Path(output))
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error("make the run folder", output, error) from error
+    run.write_text("config.yaml", yaml.safe_dump({**to_plain(config), "environment": dict(environment)}, sort_keys=False))
+    run.set_state("running", 0)
+    return run
+
+
+def to_plain(config: Any) -> Any:
+    """A tree of dataclasses as plain mappings; an objective is its name and its hyper-parameters."""
+    if type(config) in OBJECTIVES.values():
+        return {"name": objective_name(config), **asdict(config)}
+    if is_dataclass(config):
+        return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
+    return dict(config) if isinstance(config, Mapping) else config
+
+
+def environment(device: str, num_parameters: int, num_trainable: int) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("preftune", "torch", "transformers", "peft")},
+        "git": _git_hash(),
+        "device": device,
+        "num_parameters": num_parameters,
+        "num_trainable": num_trainable,
+        "command": " ".join(sys.argv),
+    }
+
+
+def _git_hash() -> str | None:
+    """Commit of the working directory, when it is a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,45 @@
+"""Where the groups of each step come from."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from preftune.types import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineSource:
+    """A fixed collection, every group once per epoch, in an order that the seed and the epoch settle.
+
+    It has no state: the groups of a step follow from the step's number, so a resumed run sees what it would have seen.
+    """
+
+    groups: Sequence[Group]
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.groups) / self.batch_size)
+
+    def take(self, step: int) -> list[Group]:
+        """Groups of step 1, 2, ...; the last step of an epoch takes what is left."""
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+        return [self.groups[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
+
+
+def hold_out(groups: Sequence[Group], fraction: float, seed: int) -> tuple[list[Group], list[Group]]:
+    """(training, held-out) groups. All groups of one prompt fall on the same side, so nothing leaks."""
+    digests = [
+        hashlib.blake2b(seed.to_bytes(8, "little") + group.prompt.tobytes(), digest_size=16).digest() for group in groups
+    ]
+    prompts = sorted(set(digests))
+    held = set(prompts[: round(fraction * len(prompts))])
+    if len(held) == len(prompts):
+        held = set()  # a single prompt cannot be on both sides
+    train = [group for group, digest in zip(groups, digests, strict=True) if digest not in held]
+    return train, [group for group, digest in zip(groups, digests, strict=True) if digest in held]

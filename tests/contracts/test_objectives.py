@@ -1,0 +1,178 @@
+"""What every objective of the table must keep to. A new objective gets all of this by being registered."""
+
+import copy
+from dataclasses import fields
+
+import jaxtyping
+import pytest
+import torch
+
+from preftune.errors import ConfigError
+from preftune.objectives import OBJECTIVES, reduce_losses
+from tests.contracts.steps import (
+    assemble, call, loss_and_gradient, policy_logp, random_step, with_scores,
+)  # fmt: skip
+from tests.contracts.variants import ALL, IDS, VARIANTS
+
+CUTS = [(5,), (2, 3), (1, 4), (1, 1, 3)]  # uneven, so that a micro-batch's own divisor shows
+every = pytest.mark.parametrize(("name", "objective"), ALL, ids=IDS)
+
+
+@every
+@pytest.mark.parametrize("cut", CUTS[1:])
+def test_a_step_may_be_cut_anywhere(name, objective, cut):
+    pieces = random_step(seed=1)
+    loss, gradient = loss_and_gradient(pieces, objective)
+    scores, signal = assemble(pieces, objective)
+    weight = float(objective.weights(scores.lengths, signal).sum())
+    parts, start = [], 0
+    for size in cut:
+        parts.append(loss_and_gradient(pieces[start : start + size], objective, weight))
+        start += size
+    torch.testing.assert_close(sum(part[0] for part in parts), loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient, rtol=1e-12, atol=1e-12)
+
+
+@every
+def test_order_of_groups_does_not_matter(name, objective):
+    pieces = random_step(seed=2)
+    order = [3, 0, 4, 2, 1]
+    loss, gradient = loss_and_gradient(pieces, objective)
+    shuffled_loss, shuffled_gradient = loss_and_gradient([pieces[i] for i in order], objective)
+    sizes = [sum(len(t["logp"]) for t in piece.tokens) for piece in pieces]
+    parts = gradient.split(sizes)
+    torch.testing.assert_close(shuffled_loss, loss, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shuffled_gradient, torch.cat([parts[i] for i in order]), rtol=1e-12, atol=1e-12)
+
+
+@every
+def test_deleting_a_group_leaves_the_units_of_the_others(name, objective):
+    """No unit may look at another group: what is left is what was there."""
+    pieces = random_step(seed=3)
+    whole, rest = call(pieces, objective), call(pieces[1:], objective)
+    dropped = len(whole.per_unit) - len(rest.per_unit)
+    assert dropped > 0
+    torch.testing.assert_close(whole.per_unit[dropped:], rest.per_unit, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(whole.weight[dropped:], rest.weight, rtol=0, atol=0)
+
+
+@every
+def test_units_of_weight_zero_have_no_gradient(name, objective):
+    pieces = random_step(seed=4)
+    leaf = policy_logp(pieces)
+    scores, signal = assemble(pieces, objective, leaf)
+    losses = objective(scores, signal)
+    (gradient,) = torch.autograd.grad(reduce_losses(losses, 1.0), leaf)
+    if bool((losses.weight == 0).any()) and len(losses.weight) == len(leaf):
+        assert bool((gradient[losses.weight == 0] == 0).all())
+    assert bool((gradient != 0).any())
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("logp", "ref_logp"),
+    [(0.0, 0.0), (-1e-9, -1e-9), (-1e-9, -30.0), (-30.0, -1e-9), (-200.0, -200.0), (-200.0, -1e-3), (-1e-3, -200.0)],
+)
+def test_extreme_logps_give_finite_losses_and_gradients(name, objective, dtype, logp, ref_logp):
+    pieces = with_scores(random_step(seed=5), logp=logp, ref_logp=ref_logp, behaviour_logp=ref_logp)
+    leaf = policy_logp(pieces).detach().to(dtype).requires_grad_()
+    scores, signal = assemble(pieces, objective, leaf)
+    low = type(scores)(**{
+        n: v.to(dtype) if torch.is_tensor(v := getattr(scores, n)) and v.is_floating_point() else v
+        for n in scores.__dataclass_fields__ if n != "logp"
+    }, logp=leaf)  # fmt: skip
+    losses = objective(low, signal)
+    (gradient,) = torch.autograd.grad(reduce_losses(losses, 10.0), leaf)
+    assert bool(torch.isfinite(losses.per_unit).all())
+    assert bool(torch.isfinite(gradient).all())
+    assert all(bool(torch.isfinite(value).all()) for value in losses.metrics.values())
+
+
+@every
+def test_metrics_are_detached_numbers(name, objective):
+    pieces = random_step(seed=6)
+    scores, signal = assemble(pieces, objective, policy_logp(pieces))
+    losses = objective(scores, signal)
+    assert losses.metrics
+    assert losses.per_unit.requires_grad
+    assert not losses.weight.requires_grad
+    for metric, value in losses.metrics.items():
+        assert not value.requires_grad, metric
+        assert value.ndim == 1, metric
+
+
+@every
+def test_pure(name, objective):
+    """The same in, the same out, and nothing that came in is changed."""
+    pieces = random_step(seed=7)
+    scores, signal = assemble(pieces, objective)
+    before = copy.deepcopy((scores, signal))
+    first, second = objective(scores, signal), objective(scores, signal)
+    torch.testing.assert_close(first.per_unit, second.per_unit, rtol=0, atol=0)
+    for kept, now in zip(before, (scores, signal), strict=True):
+        for name_ in kept.__dataclass_fields__:
+            if torch.is_tensor(getattr(kept, name_)):
+                assert torch.equal(getattr(kept, name_), getattr(now, name_)), name_
+
+
+@every
+def test_reference_and_behaviour_get_no_gradient(name, objective):
+    pieces = random_step(seed=8)
+    scores, signal = assemble(pieces, objective, policy_logp(pieces))
+    frozen = {n: getattr(scores, n).clone().requires_grad_() for n in ("ref_logp", "behaviour_logp") if n in objective.needs}
+    changed = type(scores)(**{n: frozen.get(n, getattr(scores, n)) for n in scores.__dataclass_fields__})
+    reduce_losses(objective(changed, signal), 1.0).backward()
+    assert all(tensor.grad is None for tensor in frozen.values())
+
+
+@every
+def test_weights_are_known_before_any_score(name, objective):
+    pieces = random_step(seed=9)
+    scores, signal = assemble(pieces, objective)
+    torch.testing.assert_close(
+        objective(scores, signal).weight, objective.weights(scores.lengths, signal).double(), rtol=0, atol=0
+    )
+
+
+@every
+def test_needs_are_what_is_read(name, objective):
+    """Each declared need changes the loss's gradient or value; without it the objective fails instead of guessing."""
+    pieces = random_step(seed=10)
+    loss, gradient = loss_and_gradient(pieces, objective)
+    for need in objective.needs:
+        shifted = with_scores(pieces, **{need: -0.3})
+        other_loss, other_gradient = loss_and_gradient(shifted, objective)
+        assert not (torch.equal(loss, other_loss) and torch.equal(gradient, other_gradient)), need
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_hyper_parameter_is_felt(name):
+    """Between the variants of the suite each field differs, and each difference changes loss or gradient or the signal."""
+    variants = VARIANTS[name]
+    pieces = random_step(seed=11)
+    default = variants[0]
+    for field in fields(default):
+        felt = False
+        for variant in variants[1:]:
+            value = getattr(variant, field.name)
+            if value == getattr(default, field.name):
+                continue
+            one = OBJECTIVES[name](**{field.name: value})
+            base, changed = loss_and_gradient(pieces, default), loss_and_gradient(pieces, one)
+            felt |= not (torch.equal(base[0], changed[0]) and torch.equal(base[1], changed[1]))
+        assert felt, f"{name}.{field.name} changes nothing, or no variant of the suite sets it"
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bad_hyper_parameters_are_refused(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: no type checker in the way
+    for field in fields(OBJECTIVES[name]):
+        bad = "no such choice" if isinstance(field.default, str) else float("nan")
+        with pytest.raises(ConfigError, match=field.name):
+            OBJECTIVES[name](**{field.name: bad})
+
+
+def test_the_table_is_complete():
+    assert set(VARIANTS) == set(OBJECTIVES)
+    assert list(OBJECTIVES) == sorted(OBJECTIVES)

@@ -1,0 +1,117 @@
+"""Rows: who shares what, what a row may hold, and that every token is where it should be."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftune.data.pack import (
+    LayoutOptions, batch_signal, collate, pack_rows, segments, split_micro_batches,
+)  # fmt: skip
+from preftune.errors import ConfigError
+from preftune.types import Group, Labels, Pairs, Rewards
+from tests.models import random_groups
+
+
+def group(prompt: list[int], *completions: list[int], **known) -> Group:
+    return Group(
+        prompt=np.array(prompt, dtype=np.int32),
+        completions=tuple(np.array(completion, dtype=np.int32) for completion in completions), **known,
+    )  # fmt: skip
+
+
+SMALL = group([1, 2, 3], [4, 5, 9], [6, 9])
+
+
+def test_a_shared_row_by_hand():
+    batch = collate([SMALL], LayoutOptions(), "shared")
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6]]  # the last token of each completion is only a target
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert batch.group_ids.tolist() == [[0] * 6]
+    assert batch.branch_ids.tolist() == [[0, 0, 0, 1, 1, 2]]
+    assert batch.predict_at.tolist() == [2, 3, 4, 2, 5]  # both first tokens are predicted from the prompt's end
+    assert batch.targets.tolist() == [4, 5, 9, 6, 9]
+    assert batch.lengths.tolist() == [3, 2]
+
+
+def test_an_unshared_row_by_hand():
+    batch = collate([SMALL], LayoutOptions(row_tokens=9), "packed")
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 6]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
+    assert batch.group_ids.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1, 1]]
+    assert batch.predict_at.tolist() == [2, 3, 4, 7, 8]
+
+
+def test_single_sequences_are_padded_at_the_end():
+    batch = collate([SMALL], LayoutOptions(), "single")
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [1, 2, 3, 6, 0]]
+    assert batch.group_ids.tolist() == [[0] * 5, [0, 0, 0, 0, -1]]
+    assert batch.predict_at.tolist() == [2, 3, 4, 7, 8]
+    assert (batch.num_positions, batch.num_real_positions) == (10, 9)
+
+
+@given(seed=st.integers(0, 10_000), row=st.integers(1, 60), sharing=st.sampled_from(["shared", "packed", "single"]))
+def test_every_token_is_predicted_from_the_one_before_it(seed, row, sharing):
+    groups = random_groups(seed)
+    batch = collate(groups, LayoutOptions(row_tokens=row), sharing)
+    flat = batch.input_ids.flatten()
+    at, targets = iter(batch.predict_at.tolist()), iter(batch.targets.tolist())
+    for one in groups:
+        for completion in one.completions:
+            before = [one.prompt[-1], *completion[:-1]]
+            for previous, token in zip(before, completion, strict=True):
+                assert next(targets) == token
+                assert flat[next(at)] == previous
+    assert next(at, None) is None
+    assert batch.lengths.tolist() == [len(c) for one in groups for c in one.completions]
+
+
+@given(seed=st.integers(0, 10_000), row=st.integers(1, 60), sharing=st.sampled_from(["shared", "packed"]))
+def test_rows_hold_every_segment_once_and_keep_to_their_capacity(seed, row, sharing):
+    found = segments(random_groups(seed), sharing)
+    rows = pack_rows(found, row, sharing)
+    assert sorted((s.group, s.completions) for r in rows for s in r) == sorted((s.group, s.completions) for s in found)
+    longest = max(s.num_positions for s in found)
+    assert all(sum(s.num_positions for s in r) <= max(row, longest) for r in rows)
+
+
+@given(seed=st.integers(0, 10_000), budget=st.integers(20, 200))
+def test_micro_batches_cut_no_group_and_keep_to_the_budget(seed, budget):
+    groups = random_groups(seed, num_groups=9)
+    options = LayoutOptions(row_tokens=20, micro_batch_tokens=budget)
+    batches = split_micro_batches(groups, options, "shared")
+    assert sorted(index for batch in batches for index in batch) == list(range(9))
+    for batch in batches:
+        size = sum(s.num_positions for s in segments([groups[i] for i in batch], "shared"))
+        assert size <= budget or len(batch) == 1
+
+
+def test_sharing_saves_the_prompt():
+    long = group(list(range(3, 50)), [4, 5], [6, 7], [8, 9])
+    assert segments([long], "shared")[0].num_positions == 47 + 3
+    assert sum(s.num_positions for s in segments([long], "packed")) == 3 * 48
+
+
+def test_signals_index_the_completions_of_all_groups():
+    one = group([1], [2], [3], [4], pairs=((0, 2), (1, 2)), rewards=(0.5, 1.0, -1.0))
+    two = group([1], [2], [3], pairs=((1, 0),), rewards=(0.0, 2.0))
+    pairs = batch_signal([one, two], Pairs)
+    assert isinstance(pairs, Pairs)
+    assert (pairs.chosen.tolist(), pairs.rejected.tolist()) == ([0, 1, 4], [2, 2, 3])
+    labels = batch_signal([one, two], Labels)
+    assert isinstance(labels, Labels)
+    assert labels.label.tolist() == [1, 1, -1, -1, 1]
+    rewards = batch_signal([one, two], Rewards)
+    assert isinstance(rewards, Rewards)
+    assert (rewards.reward.tolist(), rewards.group.tolist()) == ([0.5, 1.0, -1.0, 0.0, 2.0], [0, 0, 0, 1, 1])
+
+
+def test_a_micro_batch_smaller_than_a_row_is_refused():
+    with pytest.raises(ConfigError, match="micro_batch_tokens is smaller than a row"):
+        LayoutOptions(row_tokens=512, micro_batch_tokens=256)
+
+
+def test_tensors_are_int64():
+    batch = collate([SMALL], LayoutOptions(), "shared")
+    assert all(getattr(batch, f).dtype == torch.int64 for f in batch.__dataclass_fields__)

@@ -1,0 +1,107 @@
+"""BNF: golden values, the full target distribution as oracle, and its shape."""
+
+import pytest
+import torch
+
+from preftune.objectives.bnf import BNF, odds_weight
+from preftune.types import Labels, Pairs, TokenScores
+from tests.oracles.bnf import full_bnf_loss, full_target
+
+LOGITS = torch.tensor([1.0, 0.5, -0.3, 2.0], dtype=torch.float64)
+REF_LOGITS = torch.tensor([0.2, 1.5, -0.3, 1.0], dtype=torch.float64)
+# (target, f, loss of the full form, gradient on the logits, w), worked out from the paper's definition
+GOLDEN = [
+    (0, 1.0, 1.525479, (-0.782483, 0.131931, 0.059280, 0.591272), 1.0),
+    (1, 0.269714, 1.227745, (0.034525, -0.137783, 0.009409, 0.093849), 0.158724),
+    (2, 0.733158, 2.329578, (0.155817, 0.094508, -0.673878, 0.423554), 0.716343),
+    (3, 1.0, 0.525479, (0.217517, 0.131931, 0.059280, -0.408728), 1.0),
+]
+
+
+def token(target: int, label: int, logits=LOGITS) -> tuple[torch.Tensor, torch.Tensor]:
+    """(surrogate loss, gradient on the logits) of one completion of one token."""
+    z = logits.clone().requires_grad_()
+    scores = TokenScores(
+        logp=z.log_softmax(-1)[target, None], ref_logp=REF_LOGITS.log_softmax(-1)[target, None], lengths=torch.tensor([1])
+    )
+    losses = BNF()(scores, Labels(label=torch.tensor([label])))
+    (gradient,) = torch.autograd.grad(losses.per_unit.sum(), z)
+    return losses.per_unit.detach(), gradient
+
+
+@pytest.mark.parametrize(("target", "f", "value", "gradient", "w"), GOLDEN)
+@pytest.mark.parametrize("label", [1, -1])
+def test_golden_token(target, f, value, gradient, w, label):
+    loss, got = token(target, label)
+    torch.testing.assert_close(got, label * torch.tensor(gradient, dtype=torch.float64), rtol=0, atol=6e-7)
+    # The surrogate's value: -label * w * logp, logp = z_y - logsumexp(z) = z_y - 2.525479
+    assert loss.item() == pytest.approx(-label * w * (LOGITS[target].item() - 2.525479), abs=3e-6)
+    # and the oracle is the paper's definition
+    assert full_target(LOGITS, REF_LOGITS, target)[target].item() == pytest.approx(f, abs=6e-7)
+    assert full_bnf_loss(LOGITS[None], REF_LOGITS[None], torch.tensor([target])).item() == pytest.approx(value, abs=6e-7)
+
+
+def test_weight_is_a_ratio_of_odds():
+    """p = .9, q = .99: (.9/.1) / (.99/.01) = 9/99, and not .9/.99; the other way round it is cut at 1."""
+    p, q = torch.tensor([0.9, 0.99]).log(), torch.tensor([0.99, 0.9]).log()
+    torch.testing.assert_close(odds_weight(p, q), torch.tensor([9 / 99, 1.0]), rtol=1e-5, atol=0)
+
+
+def test_push_peaks_at_the_reference_and_fades_on_both_sides():
+    """|d L / d z_y| = |p_y - f| is largest at p_y = q_y, where it is 1 - q_y, and goes to 0 for p_y -> 0 and p_y -> 1."""
+    q = torch.tensor(0.3, dtype=torch.float64)
+    p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    weight = odds_weight(p.log(), q.log().expand(999))
+    push = weight * (1 - p)
+    assert p[push.argmax()].item() == pytest.approx(0.3, abs=1e-9)
+    assert push.max().item() == pytest.approx(0.7, abs=1e-9)
+    assert push[0].item() == pytest.approx(0.001 * 0.7 / 0.3, rel=1e-9)
+    assert push[-1].item() == pytest.approx(0.001, rel=1e-6)
+
+
+def test_weight_carries_no_gradient():
+    logp = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    scores = TokenScores(logp=logp, ref_logp=torch.tensor([-0.5, -0.5], dtype=torch.float64), lengths=torch.tensor([2]))
+    (gradient,) = torch.autograd.grad(BNF()(scores, Labels(label=torch.tensor([1]))).per_unit.sum(), logp)
+    # w_t = odds(e^-1)/odds(e^-.5): odds(.367879) = .581977, odds(.606531) = 1.541494, odds(.135335) = .156518
+    expected = -torch.tensor([0.581977 / 1.541494, 0.156518 / 1.541494], dtype=torch.float64) / 2
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0)
+
+
+def pair_scores(lengths: tuple[int, int]) -> TokenScores:
+    """logp = -1 everywhere, ref_logp = -2 for the first completion (w = 1) and -1 for the other (w = 1)."""
+    n, m = lengths
+    ref = torch.cat([torch.full((n,), -2.0), torch.full((m,), -1.0)]).double()
+    return TokenScores(logp=torch.full((n + m,), -1.0).double(), ref_logp=ref, lengths=torch.tensor(lengths))
+
+
+def test_reductions():
+    """All weights are 1, so sums are -2 and -4 over 2 and 4 tokens.
+
+    sequence_mean: chosen -1 * (-2/2) = 1, rejected +1 * (-4/4) = -1, mean 0.
+    pair_min: both divided by 2: (2 - 4) / 2, halved: -0.5.
+    """
+    scores = pair_scores((2, 4))
+    singles = BNF()(scores, Labels(label=torch.tensor([1, -1])))
+    torch.testing.assert_close(singles.per_unit, torch.tensor([1.0, -1.0]).double())
+    pairs = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
+    torch.testing.assert_close(BNF(reduction="pair_min")(scores, pairs).per_unit, torch.tensor([-0.5]).double())
+
+
+def test_reductions_agree_for_equal_lengths():
+    scores = pair_scores((3, 3))
+    pair = BNF(reduction="pair_min")(scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))).per_unit
+    torch.testing.assert_close(pair.mean(), BNF()(scores, Labels(label=torch.tensor([1, -1]))).per_unit.mean())
+
+
+def test_metrics():
+    """ref_logp -0.5 and -1 for a chosen token of logp -1 and a rejected one of logp -0.1 (w = 1 there)."""
+    scores = TokenScores(
+        logp=torch.tensor([-1.0, -0.1]), ref_logp=torch.tensor([-0.5, -1.0]), lengths=torch.tensor([1, 1])
+    )
+    metrics = BNF()(scores, Labels(label=torch.tensor([1, -1]))).metrics
+    expected = {
+        "logps/chosen": -1.0, "logps/rejected": -0.1, "log_ratios/chosen": -0.5, "log_ratios/rejected": 0.9,
+        "bnf/weight_chosen": 0.581977 / 1.541494, "bnf/weight_rejected": 1.0,
+    }  # fmt: skip
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, rel=1e-5)
