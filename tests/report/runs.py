@@ -99,7 +99,8 @@ def sample(stage: str, index: int, reward: float | None, sample_index: int = 0, 
     """A line of samples.jsonl for prompt `index`, with the given fields replaced."""
     return {
         "stage": stage, "step": 0, "prompt_index": index, "sample_index": sample_index,
-        "prompt": f"prompt text {index}", "completion": f"{stage} {index} {sample_index}", "reward": reward, "ended": True, "num_tokens": 10, **more,
+        "prompt": f"prompt text {index}",
+        "completion": f"{stage} {index} {sample_index}", "reward": reward, "ended": True, "num_tokens": 10, **more,
     }
 
 

@@ -77,7 +77,7 @@ def test_options_of_the_axis_are_felt():
 @pytest.mark.parametrize(
     "values",
     [[math.nan], [math.nan, math.nan, 1.0], [math.inf, 1.0, -math.inf], [1e300, 1.0, -1e300], [0.0], [5.0] * 9,
-     [1e-12, 2e-12], [1e15, 1e15 + 1], [-1e-9, 1e9]],
+     [1e-12, 2e-12], [1.7e308, -1.7e308], [1.7e308] * 900, [1e-320, 1e300], [1e15, 1e15 + 1], [-1e-9, 1e9]],
 )
 @pytest.mark.parametrize("spread", [True, False])
 def test_any_numbers_can_be_drawn(values, spread):
@@ -131,7 +131,7 @@ def test_a_metric_without_evaluation_is_strong_and_needs_no_legend(tmp_path):
 def test_values_left_as_a_gap_are_said(tmp_path):
     folder = build_run(tmp_path / "run", num_prompts=1)
     write_lines(folder / "metrics.jsonl", [{"step": s, "phase": "train", "loss": (1, math.nan)[s]} for s in (0, 1)])
-    assert figures([read_run(folder)])[0].meaning.endswith("1 logged value is not finite and left as a gap.")
+    assert figures([read_run(folder)])[0].meaning.endswith("1 logged value is not finite (or beyond 1e+30): a gap.")
 
 
 def test_several_runs_have_a_colour_each(tmp_path):

@@ -138,8 +138,12 @@ def thinned(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     return middle, mean, low, high
 
 
+def drawable(value: float) -> bool:
+    return abs(value) <= MAX_VALUE  # false for NaN too
+
+
 def _spans_decades(curves: Sequence[Curve]) -> bool:
-    values = np.asarray([v for curve in curves for v in curve.series.values if math.isfinite(v)])
+    values = np.asarray([v for curve in curves for v in curve.series.values if drawable(v)])
     return len(values) > 0 and bool(values.min() > 0) and bool(values.max() > 100 * values.min())
 
 

@@ -29,7 +29,7 @@ from preftune.report.summary import (
     verdict,
     what_was_done,
 )
-from preftune.report.words import mean_text, range_text, value_text
+from preftune.report.words import mean_text, plural, range_text, value_text
 
 REPORT_NAME = "report.html"
 NUM_SHOWN = 12  # prompts shown at once, their first sample each
@@ -166,7 +166,8 @@ def _cells(change: Change) -> dict[str, object]:
     }
     known = change.difference or change.before or change.after
     return {
-        "name": change.name, "unit": change.unit, "cells": list(cells.values()), "prompts": known.num if known else 0,
+        "name": change.name, "unit": change.unit, "cells": list(cells.values()),
+        "prompts": plural(known.num if known else 0, "prompt"),
     }
 
 

@@ -1,10 +1,9 @@
 """Which metrics are drawn together, and what their curves mean."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from preftune.report.figures import PALETTE, VARIABLES, Curve, curves_figure
+from preftune.report.figures import MAX_VALUE, PALETTE, VARIABLES, Curve, curves_figure, drawable
 from preftune.report.read import RunFiles, Series
 from preftune.report.words import value_text
 
@@ -151,10 +150,10 @@ def _legend(panel: Panel, runs: Sequence[RunFiles], curves: Sequence[Curve]) -> 
 
 
 def _gaps(curves: Sequence[Curve]) -> str:
-    count = sum(not math.isfinite(value) for curve in curves for value in curve.series.values)
+    count = sum(not drawable(value) for curve in curves for value in curve.series.values)
     if not count:
         return ""
-    return f" {count} logged value{' is' if count == 1 else 's are'} not finite and left as a gap."
+    return f" {count} logged value{' is' if count == 1 else 's are'} not finite (or beyond {MAX_VALUE:g}): a gap."
 
 
 def _alternative(panel: Panel, runs: Sequence[RunFiles]) -> str:
