@@ -20,7 +20,7 @@ FIELDS = (
 )  # what `columns` can fill
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: jsonargparse reads __dict__
 class DataOptions:
     """How data files become groups of tokens.
 
