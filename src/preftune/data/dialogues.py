@@ -32,13 +32,16 @@ def is_transcript(text: str) -> bool:
 
 
 def transcript_turns(text: str) -> tuple[Message, ...]:
-    """The turns of a transcript, stripped. Consecutive turns of one speaker are one turn, in paragraphs."""
+    """The turns of a transcript, stripped. Consecutive turns of one speaker are one turn of several lines.
+
+    They are joined by a single line break: a blank line before a text like "Human: ..." would make a new turn of it.
+    """
     before, *pieces = _HH_MARK.split(text)
     turns = [Message(role="system", content=before.strip())] if before.strip() else []
     for mark, content in zip(pieces[::2], pieces[1::2], strict=True):
         role, content = _HH_ROLES[mark], content.strip()
         if turns and turns[-1].role == role:
-            content = "\n\n".join(part for part in (turns.pop().content, content) if part)
+            content = "\n".join(part for part in (turns.pop().content, content) if part)
         turns.append(Message(role=role, content=content))
     return tuple(turns)
 

@@ -10,8 +10,8 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from preftune.errors import ConfigError, DataError, shown
 
@@ -56,7 +56,7 @@ def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
             yield from _arrow_rows(path, suffix)
             return
         with gzip.open(path, "rb") if suffix.endswith(".gz") else path.open("rb") as file:
-            yield from _text_rows(cast(BinaryIO, file), name, suffix.removesuffix(".gz"), split)
+            yield from _text_rows(file, name, suffix.removesuffix(".gz"), split)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{name}: the gzip file is damaged or cut off", got=str(error), expected="a whole gzip file",
                         do="Copy or download it again") from error
@@ -72,7 +72,7 @@ def _refuse_split(name: str, split: str | None) -> None:
                           do="Name the file of that split, and leave split out")
 
 
-def _text_rows(file: BinaryIO, name: str, suffix: str, split: str | None) -> Iterator[RawRow]:
+def _text_rows(file: BufferedIOBase, name: str, suffix: str, split: str | None) -> Iterator[RawRow]:
     if suffix == ".jsonl":
         yield from _json_lines(file, name)
     elif suffix == ".csv":
@@ -84,7 +84,7 @@ def _text_rows(file: BinaryIO, name: str, suffix: str, split: str | None) -> Ite
 # --- lines ---
 
 
-def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, int, bytes | DataError]]:
+def _lines(file: BufferedIOBase, name: str) -> Iterator[tuple[int, int, bytes | DataError]]:
     """(number from 1, offset of its first byte, line); a line that is too long is passed over in pieces."""
     offset, number = 0, 0
     while line := file.readline(MAX_LINE_BYTES + 1):
@@ -112,7 +112,7 @@ def _decoded(raw: bytes, offset: int, where: str) -> str | DataError:
         )
 
 
-def _json_lines(file: BinaryIO, name: str) -> Iterator[RawRow]:
+def _json_lines(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
     for number, offset, line in _lines(file, name):
         text = line if isinstance(line, DataError) else _decoded(line, offset, f"{name}, row {number}")
         if isinstance(text, DataError):
@@ -150,7 +150,7 @@ def _object_row(value: object, name: str, number: int) -> RawRow:
 # --- a whole .json file ---
 
 
-def _json_rows(file: BinaryIO, name: str, split: str | None) -> Iterator[RawRow]:
+def _json_rows(file: BufferedIOBase, name: str, split: str | None) -> Iterator[RawRow]:
     raw = file.read(MAX_JSON_BYTES + 1)
     if len(raw) > MAX_JSON_BYTES:
         raise DataError(f"{name} is too large to be read whole", got=f"more than {MAX_JSON_BYTES >> 30} GiB",
@@ -222,7 +222,7 @@ def _list_inside(value: object, name: str, split: str | None) -> list:
 # --- tables ---
 
 
-def _csv_rows(file: BinaryIO, name: str) -> Iterator[RawRow]:
+def _csv_rows(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_LINE_BYTES)  # the module's own limit of 128 KiB is less than a long dialogue
     faults: list[DataError] = []  # of the lines that the reader has taken since the last row
 

@@ -50,12 +50,11 @@ class Format:
 
 
 def detect(rows: Sequence[Row]) -> Format:
-    """The format that fits most of the first rows; the first of the table when several do. Half must fit."""
+    """The first format of the table that fits at least half of the first rows: a few bad rows do not hide it."""
     rows = rows[:DETECTION_ROWS]
-    counts = {name: sum(form.matches(row) for row in rows) for name, form in FORMATS.items()}
-    best = max(counts, key=lambda name: counts[name], default="")
-    if rows and counts[best] * 2 >= len(rows):
-        return FORMATS[best]
+    for form in FORMATS.values():
+        if rows and sum(form.matches(row) for row in rows) * 2 >= len(rows):
+            return form
     columns = list(dict.fromkeys(str(name) for row in rows for name in row))
     known = "; ".join(f"{form.name} ({form.columns})" for form in FORMATS.values())
     raise DataError("No format fits these rows", got="the columns " + (", ".join(columns) or "none"), expected=known,

@@ -1,0 +1,186 @@
+"""Which pairs, labels and rewards come of which records; what `derive` promises for any records."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftune.data.signals import available_signals, derive
+from preftune.errors import ConfigError, DataError
+from preftune.types import Record
+
+
+def scored(*rewards, prompt="p", texts=None):
+    return Record(prompt=prompt, completions=tuple(texts or (f"c{k}" for k in range(len(rewards)))), rewards=rewards)
+
+
+def paired(*pairs, texts=("a", "b", "c"), prompt="p"):
+    return Record(prompt=prompt, completions=texts, pairs=pairs)
+
+
+def labelled(text, label, prompt="p"):
+    return Record(prompt=prompt, completions=(text,), labels=(label,))
+
+
+def test_pairs_stay_and_lose_unused_completions():
+    (record,), report = derive([paired((2, 0))], "pairs")
+    assert (record.completions, record.pairs) == (("a", "c"), ((1, 0),))
+    assert (report.num_pairs, report.left_out) == (1, {"in no pair": 1})
+
+
+def test_all_pairs_of_rewards():
+    (record,), report = derive([scored(1.0, 3.0, 2.0, 2.0)], "pairs")
+    assert set(record.pairs) == {(1, 0), (1, 2), (1, 3), (2, 0), (3, 0)}  # the two 2.0 are a tie
+    assert report.num_pairs == 5 and record.rewards == ()
+
+
+def test_best_against_worst():
+    (record,), _ = derive([scored(1.0, 3.0, 2.0)], "pairs", pairing="best_worst")
+    assert (record.completions, record.pairs) == (("c0", "c1"), ((1, 0),))
+
+
+def test_min_gap_takes_the_gaps_that_reach_it():
+    (record,), _ = derive([scored(0.0, 1.0, 1.5)], "pairs", min_gap=1.0)
+    assert set(record.pairs) == {(1, 0), (2, 0)}
+    _, report = derive([scored(0.0, 1.0), scored(0.0, 0.5, prompt="q")], "pairs", min_gap=1.0)
+    assert report.dropped == {"largest reward gap below min_gap": 1}
+
+
+def test_ties_are_dropped_and_counted():
+    records, report = derive([scored(1.0, 1.0), scored(0.0, 1.0, prompt="q")], "pairs")
+    assert len(records) == 1 and report.dropped == {"tie: all rewards are equal": 1}
+
+
+def test_equal_texts_are_never_a_pair():
+    records, report = derive([scored(0.0, 1.0, texts=("same", "same")), scored(0.0, 1.0, prompt="q")], "pairs")
+    assert len(records) == 1 and report.dropped == {"equal texts with different rewards": 1}
+
+
+def test_pairs_of_labels_join_the_rows_of_a_prompt():
+    rows = [labelled("a", 1), labelled("x", -1, "q"), labelled("b", -1), labelled("c", -1)]
+    (record,), report = derive(rows, "pairs")
+    assert (record.completions, record.pairs) == (("a", "b", "c"), ((0, 1), (0, 2)))
+    assert report.merged == 2 and report.dropped == {"only one label for the prompt": 1}
+
+
+def test_labels_of_pairs_leave_contradictions_out():
+    (record,), report = derive([paired((0, 1), (1, 2))], "labels")
+    assert (record.completions, record.labels) == (("a", "c"), (1, -1))
+    assert sum(report.left_out.values()) == 1
+
+
+def test_labels_of_pairs_see_contradictions_across_rows():
+    rows = [paired((0, 1), texts=("a", "b")), paired((0, 1), texts=("b", "c"))]
+    (record,), _ = derive(rows, "labels")
+    assert (record.completions, record.labels) == (("a", "c"), (1, -1))
+
+
+def test_labels_of_rewards_are_about_the_mean():
+    (record,), report = derive([scored(1.0, 2.0, 3.0)], "labels")
+    assert (record.completions, record.labels) == (("c0", "c2"), (-1, 1))
+    assert (report.num_preferred, report.num_dispreferred) == (1, 1)
+
+
+def test_a_reward_at_the_mean_has_no_label_whatever_the_rounding():
+    (record,), _ = derive([scored(0.1, 0.2, 0.3)], "labels")  # their mean in floating point is below 0.2
+    assert record.completions == ("c0", "c2")
+
+
+def test_labels_of_best_and_worst():
+    (record,), _ = derive([scored(1.0, 5.0, 4.0)], "labels", pairing="best_worst")
+    assert (record.completions, record.labels) == (("c0", "c1"), (-1, 1))
+
+
+def test_rewards_of_labels_and_of_pairs():
+    (record,), _ = derive([labelled("a", 1), labelled("b", -1)], "rewards")
+    assert (record.completions, record.rewards) == (("a", "b"), (1.0, 0.0))
+    (record,), _ = derive([paired((0, 1), (1, 2))], "rewards")
+    assert (record.completions, record.rewards) == (("a", "c"), (1.0, 0.0))
+
+
+def test_single_rewards_of_a_prompt_join_but_groups_do_not():
+    singles = [scored(1.0, texts=("a",)), scored(0.0, texts=("b",))]
+    (record,), _ = derive(singles, "rewards")
+    assert record.rewards == (1.0, 0.0)
+    groups, report = derive([scored(-1.0, -2.0), scored(-1.0, -2.0)], "pairs")  # ranks of two rankings
+    assert [group.pairs for group in groups] == [((0, 1),), ((0, 1),)] and report.merged == 0
+
+
+@pytest.mark.parametrize("option", [{"pairing": "best_worst"}, {"min_gap": 0.5}])
+@pytest.mark.parametrize(("records", "signal"), [([paired((0, 1))], "pairs"), ([scored(0.0, 1.0)], "rewards"),
+                                                 ([labelled("a", 1), labelled("b", -1)], "pairs")])
+def test_an_option_without_effect_is_an_error(records, signal, option):
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} has no effect"):
+        derive(records, signal, **option)
+
+
+def test_nothing_left_says_why_and_what_the_data_can_give():
+    with pytest.raises(DataError, match=r"give no pairs; got 2 records: only one label.*can give: labels, rewards"):
+        derive([labelled("a", 1), labelled("b", 1, "q")], "pairs")
+    with pytest.raises(DataError, match=r"no completions.*can give: none"):
+        derive([Record(prompt="p", completions=())], "labels")
+    with pytest.raises(DataError, match="no records"):
+        derive([], "labels")
+
+
+# --- for any records ---
+
+texts = st.sampled_from(["a", "b", "c", "d"])
+prompts = st.sampled_from(["p", "q"])
+
+
+@st.composite
+def any_fields(draw):
+    """The fields of a record (records themselves are made in the tests: their type check is not for strategies)."""
+    completions = tuple(draw(st.lists(texts, max_size=4)))
+    count = len(completions)
+    kind = draw(st.sampled_from(["pairs", "labels", "rewards"]))
+    if kind == "pairs":
+        index = st.integers(0, count - 1)
+        pair = st.tuples(index, index).filter(lambda pair: pair[0] != pair[1])
+        values = draw(st.lists(pair, max_size=3)) if count > 1 else []
+    else:
+        number = st.sampled_from([1, -1] if kind == "labels" else [0.0, 0.1, 0.2, 0.3, 1.0])
+        values = draw(st.lists(st.none() | number, min_size=count, max_size=count))
+    return {"prompt": draw(prompts), "completions": completions, kind: tuple(values)}
+
+
+@given(st.lists(any_fields(), max_size=5), st.sampled_from(["pairs", "labels", "rewards"]))
+def test_every_record_holds_exactly_the_signal(fields, signal):
+    records = [Record(**each) for each in fields]
+    if signal not in available_signals(records):
+        with pytest.raises(DataError):
+            derive(records, signal)
+        return
+    derived, report = derive(records, signal)
+    assert len(derived) + sum(report.dropped.values()) + report.merged == len(records)
+    for record in derived:
+        count = len(record.completions)
+        used = {k for pair in record.pairs for k in pair}
+        assert used == (set(range(count)) if signal == "pairs" else set())
+        assert all(record.completions[i] != record.completions[j] for i, j in record.pairs)
+        assert len(record.labels) == (count if signal == "labels" else 0)
+        assert set(record.labels) <= {1, -1}
+        assert len(record.rewards) == (count if signal == "rewards" else 0)
+        assert None not in record.rewards
+    assert report.num_pairs == sum(len(record.pairs) for record in derived)
+
+
+@given(st.lists(any_fields(), max_size=5), st.sampled_from(["pairs", "labels"]))
+def test_deriving_again_changes_nothing(fields, signal):
+    records = [Record(**each) for each in fields]
+    if signal in available_signals(records):
+        derived, _ = derive(records, signal)
+        assert derive(derived, signal)[0] == derived
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.floats(0, 4))
+def test_pairs_of_rewards_are_all_gaps_that_count(rewards, min_gap):
+    record = scored(*rewards)
+    expected = {(i, j) for i, a in enumerate(rewards) for j, b in enumerate(rewards) if a > b and a - b >= min_gap}
+    if not expected:
+        with pytest.raises(DataError):
+            derive([record], "pairs", min_gap=min_gap)
+        return
+    (derived,), _ = derive([record], "pairs", min_gap=min_gap)
+    names = derived.completions
+    assert {(names[i], names[j]) for i, j in derived.pairs} == {(f"c{i}", f"c{j}") for i, j in expected}
