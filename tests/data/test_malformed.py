@@ -131,6 +131,14 @@ def test_a_bad_row_is_skipped_and_counted(tmp_path, case):
     assert [record.origin for record in loaded.records] == [f"{path}:{row}" for row in (1, 3, 4)]
 
 
+def test_bad_rows_of_a_table_are_skipped_one_by_one(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"prompt,chosen,rejected\na,b,c\na,\xff,c\na,b\na,,c\na,b,c\n")
+    loaded = load_records(path, DataOptions(bad_rows="skip"))
+    assert [bad.row for bad in loaded.bad_rows] == [2, 3, 4]
+    assert [record.origin for record in loaded.records] == [f"{path}:1", f"{path}:5"]
+
+
 LINE = json.dumps(GOOD["pairs"]).encode()
 FILES = {
     "empty": ("a.jsonl", b"", "is empty"),

@@ -74,7 +74,8 @@ def test_everything_is_counted(tmp_path, chat):
     assert (report.num_rows, report.num_bad, report.num_groups, report.num_pairs) == (5, 1, 2, 2)
     assert report.dropped_rows == {"chosen and rejected are equal": 1}
     assert report.fitted == {"whole": 2, "dropped: too long": 1}
-    assert [group.origin for group in prepared.groups] == [f"{path}:1", f"{path}:5"]
+    for kept in (prepared.groups, prepared.records):
+        assert [each.origin for each in kept] == [f"{path}:1", f"{path}:5"]
     lengths = [len(group.prompt) + sum(map(len, group.completions)) for group in prepared.groups]
     assert report.num_tokens == sum(lengths)
     told = "\n".join(report.lines())

@@ -75,7 +75,7 @@ def test_saved_data_sets(tmp_path):
 
 def test_a_folder_gives_the_files_of_the_split(tmp_path):
     (tmp_path / "data").mkdir()
-    for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl", ".hidden.jsonl", "dataset_info.json", "train.txt"):
+    for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl", ".train.jsonl", "dataset_info.json", "train.txt"):
         write(tmp_path / "data" / name, json.dumps({"prompt": name}))
     assert [row["prompt"] for _, row in rows_of(tmp_path)] == ["train-0.jsonl", "train-1.jsonl"]
     assert [row["prompt"] for _, row in rows_of(tmp_path, split="test")] == ["test.jsonl"]

@@ -156,7 +156,7 @@ def test_tokenisers_that_cannot_serve_are_errors(template, tokenizer, words):
 def test_a_template_that_changes_the_prompt_when_answered_is_an_error():
     renderer = make_renderer(made.byte_tokenizer(made.BROKEN_BOUNDARY))
     with pytest.raises(DataError, match=r"f:1: .*differently.*user \(last\)"):
-        renderer.render(RECORD)
+        renderer.render(replace(RECORD, completions=("The capital of France is Paris.",)))
 
 
 def test_a_template_that_refuses_a_role_says_so_for_the_row():

@@ -62,6 +62,13 @@ def test_pairs_of_labels_join_the_rows_of_a_prompt():
     assert report.merged == 2 and report.dropped == {"only one label for the prompt": 1}
 
 
+def test_a_text_with_both_labels_is_in_no_pair():
+    rows = [labelled("a", 1), labelled("a", -1), labelled("b", -1), labelled("c", 1), labelled("c", 1)]
+    (record,), report = derive(rows, "pairs")
+    assert (record.completions, record.pairs) == (("b", "c"), ((1, 0),))
+    assert report.left_out == {"in no pair": 3}
+
+
 def test_labels_of_pairs_leave_contradictions_out():
     (record,), report = derive([paired((0, 1), (1, 2))], "labels")
     assert (record.completions, record.labels) == (("a", "c"), (1, -1))

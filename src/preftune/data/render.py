@@ -226,10 +226,7 @@ def _separate(renderer: Renderer, record: Record, prompt: list[int], whole: list
 
 def _started(renderer: Renderer, record: Record, prompt: list[int]) -> list[int]:
     """The prompt's tokens with BOS where it belongs: once, or before an empty prompt."""
-    start = list(renderer.start) if renderer.mode == "plain" else []
-    if start and prompt[: len(start)] == start:
-        start = []
-    prompt = start + prompt
+    prompt = [*(renderer.start if renderer.mode == "plain" else ()), *prompt]
     while renderer.bos is not None and prompt[:2] == [renderer.bos, renderer.bos]:
         prompt = prompt[1:]
     if not prompt and renderer.bos is not None:
