@@ -159,3 +159,12 @@ def group_labels(group: Group) -> list[int]:
     chosen = {c for c, _ in group.pairs}
     rejected = {r for _, r in group.pairs}
     return [int(k in chosen) - int(k in rejected) for k in range(len(group.completions))]
+
+
+def group_pairs(group: Group) -> tuple[tuple[int, int], ...]:
+    """(chosen, rejected): the group's own pairs, or every preferred completion of it against every dispreferred one."""
+    if group.pairs or not group.labels:
+        return group.pairs
+    return tuple(
+        (c, r) for c, good in enumerate(group.labels) if good == 1 for r, bad in enumerate(group.labels) if bad == -1
+    )

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,14 +121,13 @@ class ReferenceStore:
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
-    handle, scratch = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    scratch = path.with_name(f".{path.name}-{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(scratch, "wb") as file:
             np.save(file, array, allow_pickle=False)
         os.replace(scratch, path)
-    except OSError:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def fill_store(

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +33,8 @@ def save_checkpoint(
     target = folder / f"step-{counters.step:06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+        scratch = folder / f".writing-{os.getpid()}"
+        scratch.mkdir()
         try:
             save_file({name: p.detach().contiguous() for name, p in parameters.items()}, scratch / "policy.safetensors")
             save_file(_optimiser_tensors(parameters, optimiser), scratch / "optimiser.safetensors")

@@ -1,11 +1,11 @@
 """Held-out loss and metrics, reduced inside the step: no logits are kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
-from preftune.data.pack import LayoutOptions, batch_signal
+from preftune.data.pack import LayoutOptions, batch_signal, group_pairs
 from preftune.objectives import Objective, reduce_losses
 from preftune.objectives.base import pair_metrics
 from preftune.policy.policy import Policy
@@ -23,7 +23,8 @@ def evaluate(
     layout: LayoutOptions,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Loss and metrics over all groups. Groups with pairs also give margins and accuracies, whatever the objective.
+    """Loss and metrics over all groups. Groups that hold a preference also give margins and accuracies, whatever the
+    objective learns from.
 
     The implicit reward is beta * log-ratio; beta is 1 for objectives that have none.
     """
@@ -38,8 +39,9 @@ def evaluate(
         loss += reduce_losses(losses, total).item()
         metrics = dict(losses.metrics)
         assert isinstance(piece.content, PackedContent)
-        if reference is not None and any(group.pairs for group in piece.content.groups):
-            pairs = batch_signal(piece.content.groups, Pairs)
+        preferences = [replace(group, pairs=group_pairs(group)) for group in piece.content.groups]
+        if reference is not None and any(group.pairs for group in preferences):
+            pairs = batch_signal(preferences, Pairs)
             assert isinstance(pairs, Pairs)
             metrics |= pair_metrics(scores, pairs, beta)
         meter.add(metrics)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 
+from preftune.data.prepare import write_bad_rows
 from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError
 from preftune.report.page import write_report
 from preftune.train.batches import PackedContent, cut_step, make_score
@@ -42,7 +43,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> RunResult:
     parameters = sum(p.numel() for p in job.policy.model.parameters())
     trainable = sum(p.numel() for p in job.policy.trainable().values())
     run = create_run(config.output, config, environment(str(job.policy.device), parameters, trainable))
-    job.prepared.write_bad_rows(run.path / "bad_rows.jsonl")
+    if job.prepared.bad_rows:
+        write_bad_rows(run.path / "bad_rows.jsonl", job.prepared.bad_rows)
     run.write_json("data_report.json", job.prepared.report.as_dict() | {"lines": job.prepared.report.lines()})
     return run_loop(job, run, report, Counters())
 

@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
@@ -37,10 +36,12 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all."""
         try:
-            handle, scratch = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(scratch, self.path / name)
+            scratch = self.path / f".{name}-{os.getpid()}"
+            try:
+                scratch.write_text(text, encoding="utf-8")
+                os.replace(scratch, self.path / name)
+            finally:
+                scratch.unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(f"write {name}", self.path, error) from error
 
@@ -81,8 +82,9 @@ class RunFolder:
 
     def install_folder(self, name: str, write: Callable[[Path], None]) -> Path:
         """Have `write` fill a scratch folder, then put it in place under `name`."""
-        scratch = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{name}-"))
+        scratch = self.path / f".{name}-{os.getpid()}"
         try:
+            scratch.mkdir()
             write(scratch)
             shutil.rmtree(self.path / name, ignore_errors=True)
             scratch.rename(self.path / name)

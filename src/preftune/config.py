@@ -1,0 +1,199 @@
+"""From flags and YAML to the settings of a verb. Flags and YAML are the same thing; a key that is not known is an error.
+
+Every setting has a full name, such as `optim.learning_rate`. Its last part alone (`learning_rate`) works wherever no other
+setting of the verb has that name at the top. An objective is named by `objective` and its hyper-parameters by
+`objective.beta`. The names that the ecosystem uses work where they mean the same thing here.
+"""
+
+import difflib
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from preftune.errors import ConfigError, shown
+from preftune.objectives import OBJECTIVES, Objective
+
+T = TypeVar("T")
+
+ALIASES = {
+    "model_name_or_path": "model", "dataset_name": "data", "output_dir": "output", "num_train_epochs": "epochs",
+    "dataset_train_split": "rows.split", "eval_steps": "eval_every", "save_steps": "save_every",
+    "save_total_limit": "keep_checkpoints", "lr_scheduler_type": "optim.schedule", "adam_beta1": "optim.adam_beta1",
+    "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "lora_target_modules": "lora.target_modules",
+    "beta": "objective.beta", "label_smoothing": "objective.label_smoothing",
+    "max_completion_length": "sampling.max_new_tokens", "num_generations": "sampling.num_completions",
+}  # fmt: skip
+"""Names of the ecosystem for settings that mean the same thing here."""
+
+ELSEWHERE = {
+    "per_device_train_batch_size": "batch_size is the number of groups per step, over all devices; "
+    "micro-batches follow from layout.micro_batch_tokens",
+    "gradient_accumulation_steps": "batch_size is the number of groups per step; micro-batches follow from "
+    "layout.micro_batch_tokens and never change the result",
+    "bf16": "--precision bf16",
+    "use_peft": "--lora.rank 16",
+    "loss_type": "--objective NAME; `preftune train --help` lists them",
+    "precompute_ref_log_probs": "--reference.mode cache (the default) or live",
+    "truncation_mode": "--rows.truncation",
+    "report_to": "the run folder's metrics.jsonl and report.html hold everything",
+    "warmup_steps": "--optim.warmup_ratio, a share of all steps",
+    "logging_steps": "every step is logged",
+}
+"""What to use instead of names of the ecosystem that have no equal here."""
+
+
+def parse_settings(
+    kind: type[T], arguments: Sequence[str], *, prog: str, description: str, positional: str | None = None
+) -> T:
+    """The settings of a verb, validated. `positional` may be given as bare words before the first flag."""
+    names = _names(kind)
+    tokens = _expand(arguments, names, positional)
+    sources = [_read_yaml(tokens[i + 1], names) for i, token in enumerate(tokens[:-1]) if token == "--config"]
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, default_env=False)
+    parser.add_argument("--config", action="config", help="a YAML file with settings; flags win over it")
+    objective = _objective_class(kind, tokens, sources)
+    parser.add_class_arguments(kind, skip={"objective"} if objective else set())
+    if objective:
+        parser.add_argument("--objective.name", type=str, default=next(n for n, k in OBJECTIVES.items() if k is objective),
+                            help="the loss: " + ", ".join(OBJECTIVES) + "; also: --objective NAME")  # fmt: skip
+        parser.add_class_arguments(objective, "objective", instantiate=False)
+    for source in sources:
+        place = tokens.index("--config")
+        tokens[place : place + 2] = [f"--config={yaml.safe_dump(source)}"]
+    try:
+        parsed = parser.parse_args(tokens)
+        ready = parser.instantiate(parsed).as_dict()
+    except ConfigError:
+        raise
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise _told(error, prog, names) from error
+    ready.pop("config", None)
+    if objective:
+        ready["objective"] = objective(**{k: v for k, v in parsed.objective.as_dict().items() if k != "name"})
+    return kind(**ready)
+
+
+def settings_from_run(kind: type[T], path: Path) -> T:
+    """The settings that a run folder's config.yaml holds."""
+    return parse_settings(kind, ["--config", str(path / "config.yaml")], prog="preftune", description="")
+
+
+
+def _names(kind: Any) -> dict[str, str]:
+    """Short and full names of all settings -> full names. A name at the top wins over the same name further down."""
+    hints = get_type_hints(kind)
+    full: list[str] = []
+    for field in fields(kind):
+        section = hints[field.name]
+        if field.name == "objective":
+            full.append("objective.name")
+        elif is_dataclass(section):
+            full += [f"{field.name}.{inner.name}" for inner in fields(section)]
+        else:
+            full.append(field.name)
+    leaves = [name.rsplit(".", 1)[-1] for name in full]
+    short = {leaf: name for leaf, name in zip(leaves, full, strict=True) if leaves.count(leaf) == 1 and leaf != "name"}
+    names = short | {name: name for name in full}
+    if "objective.name" in full:
+        parameters = {f"objective.{f.name}" for kind_ in OBJECTIVES.values() for f in fields(kind_)}  # type: ignore[arg-type]
+        names |= {"objective": "objective.name"} | {name: name for name in parameters}
+    known = set(names.values())
+    return names | {alias: name for alias, name in ALIASES.items() if name in known and alias not in names}
+
+
+def _expand(arguments: Sequence[str], names: Mapping[str, str], positional: str | None) -> list[str]:
+    """Bare words to their flag, short names to full ones, hyphens to underscores, and `true` after a bare switch."""
+    words = list(arguments)
+    tokens: list[str] = []
+    while positional and words and not words[0].startswith("-"):
+        tokens += [f"--{names[positional]}", words.pop(0)]
+    for word in words:
+        if not word.startswith("--"):
+            tokens.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        tokens.append(f"--{names.get(name, name)}{equals}{value}")
+    switches = {f"--{names[name]}" for name in ("json", "overwrite") if name in names}
+    out: list[str] = []
+    for i, token in enumerate(tokens):
+        out.append(token)
+        following = tokens[i + 1] if i + 1 < len(tokens) else "--"
+        if token in switches and following.lower() not in ("true", "false"):
+            out.append("true")
+    return out
+
+
+def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """A YAML file's settings under their full names, nested. A run's own record of its environment is left out."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the settings in {path}", got=str(error), expected="a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML", got=str(error).replace("\n", " ")) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path} holds no settings", got=type(content).__name__, expected="key: value lines")
+    content.pop("environment", None)
+    tree: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and not (names.get(key) == key and "." not in key):
+            for inner, leaf in value.items():
+                _insert(tree, f"{key}.{inner}", leaf)
+        else:
+            _insert(tree, names.get(key.replace("-", "_"), key), value)
+    return tree
+
+
+def _insert(tree: dict[str, Any], name: str, value: Any) -> None:
+    *sections, leaf = name.split(".", 1)
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[leaf] = value
+
+
+def _objective_class(kind: Any, tokens: Sequence[str], sources: Sequence[Mapping[str, Any]]) -> type[Objective] | None:
+    """The objective that flags or files name, the last one winning; None for verbs without one."""
+    default = next((field for field in fields(kind) if field.name == "objective"), None)
+    if default is None:
+        return None
+    named = [source["objective"]["name"] for source in sources if source.get("objective", {}).get("name")]
+    flag = "--objective.name"
+    for i, token in enumerate(tokens):
+        if token == flag and i + 1 < len(tokens):
+            named.append(tokens[i + 1])
+        elif token.startswith(flag + "="):
+            named.append(token.partition("=")[2])
+    name = named[-1] if named else next(n for n, k in OBJECTIVES.items() if k is default.default_factory)  # type: ignore[comparison-overlap]
+    if name not in OBJECTIVES:
+        near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
+        raise ConfigError("There is no such objective", got=name, expected=", ".join(OBJECTIVES),
+                          do=f"Did you mean {near[0]}?" if near else None)  # fmt: skip
+    return OBJECTIVES[name]
+
+
+def _told(error: Exception, prog: str, names: Mapping[str, str]) -> ConfigError:
+    """The parser's complaint as one sentence, with what to do."""
+    text = " ".join(str(error).split())
+    for marker in ("unrecognized arguments: --", "Option '"):
+        if marker in text:
+            key = text.split(marker, 1)[1].split()[0].split("=")[0].strip("'\"")
+            if key in ELSEWHERE:
+                return ConfigError("There is no setting of this name", got=key, do=f"Use {ELSEWHERE[key]}")
+            section = key.rpartition(".")[0]
+            near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
+            do = f"Did you mean {near[0]}?" if near else f"See {prog} --help"
+            if section == "objective":
+                do = f"The objective has no such hyper-parameter; see {prog} --help with this --objective"
+            return ConfigError("There is no setting of this name", got=key, do=do)
+    if "unrecognized arguments:" in text:
+        return ConfigError("A word stands alone", got=shown(text.split("unrecognized arguments:")[1].strip()),
+                           expected="--setting value", do=f"See {prog} --help")  # fmt: skip
+    if "required" in text.lower():
+        return ConfigError("A setting is missing", got=text, do=f"See {prog} --help")
+    return ConfigError("A setting has a value that it cannot take", got=text, do=f"See {prog} --help")
