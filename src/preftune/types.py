@@ -26,7 +26,8 @@ class Record:
 
     `prompt` is a list of turns that ends with the user's (a system turn may come first) or plain text; a completion is
     the text of the assistant's turn. What is not known is empty: `pairs` holds (chosen, rejected) indices of completions,
-    `labels` +1 / -1 / None and `rewards` numbers / None, one each per completion.
+    `labels` +1 / -1 / None and `rewards` numbers / None, one each per completion. `ended` is False for a completion that
+    was cut off before its end-of-turn token; empty means that all ended.
     """
 
     prompt: tuple[Message, ...] | str
@@ -34,13 +35,15 @@ class Record:
     pairs: tuple[tuple[int, int], ...] = ()
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
+    ended: tuple[bool, ...] = ()
     origin: str = ""  # "file:row", rows count from 1
     columns: Mapping[str, object] = field(default_factory=dict)  # every other column of the row, for reward functions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A record as token ids: the same knowledge, indices and order. Completions include their end-of-turn token."""
+    """A record as token ids: the same knowledge, indices and order. A completion includes its end-of-turn token
+    unless it was cut off before it."""
 
     prompt: np.ndarray  # int32 [tokens], at least one
     completions: tuple[np.ndarray, ...]  # int32 [tokens] each, at least one

@@ -54,6 +54,8 @@ ROWS = {
     "a turn without content": ("pairs", {"prompt": [{"role": "user"}]}, "field content is missing"),
     "unknown role": ("pairs", {"prompt": [{"role": "wizard", "content": "Hi"}]}, r"role of prompt\[0\] .*got 'wizard'"),
     "an image": ("pairs", {"prompt": [user([{"type": "image", "url": "x"}])]}, "part that is not text"),
+    "ended for too few": ("scored", {"ended": [True]}, "field ended does not say .*expected 2 times true or false"),
+    "ended as text": ("scored", {"ended": ["yes", "no"]}, "field ended does not say"),
     "tools": ("pairs", {"tools": [{"name": "f"}]}, "field tools is not supported"),
     "dialogues of other prompts": ("pairs", {"chosen": [user("Hi"), bot("a")], "rejected": [user("Ho"), bot("b")]},
                                    "prompts of chosen and rejected differ; got in turn 1 user: 'Hi' and user: 'Ho'"),

@@ -198,3 +198,12 @@ def test_any_text_comes_back_from_its_tokens(name, prompt, completions):
         written = renderer.decode(ids).removesuffix(end)
         expected = completion.strip() if trims else completion
         assert written == (" " if name in ("mistral", "no end") else "") + expected
+
+
+def test_a_cut_off_completion_has_no_end_of_turn(family):
+    renderer, _ = family
+    whole = renderer.render(RECORD)
+    group = renderer.render(replace(RECORD, ended=(True, False)))
+    assert group.completions[0].tolist() == whole.completions[0].tolist()
+    assert renderer.end_of_turn not in group.completions[1].tolist()
+    assert [*group.completions[1].tolist(), renderer.end_of_turn] == whole.completions[1].tolist()

@@ -191,3 +191,14 @@ def test_pairs_of_rewards_are_all_gaps_that_count(rewards, min_gap):
     (derived,), _ = derive([record], "pairs", min_gap=min_gap)
     names = derived.completions
     assert {(names[i], names[j]) for i, j in derived.pairs} == {(f"c{i}", f"c{j}") for i, j in expected}
+
+
+def test_ended_follows_its_completion():
+    """Best and worst of three rewards: the middle one goes, and with it its flag; joined records keep theirs."""
+    record = Record(prompt="p", completions=("a", "b", "c"), rewards=(0.0, 1.0, 0.5), ended=(False, True, True))
+    [kept], _ = derive([record], "labels", pairing="best_worst")
+    assert (kept.completions, kept.labels, kept.ended) == (("a", "b"), (-1, 1), (False, True))
+    one = Record(prompt="p", completions=("a",), rewards=(0.0,), ended=(False,))
+    two = Record(prompt="p", completions=("b",), rewards=(1.0,))
+    [joined], _ = derive([one, two], "pairs")
+    assert joined.ended == (False, True)

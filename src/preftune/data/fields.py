@@ -122,6 +122,15 @@ def as_label(value: object, name: str) -> int:
                     expected="true or false, 1 or 0, +1 or -1")
 
 
+def as_ended(value: object, count: int) -> tuple[bool, ...]:
+    """Whether each completion ended by itself: true or false for each, or a single one where there is one completion."""
+    flags = value if isinstance(value, list) else [value]
+    if len(flags) != count or not all(isinstance(flag, bool) for flag in flags):
+        raise DataError("The field ended does not say of each completion whether it ended", got=described(value),
+                        expected=f"{count} times true or false", do="Rename the column if it means something else")
+    return tuple(flags)
+
+
 def as_reward(value: object, name: str) -> float:
     """A finite number, or text that reads as one (CSV knows only text)."""
     number = value

@@ -7,6 +7,7 @@ from preftune.data.dialogues import Prompt, ends_with, first_difference, split_s
 from preftune.data.fields import (
     Row,
     as_completion,
+    as_ended,
     as_label,
     as_list,
     as_reward,
@@ -126,8 +127,9 @@ def _answer_text(turns: tuple[Message, ...], name: str) -> str:
 
 def _record(row: Row, used: set[str], prompt: Prompt, completions: Sequence[str], **signal) -> Record:
     refuse_unrendered(row)
-    columns = {name: value for name, value in row.items() if name not in used}
-    return Record(prompt=prompt, completions=tuple(completions), columns=columns, **signal)
+    ended = as_ended(row["ended"], len(completions)) if completions and row.get("ended") is not None else ()
+    columns = {name: value for name, value in row.items() if name not in used | {"ended"}}
+    return Record(prompt=prompt, completions=tuple(completions), ended=ended, columns=columns, **signal)
 
 
 # --- pairs ---

@@ -237,7 +237,7 @@ def _with_signal(
         raise ConfigError("The data options pairing and min_gap have no effect here", got=f"signal {signal}",
                           expected="pairs or labels made of rewards", do="Leave them out")
     if signal == "prompts":
-        return tuple(replace(record, completions=(), pairs=(), labels=(), rewards=()) for record in records), None
+        return tuple(replace(record, completions=(), pairs=(), labels=(), rewards=(), ended=()) for record in records), None
     return records, None
 
 

@@ -1,7 +1,8 @@
 """From a record's text to token ids: where the prompt ends and the completions begin is proven for every completion.
 
 A completion is what the template (or, in plain mode, the text) writes after the prompt, up to and including the
-end-of-turn token; what a template writes after that token is left out.
+end-of-turn token; what a template writes after that token is left out. A completion that was cut off before it ended has
+no end-of-turn token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -168,7 +169,7 @@ def _chat_texts(renderer: Renderer, record: Record) -> list[str]:
     turns = (Message(role="user", content=record.prompt),) if isinstance(record.prompt, str) else record.prompt
     prompt = _chat_text(renderer.tokenizer, turns, True)
     texts = [prompt]
-    for completion in record.completions:
+    for k, completion in enumerate(record.completions):
         answer = Message(role="assistant", content=completion)
         whole = _chat_text(renderer.tokenizer, (*turns, answer), False)
         end = renderer.template_end + renderer.after_end
@@ -176,8 +177,13 @@ def _chat_texts(renderer: Renderer, record: Record) -> list[str]:
             raise DataError("The chat template writes the prompt differently when the answer follows",
                             got=_parting(prompt, whole), expected="the prompt's text, the answer, the end of the turn",
                             do="Mend the template, or use the option template: plain")
-        texts.append(whole.removesuffix(renderer.after_end))
+        whole = whole.removesuffix(renderer.after_end)
+        texts.append(whole if _ended(record, k) else whole.removesuffix(renderer.template_end))
     return texts
+
+
+def _ended(record: Record, k: int) -> bool:
+    return not record.ended or record.ended[k]
 
 
 def _plain_texts(record: Record) -> list[str]:
@@ -196,11 +202,11 @@ def transcript(messages: Sequence[Message]) -> str:
 def _group(renderer: Renderer, record: Record, texts: list[str], tokens: list[list[int]]) -> Group:
     prompt = tokens[0]
     completions = []
-    for text, whole in zip(texts[1:], tokens[1:], strict=True):
+    for k, (text, whole) in enumerate(zip(texts[1:], tokens[1:], strict=True)):
         ids = whole[len(prompt):]
         if whole[: len(prompt)] != prompt or not ids:
             ids = _separate(renderer, record, prompt, whole, text[len(texts[0]):])
-        if ids[-1] != renderer.end_of_turn:
+        if _ended(record, k) and ids[-1] != renderer.end_of_turn:
             ids = [*ids, renderer.end_of_turn]
         completions.append(np.array(ids, dtype=np.int32))
     return Group(

@@ -134,7 +134,9 @@ def _joined(group: Sequence[Record]) -> Record:
         rewards += record.rewards
         start += len(record.completions)
     completions = tuple(completion for record in group for completion in record.completions)
-    return replace(group[0], completions=completions, pairs=tuple(pairs), labels=tuple(labels), rewards=tuple(rewards))
+    ended = tuple(flag for record in group for flag in record.ended or (True,) * len(record.completions))
+    return replace(group[0], completions=completions, pairs=tuple(pairs), labels=tuple(labels), rewards=tuple(rewards),
+                   ended=() if all(ended) else ended)
 
 
 # --- what one record yields ---
@@ -259,6 +261,7 @@ def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | 
         pairs=tuple((place[i], place[j]) for i, j in found.pairs),
         labels=tuple(int(value) for value in values if value is not None) if signal == "labels" else (),
         rewards=tuple(float(value) for value in values if value is not None) if signal == "rewards" else (),
+        ended=tuple(record.ended[k] for k in keep) if record.ended else (),
     )
 
 
