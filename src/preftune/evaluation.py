@@ -89,6 +89,7 @@ def _score_all(settings: EvalConfig, name: str, groups: tuple[Group, ...], repor
     policy = Policy(model=model, precision=settings.precision, sharing=sharing, sharing_reason=reason)
     logps: RefLogps = [[] for _ in groups]
     done = 0
+    report.update(f"score {name}", 0, len(groups))
     for indices in split_micro_batches(groups, settings.layout, sharing):
         for index, one in zip(indices, score_groups(policy, [groups[i] for i in indices], settings.layout), strict=True):
             logps[index] = one

@@ -168,6 +168,7 @@ class DemoConfig:
         num_held_out: held-out prompts to use.
         learning_rate: peak learning rate.
         epochs: passes over the sampled completions.
+        batch_size: prompts per step.
         json: print JSON.
         sampling: how completions are drawn, for training and for the comparison.
     """
@@ -176,10 +177,11 @@ class DemoConfig:
     overwrite: bool = False
     model: str = "smollm2-135m-instruct"
     seed: int = 0
-    num_prompts: int = 160
+    num_prompts: int = 224
     num_held_out: int = 96
     learning_rate: float = 2e-6
     epochs: float = 1.0
+    batch_size: int = 4
     json: bool = False
     sampling: SampleOptions = field(
         default_factory=lambda: SampleOptions(num_completions=4, max_new_tokens=64, temperature=0.8)

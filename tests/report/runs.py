@@ -11,7 +11,7 @@ CONFIG = {
     "model": "smollm2-135m-instruct",
     "data": "preferences.jsonl",
     "objective": {"name": "bnf"},
-    "learning_rate": 2e-06,
+    "optim": {"learning_rate": 2e-06},
     "seed": 0,
     "batch_size": 8,
     "epochs": 2,

@@ -69,6 +69,7 @@ def sample(
     results: list[list[Sampled]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # like lengths together: little padding
     at_once = max(1, options.sample_batch // options.num_completions)
+    progress(0, len(order))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(order), at_once):

@@ -140,6 +140,8 @@ def fill_store(
 ) -> int:
     """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all)."""
     missing = list({tuple(completion_keys(group)): group for group in groups if group not in store}.values())
+    if missing:
+        progress(0, len(missing))
     for start in range(0, len(missing), shard_groups):
         part = missing[start : start + shard_groups]
         logps: RefLogps = [[] for _ in part]

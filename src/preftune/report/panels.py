@@ -81,9 +81,14 @@ AXES = frozenset({"epoch", "num_tokens"})  # they only count along with the step
 KNOWN_MEANINGS = {
     "logps": "The mean log-probability of the completions under the policy, summed over their tokens.",
     "rewards": "The mean implicit reward (beta × log-ratio) of the chosen and of the rejected completions.",
-    "bnf/weight": "The mean weight min(1, odds under the policy / odds under the reference): at 1 a token trains as in "
+    "bnf/weight_chosen": "The mean weight of preferred tokens, as in bnf/weight_rejected.",
+    "bnf/weight_rejected": "The mean weight min(1, odds under the policy / odds under the reference): at 1 a token trains as in "
     "SFT, towards 0 its push fades.",
     "step_time": "Seconds that a step took.",
+    "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
+    "prompts_seen": "Prompts trained on so far, repeats counted.",
+    "samples_drawn": "Completions drawn by the run itself so far; 0 in offline training.",
+    "reward_queries": "Completions that the run asked a reward for so far; 0 in offline training.",
 }
 
 

@@ -142,8 +142,10 @@ def objective_text(objective: object) -> str:
 
 def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
     """Settings worth seeing without opening the configuration."""
+    optim = run.config.get("optim")
+    known = {**run.config, **(optim if isinstance(optim, Mapping) else {})}
     wanted = {"learning_rate": "learning rate", "batch_size": "batch size", "seed": "seed"}
-    settings = [(label, describe(run.config[key])) for key, label in wanted.items() if run.config.get(key) is not None]
+    settings = [(label, describe(known[key])) for key, label in wanted.items() if known.get(key) is not None]
     num_parameters = run.environment.get("num_parameters")
     if isinstance(num_parameters, int):
         settings.append(("parameters", f"{num_parameters:,}"))

@@ -78,6 +78,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> 
     if counters.step == 0:
         evaluation = _evaluate(job, run, report, 0)
     try:
+        report.update("train", counters.step, job.num_steps)
         with interruption() as interrupted:
             while counters.step < job.num_steps and not interrupted():
                 counters = _train_step(job, run, report, counters)

@@ -19,6 +19,7 @@ class Reporter:
     _bar: Progress | None = None
     _phase: str = ""
     _started: float = 0.0
+    _first: int = 0
     _told: float = 0.0
 
     def note(self, text: str) -> None:
@@ -26,12 +27,13 @@ class Reporter:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def update(self, phase: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` of a phase; a new phase starts its own bar, a finished one closes it."""
+        """`done` of `total` of a phase; a new phase (best told with what is done before it starts) has its own bar."""
         if self.quiet:
             return
         if phase != self._phase:
             self.close()
-            self._phase, self._started, self._told = phase, time.monotonic(), 0.0
+            self._phase, self._started, self._first = phase, time.monotonic(), done
+            self._told = self._started
             if self.console.is_terminal:
                 self._bar = Progress(
                     TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -51,8 +53,9 @@ class Reporter:
         if done < total and now - self._told < _LINE_SECONDS:
             return
         self._told = now
-        left = (now - self._started) / max(done, 1) * (total - done)
-        self.note(f"{phase} {done}/{total}" + (f", {left:.0f} s left" if done < total else "") + (f"  {detail}" if detail else ""))
+        left = (now - self._started) / max(done - self._first, 1) * (total - done)
+        time_left = f", {left:.0f} s left" if done < total else f" in {now - self._started:.0f} s"
+        self.note(f"{phase} {done}/{total}{time_left}" + (f"  {detail}" if detail else ""))
 
     def close(self) -> None:
         if self._bar is not None:

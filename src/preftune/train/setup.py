@@ -167,7 +167,7 @@ def check_start(job: Job) -> float | None:
     config = job.config
     if job.reference is None or config.reference.model is not None:
         return None
-    few = [job.source.groups[i] for i in range(min(4, len(job.source.groups)))]
+    few = job.source.take(1)[:4]
     worst = 0.0
     for indices in split_micro_batches(few, config.layout, job.policy.sharing):
         part = [few[i] for i in indices]
@@ -187,16 +187,17 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
     policy = load_policy(config, report)
     start_digest = weights_digest(policy.model)
     source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
+    steps = max(1, round(config.epochs * source.steps_per_epoch))
+    num_steps = min(steps, config.max_steps) if config.max_steps else steps
     needs_reference = "ref_logp" in config.objective.needs
     reference = None
     if needs_reference or held:
-        scored = [*train, *held] if needs_reference else held
+        scored = [*source.visited(num_steps), *held] if needs_reference else held
         reference = build_reference(config, policy, start_digest, scored, report)
-    steps = max(1, round(config.epochs * source.steps_per_epoch))
     job = Job(
         config=config, policy=policy, tokenizer=tokenizer, source=source, eval_groups=held, reference=reference, prepared=prepared,
         optimiser=make_optimiser(policy.trainable().values(), config.optim),
-        num_steps=min(steps, config.max_steps) if config.max_steps else steps,
+        num_steps=num_steps,
     )  # fmt: skip
     if needs_reference:
         check_start(job)

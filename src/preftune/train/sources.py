@@ -31,6 +31,12 @@ class OfflineSource:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         return [self.groups[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
 
+    def visited(self, num_steps: int) -> list[Group]:
+        """Groups that a run of so many steps comes by, each once."""
+        if num_steps >= self.steps_per_epoch:
+            return list(self.groups)
+        return [group for step in range(1, num_steps + 1) for group in self.take(step)]
+
 
 def hold_out(groups: Sequence[Group], fraction: float, seed: int) -> tuple[list[Group], list[Group]]:
     """(training, held-out) groups. All groups of one prompt fall on the same side, so nothing leaks."""

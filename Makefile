@@ -1,0 +1,33 @@
+# Two commands do all set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check format venv bench clean
+
+demo: .venv/ready
+	$(BIN)/preftune demo --overwrite
+
+test: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: .venv/ready
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/pyright
+
+format: .venv/ready
+	$(BIN)/ruff check --fix src tests benchmarks
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/bnf_vs_sft.py
+
+venv: .venv/ready
+
+# The constraints file holds the exact versions, torch's CPU build among them where the index has it.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch .venv/ready
+
+clean:
+	rm -rf .venv preftune-demo .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,50 @@
+"""A tiny model as a folder on disk, with its tokeniser, and the small files that runs on it learn from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
+
+PAIRS = [
+    {"prompt": f"Question {k}: what is {word}?", "chosen": f"It is {word}.", "rejected": f"No idea about {word} at all."}
+    for k, word in enumerate(("the sea", "a poem", "Paris", "France", "the capital", "a blue sea", "tea", "snow"), 1)
+]
+
+
+def save_tiny_model(folder: Path, seed: int = 0, std: float = 0.1) -> Path:
+    """A two-layer Llama with random weights and a byte tokeniser that writes ChatML; the vocabularies are of one size."""
+    tokenizer = byte_tokenizer(CHATML, eos="<|im_end|>")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, bos_token_id=1, eos_token_id=end, pad_token_id=0,
+        max_position_embeddings=512, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=random) * std)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def metric_rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def timeless(rows: Sequence[Mapping[str, object]]) -> list[dict]:
+    """Metric rows without what depends on the clock or the machine."""
+    return [{k: v for k, v in row.items() if "second" not in k and "memory" not in k} for row in rows]
