@@ -11,7 +11,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sft": SFT,
 }
 
-__all__ = ["OBJECTIVES", "Objective", "objective_name", "reduce_losses"]
+__all__ = ["BNF", "DPO", "OBJECTIVES", "SFT", "Objective", "objective_name", "reduce_losses"]
 
 
 def objective_name(objective: Objective) -> str:

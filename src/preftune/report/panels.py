@@ -77,7 +77,8 @@ PANELS = (
 )
 
 PAIR_LABELS = ("chosen", "rejected")
-AXES = frozenset({"epoch", "num_tokens"})  # they only count along with the steps; the summary gives their last value
+# They only count along with the steps; the summary gives the last value of the first two.
+AXES = frozenset({"epoch", "num_tokens", "prompts_seen", "samples_drawn", "reward_queries"})
 KNOWN_MEANINGS = {
     "logps": "The mean log-probability of the completions under the policy, summed over their tokens.",
     "rewards": "The mean implicit reward (beta × log-ratio) of the chosen and of the rejected completions.",
@@ -86,9 +87,6 @@ KNOWN_MEANINGS = {
     "SFT, towards 0 its push fades.",
     "step_time": "Seconds that a step took.",
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
-    "prompts_seen": "Prompts trained on so far, repeats counted.",
-    "samples_drawn": "Completions drawn by the run itself so far; 0 in offline training.",
-    "reward_queries": "Completions that the run asked a reward for so far; 0 in offline training.",
 }
 
 
