@@ -72,7 +72,8 @@ def main() -> None:
     result = {
         "ratio": float(np.median(times["bnf"]) / np.median(times["sft"])),
         "ratio_quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
-        "bnf_seconds": float(np.median(times["bnf"])), "sft_seconds": float(np.median(times["sft"])),
+        "bnf_seconds": float(np.median(times["bnf"])),
+        "sft_seconds": float(np.median(times["sft"])),
         "steps": settings.steps, "threads": torch.get_num_threads(),
         "positions": sum(piece.content.batch.num_real_positions for piece in pieces),  # type: ignore[attr-defined]
     }  # fmt: skip

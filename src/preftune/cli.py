@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return VERBS[verb](rest)
     except PreftuneError as error:
-        print(f"preftune {verb}: {clean_terminal(str(error))}", file=sys.stderr)
+        print(f"preftune {verb}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\npreftune {verb}: interrupted.", file=sys.stderr)

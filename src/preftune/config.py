@@ -6,6 +6,7 @@ setting of the verb has that name at the top. An objective is named by `objectiv
 """
 
 import difflib
+import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -31,18 +32,18 @@ ALIASES = {
 """Names of the ecosystem for settings that mean the same thing here."""
 
 ELSEWHERE = {
-    "per_device_train_batch_size": "batch_size is the number of groups per step, over all devices; "
+    "per_device_train_batch_size": "Use batch_size, the number of groups per step over all devices; "
     "micro-batches follow from layout.micro_batch_tokens",
-    "gradient_accumulation_steps": "batch_size is the number of groups per step; micro-batches follow from "
+    "gradient_accumulation_steps": "Use batch_size, the number of groups per step; micro-batches follow from "
     "layout.micro_batch_tokens and never change the result",
-    "bf16": "--precision bf16",
-    "use_peft": "--lora.rank 16",
-    "loss_type": "--objective NAME; `preftune train --help` lists them",
-    "precompute_ref_log_probs": "--reference.mode cache (the default) or live",
-    "truncation_mode": "--rows.truncation",
-    "report_to": "the run folder's metrics.jsonl and report.html hold everything",
-    "warmup_steps": "--optim.warmup_ratio, a share of all steps",
-    "logging_steps": "every step is logged",
+    "bf16": "Use --precision bf16",
+    "use_peft": "Use --lora.rank 16",
+    "loss_type": "Use --objective NAME; `preftune train --help` lists them",
+    "precompute_ref_log_probs": "Use --reference.mode cache (the default) or live",
+    "truncation_mode": "Use --rows.truncation",
+    "report_to": "Leave it out: the run folder's metrics.jsonl and report.html hold everything",
+    "warmup_steps": "Use --optim.warmup_ratio, a share of all steps",
+    "logging_steps": "Leave it out: every step is logged",
 }
 """What to use instead of names of the ecosystem that have no equal here."""
 
@@ -50,7 +51,7 @@ ELSEWHERE = {
 def parse_settings(
     kind: type[T], arguments: Sequence[str], *, prog: str, description: str, positional: str | None = None
 ) -> T:
-    """The settings of a verb, validated. `positional` may be given as bare words before the first flag."""
+    """The settings of a verb, validated. `positional` may be given as a bare word before the first flag."""
     names = _names(kind)
     tokens = _expand(arguments, names, positional)
     sources = [_read_yaml(tokens[i + 1], names) for i, token in enumerate(tokens[:-1]) if token == "--config"]
@@ -83,7 +84,6 @@ def settings_from_run(kind: type[T], path: Path) -> T:
     return parse_settings(kind, ["--config", str(path / "config.yaml")], prog="preftune", description="")
 
 
-
 def _names(kind: Any) -> dict[str, str]:
     """Short and full names of all settings -> full names. A name at the top wins over the same name further down."""
     hints = get_type_hints(kind)
@@ -110,7 +110,7 @@ def _expand(arguments: Sequence[str], names: Mapping[str, str], positional: str 
     """Bare words to their flag, short names to full ones, hyphens to underscores, and `true` after a bare switch."""
     words = list(arguments)
     tokens: list[str] = []
-    while positional and words and not words[0].startswith("-"):
+    if positional and words and not words[0].startswith("-"):
         tokens += [f"--{names[positional]}", words.pop(0)]
     for word in words:
         if not word.startswith("--"):
@@ -140,21 +140,29 @@ def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{path} holds no settings", got=type(content).__name__, expected="key: value lines")
     content.pop("environment", None)
+    sections = {name.partition(".")[0] for name in names.values() if "." in name}
     tree: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict) and not (names.get(key) == key and "." not in key):
+        if key in sections and isinstance(value, dict):
             for inner, leaf in value.items():
-                _insert(tree, f"{key}.{inner}", leaf)
+                _insert(tree, f"{key}.{inner}", leaf, names)
+        elif key in sections and key not in names:
+            raise ConfigError(f"{key} is a section of settings", got=shown(value), expected="key: value lines under it")
         else:
-            _insert(tree, names.get(key.replace("-", "_"), key), value)
+            _insert(tree, key, value, names)
     return tree
 
 
-def _insert(tree: dict[str, Any], name: str, value: Any) -> None:
-    *sections, leaf = name.split(".", 1)
-    for section in sections:
-        tree = tree.setdefault(section, {})
-    tree[leaf] = value
+def _insert(tree: dict[str, Any], key: str, value: Any, names: Mapping[str, str]) -> None:
+    """A setting under its full name; one that is not known or stands there twice is an error."""
+    full = names.get(key.replace("-", "_"))
+    if full is None:
+        raise _unknown(key, names)
+    section, _, leaf = full.rpartition(".")
+    place = tree.setdefault(section, {}) if section else tree
+    if leaf in place:
+        raise ConfigError(f"{full} is given twice", got=f"{shown(place[leaf])} and {shown(value)}", do="Leave one out")
+    place[leaf] = value
 
 
 def _objective_class(kind: Any, tokens: Sequence[str], sources: Sequence[Mapping[str, Any]]) -> type[Objective] | None:
@@ -162,7 +170,7 @@ def _objective_class(kind: Any, tokens: Sequence[str], sources: Sequence[Mapping
     default = next((field for field in fields(kind) if field.name == "objective"), None)
     if default is None:
         return None
-    named = [source["objective"]["name"] for source in sources if source.get("objective", {}).get("name")]
+    named = [source["objective"]["name"] for source in sources if "name" in source.get("objective", {})]
     flag = "--objective.name"
     for i, token in enumerate(tokens):
         if token == flag and i + 1 < len(tokens):
@@ -170,30 +178,46 @@ def _objective_class(kind: Any, tokens: Sequence[str], sources: Sequence[Mapping
         elif token.startswith(flag + "="):
             named.append(token.partition("=")[2])
     name = named[-1] if named else next(n for n, k in OBJECTIVES.items() if k is default.default_factory)  # type: ignore[comparison-overlap]
-    if name not in OBJECTIVES:
+    if not isinstance(name, str) or name not in OBJECTIVES:
         near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
-        raise ConfigError("There is no such objective", got=name, expected=", ".join(OBJECTIVES),
+        raise ConfigError("There is no such objective", got=str(name), expected=", ".join(OBJECTIVES),
                           do=f"Did you mean {near[0]}?" if near else None)  # fmt: skip
     return OBJECTIVES[name]
+
+
+def _unknown(key: str, names: Mapping[str, str]) -> ConfigError:
+    """What to say of a key that is no setting."""
+    what = "There is no setting of this name"
+    leaf = key.rpartition(".")[2]
+    if leaf in ELSEWHERE:
+        return ConfigError(what, got=key, do=ELSEWHERE[leaf])
+    if key.startswith("objective."):
+        return ConfigError(what, got=key, do="Give --help with this --objective to see its hyper-parameters")
+    near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(leaf, names, n=1)
+    return ConfigError(what, got=key, do=f"Did you mean {near[0]}?" if near else "Give --help to see all settings")
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list: [a, b]",
+          "dict": "a mapping: {a: b}", "NoneType": "null"}  # fmt: skip
 
 
 def _told(error: Exception, prog: str, names: Mapping[str, str]) -> ConfigError:
     """The parser's complaint as one sentence, with what to do."""
     text = " ".join(str(error).split())
-    for marker in ("unrecognized arguments: --", "Option '"):
-        if marker in text:
-            key = text.split(marker, 1)[1].split()[0].split("=")[0].strip("'\"")
-            if key in ELSEWHERE:
-                return ConfigError("There is no setting of this name", got=key, do=f"Use {ELSEWHERE[key]}")
-            section = key.rpartition(".")[0]
-            near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
-            do = f"Did you mean {near[0]}?" if near else f"See {prog} --help"
-            if section == "objective":
-                do = f"The objective has no such hyper-parameter; see {prog} --help with this --objective"
-            return ConfigError("There is no setting of this name", got=key, do=do)
-    if "unrecognized arguments:" in text:
-        return ConfigError("A word stands alone", got=shown(text.split("unrecognized arguments:")[1].strip()),
-                           expected="--setting value", do=f"See {prog} --help")  # fmt: skip
+    if found := re.search(r"unrecognized arguments: --([^\s=]+)", text):
+        return _unknown(found[1], names)
+    if found := re.search(r"Group '(.+?)' does not accept option '(.+?)'", text):
+        return _unknown(f"{found[1]}.{found[2]}", names)
+    if found := re.search(r"unrecognized arguments: (.*)", text):
+        return ConfigError("A word stands alone", got=shown(found[1]), expected="--setting value",
+                           do=f"See {prog} --help")  # fmt: skip
+    if found := re.search(r'key "([\w.]+)": (.*?)(?:Given value type.*)?(?:Got|Given) value: (.*)', text):
+        choices = re.search(r"Literal\[(.*?)\]", found[2])
+        kinds = dict.fromkeys(_KINDS.get(kind, kind) for kind in re.findall(r"<class '(\w+)'>", found[2]))
+        expected = choices[1].replace("'", "") if choices else " or ".join(kinds)
+        return ConfigError(f"{found[1]} has a value that it cannot take", got=found[3], expected=expected or None)
+    if found := re.search(r"argument --([\w.]+): expected one argument", text):
+        return ConfigError(f"{found[1]} has no value", expected=f"--{found[1]} VALUE")
     if "required" in text.lower():
         return ConfigError("A setting is missing", got=text, do=f"See {prog} --help")
     return ConfigError("A setting has a value that it cannot take", got=text, do=f"See {prog} --help")

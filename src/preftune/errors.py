@@ -17,11 +17,13 @@ class PreftuneError(Exception):
     def __init__(self, what: str, *, got: object = None, expected: str | None = None, do: str | None = None):
         parts = [what.rstrip(".")]
         if got is not None:
-            parts.append(f"got {got if isinstance(got, str) else shown(got)}")
+            parts.append(f"got {got.rstrip('.') if isinstance(got, str) else shown(got)}")
         if expected is not None:
             parts.append(f"expected {expected}")
         message = "; ".join(parts) + "."
-        super().__init__(f"{message} {do.rstrip('.')}." if do else message)
+        if do:
+            message += f" {do}" if do.endswith("?") else f" {do.rstrip('.')}."
+        super().__init__(message)
 
 
 class ConfigError(PreftuneError, ValueError):

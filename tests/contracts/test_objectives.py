@@ -10,7 +10,12 @@ import torch
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES, reduce_losses
 from tests.contracts.steps import (
-    assemble, call, loss_and_gradient, policy_logp, random_step, with_scores,
+    assemble,
+    call,
+    loss_and_gradient,
+    policy_logp,
+    random_step,
+    with_scores,
 )  # fmt: skip
 from tests.contracts.variants import ALL, IDS, VARIANTS
 

@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune.data.pack import (
-    LayoutOptions, batch_signal, collate, pack_rows, segments, split_micro_batches,
+    LayoutOptions,
+    batch_signal,
+    collate,
+    pack_rows,
+    segments,
+    split_micro_batches,
 )  # fmt: skip
 from preftune.errors import ConfigError
 from preftune.types import Group, Labels, Pairs, Rewards

@@ -38,7 +38,8 @@ def test_same_gradient_in_fp64(name):
     largest = max(gradient.abs().max() for gradient in full.values())
     assert largest > 1e-3
     for parameter, gradient in full.items():
-        torch.testing.assert_close(cheap[parameter], gradient, rtol=0, atol=1e-10 * float(largest), msg=lambda m, p=parameter: f"{p}: {m}")
+        gap = float((cheap[parameter] - gradient).abs().max() / largest)
+        assert gap < 1e-10, parameter
 
 
 def gradients(model, loss) -> dict[str, torch.Tensor]:

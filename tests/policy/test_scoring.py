@@ -30,7 +30,9 @@ def naive(hidden, weight, bias, targets, scale, softcap, temperature):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("scale", "softcap", "temperature"), [(1.0, None, 1.0), (0.5, None, 0.7), (1.0, 3.0, 1.0), (1.3, 2.0, 1.7)])
+@pytest.mark.parametrize(
+    ("scale", "softcap", "temperature"), [(1.0, None, 1.0), (0.5, None, 0.7), (1.0, 3.0, 1.0), (1.3, 2.0, 1.7)]
+)
 @pytest.mark.parametrize("chunk", [1, 5 * V, 100 * V])
 def test_equals_the_definition(bias, scale, softcap, temperature, chunk):
     hidden, weight, shift, targets = inputs(bias=bias)

@@ -124,11 +124,12 @@ def as_label(value: object, name: str) -> int:
 
 def as_ended(value: object, count: int) -> tuple[bool, ...]:
     """Whether each completion ended by itself: true or false for each, or a single one where there is one completion."""
-    flags = value if isinstance(value, list) else [value]
-    if len(flags) != count or not all(isinstance(flag, bool) for flag in flags):
+    given = value if isinstance(value, list) else [value]
+    flags = tuple(flag for flag in given if isinstance(flag, bool))
+    if not len(flags) == len(given) == count:
         raise DataError("The field ended does not say of each completion whether it ended", got=described(value),
                         expected=f"{count} times true or false", do="Rename the column if it means something else")
-    return tuple(flags)
+    return flags
 
 
 def as_reward(value: object, name: str) -> float:

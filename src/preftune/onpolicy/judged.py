@@ -58,6 +58,6 @@ def sample_and_judge(
         Judged(
             prompt_index=p, sample_index=k, prompt=text, completion=one.text, reward=value, ended=one.ended,
             num_tokens=len(one.token_ids),
-        )  # fmt: skip
+        )
         for (p, k, one), text, value in zip(flat, texts, rewards, strict=True)
     ]

@@ -97,7 +97,7 @@ def _generate(
         max_new_tokens=options.max_new_tokens, do_sample=not greedy, num_return_sequences=options.num_completions,
         eos_token_id=renderer.end_of_turn, pad_token_id=renderer.end_of_turn, **chosen,
     )  # fmt: skip
-    out = model.generate(
+    out = model.generate(  # type: ignore[operator]
         input_ids=torch.from_numpy(ids).to(model.device), attention_mask=torch.from_numpy(mask).to(model.device),
         generation_config=config,
     )  # fmt: skip

@@ -116,7 +116,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     """A de-quantised GGUF model as an ordinary one, which can be saved."""
     config = model.config
     if "quantization_config" in config.to_dict():
-        del config.quantization_config
+        delattr(config, "quantization_config")
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=_attention(config))
     plain.load_state_dict(model.state_dict())
     return plain.eval()

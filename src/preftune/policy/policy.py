@@ -111,11 +111,13 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     at a time; so it also proves that the head is read as the model means it.
     """
     truth = _plain_logp(model, _PROBE)
-    order: list[Sharing] = ["shared", "packed", "single"] if wanted else ["packed", "single"]
-    reason = "" if wanted else "share_prompts is off"
+    order: tuple[Sharing, ...] = ("shared", "packed", "single")
+    reason = ""
+    if not wanted:
+        order, reason = order[1:], "share_prompts is off"
     config = model.config.get_text_config()
     if not expressible(config):
-        order, reason = ["single"], "its layers mix the positions of a row in ways that a mask cannot keep apart"
+        order, reason = order[-1:], "its layers mix the positions of a row in ways that a mask cannot keep apart"
     for sharing in order:
         try:
             error = _probe_error(model, sharing, truth)

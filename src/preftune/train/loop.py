@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-
 from preftune.data.prepare import write_bad_rows
 from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError
 from preftune.report.page import write_report

@@ -1,9 +1,8 @@
 """Everything that a run needs before its first step: policy, groups, reference, optimiser, and the checks at step 0."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.data.pack import split_micro_batches
 from preftune.data.prepare import Prepared, prepare
+from preftune.data.signals import SignalName
 from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
 from preftune.policy.adapters import inject_lora
@@ -28,7 +28,7 @@ from preftune.types import Group, Labels, Pairs, Rewards
 
 # Nats per token between two passes that must agree: rounding in another order, far below any real difference.
 _TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
-_SIGNAL_NAMES = {Pairs: "pairs", Labels: "labels", Rewards: "rewards"}
+_SIGNAL_NAMES: dict[type, SignalName] = {Pairs: "pairs", Labels: "labels", Rewards: "rewards"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
