@@ -78,10 +78,10 @@ def run_inspect(arguments: Sequence[str]) -> int:
         return 0
     console = Console(highlight=False)
     for line in found.lines():
-        console.print(Text(clean_terminal(line)))
+        console.print(Text(clean_terminal(line)), soft_wrap=True)
     for text in found.samples(settings.examples):
         console.print()
-        console.print(text)
+        console.print(text, soft_wrap=True)
     return 0
 
 

@@ -55,7 +55,7 @@ def parse_settings(
     names = _names(kind)
     tokens = _expand(arguments, names, positional)
     sources = [_read_yaml(tokens[i + 1], names) for i, token in enumerate(tokens[:-1]) if token == "--config"]
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, default_env=False)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file with settings; flags win over it")
     objective = _objective_class(kind, tokens, sources)
     parser.add_class_arguments(kind, skip={"objective"} if objective else set())

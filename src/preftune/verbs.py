@@ -177,7 +177,7 @@ class DemoConfig:
     overwrite: bool = False
     model: str = "smollm2-135m-instruct"
     seed: int = 0
-    num_prompts: int = 224
+    num_prompts: int = 192
     num_held_out: int = 96
     learning_rate: float = 2e-6
     epochs: float = 1.0

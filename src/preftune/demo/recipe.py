@@ -85,7 +85,7 @@ def demo(config: DemoConfig, report: Reporter) -> DemoResult:
     run = train(
         TrainConfig(
             data=str(output / "completions.jsonl"), output=str(output / "run"), model=config.model, objective=BNF(),
-            epochs=config.epochs, batch_size=config.batch_size, seed=config.seed, rows=DataOptions(pairing="best_worst"),
+            eval_every=5, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed, rows=DataOptions(pairing="best_worst"),
             optim=OptimOptions(learning_rate=config.learning_rate),
         ),
         quiet=report.quiet,
