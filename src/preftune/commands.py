@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -48,7 +48,8 @@ def run_train(arguments: Sequence[str]) -> int:
                               do="The run goes on with the settings in its config.yaml")  # fmt: skip
         if not (Path(folder) / "config.yaml").is_file():
             raise ConfigError(f"{folder} is not a run folder", got="no config.yaml in it", expected="what --output made")
-        result = resume(settings_from_run(TrainConfig, Path(folder)), quiet=as_json)
+        settings = replace(settings_from_run(TrainConfig, Path(folder)), output=folder)  # the folder may have moved
+        result = resume(settings, quiet=as_json)
     else:
         settings = parse_settings(
             TrainConfig, words, prog="preftune train", description="Tune a model on preferences. `--resume RUN` goes on with a run."
