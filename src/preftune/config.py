@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from preftune.errors import ConfigError, shown
-from preftune.objectives import OBJECTIVES, Objective
+from preftune.objectives import OBJECTIVES
 
 T = TypeVar("T")
 
@@ -165,7 +165,7 @@ def _insert(tree: dict[str, Any], key: str, value: Any, names: Mapping[str, str]
     place[leaf] = value
 
 
-def _objective_class(kind: Any, tokens: Sequence[str], sources: Sequence[Mapping[str, Any]]) -> type[Objective] | None:
+def _objective_class(kind: Any, tokens: Sequence[str], sources: Sequence[Mapping[str, Any]]) -> type[Any] | None:
     """The objective that flags or files name, the last one winning; None for verbs without one."""
     default = next((field for field in fields(kind) if field.name == "objective"), None)
     if default is None:

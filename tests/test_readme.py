@@ -1,0 +1,84 @@
+"""Every command and every Python block of the README runs, on a tiny model in the place of the named ones."""
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from preftune.cli import main
+from tests.folders import PAIRS, save_tiny_model, write_rows
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HUB = "HuggingFaceTB/SmolLM2-360M-Instruct"
+COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    preftune ")]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with the files that the README names; the cache holds the tiny model as the bundled one."""
+    home = tmp_path_factory.mktemp("readme")
+    tiny = save_tiny_model(home / "cache" / "models" / "smollm2-135m-instruct")
+    shutil.copytree(tiny, home / "preftune-demo" / "run" / "final")
+    write_rows(home / "pairs.jsonl", PAIRS * 3)
+    write_rows(home / "held_out.jsonl", PAIRS)
+    (home / "run.yaml").write_text(yaml.safe_dump({"data": "pairs.jsonl", "output": "runs/yaml", "max_steps": 1}))
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("PREFTUNE_CACHE", str(home / "cache"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+
+
+def run(command: str, home: Path) -> tuple[int, str, str]:
+    words = shlex.split(command, comments=True)[1:]
+    words = [str(home / "cache" / "models" / "smollm2-135m-instruct") if word == HUB else word for word in words]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(words)
+        except SystemExit as stop:  # --print_config and --help
+            status = int(stop.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_the_commands_in_their_order(home):
+    """One test, because later commands use what earlier ones made."""
+    assert len(COMMANDS) >= 8
+    for command in COMMANDS:
+        status, _, err = run(command, home)
+        if "--resume" in command:
+            assert (status, "is finished" in err) == (2, True), err
+        else:
+            assert status == 0, f"{command}: {err}"
+    assert (home / "compare.html").is_file()
+    assert (home / "runs" / "bnf" / "report.html").is_file()
+
+
+def test_the_python_block():
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        with contextlib.redirect_stdout(out := io.StringIO()):
+            exec(compile(block, "README.md", "exec"), {})
+        assert "runs/python/final" in out.getvalue()
+
+
+def test_make_targets_exist():
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([a-z-]+)`?", README):
+        assert re.search(rf"^{target}:", rules, re.M), target
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page}: {link}"
