@@ -120,3 +120,10 @@ def test_a_micro_batch_smaller_than_a_row_is_refused():
 def test_tensors_are_int64():
     batch = collate([SMALL], LayoutOptions(), "shared")
     assert all(getattr(batch, f).dtype == torch.int64 for f in batch.__dataclass_fields__)
+
+
+def test_rows_are_evenly_filled():
+    """Sizes 4, 4, 2, 2 in rows of at most 6: two full rows, and not 4 + 2, 4, 2 or a row of 4 + 4."""
+    groups = [group([1, 2, 3], [4, 5]), group([1, 2, 3], [4, 5]), group([1], [4, 5]), group([1], [4, 5])]
+    rows = pack_rows(segments(groups, "shared"), 6, "shared")
+    assert sorted(sorted(s.num_positions for s in row) for row in rows) == [[2, 4], [2, 4]]

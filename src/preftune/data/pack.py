@@ -1,5 +1,7 @@
 """From groups to packed rows: which groups share a micro-batch, which sequences share a row, and the index tensors."""
 
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -65,21 +67,26 @@ def segments(groups: Sequence[Group], sharing: Sharing) -> list[Segment]:
 
 
 def pack_rows(found: Sequence[Segment], row_tokens: int, sharing: Sharing) -> list[list[Segment]]:
-    """Best-fit decreasing: each segment into the fullest row that still has room; deterministic."""
-    capacity = max([row_tokens, *(segment.num_positions for segment in found)])
-    rows: list[list[Segment]] = []
-    free: list[int] = []
-    for segment in sorted(found, key=lambda s: (-s.num_positions, s.group, s.completions)):
-        size = segment.num_positions
-        fits = [] if sharing == "single" else [row for row, room in enumerate(free) if room >= size]
-        if fits:
-            row = min(fits, key=lambda r: (free[r], r))
+    """Few rows that hold everything within `row_tokens` each, evenly filled, so that little pads their ends.
+
+    Each segment, longest first, goes to the emptiest row. A longer segment raises the limit for all rows: they are
+    computed at its width anyway.
+    """
+    order = sorted(found, key=lambda s: (-s.num_positions, s.group, s.completions))
+    if sharing == "single":
+        return [[segment] for segment in order]
+    limit = max(row_tokens, order[0].num_positions)
+    count = math.ceil(sum(segment.num_positions for segment in order) / limit)
+    while True:
+        rows: list[list[Segment]] = [[] for _ in range(count)]
+        fills = [(0, row) for row in range(count)]  # a heap
+        for segment in order:
+            fill, row = heapq.heappop(fills)
             rows[row].append(segment)
-            free[row] -= size
-        else:
-            rows.append([segment])
-            free.append(capacity - size)
-    return rows
+            heapq.heappush(fills, (fill + segment.num_positions, row))
+        if max(fills)[0] <= limit:
+            return rows
+        count += 1
 
 
 def split_micro_batches(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -> list[list[int]]:
