@@ -10,6 +10,7 @@ from preftune.data.pack import (
     LayoutOptions,
     batch_signal,
     collate,
+    group_pairs,
     pack_rows,
     segments,
     split_micro_batches,
@@ -127,3 +128,11 @@ def test_rows_are_evenly_filled():
     groups = [group([1, 2, 3], [4, 5]), group([1, 2, 3], [4, 5]), group([1], [4, 5]), group([1], [4, 5])]
     rows = pack_rows(segments(groups, "shared"), 6, "shared")
     assert sorted(sorted(s.num_positions for s in row) for row in rows) == [[2, 4], [2, 4]]
+
+
+def test_pairs_of_a_group_follow_from_what_it_knows():
+    completions = ([2], [3], [4])
+    assert group_pairs(group([1], *completions, pairs=((2, 0),), labels=(1, -1, 1))) == ((2, 0),)
+    assert group_pairs(group([1], *completions, labels=(1, -1, 1))) == ((0, 1), (2, 1))
+    assert group_pairs(group([1], *completions, rewards=(0.5, 0.5, 2.0))) == ((2, 0), (2, 1))  # a tie is no preference
+    assert group_pairs(group([1], *completions)) == ()

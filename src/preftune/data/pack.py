@@ -169,9 +169,9 @@ def group_labels(group: Group) -> list[int]:
 
 
 def group_pairs(group: Group) -> tuple[tuple[int, int], ...]:
-    """(chosen, rejected): the group's own pairs, or every preferred completion of it against every dispreferred one."""
-    if group.pairs or not group.labels:
+    """(chosen, rejected): the group's own pairs, or every completion against those of a lower label or reward."""
+    if group.pairs:
         return group.pairs
-    return tuple(
-        (c, r) for c, good in enumerate(group.labels) if good == 1 for r, bad in enumerate(group.labels) if bad == -1
-    )
+    values = group.labels or group.rewards
+    known = [(k, value) for k, value in enumerate(values) if value is not None]
+    return tuple((c, r) for c, better in known for r, worse in known if better > worse)
