@@ -67,7 +67,7 @@ VERBS = {name: _verb(name) for name in ("demo", "inspect", "train", "sample", "e
 
 
 def print_json(content: object) -> None:
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(json.dumps(content, indent=2))  # ASCII: what would command a terminal stays an escape
 
 
 if __name__ == "__main__":

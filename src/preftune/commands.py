@@ -16,11 +16,10 @@ from transformers import PreTrainedModel
 from preftune.cli import print_json
 from preftune.config import parse_settings, settings_from_run
 from preftune.data.inspect import inspect_data
-from preftune.data.prepare import load_records
 from preftune.data.render import Renderer, make_renderer
 from preftune.demo.recipe import demo
 from preftune.errors import ConfigError, storage_error
-from preftune.evaluation import PairEvaluation, PromptEvaluation, evaluate_pairs, evaluate_prompts
+from preftune.evaluation import PairEvaluation, PromptEvaluation, evaluate_pairs, evaluate_prompts, load_prompts
 from preftune.onpolicy.sample import Sampled, sample
 from preftune.policy.load import LoadOptions, load_model, load_tokenizer, quiet_transformers, resolve_model
 from preftune.report.page import write_comparison, write_report
@@ -90,15 +89,15 @@ def run_sample(arguments: Sequence[str]) -> int:
     quiet_transformers()
     settings = parse_settings(SampleConfig, arguments, prog="preftune sample",
                               description="Completions of a model; without a prompt, a chat.")  # fmt: skip
-    model, renderer = load_sampler(settings.model, settings.loading, settings.precision, settings.device, settings.rows.template)
-    if settings.prompt is None and settings.prompts is None:
-        return _chat(settings, model, renderer)
-    if settings.prompt is not None:
-        records: Sequence[Record] = [Record(prompt=settings.prompt, completions=(), origin="--prompt")]
-    else:
-        assert settings.prompts is not None
-        records = load_records(settings.prompts, settings.rows).records
     report = Reporter(quiet=settings.json or settings.prompt is not None)
+    records: Sequence[Record] = []
+    if settings.prompt is not None:
+        records = [Record(prompt=settings.prompt, completions=(), origin="--prompt")]
+    elif settings.prompts is not None:
+        records = load_prompts(settings.prompts, settings.rows, report)
+    model, renderer = load_sampler(settings.model, settings.loading, settings.precision, settings.device, settings.rows.template)
+    if not records:
+        return _chat(settings, model, renderer)
     prompts = [renderer.render(_bare(record)).prompt for record in records]
     drawn = sample(model, renderer, prompts, settings.sampling, settings.seed, lambda done, of: report.update("sample", done, of))
     _tell_samples(settings, records, drawn)
@@ -132,7 +131,7 @@ def _tell_samples(settings: SampleConfig, records: Sequence[Record], drawn: Sequ
             raise storage_error("write the samples", settings.output, error) from error
         print(f"{len(rows)} prompts with {settings.sampling.num_completions} completions each in {settings.output}")
     elif settings.json:
-        print(lines, end="")
+        print("".join(json.dumps(row) + "\n" for row in rows), end="")
     else:
         for row, ones in zip(rows, drawn, strict=True):
             if len(rows) > 1:

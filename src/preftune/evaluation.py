@@ -1,16 +1,17 @@
 """How good a model is: log-ratios on preference pairs, or the reward of its samples against the reference's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from preftune.data.options import DataOptions
 from preftune.data.pack import split_micro_batches
 from preftune.data.prepare import load_records, prepare
 from preftune.data.render import make_renderer
-from preftune.errors import storage_error
+from preftune.errors import ModelError, storage_error
 from preftune.onpolicy.judged import Judged, sample_and_judge
 from preftune.policy.load import load_model, load_tokenizer, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score_groups
@@ -19,7 +20,7 @@ from preftune.stats import Interval, cluster_means, mean_interval, paired_interv
 from preftune.train.progress import Reporter
 from preftune.train.runlog import RunFolder
 from preftune.train.setup import pick_device
-from preftune.types import Group
+from preftune.types import Group, Record
 from preftune.verbs import EvalConfig
 
 
@@ -56,7 +57,12 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
     """Accuracy, margin and log-ratios of chosen and rejected, of the model against the reference."""
     assert settings.data is not None
     source = resolve_model(settings.model)
-    prepared = prepare(settings.data, load_tokenizer(source, settings.loading), "pairs", settings.rows)
+    tokenizer = load_tokenizer(source, settings.loading)
+    if load_tokenizer(resolve_model(settings.reference), settings.loading).get_vocab() != tokenizer.get_vocab():
+        raise ModelError("The model and its reference have different tokenisers",
+                         got=f"{settings.model} and {settings.reference}", expected="models of one family",
+                         do="Name the model that the tuning started from: --reference MODEL")  # fmt: skip
+    prepared = prepare(settings.data, tokenizer, "pairs", settings.rows)
     for line in prepared.report.lines():
         report.note(line)
     logps = [_score_all(settings, name, prepared.groups, report) for name in (settings.model, settings.reference)]
@@ -98,11 +104,19 @@ def _score_all(settings: EvalConfig, name: str, groups: tuple[Group, ...], repor
     return logps
 
 
+def load_prompts(source: str, options: DataOptions, report: Reporter) -> Sequence[Record]:
+    """The records of a file of which only the prompts are used; rows that were skipped are counted."""
+    loaded = load_records(source, options)
+    if loaded.bad_rows:
+        report.note(f"skipped {len(loaded.bad_rows)} rows that cannot be used, the first: {loaded.bad_rows[0].message}")
+    return loaded.records
+
+
 def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation:
     """Samples of both models on the same prompts, judged by the same reward."""
     assert settings.prompts is not None
     assert settings.reward is not None
-    records = load_records(settings.prompts, settings.rows).records
+    records = load_prompts(settings.prompts, settings.rows, report)
     stages: list[list[Judged]] = []
     for name in (settings.reference, settings.model):
         source = resolve_model(name)

@@ -1,6 +1,6 @@
 """Settings of the verbs that are not training."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from preftune.data.options import DataOptions
@@ -10,6 +10,23 @@ from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.load import LoadOptions
 
 Precision = Literal["fp32", "bf16"]
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**62:
+        raise ConfigError("seed is out of range", got=seed, expected="0 or more, less than 2**62")
+
+
+def _refuse_idle_rows(rows: DataOptions, used: tuple[str, ...], where: str) -> None:
+    """Settings of the data that say nothing where only prompts are read."""
+    default = DataOptions()
+    for option in fields(rows):
+        if option.name not in used and getattr(rows, option.name) != getattr(default, option.name):
+            raise ConfigError(f"rows.{option.name} has no effect on {where}", got=getattr(rows, option.name),
+                              do="Leave it out")  # fmt: skip
+
+
+_READING = ("split", "format", "columns", "bad_rows", "template", "max_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +92,14 @@ class SampleConfig:
         if self.json and self.prompt is None and self.prompts is None:
             raise ConfigError("json has no effect in a chat", got="neither prompt nor prompts",
                               do="Add --prompt TEXT or --prompts FILE")  # fmt: skip
+        if self.sampling.num_completions > 1 and self.prompt is None and self.prompts is None:
+            raise ConfigError("num_completions has no effect in a chat", got=self.sampling.num_completions,
+                              do="Add --prompt TEXT or --prompts FILE")  # fmt: skip
+        _check_seed(self.seed)
+        if self.prompts is None:
+            _refuse_idle_rows(self.rows, ("template",), "a prompt that is typed")
+        else:
+            _refuse_idle_rows(self.rows, _READING, "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +149,19 @@ class EvalConfig:
             idle = [name for name, value in given.items() if value is not None]
             if self.sampling != SampleOptions():
                 idle.append("sampling")
+            if self.seed:
+                idle.append("seed")
             if idle:
                 raise ConfigError(f"{idle[0]} has no effect on preference data", got="--data", do="Use --prompts FILE")
         elif self.reward is None:
             raise ConfigError("prompts are judged by a reward", got="none", expected="--reward NAME or module:function")
         elif self.beta is not None or self.layout != LayoutOptions():
             raise ConfigError("beta and layout have no effect on prompts", got="--prompts", do="Leave them out")
+        if self.beta is not None and not self.beta > 0:
+            raise ConfigError("beta is out of range", got=self.beta, expected="a number above 0")
+        _check_seed(self.seed)
+        if self.prompts is not None:
+            _refuse_idle_rows(self.rows, _READING, "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,3 +218,12 @@ class DemoConfig:
     sampling: SampleOptions = field(
         default_factory=lambda: SampleOptions(num_completions=4, max_new_tokens=64, temperature=0.8)
     )
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+        for name in ("epochs", "learning_rate", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="a number above 0")
+        if self.sampling.num_completions < 2:
+            raise ConfigError("num_completions is too small for a preference", got=self.sampling.num_completions,
+                              expected="at least 2")  # fmt: skip

@@ -1,7 +1,8 @@
 """Completions drawn from a model in this process."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,11 +98,23 @@ def _generate(
         max_new_tokens=options.max_new_tokens, do_sample=not greedy, num_return_sequences=options.num_completions,
         eos_token_id=renderer.end_of_turn, pad_token_id=renderer.end_of_turn, **chosen,
     )  # fmt: skip
-    out = model.generate(  # type: ignore[operator]
-        input_ids=torch.from_numpy(ids).to(model.device), attention_mask=torch.from_numpy(mask).to(model.device),
-        generation_config=config,
-    )  # fmt: skip
+    with _no_generation_defaults(model):
+        out = model.generate(  # type: ignore[operator]
+            input_ids=torch.from_numpy(ids).to(model.device), attention_mask=torch.from_numpy(mask).to(model.device),
+            generation_config=config,
+        )  # fmt: skip
     return list(out[:, width:].cpu().numpy())  # type: ignore[index]
+
+
+@contextmanager
+def _no_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Within, what the model's generation_config.json says (a repetition penalty, say) does not mix into the draw."""
+    kept = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 def _finish(ids: np.ndarray, renderer: Renderer) -> Sampled:

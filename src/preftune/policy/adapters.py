@@ -1,6 +1,9 @@
 """LoRA through peft: low-rank adapters injected into a model whose own weights are frozen."""
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +37,14 @@ class LoraOptions:
             raise ConfigError("lora.alpha is out of range", got=self.alpha, expected="a number above 0")
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Within, peft's use of names that transformers has renamed is no news for the user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 def inject_lora(model: PreTrainedModel, options: LoraOptions) -> Any:
     """Freeze the model and inject adapters whose update starts at zero; returns the peft.PeftModel around it."""
     targets = options.target_modules or "all-linear"
@@ -45,7 +56,8 @@ def inject_lora(model: PreTrainedModel, options: LoraOptions) -> Any:
         target_modules=targets, lora_dropout=0.0, task_type=peft.TaskType.CAUSAL_LM,
     )
     try:
-        return peft.get_peft_model(model, settings)
+        with quiet_peft():
+            return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
             "lora.target_modules names no layer of the model", got=", ".join(options.target_modules),

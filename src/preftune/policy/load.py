@@ -1,7 +1,9 @@
 """From a name to a model: the bundled default, a local folder, a GGUF file, an adapter folder, or a hub id."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import ModelError
+from preftune.policy.adapters import quiet_peft
 from preftune.policy.bundled import BUNDLED_MODELS, bundled_folder
 
 _ADAPTER_FILE = "adapter_config.json"
@@ -40,6 +43,8 @@ def resolve_model(name: str) -> str:
     """A folder, a .gguf file or a hub id for what the user typed; the bundled model is fetched on first use."""
     if name in BUNDLED_MODELS:
         return str(bundled_folder(name))
+    if not name:
+        raise ModelError("The model's name is empty", expected="a folder, a .gguf file or a hub id")
     path = Path(name).expanduser()
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", _ADAPTER_FILE)):
         raise ModelError(
@@ -58,14 +63,14 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def _from_pretrained(kind: Any, source: str, what: str, name: str, **arguments: Any) -> Any:
-    """`kind.from_pretrained`, with every known way to fail told in one sentence."""
+def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str, **arguments: Any) -> Any:
+    """`load(source, **arguments)`, a from_pretrained, with every known way to fail told in one sentence."""
     path = Path(source)
     if path.suffix == ".gguf":
         source, arguments = str(path.parent), arguments | {"gguf_file": path.name}
         arguments.pop("use_safetensors", None)
     try:
-        return kind.from_pretrained(source, **arguments)
+        return load(source, **arguments)
     except HFValidationError as error:
         raise ModelError(f"{name!r} is no model name", expected="a folder or a hub id (owner/name)") from error
     except ImportError as error:
@@ -82,29 +87,56 @@ def _from_pretrained(kind: Any, source: str, what: str, name: str, **arguments: 
 
 
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
-    """The tokeniser of a resolved model (of an adapter: its own, saved beside it)."""
+    """The tokeniser of a resolved model (of an adapter: the one saved beside it, else its base's)."""
+    if (Path(source) / _ADAPTER_FILE).is_file() and not (Path(source) / "tokenizer_config.json").is_file():
+        return load_tokenizer(_base_of(source), options)
     return _from_pretrained(
-        AutoTokenizer, source, "tokeniser", source, trust_remote_code=options.trust_remote_code
+        AutoTokenizer.from_pretrained, source, "tokeniser", source, trust_remote_code=options.trust_remote_code
     )
 
 
 def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is exact."""
     quiet_transformers()
-    adapter = Path(source) / _ADAPTER_FILE
-    if adapter.is_file():
-        base_name = json.loads(adapter.read_text())["base_model_name_or_path"]
-        base = load_model(resolve_model(base_name), options, dtype)
-        return PeftModel.from_pretrained(base, source).merge_and_unload().eval()
+    if (Path(source) / _ADAPTER_FILE).is_file():
+        return _merged(source, options, dtype)
     config = _from_pretrained(
-        AutoConfig, source, "configuration", source, trust_remote_code=options.trust_remote_code
+        AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=options.trust_remote_code
     )
     model = _from_pretrained(
-        AutoModelForCausalLM, source, "weights", source,
+        AutoModelForCausalLM.from_pretrained, source, "weights", source,
         config=config, dtype=dtype, attn_implementation=_attention(config),
         trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
     )
-    return plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
+    model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
+    model.name_or_path = source
+    return model
+
+
+def _base_of(source: str) -> str:
+    """The resolved base of an adapter folder."""
+    try:
+        name = json.loads((Path(source) / _ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The adapter {source} is damaged", got=f"{_ADAPTER_FILE}: {error!r}",
+                         expected="a folder that peft saved") from error  # fmt: skip
+    base = resolve_model(str(name)) if name else source
+    if base == source:
+        raise ModelError(f"The adapter {source} names no base model", got=f"base_model_name_or_path: {name}",
+                         do=f"Write its folder or hub id into {_ADAPTER_FILE}")  # fmt: skip
+    return base
+
+
+def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
+    if not options.allow_pickle and not (Path(source) / "adapter_model.safetensors").is_file():
+        raise ModelError(f"Cannot load the weights of the adapter {source}", got="no adapter_model.safetensors",
+                         do="If it has pickle weights only and you trust them, set --allow_pickle true")  # fmt: skip
+    base = load_model(_base_of(source), options, dtype)
+    with quiet_peft():
+        adapted = _from_pretrained(partial(PeftModel.from_pretrained, base), source, "adapter", source)
+    model = adapted.merge_and_unload().eval()
+    model.name_or_path = source  # an adapter trained on top of this one stands on both
+    return model
 
 
 def _attention(config: Any) -> str:

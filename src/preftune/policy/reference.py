@@ -80,7 +80,7 @@ class ReferenceStore:
             index = np.load(path, allow_pickle=False)
             values = np.load(path.with_name(path.name.replace(".index.", ".logp.")), mmap_mode="r", allow_pickle=False)
             ends = index["start"] + index["length"]
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, EOFError) as error:
             raise StorageError(f"The reference cache {path} is damaged", got=str(error), do="Delete its folder") from error
         if len(ends) and ends.max() > len(values):
             raise StorageError(f"The reference cache {path} is damaged", got="a cut-off file", do="Delete its folder")

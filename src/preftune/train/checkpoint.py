@@ -33,6 +33,8 @@ def save_checkpoint(
     target = folder / f"step-{counters.step:06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".writing-*"):  # by a process that was killed
+            shutil.rmtree(left)
         scratch = folder / f".writing-{os.getpid()}"
         scratch.mkdir()
         try:

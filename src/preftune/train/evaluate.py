@@ -24,13 +24,14 @@ def evaluate(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Loss and metrics over all groups. Groups that hold a preference also give margins and accuracies, whatever the
-    objective learns from.
+    objective learns from. Data on which the objective puts no weight (dispreferred completions only, for SFT) have no loss.
 
     The implicit reward is beta * log-ratio; beta is 1 for objectives that have none.
     """
     beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
     pieces = cut_step(groups, objective.signal, policy, layout)
-    total = global_weight(pieces, objective)
+    has_loss = any(bool((objective.weights(piece.lengths, piece.signal) != 0).any()) for piece in pieces)
+    total = global_weight(pieces, objective) if has_loss else 1.0
     score = make_score(policy, objective, reference)
     loss, meter, done = 0.0, MetricMeter(), 0
     for piece in pieces:
@@ -47,4 +48,4 @@ def evaluate(
         meter.add(metrics)
         done += len(piece.origins)
         progress(done, len(groups))
-    return {"loss": loss, **meter.means()}
+    return ({"loss": loss} if has_loss else {}) | meter.means()

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
                            do="Start it again with another --output, and --save_every N")  # fmt: skip
     job = build_job(config, report)
     counters = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser)
-    run.forget_after(counters.step)
+    run.forget_after(counters.step or -1)  # the evaluation at step 0 is done again
     report.note(f"resumed at step {counters.step} of {job.num_steps}")
     return run_loop(job, run, report, counters)
 
@@ -74,11 +74,11 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> 
     def save() -> Path:
         return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints)
 
-    if counters.step == 0:
-        evaluation = _evaluate(job, run, report, 0)
     try:
-        report.update("train", counters.step, job.num_steps)
         with interruption() as interrupted:
+            if counters.step == 0:
+                evaluation = _evaluate(job, run, report, 0)
+            report.update("train", counters.step, job.num_steps)
             while counters.step < job.num_steps and not interrupted():
                 counters = _train_step(job, run, report, counters)
                 if counters.step % eval_every == 0 or counters.step == job.num_steps:
@@ -90,7 +90,8 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> 
         run.set_state("failed", counters.step, str(error))
         raise TrainingError(f"Step {counters.step + 1} stopped: {error}{kept}") from error
     except PreftuneError as error:
-        run.set_state("failed", counters.step, str(error))
+        with suppress(StorageError):  # the disk that has no room for a checkpoint may have none for this
+            run.set_state("failed", counters.step, str(error))
         raise
     finally:
         report.close()
@@ -145,13 +146,17 @@ def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int) -> dict[str
     metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.reference, job.config.layout)
     run.append("metrics.jsonl", {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()})
     shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies") if k in metrics]
-    report.note(f"step {step}: held-out " + ", ".join(shown))
+    if shown:
+        report.note(f"step {step}: held-out " + ", ".join(shown))
     return metrics
 
 
 def save_final(job: Job, folder: Path) -> None:
     """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template."""
-    (job.policy.peft_model or job.policy.model).save_pretrained(folder)
+    if job.policy.peft_model is not None:
+        job.policy.peft_model.save_pretrained(folder, save_embedding_layers=False)  # these never train here
+    else:
+        job.policy.model.save_pretrained(folder)
     job.tokenizer.save_pretrained(folder)
 
 

@@ -110,10 +110,20 @@ class TrainConfig:
                 raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {low}")
         if not (math.isfinite(self.epochs) and self.epochs > 0):
             raise ConfigError("epochs is out of range", got=self.epochs, expected="a number above 0")
+        if self.seed >= 2**62:
+            raise ConfigError("seed is out of range", got=self.seed, expected="less than 2**62")
         if not 0 <= self.eval_fraction < 1:
             raise ConfigError("eval_fraction is out of range", got=self.eval_fraction, expected="[0, 1)")
         if not self.data:
             raise ConfigError("data is empty", expected="a file, a folder or a hub id")
+        if self.eval_data is not None and self.eval_fraction != 0.1:
+            raise ConfigError("eval_fraction has no effect with eval_data", got=self.eval_fraction, do="Leave one out")
+        if self.eval_data is None and self.eval_fraction == 0 and self.eval_every is not None:
+            raise ConfigError("eval_every has no effect without held-out data", got="eval_fraction 0",
+                              do="Set --eval_fraction or --eval_data, or leave eval_every out")  # fmt: skip
+        if self.keep_checkpoints > 1 and self.save_every == 0:
+            raise ConfigError("keep_checkpoints has no effect without save_every", got=self.keep_checkpoints,
+                              do="Set --save_every N")  # fmt: skip
         if self.reference.mode == "adapter" and self.lora.rank == 0:
             raise ConfigError("reference.mode adapter has no adapter to switch off", got="lora.rank 0",
                               do="Set --lora.rank, or --reference.mode cache or live")  # fmt: skip

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from preftune.terminal import clean_terminal
+
 _LINE_SECONDS = 15.0
 
 
@@ -24,7 +26,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(clean_terminal(text), markup=False, soft_wrap=True)
 
     def update(self, phase: str, done: int, total: int, detail: str = "") -> None:
         """`done` of `total` of a phase; a new phase (best told with what is done before it starts) has its own bar."""

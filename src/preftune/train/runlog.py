@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.objectives import OBJECTIVES, objective_name
@@ -88,8 +89,9 @@ class RunFolder:
             write(scratch)
             shutil.rmtree(self.path / name, ignore_errors=True)
             scratch.rename(self.path / name)
-        except OSError as error:
-            raise storage_error(f"write {name}/", self.path, error) from error
+        except (OSError, SafetensorError) as error:
+            cause = error if isinstance(error, OSError) else OSError(str(error))
+            raise storage_error(f"write {name}/", self.path, cause) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return self.path / name
@@ -98,12 +100,15 @@ class RunFolder:
 def check_output(output: str) -> None:
     """Before any work: the run folder must be new or empty, and its parent must be writable."""
     path = Path(output)
+    if not output:
+        raise ConfigError("output is empty", expected="a new or empty folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"The output {output} is there already", expected="a new or empty folder",
                           do=f"Choose another --output, or go on with: preftune train --resume {output}")  # fmt: skip
     parent = next(p for p in [path, *path.absolute().parents] if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise StorageError(f"The output {output} cannot be written", got=f"no permission in {parent}",
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        got = f"no permission in {parent}" if parent.is_dir() else f"{parent} is a file"
+        raise StorageError(f"The output {output} cannot be written", got=got,
                            expected="a folder that can be written", do="Choose another --output")  # fmt: skip
 
 
