@@ -18,3 +18,19 @@ def _deterministic():
 def _own_cache(tmp_path_factory, monkeypatch):
     """Reference caches of a test stay out of the user's; the bundled model is looked up where the user has it."""
     monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A tiny model with its tokeniser, as a folder on disk."""
+    from tests.folders import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory):
+    """Eight pairs of eight prompts."""
+    from tests.folders import PAIRS, write_rows
+
+    return write_rows(tmp_path_factory.mktemp("data") / "pairs.jsonl", PAIRS)

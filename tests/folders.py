@@ -3,10 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from preftune.objectives.dpo import DPO
+from preftune.train.options import OptimOptions, TrainConfig
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
 PAIRS = [
@@ -46,5 +50,25 @@ def metric_rows(run: Path) -> list[dict]:
 
 
 def timeless(rows: Sequence[Mapping[str, object]]) -> list[dict]:
-    """Metric rows without what depends on the clock or the machine."""
-    return [{k: v for k, v in row.items() if "second" not in k and "memory" not in k} for row in rows]
+    """Metric rows without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in ("step_time", "tokens_per_second")} for row in rows]
+
+
+def tiny_config(model: Path, data: str, output: Path, **settings: Any) -> TrainConfig:
+    """Settings under which the tiny model learns a file of pairs in a few steps."""
+    optim = settings.pop("optim", {})
+    chosen: dict[str, Any] = {"batch_size": 4, "epochs": 2.0, "eval_fraction": 0.25, "objective": DPO()} | settings
+    return TrainConfig(
+        data=str(data), output=str(output), model=str(model),
+        optim=OptimOptions(**{"learning_rate": 3e-3, "schedule": "constant"} | optim), **chosen,
+    )  # fmt: skip
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a folder's safetensors file."""
+    (path,) = folder.glob("*.safetensors")
+    return load_file(path)
+
+
+def same_bits(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

@@ -85,6 +85,10 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> 
                     evaluation = _evaluate(job, run, report, counters.step)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < job.num_steps:
                     save()
+        if counters.step < job.num_steps:
+            save()
+        else:
+            run.install_folder("final", lambda folder: save_final(job, folder))
     except TrainingError as error:
         kept = f" The weights before it are in {save()}." if counters.step else ""
         run.set_state("failed", counters.step, str(error))
@@ -95,19 +99,22 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> 
         raise
     finally:
         report.close()
-    if counters.step < job.num_steps:
-        save()
-        how = f"preftune train --resume {run.path}"
-        run.set_state("interrupted", counters.step, f"Go on with: {how}")
-        report.note(f"\nInterrupted after step {counters.step}; a checkpoint is saved. Go on with:\n  {how}")
-        return RunResult(
-            folder=run.path, final=None, step=counters.step, state="interrupted", evaluation=evaluation
-        )
-    final = run.install_folder("final", lambda folder: save_final(job, folder))
-    run.set_state("finished", counters.step)
+    finished = counters.step == job.num_steps
+    return (_tell_finished if finished else _tell_interrupted)(run, report, counters.step, evaluation)
+
+
+def _tell_interrupted(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:
+    how = f"preftune train --resume {run.path}"
+    run.set_state("interrupted", step, f"Go on with: {how}")
+    report.note(f"\nInterrupted after step {step}; a checkpoint is saved. Go on with:\n  {how}")
+    return RunResult(folder=run.path, final=None, step=step, state="interrupted", evaluation=evaluation)
+
+
+def _tell_finished(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:
+    run.set_state("finished", step)
     write_report(run.path)
-    report.note(f"finished: model in {final}, report in {run.path / 'report.html'}")
-    return RunResult(folder=run.path, final=final, step=counters.step, state="finished", evaluation=evaluation)
+    report.note(f"finished: model in {run.final}, report in {run.path / 'report.html'}")
+    return RunResult(folder=run.path, final=run.final, step=step, state="finished", evaluation=evaluation)
 
 
 def _train_step(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> Counters:

@@ -184,6 +184,7 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
     prepared, train, held = prepare_groups(config, tokenizer)
     for line in prepared.report.lines():
         report.note(line)
+    report.note(f"{len(train)} groups to train on, {len(held)} held out")
     policy = load_policy(config, report)
     start_digest = weights_digest(policy.model)
     source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)

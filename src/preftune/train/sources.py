@@ -44,8 +44,6 @@ def hold_out(groups: Sequence[Group], fraction: float, seed: int) -> tuple[list[
         hashlib.blake2b(seed.to_bytes(8, "little") + group.prompt.tobytes(), digest_size=16).digest() for group in groups
     ]
     prompts = sorted(set(digests))
-    held = set(prompts[: round(fraction * len(prompts))])
-    if len(held) == len(prompts):
-        held = set()  # a single prompt cannot be on both sides
+    held = set(prompts[: min(round(fraction * len(prompts)), len(prompts) - 1)])  # at least one prompt is trained on
     train = [group for group, digest in zip(groups, digests, strict=True) if digest not in held]
     return train, [group for group, digest in zip(groups, digests, strict=True) if digest in held]

@@ -1,0 +1,117 @@
+"""Dependencies point one way, every module is there, and nothing grows too large."""
+
+import ast
+import importlib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import preftune
+
+ROOT = Path(preftune.__file__).parent
+LAYERS = (
+    {"errors", "types", "stats", "terminal"},
+    {"objectives", "report"},
+    {"data"},
+    {"policy"},
+    {"onpolicy"},
+    {"train"},
+    {"evaluation", "demo", "diagnose"},
+    {"config", "verbs"},
+    {"commands"},
+    {"cli"},
+)
+"""From the bottom up. A module may import its own layer and those below."""
+
+EXCEPTIONS = {
+    ("evaluation", "verbs"): "EvalConfig, which is the verb's own settings",
+    ("demo", "verbs"): "DemoConfig, likewise",
+    ("commands", "cli"): "print_json, the one way to print JSON",
+    ("cli", "commands"): "once a verb is known",
+}
+MODULES = {
+    ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def test_imports_go_downward_only():
+    wrong = []
+    for module, path in MODULES.items():
+        for other in sorted(imported(path) & set(MODULES)):
+            mine, theirs = room(module), room(other)
+            if mine and theirs and LAYER_OF[theirs] > LAYER_OF[mine] and (mine, theirs) not in EXCEPTIONS:
+                wrong.append(f"{module} imports {other}")
+    assert not wrong
+
+
+def test_every_room_has_a_layer():
+    assert {room(module) for module in MODULES} - {""} == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("names", [("errors",), ("terminal",), ("report",), ("cli",), ("data.options",)])
+def test_light_modules_import_nothing_heavy(names):
+    heavy = {"torch", "transformers", "peft", "datasets"}
+    for module, path in MODULES.items():
+        if any(module == f"preftune.{name}" or module.startswith(f"preftune.{name}.") for name in names):
+            reached, queue = set(), [path]
+            while queue:
+                for other in imported(queue.pop()) - reached:
+                    reached.add(other)
+                    if other in MODULES and not (module == "preftune.cli" and other == "preftune.commands"):
+                        queue.append(MODULES[other])
+            assert not {other.split(".")[0] for other in reached} & heavy, module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_imports(module):
+    importlib.import_module(module)
+
+
+def test_objectives_are_pure():
+    """They see numbers, never a model, a file or a layout."""
+    allowed = {"preftune.objectives", "preftune.types", "preftune.errors"}
+    for module, path in MODULES.items():
+        if room(module) == "objectives":
+            ours = {other for other in imported(path) & set(MODULES)}
+            assert all(any(other == name or other.startswith(f"{name}.") for name in allowed) for other in ours), module
+
+
+def test_nothing_grows_too_large():
+    large = []
+    for path in MODULES.values():
+        text = path.read_text(encoding="utf-8")
+        if (lines := text.count("\n")) > 400:
+            large.append(f"{path.relative_to(ROOT)}: {lines} lines, at most 400")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > 60:
+                    large.append(f"{path.relative_to(ROOT)}: {node.name} has {lines} lines, at most 60")
+    assert not large
+
+
+def test_the_layers_are_the_design_s():
+    order = ["types", "objectives", "data", "policy", "onpolicy", "train", "evaluation", "config", "commands", "cli"]
+    assert all(LAYER_OF[lower] < LAYER_OF[upper] for lower, upper in pairwise(order))

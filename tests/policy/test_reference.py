@@ -1,0 +1,108 @@
+"""The reference's numbers: the same from the cache, live and with the adapter off; never stale, never damaged unseen."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preftune.errors import StorageError, TrainingError
+from preftune.objectives.dpo import DPO
+from preftune.policy.adapters import LoraOptions
+from preftune.policy.reference import ReferenceOptions
+from preftune.train.loop import train
+from preftune.train.progress import Reporter
+from preftune.train.setup import build_job
+from tests.folders import metric_rows, save_tiny_model, timeless, tiny_config
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def shards(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("*.logp.npy"))
+
+
+def test_cache_live_and_adapter_off_agree(tiny_folder, pairs_file, tmp_path, cache):
+    rows = {}
+    for mode in ("cache", "live", "adapter"):
+        config = tiny_config(
+            tiny_folder, pairs_file, tmp_path / mode, lora=LoraOptions(rank=2), reference=ReferenceOptions(mode=mode),
+            optim={"learning_rate": 0.01},
+        )  # fmt: skip
+        rows[mode] = timeless(metric_rows(train(config, quiet=True).folder))
+    first = rows["cache"][1]
+    assert first["loss"] == pytest.approx(math.log(2.0), abs=1e-6) and first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert rows["cache"][-1]["eval_rewards/margins"] > 0.1
+    for mode in ("live", "adapter"):
+        for one, two in zip(rows["cache"], rows[mode], strict=True):
+            assert one.keys() == two.keys()
+            for name, value in one.items():
+                if isinstance(value, float):
+                    scale = max(1.0, abs(one.get("logps/chosen", one.get("eval_logps/chosen", 1.0))))
+                    assert two[name] / scale == pytest.approx(value / scale, rel=1e-5, abs=1e-6), (mode, name)
+
+
+def notes_of(config, capsys) -> str:
+    build_job(config, Reporter(quiet=False))
+    return capsys.readouterr().err
+
+
+def test_a_second_run_takes_everything_from_the_cache(tiny_folder, pairs_file, tmp_path, cache, capsys):
+    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run")
+    assert "8 groups computed, 0 from the cache" in notes_of(config, capsys)
+    found = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    assert "0 groups computed, 8 from the cache" in notes_of(config, capsys)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == found
+    # Other weights are another reference, and so is another precision.
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    assert "8 groups computed, 0 from the cache" in notes_of(tiny_config(other, pairs_file, tmp_path / "run"), capsys)
+    low = tiny_config(tiny_folder, pairs_file, tmp_path / "run", precision="bf16")
+    assert "8 groups computed, 0 from the cache" in notes_of(low, capsys)
+
+
+def test_a_stale_cache_is_refused(tiny_folder, pairs_file, tmp_path, cache):
+    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run")
+    build_job(config, Reporter(quiet=True))
+    (shard,) = shards(cache)
+    np.save(shard, np.load(shard) * np.float32(1.01))
+    with pytest.raises(TrainingError, match=r"The cached reference differs from the model .*Delete .*references"):
+        build_job(config, Reporter(quiet=True))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "no array", "index cut", "index of another kind"])
+def test_a_damaged_cache_is_refused(damage, tiny_folder, pairs_file, tmp_path, cache):
+    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run")
+    build_job(config, Reporter(quiet=True))
+    (shard,) = shards(cache)
+    index = shard.with_name(shard.name.replace(".logp.", ".index."))
+    if damage == "cut":
+        os.truncate(shard, shard.stat().st_size // 2)
+    elif damage == "empty":
+        os.truncate(shard, 0)
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "no array":
+        shard.write_bytes(b"something else")
+    elif damage == "index cut":
+        os.truncate(index, index.stat().st_size - 7)
+    else:
+        np.save(index, np.zeros(4))
+    with pytest.raises(StorageError, match=r"The reference cache .* is damaged.*Delete"):
+        build_job(config, Reporter(quiet=True))
+
+
+def test_another_model_as_reference(tiny_folder, pairs_file, tmp_path, cache):
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    losses = {}
+    for mode in ("cache", "live"):
+        config = tiny_config(
+            tiny_folder, pairs_file, tmp_path / mode, objective=DPO(), reference=ReferenceOptions(mode=mode, model=str(other))
+        )
+        losses[mode] = [row["loss"] for row in metric_rows(train(config, quiet=True).folder) if row["phase"] == "train"]
+    assert losses["cache"] == pytest.approx(losses["live"], rel=1e-6)
+    assert abs(losses["cache"][0] - math.log(2.0)) > 1e-3  # the policy does not start at its reference
