@@ -116,7 +116,7 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path):
     good = save_checkpoint(folder, parameters, optimiser, Counters(step=1), keep=1)
     kept, moments = weight.detach().clone(), optimiser.state[weight]["exp_avg"].clone()
     optimiser.step()
-    with files_of_at_most(100_000), pytest.raises(StorageError, match="Cannot write the checkpoint at .*step-000002"):
+    with files_of_at_most(100_000), pytest.raises(StorageError, match=r"Cannot write the checkpoint at .*step-000002"):
         save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1)
     with files_of_at_most(500_000), pytest.raises(StorageError, match="Cannot write the checkpoint"):  # the second file fails
         save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1)

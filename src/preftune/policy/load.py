@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.errors import ModelError
@@ -75,7 +77,7 @@ def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str
         raise ModelError(f"{name!r} is no model name", expected="a folder or a hub id (owner/name)") from error
     except ImportError as error:
         raise ModelError(f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]) from error
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
         told = str(error).strip().split("\n")[0]
         if "trust_remote_code" in str(error):
             told, do = "it carries Python code", "Set --trust_remote_code true if you trust its authors"
@@ -103,11 +105,15 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     config = _from_pretrained(
         AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=options.trust_remote_code
     )
-    model = _from_pretrained(
+    model, found = _from_pretrained(
         AutoModelForCausalLM.from_pretrained, source, "weights", source,
         config=config, dtype=dtype, attn_implementation=_attention(config),
         trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
+        output_loading_info=True,
     )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(f"The weights of {source} are incomplete", got=f"no {', '.join(missing[:3])}",
+                         expected=f"all of {type(model).__name__}", do="Fetch or save the model again")  # fmt: skip
     model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
     model.name_or_path = source
     return model

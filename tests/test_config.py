@@ -1,0 +1,356 @@
+"""Settings: flags and YAML are the same thing, every key is known, every value checked, and every setting is felt."""
+
+import contextlib
+import io
+import json
+from dataclasses import fields, is_dataclass
+
+import pytest
+import yaml
+
+from preftune.config import ALIASES, ELSEWHERE, parse_settings
+from preftune.data.options import DataOptions
+from preftune.errors import ConfigError, PreftuneError
+from preftune.objectives.bnf import BNF
+from preftune.objectives.dpo import DPO
+from preftune.objectives.sft import SFT
+from preftune.train.loop import train
+from preftune.train.options import TrainConfig
+from preftune.train.runlog import to_plain
+from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
+from tests.folders import PAIRS, metric_rows, timeless, weights_of, write_rows
+
+BASE = ["--data", "d", "--output", "o"]
+
+
+def parsed(*words: str, kind=TrainConfig, positional=None):
+    return parse_settings(kind, words, prog="preftune train", description="", positional=positional)
+
+
+def refused(*words: str, kind=TrainConfig) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parsed(*words, kind=kind)
+    told = str(caught.value)
+    assert "\n" not in told and told.endswith((".", "?")) and ".." not in told.replace("...", "")
+    assert not any(word in told for word in ("jsonargparse", "<class", "functools", "Literal", "Union", "Traceback"))
+    return told
+
+
+def test_names_of_every_kind_mean_the_same():
+    wanted = parsed(*BASE, "--optim.learning_rate", "0.5", "--objective.name", "dpo", "--objective.beta", "0.3", "--rows.max_rows", "7")
+    assert (wanted.optim.learning_rate, wanted.objective, wanted.rows.max_rows) == (0.5, DPO(beta=0.3), 7)
+    assert parsed(*BASE, "--learning_rate=0.5", "--objective=dpo", "--beta=0.3", "--max_rows=7") == wanted
+    assert parsed(*BASE, "--learning-rate", "0.5", "--objective", "dpo", "--objective.beta", ".3", "--rows.max-rows", "7") == wanted
+    assert parsed("--dataset_name", "d", "--output_dir", "o", "--lora_r", "4", "--num_train_epochs", "2") == parsed(
+        *BASE, "--lora.rank", "4", "--epochs", "2"
+    )
+    assert parsed(*BASE, "--columns", '{"chosen": "winner"}').rows.columns == {"chosen": "winner"}
+    assert parsed(*BASE, "--target_modules", "[q_proj]", "--lora.rank", "2").lora.target_modules == ["q_proj"]
+    assert parsed("DATA", "--model", "m", kind=InspectConfig, positional="data").data == "DATA"
+    assert parsed("--json", "--data", "d", "--model", "m", kind=InspectConfig).json is True
+    assert parsed("--data", "d", "--json", "false", kind=InspectConfig).json is False
+
+
+def test_every_alias_names_a_setting():
+    known = {"objective.beta", "objective.label_smoothing"}
+    for kind in (TrainConfig, SampleConfig, EvalConfig):
+        for field in fields(kind):
+            value = getattr(kind, field.name, None) if field.default_factory is None else field.default_factory
+            inner = value if isinstance(value, type) and is_dataclass(value) else None
+            known |= {f"{field.name}.{f.name}" for f in fields(inner)} if inner else {field.name}
+    assert set(ALIASES.values()) <= known
+    assert not set(ALIASES) & set(ELSEWHERE)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_names_without_an_equal_say_where_to_look(name, tmp_path):
+    assert ELSEWHERE[name] in refused(*BASE, f"--{name}", "1")
+    (tmp_path / "c.yaml").write_text(f"{name}: 1\n")
+    assert ELSEWHERE[name] in refused(*BASE, "--config", str(tmp_path / "c.yaml"))
+
+
+YAMLS = {
+    "full names": "optim: {learning_rate: 0.5, schedule: cosine}\nobjective: {name: dpo, beta: 0.3}\nrows: {columns: {chosen: win}}\n",
+    "dotted": "optim.learning_rate: 0.5\noptim.schedule: cosine\nobjective.name: dpo\nobjective.beta: 0.3\nrows.columns: {chosen: win}\n",
+    "short": "learning_rate: 0.5\nlr_scheduler_type: cosine\nobjective: dpo\nbeta: 0.3\ncolumns: {chosen: win}\n",
+    "hyphens and text numbers": "learning-rate: 5e-1\nschedule: cosine\nobjective: dpo\nobjective.beta: 3e-1\nrows: {columns: {chosen: win}}\n",
+}
+
+
+@pytest.mark.parametrize("text", YAMLS.values(), ids=YAMLS)
+def test_yaml_is_flags(text, tmp_path):
+    (tmp_path / "c.yaml").write_text(text + "data: d\n")
+    flags = parsed(*BASE, "--learning_rate", "0.5", "--schedule", "cosine", "--objective", "dpo", "--beta", "0.3",
+                   "--columns", '{"chosen": "win"}')  # fmt: skip
+    assert parsed("--config", str(tmp_path / "c.yaml"), "--output", "o") == flags
+    assert parsed("--output", "o", "--config", str(tmp_path / "c.yaml")) == flags
+
+
+def test_flags_win_over_yaml_and_later_files_over_earlier_ones(tmp_path):
+    one, two = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    one.write_text("learning_rate: 0.5\nseed: 1\nobjective: {name: dpo, beta: 0.3}\n")
+    two.write_text("seed: 2\n")
+    found = parsed(*BASE, "--config", str(one), "--config", str(two), "--beta", "0.7")
+    assert (found.optim.learning_rate, found.seed, found.objective) == (0.5, 2, DPO(beta=0.7))
+    assert parsed(*BASE, "--config", str(one), "--seed", "3").seed == 3
+
+
+BAD_YAMLS = {
+    "learning_rte: 1": "got learning_rte. Did you mean learning_rate?",
+    "optim: {learning_rte: 1}": "got optim.learning_rte. Did you mean optim.learning_rate?",
+    "optim: 3": "optim is a section of settings; got 3",
+    "lora: null": "lora is a section of settings; got None",
+    "optim: {learning_rate: abc}": "optim.learning_rate has a value that it cannot take; got abc; expected a number",
+    "optim: {adam: {beta1: 3}}": "There is no setting of this name; got optim.adam",
+    "objective: dppo": "There is no such objective; got dppo; expected bnf, dpo, sft. Did you mean dpo?",
+    "objective: [a]": "There is no such objective",
+    "objective: null": "There is no such objective",
+    "objective: {name: dpo, betaa: 1}": "There is no setting of this name; got objective.betaa",
+    "objective: {beta: 0.2}": "There is no setting of this name; got objective.beta",  # BNF has none
+    "learning_rate: 1\noptim: {learning_rate: 2}": "optim.learning_rate is given twice; got 1 and 2",
+    "[1, 2]": "holds no settings; got list",
+    "": "holds no settings",
+    "1: 2": "holds no settings",
+    "a: [": "is not valid YAML",
+    "!!python/object/apply:os.system ['false']": "is not valid YAML",
+    "batch_size: true": "batch_size has a value that it cannot take; got True; expected a whole number",
+    "eval_data: 3": "eval_data has a value that it cannot take; got 3; expected text or null",
+    "rows: {truncation: maybe}": "got maybe; expected error, drop, cut_prompt, cut_completion",
+    "config: other.yaml": "There is no setting of this name; got config",
+}
+
+
+@pytest.mark.parametrize("text", BAD_YAMLS)
+def test_bad_yaml_is_told(text, tmp_path):
+    (tmp_path / "c.yaml").write_text(text + "\n")
+    assert BAD_YAMLS[text] in refused(*BASE, "--config", str(tmp_path / "c.yaml"))
+
+
+BAD_FLAGS = {
+    "--learning_rte 1": "got learning_rte. Did you mean learning_rate?",
+    "--learn 1": "There is no setting of this name; got learn",  # no abbreviations
+    "--learning_rate abc": "optim.learning_rate has a value that it cannot take; got abc; expected a number",
+    "--learning_rate nan": "learning_rate",
+    "--learning_rate -1": "learning_rate is out of range; got -1.0; expected a number in [0, inf)",
+    "--learning_rate": "optim.learning_rate has no value",
+    "--batch_size 0": "batch_size is out of range; got 0; expected at least 1",
+    "--batch_size 1.5": "batch_size has a value that it cannot take; got 1.5; expected a whole number",
+    "--max_steps many": "got many; expected a whole number or null",
+    "--schedule linaer": "got linaer; expected linear, cosine, constant",
+    "--precision fp16": "got fp16; expected fp32, bf16",
+    "--objective dppo": "Did you mean dpo?",
+    "--objective": "has no value",
+    "--objective dpo --beta 0": "dpo: beta is out of range; got 0.0",
+    "--objective bnf --beta 1": "There is no setting of this name; got objective.beta",
+    "--epochs inf": "epochs",
+    "--eval_fraction 1": "eval_fraction is out of range",
+    "--seed -1": "seed is out of range",
+    "--seed 1180591620717411303424": "seed is out of range",
+    "--row_tokens 5000": "micro_batch_tokens is smaller than a row; got 2048",
+    "--lora_alpha 4": "lora.alpha and lora.target_modules have no effect; got lora.rank 0",
+    "--reference.mode adapter": "no adapter to switch off",
+    "--objective sft --reference.mode live": "reference has no effect",
+    "--lora_r 2 --reference.mode adapter --reference.model m": "reference.model has no effect with reference.mode adapter",
+    "--eval_data e --eval_fraction 0.5": "eval_fraction has no effect with eval_data",
+    "--eval_fraction 0 --eval_every 2": "eval_every has no effect without held-out data",
+    "--keep_checkpoints 2": "keep_checkpoints has no effect without save_every",
+    "--columns {chosn:x}": "rows.columns",
+    "stray": "A word stands alone; got 'stray'",
+    "--config /nowhere.yaml": "Cannot read the settings in /nowhere.yaml",
+    "--warmup_ratio 1.5": "warmup_ratio is out of range",
+    "--adam_epsilon 0": "adam_epsilon is out of range",
+    "--max_length 1": "max_length is too small",
+}
+
+
+@pytest.mark.parametrize("words", BAD_FLAGS)
+def test_bad_flags_are_told(words):
+    assert BAD_FLAGS[words] in refused(*BASE, *words.split())
+
+
+BAD_OTHERS = {
+    "both": (SampleConfig, "--prompt p --prompts f", "exclude each other"),
+    "output of a prompt": (SampleConfig, "--prompt p --output f", "output has no effect without prompts"),
+    "json chat": (SampleConfig, "--json", "json has no effect in a chat"),
+    "many answers in a chat": (SampleConfig, "--num_completions 2", "num_completions has no effect in a chat"),
+    "length of prompts": (SampleConfig, "--prompts f --max_length 9", "rows.max_length has no effect on prompts"),
+    "rows of a prompt": (SampleConfig, "--prompt p --max_rows 9", "rows.max_rows has no effect on a prompt that is typed"),
+    "greedy many": (SampleConfig, "--prompt p --temperature 0 --num_completions 2", "have no effect at temperature 0"),
+    "seed": (SampleConfig, "--prompt p --seed -1", "seed is out of range"),
+    "nothing": (EvalConfig, "--model m", "eval wants preference data or prompts; got neither"),
+    "everything": (EvalConfig, "--model m --data d --prompts p", "got both"),
+    "no reward": (EvalConfig, "--model m --prompts p", "prompts are judged by a reward"),
+    "reward of pairs": (EvalConfig, "--model m --data d --reward brief", "reward has no effect on preference data"),
+    "draw of pairs": (EvalConfig, "--model m --data d --max_new_tokens 3", "sampling has no effect on preference data"),
+    "seed of pairs": (EvalConfig, "--model m --data d --seed 3", "seed has no effect on preference data"),
+    "beta of prompts": (EvalConfig, "--model m --prompts p --reward brief --beta 1", "no effect on prompts"),
+    "negative beta": (EvalConfig, "--model m --data d --beta -1", "beta is out of range"),
+    "gap of prompts": (EvalConfig, "--model m --prompts p --reward brief --min_gap 1", "rows.min_gap has no effect"),
+    "examples": (InspectConfig, "--data d --examples -1", "examples is out of range"),
+    "no data": (InspectConfig, "--model m", "A setting is missing"),
+    "no run": (ReportConfig, "", "A setting is missing"),
+    "one page": (ReportConfig, "--runs [a,b]", "Several runs need a page of their own"),
+    "one run": (ReportConfig, "--runs [a] --output p.html", "output has no effect for one run"),
+    "one completion": (DemoConfig, "--num_completions 1", "num_completions is too small for a preference"),
+    "no epochs": (DemoConfig, "--epochs 0", "epochs is out of range"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OTHERS)
+def test_bad_settings_of_other_verbs_are_told(case):
+    kind, words, wanted = BAD_OTHERS[case]
+    assert wanted in refused(*words.split(), kind=kind)
+
+
+VERBS = {
+    "train": (TrainConfig, [*BASE, "--objective", "dpo", "--beta", "0.3", "--columns", '{"chosen": "w"}', "--max_steps", "3"]),
+    "train with bnf": (TrainConfig, [*BASE, "--objective.reduction", "pair_min", "--lora_r", "3"]),
+    "inspect": (InspectConfig, ["--data", "d", "--json"]),
+    "sample": (SampleConfig, ["--prompts", "p", "--temperature", "0.5", "--output", "o"]),
+    "eval": (EvalConfig, ["--model", "m", "--data", "d", "--beta", "0.25"]),
+    "report": (ReportConfig, ["--runs", '["a", "b"]', "--output", "p.html"]),
+    "demo": (DemoConfig, ["--num_prompts", "12", "--overwrite"]),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_print_config_prints_is_a_config(verb, tmp_path):
+    kind, words = VERBS[verb]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+        parsed(*words, "--print_config", kind=kind)
+    assert ended.value.code in (0, None)
+    (tmp_path / "c.yaml").write_text(printed.getvalue())
+    assert parsed("--config", str(tmp_path / "c.yaml"), kind=kind) == parsed(*words, kind=kind)
+
+
+def test_what_a_run_writes_is_a_config(tmp_path):
+    for objective in (BNF(reduction="pair_min"), DPO(beta=0.3, label_smoothing=0.1), SFT(reduction="sequence_mean")):
+        config = TrainConfig(data="d", output="o", objective=objective, rows=DataOptions(columns={"chosen": "w"}))
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({**to_plain(config), "environment": {"torch": "x"}}))
+        assert parsed("--config", str(tmp_path / "c.yaml")) == config
+
+
+# --- no silent no-op: every field of the training settings is felt in a tiny run, or refused ---
+
+REWARDED = [
+    {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."], "rewards": [1.0, 0.0, 0.8 if k < 4 else 0.4]}
+    for k, row in enumerate(PAIRS)
+]
+FELT = {
+    # field: (settings of both runs, the setting that only the second one has)
+    "data": ("", "--data rewarded.jsonl"),
+    "output": None,
+    "model": ("", "--model other"),
+    "objective": ("", "--objective sft"),
+    "eval_data": ("--eval_fraction 0.1", "--eval_data rewarded.jsonl"),
+    "eval_fraction": ("", "--eval_fraction 0.5"),
+    "batch_size": ("", "--batch_size 3"),
+    "epochs": ("", "--epochs 2"),
+    "max_steps": ("", "--max_steps 1"),
+    "eval_every": ("", "--eval_every 2"),
+    "save_every": ("", "--save_every 1"),
+    "keep_checkpoints": ("--save_every 1 --epochs 2", "--keep_checkpoints 2"),
+    "precision": ("", "--precision bf16"),
+    "gradient_checkpointing": None,
+    "device": ("", "--device nothing"),
+    "seed": ("", "--seed 5"),
+    "rows.split": ("--data folder", "--split test"),
+    "rows.format": ("", "--format labels"),
+    "rows.columns": ("", '--columns {"chosen":"rejected","rejected":"chosen"}'),
+    "rows.bad_rows": ("--data bad.jsonl", "--bad_rows skip"),
+    "rows.pairing": ("--data rewarded.jsonl", "--pairing best_worst"),
+    "rows.min_gap": ("--data rewarded.jsonl", "--min_gap 0.5"),
+    "rows.template": ("", "--template plain"),
+    "rows.truncation": ("--max_length 40", "--truncation cut_completion"),
+    "rows.max_length": ("", "--max_length 40"),
+    "rows.max_rows": ("", "--max_rows 6"),
+    "layout.share_prompts": ("", "--share_prompts false"),
+    "layout.row_tokens": ("", "--row_tokens 60"),
+    "layout.micro_batch_tokens": ("--row_tokens 60 --data rewarded.jsonl", "--micro_batch_tokens 100"),
+    "optim.learning_rate": ("", "--learning_rate 1e-3"),
+    "optim.schedule": ("", "--schedule linear"),
+    "optim.warmup_ratio": ("--epochs 2", "--warmup_ratio 0.9"),
+    "optim.weight_decay": ("", "--weight_decay 0.5"),
+    "optim.adam_beta1": ("", "--adam_beta1 0.5"),
+    "optim.adam_beta2": ("", "--adam_beta2 0.5"),
+    "optim.adam_epsilon": ("", "--adam_epsilon 1e-2"),
+    "optim.max_grad_norm": ("--adam_epsilon 1e-2", "--max_grad_norm 0.01"),
+    "lora.rank": ("--lora_r 2", "--lora_r 3"),
+    "lora.alpha": ("--lora_r 2", "--lora_alpha 16"),
+    "lora.target_modules": ("--lora_r 2", "--target_modules [q_proj]"),
+    "reference.mode": None,
+    "reference.model": ("", "--reference.model other"),
+    "loading.trust_remote_code": None,
+    "loading.allow_pickle": None,
+}
+ELSEWHERE_TESTED = {
+    "output": "every run", "gradient_checkpointing": "tests/train/test_runs.py", "reference.mode": "tests/policy/test_reference.py",
+    "loading.trust_remote_code": "tests/policy/test_load.py", "loading.allow_pickle": "tests/policy/test_load.py",
+}  # fmt: skip
+
+
+def leaves(config) -> set[str]:
+    found = set()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        inner = is_dataclass(value) and field.name != "objective"
+        found |= {f"{field.name}.{f.name}" for f in fields(value)} if inner else {field.name}
+    return found
+
+
+def test_the_list_of_settings_is_complete():
+    assert set(FELT) == leaves(TrainConfig(data="d", output="o"))
+    assert {name for name, case in FELT.items() if case is None} == set(ELSEWHERE_TESTED)
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory, tiny_folder):
+    """A folder with everything that the settings below name."""
+    from tests.folders import save_tiny_model
+
+    folder = tmp_path_factory.mktemp("felt")
+    save_tiny_model(folder / "other", seed=1)
+    write_rows(folder / "pairs.jsonl", PAIRS)
+    write_rows(folder / "rewarded.jsonl", REWARDED)
+    write_rows(folder / "bad.jsonl", [*PAIRS, {"prompt": "p", "chosen": "c", "rejected": 3}])
+    (folder / "folder").mkdir()
+    write_rows(folder / "folder" / "train.jsonl", PAIRS)
+    write_rows(folder / "folder" / "test.jsonl", PAIRS[:6])
+    return folder
+
+
+_seen: dict[tuple, object] = {}
+
+
+def outcome(words: tuple[str, ...], model, output) -> object:
+    """What a run came to: metrics, weights, files, or the error."""
+    if words not in _seen:
+        base = ("--data pairs.jsonl --objective dpo --batch_size 4 --learning_rate 3e-3 --schedule constant --warmup_ratio 0 "
+                f"--eval_fraction 0.25 --model {model} --output {output}").split()  # fmt: skip
+        try:
+            result = train(parsed(*base, *words), quiet=True)
+        except PreftuneError as error:
+            _seen[words] = str(error)
+        else:
+            rows = [
+                {k: round(v, 9) if isinstance(v, float) else v for k, v in row.items()} for row in timeless(metric_rows(result.folder))
+            ]
+            files = sorted(path.name for path in (result.folder / "checkpoints").glob("*")), [
+                path.name for path in result.folder.glob("bad_rows*")
+            ]
+            shapes = {name: tuple(tensor.shape) for name, tensor in weights_of(result.final).items()}
+            shapes["sum"] = tuple(round(float(t.double().sum()), 7) for t in weights_of(result.final).values())
+            _seen[words] = json.dumps([rows, files, sorted(shapes.items())])
+    return _seen[words]
+
+
+@pytest.mark.parametrize("name", [name for name, case in FELT.items() if case])
+def test_every_setting_is_felt_or_refused(name, playground, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(playground)
+    shared, changed = FELT[name]
+    without = outcome(tuple(shared.split()), tiny_folder, tmp_path / "without")
+    within = outcome(tuple([*shared.split(), *changed.split()]), tiny_folder, tmp_path / "within")
+    assert within != without
+    expected_error = name in {"device", "rows.format"}
+    assert str(within).startswith("[") != expected_error

@@ -1,0 +1,104 @@
+"""`eval`: log-ratios on pairs by hand, rewards of samples before and after."""
+
+import json
+
+import numpy as np
+import pytest
+
+from preftune.data.options import DataOptions
+from preftune.data.pack import LayoutOptions
+from preftune.data.prepare import prepare
+from preftune.errors import ModelError
+from preftune.evaluation import compare_stages, evaluate_pairs, evaluate_prompts
+from preftune.onpolicy.judged import Judged
+from preftune.onpolicy.sample import SampleOptions
+from preftune.policy.load import LoadOptions, load_model, load_tokenizer
+from preftune.policy.policy import Policy, score_groups
+from preftune.train.progress import Reporter
+from preftune.verbs import EvalConfig
+from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
+from tests.folders import PAIRS, save_tiny_model, write_rows
+
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("other") / "model", seed=1)
+
+
+def totals(folder, data) -> np.ndarray:
+    """Summed logp [pair][chosen, rejected]."""
+    groups = prepare(data, load_tokenizer(str(folder), LoadOptions()), "pairs", DataOptions()).groups
+    policy = Policy(model=load_model(str(folder), LoadOptions()), precision="fp32", sharing="single", sharing_reason="")
+    return np.array([[logp.sum() for logp in score_groups(policy, [group], LayoutOptions())[0]] for group in groups])
+
+
+def test_pairs_by_hand(tiny_folder, other, pairs_file):
+    ratio = totals(other, pairs_file) - totals(tiny_folder, pairs_file)
+    margin = 0.5 * (ratio[:, 0] - ratio[:, 1])
+    for layout in (LayoutOptions(), LayoutOptions(share_prompts=False, row_tokens=40, micro_batch_tokens=90)):
+        found = evaluate_pairs(
+            EvalConfig(model=str(other), data=pairs_file, reference=str(tiny_folder), beta=0.5, layout=layout), QUIET
+        )
+        means = {name: interval.mean for name, interval in found.intervals.items()}
+        assert found.num_pairs == 8
+        assert means == pytest.approx({
+            "log_ratios/chosen": ratio[:, 0].mean(), "log_ratios/rejected": ratio[:, 1].mean(), "rewards/margins": margin.mean(),
+            "rewards/accuracies": (margin > 0).mean(),
+        }, rel=1e-5)  # fmt: skip
+        assert found.intervals["rewards/margins"].low < margin.mean() < found.intervals["rewards/margins"].high
+
+
+def test_a_model_against_itself_is_nothing(tiny_folder, pairs_file):
+    found = evaluate_pairs(EvalConfig(model=str(tiny_folder), data=pairs_file, reference=str(tiny_folder)), QUIET)
+    assert {interval.mean for interval in found.intervals.values()} == {0.0}
+
+
+def test_pairs_of_one_prompt_count_once(tiny_folder, other, tmp_path):
+    """Three pairs of one prompt and one of another: two clusters, each with its own mean."""
+    rows = [{"prompt": "p", "completions": ["a", "b", "c"], "rewards": [3, 2, 1]},
+            {"prompt": "q", "completions": ["d", "e"], "rewards": [1, 0]}]  # fmt: skip
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    found = evaluate_pairs(EvalConfig(model=str(other), data=data, reference=str(tiny_folder)), QUIET)
+    assert found.num_pairs == 4
+    assert found.intervals["rewards/margins"].num == 2
+
+
+def test_other_tokenisers_are_refused(tiny_folder, pairs_file, tmp_path):
+    folder = save_tiny_model(tmp_path / "words")
+    word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(folder)
+    with pytest.raises(ModelError, match="different tokenisers.*--reference MODEL"):
+        evaluate_pairs(EvalConfig(model=str(tiny_folder), data=pairs_file, reference=str(folder)), QUIET)
+
+
+def test_prompts_before_and_after(tiny_folder, other, tmp_path):
+    data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
+    settings = EvalConfig(
+        model=str(other), prompts=data, reference=str(tiny_folder), reward="brief", output=str(tmp_path / "out"),
+        sampling=SampleOptions(num_completions=2, max_new_tokens=4), seed=1,
+    )  # fmt: skip
+    found = evaluate_prompts(settings, QUIET)
+    assert (found.num_prompts, found.reward) == (8, "brief")
+    assert found.difference.mean == pytest.approx(found.after.reward.mean - found.before.reward.mean)
+    assert found.before.num_tokens <= 4
+    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [sample["stage"] for sample in samples] == ["before"] * 16 + ["after"] * 16
+    assert np.mean([sample["reward"] for sample in samples[16:]]) == pytest.approx(found.after.reward.mean)
+    same = evaluate_prompts(EvalConfig(model=str(tiny_folder), prompts=data, reference=str(tiny_folder), reward="brief",
+                                       sampling=SampleOptions(max_new_tokens=4)), QUIET)  # fmt: skip
+    assert (same.difference.mean, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
+
+
+def judged(prompt, number, reward, ended=True, num_tokens=3):
+    return Judged(prompt_index=prompt, sample_index=number, prompt="p", completion="c", reward=reward, ended=ended, num_tokens=num_tokens)
+
+
+def test_comparison_by_hand():
+    before = [judged(0, 0, 0.0), judged(0, 1, 1.0), judged(1, 0, 0.5, ended=False), judged(2, 0, None)]
+    after = [judged(0, 0, 1.0), judged(0, 1, 1.0), judged(1, 0, 1.0), judged(2, 0, 1.0, num_tokens=7)]
+    found = compare_stages(before, after, "r")
+    # Prompt 0: 0.5 -> 1, prompt 1: 0.5 -> 1; prompt 2 has no number before.
+    assert found.num_prompts == 2
+    assert (found.before.reward.mean, found.after.reward.mean, found.difference.mean) == (0.5, 1.0, 0.5)
+    assert (found.before.ended, found.after.ended, found.after.num_tokens) == (0.75, 1.0, 4.0)
