@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import textwrap
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -37,7 +38,8 @@ def refused(*words: str, kind=TrainConfig) -> str:
 
 
 def test_names_of_every_kind_mean_the_same():
-    wanted = parsed(*BASE, "--optim.learning_rate", "0.5", "--objective.name", "dpo", "--objective.beta", "0.3", "--rows.max_rows", "7")
+    wanted = parsed(*BASE, "--optim.learning_rate", "0.5", "--objective.name", "dpo", "--objective.beta", "0.3",
+                    "--rows.max_rows", "7")  # fmt: skip
     assert (wanted.optim.learning_rate, wanted.objective, wanted.rows.max_rows) == (0.5, DPO(beta=0.3), 7)
     assert parsed(*BASE, "--learning_rate=0.5", "--objective=dpo", "--beta=0.3", "--max_rows=7") == wanted
     assert parsed(*BASE, "--learning-rate", "0.5", "--objective", "dpo", "--objective.beta", ".3", "--rows.max-rows", "7") == wanted
@@ -70,16 +72,38 @@ def test_names_without_an_equal_say_where_to_look(name, tmp_path):
 
 
 YAMLS = {
-    "full names": "optim: {learning_rate: 0.5, schedule: cosine}\nobjective: {name: dpo, beta: 0.3}\nrows: {columns: {chosen: win}}\n",
-    "dotted": "optim.learning_rate: 0.5\noptim.schedule: cosine\nobjective.name: dpo\nobjective.beta: 0.3\nrows.columns: {chosen: win}\n",
-    "short": "learning_rate: 0.5\nlr_scheduler_type: cosine\nobjective: dpo\nbeta: 0.3\ncolumns: {chosen: win}\n",
-    "hyphens and text numbers": "learning-rate: 5e-1\nschedule: cosine\nobjective: dpo\nobjective.beta: 3e-1\nrows: {columns: {chosen: win}}\n",
+    "full names": """
+        optim: {learning_rate: 0.5, schedule: cosine}
+        objective: {name: dpo, beta: 0.3}
+        rows: {columns: {chosen: win}}
+        """,
+    "dotted": """
+        optim.learning_rate: 0.5
+        optim.schedule: cosine
+        objective.name: dpo
+        objective.beta: 0.3
+        rows.columns: {chosen: win}
+        """,
+    "short": """
+        learning_rate: 0.5
+        lr_scheduler_type: cosine
+        objective: dpo
+        beta: 0.3
+        columns: {chosen: win}
+        """,
+    "hyphens and numbers as text": """
+        learning-rate: 5e-1
+        schedule: cosine
+        objective: dpo
+        objective.beta: 3e-1
+        rows: {columns: {chosen: win}}
+        """,
 }
 
 
 @pytest.mark.parametrize("text", YAMLS.values(), ids=YAMLS)
 def test_yaml_is_flags(text, tmp_path):
-    (tmp_path / "c.yaml").write_text(text + "data: d\n")
+    (tmp_path / "c.yaml").write_text(textwrap.dedent(text) + "data: d\n")
     flags = parsed(*BASE, "--learning_rate", "0.5", "--schedule", "cosine", "--objective", "dpo", "--beta", "0.3",
                    "--columns", '{"chosen": "win"}')  # fmt: skip
     assert parsed("--config", str(tmp_path / "c.yaml"), "--output", "o") == flags
@@ -234,7 +258,8 @@ def test_what_a_run_writes_is_a_config(tmp_path):
 # --- no silent no-op: every field of the training settings is felt in a tiny run, or refused ---
 
 REWARDED = [
-    {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."], "rewards": [1.0, 0.0, 0.8 if k < 4 else 0.4]}
+    {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."],
+     "rewards": [1.0, 0.0, 0.8 if k < 4 else 0.4]}
     for k, row in enumerate(PAIRS)
 ]
 FELT = {
@@ -333,12 +358,8 @@ def outcome(words: tuple[str, ...], model, output) -> object:
         except PreftuneError as error:
             _seen[words] = str(error)
         else:
-            rows = [
-                {k: round(v, 9) if isinstance(v, float) else v for k, v in row.items()} for row in timeless(metric_rows(result.folder))
-            ]
-            files = sorted(path.name for path in (result.folder / "checkpoints").glob("*")), [
-                path.name for path in result.folder.glob("bad_rows*")
-            ]
+            rows = timeless(metric_rows(result.folder))
+            files = sorted(path.name for path in (*result.folder.glob("checkpoints/*"), *result.folder.glob("bad_rows*")))
             shapes = {name: tuple(tensor.shape) for name, tensor in weights_of(result.final).items()}
             shapes["sum"] = tuple(round(float(t.double().sum()), 7) for t in weights_of(result.final).values())
             _seen[words] = json.dumps([rows, files, sorted(shapes.items())])

@@ -68,7 +68,7 @@ def test_pairs_of_one_prompt_count_once(tiny_folder, other, tmp_path):
 def test_other_tokenisers_are_refused(tiny_folder, pairs_file, tmp_path):
     folder = save_tiny_model(tmp_path / "words")
     word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(folder)
-    with pytest.raises(ModelError, match="different tokenisers.*--reference MODEL"):
+    with pytest.raises(ModelError, match=r"different tokenisers.*--reference MODEL"):
         evaluate_pairs(EvalConfig(model=str(tiny_folder), data=pairs_file, reference=str(folder)), QUIET)
 
 
@@ -91,7 +91,9 @@ def test_prompts_before_and_after(tiny_folder, other, tmp_path):
 
 
 def judged(prompt, number, reward, ended=True, num_tokens=3):
-    return Judged(prompt_index=prompt, sample_index=number, prompt="p", completion="c", reward=reward, ended=ended, num_tokens=num_tokens)
+    return Judged(
+        prompt_index=prompt, sample_index=number, prompt="p", completion="c", reward=reward, ended=ended, num_tokens=num_tokens
+    )
 
 
 def test_comparison_by_hand():

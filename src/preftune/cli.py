@@ -31,6 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status: 0 done, 1 our bug, 2 a mistake in what was asked, 3 training stopped,
     4 a file could not be written or read, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+        return status
+    except PreftuneError as error:
+        print(f"preftune {words[0]}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\npreftune {words[0]}: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -41,17 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"preftune: there is no verb {clean_terminal(verb)!r}; expected one of {', '.join(VERBS)}.", file=sys.stderr)
         return 2
-    try:
-        return VERBS[verb](rest)
-    except PreftuneError as error:
-        print(f"preftune {verb}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"\npreftune {verb}: interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return VERBS[verb](rest)
 
 
 def _verb(name: str) -> Callable[[Sequence[str]], int]:

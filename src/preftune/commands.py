@@ -63,8 +63,8 @@ def _tell_run(result: RunResult, as_json: bool) -> None:
         print_json({"folder": str(result.folder), "final": result.final and str(result.final), "step": result.step,
                     "state": result.state, "evaluation": dict(result.evaluation)})  # fmt: skip
     elif result.final:
-        print(f"model   {result.final}\nreport  {result.folder / 'report.html'}\n"
-              f"try it  preftune sample --model {result.final}")  # fmt: skip
+        print(clean_terminal(f"model   {result.final}\nreport  {result.folder / 'report.html'}\n"
+                             f"try it  preftune sample --model {result.final}"))  # fmt: skip
 
 
 def run_inspect(arguments: Sequence[str]) -> int:
@@ -129,7 +129,7 @@ def _tell_samples(settings: SampleConfig, records: Sequence[Record], drawn: Sequ
             Path(settings.output).write_text(lines, encoding="utf-8")
         except OSError as error:
             raise storage_error("write the samples", settings.output, error) from error
-        print(f"{len(rows)} prompts with {settings.sampling.num_completions} completions each in {settings.output}")
+        print(clean_terminal(f"{len(rows)} prompts with {settings.sampling.num_completions} completions each in {settings.output}"))
     elif settings.json:
         print("".join(json.dumps(row) + "\n" for row in rows), end="")
     else:
@@ -212,7 +212,7 @@ def run_report(arguments: Sequence[str]) -> int:
                               description="Draw the page of a run again, or of several: preftune report RUN [RUN ...]")  # fmt: skip
     folders = [Path(run) for run in settings.runs]
     page = write_comparison(folders, Path(settings.output)) if settings.output else write_report(folders[0])
-    print_json({"page": str(page)}) if settings.json else print(page)
+    print_json({"page": str(page)}) if settings.json else print(clean_terminal(str(page)))
     return 0
 
 

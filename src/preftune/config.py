@@ -214,7 +214,7 @@ def _told(error: Exception, prog: str, names: Mapping[str, str]) -> ConfigError:
     if found := re.search(r'key "([\w.]+)": (.*?)(?:Given value type.*)?(?:Got|Given) value: (.*)', text):
         choices = re.search(r"Literal\[(.*?)\]", found[2])
         kinds = dict.fromkeys(re.findall(r"<class '(\w+)'>", found[2]))
-        expected = choices[1].replace("'", "") if choices else " or ".join(_KINDS.get(kind, kind) for kind in kinds)
+        expected = choices[1].replace("'", "") if choices else " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
         return ConfigError(f"{found[1]} has a value that it cannot take", got=found[3], expected=expected or None)
     if found := re.search(r"argument --([\w.]+): expected one argument", text):
         return ConfigError(f"{found[1]} has no value", expected=f"--{found[1]} VALUE")

@@ -107,7 +107,8 @@ def test_ended_and_cut_off(model, renderer, prompts):
         assert renderer.end_of_turn not in one.token_ids
         assert (len(one.token_ids), one.ended) == (5, False)
     # Among many draws some end: their last token is the end of the turn, nothing follows it, and the text leaves it out.
-    drawn = [one for ones in sample(model, renderer, prompts, SampleOptions(num_completions=200, max_new_tokens=12), 1) for one in ones]
+    options = SampleOptions(num_completions=200, max_new_tokens=12)
+    drawn = [one for ones in sample(model, renderer, prompts, options, 1) for one in ones]
     ended = [one for one in drawn if one.ended]
     assert 0 < len(ended) < len(drawn)
     for one in drawn:

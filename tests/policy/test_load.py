@@ -51,7 +51,8 @@ def adapter(tiny_folder, tmp_path):
     """A LoRA adapter that does something, as peft saves it."""
     model = load_model(str(tiny_folder), LoadOptions())
     with quiet_peft():
-        wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False))
+        settings = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        wrapped = get_peft_model(model, settings)
     wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     return tmp_path / "adapter"
 
@@ -69,7 +70,8 @@ def refused(source, options=LoadOptions(), load=load_model) -> str:  # noqa: B00
 
 def test_model_code_does_not_run(copy, canary, capsys, pairs_file, tmp_path):
     (copy / "strange.py").write_text(CODE.format(canary=str(canary), base="PretrainedConfig"))
-    edit(copy / "config.json", model_type="strange", auto_map={"AutoConfig": "strange.Strange", "AutoModelForCausalLM": "strange.Strange"})
+    classes = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "strange.Strange")
+    edit(copy / "config.json", model_type="strange", auto_map=classes)
     assert "--trust_remote_code true" in refused(copy)
     words = ["train", "--model", str(copy), "--data", pairs_file, "--output", str(tmp_path / "run"), "--json"]
     assert main(words) == 2
@@ -80,7 +82,8 @@ def test_model_code_does_not_run(copy, canary, capsys, pairs_file, tmp_path):
 
 def test_tokeniser_code_does_not_run(copy, canary):
     (copy / "strange.py").write_text(CODE.format(canary=str(canary), base="PreTrainedTokenizerFast"))
-    edit(copy / "tokenizer_config.json", tokenizer_class="Strange", auto_map={"AutoTokenizer": ["strange.Strange", "strange.Strange"]})
+    classes = {"AutoTokenizer": ["strange.Strange", "strange.Strange"]}
+    edit(copy / "tokenizer_config.json", tokenizer_class="Strange", auto_map=classes)
     told = refused(copy, load=load_tokenizer)
     assert "--trust_remote_code true" in told
     assert not canary.exists()

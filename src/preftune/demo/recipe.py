@@ -85,8 +85,8 @@ def demo(config: DemoConfig, report: Reporter) -> DemoResult:
     run = train(
         TrainConfig(
             data=str(output / "completions.jsonl"), output=str(output / "run"), model=config.model, objective=BNF(),
-            eval_every=5, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed, rows=DataOptions(pairing="best_worst"),
-            optim=OptimOptions(learning_rate=config.learning_rate),
+            eval_every=5, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed,
+            rows=DataOptions(pairing="best_worst"), optim=OptimOptions(learning_rate=config.learning_rate),
         ),
         quiet=report.quiet,
     )  # fmt: skip

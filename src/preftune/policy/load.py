@@ -1,6 +1,7 @@
 """From a name to a model: the bundled default, a local folder, a GGUF file, an adapter folder, or a hub id."""
 
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,9 @@ def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str
         raise ModelError(f"{name!r} is no model name", expected="a folder or a hub id (owner/name)") from error
     except ImportError as error:
         raise ModelError(f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]) from error
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+    except (
+        OSError, ValueError, KeyError, IndexError, RuntimeError, EOFError, struct.error, SafetensorError, UnpicklingError
+    ) as error:  # the parsers of safetensors, pickle, GGUF and JSON, met with damaged files
         told = str(error).strip().split("\n")[0]
         if "trust_remote_code" in str(error):
             told, do = "it carries Python code", "Set --trust_remote_code true if you trust its authors"

@@ -1,0 +1,215 @@
+"""The command line: light to start, one line for every error with the right exit status, and no text that commands a terminal."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from preftune.cli import HELP, VERBS, main
+from tests.folders import PAIRS, save_tiny_model, write_rows
+
+EVIL = "\x1b[31mred\x07\x1b]0;title\x07\x9b1m\u202eback\x7f"
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = (
+        "import sys, preftune, preftune.cli\n"
+        "assert preftune.cli.main(['--help']) == 0 and preftune.cli.main(['--version']) == 0 and preftune.cli.main(['x']) == 2\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'peft', 'datasets', 'rich', 'yaml', 'jsonargparse', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(HELP)
+
+
+def test_the_installed_command_is_this_one():
+    done = subprocess.run([sys.executable, "-m", "preftune.cli", "trian"], capture_output=True, text=True)
+    assert done.returncode == 2 and "there is no verb 'trian'" in done.stderr
+
+
+def test_help_names_every_verb(capsys):
+    for words in ([], ["help"], ["-h"], ["--help"]):
+        assert main(words) == 0
+        assert capsys.readouterr().out == HELP
+    assert all(f"\n  {verb} " in HELP for verb in VERBS)
+
+
+def failure(capsys, *words, code=2) -> str:
+    assert main([str(word) for word in words]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("preftune ") and err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err
+    return err
+
+
+def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
+    run, model = tmp_path / "run", ["--model", tiny_folder]
+    empty, broken = tmp_path / "empty.jsonl", tmp_path / "broken.jsonl"
+    empty.touch()
+    broken.write_text('{"prompt": "a", "chosen": "b"\n')
+    train = ["train", *model, "--output", run, "--json"]
+    for words, wanted in (
+        ((), "A setting is missing"),
+        (("--data", "/nowhere"), "/nowhere does not exist"),
+        (("--data", empty), "is empty"),
+        (("--data", broken), "broken.jsonl, row 1"),
+        (("--data", tmp_path), "broken.jsonl"),
+        (("--data", pairs_file, "--format", "labels"), "row 1"),
+        (("--data", pairs_file, "--max_length", "3"), "no group is left"),
+        (("--data", pairs_file, "--device", "nothing"), "device is not to be had"),
+        (("--data", pairs_file, "--lora_r", "2", "--target_modules", "[nothing]"), "names no layer of the model"),
+        (("--data", pairs_file, "--lora_r", "2", "--target_modules", "[lm_head]"), "an adapter on the head is not supported"),
+        (("--data", pairs_file, "--reference.model", "/nowhere"), "There is no model"),
+    ):
+        assert wanted in failure(capsys, *train, *words), words
+        assert not run.exists()
+    failure(capsys, "train", "--model", tmp_path, "--data", pairs_file, "--output", run, "--json")
+    failure(capsys, "train", "--model", "/nowhere", "--data", pairs_file, "--output", run, "--json")
+    failure(capsys, "inspect", "/nowhere", *model)
+    failure(capsys, "inspect", pairs_file, "stray", *model)
+    failure(capsys, "sample", *model, "--prompts", "/nowhere")
+    failure(capsys, "sample", *model, "--prompts", pairs_file, "--output", "/nowhere/x", "--json", "--max_new_tokens", "2", code=4)
+    failure(capsys, "eval", *model, "--prompts", pairs_file, "--reference", tiny_folder, "--reward", "nothing", "--json")
+    failure(capsys, "eval", *model, "--prompts", pairs_file, "--reference", tiny_folder, "--reward", "json:dumps", "--json",
+            "--max_new_tokens", "2", code=3)  # fmt: skip
+    failure(capsys, "report", "/nowhere")
+    failure(capsys, "report", tmp_path)
+    failure(capsys, "demo", "--num_prompts", "0")
+    failure(capsys, "demo", "--model", tiny_folder, "--output", tmp_path)  # there are files in it
+    assert {path.name for path in tmp_path.iterdir()} == {"empty.jsonl", "broken.jsonl"}
+
+
+def controls(text: str) -> set[str]:
+    """Characters that a terminal would obey, those of a line's end left out; the pseudo-colours of our own aside."""
+    return {c for c in text if (ord(c) < 32 and c not in "\n\t\r") or 0x7F <= ord(c) < 0xA0 or c in "\u202e\u202d\u2066"}
+
+
+def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
+    """Rows, columns, file names and prompts with escape sequences; in results, notes and errors."""
+    rows = [{"prompt": f"{k} {EVIL}", "chosen": f"{EVIL} yes {k}", "rejected": f"{EVIL} no {k}", EVIL: EVIL} for k in range(4)]
+    data = write_rows(tmp_path / f"evil{EVIL}.jsonl", rows)
+    columns = write_rows(tmp_path / f"columns{EVIL}.jsonl", [{EVIL: "a", f"x{EVIL}": "b"}])
+    wrong = write_rows(tmp_path / f"wrong{EVIL}.jsonl", [{"prompt": "p", "chosen": "c", "rejected": [EVIL]}])
+    cut = tmp_path / f"cut{EVIL}.jsonl"
+    cut.write_text('{"prompt": "' + EVIL)
+    model = ["--model", str(tiny_folder)]
+    draw = ["--max_new_tokens", "2", "--max_rows", "2"]
+    run = str(tmp_path / f"run{EVIL}")
+    for code, words in (
+        (0, ["inspect", data, *model]),
+        (0, ["inspect", data, *model, "--json"]),
+        (2, ["inspect", columns, *model]),
+        (2, ["inspect", wrong, *model]),
+        (2, ["inspect", str(cut), *model]),
+        (0, ["sample", *model, "--prompts", data, *draw]),
+        (0, ["sample", *model, "--prompts", data, *draw, "--json"]),
+        (0, ["eval", *model, "--data", data, "--reference", str(tiny_folder)]),
+        (0, ["eval", *model, "--prompts", data, "--reference", str(tiny_folder), "--reward", "brief", *draw]),
+        (2, ["sample", "--model", EVIL, "--prompt", "x"]),
+        (2, [EVIL]),
+        (2, ["train", f"--{EVIL}", "3"]),
+        (2, ["train", "--objective", EVIL]),
+        (2, ["report", str(tmp_path / EVIL)]),
+        (0, ["train", *model, "--data", data, "--output", run, "--max_steps", "1"]),
+        (2, ["train", "--resume", run]),
+        (2, ["train", *model, "--data", data, "--output", run]),
+    ):
+        assert main(words) == code, words
+        told = capsys.readouterr()
+        assert told.out or told.err
+        assert not controls(told.out) and not controls(told.err), (words, controls(told.out) | controls(told.err))
+
+
+def test_text_of_a_model_is_cleaned(tmp_path, capsys):
+    """A model that answers nothing but escape characters."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = save_tiny_model(tmp_path / "model")
+    token = AutoTokenizer.from_pretrained(folder)("\x1b")["input_ids"][0]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+        model.model.norm.weight[0] = 1.0
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[:, 0] = -1.0
+        model.lm_head.weight[token, :] = 50.0
+        model.model.embed_tokens.weight[:, 0] = 1.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    model.save_pretrained(folder)
+    capsys.readouterr()
+    assert main(["sample", "--model", str(folder), "--prompt", "Hi", "--max_new_tokens", "4"]) == 0
+    told = capsys.readouterr()
+    assert not controls(told.out) and "cut off" in told.out
+    assert main(["sample", "--model", str(folder), "--prompt", "Hi", "--max_new_tokens", "4", "--json"]) == 0
+    told = capsys.readouterr()
+    assert not controls(told.out)
+    assert json.loads(told.out)["completions"] == ["\x1b" * 4]
+
+
+def test_json_is_all_there_is_on_standard_output(tiny_folder, pairs_file, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    model, draw = ["--model", str(tiny_folder)], ["--max_new_tokens", "2"]
+    for words in (
+        ["train", *model, "--data", pairs_file, "--output", run, "--max_steps", "1"],
+        ["inspect", pairs_file, *model],
+        ["eval", *model, "--data", pairs_file, "--reference", str(tiny_folder)],
+        ["eval", *model, "--prompts", pairs_file, "--reference", str(tiny_folder), "--reward", "brief", "--max_rows", "1", *draw],
+        ["sample", *model, "--prompt", "Hi", *draw],
+        ["report", run],
+    ):
+        assert main([*words, "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out) and told.err == "", words
+    assert main(["sample", *model, "--prompts", pairs_file, *draw, "--json", "--num_completions", "2"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == [row["prompt"] for row in PAIRS]
+    assert all(len(row["completions"]) == len(row["ended"]) == 2 for row in rows)
+
+
+def test_a_chat_remembers_its_turns(tiny_folder, capsys, monkeypatch):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nAnd you?\n\n"))
+    assert main(["sample", "--model", str(tiny_folder), "--max_new_tokens", "3"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("> ") == 3 and told.out
+
+
+def test_samples_in_a_file(tiny_folder, tmp_path, capsys):
+    data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Grüße \U0001f600"}, {"prompt": "b"}])
+    out = tmp_path / "samples.jsonl"
+    assert main(["sample", "--model", str(tiny_folder), "--prompts", data, "--output", str(out), "--max_new_tokens", "2"]) == 0
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == ["Grüße \U0001f600", "b"]
+    assert "2 prompts with 1 completions each" in capsys.readouterr().out
+
+
+def test_skipped_rows_are_counted(tiny_folder, tmp_path, capsys):
+    data = write_rows(tmp_path / "rows.jsonl", [*PAIRS, {"prompt": "p", "chosen": "c", "rejected": 3}])
+    words = ["--model", str(tiny_folder), "--bad_rows", "skip", "--max_new_tokens", "2"]
+    assert main(["sample", "--prompts", data, *words]) == 0
+    assert "skipped 1 rows" in capsys.readouterr().err
+    run = tmp_path / "run"
+    assert main(["train", *words[:-2], "--data", data, "--output", str(run), "--max_steps", "1"]) == 0
+    assert "skipped 1 rows" in capsys.readouterr().err
+    assert json.loads((run / "bad_rows.jsonl").read_text())["row"] == 9
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    command = f"{sys.executable} -m preftune.cli --help | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=dict(os.environ))
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code in (0, None)
+    told = capsys.readouterr().out
+    assert f"usage: preftune {verb}" in told and "--config" in told
