@@ -11,7 +11,7 @@ from tests.objectives.golden import PAIR, check_pair, gradient, log_sigma, make_
 
 
 def test_golden():
-    """q = sigma(.2), p = .999: q log(q/p) + (1 - q) log((1 - q)/(1 - p)); slope beta q (1 - q) (.2 - log(p/(1 - p)))."""
+    """q = sigma(.2), p = .999: q log(q/p) + (1-q) log((1-q)/(1-p)); slope beta q (1-q) (.2 - log(p/(1-p)))."""
     slope = 0.1 * sigma(0.2) * sigma(-0.2) * (0.2 - math.log(999))
     check_pair(EXO(), value=2.422015, slopes=(slope, -slope), rewards=(0.1, -0.1))
 
