@@ -29,7 +29,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {}
 """(file, the mutant's description without its line) -> why no test can tell."""
 
 SWAPS = {  # names that stand for neighbouring ideas
-    "sum_tokens": "mean_tokens", "mean_tokens": "sum_tokens", "log_ratio": "mean_log_ratio", "mean_log_ratio": "log_ratio",
+    "sum_tokens": "mean_tokens", "mean_tokens": "sum_tokens",
+    "log_ratio": "mean_log_ratio", "mean_log_ratio": "log_ratio",
     "chosen": "rejected", "rejected": "chosen", "first": "second", "second": "first", "on": "off", "off": "on",
 }  # fmt: skip
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
@@ -140,12 +141,13 @@ def _is_message(node: ast.AST) -> bool:
 
 
 def tests_of(file: str, names: dict[str, str]) -> list[list[str]]:
-    """Arguments of two runs of pytest: literal tests, which notice most, then contracts, of the file's own objectives."""
+    """Arguments of two runs of pytest: literal tests, which notice most, then contracts, of the file's objectives."""
     own = [name for name, where in names.items() if where == file]
     if not own:
         return [["tests/objectives"], ["tests/contracts"]]
     literal = [f"tests/objectives/test_{Path(file).stem}.py", "tests/objectives/test_settings.py"]
-    return [literal, ["tests/contracts", "-k", " or ".join(f"{name}-" if a else f"[{name}]" for name in own for a in (1, 0))]]
+    wanted = " or ".join(f"{name}- or [{name}]" for name in own)
+    return [literal, ["tests/contracts", "-k", wanted]]
 
 
 def _child(package: str, arguments: list[str]) -> None:
@@ -208,7 +210,7 @@ def main() -> int:
 
     torch.set_num_threads(1)
     with ThreadPoolExecutor(options.parallel) as pool:
-        sound = [Mutant(file=file, line=0, what="", source=(OBJECTIVES / file).read_text()) for file in dict.fromkeys(files)]
+        sound = [Mutant(file, 0, "", (OBJECTIVES / file).read_text()) for file in dict.fromkeys(files)]
         for mutant, dead in zip(sound, pool.map(lambda mutant: is_killed(mutant, names), sound), strict=True):
             if dead:
                 print(f"{mutant.file}: its tests fail without any mutation")

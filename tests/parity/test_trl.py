@@ -22,7 +22,16 @@ from preftune.objectives.rpo import RPO
 from preftune.objectives.simpo import AlphaPO, SimPO
 from preftune.objectives.sppo import SPPO
 from tests.parity.trl_losses import (
-    COMMON, cpo_batch, dpo_batch, kto_batch, models, ours, random_examples, theirs, tiny_dataset, tokenizer,
+    COMMON,
+    cpo_batch,
+    dpo_batch,
+    kto_batch,
+    models,
+    ours,
+    random_examples,
+    theirs,
+    tiny_dataset,
+    tokenizer,
 )  # fmt: skip
 
 pytestmark = [

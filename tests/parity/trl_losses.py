@@ -1,4 +1,4 @@
-"""TRL's own loss code, run on a tiny Llama in memory: ragged random pairs in, loss and gradient of the parameters out."""
+"""TRL's own loss code, run on a tiny Llama in memory: ragged random pairs in, loss and gradient out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
