@@ -25,8 +25,17 @@ ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = ROOT / "src" / "preftune" / "objectives"
 LIMIT_S = 120
 
-EQUIVALENT: dict[tuple[str, str], str] = {}
-"""(file, the mutant's description without its line) -> why no test can tell."""
+_ONE_AXIS = "the tensor has one axis, so 0 and -1 are the same"
+_SAME_SHAPE = "both index the same number of pairs, and only shape and device are read"
+_NO_GRADIENT = "under no_grad there is nothing to detach"
+EQUIVALENT = {
+    ("group_log_softmax", "constant - 1 in `0`"): _ONE_AXIS,
+    ("reward_softmax", "constant - 1 in `0`"): _ONE_AXIS,
+    ("group_sum", "constant - 1 in `0`"): _ONE_AXIS,
+    ("pair_weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
+    ("label_metrics", "drop .detach() in `value[signal.label == label].detach()`"): _NO_GRADIENT,
+}
+"""(function, the mutant's description) -> why no test can tell; such mutants are not run."""
 
 SWAPS = {  # names that stand for neighbouring ideas
     "sum_tokens": "mean_tokens", "mean_tokens": "sum_tokens",
@@ -48,10 +57,11 @@ class Mutant:
     line: int
     what: str
     source: str
+    function: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
-        return self.file, self.what
+        return self.function, self.what
 
 
 # --- what can be changed ---
@@ -118,8 +128,15 @@ def mutants_of(path: Path) -> list[Mutant]:
                 setattr(parent, field, new)
             source = ast.unparse(ast.fix_missing_locations(changed))
             what = f"{what} in `{ast.unparse(node)[:60]}`".replace("\n", " ")
-            found.append(Mutant(file=path.name, line=getattr(node, "lineno", 0), what=what, source=source))
+            line = getattr(node, "lineno", 0)
+            found.append(Mutant(path.name, line, what, source, function=_function_at(tree, line)))
     return found
+
+
+def _function_at(tree: ast.AST, line: int) -> str:
+    """The function that holds a line; of a module or class body the empty name."""
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return next((f.name for f in functions if f.lineno <= line <= (f.end_lineno or 0)), "")
 
 
 def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, str | tuple[str, int], ast.AST]]:

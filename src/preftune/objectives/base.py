@@ -96,11 +96,11 @@ def score_metrics(scores: TokenScores, signal: Pairs, rewards: Float[Tensor, " C
         quantities = {"logps": sum_tokens(scores.logp, scores.lengths)}
         if scores.ref_logp is not None:
             quantities["log_ratios"] = log_ratio(scores)
-        quantities["rewards"] = rewards.detach()
+        quantities["rewards"] = rewards
         margin = rewards[signal.chosen] - rewards[signal.rejected]
         return {
             **{
-                f"{name}/{side}": value[index].detach()
+                f"{name}/{side}": value[index]
                 for name, value in quantities.items()
                 for side, index in (("chosen", signal.chosen), ("rejected", signal.rejected))
             },
