@@ -29,8 +29,7 @@ _ONE_AXIS = "the tensor has one axis, so 0 and -1 are the same"
 _SAME_SHAPE = "both index the same number of pairs, and only shape and device are read"
 _NO_GRADIENT = "under no_grad there is nothing to detach"
 EQUIVALENT = {
-    ("group_log_softmax", "constant - 1 in `0`"): _ONE_AXIS,
-    ("reward_softmax", "constant - 1 in `0`"): _ONE_AXIS,
+    ("group_max", "constant - 1 in `0`"): _ONE_AXIS,
     ("group_sum", "constant - 1 in `0`"): _ONE_AXIS,
     ("pair_weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
     ("label_metrics", "drop .detach() in `value[signal.label == label].detach()`"): _NO_GRADIENT,
@@ -218,6 +217,9 @@ def main() -> int:
     files = [names.get(name, name) for name in options.objective] or sorted(
         path.name for path in OBJECTIVES.glob("*.py") if path.name != "__init__.py"
     )
+    unknown = [file for file in files if not (OBJECTIVES / file).is_file()]
+    if unknown:
+        parser.error(f"no such objective or file: {', '.join(unknown)}")
     chosen: list[Mutant] = []
     for file in dict.fromkeys(files):
         found = [m for m in mutants_of(OBJECTIVES / file) if m.key not in EQUIVALENT]

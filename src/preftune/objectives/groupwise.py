@@ -26,11 +26,16 @@ def group_sum(values: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G
     return values.new_zeros(num_groups).index_add(0, index, values)
 
 
+def group_max(values: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
+    """The largest value in each group."""
+    index, num_groups = group_index(signal)
+    return values.new_full((num_groups,), -torch.inf).scatter_reduce(0, index, values, "amax")
+
+
 def group_log_softmax(values: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " C"]:
     """log softmax over the completions of each group."""
-    index, num_groups = group_index(signal)
-    largest = values.new_full((num_groups,), -torch.inf).scatter_reduce(0, index, values.detach(), "amax")[index]
-    shifted = values - largest
+    index, _ = group_index(signal)
+    shifted = values - group_max(values.detach(), signal)[index]
     return shifted - group_sum(shifted.exp(), signal).log()[index]
 
 
@@ -39,9 +44,8 @@ def reward_softmax(signal: Rewards, temperature: float, dtype: torch.dtype) -> F
     reward = signal.reward.to(dtype)
     if temperature > 0:
         return group_log_softmax(reward / temperature, signal).exp()
-    index, num_groups = group_index(signal)
-    best = reward.new_full((num_groups,), -torch.inf).scatter_reduce(0, index, reward, "amax")
-    is_best = (reward == best[index]).to(dtype)
+    index, _ = group_index(signal)
+    is_best = (reward == group_max(reward, signal)[index]).to(dtype)
     return is_best / group_sum(is_best, signal)[index]
 
 
