@@ -30,6 +30,8 @@ _SAME_SHAPE = "both index the same number of pairs, and only shape and device ar
 _NO_GRADIENT = "under no_grad there is nothing to detach"
 EQUIVALENT = {
     ("group_max", "constant - 1 in `0`"): _ONE_AXIS,
+    ("_damped_sum", "constant - 1 in `0`"): _ONE_AXIS,
+    ("logistic", "constant - 1 in `0`"): "without smoothing the second term is 0 times a finite number",
     ("group_sum", "constant - 1 in `0`"): _ONE_AXIS,
     ("pair_weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
     ("label_metrics", "drop .detach() in `value[signal.label == label].detach()`"): _NO_GRADIENT,

@@ -88,6 +88,13 @@ def test_reductions():
     torch.testing.assert_close(BNF(reduction="pair_min")(scores, pairs).per_unit, torch.tensor([-0.5]).double())
 
 
+def test_pair_min_where_the_rejected_one_is_shorter():
+    """Sums -4 and -2 over 4 and 2 tokens, both divided by 2: (4 - 2) / 2, halved."""
+    pairs = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
+    losses = BNF(reduction="pair_min")(pair_scores((4, 2)), pairs)
+    torch.testing.assert_close(losses.per_unit, torch.tensor([0.5]).double())
+
+
 def test_reductions_agree_for_equal_lengths():
     scores = pair_scores((3, 3))
     pair = BNF(reduction="pair_min")(scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))).per_unit
