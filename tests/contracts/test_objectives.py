@@ -1,7 +1,9 @@
 """What every objective of the table must keep to. A new objective gets all of this by being registered."""
 
+import contextlib
 import copy
-from dataclasses import fields
+import itertools
+from dataclasses import asdict, fields
 
 import jaxtyping
 import pytest
@@ -151,22 +153,27 @@ def test_needs_are_what_is_read(name, objective):
         assert not (torch.equal(loss, other_loss) and torch.equal(gradient, other_gradient)), need
 
 
+def settings(name):
+    """The variants of an objective, and its default with each single hyper-parameter that a variant has changed."""
+    found = list(VARIANTS[name])
+    for variant in VARIANTS[name][1:]:
+        for field in fields(variant):
+            with contextlib.suppress(ConfigError):  # one that has no effect alone is refused; the variants must have it
+                found.append(OBJECTIVES[name](**{field.name: getattr(variant, field.name)}))
+    return found
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_hyper_parameter_is_felt(name):
-    """Between the variants of the suite each field differs, and each difference changes loss or gradient or the signal."""
-    variants = VARIANTS[name]
+    """Of each field there are two settings that differ in it alone, and they differ in loss or gradient."""
     pieces = random_step(seed=11)
-    default = variants[0]
-    for field in fields(default):
+    results = [(asdict(one), loss_and_gradient(pieces, one)) for one in settings(name)]
+    for field in fields(OBJECTIVES[name]):
         felt = False
-        for variant in variants[1:]:
-            value = getattr(variant, field.name)
-            if value == getattr(default, field.name):
-                continue
-            one = OBJECTIVES[name](**{field.name: value})
-            base, changed = loss_and_gradient(pieces, default), loss_and_gradient(pieces, one)
-            felt |= not (torch.equal(base[0], changed[0]) and torch.equal(base[1], changed[1]))
-        assert felt, f"{name}.{field.name} changes nothing, or no variant of the suite sets it"
+        for (one, first), (other, second) in itertools.combinations(results, 2):
+            if {key for key in one if one[key] != other[key]} == {field.name}:
+                felt |= not (torch.equal(first[0], second[0]) and torch.equal(first[1], second[1]))
+        assert felt, f"{name}.{field.name} changes nothing, or no two settings of the suite differ in it alone"
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -88,6 +88,13 @@ def test_reductions():
     torch.testing.assert_close(BNF(reduction="pair_min")(scores, pairs).per_unit, torch.tensor([-0.5]).double())
 
 
+def test_pair_min_where_the_rejected_one_is_shorter():
+    """Sums -4 and -2 over 4 and 2 tokens, both divided by 2: (4 - 2) / 2, halved."""
+    pairs = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
+    losses = BNF(reduction="pair_min")(pair_scores((4, 2)), pairs)
+    torch.testing.assert_close(losses.per_unit, torch.tensor([0.5]).double())
+
+
 def test_reductions_agree_for_equal_lengths():
     scores = pair_scores((3, 3))
     pair = BNF(reduction="pair_min")(scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))).per_unit
@@ -105,3 +112,19 @@ def test_metrics():
         "bnf/weight_chosen": 0.581977 / 1.541494, "bnf/weight_rejected": 1.0,
     }  # fmt: skip
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_completions_in_no_pair_play_no_part():
+    """The third completion is in neither role: no loss of its own, and in no metric."""
+    scores = TokenScores(
+        logp=torch.tensor([-1.0, -0.1, -3.0]), ref_logp=torch.tensor([-0.5, -1.0, -3.0]),
+        lengths=torch.tensor([1, 1, 1]),
+    )  # fmt: skip
+    metrics = BNF(reduction="pair_min")(scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))).metrics
+    expected = {
+        "logps/chosen": [-1.0], "logps/rejected": [-0.1], "log_ratios/chosen": [-0.5], "log_ratios/rejected": [0.9],
+        "bnf/weight_chosen": [0.581977 / 1.541494], "bnf/weight_rejected": [1.0],
+    }  # fmt: skip
+    assert {name: value.tolist() for name, value in metrics.items()} == {
+        name: pytest.approx(value, rel=1e-5) for name, value in expected.items()
+    }

@@ -41,3 +41,9 @@ def test_a_dispreferred_completion_of_probability_zero_does_no_harm():
     (gradient,) = torch.autograd.grad(loss, leaf)
     assert loss.item() == 1.0
     assert gradient.tolist() == [-1.0, 0.0]
+
+
+def test_a_completion_without_a_label_weighs_nothing():
+    labels = Labels(label=torch.tensor([1, 0, -1]))
+    assert SFT().weights(torch.tensor([1, 2, 3]), labels).tolist() == [1, 0, 0, 0, 0, 0]
+    assert SFT(reduction="sequence_mean").weights(torch.tensor([1, 2, 3]), labels).tolist() == [1, 0, 0]

@@ -64,8 +64,13 @@ def log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
     return sum_tokens(scores.logp - reference(scores), scores.lengths)
 
 
+def mean_log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
+    """The log-ratio per token: h(y) / |y|."""
+    return log_ratio(scores) / scores.lengths
+
+
 def label_metrics(scores: TokenScores, signal: Labels) -> dict[str, Tensor]:
-    """`logps/*`, and with a reference `log_ratios/*`, over preferred (chosen) and dispreferred (rejected) completions."""
+    """`logps/*`, and with a reference `log_ratios/*`, over the preferred (chosen) and the dispreferred (rejected)."""
     with torch.no_grad():
         quantities = {"logps": sum_tokens(scores.logp, scores.lengths)}
         if scores.ref_logp is not None:
@@ -79,14 +84,26 @@ def label_metrics(scores: TokenScores, signal: Labels) -> dict[str, Tensor]:
 
 def pair_metrics(scores: TokenScores, signal: Pairs, beta: float) -> dict[str, Tensor]:
     """`logps/*`, `log_ratios/*` and the implicit rewards beta * log-ratio: `rewards/*`, one entry per pair."""
+    return score_metrics(scores, signal, beta * log_ratio(scores))
+
+
+def score_metrics(scores: TokenScores, signal: Pairs, rewards: Float[Tensor, " C"]) -> dict[str, Tensor]:
+    """`logps/*`, with a reference `log_ratios/*`, and as `rewards/*` the number that a method scores completions with.
+
+    One entry per pair.
+    """
     with torch.no_grad():
-        logp, ratio = sum_tokens(scores.logp, scores.lengths), log_ratio(scores)
-        sides = {"chosen": signal.chosen, "rejected": signal.rejected}
-        margin = beta * (ratio[signal.chosen] - ratio[signal.rejected])
+        quantities = {"logps": sum_tokens(scores.logp, scores.lengths)}
+        if scores.ref_logp is not None:
+            quantities["log_ratios"] = log_ratio(scores)
+        quantities["rewards"] = rewards
+        margin = rewards[signal.chosen] - rewards[signal.rejected]
         return {
-            **{f"logps/{side}": logp[index] for side, index in sides.items()},
-            **{f"log_ratios/{side}": ratio[index] for side, index in sides.items()},
-            **{f"rewards/{side}": beta * ratio[index] for side, index in sides.items()},
+            **{
+                f"{name}/{side}": value[index]
+                for name, value in quantities.items()
+                for side, index in (("chosen", signal.chosen), ("rejected", signal.rejected))
+            },
             "rewards/margins": margin,
             "rewards/accuracies": (margin > 0).to(margin.dtype),
         }

@@ -1,6 +1,5 @@
 """BNF: bidirectional negative feedback, from single completions or from pairs."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,17 +9,8 @@ from torch import Tensor
 
 from preftune.errors import ConfigError
 from preftune.objectives.base import label_metrics, mean_tokens, per_token, reference, sum_tokens
+from preftune.objectives.links import log_odds
 from preftune.types import Labels, Losses, Pairs, TokenScores
-
-# In fp32 a confident token has logp = ref_logp = 0 exactly, and the difference of two infinite logits is NaN.
-# Probabilities above 1 - 1e-7 count as that: the gradient there is of the order of 1e-7 anyway.
-_MAX_LOGP = -1e-7
-
-
-def _logit(logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """log(p / (1 - p)) from log p, exact at both ends."""
-    log_complement = torch.where(logp < -math.log(2.0), torch.log1p(-logp.exp()), torch.log(-torch.expm1(logp)))
-    return logp - log_complement
 
 
 def odds_weight(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -28,19 +18,19 @@ def odds_weight(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Flo
 
     A ratio of odds and not of probabilities: p = .9, q = .99 gives 9 / 99.
     """
-    logp, ref_logp = logp.detach().clamp(max=_MAX_LOGP), ref_logp.detach().clamp(max=_MAX_LOGP)
-    return (_logit(logp) - _logit(ref_logp)).clamp(max=0.0).exp()
+    return (log_odds(logp.detach()) - log_odds(ref_logp.detach())).clamp(max=0.0).exp()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BNF:
-    """Likelihood of a completion, or against it, with feedback that fades once a token has moved away from the reference.
+    """Likelihood of a completion, or against it, with feedback that fades once a token has moved away from the
+    reference.
 
         L(y, label) = -label * (1/n) * sum_t sg(w_t) * logp_t,   w_t = min(1, odds(pi_t) / odds(ref_t))
 
-    Mao et al., "As Simple as Fine-tuning: LLM Alignment via Bidirectional Negative Feedback Loss", ICLR 2025,
-    arXiv 2410.04834. The paper states the loss with a full target distribution over the vocabulary; the gradient of the
-    form here is the same, exactly, and needs only the two log-probabilities of each token. The values of the two differ.
+    Mao et al., "As Simple as Fine-tuning: LLM Alignment via Bidirectional Negative Feedback Loss", ICLR 2025, arXiv
+    2410.04834. The paper states the loss with a full target distribution over the vocabulary; the gradient of the form
+    here is the same, exactly, and needs only the two log-probabilities of each token. The values of the two differ.
 
     Args:
         reduction: what n is. "sequence_mean": the completion's own number of tokens. "pair_min": that of the shorter

@@ -1,16 +1,15 @@
 """DPO: logistic loss on the difference of two log-ratios."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from preftune.errors import ConfigError
-from preftune.objectives.base import log_ratio, pair_metrics
+from preftune.objectives.base import log_ratio
+from preftune.objectives.checks import check_between, check_positive
+from preftune.objectives.links import logistic
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
 from preftune.types import Losses, Pairs, TokenScores
 
 
@@ -34,10 +33,8 @@ class DPO:
     needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise ConfigError("dpo: beta is out of range", got=self.beta, expected="a number above 0")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError("dpo: label_smoothing is out of range", got=self.label_smoothing, expected="[0, 0.5)")
+        check_positive("dpo", beta=self.beta)
+        check_between("dpo", "[0, 0.5)", label_smoothing=self.label_smoothing)
 
     @property
     def signal(self) -> type[Pairs]:
@@ -45,16 +42,9 @@ class DPO:
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
         """One per pair."""
-        return torch.ones(signal.chosen.shape, dtype=torch.get_default_dtype(), device=signal.chosen.device)
+        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
-        ratio = log_ratio(scores)
-        margin = self.beta * (ratio[signal.chosen] - ratio[signal.rejected])
-        per_unit = -(1 - self.label_smoothing) * logsigmoid(margin)
-        if self.label_smoothing > 0:
-            per_unit = per_unit - self.label_smoothing * logsigmoid(-margin)
-        return Losses(
-            per_unit=per_unit,
-            weight=self.weights(scores.lengths, signal).to(per_unit.dtype),
-            metrics=pair_metrics(scores, signal, self.beta),
-        )
+        rewards = self.beta * log_ratio(scores)
+        per_unit = logistic(pair_margin(rewards, signal), self.label_smoothing)
+        return pair_losses(per_unit, scores, signal, rewards)

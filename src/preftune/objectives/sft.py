@@ -19,8 +19,8 @@ class SFT:
         L = -mean_t logp_t over all tokens of the step   (token_mean), or
         L = -mean_y (1/|y|) sum_t logp_t                 (sequence_mean)
 
-    On the chosen side of preference data it is Pref-FT (Tajwar et al., ICML 2024, arXiv 2404.14367), which averages over
-    tokens.
+    On the chosen side of preference data it is Pref-FT (Tajwar et al., ICML 2024, arXiv 2404.14367), which averages
+    over tokens.
 
     Args:
         reduction: "token_mean" lets every token weigh the same, "sequence_mean" every completion.

@@ -26,7 +26,8 @@ def evaluate(
     """Loss and metrics over all groups. Groups that hold a preference also give margins and accuracies, whatever the
     objective learns from. Data on which the objective puts no weight (dispreferred completions only, for SFT) have no loss.
 
-    The implicit reward is beta * log-ratio; beta is 1 for objectives that have none.
+    These are the objective's own where it gives them; else the implicit reward is beta * log-ratio, beta being 1 for
+    objectives that have none.
     """
     beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
     pieces = cut_step(groups, objective.signal, policy, layout)
@@ -41,7 +42,8 @@ def evaluate(
         metrics = dict(losses.metrics)
         assert isinstance(piece.content, PackedContent)
         preferences = [replace(group, pairs=group_pairs(group)) for group in piece.content.groups]
-        if reference is not None and any(group.pairs for group in preferences):
+        own = "rewards/margins" in metrics  # what the objective scores with wins over beta * log-ratio
+        if not own and reference is not None and any(group.pairs for group in preferences):
             pairs = batch_signal(preferences, Pairs)
             assert isinstance(pairs, Pairs)
             metrics |= pair_metrics(scores, pairs, beta)

@@ -1,0 +1,93 @@
+"""APO: preferences anchored to the reference, so that it is decided which completion moves where."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import label_metrics, log_ratio
+from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.types import Labels, Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class APOZero:
+    """The chosen completion up and the rejected one down, each against the reference. For data better than the model.
+
+        L = 1 - sigma(beta * h(chosen)) + sigma(beta * h(rejected))
+
+    D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions", 2024, arXiv 2408.06266, equation
+    7; checked against a public implementation. It is a sum over completions, so it needs no pairs: KTO with a threshold
+    of 0.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+        unit: "pair", or "completion" to learn from single labels, 1 - sigma(label * beta * h) each.
+    """
+
+    beta: float = 0.1
+    unit: Literal["pair", "completion"] = "pair"
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("apo-zero", beta=self.beta)
+        check_choice("apo-zero", ("pair", "completion"), unit=self.unit)
+
+    @property
+    def signal(self) -> type[Pairs] | type[Labels]:
+        return Pairs if self.unit == "pair" else Labels
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs | Labels) -> Float[Tensor, " U"]:
+        """One per pair, or per labelled completion."""
+        if isinstance(signal, Pairs):
+            return pair_weights(signal)
+        return (signal.label != 0).to(torch.get_default_dtype())
+
+    def __call__(self, scores: TokenScores, signal: Pairs | Labels) -> Losses:
+        rewards = self.beta * log_ratio(scores)
+        if isinstance(signal, Pairs):
+            chosen, rejected = pair_sides(rewards, signal)
+            return pair_losses(torch.sigmoid(-chosen) + torch.sigmoid(rejected), scores, signal, rewards)
+        per_unit = torch.sigmoid(-signal.label * rewards)
+        return Losses(
+            per_unit=per_unit,
+            weight=self.weights(scores.lengths, signal).to(per_unit.dtype),
+            metrics=label_metrics(scores, signal),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class APODown:
+    """The chosen completion down and the rejected one further down. For data worse than the model.
+
+        L = sigma(beta * h(chosen)) + 1 - sigma(beta * D),   D = h(chosen) - h(rejected)
+
+    D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions", 2024, arXiv 2408.06266, equation
+    8; checked against a public implementation.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+    """
+
+    beta: float = 0.1
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("apo-down", beta=self.beta)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        rewards = self.beta * log_ratio(scores)
+        chosen, rejected = pair_sides(rewards, signal)
+        per_unit = torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
+        return pair_losses(per_unit, scores, signal, rewards)

@@ -1,0 +1,47 @@
+"""BCO on pairs: two binary classifications with a fixed threshold."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import log_ratio
+from preftune.objectives.checks import check_positive
+from preftune.objectives.links import logistic
+from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCOPair:
+    """The chosen completion classified as good and the rejected one as bad, each on its own.
+
+        L = -log sigma(beta * h(chosen)) - log sigma(-beta * h(rejected))
+
+    After Jung et al., "Binary Classifier Optimization for Large Language Model Alignment", 2024, arXiv 2404.04656,
+    without the running mean that BCO subtracts from the implicit reward: the threshold is 0. Checked against a public
+    implementation.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+    """
+
+    beta: float = 0.01
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("bco-pair", beta=self.beta)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        rewards = self.beta * log_ratio(scores)
+        chosen, rejected = pair_sides(rewards, signal)
+        return pair_losses(logistic(chosen) + logistic(-rejected), scores, signal, rewards)

@@ -1,0 +1,54 @@
+"""CPO: DPO without a reference, plus likelihood."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import sum_tokens
+from preftune.objectives.checks import check_choice, check_not_negative, check_positive
+from preftune.objectives.links import logistic
+from preftune.objectives.pairwise import NLL_SCALES, NLLScale, losses_with_nll, pair_margin, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPO:
+    """DPO with a uniform reference, and likelihood of the chosen completion in the reference's place.
+
+        L = -log sigma( beta * (log pi(chosen) - log pi(rejected)) ) + w * NLL(chosen)
+
+    Xu et al., "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
+    ICML 2024, arXiv 2401.08417. The paper's likelihood term is the sum over tokens, the authors' code takes the mean
+    over all chosen tokens of a micro-batch. Here it is per completion, so that a step does not depend on how it is cut.
+
+    Args:
+        beta: scale of the log-probabilities, > 0.
+        nll_weight: w, >= 0.
+        nll_scale: whether the likelihood term is the mean over the completion's tokens (near the code) or
+            their sum (the paper).
+    """
+
+    beta: float = 0.1
+    nll_weight: float = 1.0
+    nll_scale: NLLScale = "mean"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_positive("cpo", beta=self.beta)
+        check_not_negative("cpo", nll_weight=self.nll_weight)
+        check_choice("cpo", NLL_SCALES, nll_scale=self.nll_scale)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        rewards = self.beta * sum_tokens(scores.logp, scores.lengths)
+        preference = logistic(pair_margin(rewards, signal))
+        return losses_with_nll(preference, self.nll_weight, self.nll_scale, scores, signal, rewards=rewards)

@@ -1,0 +1,54 @@
+"""DiscoPOP: a loss found by a language model, between logistic and exponential."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from preftune.objectives.base import log_ratio
+from preftune.objectives.checks import check_between, check_positive
+from preftune.objectives.links import logistic
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscoPOP:
+    """A logistic loss where the pair is ordered wrongly, blending into an exponential one where it is ordered rightly.
+
+        L = (1 - g) * (-log sigma(rho)) + g * exp(-rho),   rho = beta * D,   g = sigma(rho / tau)
+
+    Lu et al., "Discovering Preference Optimization Algorithms with and for Large Language Models", NeurIPS 2024, arXiv
+    2406.08414, equation 5 ("log-ratio modulated loss"). g carries gradient; the loss rises with rho for a while near 0.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+        tau: width of the blend, in (0, 1]; above 1 the exponential would win for wrongly ordered pairs.
+    """
+
+    beta: float = 0.05
+    tau: float = 0.05
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("discopop", beta=self.beta)
+        check_between("discopop", "(0, 1]", tau=self.tau)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        rewards = self.beta * log_ratio(scores)
+        margin = pair_margin(rewards, signal)
+        steep = margin / self.tau
+        # sigma(rho / tau) * exp(-rho) in one exponent: the factors alone are 0 and infinity for wrongly ordered pairs
+        per_unit = torch.sigmoid(-steep) * logistic(margin) + (logsigmoid(steep) - margin).exp()
+        return pair_losses(per_unit, scores, signal, rewards)

@@ -1,0 +1,52 @@
+"""DPOP: DPO that does not let the chosen completion fall."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import log_ratio
+from preftune.objectives.checks import check_not_negative, check_positive
+from preftune.objectives.links import logistic
+from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOP:
+    """DPO with a penalty wherever the chosen completion is less likely than under the reference.
+
+        L = -log sigma( beta * ( D - lambda * max(0, -h(chosen)) ) ),   D = h(chosen) - h(rejected)
+
+    Pal et al., "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive", 2024, arXiv 2402.13228;
+    checked against a public implementation (the authors publish no training code); the defaults are from memory.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+        penalty: lambda, the weight of the chosen completion's fall, >= 0; at 0 it is DPO.
+    """
+
+    beta: float = 0.3
+    penalty: float = 50.0
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("dpop", beta=self.beta)
+        check_not_negative("dpop", penalty=self.penalty)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        ratio = log_ratio(scores)
+        chosen, rejected = pair_sides(ratio, signal)
+        fall = (-chosen).clamp(min=0.0)
+        per_unit = logistic(self.beta * (chosen - rejected - self.penalty * fall))
+        losses = pair_losses(per_unit, scores, signal, self.beta * ratio)
+        return replace(losses, metrics={**losses.metrics, "dpop/fall": fall.detach()})

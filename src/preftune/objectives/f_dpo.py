@@ -1,0 +1,72 @@
+"""f-DPO: DPO under another divergence from the reference."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from preftune.errors import ConfigError
+from preftune.objectives.base import log_ratio
+from preftune.objectives.checks import check_between, check_choice, check_positive
+from preftune.objectives.links import bounded_expm1, logistic
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FDPO:
+    """DPO when the policy is held to the reference by an f-divergence other than the reverse KL.
+
+        L = -log sigma( beta * g(h(chosen)) - beta * g(h(rejected)) ),   g(h) = f'(e^h) up to constants:
+        reverse_kl  h  (this is DPO)      forward_kl  -exp(-h)
+        js          log sigma(h)          alpha       -exp(-alpha * h) / alpha
+
+    Wang et al., "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints",
+    ICLR 2024, arXiv 2309.16240. alpha -> 0 is the reverse KL and alpha = 1 the forward one. The log-ratio is a sum over
+    tokens, so -h may be hundreds; exponents are bounded at 80, and a completion beyond that gets no gradient. In the
+    alpha divergence the score is (1 - exp(-alpha * h)) / alpha, equal up to the constant that the difference cancels.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+        divergence: which of the four.
+        alpha: of the alpha divergence, in (0, 1), and only of it; the paper tries 0.3, 0.5 and 0.7.
+    """
+
+    beta: float = 0.1
+    divergence: Divergence = "js"
+    alpha: float | None = None
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("f-dpo", beta=self.beta)
+        check_choice("f-dpo", get_args(Divergence), divergence=self.divergence)
+        if self.divergence == "alpha":
+            check_between("f-dpo", "(0, 1)", alpha=math.nan if self.alpha is None else self.alpha)
+        elif self.alpha is not None:
+            raise ConfigError(f"f-dpo: alpha has no effect with divergence {self.divergence}", got=self.alpha,
+                              expected="none", do="Leave it out, or set divergence to alpha")  # fmt: skip
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        rewards = self.beta * self._score(log_ratio(scores))
+        return pair_losses(logistic(pair_margin(rewards, signal)), scores, signal, rewards)
+
+    def _score(self, ratio: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+        if self.divergence == "reverse_kl":
+            return ratio
+        if self.divergence == "js":
+            return logsigmoid(ratio)
+        alpha = 1.0 if self.alpha is None else self.alpha  # the forward KL is the alpha divergence at its end
+        return -bounded_expm1(-alpha * ratio) / alpha

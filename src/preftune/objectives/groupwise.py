@@ -1,0 +1,87 @@
+"""What objectives on rewarded groups share: sums and softmaxes within a group, and all pairs of a group."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import score_metrics
+from preftune.types import Losses, Pairs, Rewards, TokenScores
+
+
+def group_index(signal: Rewards) -> tuple[Int[Tensor, " C"], int]:
+    """Each completion's group as 0, 1, 2, ... in the order of the group ids, and the number of groups."""
+    ids, index = torch.unique(signal.group, return_inverse=True)
+    return index, len(ids)
+
+
+def group_weights(signal: Rewards) -> Float[Tensor, " G"]:
+    """One per group."""
+    _, num_groups = group_index(signal)
+    return torch.ones(num_groups, dtype=torch.get_default_dtype(), device=signal.group.device)
+
+
+def group_sum(values: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
+    """Sum over the completions of each group."""
+    index, num_groups = group_index(signal)
+    return values.new_zeros(num_groups).index_add(0, index, values)
+
+
+def group_max(values: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
+    """The largest value in each group."""
+    index, num_groups = group_index(signal)
+    return values.new_full((num_groups,), -torch.inf).scatter_reduce(0, index, values, "amax")
+
+
+def group_log_softmax(values: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " C"]:
+    """log softmax over the completions of each group."""
+    index, _ = group_index(signal)
+    shifted = values - group_max(values.detach(), signal)[index]
+    return shifted - group_sum(shifted.exp(), signal).log()[index]
+
+
+def reward_softmax(signal: Rewards, temperature: float, dtype: torch.dtype) -> Float[Tensor, " C"]:
+    """The target softmax(reward / temperature) of each group; at 0, all on the best completion; ties share."""
+    reward = signal.reward.to(dtype)
+    if temperature > 0:
+        return group_log_softmax(reward / temperature, signal).exp()
+    index, _ = group_index(signal)
+    is_best = (reward == group_max(reward, signal)[index]).to(dtype)
+    return is_best / group_sum(is_best, signal)[index]
+
+
+def all_pairs(signal: Rewards) -> tuple[Pairs, Float[Tensor, " P"]]:
+    """Every two completions of a group, the one with the higher reward as chosen (of a tie, the first), with weights.
+
+    The weights of a group's pairs sum to one, so that every group of two or more weighs the same.
+    """
+    same_group = signal.group[:, None] == signal.group[None, :]
+    first, second = torch.nonzero(same_group.triu(diagonal=1), as_tuple=True)
+    swapped = signal.reward[second] > signal.reward[first]
+    pairs = Pairs(chosen=torch.where(swapped, second, first), rejected=torch.where(swapped, first, second))
+    size = same_group.sum(1)[first].to(torch.get_default_dtype())
+    return pairs, 2 / (size * (size - 1))
+
+
+def reward_gap(signal: Rewards, pairs: Pairs) -> Float[Tensor, " P"]:
+    """Reward of the chosen completion minus that of the rejected one."""
+    return signal.reward[pairs.chosen] - signal.reward[pairs.rejected]
+
+
+def group_metrics(scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]) -> dict[str, Tensor]:
+    """The metrics of pairs, over every two completions of a group whose rewards differ."""
+    pairs, _ = all_pairs(signal)
+    told_apart = reward_gap(signal, pairs) > 0
+    return score_metrics(
+        scores, Pairs(chosen=pairs.chosen[told_apart], rejected=pairs.rejected[told_apart]), rewards
+    )
+
+
+def group_losses(
+    per_unit: Float[Tensor, " G"], scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]
+) -> Losses:
+    """The losses of groups, each of weight one, with the usual metrics; `rewards` is what the method scores with."""
+    return Losses(
+        per_unit=per_unit,
+        weight=group_weights(signal).to(per_unit.dtype),
+        metrics=group_metrics(scores, signal, rewards),
+    )

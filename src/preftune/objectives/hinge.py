@@ -1,0 +1,86 @@
+"""Hinge losses: RSO's on log-ratios, SLiC's on log-probabilities."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import log_ratio, sum_tokens
+from preftune.objectives.checks import check_choice, check_not_negative, check_positive
+from preftune.objectives.links import hinge
+from preftune.objectives.pairwise import NLL_SCALES, NLLScale, losses_with_nll, pair_losses, pair_margin, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hinge:
+    """DPO's margin under a hinge: pairs beyond it have no gradient.
+
+        L = max(0, 1 - beta * D),   D = h(chosen) - h(rejected)
+
+    The "hinge-norm" loss of Liu et al., "Statistical Rejection Sampling Improves Preference Optimization" (RSO), ICLR
+    2024, arXiv 2309.06657; checked against public implementations. RSO also samples its pairs, which is not part of the
+    loss.
+
+    Args:
+        beta: strength of the pull to the reference, > 0; the paper's gamma.
+    """
+
+    beta: float = 0.05
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("hinge", beta=self.beta)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        rewards = self.beta * log_ratio(scores)
+        return pair_losses(hinge(pair_margin(rewards, signal)), scores, signal, rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLiC:
+    """A hinge on the log-probabilities themselves, and likelihood of the chosen completion to stay near the data.
+
+        L = max(0, delta - log pi(chosen) + log pi(rejected)) + lambda * NLL(chosen)
+
+    Zhao et al., "SLiC-HF: Sequence Likelihood Calibration with Human Feedback", 2023, arXiv 2305.10425; checked against
+    a public implementation. The paper takes the likelihood term of a reference answer, which may be another one; pairs
+    hold none, so it is that of the chosen completion.
+
+    Args:
+        delta: margin in nats, > 0.
+        nll_weight: lambda, >= 0.
+        nll_scale: whether the likelihood term is the sum (the paper) or the mean over tokens.
+    """
+
+    delta: float = 1.0
+    nll_weight: float = 0.1
+    nll_scale: NLLScale = "sum"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_positive("slic", delta=self.delta)
+        check_not_negative("slic", nll_weight=self.nll_weight)
+        check_choice("slic", NLL_SCALES, nll_scale=self.nll_scale)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        logp = sum_tokens(scores.logp, scores.lengths)
+        ranking = (self.delta - pair_margin(logp, signal)).clamp(min=0.0)
+        return losses_with_nll(ranking, self.nll_weight, self.nll_scale, scores, signal, rewards=logp)

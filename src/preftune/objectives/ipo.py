@@ -1,0 +1,50 @@
+"""IPO: squared loss on the difference of log-ratios."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import log_ratio, mean_log_ratio
+from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPO:
+    """The difference of two log-ratios regressed on a fixed margin, which it must not exceed either.
+
+        L = ( D - 1 / (2 tau) )^2,   D = h(chosen) - h(rejected)              (reduction sum)
+                                     D = hbar(chosen) - hbar(rejected)        (reduction mean, hbar = h / |y|)
+
+    Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences", AISTATS 2024, arXiv
+    2310.12036, equation 17; checked against public implementations. The paper writes sums; its results are said to come
+    from means, which most implementations use. The two want very different tau.
+
+    Args:
+        tau: strength of the pull to the reference, > 0.
+        reduction: whether a log-ratio is the mean over tokens or their sum.
+    """
+
+    tau: float = 0.1
+    reduction: Literal["mean", "sum"] = "mean"
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("ipo", tau=self.tau)
+        check_choice("ipo", ("mean", "sum"), reduction=self.reduction)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        ratio = log_ratio(scores) if self.reduction == "sum" else mean_log_ratio(scores)
+        per_unit = (pair_margin(ratio, signal) - 1 / (2 * self.tau)).square()
+        return pair_losses(per_unit, scores, signal, self.tau * ratio)

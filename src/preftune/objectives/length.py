@@ -1,0 +1,140 @@
+"""DPO against length: length-normalised, length-desensitised and length-regularised."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import log_ratio, mean_log_ratio, reference, sum_tokens
+from preftune.objectives.checks import check_between, check_not_negative, check_positive
+from preftune.objectives.links import logistic
+from preftune.objectives.pairwise import pair_lengths, pair_losses, pair_margin, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class LNDPO:
+    """DPO on log-ratios per token.
+
+        L = -log sigma( beta * (hbar(chosen) - hbar(rejected)) ),   hbar(y) = h(y) / |y|
+
+    Lambert et al., "Tulu 3: Pushing Frontiers in Open Language Model Post-Training", 2024; checked against a public
+    implementation; the default beta is from memory. Log-ratios per token are small, hence a beta far above DPO's.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+    """
+
+    beta: float = 5.0
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("ln-dpo", beta=self.beta)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        rewards = self.beta * mean_log_ratio(scores)
+        return pair_losses(logistic(pair_margin(rewards, signal)), scores, signal, rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDDPO:
+    """DPO in which the tokens by which one completion of a pair outlasts the other count less.
+
+        L = -log sigma( beta * (d(chosen) - d(rejected)) ),   d(y) = h(y_1 .. y_m) + alpha * h(y_m+1 .. y_n)
+        m = min(|chosen|, |rejected|)
+
+    Liu et al., "Length Desensitization in Direct Preference Optimization", 2024, arXiv 2409.06411; checked against a
+    public implementation. alpha = 1 is DPO. The logged `rewards/*` are DPO's: beta * h, undamped, a number of the
+    completion alone.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+        alpha: weight of the tokens past the shorter completion's length, in [0, 1].
+    """
+
+    beta: float = 0.1
+    alpha: float = 0.5
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("ld-dpo", beta=self.beta)
+        check_between("ld-dpo", "[0, 1]", alpha=self.alpha)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        token_ratio = scores.logp - reference(scores)
+        shared = torch.minimum(*pair_lengths(scores.lengths, signal))
+        chosen = _damped_sum(token_ratio, scores.lengths, signal.chosen, shared, self.alpha)
+        rejected = _damped_sum(token_ratio, scores.lengths, signal.rejected, shared, self.alpha)
+        return pair_losses(logistic(self.beta * (chosen - rejected)), scores, signal, self.beta * log_ratio(scores))
+
+
+def _damped_sum(
+    values: Float[Tensor, " N"], lengths: Int[Tensor, " C"], picked: Int[Tensor, " P"], shared: Int[Tensor, " P"],
+    alpha: float,
+) -> Float[Tensor, " P"]:  # fmt: skip
+    """Sum over the tokens of each picked completion, those past its first `shared` ones weighing alpha.
+
+    A completion may be picked by several pairs, each with a shared length of its own.
+    """
+    starts, counts = (lengths.cumsum(0) - lengths)[picked], lengths[picked]
+    pair = torch.repeat_interleave(counts)  # of each picked token: which pair
+    position = torch.arange(len(pair), device=lengths.device) - (counts.cumsum(0) - counts)[pair]
+    weight = torch.where(position < shared[pair], 1.0, alpha).to(values.dtype)
+    return sum_tokens(weight * values[starts[pair] + position], counts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RDPO:
+    """DPO with a length term beside the margin: the longer completion's length explains part of its being preferred.
+
+        L = -log sigma( beta * D + alpha * (|chosen| - |rejected|) ),   D = h(chosen) - h(rejected)
+
+    Park et al., "Disentangling Length from Quality in Direct Preference Optimization", ACL Findings 2024, arXiv
+    2403.19159, equation 9; checked against a public implementation. A longer chosen completion gets less gradient. The
+    sign follows from the objective "reward - alpha * length"; one public repository has it the other way round.
+    `rewards/*` leave the term out.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+        alpha: nats per token of difference, >= 0; 0.01 to 1.0 have been tried (from memory); at 0 it is DPO.
+    """
+
+    beta: float = 0.1
+    alpha: float = 0.01
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("r-dpo", beta=self.beta)
+        check_not_negative("r-dpo", alpha=self.alpha)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        rewards = self.beta * log_ratio(scores)
+        chosen_length, rejected_length = pair_lengths(scores.lengths, signal)
+        margin = pair_margin(rewards, signal) + self.alpha * (chosen_length - rejected_length)
+        return pair_losses(logistic(margin), scores, signal, rewards)

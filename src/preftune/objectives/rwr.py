@@ -1,0 +1,62 @@
+"""RWR: likelihood weighted by the exponential of the reward."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import mean_tokens, per_token, sum_tokens
+from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.groupwise import group_metrics
+from preftune.types import Losses, Rewards, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWR:
+    """Maximum likelihood in which a completion counts as much as the exponential of its reward.
+
+        L = -w(y) log pi(y_t), the mean over all tokens of the step,   w(y) = min( exp(r(y) / T), max_weight )
+
+    Reward-weighted regression (Peters and Schaal, ICML 2007) as in Tajwar et al., ICML 2024, arXiv 2404.14367. Weights
+    are neither normalised nor centred: the normaliser counts tokens. With equal rewards it is SFT on all completions.
+
+    Args:
+        temperature: T, > 0.
+        max_weight: upper bound of a weight, > 0; the authors' code has 20.
+        reduction: "token_mean" lets every token weigh the same beside its reward, "sequence_mean" every completion.
+    """
+
+    temperature: float = 1.0
+    max_weight: float = 20.0
+    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_positive("rwr", temperature=self.temperature, max_weight=self.max_weight)
+        check_choice("rwr", ("token_mean", "sequence_mean"), reduction=self.reduction)
+
+    @property
+    def signal(self) -> type[Rewards]:
+        return Rewards
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
+        """One per token, or per completion."""
+        num_units = int(lengths.sum()) if self.reduction == "token_mean" else len(lengths)
+        return torch.ones(num_units, dtype=torch.get_default_dtype(), device=lengths.device)
+
+    def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
+        exponent = (signal.reward / self.temperature).clamp(max=math.log(self.max_weight))
+        reward_weight = exponent.exp().to(scores.logp.dtype)
+        if self.reduction == "token_mean":
+            per_unit = -per_token(reward_weight, scores.lengths) * scores.logp
+        else:
+            per_unit = -reward_weight * mean_tokens(scores.logp, scores.lengths)
+        metrics = group_metrics(scores, signal, sum_tokens(scores.logp, scores.lengths))
+        return Losses(
+            per_unit=per_unit,
+            weight=self.weights(scores.lengths, signal).to(per_unit.dtype),
+            metrics=metrics | {"rwr/weight": reward_weight},
+        )

@@ -1,0 +1,100 @@
+"""SimPO and AlphaPO: no reference, log-probabilities per token, a target margin."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import mean_tokens
+from preftune.objectives.checks import check_finite, check_positive
+from preftune.objectives.links import bounded_expm1, logistic
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+def shaped_reward(mean_logp: Float[Tensor, " C"], alpha: float) -> Float[Tensor, " C"]:
+    """(1 - exp(-alpha * x)) / alpha of a mean log-probability x, which is x itself at alpha = 0.
+
+    The exponent is bounded at 80: a completion beyond, of mean log-probability below -80 / alpha, gets no gradient.
+    """
+    return -bounded_expm1(-alpha * mean_logp) / alpha if alpha else mean_logp
+
+
+def target_margin_losses(
+    scores: TokenScores, signal: Pairs, *, beta: float, gamma: float, alpha: float = 0.0
+) -> Losses:
+    """-log sigma( r(chosen) - r(rejected) - gamma ), r = beta * shaped_reward."""
+    rewards = beta * shaped_reward(mean_tokens(scores.logp, scores.lengths), alpha)
+    return pair_losses(logistic(pair_margin(rewards, signal) - gamma), scores, signal, rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimPO:
+    """The mean log-probability of the chosen completion above the rejected one's by a margin; no reference.
+
+        L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma ),   lpbar = log pi(y) / |y|
+
+    Meng, Xia and Chen, "SimPO: Simple Preference Optimization with a Reference-Free Reward", NeurIPS 2024, arXiv
+    2405.14734. The authors' code takes gamma / beta, the paper and this class gamma. The defaults are those for
+    Llama-3-Base.
+
+    Args:
+        beta: scale of the mean log-probability, > 0.
+        gamma: target margin, in units of beta times nats per token.
+    """
+
+    beta: float = 2.0
+    gamma: float = 1.0
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_positive("simpo", beta=self.beta)
+        check_finite("simpo", gamma=self.gamma)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        return target_margin_losses(scores, signal, beta=self.beta, gamma=self.gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaPO:
+    """SimPO with a reward that bends: alpha > 0 weighs unlikely completions more, alpha < 0 likely ones.
+
+        L = -log sigma( r(chosen) - r(rejected) - gamma ),   r(y) = beta * (1 - exp(-alpha * lpbar(y))) / alpha
+
+    Gupta et al., "AlphaPO: Reward Shape Matters for LLM Alignment", 2025, arXiv 2501.03884; checked against a public
+    implementation. alpha -> 0 is SimPO.
+
+    Args:
+        beta: scale of the reward, > 0.
+        gamma: target margin.
+        alpha: shape of the reward; at 0 it is SimPO.
+    """
+
+    beta: float = 2.5
+    gamma: float = 0.1
+    alpha: float = 0.25
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_positive("alphapo", beta=self.beta)
+        check_finite("alphapo", gamma=self.gamma, alpha=self.alpha)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        return target_margin_losses(scores, signal, beta=self.beta, gamma=self.gamma, alpha=self.alpha)

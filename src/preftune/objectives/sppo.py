@@ -1,0 +1,54 @@
+"""SPPO with hard win rates: log-ratios pulled to two fixed values."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import log_ratio
+from preftune.objectives.checks import check_positive
+from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+def anchored_squares(ratio: Float[Tensor, " C"], signal: Pairs, beta: float) -> Float[Tensor, " P"]:
+    """(h(chosen) - 1 / (2 beta))^2 + (h(rejected) + 1 / (2 beta))^2."""
+    chosen, rejected = pair_sides(ratio, signal)
+    anchor = 1 / (2 * beta)
+    return (chosen - anchor).square() + (rejected + anchor).square()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPPO:
+    """Each log-ratio regressed on its win rate, which is 1 for the chosen completion and 0 for the rejected one.
+
+        L = scale * [ (h(chosen) - 1 / (2 beta))^2 + (h(rejected) + 1 / (2 beta))^2 ]
+
+    Wu et al., "Self-Play Preference Optimization for Language Model Alignment", 2024, arXiv 2405.00675, with eta = 1 /
+    beta and the hard win rates P = 1 and 0. The paper estimates P with a preference model over several samples, and
+    takes as reference the policy at the start of each round of sampling.
+
+    Args:
+        beta: 1 / eta, > 0.
+        scale: 0.5 in the paper, 1 in a popular implementation.
+    """
+
+    beta: float = 1e-3
+    scale: float = 0.5
+    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
+
+    def __post_init__(self) -> None:
+        check_positive("sppo", beta=self.beta, scale=self.scale)
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        ratio = log_ratio(scores)
+        return pair_losses(self.scale * anchored_squares(ratio, signal, self.beta), scores, signal, self.beta * ratio)
