@@ -82,7 +82,7 @@ def main() -> None:
     else:
         print(f"bnf / sft = {result['ratio']:.3f} (adjacent steps: quartiles "
               f"{result['ratio_quartiles'][0]:.3f} to {result['ratio_quartiles'][1]:.3f}); "
-              f"{result['bnf_seconds']:.2f} s and {result['sft_seconds']:.2f} s a step, {result['positions']} positions")  # fmt: skip
+              f"{result['bnf_seconds']:.2f} and {result['sft_seconds']:.2f} s a step of {result['positions']} tokens")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ BAD_YAMLS = {
     "lora: null": "lora is a section of settings; got None",
     "optim: {learning_rate: abc}": "optim.learning_rate has a value that it cannot take; got abc; expected a number",
     "optim: {adam: {beta1: 3}}": "There is no setting of this name; got optim.adam",
-    "objective: dppo": "There is no such objective; got dppo; expected bnf, dpo, sft. Did you mean dpo?",
+    "objective: dppo": "There is no such objective; got dppo; expected alphapo, ",
     "objective: [a]": "There is no such objective",
     "objective: null": "There is no such objective",
     "objective: {name: dpo, betaa: 1}": "There is no setting of this name; got objective.betaa",
