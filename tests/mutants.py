@@ -34,6 +34,8 @@ EQUIVALENT = {
     ("logistic", "constant - 1 in `0`"): "without smoothing the second term is 0 times a finite number",
     ("group_sum", "constant - 1 in `0`"): _ONE_AXIS,
     ("pair_weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
+    ("weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
+    ("odds_weight", "drop .detach() in `ref_logp.detach()`"): "the reference's logp comes detached",
     ("label_metrics", "drop .detach() in `value[signal.label == label].detach()`"): _NO_GRADIENT,
 }
 """(function, the mutant's description) -> why no test can tell; such mutants are not run."""

@@ -128,3 +128,8 @@ def test_completions_in_no_pair_play_no_part():
     assert {name: value.tolist() for name, value in metrics.items()} == {
         name: pytest.approx(value, rel=1e-5) for name, value in expected.items()
     }
+
+
+def test_signal_follows_the_reduction():
+    assert BNF().signal is Labels
+    assert BNF(reduction="pair_min").signal is Pairs
