@@ -210,6 +210,7 @@ BAD_OTHERS = {
     "beta of prompts": (EvalConfig, "--model m --prompts p --reward brief --beta 1", "no effect on prompts"),
     "negative beta": (EvalConfig, "--model m --data d --beta -1", "beta is out of range"),
     "gap of prompts": (EvalConfig, "--model m --prompts p --reward brief --min_gap 1", "rows.min_gap has no effect"),
+    "idle examples": (InspectConfig, "--data d --examples 5 --json", "examples has no effect with json"),
     "examples": (InspectConfig, "--data d --examples -1", "examples is out of range"),
     "no data": (InspectConfig, "--model m", "A setting is missing"),
     "no run": (ReportConfig, "", "A setting is missing"),

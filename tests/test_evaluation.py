@@ -1,6 +1,7 @@
 """`eval`: log-ratios on pairs by hand, rewards of samples before and after."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from preftune.data.options import DataOptions
 from preftune.data.pack import LayoutOptions
 from preftune.data.prepare import prepare
-from preftune.errors import ModelError
+from preftune.errors import ConfigError, ModelError
 from preftune.evaluation import compare_stages, evaluate_pairs, evaluate_prompts
 from preftune.onpolicy.judged import Judged
 from preftune.onpolicy.sample import SampleOptions
@@ -68,8 +69,20 @@ def test_pairs_of_one_prompt_count_once(tiny_folder, other, tmp_path):
 def test_other_tokenisers_are_refused(tiny_folder, pairs_file, tmp_path):
     folder = save_tiny_model(tmp_path / "words")
     word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"different tokenisers.*--reference MODEL"):
+    with pytest.raises(ModelError, match=r"different tokenisers.*tuned from"):
         evaluate_pairs(EvalConfig(model=str(tiny_folder), data=pairs_file, reference=str(folder)), QUIET)
+
+
+def test_the_reference_of_a_run_is_what_it_started_from(tiny_folder, other, pairs_file, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(other, run / "final")
+    (run / "config.yaml").write_text(f"model: {tiny_folder}\n")
+    named = evaluate_pairs(EvalConfig(model=str(run / "final"), data=pairs_file, reference=str(tiny_folder)), QUIET)
+    found = evaluate_pairs(EvalConfig(model=str(run / "final"), data=pairs_file), QUIET)
+    assert found == named
+    assert found.intervals["rewards/margins"].mean != 0
+    with pytest.raises(ConfigError, match=r"eval compares with a reference.*--reference MODEL"):
+        evaluate_pairs(EvalConfig(model=str(tiny_folder), data=pairs_file), QUIET)
 
 
 def test_prompts_before_and_after(tiny_folder, other, tmp_path):

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
 from preftune.data.options import DataOptions
 from preftune.data.pack import split_micro_batches
 from preftune.data.prepare import load_records, prepare
 from preftune.data.render import make_renderer
-from preftune.errors import ModelError, storage_error
+from preftune.errors import ConfigError, storage_error
 from preftune.onpolicy.judged import Judged, sample_and_judge
-from preftune.policy.load import load_model, load_tokenizer, resolve_model
+from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.policy.reference import RefLogps
 from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
@@ -53,19 +54,29 @@ class PromptEvaluation:
     difference: Interval
 
 
+def reference_of(settings: EvalConfig) -> str:
+    """The reference that was named, or the model that the run of RUN/final started from."""
+    if settings.reference is not None:
+        return settings.reference
+    config = Path(settings.model).expanduser().resolve().parent / "config.yaml"
+    try:
+        return str(yaml.safe_load(config.read_text(encoding="utf-8"))["model"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError("eval compares with a reference", got=f"none, and {settings.model} is not the final/ of a run",
+                          expected="--reference MODEL", do="Name the model that the tuning started from") from error  # fmt: skip
+
+
 def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
     """Accuracy, margin and log-ratios of chosen and rejected, of the model against the reference."""
     assert settings.data is not None
+    reference = reference_of(settings)
     source = resolve_model(settings.model)
     tokenizer = load_tokenizer(source, settings.loading)
-    if load_tokenizer(resolve_model(settings.reference), settings.loading).get_vocab() != tokenizer.get_vocab():
-        raise ModelError("The model and its reference have different tokenisers",
-                         got=f"{settings.model} and {settings.reference}", expected="models of one family",
-                         do="Name the model that the tuning started from: --reference MODEL")  # fmt: skip
+    check_same_tokeniser(settings.model, reference, settings.loading)
     prepared = prepare(settings.data, tokenizer, "pairs", settings.rows)
     for line in prepared.report.lines():
         report.note(line)
-    logps = [_score_all(settings, name, prepared.groups, report) for name in (settings.model, settings.reference)]
+    logps = [_score_all(settings, name, prepared.groups, report) for name in (settings.model, reference)]
     ratios = [
         [float(a.sum(dtype=np.float64) - b.sum(dtype=np.float64)) for a, b in zip(one, two, strict=True)]
         for one, two in zip(*logps, strict=True)
@@ -118,7 +129,7 @@ def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation
     assert settings.reward is not None
     records = load_prompts(settings.prompts, settings.rows, report)
     stages: list[list[Judged]] = []
-    for name in (settings.reference, settings.model):
+    for name in (reference_of(settings), settings.model):
         source = resolve_model(name)
         renderer = make_renderer(load_tokenizer(source, settings.loading), settings.rows.template)
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32

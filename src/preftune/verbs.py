@@ -52,6 +52,8 @@ class InspectConfig:
     def __post_init__(self) -> None:
         if self.examples < 0:
             raise ConfigError("examples is out of range", got=self.examples, expected="0 or more")
+        if self.json and self.examples != 3:
+            raise ConfigError("examples has no effect with json", got=self.examples, do="Leave one out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,8 @@ class EvalConfig:
         model: the model to judge.
         data: preference data with pairs.
         prompts: a data file; only its prompts are used.
-        reference: what to compare with: the anchor of log-ratios, and the model "before" on prompts.
+        reference: what to compare with: the anchor of log-ratios, and the model "before" on prompts; for the final/ of a
+            run, what it started from, when not given.
         reward: on prompts: a built-in reward or module:function.
         output: on prompts: a folder for samples.jsonl.
         beta: on pairs: the implicit reward is beta * log-ratio.
@@ -127,7 +130,7 @@ class EvalConfig:
     model: str
     data: str | None = None
     prompts: str | None = None
-    reference: str = "smollm2-135m-instruct"
+    reference: str | None = None
     reward: str | None = None
     output: str | None = None
     beta: float | None = None

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preftune.errors import StorageError, TrainingError
+from preftune.errors import ModelError, StorageError, TrainingError
 from preftune.objectives.dpo import DPO
 from preftune.policy.adapters import LoraOptions
 from preftune.policy.reference import ReferenceOptions
 from preftune.train.loop import train
 from preftune.train.progress import Reporter
 from preftune.train.setup import build_job
+from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import metric_rows, save_tiny_model, timeless, tiny_config
 
 
@@ -106,3 +107,18 @@ def test_another_model_as_reference(tiny_folder, pairs_file, tmp_path, cache):
         losses[mode] = [row["loss"] for row in metric_rows(train(config, quiet=True).folder) if row["phase"] == "train"]
     assert losses["cache"] == pytest.approx(losses["live"], rel=1e-6)
     assert abs(losses["cache"][0] - math.log(2.0)) > 1e-3  # the policy does not start at its reference
+
+
+def test_full_tuning_and_adapters_share_a_cache(tiny_folder, pairs_file, tmp_path, cache):
+    """The start is the same model: what was computed for one rank serves another, and full fine-tuning."""
+    for name, lora in (("full", LoraOptions()), ("two", LoraOptions(rank=2)), ("four", LoraOptions(rank=4))):
+        build_job(tiny_config(tiny_folder, pairs_file, tmp_path / name, lora=lora), Reporter(quiet=True))
+    assert len(shards(cache)) == 1
+
+
+def test_a_reference_of_another_tokeniser_is_refused(tiny_folder, pairs_file, tmp_path):
+    folder = save_tiny_model(tmp_path / "words")
+    word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(folder)
+    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", reference=ReferenceOptions(model=str(folder)))
+    with pytest.raises(ModelError, match="different tokenisers"):
+        build_job(config, Reporter(quiet=True))

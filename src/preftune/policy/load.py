@@ -100,6 +100,14 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
     )
 
 
+def check_same_tokeniser(model: str, reference: str, options: LoadOptions) -> None:
+    """Token ids must mean the same to a model and its reference."""
+    vocabularies = [load_tokenizer(resolve_model(name), options).get_vocab() for name in (model, reference)]
+    if vocabularies[0] != vocabularies[1]:
+        raise ModelError("The model and its reference have different tokenisers", got=f"{model} and {reference}",
+                         expected="models of one family", do="Name a reference that the model was tuned from")  # fmt: skip
+
+
 def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is exact."""
     quiet_transformers()

@@ -17,8 +17,8 @@ from preftune.policy.attention import attention_inputs, expressible
 from preftune.policy.scoring import Head, HeadScores, score_tokens
 from preftune.types import Batch, Group
 
-# Relative to the largest |logp|: far above rounding in fp32, far below any real difference.
-_PROBE_TOLERANCE = 1e-3
+# Relative to the largest |logp|: far above rounding, far below what a leak or another head makes.
+_PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +124,7 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as failure:
             reason = f"its attention refuses an explicit mask ({type(failure).__name__})"
             continue
-        if error < _PROBE_TOLERANCE:
+        if error < _PROBE_TOLERANCE[model.dtype]:
             return sharing, reason
         reason = reason or f"{sharing} rows change its log-probabilities (by {error:.1g} relative)"
     raise ModelError(

@@ -16,7 +16,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
 from preftune.policy.adapters import inject_lora
 from preftune.policy.bundled import cache_folder
-from preftune.policy.load import load_model, load_tokenizer, resolve_model
+from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score_groups, use_gradient_checkpointing
 from preftune.policy.reference import ReferenceStore, RefLogps, adapter_off, check_equal, fill_store, weights_digest
 from preftune.train.batches import ReferenceLogps
@@ -57,23 +57,24 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_policy(config: TrainConfig, report: Reporter) -> Policy:
-    """The policy at its start, its layout proven, adapters injected."""
+def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
+    """The policy at its start, its layout proven, adapters injected; and the digest of its weights without adapters."""
     torch.manual_seed(config.seed)
     frozen_low = config.precision == "bf16" and config.lora.rank > 0
     dtype = torch.bfloat16 if frozen_low else torch.float32
     model = load_model(resolve_model(config.model), config.loading, dtype).to(pick_device(config.device))  # type: ignore[arg-type]
     sharing, reason = choose_sharing(model, config.layout.share_prompts)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
+    digest = weights_digest(model)  # before the adapters, which change nothing yet: one cache serves every rank and seed
     peft_model: Any = inject_lora(model, config.lora) if config.lora.rank else None
     if peft_model is not None:
         peft_model.eval()
     if config.gradient_checkpointing:
         use_gradient_checkpointing(model)
-    return Policy(
-        model=model, precision=config.precision, sharing=sharing, sharing_reason=reason,
-        peft_model=peft_model,
-    )  # fmt: skip
+    policy = Policy(
+        model=model, precision=config.precision, sharing=sharing, sharing_reason=reason, peft_model=peft_model
+    )
+    return policy, digest
 
 
 def prepare_groups(
@@ -181,12 +182,13 @@ def check_start(job: Job) -> float | None:
 def build_job(config: TrainConfig, report: Reporter) -> Job:
     """Cheap checks first: data before the model's weights, so that a bad row costs seconds."""
     tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
+    if config.reference.model is not None:
+        check_same_tokeniser(config.model, config.reference.model, config.loading)
     prepared, train, held = prepare_groups(config, tokenizer)
     for line in prepared.report.lines():
         report.note(line)
     report.note(f"{len(train)} groups to train on, {len(held)} held out")
-    policy = load_policy(config, report)
-    start_digest = weights_digest(policy.model)
+    policy, start_digest = load_policy(config, report)
     source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
     steps = max(1, round(config.epochs * source.steps_per_epoch))
     num_steps = min(steps, config.max_steps) if config.max_steps else steps
