@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format venv bench clean
+.PHONY: demo test check format venv bench mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
@@ -19,6 +19,10 @@ format: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/bnf_vs_sft.py
+
+# One small break at a time in every objective: do the tests notice?
+mutants: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --per-file 4 --parallel 2
 
 venv: .venv/ready
 
