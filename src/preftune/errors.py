@@ -1,6 +1,8 @@
 """Exceptions a user can meet. Each message says what is wrong, what stood there, what was expected and what to do."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -59,3 +61,18 @@ def storage_error(action: str, path: str | os.PathLike[str], error: OSError) -> 
         f"Cannot {action} at {os.fspath(path)}", got=error.strerror or str(error),
         expected="a folder that can be written and has room", do="Free some space or choose another folder",
     )
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Within, running out of memory, on any device, is a TrainingError that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+        if isinstance(error, PreftuneError) or not short:
+            raise
+        raise TrainingError(
+            "There is not enough memory", got=" ".join(str(error).split())[:160] or "no more",
+            do="Lower --layout.micro_batch_tokens (and row_tokens) or --rows.max_length, or set --gradient_checkpointing true",
+        ) from error

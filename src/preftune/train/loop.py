@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.data.prepare import write_bad_rows
-from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError
+from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError, memory_errors
 from preftune.report.page import write_report
 from preftune.train.batches import PackedContent, cut_step, make_score
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
@@ -37,7 +37,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> RunResult:
     """Train from the start, into a new run folder."""
     check_output(config.output)
     report = Reporter(quiet=quiet)
-    job = build_job(config, report)
+    with memory_errors():
+        job = build_job(config, report)
     check_room(config.output, _bytes_needed(job))
     parameters = sum(p.numel() for p in job.policy.model.parameters())
     trainable = sum(p.numel() for p in job.policy.trainable().values())
@@ -58,7 +59,8 @@ def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
     if not found:
         raise StorageError(f"The run {config.output} has no checkpoint", expected="checkpoints/step-N",
                            do="Start it again with another --output, and --save_every N")  # fmt: skip
-    job = build_job(config, report)
+    with memory_errors():
+        job = build_job(config, report)
     counters = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser)
     run.forget_after(counters.step or -1)  # the evaluation at step 0 is done again
     report.note(f"resumed at step {counters.step} of {job.num_steps}")
@@ -75,7 +77,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> 
         return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints)
 
     try:
-        with interruption() as interrupted:
+        with interruption() as interrupted, memory_errors():
             if counters.step == 0:
                 evaluation = _evaluate(job, run, report, 0)
             report.update("train", counters.step, job.num_steps)
