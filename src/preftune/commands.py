@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,19 +15,18 @@ from transformers import PreTrainedModel
 from preftune.cli import print_json
 from preftune.config import parse_settings, settings_from_run
 from preftune.data.inspect import inspect_data
-from preftune.data.render import Renderer, make_renderer
+from preftune.data.render import Renderer
 from preftune.demo.recipe import demo
 from preftune.errors import ConfigError, storage_error
 from preftune.evaluation import PairEvaluation, PromptEvaluation, evaluate_pairs, evaluate_prompts, load_prompts
-from preftune.onpolicy.sample import Sampled, sample
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer, quiet_transformers, resolve_model
+from preftune.onpolicy.sample import Sampled, load_sampler, sample
+from preftune.policy.load import load_tokenizer, quiet_transformers, resolve_model
 from preftune.report.page import write_comparison, write_report
 from preftune.stats import Interval
 from preftune.terminal import clean_terminal
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
-from preftune.train.setup import pick_device
 from preftune.types import Message, Record
 from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
 
@@ -98,23 +96,10 @@ def run_sample(arguments: Sequence[str]) -> int:
     model, renderer = load_sampler(settings.model, settings.loading, settings.precision, settings.device, settings.rows.template)
     if not records:
         return _chat(settings, model, renderer)
-    prompts = [renderer.render(_bare(record)).prompt for record in records]
+    prompts = [renderer.render(record).prompt for record in records]
     drawn = sample(model, renderer, prompts, settings.sampling, settings.seed, lambda done, of: report.update("sample", done, of))
     _tell_samples(settings, records, drawn)
     return 0
-
-
-def load_sampler(
-    name: str, loading: LoadOptions, precision: str, device: str, template: str = "auto"
-) -> tuple[PreTrainedModel, Renderer]:
-    source = resolve_model(name)
-    renderer = make_renderer(load_tokenizer(source, loading), template)  # type: ignore[arg-type]
-    model = load_model(source, loading, torch.bfloat16 if precision == "bf16" else torch.float32)
-    return model.to(pick_device(device)), renderer  # type: ignore[arg-type]
-
-
-def _bare(record: Record) -> Record:
-    return Record(prompt=record.prompt, completions=(), origin=record.origin)
 
 
 def _tell_samples(settings: SampleConfig, records: Sequence[Record], drawn: Sequence[Sequence[Sampled]]) -> None:

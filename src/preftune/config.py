@@ -24,7 +24,7 @@ T = TypeVar("T")
 ALIASES = {
     "model_name_or_path": "model", "dataset_name": "data", "output_dir": "output", "num_train_epochs": "epochs",
     "dataset_train_split": "rows.split", "eval_steps": "eval_every", "save_steps": "save_every",
-    "save_total_limit": "keep_checkpoints", "lr_scheduler_type": "optim.schedule", "adam_beta1": "optim.adam_beta1",
+    "save_total_limit": "keep_checkpoints", "lr_scheduler_type": "optim.schedule",
     "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "lora_target_modules": "lora.target_modules",
     "beta": "objective.beta", "label_smoothing": "objective.label_smoothing",
     "max_completion_length": "sampling.max_new_tokens", "num_generations": "sampling.num_completions",

@@ -10,17 +10,16 @@ import yaml
 
 from preftune.data.options import DataOptions
 from preftune.data.pack import split_micro_batches
-from preftune.data.prepare import load_records, prepare
-from preftune.data.render import make_renderer
+from preftune.data.prepare import load_records, prepare, prompt_only
 from preftune.errors import ConfigError, storage_error
 from preftune.onpolicy.judged import Judged, sample_and_judge
-from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, resolve_model
+from preftune.onpolicy.sample import load_sampler
+from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.policy.reference import RefLogps
 from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
 from preftune.train.progress import Reporter
 from preftune.train.runlog import RunFolder
-from preftune.train.setup import pick_device
 from preftune.types import Group, Record
 from preftune.verbs import EvalConfig
 
@@ -116,11 +115,11 @@ def _score_all(settings: EvalConfig, name: str, groups: tuple[Group, ...], repor
 
 
 def load_prompts(source: str, options: DataOptions, report: Reporter) -> Sequence[Record]:
-    """The records of a file of which only the prompts are used; rows that were skipped are counted."""
+    """The records of a file without their completions; rows that were skipped are counted."""
     loaded = load_records(source, options)
     if loaded.bad_rows:
         report.note(f"skipped {len(loaded.bad_rows)} rows that cannot be used, the first: {loaded.bad_rows[0].message}")
-    return loaded.records
+    return [prompt_only(record) for record in loaded.records]
 
 
 def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation:
@@ -130,10 +129,7 @@ def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation
     records = load_prompts(settings.prompts, settings.rows, report)
     stages: list[list[Judged]] = []
     for name in (reference_of(settings), settings.model):
-        source = resolve_model(name)
-        renderer = make_renderer(load_tokenizer(source, settings.loading), settings.rows.template)
-        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        model = load_model(source, settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
+        model, renderer = load_sampler(name, settings.loading, settings.precision, settings.device, settings.rows.template)
         stages.append(sample_and_judge(
             model, renderer, records, settings.sampling, settings.reward, settings.seed,
             lambda done, of, name=name: report.update(f"sample {name}", done, of),

@@ -228,6 +228,11 @@ def prepare(
     return Prepared(groups=tuple(groups), records=tuple(kept), bad_rows=tuple(bad), report=report)
 
 
+def prompt_only(record: Record) -> Record:
+    """The record's prompt and other columns, without completions and what is known of them."""
+    return replace(record, completions=(), pairs=(), labels=(), rewards=(), ended=())
+
+
 def _with_signal(
     records: tuple[Record, ...], signal: SignalName | Literal["prompts"] | None, options: DataOptions
 ) -> tuple[tuple[Record, ...], SignalReport | None]:
@@ -237,7 +242,7 @@ def _with_signal(
         raise ConfigError("The data options pairing and min_gap have no effect here", got=f"signal {signal}",
                           expected="pairs or labels made of rewards", do="Leave them out")
     if signal == "prompts":
-        return tuple(replace(record, completions=(), pairs=(), labels=(), rewards=(), ended=()) for record in records), None
+        return tuple(map(prompt_only, records)), None
     return records, None
 
 

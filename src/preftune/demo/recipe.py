@@ -12,12 +12,13 @@ import torch
 from transformers import PreTrainedModel
 
 from preftune.data.options import DataOptions
-from preftune.data.render import Renderer, make_renderer
+from preftune.data.render import Renderer
 from preftune.errors import ConfigError, DataError, storage_error
 from preftune.evaluation import PromptEvaluation, compare_stages, write_samples
 from preftune.objectives.bnf import BNF
 from preftune.onpolicy.judged import Judged, sample_and_judge
-from preftune.policy.load import load_model, load_tokenizer, resolve_model
+from preftune.onpolicy.sample import load_sampler
+from preftune.policy.load import LoadOptions
 from preftune.report.page import write_report
 from preftune.train.loop import RunResult, train
 from preftune.train.options import OptimOptions, TrainConfig
@@ -115,19 +116,17 @@ class _Clock:
 
 
 def _clear(output: Path, overwrite: bool) -> None:
-    """Delete an earlier demo if asked to, and only what a demo writes."""
-    if overwrite and output.is_dir():
-        (output / "completions.jsonl").unlink(missing_ok=True)
+    """Delete an earlier demo if asked to, and only what a demo writes: a `run` without its data is somebody else's."""
+    if overwrite and (output / "completions.jsonl").is_file():
+        (output / "completions.jsonl").unlink()
         shutil.rmtree(output / "run", ignore_errors=True)
     check_output(str(output))
 
 
 def _sampler(name: str) -> tuple[PreTrainedModel, Renderer]:
-    """bf16 where the processor computes in it: the draw is several times faster, the difference in distribution small."""
+    """bf16 where the processor computes in it: the draw is faster, the difference in distribution small."""
     low = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    source, options = resolve_model(name), TrainConfig(data="-", output="-").loading
-    model = load_model(source, options, torch.bfloat16 if low else torch.float32)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), make_renderer(load_tokenizer(source, options))  # type: ignore[arg-type]
+    return load_sampler(name, LoadOptions(), "bf16" if low else "fp32", "auto")
 
 
 def _judge(config, model, renderer, records, phase, seed, report) -> list[Judged]:

@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from preftune.data.render import Renderer
+from preftune.data.options import Template
+from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError
+from preftune.policy.load import LoadOptions, load_model, load_tokenizer, pick_device, resolve_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,16 @@ class Sampled:
     token_ids: np.ndarray
     text: str
     ended: bool
+
+
+def load_sampler(
+    name: str, loading: LoadOptions, precision: Literal["fp32", "bf16"], device: str, template: Template = "auto"
+) -> tuple[PreTrainedModel, Renderer]:
+    """A model by its name, to draw from, with the renderer of its prompts."""
+    source = resolve_model(name)
+    renderer = make_renderer(load_tokenizer(source, loading), template)
+    model = load_model(source, loading, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return model.to(pick_device(device)), renderer  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from preftune.errors import ModelError
+from preftune.errors import ConfigError, ModelError
 from preftune.policy.adapters import quiet_peft
 from preftune.policy.bundled import BUNDLED_MODELS, bundled_folder
 
@@ -98,6 +98,17 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
     return _from_pretrained(
         AutoTokenizer.from_pretrained, source, "tokeniser", source, trust_remote_code=options.trust_remote_code
     )
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("device is not to be had", got=name, expected="auto, cpu, cuda or cuda:N") from error
+    return device
 
 
 def check_same_tokeniser(model: str, reference: str, options: LoadOptions) -> None:

@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from preftune.data.pack import split_micro_batches
 from preftune.data.prepare import Prepared, prepare
 from preftune.data.signals import SignalName
-from preftune.errors import ConfigError, DataError
+from preftune.errors import DataError
 from preftune.objectives import Objective
 from preftune.policy.adapters import inject_lora
 from preftune.policy.bundled import cache_folder
-from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, resolve_model
+from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score_groups, use_gradient_checkpointing
 from preftune.policy.reference import ReferenceStore, RefLogps, adapter_off, check_equal, fill_store, weights_digest
 from preftune.train.batches import ReferenceLogps
@@ -44,17 +44,6 @@ class Job:
     optimiser: torch.optim.Optimizer
     prepared: Prepared
     num_steps: int
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("device is not to be had", got=name, expected="auto, cpu, cuda or cuda:N") from error
-    return device
 
 
 def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
