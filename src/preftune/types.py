@@ -80,6 +80,18 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Coupling:
+    """What ties units to the rest of their step or to earlier steps, by name; never carries a gradient.
+
+    `whole` holds one number for the step, the others one for each completion or pair of the micro-batch.
+    """
+
+    whole: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
+    completion: Mapping[str, Float[Tensor, " C"]] = field(default_factory=dict)
+    pair: Mapping[str, Float[Tensor, " P"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScores:
     """What objectives see of the models: numbers per completion token, completions one after another.
 
@@ -94,14 +106,24 @@ class TokenScores:
     entropy: Float[Tensor, " N"] | None = None
     target_logit: Float[Tensor, " N"] | None = None
     log_normaliser: Float[Tensor, " N"] | None = None
+    log_collision: Float[Tensor, " N"] | None = None  # log sum_v pi(v)^2; never carries a gradient
+    ref_entropy: Float[Tensor, " N"] | None = None  # of the reference's distribution
+    kl_from_ref: Float[Tensor, " N"] | None = None  # KL(ref || pi) over the vocabulary
+    kl_to_ref: Float[Tensor, " N"] | None = None  # KL(pi || ref) over the vocabulary
+    value: Float[Tensor, " N"] | None = None  # of a scalar head: at each position that predicts a completion token
+    coupling: Coupling | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Signal: completion `chosen[p]` is preferred to completion `rejected[p]`; indices into the C completions."""
+    """Signal: completion `chosen[p]` is preferred to completion `rejected[p]`; indices into the C completions.
+
+    `probability` is the chance, in [0, 1], that the chosen one really is better; None where the data do not say.
+    """
 
     chosen: Int[Tensor, " P"]
     rejected: Int[Tensor, " P"]
+    probability: Float[Tensor, " P"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +142,30 @@ class Rewards:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advantages:
-    """Signal: the signed coefficient of each completion after its baseline."""
+class Hybrid:
+    """Signal: pairs, and who wrote each completion; completions in no pair are samples that nobody judged."""
 
-    advantage: Float[Tensor, " C"]
-    group: Int[Tensor, " C"]
+    chosen: Int[Tensor, " P"]
+    rejected: Int[Tensor, " P"]
+    source: Int[Tensor, " C"]  # 0 the data, 1 the policy, 2 the reference
 
 
-Signal = Pairs | Labels | Rewards | Advantages
+Signal = Pairs | Labels | Rewards | Hybrid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """A whole optimiser step before its first gradient, as an objective sees it that couples units.
+
+    `scores` are those of all completions, `mismatched` those of completions under the prompt of another group: each only
+    if the objective asks for it, and without gradients.
+    """
+
+    lengths: Int[Tensor, " C"]
+    prompt: Int[Tensor, " C"]  # a digest of each completion's prompt, the same in every step and run
+    signal: Signal
+    scores: TokenScores | None = None
+    mismatched: TokenScores | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

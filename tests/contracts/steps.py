@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from preftune.objectives import Objective, reduce_losses
-from preftune.types import Advantages, Labels, Losses, Pairs, Rewards, Signal, TokenScores
+from preftune.objectives import Coupled, Objective, State, reduce_losses
+from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
 
-SCORES = ("logp", "ref_logp", "behaviour_logp", "entropy", "target_logit", "log_normaliser")
+WITH_GRADIENT = ("logp", "entropy", "target_logit", "log_normaliser", "kl_from_ref", "kl_to_ref", "value")
+FROZEN = ("ref_logp", "behaviour_logp", "log_collision", "ref_entropy")
+SCORES = WITH_GRADIENT + FROZEN
 
 
 @dataclass(frozen=True)
@@ -18,72 +20,146 @@ class Piece:
 
     tokens: tuple[dict[str, Tensor], ...]  # per completion: score name -> [tokens]
     pairs: tuple[tuple[int, int], ...]
+    probabilities: tuple[float, ...]  # per pair
     labels: tuple[int, ...]
     rewards: tuple[float, ...]
+    sources: tuple[int, ...]  # 0 data, 1 policy, 2 reference
+    prompt: int
+    mismatched: dict[str, Tensor]  # one completion of another group under this prompt
 
 
 def random_step(seed: int, num_groups: int = 5, scale: float = 2.0) -> list[Piece]:
     """Ragged groups of 2 to 4 completions of 1 to 7 tokens, in fp64; every group has a pair and both labels."""
     random = torch.Generator().manual_seed(seed)
 
+    def uniform(length: int) -> Tensor:
+        return torch.rand(length, generator=random, dtype=torch.float64)
+
+    def normal(length: int) -> Tensor:
+        return torch.randn(length, generator=random, dtype=torch.float64)
+
     def draw(length: int) -> dict[str, Tensor]:
-        logp = -scale * torch.rand(length, generator=random, dtype=torch.float64) - 0.01
-        noise = [0.5 * torch.randn(length, generator=random, dtype=torch.float64) for _ in range(2)]
-        entropy = torch.rand(length, generator=random, dtype=torch.float64)
-        target = torch.randn(length, generator=random, dtype=torch.float64)
-        return dict(zip(SCORES, (logp, (logp + noise[0]).clamp(max=-1e-3), (logp + noise[1]).clamp(max=-1e-3), entropy,
-                                 target, target - logp), strict=True))  # fmt: skip
+        logp, target = -scale * uniform(length) - 0.01, normal(length)
+        near = [(logp + 0.5 * normal(length)).clamp(max=-1e-3) for _ in range(2)]
+        return {
+            "logp": logp, "ref_logp": near[0], "behaviour_logp": near[1], "target_logit": target,
+            "log_normaliser": target - logp, "entropy": uniform(length), "ref_entropy": uniform(length),
+            "kl_from_ref": uniform(length), "kl_to_ref": uniform(length), "log_collision": -uniform(length),
+            "value": normal(length),
+        }  # fmt: skip
 
     pieces = []
-    for _ in range(num_groups):
+    for number in range(num_groups):
         k = int(torch.randint(2, 5, (1,), generator=random))
         lengths = torch.randint(1, 8, (k,), generator=random).tolist()
+        pairs = ((0, 1),) if k < 4 else ((0, 1), (2, 3), (0, 3))
         pieces.append(
             Piece(
                 tokens=tuple(draw(length) for length in lengths),
-                pairs=((0, 1),) if k < 4 else ((0, 1), (2, 3), (0, 3)),
+                pairs=pairs,
+                probabilities=tuple((0.5 + 0.5 * uniform(len(pairs))).tolist()),
                 labels=tuple(1 if i % 2 == 0 else -1 for i in range(k)),
-                rewards=tuple(torch.randn(k, generator=random, dtype=torch.float64).tolist()),
+                rewards=tuple(normal(k).tolist()),
+                sources=(1, 2, 1, 0)[:k],
+                prompt=1000 + 7 * number,
+                mismatched=draw(3),
             )
         )
     return pieces
 
 
-def assemble(pieces: Sequence[Piece], objective: Objective, leaf: Tensor | None = None) -> tuple[TokenScores, Signal]:
+def couple(pieces: Sequence[Piece], objective: Objective, state: State | None = None) -> list[Coupling | None]:
+    """Each group's share of what couples the whole step; None where the objective is not coupled."""
+    if "coupling" not in objective.needs:
+        return [None] * len(pieces)
+    assert isinstance(objective, Coupled)
+    scores, signal = assemble(pieces, objective, couplings=[None] * len(pieces))
+    mismatched = [piece.mismatched for piece in pieces]
+    view = StepView(
+        lengths=scores.lengths,
+        prompt=torch.tensor([piece.prompt for piece in pieces for _ in piece.tokens]),
+        signal=signal,
+        scores=scores if "scores" in objective.couples else None,
+        mismatched=_scores(mismatched, objective, None) if "mismatched" in objective.couples else None,
+    )
+    found, _ = objective.couple(view, objective.initial_state() if state is None else state)
+    counts = {"completion": [len(piece.tokens) for piece in pieces], "pair": [len(piece.pairs) for piece in pieces]}
+    cut = {kind: {n: v.split(counts[kind]) for n, v in getattr(found, kind).items()} for kind in counts}
+    return [
+        Coupling(whole=found.whole, **{kind: {n: parts[i] for n, parts in cut[kind].items()} for kind in cut})
+        for i in range(len(pieces))
+    ]
+
+
+def assemble(
+    pieces: Sequence[Piece], objective: Objective, leaf: Tensor | None = None,
+    couplings: Sequence[Coupling | None] | None = None,
+) -> tuple[TokenScores, Signal]:  # fmt: skip
     """Scores and signal of some groups as one micro-batch; only what the objective declares is there.
 
-    `leaf` replaces the policy's logp, to take gradients with respect to it.
+    `leaf`, from `policy_scores`, replaces what comes from the policy, to take gradients with respect to it. Without
+    `couplings` the groups are the whole step.
     """
-    completions = [tokens for piece in pieces for tokens in piece.tokens]
-    flat = {name: torch.cat([tokens[name] for tokens in completions]) for name in SCORES}
-    kept = {name: value for name, value in flat.items() if name in objective.needs}
-    lengths = torch.tensor([len(tokens["logp"]) for tokens in completions])
-    scores = TokenScores(logp=flat["logp"] if leaf is None else leaf, lengths=lengths, **kept)
-    return scores, _signal(pieces, objective.signal)
+    couplings = couple(pieces, objective) if couplings is None else couplings
+    scores = _scores([tokens for piece in pieces for tokens in piece.tokens], objective, leaf)
+    return replace(scores, coupling=_joined(couplings)), _signal(pieces, objective.signal)
+
+
+def _scores(completions: Sequence[dict[str, Tensor]], objective: Objective, leaf: Tensor | None) -> TokenScores:
+    flat = {name: torch.cat([tokens[name] for tokens in completions]) for name in ("logp", *objective.needs) if name in SCORES}
+    if leaf is not None:
+        flat |= dict(zip(leaf_names(objective), leaf, strict=True))
+    return TokenScores(lengths=torch.tensor([len(tokens["logp"]) for tokens in completions]), **flat)
+
+
+def _joined(couplings: Sequence[Coupling | None]) -> Coupling | None:
+    known = [coupling for coupling in couplings if coupling is not None]
+    if not known:
+        return None
+
+    def cat(kind: str) -> dict[str, Tensor]:
+        return {name: torch.cat([getattr(c, kind)[name] for c in known]) for name in getattr(known[0], kind)}
+
+    return Coupling(whole=known[0].whole, completion=cat("completion"), pair=cat("pair"))
 
 
 def _signal(pieces: Sequence[Piece], kind: type[Signal]) -> Signal:
     starts = torch.tensor([0, *(len(piece.tokens) for piece in pieces)]).cumsum(0).tolist()
     group = torch.tensor([g for g, piece in enumerate(pieces) for _ in piece.tokens])
-    if kind is Pairs:
+    if kind in (Pairs, Hybrid):
         pairs = [(s + c, s + r) for s, piece in zip(starts, pieces, strict=False) for c, r in piece.pairs]
-        return Pairs(chosen=torch.tensor([c for c, _ in pairs]), rejected=torch.tensor([r for _, r in pairs]))
+        chosen, rejected = torch.tensor([c for c, _ in pairs]), torch.tensor([r for _, r in pairs])
+        if kind is Hybrid:
+            return Hybrid(chosen=chosen, rejected=rejected, source=torch.tensor([s for p in pieces for s in p.sources]))
+        chances = [p for piece in pieces for p in piece.probabilities]
+        return Pairs(chosen=chosen, rejected=rejected, probability=torch.tensor(chances, dtype=torch.float64))
     if kind is Labels:
         return Labels(label=torch.tensor([label for piece in pieces for label in piece.labels]))
     numbers = torch.tensor([reward for piece in pieces for reward in piece.rewards], dtype=torch.float64)
-    return Rewards(reward=numbers, group=group) if kind is Rewards else Advantages(advantage=numbers, group=group)
+    return Rewards(reward=numbers, group=group)
 
 
-def policy_logp(pieces: Sequence[Piece]) -> Tensor:
-    return torch.cat([tokens["logp"] for piece in pieces for tokens in piece.tokens]).clone().requires_grad_()
+def leaf_names(objective: Objective) -> list[str]:
+    """The scores an objective sees that carry a gradient."""
+    return ["logp", *(name for name in WITH_GRADIENT if name in objective.needs)]
 
 
-def loss_and_gradient(pieces: Sequence[Piece], objective: Objective, weight: float | None = None) -> tuple[Tensor, Tensor]:
-    """(loss, d loss / d logp) of one micro-batch, reduced by the given weight or by its own."""
-    leaf = policy_logp(pieces)
-    scores, signal = assemble(pieces, objective, leaf)
+def policy_scores(pieces: Sequence[Piece], objective: Objective) -> Tensor:
+    """[F, N]: logp and what else comes from the policy with a gradient."""
+    completions = [tokens for piece in pieces for tokens in piece.tokens]
+    rows = [torch.cat([tokens[name] for tokens in completions]) for name in leaf_names(objective)]
+    return torch.stack(rows).clone().requires_grad_()
+
+
+def loss_and_gradient(
+    pieces: Sequence[Piece], objective: Objective, weight: float | None = None,
+    couplings: Sequence[Coupling | None] | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, d loss / d policy scores [F, N]) of one micro-batch, reduced by the given weight or by its own."""
+    leaf = policy_scores(pieces, objective)
+    scores, signal = assemble(pieces, objective, leaf, couplings)
     if weight is None:
-        weight = float(objective.weights(scores.lengths, signal).sum())
+        weight = float(objective.weights(scores.lengths, signal).double().sum())
     loss = reduce_losses(objective(scores, signal), weight)
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient
@@ -91,14 +167,15 @@ def loss_and_gradient(pieces: Sequence[Piece], objective: Objective, weight: flo
 
 def with_scores(pieces: Sequence[Piece], **values: float) -> list[Piece]:
     """The same groups with some scores set to a constant everywhere."""
+    def changed(tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: torch.full_like(v, values[n]) if n in values else v for n, v in tokens.items()}
+
     return [
-        replace(piece, tokens=tuple(
-            {n: torch.full_like(v, values[n]) if n in values else v for n, v in tokens.items()} for tokens in piece.tokens
-        ))
+        replace(piece, tokens=tuple(changed(tokens) for tokens in piece.tokens), mismatched=changed(piece.mismatched))
         for piece in pieces
     ]  # fmt: skip
 
 
-def call(pieces: Sequence[Piece], objective: Objective) -> Losses:
-    scores, signal = assemble(pieces, objective)
+def call(pieces: Sequence[Piece], objective: Objective, couplings: Sequence[Coupling | None] | None = None) -> Losses:
+    scores, signal = assemble(pieces, objective, couplings=couplings)
     return objective(scores, signal)

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import itertools
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import jaxtyping
 import pytest
@@ -12,13 +12,15 @@ import torch
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES, reduce_losses
 from tests.contracts.steps import (
+    FROZEN,
     assemble,
     call,
+    couple,
     loss_and_gradient,
-    policy_logp,
+    policy_scores,
     random_step,
     with_scores,
-)  # fmt: skip
+)
 from tests.contracts.variants import ALL, IDS, VARIANTS
 
 CUTS = [(5,), (2, 3), (1, 4), (1, 1, 3)]  # uneven, so that a micro-batch's own divisor shows
@@ -31,13 +33,15 @@ def test_a_step_may_be_cut_anywhere(name, objective, cut):
     pieces = random_step(seed=1)
     loss, gradient = loss_and_gradient(pieces, objective)
     scores, signal = assemble(pieces, objective)
-    weight = float(objective.weights(scores.lengths, signal).sum())
+    weight = float(objective.weights(scores.lengths, signal).double().sum())
+    couplings = couple(pieces, objective)
     parts, start = [], 0
     for size in cut:
-        parts.append(loss_and_gradient(pieces[start : start + size], objective, weight))
+        here = slice(start, start + size)
+        parts.append(loss_and_gradient(pieces[here], objective, weight, couplings[here]))
         start += size
     torch.testing.assert_close(sum(part[0] for part in parts), loss, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts], 1), gradient, rtol=1e-12, atol=1e-12)
 
 
 @every
@@ -47,16 +51,17 @@ def test_order_of_groups_does_not_matter(name, objective):
     loss, gradient = loss_and_gradient(pieces, objective)
     shuffled_loss, shuffled_gradient = loss_and_gradient([pieces[i] for i in order], objective)
     sizes = [sum(len(t["logp"]) for t in piece.tokens) for piece in pieces]
-    parts = gradient.split(sizes)
+    parts = gradient.split(sizes, 1)
     torch.testing.assert_close(shuffled_loss, loss, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(shuffled_gradient, torch.cat([parts[i] for i in order]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shuffled_gradient, torch.cat([parts[i] for i in order], 1), rtol=1e-12, atol=1e-12)
 
 
 @every
 def test_deleting_a_group_leaves_the_units_of_the_others(name, objective):
-    """No unit may look at another group: what is left is what was there."""
+    """No unit may look at another group, but through the step's coupling: what is left is what was there."""
     pieces = random_step(seed=3)
-    whole, rest = call(pieces, objective), call(pieces[1:], objective)
+    couplings = couple(pieces, objective)
+    whole, rest = call(pieces, objective, couplings), call(pieces[1:], objective, couplings[1:])
     dropped = len(whole.per_unit) - len(rest.per_unit)
     assert dropped > 0
     torch.testing.assert_close(whole.per_unit[dropped:], rest.per_unit, rtol=1e-12, atol=1e-12)
@@ -66,13 +71,20 @@ def test_deleting_a_group_leaves_the_units_of_the_others(name, objective):
 @every
 def test_units_of_weight_zero_have_no_gradient(name, objective):
     pieces = random_step(seed=4)
-    leaf = policy_logp(pieces)
+    leaf = policy_scores(pieces, objective)
     scores, signal = assemble(pieces, objective, leaf)
     losses = objective(scores, signal)
     (gradient,) = torch.autograd.grad(reduce_losses(losses, 1.0), leaf)
-    if bool((losses.weight == 0).any()) and len(losses.weight) == len(leaf):
-        assert bool((gradient[losses.weight == 0] == 0).all())
+    if bool((losses.weight == 0).any()) and len(losses.weight) == leaf.shape[1]:
+        assert bool((gradient[:, losses.weight == 0] == 0).all())
     assert bool((gradient != 0).any())
+
+
+def _in_dtype(piece, dtype):
+    def low(tokens):
+        return {name: values.to(dtype) for name, values in tokens.items()}
+
+    return replace(piece, tokens=tuple(low(tokens) for tokens in piece.tokens), mismatched=low(piece.mismatched))
 
 
 @every
@@ -83,13 +95,9 @@ def test_units_of_weight_zero_have_no_gradient(name, objective):
 )
 def test_extreme_logps_give_finite_losses_and_gradients(name, objective, dtype, logp, ref_logp):
     pieces = with_scores(random_step(seed=5), logp=logp, ref_logp=ref_logp, behaviour_logp=ref_logp)
-    leaf = policy_logp(pieces).detach().to(dtype).requires_grad_()
-    scores, signal = assemble(pieces, objective, leaf)
-    low = type(scores)(**{
-        n: v.to(dtype) if torch.is_tensor(v := getattr(scores, n)) and v.is_floating_point() else v
-        for n in scores.__dataclass_fields__ if n != "logp"
-    }, logp=leaf)  # fmt: skip
-    losses = objective(low, signal)
+    leaf = policy_scores(pieces, objective).detach().to(dtype).requires_grad_()
+    scores, signal = assemble([_in_dtype(piece, dtype) for piece in pieces], objective, leaf)
+    losses = objective(scores, signal)
     (gradient,) = torch.autograd.grad(reduce_losses(losses, 10.0), leaf)
     assert bool(torch.isfinite(losses.per_unit).all())
     assert bool(torch.isfinite(gradient).all())
@@ -99,7 +107,7 @@ def test_extreme_logps_give_finite_losses_and_gradients(name, objective, dtype, 
 @every
 def test_metrics_are_detached_numbers(name, objective):
     pieces = random_step(seed=6)
-    scores, signal = assemble(pieces, objective, policy_logp(pieces))
+    scores, signal = assemble(pieces, objective, policy_scores(pieces, objective))
     losses = objective(scores, signal)
     assert losses.metrics
     assert losses.per_unit.requires_grad
@@ -126,8 +134,8 @@ def test_pure(name, objective):
 @every
 def test_reference_and_behaviour_get_no_gradient(name, objective):
     pieces = random_step(seed=8)
-    scores, signal = assemble(pieces, objective, policy_logp(pieces))
-    frozen = {n: getattr(scores, n).clone().requires_grad_() for n in ("ref_logp", "behaviour_logp") if n in objective.needs}
+    scores, signal = assemble(pieces, objective, policy_scores(pieces, objective))
+    frozen = {n: getattr(scores, n).clone().requires_grad_() for n in FROZEN if n in objective.needs}
     changed = type(scores)(**{n: frozen.get(n, getattr(scores, n)) for n in scores.__dataclass_fields__})
     reduce_losses(objective(changed, signal), 1.0).backward()
     assert all(tensor.grad is None for tensor in frozen.values())
@@ -147,7 +155,7 @@ def test_needs_are_what_is_read(name, objective):
     """Each declared need changes the loss's gradient or value; without it the objective fails instead of guessing."""
     pieces = random_step(seed=10)
     loss, gradient = loss_and_gradient(pieces, objective)
-    for need in objective.needs:
+    for need in objective.needs - {"coupling"}:
         shifted = with_scores(pieces, **{need: -0.3})
         other_loss, other_gradient = loss_and_gradient(shifted, objective)
         assert not (torch.equal(loss, other_loss) and torch.equal(gradient, other_gradient)), need

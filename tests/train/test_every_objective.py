@@ -10,9 +10,10 @@ from preftune.objectives import OBJECTIVES
 from preftune.objectives.nca import NCA
 from preftune.objectives.simpo import SimPO
 from preftune.policy.policy import Policy, score_groups
-from preftune.train.batches import cut_step, make_score
+from preftune.train.batches import cut_step, make_score, mismatched_groups
 from preftune.train.evaluate import evaluate
-from preftune.train.step import accumulate_gradient
+from preftune.train.step import accumulate_gradient, couple_step
+from preftune.types import Labels
 from tests.models import random_groups, tiny_model
 
 WHOLE, CUT = LayoutOptions(), LayoutOptions(row_tokens=64, micro_batch_tokens=64)
@@ -42,7 +43,10 @@ def gradient(objective, layout) -> tuple[int, float, torch.Tensor]:
     pieces = cut_step(GROUPS, objective.signal, POLICY, layout)
     POLICY.model.zero_grad()
     used = reference if "ref_logp" in objective.needs else None
-    loss, metrics = accumulate_gradient(pieces, objective, make_score(POLICY, objective, used))
+    score = make_score(POLICY, objective, used)
+    mismatched = cut_step(mismatched_groups(GROUPS), Labels, POLICY, layout)
+    couplings, _ = couple_step(pieces, mismatched, objective, score, None)
+    loss, metrics = accumulate_gradient(pieces, objective, score, couplings)
     assert metrics
     found = [p.grad.flatten().clone() for p in POLICY.model.parameters() if p.grad is not None]
     return len(pieces), loss, torch.cat(found)

@@ -79,10 +79,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
     """logp = -sqrt(theta) is 0 at theta = 0, with a slope without bound."""
     theta = torch.nn.Parameter(torch.tensor([4.0, 1.0, 0.0, 9.0]))
     optimiser = torch.optim.AdamW([theta], lr=0.1)
-    pieces = [
-        MicroBatch(content=[k], lengths=torch.tensor([1]), signal=Labels(label=torch.tensor([1])), origins=(f"rows:{k + 1}",))
-        for k in range(4)
-    ]  # fmt: skip
+    one, plus = torch.tensor([1]), Labels(label=torch.tensor([1]))
+    pieces = [MicroBatch(content=[k], lengths=one, prompt=one, signal=plus, origins=(f"rows:{k + 1}",)) for k in range(4)]
 
     def score(piece: MicroBatch) -> TokenScores:
         return TokenScores(logp=-theta[piece.content].sqrt(), lengths=piece.lengths)

@@ -1,7 +1,7 @@
 """The closed table of objectives: one line each. A method is a file here, a page in docs/objectives and a test file."""
 
 from preftune.objectives.apo import APODown, APOZero
-from preftune.objectives.base import Objective, reduce_losses
+from preftune.objectives.base import Coupled, Objective, State, reduce_losses
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.bnf import BNF
 from preftune.objectives.cal_dpo import CalDPO
@@ -64,7 +64,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sppo": SPPO,
 }
 
-__all__ = ["BNF", "DPO", "OBJECTIVES", "SFT", "Objective", "objective_name", "reduce_losses"]
+__all__ = ["BNF", "DPO", "OBJECTIVES", "SFT", "Coupled", "Objective", "State", "objective_name", "reduce_losses"]
 
 
 def objective_name(objective: Objective) -> str:

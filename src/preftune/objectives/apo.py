@@ -1,7 +1,7 @@
 """APO: preferences anchored to the reference, so that it is decided which completion moves where."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -30,11 +30,14 @@ class APOZero:
 
     beta: float = 0.1
     unit: Literal["pair", "completion"] = "pair"
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("apo-zero", beta=self.beta)
         check_choice("apo-zero", ("pair", "completion"), unit=self.unit)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs] | type[Labels]:
@@ -73,10 +76,13 @@ class APODown:
     """
 
     beta: float = 0.1
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("apo-down", beta=self.beta)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

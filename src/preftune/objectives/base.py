@@ -1,12 +1,13 @@
 """What an objective is, and the few sums that all of them share."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.types import Labels, Losses, Pairs, Signal, TokenScores
+from preftune.types import Coupling, Labels, Losses, Pairs, Signal, StepView, TokenScores
 
 
 @runtime_checkable
@@ -18,8 +19,10 @@ class Objective(Protocol):
     from what is known before any score, so that a step's global weight is known before its first backward.
     """
 
-    needs: ClassVar[frozenset[str]]
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     @property
     def signal(self) -> type[Signal]: ...
@@ -27,6 +30,28 @@ class Objective(Protocol):
     def weights(self, lengths: Int[Tensor, " C"], signal: Any) -> Float[Tensor, " U"]: ...
 
     def __call__(self, scores: TokenScores, signal: Any) -> Losses: ...
+
+
+State = Mapping[str, Tensor]
+"""What an estimator remembers from step to step: named tensors, saved in checkpoints."""
+
+
+@runtime_checkable
+class Coupled(Objective, Protocol):
+    """An objective whose units depend on the rest of their step, or on earlier steps; `coupling` is among its needs.
+
+    Before the first gradient of a step, `couple` sees the whole of it and returns what each unit needs to know of the
+    others, and the new state. It is pure: the state comes in and goes out. `couples` says what must be scored for that:
+    "scores", all completions of the step; "mismatched", each completion under the prompt of the next group; or nothing.
+    A held-out evaluation is treated as if it were the next step, and its state is thrown away.
+    """
+
+    @property
+    def couples(self) -> frozenset[str]: ...
+
+    def initial_state(self) -> dict[str, Tensor]: ...
+
+    def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]: ...
 
 
 def reduce_losses(losses: Losses, global_weight: float) -> Float[Tensor, ""]:
@@ -57,6 +82,18 @@ def reference(scores: TokenScores) -> Float[Tensor, " N"]:
     """The reference's logp, detached. Asking for it without declaring it in `needs` is a bug of the objective."""
     assert scores.ref_logp is not None, "the objective does not declare ref_logp in its needs"
     return scores.ref_logp.detach()
+
+
+def behaviour(scores: TokenScores) -> Float[Tensor, " N"]:
+    """The logp under the policy that sampled the completion, detached."""
+    assert scores.behaviour_logp is not None, "the objective does not declare behaviour_logp in its needs"
+    return scores.behaviour_logp.detach()
+
+
+def coupling_of(scores: TokenScores) -> Coupling:
+    """What couples the units of the micro-batch to their step."""
+    assert scores.coupling is not None, "the objective does not declare coupling in its needs"
+    return scores.coupling
 
 
 def log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:

@@ -1,7 +1,7 @@
 """BNF: bidirectional negative feedback, from single completions or from pairs."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -38,11 +38,14 @@ class BNF:
     """
 
     reduction: Literal["sequence_mean", "pair_min"] = "sequence_mean"
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         if self.reduction not in ("sequence_mean", "pair_min"):
             raise ConfigError("bnf: reduction is unknown", got=self.reduction, expected="sequence_mean or pair_min")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Labels] | type[Pairs]:

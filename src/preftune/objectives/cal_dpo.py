@@ -1,7 +1,6 @@
 """Cal-DPO: DPO whose implicit rewards are also calibrated to a scale."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,11 +30,14 @@ class CalDPO:
 
     beta: float = 0.002
     calibration_weight: float = 0.5
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("cal-dpo", beta=self.beta)
         check_not_negative("cal-dpo", calibration_weight=self.calibration_weight)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

@@ -1,7 +1,6 @@
 """CPO: DPO without a reference, plus likelihood."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -33,12 +32,15 @@ class CPO:
     beta: float = 0.1
     nll_weight: float = 1.0
     nll_scale: NLLScale = "mean"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         check_positive("cpo", beta=self.beta)
         check_not_negative("cpo", nll_weight=self.nll_weight)
         check_choice("cpo", NLL_SCALES, nll_scale=self.nll_scale)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def signal(self) -> type[Pairs]:

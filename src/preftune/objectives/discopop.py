@@ -1,7 +1,6 @@
 """DiscoPOP: a loss found by a language model, between logistic and exponential."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -31,11 +30,14 @@ class DiscoPOP:
 
     beta: float = 0.05
     tau: float = 0.05
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("discopop", beta=self.beta)
         check_between("discopop", "(0, 1]", tau=self.tau)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

@@ -1,7 +1,6 @@
 """DPO: logistic loss on the difference of two log-ratios."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -30,11 +29,14 @@ class DPO:
 
     beta: float = 0.1
     label_smoothing: float = 0.0
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("dpo", beta=self.beta)
         check_between("dpo", "[0, 0.5)", label_smoothing=self.label_smoothing)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

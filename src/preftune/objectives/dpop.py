@@ -1,7 +1,6 @@
 """DPOP: DPO that does not let the chosen completion fall."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,11 +28,14 @@ class DPOP:
 
     beta: float = 0.3
     penalty: float = 50.0
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("dpop", beta=self.beta)
         check_not_negative("dpop", penalty=self.penalty)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

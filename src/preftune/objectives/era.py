@@ -1,7 +1,6 @@
 """ERA: preferences at the temperature of an energy."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,11 +33,14 @@ class ERA:
 
     beta: float = 1.0
     gamma: float = 1e-3
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("era", beta=self.beta)
         check_not_negative("era", gamma=self.gamma)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Rewards]:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -31,11 +30,14 @@ class EXO:
 
     beta: float = 0.1
     label_smoothing: float = 1e-3
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("exo", beta=self.beta)
         check_between("exo", "(0, 0.5)", label_smoothing=self.label_smoothing)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

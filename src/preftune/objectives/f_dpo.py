@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,7 +40,6 @@ class FDPO:
     beta: float = 0.1
     divergence: Divergence = "js"
     alpha: float | None = None
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("f-dpo", beta=self.beta)
@@ -50,6 +49,10 @@ class FDPO:
         elif self.alpha is not None:
             raise ConfigError(f"f-dpo: alpha has no effect with divergence {self.divergence}", got=self.alpha,
                               expected="none", do="Leave it out, or set divergence to alpha")  # fmt: skip
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

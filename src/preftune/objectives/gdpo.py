@@ -1,7 +1,6 @@
 """GDPO: geometric averaging of the two answers by a soft label."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,11 +30,14 @@ class GDPO:
 
     beta: float = 0.1
     soft_label: float = 0.9
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("gdpo", beta=self.beta)
         check_between("gdpo", "(0.5, 1]", soft_label=self.soft_label)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

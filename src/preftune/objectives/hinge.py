@@ -1,7 +1,6 @@
 """Hinge losses: RSO's on log-ratios, SLiC's on log-probabilities."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,10 +27,13 @@ class Hinge:
     """
 
     beta: float = 0.05
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("hinge", beta=self.beta)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:
@@ -65,12 +67,15 @@ class SLiC:
     delta: float = 1.0
     nll_weight: float = 0.1
     nll_scale: NLLScale = "sum"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         check_positive("slic", delta=self.delta)
         check_not_negative("slic", nll_weight=self.nll_weight)
         check_choice("slic", NLL_SCALES, nll_scale=self.nll_scale)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def signal(self) -> type[Pairs]:

@@ -1,7 +1,7 @@
 """DIL and GSIL: preference data as imitation, by estimating the ratio of two densities."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -55,10 +55,13 @@ class DIL:
     """
 
     link: DILLink = "lsif"
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_choice("dil", get_args(DILLink), link=self.link)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:
@@ -98,12 +101,15 @@ class GSIL:
     beta: float = 0.01
     offset: float = 2.0
     link: GSILLink = "bernoulli"
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("gsil", beta=self.beta)
         check_finite("gsil", offset=self.offset)
         check_choice("gsil", get_args(GSILLink), link=self.link)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

@@ -1,7 +1,7 @@
 """IPO: squared loss on the difference of log-ratios."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -30,11 +30,14 @@ class IPO:
 
     tau: float = 0.1
     reduction: Literal["mean", "sum"] = "mean"
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("ipo", tau=self.tau)
         check_choice("ipo", ("mean", "sum"), reduction=self.reduction)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

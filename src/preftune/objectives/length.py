@@ -1,7 +1,6 @@
 """DPO against length: length-normalised, length-desensitised and length-regularised."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -28,10 +27,13 @@ class LNDPO:
     """
 
     beta: float = 5.0
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("ln-dpo", beta=self.beta)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:
@@ -64,11 +66,14 @@ class LDDPO:
 
     beta: float = 0.1
     alpha: float = 0.5
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("ld-dpo", beta=self.beta)
         check_between("ld-dpo", "[0, 1]", alpha=self.alpha)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:
@@ -119,11 +124,14 @@ class RDPO:
 
     beta: float = 0.1
     alpha: float = 0.01
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("r-dpo", beta=self.beta)
         check_not_negative("r-dpo", alpha=self.alpha)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

@@ -1,7 +1,6 @@
 """NCA and InfoNCA: noise contrast over the completions of a prompt, with rewards as soft labels."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -32,11 +31,14 @@ class InfoNCA:
 
     beta: float = 0.01
     reward_temperature: float = 1.0
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("infonca", beta=self.beta)
         check_not_negative("infonca", reward_temperature=self.reward_temperature)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Rewards]:
@@ -72,11 +74,14 @@ class NCA:
 
     beta: float = 0.01
     reward_temperature: float = 1.0
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("nca", beta=self.beta)
         check_not_negative("nca", reward_temperature=self.reward_temperature)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Rewards]:

@@ -1,7 +1,6 @@
 """ORPO: likelihood plus a ratio of odds, in one stage and without a reference."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -29,10 +28,13 @@ class ORPO:
     """
 
     odds_weight: float = 0.1
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         check_positive("orpo", odds_weight=self.odds_weight)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def signal(self) -> type[Pairs]:

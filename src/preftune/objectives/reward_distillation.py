@@ -1,7 +1,6 @@
 """Reward distillation: implicit rewards regressed on those of a reward model."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -30,10 +29,13 @@ class RewardDistillation:
     """
 
     beta: float = 0.1
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("reward-distillation", beta=self.beta)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Rewards]:

@@ -1,7 +1,6 @@
 """Robust DPO: DPO corrected for a known share of wrong labels."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,11 +30,14 @@ class RobustDPO:
 
     beta: float = 0.1
     label_smoothing: float = 0.1
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("robust-dpo", beta=self.beta)
         check_between("robust-dpo", "[0, 0.5)", label_smoothing=self.label_smoothing)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

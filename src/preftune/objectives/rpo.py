@@ -1,7 +1,6 @@
 """RPO: DPO plus likelihood of the chosen completion."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,12 +33,15 @@ class RPO:
     beta: float = 0.5
     nll_weight: float = 0.2
     nll_scale: NLLScale = "mean"
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("rpo", beta=self.beta)
         check_not_negative("rpo", nll_weight=self.nll_weight)
         check_choice("rpo", NLL_SCALES, nll_scale=self.nll_scale)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -32,11 +32,14 @@ class RWR:
     temperature: float = 1.0
     max_weight: float = 20.0
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         check_positive("rwr", temperature=self.temperature, max_weight=self.max_weight)
         check_choice("rwr", ("token_mean", "sequence_mean"), reduction=self.reduction)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def signal(self) -> type[Rewards]:

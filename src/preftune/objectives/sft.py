@@ -1,7 +1,7 @@
 """SFT: maximum likelihood. On chosen completions it is Pref-FT."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -27,11 +27,14 @@ class SFT:
     """
 
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         if self.reduction not in ("token_mean", "sequence_mean"):
             raise ConfigError("sft: reduction is unknown", got=self.reduction, expected="token_mean or sequence_mean")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def signal(self) -> type[Labels]:

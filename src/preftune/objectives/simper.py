@@ -1,7 +1,6 @@
 """SimPER: inverse perplexities, and nothing to tune."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,7 +21,10 @@ class SimPER:
     2502.00883, id from memory). The loss lies in (-1, 1), and its gradient fades as a completion becomes unlikely.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def signal(self) -> type[Pairs]:

@@ -1,7 +1,6 @@
 """SimPO and AlphaPO: no reference, log-probabilities per token, a target margin."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -46,11 +45,14 @@ class SimPO:
 
     beta: float = 2.0
     gamma: float = 1.0
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         check_positive("simpo", beta=self.beta)
         check_finite("simpo", gamma=self.gamma)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def signal(self) -> type[Pairs]:
@@ -82,11 +84,14 @@ class AlphaPO:
     beta: float = 2.5
     gamma: float = 0.1
     alpha: float = 0.25
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         check_positive("alphapo", beta=self.beta)
         check_finite("alphapo", gamma=self.gamma, alpha=self.alpha)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def signal(self) -> type[Pairs]:

@@ -1,7 +1,6 @@
 """SPPO with hard win rates: log-ratios pulled to two fixed values."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,10 +35,13 @@ class SPPO:
 
     beta: float = 1e-3
     scale: float = 0.5
-    needs: ClassVar[frozenset[str]] = frozenset({"ref_logp"})
 
     def __post_init__(self) -> None:
         check_positive("sppo", beta=self.beta, scale=self.scale)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs]:

@@ -1,5 +1,6 @@
 """From groups to what a step consumes, and from that to the scores that an objective sees."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,15 +35,38 @@ def cut_step(
         part = [groups[i] for i in indices]
         batch = collate(part, layout, policy.sharing)
         signal = batch_signal(part, kind)
+        present = {f: value for f in signal.__dataclass_fields__ if (value := getattr(signal, f)) is not None}
         pieces.append(
             MicroBatch(
                 content=PackedContent(groups=tuple(part), batch=batch),
                 lengths=batch.lengths.to(policy.device),
-                signal=type(signal)(**{f: getattr(signal, f).to(policy.device) for f in signal.__dataclass_fields__}),
+                prompt=prompt_digests(part).to(policy.device),
+                signal=type(signal)(**{f: value.to(policy.device) for f, value in present.items()}),
                 origins=tuple(group.origin for group in part),
             )
         )
     return pieces
+
+
+def prompt_digests(groups: Sequence[Group]) -> torch.Tensor:
+    """A 63-bit digest of each completion's prompt."""
+    digests = [hashlib.blake2b(group.prompt.astype("<i4").tobytes(), digest_size=8).digest() for group in groups]
+    numbers = [int.from_bytes(digest, "little") >> 1 for digest in digests]
+    return torch.tensor([n for n, group in zip(numbers, groups, strict=True) for _ in group.completions])
+
+
+def mismatched_groups(groups: Sequence[Group]) -> list[Group]:
+    """Each group's prompt with the completions of the next group of the step that has another prompt, if there is one."""
+    found = []
+    for index, group in enumerate(groups):
+        following = [*groups[index + 1 :], *groups[:index]]
+        other = next((one for one in following if not np.array_equal(one.prompt, group.prompt)), None)
+        if other is not None:
+            found.append(Group(
+                prompt=group.prompt, completions=other.completions, labels=(0,) * len(other.completions),
+                origin=f"{group.origin} with the completions of {other.origin}",
+            ))  # fmt: skip
+    return found
 
 
 def make_score(policy: Policy, objective: Objective, reference: ReferenceLogps | None) -> Callable[[MicroBatch], TokenScores]:
