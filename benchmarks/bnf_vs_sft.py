@@ -20,6 +20,7 @@ from preftune.objectives.bnf import BNF
 from preftune.objectives.sft import SFT
 from preftune.policy.load import LoadOptions, load_model, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score_groups
+from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.optim import make_optimiser
 from preftune.train.options import OptimOptions
@@ -63,9 +64,9 @@ def main() -> None:
     for step in range(settings.steps + 1):  # the first round warms up
         for name, objective in sorted(objectives.items(), reverse=step % 2 == 0):
             started = time.perf_counter()
-            reference = (lambda part: [logps[g.origin] for g in part]) if name == "bnf" else None
+            anchors = Anchors(reference=(lambda part: [logps[g.origin] for g in part]) if name == "bnf" else None)
             pieces = cut_step(groups, objective.signal, policy, layout)
-            run_step(pieces, objective, make_score(policy, objective, reference), parameters, optimiser, 1.0)
+            run_step(pieces, objective, make_score(policy, objective, anchors), parameters, optimiser, 1.0)
             if step:
                 times[name].append(time.perf_counter() - started)
     ratios = np.array(times["bnf"]) / np.array(times["sft"])

@@ -175,6 +175,14 @@ BAD_FLAGS = {
     "--reference.mode adapter": "no adapter to switch off",
     "--objective sft --reference.mode live": "reference has no effect",
     "--lora_r 2 --reference.mode adapter --reference.model m": "reference.model has no effect with reference.mode adapter",
+    "--reference.update_every -1": "reference.update_every is out of range",
+    "--reference.update_every 1 --reference.update_rate 0": "reference.update_rate is out of range",
+    "--reference.update_rate 0.5": "reference.update_rate has no effect on a frozen reference",
+    "--reference.update_every 1 --reference.mode cache": "cannot be cached or share the policy's weights",
+    "--reference.update_every 1 --reference.model m": "A reference that moves starts as the policy",
+    "--reference.contrast_positive m": "A contrast is between two models",
+    "--reference.contrast_positive m --reference.contrast_negative n": "reference.contrast_positive has no effect on bnf",
+    "--objective sft --reference.update_every 1": "reference has no effect",
     "--eval_data e --eval_fraction 0.5": "eval_fraction has no effect with eval_data",
     "--eval_fraction 0 --eval_every 2": "eval_every has no effect without held-out data",
     "--keep_checkpoints 2": "keep_checkpoints has no effect without save_every",
@@ -307,11 +315,16 @@ FELT = {
     "lora.target_modules": ("--lora_r 2", "--target_modules [q_proj]"),
     "reference.mode": None,
     "reference.model": ("", "--reference.model other"),
+    "reference.update_every": ("", "--reference.update_every 1"),
+    "reference.update_rate": ("--reference.update_every 1", "--reference.update_rate 0.5"),
+    "reference.contrast_positive": None,
+    "reference.contrast_negative": None,
     "loading.trust_remote_code": None,
     "loading.allow_pickle": None,
 }
 ELSEWHERE_TESTED = {
     "output": "every run", "gradient_checkpointing": "tests/train/test_runs.py", "reference.mode": "tests/policy/test_reference.py",
+    "reference.contrast_positive": "tests/train/test_anchors.py", "reference.contrast_negative": "tests/train/test_anchors.py",
     "loading.trust_remote_code": "tests/policy/test_load.py", "loading.allow_pickle": "tests/policy/test_load.py",
 }  # fmt: skip
 

@@ -39,7 +39,7 @@ ELSEWHERE = {
     "bf16": "Use --precision bf16",
     "use_peft": "Use --lora.rank 16",
     "loss_type": "Use --objective NAME; `preftune train --help` lists them",
-    "precompute_ref_log_probs": "Use --reference.mode cache (the default) or live",
+    "precompute_ref_log_probs": "Use --reference.mode cache (the default for most objectives) or live",
     "truncation_mode": "Use --rows.truncation",
     "report_to": "Leave it out: the run folder's metrics.jsonl and report.html hold everything",
     "warmup_steps": "Use --optim.warmup_ratio, a share of all steps",

@@ -110,6 +110,7 @@ class TokenScores:
     ref_entropy: Float[Tensor, " N"] | None = None  # of the reference's distribution
     kl_from_ref: Float[Tensor, " N"] | None = None  # KL(ref || pi) over the vocabulary
     kl_to_ref: Float[Tensor, " N"] | None = None  # KL(pi || ref) over the vocabulary
+    contrast: Float[Tensor, " N"] | None = None  # logp under a model that prefers good tokens minus that under one of bad ones
     value: Float[Tensor, " N"] | None = None  # of a scalar head: at each position that predicts a completion token
     coupling: Coupling | None = None
 

@@ -97,6 +97,10 @@ VARIANTS = {
     "lora": dict(objective=DPO(), lora=LoraOptions(rank=2)),
     "adapter as reference": dict(objective=DPO(), lora=LoraOptions(rank=2), reference=ReferenceOptions(mode="adapter")),
     "live reference": dict(objective=DPO(), reference=ReferenceOptions(mode="live")),
+    "reference that follows": dict(objective=DPO(), reference=ReferenceOptions(update_every=3, update_rate=0.7)),
+    "adapter that follows": dict(
+        objective=DPO(), lora=LoraOptions(rank=2), reference=ReferenceOptions(update_every=1, update_rate=0.2)
+    ),
     "bf16 and checkpointing": dict(objective=DPO(), precision="bf16", gradient_checkpointing=True),
 }
 

@@ -9,6 +9,7 @@ from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
 from preftune.policy.policy import Policy, score_groups
+from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.step import run_step
 from tests.models import random_groups, tiny_model
@@ -31,7 +32,7 @@ def three_steps(objective, layout, sharing) -> dict[str, torch.Tensor]:
     anchor = Policy(model=tiny_model("llama", std=0.15, seed=1), precision="fp32", sharing="single", sharing_reason="")
     known = {id(group): score_groups(anchor, [group], LayoutOptions())[0] for group in GROUPS}
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
-    scorer = make_score(policy, objective, lambda part: [known[id(group)] for group in part])
+    scorer = make_score(policy, objective, Anchors(reference=lambda part: [known[id(group)] for group in part]))
     for start in (0, 3, 6):
         pieces = cut_step(GROUPS[start : start + 3], objective.signal, policy, layout)
         run_step(pieces, objective, scorer, list(policy.trainable().values()), optimiser, max_grad_norm=1.0)

@@ -26,6 +26,9 @@ ALONE = ["--batch_size", "1", "--row_tokens", "1", "--micro_batch_tokens", "1", 
          "--learning_rate", "1e-3", "--warmup_ratio", "0", "--json"]  # fmt: skip
 
 
+NOTHING: dict = {"reference": {}, "estimators": {}}
+
+
 def poisoned_folder(folder, value: float):
     """A model whose embedding of one token is `value`; the sixth row alone has this token."""
     save_tiny_model(folder)
@@ -111,15 +114,15 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path):
     weight.grad = torch.ones_like(weight)
     optimiser.step()
     folder, parameters = tmp_path / "checkpoints", {"weight": weight}
-    good = save_checkpoint(folder, parameters, optimiser, Counters(step=1), keep=1)
+    good = save_checkpoint(folder, parameters, optimiser, Counters(step=1), keep=1, extra=NOTHING)
     kept, moments = weight.detach().clone(), optimiser.state[weight]["exp_avg"].clone()
     optimiser.step()
     with files_of_at_most(100_000), pytest.raises(StorageError, match=r"Cannot write the checkpoint at .*step-000002"):
-        save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1)
+        save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1, extra=NOTHING)
     with files_of_at_most(500_000), pytest.raises(StorageError, match="Cannot write the checkpoint"):  # the second file fails
-        save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1)
+        save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1, extra=NOTHING)
     assert list(folder.iterdir()) == [good]
-    assert load_checkpoint(good, parameters, optimiser) == Counters(step=1)
+    assert load_checkpoint(good, parameters, optimiser) == (Counters(step=1), NOTHING)
     assert torch.equal(weight, kept) and torch.equal(optimiser.state[weight]["exp_avg"], moments)
 
 
@@ -127,7 +130,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     weight = torch.nn.Parameter(torch.ones(3))
     (tmp_path / ".writing-1").mkdir()
     (tmp_path / ".writing-1" / "policy.safetensors").write_bytes(b"half")
-    good = save_checkpoint(tmp_path, {"weight": weight}, torch.optim.AdamW([weight]), Counters(step=1), keep=1)
+    good = save_checkpoint(tmp_path, {"weight": weight}, torch.optim.AdamW([weight]), Counters(step=1), keep=1, extra=NOTHING)
     assert list(tmp_path.iterdir()) == [good]
 
 
@@ -135,7 +138,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
 def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
     weight = torch.nn.Parameter(torch.ones(3))
     parameters, optimiser = {"weight": weight}, torch.optim.AdamW([weight])
-    path = save_checkpoint(tmp_path, parameters, optimiser, Counters(step=1), keep=1)
+    path = save_checkpoint(tmp_path, parameters, optimiser, Counters(step=1), keep=1, extra=NOTHING)
     if damage == "cut":
         os.truncate(path / "policy.safetensors", 20)
     elif damage == "another model":

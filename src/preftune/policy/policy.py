@@ -14,8 +14,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from preftune.data.pack import LayoutOptions, Sharing, collate
 from preftune.errors import ModelError
 from preftune.policy.attention import attention_inputs, expressible
-from preftune.policy.scoring import Head, HeadScores, score_tokens
-from preftune.types import Batch, Group
+from preftune.policy.scoring import Head, score_tokens
+from preftune.types import Batch, Group, TokenScores
 
 # Relative to the largest |logp|: far above rounding, far below what a leak or another head makes.
 _PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -34,13 +34,23 @@ class Policy:
     sharing: Sharing
     sharing_reason: str
     peft_model: Any = None  # the peft.PeftModel around `model`, when adapters train
+    value_head: nn.Linear | None = None  # one number per position, for objectives that need `value`
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return trained if self.value_head is None else trained | dict(self.value_head.named_parameters(prefix="value_head"))
+
+
+def make_value_head(model: PreTrainedModel) -> nn.Linear:
+    """A scalar head in fp32 that starts at 0 everywhere, so that a run does not depend on a draw."""
+    width = model.config.get_text_config().hidden_size
+    head = nn.Linear(width, 1, bias=False, dtype=torch.float32, device=model.device)
+    nn.init.zeros_(head.weight)
+    return head
 
 
 def model_head(model: PreTrainedModel) -> Head:
@@ -76,15 +86,30 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def score(
-    policy: Policy, batch: Batch, *, temperature: float = 1.0, entropy: bool = False, logits: bool = False
-) -> HeadScores:
-    """Scores of a batch's completion tokens under the policy, completions in the batch's order."""
+    policy: Policy, batch: Batch, wanted: frozenset[str] = frozenset(), reference: tuple[Tensor, Head] | None = None,
+    *, temperature: float = 1.0,
+) -> TokenScores:  # fmt: skip
+    """Scores of a batch's completion tokens under the policy, completions in the batch's order.
+
+    `wanted` names the fields of TokenScores beside logp that are to be computed, of those that come from the policy;
+    `reference` is for those that compare whole distributions: the reference's hidden states at the same places, and its
+    head.
+    """
     batch = to_device(batch, policy.device)
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
         hidden = hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
-        return score_tokens(
-            hidden, model_head(policy.model), batch.targets, temperature=temperature, entropy=entropy, logits=logits
-        )
+        found = score_tokens(
+            hidden, model_head(policy.model), batch.targets, temperature=temperature, entropy="entropy" in wanted,
+            logits=bool(wanted & {"target_logit", "log_normaliser"}),
+        )  # fmt: skip
+    value = None
+    if "value" in wanted:
+        assert policy.value_head is not None, "the policy has no value head"
+        value = policy.value_head(hidden.to(policy.value_head.weight.dtype)).squeeze(1)
+    return TokenScores(
+        logp=found.logp, lengths=batch.lengths, entropy=found.entropy, target_logit=found.target_logit,
+        log_normaliser=found.log_normaliser, value=value,
+    )  # fmt: skip
 
 
 @torch.no_grad()

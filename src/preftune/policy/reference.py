@@ -22,23 +22,53 @@ RefLogps = list[list[np.ndarray]]
 """[group][completion] -> float32 [tokens]"""
 
 
+VOCABULARY_SCORES = frozenset({"ref_entropy", "kl_from_ref", "kl_to_ref"})
+"""Scores that need the reference's distribution over the vocabulary, which is too large to be cached."""
+REFERENCE_SCORES = VOCABULARY_SCORES | {"ref_logp"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions:
-    """The frozen anchor of the methods that have one.
+    """The anchor of the methods that have one.
 
     Args:
-        mode: "cache" computes its numbers once, before training, and keeps them on disk; "live" keeps a frozen copy of the
-            model beside the policy; "adapter" switches the adapter off (with LoRA only).
+        mode: "cache" computes its numbers once, before training, and keeps them on disk; "live" keeps a copy of the
+            model beside the policy; "adapter" switches the adapter off (with LoRA only); "auto" is the cache, unless the
+            objective needs the reference's whole distribution or the reference moves.
         model: another model as reference; by default it is the policy as it starts.
+        update_every: steps after which the reference moves towards the policy; 0 keeps it frozen.
+        update_rate: how far it moves then, in (0, 1]; 1 makes it a copy of the policy.
+        contrast_positive: for methods that weight tokens by a contrast: the model that prefers good tokens.
+        contrast_negative: and the one that prefers bad ones.
     """
 
-    mode: Literal["cache", "live", "adapter"] = "cache"
+    mode: Literal["auto", "cache", "live", "adapter"] = "auto"
     model: str | None = None
+    update_every: int = 0
+    update_rate: float = 1.0
+    contrast_positive: str | None = None
+    contrast_negative: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode == "adapter" and self.model is not None:
             raise ConfigError("reference.model has no effect with reference.mode adapter", got=self.model,
                               do="Use --reference.mode cache or live")  # fmt: skip
+        if self.update_every < 0:
+            raise ConfigError("reference.update_every is out of range", got=self.update_every, expected="0 (frozen) or more")
+        if not 0 < self.update_rate <= 1:
+            raise ConfigError("reference.update_rate is out of range", got=self.update_rate, expected="(0, 1]")
+        if self.update_rate != 1 and not self.update_every:
+            raise ConfigError("reference.update_rate has no effect on a frozen reference", got=self.update_rate,
+                              do="Set --reference.update_every, or leave it out")  # fmt: skip
+        if self.update_every and self.mode in ("cache", "adapter"):
+            raise ConfigError("A reference that moves cannot be cached or share the policy's weights",
+                              got=f"reference.mode {self.mode}", do="Leave out --reference.mode")  # fmt: skip
+        if self.update_every and self.model is not None:
+            raise ConfigError("A reference that moves starts as the policy", got=f"reference.model {self.model}",
+                              do="Leave out --reference.model or --reference.update_every")  # fmt: skip
+        if (self.contrast_positive is None) != (self.contrast_negative is None):
+            raise ConfigError("A contrast is between two models", got="one of contrast_positive and contrast_negative",
+                              do="Name both, or none")  # fmt: skip
 
 
 def weights_digest(model: PreTrainedModel) -> str:

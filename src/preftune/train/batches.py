@@ -2,20 +2,21 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from preftune.data.pack import LayoutOptions, batch_signal, collate, split_micro_batches
-from preftune.objectives import Objective
+from preftune.objectives import Coupled, Objective
 from preftune.policy.policy import Policy, score
-from preftune.policy.reference import RefLogps
+from preftune.policy.reference import REFERENCE_SCORES
+from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.step import MicroBatch
-from preftune.types import Batch, Group, Signal, TokenScores
+from preftune.types import Batch, Group, Labels, Signal, TokenScores
 
-ReferenceLogps = Callable[[Sequence[Group]], RefLogps]
-"""The reference's logp of the completion tokens of some groups (one micro-batch at most)."""
+ANCHORED = REFERENCE_SCORES | {"behaviour_logp", "contrast"}
+"""Scores that other models than the policy give."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,24 +70,37 @@ def mismatched_groups(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def make_score(policy: Policy, objective: Objective, reference: ReferenceLogps | None) -> Callable[[MicroBatch], TokenScores]:
-    """The scoring function of a run: the policy with gradient, the reference without, and what the objective needs."""
+def wants_mismatched(objective: Objective) -> bool:
+    return "coupling" in objective.needs and isinstance(objective, Coupled) and "mismatched" in objective.couples
+
+
+def cut_mismatched(
+    groups: Sequence[Group], objective: Objective, policy: Policy, layout: LayoutOptions
+) -> list[MicroBatch]:
+    """The mismatched completions of a step, for an objective that couples them; else nothing."""
+    return cut_step(mismatched_groups(groups), Labels, policy, layout) if wants_mismatched(objective) else []
+
+
+def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callable[[MicroBatch], TokenScores]:
+    """The scoring function of a run: the policy with gradient, the anchors without, and what the objective needs.
+
+    Anchors that are there are used whether the objective needs them or not: evaluation measures log-ratios for all.
+    """
     needs = objective.needs
+
+    def flat(anchor: GroupLogps | None, groups: Sequence[Group]) -> torch.Tensor | None:
+        if anchor is None:
+            return None
+        return torch.from_numpy(np.concatenate([logp for group in anchor(groups) for logp in group])).to(policy.device)
 
     def score_piece(piece: MicroBatch) -> TokenScores:
         content = piece.content
         assert isinstance(content, PackedContent)
-        ref_logp = None
-        if reference is not None:
-            flat = [logp for group in reference(content.groups) for logp in group]
-            ref_logp = torch.from_numpy(np.concatenate(flat)).to(policy.device)
-        found = score(
-            policy, content.batch, entropy="entropy" in needs,
-            logits=bool(needs & {"target_logit", "log_normaliser"}),
-        )  # fmt: skip
-        return TokenScores(
-            logp=found.logp, lengths=piece.lengths, ref_logp=ref_logp, entropy=found.entropy,
-            target_logit=found.target_logit, log_normaliser=found.log_normaliser,
+        hidden = None if anchors.reference_hidden is None else anchors.reference_hidden(content.groups)
+        found = score(policy, content.batch, needs, hidden)
+        return replace(
+            found, lengths=piece.lengths, ref_logp=flat(anchors.reference, content.groups),
+            behaviour_logp=flat(anchors.behaviour, content.groups), contrast=flat(anchors.contrast, content.groups),
         )  # fmt: skip
 
     return score_piece

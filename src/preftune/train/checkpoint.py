@@ -27,9 +27,10 @@ class Counters:
 
 
 def save_checkpoint(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, counters: Counters, keep: int
-) -> Path:
-    """Write folder/step-N, then delete all but the latest `keep`."""
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, counters: Counters, keep: int,
+    extra: Mapping[str, Mapping[str, Tensor]],
+) -> Path:  # fmt: skip
+    """Write folder/step-N, then delete all but the latest `keep`. Each set of tensors in `extra` becomes a file."""
     target = folder / f"step-{counters.step:06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,8 @@ def save_checkpoint(
         try:
             save_file({name: p.detach().contiguous() for name, p in parameters.items()}, scratch / "policy.safetensors")
             save_file(_optimiser_tensors(parameters, optimiser), scratch / "optimiser.safetensors")
+            for name, tensors in extra.items():
+                save_file({key: value.contiguous() for key, value in tensors.items()}, scratch / f"{name}.safetensors")
             (scratch / "state.json").write_text(json.dumps(asdict(counters)))
             shutil.rmtree(target, ignore_errors=True)
             os.rename(scratch, target)
@@ -60,11 +63,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def load_checkpoint(
     path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
-) -> Counters:
-    """Put weights and optimiser state back, bit for bit."""
+) -> tuple[Counters, dict[str, dict[str, Tensor]]]:
+    """Put weights and optimiser state back, bit for bit; returns the counters and the sets of tensors beside."""
     try:
         weights = load_file(path / "policy.safetensors")
         state = load_file(path / "optimiser.safetensors")
+        extra = {name: load_file(path / f"{name}.safetensors") for name in ("reference", "estimators")}
         counters = Counters(**json.loads((path / "state.json").read_text()))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise StorageError(f"The checkpoint {path} is damaged", got=str(error),
@@ -78,7 +82,7 @@ def load_checkpoint(
     for key, value in state.items():
         name, entry = key.rsplit("|", 1)
         optimiser.state[parameters[name]][entry] = value.to(parameters[name].device)
-    return counters
+    return counters, extra
 
 
 def _optimiser_tensors(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -8,10 +8,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors.torch import save_file
+
 from preftune.data.prepare import write_bad_rows
 from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError, memory_errors
+from preftune.objectives import State
+from preftune.policy.reference import REFERENCE_SCORES
 from preftune.report.page import write_report
-from preftune.train.batches import PackedContent, cut_step, make_score
+from preftune.train.anchors import follow, following_tensors
+from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
 from preftune.train.evaluate import evaluate
 from preftune.train.optim import learning_rate
@@ -46,7 +51,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> RunResult:
     if job.prepared.bad_rows:
         write_bad_rows(run.path / "bad_rows.jsonl", job.prepared.bad_rows)
     run.write_json("data_report.json", job.prepared.report.as_dict() | {"lines": job.prepared.report.lines()})
-    return run_loop(job, run, report, Counters())
+    return run_loop(job, run, report, Counters(), None)
 
 
 def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
@@ -61,30 +66,34 @@ def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
                            do="Start it again with another --output, and --save_every N")  # fmt: skip
     with memory_errors():
         job = build_job(config, report)
-    counters = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser)
+    counters, extra = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser)
+    for name, weight in following_tensors(job.anchors.following, job.policy).items():
+        weight.copy_(extra["reference"][name])
     run.forget_after(counters.step or -1)  # the evaluation at step 0 is done again
     report.note(f"resumed at step {counters.step} of {job.num_steps}")
-    return run_loop(job, run, report, counters)
+    return run_loop(job, run, report, counters, extra["estimators"] or None)
 
 
-def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> RunResult:
+def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None) -> RunResult:
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
     config, parameters = job.config, job.policy.trainable()
     evaluation: dict[str, float] = {}
     eval_every = config.eval_every or max(1, job.num_steps // 10)
 
     def save() -> Path:
-        return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints)
+        following = following_tensors(job.anchors.following, job.policy)
+        extra = {"reference": following, "estimators": dict(state or {})}
+        return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints, extra)
 
     try:
         with interruption() as interrupted, memory_errors():
             if counters.step == 0:
-                evaluation = _evaluate(job, run, report, 0)
+                evaluation = _evaluate(job, run, report, 0, state)
             report.update("train", counters.step, job.num_steps)
             while counters.step < job.num_steps and not interrupted():
-                counters = _train_step(job, run, report, counters)
+                counters, state = _train_step(job, run, report, counters, state)
                 if counters.step % eval_every == 0 or counters.step == job.num_steps:
-                    evaluation = _evaluate(job, run, report, counters.step)
+                    evaluation = _evaluate(job, run, report, counters.step, state)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < job.num_steps:
                     save()
         if counters.step < job.num_steps:
@@ -119,7 +128,9 @@ def _tell_finished(run: RunFolder, report: Reporter, step: int, evaluation: Mapp
     return RunResult(folder=run.path, final=run.final, step=step, state="finished", evaluation=evaluation)
 
 
-def _train_step(job: Job, run: RunFolder, report: Reporter, counters: Counters) -> Counters:
+def _train_step(
+    job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None
+) -> tuple[Counters, State]:
     config, step = job.config, counters.step + 1
     started = time.perf_counter()
     groups = job.source.take(step)
@@ -127,11 +138,14 @@ def _train_step(job: Job, run: RunFolder, report: Reporter, counters: Counters) 
     rate = learning_rate(step, job.num_steps, config.optim)
     for group in job.optimiser.param_groups:
         group["lr"] = rate
-    needed = job.reference if "ref_logp" in config.objective.needs else None
+    needed = job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
     result = run_step(
         pieces, config.objective, make_score(job.policy, config.objective, needed),
-        list(job.policy.trainable().values()), job.optimiser, config.optim.max_grad_norm,
+        list(job.policy.trainable().values()), job.optimiser, config.optim.max_grad_norm, state=state,
+        mismatched=cut_mismatched(groups, config.objective, job.policy, config.layout),
     )  # fmt: skip
+    if job.anchors.following is not None:
+        follow(job.anchors.following, job.policy, step, config.reference)
     seconds = time.perf_counter() - started
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
     tokens = sum(batch.num_real_positions for batch in batches)
@@ -146,13 +160,13 @@ def _train_step(job: Job, run: RunFolder, report: Reporter, counters: Counters) 
         "packing": tokens / sum(batch.num_positions for batch in batches), **result.metrics,
     })  # fmt: skip
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
-    return counters
+    return counters, result.state
 
 
-def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int) -> dict[str, float]:
+def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: State | None) -> dict[str, float]:
     if not job.eval_groups:
         return {}
-    metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.reference, job.config.layout)
+    metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.anchors, job.config.layout, state)
     run.append("metrics.jsonl", {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()})
     shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies") if k in metrics]
     if shown:
@@ -166,6 +180,8 @@ def save_final(job: Job, folder: Path) -> None:
         job.policy.peft_model.save_pretrained(folder, save_embedding_layers=False)  # these never train here
     else:
         job.policy.model.save_pretrained(folder)
+    if job.policy.value_head is not None:
+        save_file({"weight": job.policy.value_head.weight.detach()}, folder / "value_head.safetensors")
     job.tokenizer.save_pretrained(folder)
 
 

@@ -1,17 +1,17 @@
 """The settings of a training run: a tree of frozen dataclasses, each owned by its room."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from preftune.data.options import DataOptions
 from preftune.data.pack import LayoutOptions
 from preftune.errors import ConfigError
-from preftune.objectives import Objective
+from preftune.objectives import Objective, objective_name
 from preftune.objectives.bnf import BNF
 from preftune.policy.adapters import LoraOptions
 from preftune.policy.load import LoadOptions
-from preftune.policy.reference import ReferenceOptions
+from preftune.policy.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,24 @@ class TrainConfig:
         if self.reference.mode == "adapter" and self.lora.rank == 0:
             raise ConfigError("reference.mode adapter has no adapter to switch off", got="lora.rank 0",
                               do="Set --lora.rank, or --reference.mode cache or live")  # fmt: skip
-        uses = "ref_logp" in self.objective.needs
-        if not uses and self.reference != ReferenceOptions():
-            raise ConfigError("reference has no effect: the objective has no reference",
-                              got=type(self.objective).__name__, do="Leave out --reference")  # fmt: skip
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """What the objective needs must be there, and what is set must be of use to it."""
+        name, needs, reference = objective_name(self.objective), self.objective.needs, self.reference
+        if "behaviour_value" in needs:
+            raise ConfigError(f"{name} needs the critic's values at the time of sampling", got="data from a file",
+                              do="Leave out the clipping of values")  # fmt: skip
+        if "contrast" in needs and reference.contrast_positive is None:
+            raise ConfigError(f"{name} weights tokens by the contrast of two models", got="no models",
+                              do="Set --reference.contrast_positive MODEL and --reference.contrast_negative MODEL")  # fmt: skip
+        if "contrast" not in needs and reference.contrast_positive is not None:
+            raise ConfigError(f"reference.contrast_positive has no effect on {name}", got=reference.contrast_positive,
+                              do="Leave it and reference.contrast_negative out")  # fmt: skip
+        anchor = replace(reference, contrast_positive=None, contrast_negative=None)
+        if not needs & REFERENCE_SCORES and anchor != ReferenceOptions():
+            raise ConfigError("reference has no effect: the objective has no reference", got=name, do="Leave out --reference")
+        wide = sorted(needs & VOCABULARY_SCORES)
+        if wide and reference.mode == "cache":
+            raise ConfigError(f"{name} needs the reference's distribution over the whole vocabulary", got="reference.mode cache",
+                              expected="auto, live or adapter", do="Leave out --reference.mode")  # fmt: skip

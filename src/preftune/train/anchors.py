@@ -1,0 +1,207 @@
+"""The models beside the policy: the reference (frozen or following), the behaviour policy, a contrast of two models."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.data.pack import collate, split_micro_batches
+from preftune.policy.bundled import cache_folder
+from preftune.policy.load import load_model, resolve_model
+from preftune.policy.policy import Policy, choose_sharing, hidden_states, model_head, score_groups, to_device
+from preftune.policy.reference import (
+    REFERENCE_SCORES,
+    VOCABULARY_SCORES,
+    ReferenceOptions,
+    ReferenceStore,
+    RefLogps,
+    adapter_off,
+    check_equal,
+    fill_store,
+    weights_digest,
+)
+from preftune.policy.scoring import Head
+from preftune.train.options import TrainConfig
+from preftune.train.progress import Reporter
+from preftune.types import Group
+
+# Nats per token between two passes that must agree: rounding in another order, far below any real difference.
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+
+GroupLogps = Callable[[Sequence[Group]], RefLogps]
+"""A model's logp of the completion tokens of some groups (one micro-batch at most)."""
+GroupHidden = Callable[[Sequence[Group]], tuple[Tensor, Head]]
+"""A model's hidden states where it predicts these tokens, and its head."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Anchors:
+    """What the models beside the policy say of some groups; None is what the run does not need."""
+
+    reference: GroupLogps | None = None
+    reference_hidden: GroupHidden | None = None
+    behaviour: GroupLogps | None = None
+    contrast: GroupLogps | None = None  # log-probability under one model minus that under another
+    following: Policy | None = None  # the reference, where it follows the policy
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnchorBuilder:
+    """What all anchors of a run are built from."""
+
+    config: TrainConfig
+    policy: Policy
+    start_digest: str  # of the policy's weights without its adapter
+    groups: Sequence[Group]  # all that will be scored
+    report: Reporter
+
+    def build(self, needs: frozenset[str]) -> Anchors:
+        """The anchors for what an objective needs. `ref_logp` among it is what evaluation needs at least."""
+        options = self.config.reference
+        mode = chosen_mode(options, needs, self.config.lora.rank > 0)
+        held: Policy | None = None
+        logps: GroupLogps | None = None
+        if mode in ("live", "adapter"):
+            held = self._live(options.model, follows=options.update_every > 0) if mode == "live" else self.policy
+        if needs & REFERENCE_SCORES:
+            logps = self._cached(options.model, "reference") if held is None else self._computed(held, mode == "adapter")
+        behaviour = None
+        if "behaviour_logp" in needs:  # data of a file count as sampled by the policy as it starts
+            starts = logps is not None and options.model is None and not options.update_every
+            behaviour = logps if starts else self._cached(None, "behaviour")
+        hidden = self._hidden(held, mode == "adapter") if held is not None and needs & VOCABULARY_SCORES else None
+        return Anchors(
+            reference=logps, reference_hidden=hidden, behaviour=behaviour,
+            contrast=self._contrast() if "contrast" in needs else None,
+            following=held if options.update_every else None,
+        )  # fmt: skip
+
+    def _contrast(self) -> GroupLogps:
+        options = self.config.reference
+        positive = self._cached(options.contrast_positive, "contrast_positive")
+        negative = self._cached(options.contrast_negative, "contrast_negative")
+
+        def difference(part: Sequence[Group]) -> RefLogps:
+            return [
+                [a - b for a, b in zip(one, two, strict=True)]
+                for one, two in zip(positive(part), negative(part), strict=True)
+            ]
+
+        return difference
+
+    def _model(self, name: str | None) -> tuple[Policy, str]:
+        """A named model, or the policy itself as it starts, and the digest of its weights."""
+        if name is None:
+            return self.policy, self.start_digest
+        config, policy = self.config, self.policy
+        model = load_model(resolve_model(name), config.loading, policy.model.dtype).to(policy.device)  # type: ignore[arg-type]
+        sharing, reason = choose_sharing(model, config.layout.share_prompts)
+        named = replace(policy, model=model, sharing=sharing, sharing_reason=reason, peft_model=None, value_head=None)
+        return named, weights_digest(model)
+
+    def _cached(self, name: str | None, role: str) -> GroupLogps:
+        model, digest = self._model(name)
+        layout, report = self.config.layout, self.report
+        store = ReferenceStore(cache_folder() / "references" / f"{digest[:32]}-{self.config.precision}")
+        fresh = fill_store(store, model, self.groups, layout, lambda done, of: report.update(role, done, of))
+        report.note(f"{role}: {fresh} groups computed, {len(self.groups) - fresh} from the cache")
+        self._check_cache(store, model)
+        return lambda part: [store.get(group) for group in part]
+
+    def _live(self, name: str | None, follows: bool) -> Policy:
+        if name is not None:
+            held, _ = self._model(name)
+        else:
+            held = _copy_with_adapter(self.policy) if follows else replace(
+                self.policy, model=_start_copy(self.policy), peft_model=None, value_head=None
+            )  # fmt: skip
+        held.model.requires_grad_(False)
+        return held
+
+    def _computed(self, held: Policy, without_adapter: bool) -> GroupLogps:
+        layout = self.config.layout
+        if not without_adapter:
+            return lambda part: score_groups(held, part, layout)
+
+        def off(part: Sequence[Group]) -> RefLogps:
+            with adapter_off(held):
+                return score_groups(held, part, layout)
+
+        return off
+
+    def _hidden(self, held: Policy, without_adapter: bool) -> GroupHidden:
+        @torch.no_grad()
+        def states(part: Sequence[Group]) -> tuple[Tensor, Head]:
+            batch = to_device(collate(part, self.config.layout, held.sharing), held.device)
+            with torch.autocast(held.device.type, torch.bfloat16, enabled=held.precision == "bf16"):
+                found = hidden_states(held.model, batch, held.sharing)[batch.predict_at]
+            return found, model_head(held.model)
+
+        def off(part: Sequence[Group]) -> tuple[Tensor, Head]:
+            with adapter_off(held):
+                return states(part)
+
+        return off if without_adapter else states
+
+    def _check_cache(self, store: ReferenceStore, model: Policy) -> None:
+        """Recompute a few groups: a stale or damaged cache, or a policy that is not its own reference, stops here."""
+        config = self.config
+        chosen = np.random.default_rng(config.seed).permutation(len(self.groups))[:4]
+        few = [self.groups[i] for i in chosen]
+        for indices in split_micro_batches(few, config.layout, model.sharing):
+            part = [few[i] for i in indices]
+            check_equal(
+                [store.get(group) for group in part], score_groups(model, part, config.layout), part,
+                TOLERANCE[config.precision], "The cached reference differs from the model",
+                f"Delete {store.folder} and start again",
+            )  # fmt: skip
+
+
+def chosen_mode(options: ReferenceOptions, needs: frozenset[str], has_adapter: bool) -> str:
+    """What mode "auto" comes to: the cache, unless the reference moves or is needed over the whole vocabulary."""
+    if options.mode != "auto":
+        return options.mode
+    if options.update_every or needs & VOCABULARY_SCORES:
+        return "adapter" if has_adapter and options.model is None and not options.update_every else "live"
+    return "cache"
+
+
+def _start_copy(policy: Policy) -> Any:
+    if policy.peft_model is None:
+        return copy.deepcopy(policy.model)
+    return copy.deepcopy(policy.peft_model).unload()  # the base without its adapter
+
+
+def _copy_with_adapter(policy: Policy) -> Policy:
+    """A copy whose trained weights have the policy's names, so that it can follow them."""
+    if policy.peft_model is None:
+        return replace(policy, model=copy.deepcopy(policy.model), value_head=None)
+    peft_model = copy.deepcopy(policy.peft_model)
+    return replace(policy, model=peft_model.get_base_model(), peft_model=peft_model, value_head=None)
+
+
+@torch.no_grad()
+def follow(following: Policy, policy: Policy, step: int, options: ReferenceOptions) -> None:
+    """After an optimiser step: reference <- (1 - rate) * reference + rate * policy, every `update_every` steps.
+
+    Gorbatovski et al., "Learn Your Reference Model for Real Good Alignment" (TR-DPO), 2024; with update_every 1 it is an
+    exponential moving average of the policy.
+    """
+    if step % options.update_every:
+        return
+    targets = dict(following.model.named_parameters())
+    for name, parameter in policy.model.named_parameters():
+        if parameter.requires_grad:
+            targets[name].lerp_(parameter, options.update_rate)
+
+
+def following_tensors(following: Policy | None, policy: Policy) -> dict[str, Tensor]:
+    """The weights of a reference that follows: those that train in the policy."""
+    if following is None:
+        return {}
+    moved = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    return {name: p.detach() for name, p in following.model.named_parameters() if name in moved}
