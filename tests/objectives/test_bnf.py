@@ -1,9 +1,11 @@
 """BNF: golden values, the full target distribution as oracle, and its shape."""
 
+import math
+
 import pytest
 import torch
 
-from preftune.objectives.bnf import BNF, odds_weight
+from preftune.objectives.bnf import BNF, odds_weight, potential
 from preftune.types import Labels, Pairs, TokenScores
 from tests.oracles.bnf import full_bnf_loss, full_target
 
@@ -19,7 +21,7 @@ GOLDEN = [
 
 
 def token(target: int, label: int, logits=LOGITS) -> tuple[torch.Tensor, torch.Tensor]:
-    """(surrogate loss, gradient on the logits) of one completion of one token."""
+    """(loss, gradient on the logits) of one completion of one token."""
     z = logits.clone().requires_grad_()
     scores = TokenScores(
         logp=z.log_softmax(-1)[target, None], ref_logp=REF_LOGITS.log_softmax(-1)[target, None], lengths=torch.tensor([1])
@@ -34,8 +36,9 @@ def token(target: int, label: int, logits=LOGITS) -> tuple[torch.Tensor, torch.T
 def test_golden_token(target, f, value, gradient, w, label):
     loss, got = token(target, label)
     torch.testing.assert_close(got, label * torch.tensor(gradient, dtype=torch.float64), rtol=0, atol=6e-7)
-    # The surrogate's value: -label * w * logp, logp = z_y - logsumexp(z) = z_y - 2.525479
-    assert loss.item() == pytest.approx(-label * w * (LOGITS[target].item() - 2.525479), abs=3e-6)
+    p, q = (z.softmax(-1)[target].item() for z in (LOGITS, REF_LOGITS))
+    expected = math.log(p / q) if w == 1 else (1 - q) / q * math.log((1 - q) / (1 - p))
+    assert loss.item() == pytest.approx(-label * expected, abs=1e-9)
     # and the oracle is the paper's definition
     assert full_target(LOGITS, REF_LOGITS, target)[target].item() == pytest.approx(f, abs=6e-7)
     assert full_bnf_loss(LOGITS[None], REF_LOGITS[None], torch.tensor([target])).item() == pytest.approx(value, abs=6e-7)
@@ -68,31 +71,51 @@ def test_weight_carries_no_gradient():
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("q", [0.001, 0.3, 0.9])
+def test_potential_is_what_the_weight_is_the_slope_of(q):
+    """By central differences, on both sides of the reference; it is 0 there and bounded below."""
+    p = torch.linspace(0.0005, 0.9995, 400, dtype=torch.float64)
+    p = p[(p - q).abs() > 1e-6]
+    logp, ref = p.log(), torch.full_like(p, q).log()
+    slope = (potential(logp + 1e-6, ref) - potential(logp - 1e-6, ref)) / 2e-6
+    torch.testing.assert_close(slope, odds_weight(logp, ref), rtol=1e-5, atol=1e-7)
+    assert potential(ref[:1], ref[:1]).item() == 0
+    lowest = potential(torch.tensor([-400.0], dtype=torch.float64), ref[:1]).item()
+    assert lowest == pytest.approx((1 - q) / q * math.log(1 - q), rel=1e-9)
+
+
+def test_potential_of_tiny_probabilities():
+    """p = q / e, both far below rounding: (1/q) * log((1 - q)/(1 - p)) -> -(1 - 1/e)."""
+    for dtype in (torch.float32, torch.float64):
+        value = potential(torch.tensor([-61.0, -15.0], dtype=dtype), torch.tensor([-60.0, -14.0], dtype=dtype))
+        assert value.tolist() == pytest.approx([math.exp(-1) - 1] * 2, abs=2e-6)
+
+
 def pair_scores(lengths: tuple[int, int]) -> TokenScores:
-    """logp = -1 everywhere, ref_logp = -2 for the first completion (w = 1) and -1 for the other (w = 1)."""
+    """logp = -1 everywhere, ref_logp = -2 for the first completion (F = 1) and 0.5 lower for the other (F = 0.5)."""
     n, m = lengths
-    ref = torch.cat([torch.full((n,), -2.0), torch.full((m,), -1.0)]).double()
+    ref = torch.cat([torch.full((n,), -2.0), torch.full((m,), -1.5)]).double()
     return TokenScores(logp=torch.full((n + m,), -1.0).double(), ref_logp=ref, lengths=torch.tensor(lengths))
 
 
 def test_reductions():
-    """All weights are 1, so sums are -2 and -4 over 2 and 4 tokens.
+    """Sums of F are 2 and 2 over 2 and 4 tokens.
 
-    sequence_mean: chosen -1 * (-2/2) = 1, rejected +1 * (-4/4) = -1, mean 0.
-    pair_min: both divided by 2: (2 - 4) / 2, halved: -0.5.
+    sequence_mean: chosen -(2/2) = -1, rejected +(2/4) = 0.5.
+    pair_min: both divided by 2: (2 - 2) / 2 = 0.
     """
     scores = pair_scores((2, 4))
     singles = BNF()(scores, Labels(label=torch.tensor([1, -1])))
-    torch.testing.assert_close(singles.per_unit, torch.tensor([1.0, -1.0]).double())
+    torch.testing.assert_close(singles.per_unit, torch.tensor([-1.0, 0.5]).double())
     pairs = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
-    torch.testing.assert_close(BNF(reduction="pair_min")(scores, pairs).per_unit, torch.tensor([-0.5]).double())
+    torch.testing.assert_close(BNF(reduction="pair_min")(scores, pairs).per_unit, torch.tensor([0.0]).double())
 
 
 def test_pair_min_where_the_rejected_one_is_shorter():
-    """Sums -4 and -2 over 4 and 2 tokens, both divided by 2: (4 - 2) / 2, halved."""
+    """Sums of F 4 and 1 over 4 and 2 tokens, both divided by 2: (1 - 4) / 2, halved."""
     pairs = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
     losses = BNF(reduction="pair_min")(pair_scores((4, 2)), pairs)
-    torch.testing.assert_close(losses.per_unit, torch.tensor([0.5]).double())
+    torch.testing.assert_close(losses.per_unit, torch.tensor([-0.75]).double())
 
 
 def test_reductions_agree_for_equal_lengths():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from preftune.errors import ConfigError
 from preftune.objectives.base import label_metrics, mean_tokens, per_token, reference, sum_tokens
-from preftune.objectives.links import log_odds
+from preftune.objectives.links import MAX_LOGP, log_odds
 from preftune.types import Labels, Losses, Pairs, TokenScores
 
 
@@ -21,16 +21,36 @@ def odds_weight(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Flo
     return (log_odds(logp.detach()) - log_odds(ref_logp.detach())).clamp(max=0.0).exp()
 
 
+def potential(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """The function of logp whose derivative is the odds weight; 0 at the reference.
+
+        F(p) = log(p / q)                             if p >= q
+        F(p) = (1 - q) / q * log((1 - q) / (1 - p))   else
+
+    It lies between (1 - q) / q * log(1 - q) >= -1 and log(1 / q).
+    """
+    p, q = logp.detach(), ref_logp.detach()  # logs
+    # log((1-q)/(1-p)) = log(1 - q x) with x = (1 - p/q) / (1-p), which keeps its digits where both are tiny.
+    x = -torch.expm1((p - q).clamp(max=0.0)) / -torch.expm1(p.clamp(max=MAX_LOGP))
+    chance = q.exp().clamp(min=1e-6)  # below, log1p(-q x) / q is -x to seven digits
+    fallen = torch.log1p(-(chance * x).clamp(max=1 - 1e-7)) / chance
+    value = torch.where(p >= q, p - q, -torch.expm1(q) * fallen)
+    weighted = odds_weight(logp, ref_logp) * logp
+    return weighted + (value - weighted).detach()
+
+
 @dataclass(frozen=True, kw_only=True)
 class BNF:
     """Likelihood of a completion, or against it, with feedback that fades once a token has moved away from the
     reference.
 
-        L(y, label) = -label * (1/n) * sum_t sg(w_t) * logp_t,   w_t = min(1, odds(pi_t) / odds(ref_t))
+        grad L(y, label) = -label * (1/n) * sum_t w_t * grad logp_t,   w_t = min(1, odds(pi_t) / odds(ref_t))
+        L(y, label)      = -label * (1/n) * sum_t F_t,   F_t = log(p/q) if p >= q, else (1-q)/q * log((1-q)/(1-p))
 
     Mao et al., "As Simple as Fine-tuning: LLM Alignment via Bidirectional Negative Feedback Loss", ICLR 2025, arXiv
-    2410.04834. The paper states the loss with a full target distribution over the vocabulary; the gradient of the form
-    here is the same, exactly, and needs only the two log-probabilities of each token. The values of the two differ.
+    2410.04834. The paper states the loss with a full target distribution over the vocabulary that is held fixed in the
+    gradient; the gradient here is the same, exactly, and needs only the two log-probabilities of each token. The paper's
+    value is not what its gradient lowers; ours is: L is 0 at the reference and falls as training goes on.
 
     Args:
         reduction: what n is. "sequence_mean": the completion's own number of tokens. "pair_min": that of the shorter
@@ -58,7 +78,7 @@ class BNF:
 
     def __call__(self, scores: TokenScores, signal: Labels | Pairs) -> Losses:
         weight = odds_weight(scores.logp, reference(scores))
-        weighted = weight * scores.logp
+        weighted = potential(scores.logp, reference(scores))
         if isinstance(signal, Labels):
             per_unit = -signal.label * mean_tokens(weighted, scores.lengths)
             labels = signal

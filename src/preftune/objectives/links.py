@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 # e^80 = 5.5e34 leaves room below fp32's 3.4e38 for a beta and a sum. The same in fp64, so that dtypes agree.
 _MAX_EXPONENT = 80.0
 # In fp32 a confident token has logp = 0 exactly, and its odds are infinite. Probabilities above 1 - 1e-7 count as that.
-_MAX_LOGP = -1e-7
+MAX_LOGP = -1e-7
 
 
 def logistic(margin: Float[Tensor, " U"], label_smoothing: float = 0.0) -> Float[Tensor, " U"]:
@@ -46,6 +46,6 @@ def bounded_expm1(exponent: Float[Tensor, " U"]) -> Float[Tensor, " U"]:
 
 def log_odds(logp: Float[Tensor, " U"]) -> Float[Tensor, " U"]:
     """log(p / (1 - p)) from log p, exact down to any p; constant (and without gradient) above p = 1 - 1e-7."""
-    logp = logp.clamp(max=_MAX_LOGP)
+    logp = logp.clamp(max=MAX_LOGP)
     log_complement = torch.where(logp < -math.log(2.0), torch.log1p(-logp.exp()), torch.log(-torch.expm1(logp)))
     return logp - log_complement
