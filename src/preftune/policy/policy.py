@@ -82,9 +82,8 @@ def score(
     batch = to_device(batch, policy.device)
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
         hidden = hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
-        return score_tokens(
-            hidden, model_head(policy.model), batch.targets, temperature=temperature, entropy=entropy, logits=logits
-        )
+        wanted = frozenset({"entropy"} if entropy else ()) | frozenset({"target_logit", "log_normaliser"} if logits else ())
+        return score_tokens(hidden, model_head(policy.model), batch.targets, wanted=wanted, temperature=temperature)
 
 
 @torch.no_grad()
