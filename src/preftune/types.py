@@ -95,8 +95,8 @@ class Coupling:
 class TokenScores:
     """What objectives see of the models: numbers per completion token, completions one after another.
 
-    All are natural logs; `ref_logp` and `behaviour_logp` never carry a gradient. What an objective did not declare in its
-    `needs` is None.
+    Logs are natural, entropies and divergences in nats. What is said of frozen models alone (`ref_*`, `behaviour_logp`,
+    `contrast`) never carries a gradient. What an objective did not declare in its `needs` is None.
     """
 
     logp: Float[Tensor, " N"]
@@ -107,10 +107,10 @@ class TokenScores:
     target_logit: Float[Tensor, " N"] | None = None
     log_normaliser: Float[Tensor, " N"] | None = None
     log_collision: Float[Tensor, " N"] | None = None  # log sum_v pi(v)^2; never carries a gradient
-    ref_entropy: Float[Tensor, " N"] | None = None  # of the reference's distribution
+    ref_entropy_share: Float[Tensor, " N"] | None = None  # entropy of the reference, of the largest possible: H / log V
     kl_from_ref: Float[Tensor, " N"] | None = None  # KL(ref || pi) over the vocabulary
     kl_to_ref: Float[Tensor, " N"] | None = None  # KL(pi || ref) over the vocabulary
-    contrast: Float[Tensor, " N"] | None = None  # logp under a model that prefers good tokens minus that under one of bad ones
+    contrast: Float[Tensor, " N"] | None = None  # log pi_plus(y_t) - log pi_minus(y_t), of two frozen models for token weights
     value: Float[Tensor, " N"] | None = None  # of a scalar head: at each position that predicts a completion token
     coupling: Coupling | None = None
 

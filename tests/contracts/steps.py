@@ -10,7 +10,7 @@ from preftune.objectives import Coupled, Objective, State, reduce_losses
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
 
 WITH_GRADIENT = ("logp", "entropy", "target_logit", "log_normaliser", "kl_from_ref", "kl_to_ref", "value")
-FROZEN = ("ref_logp", "behaviour_logp", "log_collision", "ref_entropy")
+FROZEN = ("ref_logp", "behaviour_logp", "log_collision", "ref_entropy_share", "contrast")
 SCORES = WITH_GRADIENT + FROZEN
 
 
@@ -43,9 +43,9 @@ def random_step(seed: int, num_groups: int = 5, scale: float = 2.0) -> list[Piec
         near = [(logp + 0.5 * normal(length)).clamp(max=-1e-3) for _ in range(2)]
         return {
             "logp": logp, "ref_logp": near[0], "behaviour_logp": near[1], "target_logit": target,
-            "log_normaliser": target - logp, "entropy": uniform(length), "ref_entropy": uniform(length),
+            "log_normaliser": target - logp, "entropy": uniform(length), "ref_entropy_share": uniform(length),
             "kl_from_ref": uniform(length), "kl_to_ref": uniform(length), "log_collision": -uniform(length),
-            "value": normal(length),
+            "value": normal(length), "contrast": normal(length),
         }  # fmt: skip
 
     pieces = []

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from preftune.data.pack import LayoutOptions, Sharing, collate
 from preftune.errors import ModelError
 from preftune.policy.attention import attention_inputs, expressible
-from preftune.policy.scoring import Head, score_tokens
+from preftune.policy.scoring import Head, HeadScores, score_tokens
 from preftune.types import Batch, Group, TokenScores
 
 # Relative to the largest |logp|: far above rounding, far below what a leak or another head makes.
@@ -99,17 +99,14 @@ def score(
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
         hidden = hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
         found = score_tokens(
-            hidden, model_head(policy.model), batch.targets, temperature=temperature, entropy="entropy" in wanted,
-            logits=bool(wanted & {"target_logit", "log_normaliser"}),
+            hidden, model_head(policy.model), batch.targets, reference=reference, temperature=temperature,
+            wanted=wanted & (set(HeadScores._fields) - {"ref_logp"}),
         )  # fmt: skip
     value = None
     if "value" in wanted:
         assert policy.value_head is not None, "the policy has no value head"
         value = policy.value_head(hidden.to(policy.value_head.weight.dtype)).squeeze(1)
-    return TokenScores(
-        logp=found.logp, lengths=batch.lengths, entropy=found.entropy, target_logit=found.target_logit,
-        log_normaliser=found.log_normaliser, value=value,
-    )  # fmt: skip
+    return TokenScores(lengths=batch.lengths, value=value, **found._asdict())
 
 
 @torch.no_grad()

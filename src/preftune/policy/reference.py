@@ -22,7 +22,7 @@ RefLogps = list[list[np.ndarray]]
 """[group][completion] -> float32 [tokens]"""
 
 
-VOCABULARY_SCORES = frozenset({"ref_entropy", "kl_from_ref", "kl_to_ref"})
+VOCABULARY_SCORES = frozenset({"ref_entropy_share", "kl_from_ref", "kl_to_ref"})
 """Scores that need the reference's distribution over the vocabulary, which is too large to be cached."""
 REFERENCE_SCORES = VOCABULARY_SCORES | {"ref_logp"}
 

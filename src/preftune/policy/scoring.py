@@ -1,5 +1,7 @@
 """THE log-prob operation: from hidden states to numbers per completion token, without the [N, V] logits ever in memory."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from preftune.errors import ModelError
 
 # Logits of one chunk, in elements: 64 MiB in fp32. Larger chunks are no faster and raise the peak.
 _CHUNK_ELEMENTS = 2**24
@@ -23,12 +27,23 @@ class Head:
 
 
 class HeadScores(NamedTuple):
-    """Per token; the last three are None unless they were asked for."""
+    """Per token, named and meant as in TokenScores; all but logp are None unless they are wanted."""
 
     logp: Float[Tensor, " N"]
-    entropy: Float[Tensor, " N"] | None
-    target_logit: Float[Tensor, " N"] | None
-    log_normaliser: Float[Tensor, " N"] | None
+    entropy: Float[Tensor, " N"] | None = None
+    target_logit: Float[Tensor, " N"] | None = None
+    log_normaliser: Float[Tensor, " N"] | None = None
+    kl_from_ref: Float[Tensor, " N"] | None = None
+    kl_to_ref: Float[Tensor, " N"] | None = None
+    log_collision: Float[Tensor, " N"] | None = None
+    ref_logp: Float[Tensor, " N"] | None = None
+    ref_entropy_share: Float[Tensor, " N"] | None = None
+
+
+_FROZEN = {"log_collision", "ref_logp", "ref_entropy_share"}
+_DIVERGENCES = {"kl_from_ref", "kl_to_ref"}
+_OF_REFERENCE = _DIVERGENCES | {"ref_logp", "ref_entropy_share"}
+_OF_TARGETS = {"logp", "target_logit", "log_normaliser"}  # the others take another pass over the logits
 
 
 def score_tokens(
@@ -36,102 +51,178 @@ def score_tokens(
     head: Head,
     targets: Int[Tensor, " N"],
     *,
+    wanted: frozenset[str] = frozenset(),
+    reference: tuple[Float[Tensor, "N _"], Head] | None = None,
     temperature: float = 1.0,
-    entropy: bool = False,
-    logits: bool = False,
     chunk_elements: int = _CHUNK_ELEMENTS,
 ) -> HeadScores:
     """Log-probability of each target under softmax(logits / temperature), natural log, in fp32 (fp64 for fp64 input).
 
-    `entropy` adds the distribution's entropy in nats, `logits` the target's logit (after softcap and temperature) and the
-    log-normaliser; all carry gradients. Peak memory is one chunk of logits beside the inputs and, if the head trains, its
-    gradient.
+    `wanted` names more of HeadScores, and what is not wanted costs nothing. Logits and log-normaliser are those after
+    softcap and temperature. `reference` is the hidden states of another model at the same positions and its head; the
+    temperature is also its own. What speaks of the policy carries a gradient to its hidden states and head, the collision
+    aside; the reference never gets one. Peak memory is one chunk of logits beside the inputs and, if the head trains, its
+    gradient; with a reference the chunk is shared by the two.
     """
-    logp, ent, target, normaliser = _TokenScores.apply(
-        hidden, head.weight, head.bias, targets, head.scale, head.softcap, temperature, entropy, chunk_elements
-    )
-    return HeadScores(logp, ent if entropy else None, target if logits else None, normaliser if logits else None)
+    assert wanted <= set(HeadScores._fields), f"no such scores: {sorted(wanted - set(HeadScores._fields))}"
+    other = None
+    if wanted & _OF_REFERENCE:
+        assert reference is not None, f"{sorted(wanted & _OF_REFERENCE)} need a reference"
+        ref_hidden, ref_head = reference
+        if len(ref_head.weight) != len(head.weight):
+            raise ModelError(
+                "The vocabulary of the reference is not that of the policy", got=f"{len(ref_head.weight)} tokens",
+                expected=f"{len(head.weight)}", do="Choose a reference with the same tokeniser and size of vocabulary",
+            )  # fmt: skip
+        other = _Logits.of(ref_hidden, ref_head.weight, ref_head.bias, (ref_head.scale, ref_head.softcap, temperature))
+    chunk = max(1, chunk_elements // (len(head.weight) * (1 if other is None else 2)))
+    transform = (head.scale, head.softcap, temperature)
+    return HeadScores(*_TokenScores.apply(hidden, head.weight, head.bias, targets, transform, other, wanted, chunk))
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, temperature: float):
-    """fp32 logits of a chunk, and tanh of the capped ones, which the backward needs."""
-    z = (hidden @ weight.t()).to(torch.promote_types(hidden.dtype, torch.float32))
-    if bias is not None:
-        z += bias
-    z *= scale
-    squashed = None
-    if softcap is not None:
-        squashed = torch.tanh_(z.div_(softcap))
-        z = squashed * (softcap / temperature)
-    elif temperature != 1.0:
-        z /= temperature
-    return z, squashed
+@dataclass(frozen=True, kw_only=True)
+class _Logits:
+    """The logits of a model, computed for some positions at a time; nothing here carries a gradient."""
+
+    hidden: Tensor  # [N, H], and the weight, in the dtype of their product
+    weight: Tensor
+    bias: Tensor | None
+    transform: tuple[float, float | None, float]  # scale, softcap, temperature
+
+    @staticmethod
+    def of(hidden, weight, bias, transform, dtype: torch.dtype | None = None) -> "_Logits":
+        """The product is in the dtype of autocast, which does not reach into an autograd Function by itself."""
+        if dtype is None:
+            kind = hidden.device.type
+            on = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if on else torch.promote_types(hidden.dtype, weight.dtype)
+        return _Logits(
+            hidden=hidden.detach().to(dtype), weight=weight.detach().to(dtype),
+            bias=None if bias is None else bias.detach(), transform=transform,
+        )  # fmt: skip
+
+    @property
+    def accumulate(self) -> torch.dtype:
+        return torch.promote_types(self.hidden.dtype, torch.float32)
+
+    def at(self, span: slice) -> tuple[Tensor, Tensor | None]:
+        """Logits of a chunk in fp32 or better, and tanh of the capped ones, which the backward needs."""
+        scale, softcap, temperature = self.transform
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            z = (self.hidden[span] @ self.weight.t()).to(self.accumulate)
+        if self.bias is not None:
+            z += self.bias
+        z *= scale
+        squashed = None
+        if softcap is not None:
+            squashed = torch.tanh_(z.div_(softcap))
+            z = squashed * (softcap / temperature)
+        elif temperature != 1.0:
+            z /= temperature
+        return z, squashed
+
+
+def _spans(count: int, chunk: int) -> Iterator[slice]:
+    return (slice(start, start + chunk) for start in range(0, count, chunk))
+
+
+def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+    """What is wanted of a chunk, from the log-probabilities [n, V] of the policy and of the reference."""
+    found = {}
+    if wanted & {"entropy", "log_collision", "kl_to_ref"}:
+        p = log_p.exp()
+        if "entropy" in wanted:
+            found["entropy"] = -(p * log_p).sum(1)
+        if "log_collision" in wanted:
+            found["log_collision"] = p.square().sum(1).log()
+        if log_q is not None and "kl_to_ref" in wanted:
+            found["kl_to_ref"] = p.mul_(log_p - log_q).sum(1)
+    if log_q is not None:
+        if "ref_logp" in wanted:
+            found["ref_logp"] = log_q.gather(1, targets[:, None]).squeeze(1)
+        if "kl_from_ref" in wanted:
+            found["kl_from_ref"] = (log_q.exp() * (log_q - log_p)).sum(1)
+        if "ref_entropy_share" in wanted:
+            found["ref_entropy_share"] = -(log_q.exp() * log_q).sum(1) / math.log(log_q.shape[1])
+    return found
 
 
 class _TokenScores(torch.autograd.Function):
-    """Forward keeps the log-normaliser of each token; backward computes each chunk's logits again."""
+    """Forward keeps a few numbers per token; backward computes each chunk's logits again."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: FunctionCtx, hidden, weight, bias, targets, scale, softcap, temperature, want_entropy, chunk_elements
-    ):
-        # Autocast is off inside a Function's forward for raw matmuls of saved tensors, so the dtype is settled here.
-        dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
-        compute = dtype or torch.promote_types(hidden.dtype, weight.dtype)
-        h, w = hidden.detach().to(compute), weight.detach().to(compute)
-        accumulate = torch.promote_types(compute, torch.float32)
-        N = len(targets)
-        chunk = max(1, chunk_elements // weight.shape[0])
-        normaliser, target = (torch.empty(N, dtype=accumulate, device=hidden.device) for _ in range(2))
-        entropy = torch.zeros(N if want_entropy else 0, dtype=accumulate, device=hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, N, chunk):
-                span = slice(start, start + chunk)
-                z, _ = _logits(h[span], w, bias, scale, softcap, temperature)
-                target[span] = z.gather(1, targets[span, None]).squeeze(1)
-                normaliser[span] = torch.logsumexp(z, 1)
-                if want_entropy:
-                    p = (z - normaliser[span, None]).exp_()
-                    entropy[span] = normaliser[span] - (p * z).sum(1)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy)
-        ctx.settings = (scale, softcap, temperature, want_entropy, chunk, compute)  # type: ignore[attr-defined]
-        return target - normaliser, entropy, target, normaliser
+        ctx: FunctionCtx, hidden, weight, bias, targets, transform, reference: _Logits | None, wanted: frozenset[str],
+        chunk: int,
+    ):  # fmt: skip
+        policy = _Logits.of(hidden, weight, bias, transform)
+        kept = {"log_normaliser", "target_logit"} | (wanted - {"logp"}) | (set() if reference is None else {"ref_normaliser"})
+        out = {name: torch.empty(len(targets), dtype=policy.accumulate, device=hidden.device) for name in kept}
+        for span in _spans(len(targets), chunk):
+            z, _ = policy.at(span)
+            out["target_logit"][span] = z.gather(1, targets[span, None]).squeeze(1)
+            out["log_normaliser"][span] = torch.logsumexp(z, 1)
+            if wanted <= _OF_TARGETS:
+                continue
+            z -= out["log_normaliser"][span, None]
+            log_q = None
+            if reference is not None:
+                log_q, _ = reference.at(span)
+                out["ref_normaliser"][span] = torch.logsumexp(log_q, 1)
+                log_q -= out["ref_normaliser"][span, None]
+            for name, values in _sums(z, log_q, targets[span], wanted).items():
+                out[name][span] = values
+        both = reference is not None and bool(wanted & _DIVERGENCES)  # whether backward needs the reference
+        again = [out["log_normaliser"], out.get("entropy"), out.get("kl_to_ref"), out["ref_normaliser"] if both else None]
+        ctx.save_for_backward(hidden, weight, bias, targets, *again)
+        ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype)  # type: ignore[attr-defined]
+        out["logp"] = out["target_logit"] - out["log_normaliser"]
+        ctx.mark_non_differentiable(*(out[name] for name in _FROZEN & wanted))
+        return tuple(out[name] if name in wanted | {"logp"} else None for name in HeadScores._fields)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_logp, g_entropy, g_target, g_normaliser):  # type: ignore[override]
-        hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
-        scale, softcap, temperature, want_entropy, chunk, compute = ctx.settings
+    def backward(ctx, *gradients):  # type: ignore[override]
+        hidden, weight, bias, targets, normaliser, entropy, kl_to_ref, ref_normaliser = ctx.saved_tensors
+        transform, reference, chunk, dtype = ctx.settings
+        policy = _Logits.of(hidden, weight, bias, transform, dtype)
+        g = {name: one for name, one in zip(HeadScores._fields, gradients, strict=True) if one is not None}
+        on_target = g["logp"] + g.get("target_logit", 0.0)
+        on_all = g.get("log_normaliser", 0.0) - g["logp"]
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
-        h, w = hidden.to(compute), weight.to(compute)
-        accumulate = normaliser.dtype
         d_hidden = torch.empty_like(hidden) if need_h else None
-        d_weight = torch.zeros(weight.shape, dtype=accumulate, device=weight.device) if need_w else None
-        d_bias = torch.zeros(bias.shape, dtype=accumulate, device=bias.device) if need_b else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(targets), chunk):
-                span = slice(start, start + chunk)
-                z, squashed = _logits(h[span], w, bias, scale, softcap, temperature)
-                z -= normaliser[span, None]
-                p = z.exp() if want_entropy else z.exp_()
-                # d logp / d z = onehot - p;  d log-normaliser / d z = p;  d entropy / d z = -p (log p + entropy)
-                slope = (g_normaliser - g_logp)[span, None] * p
-                if want_entropy:
-                    slope -= g_entropy[span, None] * p * (z + entropy[span, None])
-                slope.scatter_add_(1, targets[span, None], (g_logp + g_target)[span, None])
-                if squashed is not None:
-                    slope *= 1 - squashed**2
-                slope = slope.mul_(scale / temperature)
-                if d_bias is not None:
-                    d_bias += slope.sum(0)
-                slope = slope.to(compute)
+        d_weight = torch.zeros(weight.shape, dtype=policy.accumulate, device=weight.device) if need_w else None
+        d_bias = torch.zeros(bias.shape, dtype=policy.accumulate, device=bias.device) if need_b else None
+        for span in _spans(len(targets), chunk):
+            log_p, squashed = policy.at(span)
+            log_p -= normaliser[span, None]
+            p = log_p.exp_() if entropy is None and reference is None else log_p.exp()
+            # d logp / d z = onehot - p;  d log-normaliser / d z = p;  d entropy / d z = -p (log p + entropy)
+            slope = on_all[span, None] * p
+            if entropy is not None:
+                slope -= g["entropy"][span, None] * p * (log_p + entropy[span, None])
+            if reference is not None:
+                # d KL(ref || pi) / d z = p - q;  d KL(pi || ref) / d z = p (log p - log q - KL)
+                log_q = reference.at(span)[0].sub_(ref_normaliser[span, None])
+                if kl_to_ref is not None:
+                    slope += g["kl_to_ref"][span, None] * p * (log_p - log_q - kl_to_ref[span, None])
+                if "kl_from_ref" in g:
+                    slope += g["kl_from_ref"][span, None] * (p - log_q.exp_())
+            slope.scatter_add_(1, targets[span, None], on_target[span, None])
+            if squashed is not None:
+                slope *= 1 - squashed**2
+            slope *= transform[0] / transform[2]
+            if d_bias is not None:
+                d_bias += slope.sum(0)
+            with torch.autocast(hidden.device.type, enabled=False):
+                slope = slope.to(dtype)
                 if d_hidden is not None:
-                    d_hidden[span] = slope @ w
+                    d_hidden[span] = slope @ policy.weight
                 if d_weight is not None:
-                    d_weight += slope.t() @ h[span]
+                    d_weight += slope.t() @ policy.hidden[span]
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 6,
+            *(None,) * 5,
         )
