@@ -295,6 +295,7 @@ FELT = {
     "rows.bad_rows": ("--data bad.jsonl", "--bad_rows skip"),
     "rows.pairing": ("--data rewarded.jsonl", "--pairing best_worst"),
     "rows.min_gap": ("--data rewarded.jsonl", "--min_gap 0.5"),
+    "rows.soft_label_temperature": None,
     "rows.template": ("", "--template plain"),
     "rows.truncation": ("--max_length 40", "--truncation cut_completion"),
     "rows.max_length": ("", "--max_length 40"),
@@ -325,6 +326,7 @@ FELT = {
 ELSEWHERE_TESTED = {
     "output": "every run", "gradient_checkpointing": "tests/train/test_runs.py", "reference.mode": "tests/policy/test_reference.py",
     "reference.contrast_positive": "tests/train/test_anchors.py", "reference.contrast_negative": "tests/train/test_anchors.py",
+    "rows.soft_label_temperature": "tests/data/test_prepare.py",
     "loading.trust_remote_code": "tests/policy/test_load.py", "loading.allow_pickle": "tests/policy/test_load.py",
 }  # fmt: skip
 

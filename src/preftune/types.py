@@ -26,13 +26,15 @@ class Record:
 
     `prompt` is a list of turns that ends with the user's (a system turn may come first) or plain text; a completion is
     the text of the assistant's turn. What is not known is empty: `pairs` holds (chosen, rejected) indices of completions,
-    `labels` +1 / -1 / None and `rewards` numbers / None, one each per completion. `ended` is False for a completion that
-    was cut off before its end-of-turn token; empty means that all ended.
+    `probabilities` one number in [0, 1] per pair, the chance that its chosen completion is the better one, `labels`
+    +1 / -1 / None and `rewards` numbers / None, one each per completion. `ended` is False for a completion that was cut
+    off before its end-of-turn token; empty means that all ended.
     """
 
     prompt: tuple[Message, ...] | str
     completions: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...] = ()
+    probabilities: tuple[float, ...] = ()
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
     ended: tuple[bool, ...] = ()
@@ -48,6 +50,7 @@ class Group:
     prompt: np.ndarray  # int32 [tokens], at least one
     completions: tuple[np.ndarray, ...]  # int32 [tokens] each, at least one
     pairs: tuple[tuple[int, int], ...] = ()
+    probabilities: tuple[float, ...] = ()
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
     origin: str = ""

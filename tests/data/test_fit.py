@@ -71,6 +71,15 @@ def test_pairs_that_stay_different_stay():
     assert result.group.pairs == ((0, 1),)
 
 
+def test_probabilities_stay_with_their_pairs():
+    pairs = {"pairs": ((0, 1), (0, 2), (2, 1)), "probabilities": (0.6, 0.7, 0.8)}
+    three = group([5, 6], [10, 11, 2], [10, 12, 2], [20, 21, 2], **pairs)
+    assert fitted(9, "drop", three).group.probabilities == (0.6, 0.7, 0.8)
+    after = fitted(3, "cut_completion", three).group
+    assert (after.pairs, after.probabilities) == (((0, 2), (2, 1)), (0.7, 0.8))
+    assert fitted(3, "cut_completion", group([5], [10], [10], [20], **pairs)).group.probabilities == (0.7, 0.8)
+
+
 @pytest.mark.parametrize(("signal", "kind"), [
     ({"labels": (1, -1)}, CUT_EQUAL), ({"labels": (1, 1)}, COMPLETION_CUT), ({"rewards": (0.0, 1.0)}, CUT_EQUAL),
 ])

@@ -66,6 +66,22 @@ def test_pairs(case):
     assert FORMATS[name].convert(row) == expected
 
 
+@pytest.mark.parametrize(("value", "probabilities"), [
+    (0.8, (0.8,)), ("0.8", (0.8,)), (0, (0.0,)), (1, (1.0,)), (None, ()), ("", ()),
+])
+@pytest.mark.parametrize("column", ["probability", "chosen_prob", "chosen_probs"])
+@pytest.mark.parametrize("row", [
+    {"prompt": "Hi", "chosen": "yes", "rejected": "no"},
+    {"chosen": [HI, YES], "rejected": [HI, NO]},
+    {"conversations": [said("human", "Hi")], "chosen": said("gpt", "yes"), "rejected": said("gpt", "no")},
+])
+def test_the_probability_of_a_pair(row, column, value, probabilities):
+    row = {**row, column: value, "chosen_probs_win": 0.9}
+    record = FORMATS[detect([row]).name].convert(row)
+    assert isinstance(record, Record)
+    assert (record.probabilities, record.columns) == (probabilities, {"chosen_probs_win": 0.9})
+
+
 TWO = ("yes", "no")
 REWARDS = {
     "scored": ("scored", {"prompt": "Hi", "completions": ["yes", "no"], "rewards": [1, -0.5]}, (1.0, -0.5)),

@@ -110,6 +110,15 @@ def test_data_cannot_command_the_terminal(tmp_path, chat):
     assert "[bold]c[/bold]" in shown and "ü 😊" in shown  # bytes of one character come out together
 
 
+def test_probabilities_are_shown(tmp_path, chat):
+    found = inspect_data(write(tmp_path / "a.jsonl", [{**PAIR, "probability": 0.75}, PAIR]), chat, DataOptions())
+    assert found.num_soft == 1 and "1 pairs have a probability" in found.lines()
+    soft, certain = (text.plain for text in found.samples())
+    assert "completion 1 chosen, probability 0.75, " in soft and "completion 2 rejected, " in soft
+    assert "probability" not in certain
+    assert found.duplicate_records == 0
+
+
 def test_labels_and_rewards_stand_beside_completions(tmp_path, chat):
     row = {"prompt": "Hi", "completions": ["a", "b"], "rewards": [0.5, 2]}
     group = prepare(write(tmp_path / "a.jsonl", [row]), chat, None, DataOptions()).groups[0]

@@ -123,8 +123,29 @@ def test_signals_of_one_file(tmp_path, chat):
     assert as_it_is.pairs == ((0, 1),)
     (prompts,) = prepare(path, chat, "prompts", DataOptions()).groups
     assert prompts.completions == () and prompts.prompt.tolist() == as_it_is.prompt.tolist()
-    with pytest.raises(ConfigError, match="pairing and min_gap have no effect"):
+    with pytest.raises(ConfigError, match="pairing, min_gap and soft_label_temperature have no effect"):
         prepare(path, chat, "prompts", DataOptions(min_gap=1.0))
+
+
+def test_probabilities_of_some_pairs(tmp_path, chat):
+    path = write(tmp_path / "a.jsonl", [{**PAIR, "probability": 0.75}, PAIR, {**PAIR, "probability": 0}])
+    prepared = prepare(path, chat, "pairs", DataOptions())
+    assert [group.probabilities for group in prepared.groups] == [(0.75,), (1.0,), (0.0,)]
+    assert "2 of 3 pairs have a probability, the others count as certain" in prepared.report.lines()
+    all_known = prepare(path, chat, "pairs", DataOptions(max_rows=1)).report.lines()
+    assert "1 of 1 pairs have a probability" in all_known
+    assert not any("probability" in line for line in prepare(path, chat, "labels", DataOptions()).report.lines())
+    assert prepare(path, chat, None, DataOptions()).groups[1].probabilities == ()
+    assert prepare(path, chat, "prompts", DataOptions()).records[0].probabilities == ()
+
+
+def test_the_soft_label_temperature_is_felt(tmp_path, chat):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "Hi", "completions": ["a", "b"], "rewards": [0, 1]}])
+    options = DataOptions(soft_label_temperature=0.5)
+    (group,) = prepare(path, chat, "pairs", options).groups
+    assert group.probabilities == pytest.approx((0.880797078,))  # 1 / (1 + e^-2)
+    with pytest.raises(ConfigError, match="soft_label_temperature have no effect"):
+        prepare(path, chat, "prompts", options)
 
 
 def test_truncation_options_are_felt(tmp_path, chat):

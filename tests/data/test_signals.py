@@ -112,12 +112,17 @@ def test_single_rewards_of_a_prompt_join_but_groups_do_not():
     assert [group.pairs for group in groups] == [((0, 1),), ((0, 1),)] and report.merged == 0
 
 
-@pytest.mark.parametrize("option", [{"pairing": "best_worst"}, {"min_gap": 0.5}])
+@pytest.mark.parametrize("option", [{"pairing": "best_worst"}, {"min_gap": 0.5}, {"soft_label_temperature": 1.0}])
 @pytest.mark.parametrize(("records", "signal"), [([paired((0, 1))], "pairs"), ([scored(0.0, 1.0)], "rewards"),
                                                  ([labelled("a", 1), labelled("b", -1)], "pairs")])
 def test_an_option_without_effect_is_an_error(records, signal, option):
     with pytest.raises(ConfigError, match=f"{next(iter(option))} has no effect"):
         derive(records, signal, **option)
+
+
+def test_a_temperature_has_no_effect_on_labels():
+    with pytest.raises(ConfigError, match="soft_label_temperature has no effect here; got labels made of rewards"):
+        derive([scored(0.0, 1.0)], "labels", soft_label_temperature=1.0)
 
 
 def test_nothing_left_says_why_and_what_the_data_can_give():
@@ -127,6 +132,44 @@ def test_nothing_left_says_why_and_what_the_data_can_give():
         derive([Record(prompt="p", completions=())], "labels")
     with pytest.raises(DataError, match="no records"):
         derive([], "labels")
+
+
+def soft(*probabilities, texts=("a", "b", "c"), pairs=((0, 1), (0, 2)), **known):
+    return Record(prompt="p", completions=texts, pairs=pairs, probabilities=probabilities, **known)
+
+
+def test_probabilities_follow_their_pairs():
+    (record,), report = derive([soft(0.75, 0.5, texts=("a", "a", "c"))], "pairs")
+    assert (record.completions, record.pairs, record.probabilities) == (("a", "c"), ((0, 1),), (0.5,))
+    assert (report.num_pairs, report.num_soft) == (1, 1)
+
+
+def test_pairs_without_a_probability_are_certain_where_others_have_one():
+    rows = [soft(0.75, 0.5), paired((0, 1), prompt="q")]
+    derived, report = derive(rows, "pairs")
+    assert [record.probabilities for record in derived] == [(0.75, 0.5), (1.0,)]
+    assert (report.num_pairs, report.num_soft) == (3, 2)
+    derived, report = derive(rows[1:], "pairs")
+    assert derived[0].probabilities == () and report.num_soft == 0
+
+
+@pytest.mark.parametrize("signal", ["labels", "rewards"])
+def test_other_signals_have_no_probabilities(signal):
+    for record in derive([soft(0.75, 0.5), soft(0.25, 0.5, texts=("a", "d", "e")), paired((0, 1))], signal)[0]:
+        assert (record.pairs, record.probabilities) == ((), ())
+
+
+def test_a_temperature_makes_probabilities_of_gaps():
+    rows = [scored(0.0, 2.0, 1.0), paired((0, 1), prompt="q")]
+    derived, report = derive(rows, "pairs", soft_label_temperature=2.0)
+    assert dict(zip(derived[0].pairs, derived[0].probabilities, strict=True)) == pytest.approx(
+        {(1, 0): 0.7310585786, (1, 2): 0.6224593312, (2, 0): 0.6224593312}  # 1 / (1 + e^-1) and 1 / (1 + e^-0.5)
+    )
+    assert derived[1].probabilities == (1.0,) and report.num_soft == 3
+    (best,), _ = derive(rows[:1], "pairs", pairing="best_worst", soft_label_temperature=2.0)
+    assert best.probabilities == pytest.approx((0.7310585786,))
+    (cold,), _ = derive(rows[:1], "pairs", min_gap=2.0, soft_label_temperature=1e-300)
+    assert cold.probabilities == (1.0,)
 
 
 # --- for any records ---

@@ -113,6 +113,18 @@ def test_signals_index_the_completions_of_all_groups():
     assert (rewards.reward.tolist(), rewards.group.tolist()) == ([0.5, 1.0, -1.0, 0.0, 2.0], [0, 0, 0, 1, 1])
 
 
+def test_probabilities_of_a_micro_batch():
+    """Pairs without one are certain; none at all is None."""
+    one = group([1], [2], [3], [4], pairs=((0, 2), (1, 2)), probabilities=(0.5, 0.75))
+    two = group([1], [2], [3], pairs=((1, 0),))
+    pairs = batch_signal([one, two], Pairs)
+    assert isinstance(pairs, Pairs) and pairs.probability is not None
+    assert pairs.probability.tolist() == [0.5, 0.75, 1.0]
+    assert pairs.probability.dtype == torch.get_default_dtype()
+    certain = batch_signal([two], Pairs)
+    assert isinstance(certain, Pairs) and certain.probability is None
+
+
 def test_a_micro_batch_smaller_than_a_row_is_refused():
     with pytest.raises(ConfigError, match="micro_batch_tokens is smaller than a row"):
         LayoutOptions(row_tokens=512, micro_batch_tokens=256)

@@ -151,6 +151,14 @@ def as_reward(value: object, name: str) -> float:
     return number
 
 
+def as_probability(value: object, name: str) -> float:
+    """A number in [0, 1]."""
+    number = as_reward(value, name)
+    if not 0.0 <= number <= 1.0:
+        raise DataError(f"The field {name} is not a probability", got=described(value), expected="a number in [0, 1]")
+    return number
+
+
 def as_list(value: object, name: str, of: str) -> list:
     """A list with something in it."""
     if not isinstance(value, list) or not value:

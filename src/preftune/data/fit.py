@@ -77,19 +77,21 @@ def _told_apart(group: Group) -> Group | None:
         values.clear()
         if any(values.setdefault(text, value) != value for text, value in zip(texts, signals, strict=False)):
             return None
-    pairs = tuple((i, j) for i, j in group.pairs if texts[i] != texts[j])
-    if len(pairs) == len(group.pairs):
+    different = [p for p, (i, j) in enumerate(group.pairs) if texts[i] != texts[j]]
+    if len(different) == len(group.pairs):
         return group
-    return _with_pairs(group, pairs) if pairs else None
+    return _with_pairs(group, different) if different else None
 
 
-def _with_pairs(group: Group, pairs: tuple[tuple[int, int], ...]) -> Group:
-    """The group with these pairs and the completions that they use."""
+def _with_pairs(group: Group, numbers: list[int]) -> Group:
+    """The group with these of its pairs and the completions that they use."""
+    pairs = [group.pairs[p] for p in numbers]
     keep = sorted({k for pair in pairs for k in pair})
     place = {k: index for index, k in enumerate(keep)}
     return replace(
         group, completions=tuple(group.completions[k] for k in keep),
         pairs=tuple((place[i], place[j]) for i, j in pairs),
+        probabilities=tuple(group.probabilities[p] for p in numbers) if group.probabilities else (),
         labels=tuple(group.labels[k] for k in keep) if group.labels else (),
         rewards=tuple(group.rewards[k] for k in keep) if group.rewards else (),
     )

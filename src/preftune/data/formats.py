@@ -10,6 +10,7 @@ from preftune.data.fields import (
     as_ended,
     as_label,
     as_list,
+    as_probability,
     as_reward,
     as_text,
     as_turns,
@@ -28,6 +29,7 @@ _TEXTS = ("completion", "response", "answer", "text", "output")  # of one entry 
 _COMPLETION = ("completion", "response", "output")
 _LISTS = ("completions", "answers", "responses")
 _CHOSEN, _REJECTED = ("chosen", "chosen_response"), ("rejected", "rejected_response")
+_PROBABILITY = ("probability", "chosen_prob", "chosen_probs")
 _LABEL = ("label", "kto_tag")
 _DIALOGUE = ("messages", "conversations")
 _SCORES = ("overall_score", "score", "reward")
@@ -138,7 +140,10 @@ def _record(row: Row, used: set[str], prompt: Prompt, completions: Sequence[str]
 def _pair(row: Row, used: set[str], prompt: Prompt, chosen: str, rejected: str) -> Record | Drop:
     if chosen == rejected:
         return Drop(reason="chosen and rejected are equal")
-    return _record(row, used, prompt, (chosen, rejected), pairs=((0, 1),))
+    key = first_key(row, *_PROBABILITY)
+    known = row.get(key) not in (None, "")  # a table has empty cells
+    probabilities = (as_probability(row[key], key),) if known else ()
+    return _record(row, used | {key}, prompt, (chosen, rejected), pairs=((0, 1),), probabilities=probabilities)
 
 
 def _pairs(row: Row) -> Record | Drop:

@@ -51,6 +51,7 @@ class Inspection:
     duplicate_prompts: int
     duplicate_records: int
     identical_completions: int  # records in which two completions are equal
+    num_soft: int  # pairs with a probability
     reward_ties: int  # records in which two rewards are equal
     groups: tuple[Group, ...]  # for showing
     renderer: Renderer
@@ -84,7 +85,7 @@ class Inspection:
             (self.special_inside, "completions hold a special token before their end"),
             (self.duplicate_prompts, "records repeat a prompt"), (self.duplicate_records, "records repeat another"),
             (self.identical_completions, "records hold equal completions"),
-            (self.reward_ties, "records hold equal rewards"),
+            (self.reward_ties, "records hold equal rewards"), (self.num_soft, "pairs have a probability"),
         ):
             lines += [f"{count} {what}"] if count else []
         return [clean_terminal(line) for line in lines]
@@ -129,13 +130,14 @@ def _census(
         duplicate_prompts=len(records) - len({record.prompt for record in records}),
         duplicate_records=len(records) - len({_content(record) for record in records}),
         identical_completions=sum(len(set(record.completions)) < len(record.completions) for record in records),
+        num_soft=sum(len(record.probabilities) for record in records),
         reward_ties=sum(len(set(record.rewards)) < len(record.rewards) for record in records),
         groups=tuple(groups), renderer=renderer,
     )
 
 
 def _content(record: Record) -> tuple[object, ...]:
-    return record.prompt, record.completions, record.pairs, record.labels, record.rewards
+    return record.prompt, record.completions, record.pairs, record.probabilities, record.labels, record.rewards
 
 
 def _mean(lengths: Sequence[int]) -> float:
@@ -198,6 +200,8 @@ def group_text(group: Group, renderer: Renderer) -> Text:
 
 def _standing(group: Group, index: int) -> str:
     parts = [" chosen"] if any(index == chosen for chosen, _ in group.pairs) else []
+    known = zip(group.pairs, group.probabilities, strict=False)
+    parts += [f" probability {chance:g}" for (chosen, _), chance in known if index == chosen]
     parts += [" rejected"] if any(index == rejected for _, rejected in group.pairs) else []
     parts += [f" label {group.labels[index]:+d}"] if group.labels and group.labels[index] is not None else []
     parts += [f" reward {group.rewards[index]:g}"] if group.rewards and group.rewards[index] is not None else []

@@ -15,8 +15,8 @@ Template = Literal["auto", "chat", "plain"]
 Truncation = Literal["error", "drop", "cut_prompt", "cut_completion"]
 
 FIELDS = (
-    "prompt", "system", "history", "input", "chosen", "rejected", "completion", "completions", "answers", "label",
-    "reward", "rewards", "ranks", "messages", "conversations",
+    "prompt", "system", "history", "input", "chosen", "rejected", "probability", "completion", "completions", "answers",
+    "label", "reward", "rewards", "ranks", "messages", "conversations",
 )  # what `columns` can fill
 
 
@@ -31,6 +31,8 @@ class DataOptions:
         bad_rows: What to do with a row that cannot be used: stop with an error, or skip it and count it.
         pairing: Which pairs (or labels) to make of the rewards of one prompt: all, or only best against worst.
         min_gap: Smallest difference of two rewards that makes a preference, in units of the reward.
+        soft_label_temperature: Give pairs that are made of rewards the Bradley-Terry probability
+            1 / (1 + exp(-gap / temperature)); in units of the reward. Without it they count as certain.
         template: Render prompts with the tokeniser's chat template or as plain text; auto takes chat if there is one.
         truncation: What to do with a group longer than max_length: error, drop it, cut the prompt from its left, or
             cut the completions from their right to the same length. All but error are counted.
@@ -44,6 +46,7 @@ class DataOptions:
     bad_rows: BadRows = "error"
     pairing: Pairing = "all"
     min_gap: float = 0.0
+    soft_label_temperature: float | None = None
     template: Template = "auto"
     truncation: Truncation = "drop"
     max_length: int = 2048
@@ -63,6 +66,10 @@ class DataOptions:
             raise ConfigError("The data option split is empty", expected='a name such as "train"')
         if not 0.0 <= self.min_gap < float("inf"):
             raise ConfigError("The data option min_gap is out of range", got=self.min_gap, expected="a number >= 0")
+        temperature = self.soft_label_temperature
+        if temperature is not None and not 0.0 < temperature < float("inf"):
+            raise ConfigError("The data option soft_label_temperature is out of range", got=temperature,
+                              expected="a number above 0")
         if self.max_length < 2:
             raise ConfigError(
                 "The data option max_length is too small", got=self.max_length,

@@ -149,7 +149,11 @@ def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
     if kind is Pairs:
         pairs = [(start + c, start + r) for start, group in zip(starts, groups, strict=False) for c, r in group.pairs]
         chosen, rejected = torch.tensor(np.array(pairs, dtype=np.int64).reshape(-1, 2)).unbind(1)
-        return Pairs(chosen=chosen, rejected=rejected)
+        if not any(group.probabilities for group in groups):
+            return Pairs(chosen=chosen, rejected=rejected)
+        chances = [p for group in groups for p in group.probabilities or (1.0,) * len(group.pairs)]
+        probability = torch.tensor(chances, dtype=torch.get_default_dtype())
+        return Pairs(chosen=chosen, rejected=rejected, probability=probability)
     if kind is Labels:
         return Labels(label=torch.tensor([label for group in groups for label in group_labels(group)]))
     if kind is Rewards:

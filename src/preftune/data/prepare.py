@@ -94,6 +94,9 @@ class DataReport:
             made_of = ", ".join(f"{count} records with {name}" for name, count in self.derived.sources.items())
             joined = f", {self.derived.merged} joined to another of the same prompt" if self.derived.merged else ""
             lines.append(f"{self.derived.signal} from {made_of}{joined}")
+            if self.derived.num_soft:
+                lines.append(f"{self.derived.num_soft} of {self.derived.num_pairs} pairs have a probability"
+                             + (", the others count as certain" * (self.derived.num_soft < self.derived.num_pairs)))
             lines += [f"dropped {count} records: {reason}" for reason, count in self.derived.dropped.items()]
             lines += [f"left out {count} completions: {reason}" for reason, count in self.derived.left_out.items()]
         lines += [f"{count} groups {kind}" for kind, count in self.fitted.items()]
@@ -230,17 +233,18 @@ def prepare(
 
 def prompt_only(record: Record) -> Record:
     """The record's prompt and other columns, without completions and what is known of them."""
-    return replace(record, completions=(), pairs=(), labels=(), rewards=(), ended=())
+    return replace(record, completions=(), pairs=(), probabilities=(), labels=(), rewards=(), ended=())
 
 
 def _with_signal(
     records: tuple[Record, ...], signal: SignalName | Literal["prompts"] | None, options: DataOptions
 ) -> tuple[tuple[Record, ...], SignalReport | None]:
     if signal in ("pairs", "labels", "rewards"):
-        return derive(records, signal, pairing=options.pairing, min_gap=options.min_gap)
-    if options.pairing != "all" or options.min_gap > 0:
-        raise ConfigError("The data options pairing and min_gap have no effect here", got=f"signal {signal}",
-                          expected="pairs or labels made of rewards", do="Leave them out")
+        return derive(records, signal, pairing=options.pairing, min_gap=options.min_gap,
+                      soft_label_temperature=options.soft_label_temperature)
+    if options.pairing != "all" or options.min_gap > 0 or options.soft_label_temperature is not None:
+        raise ConfigError("The data options pairing, min_gap and soft_label_temperature have no effect here",
+                          got=f"signal {signal}", expected="pairs or labels made of rewards", do="Leave them out")
     if signal == "prompts":
         return tuple(map(prompt_only, records)), None
     return records, None

@@ -211,7 +211,8 @@ def _group(renderer: Renderer, record: Record, texts: list[str], tokens: list[li
         completions.append(np.array(ids, dtype=np.int32))
     return Group(
         prompt=np.array(_started(renderer, record, prompt), dtype=np.int32), completions=tuple(completions),
-        pairs=record.pairs, labels=record.labels, rewards=record.rewards, origin=record.origin,
+        pairs=record.pairs, probabilities=record.probabilities, labels=record.labels, rewards=record.rewards,
+        origin=record.origin,
     )
 
 

@@ -28,8 +28,18 @@ class SignalReport:
     dropped: Mapping[str, int]  # records by reason
     left_out: Mapping[str, int]  # completions of the records that stay, by reason
     num_pairs: int
+    num_soft: int  # pairs whose probability the data give or that got one from rewards
     num_preferred: int  # completions labelled +1
     num_dispreferred: int  # completions labelled -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Making:
+    """How rewards become pairs or labels."""
+
+    pairing: Pairing = "all"
+    min_gap: float = 0.0
+    temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +47,15 @@ class _Found:
     """What one record yields: pairs, or a value for some of its completions; or why nothing."""
 
     pairs: tuple[tuple[int, int], ...] = ()
+    probabilities: tuple[float, ...] = ()  # one per pair, or none
     values: tuple[int | float | None, ...] = ()
     reason: str = ""  # why nothing was found
     left_out: str = "no part in the signal"  # why completions without a part have none
 
 
 def derive(
-    records: Sequence[Record], signal: SignalName, *, pairing: Pairing = "all", min_gap: float = 0.0
+    records: Sequence[Record], signal: SignalName, *, pairing: Pairing = "all", min_gap: float = 0.0,
+    soft_label_temperature: float | None = None,
 ) -> tuple[tuple[Record, ...], SignalReport]:
     """Records that hold exactly the signal, and what became of the others.
 
@@ -52,13 +64,17 @@ def derive(
     prompt against below it, under "best_worst" only these two), else from pairs. Rewards come from rewards, else from
     labels (1 and 0), else from pairs (1 and 0). Where completions of one prompt must be compared and stand in several
     records, these are merged first; the merged record keeps the first one's origin and columns.
+
+    A pair has a probability if its record gives one, or by `soft_label_temperature` if it is made of rewards. Where some
+    pairs have one, the others get 1; so either all records have probabilities or none, however a step is cut.
     """
+    making = _Making(pairing=pairing, min_gap=min_gap, temperature=soft_label_temperature)
     sources = Counter(_source(record, signal) for record in records)
-    _check_applies(sources, signal, pairing, min_gap)
+    _check_applies(sources, signal, making)
     merged = merge(records, signal)
     kept, dropped, left_out = [], Counter(), Counter()
     for record in merged:
-        found = _find(record, signal, pairing, min_gap)
+        found = _find(record, signal, making)
         result = _with_signal(record, signal, found)
         if result is None:
             dropped[found.reason] += 1
@@ -71,15 +87,24 @@ def derive(
     report = SignalReport(
         signal=signal, sources=dict(sources), merged=len(records) - len(merged), dropped=dict(dropped),
         left_out={reason: count for reason, count in left_out.items() if count},
-        num_pairs=sum(len(record.pairs) for record in kept), num_preferred=labels[1], num_dispreferred=labels[-1],
+        num_pairs=sum(len(record.pairs) for record in kept),
+        num_soft=sum(len(record.probabilities) for record in kept),
+        num_preferred=labels[1], num_dispreferred=labels[-1],
     )
-    return tuple(kept), report
+    return tuple(_certain_elsewhere(kept)), report
+
+
+def _certain_elsewhere(records: Sequence[Record]) -> Sequence[Record]:
+    """The records as they are if none has probabilities; else those without get 1 for each pair."""
+    if not any(record.probabilities for record in records):
+        return records
+    return [replace(record, probabilities=record.probabilities or (1.0,) * len(record.pairs)) for record in records]
 
 
 def available_signals(records: Sequence[Record]) -> tuple[SignalName, ...]:
     """The signals that `derive` can make of these records."""
     def gives(signal: SignalName) -> bool:
-        found = ((record, _find(record, signal, "all", 0.0)) for record in merge(records, signal))
+        found = ((record, _find(record, signal, _Making())) for record in merge(records, signal))
         return any(_with_signal(record, signal, what) is not None for record, what in found)
 
     return tuple(signal for signal in get_args(SignalName) if gives(signal))
@@ -99,17 +124,18 @@ def _source(record: Record, signal: SignalName) -> str:
     return next((name for name in order if known[name]), "nothing")
 
 
-def _check_applies(sources: Counter[str], signal: SignalName, pairing: Pairing, min_gap: float) -> None:
-    """Options that choose among rewards are an error where no rewards are turned into pairs or labels."""
-    if signal != "rewards" and sources["rewards"]:
-        return
-    option = "pairing" if pairing != "all" else "min_gap" if min_gap > 0 else ""
-    if option:
-        made_of = ", ".join(name for name in sources if name != "nothing") or "nothing"
-        raise ConfigError(
-            f"The data option {option} has no effect here", got=f"{signal} made of {made_of}",
-            expected="pairs or labels made of rewards", do=f"Leave {option} out, or give data with rewards",
-        )
+def _check_applies(sources: Counter[str], signal: SignalName, making: _Making) -> None:
+    """Options that say what becomes of rewards are an error where no rewards are turned into what they speak of."""
+    given = {"pairing": making.pairing != "all", "min_gap": making.min_gap > 0,
+             "soft_label_temperature": making.temperature is not None}
+    for option in (name for name, is_given in given.items() if is_given):
+        speaks_of = ("pairs",) if option == "soft_label_temperature" else ("pairs", "labels")
+        if signal not in speaks_of or not sources["rewards"]:
+            made_of = ", ".join(name for name in sources if name != "nothing") or "nothing"
+            raise ConfigError(
+                f"The data option {option} has no effect here", got=f"{signal} made of {made_of}",
+                expected=" or ".join(speaks_of) + " made of rewards", do=f"Leave {option} out, or give data with rewards",
+            )
 
 
 def merge(records: Sequence[Record], signal: SignalName) -> list[Record]:
@@ -127,61 +153,67 @@ def merge(records: Sequence[Record], signal: SignalName) -> list[Record]:
 
 
 def _joined(group: Sequence[Record]) -> Record:
-    start, pairs, labels, rewards = 0, [], [], []
-    for record in group:
+    start, pairs, probabilities, labels, rewards = 0, [], [], [], []
+    for record in _certain_elsewhere(group):
+        probabilities += record.probabilities
         pairs += [(chosen + start, rejected + start) for chosen, rejected in record.pairs]
         labels += record.labels
         rewards += record.rewards
         start += len(record.completions)
     completions = tuple(completion for record in group for completion in record.completions)
     ended = tuple(flag for record in group for flag in record.ended or (True,) * len(record.completions))
-    return replace(group[0], completions=completions, pairs=tuple(pairs), labels=tuple(labels), rewards=tuple(rewards),
-                   ended=() if all(ended) else ended)
+    return replace(group[0], completions=completions, pairs=tuple(pairs), probabilities=tuple(probabilities),
+                   labels=tuple(labels), rewards=tuple(rewards), ended=() if all(ended) else ended)
 
 
 # --- what one record yields ---
 
 
-def _find(record: Record, signal: SignalName, pairing: Pairing, min_gap: float) -> _Found:
+def _find(record: Record, signal: SignalName, making: _Making) -> _Found:
     source = _source(record, signal)
     if source == "nothing":
         return _Found(reason="no completions" if not record.completions else "no signal")
     if signal == "pairs":
-        return _find_pairs(record, source, pairing, min_gap)
+        return _find_pairs(record, source, making)
     if signal == source:
         return _Found(values=record.labels if signal == "labels" else record.rewards, left_out=f"no {signal[:-1]}")
     if source == "rewards":
-        return _labels_of_rewards(record, pairing, min_gap)
+        return _labels_of_rewards(record, making)
     found = _unified_labels(record, _labels_of_pairs(record) if source == "pairs" else record.labels)
     if signal == "labels":
         return found
     return replace(found, values=tuple(None if label is None else float(label > 0) for label in found.values))
 
 
-def _find_pairs(record: Record, source: str, pairing: Pairing, min_gap: float) -> _Found:
+def _find_pairs(record: Record, source: str, making: _Making) -> _Found:
     if source == "pairs":
-        return _told_apart(record, record.pairs, "chosen and rejected are equal")
+        return _told_apart(record, record.pairs, record.probabilities, "chosen and rejected are equal")
     if source == "labels":
         labels = _unified_labels(record, record.labels).values
         preferred, dispreferred = ([k for k, label in enumerate(labels) if label == sign] for sign in (1, -1))
         pairs = tuple((chosen, rejected) for chosen in preferred for rejected in dispreferred)
-        return _told_apart(record, pairs, "only one label for the prompt")
+        return _told_apart(record, pairs, (), "only one label for the prompt")
     known = _known_rewards(record)
-    reason = _why_no_gap(known, min_gap)
+    reason = _why_no_gap(known, making.min_gap)
     if reason:
         return _Found(reason=reason)
-    if pairing == "best_worst":
-        return _told_apart(record, (_best_worst(known),), "best and worst are equal texts")
-    gaps = ((i, j, known[i] - known[j]) for i, j in permutations(known, 2))
-    pairs = tuple((i, j) for i, j, gap in gaps if gap > 0 and gap >= min_gap)
-    return _told_apart(record, pairs, "equal texts with different rewards")
+    pairs = [_best_worst(known)] if making.pairing == "best_worst" else list(permutations(known, 2))
+    gaps = {(i, j): known[i] - known[j] for i, j in pairs}
+    gaps = {pair: gap for pair, gap in gaps.items() if gap > 0 and gap >= making.min_gap}
+    scale = making.temperature
+    probabilities = () if scale is None else tuple(1 / (1 + math.exp(-gap / scale)) for gap in gaps.values())
+    reason = "best and worst are equal texts" if making.pairing == "best_worst" else "equal texts with different rewards"
+    return _told_apart(record, tuple(gaps), probabilities, reason)
 
 
-def _told_apart(record: Record, pairs: Sequence[tuple[int, int]], reason: str) -> _Found:
-    """The pairs whose two texts differ."""
+def _told_apart(
+    record: Record, pairs: Sequence[tuple[int, int]], probabilities: Sequence[float], reason: str
+) -> _Found:
+    """The pairs whose two texts differ, each with its probability if there are any."""
     texts = record.completions
-    different = tuple((i, j) for i, j in pairs if texts[i] != texts[j])
-    return _Found(pairs=different, reason=reason, left_out="in no pair")
+    keep = [p for p, (i, j) in enumerate(pairs) if texts[i] != texts[j]]
+    return _Found(pairs=tuple(pairs[p] for p in keep), reason=reason, left_out="in no pair",
+                  probabilities=tuple(probabilities[p] for p in keep) if probabilities else ())
 
 
 def _known_rewards(record: Record) -> dict[int, float]:
@@ -201,13 +233,13 @@ def _why_no_gap(known: Mapping[int, float], min_gap: float) -> str:
     return "largest reward gap below min_gap" if spread < min_gap else ""
 
 
-def _labels_of_rewards(record: Record, pairing: Pairing, min_gap: float) -> _Found:
+def _labels_of_rewards(record: Record, making: _Making) -> _Found:
     known = _known_rewards(record)
-    reason = _why_no_gap(known, min_gap)
+    reason = _why_no_gap(known, making.min_gap)
     if reason:
         return _Found(reason=reason)
     labels: list[int | None] = [None] * len(record.completions)
-    if pairing == "best_worst":
+    if making.pairing == "best_worst":
         best, worst = _best_worst(known)
         labels[best], labels[worst] = 1, -1
         return replace(_unified_labels(record, labels), left_out="neither best nor worst")
@@ -258,7 +290,7 @@ def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | 
     values = [found.values[k] for k in keep] if signal != "pairs" else []
     return replace(
         record, completions=tuple(record.completions[k] for k in keep),
-        pairs=tuple((place[i], place[j]) for i, j in found.pairs),
+        pairs=tuple((place[i], place[j]) for i, j in found.pairs), probabilities=found.probabilities,
         labels=tuple(int(value) for value in values if value is not None) if signal == "labels" else (),
         rewards=tuple(float(value) for value in values if value is not None) if signal == "rewards" else (),
         ended=tuple(record.ended[k] for k in keep) if record.ended else (),
