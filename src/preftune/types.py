@@ -95,8 +95,8 @@ class Coupling:
 class TokenScores:
     """What objectives see of the models: numbers per completion token, completions one after another.
 
-    All are natural logs; `ref_logp` and `behaviour_logp` never carry a gradient. What an objective did not declare in its
-    `needs` is None.
+    All but the values are natural logs; `ref_logp` and what begins with `behaviour_` never carry a gradient. What an
+    objective did not declare in its `needs` is None.
     """
 
     logp: Float[Tensor, " N"]
@@ -111,6 +111,7 @@ class TokenScores:
     kl_from_ref: Float[Tensor, " N"] | None = None  # KL(ref || pi) over the vocabulary
     kl_to_ref: Float[Tensor, " N"] | None = None  # KL(pi || ref) over the vocabulary
     value: Float[Tensor, " N"] | None = None  # of a scalar head: at each position that predicts a completion token
+    behaviour_value: Float[Tensor, " N"] | None = None  # of that head when the completion was sampled; no gradient
     coupling: Coupling | None = None
 
 
