@@ -98,7 +98,7 @@ class Coupling:
 class TokenScores:
     """What objectives see of the models: numbers per completion token, completions one after another.
 
-    Logs are natural, entropies and divergences in nats. What is said of frozen models alone (`ref_*`, `behaviour_logp`,
+    Logs are natural, entropies and divergences in nats. What is said of frozen models alone (`ref_*`, `behaviour_*`,
     `contrast`) never carries a gradient. What an objective did not declare in its `needs` is None.
     """
 
@@ -115,6 +115,7 @@ class TokenScores:
     kl_to_ref: Float[Tensor, " N"] | None = None  # KL(pi || ref) over the vocabulary
     contrast: Float[Tensor, " N"] | None = None  # log pi_plus(y_t) - log pi_minus(y_t), of two frozen models for token weights
     value: Float[Tensor, " N"] | None = None  # of a scalar head: at each position that predicts a completion token
+    behaviour_value: Float[Tensor, " N"] | None = None  # of that head when the completion was sampled; no gradient
     coupling: Coupling | None = None
 
 

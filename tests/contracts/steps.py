@@ -10,7 +10,7 @@ from preftune.objectives import Coupled, Objective, State, reduce_losses
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
 
 WITH_GRADIENT = ("logp", "entropy", "target_logit", "log_normaliser", "kl_from_ref", "kl_to_ref", "value")
-FROZEN = ("ref_logp", "behaviour_logp", "log_collision", "ref_entropy_share", "contrast")
+FROZEN = ("ref_logp", "behaviour_logp", "behaviour_value", "log_collision", "ref_entropy_share", "contrast")
 SCORES = WITH_GRADIENT + FROZEN
 
 
@@ -41,12 +41,13 @@ def random_step(seed: int, num_groups: int = 5, scale: float = 2.0) -> list[Piec
     def draw(length: int) -> dict[str, Tensor]:
         logp, target = -scale * uniform(length) - 0.01, normal(length)
         near = [(logp + 0.5 * normal(length)).clamp(max=-1e-3) for _ in range(2)]
-        return {
+        scores = {
             "logp": logp, "ref_logp": near[0], "behaviour_logp": near[1], "target_logit": target,
             "log_normaliser": target - logp, "entropy": uniform(length), "ref_entropy_share": uniform(length),
             "kl_from_ref": uniform(length), "kl_to_ref": uniform(length), "log_collision": -uniform(length),
             "value": normal(length), "contrast": normal(length),
         }  # fmt: skip
+        return scores | {"behaviour_value": scores["value"] + 0.5 * target}
 
     pieces = []
     for number in range(num_groups):
@@ -73,22 +74,36 @@ def couple(pieces: Sequence[Piece], objective: Objective, state: State | None = 
     if "coupling" not in objective.needs:
         return [None] * len(pieces)
     assert isinstance(objective, Coupled)
-    scores, signal = assemble(pieces, objective, couplings=[None] * len(pieces))
-    mismatched = [piece.mismatched for piece in pieces]
-    view = StepView(
-        lengths=scores.lengths,
-        prompt=torch.tensor([piece.prompt for piece in pieces for _ in piece.tokens]),
-        signal=signal,
-        scores=scores if "scores" in objective.couples else None,
-        mismatched=_scores(mismatched, objective, None) if "mismatched" in objective.couples else None,
-    )
-    found, _ = objective.couple(view, objective.initial_state() if state is None else state)
+    found, _ = objective.couple(_view(pieces, objective), objective.initial_state() if state is None else state)
     counts = {"completion": [len(piece.tokens) for piece in pieces], "pair": [len(piece.pairs) for piece in pieces]}
     cut = {kind: {n: v.split(counts[kind]) for n, v in getattr(found, kind).items()} for kind in counts}
     return [
         Coupling(whole=found.whole, **{kind: {n: parts[i] for n, parts in cut[kind].items()} for kind in cut})
         for i in range(len(pieces))
     ]
+
+
+def state_after(steps: Sequence[Sequence[Piece]], objective: Objective) -> State | None:
+    """What the objective's estimators remember of some steps; None where the objective is not coupled."""
+    if "coupling" not in objective.needs:
+        return None
+    assert isinstance(objective, Coupled)
+    state: State = objective.initial_state()
+    for pieces in steps:
+        state = objective.couple(_view(pieces, objective), state)[1]
+    return state
+
+
+def _view(pieces: Sequence[Piece], objective: Coupled) -> StepView:
+    scores, signal = assemble(pieces, objective, couplings=[None] * len(pieces))
+    mismatched = [piece.mismatched for piece in pieces]
+    return StepView(
+        lengths=scores.lengths,
+        prompt=torch.tensor([piece.prompt for piece in pieces for _ in piece.tokens]),
+        signal=signal,
+        scores=scores if "scores" in objective.couples else None,
+        mismatched=_scores(mismatched, objective, None) if "mismatched" in objective.couples else None,
+    )
 
 
 def assemble(

@@ -19,6 +19,7 @@ from tests.contracts.steps import (
     loss_and_gradient,
     policy_scores,
     random_step,
+    state_after,
     with_scores,
 )
 from tests.contracts.variants import ALL, IDS, VARIANTS
@@ -173,9 +174,16 @@ def settings(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_hyper_parameter_is_felt(name):
-    """Of each field there are two settings that differ in it alone, and they differ in loss or gradient."""
-    pieces = random_step(seed=11)
-    results = [(asdict(one), loss_and_gradient(pieces, one)) for one in settings(name)]
+    """Of each field there are two settings that differ in it alone, and they differ in loss or gradient.
+
+    In a first step, or in a later one: a momentum has nothing to weigh before that.
+    """
+    before, pieces = [random_step(seed=12), random_step(seed=13)], random_step(seed=11)
+    results = []
+    for one in settings(name):
+        later = couple(pieces, one, state_after(before, one))
+        both = zip(loss_and_gradient(pieces, one), loss_and_gradient(pieces, one, couplings=later), strict=True)
+        results.append((asdict(one), [torch.stack(pair) for pair in both]))
     for field in fields(OBJECTIVES[name]):
         felt = False
         for (one, first), (other, second) in itertools.combinations(results, 2):

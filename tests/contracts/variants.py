@@ -3,6 +3,7 @@
 from preftune.objectives import OBJECTIVES, Objective
 from preftune.objectives.apo import APODown, APOZero
 from preftune.objectives.bco_pair import BCOPair
+from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
@@ -13,13 +14,18 @@ from preftune.objectives.era import ERA
 from preftune.objectives.exo import EXO
 from preftune.objectives.f_dpo import FDPO
 from preftune.objectives.gdpo import GDPO
+from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
 from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
+from preftune.objectives.ppo import PPO
+from preftune.objectives.reinforce import REINFORCE
+from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from preftune.objectives.reward_distillation import RewardDistillation
+from preftune.objectives.rloo import RLOO, PreferenceMatching
 from preftune.objectives.robust_dpo import RobustDPO
 from preftune.objectives.rpo import RPO
 from preftune.objectives.rwr import RWR
@@ -27,19 +33,27 @@ from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, SimPO
 from preftune.objectives.sppo import SPPO
+from preftune.objectives.topr import TOPR
 
 VARIANTS: dict[str, list[Objective]] = {
     "alphapo": [AlphaPO(), AlphaPO(beta=1.0, gamma=0.6, alpha=-0.3), AlphaPO(alpha=0.0)],
     "apo-down": [APODown(), APODown(beta=0.7)],
     "apo-zero": [APOZero(), APOZero(beta=0.7, unit="completion")],
     "bco-pair": [BCOPair(), BCOPair(beta=0.7)],
+    "best-of-n": [
+        BestOfN(),
+        BestOfN(negative_weight=0.6, negatives="mean", min_ratio=0.9, nll_scale="sum"),
+        BestOfN(negatives="worst"),
+    ],
     "bnf": [BNF(), BNF(reduction="pair_min")],
     "cal-dpo": [CalDPO(), CalDPO(beta=0.5, calibration_weight=1.0)],
     "cpo": [CPO(), CPO(beta=0.7, nll_weight=0.3, nll_scale="sum")],
+    "dapo": [DAPO(), DAPO(clip_low=0.1, clip_high=0.6, eps=0.3)],
     "dil": [DIL(), DIL(link="ukl"), DIL(link="bce")],
     "discopop": [DiscoPOP(), DiscoPOP(beta=0.7, tau=0.3), DiscoPOP(beta=2.0, tau=1.0)],
     "dpo": [DPO(), DPO(beta=0.7, label_smoothing=0.2)],
     "dpop": [DPOP(), DPOP(beta=0.7, penalty=2.0)],
+    "dr-grpo": [DrGRPO(), DrGRPO(clip=0.1, max_tokens=7)],
     "era": [ERA(), ERA(beta=0.5, gamma=0.3)],
     "exo": [EXO(), EXO(beta=0.7, label_smoothing=0.2)],
     "f-dpo": [
@@ -50,6 +64,7 @@ VARIANTS: dict[str, list[Objective]] = {
         FDPO(divergence="alpha", alpha=0.7),
     ],
     "gdpo": [GDPO(), GDPO(beta=0.7, soft_label=0.7)],
+    "grpo": [GRPO(), GRPO(beta=0.7, clip=0.1, eps=0.3, kl="k2"), GRPO(beta=0.0)],
     "gsil": [
         GSIL(),
         GSIL(beta=0.7, offset=0.5, link="brier"),
@@ -57,6 +72,7 @@ VARIANTS: dict[str, list[Objective]] = {
         GSIL(beta=0.7, offset=0.5, link="kliep"),
         GSIL(beta=0.7, offset=0.5, link="lsif"),
     ],
+    "gspo": [GSPO(), GSPO(clip_low=0.1, clip_high=0.3, eps=0.3)],
     "hinge": [Hinge(), Hinge(beta=0.7)],
     "infonca": [InfoNCA(), InfoNCA(beta=0.7, reward_temperature=0.3), InfoNCA(reward_temperature=0.0)],
     "ipo": [IPO(), IPO(tau=0.7, reduction="sum")],
@@ -64,8 +80,27 @@ VARIANTS: dict[str, list[Objective]] = {
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
     "nca": [NCA(), NCA(beta=0.7, reward_temperature=0.3), NCA(reward_temperature=0.0)],
     "orpo": [ORPO(), ORPO(odds_weight=0.7)],
+    "ppo": [
+        PPO(),
+        PPO(kl_coef=0.7, clip=0.1, vf_coef=0.6, gamma=0.8, lam=0.3, value_clip=0.2, dual_clip=1.1),
+        PPO(kl_coef=0.0),
+    ],
+    "preference-matching": [PreferenceMatching()],
     "r-dpo": [RDPO(), RDPO(beta=0.7, alpha=0.3)],
+    "reinforce": [
+        REINFORCE(),
+        REINFORCE(baseline="none", beta=0.7),
+        REINFORCE(baseline="mean"),
+        REINFORCE(baseline="moving_average", momentum=0.9),
+        REINFORCE(baseline="moving_average", momentum=0.5),
+    ],
+    "reinforce-plus-plus": [
+        ReinforcePlusPlus(),
+        ReinforcePlusPlus(beta=0.7, gamma=0.8, clip=0.1),
+        ReinforcePlusPlus(beta=0.0),
+    ],
     "reward-distillation": [RewardDistillation(), RewardDistillation(beta=0.7)],
+    "rloo": [RLOO(), RLOO(beta=0.7, clip=0.2), RLOO(beta=0.0)],
     "robust-dpo": [RobustDPO(), RobustDPO(beta=0.7, label_smoothing=0.2)],
     "rpo": [RPO(), RPO(beta=0.7, nll_weight=0.6, nll_scale="sum")],
     "rwr": [RWR(), RWR(temperature=0.7, max_weight=1.5, reduction="sequence_mean")],
@@ -74,6 +109,7 @@ VARIANTS: dict[str, list[Objective]] = {
     "simpo": [SimPO(), SimPO(beta=0.7, gamma=0.2)],
     "slic": [SLiC(), SLiC(delta=3.0, nll_weight=0.6, nll_scale="mean")],
     "sppo": [SPPO(), SPPO(beta=0.7, scale=1.0)],
+    "topr": [TOPR(), TOPR(positive_low=0.3, positive_high=1.2, negative_low=0.8, negative_high=1.3)],
 }
 ALL = [(name, variant) for name in OBJECTIVES for variant in VARIANTS[name]]
 IDS = [f"{name}-{i}" for name in OBJECTIVES for i, _ in enumerate(VARIANTS[name])]

@@ -3,6 +3,7 @@
 from preftune.objectives.apo import APODown, APOZero
 from preftune.objectives.base import Coupled, Objective, State, reduce_losses
 from preftune.objectives.bco_pair import BCOPair
+from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
@@ -13,13 +14,18 @@ from preftune.objectives.era import ERA
 from preftune.objectives.exo import EXO
 from preftune.objectives.f_dpo import FDPO
 from preftune.objectives.gdpo import GDPO
+from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
 from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
+from preftune.objectives.ppo import PPO
+from preftune.objectives.reinforce import REINFORCE
+from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from preftune.objectives.reward_distillation import RewardDistillation
+from preftune.objectives.rloo import RLOO, PreferenceMatching
 from preftune.objectives.robust_dpo import RobustDPO
 from preftune.objectives.rpo import RPO
 from preftune.objectives.rwr import RWR
@@ -27,24 +33,30 @@ from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, SimPO
 from preftune.objectives.sppo import SPPO
+from preftune.objectives.topr import TOPR
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "alphapo": AlphaPO,
     "apo-down": APODown,
     "apo-zero": APOZero,
     "bco-pair": BCOPair,
+    "best-of-n": BestOfN,
     "bnf": BNF,
     "cal-dpo": CalDPO,
     "cpo": CPO,
+    "dapo": DAPO,
     "dil": DIL,
     "discopop": DiscoPOP,
     "dpo": DPO,
     "dpop": DPOP,
+    "dr-grpo": DrGRPO,
     "era": ERA,
     "exo": EXO,
     "f-dpo": FDPO,
     "gdpo": GDPO,
+    "grpo": GRPO,
     "gsil": GSIL,
+    "gspo": GSPO,
     "hinge": Hinge,
     "infonca": InfoNCA,
     "ipo": IPO,
@@ -52,8 +64,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ln-dpo": LNDPO,
     "nca": NCA,
     "orpo": ORPO,
+    "ppo": PPO,
+    "preference-matching": PreferenceMatching,
     "r-dpo": RDPO,
+    "reinforce": REINFORCE,
+    "reinforce-plus-plus": ReinforcePlusPlus,
     "reward-distillation": RewardDistillation,
+    "rloo": RLOO,
     "robust-dpo": RobustDPO,
     "rpo": RPO,
     "rwr": RWR,
@@ -62,6 +79,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simpo": SimPO,
     "slic": SLiC,
     "sppo": SPPO,
+    "topr": TOPR,
 }
 
 __all__ = ["BNF", "DPO", "OBJECTIVES", "SFT", "Coupled", "Objective", "State", "objective_name", "reduce_losses"]

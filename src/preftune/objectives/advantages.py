@@ -1,0 +1,103 @@
+"""From rewards to advantages, the signed coefficients of a policy gradient. Pure, and without gradients.
+
+A group is never cut, so what compares the completions of a prompt needs nothing from outside; what compares the whole
+step (`whitened`) takes the step's mean and variance as numbers.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.groupwise import group_index, group_max, group_sum
+from preftune.types import Rewards
+
+# Added to a variance before its root, as in TRL and verl; advantages of a step whose rewards are all equal stay 0.
+_SMALLEST_VARIANCE = 1e-8
+
+
+def centred(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " C"]:
+    """r - mean of its group, the completion itself included.
+
+    Taken from the group's best, so that equal rewards give 0 exactly and not the rounding error of their mean, which a
+    division by its own deviation would blow up.
+    """
+    index, _ = group_index(signal)
+    below_best = reward - group_max(reward, signal)[index]
+    return below_best - (group_sum(below_best, signal) / group_size(reward, signal))[index]
+
+
+def leave_one_out(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " C"]:
+    """r - mean of the others of its group = K / (K - 1) * centred, of K completions; 0 for one that is alone.
+
+    Kool et al., "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019; Ahmadian et al., arXiv 2402.14740.
+    """
+    index, _ = group_index(signal)
+    size = group_size(reward, signal)
+    return centred(reward, signal) * (size / (size - 1).clamp(min=1))[index]
+
+
+def standardised(reward: Float[Tensor, " C"], signal: Rewards, eps: float) -> Float[Tensor, " C"]:
+    """(r - mean) / (standard deviation + eps) of its group. Shao et al., "DeepSeekMath", arXiv 2402.03300."""
+    index, _ = group_index(signal)
+    return centred(reward, signal) / (group_deviation(reward, signal)[index] + eps)
+
+
+def group_deviation(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
+    """Standard deviation within each group, with K - 1 in the denominator; 0 for a group of one."""
+    squares = group_sum(centred(reward, signal).square(), signal)
+    return (squares / (group_size(reward, signal) - 1).clamp(min=1)).sqrt()
+
+
+def group_size(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
+    """Completions of each group."""
+    return group_sum(torch.ones_like(reward), signal)
+
+
+# --- token by token ---
+
+
+def at_last_token(reward: Float[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " N"]:
+    """The reward of a completion at its last token, 0 at the others."""
+    rewards = reward.new_zeros(int(lengths.sum()))
+    rewards[lengths.cumsum(0) - 1] = reward
+    return rewards
+
+
+def gae(
+    rewards: Float[Tensor, " N"], values: Float[Tensor, " N"], lengths: Int[Tensor, " C"], gamma: float, lam: float
+) -> Float[Tensor, " N"]:
+    """Generalised advantage estimation within each completion, after whose last token nothing comes.
+
+        A_t = d_t + gamma * lam * A_t+1,   d_t = r_t + gamma * V_t+1 - V_t
+
+    Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", ICLR 2016, arXiv
+    1506.02438, equations 11 and 16.
+    """
+    advantages, starts = torch.zeros_like(rewards), lengths.cumsum(0) - lengths
+    next_value, next_advantage = (rewards.new_zeros(len(lengths)) for _ in range(2))
+    for t in reversed(range(int(lengths.max()))):
+        here = torch.nonzero(lengths > t).squeeze(1)  # completions that have a token t
+        at = starts[here] + t
+        step = rewards[at] + gamma * next_value[here] - values[at]
+        advantages[at] = step + gamma * lam * next_advantage[here]
+        next_value[here], next_advantage[here] = values[at], advantages[at]
+    return advantages
+
+
+def reward_to_go(rewards: Float[Tensor, " N"], lengths: Int[Tensor, " C"], gamma: float) -> Float[Tensor, " N"]:
+    """sum over k >= 0 of gamma^k r_t+k within each completion: the advantage without a critic."""
+    return gae(rewards, torch.zeros_like(rewards), lengths, gamma, 1.0)
+
+
+def moments(values: Float[Tensor, " N"]) -> dict[str, Float[Tensor, ""]]:
+    """`mean` and `variance` (with N - 1 in the denominator; 0 of a single value), in fp64."""
+    mean = values.double().mean()
+    squares = (values.double() - mean).square().sum()
+    return {"mean": mean, "variance": squares / max(1, len(values) - 1)}
+
+
+def whitened(
+    values: Float[Tensor, " N"], mean: Float[Tensor, ""], variance: Float[Tensor, ""]
+) -> Float[Tensor, " N"]:
+    """(v - mean) / sqrt(variance + 1e-8), with the moments of a whole step."""
+    return ((values.double() - mean) * (variance + _SMALLEST_VARIANCE).rsqrt()).to(values.dtype)

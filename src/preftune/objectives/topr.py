@@ -1,0 +1,69 @@
+"""TOPR: off-policy REINFORCE whose importance ratio is tapered, otherwise for good samples than for bad ones."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.errors import ConfigError
+from preftune.objectives.base import sum_tokens
+from preftune.objectives.checks import check_not_negative
+from preftune.objectives.clipping import sequence_ratio
+from preftune.objectives.policy_gradient import policy_losses, unit_weights
+from preftune.types import Losses, Rewards, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class TOPR:
+    """REINFORCE on anybody's samples: good ones as in likelihood training, bad ones by a ratio that is at most one.
+
+        L = -a r log pi(y),   rho = pi(y) / mu(y)
+        a = clip(rho, positive_low, positive_high) where r >= 0, clip(rho, negative_low, negative_high) where r < 0
+
+    with mu the behaviour policy and a held constant, the mean over completions. Le Roux et al., "Tapered Off-Policy
+    REINFORCE: Stable and Efficient Reinforcement Learning for LLMs", 2025, arXiv 2503.14286, equations 7 and 8, by an
+    extract. No baseline and no KL term: centre rewards yourself, +1 and -1 being meant. With all bounds at 1 it is
+    `reinforce` without a baseline; with [0, very large] on both sides it is plain importance sampling.
+
+    Args:
+        positive_low, positive_high: bounds of the ratio of a completion with r >= 0, 0 <= low <= high.
+        negative_low, negative_high: bounds of the ratio of a completion with r < 0, likewise.
+    """
+
+    positive_low: float = 1.0
+    positive_high: float = 1.0
+    negative_low: float = 0.0
+    negative_high: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_not_negative(
+            "topr", positive_low=self.positive_low, positive_high=self.positive_high, negative_low=self.negative_low,
+            negative_high=self.negative_high,
+        )  # fmt: skip
+        for side in ("positive", "negative"):
+            low, high = getattr(self, f"{side}_low"), getattr(self, f"{side}_high")
+            if low > high:
+                raise ConfigError(f"topr: {side}_low is above {side}_high", got=low, expected=f"at most {high}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"behaviour_logp"})
+
+    @property
+    def signal(self) -> type[Rewards]:
+        return Rewards
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
+        """One per completion."""
+        return unit_weights(len(lengths), lengths)
+
+    def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
+        reward, ratio = signal.reward.to(scores.logp.dtype), sequence_ratio(scores).detach()
+        positive, negative = ratio.clamp(self.positive_low, self.positive_high), ratio.clamp(self.negative_low, self.negative_high)
+        taper = torch.where(reward >= 0, positive, negative)
+        per_unit = -taper * reward * sum_tokens(scores.logp, scores.lengths)
+        return policy_losses(
+            per_unit, self.weights(scores.lengths, signal), scores, signal, advantage=reward,
+            extra={"ratio/mean": ratio, "topr/taper": taper},
+        )  # fmt: skip
