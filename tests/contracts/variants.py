@@ -4,6 +4,7 @@ from preftune.objectives import OBJECTIVES, Objective
 from preftune.objectives.apo import APODown, APOZero
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.bnf import BNF
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
 from preftune.objectives.discopop import DiscoPOP
@@ -17,6 +18,7 @@ from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
+from preftune.objectives.mixture import MPO, Mixture
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
 from preftune.objectives.reward_distillation import RewardDistillation
@@ -25,7 +27,7 @@ from preftune.objectives.rpo import RPO
 from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
-from preftune.objectives.simpo import AlphaPO, SimPO
+from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from preftune.objectives.sppo import SPPO
 
 VARIANTS: dict[str, list[Objective]] = {
@@ -34,8 +36,10 @@ VARIANTS: dict[str, list[Objective]] = {
     "apo-zero": [APOZero(), APOZero(beta=0.7, unit="completion")],
     "bco-pair": [BCOPair(), BCOPair(beta=0.7)],
     "bnf": [BNF(), BNF(reduction="pair_min")],
+    "bradley-terry": [BradleyTerry(), BradleyTerry(margin=0.6, centring=0.2)],
     "cal-dpo": [CalDPO(), CalDPO(beta=0.5, calibration_weight=1.0)],
     "cpo": [CPO(), CPO(beta=0.7, nll_weight=0.3, nll_scale="sum")],
+    "cpo-simpo": [CPOSimPO(), CPOSimPO(beta=0.7, gamma=0.2, nll_weight=0.6, nll_scale="sum")],
     "dil": [DIL(), DIL(link="ukl"), DIL(link="bce")],
     "discopop": [DiscoPOP(), DiscoPOP(beta=0.7, tau=0.3), DiscoPOP(beta=2.0, tau=1.0)],
     "dpo": [DPO(), DPO(beta=0.7, label_smoothing=0.2)],
@@ -49,7 +53,7 @@ VARIANTS: dict[str, list[Objective]] = {
         FDPO(divergence="alpha", alpha=0.3),
         FDPO(divergence="alpha", alpha=0.7),
     ],
-    "gdpo": [GDPO(), GDPO(beta=0.7, soft_label=0.7)],
+    "gdpo": [GDPO(), GDPO(beta=0.7, soft_label=0.7), GDPO(link="square")],
     "gsil": [
         GSIL(),
         GSIL(beta=0.7, offset=0.5, link="brier"),
@@ -62,6 +66,8 @@ VARIANTS: dict[str, list[Objective]] = {
     "ipo": [IPO(), IPO(tau=0.7, reduction="sum")],
     "ld-dpo": [LDDPO(), LDDPO(beta=0.7, alpha=0.2)],
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
+    "mixture": [Mixture(), Mixture(terms="bnf + 0.5*sft"), Mixture(terms="0.3*dpo + 2*bradley-terry(margin=1)")],
+    "mpo": [MPO(), MPO(dpo_weight=0.3, bco_weight=2.0, sft_weight=0.4, beta=0.7)],
     "nca": [NCA(), NCA(beta=0.7, reward_temperature=0.3), NCA(reward_temperature=0.0)],
     "orpo": [ORPO(), ORPO(odds_weight=0.7)],
     "r-dpo": [RDPO(), RDPO(beta=0.7, alpha=0.3)],

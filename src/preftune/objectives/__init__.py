@@ -4,6 +4,7 @@ from preftune.objectives.apo import APODown, APOZero
 from preftune.objectives.base import Coupled, Objective, State, reduce_losses
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.bnf import BNF
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
 from preftune.objectives.discopop import DiscoPOP
@@ -17,6 +18,7 @@ from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
+from preftune.objectives.mixture import MPO, Mixture
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
 from preftune.objectives.reward_distillation import RewardDistillation
@@ -25,7 +27,7 @@ from preftune.objectives.rpo import RPO
 from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
-from preftune.objectives.simpo import AlphaPO, SimPO
+from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from preftune.objectives.sppo import SPPO
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -34,8 +36,10 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "apo-zero": APOZero,
     "bco-pair": BCOPair,
     "bnf": BNF,
+    "bradley-terry": BradleyTerry,
     "cal-dpo": CalDPO,
     "cpo": CPO,
+    "cpo-simpo": CPOSimPO,
     "dil": DIL,
     "discopop": DiscoPOP,
     "dpo": DPO,
@@ -50,6 +54,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ipo": IPO,
     "ld-dpo": LDDPO,
     "ln-dpo": LNDPO,
+    "mixture": Mixture,
+    "mpo": MPO,
     "nca": NCA,
     "orpo": ORPO,
     "r-dpo": RDPO,
