@@ -20,7 +20,7 @@ class Piece:
 
     tokens: tuple[dict[str, Tensor], ...]  # per completion: score name -> [tokens]
     pairs: tuple[tuple[int, int], ...]
-    probabilities: tuple[float, ...]  # per pair
+    probabilities: tuple[float, ...]  # per pair, or none at all
     labels: tuple[int, ...]
     rewards: tuple[float, ...]
     sources: tuple[int, ...]  # 0 data, 1 policy, 2 reference
@@ -147,7 +147,8 @@ def _signal(pieces: Sequence[Piece], kind: type[Signal]) -> Signal:
         if kind is Hybrid:
             return Hybrid(chosen=chosen, rejected=rejected, source=torch.tensor([s for p in pieces for s in p.sources]))
         chances = [p for piece in pieces for p in piece.probabilities]
-        return Pairs(chosen=chosen, rejected=rejected, probability=torch.tensor(chances, dtype=torch.float64))
+        known = torch.tensor(chances, dtype=torch.float64) if chances else None
+        return Pairs(chosen=chosen, rejected=rejected, probability=known)
     if kind is Labels:
         return Labels(label=torch.tensor([label for piece in pieces for label in piece.labels]))
     numbers = torch.tensor([reward for piece in pieces for reward in piece.rewards], dtype=torch.float64)

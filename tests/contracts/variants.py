@@ -5,6 +5,7 @@ from preftune.objectives.apo import APODown, APOZero
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
 from preftune.objectives.discopop import DiscoPOP
@@ -19,6 +20,7 @@ from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
+from preftune.objectives.mixture import MPO, Mixture
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
 from preftune.objectives.ppo import PPO
@@ -31,7 +33,7 @@ from preftune.objectives.rpo import RPO
 from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
-from preftune.objectives.simpo import AlphaPO, SimPO
+from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from preftune.objectives.sppo import SPPO
 from preftune.objectives.topr import TOPR
 
@@ -46,9 +48,11 @@ VARIANTS: dict[str, list[Objective]] = {
         BestOfN(negatives="worst"),
     ],
     "bnf": [BNF(), BNF(reduction="pair_min")],
+    "bradley-terry": [BradleyTerry(), BradleyTerry(margin=0.6, centring=0.2)],
     "cal-dpo": [CalDPO(), CalDPO(beta=0.5, calibration_weight=1.0)],
     "cpo": [CPO(), CPO(beta=0.7, nll_weight=0.3, nll_scale="sum")],
     "dapo": [DAPO(), DAPO(clip_low=0.1, clip_high=0.6, eps=0.3)],
+    "cpo-simpo": [CPOSimPO(), CPOSimPO(beta=0.7, gamma=0.2, nll_weight=0.6, nll_scale="sum")],
     "dil": [DIL(), DIL(link="ukl"), DIL(link="bce")],
     "discopop": [DiscoPOP(), DiscoPOP(beta=0.7, tau=0.3), DiscoPOP(beta=2.0, tau=1.0)],
     "dpo": [DPO(), DPO(beta=0.7, label_smoothing=0.2)],
@@ -65,6 +69,7 @@ VARIANTS: dict[str, list[Objective]] = {
     ],
     "gdpo": [GDPO(), GDPO(beta=0.7, soft_label=0.7)],
     "grpo": [GRPO(), GRPO(beta=0.7, clip=0.1, eps=0.3, kl="k2"), GRPO(beta=0.0)],
+    "gdpo": [GDPO(), GDPO(beta=0.7, soft_label=0.7), GDPO(link="square")],
     "gsil": [
         GSIL(),
         GSIL(beta=0.7, offset=0.5, link="brier"),
@@ -78,6 +83,8 @@ VARIANTS: dict[str, list[Objective]] = {
     "ipo": [IPO(), IPO(tau=0.7, reduction="sum")],
     "ld-dpo": [LDDPO(), LDDPO(beta=0.7, alpha=0.2)],
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
+    "mixture": [Mixture(), Mixture(terms="bnf + 0.5*sft"), Mixture(terms="0.3*dpo + 2*bradley-terry(margin=1)")],
+    "mpo": [MPO(), MPO(dpo_weight=0.3, bco_weight=2.0, sft_weight=0.4, beta=0.7)],
     "nca": [NCA(), NCA(beta=0.7, reward_temperature=0.3), NCA(reward_temperature=0.0)],
     "orpo": [ORPO(), ORPO(odds_weight=0.7)],
     "ppo": [

@@ -5,6 +5,7 @@ from preftune.objectives.base import Coupled, Objective, State, reduce_losses
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
 from preftune.objectives.discopop import DiscoPOP
@@ -19,6 +20,7 @@ from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
+from preftune.objectives.mixture import MPO, Mixture
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
 from preftune.objectives.ppo import PPO
@@ -31,7 +33,7 @@ from preftune.objectives.rpo import RPO
 from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
-from preftune.objectives.simpo import AlphaPO, SimPO
+from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from preftune.objectives.sppo import SPPO
 from preftune.objectives.topr import TOPR
 
@@ -42,9 +44,11 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "bco-pair": BCOPair,
     "best-of-n": BestOfN,
     "bnf": BNF,
+    "bradley-terry": BradleyTerry,
     "cal-dpo": CalDPO,
     "cpo": CPO,
     "dapo": DAPO,
+    "cpo-simpo": CPOSimPO,
     "dil": DIL,
     "discopop": DiscoPOP,
     "dpo": DPO,
@@ -62,6 +66,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ipo": IPO,
     "ld-dpo": LDDPO,
     "ln-dpo": LNDPO,
+    "mixture": Mixture,
+    "mpo": MPO,
     "nca": NCA,
     "orpo": ORPO,
     "ppo": PPO,

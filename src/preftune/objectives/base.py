@@ -133,14 +133,22 @@ def score_metrics(scores: TokenScores, signal: Pairs, rewards: Float[Tensor, " C
         quantities = {"logps": sum_tokens(scores.logp, scores.lengths)}
         if scores.ref_logp is not None:
             quantities["log_ratios"] = log_ratio(scores)
-        quantities["rewards"] = rewards
-        margin = rewards[signal.chosen] - rewards[signal.rejected]
-        return {
-            **{
-                f"{name}/{side}": value[index]
-                for name, value in quantities.items()
-                for side, index in (("chosen", signal.chosen), ("rejected", signal.rejected))
-            },
-            "rewards/margins": margin,
-            "rewards/accuracies": (margin > 0).to(margin.dtype),
+        sides = {
+            f"{name}/{side}": value[index]
+            for name, value in quantities.items()
+            for side, index in (("chosen", signal.chosen), ("rejected", signal.rejected))
         }
+        return {**sides, **reward_metrics(signal, rewards)}
+
+
+def reward_metrics(signal: Pairs, rewards: Float[Tensor, " C"]) -> dict[str, Tensor]:
+    """The `rewards/*` of `score_metrics` alone."""
+    rewards = rewards.detach()
+    chosen, rejected = rewards[signal.chosen], rewards[signal.rejected]
+    margin = chosen - rejected
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": margin,
+        "rewards/accuracies": (margin > 0).to(margin.dtype),
+    }

@@ -8,7 +8,7 @@ from torch import Tensor
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import check_between, check_positive
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import flip_chance, pair_losses, pair_margin, pair_weights
 from preftune.types import Losses, Pairs, TokenScores
 
 
@@ -20,7 +20,8 @@ class DPO:
 
     with h the log-ratio of a completion to the reference, summed over tokens. Rafailov et al., "Direct Preference
     Optimization", NeurIPS 2023, arXiv 2305.18290, equation 7; e > 0 is their conservative form (cDPO), whose gradient
-    vanishes at sigma(beta * D) = 1 - e.
+    vanishes at sigma(beta * D) = 1 - e. Where the data give the probability p that the chosen completion is the better
+    one, the target is p in the place of 1: 1 - e becomes (1 - e) p + e (1 - p), and without smoothing p.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -48,5 +49,6 @@ class DPO:
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)
-        per_unit = logistic(pair_margin(rewards, signal), self.label_smoothing)
+        flipped = flip_chance(signal, self.label_smoothing, rewards.dtype)
+        per_unit = logistic(pair_margin(rewards, signal), flipped)
         return pair_losses(per_unit, scores, signal, rewards)

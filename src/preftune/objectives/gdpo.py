@@ -1,39 +1,47 @@
-"""GDPO: geometric averaging of the two answers by a soft label."""
+"""GDPO and GIPO: geometric averaging of the two answers by a soft label."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_between, check_positive
+from preftune.objectives.checks import check_between, check_choice, check_positive
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
 from preftune.types import Losses, Pairs, TokenScores
 
+Link = Literal["logistic", "square"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class GDPO:
-    """DPO whose margin shrinks with the uncertainty of the preference.
+    """DPO, or IPO, whose margin shrinks with the uncertainty of the preference.
 
-        L = -log sigma( beta * (2p - 1) * D ),   D = h(chosen) - h(rejected)
+        logistic:  L = -log sigma( beta * (2p - 1) * D )            D = h(chosen) - h(rejected)
+        square:    L = ( (2p - 1) * D - 1 / (2 beta) )^2            (GIPO)
 
-    Furuta et al., "Geometric-Averaged Preference Optimization for Soft Preference Labels", NeurIPS 2024, arXiv
-    2409.06691; formula not verified against the paper. There p is a soft label of each pair; pairs carry no such number
-    here, so one p holds for all of them, and the loss is that of `dpo` with beta * (2p - 1). Unlike label smoothing it
-    never pushes the margin back.
+    with p the probability that the chosen completion is the better one. Furuta et al., "Geometric-Averaged Preference
+    Optimization for Soft Preference Labels", NeurIPS 2024, arXiv 2409.06691; formula not verified against the paper.
+    Where the data give p for each pair it is used, else `soft_label` for all of them: then the loss is that of `dpo` with
+    beta * (2p - 1). At p = 1/2 a pair has no gradient, below it is turned round. Unlike label smoothing the logistic form
+    never pulls a margin back.
 
     Args:
-        beta: strength of the pull to the reference, > 0.
-        soft_label: p, the probability that the chosen completion is the better one, in (0.5, 1]; at 1 it is DPO.
+        beta: strength of the pull to the reference, > 0; IPO's tau in the square form.
+        soft_label: p where the data do not say, in (0.5, 1]; at 1 it is DPO (or IPO with sums).
+        link: "logistic" for GDPO, "square" for GIPO.
     """
 
     beta: float = 0.1
     soft_label: float = 0.9
+    link: Link = "logistic"
 
     def __post_init__(self) -> None:
         check_positive("gdpo", beta=self.beta)
         check_between("gdpo", "(0.5, 1]", soft_label=self.soft_label)
+        check_choice("gdpo", get_args(Link), link=self.link)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -49,5 +57,9 @@ class GDPO:
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)
-        per_unit = logistic((2 * self.soft_label - 1) * pair_margin(rewards, signal))
+        known = signal.probability
+        probability = self.soft_label if known is None else known.to(rewards.dtype)
+        margin = (2 * probability - 1) * pair_margin(rewards, signal)
+        # for the square form a margin of log-ratios: 1 / (2 beta) is 1 / 2 in units of rewards
+        per_unit = logistic(margin) if self.link == "logistic" else ((margin - 0.5) / self.beta).square()
         return pair_losses(per_unit, scores, signal, rewards)

@@ -35,6 +35,17 @@ def pair_lengths(lengths: Int[Tensor, " C"], signal: Pairs) -> tuple[Int[Tensor,
     return lengths[signal.chosen], lengths[signal.rejected]
 
 
+def flip_chance(signal: Pairs, label_smoothing: float, dtype: torch.dtype) -> float | Float[Tensor, " P"]:
+    """The chance that a pair is the wrong way round: by its probability p, by a wrong label of chance e, but not by both.
+
+    e p + (1 - e) (1 - p), and e itself where the data give no p.
+    """
+    if signal.probability is None:
+        return label_smoothing
+    probability = signal.probability.to(dtype)
+    return label_smoothing * probability + (1 - label_smoothing) * (1 - probability)
+
+
 def pair_losses(
     per_unit: Float[Tensor, " P"], scores: TokenScores, signal: Pairs, rewards: Float[Tensor, " C"]
 ) -> Losses:

@@ -1,4 +1,4 @@
-"""SimPO and AlphaPO: no reference, log-probabilities per token, a target margin."""
+"""SimPO, CPO-SimPO and AlphaPO: no reference, log-probabilities per token, a target margin."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import mean_tokens
-from preftune.objectives.checks import check_finite, check_positive
+from preftune.objectives.checks import check_choice, check_finite, check_not_negative, check_positive
 from preftune.objectives.links import bounded_expm1, logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import (
+    NLL_SCALES,
+    NLLScale,
+    losses_with_nll,
+    pair_losses,
+    pair_margin,
+    pair_weights,
+)  # fmt: skip
 from preftune.types import Losses, Pairs, TokenScores
 
 
@@ -64,6 +71,54 @@ class SimPO:
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         return target_margin_losses(scores, signal, beta=self.beta, gamma=self.gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPOSimPO:
+    """SimPO that also holds the chosen completion up, as CPO does.
+
+        L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma ) + w * NLL(chosen),   lpbar = log pi(y) / |y|
+
+    The authors of CPO (Xu et al., ICML 2024, arXiv 2401.08417) published it as code, without a paper: `simpo` plus the
+    likelihood term of `cpo`. Their description has the likelihood as a sum over tokens, their code takes the mean over
+    all chosen tokens of a micro-batch. Here it is per completion, so that a step does not depend on how it is cut. The
+    defaults are those of their code for Llama-3-Instruct.
+
+    Args:
+        beta: scale of the mean log-probability, > 0.
+        gamma: target margin, in units of beta times nats per token.
+        nll_weight: w, >= 0; at 0 it is SimPO.
+        nll_scale: whether the likelihood term is the mean over the completion's tokens (near the code) or
+            their sum (the description).
+    """
+
+    beta: float = 10.0
+    gamma: float = 5.4
+    nll_weight: float = 0.05
+    nll_scale: NLLScale = "mean"
+
+    def __post_init__(self) -> None:
+        check_positive("cpo-simpo", beta=self.beta)
+        check_finite("cpo-simpo", gamma=self.gamma)
+        check_not_negative("cpo-simpo", nll_weight=self.nll_weight)
+        check_choice("cpo-simpo", NLL_SCALES, nll_scale=self.nll_scale)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        preference = SimPO(beta=self.beta, gamma=self.gamma)(scores, signal).per_unit
+        rewards = self.beta * mean_tokens(scores.logp, scores.lengths)
+        return losses_with_nll(preference, self.nll_weight, self.nll_scale, scores, signal, rewards=rewards)
 
 
 @dataclass(frozen=True, kw_only=True)

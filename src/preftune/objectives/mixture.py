@@ -1,0 +1,296 @@
+"""Weighted sums of objectives, and MPO, which is one of them."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.errors import ConfigError
+from preftune.objectives.base import Coupled, Objective, State, coupling_of
+from preftune.objectives.checks import check_positive
+from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
+
+_SUMS = ("mixture", "mpo")  # the objectives of this file, which cannot be terms
+_OF_THE_POLICY = ("logps/", "log_ratios/")  # metrics that say the same whichever term gives them
+_PLUS = re.compile(r"(?<!\d[eE])(?<!\.[eE])\+(?![^()]*\))")  # neither that of a number such as 1e+3 nor one in brackets
+_TERM = re.compile(r"(?:(?P<weight>[^*()]*)\*)?\s*(?P<name>[\w-]+)\s*(?:\((?P<settings>[^()]*)\))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One objective of a sum; `label` tells it from the others."""
+
+    weight: float
+    objective: Objective
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """A weighted sum of objectives, each reduced over the whole step as if it were trained alone.
+
+        L = sum_k weight_k * L_k,   L_k = sum_u per_unit_ku * w_ku / W_k,   W_k = sum_u w_ku over the step
+
+    Every term keeps its own units: the tokens of `sft` and the pairs of `dpo` are not weighed against each other. The
+    one reducer divides by W = sum_k W_k, so the units of term k are scaled by weight_k * W / W_k, which is why a mixture
+    looks at the whole step before its gradient. A term without weight in a step adds nothing to it. Terms on labels
+    take them from the pairs of the others: +1 chosen, -1 rejected, 0 neither or both.
+
+    Args:
+        terms: such as "0.8*dpo(beta=0.1) + 0.2*bco-pair + sft": names of objectives with their settings, each with a
+            weight, a number other than 0 that is 1 if left out. The default is MPO's.
+    """
+
+    terms: str = "0.8*dpo(beta=0.1)+0.2*bco-pair(beta=0.1)+sft"
+
+    def __post_init__(self) -> None:
+        _ = self.parsed, self.signal  # refuse now what cannot be read or does not go together
+
+    @cached_property
+    def parsed(self) -> tuple[Term, ...]:
+        return parse_terms(self.terms)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"coupling"}).union(*(term.objective.needs for term in self.parsed))
+
+    @property
+    def signal(self) -> type[Signal]:
+        return common_signal([term.objective.signal for term in self.parsed])
+
+    @property
+    def couples(self) -> frozenset[str]:
+        return frozenset().union(*(term.objective.couples for term in self.parsed if _is_coupled(term.objective)))
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Signal) -> Float[Tensor, " U"]:
+        """Those of each term, one term after another."""
+        return torch.cat([
+            term.objective.weights(lengths, derived_signal(signal, term.objective.signal, len(lengths)))
+            for term in self.parsed
+        ])  # fmt: skip
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The states of the terms that have one, each name after its term's position."""
+        return {
+            f"{position}/{name}": value
+            for position, term in enumerate(self.parsed) if _is_coupled(term.objective)
+            for name, value in term.objective.initial_state().items()
+        }  # fmt: skip
+
+    def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
+        """The factor of each term's units, and what couples the terms themselves."""
+        signals = [derived_signal(step.signal, term.objective.signal, len(step.lengths)) for term in self.parsed]
+        weights = [
+            term.objective.weights(step.lengths, signal).double()
+            for term, signal in zip(self.parsed, signals, strict=True)
+        ]
+        total = torch.cat(weights).sum()
+        found: dict[str, dict[str, Tensor]] = {"whole": {}, "completion": {}, "pair": {}}
+        new_state: dict[str, Tensor] = {}
+        for position, (term, signal, weight) in enumerate(zip(self.parsed, signals, weights, strict=True)):
+            per_weight = torch.where(weight.sum() != 0, 1 / weight.sum(), 0.0)
+            found["whole"][f"{position}.scale"] = term.weight * total * per_weight
+            found["whole"][f"{position}.mean"] = (weight != 0).sum() * per_weight
+            if _is_coupled(term.objective):
+                own, kept = term.objective.couple(_own_view(step, signal, term.objective), _unprefixed(state, position))
+                new_state |= {f"{position}/{name}": value for name, value in kept.items()}
+                for kind, values in found.items():
+                    values |= {f"{position}/{name}": value for name, value in getattr(own, kind).items()}
+        return Coupling(**found), new_state
+
+    def __call__(self, scores: TokenScores, signal: Signal) -> Losses:
+        coupling = coupling_of(scores)
+        per_unit, weight, metrics = [], [], {}
+        for position, term in enumerate(self.parsed):
+            own = Coupling(**{f.name: _unprefixed(getattr(coupling, f.name), position) for f in fields(Coupling)})
+            own_scores = _own_scores(scores, term.objective, own if _is_coupled(term.objective) else None)
+            losses = term.objective(own_scores, derived_signal(signal, term.objective.signal, len(scores.lengths)))
+            scale, mean = (coupling.whole[f"{position}.{n}"].to(losses.per_unit.dtype) for n in ("scale", "mean"))
+            per_unit.append(scale * losses.per_unit)
+            weight.append(losses.weight)
+            for name, values in losses.metrics.items():
+                if name not in metrics:
+                    metrics[name] = values
+                elif not name.startswith(_OF_THE_POLICY):
+                    metrics[f"{term.label}/{name}"] = values
+            counted = losses.weight != 0
+            metrics[f"loss/{term.label}"] = mean * (losses.per_unit * losses.weight)[counted].detach()
+        return Losses(per_unit=torch.cat(per_unit), weight=torch.cat(weight), metrics=metrics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPO:
+    """A preference, an absolute quality and a likelihood: DPO, BCO on pairs and SFT in one sum.
+
+        L = w_p * L_dpo + w_q * L_bco-pair + w_g * L_sft
+
+    Wang et al., "Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
+    2024, arXiv 2411.10442; checked against a public implementation. The authors' code subtracts a running mean of the
+    rewards in the second term, as BCO does; here, as in that implementation, its threshold is 0.
+
+    Args:
+        dpo_weight: w_p, > 0.
+        bco_weight: w_q, > 0.
+        sft_weight: w_g, > 0, of the mean over all chosen tokens of the step.
+        beta: strength of the pull to the reference in the first two terms, > 0.
+    """
+
+    dpo_weight: float = 0.8
+    bco_weight: float = 0.2
+    sft_weight: float = 1.0
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "mpo", dpo_weight=self.dpo_weight, bco_weight=self.bco_weight, sft_weight=self.sft_weight, beta=self.beta
+        )
+
+    @cached_property
+    def mixture(self) -> Mixture:
+        return Mixture(
+            terms=f"{self.dpo_weight}*dpo(beta={self.beta}) + {self.bco_weight}*bco-pair(beta={self.beta})"
+            f" + {self.sft_weight}*sft"
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.mixture.needs
+
+    @property
+    def signal(self) -> type[Signal]:
+        return self.mixture.signal
+
+    @property
+    def couples(self) -> frozenset[str]:
+        return self.mixture.couples
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair, twice, then one per chosen token."""
+        return self.mixture.weights(lengths, signal)
+
+    def initial_state(self) -> dict[str, Tensor]:
+        return self.mixture.initial_state()
+
+    def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
+        return self.mixture.couple(step, state)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        return self.mixture(scores, signal)
+
+
+# --- from text to terms ---
+
+
+def parse_terms(text: str) -> tuple[Term, ...]:
+    """The terms of a sum. The second `dpo` is labelled dpo-2."""
+    found: list[Term] = []
+    for part in _PLUS.split(text):
+        matched = _TERM.fullmatch(part.strip())
+        if matched is None:
+            raise ConfigError("mixture: terms has a part that cannot be read", got=part.strip() or "nothing",
+                              expected="weight*name(setting=value, ...), joined by +")  # fmt: skip
+        objective = _objective(matched["name"], matched["settings"] or "")
+        count = 1 + sum(type(term.objective) is type(objective) for term in found)
+        label = matched["name"] + (f"-{count}" if count > 1 else "")
+        found.append(Term(weight=_weight(matched["weight"]), objective=objective, label=label))
+    return tuple(found)
+
+
+def _weight(text: str | None) -> float:
+    """A finite number other than 0; 1 if there is none."""
+    try:
+        weight = 1.0 if text is None else float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight) or weight == 0:
+        raise ConfigError("mixture: terms has a weight that it cannot take", got=text, expected="a number other than 0")
+    return weight
+
+
+def _objective(name: str, settings: str) -> Objective:
+    """The objective of a name, with settings such as "beta=0.1, label_smoothing=0.2"."""
+    from preftune.objectives import OBJECTIVES  # the table holds this file's classes, so it cannot be imported before
+
+    if name in _SUMS:
+        raise ConfigError("mixture: terms holds a sum of objectives", got=name, do="Write its terms out")
+    if name not in OBJECTIVES:
+        known = ", ".join(one for one in OBJECTIVES if one not in _SUMS)
+        raise ConfigError("mixture: terms names an objective that does not exist", got=name, expected=known)
+    kind, values = OBJECTIVES[name], {}
+    hints = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
+    for part in settings.split(",") if settings.strip() else []:
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or key not in hints or key in values:
+            raise ConfigError(f"mixture: terms has a setting that {name} does not take, or takes once", got=part.strip(),
+                              expected=" or ".join(f"{one}=..." for one in hints) or "none")  # fmt: skip
+        try:
+            values[key] = _value(value, hints[key])
+        except ValueError as error:
+            raise ConfigError(f"mixture: terms has a value that {name} cannot take", got=part.strip()) from error
+    return kind(**values)
+
+
+def _value(text: str, hint: Any) -> object:
+    """A setting's value by its type; a ValueError if it has none."""
+    if get_origin(hint) in (Union, UnionType):
+        return None if NoneType in get_args(hint) and text == "null" else _value(text, get_args(hint)[0])
+    if hint is bool:
+        return ("false", "true").index(text) == 1
+    return text if get_origin(hint) is Literal else hint(text)  # the objective itself refuses an unknown choice
+
+
+# --- what each term sees ---
+
+
+def common_signal(kinds: Sequence[type[Signal]]) -> type[Signal]:
+    """The signal from which those of all terms can be had."""
+    if len(set(kinds)) == 1:
+        return kinds[0]
+    if Rewards in kinds:
+        names = " and ".join(sorted({kind.__name__.lower() for kind in kinds}))
+        raise ConfigError("mixture: terms learn from signals that do not go together", got=names,
+                          expected="rewards for all terms or for none")  # fmt: skip
+    return Hybrid if Hybrid in kinds else Pairs
+
+
+def derived_signal(signal: Signal, kind: type[Signal], num_completions: int) -> Signal:
+    """The signal itself, or from pairs the labels +1 (chosen), -1 (rejected) and 0 (neither, or both)."""
+    if isinstance(signal, kind):
+        return signal
+    assert isinstance(signal, Pairs | Hybrid)
+    if kind is Pairs:
+        return Pairs(chosen=signal.chosen, rejected=signal.rejected)
+    nothing = torch.zeros(num_completions, dtype=torch.long, device=signal.chosen.device)
+    return Labels(label=nothing.index_fill(0, signal.chosen, 1) - nothing.index_fill(0, signal.rejected, 1))
+
+
+def _is_coupled(objective: Objective) -> TypeGuard[Coupled]:
+    return "coupling" in objective.needs
+
+
+def _own_scores(scores: TokenScores, objective: Objective, coupling: Coupling | None) -> TokenScores:
+    """What the objective would see alone: nothing that it does not declare."""
+    known = {name: getattr(scores, name) for name in objective.needs - {"coupling"}}
+    return TokenScores(logp=scores.logp, lengths=scores.lengths, coupling=coupling, **known)
+
+
+def _own_view(step: StepView, signal: Signal, objective: Coupled) -> StepView:
+    """The step as the objective would see it alone."""
+    own = {
+        name: _own_scores(scores, objective, None) if name in objective.couples and scores is not None else None
+        for name, scores in (("scores", step.scores), ("mismatched", step.mismatched))
+    }
+    return replace(step, signal=signal, **own)
+
+
+def _unprefixed(values: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
+    """The values of the term at this position, under its own names."""
+    prefix = f"{position}/"
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
