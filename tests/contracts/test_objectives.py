@@ -182,7 +182,7 @@ def test_every_hyper_parameter_is_felt(name):
     In a first step or in a later one (a momentum has nothing to weigh before that), with data that give the probability of
     a pair or with data that do not.
     """
-    before, pieces = [random_step(seed=12), random_step(seed=13)], random_step(seed=11)
+    before, pieces = [random_step(seed=12), random_step(seed=13)], random_step(seed=11, num_groups=9)
     silent = [replace(piece, probabilities=()) for piece in pieces]
     results = []
     for one in settings(name):
