@@ -17,6 +17,7 @@ from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
+from preftune.objectives.mallowspo import MallowsPO
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
 from preftune.objectives.reward_distillation import RewardDistillation
@@ -27,6 +28,9 @@ from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, SimPO
 from preftune.objectives.sppo import SPPO
+from preftune.objectives.tdpo import TDPO
+from preftune.objectives.tis_dpo import TISDPO
+from preftune.objectives.wpo import WPO
 
 VARIANTS: dict[str, list[Objective]] = {
     "alphapo": [AlphaPO(), AlphaPO(beta=1.0, gamma=0.6, alpha=-0.3), AlphaPO(alpha=0.0)],
@@ -62,6 +66,7 @@ VARIANTS: dict[str, list[Objective]] = {
     "ipo": [IPO(), IPO(tau=0.7, reduction="sum")],
     "ld-dpo": [LDDPO(), LDDPO(beta=0.7, alpha=0.2)],
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
+    "mallowspo": [MallowsPO(), MallowsPO(scale=0.29), MallowsPO(beta=0.7, scale=0.4)],
     "nca": [NCA(), NCA(beta=0.7, reward_temperature=0.3), NCA(reward_temperature=0.0)],
     "orpo": [ORPO(), ORPO(odds_weight=0.7)],
     "r-dpo": [RDPO(), RDPO(beta=0.7, alpha=0.3)],
@@ -74,6 +79,9 @@ VARIANTS: dict[str, list[Objective]] = {
     "simpo": [SimPO(), SimPO(beta=0.7, gamma=0.2)],
     "slic": [SLiC(), SLiC(delta=3.0, nll_weight=0.6, nll_scale="mean")],
     "sppo": [SPPO(), SPPO(beta=0.7, scale=1.0)],
+    "tdpo": [TDPO(), TDPO(variant="tdpo1"), TDPO(beta=0.7, alpha=0.2)],
+    "tis-dpo": [TISDPO(), TISDPO(beta=0.7, alpha=0.0, mu=0.3, lower=-1.0, upper=0.5)],
+    "wpo": [WPO(), WPO(beta=0.7)],
 }
 ALL = [(name, variant) for name in OBJECTIVES for variant in VARIANTS[name]]
 IDS = [f"{name}-{i}" for name in OBJECTIVES for i, _ in enumerate(VARIANTS[name])]

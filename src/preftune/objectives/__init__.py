@@ -17,6 +17,7 @@ from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
+from preftune.objectives.mallowspo import MallowsPO
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
 from preftune.objectives.reward_distillation import RewardDistillation
@@ -27,6 +28,9 @@ from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, SimPO
 from preftune.objectives.sppo import SPPO
+from preftune.objectives.tdpo import TDPO
+from preftune.objectives.tis_dpo import TISDPO
+from preftune.objectives.wpo import WPO
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "alphapo": AlphaPO,
@@ -50,6 +54,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ipo": IPO,
     "ld-dpo": LDDPO,
     "ln-dpo": LNDPO,
+    "mallowspo": MallowsPO,
     "nca": NCA,
     "orpo": ORPO,
     "r-dpo": RDPO,
@@ -62,6 +67,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simpo": SimPO,
     "slic": SLiC,
     "sppo": SPPO,
+    "tdpo": TDPO,
+    "tis-dpo": TISDPO,
+    "wpo": WPO,
 }
 
 __all__ = ["BNF", "DPO", "OBJECTIVES", "SFT", "Coupled", "Objective", "State", "objective_name", "reduce_losses"]
