@@ -21,6 +21,7 @@ from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
 from preftune.objectives.mixture import MPO, Mixture
+from preftune.objectives.mallowspo import MallowsPO
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
 from preftune.objectives.ppo import PPO
@@ -36,6 +37,9 @@ from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from preftune.objectives.sppo import SPPO
 from preftune.objectives.topr import TOPR
+from preftune.objectives.tdpo import TDPO
+from preftune.objectives.tis_dpo import TISDPO
+from preftune.objectives.wpo import WPO
 
 VARIANTS: dict[str, list[Objective]] = {
     "alphapo": [AlphaPO(), AlphaPO(beta=1.0, gamma=0.6, alpha=-0.3), AlphaPO(alpha=0.0)],
@@ -85,6 +89,7 @@ VARIANTS: dict[str, list[Objective]] = {
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
     "mixture": [Mixture(), Mixture(terms="bnf + 0.5*sft"), Mixture(terms="0.3*dpo + 2*bradley-terry(margin=1)")],
     "mpo": [MPO(), MPO(dpo_weight=0.3, bco_weight=2.0, sft_weight=0.4, beta=0.7)],
+    "mallowspo": [MallowsPO(), MallowsPO(scale=0.29), MallowsPO(beta=0.7, scale=0.4)],
     "nca": [NCA(), NCA(beta=0.7, reward_temperature=0.3), NCA(reward_temperature=0.0)],
     "orpo": [ORPO(), ORPO(odds_weight=0.7)],
     "ppo": [
@@ -117,6 +122,9 @@ VARIANTS: dict[str, list[Objective]] = {
     "slic": [SLiC(), SLiC(delta=3.0, nll_weight=0.6, nll_scale="mean")],
     "sppo": [SPPO(), SPPO(beta=0.7, scale=1.0)],
     "topr": [TOPR(), TOPR(positive_low=0.3, positive_high=1.2, negative_low=0.8, negative_high=1.3)],
+    "tdpo": [TDPO(), TDPO(variant="tdpo1"), TDPO(beta=0.7, alpha=0.2)],
+    "tis-dpo": [TISDPO(), TISDPO(beta=0.7, alpha=0.0, mu=0.3, lower=-1.0, upper=0.5)],
+    "wpo": [WPO(), WPO(beta=0.7)],
 }
 ALL = [(name, variant) for name in OBJECTIVES for variant in VARIANTS[name]]
 IDS = [f"{name}-{i}" for name in OBJECTIVES for i, _ in enumerate(VARIANTS[name])]

@@ -5,6 +5,7 @@ Log-ratios are 1 and -1, so D = 2; log-probabilities per token are -2 and -1.75,
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,11 +30,12 @@ def spread(totals: Sequence[float], lengths: Sequence[int]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def make_scores(objective: Objective, logp, ref, lengths) -> TokenScores:
-    """Scores that hold the reference only if the objective asks for it."""
+def make_scores(objective: Objective, logp, ref, lengths, **more: Sequence[float]) -> TokenScores:
+    """Scores that hold the reference only if the objective asks for it; `more` are other scores, as sums."""
     ref_logp = spread(ref, lengths) if "ref_logp" in objective.needs else None
     return TokenScores(
-        logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, lengths=torch.tensor(list(lengths))
+        logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, lengths=torch.tensor(list(lengths)),
+        **{name: spread(totals, lengths) for name, totals in more.items()},
     )
 
 
@@ -53,6 +55,7 @@ def check_pair(
     lengths=(5, 8),
     extra: Mapping[str, float] | None = None,
     signal: Pairs | Rewards = PAIR,
+    more: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Value (to the six digits it is given with), slope on every token, and every metric, of one pair.
 
@@ -60,7 +63,7 @@ def check_pair(
     """
     if objective.signal is Rewards and signal is PAIR:
         signal = Rewards(reward=torch.tensor([1.0, 0.0], dtype=torch.float64), group=torch.tensor([0, 0]))
-    scores = make_scores(objective, logp, ref, lengths)
+    scores = make_scores(objective, logp, ref, lengths, **(more or {}))
     losses = objective(scores, signal)
     assert losses.per_unit.tolist() == pytest.approx([value], abs=6e-7, rel=6e-7)
     expected = [slopes[0]] * lengths[0] + [slopes[1]] * lengths[1] if len(slopes) == 2 else list(slopes)
@@ -102,11 +105,12 @@ def as_labels(pairs: Pairs) -> Labels:
     return Labels(label=label)
 
 
-def assert_same(one: Objective, other: Objective) -> None:
-    """Two objectives have the same loss and gradient on random pairs."""
+def assert_same(one: Objective, other: Objective, **more: object) -> None:
+    """Two objectives have the same loss and gradient on random pairs; `more` are other fields of the scores."""
     results = []
     for objective in (one, other):
         scores, pairs = random_scores()
+        scores = replace(scores, **more)
         signal = as_rewards(pairs) if objective.signal is Rewards else pairs
         losses = objective(scores, signal)
         results.append((losses.per_unit.detach(), torch.tensor(gradient(losses, scores))))

@@ -31,6 +31,7 @@ DEFAULTS = {
     "ipo": {"tau": 0.1, "reduction": "mean"},
     "ld-dpo": {"beta": 0.1, "alpha": 0.5},
     "ln-dpo": {"beta": 5.0},
+    "mallowspo": {"beta": 0.1, "scale": None},
     "nca": {"beta": 0.01, "reward_temperature": 1.0},
     "orpo": {"odds_weight": 0.1},
     "r-dpo": {"beta": 0.1, "alpha": 0.01},
@@ -43,6 +44,9 @@ DEFAULTS = {
     "simpo": {"beta": 2.0, "gamma": 1.0},
     "slic": {"delta": 1.0, "nll_weight": 0.1, "nll_scale": "sum"},
     "sppo": {"beta": 1e-3, "scale": 0.5},
+    "tdpo": {"beta": 0.1, "variant": "tdpo2", "alpha": None},
+    "tis-dpo": {"beta": 0.1, "alpha": 0.5, "mu": 1.0, "lower": -0.5, "upper": 1.5},
+    "wpo": {"beta": 0.01},
 }
 ABOVE_ZERO = ([1e-6], [0.0, -1.0, math.inf])
 FROM_ZERO = ([0.0], [-1e-6, math.inf])
@@ -51,6 +55,9 @@ RANGES = {  # field -> (edges that are taken, values that are refused)
     **dict.fromkeys(("beta", "tau", "scale", "delta", "odds_weight", "temperature", "max_weight"), ABOVE_ZERO),
     **dict.fromkeys(("nll_weight", "calibration_weight", "penalty", "reward_temperature"), FROM_ZERO),
     "offset": ANY,
+    "mu": FROM_ZERO,
+    "lower": ([-9.0, 1.499999], [-math.inf]),
+    "upper": ([-0.499999, 9.0], [math.inf]),
     "soft_label": ([0.500001, 1.0], [0.5, 1.000001]),
     "label_smoothing": ([0.0, 0.499999], [-1e-6, 0.5]),
 }
@@ -61,6 +68,7 @@ OWN_RANGES = {  # where a field of that name has another range
     ("era", "gamma"): FROM_ZERO,
     ("ld-dpo", "alpha"): ([0.0, 1.0], [-1e-6, 1.000001]),
     ("r-dpo", "alpha"): FROM_ZERO,
+    ("tis-dpo", "alpha"): FROM_ZERO,
     ("discopop", "tau"): ([1e-6, 1.0], [0.0, 1.000001]),
     ("exo", "label_smoothing"): ([1e-6, 0.499999], [0.0, 0.5]),
 }

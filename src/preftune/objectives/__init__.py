@@ -21,6 +21,7 @@ from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
 from preftune.objectives.mixture import MPO, Mixture
+from preftune.objectives.mallowspo import MallowsPO
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
 from preftune.objectives.ppo import PPO
@@ -36,6 +37,9 @@ from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from preftune.objectives.sppo import SPPO
 from preftune.objectives.topr import TOPR
+from preftune.objectives.tdpo import TDPO
+from preftune.objectives.tis_dpo import TISDPO
+from preftune.objectives.wpo import WPO
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "alphapo": AlphaPO,
@@ -68,6 +72,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ln-dpo": LNDPO,
     "mixture": Mixture,
     "mpo": MPO,
+    "mallowspo": MallowsPO,
     "nca": NCA,
     "orpo": ORPO,
     "ppo": PPO,
@@ -86,6 +91,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "slic": SLiC,
     "sppo": SPPO,
     "topr": TOPR,
+    "tdpo": TDPO,
+    "tis-dpo": TISDPO,
+    "wpo": WPO,
 }
 
 __all__ = ["BNF", "DPO", "OBJECTIVES", "SFT", "Coupled", "Objective", "State", "objective_name", "reduce_losses"]
