@@ -29,12 +29,14 @@ def spread(totals: Sequence[float], lengths: Sequence[int]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def make_scores(objective: Objective, logp, ref, lengths) -> TokenScores:
-    """Scores that hold the reference only if the objective asks for it."""
+def make_scores(objective: Objective, logp, ref, lengths, behaviour=None) -> TokenScores:
+    """Scores that hold the reference and the behaviour policy (the reference, if not given) only if asked for."""
     ref_logp = spread(ref, lengths) if "ref_logp" in objective.needs else None
+    behaviour_logp = spread(behaviour or ref, lengths) if "behaviour_logp" in objective.needs else None
     return TokenScores(
-        logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, lengths=torch.tensor(list(lengths))
-    )
+        logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, behaviour_logp=behaviour_logp,
+        lengths=torch.tensor(list(lengths)),
+    )  # fmt: skip
 
 
 def gradient(losses: Losses, scores: TokenScores) -> list[float]:
@@ -50,6 +52,7 @@ def check_pair(
     rewards: tuple[float, float],
     logp=(-10.0, -14.0),
     ref=(-11.0, -13.0),
+    behaviour: tuple[float, float] | None = None,
     lengths=(5, 8),
     extra: Mapping[str, float] | None = None,
     signal: Pairs | Rewards = PAIR,
@@ -60,7 +63,7 @@ def check_pair(
     """
     if objective.signal is Rewards and signal is PAIR:
         signal = Rewards(reward=torch.tensor([1.0, 0.0], dtype=torch.float64), group=torch.tensor([0, 0]))
-    scores = make_scores(objective, logp, ref, lengths)
+    scores = make_scores(objective, logp, ref, lengths, behaviour)
     losses = objective(scores, signal)
     assert losses.per_unit.tolist() == pytest.approx([value], abs=6e-7, rel=6e-7)
     expected = [slopes[0]] * lengths[0] + [slopes[1]] * lengths[1] if len(slopes) == 2 else list(slopes)
