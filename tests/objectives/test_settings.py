@@ -10,12 +10,15 @@ from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 
 DEFAULTS = {
+    "agro": {"beta": 0.1},
     "alphapo": {"beta": 2.5, "gamma": 0.1, "alpha": 0.25},
     "apo-down": {"beta": 0.1},
     "apo-zero": {"beta": 0.1, "unit": "pair"},
     "bco-pair": {"beta": 0.01},
     "bnf": {"reduction": "sequence_mean"},
+    "bpo": {"beta": 0.1, "link": "logistic"},
     "cal-dpo": {"beta": 0.002, "calibration_weight": 0.5},
+    "copg": {"beta": 0.1},
     "cpo": {"beta": 0.1, "nll_weight": 1.0, "nll_scale": "mean"},
     "dil": {"link": "lsif"},
     "discopop": {"beta": 0.05, "tau": 0.05},
@@ -23,17 +26,24 @@ DEFAULTS = {
     "dpop": {"beta": 0.3, "penalty": 50.0},
     "era": {"beta": 1.0, "gamma": 1e-3},
     "exo": {"beta": 0.1, "label_smoothing": 1e-3},
+    "exo-group": {"beta": 0.5, "reward_temperature": 0.5},
     "f-dpo": {"beta": 0.1, "divergence": "js", "alpha": None},
     "gdpo": {"beta": 0.1, "soft_label": 0.9},
     "gsil": {"beta": 0.01, "offset": 2.0, "link": "bernoulli"},
+    "gvpo": {"beta": 0.1},
     "hinge": {"beta": 0.05},
+    "hypo": {"beta": 0.1, "kl_weight": 1e-4},
     "infonca": {"beta": 0.01, "reward_temperature": 1.0},
+    "inpo": {"eta": 7.5e-3, "tau": 2.5e-3},
     "ipo": {"tau": 0.1, "reduction": "mean"},
     "ld-dpo": {"beta": 0.1, "alpha": 0.5},
     "ln-dpo": {"beta": 5.0},
+    "nash-md": {"beta": 0.1},
     "nca": {"beta": 0.01, "reward_temperature": 1.0},
     "orpo": {"odds_weight": 0.1},
     "r-dpo": {"beta": 0.1, "alpha": 0.01},
+    "rebel": {"eta": 1.0, "kl_coef": 0.05},
+    "reward-aware-rpo": {"beta": 0.2, "eta": 1.0, "distance": "backward_kl"},
     "reward-distillation": {"beta": 0.1},
     "robust-dpo": {"beta": 0.1, "label_smoothing": 0.1},
     "rpo": {"beta": 0.5, "nll_weight": 0.2, "nll_scale": "mean"},
@@ -42,14 +52,16 @@ DEFAULTS = {
     "simper": {},
     "simpo": {"beta": 2.0, "gamma": 1.0},
     "slic": {"delta": 1.0, "nll_weight": 0.1, "nll_scale": "sum"},
+    "spo": {"win": "sigmoid"},
     "sppo": {"beta": 1e-3, "scale": 0.5},
+    "xpo": {"beta": 0.1, "alpha": 1e-5},
 }
 ABOVE_ZERO = ([1e-6], [0.0, -1.0, math.inf])
 FROM_ZERO = ([0.0], [-1e-6, math.inf])
 ANY = ([-1.0, 0.0], [math.inf])
 RANGES = {  # field -> (edges that are taken, values that are refused)
-    **dict.fromkeys(("beta", "tau", "scale", "delta", "odds_weight", "temperature", "max_weight"), ABOVE_ZERO),
-    **dict.fromkeys(("nll_weight", "calibration_weight", "penalty", "reward_temperature"), FROM_ZERO),
+    **dict.fromkeys(("beta", "tau", "eta", "scale", "delta", "odds_weight", "temperature", "max_weight"), ABOVE_ZERO),
+    **dict.fromkeys(("nll_weight", "calibration_weight", "penalty", "reward_temperature", "kl_coef", "kl_weight"), FROM_ZERO),
     "offset": ANY,
     "soft_label": ([0.500001, 1.0], [0.5, 1.000001]),
     "label_smoothing": ([0.0, 0.499999], [-1e-6, 0.5]),
@@ -62,6 +74,11 @@ OWN_RANGES = {  # where a field of that name has another range
     ("ld-dpo", "alpha"): ([0.0, 1.0], [-1e-6, 1.000001]),
     ("r-dpo", "alpha"): FROM_ZERO,
     ("discopop", "tau"): ([1e-6, 1.0], [0.0, 1.000001]),
+    ("exo-group", "reward_temperature"): ABOVE_ZERO,
+    ("inpo", "eta"): ([2.6e-3, 1.0], [0.0, -1.0, math.inf]),
+    ("inpo", "tau"): ([1e-6, 7.4e-3], [0.0, 7.5e-3]),
+    ("nash-md", "beta"): FROM_ZERO,
+    ("xpo", "alpha"): FROM_ZERO,
     ("exo", "label_smoothing"): ([1e-6, 0.499999], [0.0, 0.5]),
 }
 FIELDS = [

@@ -13,7 +13,7 @@ from preftune.policy.policy import Policy, score_groups
 from preftune.train.batches import cut_step, make_score, mismatched_groups
 from preftune.train.evaluate import evaluate
 from preftune.train.step import accumulate_gradient, couple_step
-from preftune.types import Labels
+from preftune.types import Hybrid, Labels, Pairs
 from tests.models import random_groups, tiny_model
 
 WHOLE, CUT = LayoutOptions(), LayoutOptions(row_tokens=64, micro_batch_tokens=64)
@@ -23,7 +23,7 @@ def policy_of(seed: int) -> Policy:
     return Policy(model=tiny_model(seed=seed, std=0.12), precision="fp32", sharing="shared", sharing_reason="")
 
 
-POLICY, REFERENCE = policy_of(1), policy_of(2)
+POLICY, REFERENCE, BEHAVIOUR = policy_of(1), policy_of(2), policy_of(3)
 GROUPS = [
     replace(
         group,
@@ -38,12 +38,39 @@ def reference(groups):
     return score_groups(REFERENCE, groups, WHOLE)
 
 
+def cut(objective, layout):
+    """The step in micro-batches. In a hybrid one the first completion of a prompt is the policy's, the second the
+    reference's, and a third an unjudged sample of the policy."""
+    if objective.signal is not Hybrid:
+        return cut_step(GROUPS, objective.signal, POLICY, layout)
+    pieces = []
+    for piece in cut_step(GROUPS, Pairs, POLICY, layout):
+        sources = [(1, 2, 1)[k] for group in piece.content.groups for k in range(len(group.completions))]
+        pairs = piece.signal
+        signal = Hybrid(chosen=pairs.chosen, rejected=pairs.rejected, source=torch.tensor(sources))
+        pieces.append(replace(piece, signal=signal))
+    return pieces
+
+
+def with_behaviour(score, objective):
+    """Scores with the numbers of a third model as those of sampling."""
+    if "behaviour_logp" not in objective.needs:
+        return score
+
+    def scored(piece):
+        sampled = score_groups(BEHAVIOUR, piece.content.groups, WHOLE)
+        flat = [torch.from_numpy(logp) for group in sampled for logp in group]
+        return replace(score(piece), behaviour_logp=torch.cat(flat))
+
+    return scored
+
+
 def gradient(objective, layout) -> tuple[int, float, torch.Tensor]:
     """(number of micro-batches, loss, gradient of all parameters)."""
-    pieces = cut_step(GROUPS, objective.signal, POLICY, layout)
+    pieces = cut(objective, layout)
     POLICY.model.zero_grad()
     used = reference if "ref_logp" in objective.needs else None
-    score = make_score(POLICY, objective, used)
+    score = with_behaviour(make_score(POLICY, objective, used), objective)
     mismatched = cut_step(mismatched_groups(GROUPS), Labels, POLICY, layout)
     couplings, _ = couple_step(pieces, mismatched, objective, score, None)
     loss, metrics = accumulate_gradient(pieces, objective, score, couplings)
