@@ -6,18 +6,22 @@ from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.objectives.bpo import BPO
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
 from preftune.objectives.discopop import DiscoPOP
 from preftune.objectives.dpo import DPO
 from preftune.objectives.dpop import DPOP
 from preftune.objectives.era import ERA
-from preftune.objectives.exo import EXO
+from preftune.objectives.exo import EXO, EXOGroup
 from preftune.objectives.f_dpo import FDPO
 from preftune.objectives.gdpo import GDPO
 from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
+from preftune.objectives.group_regression import AGRO, GVPO, CoPG
 from preftune.objectives.hinge import Hinge, SLiC
+from preftune.objectives.hypo import HyPO
 from preftune.objectives.imitation import DIL, GSIL
+from preftune.objectives.inpo import INPO
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
 from preftune.objectives.mixture import MPO, Mixture
@@ -27,6 +31,11 @@ from preftune.objectives.orpo import ORPO
 from preftune.objectives.ppo import PPO
 from preftune.objectives.reinforce import REINFORCE
 from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
+from preftune.objectives.nash_md import NashMD
+from preftune.objectives.nca import NCA, InfoNCA
+from preftune.objectives.orpo import ORPO
+from preftune.objectives.rebel import REBEL
+from preftune.objectives.reward_aware_rpo import RewardAwareRPO
 from preftune.objectives.reward_distillation import RewardDistillation
 from preftune.objectives.rloo import RLOO, PreferenceMatching
 from preftune.objectives.robust_dpo import RobustDPO
@@ -40,8 +49,13 @@ from preftune.objectives.topr import TOPR
 from preftune.objectives.tdpo import TDPO
 from preftune.objectives.tis_dpo import TISDPO
 from preftune.objectives.wpo import WPO
+from preftune.objectives.simpo import AlphaPO, SimPO
+from preftune.objectives.spo import SPO
+from preftune.objectives.sppo import SPPO
+from preftune.objectives.xpo import XPO
 
 VARIANTS: dict[str, list[Objective]] = {
+    "agro": [AGRO(), AGRO(beta=0.7)],
     "alphapo": [AlphaPO(), AlphaPO(beta=1.0, gamma=0.6, alpha=-0.3), AlphaPO(alpha=0.0)],
     "apo-down": [APODown(), APODown(beta=0.7)],
     "apo-zero": [APOZero(), APOZero(beta=0.7, unit="completion")],
@@ -53,7 +67,9 @@ VARIANTS: dict[str, list[Objective]] = {
     ],
     "bnf": [BNF(), BNF(reduction="pair_min")],
     "bradley-terry": [BradleyTerry(), BradleyTerry(margin=0.6, centring=0.2)],
+    "bpo": [BPO(), BPO(beta=0.7, link="square"), BPO(beta=0.7, link="hinge"), BPO(link="square"), BPO(link="hinge")],
     "cal-dpo": [CalDPO(), CalDPO(beta=0.5, calibration_weight=1.0)],
+    "copg": [CoPG(), CoPG(beta=0.7)],
     "cpo": [CPO(), CPO(beta=0.7, nll_weight=0.3, nll_scale="sum")],
     "dapo": [DAPO(), DAPO(clip_low=0.1, clip_high=0.6, eps=0.3)],
     "cpo-simpo": [CPOSimPO(), CPOSimPO(beta=0.7, gamma=0.2, nll_weight=0.6, nll_scale="sum")],
@@ -64,6 +80,7 @@ VARIANTS: dict[str, list[Objective]] = {
     "dr-grpo": [DrGRPO(), DrGRPO(clip=0.1, max_tokens=7)],
     "era": [ERA(), ERA(beta=0.5, gamma=0.3)],
     "exo": [EXO(), EXO(beta=0.7, label_smoothing=0.2)],
+    "exo-group": [EXOGroup(), EXOGroup(beta=0.7, reward_temperature=1.0)],
     "f-dpo": [
         FDPO(),
         FDPO(beta=0.7, divergence="reverse_kl"),
@@ -82,14 +99,18 @@ VARIANTS: dict[str, list[Objective]] = {
         GSIL(beta=0.7, offset=0.5, link="lsif"),
     ],
     "gspo": [GSPO(), GSPO(clip_low=0.1, clip_high=0.3, eps=0.3)],
+    "gvpo": [GVPO(), GVPO(beta=0.7)],
     "hinge": [Hinge(), Hinge(beta=0.7)],
+    "hypo": [HyPO(), HyPO(beta=0.7, kl_weight=0.3), HyPO(kl_weight=0.0)],
     "infonca": [InfoNCA(), InfoNCA(beta=0.7, reward_temperature=0.3), InfoNCA(reward_temperature=0.0)],
+    "inpo": [INPO(), INPO(eta=0.7, tau=0.001), INPO(eta=0.7, tau=0.4)],
     "ipo": [IPO(), IPO(tau=0.7, reduction="sum")],
     "ld-dpo": [LDDPO(), LDDPO(beta=0.7, alpha=0.2)],
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
     "mixture": [Mixture(), Mixture(terms="bnf + 0.5*sft"), Mixture(terms="0.3*dpo + 2*bradley-terry(margin=1)")],
     "mpo": [MPO(), MPO(dpo_weight=0.3, bco_weight=2.0, sft_weight=0.4, beta=0.7)],
     "mallowspo": [MallowsPO(), MallowsPO(scale=0.29), MallowsPO(beta=0.7, scale=0.4)],
+    "nash-md": [NashMD(), NashMD(beta=0.7), NashMD(beta=0.0)],
     "nca": [NCA(), NCA(beta=0.7, reward_temperature=0.3), NCA(reward_temperature=0.0)],
     "orpo": [ORPO(), ORPO(odds_weight=0.7)],
     "ppo": [
@@ -110,6 +131,11 @@ VARIANTS: dict[str, list[Objective]] = {
         ReinforcePlusPlus(),
         ReinforcePlusPlus(beta=0.7, gamma=0.8, clip=0.1),
         ReinforcePlusPlus(beta=0.0),
+    "rebel": [REBEL(), REBEL(eta=0.7, kl_coef=0.4), REBEL(kl_coef=0.0)],
+    "reward-aware-rpo": [
+        RewardAwareRPO(),
+        RewardAwareRPO(beta=0.7, eta=0.4, distance="forward_kl"),
+        RewardAwareRPO(beta=0.7, eta=0.4, distance="squared"),
     ],
     "reward-distillation": [RewardDistillation(), RewardDistillation(beta=0.7)],
     "rloo": [RLOO(), RLOO(beta=0.7, clip=0.2), RLOO(beta=0.0)],
@@ -120,11 +146,13 @@ VARIANTS: dict[str, list[Objective]] = {
     "simper": [SimPER()],
     "simpo": [SimPO(), SimPO(beta=0.7, gamma=0.2)],
     "slic": [SLiC(), SLiC(delta=3.0, nll_weight=0.6, nll_scale="mean")],
+    "spo": [SPO(), SPO(win="sign")],
     "sppo": [SPPO(), SPPO(beta=0.7, scale=1.0)],
     "topr": [TOPR(), TOPR(positive_low=0.3, positive_high=1.2, negative_low=0.8, negative_high=1.3)],
     "tdpo": [TDPO(), TDPO(variant="tdpo1"), TDPO(beta=0.7, alpha=0.2)],
     "tis-dpo": [TISDPO(), TISDPO(beta=0.7, alpha=0.0, mu=0.3, lower=-1.0, upper=0.5)],
     "wpo": [WPO(), WPO(beta=0.7)],
+    "xpo": [XPO(), XPO(beta=0.7, alpha=0.3), XPO(alpha=0.0)],
 }
 ALL = [(name, variant) for name in OBJECTIVES for variant in VARIANTS[name]]
 IDS = [f"{name}-{i}" for name in OBJECTIVES for i, _ in enumerate(VARIANTS[name])]

@@ -30,13 +30,17 @@ def spread(totals: Sequence[float], lengths: Sequence[int]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def make_scores(objective: Objective, logp, ref, lengths, **more: Sequence[float]) -> TokenScores:
-    """Scores that hold the reference only if the objective asks for it; `more` are other scores, as sums."""
+def make_scores(objective: Objective, logp, ref, lengths, behaviour=None, **more: Sequence[float]) -> TokenScores:
+    """Scores that hold the reference and the behaviour policy (the reference, if not given) only if asked for.
+
+    `more` are other scores, as sums.
+    """
     ref_logp = spread(ref, lengths) if "ref_logp" in objective.needs else None
+    behaviour_logp = spread(behaviour or ref, lengths) if "behaviour_logp" in objective.needs else None
     return TokenScores(
-        logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, lengths=torch.tensor(list(lengths)),
-        **{name: spread(totals, lengths) for name, totals in more.items()},
-    )
+        logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, behaviour_logp=behaviour_logp,
+        lengths=torch.tensor(list(lengths)), **{name: spread(totals, lengths) for name, totals in more.items()},
+    )  # fmt: skip
 
 
 def gradient(losses: Losses, scores: TokenScores) -> list[float]:
@@ -52,6 +56,7 @@ def check_pair(
     rewards: tuple[float, float],
     logp=(-10.0, -14.0),
     ref=(-11.0, -13.0),
+    behaviour: tuple[float, float] | None = None,
     lengths=(5, 8),
     extra: Mapping[str, float] | None = None,
     signal: Pairs | Rewards = PAIR,
@@ -63,7 +68,7 @@ def check_pair(
     """
     if objective.signal is Rewards and signal is PAIR:
         signal = Rewards(reward=torch.tensor([1.0, 0.0], dtype=torch.float64), group=torch.tensor([0, 0]))
-    scores = make_scores(objective, logp, ref, lengths, **(more or {}))
+    scores = make_scores(objective, logp, ref, lengths, behaviour, **(more or {}))
     losses = objective(scores, signal)
     assert losses.per_unit.tolist() == pytest.approx([value], abs=6e-7, rel=6e-7)
     expected = [slopes[0]] * lengths[0] + [slopes[1]] * lengths[1] if len(slopes) == 2 else list(slopes)

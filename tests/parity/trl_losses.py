@@ -105,7 +105,10 @@ def completion_logp(model: PreTrainedModel, prompt: list[int], completion: list[
 def ours(
     objective: Objective, examples: Sequence[Example], policy: PreTrainedModel, reference: PreTrainedModel
 ) -> tuple[Tensor, Tensor]:
-    """(loss, gradient of the policy's parameters); completion 2i is chosen, 2i + 1 rejected."""
+    """(loss, gradient of the policy's parameters); completion 2i is chosen, 2i + 1 rejected.
+
+    The reference is the behaviour policy, too: TRL knows one anchor.
+    """
     completions = [(e.prompt, c) for e in examples for c in (e.chosen, e.rejected)]
     with torch.no_grad():
         ref_logp = torch.cat([completion_logp(reference, p, c) for p, c in completions])
@@ -113,6 +116,7 @@ def ours(
         logp=torch.cat([completion_logp(policy, p, c) for p, c in completions]),
         lengths=torch.tensor([len(c) for _, c in completions]),
         ref_logp=ref_logp if "ref_logp" in objective.needs else None,
+        behaviour_logp=ref_logp if "behaviour_logp" in objective.needs else None,
     )
     even = torch.arange(0, len(completions), 2)
     signal = {

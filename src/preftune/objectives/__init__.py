@@ -6,18 +6,22 @@ from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.objectives.bpo import BPO
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
 from preftune.objectives.discopop import DiscoPOP
 from preftune.objectives.dpo import DPO
 from preftune.objectives.dpop import DPOP
 from preftune.objectives.era import ERA
-from preftune.objectives.exo import EXO
+from preftune.objectives.exo import EXO, EXOGroup
 from preftune.objectives.f_dpo import FDPO
 from preftune.objectives.gdpo import GDPO
 from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
+from preftune.objectives.group_regression import AGRO, GVPO, CoPG
 from preftune.objectives.hinge import Hinge, SLiC
+from preftune.objectives.hypo import HyPO
 from preftune.objectives.imitation import DIL, GSIL
+from preftune.objectives.inpo import INPO
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
 from preftune.objectives.mixture import MPO, Mixture
@@ -27,6 +31,11 @@ from preftune.objectives.orpo import ORPO
 from preftune.objectives.ppo import PPO
 from preftune.objectives.reinforce import REINFORCE
 from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
+from preftune.objectives.nash_md import NashMD
+from preftune.objectives.nca import NCA, InfoNCA
+from preftune.objectives.orpo import ORPO
+from preftune.objectives.rebel import REBEL
+from preftune.objectives.reward_aware_rpo import RewardAwareRPO
 from preftune.objectives.reward_distillation import RewardDistillation
 from preftune.objectives.rloo import RLOO, PreferenceMatching
 from preftune.objectives.robust_dpo import RobustDPO
@@ -40,8 +49,13 @@ from preftune.objectives.topr import TOPR
 from preftune.objectives.tdpo import TDPO
 from preftune.objectives.tis_dpo import TISDPO
 from preftune.objectives.wpo import WPO
+from preftune.objectives.simpo import AlphaPO, SimPO
+from preftune.objectives.spo import SPO
+from preftune.objectives.sppo import SPPO
+from preftune.objectives.xpo import XPO
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "agro": AGRO,
     "alphapo": AlphaPO,
     "apo-down": APODown,
     "apo-zero": APOZero,
@@ -49,7 +63,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "best-of-n": BestOfN,
     "bnf": BNF,
     "bradley-terry": BradleyTerry,
+    "bpo": BPO,
     "cal-dpo": CalDPO,
+    "copg": CoPG,
     "cpo": CPO,
     "dapo": DAPO,
     "cpo-simpo": CPOSimPO,
@@ -60,19 +76,24 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dr-grpo": DrGRPO,
     "era": ERA,
     "exo": EXO,
+    "exo-group": EXOGroup,
     "f-dpo": FDPO,
     "gdpo": GDPO,
     "grpo": GRPO,
     "gsil": GSIL,
     "gspo": GSPO,
+    "gvpo": GVPO,
     "hinge": Hinge,
+    "hypo": HyPO,
     "infonca": InfoNCA,
+    "inpo": INPO,
     "ipo": IPO,
     "ld-dpo": LDDPO,
     "ln-dpo": LNDPO,
     "mixture": Mixture,
     "mpo": MPO,
     "mallowspo": MallowsPO,
+    "nash-md": NashMD,
     "nca": NCA,
     "orpo": ORPO,
     "ppo": PPO,
@@ -80,6 +101,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "r-dpo": RDPO,
     "reinforce": REINFORCE,
     "reinforce-plus-plus": ReinforcePlusPlus,
+    "rebel": REBEL,
+    "reward-aware-rpo": RewardAwareRPO,
     "reward-distillation": RewardDistillation,
     "rloo": RLOO,
     "robust-dpo": RobustDPO,
@@ -89,11 +112,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "simper": SimPER,
     "simpo": SimPO,
     "slic": SLiC,
+    "spo": SPO,
     "sppo": SPPO,
     "topr": TOPR,
     "tdpo": TDPO,
     "tis-dpo": TISDPO,
     "wpo": WPO,
+    "xpo": XPO,
 }
 
 __all__ = ["BNF", "DPO", "OBJECTIVES", "SFT", "Coupled", "Objective", "State", "objective_name", "reduce_losses"]

@@ -101,6 +101,11 @@ def log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
     return sum_tokens(scores.logp - reference(scores), scores.lengths)
 
 
+def behaviour_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
+    """sum_t logp_t - behaviour_logp_t, in nats: how far the policy has moved from the one that sampled the completion."""
+    return sum_tokens(scores.logp - behaviour(scores), scores.lengths)
+
+
 def mean_log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
     """The log-ratio per token: h(y) / |y|."""
     return log_ratio(scores) / scores.lengths

@@ -49,6 +49,6 @@ class CalDPO:
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = log_ratio(scores)
-        calibration = anchored_squares(ratio, signal, self.beta)
+        calibration = anchored_squares(ratio, signal, 1 / (2 * self.beta))
         per_unit = logistic(pair_margin(ratio, signal)) + self.calibration_weight * calibration
         return pair_losses(per_unit, scores, signal, self.beta * ratio)

@@ -1,4 +1,4 @@
-"""EXO: reverse KL from the policy's preference to the data's."""
+"""EXO: reverse KL from the policy's preference to the data's, over pairs or scored groups."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import check_between, check_positive
+from preftune.objectives.groupwise import group_log_softmax, group_losses, group_sum, group_weights
 from preftune.objectives.links import binary_kl
 from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
-from preftune.types import Losses, Pairs, TokenScores
+from preftune.types import Losses, Pairs, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +53,43 @@ class EXO:
         margin = pair_margin(rewards, signal)
         target = torch.full_like(margin, math.log((1 - self.label_smoothing) / self.label_smoothing))
         return pair_losses(binary_kl(margin, target), scores, signal, rewards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EXOGroup:
+    """The same reverse divergence over all scored completions of a prompt: InfoNCA's with its arguments swapped.
+
+        L = sum_k q_k (log q_k - log p_k),   q = softmax_k(beta * h),   p = softmax_k(reward / beta_r)
+
+    Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment", ICML 2024, arXiv 2402.00856, in the form
+    of the authors' code (EXO-rw). Two completions whose rewards lie beta_r log((1 - e) / e) apart are EXO with smoothing e.
+
+    Args:
+        beta: strength of the pull to the reference, > 0; the authors' for summaries.
+        reward_temperature: beta_r, > 0; the authors' for summaries. At 0 the divergence would be infinite.
+    """
+
+    beta: float = 0.5
+    reward_temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_positive("exo-group", beta=self.beta, reward_temperature=self.reward_temperature)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"})
+
+    @property
+    def signal(self) -> type[Rewards]:
+        return Rewards
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
+        """One per group."""
+        return group_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
+        rewards = self.beta * log_ratio(scores)
+        log_policy = group_log_softmax(rewards, signal)
+        log_target = group_log_softmax(signal.reward.to(rewards.dtype) / self.reward_temperature, signal)
+        per_unit = group_sum(log_policy.exp() * (log_policy - log_target), signal)
+        return group_losses(per_unit, scores, signal, rewards)

@@ -20,6 +20,12 @@ def group_weights(signal: Rewards) -> Float[Tensor, " G"]:
     return torch.ones(num_groups, dtype=torch.get_default_dtype(), device=signal.group.device)
 
 
+def comparable_groups(signal: Rewards) -> Float[Tensor, " G"]:
+    """One per group of two or more; a completion alone has nothing to be compared with."""
+    size = group_sum(torch.ones(signal.group.shape, dtype=torch.get_default_dtype(), device=signal.group.device), signal)
+    return (size > 1).to(size.dtype)
+
+
 def group_sum(values: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
     """Sum over the completions of each group."""
     index, num_groups = group_index(signal)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from preftune.objectives.base import log_ratio, mean_log_ratio
 from preftune.objectives.checks import check_choice, check_positive
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin, pair_weights
 from preftune.types import Losses, Pairs, TokenScores
 
 
@@ -16,12 +16,14 @@ from preftune.types import Losses, Pairs, TokenScores
 class IPO:
     """The difference of two log-ratios regressed on a fixed margin, which it must not exceed either.
 
-        L = ( D - 1 / (2 tau) )^2,   D = h(chosen) - h(rejected)              (reduction sum)
-                                     D = hbar(chosen) - hbar(rejected)        (reduction mean, hbar = h / |y|)
+        L = ( D - (P - 1/2) / tau )^2,   D = h(chosen) - h(rejected)              (reduction sum)
+                                         D = hbar(chosen) - hbar(rejected)        (reduction mean, hbar = h / |y|)
 
-    Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences", AISTATS 2024, arXiv
-    2310.12036, equation 17; checked against public implementations. The paper writes sums; its results are said to come
-    from means, which most implementations use. The two want very different tau.
+    P is the pair's probability; without one it is 1, and the target 1 / (2 tau). Azar et al., "A General Theoretical
+    Paradigm to Understand Learning from Human Preferences", AISTATS 2024, arXiv 2310.12036, equation 17; checked against
+    public implementations. The paper writes sums; its results are said to come from means, which most implementations
+    use. The two want very different tau. On the policy's own samples, with soft P and sums, it is the online IPO of Zhou
+    et al., 2025, arXiv 2503.08942.
 
     Args:
         tau: strength of the pull to the reference, > 0.
@@ -49,5 +51,5 @@ class IPO:
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = log_ratio(scores) if self.reduction == "sum" else mean_log_ratio(scores)
-        per_unit = (pair_margin(ratio, signal) - 1 / (2 * self.tau)).square()
+        per_unit = (pair_margin(ratio, signal) - margin_target(signal, self.tau, ratio.dtype)).square()
         return pair_losses(per_unit, scores, signal, self.tau * ratio)

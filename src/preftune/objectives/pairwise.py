@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import mean_tokens, score_metrics, sum_tokens
-from preftune.types import Losses, Pairs, TokenScores
+from preftune.types import Hybrid, Losses, Pairs, TokenScores
 
 NLLScale = Literal["sum", "mean"]
 """Whether a likelihood term is the sum or the mean over the tokens of a completion: a factor of its length."""
@@ -18,6 +18,23 @@ NLL_SCALES = get_args(NLLScale)
 def pair_weights(signal: Pairs) -> Float[Tensor, " P"]:
     """One per pair."""
     return torch.ones(signal.chosen.shape, dtype=torch.get_default_dtype(), device=signal.chosen.device)
+
+
+def pairs_of(signal: Hybrid) -> Pairs:
+    """The pairs of a hybrid signal."""
+    return Pairs(chosen=signal.chosen, rejected=signal.rejected)
+
+
+def preference_probability(signal: Pairs, dtype: torch.dtype) -> Float[Tensor, " P"]:
+    """P, the chance that the chosen completion is the better one; 1 where the data do not say."""
+    if signal.probability is None:
+        return torch.ones(signal.chosen.shape, dtype=dtype, device=signal.chosen.device)
+    return signal.probability.to(dtype)
+
+
+def margin_target(signal: Pairs, tau: float, dtype: torch.dtype) -> Float[Tensor, " P"]:
+    """(P - 1/2) / tau, on which squared losses regress a margin: 1 / (2 tau) for a pair that is certain."""
+    return (preference_probability(signal, dtype) - 0.5) / tau
 
 
 def pair_sides(values: Float[Tensor, " C"], signal: Pairs) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:

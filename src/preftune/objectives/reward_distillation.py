@@ -7,9 +7,19 @@ from torch import Tensor
 
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import check_positive
-from preftune.objectives.groupwise import all_pairs, group_metrics, reward_gap
+from preftune.objectives.groupwise import all_pairs, group_metrics
 from preftune.objectives.pairwise import pair_margin
 from preftune.types import Losses, Rewards, TokenScores
+
+
+def pair_regression(
+    implicit: Float[Tensor, " C"], target: Float[Tensor, " C"], scores: TokenScores, signal: Rewards,
+    *, rewards: Float[Tensor, " C"],
+) -> Losses:  # fmt: skip
+    """Squared gap between a difference of two implicit rewards and that of their targets, for all pairs of each group."""
+    pairs, weight = all_pairs(signal)
+    per_unit = (pair_margin(implicit, pairs) - pair_margin(target, pairs)).square()
+    return Losses(per_unit=per_unit, weight=weight.to(per_unit.dtype), metrics=group_metrics(scores, signal, rewards))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +57,4 @@ class RewardDistillation:
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * log_ratio(scores)
-        pairs, weight = all_pairs(signal)
-        per_unit = (pair_margin(rewards, pairs) - reward_gap(signal, pairs).to(rewards.dtype)).square()
-        metrics = group_metrics(scores, signal, rewards)
-        return Losses(per_unit=per_unit, weight=weight.to(per_unit.dtype), metrics=metrics)
+        return pair_regression(rewards, signal.reward.to(rewards.dtype), scores, signal, rewards=rewards)

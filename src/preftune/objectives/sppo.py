@@ -1,4 +1,4 @@
-"""SPPO with hard win rates: log-ratios pulled to two fixed values."""
+"""SPPO: each log-ratio regressed on its win rate."""
 
 from dataclasses import dataclass
 
@@ -7,26 +7,27 @@ from torch import Tensor
 
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import check_positive
-from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.objectives.pairwise import margin_target, pair_losses, pair_sides, pair_weights
 from preftune.types import Losses, Pairs, TokenScores
 
 
-def anchored_squares(ratio: Float[Tensor, " C"], signal: Pairs, beta: float) -> Float[Tensor, " P"]:
-    """(h(chosen) - 1 / (2 beta))^2 + (h(rejected) + 1 / (2 beta))^2."""
+def anchored_squares(
+    ratio: Float[Tensor, " C"], signal: Pairs, anchor: float | Float[Tensor, " P"]
+) -> Float[Tensor, " P"]:
+    """(h(chosen) - anchor)^2 + (h(rejected) + anchor)^2."""
     chosen, rejected = pair_sides(ratio, signal)
-    anchor = 1 / (2 * beta)
     return (chosen - anchor).square() + (rejected + anchor).square()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SPPO:
-    """Each log-ratio regressed on its win rate, which is 1 for the chosen completion and 0 for the rejected one.
+    """Each log-ratio regressed on its win rate: P for the chosen completion and 1 - P for the rejected one.
 
-        L = scale * [ (h(chosen) - 1 / (2 beta))^2 + (h(rejected) + 1 / (2 beta))^2 ]
+        L = scale * [ (h(chosen) - (P - 1/2) / beta)^2 + (h(rejected) + (P - 1/2) / beta)^2 ]
 
-    Wu et al., "Self-Play Preference Optimization for Language Model Alignment", 2024, arXiv 2405.00675, with eta = 1 /
-    beta and the hard win rates P = 1 and 0. The paper estimates P with a preference model over several samples, and
-    takes as reference the policy at the start of each round of sampling.
+    P is the pair's probability; without one the win rates are 1 and 0. Wu et al., "Self-Play Preference Optimization for
+    Language Model Alignment", 2024, arXiv 2405.00675, with eta = 1 / beta. The paper estimates the two win rates with a
+    preference model over several samples, and takes as reference the policy at the start of each round of sampling.
 
     Args:
         beta: 1 / eta, > 0.
@@ -53,4 +54,5 @@ class SPPO:
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = log_ratio(scores)
-        return pair_losses(self.scale * anchored_squares(ratio, signal, self.beta), scores, signal, self.beta * ratio)
+        anchor = margin_target(signal, self.beta, ratio.dtype)
+        return pair_losses(self.scale * anchored_squares(ratio, signal, anchor), scores, signal, self.beta * ratio)

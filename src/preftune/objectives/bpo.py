@@ -1,0 +1,63 @@
+"""BPO: preference losses anchored at the policy that sampled the pairs."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import behaviour_ratio
+from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.links import hinge, logistic
+from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin, pair_weights, preference_probability
+from preftune.types import Losses, Pairs, TokenScores
+
+BPOLink = Literal["logistic", "square", "hinge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPO:
+    """DPO, IPO or the hinge loss with the sampling policy in the reference's place: a trust region that moves along.
+
+        logistic  L = -P log sigma(beta * D) - (1 - P) log sigma(-beta * D)
+        square    L = ( D - (P - 1/2) / beta )^2
+        hinge     L = P max(0, 1 - beta * D) + (1 - P) max(0, 1 + beta * D)
+
+    D = d(chosen) - d(rejected), d = log pi - log behaviour, summed over tokens; P is the pair's probability, 1 without one.
+    Xu et al., "BPO: Staying Close to the Behavior LLM Creates Better Online LLM Alignment", EMNLP 2024, arXiv 2406.12168:
+    formula not verified against the paper. Soft P is our addition.
+
+    Args:
+        beta: strength of the pull to the sampling policy, > 0.
+        link: what is made of the margin: DPO's, IPO's or RSO's loss.
+    """
+
+    beta: float = 0.1
+    link: BPOLink = "logistic"
+
+    def __post_init__(self) -> None:
+        check_positive("bpo", beta=self.beta)
+        check_choice("bpo", get_args(BPOLink), link=self.link)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"behaviour_logp"})
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        ratio = behaviour_ratio(scores)
+        rewards = self.beta * ratio
+        if self.link == "square":
+            per_unit = (pair_margin(ratio, signal) - margin_target(signal, self.beta, ratio.dtype)).square()
+        else:
+            link = logistic if self.link == "logistic" else hinge
+            margin, chance = pair_margin(rewards, signal), preference_probability(signal, ratio.dtype)
+            per_unit = chance * link(margin) + (1 - chance) * link(-margin)
+        return pair_losses(per_unit, scores, signal, rewards)

@@ -1,0 +1,93 @@
+"""HyPO: offline preferences, with the KL divergence to the reference held down on the policy's own samples."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import State, coupling_of, log_ratio, score_metrics
+from preftune.objectives.checks import check_not_negative, check_positive
+from preftune.objectives.links import logistic
+from preftune.objectives.pairwise import pair_margin, pairs_of
+from preftune.types import Coupling, Hybrid, Losses, StepView, TokenScores
+
+POLICY = 1  # of Hybrid.source
+
+
+def chosen_count(signal: Hybrid) -> Float[Tensor, " C"]:
+    """In how many pairs each completion is the chosen one."""
+    count = torch.zeros(len(signal.source), dtype=torch.get_default_dtype(), device=signal.source.device)
+    return count.index_add(0, signal.chosen, torch.ones_like(count[signal.chosen]))
+
+
+def policy_samples(signal: Hybrid) -> Bool[Tensor, " C"]:
+    """Which completions the policy wrote and no pair holds."""
+    in_pair = torch.zeros_like(signal.source, dtype=torch.bool)
+    in_pair[signal.chosen] = True
+    in_pair[signal.rejected] = True
+    return (signal.source == POLICY) & ~in_pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyPO:
+    """DPO on offline pairs, plus the reverse KL divergence where the policy now is, which offline pairs do not cover.
+
+        L = mean over pairs of -log sigma(beta * D)  +  kl_weight * mean over samples of h(y)^2 / 2
+
+    Song et al., "The Importance of Online Data: Understanding Preference Fine-tuning via Coverage", NeurIPS 2024, arXiv
+    2406.01462: formula not verified against the paper. Samples are completions that the policy wrote and that are in no
+    pair. The second term has the gradient h(y) grad log pi(y), whose mean over the policy's samples is the gradient of
+    KL(pi || ref); the authors take a leave-one-out baseline from it, which changes its variance alone and is not here.
+
+    Args:
+        beta: strength of DPO's pull to the reference, > 0.
+        kl_weight: weight of the KL divergence, >= 0 (the default is from memory); at 0 it is DPO.
+    """
+
+    beta: float = 0.1
+    kl_weight: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_positive("hypo", beta=self.beta)
+        check_not_negative("hypo", kl_weight=self.kl_weight)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp", "coupling"})
+
+    @property
+    def signal(self) -> type[Hybrid]:
+        return Hybrid
+
+    @property
+    def couples(self) -> frozenset[str]:
+        return frozenset()
+
+    def initial_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
+        """What turns one mean over pairs and samples of the step into the sum of two means."""
+        assert isinstance(step.signal, Hybrid)
+        pairs, samples = len(step.signal.chosen), int(policy_samples(step.signal).sum())
+        scales = {"pair": (pairs + samples) / max(pairs, 1), "sample": (pairs + samples) / max(samples, 1)}
+        return Coupling(whole={name: torch.tensor(scale, dtype=torch.float64) for name, scale in scales.items()}), {}
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Hybrid) -> Float[Tensor, " U"]:
+        """Per completion: of how many pairs it is the chosen one, or one for a sample."""
+        return chosen_count(signal) + policy_samples(signal)
+
+    def __call__(self, scores: TokenScores, signal: Hybrid) -> Losses:
+        pairs, scale, ratio = pairs_of(signal), coupling_of(scores).whole, log_ratio(scores)
+        rewards = self.beta * ratio
+        is_sample = policy_samples(signal)
+        # A pair's loss stands with its chosen completion, so that the units of a group lie together.
+        preference = torch.zeros_like(ratio).index_add(0, pairs.chosen, logistic(pair_margin(rewards, pairs)))
+        preference = preference / chosen_count(signal).clamp(min=1).to(ratio.dtype)
+        penalty = torch.where(is_sample, 0.5 * ratio.square(), 0.0)
+        return Losses(
+            per_unit=scale["pair"] * preference + self.kl_weight * scale["sample"] * penalty,
+            weight=self.weights(scores.lengths, signal).to(ratio.dtype),
+            metrics=score_metrics(scores, pairs, rewards) | {"hypo/kl": ratio.detach()[is_sample]},
+        )

@@ -1,0 +1,55 @@
+"""INPO: one step of no-regret learning against oneself, as a regression on preferences."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import behaviour, reference, sum_tokens
+from preftune.objectives.checks import check_between, check_positive
+from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin, pair_weights
+from preftune.types import Losses, Pairs, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class INPO:
+    """IPO with sums whose anchor lies between the reference and the policy that sampled the pair.
+
+        L = ( g(chosen) - g(rejected) - (P - 1/2) / eta )^2
+        g = log pi - (tau / eta) log ref - (1 - tau / eta) log behaviour
+
+    P is the pair's probability; without one it is 1, and the target 1 / (2 eta). Zhang et al., "Iterative Nash Policy
+    Optimization: Aligning LLMs with General Preferences via No-Regret Learning", ICLR 2025, arXiv 2407.00617; checked
+    against a third-party implementation, the soft target derived here. At tau = eta it would be IPO against the
+    reference, at tau = 0 IPO against the sampling policy.
+
+    Args:
+        eta: inverse step size, > 0.
+        tau: strength of the pull to the reference, in (0, eta).
+    """
+
+    eta: float = 7.5e-3
+    tau: float = 2.5e-3
+
+    def __post_init__(self) -> None:
+        check_positive("inpo", eta=self.eta)
+        check_between("inpo", f"(0, {self.eta})", tau=self.tau)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp", "behaviour_logp"})
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        share = self.tau / self.eta
+        anchor = share * reference(scores) + (1 - share) * behaviour(scores)
+        ratio = sum_tokens(scores.logp - anchor, scores.lengths)
+        per_unit = (pair_margin(ratio, signal) - margin_target(signal, self.eta, ratio.dtype)).square()
+        return pair_losses(per_unit, scores, signal, self.eta * ratio)

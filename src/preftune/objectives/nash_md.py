@@ -1,0 +1,68 @@
+"""Nash-MD: policy gradient on win rates."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import log_ratio, sum_tokens
+from preftune.objectives.checks import check_not_negative
+from preftune.objectives.groupwise import group_metrics
+from preftune.types import Losses, Rewards, TokenScores
+
+
+def win_rate_losses(
+    win_rate: Float[Tensor, " C"], advantage: Float[Tensor, " C"], weight: Float[Tensor, " C"],
+    scores: TokenScores, signal: Rewards, *, rewards: Float[Tensor, " C"],
+) -> Losses:  # fmt: skip
+    """-sg(advantage) log pi(y) of each completion, and the metrics of a policy gradient on win rates."""
+    advantage = advantage.detach()
+    counted = weight > 0
+    return Losses(
+        per_unit=-advantage * sum_tokens(scores.logp, scores.lengths),
+        weight=weight,
+        metrics=group_metrics(scores, signal, rewards.detach())
+        | {"win_rate": win_rate[counted], "advantage": advantage[counted]},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NashMD:
+    """Likelihood of each sampled completion, weighted by how far its win rate exceeds one half, less a KL penalty.
+
+        L = -sg( P(y > y') - 1/2 - beta * h(y) ) log pi(y)
+
+    Munos et al., "Nash Learning from Human Feedback", ICML 2024, arXiv 2312.00886; checked against public
+    implementations. The reward of a completion is its win rate, in [0, 1], against a completion y' of the mixture of
+    policy and reference, which is the sampler's business. The penalty is of the sequence, so that its expected gradient is
+    that of KL(pi || ref).
+
+    Args:
+        beta: strength of the pull to the reference, >= 0. At 0 no reference is needed: REINFORCE with a baseline of 1/2.
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_not_negative("nash-md", beta=self.beta)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp"} if self.beta > 0 else ())
+
+    @property
+    def signal(self) -> type[Rewards]:
+        return Rewards
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
+        """One per completion."""
+        return torch.ones(len(lengths), dtype=torch.get_default_dtype(), device=lengths.device)
+
+    def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
+        dtype = scores.logp.dtype
+        win_rate = signal.reward.to(dtype)
+        rewards = self.beta * log_ratio(scores) if self.beta > 0 else sum_tokens(scores.logp, scores.lengths)
+        advantage = win_rate - 0.5 - (rewards if self.beta > 0 else 0.0)
+        weight = self.weights(scores.lengths, signal).to(dtype)
+        return win_rate_losses(win_rate, advantage, weight, scores, signal, rewards=rewards)
