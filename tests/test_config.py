@@ -14,6 +14,7 @@ from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, PreftuneError
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
+from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
@@ -51,6 +52,13 @@ def test_names_of_every_kind_mean_the_same():
     assert parsed("DATA", "--model", "m", kind=InspectConfig, positional="data").data == "DATA"
     assert parsed("--json", "--data", "d", "--model", "m", kind=InspectConfig).json is True
     assert parsed("--data", "d", "--json", "false", kind=InspectConfig).json is False
+
+
+def test_a_mixture_on_the_command_line(tmp_path):
+    found = parsed(*BASE, "--objective", "mixture", "--objective.terms", "dpo + 0.1*sft")
+    assert found.objective == Mixture(terms="dpo + 0.1*sft")
+    (tmp_path / "c.yaml").write_text("objective: {name: mixture, terms: dpo + 0.1*sft}\n")
+    assert parsed(*BASE, "--config", str(tmp_path / "c.yaml")) == found
 
 
 def test_every_alias_names_a_setting():
@@ -165,6 +173,8 @@ BAD_FLAGS = {
     "--objective dppo": "Did you mean dpo?",
     "--objective": "has no value",
     "--objective dpo --beta 0": "dpo: beta is out of range; got 0.0",
+    "--objective mixture --objective.terms dpo+nca": "mixture: terms learn from signals that do not go together",
+    "--objective mpo --objective.sft_weight 0": "mpo: sft_weight is out of range; got 0.0",
     "--objective bnf --beta 1": "There is no setting of this name; got objective.beta",
     "--epochs inf": "epochs",
     "--eval_fraction 1": "eval_fraction is out of range",
@@ -237,6 +247,9 @@ def test_bad_settings_of_other_verbs_are_told(case):
 
 VERBS = {
     "train": (TrainConfig, [*BASE, "--objective", "dpo", "--beta", "0.3", "--columns", '{"chosen": "w"}', "--max_steps", "3"]),
+    "train with a mixture": (
+        TrainConfig, [*BASE, "--objective", "mixture", "--objective.terms", "dpo(beta=0.3) + 1e-1*sft + -2.5*bco-pair"],
+    ),
     "train with bnf": (TrainConfig, [*BASE, "--objective.reduction", "pair_min", "--lora_r", "3"]),
     "inspect": (InspectConfig, ["--data", "d", "--json"]),
     "sample": (SampleConfig, ["--prompts", "p", "--temperature", "0.5", "--output", "o"]),

@@ -67,3 +67,35 @@ def test_one_completion_in_several_pairs():
     losses = DPO(beta=0.1)(scores, Pairs(chosen=torch.tensor([0, 0]), rejected=torch.tensor([1, 2])))
     (gradient,) = torch.autograd.grad(losses.per_unit.sum(), logp)
     assert gradient.tolist() == pytest.approx([-0.1, 0.05, 0.05], abs=1e-12)
+
+
+def pair_of(probability: float) -> Pairs:
+    return Pairs(chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.tensor([probability], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("objective", "probability", "target"),
+    [
+        (DPO(beta=0.1), 0.9, 0.9),
+        (DPO(beta=0.1), 0.25, 0.25),
+        (DPO(beta=0.1), 1.0, 1.0),
+        # right with .9 and kept with .8, or wrong with .1 and turned with .2
+        (DPO(beta=0.1, label_smoothing=0.2), 0.9, 0.9 * 0.8 + 0.1 * 0.2),
+        (DPO(beta=0.1, label_smoothing=0.2), 1.0, 0.8),
+        (DPO(beta=0.1, label_smoothing=0.2), 0.5, 0.5),
+    ],
+)
+def test_soft_labels(objective, probability, target):
+    """-q log sigma(.2) - (1 - q) log sigma(-.2) with slope -.1 (q sigma(-.2) - (1 - q) sigma(.2))."""
+    scores, leaf = pair_scores()
+    losses = objective(scores, pair_of(probability))
+    (gradient,) = torch.autograd.grad(losses.per_unit.sum(), leaf)
+    assert losses.per_unit.item() == pytest.approx(target * math.log1p(math.exp(-0.2)) + (1 - target) * math.log1p(math.exp(0.2)))
+    slope = -0.1 * (target / (1 + math.exp(0.2)) - (1 - target) / (1 + math.exp(-0.2)))
+    assert gradient.tolist() == pytest.approx([slope] * 5 + [-slope] * 8, rel=1e-9)
+
+
+def test_a_soft_label_of_fp32_leaves_fp64_as_it_is():
+    scores, _ = pair_scores()
+    losses = DPO()(scores, Pairs(chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.tensor([0.5])))
+    assert losses.per_unit.dtype == torch.float64

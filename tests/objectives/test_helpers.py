@@ -24,6 +24,7 @@ from preftune.objectives.links import (
     log_odds,
     logistic,
 )  # fmt: skip
+from preftune.objectives.pairwise import flip_chance
 from preftune.types import Pairs, Rewards, TokenScores
 from tests.objectives.golden import log_sigma
 
@@ -36,6 +37,22 @@ def test_logistic():
     expected = [-0.8 * log_sigma(0.5) - 0.2 * log_sigma(-0.5), 0.8 * 700]
     assert logistic(margin, 0.2).tolist() == pytest.approx(expected, rel=1e-12)
     assert logistic(margin).tolist() == pytest.approx([-log_sigma(0.5), 700.0], rel=1e-12)
+
+
+def test_logistic_with_a_chance_for_each():
+    margin, wrong = (torch.tensor(x, dtype=torch.float64) for x in ([0.5, 0.5, -700.0], [0.0, 0.2, 1.0]))
+    expected = [-log_sigma(0.5), -0.8 * log_sigma(0.5) - 0.2 * log_sigma(-0.5), 0.0]
+    assert logistic(margin, wrong).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_flip_chance():
+    """By the data, by the setting, but not by both: they cancel."""
+    pairs = Pairs(chosen=torch.tensor([0, 2]), rejected=torch.tensor([1, 3]))
+    assert flip_chance(pairs, 0.2, torch.float64) == 0.2
+    known = Pairs(chosen=pairs.chosen, rejected=pairs.rejected, probability=torch.tensor([1.0, 0.25]))
+    found = flip_chance(known, 0.2, torch.float64)
+    assert found.dtype == torch.float64
+    assert found.tolist() == pytest.approx([0.2, 0.2 * 0.25 + 0.8 * 0.75])
 
 
 def test_hinge():

@@ -74,7 +74,7 @@ def test_units_scales_and_what_is_logged_by_hand():
     objective = Mixture(terms="3*dpo + 0.5*sft")
     pairs = Pairs(chosen=torch.tensor([0, 2]), rejected=torch.tensor([1, 3]))
     lengths = torch.tensor([1, 2, 3, 1])
-    assert objective.weights(lengths, pairs).tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 0]
+    assert objective.weights(lengths, pairs).tolist() == [1, 1, 1, 0, 0, 1, 1, 1, 0]  # pairs, then tokens
     found, _ = objective.couple(view([1, 2, 3, 1], pairs), {})
     assert {name: value.item() for name, value in found.whole.items()} == pytest.approx(
         {"0.scale": 3 * 6 / 2, "0.mean": 1.0, "1.scale": 0.5 * 6 / 4, "1.mean": 1.0}

@@ -1,10 +1,10 @@
-"""SimPO and AlphaPO: log-probabilities per token -2 and -1.75, no reference."""
+"""SimPO, CPO-SimPO and AlphaPO: log-probabilities per token -2 and -1.75, no reference."""
 
 import math
 
 import pytest
 
-from preftune.objectives.simpo import AlphaPO, SimPO
+from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from tests.objectives.golden import PAIR, assert_same, check_pair, gradient, make_scores, sigma
 
 
@@ -12,6 +12,20 @@ def test_simpo():
     """2 * (-2 + 1.75) - 1 = -1.5: log(1 + e^1.5) = 1.701413."""
     push = 2 * sigma(1.5)
     check_pair(SimPO(beta=2.0, gamma=1.0), value=1.701413, slopes=(-push / 5, push / 8), rewards=(-4.0, -3.5))
+
+
+@pytest.mark.parametrize(("scale", "nll", "slope"), [("mean", 2.0, 0.2), ("sum", 10.0, 1.0)])
+def test_cpo_simpo(scale, nll, slope):
+    """1.701413 as for SimPO, plus .5 times the likelihood: 10 nats, or 2 per token."""
+    push = 2 * sigma(1.5)
+    check_pair(
+        CPOSimPO(beta=2.0, gamma=1.0, nll_weight=0.5, nll_scale=scale), value=1.701413 + 0.5 * nll,
+        slopes=(-push / 5 - 0.5 * slope, push / 8), rewards=(-4.0, -3.5), extra={"nll": nll},
+    )  # fmt: skip
+
+
+def test_cpo_simpo_without_likelihood_is_simpo():
+    assert_same(CPOSimPO(beta=1.5, gamma=0.3, nll_weight=0.0), SimPO(beta=1.5, gamma=0.3))
 
 
 def test_alphapo():

@@ -1,7 +1,7 @@
 """TRL's own loss code, run on a tiny Llama in memory: ragged random pairs in, loss and gradient out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from datasets import Dataset
@@ -10,8 +10,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from preftune.objectives import Objective, reduce_losses
-from preftune.types import Labels, Pairs, Rewards, TokenScores
+from preftune.objectives import Coupled, Objective, reduce_losses
+from preftune.types import Labels, Pairs, Rewards, StepView, TokenScores
 from tests.models import VOCAB, tiny_model
 
 COMMON = dict(
@@ -105,7 +105,7 @@ def completion_logp(model: PreTrainedModel, prompt: list[int], completion: list[
 def ours(
     objective: Objective, examples: Sequence[Example], policy: PreTrainedModel, reference: PreTrainedModel
 ) -> tuple[Tensor, Tensor]:
-    """(loss, gradient of the policy's parameters); completion 2i is chosen, 2i + 1 rejected.
+    """(loss, gradient of the policy's parameters) of one step; completion 2i is chosen, 2i + 1 rejected.
 
     The reference is the behaviour policy, too: TRL knows one anchor.
     """
@@ -126,6 +126,9 @@ def ours(
             reward=1.0 - torch.arange(len(completions)) % 2, group=torch.arange(len(completions)) // 2
         ),
     }[objective.signal]
+    if isinstance(objective, Coupled):
+        step = StepView(lengths=scores.lengths, prompt=torch.arange(len(completions)) // 2, signal=signal)
+        scores = replace(scores, coupling=objective.couple(step, objective.initial_state())[0])
     loss = reduce_losses(objective(scores, signal), float(objective.weights(scores.lengths, signal).sum()))
     return loss, gradient_of(loss, policy)
 
