@@ -6,10 +6,16 @@ U units (what a loss averages over), V vocabulary.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
+
+Source = Literal["data", "policy", "reference"]
+"""Who wrote a completion."""
+SOURCES: tuple[Source, ...] = get_args(Source)
+"""In groups and batches, a source is its place here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +34,7 @@ class Record:
     the text of the assistant's turn. What is not known is empty: `pairs` holds (chosen, rejected) indices of completions,
     `probabilities` one number in [0, 1] per pair, the chance that its chosen completion is the better one, `labels`
     +1 / -1 / None and `rewards` numbers / None, one each per completion. `ended` is False for a completion that was cut
-    off before its end-of-turn token; empty means that all ended.
+    off before its end-of-turn token; empty means that all ended. `sources` says who wrote each completion.
     """
 
     prompt: tuple[Message, ...] | str
@@ -38,6 +44,7 @@ class Record:
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
     ended: tuple[bool, ...] = ()
+    sources: tuple[Source, ...] = ()
     origin: str = ""  # "file:row", rows count from 1
     columns: Mapping[str, object] = field(default_factory=dict)  # every other column of the row, for reward functions
 
@@ -53,6 +60,7 @@ class Group:
     probabilities: tuple[float, ...] = ()
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
+    sources: tuple[int, ...] = ()
     origin: str = ""
 
 
@@ -152,7 +160,7 @@ class Hybrid:
 
     chosen: Int[Tensor, " P"]
     rejected: Int[Tensor, " P"]
-    source: Int[Tensor, " C"]  # 0 the data, 1 the policy, 2 the reference
+    source: Int[Tensor, " C"]  # 0 the data, 1 the policy, 2 the reference, as in SOURCES
 
 
 Signal = Pairs | Labels | Rewards | Hybrid

@@ -1,5 +1,7 @@
 """The length policy: nothing too long gets through, nothing becomes empty, everything is named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +17,7 @@ from preftune.data.fit import (
     TOO_LONG,
     WHOLE,
     fit,
+    take_completions,
 )
 from preftune.errors import DataError
 from preftune.types import Group
@@ -78,6 +81,25 @@ def test_probabilities_stay_with_their_pairs():
     after = fitted(3, "cut_completion", three).group
     assert (after.pairs, after.probabilities) == (((0, 2), (2, 1)), (0.7, 0.8))
     assert fitted(3, "cut_completion", group([5], [10], [10], [20], **pairs)).group.probabilities == (0.7, 0.8)
+
+
+def test_samples_stay_when_a_pair_goes():
+    """Completions 0 and 1 become equal: the policy's of them stays as a sample, the data's goes."""
+    known = {"sources": (0, 1, 1), "rewards": (), "labels": ()}
+    three = group([5, 6], [10, 11, 2], [10, 12, 2], [20, 21, 2], pairs=((0, 1),), **known)
+    after = fitted(3, "cut_completion", three).group
+    assert [c.tolist() for c in after.completions] == [[10], [20]]
+    assert (after.pairs, after.sources) == ((), (1, 1))
+    data = replace(three, sources=(0, 0, 2))
+    assert fitted(3, "cut_completion", data).kind == CUT_EQUAL
+
+
+def test_some_completions_with_all_that_is_known_of_them():
+    known = {"pairs": ((0, 1), (0, 2)), "probabilities": (0.6, 0.7), "labels": (1, -1, None), "rewards": (2.0, 1.0, 0.0)}
+    some = take_completions(group([5], [10], [11], [12], sources=(0, 1, 2), **known), [0, 2], [1])
+    assert [c.tolist() for c in some.completions] == [[10], [12]]
+    assert (some.pairs, some.probabilities, some.labels) == (((0, 1),), (0.7,), (1, None))
+    assert (some.rewards, some.sources, some.origin) == ((2.0, 0.0), (0, 2), "f:1")
 
 
 @pytest.mark.parametrize(("signal", "kind"), [

@@ -108,6 +108,35 @@ def test_rewards(case):
     assert record.prompt in ("Hi", USER) and record.columns == {}
 
 
+GROUP = {"prompt": "Hi", "completions": ["a", [turn("assistant", "b")], "c"], "pairs": [[2, 0], [1, 0]]}
+
+
+def test_a_group_is_all_that_a_record_can_know():
+    row = {**GROUP, "probabilities": [0.75, 1], "labels": [True, None, -1], "rewards": [0, None, "1.5"],
+           "sources": ["data", "policy", "reference"], "ended": [True, False, True], "extra": 7}
+    assert detect([row]).name == "groups"
+    assert FORMATS["groups"].convert(row) == Record(
+        prompt="Hi", completions=("a", "b", "c"), pairs=((2, 0), (1, 0)), probabilities=(0.75, 1.0), labels=(1, None, -1),
+        rewards=(0.0, None, 1.5), sources=("data", "policy", "reference"), ended=(True, False, True), columns={"extra": 7},
+    )
+
+
+@pytest.mark.parametrize("pairs", [{}, {"pairs": []}, {"pairs": None}])
+def test_a_group_may_be_samples_only(pairs):
+    row = {"prompt": "Hi", "completions": ["a", "b"], "sources": ["policy", "policy"], **pairs}
+    assert detect([row]).name == "groups"
+    assert FORMATS["groups"].convert(row) == Record(prompt="Hi", completions=("a", "b"), sources=("policy", "policy"))
+
+
+def test_a_column_sources_of_another_meaning_is_left_alone():
+    row = {"prompt": "Hi", "completions": ["a", "b"], "rewards": [0, 1], "sources": ["a book", "policy"]}
+    form = detect([row])
+    record = form.convert(row)
+    assert isinstance(record, Record)
+    assert (form.name, record.columns) == ("scored", {"sources": ["a book", "policy"]})
+    assert detect([{**row, "sources": []}]).name == detect([{**row, "sources": "policy"}]).name == "scored"
+
+
 SINGLES = {
     "labels": ("labels", {"prompt": "Hi", "completion": "yes", "label": True}, 1),
     "labels: kto_tag": ("labels", {"instruction": "Hi", "output": "yes", "kto_tag": False}, -1),

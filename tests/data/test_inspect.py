@@ -1,6 +1,7 @@
 """The census of a data set, and its tokens in colour."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -122,5 +123,7 @@ def test_probabilities_are_shown(tmp_path, chat):
 def test_labels_and_rewards_stand_beside_completions(tmp_path, chat):
     row = {"prompt": "Hi", "completions": ["a", "b"], "rewards": [0.5, 2]}
     group = prepare(write(tmp_path / "a.jsonl", [row]), chat, None, DataOptions()).groups[0]
+    plain = group_text(replace(group, sources=(0, 2)), make_renderer(chat)).plain
+    assert "completion 1 reward 0.5, source data, 2 tokens" in plain and "source reference, 2 tokens" in plain
     plain = group_text(group, make_renderer(chat)).plain
     assert "completion 1 reward 0.5, 2 tokens" in plain and "completion 2 reward 2, 2 tokens" in plain

@@ -19,6 +19,7 @@ GOOD = {
                  "label": True},
     "scored": {"prompt": "Hi", "completions": ["a", "b"], "rewards": [1.0, 2.0]},
     "ranked": {"prompt": "Hi", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]},
+    "groups": {"prompt": "Hi", "completions": ["a", "b"], "pairs": [[0, 1]], "sources": ["data", "policy"]},
 }
 
 
@@ -102,6 +103,20 @@ ROWS = {
         "field rank is missing; got the columns answer"),
     "entry without text": ("ranked", {"answers": [{"rank": 1}, {"answer": "b", "rank": 2}]},
         "field completion is missing"),
+    "a pair of one": ("groups", {"pairs": [[0, 1], [1]]},
+        r"pairs\[1\] is not a pair of completions; got list \[1\]; expected .* from 0 to 1"),
+    "a pair out of range": ("groups", {"pairs": [[0, 2]]}, r"pairs\[0\] is not a pair of completions"),
+    "a pair before the first": ("groups", {"pairs": [[-1, 0]]}, r"pairs\[0\] is not a pair of completions"),
+    "a pair with itself": ("groups", {"pairs": [[1, 1]]}, r"pairs\[0\] is not a pair of completions"),
+    "a pair of booleans": ("groups", {"pairs": [[True, False]]}, r"pairs\[0\] is not a pair of completions"),
+    "pairs that are text": ("groups", {"pairs": "0,1"}, "field pairs is not a list; got str '0,1'"),
+    "too few sources": ("groups", {"sources": ["data"]}, "field sources does not fit; .* expected a list of 2 values"),
+    "sources that are text": ("groups", {"sources": "xy"}, "field sources does not fit"),
+    "unknown source": ("groups", {"sources": ["data", "human"]},
+        r"sources\[1\] does not say who wrote .*got str 'human'; expected data, policy or reference"),
+    "probabilities of too few pairs": ("groups", {"probabilities": []}, "field probabilities does not fit"),
+    "a group's probability above 1": ("groups", {"probabilities": [2]}, r"probabilities\[0\] is not a probability"),
+    "a group of nothing known": ("groups", {"pairs": ..., "sources": ...}, "field pairs is missing"),
     "entry that is text": ("ranked", {"answers": [{"answer": "a", "rank": 1}, "b"]},
         r"answers\[1\] is not an object; got str 'b'"),
 }

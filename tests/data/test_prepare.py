@@ -148,6 +148,21 @@ def test_the_soft_label_temperature_is_felt(tmp_path, chat):
         prepare(path, chat, "prompts", options)
 
 
+def test_hybrid_rows_of_one_file(tmp_path, chat):
+    path = write(tmp_path / "a.jsonl", [
+        {"prompt": "Hello", "completions": ["I am", "fine", "the sea", "a poem"], "pairs": [[0, 1]],
+         "sources": ["data", "reference", "policy", "data"]},
+        {"prompt": "Hi", "completions": ["blue", "wide"], "pairs": [], "sources": ["policy", "policy"]},
+    ])
+    prepared = prepare(path, chat, "hybrid", DataOptions())
+    assert [group.sources for group in prepared.groups] == [(0, 2, 1), (1, 1)]
+    assert [group.pairs for group in prepared.groups] == [((0, 1),), ()]
+    assert "3 completions of the policy are in no pair" in prepared.report.lines()
+    assert not any("policy" in line for line in prepare(path, chat, "pairs", DataOptions()).report.lines())
+    (prompts, _) = prepare(path, chat, "prompts", DataOptions()).records
+    assert prompts.sources == ()
+
+
 def test_truncation_options_are_felt(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", [{**PAIR, "prompt": "Hello " * 10, "chosen": "one " * 20}, PAIR])
     kinds = {

@@ -172,6 +172,63 @@ def test_a_temperature_makes_probabilities_of_gaps():
     assert cold.probabilities == (1.0,)
 
 
+def written(sources, texts=("a", "b", "c", "d"), **known):
+    return Record(prompt="p", completions=texts, sources=sources, **known)
+
+
+MIXED = ("data", "policy", "data", "policy")
+
+
+def test_hybrid_keeps_pairs_and_samples_of_the_policy():
+    (record,), report = derive([written(("data", "policy", "data", "reference"), pairs=((2, 0),))], "hybrid")
+    assert (record.completions, record.pairs, record.sources) == (("a", "b", "c"), ((2, 0),), ("data", "policy", "data"))
+    assert (report.num_pairs, report.num_samples) == (1, 1)
+    assert report.left_out == {"in no pair, and not the policy's": 1}
+
+
+def test_samples_alone_are_hybrid_too_and_nothing_is_dropped():
+    rows = [written(MIXED, pairs=((0, 1),)), written(("policy", "policy"), ("x", "y")), written(("data",), ("z",))]
+    derived, report = derive(rows, "hybrid")
+    assert [record.completions for record in derived] == [("a", "b", "d"), ("x", "y")]
+    assert [record.sources for record in derived] == [("data", "policy", "policy"), ("policy", "policy")]
+    assert (derived[1].pairs, report.num_samples, report.dropped) == ((), 3, {"no signal": 1})
+
+
+def test_hybrid_pairs_come_from_rewards_and_labels_as_pairs_do():
+    rewarded = written(MIXED, rewards=(0.0, 1.0, 2.0, None), probabilities=())
+    (record,), _ = derive([rewarded], "hybrid", pairing="best_worst")
+    assert (record.completions, record.pairs, record.rewards) == (("a", "b", "c", "d"), ((2, 0),), ())
+    (record,), _ = derive([rewarded], "hybrid", min_gap=2.0)
+    assert record.pairs == ((2, 0),)
+    with pytest.raises(ConfigError, match="soft_label_temperature has no effect here; got hybrid"):
+        derive([rewarded], "hybrid", soft_label_temperature=1.0)
+    rows = [written(("data",), ("a",), labels=(1,)), written(("policy", "data"), ("b", "c"), labels=(None, -1))]
+    (record,), report = derive(rows, "hybrid")
+    assert (record.completions, record.pairs, record.sources) == (("a", "b", "c"), ((0, 2),), ("data", "policy", "data"))
+    assert report.merged == 1
+
+
+def test_hybrid_rows_have_no_probabilities():
+    (record,), report = derive([soft(0.75, 0.5, sources=("data",) * 3)], "hybrid")
+    assert (record.probabilities, report.num_soft, report.num_samples) == ((), 0, 0)
+
+
+def test_hybrid_needs_to_know_who_wrote_the_completions():
+    rows = [written(MIXED, pairs=((0, 1),)), Record(prompt="p", completions=("a", "b"), pairs=((0, 1),), origin="f:7")]
+    with pytest.raises(DataError, match=r"^f:7: .*who wrote.*no column sources.*data, policy, reference"):
+        derive(rows, "hybrid")
+    assert available_signals(rows) == ("pairs", "labels", "rewards")
+    assert available_signals(rows[:1]) == ("pairs", "labels", "rewards", "hybrid")
+
+
+@pytest.mark.parametrize("signal", ["pairs", "labels", "rewards"])
+def test_other_signals_take_no_notice_of_sources(signal):
+    known = {"pairs": ((0, 1),), "rewards": (1.0, 0.0, 0.5, 0.25), "labels": (1, -1, 1, 1)}
+    with_sources, report = derive([written(MIXED, **known)], signal)
+    assert with_sources == derive([written((), **known)], signal)[0]
+    assert report.num_samples == 0
+
+
 # --- for any records ---
 
 texts = st.sampled_from(["a", "b", "c", "d"])

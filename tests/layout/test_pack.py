@@ -15,8 +15,8 @@ from preftune.data.pack import (
     segments,
     split_micro_batches,
 )  # fmt: skip
-from preftune.errors import ConfigError
-from preftune.types import Group, Labels, Pairs, Rewards
+from preftune.errors import ConfigError, DataError
+from preftune.types import Group, Hybrid, Labels, Pairs, Rewards
 from tests.models import random_groups
 
 
@@ -123,6 +123,20 @@ def test_probabilities_of_a_micro_batch():
     assert pairs.probability.dtype == torch.get_default_dtype()
     certain = batch_signal([two], Pairs)
     assert isinstance(certain, Pairs) and certain.probability is None
+
+
+def test_hybrid_signals_index_the_completions_of_all_groups():
+    one = group([1], [2], [3], [4], pairs=((2, 0),), sources=(0, 1, 2))
+    two = group([1], [2], sources=(1,))
+    three = group([1], [2], [3], pairs=((0, 1),), sources=(0, 0))
+    hybrid = batch_signal([one, two, three], Hybrid)
+    assert isinstance(hybrid, Hybrid)
+    assert (hybrid.chosen.tolist(), hybrid.rejected.tolist()) == ([2, 4], [0, 5])
+    assert hybrid.source.tolist() == [0, 1, 2, 1, 0, 0]
+    samples = batch_signal([two], Hybrid)
+    assert isinstance(samples, Hybrid) and samples.chosen.shape == (0,) and samples.source.dtype == torch.int64
+    with pytest.raises(DataError, match=r"rows:3: who wrote the completions is not known"):
+        batch_signal([one, group([1], [2], origin="rows:3")], Hybrid)
 
 
 def test_a_micro_batch_smaller_than_a_row_is_refused():

@@ -4,12 +4,14 @@ The caller adds the file and the row to the error.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from preftune.errors import DataError, shown
-from preftune.types import Message
+from preftune.types import SOURCES, Message, Source
 
 Row = Mapping[str, object]
+T = TypeVar("T")
 
 ROLES = {
     "user": "user", "human": "user", "prompter": "user",
@@ -157,6 +159,35 @@ def as_probability(value: object, name: str) -> float:
     if not 0.0 <= number <= 1.0:
         raise DataError(f"The field {name} is not a probability", got=described(value), expected="a number in [0, 1]")
     return number
+
+
+def as_source(value: object, name: str) -> Source:
+    """Who wrote a completion."""
+    for source in SOURCES:
+        if source == value:
+            return source
+    raise DataError(f"The field {name} does not say who wrote the completion", got=described(value),
+                    expected=", ".join(SOURCES[:-1]) + f" or {SOURCES[-1]}")
+
+
+def as_pair(value: object, name: str, count: int) -> tuple[int, int]:
+    """[chosen, rejected], the places of two of `count` completions, counted from 0."""
+    match value:
+        case [int() as chosen, int() as rejected] if type(chosen) is type(rejected) is int and chosen != rejected:
+            if 0 <= chosen < count and 0 <= rejected < count:
+                return chosen, rejected
+    raise DataError(f"The field {name} is not a pair of completions", got=described(value),
+                    expected=f"[chosen, rejected], two different places from 0 to {count - 1}")
+
+
+def each_of(row: Row, name: str, count: int, convert: Callable[[object, str], T]) -> tuple[T, ...]:
+    """A list with one value for each completion (or pair), converted; nothing where the row does not fill the field."""
+    values = row.get(name)
+    if values is None:
+        return ()
+    if not isinstance(values, list) or len(values) != count:
+        raise DataError(f"The field {name} does not fit", got=described(values), expected=f"a list of {count} values")
+    return tuple(convert(value, f"{name}[{index}]") for index, value in enumerate(values))
 
 
 def as_list(value: object, name: str, of: str) -> list:

@@ -1,12 +1,13 @@
 """What happens to a group longer than the maximum: one explicit policy, every effect named for the count. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from preftune.data.options import Truncation
 from preftune.errors import DataError
-from preftune.types import Group
+from preftune.types import SOURCES, Group
 
 WHOLE = "whole"
 PROMPT_CUT = "prompt cut"
@@ -70,7 +71,10 @@ def _cut_completions(group: Group, cap: int) -> Fitted:
 
 
 def _told_apart(group: Group) -> Group | None:
-    """The group without pairs of equal tokens; None if no pair is left, or equal tokens have different signals."""
+    """The group without pairs of equal tokens; None if nothing is left, or equal tokens have different signals.
+
+    What stays is in a pair, or a sample of the policy, which needs none.
+    """
     texts = [ids.tobytes() for ids in group.completions]
     values: dict[bytes, int | float | None] = {}
     for signals in (group.labels, group.rewards):
@@ -80,18 +84,19 @@ def _told_apart(group: Group) -> Group | None:
     different = [p for p, (i, j) in enumerate(group.pairs) if texts[i] != texts[j]]
     if len(different) == len(group.pairs):
         return group
-    return _with_pairs(group, different) if different else None
+    samples = {k for k, source in enumerate(group.sources) if source == SOURCES.index("policy")}
+    keep = sorted({k for p in different for k in group.pairs[p]} | samples)
+    return take_completions(group, keep, different) if keep else None
 
 
-def _with_pairs(group: Group, numbers: list[int]) -> Group:
-    """The group with these of its pairs and the completions that they use."""
-    pairs = [group.pairs[p] for p in numbers]
-    keep = sorted({k for pair in pairs for k in pair})
+def take_completions(group: Group, keep: Sequence[int], pairs: Sequence[int]) -> Group:
+    """The group with only these completions and pairs (both by number), and what is known of them."""
     place = {k: index for index, k in enumerate(keep)}
     return replace(
         group, completions=tuple(group.completions[k] for k in keep),
-        pairs=tuple((place[i], place[j]) for i, j in pairs),
-        probabilities=tuple(group.probabilities[p] for p in numbers) if group.probabilities else (),
+        pairs=tuple((place[i], place[j]) for i, j in (group.pairs[p] for p in pairs)),
+        probabilities=tuple(group.probabilities[p] for p in pairs) if group.probabilities else (),
         labels=tuple(group.labels[k] for k in keep) if group.labels else (),
         rewards=tuple(group.rewards[k] for k in keep) if group.rewards else (),
+        sources=tuple(group.sources[k] for k in keep) if group.sources else (),
     )

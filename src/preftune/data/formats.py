@@ -10,18 +10,21 @@ from preftune.data.fields import (
     as_ended,
     as_label,
     as_list,
+    as_pair,
     as_probability,
     as_reward,
+    as_source,
     as_text,
     as_turns,
     described,
+    each_of,
     first_key,
     has,
     refuse_unrendered,
     value_of,
 )
 from preftune.errors import DataError, shown
-from preftune.types import Message, Record
+from preftune.types import SOURCES, Message, Record
 
 DETECTION_ROWS = 20
 _PROMPTS = ("prompt", "question", "instruction", "context", "messages", "conversations")
@@ -303,6 +306,36 @@ def _ranked(row: Row) -> Record:
     return _record(row, used | keys, prompt, texts, rewards=tuple(-rank for rank in ranks))
 
 
+# --- all that a record can know ---
+
+_KNOWN = ("pairs", "probabilities", "labels", "rewards", "sources")
+
+
+def _groups(row: Row) -> Record:
+    prompt, used = _prompt(row)
+    key, values = _listed(row)
+    texts = [as_completion(value, f"{key}[{index}]") for index, value in enumerate(values)]
+    count = len(texts)
+    given = row.get("pairs") or [] if has(row, *_KNOWN) else value_of(row, "pairs")
+    if not isinstance(given, list):
+        raise DataError("The field pairs is not a list", got=described(given), expected="a list of [chosen, rejected]")
+    pairs = tuple(as_pair(pair, f"pairs[{index}]", count) for index, pair in enumerate(given))
+    return _record(
+        row, used | {key, *_KNOWN}, prompt, texts, pairs=pairs,
+        probabilities=each_of(row, "probabilities", len(pairs), as_probability),
+        labels=each_of(row, "labels", count, lambda value, name: None if value is None else as_label(value, name)),
+        rewards=each_of(row, "rewards", count, lambda value, name: None if value is None else as_reward(value, name)),
+        sources=each_of(row, "sources", count, as_source),
+    )
+
+
+def _is_group(row: Row) -> bool:
+    """A column sources may be about anything: it counts only if it holds our words."""
+    sources = row.get("sources")
+    known = isinstance(sources, list) and bool(sources) and all(source in SOURCES for source in sources)
+    return has(row, *_PROMPTS) and has(row, *_LISTS) and (has(row, "pairs") or known)
+
+
 # --- the table ---
 
 
@@ -330,6 +363,8 @@ def _formats() -> tuple[Format, ...]:
         Format(name="ranked", columns="prompt, completions, ranks; or completions of {completion, rank}",
                convert=_ranked, matches=lambda row: has(row, *_PROMPTS) and has(row, *_LISTS)
                and (has(row, "ranks") or _has_entries(row, "rank"))),
+        Format(name="groups", columns="prompt, completions, pairs of their places; sources, probabilities, labels, rewards",
+               convert=_groups, matches=_is_group),
         Format(name="scored", columns="prompt, completions, rewards; or prompt, completion, reward",
                convert=_scored, matches=_is_scored),
         Format(name="labels", columns="prompt, completion, label", convert=_labels,

@@ -16,7 +16,7 @@ from preftune.data.render import Renderer, make_renderer
 from preftune.data.signals import SignalName, available_signals
 from preftune.errors import DataError
 from preftune.terminal import clean_terminal
-from preftune.types import Group, Record
+from preftune.types import SOURCES, Group, Record
 
 _PROMPT_STYLES = ("dim", "dim on grey11")  # tints take turns, so that tokens can be told apart
 _COMPLETION_STYLES = ("green", "green on grey19")
@@ -205,6 +205,7 @@ def _standing(group: Group, index: int) -> str:
     parts += [" rejected"] if any(index == rejected for _, rejected in group.pairs) else []
     parts += [f" label {group.labels[index]:+d}"] if group.labels and group.labels[index] is not None else []
     parts += [f" reward {group.rewards[index]:g}"] if group.rewards and group.rewards[index] is not None else []
+    parts += [f" source {SOURCES[group.sources[index]]}"] if group.sources else []
     return ",".join(parts)
 
 

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from preftune.errors import ConfigError
 
 FormatName = Literal[
-    "auto", "sharegpt", "pairs", "dialogues", "ultrafeedback", "ranked", "scored", "labels", "messages_label",
+    "auto", "sharegpt", "pairs", "dialogues", "ultrafeedback", "ranked", "groups", "scored", "labels", "messages_label",
     "completions", "prompts",
 ]
 BadRows = Literal["error", "skip"]
@@ -16,7 +16,7 @@ Truncation = Literal["error", "drop", "cut_prompt", "cut_completion"]
 
 FIELDS = (
     "prompt", "system", "history", "input", "chosen", "rejected", "probability", "completion", "completions", "answers",
-    "label", "reward", "rewards", "ranks", "messages", "conversations",
+    "label", "reward", "rewards", "ranks", "messages", "conversations", "pairs", "probabilities", "labels", "sources",
 )  # what `columns` can fill
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from preftune.errors import ConfigError, DataError
-from preftune.types import Batch, Group, Labels, Pairs, Rewards, Signal
+from preftune.types import Batch, Group, Hybrid, Labels, Pairs, Rewards, Signal
 
 Sharing = Literal["shared", "packed", "single"]
 """How sequences lie in rows: completions share their prompt; every completion has its own copy of the prompt; or every
@@ -146,9 +146,12 @@ def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -
 def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
     """The signal of a micro-batch, from what its groups know; indices run over the completions of all groups."""
     starts = np.cumsum([0, *(len(group.completions) for group in groups)])
-    if kind is Pairs:
+    if kind is Pairs or kind is Hybrid:
         pairs = [(start + c, start + r) for start, group in zip(starts, groups, strict=False) for c, r in group.pairs]
         chosen, rejected = torch.tensor(np.array(pairs, dtype=np.int64).reshape(-1, 2)).unbind(1)
+        if kind is Hybrid:
+            sources = [source for group in groups for source in group_sources(group)]
+            return Hybrid(chosen=chosen, rejected=rejected, source=torch.tensor(sources))
         if not any(group.probabilities for group in groups):
             return Pairs(chosen=chosen, rejected=rejected)
         chances = [p for group in groups for p in group.probabilities or (1.0,) * len(group.pairs)]
@@ -161,6 +164,14 @@ def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
         index = [g for g, group in enumerate(groups) for _ in group.completions]
         return Rewards(reward=torch.tensor(rewards, dtype=torch.get_default_dtype()), group=torch.tensor(index))
     raise DataError(f"Files carry no {kind.__name__}", do="Use an objective that learns from pairs, labels or rewards")
+
+
+def group_sources(group: Group) -> tuple[int, ...]:
+    """Who wrote each completion; an error if the group does not know."""
+    if len(group.sources) != len(group.completions):
+        raise DataError(f"{group.origin}: who wrote the completions is not known", got="no sources",
+                        expected="one source for each completion", do="Prepare the data for the signal hybrid")
+    return group.sources
 
 
 def group_labels(group: Group) -> list[int]:

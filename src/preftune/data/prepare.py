@@ -94,6 +94,8 @@ class DataReport:
             made_of = ", ".join(f"{count} records with {name}" for name, count in self.derived.sources.items())
             joined = f", {self.derived.merged} joined to another of the same prompt" if self.derived.merged else ""
             lines.append(f"{self.derived.signal} from {made_of}{joined}")
+            if self.derived.num_samples:
+                lines.append(f"{self.derived.num_samples} completions of the policy are in no pair")
             if self.derived.num_soft:
                 lines.append(f"{self.derived.num_soft} of {self.derived.num_pairs} pairs have a probability"
                              + (", the others count as certain" * (self.derived.num_soft < self.derived.num_pairs)))
@@ -233,13 +235,13 @@ def prepare(
 
 def prompt_only(record: Record) -> Record:
     """The record's prompt and other columns, without completions and what is known of them."""
-    return replace(record, completions=(), pairs=(), probabilities=(), labels=(), rewards=(), ended=())
+    return replace(record, completions=(), pairs=(), probabilities=(), labels=(), rewards=(), ended=(), sources=())
 
 
 def _with_signal(
     records: tuple[Record, ...], signal: SignalName | Literal["prompts"] | None, options: DataOptions
 ) -> tuple[tuple[Record, ...], SignalReport | None]:
-    if signal in ("pairs", "labels", "rewards"):
+    if signal is not None and signal != "prompts":
         return derive(records, signal, pairing=options.pairing, min_gap=options.min_gap,
                       soft_label_temperature=options.soft_label_temperature)
     if options.pairing != "all" or options.min_gap > 0 or options.soft_label_temperature is not None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.data.options import Template
 from preftune.errors import DataError, ModelError, shown
-from preftune.types import Group, Message, Record
+from preftune.types import SOURCES, Group, Message, Record
 
 BATCH = 256  # records tokenised by one call
 _PROBE = "Qz7answer"  # an answer that no template changes, to see what templates write around one
@@ -212,7 +212,7 @@ def _group(renderer: Renderer, record: Record, texts: list[str], tokens: list[li
     return Group(
         prompt=np.array(_started(renderer, record, prompt), dtype=np.int32), completions=tuple(completions),
         pairs=record.pairs, probabilities=record.probabilities, labels=record.labels, rewards=record.rewards,
-        origin=record.origin,
+        sources=tuple(map(SOURCES.index, record.sources)), origin=record.origin,
     )
 
 

@@ -1,4 +1,4 @@
-"""Pairs, labels or rewards from whatever the records know. Pure.
+"""Pairs, labels, rewards or hybrid rows from whatever the records know. Pure.
 
 A completion that plays no part in the signal is removed; a record that yields nothing is dropped and counted.
 """
@@ -12,9 +12,9 @@ from typing import Literal, get_args
 
 from preftune.data.options import Pairing
 from preftune.errors import ConfigError, DataError
-from preftune.types import Record
+from preftune.types import SOURCES, Record
 
-SignalName = Literal["pairs", "labels", "rewards"]
+SignalName = Literal["pairs", "labels", "rewards", "hybrid"]
 _EQUAL = 1e-9  # of the spread of a group: a reward so near the mean is on neither side of it
 
 
@@ -28,6 +28,7 @@ class SignalReport:
     dropped: Mapping[str, int]  # records by reason
     left_out: Mapping[str, int]  # completions of the records that stay, by reason
     num_pairs: int
+    num_samples: int  # completions of the policy in no pair, for the signal hybrid
     num_soft: int  # pairs whose probability the data give or that got one from rewards
     num_preferred: int  # completions labelled +1
     num_dispreferred: int  # completions labelled -1
@@ -62,13 +63,16 @@ def derive(
     Pairs come from pairs, else from rewards (gap above 0 and at least `min_gap`; ties are no preference), else from
     labels (every +1 against every -1). Labels come from labels, else from rewards (under "all" above the mean of the
     prompt against below it, under "best_worst" only these two), else from pairs. Rewards come from rewards, else from
-    labels (1 and 0), else from pairs (1 and 0). Where completions of one prompt must be compared and stand in several
+    labels (1 and 0), else from pairs (1 and 0). Hybrid is the pairs, and the policy's completions that are in none; every
+    record must say who wrote its completions. Where completions of one prompt must be compared and stand in several
     records, these are merged first; the merged record keeps the first one's origin and columns.
 
     A pair has a probability if its record gives one, or by `soft_label_temperature` if it is made of rewards. Where some
     pairs have one, the others get 1; so either all records have probabilities or none, however a step is cut.
     """
     making = _Making(pairing=pairing, min_gap=min_gap, temperature=soft_label_temperature)
+    if signal == "hybrid":
+        _check_written(records)
     sources = Counter(_source(record, signal) for record in records)
     _check_applies(sources, signal, making)
     merged = merge(records, signal)
@@ -80,7 +84,8 @@ def derive(
             dropped[found.reason] += 1
             continue
         kept.append(result)
-        left_out[found.left_out] += len(record.completions) - len(result.completions)
+        reason = "in no pair, and not the policy's" if signal == "hybrid" else found.left_out
+        left_out[reason] += len(record.completions) - len(result.completions)
     if not kept:
         raise _nothing_left(records, signal, dropped)
     labels = Counter(label for record in kept for label in record.labels)
@@ -88,10 +93,23 @@ def derive(
         signal=signal, sources=dict(sources), merged=len(records) - len(merged), dropped=dict(dropped),
         left_out={reason: count for reason, count in left_out.items() if count},
         num_pairs=sum(len(record.pairs) for record in kept),
+        num_samples=sum(map(_num_samples, kept)) if signal == "hybrid" else 0,
         num_soft=sum(len(record.probabilities) for record in kept),
         num_preferred=labels[1], num_dispreferred=labels[-1],
     )
     return tuple(_certain_elsewhere(kept)), report
+
+
+def _check_written(records: Sequence[Record]) -> None:
+    for record in records:
+        if len(record.sources) != len(record.completions):
+            raise DataError(f"{record.origin}: the row does not say who wrote its completions", got="no column sources",
+                            expected="one of " + ", ".join(SOURCES) + " for each completion",
+                            do="Write rows of prompt, completions, pairs and sources")
+
+
+def _num_samples(record: Record) -> int:
+    return len(record.completions) - len({k for pair in record.pairs for k in pair})
 
 
 def _certain_elsewhere(records: Sequence[Record]) -> Sequence[Record]:
@@ -104,6 +122,8 @@ def _certain_elsewhere(records: Sequence[Record]) -> Sequence[Record]:
 def available_signals(records: Sequence[Record]) -> tuple[SignalName, ...]:
     """The signals that `derive` can make of these records."""
     def gives(signal: SignalName) -> bool:
+        if signal == "hybrid" and any(len(record.sources) != len(record.completions) for record in records):
+            return False
         found = ((record, _find(record, signal, _Making())) for record in merge(records, signal))
         return any(_with_signal(record, signal, what) is not None for record, what in found)
 
@@ -120,8 +140,13 @@ def _source(record: Record, signal: SignalName) -> str:
         "rewards": any(reward is not None for reward in record.rewards),
     }
     order = {"pairs": ("pairs", "rewards", "labels"), "labels": ("labels", "rewards", "pairs"),
-             "rewards": ("rewards", "labels", "pairs")}[signal]
+             "rewards": ("rewards", "labels", "pairs")}[_made(signal)]
     return next((name for name in order if known[name]), "nothing")
+
+
+def _made(signal: SignalName) -> Literal["pairs", "labels", "rewards"]:
+    """What must be made for a signal: pairs for hybrid."""
+    return "pairs" if signal == "hybrid" else signal
 
 
 def _check_applies(sources: Counter[str], signal: SignalName, making: _Making) -> None:
@@ -129,8 +154,9 @@ def _check_applies(sources: Counter[str], signal: SignalName, making: _Making) -
     given = {"pairing": making.pairing != "all", "min_gap": making.min_gap > 0,
              "soft_label_temperature": making.temperature is not None}
     for option in (name for name, is_given in given.items() if is_given):
-        speaks_of = ("pairs",) if option == "soft_label_temperature" else ("pairs", "labels")
-        if signal not in speaks_of or not sources["rewards"]:
+        soft = option == "soft_label_temperature"
+        speaks_of = ("pairs",) if soft else ("pairs", "labels")
+        if (signal if soft else _made(signal)) not in speaks_of or not sources["rewards"]:
             made_of = ", ".join(name for name in sources if name != "nothing") or "nothing"
             raise ConfigError(
                 f"The data option {option} has no effect here", got=f"{signal} made of {made_of}",
@@ -147,7 +173,7 @@ def merge(records: Sequence[Record], signal: SignalName) -> list[Record]:
     order: dict[object, list[Record]] = {}
     for index, record in enumerate(records):
         source = _source(record, signal)
-        alone = source in (signal, "nothing") if source != "rewards" else len(record.completions) > 1
+        alone = source in (_made(signal), "nothing") if source != "rewards" else len(record.completions) > 1
         order.setdefault(index if alone else (source, record.prompt), []).append(record)
     return [_joined(group) if len(group) > 1 else group[0] for group in order.values()]
 
@@ -162,8 +188,10 @@ def _joined(group: Sequence[Record]) -> Record:
         start += len(record.completions)
     completions = tuple(completion for record in group for completion in record.completions)
     ended = tuple(flag for record in group for flag in record.ended or (True,) * len(record.completions))
+    sources = tuple(source for record in group for source in record.sources)
     return replace(group[0], completions=completions, pairs=tuple(pairs), probabilities=tuple(probabilities),
-                   labels=tuple(labels), rewards=tuple(rewards), ended=() if all(ended) else ended)
+                   labels=tuple(labels), rewards=tuple(rewards), ended=() if all(ended) else ended,
+                   sources=sources if len(sources) == len(completions) else ())
 
 
 # --- what one record yields ---
@@ -175,6 +203,8 @@ def _find(record: Record, signal: SignalName, making: _Making) -> _Found:
         return _Found(reason="no completions" if not record.completions else "no signal")
     if signal == "pairs":
         return _find_pairs(record, source, making)
+    if signal == "hybrid":
+        return replace(_find_pairs(record, source, making), probabilities=())
     if signal == source:
         return _Found(values=record.labels if signal == "labels" else record.rewards, left_out=f"no {signal[:-1]}")
     if source == "rewards":
@@ -280,20 +310,22 @@ def _unified_labels(record: Record, labels: Sequence[int | None]) -> _Found:
 
 def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | None:
     """The record with this signal only and the completions that take part in it; None if there are none."""
-    if signal == "pairs":
-        keep = sorted({k for pair in found.pairs for k in pair})
+    if _made(signal) == "pairs":
+        samples = {k for k, source in enumerate(record.sources) if source == "policy"} if signal == "hybrid" else set()
+        keep = sorted({k for pair in found.pairs for k in pair} | samples)
     else:
         keep = [k for k, value in enumerate(found.values) if value is not None]
     if not keep:
         return None
     place = {k: index for index, k in enumerate(keep)}
-    values = [found.values[k] for k in keep] if signal != "pairs" else []
+    values = [found.values[k] for k in keep] if found.values else []
     return replace(
         record, completions=tuple(record.completions[k] for k in keep),
         pairs=tuple((place[i], place[j]) for i, j in found.pairs), probabilities=found.probabilities,
         labels=tuple(int(value) for value in values if value is not None) if signal == "labels" else (),
         rewards=tuple(float(value) for value in values if value is not None) if signal == "rewards" else (),
         ended=tuple(record.ended[k] for k in keep) if record.ended else (),
+        sources=tuple(record.sources[k] for k in keep) if signal == "hybrid" else (),
     )
 
 
