@@ -128,7 +128,7 @@ def test_on_completions_of_one_token_all_ratios_are_one():
 
 def test_kl_needs_a_weight(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ConfigError, match="^grpo: kl has no effect with beta 0"):
+    with pytest.raises(ConfigError, match=r"^grpo: kl has no effect with beta 0"):
         GRPO(beta=0.0, kl="k2")
 
 

@@ -88,7 +88,7 @@ def test_preference_matching_rests_where_the_policy_prefers_as_the_rewards_do():
 def test_clip_s_range(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for wrong in (0.0, 1.0, math.inf):
-        with pytest.raises(ConfigError, match="^rloo: clip is out of range"):
+        with pytest.raises(ConfigError, match=r"^rloo: clip is out of range"):
             RLOO(clip=wrong)
 
 

@@ -40,7 +40,7 @@ DEFAULTS = {
     "orpo": {"odds_weight": 0.1},
     "ppo": {
         "kl_coef": 0.05, "clip": 0.2, "vf_coef": 0.1, "gamma": 1.0, "lam": 0.95, "value_clip": None, "dual_clip": None,
-    },  # fmt: skip
+    },
     "preference-matching": {},
     "r-dpo": {"beta": 0.1, "alpha": 0.01},
     "reinforce": {"baseline": "leave_one_out", "beta": 0.0, "momentum": None},

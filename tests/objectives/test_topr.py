@@ -49,7 +49,7 @@ def test_with_all_bounds_at_one_it_is_reinforce():
 
 def test_bounds_in_order(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ConfigError, match="^topr: positive_low is above positive_high"):
+    with pytest.raises(ConfigError, match=r"^topr: positive_low is above positive_high"):
         TOPR(positive_low=1.1)
-    with pytest.raises(ConfigError, match="^topr: negative_low is above negative_high"):
+    with pytest.raises(ConfigError, match=r"^topr: negative_low is above negative_high"):
         TOPR(negative_high=0.5, negative_low=0.6)
