@@ -15,6 +15,7 @@ DEFAULTS = {
     "apo-down": {"beta": 0.1},
     "apo-zero": {"beta": 0.1, "unit": "pair"},
     "bco-pair": {"beta": 0.01},
+    "best-of-n": {"negative_weight": 0.05, "negatives": "sum", "min_ratio": 0.01, "nll_scale": "mean"},
     "bnf": {"reduction": "sequence_mean"},
     "bpo": {"beta": 0.1, "link": "logistic"},
     "bradley-terry": {"margin": 0.0, "centring": 0.01},
@@ -22,10 +23,12 @@ DEFAULTS = {
     "copg": {"beta": 0.1},
     "cpo": {"beta": 0.1, "nll_weight": 1.0, "nll_scale": "mean"},
     "cpo-simpo": {"beta": 10.0, "gamma": 5.4, "nll_weight": 0.05, "nll_scale": "mean"},
+    "dapo": {"clip_low": 0.2, "clip_high": 0.28, "eps": 1e-4},
     "dil": {"link": "lsif"},
     "discopop": {"beta": 0.05, "tau": 0.05},
     "dpo": {"beta": 0.1, "label_smoothing": 0.0},
     "dpop": {"beta": 0.3, "penalty": 50.0},
+    "dr-grpo": {"clip": 0.2, "max_tokens": 128},
     "era": {"beta": 1.0, "gamma": 1e-3},
     "exo": {"beta": 0.1, "label_smoothing": 1e-3},
     "exo-group": {"beta": 0.5, "reward_temperature": 0.5},
@@ -33,6 +36,10 @@ DEFAULTS = {
     "gdpo": {"beta": 0.1, "soft_label": 0.9, "link": "logistic"},
     "gsil": {"beta": 0.01, "offset": 2.0, "link": "bernoulli"},
     "gvpo": {"beta": 0.1},
+    "gdpo": {"beta": 0.1, "soft_label": 0.9},
+    "grpo": {"beta": 0.04, "clip": 0.2, "eps": 1e-4, "kl": "k3"},
+    "gsil": {"beta": 0.01, "offset": 2.0, "link": "bernoulli"},
+    "gspo": {"clip_low": 3e-4, "clip_high": 4e-4, "eps": 1e-4},
     "hinge": {"beta": 0.05},
     "hypo": {"beta": 0.1, "kl_weight": 1e-4},
     "infonca": {"beta": 0.01, "reward_temperature": 1.0},
@@ -46,10 +53,17 @@ DEFAULTS = {
     "mpo": {"dpo_weight": 0.8, "bco_weight": 0.2, "sft_weight": 1.0, "beta": 0.1},
     "nca": {"beta": 0.01, "reward_temperature": 1.0},
     "orpo": {"odds_weight": 0.1},
+    "ppo": {
+        "kl_coef": 0.05, "clip": 0.2, "vf_coef": 0.1, "gamma": 1.0, "lam": 0.95, "value_clip": None, "dual_clip": None,
+    },
+    "preference-matching": {},
     "r-dpo": {"beta": 0.1, "alpha": 0.01},
     "rebel": {"eta": 1.0, "kl_coef": 0.05},
     "reward-aware-rpo": {"beta": 0.2, "eta": 1.0, "distance": "backward_kl"},
+    "reinforce": {"baseline": "leave_one_out", "beta": 0.0, "momentum": None},
+    "reinforce-plus-plus": {"beta": 0.01, "gamma": 1.0, "clip": 0.2},
     "reward-distillation": {"beta": 0.1},
+    "rloo": {"beta": 0.03, "clip": None},
     "robust-dpo": {"beta": 0.1, "label_smoothing": 0.1},
     "rpo": {"beta": 0.5, "nll_weight": 0.2, "nll_scale": "mean"},
     "rwr": {"temperature": 1.0, "max_weight": 20.0, "reduction": "token_mean"},
@@ -63,6 +77,7 @@ DEFAULTS = {
     "tis-dpo": {"beta": 0.1, "alpha": 0.5, "mu": 1.0, "lower": -0.5, "upper": 1.5},
     "wpo": {"beta": 0.01},
     "xpo": {"beta": 0.1, "alpha": 1e-5},
+    "topr": {"positive_low": 1.0, "positive_high": 1.0, "negative_low": 0.0, "negative_high": 1.0},
 }
 ABOVE_ZERO = ([1e-6], [0.0, -1.0, math.inf])
 FROM_ZERO = ([0.0], [-1e-6, math.inf])
@@ -77,6 +92,12 @@ RANGES = {  # field -> (edges that are taken, values that are refused)
     "mu": FROM_ZERO,
     "lower": ([-9.0, 1.499999], [-math.inf]),
     "upper": ([-0.499999, 9.0], [math.inf]),
+    "clip": ([1e-6, 0.999999], [0.0, 1.0]),
+    "clip_low": ([1e-6, 0.999999], [0.0, 1.0]),
+    **dict.fromkeys(("clip_high", "eps"), ABOVE_ZERO),
+    **dict.fromkeys(("negative_weight", "kl_coef", "vf_coef"), FROM_ZERO),
+    "min_ratio": ([0.0, 0.999999], [-1e-6, 1.0]),
+    "lam": ([0.0, 1.0], [-1e-6, 1.000001]),
     "soft_label": ([0.500001, 1.0], [0.5, 1.000001]),
     "label_smoothing": ([0.0, 0.499999], [-1e-6, 0.5]),
 }
@@ -86,6 +107,13 @@ OWN_RANGES = {  # where a field of that name has another range
     ("simpo", "gamma"): ANY,
     ("cpo-simpo", "gamma"): ANY,
     ("era", "gamma"): FROM_ZERO,
+    **dict.fromkeys((("ppo", "gamma"), ("reinforce-plus-plus", "gamma")), ([1e-6, 1.0], [0.0, 1.000001])),
+    **dict.fromkeys(((name, "beta") for name in ("grpo", "reinforce", "reinforce-plus-plus", "rloo")), FROM_ZERO),
+    ("dr-grpo", "max_tokens"): ([1], [0, -1]),
+    ("topr", "positive_low"): ([0.0, 1.0], [-1e-6, math.inf]),
+    ("topr", "positive_high"): ([1.0], [-1e-6, math.inf]),
+    ("topr", "negative_low"): ([0.0, 1.0], [-1e-6, math.inf]),
+    ("topr", "negative_high"): ([0.0], [-1e-6, math.inf]),
     ("ld-dpo", "alpha"): ([0.0, 1.0], [-1e-6, 1.000001]),
     ("r-dpo", "alpha"): FROM_ZERO,
     ("tis-dpo", "alpha"): FROM_ZERO,
@@ -98,7 +126,7 @@ OWN_RANGES = {  # where a field of that name has another range
     ("exo", "label_smoothing"): ([1e-6, 0.499999], [0.0, 0.5]),
 }
 FIELDS = [
-    (name, field) for name, fields in DEFAULTS.items() for field, value in fields.items() if isinstance(value, float)
+    (name, field) for name, fields in DEFAULTS.items() for field, value in fields.items() if isinstance(value, (int, float))
 ]
 
 
