@@ -5,8 +5,8 @@ from preftune.objectives.apo import APODown, APOZero
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.bpo import BPO
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
 from preftune.objectives.discopop import DiscoPOP
@@ -16,25 +16,23 @@ from preftune.objectives.era import ERA
 from preftune.objectives.exo import EXO, EXOGroup
 from preftune.objectives.f_dpo import FDPO
 from preftune.objectives.gdpo import GDPO
-from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
 from preftune.objectives.group_regression import AGRO, GVPO, CoPG
+from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
 from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.hypo import HyPO
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.inpo import INPO
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
-from preftune.objectives.mixture import MPO, Mixture
 from preftune.objectives.mallowspo import MallowsPO
-from preftune.objectives.nca import NCA, InfoNCA
-from preftune.objectives.orpo import ORPO
-from preftune.objectives.ppo import PPO
-from preftune.objectives.reinforce import REINFORCE
-from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
+from preftune.objectives.mixture import MPO, Mixture
 from preftune.objectives.nash_md import NashMD
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
+from preftune.objectives.ppo import PPO
 from preftune.objectives.rebel import REBEL
+from preftune.objectives.reinforce import REINFORCE
+from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from preftune.objectives.reward_aware_rpo import RewardAwareRPO
 from preftune.objectives.reward_distillation import RewardDistillation
 from preftune.objectives.rloo import RLOO, PreferenceMatching
@@ -44,14 +42,12 @@ from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
-from preftune.objectives.sppo import SPPO
-from preftune.objectives.topr import TOPR
-from preftune.objectives.tdpo import TDPO
-from preftune.objectives.tis_dpo import TISDPO
-from preftune.objectives.wpo import WPO
-from preftune.objectives.simpo import AlphaPO, SimPO
 from preftune.objectives.spo import SPO
 from preftune.objectives.sppo import SPPO
+from preftune.objectives.tdpo import TDPO
+from preftune.objectives.tis_dpo import TISDPO
+from preftune.objectives.topr import TOPR
+from preftune.objectives.wpo import WPO
 from preftune.objectives.xpo import XPO
 
 VARIANTS: dict[str, list[Objective]] = {
@@ -66,13 +62,13 @@ VARIANTS: dict[str, list[Objective]] = {
         BestOfN(negatives="worst"),
     ],
     "bnf": [BNF(), BNF(reduction="pair_min")],
-    "bradley-terry": [BradleyTerry(), BradleyTerry(margin=0.6, centring=0.2)],
     "bpo": [BPO(), BPO(beta=0.7, link="square"), BPO(beta=0.7, link="hinge"), BPO(link="square"), BPO(link="hinge")],
+    "bradley-terry": [BradleyTerry(), BradleyTerry(margin=0.6, centring=0.2)],
     "cal-dpo": [CalDPO(), CalDPO(beta=0.5, calibration_weight=1.0)],
     "copg": [CoPG(), CoPG(beta=0.7)],
     "cpo": [CPO(), CPO(beta=0.7, nll_weight=0.3, nll_scale="sum")],
-    "dapo": [DAPO(), DAPO(clip_low=0.1, clip_high=0.6, eps=0.3)],
     "cpo-simpo": [CPOSimPO(), CPOSimPO(beta=0.7, gamma=0.2, nll_weight=0.6, nll_scale="sum")],
+    "dapo": [DAPO(), DAPO(clip_low=0.1, clip_high=0.6, eps=0.3)],
     "dil": [DIL(), DIL(link="ukl"), DIL(link="bce")],
     "discopop": [DiscoPOP(), DiscoPOP(beta=0.7, tau=0.3), DiscoPOP(beta=2.0, tau=1.0)],
     "dpo": [DPO(), DPO(beta=0.7, label_smoothing=0.2)],
@@ -88,9 +84,8 @@ VARIANTS: dict[str, list[Objective]] = {
         FDPO(divergence="alpha", alpha=0.3),
         FDPO(divergence="alpha", alpha=0.7),
     ],
-    "gdpo": [GDPO(), GDPO(beta=0.7, soft_label=0.7)],
-    "grpo": [GRPO(), GRPO(beta=0.7, clip=0.1, eps=0.3, kl="k2"), GRPO(beta=0.0)],
     "gdpo": [GDPO(), GDPO(beta=0.7, soft_label=0.7), GDPO(link="square")],
+    "grpo": [GRPO(), GRPO(beta=0.7, clip=0.1, eps=0.3, kl="k2"), GRPO(beta=0.0)],
     "gsil": [
         GSIL(),
         GSIL(beta=0.7, offset=0.5, link="brier"),
@@ -107,9 +102,9 @@ VARIANTS: dict[str, list[Objective]] = {
     "ipo": [IPO(), IPO(tau=0.7, reduction="sum")],
     "ld-dpo": [LDDPO(), LDDPO(beta=0.7, alpha=0.2)],
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
+    "mallowspo": [MallowsPO(), MallowsPO(scale=0.29), MallowsPO(beta=0.7, scale=0.4)],
     "mixture": [Mixture(), Mixture(terms="bnf + 0.5*sft"), Mixture(terms="0.3*dpo + 2*bradley-terry(margin=1)")],
     "mpo": [MPO(), MPO(dpo_weight=0.3, bco_weight=2.0, sft_weight=0.4, beta=0.7)],
-    "mallowspo": [MallowsPO(), MallowsPO(scale=0.29), MallowsPO(beta=0.7, scale=0.4)],
     "nash-md": [NashMD(), NashMD(beta=0.7), NashMD(beta=0.0)],
     "nca": [NCA(), NCA(beta=0.7, reward_temperature=0.3), NCA(reward_temperature=0.0)],
     "orpo": [ORPO(), ORPO(odds_weight=0.7)],
@@ -120,6 +115,7 @@ VARIANTS: dict[str, list[Objective]] = {
     ],
     "preference-matching": [PreferenceMatching()],
     "r-dpo": [RDPO(), RDPO(beta=0.7, alpha=0.3)],
+    "rebel": [REBEL(), REBEL(eta=0.7, kl_coef=0.4), REBEL(kl_coef=0.0)],
     "reinforce": [
         REINFORCE(),
         REINFORCE(baseline="none", beta=0.7),
@@ -131,7 +127,7 @@ VARIANTS: dict[str, list[Objective]] = {
         ReinforcePlusPlus(),
         ReinforcePlusPlus(beta=0.7, gamma=0.8, clip=0.1),
         ReinforcePlusPlus(beta=0.0),
-    "rebel": [REBEL(), REBEL(eta=0.7, kl_coef=0.4), REBEL(kl_coef=0.0)],
+    ],
     "reward-aware-rpo": [
         RewardAwareRPO(),
         RewardAwareRPO(beta=0.7, eta=0.4, distance="forward_kl"),
@@ -148,9 +144,9 @@ VARIANTS: dict[str, list[Objective]] = {
     "slic": [SLiC(), SLiC(delta=3.0, nll_weight=0.6, nll_scale="mean")],
     "spo": [SPO(), SPO(win="sign")],
     "sppo": [SPPO(), SPPO(beta=0.7, scale=1.0)],
-    "topr": [TOPR(), TOPR(positive_low=0.3, positive_high=1.2, negative_low=0.8, negative_high=1.3)],
     "tdpo": [TDPO(), TDPO(variant="tdpo1"), TDPO(beta=0.7, alpha=0.2)],
     "tis-dpo": [TISDPO(), TISDPO(beta=0.7, alpha=0.0, mu=0.3, lower=-1.0, upper=0.5)],
+    "topr": [TOPR(), TOPR(positive_low=0.3, positive_high=1.2, negative_low=0.8, negative_high=1.3)],
     "wpo": [WPO(), WPO(beta=0.7)],
     "xpo": [XPO(), XPO(beta=0.7, alpha=0.3), XPO(alpha=0.0)],
 }

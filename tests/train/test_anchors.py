@@ -1,17 +1,24 @@
-"""References that follow the policy."""
+"""References that follow the policy, the contrast of two models, the scalar head."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.objectives.tis_dpo import TISDPO
 from preftune.policy.adapters import LoraOptions
+from preftune.policy.load import load_model, resolve_model
+from preftune.policy.policy import score_groups
 from preftune.policy.reference import ReferenceOptions
 from preftune.train.anchors import chosen_mode, follow, following_tensors
 from preftune.train.loop import train
 from preftune.train.progress import Reporter
 from preftune.train.setup import build_job
-from tests.folders import metric_rows, tiny_config
+from tests.folders import metric_rows, save_tiny_model, tiny_config
 
 LN2 = math.log(2.0)
 
@@ -58,3 +65,35 @@ def test_what_mode_auto_comes_to():
     assert chosen_mode(ReferenceOptions(model="m"), frozenset({"kl_from_ref"}), has_adapter=True) == "live"
     assert chosen_mode(ReferenceOptions(update_every=1), frozenset({"ref_logp"}), has_adapter=True) == "live"
     assert chosen_mode(ReferenceOptions(mode="live"), frozenset({"ref_logp"}), has_adapter=True) == "live"
+
+
+def test_a_contrast_is_between_the_two_models_named(tiny_folder, pairs_file, tmp_path):
+    """And the numbers of a run change when the two change places."""
+    good, bad = (save_tiny_model(tmp_path / name, seed=seed) for name, seed in (("good", 1), ("bad", 2)))
+    losses = {}
+    for name, (positive, negative) in {"one": (good, bad), "other": (bad, good)}.items():
+        options = ReferenceOptions(contrast_positive=str(positive), contrast_negative=str(negative))
+        config = tiny_config(tiny_folder, pairs_file, tmp_path / name, objective=TISDPO(), reference=options)
+        job = build_job(config, Reporter(quiet=True))
+        part = job.source.take(1)[:1]
+        assert job.anchors.contrast is not None
+        apart = [score_groups(replace(job.policy, model=load_model(resolve_model(str(m)), config.loading)), part, config.layout)
+                 for m in (positive, negative)]  # fmt: skip
+        for found, a, b in zip(job.anchors.contrast(part)[0], apart[0][0], apart[1][0], strict=True):
+            np.testing.assert_allclose(found, a - b, rtol=1e-4, atol=1e-5)
+        losses[name] = [row["loss"] for row in metric_rows(train(config, quiet=True).folder) if row["phase"] == "train"]
+    assert losses["one"] != losses["other"]
+
+
+def test_the_scalar_head_trains_and_is_saved(tiny_folder, pairs_file, tmp_path):
+    """Bradley-Terry starts at rewards of 0, so at ln 2, learns, and its head goes on from a checkpoint bit for bit."""
+    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", objective=BradleyTerry(centring=0.0), epochs=20.0, save_every=1,
+                         keep_checkpoints=99, optim={"learning_rate": 0.01})  # fmt: skip
+    done = train(config, quiet=True)
+    losses = [row["loss"] for row in metric_rows(done.folder) if row["phase"] == "train"]
+    assert losses[0] == pytest.approx(LN2, abs=1e-6)
+    assert losses[-1] < 0.1
+    head = load_file(done.folder / "final" / "value_head.safetensors")["weight"]
+    assert head.abs().max() > 0.01
+    saved = load_file(sorted((done.folder / "checkpoints").glob("step-*"))[-1] / "policy.safetensors")
+    assert saved["value_head.weight"].shape == head.shape

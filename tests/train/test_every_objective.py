@@ -33,6 +33,7 @@ GROUPS = [
     replace(
         group,
         labels=tuple(1 - 2 * (k % 2) for k in range(len(group.completions))),
+        sources=(1, 2, 1)[: len(group.completions)],
         rewards=tuple(0.5 * k - 0.3 * n for k in range(len(group.completions))),
     )
     for n, group in enumerate(random_groups(seed=3, num_groups=6))

@@ -8,7 +8,7 @@ from preftune.types import Hybrid, Labels, Pairs, Rewards
 from tests.folders import PAIRS, metric_rows, save_tiny_model, write_rows
 
 DATA = {Pairs: "pairs.jsonl", Labels: "pairs.jsonl", Rewards: "rewarded.jsonl", Hybrid: "hybrid.jsonl"}
-FLAGS: dict[str, str] = {}
+FLAGS = {"tis-dpo": "--reference.contrast_positive other --reference.contrast_negative third"}
 """What an objective cannot do without."""
 
 
@@ -16,12 +16,19 @@ FLAGS: dict[str, str] = {}
 def playground(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     save_tiny_model(folder / "other", seed=1)
+    save_tiny_model(folder / "third", seed=2)
     write_rows(folder / "pairs.jsonl", PAIRS)
     rewarded = [
         {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."], "rewards": [1.0, 0.0, 0.4]}
         for row in PAIRS
     ]
     write_rows(folder / "rewarded.jsonl", rewarded)
+    hybrid = [
+        {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."], "pairs": [[0, 1]],
+         "sources": ["policy", "reference", "policy"]}
+        for row in PAIRS
+    ]  # fmt: skip
+    write_rows(folder / "hybrid.jsonl", hybrid)
     return folder
 
 

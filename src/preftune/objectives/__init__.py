@@ -5,8 +5,8 @@ from preftune.objectives.base import Coupled, Objective, State, reduce_losses
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.bpo import BPO
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
 from preftune.objectives.discopop import DiscoPOP
@@ -16,25 +16,23 @@ from preftune.objectives.era import ERA
 from preftune.objectives.exo import EXO, EXOGroup
 from preftune.objectives.f_dpo import FDPO
 from preftune.objectives.gdpo import GDPO
-from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
 from preftune.objectives.group_regression import AGRO, GVPO, CoPG
+from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
 from preftune.objectives.hinge import Hinge, SLiC
 from preftune.objectives.hypo import HyPO
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.inpo import INPO
 from preftune.objectives.ipo import IPO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
-from preftune.objectives.mixture import MPO, Mixture
 from preftune.objectives.mallowspo import MallowsPO
-from preftune.objectives.nca import NCA, InfoNCA
-from preftune.objectives.orpo import ORPO
-from preftune.objectives.ppo import PPO
-from preftune.objectives.reinforce import REINFORCE
-from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
+from preftune.objectives.mixture import MPO, Mixture
 from preftune.objectives.nash_md import NashMD
 from preftune.objectives.nca import NCA, InfoNCA
 from preftune.objectives.orpo import ORPO
+from preftune.objectives.ppo import PPO
 from preftune.objectives.rebel import REBEL
+from preftune.objectives.reinforce import REINFORCE
+from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from preftune.objectives.reward_aware_rpo import RewardAwareRPO
 from preftune.objectives.reward_distillation import RewardDistillation
 from preftune.objectives.rloo import RLOO, PreferenceMatching
@@ -44,14 +42,12 @@ from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
-from preftune.objectives.sppo import SPPO
-from preftune.objectives.topr import TOPR
-from preftune.objectives.tdpo import TDPO
-from preftune.objectives.tis_dpo import TISDPO
-from preftune.objectives.wpo import WPO
-from preftune.objectives.simpo import AlphaPO, SimPO
 from preftune.objectives.spo import SPO
 from preftune.objectives.sppo import SPPO
+from preftune.objectives.tdpo import TDPO
+from preftune.objectives.tis_dpo import TISDPO
+from preftune.objectives.topr import TOPR
+from preftune.objectives.wpo import WPO
 from preftune.objectives.xpo import XPO
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -62,13 +58,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "bco-pair": BCOPair,
     "best-of-n": BestOfN,
     "bnf": BNF,
-    "bradley-terry": BradleyTerry,
     "bpo": BPO,
+    "bradley-terry": BradleyTerry,
     "cal-dpo": CalDPO,
     "copg": CoPG,
     "cpo": CPO,
-    "dapo": DAPO,
     "cpo-simpo": CPOSimPO,
+    "dapo": DAPO,
     "dil": DIL,
     "discopop": DiscoPOP,
     "dpo": DPO,
@@ -90,18 +86,18 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ipo": IPO,
     "ld-dpo": LDDPO,
     "ln-dpo": LNDPO,
+    "mallowspo": MallowsPO,
     "mixture": Mixture,
     "mpo": MPO,
-    "mallowspo": MallowsPO,
     "nash-md": NashMD,
     "nca": NCA,
     "orpo": ORPO,
     "ppo": PPO,
     "preference-matching": PreferenceMatching,
     "r-dpo": RDPO,
+    "rebel": REBEL,
     "reinforce": REINFORCE,
     "reinforce-plus-plus": ReinforcePlusPlus,
-    "rebel": REBEL,
     "reward-aware-rpo": RewardAwareRPO,
     "reward-distillation": RewardDistillation,
     "rloo": RLOO,
@@ -114,9 +110,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "slic": SLiC,
     "spo": SPO,
     "sppo": SPPO,
-    "topr": TOPR,
     "tdpo": TDPO,
     "tis-dpo": TISDPO,
+    "topr": TOPR,
     "wpo": WPO,
     "xpo": XPO,
 }

@@ -22,9 +22,9 @@ from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
 from preftune.train.sources import OfflineSource, hold_out
-from preftune.types import Group, Labels, Pairs, Rewards
+from preftune.types import Group, Hybrid, Labels, Pairs, Rewards
 
-_SIGNAL_NAMES: dict[type, SignalName] = {Pairs: "pairs", Labels: "labels", Rewards: "rewards"}
+_SIGNAL_NAMES: dict[type, SignalName] = {Pairs: "pairs", Labels: "labels", Rewards: "rewards", Hybrid: "hybrid"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
