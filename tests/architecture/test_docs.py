@@ -1,6 +1,7 @@
 """Every objective has a page that names its hyper-parameters and all that it logs, and that the index leads to."""
 
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_page_shows_a_command_with_its_own_settings(name, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: no type checker in the way
     command = section(name, "A command").strip()
     assert f"--objective {name} " in command
-    words = command.removeprefix("preftune train ").split()
+    words = shlex.split(command.removeprefix("preftune train "))
     settings = parse_settings(TrainConfig, words, prog="preftune train", description="")
     assert type(settings.objective) is OBJECTIVES[name]
 
