@@ -103,7 +103,6 @@ VARIANTS: dict[str, list[Objective]] = {
     "ld-dpo": [LDDPO(), LDDPO(beta=0.7, alpha=0.2)],
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
     "mallowspo": [MallowsPO(), MallowsPO(scale=0.29), MallowsPO(beta=0.7, scale=0.4)],
-    "mixture": [Mixture(), Mixture(terms="bnf + 0.5*sft"), Mixture(terms="0.3*dpo + 2*bradley-terry(margin=1)")],
     "mixture": [Mixture(), Mixture(terms="bnf + 0.5*sft"), Mixture(terms="2*dpo + sft(reduction=sequence_mean)")],
     "mpo": [MPO(), MPO(dpo_weight=0.3, bco_weight=2.0, sft_weight=0.4, beta=0.7)],
     "nash-md": [NashMD(), NashMD(beta=0.7), NashMD(beta=0.0)],
