@@ -10,17 +10,23 @@ from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 
 DEFAULTS = {
+    "alpha-dpo": {"beta": 2.5, "gamma": 1.5, "alpha": 0.2},
     "alphapo": {"beta": 2.5, "gamma": 0.1, "alpha": 0.25},
+    "aot": {"beta": 0.01, "pairing": "paired", "label_smoothing": 0.0},
     "apo-down": {"beta": 0.1},
     "apo-zero": {"beta": 0.1, "unit": "pair"},
+    "bco": {"beta": 0.01},
     "bco-pair": {"beta": 0.01},
+    "beta-dpo": {"beta": 0.1, "alpha": 0.6, "keep": 0.8},
     "bnf": {"reduction": "sequence_mean"},
     "cal-dpo": {"beta": 0.002, "calibration_weight": 0.5},
     "cpo": {"beta": 0.1, "nll_weight": 1.0, "nll_scale": "mean"},
+    "dft": {"tau": 1.0, "gamma": 0.85, "variant": "dft"},
     "dil": {"link": "lsif"},
     "discopop": {"beta": 0.05, "tau": 0.05},
     "dpo": {"beta": 0.1, "label_smoothing": 0.0},
     "dpop": {"beta": 0.3, "penalty": 50.0},
+    "dynamic-ft": {},
     "era": {"beta": 1.0, "gamma": 1e-3},
     "exo": {"beta": 0.1, "label_smoothing": 1e-3},
     "f-dpo": {"beta": 0.1, "divergence": "js", "alpha": None},
@@ -29,6 +35,7 @@ DEFAULTS = {
     "hinge": {"beta": 0.05},
     "infonca": {"beta": 0.01, "reward_temperature": 1.0},
     "ipo": {"tau": 0.1, "reduction": "mean"},
+    "kto": {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
     "ld-dpo": {"beta": 0.1, "alpha": 0.5},
     "ln-dpo": {"beta": 5.0},
     "nca": {"beta": 0.01, "reward_temperature": 1.0},
@@ -49,14 +56,20 @@ FROM_ZERO = ([0.0], [-1e-6, math.inf])
 ANY = ([-1.0, 0.0], [math.inf])
 RANGES = {  # field -> (edges that are taken, values that are refused)
     **dict.fromkeys(("beta", "tau", "scale", "delta", "odds_weight", "temperature", "max_weight"), ABOVE_ZERO),
+    **dict.fromkeys(("desirable_weight", "undesirable_weight"), ABOVE_ZERO),
+    "keep": ([1e-6, 1.0], [0.0, 1.000001]),
     **dict.fromkeys(("nll_weight", "calibration_weight", "penalty", "reward_temperature"), FROM_ZERO),
     "offset": ANY,
     "soft_label": ([0.500001, 1.0], [0.5, 1.000001]),
     "label_smoothing": ([0.0, 0.499999], [-1e-6, 0.5]),
 }
 OWN_RANGES = {  # where a field of that name has another range
+    ("alpha-dpo", "alpha"): ANY,
+    ("alpha-dpo", "gamma"): ANY,
     ("alphapo", "alpha"): ANY,
     ("alphapo", "gamma"): ANY,
+    ("beta-dpo", "alpha"): FROM_ZERO,
+    ("dft", "gamma"): ([1e-6, 1.0], [0.0, 1.000001]),
     ("simpo", "gamma"): ANY,
     ("era", "gamma"): FROM_ZERO,
     ("ld-dpo", "alpha"): ([0.0, 1.0], [-1e-6, 1.000001]),
