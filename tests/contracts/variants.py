@@ -1,17 +1,23 @@
 """Settings of each objective under which the contracts are checked. A new objective adds its own line."""
 
 from preftune.objectives import OBJECTIVES, Objective
+from preftune.objectives.alpha_dpo import AlphaDPO
+from preftune.objectives.aot import AOT
 from preftune.objectives.apo import APODown, APOZero
+from preftune.objectives.bco import BCO
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.best_of_n import BestOfN
+from preftune.objectives.beta_dpo import BetaDPO
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bpo import BPO
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
+from preftune.objectives.dft import DFT
 from preftune.objectives.discopop import DiscoPOP
 from preftune.objectives.dpo import DPO
 from preftune.objectives.dpop import DPOP
+from preftune.objectives.dynamic_ft import DynamicFT
 from preftune.objectives.era import ERA
 from preftune.objectives.exo import EXO, EXOGroup
 from preftune.objectives.f_dpo import FDPO
@@ -23,6 +29,7 @@ from preftune.objectives.hypo import HyPO
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.inpo import INPO
 from preftune.objectives.ipo import IPO
+from preftune.objectives.kto import KTO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
 from preftune.objectives.mallowspo import MallowsPO
 from preftune.objectives.mixture import MPO, Mixture
@@ -52,15 +59,19 @@ from preftune.objectives.xpo import XPO
 
 VARIANTS: dict[str, list[Objective]] = {
     "agro": [AGRO(), AGRO(beta=0.7)],
+    "alpha-dpo": [AlphaDPO(), AlphaDPO(beta=0.7, gamma=0.2, alpha=0.5)],
     "alphapo": [AlphaPO(), AlphaPO(beta=1.0, gamma=0.6, alpha=-0.3), AlphaPO(alpha=0.0)],
+    "aot": [AOT(), AOT(beta=0.7, pairing="unpaired"), AOT(beta=0.7, label_smoothing=0.2)],
     "apo-down": [APODown(), APODown(beta=0.7)],
     "apo-zero": [APOZero(), APOZero(beta=0.7, unit="completion")],
+    "bco": [BCO(), BCO(beta=0.7)],
     "bco-pair": [BCOPair(), BCOPair(beta=0.7)],
     "best-of-n": [
         BestOfN(),
         BestOfN(negative_weight=0.6, negatives="mean", min_ratio=0.9, nll_scale="sum"),
         BestOfN(negatives="worst"),
     ],
+    "beta-dpo": [BetaDPO(), BetaDPO(beta=0.7, alpha=0.2, keep=0.5), BetaDPO(alpha=0.0, keep=1.0)],
     "bnf": [BNF(), BNF(reduction="pair_min")],
     "bpo": [BPO(), BPO(beta=0.7, link="square"), BPO(beta=0.7, link="hinge"), BPO(link="square"), BPO(link="hinge")],
     "bradley-terry": [BradleyTerry(), BradleyTerry(margin=0.6, centring=0.2)],
@@ -69,11 +80,13 @@ VARIANTS: dict[str, list[Objective]] = {
     "cpo": [CPO(), CPO(beta=0.7, nll_weight=0.3, nll_scale="sum")],
     "cpo-simpo": [CPOSimPO(), CPOSimPO(beta=0.7, gamma=0.2, nll_weight=0.6, nll_scale="sum")],
     "dapo": [DAPO(), DAPO(clip_low=0.1, clip_high=0.6, eps=0.3)],
+    "dft": [DFT(), DFT(tau=0.3, gamma=0.9, variant="dft2"), DFT(gamma=1.0)],
     "dil": [DIL(), DIL(link="ukl"), DIL(link="bce")],
     "discopop": [DiscoPOP(), DiscoPOP(beta=0.7, tau=0.3), DiscoPOP(beta=2.0, tau=1.0)],
     "dpo": [DPO(), DPO(beta=0.7, label_smoothing=0.2)],
     "dpop": [DPOP(), DPOP(beta=0.7, penalty=2.0)],
     "dr-grpo": [DrGRPO(), DrGRPO(clip=0.1, max_tokens=7)],
+    "dynamic-ft": [DynamicFT()],
     "era": [ERA(), ERA(beta=0.5, gamma=0.3)],
     "exo": [EXO(), EXO(beta=0.7, label_smoothing=0.2)],
     "exo-group": [EXOGroup(), EXOGroup(beta=0.7, reward_temperature=1.0)],
@@ -100,6 +113,7 @@ VARIANTS: dict[str, list[Objective]] = {
     "infonca": [InfoNCA(), InfoNCA(beta=0.7, reward_temperature=0.3), InfoNCA(reward_temperature=0.0)],
     "inpo": [INPO(), INPO(eta=0.7, tau=0.001), INPO(eta=0.7, tau=0.4)],
     "ipo": [IPO(), IPO(tau=0.7, reduction="sum")],
+    "kto": [KTO(), KTO(beta=0.7, desirable_weight=1.3, undesirable_weight=0.6)],
     "ld-dpo": [LDDPO(), LDDPO(beta=0.7, alpha=0.2)],
     "ln-dpo": [LNDPO(), LNDPO(beta=0.7)],
     "mallowspo": [MallowsPO(), MallowsPO(scale=0.29), MallowsPO(beta=0.7, scale=0.4)],

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from preftune.objectives import Coupled, Objective, reduce_losses
-from preftune.types import Labels, Pairs, Rewards, StepView, TokenScores
+from preftune.types import Labels, Pairs, Rewards, Signal, StepView, TokenScores
 from tests.models import VOCAB, tiny_model
 
 COMMON = dict(
@@ -102,22 +102,30 @@ def completion_logp(model: PreTrainedModel, prompt: list[int], completion: list[
     return logp.gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
 
 
-def ours(
-    objective: Objective, examples: Sequence[Example], policy: PreTrainedModel, reference: PreTrainedModel
-) -> tuple[Tensor, Tensor]:
-    """(loss, gradient of the policy's parameters) of one step; completion 2i is chosen, 2i + 1 rejected.
+Completion = tuple[list[int], list[int]]
+"""Prompt and completion."""
 
-    The reference is the behaviour policy, too: TRL knows one anchor.
-    """
-    completions = [(e.prompt, c) for e in examples for c in (e.chosen, e.rejected)]
+
+def scores_of(
+    objective: Objective, completions: Sequence[Completion], policy: PreTrainedModel, reference: PreTrainedModel
+) -> TokenScores:
     with torch.no_grad():
         ref_logp = torch.cat([completion_logp(reference, p, c) for p, c in completions])
-    scores = TokenScores(
+    return TokenScores(
         logp=torch.cat([completion_logp(policy, p, c) for p, c in completions]),
         lengths=torch.tensor([len(c) for _, c in completions]),
         ref_logp=ref_logp if "ref_logp" in objective.needs else None,
         behaviour_logp=ref_logp if "behaviour_logp" in objective.needs else None,
     )
+
+
+def ours(
+    objective: Objective, examples: Sequence[Example], policy: PreTrainedModel, reference: PreTrainedModel,
+    mismatched: Sequence[Completion] = (),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(loss, gradient of the policy's parameters) of a step; completion 2i is chosen, 2i + 1 rejected."""
+    completions = [(e.prompt, c) for e in examples for c in (e.chosen, e.rejected)]
+    scores = scores_of(objective, completions, policy, reference)
     even = torch.arange(0, len(completions), 2)
     signal = {
         Pairs: Pairs(chosen=even, rejected=even + 1),
@@ -127,10 +135,18 @@ def ours(
         ),
     }[objective.signal]
     if isinstance(objective, Coupled):
-        step = StepView(lengths=scores.lengths, prompt=torch.arange(len(completions)) // 2, signal=signal)
-        scores = replace(scores, coupling=objective.couple(step, objective.initial_state())[0])
+        others = scores_of(objective, mismatched, policy, reference) if mismatched else None
+        scores = coupled(objective, scores, signal, others)
     loss = reduce_losses(objective(scores, signal), float(objective.weights(scores.lengths, signal).sum()))
     return loss, gradient_of(loss, policy)
+
+
+@torch.no_grad()
+def coupled(objective: Coupled, scores: TokenScores, signal: Signal, mismatched: TokenScores | None) -> TokenScores:
+    """The scores with what couples them, as the first step of a run."""
+    prompt = torch.arange(len(scores.lengths)) // 2
+    view = StepView(lengths=scores.lengths, prompt=prompt, signal=signal, scores=scores, mismatched=mismatched)
+    return replace(scores, coupling=objective.couple(view, objective.initial_state())[0])
 
 
 def theirs(loss: Callable[[], Tensor], policy: PreTrainedModel) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,23 @@
 """The closed table of objectives: one line each. A method is a file here, a page in docs/objectives and a test file."""
 
+from preftune.objectives.alpha_dpo import AlphaDPO
+from preftune.objectives.aot import AOT
 from preftune.objectives.apo import APODown, APOZero
 from preftune.objectives.base import Coupled, Objective, State, reduce_losses
+from preftune.objectives.bco import BCO
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.best_of_n import BestOfN
+from preftune.objectives.beta_dpo import BetaDPO
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bpo import BPO
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
 from preftune.objectives.cpo import CPO
+from preftune.objectives.dft import DFT
 from preftune.objectives.discopop import DiscoPOP
 from preftune.objectives.dpo import DPO
 from preftune.objectives.dpop import DPOP
+from preftune.objectives.dynamic_ft import DynamicFT
 from preftune.objectives.era import ERA
 from preftune.objectives.exo import EXO, EXOGroup
 from preftune.objectives.f_dpo import FDPO
@@ -23,6 +29,7 @@ from preftune.objectives.hypo import HyPO
 from preftune.objectives.imitation import DIL, GSIL
 from preftune.objectives.inpo import INPO
 from preftune.objectives.ipo import IPO
+from preftune.objectives.kto import KTO
 from preftune.objectives.length import LDDPO, LNDPO, RDPO
 from preftune.objectives.mallowspo import MallowsPO
 from preftune.objectives.mixture import MPO, Mixture
@@ -52,11 +59,15 @@ from preftune.objectives.xpo import XPO
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "agro": AGRO,
+    "alpha-dpo": AlphaDPO,
     "alphapo": AlphaPO,
+    "aot": AOT,
     "apo-down": APODown,
     "apo-zero": APOZero,
+    "bco": BCO,
     "bco-pair": BCOPair,
     "best-of-n": BestOfN,
+    "beta-dpo": BetaDPO,
     "bnf": BNF,
     "bpo": BPO,
     "bradley-terry": BradleyTerry,
@@ -65,11 +76,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "cpo": CPO,
     "cpo-simpo": CPOSimPO,
     "dapo": DAPO,
+    "dft": DFT,
     "dil": DIL,
     "discopop": DiscoPOP,
     "dpo": DPO,
     "dpop": DPOP,
     "dr-grpo": DrGRPO,
+    "dynamic-ft": DynamicFT,
     "era": ERA,
     "exo": EXO,
     "exo-group": EXOGroup,
@@ -84,6 +97,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "infonca": InfoNCA,
     "inpo": INPO,
     "ipo": IPO,
+    "kto": KTO,
     "ld-dpo": LDDPO,
     "ln-dpo": LNDPO,
     "mallowspo": MallowsPO,

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.objectives.base import label_metrics, log_ratio
+from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.labelwise import anchored, label_losses, label_weights
 from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
 from preftune.types import Labels, Losses, Pairs, TokenScores
 
@@ -47,19 +48,14 @@ class APOZero:
         """One per pair, or per labelled completion."""
         if isinstance(signal, Pairs):
             return pair_weights(signal)
-        return (signal.label != 0).to(torch.get_default_dtype())
+        return label_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs | Labels) -> Losses:
         rewards = self.beta * log_ratio(scores)
         if isinstance(signal, Pairs):
             chosen, rejected = pair_sides(rewards, signal)
             return pair_losses(torch.sigmoid(-chosen) + torch.sigmoid(rejected), scores, signal, rewards)
-        per_unit = torch.sigmoid(-signal.label * rewards)
-        return Losses(
-            per_unit=per_unit,
-            weight=self.weights(scores.lengths, signal).to(per_unit.dtype),
-            metrics=label_metrics(scores, signal),
-        )
+        return label_losses(anchored(rewards, signal), scores, signal)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,9 @@ def shaped_reward(mean_logp: Float[Tensor, " C"], alpha: float) -> Float[Tensor,
 
 
 def target_margin_losses(
-    scores: TokenScores, signal: Pairs, *, beta: float, gamma: float, alpha: float = 0.0
+    scores: TokenScores, signal: Pairs, *, beta: float, gamma: float | Float[Tensor, " P"], alpha: float = 0.0
 ) -> Losses:
-    """-log sigma( r(chosen) - r(rejected) - gamma ), r = beta * shaped_reward."""
+    """-log sigma( r(chosen) - r(rejected) - gamma ), r = beta * shaped_reward; gamma is one number or one per pair."""
     rewards = beta * shaped_reward(mean_tokens(scores.logp, scores.lengths), alpha)
     return pair_losses(logistic(pair_margin(rewards, signal) - gamma), scores, signal, rewards)
 

@@ -1,0 +1,73 @@
+"""AlphaDPO: SimPO with a margin of each pair's own, from what separates policy and reference."""
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import State, coupling_of, mean_log_ratio
+from preftune.objectives.checks import check_finite, check_positive
+from preftune.objectives.coupling import check_state, initial_moments, standardised, step_scores, update_moments
+from preftune.objectives.pairwise import pair_margin, pair_weights
+from preftune.objectives.simpo import target_margin_losses
+from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaDPO:
+    """The mean log-probability of the chosen completion above the rejected one's by a margin, larger for pairs that the
+    policy already tells apart better than the reference.
+
+        L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma - beta * alpha * z ),   lpbar = log pi(y) / |y|
+        z = (M - mu) / sd,   M = hbar(chosen) - hbar(rejected),   hbar = h / |y|
+
+    with mu and sd the running mean and standard deviation of M, and no gradient through z. Wu et al., "AlphaDPO: Adaptive
+    Reward Margin for Direct Preference Optimization", ICML 2025, arXiv 2410.10148. The authors' code takes gamma / beta,
+    this class gamma. The defaults are those for Llama-3-Instruct. At alpha = 0 it is SimPO.
+
+    Args:
+        beta: scale of the mean log-probability, > 0.
+        gamma: target margin of a pair with z = 0, in units of beta times nats per token.
+        alpha: nats per token of margin for each standard deviation of M.
+    """
+
+    beta: float = 2.5
+    gamma: float = 1.5
+    alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_positive("alpha-dpo", beta=self.beta)
+        check_finite("alpha-dpo", gamma=self.gamma, alpha=self.alpha)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp", "coupling"})
+
+    @property
+    def couples(self) -> frozenset[str]:
+        return frozenset({"scores"})
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Running moments of M."""
+        return initial_moments()
+
+    def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
+        """z of each pair."""
+        check_state("alpha-dpo", state, self.initial_state())
+        assert isinstance(step.signal, Pairs)
+        margin = pair_margin(mean_log_ratio(step_scores(step)), step.signal)
+        mean, std, new = update_moments(margin, state)
+        return Coupling(pair={"z": standardised(margin, mean, std).to(margin.dtype)}), new
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        margin = self.gamma + self.beta * self.alpha * coupling_of(scores).pair["z"]
+        losses = target_margin_losses(scores, signal, beta=self.beta, gamma=margin)
+        return replace(losses, metrics={**losses.metrics, "alpha_dpo/margin": margin})

@@ -1,0 +1,108 @@
+"""beta-DPO: DPO whose beta follows the margins of the step, without the pairs whose margin is unusual."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.objectives.base import State, coupling_of, log_ratio
+from preftune.objectives.checks import check_between, check_not_negative, check_positive
+from preftune.objectives.coupling import (
+    check_state,
+    initial_moments,
+    lexicographic,
+    pair_keys,
+    standardised,
+    step_scores,
+    update_moments,
+)
+from preftune.objectives.links import logistic
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
+
+_MIN_BETA = 1e-3  # as the authors have it
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaDPO:
+    """DPO on the pairs of a step whose margin D is usual, with a beta that grows with their mean margin.
+
+        L = -log sigma(beta_step * D) on kept pairs,   D = h(chosen) - h(rejected)
+        beta_step = max( 0.001, beta * (1 + alpha * (mean of kept D - M)) )
+        kept: drawn without replacement with weights exp( -(D - M)^2 / (2 S^2) )
+
+    with M and S the running mean and standard deviation of D, and no gradient through beta_step. Wu et al., "beta-DPO:
+    Direct Preference Optimization with Dynamic beta", NeurIPS 2024, arXiv 2407.08639. At alpha = 0 and keep = 1 it is DPO.
+
+    Args:
+        beta: strength of the pull to the reference where the kept margins are of usual size, > 0.
+        alpha: relative change of beta per nat of margin above the running mean, >= 0.
+        keep: share of the pairs of a step that is kept, in (0, 1]; at least one pair is.
+    """
+
+    beta: float = 0.1
+    alpha: float = 0.6
+    keep: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_positive("beta-dpo", beta=self.beta)
+        check_not_negative("beta-dpo", alpha=self.alpha)
+        check_between("beta-dpo", "(0, 1]", keep=self.keep)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp", "coupling"})
+
+    @property
+    def couples(self) -> frozenset[str]:
+        return frozenset({"scores"})
+
+    @property
+    def signal(self) -> type[Pairs]:
+        return Pairs
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Running moments of D; their number of steps also seeds the draw."""
+        return initial_moments()
+
+    def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
+        """The step's beta, and of each pair whether it is kept."""
+        check_state("beta-dpo", state, self.initial_state())
+        assert isinstance(step.signal, Pairs)
+        margin = pair_margin(log_ratio(step_scores(step)), step.signal)
+        mean, std, new = update_moments(margin, state)
+        order = lexicographic(*pair_keys(step, step.signal), margin)
+        log_weight = -standardised(margin, mean, std).square() / 2
+        count = max(1, round(self.keep * len(margin)))
+        kept = _draw(log_weight, order, count, seed=int(state["steps"]))
+        beta = self.beta * (1 + self.alpha * (margin[kept].double().mean() - mean))
+        # Units weigh one before it is known which are kept, so those that are stand for the others too.
+        factor = kept.to(margin.dtype) * (len(margin) / count)
+        return Coupling(whole={"beta": beta.clamp(min=_MIN_BETA).to(margin.dtype)}, pair={"factor": factor}), new
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
+        """One per pair, kept or not: which are kept is known only after scoring."""
+        return pair_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
+        ratio, coupling = log_ratio(scores), coupling_of(scores)
+        beta, factor = coupling.whole["beta"], coupling.pair["factor"]
+        per_unit = factor * logistic(beta * pair_margin(ratio, signal))
+        losses = pair_losses(per_unit, scores, signal, self.beta * ratio)
+        kept = (factor > 0).to(factor.dtype)
+        return replace(losses, metrics={**losses.metrics, "beta_dpo/beta": beta[None], "beta_dpo/kept": kept})
+
+
+def _draw(log_weight: Float[Tensor, " P"], order: Int[Tensor, " P"], count: int, seed: int) -> Tensor:
+    """Which `count` pairs are kept, drawn one after another in proportion to their weights (by Gumbel noise on the logs).
+
+    The noise goes to pairs in the given order, so that it does not depend on where a pair stands in its step.
+    """
+    random = torch.Generator().manual_seed(seed)
+    exponential = torch.empty(len(order), dtype=torch.float64).exponential_(generator=random)
+    noise = torch.empty_like(log_weight)
+    noise[order] = -exponential.log().to(noise.device)
+    kept = torch.zeros_like(log_weight, dtype=torch.bool)
+    kept[(log_weight + noise).topk(count).indices] = True
+    return kept

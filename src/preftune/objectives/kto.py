@@ -1,0 +1,78 @@
+"""KTO: single completions, judged against where the policy stands on average."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from preftune.errors import TrainingError
+from preftune.objectives.base import State, coupling_of, log_ratio
+from preftune.objectives.checks import check_positive
+from preftune.objectives.coupling import check_state
+from preftune.objectives.labelwise import anchored, label_losses, label_weights
+from preftune.types import Coupling, Labels, Losses, StepView, TokenScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTO:
+    """A completion's log-ratio away from that of completions to other prompts, up or down as its label says.
+
+        L = w_D * (1 - sigma(beta * (h - z0)))   of a preferred completion,
+            w_U * (1 - sigma(beta * (z0 - h)))   of a dispreferred one,   z0 = max(0, mean over mismatched pairs of h)
+
+    Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", ICML 2024, arXiv 2402.01306, equation
+    7. z0 estimates the KL divergence to the reference from the log-ratios of completions under the prompt of another
+    group, over the whole step and without a gradient. With z0 = 0 it is APO-zero on single completions.
+
+    Args:
+        beta: strength of the pull to the reference, > 0.
+        desirable_weight: factor w_D of the loss of preferred completions, > 0.
+        undesirable_weight: factor w_U of the loss of dispreferred completions, > 0; the paper keeps w_D * number of
+            preferred over w_U * number of dispreferred in about [1, 4/3] (from memory).
+    """
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive(
+            "kto", beta=self.beta, desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight
+        )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"ref_logp", "coupling"})
+
+    @property
+    def couples(self) -> frozenset[str]:
+        return frozenset({"mismatched"})
+
+    @property
+    def signal(self) -> type[Labels]:
+        return Labels
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Nothing: z0 is of the step alone."""
+        return {}
+
+    def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
+        """z0, of all mismatched completions of the step."""
+        check_state("kto", state, self.initial_state())
+        if step.mismatched is None:
+            raise TrainingError(
+                "KTO compares completions with those of other prompts", got="a step with one prompt only",
+                expected="two prompts or more", do="Raise --batch_size",
+            )  # fmt: skip
+        return Coupling(whole={"z0": log_ratio(step.mismatched).mean().clamp(min=0)}), {}
+
+    def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:
+        """One per labelled completion: the weights of the two sides are part of the loss."""
+        return label_weights(signal)
+
+    def __call__(self, scores: TokenScores, signal: Labels) -> Losses:
+        z0 = coupling_of(scores).whole["z0"]
+        side = torch.where(signal.label > 0, self.desirable_weight, self.undesirable_weight)
+        per_unit = side * anchored(self.beta * log_ratio(scores), signal, self.beta * z0)
+        return label_losses(per_unit, scores, signal, {"kto/z0": z0[None]})
