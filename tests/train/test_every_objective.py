@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ def policy_of(seed: int) -> Policy:
     return Policy(model=tiny_model(seed=seed, std=0.12), precision="fp32", sharing="shared", sharing_reason="")
 
 
-POLICY, REFERENCE = policy_of(1), policy_of(2)
+POLICY, REFERENCE, BEHAVIOUR = policy_of(1), policy_of(2), policy_of(3)
 GROUPS = [
     replace(
         group,
@@ -38,12 +39,25 @@ def reference(groups):
     return score_groups(REFERENCE, groups, WHOLE)
 
 
+def with_samplers_scores(score, objective):
+    """What no file tells: the logp of a policy that sampled, and a critic's values, here a function of the logp."""
+
+    def score_piece(piece):
+        scores = score(piece)
+        if "behaviour_logp" in objective.needs:
+            flat = [logp for group in score_groups(BEHAVIOUR, piece.content.groups, WHOLE) for logp in group]
+            scores = replace(scores, behaviour_logp=torch.from_numpy(np.concatenate(flat)))
+        return replace(scores, value=0.3 * scores.logp) if "value" in objective.needs else scores
+
+    return score_piece
+
+
 def gradient(objective, layout) -> tuple[int, float, torch.Tensor]:
     """(number of micro-batches, loss, gradient of all parameters)."""
     pieces = cut_step(GROUPS, objective.signal, POLICY, layout)
     POLICY.model.zero_grad()
     used = reference if "ref_logp" in objective.needs else None
-    score = make_score(POLICY, objective, used)
+    score = with_samplers_scores(make_score(POLICY, objective, used), objective)
     mismatched = cut_step(mismatched_groups(GROUPS), Labels, POLICY, layout)
     couplings, _ = couple_step(pieces, mismatched, objective, score, None)
     loss, metrics = accumulate_gradient(pieces, objective, score, couplings)
