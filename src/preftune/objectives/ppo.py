@@ -36,7 +36,7 @@ class PPO:
         lam: how far an advantage looks ahead, in [0, 1]: 0 one token, 1 to the end.
         value_clip: how far a value may leave that at sampling before its loss is flat, > 0, 0.2 being usual. With it
             advantages are those of the critic that was there at sampling; without it, of the critic that trains.
-        dual_clip: c > 1, the largest loss in units of |A_t| where A_t < 0; 3 in the paper that proposed it.
+        dual_clip: c > 1, the largest loss in units of |A_t| where A_t < 0; 3 in a public implementation.
     """
 
     kl_coef: float = 0.05

@@ -38,7 +38,7 @@ class REINFORCE:
     completions that the policy sampled itself: there is no correction for another sampler.
 
     Args:
-        baseline: b. "none"; "mean" of the completions of the prompt, which shrinks the gradient by (K - 1) / K of K;
+        baseline: b. "none"; "mean" of the completions of the prompt, which shrinks the gradient by (K - 1) / K;
             "leave_one_out", the mean of the others; "moving_average" of the rewards of all past steps.
         beta: strength of the pull to the reference, >= 0, by a penalty in the reward; at 0 there is no reference.
         momentum: share of the old value that a step leaves in the moving average, in [0, 1), and only of it.
