@@ -1,6 +1,6 @@
 """The frozen dataclasses that flow through preftune, from a file's row to an objective's losses.
 
-Shape legend: N completion tokens, C completions, G groups (prompts), P pairs, R rows, S packed sequence positions,
+Shape legend: N scored completion tokens, C completions, G groups (prompts), P pairs, R rows, S packed sequence positions,
 U units (what a loss averages over), V vocabulary.
 """
 
@@ -26,19 +26,24 @@ class Message:
     content: str
 
 
+Completion = str | tuple[Message, ...]
+"""The text of one answer; or a trajectory: answers of the assistant, at the beginning, at the end and in between, with turns
+of a user or a tool after each but the last."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """A prompt with K completions as text, and what the data say of them.
 
-    `prompt` is a list of turns that ends with the user's (a system turn may come first) or plain text; a completion is
-    the text of the assistant's turn. What is not known is empty: `pairs` holds (chosen, rejected) indices of completions,
-    `probabilities` one number in [0, 1] per pair, the chance that its chosen completion is the better one, `labels`
-    +1 / -1 / None and `rewards` numbers / None, one each per completion. `ended` is False for a completion that was cut
-    off before its end-of-turn token; empty means that all ended. `sources` says who wrote each completion.
+    `prompt` is a list of turns that ends with the user's (a system turn may come first) or plain text. What is not known
+    is empty: `pairs` holds (chosen, rejected) indices of completions, `probabilities` one number in [0, 1] per pair, the
+    chance that its chosen completion is the better one, `labels` +1 / -1 / None and `rewards` numbers / None, one each per
+    completion. `ended` is False for a completion that was cut off before its end-of-turn token; empty means that all
+    ended. `sources` says who wrote each completion.
     """
 
     prompt: tuple[Message, ...] | str
-    completions: tuple[str, ...]
+    completions: tuple[Completion, ...]
     pairs: tuple[tuple[int, int], ...] = ()
     probabilities: tuple[float, ...] = ()
     labels: tuple[int | None, ...] = ()
@@ -51,11 +56,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A record as token ids: the same knowledge, indices and order. A completion includes its end-of-turn token
-    unless it was cut off before it."""
+    """A record as token ids: the same knowledge, indices and order.
+
+    A completion includes its end-of-turn token unless it was cut off before it. Of a trajectory only the assistant's
+    tokens are scored, and learned from; the others are context.
+    """
 
     prompt: np.ndarray  # int32 [tokens], at least one
     completions: tuple[np.ndarray, ...]  # int32 [tokens] each, at least one
+    scored: tuple[np.ndarray, ...] = ()  # bool [tokens] for each completion; empty where all tokens are scored
     pairs: tuple[tuple[int, int], ...] = ()
     probabilities: tuple[float, ...] = ()
     labels: tuple[int | None, ...] = ()
@@ -63,13 +72,18 @@ class Group:
     sources: tuple[int, ...] = ()
     origin: str = ""
 
+    @property
+    def num_scored(self) -> tuple[int, ...]:
+        """Scored tokens of each completion."""
+        return tuple(map(int, map(np.count_nonzero, self.scored))) if self.scored else tuple(map(len, self.completions))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Packed rows of groups, and where the completion tokens are read.
 
     A row holds whole groups: prompt, then its completions without their last token (which is only ever a target).
-    Token i of the flat completion tokens is predicted from position `predict_at[i]` of the flattened [R * S] rows.
+    Token i of the flat scored tokens is predicted from position `predict_at[i]` of the flattened [R * S] rows.
     """
 
     input_ids: Int[Tensor, "R S"]
@@ -78,7 +92,7 @@ class Batch:
     branch_ids: Int[Tensor, "R S"]  # 0 in the prompt, k in the k-th completion of the group
     predict_at: Int[Tensor, " N"]
     targets: Int[Tensor, " N"]
-    lengths: Int[Tensor, " C"]  # tokens per completion; they sum to N
+    lengths: Int[Tensor, " C"]  # scored tokens per completion; they sum to N
 
     @property
     def num_positions(self) -> int:

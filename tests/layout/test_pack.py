@@ -41,6 +41,19 @@ def test_a_shared_row_by_hand():
     assert batch.lengths.tolist() == [3, 2]
 
 
+@pytest.mark.parametrize(("sharing", "rows", "at"), [
+    ("shared", [[1, 2, 3, 4, 5, 6, 7, 8]], [2, 5, 6, 2]), ("packed", [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 8, 0, 0, 0]], [2, 5, 6, 9]),
+])
+def test_context_is_read_and_not_predicted(sharing, rows, at):
+    """4 and 7, 9 are the assistant's, 5 and 6 are not; of the other completion only 8 is scored, and 9 dangles."""
+    scored = (np.array([True, False, False, True, True]), np.array([True, False]))
+    batch = collate([group([1, 2, 3], [4, 5, 6, 7, 9], [8, 9], scored=scored)], LayoutOptions(row_tokens=8), sharing)
+    assert batch.input_ids.tolist() == rows
+    assert batch.predict_at.tolist() == at
+    assert batch.targets.tolist() == [4, 7, 9, 8]
+    assert batch.lengths.tolist() == [3, 1]
+
+
 def test_an_unshared_row_by_hand():
     batch = collate([SMALL], LayoutOptions(row_tokens=9), "packed")
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 6]]

@@ -1,10 +1,11 @@
 """Preferences whose prompt is not a field of its own: what the two dialogues or texts share at their beginning."""
 
 import re
+from collections.abc import Mapping
 
-from preftune.data.fields import as_text, as_turns, described
+from preftune.data.fields import as_completion, as_text, as_turns, completion_of, described
 from preftune.errors import DataError, shown
-from preftune.types import Message
+from preftune.types import Completion, Message
 
 _HH_MARK = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -12,7 +13,7 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 Prompt = tuple[Message, ...] | str
 
 
-def split_shared(chosen: object, rejected: object) -> tuple[Prompt, str, str]:
+def split_shared(chosen: object, rejected: object) -> tuple[Prompt, Completion, Completion]:
     """(prompt, chosen, rejected) of two dialogues or two texts; an answer of a transcript may come out empty."""
     if isinstance(chosen, list) and isinstance(rejected, list):
         return _split_turns(as_turns(chosen, "chosen"), as_turns(rejected, "rejected"))
@@ -46,23 +47,37 @@ def transcript_turns(text: str) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _split_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[Prompt, str, str]:
+def _split_turns(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], Completion, Completion]:
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         ends_with(turns, "assistant", name)
     if len(chosen) == 1 or len(rejected) == 1:
         raise DataError("The dialogues chosen and rejected share no prompt",
                         got=f"{len(chosen)} and {len(rejected)} turns",
                         expected="shared turns, then one answer each", do="Add a column prompt")
-    if chosen[:-1] != rejected[:-1]:
+    return part(chosen, rejected)
+
+
+def part(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], Completion, Completion]:
+    """(the turns before the first answer that differs, and what follows in each); both end with the assistant.
+
+    Where another turn than the assistant's differs first, it is the prompts that differ: no preference among answers.
+    """
+    differing = (k for k, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+    place = next(differing, len(chosen) - 1 if len(chosen) == len(rejected) else -1)
+    if place < 0 or not chosen[place].role == rejected[place].role == "assistant":
         raise DataError("The prompts of chosen and rejected differ", got=first_difference(chosen[:-1], rejected[:-1]),
-                        expected="the same turns before the last answer")
-    ends_with(chosen[:-1], "user", "the shared prompt")
-    return chosen[:-1], chosen[-1].content, rejected[-1].content
+                        expected="the same turns up to an answer of the assistant")
+    ends_with(chosen[:place], "user", "the shared prompt")
+    return chosen[:place], completion_of(chosen[place:], "chosen"), completion_of(rejected[place:], "rejected")
 
 
 def ends_with(turns: tuple[Message, ...], role: str, name: str) -> None:
-    """An error unless the last turn is of that role."""
-    if not turns or turns[-1].role != role:
+    """An error unless the last turn is of that role; what a tool returned may stand where a user asks."""
+    if not turns or turns[-1].role not in ((role, "tool") if role == "user" else (role,)):
         got = "the turns " + (", ".join(turn.role for turn in turns) or "none")
         raise DataError(f"The dialogue {name} does not end with a turn of the {role}", got=got,
                         expected=f"a last turn of the {role}")
@@ -74,6 +89,51 @@ def first_difference(left: tuple[Message, ...], right: tuple[Message, ...]) -> s
         if a != b:
             return f"in turn {index + 1} {a.role}: {shown(a.content, 40)} and {b.role}: {shown(b.content, 40)}"
     return f"{len(left)} and {len(right)} turns"
+
+
+# --- a prompt of its own, and answers that may repeat it ---
+
+
+def answer(value: object, name: str, prompt: Prompt) -> tuple[tuple[Message, ...], Completion]:
+    """(the turns before the answer, if the whole dialogue stands there; the answer, or the trajectory)."""
+    if not isinstance(value, (list, Mapping)):
+        return (), as_completion(value, name)
+    turns = as_turns(value, name)
+    ends_with(turns, "assistant", name)
+    asked = prompt if isinstance(prompt, str) else prompt[-1].content
+    repeated = any(turn.content.strip() == asked.strip() for turn in turns[:-1])
+    if turns[0].role == "assistant" and not repeated:
+        return (), as_completion(value, name)
+    return turns[:-1], answer_text(turns, name)
+
+
+def answer_text(turns: tuple[Message, ...], name: str) -> Completion:
+    """The text of the last turn."""
+    return as_completion(turns[-1].content, f"{name}[{len(turns) - 1}]")
+
+
+def agreed(prompt: Prompt, before: tuple[Message, ...]) -> Prompt:
+    """The one prompt of a row that may repeat it before chosen and rejected; a repeated prompt may add system turns."""
+    if not before or before == prompt:
+        return prompt
+    ends_with(before, "user", "chosen before its last answer")
+    if isinstance(prompt, str):
+        if any(turn.role == "user" and turn.content.strip() == prompt.strip() for turn in before):
+            return before
+        difference = f"{shown(prompt, 40)} and {shown(before[-1].content, 40)}"
+    else:
+        if _spoken(prompt) == _spoken(before):
+            return max(prompt, before, key=len)
+        difference = first_difference(prompt, before)
+    raise DataError("The prompt is not the one that chosen and rejected repeat", got=difference,
+                    expected="the same prompt")
+
+
+def _spoken(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(turn for turn in turns if turn.role != "system")
+
+
+# --- two texts ---
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:

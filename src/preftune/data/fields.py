@@ -5,10 +5,11 @@ The caller adds the file and the row to the error.
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import TypeVar
 
 from preftune.errors import DataError, shown
-from preftune.types import SOURCES, Message, Source
+from preftune.types import SOURCES, Completion, Message, Source
 
 Row = Mapping[str, object]
 T = TypeVar("T")
@@ -16,7 +17,7 @@ T = TypeVar("T")
 ROLES = {
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "system": "system",
+    "system": "system", "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
 }
 _LABELS = {"true": 1, "1": 1, "+1": 1, "1.0": 1, "false": -1, "0": -1, "-1": -1, "0.0": -1, "-1.0": -1}
 _NOT_RENDERED = ("tools", "chat_template_kwargs", "image", "images", "tool_calls", "function_call")
@@ -61,19 +62,33 @@ def as_text(value: object, name: str) -> str:
     return value
 
 
-def as_completion(value: object, name: str) -> str:
-    """The text of a completion: a string, or the one turn of the assistant."""
-    if isinstance(value, (list, Mapping)):
-        turns = as_turns(value, name)
-        if len(turns) != 1 or turns[0].role != "assistant":
-            raise DataError(f"The field {name} is not one answer of the assistant",
-                            got="the turns " + ", ".join(turn.role for turn in turns),
-                            expected="text, or one assistant turn")
-        value = turns[0].content
-    text = as_text(value, name)
-    if not text.strip():
-        raise DataError(f"The field {name} is empty", got=shown(text), expected="a completion with text in it")
-    return text
+def as_completion(value: object, name: str) -> Completion:
+    """A completion with text in it: a string, the one turn of the assistant, or the turns of a trajectory."""
+    many = isinstance(value, (list, Mapping))
+    return not_blank(completion_of(as_turns(value, name), name) if many else as_text(value, name), name)
+
+
+def completion_of(turns: tuple[Message, ...], name: str) -> Completion:
+    """The text of a single answer, or the turns of a trajectory."""
+    answers = [turn.role == "assistant" for turn in turns]
+    if not (answers[0] and answers[-1]) or (True, True) in pairwise(answers):
+        raise DataError(f"The field {name} is not one answer of the assistant, nor a trajectory",
+                        got="the turns " + ", ".join(turn.role for turn in turns),
+                        expected="text, one assistant turn, or assistant turns with turns of a user or a tool between")
+    return turns[0].content if len(turns) == 1 else turns
+
+
+def is_blank(completion: Completion) -> bool:
+    """Whether an answer has no text in it."""
+    answers = [completion] if isinstance(completion, str) else [m.content for m in completion if m.role == "assistant"]
+    return not all(answer.strip() for answer in answers)
+
+
+def not_blank(completion: Completion, name: str) -> Completion:
+    """The completion, or an error if an answer of it has no text."""
+    if is_blank(completion):
+        raise DataError(f"The field {name} is empty", got=shown(completion), expected="a completion with text in it")
+    return completion
 
 
 def as_turns(value: object, name: str) -> tuple[Message, ...]:

@@ -16,6 +16,7 @@ TOO_LONG = "dropped: too long"
 COMPLETIONS_TOO_LONG = "dropped: the completions alone are too long"
 NO_ROOM = "dropped: the prompt leaves no room for a completion"
 EQUAL = "dropped: equal tokens"
+NOTHING_SCORED = "dropped: a completion without a scored token"
 CUT_EQUAL = "dropped: equal tokens after cutting"
 
 
@@ -33,6 +34,8 @@ def fit(group: Group, *, max_length: int, truncation: Truncation, bos: int | Non
     A group without completions must leave room for one token. A completion that was cut has no end-of-turn token.
     Completions of equal tokens that the signal tells apart are no preference, cut or not.
     """
+    if 0 in group.num_scored:
+        return Fitted(group=None, kind=NOTHING_SCORED)
     told_apart = _told_apart(group)
     if told_apart is None:
         return Fitted(group=None, kind=EQUAL)
@@ -63,10 +66,20 @@ def _cut_prompt(group: Group, room: int, bos: int | None) -> Fitted:
 
 
 def _cut_completions(group: Group, cap: int) -> Fitted:
-    """All completions cut to the same cap, so that cutting one and not the other tells nothing."""
+    """All completions cut to the same cap, so that cutting one and not the other tells nothing.
+
+    Context that is left at the end goes too: nothing follows that could read it.
+    """
     if cap < 1:
         return Fitted(group=None, kind=NO_ROOM)
-    cut = _told_apart(replace(group, completions=tuple(ids[:cap].copy() for ids in group.completions)))
+    masks = group.scored or [np.ones(len(ids), dtype=bool) for ids in group.completions]
+    ends = [int(np.flatnonzero(mask[:cap])[-1]) + 1 if mask[:cap].any() else 0 for mask in masks]
+    if 0 in ends:
+        return Fitted(group=None, kind=NOTHING_SCORED)
+    cut = _told_apart(replace(
+        group, completions=tuple(ids[:end].copy() for ids, end in zip(group.completions, ends, strict=True)),
+        scored=tuple(mask[:end].copy() for mask, end in zip(group.scored, ends, strict=False)),
+    ))
     return Fitted(group=cut, kind=COMPLETION_CUT if cut else CUT_EQUAL)
 
 
@@ -75,7 +88,8 @@ def _told_apart(group: Group) -> Group | None:
 
     What stays is in a pair, or a sample of the policy, which needs none.
     """
-    texts = [ids.tobytes() for ids in group.completions]
+    masks = [mask.tobytes() for mask in group.scored] or [b""] * len(group.completions)
+    texts = [ids.tobytes() + mask for ids, mask in zip(group.completions, masks, strict=True)]
     values: dict[bytes, int | float | None] = {}
     for signals in (group.labels, group.rewards):
         values.clear()
@@ -94,6 +108,7 @@ def take_completions(group: Group, keep: Sequence[int], pairs: Sequence[int]) ->
     place = {k: index for index, k in enumerate(keep)}
     return replace(
         group, completions=tuple(group.completions[k] for k in keep),
+        scored=tuple(group.scored[k] for k in keep) if group.scored else (),
         pairs=tuple((place[i], place[j]) for i, j in (group.pairs[p] for p in pairs)),
         probabilities=tuple(group.probabilities[p] for p in pairs) if group.probabilities else (),
         labels=tuple(group.labels[k] for k in keep) if group.labels else (),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from preftune.data.dialogues import Prompt, ends_with, first_difference, split_shared
+from preftune.data.dialogues import Prompt, agreed, answer, answer_text, ends_with, part, split_shared
 from preftune.data.fields import (
     Row,
     as_completion,
@@ -20,11 +20,13 @@ from preftune.data.fields import (
     each_of,
     first_key,
     has,
+    is_blank,
+    not_blank,
     refuse_unrendered,
     value_of,
 )
 from preftune.errors import DataError, shown
-from preftune.types import SOURCES, Message, Record
+from preftune.types import SOURCES, Completion, Message, Record
 
 DETECTION_ROWS = 20
 _PROMPTS = ("prompt", "question", "instruction", "context", "messages", "conversations")
@@ -115,7 +117,7 @@ def _with_system(turns: tuple[Message, ...], system: str) -> tuple[Message, ...]
     return (Message(role="system", content=system), *turns)
 
 
-def _dialogue(row: Row) -> tuple[tuple[Message, ...], str, set[str]]:
+def _dialogue(row: Row) -> tuple[tuple[Message, ...], Completion, set[str]]:
     """(prompt, answer, columns used) of a dialogue that ends with the assistant."""
     key = first_key(row, *_DIALOGUE)
     turns = as_turns(value_of(row, key), key)
@@ -123,14 +125,10 @@ def _dialogue(row: Row) -> tuple[tuple[Message, ...], str, set[str]]:
     ends_with(turns[:-1], "user", f"{key} before the last answer")
     system_key = first_key(row, "system", "system_prompt")
     system = as_text(row[system_key], system_key) if row.get(system_key) else ""
-    return _with_system(turns[:-1], system), _answer_text(turns, key), {key} | ({system_key} & row.keys())
+    return _with_system(turns[:-1], system), answer_text(turns, key), {key} | ({system_key} & row.keys())
 
 
-def _answer_text(turns: tuple[Message, ...], name: str) -> str:
-    return as_completion(turns[-1].content, f"{name}[{len(turns) - 1}]")
-
-
-def _record(row: Row, used: set[str], prompt: Prompt, completions: Sequence[str], **signal) -> Record:
+def _record(row: Row, used: set[str], prompt: Prompt, completions: Sequence[Completion], **signal) -> Record:
     refuse_unrendered(row)
     ended = as_ended(row["ended"], len(completions)) if completions and row.get("ended") is not None else ()
     columns = {name: value for name, value in row.items() if name not in used | {"ended"}}
@@ -140,7 +138,7 @@ def _record(row: Row, used: set[str], prompt: Prompt, completions: Sequence[str]
 # --- pairs ---
 
 
-def _pair(row: Row, used: set[str], prompt: Prompt, chosen: str, rejected: str) -> Record | Drop:
+def _pair(row: Row, used: set[str], prompt: Prompt, chosen: Completion, rejected: Completion) -> Record | Drop:
     if chosen == rejected:
         return Drop(reason="chosen and rejected are equal")
     key = first_key(row, *_PROBABILITY)
@@ -153,52 +151,22 @@ def _pairs(row: Row) -> Record | Drop:
     chosen_key, rejected_key = first_key(row, *_CHOSEN), first_key(row, *_REJECTED)
     if has(row, "messages") and not has(row, "prompt", *_CHOSEN):  # the chosen answer ends the messages
         prompt, chosen, used = _dialogue(row)
-        chosen_before = ()
+        before = ()
     else:
         prompt, used = _prompt(row)
-        chosen_before, chosen = _answer(value_of(row, chosen_key), chosen_key)
-    rejected_before, rejected = _answer(value_of(row, rejected_key), rejected_key)
-    prompt = _agreed(prompt, chosen_before, rejected_before)
+        before, chosen = answer(value_of(row, chosen_key), chosen_key, prompt)
+    rejected_before, rejected = answer(value_of(row, rejected_key), rejected_key, prompt)
+    if before and rejected_before:
+        last = (Message(role="assistant", content=str(text)) for text in (chosen, rejected))
+        before, chosen, rejected = part((*before, next(last)), (*rejected_before, next(last)))
+        chosen, rejected = not_blank(chosen, chosen_key), not_blank(rejected, rejected_key)
+    prompt = agreed(prompt, before or rejected_before)
     return _pair(row, used | {chosen_key, rejected_key}, prompt, chosen, rejected)
-
-
-def _answer(value: object, name: str) -> tuple[tuple[Message, ...], str]:
-    """(the turns before the answer, if the whole dialogue stands there; the answer)."""
-    if isinstance(value, (list, Mapping)):
-        turns = as_turns(value, name)
-        ends_with(turns, "assistant", name)
-        return turns[:-1], _answer_text(turns, name)
-    return (), as_completion(value, name)
-
-
-def _agreed(prompt: Prompt, chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Prompt:
-    """The one prompt of a row that may repeat it before chosen and rejected; a repeated prompt may add system turns."""
-    if chosen and rejected and chosen != rejected:
-        raise DataError("The prompts of chosen and rejected differ", got=first_difference(chosen, rejected),
-                        expected="the same turns before the last answer")
-    before = chosen or rejected
-    if not before or before == prompt:
-        return prompt
-    ends_with(before, "user", "chosen before its last answer")
-    if isinstance(prompt, str):
-        if any(turn.role == "user" and turn.content.strip() == prompt.strip() for turn in before):
-            return before
-        difference = f"{shown(prompt, 40)} and {shown(before[-1].content, 40)}"
-    else:
-        if _spoken(prompt) == _spoken(before):
-            return max(prompt, before, key=len)
-        difference = first_difference(prompt, before)
-    raise DataError("The prompt is not the one that chosen and rejected repeat", got=difference,
-                    expected="the same prompt")
-
-
-def _spoken(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    return tuple(turn for turn in turns if turn.role != "system")
 
 
 def _dialogues(row: Row) -> Record | Drop:
     prompt, chosen, rejected = split_shared(value_of(row, "chosen"), value_of(row, "rejected"))
-    if not chosen.strip() or not rejected.strip():  # in a transcript, the speaker's name with nothing behind it
+    if is_blank(chosen) or is_blank(rejected):  # in a transcript, the speaker's name with nothing behind it
         return Drop(reason="empty completion")
     return _pair(row, {"chosen", "rejected"}, prompt, chosen, rejected)
 
@@ -251,7 +219,7 @@ def _listed(row: Row) -> tuple[str, list]:
     return key, as_list(value_of(row, key), key, "completions")
 
 
-def _entries(row: Row, *number_names: str) -> tuple[str, list[str], list[float]]:
+def _entries(row: Row, *number_names: str) -> tuple[str, list[Completion], list[float]]:
     """(key, texts, numbers) of a list of objects that hold a text and a number each."""
     key, entries = _listed(row)
     texts, numbers = [], []
@@ -265,7 +233,7 @@ def _entries(row: Row, *number_names: str) -> tuple[str, list[str], list[float]]
     return key, texts, numbers
 
 
-def _columns_of(row: Row, *number_names: str) -> tuple[set[str], list[str], list[float]]:
+def _columns_of(row: Row, *number_names: str) -> tuple[set[str], list[Completion], list[float]]:
     """(columns used, texts, numbers) of a list of completions with a list of numbers beside it."""
     key, values = _listed(row)
     number_key = first_key(row, *number_names)

@@ -40,7 +40,7 @@ class Inspection:
     fitted: Mapping[str, int]  # records by what max_length and truncation would do with them
     prompt_tokens: Lengths
     completion_tokens: Lengths
-    preferred_tokens: Lengths  # of completions that are chosen, labelled +1, or have the best reward of their prompt
+    preferred_tokens: Lengths  # scored tokens of completions that are chosen, labelled +1, or have the best reward of their prompt
     dispreferred_tokens: Lengths
     preferred_mean: float
     dispreferred_mean: float
@@ -126,7 +126,7 @@ def _census(
         starts_with_bos=sum(_leading_bos(group, renderer.bos) >= 1 for group in groups),
         double_bos=sum(_leading_bos(group, renderer.bos) >= 2 for group in groups),
         completions_ending_turn=sum(int(ids[-1]) == renderer.end_of_turn for ids in completions),
-        special_inside=_special_inside(completions, renderer),
+        special_inside=_special_inside(groups, renderer),
         duplicate_prompts=len(records) - len({record.prompt for record in records}),
         duplicate_records=len(records) - len({_content(record) for record in records}),
         identical_completions=sum(len(set(record.completions)) < len(record.completions) for record in records),
@@ -159,7 +159,7 @@ def _lengths_by_preference(groups: Sequence[Group]) -> tuple[list[int], list[int
     """Token lengths of preferred and of dispreferred completions, by whatever signal the groups hold."""
     sides: tuple[list[int], list[int]] = ([], [])
     for group in groups:
-        lengths = [len(ids) for ids in group.completions]
+        lengths = group.num_scored
         rewards = [reward for reward in group.rewards if reward is not None]
         for chosen, rejected in group.pairs:
             sides[0].append(lengths[chosen])
@@ -180,9 +180,14 @@ def _leading_bos(group: Group, bos: int | None) -> int:
     return int(others[0]) if len(others) else len(group.prompt)
 
 
-def _special_inside(completions: Sequence[np.ndarray], renderer: Renderer) -> int:
+def _special_inside(groups: Sequence[Group], renderer: Renderer) -> int:
+    """Trajectories are not counted: the template puts special tokens around each of their turns."""
     special = np.array(sorted({*renderer.tokenizer.all_special_ids, renderer.end_of_turn}))
-    return sum(bool(np.isin(ids[:-1], special).any()) for ids in completions)
+    single = [
+        ids for group in groups for ids, num_scored in zip(group.completions, group.num_scored, strict=True)
+        if len(ids) == num_scored
+    ]
+    return sum(bool(np.isin(ids[:-1], special).any()) for ids in single)
 
 
 # --- tokens in colour ---
@@ -193,8 +198,12 @@ def group_text(group: Group, renderer: Renderer) -> Text:
     text = Text().append(clean_terminal(f"{group.origin}: {len(group.prompt)} prompt tokens\n"), style="bold")
     _append_tokens(text, group.prompt, renderer, _PROMPT_STYLES)
     for index, ids in enumerate(group.completions):
-        text.append(f"\n--- completion {index + 1}{_standing(group, index)}, {len(ids)} tokens\n", style="bold")
-        _append_tokens(text, ids, renderer, _COMPLETION_STYLES)
+        num_scored = group.num_scored[index]
+        told = f"{len(ids)} tokens" + f", {num_scored} of them scored" * (num_scored < len(ids))
+        text.append(f"\n--- completion {index + 1}{_standing(group, index)}, {told}\n", style="bold")
+        mask = group.scored[index] if group.scored else np.ones(len(ids), dtype=bool)
+        for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(mask)) + 1):  # the assistant's and the others'
+            _append_tokens(text, ids[run], renderer, _COMPLETION_STYLES if mask[run[0]] else _PROMPT_STYLES)
     return text.append("\n")
 
 

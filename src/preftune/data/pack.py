@@ -128,18 +128,20 @@ def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -
                 positions[r, at : at + inner] = np.arange(prompt, prompt + inner)
                 branches[r, at : at + inner] = branch
                 places = np.concatenate([[start + prompt - 1], np.arange(at, at + inner)])
-                predict_at[segment.group][k] = r * width + places
+                predict_at[segment.group][k] = r * width + (places[group.scored[k]] if group.scored else places)
                 at += inner
             start = end
-    completions = [completion for group in groups for completion in group.completions]
+    targets = [
+        ids[group.scored[k]] if group.scored else ids for group in groups for k, ids in enumerate(group.completions)
+    ]
     return Batch(
         input_ids=torch.from_numpy(tokens),
         position_ids=torch.from_numpy(positions),
         group_ids=torch.from_numpy(owners),
         branch_ids=torch.from_numpy(branches),
         predict_at=torch.from_numpy(np.concatenate([place for group in predict_at for place in group])),
-        targets=torch.from_numpy(np.concatenate(completions).astype(np.int64)),
-        lengths=torch.tensor([len(completion) for completion in completions]),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        lengths=torch.tensor([len(ids) for ids in targets]),
     )
 
 

@@ -77,6 +77,7 @@ class DataReport:
     num_completions: int
     num_pairs: int
     num_tokens: int  # prompts once, and all completions
+    num_context: int  # completion tokens that are not scored: what the assistant of a trajectory reads
     prompt_tokens: Lengths
     completion_tokens: Lengths
 
@@ -107,6 +108,8 @@ class DataReport:
         lines.append(f"prompt tokens: {self.prompt_tokens}")
         if self.num_completions:
             lines.append(f"completion tokens: {self.completion_tokens}")
+        if self.num_context:
+            lines.append(f"{self.num_context} tokens of trajectories are not the assistant's and are not scored")
         return lines
 
 
@@ -262,6 +265,7 @@ def _report(
         source=source, format=loaded.format, template=mode, num_rows=loaded.num_rows, num_bad=num_bad,
         dropped_rows=loaded.dropped, derived=derived, fitted=dict(fitted), num_groups=len(groups),
         num_completions=len(completions), num_pairs=sum(len(group.pairs) for group in groups),
-        num_tokens=sum(prompts) + sum(completions), prompt_tokens=Lengths.of(prompts),
-        completion_tokens=Lengths.of(completions),
+        num_tokens=sum(prompts) + sum(completions),
+        num_context=sum(completions) - sum(chain.from_iterable(group.num_scored for group in groups)),
+        prompt_tokens=Lengths.of(prompts), completion_tokens=Lengths.of(completions),
     )

@@ -2,11 +2,12 @@
 
 A completion is what the template (or, in plain mode, the text) writes after the prompt, up to and including the
 end-of-turn token; what a template writes after that token is left out. A completion that was cut off before it ended has
-no end-of-turn token.
+no end-of-turn token. Of a trajectory, each answer with its end-of-turn token is scored; what stands between is not.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Literal
 
 import numpy as np
@@ -55,13 +56,13 @@ class Renderer:
         for start in range(0, len(records), BATCH):
             batch = records[start: start + BATCH]
             texts = [_texts_or_error(self, record) for record in batch]
-            flat = [text for item in texts if not isinstance(item, DataError) for text in item]
+            flat = [text for item in texts if not isinstance(item, DataError) for text in item.flat]
             ids = iter(_tokenise(self.tokenizer, flat))
             for record, item in zip(batch, texts, strict=True):
                 if isinstance(item, DataError):
                     yield item
                     continue
-                tokens = [next(ids) for _ in item]
+                tokens = [next(ids) for _ in item.flat]
                 try:
                     yield _group(self, record, item, tokens)
                 except DataError as error:
@@ -157,77 +158,147 @@ def _end_token(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
 # --- one record ---
 
 
-def _texts_or_error(renderer: Renderer, record: Record) -> list[str] | DataError:
-    """[prompt text, then prompt and completion k up to the end-of-turn token] of a record."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Texts:
+    """What is written for a record, from the prompt's beginning.
+
+    Of each completion: the text up to the end of its first answer, up to the beginning of its second, up to the end of
+    that, and so on. Each goes on where the one before ends; what the assistant writes and what it reads take turns.
+    """
+
+    prompt: str
+    completions: tuple[tuple[str, ...], ...]
+
+    @property
+    def flat(self) -> list[str]:
+        return [self.prompt, *chain.from_iterable(self.completions)]
+
+
+def _texts_or_error(renderer: Renderer, record: Record) -> _Texts | DataError:
     try:
         return _chat_texts(renderer, record) if renderer.mode == "chat" else _plain_texts(record)
     except DataError as error:
         return DataError(f"{record.origin}: {error}")
 
 
-def _chat_texts(renderer: Renderer, record: Record) -> list[str]:
+def _chat_texts(renderer: Renderer, record: Record) -> _Texts:
     turns = (Message(role="user", content=record.prompt),) if isinstance(record.prompt, str) else record.prompt
     prompt = _chat_text(renderer.tokenizer, turns, True)
-    texts = [prompt]
+    completions = []
     for k, completion in enumerate(record.completions):
-        answer = Message(role="assistant", content=completion)
-        whole = _chat_text(renderer.tokenizer, (*turns, answer), False)
-        end = renderer.template_end + renderer.after_end
-        if not whole.startswith(prompt) or not whole.endswith(end) or len(whole) < len(prompt) + len(end):
-            raise DataError("The chat template writes the prompt differently when the answer follows",
-                            got=_parting(prompt, whole), expected="the prompt's text, the answer, the end of the turn",
-                            do="Mend the template, or use the option template: plain")
-        whole = whole.removesuffix(renderer.after_end)
-        texts.append(whole if _ended(record, k) else whole.removesuffix(renderer.template_end))
-    return texts
+        if isinstance(completion, str):
+            answer = Message(role="assistant", content=completion)
+            stages = [_answered(renderer, prompt, (*turns, answer))]
+        else:
+            stages = _trajectory_stages(renderer, prompt, turns, completion)
+        if not _ended(record, k):
+            stages[-1] = stages[-1].removesuffix(renderer.template_end)
+        completions.append(tuple(stages))
+    return _Texts(prompt=prompt, completions=tuple(completions))
+
+
+def _answered(renderer: Renderer, before: str, turns: tuple[Message, ...]) -> str:
+    """The text of turns that end with an answer, up to the end-of-turn token; `before` is what the answer follows."""
+    whole = _chat_text(renderer.tokenizer, turns, False)
+    end = renderer.template_end + renderer.after_end
+    if not whole.startswith(before) or not whole.endswith(end) or len(whole) < len(before) + len(end):
+        raise DataError("The chat template writes the prompt differently when the answer follows",
+                        got=_parting(before, whole), expected="the prompt's text, the answer, the end of the turn",
+                        do="Mend the template, or use the option template: plain")
+    return whole.removesuffix(renderer.after_end)
+
+
+def _trajectory_stages(
+    renderer: Renderer, prompt: str, turns: tuple[Message, ...], trajectory: tuple[Message, ...]
+) -> list[str]:
+    """Where each answer of a trajectory begins and ends, proven by writing the dialogue turn by turn."""
+    if not renderer.template_end:
+        raise DataError("The chat template has no end-of-turn token, so the answers of a trajectory have no end",
+                        got=f"a trajectory of {len(trajectory)} turns", expected="a template that ends each answer",
+                        do="Use another template, or give each answer a row of its own")
+    stages, start, silent = [], prompt, ""
+    for k, turn in enumerate(trajectory):
+        so_far = (*turns, *trajectory[: k + 1])
+        if turn.role == "assistant":
+            stages += [start] * (k > 0) + [_answered(renderer, start, so_far)]
+            silent = stages[-1] + renderer.after_end
+            continue
+        written = _chat_text(renderer.tokenizer, so_far, False)
+        if len(written) <= len(silent):
+            raise DataError("The chat template leaves a turn out", got=f"{turn.role}: {shown(turn.content, 40)}",
+                            expected="a template that writes every turn of a trajectory", do="Use another template")
+        silent, start = written, _chat_text(renderer.tokenizer, so_far, True)
+    for shorter, longer in pairwise(stages):
+        if not longer.startswith(shorter):
+            raise DataError("The chat template writes a turn of a trajectory differently when others follow",
+                            got=_parting(shorter, longer), expected="the same text, and more after it",
+                            do="Use another template, or give each answer a row of its own")
+    return stages
 
 
 def _ended(record: Record, k: int) -> bool:
     return not record.ended or record.ended[k]
 
 
-def _plain_texts(record: Record) -> list[str]:
-    if isinstance(record.prompt, str):
-        return [record.prompt, *(record.prompt + completion for completion in record.completions)]
-    prompt = transcript(record.prompt)
-    return [prompt, *(f"{prompt} {completion}" for completion in record.completions)]
+def _plain_texts(record: Record) -> _Texts:
+    prompt, blank = (record.prompt, "") if isinstance(record.prompt, str) else (transcript(record.prompt), " ")
+    completions = []
+    for completion in record.completions:
+        if not isinstance(completion, str):
+            raise DataError("A trajectory needs a chat template", got="plain text",
+                            expected="a tokeniser with a chat template", do="Use the option template: chat")
+        completions.append((prompt + blank + completion,))
+    return _Texts(prompt=prompt, completions=tuple(completions))
 
 
 def transcript(messages: Sequence[Message]) -> str:
     """A dialogue as a base model reads it, in the HH layout, up to where the assistant answers."""
+    unknown = [message.role for message in messages if message.role not in _MARKS]
+    if unknown:
+        raise DataError(f"Plain text has no place for a turn of the {unknown[0]}", got="plain text",
+                        expected="a tokeniser with a chat template", do="Use the option template: chat")
     turns = "".join(f"\n\n{_MARKS[message.role]}: {message.content}" for message in messages)
     return f"{turns}\n\nAssistant:"
 
 
-def _group(renderer: Renderer, record: Record, texts: list[str], tokens: list[list[int]]) -> Group:
-    prompt = tokens[0]
-    completions = []
-    for k, (text, whole) in enumerate(zip(texts[1:], tokens[1:], strict=True)):
-        ids = whole[len(prompt):]
-        if whole[: len(prompt)] != prompt or not ids:
-            ids = _separate(renderer, record, prompt, whole, text[len(texts[0]):])
-        if _ended(record, k) and ids[-1] != renderer.end_of_turn:
-            ids = [*ids, renderer.end_of_turn]
-        completions.append(np.array(ids, dtype=np.int32))
+def _group(renderer: Renderer, record: Record, texts: _Texts, tokens: list[list[int]]) -> Group:
+    prompt, rest = tokens[0], iter(tokens[1:])
+    completions, scored = [], []
+    for k, stages in enumerate(texts.completions):
+        pieces = _pieces(renderer, record, (texts.prompt, *stages), [prompt, *(next(rest) for _ in stages)])
+        if _ended(record, k) and pieces[-1][-1] != renderer.end_of_turn:
+            pieces[-1].append(renderer.end_of_turn)
+        completions.append(np.array([*chain.from_iterable(pieces)], dtype=np.int32))
+        scored.append(np.repeat(np.arange(len(pieces)) % 2 == 0, [len(piece) for piece in pieces]))
     return Group(
         prompt=np.array(_started(renderer, record, prompt), dtype=np.int32), completions=tuple(completions),
-        pairs=record.pairs, probabilities=record.probabilities, labels=record.labels, rewards=record.rewards,
+        scored=() if all(mask.all() for mask in scored) else tuple(scored), pairs=record.pairs,
+        probabilities=record.probabilities, labels=record.labels, rewards=record.rewards,
         sources=tuple(map(SOURCES.index, record.sources)), origin=record.origin,
     )
 
 
-def _separate(renderer: Renderer, record: Record, prompt: list[int], whole: list[int], rest: str) -> list[int]:
-    """The completion's tokens when a token of the whole text reaches over the boundary: those of its own text.
+def _pieces(
+    renderer: Renderer, record: Record, texts: Sequence[str], tokens: Sequence[list[int]]
+) -> list[list[int]]:
+    """The tokens that each text adds to the one before it; `tokens` are those of each whole text.
 
-    Proven by decoding: prompt and completion together must read as the whole text does.
+    When a token of the last text reaches over the end of another, they are the tokens of each added text of its own. That
+    is proven by decoding: all together must read as the last text does.
     """
-    ids = _tokenise(renderer.tokenizer, [rest])[0]
-    if ids and renderer.decode(prompt + ids) == renderer.decode(whole):
-        return ids
-    split = _first_difference(prompt, whole)
-    pieces = [shown(renderer.decode(part[max(0, split - _TAIL): split + _TAIL])) for part in (prompt, whole)]
-    raise DataError(f"{record.origin}: the prompt's tokens are not the first tokens of prompt and completion together",
-                    got=f"{pieces[0]} against {pieces[1]}", expected="a boundary between tokens",
+    whole, ends = tokens[-1], [len(ids) for ids in tokens]
+    astray = [ids for ids in tokens if whole[: len(ids)] != ids]
+    if not astray and all(start < end for start, end in pairwise(ends)):
+        return [whole[start:end] for start, end in pairwise(ends)]
+    pieces = _tokenise(renderer.tokenizer, [text[len(before):] for before, text in pairwise(texts)])
+    if all(pieces) and renderer.decode([*tokens[0], *chain.from_iterable(pieces)]) == renderer.decode(whole):
+        return pieces
+    first = astray[0] if astray else tokens[0]
+    split = _first_difference(first, whole)
+    tails = [shown(renderer.decode(ids[max(0, split - _TAIL): split + _TAIL])) for ids in (first, whole)]
+    part = "the prompt's tokens" if first is tokens[0] else "the tokens of a trajectory's earlier turns"
+    raise DataError(f"{record.origin}: {part} are not the first tokens of prompt and completion together",
+                    got=f"{tails[0]} against {tails[1]}", expected="a boundary between tokens",
                     do="Use another template, or end the prompt in a line break")
 
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from preftune.data.options import Pairing
 from preftune.errors import ConfigError, DataError
-from preftune.types import SOURCES, Record
+from preftune.types import SOURCES, Completion, Record
 
 SignalName = Literal["pairs", "labels", "rewards", "hybrid"]
 _EQUAL = 1e-9  # of the spread of a group: a reward so near the mean is on neither side of it
@@ -291,7 +291,7 @@ def _labels_of_pairs(record: Record) -> list[int | None]:
 
 def _unified_labels(record: Record, labels: Sequence[int | None]) -> _Found:
     """Each text once; a text with both labels gets none."""
-    signs: dict[str, set[int]] = {}
+    signs: dict[Completion, set[int]] = {}
     for text, label in zip(record.completions, labels, strict=True):
         if label is not None:
             signs.setdefault(text, set()).add(label)

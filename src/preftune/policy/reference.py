@@ -83,15 +83,19 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def completion_keys(group: Group) -> list[bytes]:
-    """128-bit digests of what a completion's numbers depend on beside the reference: the tokens of prompt and completion.
+    """128-bit digests of what a completion's numbers depend on beside the reference: the tokens of prompt and completion,
+    and which of them are scored.
 
     Template, tokeniser and truncation act through the tokens alone.
     """
     prompt = hashlib.blake2b(group.prompt.astype("<i4").tobytes(), digest_size=32).digest()
-    return [
-        hashlib.blake2b(prompt + completion.astype("<i4").tobytes(), digest_size=16).digest()
-        for completion in group.completions
-    ]
+    keys = []
+    for k, completion in enumerate(group.completions):
+        scored = group.scored[k].tobytes() if group.scored and not group.scored[k].all() else b""
+        kind = b"some scored" if scored else b""  # a mask is never taken for more tokens
+        content = prompt + completion.astype("<i4").tobytes() + scored
+        keys.append(hashlib.blake2b(content, digest_size=16, person=kind).digest())
+    return keys
 
 
 class ReferenceStore:
@@ -122,11 +126,11 @@ class ReferenceStore:
 
     def get(self, group: Group) -> list[np.ndarray]:
         found = []
-        for key, completion in zip(completion_keys(group), group.completions, strict=True):
+        for key, num_scored in zip(completion_keys(group), group.num_scored, strict=True):
             values, start, length = self._found[key]
-            if length != len(completion):
+            if length != num_scored:
                 raise StorageError(f"The reference cache {self.folder} is damaged", got=f"{length} tokens",
-                                   expected=f"{len(completion)}", do="Delete its folder")  # fmt: skip
+                                   expected=f"{num_scored}", do="Delete its folder")  # fmt: skip
             found.append(np.asarray(values[start : start + length]))
         return found
 
