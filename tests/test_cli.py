@@ -112,6 +112,9 @@ def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
         (2, ["train", f"--{EVIL}", "3"]),
         (2, ["train", "--objective", EVIL]),
         (2, ["report", str(tmp_path / EVIL)]),
+        (2, ["objectives", EVIL]),
+        (2, ["curves", EVIL]),
+        (0, ["curves", "sft", "--output", str(tmp_path / f"{EVIL}.png")]),
         (0, ["train", *model, "--data", data, "--output", run, "--max_steps", "1"]),
         (2, ["train", "--resume", run]),
         (2, ["train", *model, "--data", data, "--output", run]),
@@ -161,6 +164,9 @@ def test_json_is_all_there_is_on_standard_output(tiny_folder, pairs_file, tmp_pa
         ["eval", *model, "--prompts", pairs_file, "--reference", str(tiny_folder), "--reward", "brief", "--max_rows", "1", *draw],
         ["sample", *model, "--prompt", "Hi", *draw],
         ["report", run],
+        ["objectives"],
+        ["objectives", "bnf"],
+        ["curves", "bnf", "--output", str(tmp_path / "curves.png")],
     ):
         assert main([*words, "--json"]) == 0
         told = capsys.readouterr()

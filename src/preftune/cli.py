@@ -15,12 +15,14 @@ preftune: fine-tune language models on preferences
 usage: preftune VERB [settings]
 
 verbs:
-  demo      the whole way in small, on a bundled model: sample, judge, tune with BNF, compare
-  inspect   what is in a data file, as a model sees it      preftune inspect DATA --model M
-  train     tune a model                                    preftune train --model M --data FILE --objective bnf --output RUN
-  sample    completions of a model, or a chat               preftune sample --model RUN/final --prompt TEXT
-  eval      log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
-  report    draw a run's page again, or compare runs        preftune report RUN [RUN ...]
+  demo        the whole way in small, on a bundled model: sample, judge, tune with BNF, compare
+  inspect     what is in a data file, as a model sees it      preftune inspect DATA --model M
+  train       tune a model                                    preftune train --model M --data FILE --objective bnf --output RUN
+  sample      completions of a model, or a chat               preftune sample --model RUN/final --prompt TEXT
+  eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
+  report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
+  objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
+  curves      how hard they push a token, as a figure         preftune curves [NAME ...]
 
 settings are flags (--learning_rate 1e-6) or YAML (--config run.yaml), the same names in both.
 preftune VERB --help lists them; preftune VERB ... --print_config shows what they come to.
@@ -69,7 +71,18 @@ def _verb(name: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
+def _light_verb(name: str) -> Callable[[Sequence[str]], int]:
+    """One that does not wait for the model libraries."""
+    def run(rest: Sequence[str]) -> int:
+        from preftune import handbook
+
+        return handbook.COMMANDS[name](rest)
+
+    return run
+
+
 VERBS = {name: _verb(name) for name in ("demo", "inspect", "train", "sample", "eval", "report")}
+VERBS |= {name: _light_verb(name) for name in ("objectives", "curves")}
 
 
 def print_json(content: object) -> None:

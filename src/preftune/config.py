@@ -38,7 +38,7 @@ ELSEWHERE = {
     "layout.micro_batch_tokens and never change the result",
     "bf16": "Use --precision bf16",
     "use_peft": "Use --lora.rank 16",
-    "loss_type": "Use --objective NAME; `preftune train --help` lists them",
+    "loss_type": "Use --objective NAME; `preftune objectives` lists them",
     "precompute_ref_log_probs": "Use --reference.mode cache (the default for most objectives) or live",
     "truncation_mode": "Use --rows.truncation",
     "report_to": "Leave it out: the run folder's metrics.jsonl and report.html hold everything",

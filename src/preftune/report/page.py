@@ -4,7 +4,6 @@ Text of models and data is escaped by the template engine and freed of control c
 the page forbids scripts and requests, so that text which slipped through could still do nothing.
 """
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from preftune.errors import ConfigError, storage_error
+from preftune.errors import ConfigError
 from preftune.report.figures import PALETTE, VARIABLES, histogram_figure
 from preftune.report.panels import Figure, LegendEntry, figures, more_figures
 from preftune.report.read import RunFiles, Sample, read_run
@@ -30,6 +29,7 @@ from preftune.report.summary import (
     what_was_done,
 )
 from preftune.report.words import mean_text, plural, range_text, value_text
+from preftune.storage import whole_file
 
 REPORT_NAME = "report.html"
 NUM_SHOWN = 12  # prompts shown at once, their first sample each
@@ -187,14 +187,6 @@ def _render(template: str, **values: object) -> str:
 
 
 def _write(path: Path, html: str) -> Path:
-    """Whole or not at all: a reader never sees half a page, and a failed write leaves the page that was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise storage_error("write the report", path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, "write the report") as file:
+        file.write_text(html, encoding="utf-8")
     return path
