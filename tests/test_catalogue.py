@@ -13,7 +13,7 @@ from preftune.catalogue import Uses, entries, entry
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.checks import check_positive
-from preftune.types import Hybrid, Labels, Pairs, Rewards
+from preftune.types import Hybrid, Labels, Pairs, Rewards, TokenScores
 
 ROOT = Path(__file__).parents[1]
 names = pytest.mark.parametrize("name", OBJECTIVES)
@@ -41,8 +41,8 @@ def test_the_paper_is_that_of_the_page(name):
     found = entry(name)
     assert found.page == (ROOT / "docs" / "objectives" / f"{name}.md").read_text(encoding="utf-8")
     assert found.page.startswith(f"# {name}: {found.title}\n") and found.title
-    assert re.search(r"\b(19|20)\d\d\b", found.citation), "no year"
-    assert not re.search(r"[*\[\]`]|  |,,| ,", found.paper + found.citation)
+    assert found.citation
+    assert not re.search(r"[\[\]`\\]|  |,,| ,", found.paper + found.citation)
     assert len(found.citation) <= len(found.paper)
     if found.url is not None:
         assert found.url.startswith("https://") and f"]({found.url})" in found.page
@@ -91,6 +91,7 @@ class Changing:
         width: > 0.
         both: a switch.
         kind: which one.
+        scale: by default the step's own.
     """
 
     pull: float = 0.1
@@ -99,13 +100,16 @@ class Changing:
     width: float = 1.0
     both: bool = False
     kind: Literal["a", "b", "c"] = "a"
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         check_positive("changing", width=self.width)
 
     @property
     def needs(self) -> frozenset[str]:
-        wanted = {"kl_to_ref": self.pull > 0, "behaviour_logp": self.ratio > 0, "coupling": self.both}
+        wanted = {
+            "kl_to_ref": self.pull > 0, "behaviour_logp": self.ratio > 0, "coupling": self.both, "value": self.scale is not None
+        }  # fmt: skip
         return frozenset(name for name, needed in wanted.items() if needed)
 
     @property
@@ -119,7 +123,8 @@ class Changing:
 
 
 def test_every_kind_of_setting_is_tried(monkeypatch):
-    page = "# changing: a test\n\nNobody, 2020.\n\n| | |\n|---|---|\n| learns from | rewards |\n\n## Equation\n"
+    paper = r"Nobody, *A Q\*-Test of [x](https://e.org/a) `y`* (T), ACL 2020."
+    page = f"# changing: a test\n\n{paper}\n\n| | |\n|---|---|\n| learns from | rewards |\n\n## Equation\n"
     monkeypatch.setitem(OBJECTIVES, "changing", Changing)  # type: ignore[arg-type]
     monkeypatch.setattr(catalogue, "page_of", lambda name: page)
     found = entry("changing")
@@ -129,18 +134,25 @@ def test_every_kind_of_setting_is_tried(monkeypatch):
         ("pull", "0"): replace(usual, needs=(), reference=False),
         ("ratio", "above 0"): replace(usual, needs=("behaviour_logp", "kl_to_ref"), on_policy=True),
         ("both", "true"): replace(usual, needs=("coupling", "kl_to_ref"), coupled=True),
+        ("scale", "given"): replace(usual, needs=("kl_to_ref", "value")),
         ("kind", "c"): replace(usual, signal="hybrid", on_policy=True),
     }
     meanings = {h.name: h.meaning for h in found.hyper_parameters}
     assert meanings["pull"] == "strength of the pull; at 0 there is no reference: none."
-    assert set(meanings) == {"pull", "ratio", "steps", "width", "both", "kind"}
-    assert (found.paper, found.citation, found.url, found.formula) == ("Nobody, 2020", "Nobody, 2020", None, None)
+    assert set(meanings) == {"pull", "ratio", "steps", "width", "both", "kind", "scale"}
+    assert found.paper == "Nobody, A Q*-Test of x y (T), ACL 2020" and found.citation == "Nobody, ACL 2020"
+    assert (found.url, found.formula) == ("https://e.org/a", None)
 
 
-@pytest.mark.parametrize("need", ["ref_logp", "ref_entropy", "kl_from_ref", "kl_to_ref"])
-def test_any_score_of_the_reference_is_a_reference(need, monkeypatch):
-    monkeypatch.setattr(Changing, "needs", frozenset({need}))
-    assert catalogue._uses(Changing()).reference
+def test_every_score_is_of_the_reference_of_the_sampling_policy_or_of_neither(monkeypatch):
+    found = {}
+    for need in TokenScores.__dataclass_fields__:
+        monkeypatch.setattr(Changing, "needs", frozenset({need}))
+        uses = catalogue._uses(Changing())
+        found[need] = (uses.reference, uses.on_policy)
+    assert {need for need, (reference, _) in found.items() if reference} == {need for need in found if "ref" in need}
+    assert {need for need, (_, on_policy) in found.items() if on_policy} == {need for need in found if "behaviour" in need}
+    assert {"ref_logp", "kl_from_ref", "kl_to_ref", "behaviour_logp"} <= set(found)
 
 
 def test_a_name_that_is_near_is_told():

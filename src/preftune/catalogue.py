@@ -17,7 +17,6 @@ from preftune.objectives import OBJECTIVES, Objective
 from preftune.types import Hybrid
 
 UNVERIFIED = "formula not verified against the paper"
-OF_REFERENCE = frozenset({"ref_logp", "ref_entropy", "kl_from_ref", "kl_to_ref"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +118,19 @@ def page_of(name: str) -> str:
 
 
 def _uses(objective: Objective) -> Uses:
+    """Scores of the reference and of the policy that sampled say so in their names."""
     needs = objective.needs
     return Uses(
-        signal=objective.signal.__name__.lower(), needs=tuple(sorted(needs)), reference=bool(needs & OF_REFERENCE),
-        on_policy="behaviour_logp" in needs or objective.signal is Hybrid, coupled="coupling" in needs,
-    )  # fmt: skip
+        signal=objective.signal.__name__.lower(),
+        needs=tuple(sorted(needs)),
+        reference=any(need.startswith("ref_") or need.endswith("_ref") for need in needs),
+        on_policy=objective.signal is Hybrid or any(need.startswith("behaviour_") for need in needs),
+        coupled="coupling" in needs,
+    )
 
 
 def _variations(kind: type[Any]) -> Iterator[Variation]:
-    """The objective with one hyper-parameter elsewhere: each other choice, and numbers at 0 or away from it."""
+    """The objective with one hyper-parameter elsewhere: each other choice, and numbers at 0, away from it, or given."""
     hints = get_type_hints(kind)
     for field in fields(kind):
         for shown, value in _elsewhere(hints[field.name], field.default):
@@ -146,6 +149,8 @@ def _elsewhere(hint: Any, default: Any) -> list[tuple[str, object]]:
     if isinstance(default, int | float):
         kind = type(default)
         return [("0", kind(0))] if default else [("above 0", kind(1) if kind is int else 0.1)]
+    if default is None and float in get_args(hint):
+        return [("given", 1.0)]
     return []
 
 
@@ -178,7 +183,7 @@ def _header(page: str) -> dict[str, Any]:
     paper = " ".join(paper.strip().split("\n\n")[0].split())
     link = re.search(r"\]\((\S+?)\)", paper)
     formula = re.search(r"^\| formula \| (.*) \|$", rows, flags=re.MULTILINE)
-    without_title = re.sub(r"\*[^*]+\*( \([^)]*\))?(, )?", "", paper)
+    without_title = re.sub(r"\*(\\.|[^*\\])+\*( \([^)]*\))?(, )?", "", paper)
     return {
         "title": heading.partition(": ")[2],
         "paper": plain(paper).rstrip("."), "citation": plain(without_title).rstrip("."),
@@ -188,4 +193,5 @@ def _header(page: str) -> dict[str, Any]:
 
 def plain(markdown: str) -> str:
     """A line of Markdown without its marks; of a link, the text."""
-    return re.sub(r"\[([^\]]*)\]\(\S+?\)", r"\1", markdown).replace("*", "").replace("`", "")
+    text = re.sub(r"\[([^\]]*)\]\(\S+?\)", r"\1", markdown)
+    return re.sub(r"\\(.)|[*`]", lambda found: found[1] or "", text)

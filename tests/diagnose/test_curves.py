@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from preftune.catalogue import entry
 from preftune.diagnose import curves
 from preftune.diagnose.curves import NUM_TOKENS, VALUE, CurveSet, DerivativeCurves, derivative_curves, push
 from preftune.diagnose.curves_figure import write_figure
@@ -106,12 +107,13 @@ def test_every_score_has_its_value():
     wanted = {
         "logp": math.log(p), "ref_logp": math.log(q), "behaviour_logp": math.log(q), "entropy": entropy(p),
         "ref_entropy": entropy(q), "target_logit": math.log(6.0), "log_normaliser": math.log(10.0),
-        "log_collision": math.log(p * p + 4 * 0.1 * 0.1), "value": VALUE,
+        "log_collision": math.log(p * p + 4 * 0.1 * 0.1), "value": VALUE, "behaviour_value": VALUE, "contrast": 0.0,
+        "ref_entropy_share": entropy(q) / math.log(5),
         "kl_to_ref": p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)),
         "kl_from_ref": q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)),
     }  # fmt: skip
     assert {name: value.item() for name, value in everything.items()} == pytest.approx(wanted, abs=1e-12)
-    assert set(everything) == set(TokenScores.__dataclass_fields__) - {"lengths", "coupling"}, "a score without a model"
+    assert set(TokenScores.__dataclass_fields__) - set(everything) == {"lengths", "coupling"}, "a score without a model"
     push(reads, 1, p, q)
     ((scores, signal),) = reads.seen
     moved = [i for i, value in enumerate(scores.logp.tolist()) if value != pytest.approx(math.log(q))]
@@ -265,3 +267,22 @@ def test_the_figure_in_the_docs_shows_the_whole_table(table):
     titles = set(re.findall(r">([\w-]+)</text>", path.read_text(encoding="utf-8")))
     assert set(table.curves) - titles == set(), "draw docs/figures again: runs/derivative_curves.sh"
     assert path.stat().st_size < 400_000
+
+
+def test_what_the_page_says_of_the_figure(table):
+    """docs/derivative_curves.md, in its order; the first of the probabilities is 0.001."""
+    at, last = table.probabilities.index(table.ref_prob), len(table.probabilities) - 1
+    both = {name: (one.preferred, one.dispreferred) for name, one in table.curves.items()}
+    alike = {name for name in both if entry(name).uses == entry("dpo").uses or name == "bnf"}
+    fading = {name for name in alike if all(abs(side[i]) < 0.02 * max(map(abs, side)) for side in both[name] for i in (0, last))}
+    assert fading == {"bnf"}
+    assert max(both["bnf"][0]) == both["bnf"][0][at] == pytest.approx(0.7 / 16)
+    assert all(b / a == pytest.approx(0.5) for a, b in list(zip(both["sft"][0], both["bnf"][0], strict=True))[at:])
+    assert (both["dpo"][1][0], both["dpo"][1][at]) == pytest.approx((-0.0361, -0.0350), abs=5e-5)
+    assert both["hinge"][0] == pytest.approx([0.05 * (1 - p) for p in table.probabilities])
+    for name, share in (("simper", 0.70), ("bnf", 0.0033)):
+        assert both[name][1][0] / both[name][1][at] == pytest.approx(share, rel=0.02)
+    assert max(map(abs, both["orpo"][1])) < 0.07 * max(both["orpo"][0])
+    assert all(0 < low < high for high, low in zip(*both["rwr"], strict=True))
+    assert max(map(abs, both["apo-down"][0])) < 0.01 * max(map(abs, both["apo-down"][1]))
+    assert max(map(abs, (*both["dpop"][1], *both["dpop"][0][at + 1 :]))) < 0.02 * max(both["dpop"][0])

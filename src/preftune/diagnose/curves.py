@@ -132,6 +132,7 @@ def _every_score(target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -
     logits = torch.cat([target[:, None], others], 1)
     logp = logits.log_softmax(1)
     ref_logp = torch.cat([ref_target[:, None], others], 1).log_softmax(1)
+    ref_entropy = -(ref_logp.exp() * ref_logp).sum(1)
     return {
         "logp": logp[:, 0],
         "ref_logp": ref_logp[:, 0],
@@ -140,10 +141,13 @@ def _every_score(target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -
         "target_logit": target,
         "log_normaliser": logits.logsumexp(1),
         "log_collision": (2 * logp.detach()).logsumexp(1),
-        "ref_entropy": -(ref_logp.exp() * ref_logp).sum(1),
+        "ref_entropy": ref_entropy,
+        "ref_entropy_share": ref_entropy / math.log(VOCABULARY),
         "kl_from_ref": (ref_logp.exp() * (ref_logp - logp)).sum(1),
         "kl_to_ref": (logp.exp() * (logp - ref_logp)).sum(1),
+        "contrast": torch.zeros_like(ref_target),  # the two models that set token weights agree
         "value": torch.full_like(ref_target, VALUE),
+        "behaviour_value": torch.full_like(ref_target, VALUE),
     }
 
 
