@@ -52,6 +52,11 @@ def test_a_step_without_labels_leaves_delta():
     assert numbers(state) == {"sum": 0, "count": 0}
 
 
+def test_a_single_completion_is_its_own_mean():
+    found, _ = couple(BETA, make_step_scores([-1.0], [-6.0]), Labels(label=torch.tensor([1])))
+    assert found.whole["delta"].item() == pytest.approx(2.5)
+
+
 def test_with_delta_zero_the_two_of_a_pair_are_bco_pair():
     """Log-ratios 1 and -1 cancel."""
     scores = coupled(BETA, make_step_scores([-1.0, -4.0], [-2.0, -3.0]), Labels(label=torch.tensor([1, -1])))

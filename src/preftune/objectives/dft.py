@@ -1,6 +1,5 @@
 """DFT, discriminative fine-tuning: demonstrations against all that the policy might say instead."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,31 +61,36 @@ class DFT:
         return {"prompt": torch.zeros(0, dtype=torch.int64), "u": torch.zeros(0, dtype=torch.float64)}
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
-        """Of each completion exp(d - u) and u, which mean something for the sampled ones only."""
+        """Of each sampled completion exp(d - u) and u; 0 for the demonstrations."""
         check_state("dft", state, self.initial_state())
-        known, before = state["prompt"].to(step.prompt.device), state["u"].to(step.prompt.device)
+        assert isinstance(step.signal, Rewards)
+        scores, sampled = step_scores(step), ~is_demonstration(step.signal)
+        exponent = self._score(scores).double() / self.tau
+        if self.variant == "dft":
+            exponent = exponent - sum_tokens(reference(scores), scores.lengths).double()
+        prompts, place = step.prompt[sampled].unique(return_inverse=True)
+        estimate = _log_mean_exp(exponent[sampled], place, len(prompts))
+        u_of_prompt, new = self._updated(state, prompts, estimate)
+        weight, u = torch.zeros_like(exponent), torch.zeros_like(exponent)
+        u[sampled] = u_of_prompt[place]
+        weight[sampled] = (exponent - u)[sampled].exp()
+        dtype = scores.logp.dtype
+        return Coupling(completion={"weight": weight.to(dtype), "u": u.to(dtype)}), new
+
+    def _updated(
+        self, state: State, prompts: Int[Tensor, " _"], estimate: Float[Tensor, " _"]
+    ) -> tuple[Float[Tensor, " _"], dict[str, Tensor]]:
+        """(u of the prompts at hand, the state with them in it)."""
+        known, before = (state[name].to(prompts.device) for name in ("prompt", "u"))
         if len(known) != len(before) or not bool((known[1:] > known[:-1]).all()):
             raise StorageError("The state of dft is damaged", got=f"{len(known)} prompts and {len(before)} values of u",
                                expected="one value for each prompt, prompts in order", do="Start a new run")  # fmt: skip
-        assert isinstance(step.signal, Rewards)
-        scores, sampled = step_scores(step), ~is_demonstration(step.signal)
-        advantage = self._score(scores).double() / self.tau
-        if self.variant == "dft":
-            advantage = advantage - sum_tokens(reference(scores), scores.lengths).double()
-        prompts, place = step.prompt[sampled].unique(return_inverse=True)
         merged = torch.cat([known, prompts]).unique()
-        u = before.new_zeros(len(merged))
+        u, here = before.new_zeros(len(merged)), torch.searchsorted(merged, prompts)
         u[torch.searchsorted(merged, known)] = before
-        here = torch.searchsorted(merged, prompts)
-        u[here] = torch.logaddexp(
-            math.log1p(-self.gamma) + u[here] if self.gamma < 1 else torch.full_like(u[here], -torch.inf),
-            math.log(self.gamma) + _log_mean_exp(advantage[sampled], place, len(prompts)),
-        )
-        of_completion = torch.zeros_like(advantage)
-        of_completion[sampled] = u[here][place]
-        weight = torch.where(sampled, (advantage - of_completion).exp(), 0.0)
-        dtype = scores.logp.dtype
-        return Coupling(completion={"weight": weight.to(dtype), "u": of_completion.to(dtype)}), {"prompt": merged, "u": u}
+        kept, taken = torch.tensor([1 - self.gamma, self.gamma], dtype=u.dtype).log()
+        u[here] = torch.logaddexp(kept + u[here], taken + estimate)
+        return u[here], {"prompt": merged, "u": u}
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
         """One per group that holds a demonstration and another completion; else zero."""

@@ -73,6 +73,6 @@ class KTO:
 
     def __call__(self, scores: TokenScores, signal: Labels) -> Losses:
         z0 = coupling_of(scores).whole["z0"]
-        side = torch.where(signal.label > 0, self.desirable_weight, self.undesirable_weight)
+        side = torch.where(signal.label == 1, self.desirable_weight, self.undesirable_weight)
         per_unit = side * anchored(self.beta * log_ratio(scores), signal, self.beta * z0)
         return label_losses(per_unit, scores, signal, {"kto/z0": z0[None]})
