@@ -27,8 +27,10 @@ class TOPR:
     `reinforce` without a baseline; with [0, very large] on both sides it is plain importance sampling.
 
     Args:
-        positive_low, positive_high: bounds of the ratio of a completion with r >= 0, 0 <= low <= high.
-        negative_low, negative_high: bounds of the ratio of a completion with r < 0, likewise.
+        positive_low: least ratio of a completion with r >= 0, at least 0.
+        positive_high: and its largest, at least positive_low.
+        negative_low: least ratio of a completion with r < 0, at least 0.
+        negative_high: and its largest, at least negative_low.
     """
 
     positive_low: float = 1.0
