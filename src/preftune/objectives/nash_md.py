@@ -60,9 +60,11 @@ class NashMD:
         return torch.ones(len(lengths), dtype=torch.get_default_dtype(), device=lengths.device)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        dtype = scores.logp.dtype
-        win_rate = signal.reward.to(dtype)
-        rewards = self.beta * log_ratio(scores) if self.beta > 0 else sum_tokens(scores.logp, scores.lengths)
-        advantage = win_rate - 0.5 - (rewards if self.beta > 0 else 0.0)
-        weight = self.weights(scores.lengths, signal).to(dtype)
+        win_rate = signal.reward.to(scores.logp.dtype)
+        advantage = win_rate - 0.5
+        rewards = sum_tokens(scores.logp, scores.lengths)
+        if self.beta > 0:
+            rewards = self.beta * log_ratio(scores)
+            advantage = advantage - rewards
+        weight = self.weights(scores.lengths, signal).to(win_rate.dtype)
         return win_rate_losses(win_rate, advantage, weight, scores, signal, rewards=rewards)
