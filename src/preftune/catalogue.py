@@ -99,9 +99,9 @@ def check_names(names: list[str]) -> None:
     """Refuses the first name that is not in the table."""
     for name in names:
         if name not in OBJECTIVES:
-            near = difflib.get_close_matches(name.lower(), OBJECTIVES, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(name.lower(), OBJECTIVES, n=1, cutoff=0.5)
             raise ConfigError("There is no such objective", got=name,
-                              do=f"Did you mean {' or '.join(near)}?" if near else "`preftune objectives` lists them")  # fmt: skip
+                              do=f"Did you mean {near[0]}?" if near else "`preftune objectives` lists them")  # fmt: skip
 
 
 def page_of(name: str) -> str:

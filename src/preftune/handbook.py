@@ -125,9 +125,11 @@ def _tell_table(chosen: Sequence[Entry]) -> None:
         console = Console(highlight=False, width=PIPED_WIDTH)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("name", no_wrap=True)
-    for heading in ("signal", "ref", "on-policy", "hyper-\nparameters" if console.width < PAPER_WIDTH else "hyper-parameters"):
-        table.add_column(heading, overflow="fold")
-    if console.width >= PAPER_WIDTH:
+    roomy = console.width >= PAPER_WIDTH
+    for heading, widths in {"signal": (8, 12), "ref": (4, 6), "on-policy": (9, 9)}.items():
+        table.add_column(heading, overflow="fold", width=widths[roomy] if console.is_terminal else None)
+    table.add_column("hyper-parameters" if roomy else "hyper-\nparameters", overflow="fold")
+    if roomy:
         table.add_column("paper", overflow="fold")
     for one in chosen:
         cells = [one.name + ("" if one.verified else " *"), *_uses_cells(one),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.data.signals import available_signals, derive
+from preftune.data.signals import available_signals, derive, merge
 from preftune.errors import ConfigError, DataError
 from preftune.types import Record
 
@@ -157,6 +157,12 @@ def test_pairs_without_a_probability_are_certain_where_others_have_one():
 def test_other_signals_have_no_probabilities(signal):
     for record in derive([soft(0.75, 0.5), soft(0.25, 0.5, texts=("a", "d", "e")), paired((0, 1))], signal)[0]:
         assert (record.pairs, record.probabilities) == ((), ())
+
+
+def test_joined_records_have_one_probability_per_pair():
+    rows = [soft(0.75, 0.5), paired((0, 1), texts=("d", "e"))]
+    (joined,) = merge(rows, "labels")
+    assert (joined.pairs, joined.probabilities) == (((0, 1), (0, 2), (3, 4)), (0.75, 0.5, 1.0))
 
 
 def test_a_temperature_makes_probabilities_of_gaps():

@@ -253,6 +253,19 @@ def test_tokens_that_reach_over_a_later_boundary_without_proof_are_refused():
         renderer.render(record)
 
 
+def test_the_boundary_that_fails_is_the_one_that_is_told():
+    """The first answer follows a token of its own, the second a blank that joins it."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>' if loop.index0 < 2 else 'assistant ' }}"
+        "{% endif %}{{ m['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>' if messages | length < 2 else 'assistant ' }}{% endif %}"
+    )
+    renderer = make_renderer(made.word_tokenizer(template))
+    record = Record(prompt="Hello", completions=(messages(bot("I am"), user("How"), bot("fine")),), origin="f:1")
+    with pytest.raises(DataError, match=r"f:1: the tokens of a trajectory's earlier turns are not the first tokens"):
+        renderer.render(record)
+
+
 def test_plain_text_has_no_tools():
     renderer = make_renderer(made.byte_tokenizer())
     record = Record(prompt=messages(HI, ASK, tool("me")), completions=("a",), origin="f:1")

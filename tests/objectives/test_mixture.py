@@ -337,7 +337,7 @@ BAD = {
     "dpo*0.5": "a part that cannot be read; got dpo*0.5",
     "0.5*dpo(beta=1 + sft": "a part that cannot be read; got 0.5*dpo(beta=1",
     "dpo(beta=1))": "a part that cannot be read",
-    "dppo": "names an objective that does not exist; got dppo; expected alphapo, ",
+    "dppo": "names an objective that does not exist; got dppo; expected agro, ",
     "half*dpo": "a weight that it cannot take; got half; expected a number other than 0",
     "*dpo": "a weight that it cannot take",
     "nan*dpo": "a weight that it cannot take; got nan",

@@ -64,7 +64,7 @@ def mismatched_groups(groups: Sequence[Group]) -> list[Group]:
         other = next((one for one in following if not np.array_equal(one.prompt, group.prompt)), None)
         if other is not None:
             found.append(Group(
-                prompt=group.prompt, completions=other.completions, labels=(0,) * len(other.completions),
+                prompt=group.prompt, completions=other.completions, scored=other.scored, labels=(0,) * len(other.completions),
                 origin=f"{group.origin} with the completions of {other.origin}",
             ))  # fmt: skip
     return found

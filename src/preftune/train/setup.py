@@ -1,12 +1,13 @@
 """Everything that a run needs before its first step: policy, groups, reference, optimiser, and the checks at step 0."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from preftune.data.fit import take_completions
 from preftune.data.pack import split_micro_batches
 from preftune.data.prepare import Prepared, prepare
 from preftune.data.signals import SignalName
@@ -93,10 +94,7 @@ def needed_completions(group: Group, objective: Objective) -> Group | None:
         return group
     if not keep:
         return None
-    return replace(
-        group, completions=tuple(group.completions[k] for k in keep), labels=tuple(group.labels[k] for k in keep),
-        rewards=tuple(group.rewards[k] for k in keep) if group.rewards else (), pairs=(),
-    )  # fmt: skip
+    return take_completions(group, keep, pairs=())
 
 
 def check_start(job: Job) -> float | None:
