@@ -65,9 +65,10 @@ def tiny_config(model: Path, data: str, output: Path, **settings: Any) -> TrainC
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder's safetensors file."""
-    (path,) = folder.glob("*.safetensors")
-    return load_file(path)
+    """Every tensor of a folder's safetensors files: of the model or adapter, and of the value head if there is one."""
+    paths = list(folder.glob("*.safetensors"))
+    assert paths
+    return {name: tensor for path in paths for name, tensor in load_file(path).items()}
 
 
 def same_bits(one: Mapping[str, torch.Tensor], two: Mapping[str, torch.Tensor]) -> bool:

@@ -1,6 +1,8 @@
 """Optima in closed form, reached numerically: a bandit is a completion of one token, all arms enumerated by probability."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.ipo import IPO
-from preftune.types import Labels, Pairs, TokenScores
+from preftune.objectives.kto import KTO
+from preftune.types import Coupling, Labels, Pairs, StepView, TokenScores
 
 REF = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
 REWARD = torch.tensor([0.0, 1.0, -0.5, 0.7], dtype=torch.float64)
@@ -111,3 +114,49 @@ def test_bnf_at_the_reference_is_plain_reinforcement():
     logits = REF.log().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(expected_bnf(net)(logits), logits)
     torch.testing.assert_close(gradient, -(net - REF * net.sum()), rtol=1e-10, atol=1e-12)
+
+
+def expected_kto(net: Tensor, z0: float) -> Callable[[Tensor], Tensor]:
+    """Loss of KTO at beta 1 where arm i is seen as preferred minus dispreferred `net[i]` of the time."""
+    labels, coupling = Labels(label=torch.sign(net).long()), Coupling(whole={"z0": torch.tensor(z0, dtype=net.dtype)})
+
+    def loss(logits: Tensor) -> Tensor:
+        scores = replace(scores_of(logits, torch.arange(ARMS)), coupling=coupling)
+        return (KTO(beta=1.0)(scores, labels).per_unit * net.abs()).sum()
+
+    return loss
+
+
+@pytest.mark.parametrize("z0", [0.0, 0.4])
+def test_kto_ends_at_shares_of_geometric_means(z0):
+    """p = (1 + e^z0) * sqrt(net q) / sum sqrt(net q) - e^z0 q, where nothing is dispreferred on balance."""
+    net = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    root, threshold = (net * REF).sqrt(), math.exp(z0)
+    expected = (1 + threshold) * root / root.sum() - threshold * REF
+    assert expected.min() > 0.02
+    torch.testing.assert_close(minimised(expected_kto(net, z0)), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_kto_shares_the_whole_among_what_is_preferred():
+    """Dispreferred arms vanish; the others share as above, with their part Q of the reference: (1 + Q) root - q."""
+    net = torch.tensor([0.5, 0.4, -0.2, -0.2], dtype=torch.float64)
+    root = (net * REF)[:2].sqrt()
+    expected = (1 + REF[:2].sum()) * root / root.sum() - REF[:2]
+    found = minimised(expected_kto(net, 0.0))
+    assert found[2:].max() < 2e-3
+    torch.testing.assert_close(found[:2], expected, rtol=0, atol=2e-3)
+
+
+def test_ktos_threshold_is_zero_on_completions_of_the_reference():
+    """Their mean log-ratio is -KL(reference || policy); on the policy's own it is KL(policy || reference)."""
+    policy = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+
+    def z0(often: Tensor) -> float:
+        arms = torch.repeat_interleave(torch.arange(ARMS), (10 * often).round().long())
+        ones = torch.ones(10, dtype=torch.long)
+        others = scores_of(policy.log(), arms)
+        step = StepView(lengths=ones, prompt=torch.arange(10), signal=Labels(label=ones), mismatched=others)
+        return KTO().couple(step, {})[0].whole["z0"].item()
+
+    assert z0(REF) == 0.0
+    assert z0(policy) == pytest.approx((policy * (policy / REF).log()).sum().item(), rel=1e-12)

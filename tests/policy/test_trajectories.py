@@ -1,6 +1,7 @@
 """Trajectories from rows to numbers: only the assistant's tokens are scored, exactly, and the reference knows which."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ import torch
 from preftune.data.pack import LayoutOptions, collate, split_micro_batches
 from preftune.data.render import make_renderer
 from preftune.errors import StorageError
+from preftune.objectives.sft import SFT
 from preftune.policy.policy import Policy, score, score_groups
 from preftune.policy.reference import ReferenceStore, completion_keys, fill_store
+from preftune.train.batches import mismatched_groups
 from preftune.train.loop import train
+from preftune.train.setup import needed_completions
 from preftune.types import Group, Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 from tests.folders import metric_rows, tiny_config, write_rows
@@ -159,3 +163,14 @@ def test_a_run_on_trajectories(tiny_folder, tmp_path):
     result = train(tiny_config(tiny_folder, data, tmp_path / "run", optim={"learning_rate": 0.01}), quiet=True)
     losses = [row["loss"] for row in metric_rows(result.folder) if row["phase"] == "train"]
     assert losses[0] == pytest.approx(math.log(2.0), abs=1e-6) and losses[-1] < losses[0] - 0.01
+
+
+def test_what_is_scored_follows_a_completion_everywhere():
+    """Under the prompt of another group, and where completions of no use to an objective are left out."""
+    one, other = (replace(group, labels=(-1, 1, -1)) for group in masked_groups(num_groups=2))
+    (first, second) = mismatched_groups([one, other])
+    assert (first.num_scored, second.num_scored) == (other.num_scored, one.num_scored)
+    kept = needed_completions(one, SFT())
+    assert kept is not None and len(kept.completions) == 1
+    assert np.array_equal(kept.completions[0], one.completions[1]) and np.array_equal(kept.scored[0], one.scored[1])
+    assert kept.labels == (1,) and kept.num_scored != (len(one.completions[1]),)

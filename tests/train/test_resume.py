@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from preftune.config import settings_from_run
+from preftune.objectives.bco import BCO
 from preftune.objectives.bnf import BNF
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.dpo import DPO
 from preftune.policy.adapters import LoraOptions
 from preftune.policy.reference import ReferenceOptions
@@ -101,6 +103,8 @@ VARIANTS = {
     "adapter that follows": dict(
         objective=DPO(), lora=LoraOptions(rank=2), reference=ReferenceOptions(update_every=1, update_rate=0.2)
     ),
+    "estimators": dict(objective=BCO()),
+    "value head": dict(objective=BradleyTerry()),
     "bf16 and checkpointing": dict(objective=DPO(), precision="bf16", gradient_checkpointing=True),
 }
 

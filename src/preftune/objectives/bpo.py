@@ -9,7 +9,7 @@ from torch import Tensor
 from preftune.objectives.base import behaviour_ratio
 from preftune.objectives.checks import check_choice, check_positive
 from preftune.objectives.links import hinge, logistic
-from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin, pair_weights, preference_probability
+from preftune.objectives.pairwise import flip_chance, margin_target, pair_losses, pair_margin, pair_weights
 from preftune.types import Losses, Pairs, TokenScores
 
 BPOLink = Literal["logistic", "square", "hinge"]
@@ -58,6 +58,6 @@ class BPO:
             per_unit = (pair_margin(ratio, signal) - margin_target(signal, self.beta, ratio.dtype)).square()
         else:
             link = logistic if self.link == "logistic" else hinge
-            margin, chance = pair_margin(rewards, signal), preference_probability(signal, ratio.dtype)
-            per_unit = chance * link(margin) + (1 - chance) * link(-margin)
+            margin, flipped = pair_margin(rewards, signal), flip_chance(signal, 0.0, ratio.dtype)
+            per_unit = (1 - flipped) * link(margin) + flipped * link(-margin)
         return pair_losses(per_unit, scores, signal, rewards)

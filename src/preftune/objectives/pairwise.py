@@ -25,18 +25,6 @@ def pairs_of(signal: Hybrid) -> Pairs:
     return Pairs(chosen=signal.chosen, rejected=signal.rejected)
 
 
-def preference_probability(signal: Pairs, dtype: torch.dtype) -> Float[Tensor, " P"]:
-    """P, the chance that the chosen completion is the better one; 1 where the data do not say."""
-    if signal.probability is None:
-        return torch.ones(signal.chosen.shape, dtype=dtype, device=signal.chosen.device)
-    return signal.probability.to(dtype)
-
-
-def margin_target(signal: Pairs, tau: float, dtype: torch.dtype) -> Float[Tensor, " P"]:
-    """(P - 1/2) / tau, on which squared losses regress a margin: 1 / (2 tau) for a pair that is certain."""
-    return (preference_probability(signal, dtype) - 0.5) / tau
-
-
 def pair_sides(values: Float[Tensor, " C"], signal: Pairs) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
     """A completion's value, of the chosen and of the rejected completion of each pair."""
     return values[signal.chosen], values[signal.rejected]
@@ -61,6 +49,11 @@ def flip_chance(signal: Pairs, label_smoothing: float, dtype: torch.dtype) -> fl
         return label_smoothing
     probability = signal.probability.to(dtype)
     return label_smoothing * probability + (1 - label_smoothing) * (1 - probability)
+
+
+def margin_target(signal: Pairs, tau: float, dtype: torch.dtype) -> float | Float[Tensor, " P"]:
+    """(P - 1/2) / tau, on which squared losses regress a margin: 1 / (2 tau) for a pair that is certain."""
+    return (0.5 - flip_chance(signal, 0.0, dtype)) / tau
 
 
 def pair_losses(
