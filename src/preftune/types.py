@@ -70,6 +70,8 @@ class Group:
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
     sources: tuple[int, ...] = ()
+    behaviour_logp: tuple[np.ndarray, ...] = ()  # float32 [scored tokens], of the distribution that was sampled from
+    behaviour_value: tuple[np.ndarray, ...] = ()  # float32 [scored tokens], of the policy's scalar head when it sampled
     origin: str = ""
 
     @property

@@ -45,6 +45,7 @@ class Anchors:
     reference: GroupLogps | None = None
     reference_hidden: GroupHidden | None = None
     behaviour: GroupLogps | None = None
+    behaviour_value: GroupLogps | None = None  # of the policy's scalar head when it sampled, not a logp
     contrast: GroupLogps | None = None  # log-probability under one model minus that under another
     following: Policy | None = None  # the reference, where it follows the policy
 
@@ -61,21 +62,24 @@ class AnchorBuilder:
 
     def build(self, needs: frozenset[str]) -> Anchors:
         """The anchors for what an objective needs. `ref_logp` among it is what evaluation needs at least."""
-        options = self.config.reference
-        mode = chosen_mode(options, needs, self.config.lora.rank > 0)
+        options, on_policy = self.config.reference, self.config.source == "on-policy"
+        mode = chosen_mode(options, needs, self.config.lora.rank > 0, on_policy)
         held: Policy | None = None
         logps: GroupLogps | None = None
         if mode in ("live", "adapter"):
             held = self._live(options.model, follows=options.update_every > 0) if mode == "live" else self.policy
         if needs & REFERENCE_SCORES:
             logps = self._cached(options.model, "reference") if held is None else self._computed(held, mode == "adapter")
-        behaviour = None
-        if "behaviour_logp" in needs:  # data of a file count as sampled by the policy as it starts
+        behaviour: GroupLogps | None = None
+        if "behaviour_logp" in needs and on_policy:
+            behaviour = lambda part: [list(group.behaviour_logp) for group in part]  # noqa: E731
+        elif "behaviour_logp" in needs:  # data of a file count as sampled by the policy as it starts
             starts = logps is not None and options.model is None and not options.update_every
             behaviour = logps if starts else self._cached(None, "behaviour")
         hidden = self._hidden(held, mode == "adapter") if held is not None and needs & VOCABULARY_SCORES else None
         return Anchors(
             reference=logps, reference_hidden=hidden, behaviour=behaviour,
+            behaviour_value=(lambda part: [list(group.behaviour_value) for group in part]) if "behaviour_value" in needs else None,
             contrast=self._contrast() if "contrast" in needs else None,
             following=held if options.update_every else None,
         )  # fmt: skip
@@ -161,11 +165,12 @@ class AnchorBuilder:
             )  # fmt: skip
 
 
-def chosen_mode(options: ReferenceOptions, needs: frozenset[str], has_adapter: bool) -> str:
-    """What mode "auto" comes to: the cache, unless the reference moves or is needed over the whole vocabulary."""
+def chosen_mode(options: ReferenceOptions, needs: frozenset[str], has_adapter: bool, on_policy: bool = False) -> str:
+    """What mode "auto" comes to: the cache, unless the reference moves, is needed over the whole vocabulary, or is asked
+    about completions that do not exist yet."""
     if options.mode != "auto":
         return options.mode
-    if options.update_every or needs & VOCABULARY_SCORES:
+    if options.update_every or needs & VOCABULARY_SCORES or on_policy:
         return "adapter" if has_adapter and options.model is None and not options.update_every else "live"
     return "cache"
 

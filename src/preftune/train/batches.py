@@ -101,6 +101,7 @@ def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callab
         return replace(
             found, lengths=piece.lengths, ref_logp=flat(anchors.reference, content.groups),
             behaviour_logp=flat(anchors.behaviour, content.groups), contrast=flat(anchors.contrast, content.groups),
+            behaviour_value=flat(anchors.behaviour_value, content.groups),
         )  # fmt: skip
 
     return score_piece

@@ -68,7 +68,7 @@ def load_checkpoint(
     try:
         weights = load_file(path / "policy.safetensors")
         state = load_file(path / "optimiser.safetensors")
-        extra = {name: load_file(path / f"{name}.safetensors") for name in ("reference", "estimators")}
+        extra = {name: load_file(path / f"{name}.safetensors") for name in ("reference", "estimators", "source")}
         counters = Counters(**json.loads((path / "state.json").read_text()))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise StorageError(f"The checkpoint {path} is damaged", got=str(error),

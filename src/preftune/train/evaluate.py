@@ -3,14 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
+import numpy as np
 import torch
 
-from preftune.data.pack import LayoutOptions, batch_signal, group_pairs
+from preftune.data.pack import LayoutOptions, batch_signal, group_pairs, split_micro_batches
 from preftune.objectives import Objective, State, reduce_losses
 from preftune.objectives.base import pair_metrics
-from preftune.policy.policy import Policy
-from preftune.train.anchors import Anchors
+from preftune.onpolicy.collect import draw, judge_draw
+from preftune.policy.policy import Policy, score_groups
+from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score
+from preftune.train.collector import OnPolicySource, draw_seed
 from preftune.train.step import MetricMeter, couple_step, global_weight
 from preftune.types import Group, Pairs
 
@@ -56,3 +59,43 @@ def evaluate(
         done += len(piece.origins)
         progress(done, len(groups))
     return ({"loss": loss} if has_loss else {}) | meter.means()
+
+
+EVALUATION = 2**40
+"""Number of the draw that evaluations make, beyond those of any training: the same noise every time."""
+
+
+@torch.no_grad()
+def evaluate_samples(
+    source: OnPolicySource, prompts: Sequence[Group], reference: GroupLogps | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:  # fmt: skip
+    """Reward of the policy's samples on held-out prompts, their length, and how many ended.
+
+    Where sampling leaves the distribution as it is, also the entropy per token and KL(policy || reference) per completion in
+    nats, both estimated by these samples.
+    """
+    policy, options = source.policy, source.options
+    judge = replace(source.judge, sampling=replace(source.judge.sampling, num_completions=options.eval_completions))
+    with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+        drawn, _ = draw(policy.model, judge, prompts, draw_seed(source.seed, EVALUATION), progress)
+    groups, verdicts = judge_draw(drawn, judge, [source.records[group.origin] for group in prompts])
+    lengths = [len(ids) for group in groups for ids in group.completions]
+    metrics = {
+        "completions/length": float(np.mean(lengths)), "completions/ended": float(np.mean([e for one in drawn.ended for e in one])),
+        "no_reward": float(verdicts.rewards.count(None)),
+    }  # fmt: skip
+    known = [reward for reward in verdicts.rewards if reward is not None]
+    if known:
+        metrics["reward"] = float(np.mean(known))
+    if judge.sampling.temperature != 1 or judge.sampling.truncated:
+        return metrics
+    logp, ratio = 0.0, 0.0
+    for indices in split_micro_batches(groups, source.layout, policy.sharing):
+        part = [groups[i] for i in indices]
+        mine = [one.sum(dtype=np.float64) for group in score_groups(policy, part, source.layout) for one in group]
+        logp += sum(mine)
+        if reference is not None:
+            ratio += sum(mine) - sum(one.sum(dtype=np.float64) for group in reference(part) for one in group)
+    metrics["entropy"] = float(-logp / sum(lengths))
+    return metrics | ({} if reference is None else {"kl": float(ratio / len(lengths))})

@@ -18,7 +18,7 @@ from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
 from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
-from preftune.train.evaluate import evaluate
+from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.optim import learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
@@ -69,6 +69,8 @@ def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
     counters, extra = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser)
     for name, weight in following_tensors(job.anchors.following, job.policy).items():
         weight.copy_(extra["reference"][name])
+    if job.samples is not None:
+        job.samples.load(extra["source"])
     run.forget_after(counters.step or -1)  # the evaluation at step 0 is done again
     report.note(f"resumed at step {counters.step} of {job.num_steps}")
     return run_loop(job, run, report, counters, extra["estimators"] or None)
@@ -82,7 +84,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
 
     def save() -> Path:
         following = following_tensors(job.anchors.following, job.policy)
-        extra = {"reference": following, "estimators": dict(state or {})}
+        extra = {"reference": following, "estimators": dict(state or {}), "source": job.source.state()}
         return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints, extra)
 
     try:
@@ -101,7 +103,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
         else:
             run.install_folder("final", lambda folder: save_final(job, folder))
     except TrainingError as error:
-        kept = f" The weights before it are in {save()}." if counters.step else ""
+        kept = f" The weights before it are in {save()}." if counters.step or job.samples else ""
         run.set_state("failed", counters.step, str(error))
         raise TrainingError(f"Step {counters.step + 1} stopped: {error}{kept}") from error
     except PreftuneError as error:
@@ -133,7 +135,8 @@ def _train_step(
 ) -> tuple[Counters, State]:
     config, step = job.config, counters.step + 1
     started = time.perf_counter()
-    groups = job.source.take(step)
+    taken = job.source.supply(step)
+    groups = taken.groups
     pieces = cut_step(groups, config.objective.signal, job.policy, config.layout)
     rate = learning_rate(step, job.num_steps, config.optim)
     for group in job.optimiser.param_groups:
@@ -150,14 +153,17 @@ def _train_step(
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
     tokens = sum(batch.num_real_positions for batch in batches)
     counters = replace(
-        counters, step=step, num_tokens=counters.num_tokens + tokens, prompts_seen=counters.prompts_seen + len(groups)
-    )
+        counters, step=step, num_tokens=counters.num_tokens + tokens, prompts_seen=counters.prompts_seen + taken.prompts_seen,
+        samples_drawn=counters.samples_drawn + taken.samples_drawn, reward_queries=counters.reward_queries + taken.reward_queries,
+    )  # fmt: skip
+    for row in taken.completions:
+        run.append("completions.jsonl", row)
     run.append("metrics.jsonl", {
         "step": step, "phase": "train", "loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate,
         "epoch": round(step / job.source.steps_per_epoch, 6), "num_tokens": counters.num_tokens,
         "prompts_seen": counters.prompts_seen, "samples_drawn": counters.samples_drawn,
         "reward_queries": counters.reward_queries, "step_time": seconds, "tokens_per_second": tokens / seconds,
-        "packing": tokens / sum(batch.num_positions for batch in batches), **result.metrics,
+        "packing": tokens / sum(batch.num_positions for batch in batches), **result.metrics, **taken.metrics,
     })  # fmt: skip
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
     return counters, result.state
@@ -166,9 +172,13 @@ def _train_step(
 def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: State | None) -> dict[str, float]:
     if not job.eval_groups:
         return {}
-    metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.anchors, job.config.layout, state)
+    if job.samples is not None:
+        metrics = evaluate_samples(job.samples, job.eval_groups, job.anchors.reference,
+                                   lambda done, of: report.update("evaluate", done, of))  # fmt: skip
+    else:
+        metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.anchors, job.config.layout, state)
     run.append("metrics.jsonl", {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()})
-    shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies") if k in metrics]
+    shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl") if k in metrics]
     if shown:
         report.note(f"step {step}: held-out " + ", ".join(shown))
     return metrics

@@ -9,9 +9,12 @@ from preftune.data.pack import LayoutOptions
 from preftune.errors import ConfigError
 from preftune.objectives import Objective, objective_name
 from preftune.objectives.bnf import BNF
+from preftune.onpolicy.collect import CollectOptions, chosen_selection
+from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.adapters import LoraOptions
 from preftune.policy.load import LoadOptions
 from preftune.policy.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
+from preftune.types import Rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +53,22 @@ class OptimOptions:
             raise ConfigError("adam_epsilon is out of range", got=self.adam_epsilon, expected="a number above 0")
 
 
+def four_completions() -> SampleOptions:
+    """On-policy sampling unless said otherwise: four completions a prompt, from the policy as it is."""
+    return SampleOptions(num_completions=4)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run.
 
     Args:
-        data: preference data: a file, a folder or a hub id.
+        data: preference data: a file, a folder or a hub id; on-policy, of which the prompts are used.
         output: the run folder, which must not hold anything yet.
         model: the policy at its start: a bundled name, a folder, a .gguf file, an adapter folder or a hub id.
         objective: the loss and its hyper-parameters.
+        source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by `reward`.
+        reward: on-policy: a built-in reward or module:function.
         eval_data: held-out data, in any format that `data` may have.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
         batch_size: groups (prompts with their completions) per step.
@@ -76,6 +86,8 @@ class TrainConfig:
         optim: the optimiser and its schedule.
         lora: low-rank adapters.
         reference: the frozen anchor.
+        sampling: on-policy: how completions are drawn.
+        collect: on-policy: how much is drawn, and what is made of it.
         loading: what may be loaded beside plain tensors.
     """
 
@@ -83,6 +95,8 @@ class TrainConfig:
     output: str
     model: str = "smollm2-135m-instruct"
     objective: Objective = field(default_factory=BNF)
+    source: Literal["offline", "on-policy"] = "offline"
+    reward: str | None = None
     eval_data: str | None = None
     eval_fraction: float = 0.1
     batch_size: int = 8
@@ -100,6 +114,8 @@ class TrainConfig:
     optim: OptimOptions = field(default_factory=OptimOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
+    sampling: SampleOptions = field(default_factory=four_completions)
+    collect: CollectOptions = field(default_factory=CollectOptions)
     loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
@@ -127,14 +143,45 @@ class TrainConfig:
         if self.reference.mode == "adapter" and self.lora.rank == 0:
             raise ConfigError("reference.mode adapter has no adapter to switch off", got="lora.rank 0",
                               do="Set --lora.rank, or --reference.mode cache or live")  # fmt: skip
+        self._check_source()
         self._check_objective()
+
+    def _check_source(self) -> None:
+        """What belongs to one source is refused with the other."""
+        if self.source == "offline":
+            idle = {"reward": self.reward is not None, "sampling": self.sampling != four_completions(),
+                    "collect": self.collect != CollectOptions()}  # fmt: skip
+            for name in (name for name, given in idle.items() if given):
+                raise ConfigError(f"{name} has no effect offline", got="source offline", do="Set --source on-policy")
+            return
+        name = objective_name(self.objective)
+        if self.reward is None:
+            raise ConfigError("On-policy samples are judged by a reward", got="none", expected="--reward NAME or module:function")
+        if self.eval_data is not None:
+            raise ConfigError("eval_data has no effect on-policy: evaluation draws completions of held-out prompts",
+                              got=self.eval_data, do="Use --eval_fraction")  # fmt: skip
+        if self.reference.mode == "cache":
+            raise ConfigError("A cached reference knows no completions that are yet to be drawn", got="reference.mode cache",
+                              expected="auto, live or adapter", do="Leave out --reference.mode")  # fmt: skip
+        chosen_selection(self.collect, self.objective.signal)
+        wants_ratio = bool(self.objective.needs & {"behaviour_logp", "behaviour_value"})
+        if wants_ratio and self.collect.data_share:
+            raise ConfigError(f"{name} needs to know how probable a completion was when it was drawn",
+                              got=f"collect.data_share {self.collect.data_share}", do="Leave it out")  # fmt: skip
+        if wants_ratio and (self.sampling.truncated or self.sampling.temperature == 0):
+            raise ConfigError(f"{name} weighs completions by importance ratios, which truncated sampling makes wrong",
+                              got="top_k, top_p, min_p or temperature 0",
+                              do="Leave these out; a temperature above 0 is corrected for")  # fmt: skip
+        if self.sampling.num_completions < 2 and self.objective.signal is not Rewards:
+            raise ConfigError("One completion per prompt has nothing to be compared with", got="sampling.num_completions 1",
+                              expected="at least 2")  # fmt: skip
 
     def _check_objective(self) -> None:
         """What the objective needs must be there, and what is set must be of use to it."""
         name, needs, reference = objective_name(self.objective), self.objective.needs, self.reference
-        if "behaviour_value" in needs:
+        if "behaviour_value" in needs and self.source == "offline":
             raise ConfigError(f"{name} needs the critic's values at the time of sampling", got="data from a file",
-                              do="Leave out the clipping of values")  # fmt: skip
+                              do="Leave out the clipping of values, or set --source on-policy")  # fmt: skip
         if "contrast" in needs and reference.contrast_positive is None:
             raise ConfigError(f"{name} weights tokens by the contrast of two models", got="no models",
                               do="Set --reference.contrast_positive MODEL and --reference.contrast_negative MODEL")  # fmt: skip

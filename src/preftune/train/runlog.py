@@ -68,18 +68,18 @@ class RunFolder:
             raise StorageError(f"{self.path} is not a run folder", got=str(error), expected="status.json in it") from error
 
     def forget_after(self, step: int) -> None:
-        """Drop metrics of steps that a resumed run will do again."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except ValueError:  # the line that a crash cut off
+        """Drop metrics and completions of steps that a resumed run will do again."""
+        for name in ("metrics.jsonl", "completions.jsonl"):
+            if not (self.path / name).exists():
                 continue
-        self.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
+            kept = []
+            for line in (self.path / name).read_text(encoding="utf-8").split("\n"):
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except ValueError:  # the line that a crash cut off, and the end
+                    continue
+            self.write_text(name, "".join(line + "\n" for line in kept))
 
     def install_folder(self, name: str, write: Callable[[Path], None]) -> Path:
         """Have `write` fill a scratch folder, then put it in place under `name`."""

@@ -1,24 +1,29 @@
 """Everything that a run needs before its first step: policy, groups, reference, optimiser, and the checks at step 0."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.fit import take_completions
+from preftune.data.options import DataOptions
 from preftune.data.pack import split_micro_batches
 from preftune.data.prepare import Prepared, prepare
+from preftune.data.render import make_renderer
 from preftune.data.signals import SignalName
-from preftune.errors import DataError
+from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
+from preftune.onpolicy.collect import Judge, chosen_selection
+from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, make_value_head, score_groups, use_gradient_checkpointing
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
+from preftune.train.collector import OnPolicySource
 from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
@@ -35,12 +40,17 @@ class Job:
     config: TrainConfig
     policy: Policy
     tokenizer: PreTrainedTokenizerBase
-    source: OfflineSource
+    source: OfflineSource | OnPolicySource
     eval_groups: Sequence[Group]
     anchors: Anchors
     optimiser: torch.optim.Optimizer
     prepared: Prepared
     num_steps: int
+
+    @property
+    def samples(self) -> OnPolicySource | None:
+        """The source, if it draws from the policy."""
+        return self.source if isinstance(self.source, OnPolicySource) else None
 
 
 def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
@@ -67,8 +77,11 @@ def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
 def prepare_groups(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Prepared, list[Group], list[Group]]:
-    """(what was read, training groups, held-out groups)."""
+    """(what was read, training groups, held-out groups); on-policy, groups are prompts without completions."""
     objective = config.objective
+    if config.source == "on-policy":
+        prepared = prepare(config.data, tokenizer, "prompts", prompt_rows(config))
+        return prepared, *hold_out(prepared.groups, config.eval_fraction, config.seed)
     signal = _SIGNAL_NAMES[objective.signal]
     prepared = prepare(config.data, tokenizer, signal, config.rows)
     if config.eval_data is not None:
@@ -81,6 +94,43 @@ def prepare_groups(
                         got=f"{len(prepared.groups)} groups without a preferred completion",
                         expected="preferred completions or pairs")  # fmt: skip
     return prepared, train, held
+
+
+def prompt_rows(config: TrainConfig) -> DataOptions:
+    """How prompts are read: without what makes pairs of completions, and with room for the budget of a completion."""
+    room = config.rows.max_length - config.sampling.max_new_tokens + 1
+    if room < 2:
+        raise ConfigError("rows.max_length leaves no room for a prompt", got=f"{config.rows.max_length} tokens",
+                          expected=f"more than sampling.max_new_tokens, {config.sampling.max_new_tokens}")  # fmt: skip
+    if config.collect.data_share:  # then these say what is made of the completions in the data
+        return replace(config.rows, max_length=room, pairing="all", min_gap=0.0, soft_label_temperature=None)
+    return replace(config.rows, max_length=room)
+
+
+def make_samples(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, policy: Policy, reward: AnyReward, prepared: Prepared,
+    prompts: Sequence[Group], report: Reporter,
+) -> OnPolicySource:  # fmt: skip
+    """The source of an on-policy run."""
+    objective, options = config.objective, config.collect
+    data: list[Group] = []
+    if options.data_share:
+        held_in = {group.prompt.tobytes() for group in prompts}
+        found = prepare(config.data, tokenizer, _SIGNAL_NAMES[objective.signal], config.rows).groups
+        data = [kept for group in found if group.prompt.tobytes() in held_in and (kept := needed_completions(group, objective))]
+        if not data:
+            raise DataError(f"{config.data} has nothing for this objective to learn from", got="collect.data_share above 0",
+                            expected="completions with preferences")  # fmt: skip
+    judge = Judge(
+        renderer=make_renderer(tokenizer, config.rows.template), sampling=config.sampling,
+        reward=reward, reward_name=config.reward or "", timeout_s=options.reward_timeout_s,
+    )  # fmt: skip
+    return OnPolicySource(
+        policy=policy, judge=judge, prompts=prompts, records={record.origin: record for record in prepared.records}, data=data,
+        options=options, selection=chosen_selection(options, objective.signal), layout=config.layout,
+        batch_size=config.batch_size, seed=config.seed, wants_values="behaviour_value" in objective.needs,
+        tolerance=TOLERANCE[config.precision] if options.sampler_gap is None else options.sampler_gap, report=report,
+    )  # fmt: skip
 
 
 def needed_completions(group: Group, objective: Objective) -> Group | None:
@@ -103,7 +153,7 @@ def check_start(job: Job) -> float | None:
     Nothing to check with another model as reference, or without one.
     """
     config, reference = job.config, job.anchors.reference
-    if reference is None or config.reference.model is not None:
+    if reference is None or config.reference.model is not None or isinstance(job.source, OnPolicySource):
         return None
     few = job.source.take(1)[:4]
     worst = 0.0
@@ -128,7 +178,8 @@ def scored_groups(objective: Objective, source: OfflineSource, held: Sequence[Gr
 
 
 def build_job(config: TrainConfig, report: Reporter) -> Job:
-    """Cheap checks first: data before the model's weights, so that a bad row costs seconds."""
+    """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds."""
+    reward = resolve_reward(config.reward) if config.reward is not None else None
     tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
     options = config.reference
     for other in (options.model, options.contrast_positive, options.contrast_negative):
@@ -138,14 +189,20 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
     for line in prepared.report.lines():
         report.note(line)
     report.note(f"{len(train)} groups to train on, {len(held)} held out")
+    if reward is not None:
+        columns = set.intersection(*(set(record.columns) for record in prepared.records))
+        check_columns(reward, config.reward or "", columns | set(COLUMNS))
     policy, start_digest = load_policy(config, report)
-    source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
+    if reward is not None:
+        source = make_samples(config, tokenizer, policy, reward, prepared, train, report)
+    else:
+        source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
     steps = max(1, round(config.epochs * source.steps_per_epoch))
     num_steps = min(steps, config.max_steps) if config.max_steps else steps
     needs = config.objective.needs & ANCHORED
     anchors = Anchors()
     if needs or held:
-        scored = scored_groups(config.objective, source, held, num_steps)
+        scored = scored_groups(config.objective, source, held, num_steps) if isinstance(source, OfflineSource) else []
         builder = AnchorBuilder(config=config, policy=policy, start_digest=start_digest, groups=scored, report=report)
         anchors = builder.build(needs | {"ref_logp"} if held else needs)
     job = Job(

@@ -2,12 +2,25 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from preftune.types import Group
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Taken:
+    """The groups of a step, and what it took to get them."""
+
+    groups: list[Group]
+    prompts_seen: int = 0
+    samples_drawn: int = 0
+    reward_queries: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    completions: tuple[Mapping[str, object], ...] = ()  # drawn for this step: prompt, completions, rewards, for the run folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +37,15 @@ class OfflineSource:
     @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.groups) / self.batch_size)
+
+    def supply(self, step: int) -> Taken:
+        """Groups of step 1, 2, ..."""
+        groups = self.take(step)
+        return Taken(groups=groups, prompts_seen=len(groups))
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: what comes next follows from the step."""
+        return {}
 
     def take(self, step: int) -> list[Group]:
         """Groups of step 1, 2, ...; the last step of an epoch takes what is left."""

@@ -1,0 +1,168 @@
+"""From prompts to groups that can be learned from: draw completions, judge them, choose."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from preftune.data.fit import take_completions
+from preftune.data.render import Renderer
+from preftune.errors import ConfigError
+from preftune.onpolicy.choices import NO_REWARD, Makes, Selection
+from preftune.onpolicy.judged import prompt_text
+from preftune.onpolicy.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
+from preftune.onpolicy.sample import SampleOptions, sample
+from preftune.onpolicy.select import make_selection
+from preftune.onpolicy.selected import apply
+from preftune.types import Group, Labels, Pairs, Record, Rewards, Signal
+
+_MAKES: Mapping[type[Signal], tuple[Makes, ...]] = {Pairs: ("pairs",), Labels: ("labels", "pairs"), Rewards: ("rewards",)}
+_USUAL = {Pairs: "best-vs-worst", Labels: "best-vs-worst"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """How an on-policy run gathers what it learns from.
+
+    In the words of Tajwar et al. (2024), section 1.2 of whose algorithm this is: C is `sampling.num_completions`, B is
+    `prompts` times C, M is `batch_size` times C, and T is `epochs`.
+
+    Args:
+        prompts: prompts of a collection; as many as a step has groups (`batch_size`) when not given, which is on-policy in
+            the strict sense: every sample is drawn from the policy that learns from it.
+        epochs: passes over a collection before the next one is drawn.
+        replay: so many earlier collections are gone over again beside the newest.
+        lag: collections by which the sampler is behind, as if it ran beside the training.
+        data_share: share of the groups that come from the completions in `data` instead, in [0, 1).
+        selection: how rewards become pairs or labels; by default the best against the worst completion of a prompt for
+            objectives on pairs or labels, and everything for objectives on rewards.
+        selection_settings: its parameters, for instance {"min_gap": 0.2}.
+        fill: draw further prompts in place of those that teach nothing (DAPO's dynamic sampling), at most 10 times.
+        eval_completions: completions of each held-out prompt at an evaluation.
+        sampler_gap: the most by which sampler and trainer may differ, in nats per token on average; by default 0.001 in
+            fp32 and 0.1 in bf16.
+        reward_timeout_s: seconds that a reward function may take for a collection.
+    """
+
+    prompts: int | None = None
+    epochs: int = 1
+    replay: int = 0
+    lag: int = 0
+    data_share: float = 0.0
+    selection: str | None = None
+    selection_settings: dict[str, Any] = field(default_factory=dict)
+    fill: bool = False
+    eval_completions: int = 1
+    sampler_gap: float | None = None
+    reward_timeout_s: float = TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        for name, low in (("prompts", 1), ("epochs", 1), ("replay", 0), ("lag", 0), ("eval_completions", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"collect.{name} is out of range", got=value, expected=f"at least {low}")
+        if not 0 <= self.data_share < 1:
+            raise ConfigError("collect.data_share is out of range", got=self.data_share, expected="[0, 1)")
+        for name in ("sampler_gap", "reward_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"collect.{name} is out of range", got=value, expected="a number above 0")
+        if self.selection_settings and self.selection is None:
+            raise ConfigError("collect.selection_settings belong to a selection", got="none", do="Set --collect.selection NAME")
+
+
+def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection | None:
+    """The selection for objectives that learn from this signal; None takes the rewards of all completions as they are."""
+    if signal not in _MAKES:
+        raise ConfigError("The objective needs completions of other models beside the policy's", got="samples of the policy alone",
+                          expected="an objective on pairs, labels or rewards",
+                          do="Sample with both models and train on the file")  # fmt: skip
+    name = options.selection if options.selection is not None else _USUAL.get(signal)
+    if name is None:
+        return None
+    selection = make_selection(name, **options.selection_settings)
+    if selection.makes not in _MAKES[signal]:
+        raise ConfigError(f"The selection {name} makes {selection.makes}",
+                          got=f"an objective that learns from {signal.__name__.lower()}", expected=" or ".join(_MAKES[signal]), do="Choose another --collect.selection")  # fmt: skip
+    return selection
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judge:
+    """How completions are drawn and judged in a run."""
+
+    renderer: Renderer
+    sampling: SampleOptions
+    reward: AnyReward
+    reward_name: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draw:
+    """Completions that nobody has judged yet: groups with `behaviour_logp`, and beside them what judging needs."""
+
+    groups: tuple[Group, ...]
+    texts: tuple[tuple[str, ...], ...]
+    ended: tuple[tuple[bool, ...], ...]
+
+
+def draw(
+    model: PreTrainedModel, judge: Judge, prompts: Sequence[Group], seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Draw, list[list[np.ndarray]]]:  # fmt: skip
+    """Completions of each prompt from the model as it is, and the sampler's logp of their tokens at temperature 1."""
+    drawn = sample(model, judge.renderer, [group.prompt for group in prompts], judge.sampling, seed, progress)
+    groups, logps = [], []
+    for group, ones in zip(prompts, drawn, strict=True):
+        behaviour = [one.behaviour_logp for one in ones if one.behaviour_logp is not None]
+        logps.append([one.logp for one in ones if one.logp is not None])
+        groups.append(replace(group, completions=tuple(one.token_ids for one in ones), behaviour_logp=tuple(behaviour)))
+    texts = tuple(tuple(one.text for one in ones) for ones in drawn)
+    return Draw(groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)), logps
+
+
+def judge_draw(drawn: Draw, judge: Judge, records: Sequence[Record]) -> tuple[list[Group], Verdicts]:
+    """The groups with a reward for each completion (None where it has no opinion), and what the reward said.
+
+    The reward is called once on all completions; `records` are those of the prompts, for their other columns.
+    """
+    flat = [(g, k) for g, texts in enumerate(drawn.texts) for k in range(len(texts))]
+    names = set.intersection(*(set(record.columns) for record in records)) if records else set()
+    columns: dict[str, object] = {name: [records[g].columns[name] for g, _ in flat] for name in sorted(names)}
+    columns |= {
+        "ended": [drawn.ended[g][k] for g, k in flat],
+        "num_tokens": [len(drawn.groups[g].completions[k]) for g, k in flat],
+        "budget": judge.sampling.max_new_tokens,
+        "prompt_turns": [prompt_turns(records[g]) for g, _ in flat],
+    }  # fmt: skip
+    verdicts = ask(judge.reward, judge.reward_name, [prompt_text(records[g]) for g, _ in flat],
+                   [drawn.texts[g][k] for g, k in flat], columns, judge.timeout_s)  # fmt: skip
+    rewards = iter(verdicts.rewards)
+    groups = [replace(group, rewards=tuple(next(rewards) for _ in group.completions)) for group in drawn.groups]
+    return groups, verdicts
+
+
+def prompt_turns(record: Record) -> list[dict[str, str]] | None:
+    """The whole prompt of a dialogue."""
+    if isinstance(record.prompt, str):
+        return None
+    return [{"role": message.role, "content": message.content} for message in record.prompt]
+
+
+def select_groups(
+    groups: Sequence[Group], selection: Selection | None, seed: int
+) -> tuple[list[Group], Mapping[str, int]]:
+    """Groups with what the selection made of their rewards, and how many were dropped for which reason.
+
+    Without a selection the completions that have a reward stay.
+    """
+    if selection is not None:
+        kept, selected = apply(selection, groups, seed)
+        return kept, selected.dropped
+    known = {i: [k for k, reward in enumerate(group.rewards) if reward is not None] for i, group in enumerate(groups)}
+    kept = [take_completions(groups[i], places, ()) for i, places in known.items() if places]
+    return kept, {NO_REWARD: len(groups) - len(kept)} if len(kept) < len(groups) else {}

@@ -1,0 +1,290 @@
+"""The on-policy source: it draws collections from the policy, has them judged, and hands out their groups step by step."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.data.pack import LayoutOptions, collate, split_micro_batches
+from preftune.errors import TrainingError
+from preftune.onpolicy.choices import Selection
+from preftune.onpolicy.collect import CollectOptions, Draw, Judge, draw, judge_draw, select_groups
+from preftune.onpolicy.judged import prompt_text
+from preftune.onpolicy.rewards import Verdicts
+from preftune.policy.policy import Policy, score, score_groups
+from preftune.train.progress import Reporter
+from preftune.train.sources import OfflineSource, Taken
+from preftune.types import Group, Record
+
+MOST_DRAWS = 10
+"""Draws for one collection before the run stops: by then the reward tells no completions apart."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Collection:
+    """Groups ready to be learned from, and when they were drawn."""
+
+    number: int
+    step: int  # optimiser steps that the policy had done
+    groups: tuple[Group, ...]
+
+
+@dataclass(kw_only=True)
+class _State:
+    """Everything that a resumed run needs to go on with the same numbers."""
+
+    draws: int = 0  # draws begun: the cursor over the prompts, and the seed of the next
+    collections: int = 0
+    begun: int = 0  # optimiser steps before the collections in `current` came into use
+    current: list[Collection] = field(default_factory=list)  # the newest last; earlier ones are replayed
+    waiting: list[Collection] = field(default_factory=list)  # drawn, and held back by `lag`
+    gathered: list[Group] = field(default_factory=list)  # of the collection that is being filled
+    unjudged: Draw | None = None
+
+
+class OnPolicySource:
+    """Collections of the policy's own completions.
+
+    It holds the policy, which the training moves. Draws follow from the seed, their number and the policy's weights alone.
+    """
+
+    def __init__(
+        self, *, policy: Policy, judge: Judge, prompts: Sequence[Group], records: Mapping[str, Record], data: Sequence[Group],
+        options: CollectOptions, selection: Selection | None, layout: LayoutOptions, batch_size: int, seed: int,
+        wants_values: bool, tolerance: float, report: Reporter,
+    ):  # fmt: skip
+        """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out ones included."""
+        self.policy, self.judge, self.options, self.selection = policy, judge, options, selection
+        self.layout, self.batch_size, self.seed = layout, batch_size, seed
+        self.wants_values, self.tolerance, self.report = wants_values, tolerance, report
+        self.prompts_each = options.prompts if options.prompts is not None else batch_size
+        self.records = records
+        self._order = OfflineSource(groups=prompts, batch_size=self.prompts_each, seed=seed)
+        share = options.data_share
+        self._data = OfflineSource(groups=data, batch_size=max(1, round(share / (1 - share) * self.prompts_each)), seed=seed)
+        self._state = _State()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a pass over the prompts, if nothing is left out and drawn again."""
+        return self._order.steps_per_epoch * self._steps(self._planned())
+
+    def _planned(self) -> int:
+        """Groups that are gone over together."""
+        from_data = self._data.batch_size if self._data.groups else 0
+        return (self.prompts_each + from_data) * (1 + self.options.replay)
+
+    def _steps(self, num_groups: int) -> int:
+        return self.options.epochs * -(-num_groups // self.batch_size)
+
+    def supply(self, step: int) -> Taken:
+        """Groups of step 1, 2, ...; draws a collection first when the one before has been gone over `epochs` times."""
+        state, news = self._state, Taken(groups=[])
+        pool = [group for collection in state.current for group in collection.groups]
+        if step - state.begun > self._steps(len(pool)):
+            news = self._advance(step)
+            pool = [group for collection in state.current for group in collection.groups]
+        drawn_at = [collection.step for collection in state.current for _ in collection.groups]
+        epoch, place = divmod(step - 1 - state.begun, -(-len(pool) // self.batch_size))
+        order = np.random.default_rng([self.seed, 1, state.current[-1].number, epoch]).permutation(len(pool))
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        staleness = float(np.mean([step - 1 - drawn_at[i] for i in chosen]))
+        return replace(news, groups=[pool[i] for i in chosen], metrics={**news.metrics, "staleness": staleness})
+
+    def _advance(self, step: int) -> Taken:
+        """The next collection comes into use."""
+        state, started, news = self._state, time.perf_counter(), _News()
+        while len(state.waiting) <= self.options.lag:
+            news = self._collect(step, news)
+        state.current = [*state.current, state.waiting.pop(0)][-1 - self.options.replay :]
+        state.begun = step - 1
+        return news.taken(step, time.perf_counter() - started)
+
+    def _collect(self, step: int, news: "_News") -> "_News":
+        """Draw until the collection holds something (or is full, with `fill`), and put it behind those that wait."""
+        state = self._state
+        for _ in range(MOST_DRAWS):
+            news = self._gather(step, news)
+            if state.gathered and (not self.options.fill or len(state.gathered) >= self.prompts_each):
+                break
+        if not state.gathered:
+            reasons = ", ".join(f"{count} prompts: {reason}" for reason, count in news.dropped.items())
+            raise TrainingError("The completions teach nothing", got=f"after {MOST_DRAWS} draws {reasons}",
+                                expected="completions of one prompt with different rewards",
+                                do="Raise --sampling.num_completions or the temperature, or look at the reward")  # fmt: skip
+        groups = state.gathered[: self.prompts_each]
+        if self._data.groups:
+            groups = [*groups, *self._data.take(state.collections + 1)]
+        state.waiting.append(Collection(number=state.collections, step=step - 1, groups=tuple(groups)))
+        state.collections += 1
+        state.gathered = []
+        return news
+
+    def _gather(self, step: int, news: "_News") -> "_News":
+        """One draw, judged: it stays in the state until it is, so that a reward that fails loses nothing."""
+        state = self._state
+        gap = None
+        if state.unjudged is None:
+            state.unjudged, gap = self._draw(self._order.take(state.draws + 1))
+            state.draws += 1
+        drawn = state.unjudged
+        records = [self.records[group.origin] for group in drawn.groups]
+        groups, verdicts = judge_draw(drawn, self.judge, records)
+        kept, dropped = select_groups(groups, self.selection, state.draws)
+        if self.wants_values:
+            kept = self._with_values(kept)
+        state.gathered += kept
+        state.unjudged = None
+        return news.joined(drawn, groups, records, verdicts, dropped, gap)
+
+    def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, float]:
+        """Completions, and the mean |logp of the trainer - logp of the sampler| on some of them; stops if they differ."""
+        policy = self.policy
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+            drawn, logps = draw(policy.model, self.judge, prompts, draw_seed(self.seed, self._state.draws),
+                                lambda done, of: self.report.update("sample", done, of))  # fmt: skip
+        few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
+        mine = score_groups(policy, [drawn.groups[i] for i in few], self.layout)
+        gap = float(np.mean([
+            np.abs(a - b).mean() for one, i in zip(mine, few, strict=True) for a, b in zip(one, logps[i], strict=True)
+        ]))  # fmt: skip
+        if not gap <= self.tolerance:
+            raise TrainingError("Sampler and trainer disagree", got=f"{gap:.3g} nats per token on average",
+                                expected=f"at most {self.tolerance:g}",
+                                do="Please report this with the model's name, or raise --collect.sampler_gap")  # fmt: skip
+        return drawn, gap
+
+    @torch.no_grad()
+    def _with_values(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the scalar head's values as they are at sampling."""
+        found = list(groups)
+        for indices in split_micro_batches(groups, self.layout, self.policy.sharing):
+            batch = collate([groups[i] for i in indices], self.layout, self.policy.sharing)
+            value = score(self.policy, batch, frozenset({"value"})).value
+            assert value is not None
+            parts = iter(value.float().cpu().split(batch.lengths.tolist()))
+            for index in indices:
+                values = tuple(next(parts).numpy() for _ in groups[index].completions)
+                found[index] = replace(groups[index], behaviour_value=values)
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        text = json.dumps(_plain_state(self._state))
+        return {"json": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self._state = _state_of(json.loads(bytes(tensors["json"].numpy()).decode()))
+
+
+def draw_seed(seed: int, number: int) -> int:
+    """Draws of one run differ, and so do those of two runs with neighbouring seeds."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _News:
+    """What the draws of one collection came to."""
+
+    num_prompts: int = 0
+    num_asked: int = 0
+    num_none: int = 0
+    parse_failures: int = 0
+    rewards: tuple[float, ...] = ()
+    ended: tuple[bool, ...] = ()
+    lengths: tuple[int, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    gaps: tuple[float, ...] = ()
+    rows: tuple[Mapping[str, object], ...] = ()
+
+    def joined(
+        self, drawn: Draw, groups: Sequence[Group], records: Sequence[Record], verdicts: Verdicts, dropped: Mapping[str, int],
+        gap: float | None,
+    ) -> "_News":  # fmt: skip
+        lengths = [[len(ids) for ids in group.completions] for group in groups]
+        rows = [
+            {"prompt": prompt_text(record), "completions": list(texts), "rewards": list(group.rewards), "ended": list(ended),
+             "num_tokens": counts}
+            for record, texts, group, ended, counts in zip(records, drawn.texts, groups, drawn.ended, lengths, strict=True)
+        ]  # fmt: skip
+        known = [reward for reward in verdicts.rewards if reward is not None]
+        return _News(
+            num_prompts=self.num_prompts + len(groups), num_asked=self.num_asked + len(verdicts.rewards),
+            num_none=self.num_none + len(verdicts.rewards) - len(known),
+            parse_failures=self.parse_failures + verdicts.parse_failures, rewards=(*self.rewards, *known),
+            ended=(*self.ended, *chain.from_iterable(drawn.ended)), lengths=(*self.lengths, *chain.from_iterable(lengths)),
+            dropped=Counter(self.dropped) + Counter(dropped), gaps=self.gaps if gap is None else (*self.gaps, gap),
+            rows=(*self.rows, *rows),
+        )  # fmt: skip
+
+    def taken(self, step: int, seconds: float) -> Taken:
+        metrics = {
+            "completions/ended": float(np.mean(self.ended)), "completions/length": float(np.mean(self.lengths)),
+            "collect/left_out": float(sum(self.dropped.values())), "collect/no_reward": float(self.num_none),
+            "collect/parse_failures": float(self.parse_failures), "collect_time": seconds,
+        }  # fmt: skip
+        if self.rewards:
+            metrics |= {"reward/mean": float(np.mean(self.rewards)), "reward/std": float(np.std(self.rewards))}
+        if self.gaps:
+            metrics["sampler_gap"] = float(np.mean(self.gaps))
+        return Taken(
+            groups=[], prompts_seen=self.num_prompts, samples_drawn=self.num_asked, reward_queries=self.num_asked,
+            metrics=metrics, completions=tuple({"step": step, **row} for row in self.rows),
+        )  # fmt: skip
+
+
+def _plain_state(state: _State) -> dict[str, Any]:
+    drawn = state.unjudged
+    return {
+        "draws": state.draws, "collections": state.collections, "begun": state.begun,
+        "current": [_plain_collection(one) for one in state.current],
+        "waiting": [_plain_collection(one) for one in state.waiting],
+        "gathered": [plain_group(group) for group in state.gathered],
+        "unjudged": None if drawn is None else {
+            "groups": [plain_group(group) for group in drawn.groups], "texts": drawn.texts, "ended": drawn.ended,
+        },
+    }  # fmt: skip
+
+
+def _state_of(plain: Mapping[str, Any]) -> _State:
+    drawn = plain["unjudged"]
+    return _State(
+        draws=plain["draws"], collections=plain["collections"], begun=plain["begun"],
+        current=[_collection_of(one) for one in plain["current"]], waiting=[_collection_of(one) for one in plain["waiting"]],
+        gathered=[group_of(one) for one in plain["gathered"]],
+        unjudged=None if drawn is None else Draw(
+            groups=tuple(group_of(one) for one in drawn["groups"]), texts=tuple(map(tuple, drawn["texts"])),
+            ended=tuple(map(tuple, drawn["ended"])),
+        ),
+    )  # fmt: skip
+
+
+def _plain_collection(collection: Collection) -> dict[str, Any]:
+    return {"number": collection.number, "step": collection.step, "groups": [plain_group(one) for one in collection.groups]}
+
+
+def _collection_of(plain: Mapping[str, Any]) -> Collection:
+    return Collection(number=plain["number"], step=plain["step"], groups=tuple(group_of(one) for one in plain["groups"]))
+
+
+_ARRAYS = {"completions": np.int32, "scored": np.bool_, "behaviour_logp": np.float32, "behaviour_value": np.float32}
+
+
+def plain_group(group: Group) -> dict[str, Any]:
+    """A group as JSON holds it, without loss: a float32 is a double exactly."""
+    arrays = {name: [array.tolist() for array in getattr(group, name)] for name in _ARRAYS}
+    return {one.name: getattr(group, one.name) for one in fields(Group)} | arrays | {"prompt": group.prompt.tolist()}
+
+
+def group_of(plain: Mapping[str, Any]) -> Group:
+    arrays = {name: tuple(np.array(one, dtype=kind) for one in plain[name]) for name, kind in _ARRAYS.items()}
+    others = {name: tuple(plain[name]) for name in ("probabilities", "labels", "rewards", "sources")}
+    return Group(prompt=np.array(plain["prompt"], dtype=np.int32), pairs=tuple(map(tuple, plain["pairs"])),
+                 origin=plain["origin"], **others, **arrays)  # fmt: skip
