@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.errors import ConfigError, TrainingError
-from preftune.onpolicy.rewards import REWARDS, call_reward, is_echo, is_repetitive, is_sentence, resolve_reward
+from preftune.onpolicy.rewards import REWARDS, call_reward, resolve_reward
+from preftune.onpolicy.rewards.form import is_echo, is_repetitive, is_sentence
 
 PROMPT = "How do bees make honey in the hive?"
+KNOWN = ", ".join(REWARDS)
 GOOD = "They collect nectar from flowers and dry it until it turns thick."
 
 
 def one_brief(completion: str = GOOD, prompt: str = PROMPT, ended: bool = True, num_tokens: int = 16, budget: int = 64):
-    (reward,) = REWARDS["brief"]([prompt], [completion], ended=[ended], num_tokens=[num_tokens], budget=budget)
+    (reward,) = REWARDS["brief"]()([prompt], [completion], ended=[ended], num_tokens=[num_tokens], budget=budget)
     return reward
 
 
@@ -57,7 +59,7 @@ def test_brief_is_zero_when_repetitive_or_an_echo():
 
 
 def test_brief_scores_each_completion_by_its_own_row():
-    rewards = REWARDS["brief"](
+    rewards = REWARDS["brief"]()(
         [PROMPT, PROMPT, PROMPT], [GOOD, GOOD, "No."], ended=[True, False, True], num_tokens=[8, 8, 2], budget=32
     )
     assert rewards == [0.875, 0.0, 0.0]  # 1 - 0.5 * 8 / 32
@@ -114,15 +116,15 @@ def test_echo_of_the_prompt(prompt, completion, echo):
     assert is_echo(prompt, completion) is echo
 
 
-@pytest.mark.parametrize("budget", [0, -1, 2.5, None, [64]])
+@pytest.mark.parametrize("budget", [0, -1, 2.5, None, True, [[64]]])
 def test_brief_refuses_a_budget_that_is_no_budget(budget):
     with pytest.raises(ConfigError, match="budget of reward 'brief'"):
         one_brief(budget=budget)
 
 
 def test_length_min_and_ended():
-    assert REWARDS["length.min"](["a", "b"], ["c", "d"], num_tokens=[7, 0]) == [-7.0, 0.0]
-    assert REWARDS["ended"](["a", "b"], ["c", "d"], ended=[True, False]) == [1.0, 0.0]
+    assert REWARDS["length.min"]()(["a", "b"], ["c", "d"], num_tokens=[7, 0]) == [-7.0, 0.0]
+    assert REWARDS["ended"]()(["a", "b"], ["c", "d"], ended=[True, False]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_length_min_and_ended():
 )
 def test_a_missing_column_is_named_with_its_meaning(name, columns, lacking):
     with pytest.raises(ConfigError) as caught:
-        call_reward(REWARDS[name], name, ["prompt"], ["completion"], columns)
+        call_reward(REWARDS[name](), name, ["prompt"], ["completion"], columns)
     assert all(part in str(caught.value) for part in [f"Reward {name!r} lacks columns", *lacking])
 
 
@@ -166,12 +168,11 @@ def test_no_prompt_is_an_answer_to_itself(prompt):
 # From a name to a function
 
 
-@pytest.mark.parametrize("name", sorted(REWARDS))
-def test_built_ins_by_name_take_any_column(name):
-    assert resolve_reward(name) is REWARDS[name]
+@pytest.mark.parametrize("name, reward", [("brief", 0.75), ("ended", 1.0), ("length.min", -4.0), ("length.skew", -4.0)])
+def test_built_ins_by_name_take_any_column(name, reward):
+    assert resolve_reward(name) == REWARDS[name]()
     columns = {"ended": [True], "num_tokens": [4], "budget": 8, "answer": ["x"], "spare": None}
-    rewards = call_reward(resolve_reward(name), name, [PROMPT], [GOOD], columns)
-    assert rewards == {"brief": [0.75], "ended": [1.0], "length.min": [-4.0]}[name]
+    assert call_reward(resolve_reward(name), name, [PROMPT], [GOOD], columns) == [reward]
 
 
 @pytest.fixture
@@ -219,9 +220,8 @@ def test_a_file_may_define_dataclasses(module):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("breif", "Unknown reward; got 'breif'; expected one of brief, ended, length.min, or 'module:function'. "
-                  "Perhaps you meant 'brief'."),
-        ("zzz", "Unknown reward; got 'zzz'; expected one of brief, ended, length.min, or 'module:function'."),
+        ("breif", f"Unknown reward; got 'breif'; expected one of {KNOWN}, or 'module:function'. Perhaps you meant 'brief'."),
+        ("zzz", f"Unknown reward; got 'zzz'; expected one of {KNOWN}, or 'module:function'."),
         (":score", "A reward's name is not complete; got ':score'; expected 'module:function'."),
         ("my_module:", "A reward's name is not complete; got 'my_module:'; expected 'module:function'."),
         ("no_such_module:f", "Reward 'no_such_module:f' cannot be found: there is no module 'no_such_module'. "
@@ -265,7 +265,6 @@ def test_an_import_that_raises_is_named(module, source, named):
     [
         ("def score(prompts, completions): return []", "does not take every column; got the signature "),
         ("def score(texts, /): return []", "Add **columns to its parameters."),
-        ("async def score(prompts, completions, **columns): return []", "is an async function"),
     ],
 )
 def test_a_signature_that_would_fail_at_the_first_call(module, source, message):

@@ -1,12 +1,12 @@
 """Completions of a model with the reward of each: what comparisons before and after, and labelled data, are made of."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel
 
 from preftune.data.render import Renderer
-from preftune.onpolicy.rewards import call_reward, resolve_reward
+from preftune.onpolicy.rewards import COLUMNS, call_reward, check_columns, resolve_reward
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.types import Record
 
@@ -29,6 +29,11 @@ def prompt_text(record: Record) -> str:
     return record.prompt if isinstance(record.prompt, str) else record.prompt[-1].content
 
 
+def prompt_turns(record: Record) -> list[dict[str, str]] | None:
+    """The whole prompt as rewards get it, if it is a dialogue."""
+    return None if isinstance(record.prompt, str) else [asdict(turn) for turn in record.prompt]
+
+
 def sample_and_judge(
     model: PreTrainedModel,
     renderer: Renderer,
@@ -40,17 +45,18 @@ def sample_and_judge(
 ) -> list[Judged]:
     """Draw completions of each record's prompt and call the reward once on all of them.
 
-    The reward also gets the columns `ended`, `num_tokens` and `budget`, and the records' own columns.
+    The reward also gets the columns that sampling gives (COLUMNS), and the records' own columns.
     """
     function = resolve_reward(reward)
+    names = set.intersection(*(set(record.columns) for record in records)) if records else set()
+    check_columns(function, reward, names | set(COLUMNS))
     prompts = [renderer.render(record).prompt for record in records]
     drawn = sample(model, renderer, prompts, options, seed, progress)
     flat = [(p, k, one) for p, completions in enumerate(drawn) for k, one in enumerate(completions)]
-    names = set.intersection(*(set(record.columns) for record in records)) if records else set()
     columns: dict[str, object] = {name: [records[p].columns[name] for p, _, _ in flat] for name in names}
     columns |= {
         "ended": [one.ended for _, _, one in flat], "num_tokens": [len(one.token_ids) for _, _, one in flat],
-        "budget": options.max_new_tokens,
+        "budget": options.max_new_tokens, "prompt_turns": [prompt_turns(records[p]) for p, _, _ in flat],
     }  # fmt: skip
     texts = [prompt_text(records[p]) for p, _, _ in flat]
     rewards = call_reward(function, reward, texts, [one.text for _, _, one in flat], columns)

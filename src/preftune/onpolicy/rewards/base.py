@@ -1,0 +1,93 @@
+"""What every reward has in common: the columns it may ask for, what it may return, and the base of those that preftune brings."""
+
+import importlib.util
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from preftune.errors import ConfigError, shown
+
+COLUMNS = {
+    "ended": "bool per completion: it closed itself with the end-of-turn token within the budget",
+    "num_tokens": "int per completion: its tokens, the end-of-turn token included",
+    "budget": "int: the most tokens a completion may have",
+    "prompt_turns": "list of {role, content} per completion: the whole prompt, where it is a dialogue; else None",
+}
+"""What sampling gives beside the columns of the data."""
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""Plain text, or turns {role, content}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardReport:
+    """What a reward said of completions, in numbers. `parse_failures` counts answers of a judge that could not be understood;
+    mean and standard deviation (of the population) are over the numbers, None where there is none."""
+
+    num_asked: int
+    num_none: int
+    parse_failures: int
+    mean: float | None
+    std: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """One finite number for each completion, or None: no opinion."""
+
+    rewards: list[float | None]
+    parse_failures: int = 0
+
+    def report(self) -> RewardReport:
+        known = [reward for reward in self.rewards if reward is not None]
+        return RewardReport(
+            num_asked=len(self.rewards), num_none=len(self.rewards) - len(known), parse_failures=self.parse_failures,
+            mean=statistics.fmean(known) if known else None, std=statistics.pstdev(known) if known else None,
+        )  # fmt: skip
+
+
+class BuiltIn(ABC):
+    """A reward of our own: a frozen dataclass whose fields are its settings, checked when it is made. It keeps its own time."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns without which it cannot judge."""
+        return ()
+
+    @abstractmethod
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None] | Verdicts: ...
+
+
+RewardFunction = Callable[..., Any]
+"""f(prompts, completions, **columns) -> list[float | None], plain or async, called with keywords. A column is a list with one
+entry per completion, or one value for all of them."""
+
+
+def at(index: int, completions: Sequence[str]) -> str:
+    """A completion, for a message."""
+    return f"completion {index}, {shown(completions[index])}"
+
+
+def each(value: Any, count: int) -> list[Any]:
+    """One entry per completion of a column that may be one value for all."""
+    return list(value) if isinstance(value, list | tuple) and len(value) == count else [value] * count
+
+
+def whole_prompts(prompts: Sequence[str], columns: Mapping[str, Any]) -> list[Prompt]:
+    """The prompts with the turns before the last, where the column `prompt_turns` has them."""
+    turns = each(columns.get("prompt_turns"), len(prompts))
+    return [mine or prompt for prompt, mine in zip(prompts, turns, strict=True)]
+
+
+def need_package(reward: str, module: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"Reward {reward!r} needs the package {package}", got="it is not installed",
+                          do="Install it with: pip install 'preftune[rewards]'")  # fmt: skip
+
+
+def check_range(reward: str, name: str, value: float, low: float, high: float = float("inf")) -> None:
+    if not low <= value <= high or value == float("inf"):
+        expected = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
+        raise ConfigError(f"{name} of reward {reward!r} is out of range", got=value, expected=expected)
