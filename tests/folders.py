@@ -17,6 +17,9 @@ PAIRS = [
     {"prompt": f"Question {k}: what is {word}?", "chosen": f"It is {word}.", "rejected": f"No idea about {word} at all."}
     for k, word in enumerate(("the sea", "a poem", "Paris", "France", "the capital", "a blue sea", "tea", "snow"), 1)
 ]
+SCORED = [
+    {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Well."], "rewards": [1.0, 0.0, 0.5]} for row in PAIRS
+]
 
 
 def save_tiny_model(folder: Path, seed: int = 0, std: float = 0.1) -> Path:

@@ -19,6 +19,7 @@ verbs:
   inspect     what is in a data file, as a model sees it      preftune inspect DATA --model M
   train       tune a model                                    preftune train --model M --data FILE --objective bnf --output RUN
   sample      completions of a model, or a chat               preftune sample --model RUN/final --prompt TEXT
+  select      completions with rewards -> pairs or labels     preftune select FILE --selection best-vs-worst --output PAIRS.jsonl
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
@@ -81,8 +82,19 @@ def _light_verb(name: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
+def _file_verb(name: str) -> Callable[[Sequence[str]], int]:
+    """One that makes a file or a folder for `train` out of others."""
+    def run(rest: Sequence[str]) -> int:
+        from preftune import selecting
+
+        return selecting.COMMANDS[name](rest)
+
+    return run
+
+
 VERBS = {name: _verb(name) for name in ("demo", "inspect", "train", "sample", "eval", "report")}
 VERBS |= {name: _light_verb(name) for name in ("objectives", "curves")}
+VERBS |= {name: _file_verb(name) for name in ("select",)}
 
 
 def print_json(content: object) -> None:

@@ -12,12 +12,12 @@ from preftune.policy.load import LoadOptions
 Precision = Literal["fp32", "bf16"]
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
     if not 0 <= seed < 2**62:
         raise ConfigError("seed is out of range", got=seed, expected="0 or more, less than 2**62")
 
 
-def _refuse_idle_rows(rows: DataOptions, used: tuple[str, ...], where: str) -> None:
+def refuse_idle_rows(rows: DataOptions, used: tuple[str, ...], where: str) -> None:
     """Settings of the data that say nothing where only prompts are read."""
     default = DataOptions()
     for option in fields(rows):
@@ -97,11 +97,11 @@ class SampleConfig:
         if self.sampling.num_completions > 1 and self.prompt is None and self.prompts is None:
             raise ConfigError("num_completions has no effect in a chat", got=self.sampling.num_completions,
                               do="Add --prompt TEXT or --prompts FILE")  # fmt: skip
-        _check_seed(self.seed)
+        check_seed(self.seed)
         if self.prompts is None:
-            _refuse_idle_rows(self.rows, ("template",), "a prompt that is typed")
+            refuse_idle_rows(self.rows, ("template",), "a prompt that is typed")
         else:
-            _refuse_idle_rows(self.rows, _READING, "prompts")
+            refuse_idle_rows(self.rows, _READING, "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +162,9 @@ class EvalConfig:
             raise ConfigError("beta and layout have no effect on prompts", got="--prompts", do="Leave them out")
         if self.beta is not None and not self.beta > 0:
             raise ConfigError("beta is out of range", got=self.beta, expected="a number above 0")
-        _check_seed(self.seed)
+        check_seed(self.seed)
         if self.prompts is not None:
-            _refuse_idle_rows(self.rows, _READING, "prompts")
+            refuse_idle_rows(self.rows, _READING, "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,7 @@ class DemoConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_seed(self.seed)
+        check_seed(self.seed)
         for name in ("epochs", "learning_rate", "batch_size"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="a number above 0")

@@ -19,7 +19,7 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "diagnose", "catalogue"},
     {"config", "verbs"},
-    {"commands", "handbook"},
+    {"commands", "handbook", "selecting"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -29,10 +29,12 @@ EXCEPTIONS = {
     ("demo", "verbs"): "DemoConfig, likewise",
     ("commands", "cli"): "print_json, the one way to print JSON",
     ("handbook", "cli"): "likewise",
+    ("selecting", "cli"): "likewise",
     ("cli", "commands"): "once a verb is known",
     ("cli", "handbook"): "likewise",
+    ("cli", "selecting"): "likewise",
 }
-VERBS = {"preftune.commands", "preftune.handbook"}  # what the command line imports once a verb is known
+VERBS = {"preftune.commands", "preftune.handbook", "preftune.selecting"}  # what the command line imports once a verb is known
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -99,6 +101,15 @@ def test_objectives_are_pure():
         if room(module) == "objectives":
             ours = {other for other in imported(path) & set(MODULES)}
             assert all(any(other == name or other.startswith(f"{name}.") for name in allowed) for other in ours), module
+
+
+def test_selections_are_pure():
+    """They see rewards: no record, no tokens, no torch."""
+    pure = {"preftune.onpolicy.select", "preftune.onpolicy.choices"}
+    for module in pure:
+        ours = {".".join(other.split(".")[:3]) for other in imported(MODULES[module]) if other.startswith("preftune.")}
+        assert {name for name in ours if not name.startswith("preftune.errors")} <= pure, module
+        assert not {"torch", "transformers"} & {other.split(".")[0] for other in imported(MODULES[module])}
 
 
 def test_nothing_grows_too_large():

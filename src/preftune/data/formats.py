@@ -233,8 +233,8 @@ def _entries(row: Row, *number_names: str) -> tuple[str, list[Completion], list[
     return key, texts, numbers
 
 
-def _columns_of(row: Row, *number_names: str) -> tuple[set[str], list[Completion], list[float]]:
-    """(columns used, texts, numbers) of a list of completions with a list of numbers beside it."""
+def _columns_of(row: Row, *number_names: str) -> tuple[set[str], list[Completion], list[float | None]]:
+    """(columns used, texts, numbers) of a list of completions with a list of numbers beside it, null where there is none."""
     key, values = _listed(row)
     number_key = first_key(row, *number_names)
     numbers = as_list(value_of(row, number_key), number_key, "numbers")
@@ -243,7 +243,7 @@ def _columns_of(row: Row, *number_names: str) -> tuple[set[str], list[Completion
                         got=f"{len(values)} and {len(numbers)}",
                         expected="one number for each completion")
     texts = [as_completion(value, f"{key}[{index}]") for index, value in enumerate(values)]
-    rewards = [as_reward(number, f"{number_key}[{index}]") for index, number in enumerate(numbers)]
+    rewards = [None if n is None else as_reward(n, f"{number_key}[{index}]") for index, n in enumerate(numbers)]
     return {key, number_key}, texts, rewards
 
 
@@ -271,7 +271,7 @@ def _ranked(row: Row) -> Record:
     else:
         key, texts, ranks = _entries(row, "rank")
         keys = {key}
-    return _record(row, used | keys, prompt, texts, rewards=tuple(-rank for rank in ranks))
+    return _record(row, used | keys, prompt, texts, rewards=tuple(None if rank is None else -rank for rank in ranks))
 
 
 # --- all that a record can know ---

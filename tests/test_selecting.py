@@ -1,0 +1,131 @@
+"""The verb select: what it writes is what train reads, nothing is lost, and everything left out is told."""
+
+import json
+
+import pytest
+
+from preftune.cli import main
+from preftune.data.options import DataOptions
+from preftune.data.prepare import load_records
+from preftune.errors import ConfigError, DataError
+from preftune.selecting import SelectConfig, select
+from preftune.types import Message
+from tests.folders import SCORED, save_tiny_model, write_rows
+
+ROWS = [
+    {"id": 1, "prompt": "p", "completions": ["a", "b", "c"], "rewards": [0.1, 0.9, None], "ended": [True, False, True]},
+    {"id": 2, "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+     "completions": ["d", "e", "f"], "rewards": [0.5, 0.2, 0.1], "ended": [True, True, True]},
+    {"id": 3, "prompt": "r", "completions": ["g", "h"], "rewards": [1, 1], "ended": [True, True]},
+]  # fmt: skip
+
+
+def selected(tmp_path, rows=ROWS, **settings):
+    """(result, rows written, records as they are read again)"""
+    data = write_rows(tmp_path / "scored.jsonl", rows)
+    result = select(SelectConfig(data=data, output=str(tmp_path / "out.jsonl"), **settings))
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    return result, written, load_records(tmp_path / "out.jsonl", DataOptions())
+
+
+def test_pairs(tmp_path):
+    result, written, again = selected(tmp_path)
+    assert again.format == "pairs" and result.num_rows == 2
+    assert written[0] == {"id": 1, "prompt": "p", "chosen": "b", "rejected": "a", "chosen_reward": 0.9, "rejected_reward": 0.1,
+                          "ended": [False, True]}  # fmt: skip
+    second = again.records[1]
+    assert second.prompt == (Message(role="system", content="s"), Message(role="user", content="q"))
+    assert second.completions == ("d", "f") and second.pairs == ((0, 1),) and second.columns["id"] == 2
+    assert again.records[0].ended == (False, True)
+    assert result.lines() == [
+        "3 groups with 8 completions", "dropped 1 group: all rewards are equal", "left out 1 completion: no reward",
+        "left out 1 completion: not selected", f"2 groups, 4 completions, 2 pairs: 2 rows of pairs in {tmp_path}/out.jsonl",
+    ]  # fmt: skip
+
+
+def test_labels(tmp_path):
+    result, written, again = selected(tmp_path, selection="label-by-mean")
+    assert again.format == "labels"
+    assert [(row["prompt"] if row["id"] == 1 else "", row["completion"], row["label"], row["reward"]) for row in written] == [
+        ("p", "a", -1, 0.1), ("p", "b", 1, 0.9), ("", "d", 1, 0.5), ("", "e", -1, 0.2), ("", "f", -1, 0.1)
+    ]  # fmt: skip
+    assert [record.ended for record in again.records[:2]] == [(), ()] or again.records[1].ended == (False,)
+    assert result.counts["preferred_out"] == 2 and result.counts["dispreferred_out"] == 3
+
+
+def test_groups(tmp_path):
+    _, written, again = selected(tmp_path, selection="all-pairs", write="groups")
+    assert again.format == "groups" and written[1]["pairs"] == [[0, 1], [0, 2], [1, 2]]
+    assert again.records[1].rewards == (0.5, 0.2, 0.1) and again.records[0].ended == (True, False)
+    (tmp_path / "out.jsonl").unlink()
+    _, written, again = selected(tmp_path, selection="dynamic-sampling")
+    assert again.format == "groups" and len(written) == 2 and written[0]["completions"] == ["a", "b"]
+    assert again.records[0].rewards == (0.1, 0.9)
+    (tmp_path / "out.jsonl").unlink()
+    _, written, again = selected(tmp_path, selection="best-of-n", write="groups")
+    assert [record.labels for record in again.records] == [(1,)] * 3
+
+
+def test_single_rows_of_a_prompt_are_joined(tmp_path):
+    rows = [{"prompt": "p", "completion": text, "reward": k} for k, text in enumerate("abc")]
+    result, written, _ = selected(tmp_path, rows)
+    assert (written[0]["chosen"], written[0]["rejected"], result.joined) == ("c", "a", 2)
+
+
+def test_trajectories(tmp_path):
+    def trajectory(text):
+        return [{"role": "assistant", "content": "look"}, {"role": "tool", "content": text}, {"role": "assistant", "content": text}]
+
+    rows = [{"prompt": "p", "completions": [trajectory("x"), trajectory("y")], "rewards": [0, 1]}]
+    _, written, again = selected(tmp_path, rows, write="groups")
+    assert written[0]["completions"][1] == trajectory("y") and again.records[0].completions[1][2].content == "y"
+
+
+@pytest.mark.parametrize("column", ["chosen", "chosen_reward", "probability"])
+def test_a_column_that_would_change_the_meaning_is_refused(tmp_path, column):
+    with pytest.raises(DataError, match="Rename"):
+        selected(tmp_path, [{**ROWS[0], column: 0.3}])
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_mistakes(tmp_path, capsys):
+    data = write_rows(tmp_path / "scored.jsonl", ROWS)
+    out = tmp_path / "out.jsonl"
+    for words, wanted in (
+        (["--selection", "best"], "There is no such selection"),
+        (["--selection", "best-of-n", "--fraction", "0.5"], "fraction has no effect on the selection best-of-n"),
+        (["--write", "labels"], "makes pairs, which cannot be written so"),
+        (["--output", "out.csv"], "ends in .jsonl"),
+        (["--min_gap", "5"], "leaves nothing of"),
+        (["--rows.max_length", "5"], "rows.max_length has no effect"),
+        (["--selection", "rso"], "none would be rejected"),
+        (["--seed", "-1"], "seed is out of range"),
+    ):
+        output = [] if "--output" in words else ["--output", str(out)]
+        assert main(["select", data, *output, *words]) == 2, words
+        told = capsys.readouterr().err
+        assert wanted in told and told.count("\n") == 1
+        assert not out.exists()
+    out.write_text("mine")
+    assert main(["select", data, "--output", str(out)]) == 2 and out.read_text() == "mine"
+    assert main(["select", data, "--output", str(out), "--overwrite"]) == 0 and out.read_text() != "mine"
+    assert "is there already" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="data file itself"):
+        SelectConfig(data=data, output=data, overwrite=True)
+    with pytest.raises(DataError, match="have no rewards"):
+        select(SelectConfig(data=write_rows(tmp_path / "p.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}]),
+                            output=str(tmp_path / "o.jsonl")))  # fmt: skip
+
+
+def test_json_and_training_on_the_result(tmp_path, capsys):
+    model = save_tiny_model(tmp_path / "model")
+    data = write_rows(tmp_path / "scored.jsonl", SCORED)
+    objectives = {"best-vs-worst": "dpo", "best-of-n": "sft", "label-by-mean": "bnf", "dynamic-sampling": "rwr"}
+    for selection, objective in objectives.items():
+        out = tmp_path / f"{selection}.jsonl"
+        assert main(["select", data, "--output", str(out), "--selection", selection, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["counts"]["groups_out"] == 8 and told["output"] == str(out)
+        run = ["--data", str(out), "--model", str(model), "--output", str(tmp_path / selection), "--max_steps", "1", "--json"]
+        assert main(["train", *run, "--objective", objective]) == 0, capsys.readouterr().err
+        capsys.readouterr()
