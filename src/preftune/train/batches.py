@@ -15,8 +15,8 @@ from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.step import MicroBatch
 from preftune.types import Batch, Group, Labels, Signal, TokenScores
 
-ANCHORED = REFERENCE_SCORES | {"behaviour_logp", "contrast"}
-"""Scores that other models than the policy give."""
+ANCHORED = REFERENCE_SCORES | {"behaviour_logp", "behaviour_value", "contrast"}
+"""Scores that other models give than the policy as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,302 @@
+"""On-policy runs: the knobs B, M, T and C, what is counted, and that nothing drawn is lost."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preftune.config import settings_from_run
+from preftune.errors import ConfigError, TrainingError
+from preftune.objectives import OBJECTIVES
+from preftune.objectives.bnf import BNF
+from preftune.objectives.dpo import DPO
+from preftune.objectives.grpo import GRPO
+from preftune.objectives.ppo import PPO
+from preftune.objectives.rloo import RLOO
+from preftune.onpolicy.collect import CollectOptions
+from preftune.onpolicy.sample import SampleOptions
+from preftune.policy.policy import score_groups
+from preftune.policy.reference import ReferenceOptions
+from preftune.train.collector import OnPolicySource, group_of, plain_group
+from preftune.train.loop import resume, train
+from preftune.train.options import TrainConfig
+from preftune.train.progress import Reporter
+from preftune.train.setup import build_job
+from preftune.types import Group
+from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
+
+PROMPTS = [{"prompt": f"Say {word}.", "word": word} for word in ("sea", "poem", "tea", "snow", "blue", "Paris", "sun", "red")]
+REWARD = '''
+def vowels(prompts, completions, **columns):
+    """Share of a completion's characters that are vowels; a wrong but cheap taste."""
+    return [sum(c in "aeiou" for c in text) / max(len(text), 1) for text in completions]
+
+def none_sometimes(prompts, completions, **columns):
+    return [None if len(text) % 2 else float(len(text)) for text in completions]
+
+def equal(prompts, completions, **columns):
+    return [0.0 for _ in completions]
+'''
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def rewards_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("rewards") / "taste.py"
+    path.write_text(REWARD)
+    return path
+
+
+@pytest.fixture
+def config(tiny_folder, prompts_file, rewards_file, tmp_path):
+    def made(name="run", **settings) -> TrainConfig:
+        sampling = SampleOptions(**{"num_completions": 4, "max_new_tokens": 6} | settings.pop("sampling", {}))
+        collect = CollectOptions(**settings.pop("collect", {}))
+        chosen = {"source": "on-policy", "reward": f"{rewards_file}:vowels", "objective": RLOO(), "batch_size": 2,
+                  "eval_fraction": 0.0, "epochs": 1.0} | settings  # fmt: skip
+        return tiny_config(tiny_folder, prompts_file, tmp_path / name, sampling=sampling, collect=collect, **chosen)
+
+    return made
+
+
+def trained(rows) -> list[dict]:
+    return [row for row in rows if row["phase"] == "train"]
+
+
+KNOBS = {  # (settings of collect, staleness of the first eight steps, samples drawn after them)
+    "strict": ({}, [0, 0, 0, 0, 0, 0, 0, 0], 64),
+    "B of two steps": ({"prompts": 4}, [0, 1, 0, 1, 0, 1, 0, 1], 64),
+    "T of two": ({"epochs": 2}, [0, 1, 0, 1, 0, 1, 0, 1], 32),
+    "B of two steps, T of two": ({"prompts": 4, "epochs": 2}, [0, 1, 2, 3, 0, 1, 2, 3], 32),
+    "a sampler one collection behind": ({"lag": 1}, [0, 1, 1, 1, 1, 1, 1, 1], 72),
+}
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_what_the_knobs_come_to(name, config):
+    """Lag of the last minibatch: T * B / M - 1 steps."""
+    collect, staleness, samples = KNOBS[name]
+    run = train(config(collect=collect, max_steps=8, epochs=9.0), quiet=True)
+    rows = trained(metric_rows(run.folder))
+    assert [row["staleness"] for row in rows] == staleness
+    assert rows[-1]["samples_drawn"] == rows[-1]["reward_queries"] == samples
+    assert rows[-1]["prompts_seen"] == samples // 4
+    assert len((run.folder / "completions.jsonl").read_text().splitlines()) == samples // 4
+
+
+def test_an_epoch_goes_over_all_prompts_once(config):
+    run = train(config(), quiet=True)
+    drawn = [json.loads(line) for line in (run.folder / "completions.jsonl").read_text().splitlines()]
+    assert run.step == 4
+    assert sorted(row["prompt"] for row in drawn) == sorted(row["prompt"] for row in PROMPTS)
+    assert {row["step"] for row in drawn} == {1, 2, 3, 4}
+    for row in drawn:
+        assert len(row["completions"]) == len(row["rewards"]) == len(row["ended"]) == len(row["num_tokens"]) == 4
+
+
+def test_a_replayed_collection_is_gone_over_beside_the_newest(config):
+    job = build_job(config(collect={"replay": 1, "prompts": 2}), Reporter(quiet=True))
+    seen = [{group.origin for group in job.source.supply(step).groups} for step in range(1, 6)]
+    assert len(seen[0]) == 2
+    assert seen[0] <= seen[1] | seen[2] and len(seen[1] | seen[2]) == 4  # the first and the second collection
+    assert not (seen[3] | seen[4]) & seen[0]
+
+
+def test_samples_are_of_the_policy_and_its_numbers_are_theirs(config):
+    """behaviour_logp is what the trainer finds, before the policy has moved."""
+    job = build_job(config(objective=GRPO()), Reporter(quiet=True))
+    taken = job.source.supply(1)
+    found = score_groups(job.policy, taken.groups, job.config.layout)
+    for group, logps in zip(taken.groups, found, strict=True):
+        for one, mine in zip(group.behaviour_logp, logps, strict=True):
+            np.testing.assert_allclose(one, mine, atol=1e-4)
+    assert taken.metrics["sampler_gap"] < 1e-4
+
+
+def test_a_sampler_that_disagrees_stops_the_run(config):
+    with pytest.raises(TrainingError, match="Sampler and trainer disagree; got .* expected at most 1e-12"):
+        train(config(collect={"sampler_gap": 1e-12}), quiet=True)
+
+
+def test_values_at_sampling_reach_ppo(config):
+    job = build_job(config(objective=PPO(value_clip=0.2)), Reporter(quiet=True))
+    group = job.source.supply(1).groups[0]
+    assert [len(one) for one in group.behaviour_value] == [len(ids) for ids in group.completions]
+    run = train(config(objective=PPO(value_clip=0.2), max_steps=4, epochs=9.0, collect={"epochs": 2}), quiet=True)
+    assert run.step == 4
+
+
+def test_completions_without_a_reward_are_left_out_and_counted(config, rewards_file):
+    run = train(config(reward=f"{rewards_file}:none_sometimes", max_steps=2), quiet=True)
+    drawn = [json.loads(line) for line in (run.folder / "completions.jsonl").read_text().splitlines()]
+    without = [sum(one is None for one in row["rewards"]) for row in drawn]
+    assert sum(without) > 0
+    assert [row["collect/no_reward"] for row in trained(metric_rows(run.folder))] == [sum(without[:2]), sum(without[2:])]
+
+
+def test_rewards_that_tell_nothing_apart_stop_a_contrast(config, rewards_file):
+    with pytest.raises(TrainingError, match="The completions teach nothing; got after 10 draws 20 prompts: all rewards are equal"):
+        train(config(reward=f"{rewards_file}:equal", objective=DPO()), quiet=True)
+
+
+def test_fill_replaces_prompts_that_teach_nothing(config, tmp_path):
+    """Half of the prompts get equal rewards; a filled collection holds the others alone, as many as were asked for."""
+    path = tmp_path / "half.py"
+    path.write_text("def half(prompts, completions, **columns):\n"
+                    "    return [float(len(c)) * (len(w) == 3) for c, w in zip(completions, columns['word'])]\n")  # fmt: skip
+    settings = dict(reward=f"{path}:half", objective=GRPO(), batch_size=3)
+    job = build_job(config(collect={"selection": "dynamic-sampling", "fill": True}, **settings), Reporter(quiet=True))
+    groups = job.source.supply(1).groups
+    assert len(groups) == 3
+    assert all(len(set(group.rewards)) > 1 for group in groups)
+    job = build_job(config(collect={"selection": "dynamic-sampling"}, **settings), Reporter(quiet=True))
+    taken = job.source.supply(1)
+    assert taken.metrics["collect/left_out"] == 3 - len(taken.groups) > 0
+
+
+def test_a_share_of_the_groups_comes_from_the_data(config, pairs_file):
+    settings = dict(data=pairs_file, objective=DPO(), collect={"data_share": 0.5}, batch_size=4)
+    job = build_job(replace(config(**{k: v for k, v in settings.items() if k != "data"}), data=pairs_file), Reporter(quiet=True))
+    taken = job.source.supply(1)
+    later = job.source.supply(2)
+    from_data = [not group.behaviour_logp for group in [*taken.groups, *later.groups]]
+    assert sum(from_data) == len(from_data) // 2 == 4
+    assert all(group.pairs for group in [*taken.groups, *later.groups])
+
+
+VARIANTS = {
+    "bnf": dict(objective=BNF(), collect={"prompts": 4, "epochs": 2}),
+    "replay": dict(objective=DPO(), collect={"prompts": 4, "replay": 1}),
+    "lag": dict(objective=GRPO(), collect={"lag": 1, "epochs": 2}),
+    "critic": dict(objective=PPO(value_clip=0.2), collect={"epochs": 2}),
+    "moving reference": dict(objective=DPO(), reference=ReferenceOptions(update_every=2)),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_ends_bit_for_bit(variant, config):
+    """From every checkpoint, in the middle of a collection too."""
+    settings = dict(save_every=1, keep_checkpoints=9, max_steps=6, epochs=9.0, eval_fraction=0.25, eval_every=3) | VARIANTS[variant]
+    whole = train(config("whole", **settings), quiet=True).folder
+    for cut in (1, 2, 5):
+        again = config(f"cut-{cut}", **settings)
+        folder = Path(again.output)
+        shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("final", "report.html", "step-*"))
+        shutil.copytree(whole / "checkpoints" / f"step-{cut:06d}", folder / "checkpoints" / f"step-{cut:06d}")
+        (folder / "status.json").write_text('{"state": "running", "step": 0, "message": ""}')
+        result = resume(again, quiet=True)
+        assert (result.state, result.step) == ("finished", 6)
+        assert same_bits(weights_of(folder / "final"), weights_of(whole / "final"))
+        assert timeless(metric_rows(folder)) == timeless(metric_rows(whole))
+        assert (folder / "completions.jsonl").read_text() == (whole / "completions.jsonl").read_text()
+
+
+def test_a_reward_that_fails_loses_no_completion(config, tmp_path):
+    """The third call raises; after it is mended, the run goes on with the completions that were drawn, as if nothing had been."""
+    path = tmp_path / "flaky.py"
+    body = "def taste(prompts, completions, **columns):\n{}    return [float(c.count('e')) for c in completions]\n"
+    fails = f"    import pathlib\n    p = pathlib.Path({str(tmp_path / 'calls')!r})\n    n = len(p.read_text()) if p.exists() else 0\n"
+    fails += "    p.write_text('x' * (n + 1))\n    assert n < 2, 'no more'\n"
+    path.write_text(body.format(fails))
+    settings = dict(reward=f"{path}:taste", max_steps=4, epochs=9.0)
+    with pytest.raises(TrainingError, match=r"Step 3 stopped: Reward .*flaky.py:taste' raised .*no more.* are in .*step-000002"):
+        train(config("cut", **settings), quiet=True)
+    path.write_text(body.format(""))
+    whole = train(config("whole", **settings), quiet=True)
+    cut = resume(settings_from_run(TrainConfig, whole.folder.parent / "cut"), quiet=True)
+    assert same_bits(weights_of(cut.final), weights_of(whole.final))
+    assert trained(metric_rows(cut.folder))[-1]["samples_drawn"] == trained(metric_rows(whole.folder))[-1]["samples_drawn"] == 32
+
+
+def test_a_reward_that_fails_at_the_first_step_loses_no_completion(config, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("def taste(prompts, completions, **columns):\n    raise RuntimeError('off')\n")
+    settings = dict(reward=f"{path}:taste", max_steps=2)
+    with pytest.raises(TrainingError, match=r"Step 1 stopped: .*off.* are in .*step-000000"):
+        train(config("cut", **settings), quiet=True)
+    path.write_text("def taste(prompts, completions, **columns):\n    return [float(c.count('e')) for c in completions]\n")
+    folder = config("cut", **settings).output
+    result = resume(config("cut", **settings), quiet=True)
+    assert str(result.folder) == folder and result.step == 2
+
+
+def test_a_group_as_json_is_the_same_group():
+    random = np.random.default_rng(0)
+    group = Group(
+        prompt=np.array([3, 1], dtype=np.int32), completions=(np.array([5, 6], dtype=np.int32), np.array([7], dtype=np.int32)),
+        scored=(np.array([True, False]), np.array([True])), pairs=((0, 1),), probabilities=(0.7,), labels=(1, None),
+        rewards=(0.1, None), sources=(1, 1), behaviour_logp=(random.normal(size=1).astype(np.float32),) * 2,
+        behaviour_value=(random.normal(size=1).astype(np.float32),) * 2, origin="f:1",
+    )  # fmt: skip
+    again = group_of(json.loads(json.dumps(plain_group(group))))
+    assert plain_group(again) == plain_group(group)
+    assert again.behaviour_logp[0].dtype == np.float32 and again.completions[0].dtype == np.int32
+    assert again.pairs == ((0, 1),) and np.array_equal(again.behaviour_logp[0], group.behaviour_logp[0])
+
+
+LEARNERS = ("bnf", "dpo", "rloo", "ppo", "best-of-n", "sft")
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_reward_rises(name, config):
+    """Thirty strictly on-policy steps of a tiny model, on its own samples."""
+    settings = dict(objective=OBJECTIVES[name](), max_steps=30, epochs=99.0, batch_size=4, sampling={"num_completions": 8})
+    if name == "sft":
+        settings["collect"] = {"selection": "best-of-n"}
+    rows = trained(metric_rows(train(config(**settings, optim={"learning_rate": 3e-3}), quiet=True).folder))
+    early, late = (np.mean([row["reward/mean"] for row in part]) for part in (rows[:6], rows[-6:]))
+    assert late > early + 0.02, (early, late)
+
+
+REFUSED = {
+    "no reward": (dict(reward=None), "On-policy samples are judged by a reward"),
+    "cached reference": (dict(reference=ReferenceOptions(mode="cache")), "A cached reference knows no completions"),
+    "truncated ratios": (dict(objective=GRPO(), sampling={"top_k": 5}), "importance ratios, which truncated sampling makes wrong"),
+    "ratios of data": (dict(objective=GRPO(), collect={"data_share": 0.5}), "grpo needs to know how probable a completion was"),
+    "one completion": (dict(objective=DPO(), sampling={"num_completions": 1}), "One completion per prompt has nothing"),
+    "held-out data": (dict(eval_data="x", eval_fraction=0.1), "eval_data has no effect on-policy"),
+    "wrong selection": (dict(collect={"selection": "best-vs-worst"}), "The selection best-vs-worst makes pairs"),
+    "no such selection": (dict(collect={"selection": "best"}), "There is no such selection; got best"),
+    "other models": (dict(objective=OBJECTIVES["xpo"]()), "The objective needs completions of other models"),
+    "settings alone": (dict(collect={"selection_settings": {"min_gap": 1}}), "collect.selection_settings belong to a selection"),
+    "no epochs": (dict(collect={"epochs": 0}), "collect.epochs is out of range"),
+    "all data": (dict(collect={"data_share": 1.0}), "collect.data_share is out of range"),
+    "no time": (dict(collect={"reward_timeout_s": 0.0}), "collect.reward_timeout_s is out of range"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_apply_is_refused(name, config):
+    settings, told = REFUSED[name]
+    with pytest.raises(ConfigError, match=told):
+        config(**settings)
+
+
+@pytest.mark.parametrize("setting", [
+    {"reward": "brief"}, {"sampling": SampleOptions(num_completions=2)}, {"collect": CollectOptions(epochs=2)},
+])  # fmt: skip
+def test_offline_has_no_use_for_them(setting, tiny_folder, pairs_file, tmp_path):
+    (name,) = setting
+    with pytest.raises(ConfigError, match=f"{name} has no effect offline"):
+        tiny_config(tiny_folder, pairs_file, tmp_path / "run", **setting)
+
+
+def test_held_out_prompts_are_sampled_and_judged(config):
+    run = train(config(objective=BNF(), eval_fraction=0.25, eval_every=2, sampling={"max_new_tokens": 5}), quiet=True)
+    rows = [row for row in metric_rows(run.folder) if row["phase"] == "eval"]
+    assert rows[0]["step"] == 0 and rows[0]["eval_kl"] == pytest.approx(0, abs=1e-4)
+    assert rows[-1]["eval_kl"] != rows[0]["eval_kl"]
+    assert all(0 < row["eval_entropy"] < 7 and 0 <= row["eval_reward"] <= 1 for row in rows)
+    assert all(1 <= row["eval_completions/length"] <= 5 for row in rows)
+
+
+def test_the_source_is_the_runs(config):
+    job = build_job(config(), Reporter(quiet=True))
+    assert isinstance(job.source, OnPolicySource) and job.samples is job.source
