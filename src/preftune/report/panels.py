@@ -48,6 +48,16 @@ PANELS = (
         meaning="What the optimiser minimises, averaged over the units of a step; evaluation is on data held out.",
     ),
     Panel(
+        title="Reward", unit="", metrics={"reward": "held-out prompts", "reward/mean": "training prompts"}, spread=True,
+        meaning="The mean reward of the policy's own completions: of held-out prompts at each evaluation, of the prompts of a "
+        "collection when it was drawn.",
+    ),
+    Panel(
+        title="KL to the reference", unit="nats per completion", metrics={"kl": "KL"}, zero=True,
+        meaning="How far the policy has gone from its reference: KL(policy || reference), estimated by its completions of "
+        "held-out prompts. Reward that costs much KL may be reward that is being gamed.",
+    ),
+    Panel(
         title="Log-ratios", unit="nats", zero=True,
         metrics={"log_ratios/chosen": "chosen", "log_ratios/rejected": "rejected"},
         meaning="How much more (above 0) or less (below 0) probable the policy makes a completion than the reference "
@@ -85,7 +95,19 @@ KNOWN_MEANINGS = {
     "bnf/weight_chosen": "The mean weight of preferred tokens, as in bnf/weight_rejected.",
     "bnf/weight_rejected": "The mean weight min(1, odds under the policy / odds under the reference): at 1 a token trains as in "
     "SFT, towards 0 its push fades.",
-    "step_time": "Seconds that a step took.",
+    "step_time": "Seconds that a step took, drawing and judging its collection included.",
+    "collect_time": "Seconds that drawing and judging a collection took.",
+    "entropy": "Mean of -log pi per token of the policy's own completions, in nats: an estimate of its entropy. Towards 0 it "
+    "always says the same.",
+    "staleness": "Steps between drawing a completion and learning from it, on average; 0 is on-policy in the strict sense.",
+    "sampler_gap": "Mean difference of the sampler's and the trainer's log-probability of a token, right after the draw.",
+    "completions/length": "Tokens of a completion, the end-of-turn token included.",
+    "completions/ended": "Share of the completions that ended within their budget.",
+    "collect/left_out": "Prompts of a collection that taught nothing: equal rewards, or none.",
+    "collect/no_reward": "Completions of a collection without a reward.",
+    "collect/parse_failures": "Answers of a judge that could not be understood, in a collection.",
+    "no_reward": "Completions of held-out prompts without a reward.",
+    "reward/std": "Standard deviation of the rewards of a collection.",
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
 }
 

@@ -81,7 +81,9 @@ def verdict(change: Change) -> str:
 def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
     """The numbers at the top of the page."""
     shown = [_change_tile(change) for change in measured]
-    accuracies, margins, loss = (run.evaluation.get(k) for k in ("rewards/accuracies", "rewards/margins", "loss"))
+    accuracies, margins, reward, loss = (
+        run.evaluation.get(name) for name in ("rewards/accuracies", "rewards/margins", "reward", "loss")
+    )
     if accuracies is not None:
         margin = f"; mean margin {value_text(margins.last)}" if margins is not None else ""
         shown.append(Tile(
@@ -92,6 +94,12 @@ def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
         shown.append(Tile(
             title="Evaluation margin", value=value_text(margins.last),
             detail=f"implicit reward, chosen minus rejected, at step {margins.steps[-1]:,}",
+        ))
+    elif reward is not None:
+        kl = run.evaluation.get("kl")
+        shown.append(Tile(
+            title="Held-out reward", value=f"{value_text(reward.values[0])} → {value_text(reward.last)}",
+            detail=f"KL {value_text(kl.last)} nats, at step {kl.steps[-1]:,}" if kl else f"at step {reward.steps[-1]:,}",
         ))
     elif loss is not None:
         shown.append(Tile(
@@ -127,6 +135,10 @@ def what_was_done(run: RunFiles) -> str:
         amounts.append(f"{epoch.last:.3g} {'epoch' if epoch.last == 1 else 'epochs'}")
     if num_tokens is not None:
         amounts.append(plural(int(num_tokens.last), "token"))
+    for name, noun in (("prompts_seen", "prompt"), ("samples_drawn", "sample"), ("reward_queries", "reward query")):
+        count = run.train.get(name)
+        if config.get("source") == "on-policy" and count is not None:
+            amounts.append(plural(int(count.last), noun) if noun != "reward query" else f"{int(count.last):,} reward queries")
     return f"{' '.join(words)}: {', '.join(amounts)}."
 
 
@@ -163,6 +175,9 @@ def end_points(run: RunFiles) -> dict[str, str]:
         ("log-ratio of rejected", run.evaluation.get("log_ratios/rejected"), value_text),
         ("margin", run.evaluation.get("rewards/margins"), value_text),
         ("accuracy", run.evaluation.get("rewards/accuracies"), percent),
+        ("held-out reward", run.evaluation.get("reward"), value_text),
+        ("KL to the reference", run.evaluation.get("kl"), value_text),
+        ("samples drawn", run.train.get("samples_drawn") if run.config.get("source") == "on-policy" else None, value_text),
     )
     row |= {label: text(series.last) for label, series, text in measured if series is not None}
     for change in changes(run.samples):
