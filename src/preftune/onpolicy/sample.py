@@ -1,24 +1,34 @@
 """Completions drawn from a model in this process."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from preftune.data.options import Template
 from preftune.data.render import Renderer, make_renderer
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, DataError
+from preftune.onpolicy.draw import MAX_KEY, log_distribution, pick, uniforms
+from preftune.onpolicy.engine import Engine, Rows, choose_engine, start_rows
 from preftune.policy.load import LoadOptions, load_model, load_tokenizer, pick_device, resolve_model
+from preftune.policy.policy import model_head
+from preftune.policy.scoring import Head, head_logits
+
+_CHUNK_ELEMENTS = 2**24  # logits of so many rows at a time, 64 MiB in fp32
+_COMPACT_AT = 0.125  # rows that have ended are dropped when they are this share of all: dropping copies what is kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """How completions are drawn.
+    """How completions are drawn. Temperature acts first, then top_k, top_p and min_p, each on what is left.
 
     Args:
         num_completions: completions per prompt.
@@ -26,7 +36,9 @@ class SampleOptions:
         temperature: logits are divided by it; 0 always takes the most probable token.
         top_p: draw from the smallest set of tokens that holds this much probability; 1 is all.
         top_k: draw from so many most probable tokens; 0 is all.
-        sample_batch: completions drawn at a time.
+        min_p: draw from tokens at least this many times as probable as the most probable one; 0 is all.
+        stop: texts that end a completion: it is cut after the token with which one of them appears, and has ended.
+        sample_batch: completions drawn at a time, those of one prompt always together.
     """
 
     num_completions: int = 1
@@ -34,6 +46,8 @@ class SampleOptions:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    stop: list[str] = field(default_factory=list)
     sample_batch: int = 128
 
     def __post_init__(self) -> None:
@@ -44,20 +58,39 @@ class SampleOptions:
             raise ConfigError("temperature is out of range", got=self.temperature, expected="0 or more")
         if not 0 < self.top_p <= 1:
             raise ConfigError("top_p is out of range", got=self.top_p, expected="(0, 1]")
-        if self.temperature == 0 and (self.num_completions > 1 or self.top_p < 1 or self.top_k > 0):
+        if not 0 <= self.min_p < 1:
+            raise ConfigError("min_p is out of range", got=self.min_p, expected="[0, 1)")
+        if "" in self.stop:
+            raise ConfigError("stop holds an empty text", got=self.stop, expected="texts of a character or more")
+        if self.temperature == 0 and (self.num_completions > 1 or self.truncated):
             raise ConfigError(
-                "num_completions, top_p and top_k have no effect at temperature 0", got="all completions would be the same",
-                expected="their defaults, or a temperature above 0",
+                "num_completions, top_p, top_k and min_p have no effect at temperature 0",
+                got="all completions would be the same", expected="their defaults, or a temperature above 0",
             )
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens are left out that the model could write."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """One completion: its tokens up to and including the end-of-turn token (if it came), its text without it."""
+    """One completion: its tokens up to and including the end-of-turn token (if it came), its text without it.
 
-    token_ids: np.ndarray
+    `logp` is of the model as it is, what preftune.policy scores at temperature 1; `behaviour_logp` is of the distribution that
+    was drawn from, temperature and truncation included. They differ only under these; at temperature 0 the drawn token was
+    certain and behaviour_logp is 0. An importance ratio that makes an expectation over the draws one over the policy divides
+    by `behaviour_logp`. Under truncation that holds on the tokens that could be drawn alone, which no ratio mends. A ratio of
+    the policy to itself before an update, which starts at 1, divides by `logp`; so does a comparison of trainer and sampler.
+    Both are None where a server does not tell them.
+    """
+
+    token_ids: np.ndarray  # int32 [tokens]
     text: str
-    ended: bool
+    ended: bool  # by the end-of-turn token or a stop text; a stop text is in `text` and no end-of-turn token follows it
+    behaviour_logp: np.ndarray | None = None  # float32 [tokens]
+    logp: np.ndarray | None = None  # float32 [tokens]
 
 
 def load_sampler(
@@ -78,60 +111,142 @@ def sample(
     options: SampleOptions,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    keys: Sequence[int] | None = None,
+    engine: Engine | None = None,
 ) -> list[list[Sampled]]:
-    """`num_completions` completions of each prompt (token ids), in the prompts' order. The same seed draws the same."""
+    """`num_completions` completions of each prompt (token ids), in the prompts' order.
+
+    What is drawn depends on the model, the prompt, the options, the seed, the prompt's key (an integer of its own; its place
+    among the prompts if no keys are given) and the number of the completion. It depends neither on the other prompts nor on
+    `sample_batch`, but for rounding: a sum in another order can move a probability by its last bits. `engine` is what
+    choose_engine said of the model, which is asked when it is not given. No random state of torch or numpy is read or moved.
+    """
+    keys = range(len(prompts)) if keys is None else keys
+    _check(model, prompts, options, keys)
     results: list[list[Sampled]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))  # like lengths together: little padding
-    at_once = max(1, options.sample_batch // options.num_completions)
-    progress(0, len(order))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, len(order), at_once):
-            indices = order[start : start + at_once]
-            drawn = _generate(model, renderer, [prompts[i] for i in indices], options)
-            for position, index in enumerate(indices):
-                mine = drawn[position * options.num_completions : (position + 1) * options.num_completions]
-                results[index] = [_finish(ids, renderer) for ids in mine]
-            progress(min(start + at_once, len(order)), len(order))
+    progress(0, len(prompts))
+    done = 0
+    with _evaluating(model):
+        engine = choose_engine(model)[0] if engine is None else engine
+        for indices in _batches(prompts, engine, max(1, options.sample_batch // options.num_completions)):
+            noise = [
+                uniforms(seed, keys[i], k, options.max_new_tokens) for i in indices for k in range(options.num_completions)
+            ]
+            rows = start_rows(engine, model, [prompts[i] for i in indices], options.num_completions)
+            drawn = iter(_draw(rows, model_head(model), np.stack(noise), options, renderer))
+            for index in indices:
+                results[index] = list(itertools.islice(drawn, options.num_completions))
+            done += len(indices)
+            progress(done, len(prompts))
     return results
 
 
-def _generate(
-    model: PreTrainedModel, renderer: Renderer, prompts: Sequence[np.ndarray], options: SampleOptions
-) -> list[np.ndarray]:
-    """New token ids of each row, prompts padded on the left."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = np.full((len(prompts), width), renderer.end_of_turn, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
-    greedy = options.temperature == 0
-    chosen = {} if greedy else {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
-    config = GenerationConfig(
-        max_new_tokens=options.max_new_tokens, do_sample=not greedy, num_return_sequences=options.num_completions,
-        eos_token_id=renderer.end_of_turn, pad_token_id=renderer.end_of_turn, **chosen,
-    )  # fmt: skip
-    with _no_generation_defaults(model):
-        out = model.generate(  # type: ignore[operator]
-            input_ids=torch.from_numpy(ids).to(model.device), attention_mask=torch.from_numpy(mask).to(model.device),
-            generation_config=config,
-        )  # fmt: skip
-    return list(out[:, width:].cpu().numpy())  # type: ignore[index]
+def _check(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SampleOptions, keys: Sequence[int]) -> None:
+    if len(keys) != len(prompts):
+        raise ConfigError("Every prompt wants a key", got=f"{len(keys)} keys", expected=f"{len(prompts)}")
+    if keys and not 0 <= min(keys) <= max(keys) < MAX_KEY:
+        raise ConfigError("The key of a prompt is out of range", got=f"{min(keys)} to {max(keys)}",
+                          expected="0 or more, less than 2**64")  # fmt: skip
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise DataError(f"Prompt {index} has no tokens", expected="at least one token before the completion")
+        if room is not None and len(prompt) + options.max_new_tokens > room + 1:  # the last token is never read
+            raise DataError(
+                f"Prompt {index} leaves no room for a completion", got=f"{len(prompt)} tokens and a budget of "
+                f"{options.max_new_tokens}", expected=f"at most {room + 1} together (max_position_embeddings and the last token)",
+                do="Lower max_new_tokens or leave the prompt out",
+            )  # fmt: skip
+
+
+def _batches(prompts: Sequence[np.ndarray], engine: Engine, at_once: int) -> Iterator[list[int]]:
+    """Prompts of like length together, longest first; of one length where the engine wants it."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    for _, part in itertools.groupby(order, key=lambda i: engine == "shared" or len(prompts[i])):
+        indices = list(part)
+        yield from (indices[start : start + at_once] for start in range(0, len(indices), at_once))
 
 
 @contextmanager
-def _no_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """Within, what the model's generation_config.json says (a repetition penalty, say) does not mix into the draw."""
-    kept = model.generation_config
-    model.generation_config = GenerationConfig()
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Within, no module is in training mode: no dropout, and no checkpointing, which would switch the cache off."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
         yield
     finally:
-        model.generation_config = kept
+        for module in training:
+            module.training = True
 
 
-def _finish(ids: np.ndarray, renderer: Renderer) -> Sampled:
-    ends = np.flatnonzero(ids == renderer.end_of_turn)
-    kept = ids[: ends[0] + 1] if len(ends) else ids
-    text = renderer.tokenizer.decode(kept[: len(kept) - (len(ends) > 0)].tolist(), skip_special_tokens=True)
-    return Sampled(token_ids=kept.astype(np.int32), text=str(text), ended=len(ends) > 0)
+def _draw(rows: Rows, head: Head, noise: Float[np.ndarray, "R T"], options: SampleOptions, renderer: Renderer) -> list[Sampled]:
+    """Token by token until all rows have ended; `noise` are the rows' uniforms."""
+    (count, budget), live = noise.shape, np.arange(len(noise))
+    tokens, lengths = np.zeros((count, budget), dtype=np.int32), np.full(count, budget)
+    ended = np.zeros(count, dtype=bool)
+    behaviour, logp = np.zeros((2, count, budget), dtype=np.float32)
+    for step in range(budget):
+        found = _next_tokens(rows.hidden, head, noise[live, step], options)
+        tokens[live, step], behaviour[live, step], logp[live, step] = (one.cpu().numpy() for one in found)
+        for row in live[~ended[live]]:
+            if tokens[row, step] == renderer.end_of_turn or _stopped(tokens[row, : step + 1], options.stop, renderer):
+                ended[row], lengths[row] = True, step + 1
+        on = ~ended[live]
+        if step + 1 == budget or not on.any():
+            break
+        if on.mean() <= 1 - _COMPACT_AT:
+            rows.keep(torch.from_numpy(np.flatnonzero(on)))
+            live = live[on]
+        rows.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
+    return [
+        Sampled(
+            token_ids=tokens[row, :length].copy(), text=_text(tokens[row, :length], renderer), ended=bool(ended[row]),
+            behaviour_logp=behaviour[row, :length].copy(), logp=logp[row, :length].copy(),
+        )
+        for row, length in enumerate(lengths.tolist())
+    ]
+
+
+def _next_tokens(
+    hidden: Float[Tensor, "R H"], head: Head, noise: Float[np.ndarray, " R"], options: SampleOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(token, behaviour_logp, logp) of each row."""
+    chunk = max(1, _CHUNK_ELEMENTS // len(head.weight))
+    uniform = torch.from_numpy(noise).to(hidden.device)
+    parts = [_choose(head_logits(h, head), u, options) for h, u in zip(hidden.split(chunk), uniform.split(chunk), strict=True)]
+    token, behaviour, logp = (torch.cat(part) for part in zip(*parts, strict=True))
+    return token, behaviour, logp
+
+
+def _choose(
+    logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options: SampleOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    plain = logits.log_softmax(1)
+    if options.temperature == 0:
+        token = logits.argmax(1)
+        logp = plain.gather(1, token[:, None]).squeeze(1)
+        return token, torch.zeros_like(logp), logp
+    drawn_from = plain
+    if options.temperature != 1 or options.truncated:
+        drawn_from = log_distribution(
+            logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p
+        )
+    token = pick(drawn_from.exp(), uniform)
+    behaviour, logp = (one.gather(1, token[:, None]).squeeze(1) for one in (drawn_from, plain))
+    return token, behaviour, logp
+
+
+def _stopped(ids: np.ndarray, stop: Sequence[str], renderer: Renderer) -> bool:
+    """Whether a stop text appeared with the last token."""
+    if not stop:
+        return False
+    # A token holds a byte of text or more. The few further tokens keep what a tokeniser does at a text's start out of it.
+    reach = max(len(text.encode("utf-8")) for text in stop) + 8
+    tail = str(renderer.tokenizer.decode(ids[-reach:].tolist(), skip_special_tokens=True))
+    return any(text in tail for text in stop)
+
+
+def _text(ids: np.ndarray, renderer: Renderer) -> str:
+    kept = ids[: len(ids) - (len(ids) > 0 and ids[-1] == renderer.end_of_turn)]
+    return str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))

@@ -122,6 +122,12 @@ class _Logits:
         return z, squashed
 
 
+@torch.no_grad()
+def head_logits(hidden: Float[Tensor, "N H"], head: Head) -> Float[Tensor, "N V"]:
+    """All logits of a few positions, in fp32 (fp64 for fp64 input), as score_tokens computes them; without a gradient."""
+    return _Logits.of(hidden, head.weight, head.bias, (head.scale, head.softcap, 1.0)).at(slice(None))[0]
+
+
 def _spans(count: int, chunk: int) -> Iterator[slice]:
     return (slice(start, start + chunk) for start in range(0, count, chunk))
 
