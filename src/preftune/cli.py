@@ -19,6 +19,7 @@ verbs:
   inspect     what is in a data file, as a model sees it      preftune inspect DATA --model M
   train       tune a model                                    preftune train --model M --data FILE --objective bnf --output RUN
   sample      completions of a model, or a chat               preftune sample --model RUN/final --prompt TEXT
+  reward      add rewards to the completions in a file        preftune reward FILE --reward brief --output OUT
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
@@ -81,8 +82,15 @@ def _light_verb(name: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
+def _reward_verb(rest: Sequence[str]) -> int:
+    from preftune import rewarding
+
+    return rewarding.COMMANDS["reward"](rest)
+
+
 VERBS = {name: _verb(name) for name in ("demo", "inspect", "train", "sample", "eval", "report")}
 VERBS |= {name: _light_verb(name) for name in ("objectives", "curves")}
+VERBS |= {"reward": _reward_verb}
 
 
 def print_json(content: object) -> None:

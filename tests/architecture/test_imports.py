@@ -19,7 +19,7 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "diagnose", "catalogue"},
     {"config", "verbs"},
-    {"commands", "handbook"},
+    {"commands", "handbook", "rewarding"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -29,10 +29,12 @@ EXCEPTIONS = {
     ("demo", "verbs"): "DemoConfig, likewise",
     ("commands", "cli"): "print_json, the one way to print JSON",
     ("handbook", "cli"): "likewise",
+    ("rewarding", "cli"): "likewise",
     ("cli", "commands"): "once a verb is known",
     ("cli", "handbook"): "likewise",
+    ("cli", "rewarding"): "likewise",
 }
-VERBS = {"preftune.commands", "preftune.handbook"}  # what the command line imports once a verb is known
+VERBS = {"preftune.commands", "preftune.handbook", "preftune.rewarding"}  # what the command line imports once a verb is known
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
