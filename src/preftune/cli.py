@@ -1,9 +1,10 @@
 """`preftune <verb>`: the command line. Nothing heavy is imported before a verb is known."""
 
+import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from preftune import __version__
 from preftune.errors import PreftuneError
@@ -19,6 +20,7 @@ verbs:
   inspect     what is in a data file, as a model sees it      preftune inspect DATA --model M
   train       tune a model                                    preftune train --model M --data FILE --objective bnf --output RUN
   sample      completions of a model, or a chat               preftune sample --model RUN/final --prompt TEXT
+  reward      add rewards to the completions in a file        preftune reward FILE --reward brief --output OUT
   select      completions with rewards -> pairs or labels     preftune select FILE --selection best-vs-worst --output PAIRS.jsonl
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
@@ -60,41 +62,17 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         print(f"preftune: there is no verb {clean_terminal(verb)!r}; expected one of {', '.join(VERBS)}.", file=sys.stderr)
         return 2
-    return VERBS[verb](rest)
+    return importlib.import_module(f"preftune.{VERBS[verb]}").COMMANDS[verb](rest)
 
 
-def _verb(name: str) -> Callable[[Sequence[str]], int]:
-    def run(rest: Sequence[str]) -> int:
-        from preftune import commands
-
-        return commands.COMMANDS[name](rest)
-
-    return run
-
-
-def _light_verb(name: str) -> Callable[[Sequence[str]], int]:
-    """One that does not wait for the model libraries."""
-    def run(rest: Sequence[str]) -> int:
-        from preftune import handbook
-
-        return handbook.COMMANDS[name](rest)
-
-    return run
-
-
-def _file_verb(name: str) -> Callable[[Sequence[str]], int]:
-    """One that makes a file or a folder for `train` out of others."""
-    def run(rest: Sequence[str]) -> int:
-        from preftune import selecting
-
-        return selecting.COMMANDS[name](rest)
-
-    return run
-
-
-VERBS = {name: _verb(name) for name in ("demo", "inspect", "train", "sample", "eval", "report")}
-VERBS |= {name: _light_verb(name) for name in ("objectives", "curves")}
-VERBS |= {name: _file_verb(name) for name in ("select",)}
+_VERBS_OF = {  # imported once a verb is known: looking something up does not wait for the model libraries
+    "commands": ("demo", "inspect", "train", "sample", "eval", "report"),
+    "rewarding": ("reward",),
+    "selecting": ("select",),
+    "handbook": ("objectives", "curves"),
+}
+VERBS = {verb: module for module, verbs in _VERBS_OF.items() for verb in verbs}
+"""Which module of the package holds a verb, in its COMMANDS."""
 
 
 def print_json(content: object) -> None:

@@ -104,8 +104,9 @@ def run_sample(arguments: Sequence[str]) -> int:
 
 def _tell_samples(settings: SampleConfig, records: Sequence[Record], drawn: Sequence[Sequence[Sampled]]) -> None:
     rows = [
-        {"prompt": record.prompt if isinstance(record.prompt, str) else [asdict(m) for m in record.prompt],
-         "completions": [one.text for one in ones], "ended": [one.ended for one in ones]}
+        {**record.columns, "prompt": record.prompt if isinstance(record.prompt, str) else [asdict(m) for m in record.prompt],
+         "completions": [one.text for one in ones], "ended": [one.ended for one in ones],
+         "num_tokens": [len(one.token_ids) for one in ones], "budget": settings.sampling.max_new_tokens}
         for record, ones in zip(records, drawn, strict=True)
     ]  # fmt: skip
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

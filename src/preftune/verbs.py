@@ -64,7 +64,8 @@ class SampleConfig:
         model: a run's final/ folder, or any name that `train` takes.
         prompt: one prompt.
         prompts: a data file; only its prompts are used.
-        output: write JSON lines {prompt, completions, ended} here instead of printing.
+        output: write JSON lines {prompt, completions, ended, num_tokens, budget, the other columns of the prompts} here
+            instead of printing.
         seed: of the draw.
         precision: "fp32" or "bf16".
         device: "auto" takes a GPU if there is one.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from preftune.data.dialogues import Prompt, agreed, answer, answer_text, ends_with, part, split_shared
 from preftune.data.fields import (
@@ -27,6 +28,8 @@ from preftune.data.fields import (
 )
 from preftune.errors import DataError, shown
 from preftune.types import SOURCES, Completion, Message, Record
+
+T = TypeVar("T")
 
 DETECTION_ROWS = 20
 _PROMPTS = ("prompt", "question", "instruction", "context", "messages", "conversations")
@@ -233,8 +236,10 @@ def _entries(row: Row, *number_names: str) -> tuple[str, list[Completion], list[
     return key, texts, numbers
 
 
-def _columns_of(row: Row, *number_names: str) -> tuple[set[str], list[Completion], list[float | None]]:
-    """(columns used, texts, numbers) of a list of completions with a list of numbers beside it, null where there is none."""
+def _columns_of(
+    row: Row, *number_names: str, convert: Callable[[object, str], T]
+) -> tuple[set[str], list[Completion], list[T]]:
+    """(columns used, texts, numbers) of a list of completions with a list of numbers beside it."""
     key, values = _listed(row)
     number_key = first_key(row, *number_names)
     numbers = as_list(value_of(row, number_key), number_key, "numbers")
@@ -243,14 +248,17 @@ def _columns_of(row: Row, *number_names: str) -> tuple[set[str], list[Completion
                         got=f"{len(values)} and {len(numbers)}",
                         expected="one number for each completion")
     texts = [as_completion(value, f"{key}[{index}]") for index, value in enumerate(values)]
-    rewards = [None if n is None else as_reward(n, f"{number_key}[{index}]") for index, n in enumerate(numbers)]
-    return {key, number_key}, texts, rewards
+    return {key, number_key}, texts, [convert(number, f"{number_key}[{index}]") for index, number in enumerate(numbers)]
+
+
+def _reward_if_known(value: object, name: str) -> float | None:
+    return None if value is None else as_reward(value, name)
 
 
 def _scored(row: Row) -> Record:
     prompt, used = _prompt(row)
     if has(row, *_LISTS):
-        keys, texts, rewards = _columns_of(row, "rewards", "scores")
+        keys, texts, rewards = _columns_of(row, "rewards", "scores", convert=_reward_if_known)
     else:
         key, reward_key = first_key(row, *_COMPLETION), first_key(row, "reward", "score")
         texts, rewards = [as_completion(value_of(row, key), key)], [as_reward(value_of(row, reward_key), reward_key)]
@@ -267,11 +275,11 @@ def _ultrafeedback(row: Row) -> Record:
 def _ranked(row: Row) -> Record:
     prompt, used = _prompt(row)
     if has(row, "ranks"):
-        keys, texts, ranks = _columns_of(row, "ranks")
+        keys, texts, ranks = _columns_of(row, "ranks", convert=as_reward)
     else:
         key, texts, ranks = _entries(row, "rank")
         keys = {key}
-    return _record(row, used | keys, prompt, texts, rewards=tuple(None if rank is None else -rank for rank in ranks))
+    return _record(row, used | keys, prompt, texts, rewards=tuple(-rank for rank in ranks))
 
 
 # --- all that a record can know ---
@@ -292,7 +300,7 @@ def _groups(row: Row) -> Record:
         row, used | {key, *_KNOWN}, prompt, texts, pairs=pairs,
         probabilities=each_of(row, "probabilities", len(pairs), as_probability),
         labels=each_of(row, "labels", count, lambda value, name: None if value is None else as_label(value, name)),
-        rewards=each_of(row, "rewards", count, lambda value, name: None if value is None else as_reward(value, name)),
+        rewards=each_of(row, "rewards", count, _reward_if_known),
         sources=each_of(row, "sources", count, as_source),
     )
 

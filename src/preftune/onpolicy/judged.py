@@ -1,11 +1,12 @@
 """Completions of a model with the reward of each: what comparisons before and after, and labelled data, are made of."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
 from preftune.data.render import Renderer
+from preftune.onpolicy.prompts import prompt_text, prompt_turns
 from preftune.onpolicy.rewards import COLUMNS, call_reward, check_columns, resolve_reward
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.types import Record
@@ -22,16 +23,6 @@ class Judged:
     reward: float | None
     ended: bool
     num_tokens: int
-
-
-def prompt_text(record: Record) -> str:
-    """A prompt for people and reward functions: the last user turn's text, or the plain prompt."""
-    return record.prompt if isinstance(record.prompt, str) else record.prompt[-1].content
-
-
-def prompt_turns(record: Record) -> list[dict[str, str]] | None:
-    """The whole prompt as rewards get it, if it is a dialogue."""
-    return None if isinstance(record.prompt, str) else [asdict(turn) for turn in record.prompt]
 
 
 def sample_and_judge(

@@ -87,7 +87,7 @@ def need_package(reward: str, module: str, package: str) -> None:
                           do="Install it with: pip install 'preftune[rewards]'")  # fmt: skip
 
 
-def check_range(reward: str, name: str, value: float, low: float, high: float = float("inf")) -> None:
+def check_range(reward: str, name: str, value: float | int, low: float | int, high: float | int = float("inf")) -> None:
     if not low <= value <= high or value == float("inf"):
         expected = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
         raise ConfigError(f"{name} of reward {reward!r} is out of range", got=value, expected=expected)

@@ -14,6 +14,7 @@ from preftune.onpolicy.rewards.answers import Exact, Maths
 from preftune.onpolicy.rewards.base import BuiltIn, RewardFunction
 from preftune.onpolicy.rewards.call import AnyReward, Part, WeightedSum
 from preftune.onpolicy.rewards.form import Brief, Ended, Format, LengthMin, LengthMode, Regex
+from preftune.onpolicy.rewards.judge import Judge
 from preftune.onpolicy.rewards.packages import Instructions, Sentiment
 from preftune.onpolicy.rewards.spec import Term, made, parse_spec
 
@@ -29,6 +30,7 @@ REWARDS: Mapping[str, type[BuiltIn]] = {
     "maths": Maths,
     "instructions": Instructions,
     "sentiment": Sentiment,
+    "judge": Judge,
 }
 
 
