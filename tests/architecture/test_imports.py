@@ -17,7 +17,7 @@ LAYERS = (
     {"policy"},
     {"onpolicy"},
     {"train"},
-    {"evaluation", "demo", "diagnose", "catalogue"},
+    {"evaluation", "demo", "diagnose", "catalogue", "lab"},
     {"config", "verbs"},
     {"commands", "handbook"},
     {"cli"},
@@ -99,6 +99,18 @@ def test_objectives_are_pure():
         if room(module) == "objectives":
             ours = {other for other in imported(path) & set(MODULES)}
             assert all(any(other == name or other.startswith(f"{name}.") for name in allowed) for other in ours), module
+
+
+def test_the_laboratory_knows_no_model_library_and_no_data():
+    """It shares the step and the objectives with training, and nothing that loads a model or a file of preferences."""
+    allowed = {"lab", "types", "errors", "storage", "stats", "objectives", "report"}
+    for module, path in MODULES.items():
+        if room(module) == "lab":
+            others = imported(path)
+            assert not {other.split(".")[0] for other in others} & {"transformers", "datasets", "peft"}, module
+            ours = {other for other in others & set(MODULES) if room(other)}
+            assert {room(other) for other in ours} <= allowed | {"train"}, module
+            assert {other for other in ours if room(other) == "train"} <= {"preftune.train", "preftune.train.step"}, module
 
 
 def test_nothing_grows_too_large():
