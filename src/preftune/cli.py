@@ -23,6 +23,7 @@ verbs:
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
   curves      how hard they push a token, as a figure         preftune curves [NAME ...]
+  lab         bandits and lengths: findings, own problems     preftune lab list
 
 settings are flags (--learning_rate 1e-6) or YAML (--config run.yaml), the same names in both.
 preftune VERB --help lists them; preftune VERB ... --print_config shows what they come to.
@@ -81,8 +82,15 @@ def _light_verb(name: str) -> Callable[[Sequence[str]], int]:
     return run
 
 
+def _run_lab(rest: Sequence[str]) -> int:
+    from preftune import laboratory
+
+    return laboratory.run_lab(rest)
+
+
 VERBS = {name: _verb(name) for name in ("demo", "inspect", "train", "sample", "eval", "report")}
 VERBS |= {name: _light_verb(name) for name in ("objectives", "curves")}
+VERBS |= {"lab": _run_lab}
 
 
 def print_json(content: object) -> None:

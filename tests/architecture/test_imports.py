@@ -19,7 +19,7 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "diagnose", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook"},
+    {"commands", "handbook", "laboratory"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -30,9 +30,11 @@ EXCEPTIONS = {
     ("commands", "cli"): "print_json, the one way to print JSON",
     ("handbook", "cli"): "likewise",
     ("cli", "commands"): "once a verb is known",
+    ("laboratory", "cli"): "likewise",
     ("cli", "handbook"): "likewise",
+    ("cli", "laboratory"): "likewise",
 }
-VERBS = {"preftune.commands", "preftune.handbook"}  # what the command line imports once a verb is known
+VERBS = {"preftune.commands", "preftune.handbook", "preftune.laboratory"}  # what the command line imports once a verb is known
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
