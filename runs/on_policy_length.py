@@ -99,13 +99,16 @@ def report(options: argparse.Namespace, chosen: dict[str, float], folders: dict[
     table = {method: [measured(folder) for folder in ones] for method, ones in folders.items()}
     pulling = [statistics.mean(one["reward"] for one in table[m]) for m in table if not METHODS[m][2]]
     goal = max(pulling) if pulling else 0.0
-    print(f"{'method':10} {'rate':>7} {'reward':>15} {'KL':>7} {'entropy':>8} {'length':>7} {'samples':>8} {'s':>6} {'to ' + format(goal, '.2f'):>12}")
+    headings = {"method": -10, "rate": 7, "reward": 15, "KL": 7, "entropy": 8, "length": 7, "samples": 8, "s": 6,
+                f"to {goal:.2f}": 12}  # fmt: skip
+    print(" ".join(f"{heading:{'<' if width < 0 else '>'}{abs(width)}}" for heading, width in headings.items()))
     for method, ones in table.items():
         means = {name: statistics.mean(one[name] for one in ones) for name in ones[0]}
         spread = statistics.stdev(one["reward"] for one in ones) if len(ones) > 1 else 0.0
         needed = [samples_to(folder, goal) for folder in folders[method]]
-        print(f"{method:10} {chosen[method]:7.0e} {means['reward']:7.3f} ± {spread:5.3f} {means['kl']:7.2f} {means['entropy']:8.3f} "
-              f"{means['length']:7.1f} {means['samples']:8.0f} {means['seconds']:6.0f} {statistics.median(needed):12.0f}")  # fmt: skip
+        print(f"{method:10} {chosen[method]:7.0e} {means['reward']:7.3f} ± {spread:5.3f} {means['kl']:7.2f} "
+              f"{means['entropy']:8.3f} {means['length']:7.1f} {means['samples']:8.0f} {means['seconds']:6.0f} "
+              f"{statistics.median(needed):12.0f}")  # fmt: skip
     content = {"learning_rates": chosen, "runs": table, "goal": goal, "options": vars(options),
                "sampling": asdict(SampleOptions(num_completions=4, max_new_tokens=options.max_new_tokens))}  # fmt: skip
     (Path(options.output) / "table.json").write_text(json.dumps(content, indent=2) + "\n")

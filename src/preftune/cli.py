@@ -26,6 +26,7 @@ verbs:
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
   curves      how hard they push a token, as a figure         preftune curves [NAME ...]
+  lab         bandits and lengths: findings, own problems     preftune lab list
 
 settings are flags (--learning_rate 1e-6) or YAML (--config run.yaml), the same names in both.
 preftune VERB --help lists them; preftune VERB ... --print_config shows what they come to.
@@ -70,6 +71,7 @@ _VERBS_OF = {  # imported once a verb is known: looking something up does not wa
     "rewarding": ("reward",),
     "selecting": ("select",),
     "handbook": ("objectives", "curves"),
+    "laboratory": ("lab",),
 }
 VERBS = {verb: module for module, verbs in _VERBS_OF.items() for verb in verbs}
 """Which module of the package holds a verb, in its COMMANDS."""

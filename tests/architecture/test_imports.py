@@ -17,9 +17,9 @@ LAYERS = (
     {"policy"},
     {"onpolicy"},
     {"train"},
-    {"evaluation", "demo", "diagnose", "catalogue"},
+    {"evaluation", "demo", "diagnose", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting"},
+    {"commands", "handbook", "rewarding", "selecting", "laboratory"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -31,6 +31,7 @@ EXCEPTIONS = {
     ("handbook", "cli"): "likewise",
     ("rewarding", "cli"): "likewise",
     ("selecting", "cli"): "likewise",
+    ("laboratory", "cli"): "likewise",
 }
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -107,6 +108,18 @@ def test_selections_are_pure():
         ours = {".".join(other.split(".")[:3]) for other in imported(MODULES[module]) if other.startswith("preftune.")}
         assert {name for name in ours if not name.startswith("preftune.errors")} <= pure, module
         assert not {"torch", "transformers"} & {other.split(".")[0] for other in imported(MODULES[module])}
+
+
+def test_the_laboratory_knows_no_model_library_and_no_data():
+    """It shares the step and the objectives with training, and nothing that loads a model or a file of preferences."""
+    allowed = {"lab", "types", "errors", "storage", "stats", "objectives", "report"}
+    for module, path in MODULES.items():
+        if room(module) == "lab":
+            others = imported(path)
+            assert not {other.split(".")[0] for other in others} & {"transformers", "datasets", "peft"}, module
+            ours = {other for other in others & set(MODULES) if room(other)}
+            assert {room(other) for other in ours} <= allowed | {"train"}, module
+            assert {other for other in ours if room(other) == "train"} <= {"preftune.train", "preftune.train.step"}, module
 
 
 def test_nothing_grows_too_large():

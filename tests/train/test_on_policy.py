@@ -202,7 +202,8 @@ def test_a_reward_that_fails_loses_no_completion(config, tmp_path):
     """The third call raises; after it is mended, the run goes on with the completions that were drawn, as if nothing had been."""
     path = tmp_path / "flaky.py"
     body = "def taste(prompts, completions, **columns):\n{}    return [float(c.count('e')) for c in completions]\n"
-    fails = f"    import pathlib\n    p = pathlib.Path({str(tmp_path / 'calls')!r})\n    n = len(p.read_text()) if p.exists() else 0\n"
+    calls = str(tmp_path / "calls")
+    fails = f"    import pathlib\n    p = pathlib.Path({calls!r})\n    n = len(p.read_text()) if p.exists() else 0\n"
     fails += "    p.write_text('x' * (n + 1))\n    assert n < 2, 'no more'\n"
     path.write_text(body.format(fails))
     settings = dict(reward=f"{path}:taste", max_steps=4, epochs=9.0)

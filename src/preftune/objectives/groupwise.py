@@ -60,12 +60,20 @@ def all_pairs(signal: Rewards) -> tuple[Pairs, Float[Tensor, " P"]]:
 
     The weights of a group's pairs sum to one, so that every group of two or more weighs the same.
     """
-    same_group = signal.group[:, None] == signal.group[None, :]
-    first, second = torch.nonzero(same_group.triu(diagonal=1), as_tuple=True)
+    index, num_groups = group_index(signal)
+    order = index.argsort(stable=True)  # completions group by group, in their own order within each
+    size = torch.bincount(index, minlength=num_groups)
+    place = torch.arange(len(order), device=order.device)
+    followers = size.cumsum(0)[index[order]] - place - 1  # of each completion, how many of its group come after it
+    first = torch.repeat_interleave(place, followers)
+    second = first + 1 + torch.arange(len(first), device=order.device) - (followers.cumsum(0) - followers)[first]
+    first, second = order[first], order[second]
+    by_first = first.argsort(stable=True)  # groups may be interleaved
+    first, second = first[by_first], second[by_first]
     swapped = signal.reward[second] > signal.reward[first]
     pairs = Pairs(chosen=torch.where(swapped, second, first), rejected=torch.where(swapped, first, second))
-    size = same_group.sum(1)[first].to(torch.get_default_dtype())
-    return pairs, 2 / (size * (size - 1))
+    count = size[index[first]].to(torch.get_default_dtype())
+    return pairs, 2 / (count * (count - 1))
 
 
 def reward_gap(signal: Rewards, pairs: Pairs) -> Float[Tensor, " P"]:

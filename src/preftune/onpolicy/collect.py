@@ -85,8 +85,10 @@ def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection
         return None
     selection = make_selection(name, **options.selection_settings)
     if selection.makes not in _MAKES[signal]:
-        raise ConfigError(f"The selection {name} makes {selection.makes}",
-                          got=f"an objective that learns from {signal.__name__.lower()}", expected=" or ".join(_MAKES[signal]), do="Choose another --collect.selection")  # fmt: skip
+        raise ConfigError(
+            f"The selection {name} makes {selection.makes}", got=f"an objective that learns from {signal.__name__.lower()}",
+            expected=" or ".join(_MAKES[signal]), do="Choose another --collect.selection",
+        )  # fmt: skip
     return selection
 
 

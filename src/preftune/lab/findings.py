@@ -1,0 +1,172 @@
+"""Tuning on some seeds, and the confirming run on others: from plans to verdicts."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import yaml
+
+from preftune.errors import ConfigError, TrainingError
+from preftune.lab.experiments import SWEEP_RATES, SWEPT, plans, rates_of, sweep_plan
+from preftune.lab.judge import Clause, Criteria, Judged, Outcome, judge, load_criteria
+from preftune.lab.loop import Track
+from preftune.lab.runs import Done, Failed, Job, Plan, perform_all
+from preftune.lab.theory import checks
+from preftune.stats import mean_interval
+
+RATES = resources.files("preftune") / "lab" / "rates.yaml"
+TUNING_SEEDS = tuple(range(5))
+FIRST_SEED = 1000  # of confirming runs; tuning and what went before the criteria used seeds below 100
+THEORY = "E9"
+
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """What tuning found for a plan: the score of each rate, the best rate, and the step at which it was best."""
+
+    scores: Mapping[float, float]
+    rate: float
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A confirming run. `sweeps` are final returns [rates, S] by method; `seconds` of one core by experiment."""
+
+    outcomes: tuple[Outcome, ...]
+    tracks: Mapping[str, Track]
+    sweeps: Mapping[str, np.ndarray]
+    seconds: Mapping[str, float]
+    wall: float
+    seeds: tuple[int, ...]
+
+
+def tune(workers: int, tell: Tell, seeds: Sequence[int] = TUNING_SEEDS) -> dict[str, Any]:
+    """For each plan the mean final return over tuning seeds of each rate of its grid: the content of rates.yaml."""
+    found = plans()
+    jobs = {(name, rate): Job(plan=plan, learning_rate=rate, seeds=tuple(seeds)) for name, plan in found.items() for rate in rates_of(plan)}
+    done = _all_done(list(jobs.values()), workers, tell)
+    content: dict[str, Any] = {"seeds": list(seeds), "runs": {}}
+    for name, plan in found.items():
+        tracks = {rate: done[jobs[name, rate]].track for rate in rates_of(plan)}
+        scores = {rate: float(track.final("return").mean()) for rate, track in tracks.items()}
+        best = max(scores, key=lambda rate: scores[rate])
+        peaks = {rate: track.measures["return"].mean(1) for rate, track in tracks.items()}
+        content["runs"][name] = {
+            "scores": {rate: round(score, 4) for rate, score in scores.items()}, "rate": best,
+            "stop": tracks[best].steps[int(peaks[best].argmax())],
+        }  # fmt: skip
+    return content
+
+
+def load_rates() -> dict[str, Tuned]:
+    """What tuning found, by the name of the run."""
+    content = yaml.safe_load(RATES.read_text(encoding="utf-8"))
+    return {name: Tuned(**entry) for name, entry in content["runs"].items()}
+
+
+def needed(criteria: Mapping[str, Criteria], extra: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """The runs of each experiment: those of its clauses, and those that only its figures show."""
+    return {
+        name: tuple(dict.fromkeys([*(run for clause in entry.clauses for run in clause.of), *extra.get(name, ())]))
+        for name, entry in criteria.items()
+    }
+
+
+def confirm(seeds: Sequence[int], workers: int, tell: Tell, extra: Mapping[str, Sequence[str]], only: Sequence[str] = ()) -> Findings:
+    """Every experiment (or those named) on these seeds, with the learning rates on file, judged by the criteria on file."""
+    start = time.perf_counter()
+    criteria = {name: entry for name, entry in load_criteria().items() if not only or name in only}
+    runs = {name: entry for name, entry in needed(criteria, extra).items() if name not in (THEORY, SWEEP)}
+    rates, all_plans = load_rates(), plans()
+    jobs = {run: _job(run, all_plans, rates, seeds) for names in runs.values() for run in names}
+    sweeps = {
+        (method, rate): Job(plan=sweep_plan(method), learning_rate=rate, seeds=tuple(seeds))
+        for method in SWEPT for rate in SWEEP_RATES if SWEEP in criteria
+    }  # fmt: skip
+    done = _all_done([*jobs.values(), *sweeps.values()], workers, tell)
+    tracks = {run: done[job].track for run, job in jobs.items()}
+    seconds = {name: sum(_share(jobs[run], done, runs, jobs) for run in names) for name, names in runs.items()}
+    swept = {
+        method: np.stack([done[sweeps[method, rate]].track.final("return") for rate in SWEEP_RATES])
+        for method in SWEPT if SWEEP in criteria
+    }  # fmt: skip
+    stops = {run: rates[run].stop for run in tracks}
+    outcomes = []
+    for name, entry in criteria.items():
+        began = time.perf_counter()
+        if name == THEORY:
+            outcomes.append(_theory(entry))
+        elif name == SWEEP:
+            outcomes.append(_areas(entry, swept))
+        else:
+            outcomes.append(judge(name, entry, tracks, stops))
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+    seconds |= {SWEEP: sum(done[job].seconds for job in sweeps.values())} if sweeps else {}
+    return Findings(outcomes=tuple(outcomes), tracks=tracks, sweeps=swept, seconds=seconds, wall=time.perf_counter() - start,
+                    seeds=tuple(seeds))  # fmt: skip
+
+
+SWEEP = "B3"
+
+
+def _all_done(jobs: Sequence[Job], workers: int, tell: Tell) -> dict[Job, Done]:
+    """Of the findings no run may stop."""
+    found = {}
+    for job, done in perform_all(jobs, workers, tell).items():
+        if isinstance(done, Failed):
+            raise TrainingError(f"{job.plan.method} on {job.plan.problem} stopped at learning rate {job.learning_rate:g}", got=done.reason)
+        found[job] = done
+    return found
+
+
+def area(finals: np.ndarray) -> np.ndarray:
+    """Mean final return over the grid of rates (equally spaced in the logarithm), [rates, S] -> [S]: trapezoids."""
+    return ((finals[1:] + finals[:-1]) / 2).mean(0)
+
+
+def _areas(entry: Criteria, swept: Mapping[str, np.ndarray]) -> Outcome:
+    """Differences of areas under the curves of final return."""
+    judged = []
+    for clause in entry.clauses:
+        one, other = (area(swept[name]) for name in clause.of)
+        judged.append(_judged_interval(clause, mean_interval(one - other)))
+    return Outcome(id=SWEEP, criteria=entry, clauses=tuple(judged))
+
+
+def _judged_interval(clause: Clause, interval) -> Judged:
+    assert clause.above is not None
+    verdict = "reproduced" if interval.low > clause.above else "not reproduced" if interval.high <= clause.above else "fragile"
+    return Judged(says=clause.says, criterion=clause.criterion, estimate=interval.mean, low=interval.low, high=interval.high,
+                  verdict=verdict)  # fmt: skip
+
+
+def _theory(entry: Criteria) -> Outcome:
+    """The largest departure from the numbers on record, for each closed form; nothing is random there."""
+    departures: dict[str, tuple[float, float]] = {}
+    for check in checks():
+        worst, _ = departures.get(check.says, (0.0, 0.0))
+        departures[check.says] = (max(worst, abs(check.found - check.expected)), check.tolerance)
+    judged = [
+        Judged(says=says, criterion=f"within {tolerance:g}", estimate=worst, low=worst, high=worst,
+               verdict="reproduced" if worst <= tolerance else "not reproduced")
+        for says, (worst, tolerance) in departures.items()
+    ]  # fmt: skip
+    return Outcome(id=THEORY, criteria=entry, clauses=tuple(judged))
+
+
+def _job(run: str, all_plans: Mapping[str, Plan], rates: Mapping[str, Tuned], seeds: Sequence[int]) -> Job:
+    if run not in all_plans or run not in rates:
+        raise ConfigError("There is no such run", got=run, do="`preftune lab tune` writes the rates of all runs")
+    return Job(plan=all_plans[run], learning_rate=rates[run].rate, seeds=tuple(seeds))
+
+
+def _share(job: Job, done: Mapping[Job, Done], runs: Mapping[str, Sequence[str]], jobs: Mapping[str, Job]) -> float:
+    """A run's time, divided among the experiments that look at it."""
+    users = sum(any(jobs[run] == job for run in names) for names in runs.values())
+    return done[job].seconds / users

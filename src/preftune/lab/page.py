@@ -1,0 +1,64 @@
+"""The page of the findings: claim, figure, verdict and time of each experiment, in one file that needs nothing else."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from preftune import report
+from preftune.lab.experiments import SWEEP_RATES
+from preftune.lab.figures import drawn, sweep, theory_figures
+from preftune.lab.findings import SWEEP, THEORY, Findings, Tuned
+from preftune.lab.gallery import PICTURES
+from preftune.report.words import value_text
+from preftune.storage import whole_file
+
+PAGE, VERDICTS = "lab.html", "verdicts.json"
+
+
+def figures_of(findings: Findings) -> dict[str, list[tuple[str, str]]]:
+    """By experiment: (caption, SVG)."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for outcome in findings.outcomes:
+        name = outcome.id
+        if name == THEORY:
+            found[name] = list(theory_figures().values())
+        elif name == SWEEP:
+            start = float(next(iter(findings.tracks.values())).measures["return"][0].mean()) if findings.tracks else 0.0
+            caption = "Expected reward after 200 steps over the learning rate. The area is the mean over the grid."
+            found[name] = [(caption, sweep(SWEEP_RATES, findings.sweeps, start, "sweep"))]
+        else:
+            panels = PICTURES.get(name, ())
+            captions = ". ".join(dict.fromkeys(panel.caption for panel in panels))
+            found[name] = [(f"{captions}. Bands and bars are 95% intervals over seeds.", drawn(panels, findings.tracks, name))] if panels else []
+    return found
+
+
+def write_findings(findings: Findings, rates: Mapping[str, Tuned], folder: Path) -> Path:
+    """Writes the page, verdicts.json and the figures one by one; returns the path of the page."""
+    figures = figures_of(findings)
+    with whole_file(folder / VERDICTS, "write the verdicts") as file:
+        content = [outcome.as_dict() for outcome in findings.outcomes]
+        file.write_text(json.dumps({"seeds": list(findings.seeds), "verdicts": content}, indent=1) + "\n", encoding="utf-8")
+    for name, entries in figures.items():
+        for i, (_, svg) in enumerate(entries):
+            with whole_file(folder / "figures" / f"{name}{'' if len(entries) == 1 else f'-{i + 1}'}.svg", "write a figure") as file:
+                file.write_text(svg + "\n", encoding="utf-8")
+    with whole_file(folder / PAGE, "write the page") as file:
+        file.write_text(_page(findings, rates, figures), encoding="utf-8")
+    return folder / PAGE
+
+
+def _page(findings: Findings, rates: Mapping[str, Tuned], figures: Mapping[str, list[tuple[str, str]]]) -> str:
+    here = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader([here, Path(report.__file__).parent]), autoescape=True,
+                              undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment.filters |= {"value": value_text, "svg": Markup, "look": lambda verdict: verdict.replace(" ", "-")}
+    used = [name for name in rates if name in findings.tracks]
+    return environment.get_template("lab.html").render(
+        findings=findings, counts=Counter(outcome.verdict for outcome in findings.outcomes), figures=figures,
+        rates={name: rates[name] for name in used},
+    )  # fmt: skip

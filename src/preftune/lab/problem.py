@@ -1,0 +1,344 @@
+"""A problem as data: outcomes with a reward, the reference, how preference data are drawn, and the class of the policy.
+
+Outcomes are the arms of a bandit, the tokens at each position of a sequence, or the lengths of an answer. An answer of
+`size` positions that never stops is one outcome more, the last. All laws are vectors of probabilities over outcomes.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from preftune.errors import ConfigError
+from preftune.lab.spec import built
+from preftune.objectives.checks import check_between, check_finite, check_positive
+
+PROBLEMS = resources.files("preftune") / "lab" / "problems"
+
+# --- rewards ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bump:
+    """exp(-((i - centre) / width)^2), i being the outcome from 0."""
+
+    centre: float
+    width: float
+
+    def __post_init__(self) -> None:
+        check_finite("reward", centre=self.centre)
+        check_positive("reward", width=self.width)
+
+    def values(self, num: int) -> np.ndarray:
+        return np.exp(-(((np.arange(num) - self.centre) / self.width) ** 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTable:
+    """A number for each outcome."""
+
+    table: tuple[float, ...]
+
+    def values(self, num: int) -> np.ndarray:
+        if len(self.table) != num:
+            raise ConfigError("Each outcome needs its reward", got=f"{len(self.table)} rewards of {num} outcomes",
+                              do="Change size, or the table of rewards")  # fmt: skip
+        return np.asarray(self.table, dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short:
+    """Minus the length, as a share of the longest."""
+
+    def values(self, num: int) -> np.ndarray:
+        return -_lengths(num) / (num - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Near:
+    """Minus the distance of the length to `length`, as a share of the longest."""
+
+    length: float
+
+    def values(self, num: int) -> np.ndarray:
+        return -np.abs(_lengths(num) - self.length) / (num - 1)
+
+
+# --- laws ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class TanhCauchy:
+    """tanh of a Cauchy variable, in equal bins of [-1, 1]: most mass in the lowest outcomes, some at the very last."""
+
+    location: float = -0.7
+    scale: float = 0.4
+
+    def __post_init__(self) -> None:
+        check_finite("reference", location=self.location)
+        check_positive("reference", scale=self.scale)
+
+    def probabilities(self, num: int) -> np.ndarray:
+        edges = np.linspace(-1, 1, num + 1)
+        with np.errstate(divide="ignore"):
+            below = 0.5 + np.arctan((np.arctanh(edges) - self.location) / self.scale) / math.pi
+        return np.diff(below)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    def probabilities(self, num: int) -> np.ndarray:
+        return np.full(num, 1 / num)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tilted:
+    """In proportion to exp(tilt * i / (number - 1)): a negative tilt favours the first outcomes."""
+
+    tilt: float
+
+    def __post_init__(self) -> None:
+        check_finite("reference", tilt=self.tilt)
+
+    def probabilities(self, num: int) -> np.ndarray:
+        return _normalised(np.exp(self.tilt * (np.arange(num) / max(1, num - 1) - (self.tilt > 0))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normal:
+    """The normal density at each outcome's length, or at its index + 1, normalised."""
+
+    mean: float
+    deviation: float
+
+    def __post_init__(self) -> None:
+        check_finite("reference", mean=self.mean)
+        check_positive("reference", deviation=self.deviation)
+
+    def probabilities(self, num: int) -> np.ndarray:
+        distance = (np.arange(1, num + 1) - self.mean) / self.deviation
+        return _normalised(np.exp((np.abs(distance).min() ** 2 - distance**2) / 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A probability for each outcome."""
+
+    table: tuple[float, ...]
+
+    def probabilities(self, num: int) -> np.ndarray:
+        law = np.asarray(self.table, dtype=float)
+        if len(law) != num:
+            raise ConfigError("Each outcome needs its probability", got=f"{len(law)} probabilities of {num} outcomes")
+        if law.min() < 0:
+            raise ConfigError("A probability is below 0", got=float(law.min()))
+        if abs(law.sum() - 1) > 1e-6:
+            raise ConfigError("Probabilities do not sum to one", got=f"a sum of {law.sum():.6g}", do="Divide each by their sum")
+        return law
+
+
+# --- how data are drawn ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromReference:
+    """Completions of the data are the reference's own."""
+
+    def law(self, reference: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        return reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skewed:
+    """In proportion to reference * exp(tilt * reward): data that lean to the good outcomes, or with tilt < 0 to the bad."""
+
+    tilt: float
+
+    def __post_init__(self) -> None:
+        check_finite("data", tilt=self.tilt)
+
+    def law(self, reference: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        return _normalised(reference * np.exp(self.tilt * (reward - reward.max())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncated:
+    """With probability `share` a completion is cut at an exponentially distributed length (rounded up) of this mean."""
+
+    mean: float
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("data", mean=self.mean)
+        check_between("data", "[0, 1]", share=self.share)
+
+    def law(self, reference: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        longer = np.append(reference[::-1].cumsum()[::-1], 0.0)  # P(outcome >= i)
+        cut_after = np.exp(-np.arange(len(longer)) / self.mean)  # P(cut > i), i from 0
+        return self.share * -np.diff(longer * cut_after) + (1 - self.share) * reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """How preferences are drawn and read.
+
+    Args:
+        law: who writes the completions of a data set.
+        completions: of each prompt.
+        noise: probability that the two sides of a pair are exchanged, in [0, 0.5].
+        ties: what becomes of a pair of equal rewards: left out, or kept with the first as chosen.
+        min_gap: pairs whose rewards differ by less are left out.
+    """
+
+    law: Any = FromReference()
+    completions: int = 10
+    noise: float = 0.0
+    ties: Literal["drop", "keep"] = "drop"
+    min_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.completions < 1:
+            raise ConfigError("The data are empty", got=f"{self.completions} completions of each prompt", expected="1 or more")
+        check_between("data", "[0, 0.5]", noise=self.noise)
+        check_between("data", "[0, inf)", min_gap=self.min_gap)
+        if self.ties == "keep" and self.min_gap > 0:
+            raise ConfigError("Ties cannot be kept where a gap is asked for", got=self.min_gap, do="Leave out ties or min_gap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contexts:
+    """Prompts: `train` of them, and `held_out` to evaluate on, each a point of [0, 1]^size that says nothing of the reward."""
+
+    train: int = 10
+    held_out: int = 100
+    size: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("train", "held_out", "size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"The data are empty: contexts, {name}", got=getattr(self, name), expected="1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel:
+    """A Bradley-Terry model fitted to pairs of the data, in the place of the true reward, linear in k/L, (k/L)^2 and the
+    distance of k to the middle of the reference; its values are standardised over the data."""
+
+    pairs: int = 2000
+    ridge: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_positive("reward_model", pairs=float(self.pairs), ridge=self.ridge)
+
+
+PolicyKind = Literal["tabular", "mlp", "hazard", "positions", "nano"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What is learned, from what, by what.
+
+    Args:
+        name: what files and figures call it.
+        about: a sentence for people.
+        policy: "tabular" has logits for each training prompt, "mlp" a network on contexts, "positions" logits for each position of a
+            sequence, "nano" a small transformer over sequences, "hazard" a logit of stopping at each position.
+        size: arms; tokens of the vocabulary; or positions at which an answer can stop.
+        length: tokens of a sequence (positions and nano only).
+        reward: a number for each outcome; of a sequence the mean over its tokens.
+        reference: the law that the policy starts from; of a sequence that of each token.
+        data: how preference data are drawn.
+        contexts: the prompts (tabular and mlp only).
+        reward_model: what stands in for the reward while training (hazard only).
+    """
+
+    name: str
+    policy: PolicyKind
+    size: int
+    reward: Any
+    reference: Any
+    about: str = ""
+    length: int = 1
+    data: Data = Data()
+    contexts: Contexts = Contexts()
+    reward_model: RewardModel | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ConfigError("A problem needs a choice", got=f"size {self.size}", expected="2 or more")
+        if (self.length > 1) != (self.policy in ("positions", "nano")):
+            raise ConfigError(f"length does not go with the policy {self.policy}", got=self.length,
+                              expected="2 or more for positions and nano, 1 for others")  # fmt: skip
+        if self.reward_model is not None and self.policy != "hazard":
+            raise ConfigError("A reward model is offered for lengths only", got=self.policy, do="Leave reward_model out")
+        if isinstance(self.reward, Short | Near) and self.policy != "hazard":
+            raise ConfigError("A reward of the length needs answers that have one", got=f"policy {self.policy}",
+                              expected="policy hazard")  # fmt: skip
+        if isinstance(self.data.law, Truncated) and self.policy != "hazard":
+            raise ConfigError("Only answers with a length can be truncated", got=f"policy {self.policy}", expected="policy hazard")
+        for law in (self.reward_values(), self.reference_law(), self.data_law()):
+            assert len(law) == self.num_outcomes
+
+    @property
+    def num_outcomes(self) -> int:
+        return self.size + (self.policy == "hazard")
+
+    def reward_values(self) -> np.ndarray:
+        return self.reward.values(self.num_outcomes)
+
+    def reference_law(self) -> np.ndarray:
+        """Never zero: a policy must be able to start there."""
+        law = np.maximum(self.reference.probabilities(self.num_outcomes), 1e-12)
+        return law / law.sum()
+
+    def data_law(self) -> np.ndarray:
+        return self.data.law.law(self.reference_law(), self.reward_values())
+
+    def with_train(self, count: int) -> "Problem":
+        """The same with another number of training prompts."""
+        return replace(self, contexts=replace(self.contexts, train=count))
+
+
+REWARD_KINDS = {"bump": Bump, "table": RewardTable, "short": Short, "near": Near}
+LAW_KINDS = {"tanh_cauchy": TanhCauchy, "uniform": Uniform, "tilted": Tilted, "normal": Normal, "table": Table}
+DATA_KINDS = {"reference": FromReference, "skewed": Skewed, "truncated": Truncated}
+
+
+def _lengths(num: int) -> np.ndarray:
+    """Tokens of each outcome: stopping at the i-th position takes i tokens, never stopping all of them."""
+    return np.minimum(np.arange(1, num + 1), num - 1).astype(float)
+
+
+def _normalised(weights: np.ndarray) -> np.ndarray:
+    return weights / weights.sum()
+
+
+def shipped_problems() -> list[str]:
+    """The names of the problems that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in PROBLEMS.iterdir() if path.name.endswith(".yaml"))
+
+
+def load_problem(name: str) -> Problem:
+    """A problem that is shipped, by its name, or one in a YAML file."""
+    path = PROBLEMS / f"{name}.yaml" if name in shipped_problems() else Path(name)
+    if isinstance(path, Path) and not path.is_file():
+        raise ConfigError("There is no such problem", got=name, expected=f"a YAML file, or one of {', '.join(shipped_problems())}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the problem {name}", got=str(error)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not valid YAML", got=" ".join(str(error).split())) from error
+    return problem_from(content, where=name)
+
+
+def problem_from(content: object, where: str) -> Problem:
+    """A problem from a mapping; every mistake is one sentence that names the place."""
+    if isinstance(content, dict) and isinstance(content.get("data"), dict):
+        data = dict(content["data"])
+        content = {**content, "data": built(Data, data, f"{where}, data", {"law": DATA_KINDS})}
+    return built(Problem, content, where, {"reward": REWARD_KINDS, "reference": LAW_KINDS})
