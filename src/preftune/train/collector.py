@@ -284,7 +284,7 @@ def plain_group(group: Group) -> dict[str, Any]:
 
 
 def group_of(plain: Mapping[str, Any]) -> Group:
-    arrays = {name: tuple(np.array(one, dtype=kind) for one in plain[name]) for name, kind in _ARRAYS.items()}
-    others = {name: tuple(plain[name]) for name in ("probabilities", "labels", "rewards", "sources")}
+    arrays: dict[str, Any] = {name: tuple(np.array(one, dtype=kind) for one in plain[name]) for name, kind in _ARRAYS.items()}
+    others: dict[str, Any] = {name: tuple(plain[name]) for name in ("probabilities", "labels", "rewards", "sources")}
     return Group(prompt=np.array(plain["prompt"], dtype=np.int32), pairs=tuple(map(tuple, plain["pairs"])),
                  origin=plain["origin"], **others, **arrays)  # fmt: skip
