@@ -1,6 +1,7 @@
 """Rewards of weights: against plain transformers, one text at a time; and models that cannot serve."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -173,6 +174,17 @@ def test_a_text_that_is_too_long(folder):
         judged(f"model:{folder}", ["Hi", "Hi"], ["a", "x " * 200])
     with pytest.raises(TrainingError, match="expected at most 8"):
         judged(f"model(path={folder}, max_length=8)")
+
+
+def test_a_dialogue_that_the_template_refuses(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refusing = "{% for m in messages %}{% if 'bad' in m['content'] %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    tokenizer.chat_template = refusing + CHATML
+    tokenizer.save_pretrained(tmp_path / "model")
+    for more in ("", ", ending=turn"):
+        with pytest.raises(TrainingError, match=r"completion 1, 'bad'.*no"):
+            judged(f"model(path={tmp_path / 'model'}{more})", ["Hi", "Hi"], ["good", "bad"])
 
 
 # Two causal models

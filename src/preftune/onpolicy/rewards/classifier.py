@@ -9,8 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, TrainingError
-from preftune.onpolicy.rewards.base import Prompt, at, whole_prompts
-from preftune.onpolicy.rewards.judge import as_text
+from preftune.onpolicy.rewards.base import Prompt, at, prompt_as_text, whole_prompts
 from preftune.onpolicy.rewards.models import RewardModel
 from preftune.onpolicy.rewards.rendered import ended_flags, render
 from preftune.policy.load import LoadOptions, load_classification_model, load_tokenizer, pick_device, resolve_model
@@ -68,9 +67,9 @@ def classified(
 ) -> list[float]:
     """The reward of each completion. It does not depend on what else is in its batch."""
     rows = [
-        _row(one, prompt, completion, ended, settings.ending)
-        for prompt, completion, ended in zip(
-            whole_prompts(prompts, columns), completions, ended_flags(columns, len(completions)), strict=True
+        _row(one, prompt, completion, ended, settings.ending, at(index, completions))
+        for index, (prompt, completion, ended) in enumerate(
+            zip(whole_prompts(prompts, columns), completions, ended_flags(columns, len(completions)), strict=True)
         )
     ]
     for index, row in enumerate(rows):
@@ -89,18 +88,20 @@ def classified(
     return rewards
 
 
-def _row(one: Classifier, prompt: Prompt, completion: str, ended: bool, ending: str) -> dict[str, list[int]]:
+def _row(
+    one: Classifier, prompt: Prompt, completion: str, ended: bool, ending: str, where: str
+) -> dict[str, list[int]]:
     if one.renderer is None:
-        pair = one.tokenizer(as_text(prompt), completion, verbose=False)
+        pair = one.tokenizer(prompt_as_text(prompt), completion, verbose=False)
         return {name: list(pair[name]) for name in ("input_ids", "token_type_ids") if name in pair}
     if one.renderer.mode == "chat" and ending == "template" and ended:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(map(dict, prompt))
         try:
             text = one.tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": completion}], tokenize=False)
         except Exception as error:  # a template is a program of its own and may raise anything
-            raise TrainingError(f"The chat template of reward 'model' refuses {at(0, [completion])}", got=str(error)) from error
+            raise TrainingError(f"The chat template of reward 'model' refuses {where}", got=str(error)) from error
         return {"input_ids": one.tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"]}
-    group = render(one.renderer, prompt, [completion], [ended], "model")
+    group = render(one.renderer, prompt, [completion], [ended], where)
     return {"input_ids": [*group.prompt.tolist(), *group.completions[0].tolist()]}
 
 

@@ -10,7 +10,7 @@ import torch
 
 from preftune.data.pack import LayoutOptions, split_micro_batches
 from preftune.data.render import Renderer, make_renderer
-from preftune.onpolicy.rewards.base import whole_prompts
+from preftune.onpolicy.rewards.base import at, whole_prompts
 from preftune.onpolicy.rewards.models import ImplicitReward
 from preftune.onpolicy.rewards.rendered import ended_flags, render
 from preftune.policy.load import LoadOptions, check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
@@ -46,7 +46,8 @@ def log_ratios(
     groups = []
     for _, places in groupby(range(len(prompts)), key=lambda k: whole[k]):  # neighbours share their prompt's computation
         mine = list(places)
-        groups.append(render(pair.renderer, whole[mine[0]], [completions[k] for k in mine], [ended[k] for k in mine], "implicit"))
+        texts, ends = [completions[k] for k in mine], [ended[k] for k in mine]
+        groups.append(render(pair.renderer, whole[mine[0]], texts, ends, at(mine[0], completions)))
     scores = [_scored(policy, groups) for policy in (pair.policy, pair.reference)]
     for policy, reference in zip(*scores, strict=True):
         yield float(policy.sum(dtype=np.float64) - reference.sum(dtype=np.float64)), len(policy)
