@@ -14,7 +14,14 @@ import transformers
 from huggingface_hub.errors import HFValidationError
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from preftune.errors import ConfigError, ModelError
 from preftune.policy.adapters import quiet_peft
@@ -124,11 +131,28 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     quiet_transformers()
     if (Path(source) / _ADAPTER_FILE).is_file():
         return _merged(source, options, dtype)
+    model = _whole_model(AutoModelForCausalLM.from_pretrained, source, options, dtype)
+    model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
+    model.name_or_path = source
+    return model
+
+
+def load_classification_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A sequence classifier in evaluation mode, with its own head: a head that is not in the files would be random."""
+    quiet_transformers()
+    if (Path(source) / _ADAPTER_FILE).is_file():
+        raise ModelError(f"{source} is an adapter", expected="a whole sequence-classification model",
+                         do="Merge the adapter into its base first")  # fmt: skip
+    return _whole_model(AutoModelForSequenceClassification.from_pretrained, source, options, dtype).eval()
+
+
+def _whole_model(load: Callable[..., Any], source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
+    """What `load` makes of the files; an error if a weight is not in them."""
     config = _from_pretrained(
         AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=options.trust_remote_code
     )
     model, found = _from_pretrained(
-        AutoModelForCausalLM.from_pretrained, source, "weights", source,
+        load, source, "weights", source,
         config=config, dtype=dtype, attn_implementation=_attention(config),
         trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
         output_loading_info=True,
@@ -136,8 +160,6 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     if missing := sorted(found["missing_keys"]):
         raise ModelError(f"The weights of {source} are incomplete", got=f"no {', '.join(missing[:3])}",
                          expected=f"all of {type(model).__name__}", do="Fetch or save the model again")  # fmt: skip
-    model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
-    model.name_or_path = source
     return model
 
 

@@ -81,6 +81,15 @@ def whole_prompts(prompts: Sequence[str], columns: Mapping[str, Any]) -> list[Pr
     return [mine or prompt for prompt, mine in zip(prompts, turns, strict=True)]
 
 
+def prompt_as_text(prompt: Prompt) -> str:
+    """A prompt for a reader of text; a dialogue with the names of its roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1 and prompt[0]["role"] == "user":
+        return prompt[0]["content"]
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt)
+
+
 def need_package(reward: str, module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"Reward {reward!r} needs the package {package}", got="it is not installed",

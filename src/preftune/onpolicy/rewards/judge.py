@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, groupby
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preftune.errors import ConfigError
-from preftune.onpolicy.rewards.base import BuiltIn, Prompt, Verdicts, at, check_range, each, whole_prompts
+from preftune.onpolicy.rewards.base import BuiltIn, Prompt, Verdicts, at, check_range, each, prompt_as_text, whole_prompts
 from preftune.onpolicy.rewards.chat import ChatServer, ask_all
 
 SCORE_PROMPT = """\
@@ -152,14 +152,14 @@ class Judge(BuiltIn):
         return re.sub(r"\{(\w+)\}", lambda place: texts.get(place[1], place[0]), self._question)
 
     def _scores(self, prompts: Sequence[Prompt], completions: list[str]) -> Verdicts:
-        questions = [self._filled(prompt=as_text(p), completion=c) for p, c in zip(prompts, completions, strict=True)]
+        questions = [self._filled(prompt=prompt_as_text(p), completion=c) for p, c in zip(prompts, completions, strict=True)]
         rewards = [parsed_score(answer, self.low, self.high) for answer in ask_all(self._server, questions)]
         return Verdicts(rewards=list(rewards), parse_failures=rewards.count(None))
 
     def _wins(self, prompts: Sequence[Prompt], completions: list[str]) -> Verdicts:
         """Every completion against every other one of its prompt; completions of one prompt stand side by side."""
         pairs: list[tuple[int, int]] = []
-        for _, places in groupby(range(len(prompts)), key=lambda k: as_text(prompts[k])):
+        for _, places in groupby(range(len(prompts)), key=lambda k: prompt_as_text(prompts[k])):
             group = list(places)
             if len(group) < 2:
                 raise ConfigError(
@@ -168,7 +168,7 @@ class Judge(BuiltIn):
                     do="Sample several for each prompt, or name a column with answers in against",
                 )  # fmt: skip
             pairs += combinations(group, 2)
-        shares, failures = self._compared([(as_text(prompts[i]), completions[i], completions[j]) for i, j in pairs])
+        shares, failures = self._compared([(prompt_as_text(prompts[i]), completions[i], completions[j]) for i, j in pairs])
         won: list[list[float]] = [[] for _ in completions]
         for (i, j), share in zip(pairs, shares, strict=True):
             if share is not None:
@@ -178,7 +178,7 @@ class Judge(BuiltIn):
 
     def _wins_against(self, prompts: Sequence[Prompt], completions: list[str], others: Sequence[Any]) -> Verdicts:
         known = [k for k, other in enumerate(others) if other is not None]
-        shares, failures = self._compared([(as_text(prompts[k]), completions[k], str(others[k])) for k in known])
+        shares, failures = self._compared([(prompt_as_text(prompts[k]), completions[k], str(others[k])) for k in known])
         rewards: list[float | None] = [None] * len(completions)
         for k, share in zip(known, shares, strict=True):
             rewards[k] = share
@@ -196,16 +196,6 @@ class Judge(BuiltIn):
         for forth, back in zip(wins[::2], wins[1::2], strict=True):
             shares.append(None if forth is None or back is None else (forth + 1 - back) / 2)
         return shares, wins.count(None)
-
-
-def as_text(prompt: Prompt) -> str:
-    """A prompt for the judge; a dialogue with the names of its roles."""
-    if isinstance(prompt, str):
-        return prompt
-    turns: Sequence[Mapping[str, str]] = prompt
-    if len(turns) == 1 and turns[0]["role"] == "user":
-        return turns[0]["content"]
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
 
 
 def parsed_score(answer: str, low: int, high: int) -> float | None:

@@ -15,6 +15,7 @@ from preftune.onpolicy.rewards.base import BuiltIn, RewardFunction
 from preftune.onpolicy.rewards.call import AnyReward, Part, WeightedSum
 from preftune.onpolicy.rewards.form import Brief, Ended, Format, LengthMin, LengthMode, Regex
 from preftune.onpolicy.rewards.judge import Judge
+from preftune.onpolicy.rewards.models import ImplicitReward, RewardModel
 from preftune.onpolicy.rewards.packages import Instructions, Sentiment
 from preftune.onpolicy.rewards.spec import Term, made, parse_spec
 
@@ -30,6 +31,8 @@ REWARDS: Mapping[str, type[BuiltIn]] = {
     "maths": Maths,
     "instructions": Instructions,
     "sentiment": Sentiment,
+    "model": RewardModel,
+    "implicit": ImplicitReward,
     "judge": Judge,
 }
 
