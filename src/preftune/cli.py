@@ -21,6 +21,7 @@ verbs:
   sample      completions of a model, or a chat               preftune sample --model RUN/final --prompt TEXT
   select      completions with rewards -> pairs or labels     preftune select FILE --selection best-vs-worst --output PAIRS.jsonl
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
+  train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
   curves      how hard they push a token, as a figure         preftune curves [NAME ...]
@@ -83,18 +84,18 @@ def _light_verb(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def _file_verb(name: str) -> Callable[[Sequence[str]], int]:
-    """One that makes a file or a folder for `train` out of others."""
+    """One that makes what `train` needs: data, a reward model."""
     def run(rest: Sequence[str]) -> int:
-        from preftune import selecting
+        from preftune import reward_training, selecting
 
-        return selecting.COMMANDS[name](rest)
+        return (selecting.COMMANDS | reward_training.COMMANDS)[name](rest)
 
     return run
 
 
 VERBS = {name: _verb(name) for name in ("demo", "inspect", "train", "sample", "eval", "report")}
 VERBS |= {name: _light_verb(name) for name in ("objectives", "curves")}
-VERBS |= {name: _file_verb(name) for name in ("select",)}
+VERBS |= {name: _file_verb(name) for name in ("select", "train-reward-model")}
 
 
 def print_json(content: object) -> None:

@@ -11,7 +11,7 @@ import preftune
 
 ROOT = Path(preftune.__file__).parent
 LAYERS = (
-    {"errors", "types", "stats", "storage", "terminal"},
+    {"errors", "types", "stats", "calibration", "storage", "terminal"},
     {"objectives", "report"},
     {"data"},
     {"policy"},
@@ -19,7 +19,7 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "diagnose", "catalogue"},
     {"config", "verbs"},
-    {"commands", "handbook", "selecting"},
+    {"commands", "handbook", "selecting", "reward_training"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -30,11 +30,14 @@ EXCEPTIONS = {
     ("commands", "cli"): "print_json, the one way to print JSON",
     ("handbook", "cli"): "likewise",
     ("selecting", "cli"): "likewise",
+    ("reward_training", "cli"): "likewise",
     ("cli", "commands"): "once a verb is known",
     ("cli", "handbook"): "likewise",
     ("cli", "selecting"): "likewise",
+    ("cli", "reward_training"): "likewise",
 }
-VERBS = {"preftune.commands", "preftune.handbook", "preftune.selecting"}  # what the command line imports once a verb is known
+VERBS = {f"preftune.{name}" for name in ("commands", "handbook", "selecting", "reward_training")}
+"""What the command line imports once a verb is known."""
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))

@@ -127,6 +127,9 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     config = _from_pretrained(
         AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=options.trust_remote_code
     )
+    if any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
+        raise ModelError(f"{source} is a classifier or a reward model and cannot write text", got=config.architectures[0],
+                         expected="a causal language model", do="Name it as a reward, or name the model it came from")  # fmt: skip
     model, found = _from_pretrained(
         AutoModelForCausalLM.from_pretrained, source, "weights", source,
         config=config, dtype=dtype, attn_implementation=_attention(config),
