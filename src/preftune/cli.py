@@ -23,6 +23,7 @@ verbs:
   reward      add rewards to the completions in a file        preftune reward FILE --reward brief --output OUT
   select      completions with rewards -> pairs or labels     preftune select FILE --selection best-vs-worst --output PAIRS.jsonl
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
+  train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
   curves      how hard they push a token, as a figure         preftune curves [NAME ...]
@@ -70,6 +71,7 @@ _VERBS_OF = {  # imported once a verb is known: looking something up does not wa
     "commands": ("demo", "inspect", "train", "sample", "eval", "report"),
     "rewarding": ("reward",),
     "selecting": ("select",),
+    "reward_training": ("train-reward-model",),
     "handbook": ("objectives", "curves"),
     "laboratory": ("lab",),
 }

@@ -19,6 +19,7 @@ from preftune.data.render import Renderer
 from preftune.demo.recipe import demo
 from preftune.errors import ConfigError, storage_error
 from preftune.evaluation import PairEvaluation, PromptEvaluation, evaluate_pairs, evaluate_prompts, load_prompts
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.onpolicy.sample import Sampled, load_sampler, sample
 from preftune.policy.load import load_tokenizer, quiet_transformers, resolve_model
 from preftune.report.page import write_comparison, write_report
@@ -52,17 +53,19 @@ def run_train(arguments: Sequence[str]) -> int:
             TrainConfig, words, prog="preftune train", description="Tune a model on preferences. `--resume RUN` goes on with a run."
         )
         result = train(settings, quiet=as_json)
-    _tell_run(result, as_json)
+    _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
     return 0 if result.state == "finished" else 130
 
 
-def _tell_run(result: RunResult, as_json: bool) -> None:
+def _tell_run(result: RunResult, as_json: bool, writes: bool) -> None:
+    """`writes`: whether the model is one that writes text, and not a reward model."""
     if as_json:
         print_json({"folder": str(result.folder), "final": result.final and str(result.final), "step": result.step,
                     "state": result.state, "evaluation": dict(result.evaluation)})  # fmt: skip
     elif result.final:
-        print(clean_terminal(f"model   {result.final}\nreport  {result.folder / 'report.html'}\n"
-                             f"try it  preftune sample --model {result.final}"))  # fmt: skip
+        lines = [f"model   {result.final}", f"report  {result.folder / 'report.html'}"]
+        lines += [f"try it  preftune sample --model {result.final}"] if writes else []
+        print(clean_terminal("\n".join(lines)))
 
 
 def run_inspect(arguments: Sequence[str]) -> int:

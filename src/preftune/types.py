@@ -84,8 +84,10 @@ class Group:
 class Batch:
     """Packed rows of groups, and where the completion tokens are read.
 
-    A row holds whole groups: prompt, then its completions without their last token (which is only ever a target).
-    Token i of the flat scored tokens is predicted from position `predict_at[i]` of the flattened [R * S] rows.
+    A row holds whole groups: prompt, then its completions without their last token (which is only ever a target), or
+    with it where `read_at` is wanted.
+    Token i of the flat scored tokens is predicted from position `predict_at[i]` of the flattened [R * S] rows, and stands
+    at `read_at[i]`.
     """
 
     input_ids: Int[Tensor, "R S"]
@@ -95,6 +97,7 @@ class Batch:
     predict_at: Int[Tensor, " N"]
     targets: Int[Tensor, " N"]
     lengths: Int[Tensor, " C"]  # scored tokens per completion; they sum to N
+    read_at: Int[Tensor, " N"] | None = None
 
     @property
     def num_positions(self) -> int:
@@ -139,6 +142,7 @@ class TokenScores:
     kl_to_ref: Float[Tensor, " N"] | None = None  # KL(pi || ref) over the vocabulary
     contrast: Float[Tensor, " N"] | None = None  # log pi_plus(y_t) - log pi_minus(y_t), of two frozen models for token weights
     value: Float[Tensor, " N"] | None = None  # of a scalar head: at each position that predicts a completion token
+    value_after: Float[Tensor, " N"] | None = None  # of that head at each completion token itself, once it has been read
     behaviour_value: Float[Tensor, " N"] | None = None  # of that head when the completion was sampled; no gradient
     coupling: Coupling | None = None
 

@@ -11,7 +11,7 @@ import preftune
 
 ROOT = Path(preftune.__file__).parent
 LAYERS = (
-    {"errors", "types", "stats", "storage", "terminal"},
+    {"errors", "types", "stats", "calibration", "storage", "terminal"},
     {"objectives", "report"},
     {"data"},
     {"policy"},
@@ -19,7 +19,7 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "diagnose", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting", "laboratory"},
+    {"commands", "handbook", "rewarding", "selecting", "reward_training", "laboratory"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -31,6 +31,7 @@ EXCEPTIONS = {
     ("handbook", "cli"): "likewise",
     ("rewarding", "cli"): "likewise",
     ("selecting", "cli"): "likewise",
+    ("reward_training", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",
 }
 MODULES = {

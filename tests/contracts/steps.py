@@ -9,7 +9,7 @@ from torch import Tensor
 from preftune.objectives import Coupled, Objective, State, reduce_losses
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
 
-WITH_GRADIENT = ("logp", "entropy", "target_logit", "log_normaliser", "kl_from_ref", "kl_to_ref", "value")
+WITH_GRADIENT = ("logp", "entropy", "target_logit", "log_normaliser", "kl_from_ref", "kl_to_ref", "value", "value_after")
 FROZEN = ("ref_logp", "behaviour_logp", "behaviour_value", "log_collision", "ref_entropy_share", "contrast")
 SCORES = WITH_GRADIENT + FROZEN
 
@@ -45,7 +45,7 @@ def random_step(seed: int, num_groups: int = 5, scale: float = 2.0) -> list[Piec
             "logp": logp, "ref_logp": near[0], "behaviour_logp": near[1], "target_logit": target,
             "log_normaliser": target - logp, "entropy": uniform(length), "ref_entropy_share": uniform(length),
             "kl_from_ref": uniform(length), "kl_to_ref": uniform(length), "log_collision": -uniform(length),
-            "value": normal(length), "contrast": normal(length),
+            "value": normal(length), "value_after": normal(length), "contrast": normal(length),
         }  # fmt: skip
         return scores | {"behaviour_value": scores["value"] + 0.5 * target}
 

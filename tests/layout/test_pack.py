@@ -54,6 +54,24 @@ def test_context_is_read_and_not_predicted(sharing, rows, at):
     assert batch.lengths.tolist() == [3, 1]
 
 
+@pytest.mark.parametrize(("sharing", "rows", "read"), [
+    ("shared", [[1, 2, 3, 4, 5, 9, 6, 9]], [3, 4, 5, 6, 7]),
+    ("packed", [[1, 2, 3, 4, 5, 9], [1, 2, 3, 6, 9, 0]], [3, 4, 5, 9, 10]),
+])
+def test_last_tokens_are_inputs_where_their_state_is_read(sharing, rows, read):
+    batch = collate([SMALL], LayoutOptions(row_tokens=6), sharing, read_last=True)
+    assert batch.input_ids.tolist() == rows
+    assert batch.read_at is not None and batch.read_at.tolist() == read
+    assert batch.input_ids.flatten()[batch.read_at].tolist() == batch.targets.tolist() == [4, 5, 9, 6, 9]
+    assert batch.predict_at.tolist() == [2, 3, 4, read[3] - 1 if sharing == "packed" else 2, read[3]]
+
+
+def test_of_a_trajectory_the_scored_tokens_are_read():
+    scored = (np.array([True, False, False, True, True]),)
+    batch = collate([group([1, 2, 3], [4, 5, 6, 7, 9], scored=scored)], LayoutOptions(), "shared", read_last=True)
+    assert batch.read_at is not None and batch.read_at.tolist() == [3, 6, 7] and batch.predict_at.tolist() == [2, 5, 6]
+
+
 def test_an_unshared_row_by_hand():
     batch = collate([SMALL], LayoutOptions(row_tokens=9), "packed")
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 6]]
@@ -99,6 +117,9 @@ def test_rows_hold_every_segment_once_and_keep_to_their_capacity(seed, row, shar
 def test_micro_batches_cut_no_group_and_keep_to_the_budget(seed, budget):
     groups = random_groups(seed, num_groups=9)
     options = LayoutOptions(row_tokens=20, micro_batch_tokens=budget)
+    read = split_micro_batches(groups, options, "shared", read_last=True)
+    assert all(len(batch) == 1 or sum(s.num_positions for s in segments([groups[i] for i in batch], "shared", True)) <= budget
+               for batch in read)  # fmt: skip
     batches = split_micro_batches(groups, options, "shared")
     assert sorted(index for batch in batches for index in batch) == list(range(9))
     for batch in batches:
@@ -158,7 +179,7 @@ def test_a_micro_batch_smaller_than_a_row_is_refused():
 
 
 def test_tensors_are_int64():
-    batch = collate([SMALL], LayoutOptions(), "shared")
+    batch = collate([SMALL], LayoutOptions(), "shared", read_last=True)
     assert all(getattr(batch, f).dtype == torch.int64 for f in batch.__dataclass_fields__)
 
 

@@ -1,4 +1,4 @@
-"""Bradley-Terry: a scalar head's value at the last token of each completion."""
+"""Bradley-Terry: a scalar head's value after the last token of each completion."""
 
 import math
 
@@ -17,11 +17,11 @@ VALUES = (0.2, 9.0, 1.5, -8.0, 0.5)
 
 def head(values=VALUES, lengths=(3, 2)) -> TokenScores:
     value = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    return TokenScores(logp=torch.full_like(value, -1.0), value=value, lengths=torch.tensor(lengths))
+    return TokenScores(logp=torch.full_like(value, -1.0), value_after=value, lengths=torch.tensor(lengths))
 
 
 def slopes(losses, scores) -> list[float]:
-    return torch.autograd.grad(losses.per_unit.sum(), scores.value)[0].tolist()
+    return torch.autograd.grad(losses.per_unit.sum(), scores.value_after)[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_it_is_dpo_on_the_heads_value():
     """Soft labels included; the implicit reward is replaced and nothing else."""
     scores, pairs = assemble(random_step(seed=2), BradleyTerry())
     last = scores.lengths.cumsum(0) - 1
-    logp = torch.zeros_like(scores.value)
-    logp[last] = scores.value[last] / 0.1
+    logp = torch.zeros_like(scores.value_after)
+    logp[last] = scores.value_after[last] / 0.1
     same = TokenScores(logp=logp, ref_logp=torch.zeros_like(logp), lengths=scores.lengths)
     mine = BradleyTerry(centring=0.0)(scores, pairs)
     its = DPO(beta=0.1)(same, pairs)
@@ -89,4 +89,4 @@ def test_metrics_are_rewards_and_no_log_probabilities():
 
 
 def test_needs_no_reference():
-    assert BradleyTerry().needs == {"value"}
+    assert BradleyTerry().needs == {"value_after"}

@@ -380,7 +380,7 @@ def test_values_out_of_range_are_told_by_the_objective(monkeypatch):
 def test_needs_are_those_of_the_terms():
     assert Mixture(terms="sft + simpo").needs == {"coupling"}
     assert Mixture(terms="sft + dpo").needs == {"coupling", "ref_logp"}
-    assert Mixture(terms="bradley-terry + dpo").needs == {"coupling", "ref_logp", "value"}
+    assert Mixture(terms="bradley-terry + dpo").needs == {"coupling", "ref_logp", "value_after"}
     assert (Mixture().couples, MPO().couples, MPO().initial_state()) == (frozenset(), frozenset(), {})
     assert (MPO().needs, MPO().signal) == ({"coupling", "ref_logp"}, Pairs)
 

@@ -131,19 +131,18 @@ def reward(tmp_path_factory):
     return RewardTrainer(model, args=args, train_dataset=data, processing_class=tokenizer()), model
 
 
-def head_values(model, prompt: list[int], completion: list[int], shift: int) -> torch.Tensor:
-    """The head along a completion: at its own tokens (shift 0), or at those that predict them (shift 1)."""
+def head_values(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    """The head along a completion, at its own tokens."""
     hidden = model.model(torch.tensor([prompt + completion])).last_hidden_state[0]
-    start = len(prompt) - shift
-    return model.score(hidden)[start : start + len(completion), 0]
+    return model.score(hidden)[len(prompt) :, 0]
 
 
-def our_reward_loss(objective: BradleyTerry, model, examples, shift: int):
+def our_reward_loss(objective: BradleyTerry, model, examples):
     completions = [(e.prompt, c) for e in examples for c in (e.chosen, e.rejected)]
-    value = torch.cat([head_values(model, p, c, shift) for p, c in completions])
+    value = torch.cat([head_values(model, p, c) for p, c in completions])
     lengths = torch.tensor([len(c) for _, c in completions])
     even = torch.arange(0, len(completions), 2)
-    scores = TokenScores(logp=torch.zeros_like(value), lengths=lengths, value=value)
+    scores = TokenScores(logp=torch.zeros_like(value), lengths=lengths, value_after=value)
     loss = reduce_losses(objective(scores, Pairs(chosen=even, rejected=even + 1)), float(len(even)))
     return loss, gradient_of(loss, model)
 
@@ -161,11 +160,5 @@ def trl_reward_loss(reward, examples, margin: float, centring: float | None):
 @pytest.mark.parametrize(("margin", "centring"), [(0.0, 0.0), (0.0, 0.01), (0.6, 0.0), (0.6, 0.3)])
 def test_reward_trainer(reward, margin, centring):
     """The same formula on the same numbers: the head after each completion's last token."""
-    mine = our_reward_loss(BradleyTerry(margin=margin, centring=centring), reward[1], RAGGED, shift=0)
+    mine = our_reward_loss(BradleyTerry(margin=margin, centring=centring), reward[1], RAGGED)
     assert_parity(mine, trl_reward_loss(reward, RAGGED, margin, centring or None))
-
-
-def test_trl_reads_the_head_after_the_last_token(reward):
-    """Here it is read where the last token is predicted, one position earlier."""
-    mine = our_reward_loss(BradleyTerry(), reward[1], RAGGED, shift=1)[0]
-    assert abs((mine - trl_reward_loss(reward, RAGGED, 0.0, 0.01)[0]).item()) > 1e-3

@@ -55,6 +55,27 @@ def test_every_layout_is_exact(name, dtype, tolerance, sharing):
         )
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3_sliding", "gemma2", "gpt2"])
+@pytest.mark.parametrize("sharing", ["shared", "packed", "single"])
+def test_the_head_after_each_token_is_exact(name, sharing):
+    """`value_after` is the head on the state of the token itself, `value` on that of the one before it."""
+    model = tiny_model(name)
+    head = torch.nn.Linear(32, 1, bias=False)
+    body = model.get_decoder()
+    expected = []
+    for group in GROUPS:
+        for completion in group.completions:
+            ids = torch.from_numpy(np.concatenate([group.prompt, completion])).long()
+            along = head(body(input_ids=ids[None], use_cache=False).last_hidden_state[0]).squeeze(1)
+            expected.append(along[len(group.prompt) - 1 :])
+    batch = collate(GROUPS, LayoutOptions(row_tokens=30), sharing, read_last=True)
+    policy = Policy(model=model, precision="fp32", sharing=sharing, sharing_reason="", value_head=head)
+    found = score(policy, batch, frozenset({"value", "value_after"}))
+    torch.testing.assert_close(found.value_after, torch.cat([one[1:] for one in expected]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.value, torch.cat([one[:-1] for one in expected]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.logp, plain(model, GROUPS), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_probe_finds_the_densest_layout(name):
     assert choose_sharing(tiny_model(name), True) == ("shared", "")

@@ -93,7 +93,7 @@ def test_the_scalar_head_trains_and_is_saved(tiny_folder, pairs_file, tmp_path):
     losses = [row["loss"] for row in metric_rows(done.folder) if row["phase"] == "train"]
     assert losses[0] == pytest.approx(LN2, abs=1e-6)
     assert losses[-1] < 0.1
-    head = load_file(done.folder / "final" / "value_head.safetensors")["weight"]
+    head = load_file(done.folder / "final" / "model.safetensors")["score.weight"]
     assert head.abs().max() > 0.01
     saved = load_file(sorted((done.folder / "checkpoints").glob("step-*"))[-1] / "policy.safetensors")
     assert saved["value_head.weight"].shape == head.shape

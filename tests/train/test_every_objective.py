@@ -12,7 +12,7 @@ from preftune.objectives.simpo import SimPO
 from preftune.policy.policy import Policy, hidden_states, make_value_head, model_head, score_groups
 from preftune.policy.reference import VOCABULARY_SCORES
 from preftune.train.anchors import Anchors
-from preftune.train.batches import cut_mismatched, cut_step, make_score
+from preftune.train.batches import cut_mismatched, cut_step, make_score, reads_last
 from preftune.train.evaluate import evaluate
 from preftune.train.step import accumulate_gradient, couple_step
 from tests.models import random_groups, tiny_model
@@ -59,7 +59,7 @@ def anchors_for(objective) -> Anchors:
 
 def gradient(objective, layout) -> tuple[int, float, torch.Tensor]:
     """(number of micro-batches, loss, gradient of all parameters)."""
-    pieces = cut_step(GROUPS, objective.signal, POLICY, layout)
+    pieces = cut_step(GROUPS, objective.signal, POLICY, layout, reads_last(objective))
     for parameter in POLICY.trainable().values():
         parameter.grad = None
     score = make_score(POLICY, objective, anchors_for(objective))
@@ -86,7 +86,7 @@ def test_held_out_rewards_are_the_objectives_own(objective):
     """And not beta times log-ratio, which evaluation measures for objectives that score nothing themselves."""
     anchors = Anchors(reference=logps_of(REFERENCE))
     held = evaluate(POLICY, GROUPS, objective, anchors, WHOLE)
-    pieces = cut_step(GROUPS, objective.signal, POLICY, WHOLE)
+    pieces = cut_step(GROUPS, objective.signal, POLICY, WHOLE, reads_last(objective))
     own = objective(make_score(POLICY, objective, anchors)(pieces[0]), pieces[0].signal).metrics
     for name in ("rewards/chosen", "rewards/margins", "rewards/accuracies", "log_ratios/chosen"):
         assert held[name] == pytest.approx(own[name].mean().item(), rel=1e-5), name

@@ -50,11 +50,11 @@ class Segment:
     num_positions: int
 
 
-def segments(groups: Sequence[Group], sharing: Sharing) -> list[Segment]:
+def segments(groups: Sequence[Group], sharing: Sharing, read_last: bool = False) -> list[Segment]:
     """One segment per group when prompts are shared, else one per completion."""
     found = []
     for index, group in enumerate(groups):
-        lengths = [len(completion) - 1 for completion in group.completions]  # the last token is only a target
+        lengths = [len(ids) - 1 + read_last for ids in group.completions]  # the last token is a target, seldom an input
         if sharing == "shared":
             size = len(group.prompt) + sum(lengths)
             found.append(Segment(group=index, completions=tuple(range(len(lengths))), num_positions=size))
@@ -89,12 +89,14 @@ def pack_rows(found: Sequence[Segment], row_tokens: int, sharing: Sharing) -> li
         count += 1
 
 
-def split_micro_batches(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -> list[list[int]]:
+def split_micro_batches(
+    groups: Sequence[Group], options: LayoutOptions, sharing: Sharing, read_last: bool = False
+) -> list[list[int]]:
     """Cut a step's groups (by index) into micro-batches of at most `micro_batch_tokens` real positions, a group never cut.
 
     Groups of like size come together, so that rows of one micro-batch are of like length.
     """
-    sizes = [sum(segment.num_positions for segment in segments([group], sharing)) for group in groups]
+    sizes = [sum(segment.num_positions for segment in segments([group], sharing, read_last)) for group in groups]
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(groups)), key=lambda i: (-sizes[i], i)):
@@ -106,13 +108,17 @@ def split_micro_batches(groups: Sequence[Group], options: LayoutOptions, sharing
     return batches
 
 
-def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -> Batch:
-    """Lay the groups of one micro-batch out in rows. Completions keep the order of groups and of completions in them."""
-    rows = pack_rows(segments(groups, sharing), options.row_tokens, sharing)
+def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing, read_last: bool = False) -> Batch:
+    """Lay the groups of one micro-batch out in rows. Completions keep the order of groups and of completions in them.
+
+    With `read_last` the last token of a completion is an input too, so that the model's state after it can be read.
+    """
+    rows = pack_rows(segments(groups, sharing, read_last), options.row_tokens, sharing)
     width = max(sum(segment.num_positions for segment in row) for row in rows)
     tokens, positions, branches = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(3))
     owners = np.full((len(rows), width), -1, dtype=np.int64)
     predict_at: list[list[np.ndarray]] = [[np.empty(0)] * len(group.completions) for group in groups]
+    read_at: list[list[np.ndarray]] = [[np.empty(0)] * len(group.completions) for group in groups]
     for r, row in enumerate(rows):
         start = 0
         for number, segment in enumerate(row):
@@ -123,12 +129,14 @@ def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -
             positions[r, start : start + prompt] = np.arange(prompt)
             at = start + prompt
             for branch, k in enumerate(segment.completions, 1):
-                inner = len(group.completions[k]) - 1
-                tokens[r, at : at + inner] = group.completions[k][:-1]
+                count = len(group.completions[k])
+                inner = count - 1 + read_last
+                tokens[r, at : at + inner] = group.completions[k][:inner]
                 positions[r, at : at + inner] = np.arange(prompt, prompt + inner)
                 branches[r, at : at + inner] = branch
-                places = np.concatenate([[start + prompt - 1], np.arange(at, at + inner)])
-                predict_at[segment.group][k] = r * width + (places[group.scored[k]] if group.scored else places)
+                places = r * width + np.concatenate([[start + prompt - 1], np.arange(at, at + count)])
+                scored = group.scored[k] if group.scored else slice(None)
+                predict_at[segment.group][k], read_at[segment.group][k] = places[:-1][scored], places[1:][scored]
                 at += inner
             start = end
     targets = [
@@ -139,10 +147,15 @@ def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing) -
         position_ids=torch.from_numpy(positions),
         group_ids=torch.from_numpy(owners),
         branch_ids=torch.from_numpy(branches),
-        predict_at=torch.from_numpy(np.concatenate([place for group in predict_at for place in group])),
+        predict_at=_flat(predict_at),
+        read_at=_flat(read_at) if read_last else None,
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         lengths=torch.tensor([len(ids) for ids in targets]),
     )
+
+
+def _flat(places: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([place for group in places for place in group]))
 
 
 def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:

@@ -147,6 +147,7 @@ def _every_score(target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -
         "kl_to_ref": (logp.exp() * (logp - ref_logp)).sum(1),
         "contrast": torch.zeros_like(ref_target),  # the two models that set token weights agree
         "value": torch.full_like(ref_target, VALUE),
+        "value_after": torch.full_like(ref_target, VALUE),
         "behaviour_value": torch.full_like(ref_target, VALUE),
     }
 

@@ -18,7 +18,7 @@ class BradleyTerry:
 
         L = -p log sigma(r_w - r_l - m) - (1 - p) log sigma(r_l - r_w - m) + c * (r_w + r_l)^2
 
-    with r the head's value where a completion's last token is predicted, p the pair's probability if the data give it,
+    with r the head's value after the last token of a completion has been read, p the pair's probability if the data give it,
     else 1. The loss of Ouyang et al., "Training Language Models to Follow Instructions with Human Feedback", NeurIPS
     2022, arXiv 2203.02155; the margin is that of Touvron et al., "Llama 2", 2023, arXiv 2307.09288, and the centring that
     of Eisenstein et al., "Helping or Herding?", 2023, arXiv 2312.09244; checked against a public implementation. It is
@@ -37,7 +37,7 @@ class BradleyTerry:
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"value"})
+        return frozenset({"value_after"})
 
     @property
     def signal(self) -> type[Pairs]:
@@ -48,8 +48,8 @@ class BradleyTerry:
         return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
-        assert scores.value is not None, "the objective declares value in its needs"
-        rewards = scores.value[scores.lengths.cumsum(0) - 1]
+        assert scores.value_after is not None, "the objective declares value_after in its needs"
+        rewards = scores.value_after[scores.lengths.cumsum(0) - 1]
         lead, flipped = pair_margin(rewards, signal), flip_chance(signal, 0.0, rewards.dtype)
         preference = (1 - flipped) * logistic(lead - self.margin) + flipped * logistic(-lead - self.margin)
         chosen, rejected = pair_sides(rewards, signal)

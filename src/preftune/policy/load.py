@@ -151,6 +151,9 @@ def _whole_model(load: Callable[..., Any], source: str, options: LoadOptions, dt
     config = _from_pretrained(
         AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=options.trust_remote_code
     )
+    if any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
+        raise ModelError(f"{source} is a classifier or a reward model and cannot write text", got=config.architectures[0],
+                         expected="a causal language model", do="Name it as a reward, or name the model it came from")  # fmt: skip
     model, found = _from_pretrained(
         load, source, "weights", source,
         config=config, dtype=dtype, attn_implementation=_attention(config),

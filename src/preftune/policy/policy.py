@@ -34,7 +34,7 @@ class Policy:
     sharing: Sharing
     sharing_reason: str
     peft_model: Any = None  # the peft.PeftModel around `model`, when adapters train
-    value_head: nn.Linear | None = None  # one number per position, for objectives that need `value`
+    value_head: nn.Linear | None = None  # one number per position, for objectives that need `value` or `value_after`
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +82,8 @@ def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Flo
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(**{name: getattr(batch, name).to(device) for name in Batch.__dataclass_fields__})
+    tensors = {name: tensor for name in Batch.__dataclass_fields__ if (tensor := getattr(batch, name)) is not None}
+    return Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def score(
@@ -97,16 +98,23 @@ def score(
     """
     batch = to_device(batch, policy.device)
     with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-        hidden = hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
+        states = hidden_states(policy.model, batch, policy.sharing)
+        hidden = states[batch.predict_at]
         found = score_tokens(
             hidden, model_head(policy.model), batch.targets, reference=reference, temperature=temperature,
             wanted=wanted & (set(HeadScores._fields) - {"ref_logp"}),
         )  # fmt: skip
-    value = None
-    if "value" in wanted:
-        assert policy.value_head is not None, "the policy has no value head"
-        value = policy.value_head(hidden.to(policy.value_head.weight.dtype)).squeeze(1)
-    return TokenScores(lengths=batch.lengths, value=value, **found._asdict())
+    value = _head_value(policy, hidden) if "value" in wanted else None
+    value_after = None
+    if "value_after" in wanted:
+        assert batch.read_at is not None, "the batch was laid out without its last tokens"
+        value_after = _head_value(policy, states[batch.read_at])
+    return TokenScores(lengths=batch.lengths, value=value, value_after=value_after, **found._asdict())
+
+
+def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+    assert policy.value_head is not None, "the policy has no value head"
+    return policy.value_head(hidden.to(policy.value_head.weight.dtype)).squeeze(1)
 
 
 @torch.no_grad()

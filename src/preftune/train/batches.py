@@ -27,14 +27,19 @@ class PackedContent:
     batch: Batch
 
 
+def reads_last(objective: Objective) -> bool:
+    """Whether the objective sees the model's state after the last token of a completion, and not only before it."""
+    return "value_after" in objective.needs
+
+
 def cut_step(
-    groups: Sequence[Group], kind: type[Signal], policy: Policy, layout: LayoutOptions
+    groups: Sequence[Group], kind: type[Signal], policy: Policy, layout: LayoutOptions, read_last: bool = False
 ) -> list[MicroBatch]:
     """A step's groups as packed micro-batches on the policy's device."""
     pieces = []
-    for indices in split_micro_batches(groups, layout, policy.sharing):
+    for indices in split_micro_batches(groups, layout, policy.sharing, read_last):
         part = [groups[i] for i in indices]
-        batch = collate(part, layout, policy.sharing)
+        batch = collate(part, layout, policy.sharing, read_last)
         signal = batch_signal(part, kind)
         present = {f: value for f in signal.__dataclass_fields__ if (value := getattr(signal, f)) is not None}
         pieces.append(
@@ -78,7 +83,9 @@ def cut_mismatched(
     groups: Sequence[Group], objective: Objective, policy: Policy, layout: LayoutOptions
 ) -> list[MicroBatch]:
     """The mismatched completions of a step, for an objective that couples them; else nothing."""
-    return cut_step(mismatched_groups(groups), Labels, policy, layout) if wants_mismatched(objective) else []
+    if not wants_mismatched(objective):
+        return []
+    return cut_step(mismatched_groups(groups), Labels, policy, layout, reads_last(objective))
 
 
 def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callable[[MicroBatch], TokenScores]:

@@ -12,7 +12,7 @@ from preftune.objectives.base import pair_metrics
 from preftune.onpolicy.collect import draw, judge_draw
 from preftune.policy.policy import Policy, score_groups
 from preftune.train.anchors import Anchors, GroupLogps
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score
+from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last
 from preftune.train.collector import OnPolicySource, draw_seed
 from preftune.train.step import MetricMeter, couple_step, global_weight
 from preftune.types import Group, Pairs
@@ -36,7 +36,7 @@ def evaluate(
     that of the objective's estimators in training, and stays as it is.
     """
     beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
-    pieces = cut_step(groups, objective.signal, policy, layout)
+    pieces = cut_step(groups, objective.signal, policy, layout, reads_last(objective))
     has_loss = any(bool((objective.weights(piece.lengths, piece.signal) != 0).any()) for piece in pieces)
     total = global_weight(pieces, objective) if has_loss else 1.0
     score = make_score(policy, objective, anchors)

@@ -11,12 +11,15 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from preftune.data.prepare import write_bad_rows
+from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.policy.reference import REFERENCE_SCORES
+from preftune.policy.reward_model import save_reward_model
 from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score
+from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.optim import learning_rate
@@ -137,7 +140,7 @@ def _train_step(
     started = time.perf_counter()
     taken = job.source.supply(step)
     groups = taken.groups
-    pieces = cut_step(groups, config.objective.signal, job.policy, config.layout)
+    pieces = cut_step(groups, config.objective.signal, job.policy, config.layout, reads_last(config.objective))
     rate = learning_rate(step, job.num_steps, config.optim)
     for group in job.optimiser.param_groups:
         group["lr"] = rate
@@ -185,7 +188,13 @@ def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: Stat
 
 
 def save_final(job: Job, folder: Path) -> None:
-    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template."""
+    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template.
+
+    A reward model is saved as a sequence classifier, whole: its head means nothing without the adapter's body.
+    """
+    if isinstance(job.config.objective, BradleyTerry):
+        save_reward_model(job.policy, make_renderer(job.tokenizer, job.config.rows.template), folder)
+        return
     if job.policy.peft_model is not None:
         job.policy.peft_model.save_pretrained(folder, save_embedding_layers=False)  # these never train here
     else:

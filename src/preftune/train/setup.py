@@ -15,12 +15,14 @@ from preftune.data.render import make_renderer
 from preftune.data.signals import SignalName
 from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.onpolicy.collect import Judge, chosen_selection
 from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, make_value_head, score_groups, use_gradient_checkpointing
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
+from preftune.policy.reward_model import check_classifier
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
 from preftune.train.collector import OnPolicySource
@@ -61,6 +63,8 @@ def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
     model = load_model(resolve_model(config.model), config.loading, dtype).to(pick_device(config.device))  # type: ignore[arg-type]
     sharing, reason = choose_sharing(model, config.layout.share_prompts)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
+    if isinstance(config.objective, BradleyTerry):
+        check_classifier(model)
     digest = weights_digest(model)  # before the adapters, which change nothing yet: one cache serves every rank and seed
     peft_model: Any = inject_lora(model, config.lora) if config.lora.rank else None
     if peft_model is not None:
@@ -69,7 +73,7 @@ def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
         use_gradient_checkpointing(model)
     policy = Policy(
         model=model, precision=config.precision, sharing=sharing, sharing_reason=reason, peft_model=peft_model,
-        value_head=make_value_head(model) if "value" in config.objective.needs else None,
+        value_head=make_value_head(model) if config.objective.needs & {"value", "value_after"} else None,
     )  # fmt: skip
     return policy, digest
 

@@ -1,0 +1,131 @@
+"""The verb train-reward-model: what it saves, what it says of held-out pairs, and its mistakes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from preftune.cli import main
+from preftune.train.runlog import RunFolder
+from tests.folders import PAIRS, metric_rows, save_tiny_model, write_rows
+
+LEARN = ["--learning_rate", "0.01", "--schedule", "constant", "--batch_size", "4", "--epochs", "12"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    home = tmp_path_factory.mktemp("reward")
+    held = [{**row, "prompt": row["prompt"].replace("Question", "Then question")} for row in PAIRS]
+    return {"model": str(save_tiny_model(home / "model")), "data": write_rows(home / "pairs.jsonl", PAIRS),
+            "held": write_rows(home / "held.jsonl", held)}  # fmt: skip
+
+
+def train(files, output, *words) -> tuple[int, list[str]]:
+    start = ["--data", files["data"], "--eval_data", files["held"], "--model", files["model"], "--output", str(output)]
+    return main(["train-reward-model", *start, *LEARN, *words])
+
+
+def plainly(folder, rows) -> tuple[list[float], list[float]]:
+    """The scores of chosen and rejected as a user of transformers gets them."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    scores = []
+    for side in ("chosen", "rejected"):
+        dialogues = [[{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r[side]}] for r in rows]
+        batch = tokenizer.apply_chat_template(dialogues, padding=True, return_dict=True, return_tensors="pt")
+        with torch.no_grad():
+            scores.append(model(**batch).logits[:, 0].tolist())
+    return scores[0], scores[1]
+
+
+@pytest.mark.parametrize("adapter", [[], ["--lora_r", "4", "--learning_rate", "0.02", "--epochs", "20"]])
+def test_it_learns_and_says_how_well(files, tmp_path, capsys, adapter):
+    assert train(files, tmp_path / "run", *adapter, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == "finished" and told["evaluation"]["num_pairs"] == 8
+    assert told["evaluation"]["accuracy"]["mean"] == 1.0
+    held = [json.loads(line) for line in Path(files["held"]).read_text(encoding="utf-8").splitlines()]
+    chosen, rejected = plainly(told["final"], held)
+    margin = np.array(chosen) - np.array(rejected)
+    assert told["evaluation"]["nll"]["mean"] == pytest.approx(np.mean(np.log1p(np.exp(-margin))), rel=1e-4)
+    last = [row for row in metric_rows(tmp_path / "run") if row["phase"] == "eval"][-1]
+    assert margin.mean() == pytest.approx(last["eval_rewards/margins"], rel=1e-4)  # the loop saw the same rewards
+    assert json.loads((tmp_path / "run" / "reward_evaluation.json").read_text()) == told["evaluation"]
+    page = (tmp_path / "run" / "reward_evaluation.md").read_text()
+    assert page.startswith("# Reward model on 8 held-out pairs of 8 prompts") and page.count("\n| 0.") + page.count("\n| 1.") == 10
+    assert not (tmp_path / "run" / "final" / "adapter_config.json").exists()
+
+
+def test_margin_and_centring_act(files, tmp_path, capsys):
+    for name, words in {"plain": [], "margin": ["--margin", "2"], "centred": ["--centring", "5"]}.items():
+        assert train(files, tmp_path / name, *words, "--json", "--max_steps", "3") == 0
+    capsys.readouterr()
+    losses = {name: metric_rows(tmp_path / name)[1]["loss"] for name in ("plain", "margin", "centred")}
+    assert losses["plain"] == pytest.approx(np.log(2), abs=1e-6)  # the head starts at 0
+    assert losses["margin"] == pytest.approx(np.log1p(np.exp(2)), abs=1e-6)
+    finals = {name: metric_rows(tmp_path / name)[-1] for name in ("plain", "centred")}
+
+    def origin(row):
+        return abs(row["eval_rewards/chosen"] + row["eval_rewards/rejected"])
+
+    assert origin(finals["centred"]) != origin(finals["plain"])
+
+
+def test_told_in_words(files, tmp_path, capsys):
+    assert train(files, tmp_path / "run", "--max_steps", "2", "--num_bins", "2") == 0
+    out = capsys.readouterr().out
+    assert "| accuracy |" in out and f"reward model  {tmp_path}/run/final" in out and out.count("to 1.00 |") == 1
+    assert main(["sample", "--model", str(tmp_path / "run" / "final"), "--prompt", "Hi"]) == 2
+    assert "cannot write text" in capsys.readouterr().err
+
+
+def test_nothing_held_out(files, tmp_path, capsys):
+    words = ["--data", files["data"], "--eval_fraction", "0", "--model", files["model"], "--output", str(tmp_path / "run")]
+    assert main(["train-reward-model", *words, "--max_steps", "1"]) == 0
+    assert "nothing is held out" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "reward_evaluation.json").exists()
+
+
+def test_resume(files, tmp_path, capsys):
+    """A finished run without an evaluation gets one; with one, nothing is left."""
+    assert train(files, tmp_path / "run", "--max_steps", "2", "--json") == 0
+    first = capsys.readouterr().out
+    (tmp_path / "run" / "reward_evaluation.json").unlink()
+    assert main(["train-reward-model", "--resume", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == json.loads(first)["evaluation"]
+    assert main(["train-reward-model", "--resume", str(tmp_path / "run")]) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_goes_on_to_the_same_model(files, tmp_path, capsys):
+    words = ["--max_steps", "4", "--save_every", "2", "--json"]
+    assert train(files, tmp_path / "whole", *words) == 0 and train(files, tmp_path / "cut", *words) == 0
+    whole = json.loads(capsys.readouterr().out.split("}\n{")[0] + "}")
+    run = RunFolder(path=tmp_path / "cut")
+    (run.path / "reward_evaluation.json").unlink()
+    run.set_state("interrupted", 2)
+    assert main(["train-reward-model", "--resume", str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == whole["evaluation"]
+
+
+def test_mistakes(files, tmp_path, capsys):
+    for words, wanted in (
+        (["--margin", "-1"], "bradley-terry: margin"),
+        (["--num_bins", "0"], "num_bins is out of range"),
+        (["--reference.mode", "live"], "There is no setting of this name"),
+        (["--objective", "dpo"], "There is no setting of this name"),
+        (["--eval_fraction", "0.5"], "eval_fraction has no effect with eval_data"),
+    ):
+        assert train(files, tmp_path / "run", *words) == 2, words
+        assert wanted in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+    assert main(["train-reward-model", "--resume"]) == 2
+    assert main(["train-reward-model", "--resume", str(tmp_path)]) == 2
+    start = ["--data", files["data"], "--model", files["model"], "--output", str(tmp_path / "dpo"), "--max_steps", "1"]
+    assert main(["train", *start, "--objective", "dpo", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["train-reward-model", "--resume", str(tmp_path / "dpo")]) == 2
+    assert "no run of a reward model" in capsys.readouterr().err
