@@ -28,6 +28,7 @@ def home(tmp_path_factory):
     write_rows(home / "pairs.jsonl", PAIRS * 3)
     write_rows(home / "held_out.jsonl", PAIRS)
     write_rows(home / "scored.jsonl", SCORED)
+    write_rows(home / "prompts.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
     (home / "run.yaml").write_text(yaml.safe_dump({"data": "pairs.jsonl", "output": "runs/yaml", "max_steps": 1}))
     return home
 

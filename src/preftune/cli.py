@@ -22,6 +22,7 @@ verbs:
   sample      completions of a model, or a chat               preftune sample --model RUN/final --prompt TEXT
   reward      add rewards to the completions in a file        preftune reward FILE --reward brief --output OUT
   select      completions with rewards -> pairs or labels     preftune select FILE --selection best-vs-worst --output PAIRS.jsonl
+  iterate     rounds of sample, reward, select, train         preftune iterate --prompts FILE --reward brief --output FOLDER
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
   train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
@@ -71,6 +72,7 @@ _VERBS_OF = {  # imported once a verb is known: looking something up does not wa
     "commands": ("demo", "inspect", "train", "sample", "eval", "report"),
     "rewarding": ("reward",),
     "selecting": ("select",),
+    "iterating": ("iterate",),
     "reward_training": ("train-reward-model",),
     "handbook": ("objectives", "curves"),
     "laboratory": ("lab",),

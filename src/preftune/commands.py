@@ -20,7 +20,7 @@ from preftune.demo.recipe import demo
 from preftune.errors import ConfigError, storage_error
 from preftune.evaluation import PairEvaluation, PromptEvaluation, evaluate_pairs, evaluate_prompts, load_prompts
 from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.onpolicy.sample import Sampled, load_sampler, sample
+from preftune.onpolicy.sample import Sampled, SampleOptions, load_sampler, sample
 from preftune.policy.load import load_tokenizer, quiet_transformers, resolve_model
 from preftune.report.page import write_comparison, write_report
 from preftune.stats import Interval
@@ -105,13 +105,20 @@ def run_sample(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _tell_samples(settings: SampleConfig, records: Sequence[Record], drawn: Sequence[Sequence[Sampled]]) -> None:
-    rows = [
+def sample_rows(
+    records: Sequence[Record], drawn: Sequence[Sequence[Sampled]], options: SampleOptions
+) -> list[dict[str, object]]:
+    """A row for each prompt, as rewards and training read it."""
+    return [
         {**record.columns, "prompt": record.prompt if isinstance(record.prompt, str) else [asdict(m) for m in record.prompt],
          "completions": [one.text for one in ones], "ended": [one.ended for one in ones],
-         "num_tokens": [len(one.token_ids) for one in ones], "budget": settings.sampling.max_new_tokens}
+         "num_tokens": [len(one.token_ids) for one in ones], "budget": options.max_new_tokens}
         for record, ones in zip(records, drawn, strict=True)
     ]  # fmt: skip
+
+
+def _tell_samples(settings: SampleConfig, records: Sequence[Record], drawn: Sequence[Sequence[Sampled]]) -> None:
+    rows = sample_rows(records, drawn, settings.sampling)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if settings.output is not None:
         try:

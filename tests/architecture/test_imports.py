@@ -20,6 +20,7 @@ LAYERS = (
     {"evaluation", "demo", "diagnose", "catalogue", "lab"},
     {"config", "verbs"},
     {"commands", "handbook", "rewarding", "selecting", "reward_training", "laboratory"},
+    {"iterating"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -31,6 +32,7 @@ EXCEPTIONS = {
     ("handbook", "cli"): "likewise",
     ("rewarding", "cli"): "likewise",
     ("selecting", "cli"): "likewise",
+    ("iterating", "cli"): "likewise",
     ("reward_training", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",
 }

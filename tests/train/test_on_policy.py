@@ -1,6 +1,7 @@
 """On-policy runs: the knobs B, M, T and C, what is counted, and that nothing drawn is lost."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preftune.config import settings_from_run
+from preftune.config import parse_settings, settings_from_run
 from preftune.errors import ConfigError, TrainingError
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.bnf import BNF
@@ -28,6 +29,7 @@ from preftune.train.setup import build_job
 from preftune.types import Group
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
 
+ROOT = Path(__file__).parents[2]
 PROMPTS = [{"prompt": f"Say {word}.", "word": word} for word in ("sea", "poem", "tea", "snow", "blue", "Paris", "sun", "red")]
 REWARD = '''
 def vowels(prompts, completions, **columns):
@@ -301,3 +303,13 @@ def test_held_out_prompts_are_sampled_and_judged(config):
 def test_the_source_is_the_runs(config):
     job = build_job(config(), Reporter(quiet=True))
     assert isinstance(job.source, OnPolicySource) and job.samples is job.source
+
+
+RECIPES = re.findall(r"^\| .* \| `(--.*)`", (ROOT / "docs" / "on_policy.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("flags", RECIPES)
+def test_the_recipes_of_the_docs_are_settings(flags):
+    words = ["--source", "on-policy", "--data", "prompts.jsonl", "--reward", "brief", "--output", "run", *flags.split()]
+    config = parse_settings(TrainConfig, words, prog="preftune train", description="")
+    assert config.source == "on-policy" and len(RECIPES) >= 10
