@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from preftune.cli import main
-from tests.folders import PAIRS, SCORED, save_tiny_model, write_rows
+from tests.folders import PAIRS, save_tiny_model, write_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,6 @@ def home(tmp_path_factory):
     shutil.copytree(tiny, home / "preftune-demo" / "run" / "final")
     write_rows(home / "pairs.jsonl", PAIRS * 3)
     write_rows(home / "held_out.jsonl", PAIRS)
-    write_rows(home / "scored.jsonl", SCORED)
     write_rows(home / "prompts.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
     (home / "run.yaml").write_text(yaml.safe_dump({"data": "pairs.jsonl", "output": "runs/yaml", "max_steps": 1}))
     return home

@@ -97,7 +97,8 @@ class RewardModelConfig:
 
     def run_settings(self) -> TrainConfig:
         """The same as settings of `train`, which checks them."""
-        shared = {f.name: getattr(self, f.name) for f in fields(TrainConfig) if f.name not in ("objective", "reference")}
+        mine = {f.name for f in fields(self)}
+        shared = {f.name: getattr(self, f.name) for f in fields(TrainConfig) if f.name in mine}
         return TrainConfig(objective=BradleyTerry(margin=self.margin, centring=self.centring), **shared)
 
 
