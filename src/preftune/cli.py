@@ -37,7 +37,7 @@ preftune VERB --help lists them; preftune VERB ... --print_config shows what the
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status: 0 done, 1 our bug, 2 a mistake in what was asked, 3 training stopped,
-    4 a file could not be written or read, 130 interrupted."""
+    4 a file could not be written or read, 5 a server refused or did not answer, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _run(words)

@@ -10,17 +10,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel
 
 from preftune.cli import print_json
 from preftune.config import parse_settings, settings_from_run
 from preftune.data.inspect import inspect_data
-from preftune.data.render import Renderer
+from preftune.data.render import make_renderer
 from preftune.demo.recipe import demo
-from preftune.errors import ConfigError, storage_error
+from preftune.errors import ConfigError, ServerError, storage_error
 from preftune.evaluation import PairEvaluation, PromptEvaluation, evaluate_pairs, evaluate_prompts, load_prompts
 from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.onpolicy.engine import choose_engine
 from preftune.onpolicy.sample import Sampled, SampleOptions, load_sampler, sample
+from preftune.onpolicy.server import sample_server
 from preftune.policy.load import load_tokenizer, quiet_transformers, resolve_model
 from preftune.report.page import write_comparison, write_report
 from preftune.stats import Interval
@@ -96,13 +97,44 @@ def run_sample(arguments: Sequence[str]) -> int:
         records = [Record(prompt=settings.prompt, completions=(), origin="--prompt")]
     elif settings.prompts is not None:
         records = load_prompts(settings.prompts, settings.rows, report)
-    model, renderer = load_sampler(settings.model, settings.loading, settings.precision, settings.device, settings.rows.template)
+    draw = _drawing(settings, report)
     if not records:
-        return _chat(settings, model, renderer)
-    prompts = [renderer.render(record).prompt for record in records]
-    drawn = sample(model, renderer, prompts, settings.sampling, settings.seed, lambda done, of: report.update("sample", done, of))
-    _tell_samples(settings, records, drawn)
+        return _chat(settings, draw)
+    _tell_samples(settings, records, draw(records, settings.seed, lambda done, of: report.update("sample", done, of)))
     return 0
+
+
+def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[list[Sampled]]]:
+    """A function of records, seed and progress that draws from the server or in this process."""
+    if not settings.server.url:
+        model, renderer = load_sampler(
+            settings.model, settings.loading, settings.precision, settings.device, settings.rows.template
+        )
+        engine, reason = choose_engine(model)
+        if reason:
+            report.note(f"prompts are {engine} for every completion: {reason}")
+        return lambda records, seed, progress: sample(
+            model, renderer, [renderer.render(record).prompt for record in records], settings.sampling, seed, progress,
+            engine=engine,
+        )  # fmt: skip
+    renderer = make_renderer(load_tokenizer(resolve_model(settings.model), settings.loading), settings.rows.template)
+    journal = _journal_of(settings)
+    if journal is not None and journal.exists():
+        report.note(f"going on with what {journal} holds")
+
+    def draw(records: Sequence[Record], seed: int, progress: Callable[[int, int], None]) -> list[list[Sampled]]:
+        try:
+            return sample_server(settings.server, renderer, records, settings.sampling, seed, progress, journal=journal)
+        except ServerError:
+            if journal is not None and journal.exists():
+                report.note(f"what was drawn is kept in {journal}; the same command goes on from it")
+            raise
+
+    return draw
+
+
+def _journal_of(settings: SampleConfig) -> Path | None:
+    return None if settings.output is None or not settings.server.url else Path(f"{settings.output}.journal")
 
 
 def sample_rows(
@@ -125,6 +157,8 @@ def _tell_samples(settings: SampleConfig, records: Sequence[Record], drawn: Sequ
             Path(settings.output).write_text(lines, encoding="utf-8")
         except OSError as error:
             raise storage_error("write the samples", settings.output, error) from error
+        if (journal := _journal_of(settings)) is not None:
+            journal.unlink(missing_ok=True)
         print(clean_terminal(f"{len(rows)} prompts with {settings.sampling.num_completions} completions each in {settings.output}"))
     elif settings.json:
         print("".join(json.dumps(row) + "\n" for row in rows), end="")
@@ -136,7 +170,7 @@ def _tell_samples(settings: SampleConfig, records: Sequence[Record], drawn: Sequ
                 print(clean_terminal(one.text) + ("" if one.ended else " [cut off by max_new_tokens]"))
 
 
-def _chat(settings: SampleConfig, model: PreTrainedModel, renderer: Renderer) -> int:
+def _chat(settings: SampleConfig, draw: Callable[..., list[list[Sampled]]]) -> int:
     """Turn by turn on standard input; an empty line or the end of the input closes it."""
     print("chat: write and press Enter; an empty line ends it", file=sys.stderr)
     turns: list[Message] = []
@@ -147,7 +181,7 @@ def _chat(settings: SampleConfig, model: PreTrainedModel, renderer: Renderer) ->
             return 0
         turns.append(Message(role="user", content=line))
         record = Record(prompt=tuple(turns), completions=(), origin="chat")
-        [[answer, *_]] = sample(model, renderer, [renderer.render(record).prompt], settings.sampling, settings.seed + len(turns))
+        [[answer, *_]] = draw([record], settings.seed + len(turns), lambda done, of: None)
         print(clean_terminal(answer.text), flush=True)
         turns.append(Message(role="assistant", content=answer.text))
 

@@ -55,6 +55,12 @@ class TrainingError(PreftuneError, RuntimeError):
     exit_code = 3
 
 
+class ServerError(PreftuneError, RuntimeError):
+    """A server that was asked for completions or judgements refuses, or gives no answer that can be used."""
+
+    exit_code = 5
+
+
 def storage_error(action: str, path: str | os.PathLike[str], error: OSError) -> StorageError:
     """The StorageError for an operating-system error met while doing `action` ("write the checkpoint") on `path`."""
     return StorageError(

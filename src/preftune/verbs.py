@@ -6,6 +6,7 @@ from typing import Literal
 from preftune.data.options import DataOptions
 from preftune.data.pack import LayoutOptions
 from preftune.errors import ConfigError
+from preftune.onpolicy.client import ServerOptions
 from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.load import LoadOptions
 
@@ -61,16 +62,19 @@ class SampleConfig:
     """Completions of a model: of one prompt, of a file of prompts, or in a chat when neither is given.
 
     Args:
-        model: a run's final/ folder, or any name that `train` takes.
+        model: a run's final/ folder, or any name that `train` takes; with a server, the model whose tokeniser and template
+            its model has.
         prompt: one prompt.
         prompts: a data file; only its prompts are used.
         output: write JSON lines {prompt, completions, ended, num_tokens, budget, the other columns of the prompts} here
-            instead of printing.
+            instead of printing. With a server, what is drawn is kept in a journal beside it until all is there, and the same
+            command goes on from it.
         seed: of the draw.
         precision: "fp32" or "bf16".
         device: "auto" takes a GPU if there is one.
         json: print JSON lines.
         sampling: how completions are drawn.
+        server: draw from an OpenAI-compatible server instead of in this process.
         rows: how data files become groups of tokens.
         loading: what may be loaded beside plain tensors.
     """
@@ -84,10 +88,16 @@ class SampleConfig:
     device: str = "auto"
     json: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
+    server: ServerOptions = field(default_factory=ServerOptions)
     rows: DataOptions = field(default_factory=DataOptions)
     loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
+        if self.server.url:
+            here = {"precision": self.precision != "fp32", "device": self.device != "auto",
+                    "sampling.sample_batch": self.sampling.sample_batch != SampleOptions().sample_batch}  # fmt: skip
+            for name in [name for name, given in here.items() if given]:
+                raise ConfigError(f"{name} has no effect on a server", got=f"server.url {self.server.url}", do="Leave it out")
         if self.prompt is not None and self.prompts is not None:
             raise ConfigError("prompt and prompts exclude each other", got="both", expected="one of them")
         if self.output is not None and self.prompts is None:

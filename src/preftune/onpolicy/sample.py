@@ -201,8 +201,8 @@ def _draw(rows: Rows, head: Head, noise: Float[np.ndarray, "R T"], options: Samp
         rows.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
     return [
         Sampled(
-            token_ids=tokens[row, :length].copy(), text=_text(tokens[row, :length], renderer), ended=bool(ended[row]),
-            behaviour_logp=behaviour[row, :length].copy(), logp=logp[row, :length].copy(),
+            token_ids=tokens[row, :length].copy(), text=completion_text(tokens[row, :length], renderer),
+            ended=bool(ended[row]), behaviour_logp=behaviour[row, :length].copy(), logp=logp[row, :length].copy(),
         )
         for row, length in enumerate(lengths.tolist())
     ]
@@ -247,6 +247,7 @@ def _stopped(ids: np.ndarray, stop: Sequence[str], renderer: Renderer) -> bool:
     return any(text in tail for text in stop)
 
 
-def _text(ids: np.ndarray, renderer: Renderer) -> str:
+def completion_text(ids: np.ndarray, renderer: Renderer) -> str:
+    """The text of a completion's tokens, without the end-of-turn token and other special ones."""
     kept = ids[: len(ids) - (len(ids) > 0 and ids[-1] == renderer.end_of_turn)]
     return str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))

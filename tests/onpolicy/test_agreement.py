@@ -1,0 +1,54 @@
+"""The trainer's log-probabilities against the sampler's."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.models import tiny_model
+from tests.onpolicy.test_sample_engine import PROMPTS, RENDERER
+
+from preftune.data.pack import LayoutOptions
+from preftune.errors import TrainingError
+from preftune.onpolicy.agreement import Agreement, agreement, check_agreement, compare_logps
+from preftune.onpolicy.sample import SampleOptions, sample
+from preftune.policy.policy import Policy
+
+
+def policy_of(model) -> Policy:
+    return Policy(model=model, precision="fp32", sharing="shared", sharing_reason="")
+
+
+def test_by_hand():
+    one, two = [np.array([-1.0, -2.0]), np.array([-0.5])], [np.array([-1.25, -2.0]), np.array([-1.5])]
+    assert compare_logps(one, two) == Agreement(mean=1.25 / 3, max=1.0, num_tokens=3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_p": 0.9}], ids=str)
+def test_the_same_model_agrees_and_another_does_not(settings):
+    model = tiny_model("qwen3")
+    drawn = sample(model, RENDERER, PROMPTS, SampleOptions(num_completions=4, max_new_tokens=12, **settings), 0)
+    layout = LayoutOptions(row_tokens=20, micro_batch_tokens=40)  # several micro-batches, in an order of their own
+    found = agreement(policy_of(model), PROMPTS, drawn, layout)
+    assert found.num_tokens == sum(len(one.token_ids) for ones in drawn for one in ones)
+    assert found.mean <= found.max < 1e-4
+    check_agreement(found, 1e-3)
+    with torch.no_grad():
+        model.lm_head.weight[7] += 0.3
+    found = agreement(policy_of(model), PROMPTS, drawn)
+    with pytest.raises(TrainingError, match="The trainer and the sampler disagree"):
+        check_agreement(found, 1e-3)
+
+
+def test_no_number_is_no_agreement():
+    with pytest.raises(TrainingError, match="differ by nan on average"):
+        check_agreement(Agreement(mean=math.nan, max=math.nan, num_tokens=1), 1.0)
+
+
+def test_a_sampler_that_tells_nothing_is_refused():
+    model = tiny_model("llama")
+    drawn = sample(model, RENDERER, PROMPTS[:2], SampleOptions(max_new_tokens=3), 0)
+    drawn[1] = [replace(one, logp=None) for one in drawn[1]]
+    with pytest.raises(TrainingError, match="A completion of prompt 1 has no log-probabilities"):
+        agreement(policy_of(model), PROMPTS[:2], drawn)
