@@ -92,6 +92,7 @@ def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
     data = write_rows(tmp_path / f"evil{EVIL}.jsonl", rows)
     columns = write_rows(tmp_path / f"columns{EVIL}.jsonl", [{EVIL: "a", f"x{EVIL}": "b"}])
     wrong = write_rows(tmp_path / f"wrong{EVIL}.jsonl", [{"prompt": "p", "chosen": "c", "rejected": [EVIL]}])
+    judged = write_rows(tmp_path / f"judged{EVIL}.jsonl", [{"prompt": EVIL, "completions": [EVIL], EVIL: EVIL}])
     cut = tmp_path / f"cut{EVIL}.jsonl"
     cut.write_text('{"prompt": "' + EVIL)
     model = ["--model", str(tiny_folder)]
@@ -118,6 +119,9 @@ def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
         (0, ["train", *model, "--data", data, "--output", run, "--max_steps", "1"]),
         (2, ["train", "--resume", run]),
         (2, ["train", *model, "--data", data, "--output", run]),
+        (0, ["reward", judged, "--reward", "regex(pattern=x)", "--output", f"{judged}.out"]),
+        (2, ["reward", judged, "--reward", EVIL, "--output", f"{judged}.new"]),
+        (2, ["reward", wrong, "--reward", "ended", "--output", f"{judged}.new"]),
     ):
         assert main(words) == code, words
         told = capsys.readouterr()
@@ -157,6 +161,7 @@ def test_text_of_a_model_is_cleaned(tmp_path, capsys):
 def test_json_is_all_there_is_on_standard_output(tiny_folder, pairs_file, tmp_path, capsys):
     run = str(tmp_path / "run")
     model, draw = ["--model", str(tiny_folder)], ["--max_new_tokens", "2"]
+    samples = write_rows(tmp_path / "samples.jsonl", [{"prompt": "p", "completions": ["a", "b"]}])
     for words in (
         ["train", *model, "--data", pairs_file, "--output", run, "--max_steps", "1"],
         ["inspect", pairs_file, *model],
@@ -164,6 +169,7 @@ def test_json_is_all_there_is_on_standard_output(tiny_folder, pairs_file, tmp_pa
         ["eval", *model, "--prompts", pairs_file, "--reference", str(tiny_folder), "--reward", "brief", "--max_rows", "1", *draw],
         ["sample", *model, "--prompt", "Hi", *draw],
         ["report", run],
+        ["reward", samples, "--reward", "regex(pattern=a)", "--output", str(tmp_path / "scored.jsonl")],
         ["objectives"],
         ["objectives", "bnf"],
         ["curves", "bnf", "--output", str(tmp_path / "curves.png")],

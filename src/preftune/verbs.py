@@ -125,7 +125,7 @@ class EvalConfig:
         prompts: a data file; only its prompts are used.
         reference: what to compare with: the anchor of log-ratios, and the model "before" on prompts; for the final/ of a
             run, what it started from, when not given.
-        reward: on prompts: a built-in reward or module:function.
+        reward: on prompts: a built-in reward, module:function or a weighted sum; docs/rewards.md lists them.
         output: on prompts: a folder for samples.jsonl.
         beta: on pairs: the implicit reward is beta * log-ratio.
         seed: of the draw.

@@ -1,0 +1,39 @@
+"""The page of rewards names every built-in and every setting with its default, and says them as the docstrings do."""
+
+import re
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+
+from preftune.onpolicy.rewards import COLUMNS, REWARDS
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+
+
+def section(name: str) -> str:
+    return PAGE.split(f"\n### `{name}`\n")[1].split("\n### ")[0]
+
+
+def test_every_built_in_has_a_section_and_every_section_a_built_in():
+    assert re.findall(r"^### `(.*)`$", PAGE, re.M) == list(REWARDS)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_settings_and_defaults(name):
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\| .+ \|$", section(name), re.M)
+    expected = []
+    for field in fields(REWARDS[name]):
+        default = "" if field.default is MISSING else "none" if field.default is None else str(field.default)
+        expected.append((field.name, default.lower() if isinstance(field.default, bool) else default))
+    assert [(key, default.strip(" |`")) for key, default in rows] == expected
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_docstrings_say_what_settings_mean(name):
+    told = set(re.findall(r"^        (\w+): ", REWARDS[name].__doc__ or "", re.M))
+    assert {field.name for field in fields(REWARDS[name])} <= told
+
+
+def test_columns_that_sampling_gives():
+    assert all(f"\n| `{column}` |" in PAGE for column in COLUMNS)
