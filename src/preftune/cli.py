@@ -22,6 +22,7 @@ verbs:
   select      completions with rewards -> pairs or labels     preftune select FILE --selection best-vs-worst --output PAIRS.jsonl
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
   train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
+  merge       one model out of several, or of an adapter      preftune merge MODEL MODEL --base START --method slerp --output NEW
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
   curves      how hard they push a token, as a figure         preftune curves [NAME ...]
@@ -84,18 +85,18 @@ def _light_verb(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def _file_verb(name: str) -> Callable[[Sequence[str]], int]:
-    """One that makes what `train` needs: data, a reward model."""
+    """One that makes what `train` needs, or something of what it made: data, a reward model, a merged model."""
     def run(rest: Sequence[str]) -> int:
-        from preftune import reward_training, selecting
+        from preftune import merging, reward_training, selecting
 
-        return (selecting.COMMANDS | reward_training.COMMANDS)[name](rest)
+        return (selecting.COMMANDS | reward_training.COMMANDS | merging.COMMANDS)[name](rest)
 
     return run
 
 
 VERBS = {name: _verb(name) for name in ("demo", "inspect", "train", "sample", "eval", "report")}
 VERBS |= {name: _light_verb(name) for name in ("objectives", "curves")}
-VERBS |= {name: _file_verb(name) for name in ("select", "train-reward-model")}
+VERBS |= {name: _file_verb(name) for name in ("select", "train-reward-model", "merge")}
 
 
 def print_json(content: object) -> None:

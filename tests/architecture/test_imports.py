@@ -19,7 +19,7 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "diagnose", "catalogue"},
     {"config", "verbs"},
-    {"commands", "handbook", "selecting", "reward_training"},
+    {"commands", "handbook", "selecting", "reward_training", "merging"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -31,12 +31,14 @@ EXCEPTIONS = {
     ("handbook", "cli"): "likewise",
     ("selecting", "cli"): "likewise",
     ("reward_training", "cli"): "likewise",
+    ("merging", "cli"): "likewise",
     ("cli", "commands"): "once a verb is known",
     ("cli", "handbook"): "likewise",
     ("cli", "selecting"): "likewise",
     ("cli", "reward_training"): "likewise",
+    ("cli", "merging"): "likewise",
 }
-VERBS = {f"preftune.{name}" for name in ("commands", "handbook", "selecting", "reward_training")}
+VERBS = {f"preftune.{name}" for name in ("commands", "handbook", "selecting", "reward_training", "merging")}
 """What the command line imports once a verb is known."""
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
