@@ -19,7 +19,7 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "diagnose", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting", "reward_training", "laboratory"},
+    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory"},
     {"iterating"},
     {"cli"},
 )
@@ -34,6 +34,7 @@ EXCEPTIONS = {
     ("selecting", "cli"): "likewise",
     ("iterating", "cli"): "likewise",
     ("reward_training", "cli"): "likewise",
+    ("merging", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",
 }
 MODULES = {

@@ -1,5 +1,8 @@
 """A reward model is a plain sequence classifier: transformers alone gives the scores that training saw."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -94,8 +97,8 @@ def test_an_adapter_is_merged(dtype, tmp_path):
     policy = policy_of(model, peft_model=wrapped)
     groups = [renderer.render(record) for record in RECORDS]
     before = training_scores(policy, groups)
-    wrapped.float()
-    expected = training_scores(policy, groups)
+    exact = copy.deepcopy(wrapped).float()
+    expected = training_scores(replace(policy, model=exact.get_base_model(), peft_model=exact), groups)
     save_reward_model(policy, renderer, tmp_path / "reward")
     assert plain_scores(tmp_path / "reward", groups, "right") == pytest.approx(expected, abs=1e-5)
     assert before == pytest.approx(expected, abs=1e-5 if dtype == torch.float32 else 0.1)

@@ -123,7 +123,7 @@ def test_samples_are_of_the_policy_and_its_numbers_are_theirs(config):
 
 
 def test_a_sampler_that_disagrees_stops_the_run(config):
-    with pytest.raises(TrainingError, match=r"Sampler and trainer disagree; got .* expected at most 1e-12"):
+    with pytest.raises(TrainingError, match=r"trainer and the sampler disagree .* expected at most 1e-12 on average"):
         train(config(collect={"sampler_gap": 1e-12}), quiet=True)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from preftune.data.fit import take_completions
@@ -14,7 +13,7 @@ from preftune.errors import ConfigError
 from preftune.onpolicy.choices import NO_REWARD, Makes, Selection
 from preftune.onpolicy.judged import prompt_text
 from preftune.onpolicy.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
-from preftune.onpolicy.sample import SampleOptions, sample
+from preftune.onpolicy.sample import Sampled, SampleOptions, sample
 from preftune.onpolicy.select import make_selection
 from preftune.onpolicy.selected import apply
 from preftune.types import Group, Labels, Pairs, Record, Rewards, Signal
@@ -115,16 +114,15 @@ class Draw:
 def draw(
     model: PreTrainedModel, judge: Judge, prompts: Sequence[Group], seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Draw, list[list[np.ndarray]]]:  # fmt: skip
-    """Completions of each prompt from the model as it is, and the sampler's logp of their tokens at temperature 1."""
+) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
+    """Completions of each prompt from the model as it is, and the same as the sampler gave them."""
     drawn = sample(model, judge.renderer, [group.prompt for group in prompts], judge.sampling, seed, progress)
-    groups, logps = [], []
+    groups = []
     for group, ones in zip(prompts, drawn, strict=True):
         behaviour = [one.behaviour_logp for one in ones if one.behaviour_logp is not None]
-        logps.append([one.logp for one in ones if one.logp is not None])
         groups.append(replace(group, completions=tuple(one.token_ids for one in ones), behaviour_logp=tuple(behaviour)))
     texts = tuple(tuple(one.text for one in ones) for ones in drawn)
-    return Draw(groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)), logps
+    return Draw(groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)), drawn
 
 
 def judge_draw(drawn: Draw, judge: Judge, records: Sequence[Record]) -> tuple[list[Group], Verdicts]:

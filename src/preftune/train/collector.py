@@ -14,11 +14,12 @@ from torch import Tensor
 
 from preftune.data.pack import LayoutOptions, collate, split_micro_batches
 from preftune.errors import TrainingError
+from preftune.onpolicy.agreement import agreement, check_agreement
 from preftune.onpolicy.choices import Selection
 from preftune.onpolicy.collect import CollectOptions, Draw, Judge, draw, judge_draw, select_groups
 from preftune.onpolicy.judged import prompt_text
 from preftune.onpolicy.rewards import Verdicts
-from preftune.policy.policy import Policy, score, score_groups
+from preftune.policy.policy import Policy, score
 from preftune.train.progress import Reporter
 from preftune.train.sources import OfflineSource, Taken
 from preftune.types import Group, Record
@@ -148,18 +149,12 @@ class OnPolicySource:
         """Completions, and the mean |logp of the trainer - logp of the sampler| on some of them; stops if they differ."""
         policy = self.policy
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            drawn, logps = draw(policy.model, self.judge, prompts, draw_seed(self.seed, self._state.draws),
+            drawn, ones = draw(policy.model, self.judge, prompts, draw_seed(self.seed, self._state.draws),
                                 lambda done, of: self.report.update("sample", done, of))  # fmt: skip
         few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
-        mine = score_groups(policy, [drawn.groups[i] for i in few], self.layout)
-        gap = float(np.mean([
-            np.abs(a - b).mean() for one, i in zip(mine, few, strict=True) for a, b in zip(one, logps[i], strict=True)
-        ]))  # fmt: skip
-        if not gap <= self.tolerance:
-            raise TrainingError("Sampler and trainer disagree", got=f"{gap:.3g} nats per token on average",
-                                expected=f"at most {self.tolerance:g}",
-                                do="Please report this with the model's name, or raise --collect.sampler_gap")  # fmt: skip
-        return drawn, gap
+        found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
+        check_agreement(found, self.tolerance)
+        return drawn, found.mean
 
     @torch.no_grad()
     def _with_values(self, groups: Sequence[Group]) -> list[Group]:
