@@ -131,7 +131,9 @@ class LabAllConfig:
         if self.seeds < 2:
             raise ConfigError("seeds is out of range", got=self.seeds, expected="2 or more, for an interval")
         if self.first_seed < 100:
-            raise ConfigError("first_seed is out of range", got=self.first_seed, expected="100 or more: those below were used for tuning")
+            raise ConfigError(
+                "first_seed is out of range", got=self.first_seed, expected="100 or more: those below were used for tuning"
+            )
         known = load_criteria()
         for name in self.only:
             if name not in known:
@@ -175,7 +177,8 @@ def _run(arguments: Sequence[str]) -> int:
     settings = parse_settings(LabRunConfig, arguments, prog="preftune lab run", positional="problem",
                               description="Objectives on one problem: preftune lab run PROBLEM")  # fmt: skip
     load_problem(settings.problem)
-    bench = Bench(problem=settings.problem, objectives=objectives_wanted(settings.objectives), loop=settings.loop, seeds=settings.seeds,
+    bench = Bench(problem=settings.problem, objectives=objectives_wanted(settings.objectives), loop=settings.loop,
+                  seeds=settings.seeds,
                   first_seed=settings.first_seed, tuning_seeds=settings.tuning_seeds, rates=tuple(settings.rates))  # fmt: skip
     target = _target(Path(settings.output) / "result.json", settings.overwrite)
     result = compare(bench, settings.workers, _teller("runs"))
@@ -193,13 +196,15 @@ def _run(arguments: Sequence[str]) -> int:
 def _tell_result(result: dict) -> None:
     table = _table("objective", "learning rate", "expected reward", "95% interval", "KL to the reference")
     entries = result["objectives"].items()
-    for name, entry in sorted(entries, key=lambda item: -item[1]["measures"]["return"]["mean"][-1] if "measures" in item[1] else 1e9):
+    for name, entry in sorted(
+        entries, key=lambda item: -item[1]["measures"]["return"]["mean"][-1] if "measures" in item[1] else 1e9
+    ):
         if "failed" in entry:
             table.add_row(name, f"{entry['learning_rate']:g}", Text(clean_terminal(entry["failed"])))
             continue
         reward, divergence = entry["measures"]["return"], entry["measures"]["kl"]
-        table.add_row(name, f"{entry['learning_rate']:g}", value_text(reward["mean"][-1]),
-                      f"{value_text(reward['low'][-1])} to {value_text(reward['high'][-1])}", value_text(divergence["mean"][-1]))  # fmt: skip
+        interval = f"{value_text(reward['low'][-1])} to {value_text(reward['high'][-1])}"
+        table.add_row(name, f"{entry['learning_rate']:g}", value_text(reward["mean"][-1]), interval, value_text(divergence["mean"][-1]))
     _print(table)
 
 
@@ -289,7 +294,9 @@ def _all(arguments: Sequence[str]) -> int:
 def _tell_findings(found: Findings) -> None:
     table = _table("id", "finding", "title", "verdict", "core seconds")
     for outcome in found.outcomes:
-        table.add_row(outcome.id, outcome.criteria.finding, outcome.criteria.title, outcome.verdict, f"{found.seconds[outcome.id]:.1f}")
+        table.add_row(
+            outcome.id, outcome.criteria.finding, outcome.criteria.title, outcome.verdict, f"{found.seconds[outcome.id]:.1f}"
+        )
     _print(table)
     print(f"{plural(len(found.outcomes), 'experiment')} on {plural(len(found.seeds), 'seed')}.")
 
@@ -323,6 +330,7 @@ def _target(path: Path, overwrite: bool) -> Path:
 
 def _teller(what: str) -> Callable[[int, int], None]:
     """Progress on the error stream, where somebody watches it."""
+
     def tell(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{done} of {total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)

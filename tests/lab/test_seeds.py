@@ -53,10 +53,19 @@ def test_each_seed_s_gradient_is_that_of_its_own_run(name, policy):
     assert found.abs().max() > 0
 
 
-@pytest.mark.parametrize(("policy", "name"), [
-    ("tabular", "ipo"), ("tabular", "kto"), ("mlp", "bnf"), ("mlp", "dr-grpo"), ("hazard", "ppo"), ("hazard", "dpo"),
-    ("positions", "bnf"), ("positions", "rwr"),
-])
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        ("tabular", "ipo"),
+        ("tabular", "kto"),
+        ("mlp", "bnf"),
+        ("mlp", "dr-grpo"),
+        ("hazard", "ppo"),
+        ("hazard", "dpo"),
+        ("positions", "bnf"),
+        ("positions", "rwr"),
+    ],
+)
 @pytest.mark.parametrize("source", ["data", "policy"])
 def test_whole_runs_do_not_depend_on_who_runs_beside(name, policy, source):
     loop = Loop(source=source, steps=6, eval_every=3, collection=12, minibatch=4, epochs=2 if source == "policy" else None)

@@ -138,7 +138,20 @@ def test_inpo_pulls_to_the_reference_by_its_share():
     assert_same(expected_gradient(objective), exact)
 
 
-HERE = {"reward-distillation", "rebel", "copg", "agro", "gvpo", "nash-md", "reward-aware-rpo", "rwr", "best-of-n", "spo", "bpo", "inpo"}
+HERE = {
+    "reward-distillation",
+    "rebel",
+    "copg",
+    "agro",
+    "gvpo",
+    "nash-md",
+    "reward-aware-rpo",
+    "rwr",
+    "best-of-n",
+    "spo",
+    "bpo",
+    "inpo",
+}
 WITHOUT = {
     "dft": "its normaliser is estimated over the steps of a prompt: no expectation of one step",
     "era": "a cross-entropy between two Bernoulli laws: a fit to a target, no policy gradient",

@@ -1,6 +1,5 @@
 """A user's own problem: every objective asked for, its learning rate tuned on seeds of their own, measured on others."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,8 @@ def compare(bench: Bench, workers: int, tell: Tell) -> dict[str, Any]:
     jobs = {name: Job(plan=plan, learning_rate=best[name], seeds=seeds) for name, plan in plans.items()}
     done = perform_all(list(jobs.values()), workers, tell)
     return {
-        "problem": problem.name, "about": problem.about, "loop": asdict(bench.loop), "tuning_seeds": list(tuning), "seeds": list(seeds),
+        "problem": problem.name, "about": problem.about, "loop": asdict(bench.loop),
+        "tuning_seeds": list(tuning), "seeds": list(seeds),
         "left_out": {name: reason for name, reason in EXCLUDED.items()},
         "objectives": {
             name: {"learning_rate": best[name], "tuning": {f"{rate:g}": score for rate, score in scores[name].items()},
@@ -116,10 +116,14 @@ def write_comparison(result: dict[str, Any], path: Path) -> Path:
         axes = figure.subplots()
         for place, name in enumerate(names):
             measure = ended[name]
-            axes.plot([measure["low"][-1], measure["high"][-1]], [place, place], color=PALETTE[0], linewidth=2, solid_capstyle="butt")
+            axes.plot(
+                [measure["low"][-1], measure["high"][-1]], [place, place], color=PALETTE[0], linewidth=2, solid_capstyle="butt"
+            )
             axes.plot([measure["mean"][-1]], [place], marker="o", markersize=4.5, color=PALETTE[0])
         axes.axvline(start, color=MUTED, linestyle=(0, (2, 2)), linewidth=1)
-        axes.annotate("reference", (start, len(names) - 0.4), color=INK, fontsize=8, ha="center", va="bottom", annotation_clip=False)
+        axes.annotate(
+            "reference", (start, len(names) - 0.4), color=INK, fontsize=8, ha="center", va="bottom", annotation_clip=False
+        )
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set(xlabel=f"{UNITS['return']} after {result['loop']['steps']} steps", ylim=(-0.7, len(names) - 0.4))
         axes.grid(True, axis="x")

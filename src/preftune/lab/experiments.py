@@ -12,13 +12,15 @@ SIZE = 10  # completions of a prompt in the bandits
 
 def _fresh(problem: str, method: str, prompts: int) -> Plan:
     """300 steps of 10 prompts, new ones for each collection of `prompts` prompts: 3000 prompts are a single collection."""
-    loop = Loop(source="policy", steps=300, collection=SIZE * prompts, minibatch=SIZE * 10, epochs=1, completions=SIZE, prompts="fresh")
+    loop = Loop(
+        source="policy", steps=300, collection=SIZE * prompts, minibatch=SIZE * 10, epochs=1, completions=SIZE, prompts="fresh"
+    )
     return Plan(problem=problem, method=method, loop=loop)
 
 
 def _reuse(method: str, epochs: int) -> Plan:
     """450 full steps on ten prompts, a new collection after `epochs` of them; 450 are a single collection."""
-    return Plan(problem="r1", method=method, loop=Loop(source="policy", steps=450, epochs=epochs, eval_every=15))
+    return Plan(problem="r1", method=method, loop=Loop(source="policy", steps=450, epochs=epochs, eval_every=5))
 
 
 def _offline(problem: str, method: str, train: int) -> Plan:
@@ -66,10 +68,13 @@ def _length_plan(problem: str, name: str) -> Plan:
 
 # --- BNF ---
 
-SWEPT = ("bnf", "dpo", "ipo", "simpo", "kto")
+SWEPT = {
+    "B2": ("overlap", "log_ratio/best", ("bnf", "dpo", "simpo")),
+    "B3": ("tokens", "return", ("bnf", "dpo", "ipo", "simpo", "kto")),
+}
+"""Experiments over a whole grid of learning rates: the problem, the measure and the methods."""
 SWEEP_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-ONE_SIDED = ("bnf, dispreferred only", "kto, dispreferred only", "bnf, singles")
-OVERLAPPING = ("bnf", "dpo", "simpo")
+ONE_SIDED = ("bnf", "bnf, dispreferred only", "kto, dispreferred only", "bnf, singles")
 
 
 def _tokens(method: str, problem: str = "tokens") -> Plan:
@@ -91,6 +96,7 @@ def plans() -> dict[str, Plan]:
         found[f"r1 {method} offline"] = _offline("r1", method, 100)
     for method in OFFLINE_R2:
         found[f"r2 {method} offline"] = _offline("r2", method, 10)
+    found["r1 best-of-n offline n=5"] = _offline("r1", "best-of-n", 5)
     for train in (5, 10, 500):
         found[f"r1 ipo offline n={train}"] = _offline("r1", "ipo", train)
     for problem, names in LENGTHS.items():
@@ -101,14 +107,12 @@ def plans() -> dict[str, Plan]:
     found["min on-dpo B=4800"] = replace(_length_plan("min", "on-dpo"), loop=replace(ONLINE, completions=2, collection=4800))
     for method in ("best-of-n", "ppo", "rwr"):
         found[f"min {method} T=8"] = replace(_length_plan("min", method), loop=replace(ONLINE, completions=4, epochs=8))
-    for method in (*SWEPT, *ONE_SIDED):
+    for method in ONE_SIDED:
         found[f"tokens {method}"] = _tokens(method)
-    for method in OVERLAPPING:
-        found[f"overlap {method}"] = _tokens(method, "overlap")
     return found
 
 
-GRIDS = {"mlp": (3e-4, 1e-3, 3e-3, 1e-2), "table": (0.01, 0.03, 0.1, 0.3)}
+GRIDS = {"mlp": (1e-3, 3e-3, 1e-2, 3e-2), "table": (0.03, 0.1, 0.3, 1.0)}
 
 
 def rates_of(plan: Plan) -> tuple[float, ...]:
@@ -116,6 +120,6 @@ def rates_of(plan: Plan) -> tuple[float, ...]:
     return GRIDS["mlp" if plan.problem.startswith("r") else "table"]
 
 
-def sweep_plan(method: str) -> Plan:
+def sweep_plan(experiment: str, method: str) -> Plan:
     """What the learning rate is swept on."""
-    return _tokens(method)
+    return _tokens(method, SWEPT[experiment][0])

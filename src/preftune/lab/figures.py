@@ -50,6 +50,7 @@ class Picture:
 
 def drawn(panels: Sequence[Picture], tracks: Mapping[str, Track], key: str) -> str:
     """One or more panels side by side, means over seeds with 95% intervals."""
+
     def fill(figure: Figure) -> None:
         for axes, picture in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
             (_curves if picture.kind == "curves" else _points)(axes, picture, tracks)
@@ -63,9 +64,11 @@ def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
         track, colour = tracks[name], PALETTE[i % len(PALETTE)]
         across = np.asarray(track.counters[picture.over], dtype=float)
         intervals = [mean_interval(values) for values in series_of(track, picture.measure)]
-        axes.fill_between(across, [one.low for one in intervals], [one.high for one in intervals], color=colour, alpha=0.18, linewidth=0)
-        axes.plot(across, [one.mean for one in intervals], color=colour, linewidth=1.7, marker=MARKERS[i % len(MARKERS)], markersize=4,
-                  markevery=max(1, len(across) // 6), label=label)  # fmt: skip
+        axes.fill_between(
+            across, [one.low for one in intervals], [one.high for one in intervals], color=colour, alpha=0.18, linewidth=0
+        )
+        axes.plot(across, [one.mean for one in intervals], color=colour, linewidth=1.7, marker=MARKERS[i % len(MARKERS)],
+                  markersize=4, markevery=max(1, len(across) // 6), label=label)  # fmt: skip
     if picture.log:
         axes.set_xscale("log")
     axes.set(xlabel=COUNTS[picture.over], ylabel=UNITS[picture.measure])
@@ -82,17 +85,21 @@ def _points(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
     axes.grid(True, axis="x")
 
 
-def sweep(rates: Sequence[float], finals: Mapping[str, np.ndarray], start: float, key: str) -> str:
-    """Final return over learning rates; `finals` are [rates, S] by method."""
+def sweep(rates: Sequence[float], finals: Mapping[str, np.ndarray], measure: str, key: str) -> str:
+    """A final measure over learning rates; `finals` are [rates, S] by method."""
+
     def fill(figure: Figure) -> None:
         axes = figure.subplots()
         for i, (method, values) in enumerate(finals.items()):
             intervals = [mean_interval(row) for row in values]
-            axes.fill_between(rates, [o.low for o in intervals], [o.high for o in intervals], color=PALETTE[i], alpha=0.18, linewidth=0)
-            axes.plot(rates, [o.mean for o in intervals], color=PALETTE[i], marker=MARKERS[i], markersize=5, linewidth=1.7, label=method)
-        axes.axhline(start, color=MUTED, linestyle=(0, (2, 2)), linewidth=1, label="reference")
+            axes.fill_between(
+                rates, [o.low for o in intervals], [o.high for o in intervals], color=PALETTE[i], alpha=0.18, linewidth=0
+            )
+            axes.plot(
+                rates, [o.mean for o in intervals], color=PALETTE[i], marker=MARKERS[i], markersize=5, linewidth=1.7, label=method
+            )
         axes.set_xscale("log")
-        axes.set(xlabel="learning rate of Adam", ylabel=UNITS["return"])
+        axes.set(xlabel="learning rate of Adam", ylabel=UNITS[measure])
         axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     return as_svg(fill, (6.4, 3.4), key)
@@ -120,15 +127,34 @@ def theory_figures() -> dict[str, tuple[str, str]]:
     return {
         "modes": ("The binned normal nearest to a law with two modes: by KL(target || fit) it covers both, by KL(fit || target) "
                   "it keeps to the larger.", as_svg(_modes, (5.6, 3.1), "modes")),
-        "logarithmic-mean": ("Two outcomes of equal mass m, with targets q1 and q2. Above the line, their logarithmic mean, a policy "
-                             "gradient changes their ratio faster than likelihood does; in a low-density bin it is slower.",
+        "logarithmic-mean": ("Two outcomes of equal mass m, with targets q1 and q2. Above the line, their logarithmic mean, a "
+                             "policy gradient changes their ratio faster than likelihood does; in a low-density bin it is slower.",
                              as_svg(_log_mean, (5.6, 3.3), "logmean")),
-        "negative-gradient": ("One step from a policy that gives the chosen and the rejected outcome p each and one other the rest: the "
-                              "change of the chosen one's log-probability with and without pushing the rejected one down.",
+        "negative-gradient": ("One step from a policy that gives the chosen and the rejected outcome p each and one other the "
+                              "rest: the change of the chosen one's log-probability with and without pushing the rejected one down.",
                               as_svg(_negative, (5.6, 3.3), "negative")),
-        "bnf": ("A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the logarithm of "
-                "time.", as_svg(_held_down, (5.6, 3.3), "bnf")),
+        "bnf": ("A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the logarithm "
+                "of time.", as_svg(_held_down, (5.6, 3.3), "bnf")),
     }  # fmt: skip
+
+
+def toy_figure() -> tuple[str, str]:
+    """The example of the project page: (what it shows, SVG)."""
+    return ("Ten steps of plain gradient descent at rate 0.3 from the start. On the project page the two results carry each "
+            "other's label.", as_svg(_toy, (5.6, 3.1), "toy"))  # fmt: skip
+
+
+def _toy(figure: Figure) -> None:
+    axes = figure.subplots()
+    start, target = theory.PAGE_TOY
+    forward = theory.descended(start, target, theory.forward_direction, 0.3, 10)
+    reverse = theory.descended(start, target, theory.reverse_direction, 0.3, 10)
+    bars = (("start", start, GRID), ("target", target, MUTED), ("likelihood, KL(target || policy)", forward, PALETTE[0]),
+            ("policy gradient, KL(policy || target)", reverse, PALETTE[1]))  # fmt: skip
+    for i, (label, law, colour) in enumerate(bars):
+        axes.bar(np.arange(4) + 0.2 * (i - 1.5), law, width=0.18, color=colour, label=label)
+    axes.set(xlabel="outcome", ylabel="probability", xticks=range(4), ylim=(0, 0.85))
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, loc="upper left")
 
 
 def _modes(figure: Figure) -> None:
@@ -138,7 +164,9 @@ def _modes(figure: Figure) -> None:
     axes.fill_between(theory.BINS, target, step="mid", color=GRID, label="target")
     looks = ((forward, PALETTE[0], "-", "KL(target || fit)"), (reverse, PALETTE[1], (0, (4, 2)), "KL(fit || target)"))
     for fit, colour, style, label in looks:
-        axes.plot(theory.BINS, theory.binned_normal(fit.mean, fit.deviation), color=colour, linestyle=style, linewidth=1.8, label=label)
+        axes.plot(
+            theory.BINS, theory.binned_normal(fit.mean, fit.deviation), color=colour, linestyle=style, linewidth=1.8, label=label
+        )
     axes.set(xlabel="outcome", ylabel="probability")
     axes.legend(frameon=False, labelcolor=INK)
 
@@ -175,7 +203,14 @@ def _held_down(figure: Figure) -> None:
     axes = figure.subplots()
     times = np.linspace(0, 30, 61)
     for feedback, colour, style, label in ((False, PALETTE[1], (0, (4, 2)), "likelihood"), (True, PALETTE[0], "-", "BNF")):
-        axes.plot(times, theory.held_down(np.log(0.05), times, feedback=feedback), color=colour, linestyle=style, linewidth=1.8, label=label)
+        axes.plot(
+            times,
+            theory.held_down(np.log(0.05), times, feedback=feedback),
+            color=colour,
+            linestyle=style,
+            linewidth=1.8,
+            label=label,
+        )
     axes.plot(times, np.log(0.05) - np.log1p(times), color=MUTED, linestyle=(0, (1, 2)), linewidth=1.5, label="log q − log(1 + t)")
     axes.set(xlabel="time of gradient flow (learning rate × steps)", ylabel="log-probability, nats")
     axes.legend(frameon=False, labelcolor=INK)

@@ -1,5 +1,7 @@
 """Which runs each experiment's figure shows."""
 
+from dataclasses import replace
+
 from preftune.lab.experiments import FRESH_SIZES, REUSE
 from preftune.lab.figures import Picture
 
@@ -30,21 +32,23 @@ PROMPT_LABELS = tuple(f"{size or 100} prompts" for size in SIZES)
 
 PICTURES: dict[str, tuple[Picture, ...]] = {
     "E1": (_sizes("r1", "best-of-n"), _sizes("r1", "ipo")),
+    "X1": (_sizes("r1", "best-of-n"), _sizes("r1", "ipo")),
     "E2": (_sizes("r2", "best-of-n"), _sizes("r2", "ipo")),
     "E3": (_reuse("best-of-n"), _reuse("ipo"), _reuse("reinforce")),
+    "X2": tuple(replace(_reuse(method), over="reward_queries", log=True) for method in ("best-of-n", "ipo", "reinforce")),
     "E4": (_offline("r1", "pref-ft", "best-of-n", "ipo", "dpo"),),
     "E5": (_offline("r1", "best-of-n", "best-of-n, negatives", "best-of-n, guarded"),),
-    "E6": (_offline("r2", "best-of-n", "best-of-n, negatives", "ipo", "dpo"),),
+    "E6": (_offline("r2", "best-of-n", "best-of-n, negatives", "ipo", "dpo", "bnf"),),
     "E7": (
-        Picture(title="on-policy (T = 15) and offline (T = 450)", labels=("best-of-n on-policy", "ipo on-policy", "best-of-n offline", "ipo offline"),
+        Picture(title="on-policy (T = 15) and offline (T = 450)",
+                labels=("best-of-n on-policy", "ipo on-policy", "best-of-n offline", "ipo offline"),
                 runs=("r1 best-of-n T=15", "r1 ipo T=15", "r1 best-of-n T=450", "r1 ipo T=450")),
     ),
     "E8": (
         Picture(title="log-ratio of the best sample", runs=BY_PROMPTS, labels=PROMPT_LABELS, measure="log_ratio/best"),
         Picture(title="held-out reward", runs=BY_PROMPTS, labels=PROMPT_LABELS),
     ),
-    "E10": (_lengths("min", "on-dpo", "off-dpo", "pref-ft", "best-of-n", "ppo", "reinforce", "rwr"),
-            _lengths("skew", "on-dpo", "off-dpo", "pref-ft", "ppo", "rwr")),
+    "E10": (_lengths("min", "on-dpo", "off-dpo", "pref-ft", "best-of-n", "ppo", "reinforce", "rwr"),),
     "L2": (
         Picture(title="min length: B = 64 and a single collection", measure="length", kind="points",
                 runs=tuple(f"min {m}{b}" for m in ("on-dpo", "best-of-n", "reinforce", "rwr") for b in ("", " B=4800")),
@@ -63,17 +67,19 @@ PICTURES: dict[str, tuple[Picture, ...]] = {
     "Xd": (_offline("r1", "ipo", "ipo, all pairs", "best-of-n"),),
     "Xf": (Picture(title="on-policy, T = 1", runs=("r1 best-of-n T=1", "r1 ipo T=1"), labels=("best-of-n", "ipo")),
            Picture(title="entropy", runs=("r1 best-of-n T=1", "r1 ipo T=1"), labels=("best-of-n", "ipo"), measure="entropy")),
-    "Xg": (_lengths("skew", "on-dpo", "off-dpo", "pref-ft"),),
+    "Xc": (Picture(title="five prompts", measure="margin", runs=("r1 best-of-n offline n=5", "r1 ipo offline n=5"),
+                   labels=("best-of-n", "ipo")),),
+    "Xe": (_offline("r1", "best-of-n", "best-of-n, negatives", "best-of-n, guarded"),),
+    "Xg": (_lengths("skew", "on-dpo", "off-dpo", "pref-ft", "ppo", "rwr"),),
+    "Xi": (_lengths("min", "on-dpo", "off-dpo", "ppo"),),
     "B1": (Picture(title="one-sided data: KL to the reference", measure="kl",
                    runs=("tokens bnf", "tokens bnf, dispreferred only", "tokens kto, dispreferred only"),
                    labels=("bnf, both sides", "bnf, dispreferred only", "kto, dispreferred only")),
            Picture(title="expected reward",
                    runs=("tokens bnf", "tokens bnf, dispreferred only", "tokens kto, dispreferred only", "tokens bnf, singles"),
                    labels=("bnf, both sides", "bnf, dispreferred only", "kto, dispreferred only", "bnf, singles"))),
-    "B2": (Picture(title="answers that mostly agree", measure="log_ratio/best",
-                   runs=("overlap bnf", "overlap dpo", "overlap simpo"), labels=("bnf", "dpo", "simpo")),
-           Picture(title="expected reward", runs=("overlap bnf", "overlap dpo", "overlap simpo"), labels=("bnf", "dpo", "simpo"))),
-    "B4": (_offline("r1", "bnf", "best-of-n", "ipo", "dpo"),),
+    "B4": (_offline("r1", "bnf", "pref-ft", "best-of-n"),),
+    "B5": (_offline("r1", "bnf", "ipo", "dpo"),),
 }  # fmt: skip
 
 

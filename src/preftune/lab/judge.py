@@ -4,6 +4,7 @@ A clause compares numbers of the same seeds, so its interval is that of paired d
 It holds where the whole interval lies on the right side of the threshold, and fails where it lies on the wrong one.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class Clause:
 
     Args:
         says: the clause in words.
-        kind: "value" of a run; "difference" of the first run less the second; "ratio" of the first to the second; "spread" between the
-            largest and the smallest of several; "falls": the smallest step down along a list of runs, which must not be a rise.
+        kind: "value" of a run; "difference" of the first run less the second; "ratio" of the first to the second; "spread" between
+            the largest and the smallest of several; "falls": the smallest step down along a list of runs, which must not be a rise.
         of: names of runs.
         measure: what is measured; "margin" is the log-ratio of the best completions less that of the others.
         at: "final", "stopped" (the step at which tuning seeds were best), or a step.
@@ -118,11 +119,18 @@ def load_criteria() -> dict[str, Criteria]:
 
 def judge(name: str, criteria: Criteria, tracks: Mapping[str, Track], stops: Mapping[str, int], level: float = 0.95) -> Outcome:
     """The verdict on one experiment from the tracks of its runs."""
-    return Outcome(id=name, criteria=criteria, clauses=tuple(_judged(c, tracks, stops, level) for c in criteria.clauses))
+    values = [[measured(clause, tracks[run], stops.get(run)) for run in clause.of] for clause in criteria.clauses]
+    clauses = tuple(_judged(clause, of, level) for clause, of in zip(criteria.clauses, values, strict=True))
+    return Outcome(id=name, criteria=criteria, clauses=clauses)
 
 
-def _judged(clause: Clause, tracks: Mapping[str, Track], stops: Mapping[str, int], level: float) -> Judged:
-    values = [measured(clause, tracks[name], stops.get(name)) for name in clause.of]
+def judge_values(name: str, criteria: Criteria, values: Mapping[str, np.ndarray], level: float = 0.95) -> Outcome:
+    """The verdict where each run is a number of each seed already."""
+    clauses = tuple(_judged(clause, [values[run] for run in clause.of], level) for clause in criteria.clauses)
+    return Outcome(id=name, criteria=criteria, clauses=clauses)
+
+
+def _judged(clause: Clause, values: Sequence[np.ndarray], level: float) -> Judged:
     interval = _interval(clause, values, level)
     right, wrong = (
         (interval.low > clause.above, interval.high <= clause.above) if clause.above is not None
@@ -144,7 +152,7 @@ def _interval(clause: Clause, values: Sequence[np.ndarray], level: float) -> Int
         return Interval(mean=math.exp(logs.mean), low=math.exp(logs.low), high=math.exp(logs.high), num=logs.num)
     if clause.kind == "spread":
         return mean_interval(np.max(values, axis=0) - np.min(values, axis=0), level)
-    steps = [mean_interval(before - after, level) for before, after in zip(values, values[1:], strict=False)]
+    steps = [mean_interval(before - after, level) for before, after in itertools.pairwise(values)]
     return min(steps, key=lambda step: step.mean)
 
 

@@ -1,7 +1,7 @@
 """The unified loop of Tajwar et al. (ICML 2024, algorithm 1) for all seeds at once, with exact measures.
 
-    repeat: draw B / C prompts, C completions of each (from the policy, or from the data); reward them;
-            T times: split the B completions into B / M minibatches of M, one gradient step each
+repeat: draw B / C prompts, C completions of each (from the policy, or from the data); reward them;
+        T times: split the B completions into B / M minibatches of M, one gradient step each
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from preftune.lab.methods import Method, pairs_wanted
 from preftune.lab.steps import make_step, pair_places, seed_losses, token_scores
 from preftune.lab.world import World
 from preftune.objectives import Coupled
-
 
 MEASURED_GROUPS = 500  # of a collection, for its log-ratios
 
@@ -51,7 +50,9 @@ class Loop:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is out of range", got=value, expected="1 or more")
         if self.source == "data" and self.epochs is not None:
-            raise ConfigError("epochs has no effect on a single collection", got=self.epochs, do="Leave it out, or set source to policy")
+            raise ConfigError(
+                "epochs has no effect on a single collection", got=self.epochs, do="Leave it out, or set source to policy"
+            )
 
     def sizes(self, world: World) -> tuple[int, int, int]:
         """(groups of a collection, groups of a minibatch, completions of a group), checked against one another."""
@@ -64,7 +65,7 @@ class Loop:
         groups = collection // size
         if self.prompts == "train" and world.has_prompts and groups != world.problem.contexts.train:
             raise ConfigError("A collection has a group for each training prompt", got=f"{groups} groups",
-                              expected=f"{world.problem.contexts.train}", do="Set prompts to fresh, or contexts, train")  # fmt: skip
+                              expected=f"{world.problem.contexts.train}", do="Set prompts to fresh, or contexts.train")  # fmt: skip
         return groups, minibatch // size, size
 
 
@@ -149,6 +150,7 @@ def _gather(world: World, method: Method, policy, loop: Loop, groups: int, size:
 
 def _part(world: World, whole: _Collection, chosen: Tensor) -> _Collection:
     """Some groups [S, m] of each seed's collection."""
+
     def taken(values: Tensor) -> Tensor:
         index = chosen.view(*chosen.shape, *[1] * (values.ndim - 2)).expand(-1, -1, *values.shape[2:])
         return values.gather(1, index)

@@ -9,9 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from preftune import report
-from preftune.lab.experiments import SWEEP_RATES
-from preftune.lab.figures import drawn, sweep, theory_figures
-from preftune.lab.findings import SWEEP, THEORY, Findings, Tuned
+from preftune.lab.experiments import SWEEP_RATES, SWEPT
+from preftune.lab.figures import UNITS, drawn, sweep, theory_figures, toy_figure
+from preftune.lab.findings import THEORY, TOY, Findings, Tuned
 from preftune.lab.gallery import PICTURES
 from preftune.report.words import value_text
 from preftune.storage import whole_file
@@ -24,16 +24,22 @@ def figures_of(findings: Findings) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = {}
     for outcome in findings.outcomes:
         name = outcome.id
-        if name == THEORY:
-            found[name] = list(theory_figures().values())
-        elif name == SWEEP:
-            start = float(next(iter(findings.tracks.values())).measures["return"][0].mean()) if findings.tracks else 0.0
-            caption = "Expected reward after 200 steps over the learning rate. The area is the mean over the grid."
-            found[name] = [(caption, sweep(SWEEP_RATES, findings.sweeps, start, "sweep"))]
+        if name in THEORY:
+            found[name] = [toy_figure()] if name == TOY else list(theory_figures().values())
+        elif name in SWEPT:
+            measure = SWEPT[name][1]
+            caption = f"{UNITS[measure]} after 200 steps over the learning rate; the area is the mean over it. Bands are 95% intervals"
+            found[name] = [
+                (f"{caption[0].upper()}{caption[1:]} over seeds.", sweep(SWEEP_RATES, findings.sweeps[name], measure, name))
+            ]
         else:
             panels = PICTURES.get(name, ())
             captions = ". ".join(dict.fromkeys(panel.caption for panel in panels))
-            found[name] = [(f"{captions}. Bands and bars are 95% intervals over seeds.", drawn(panels, findings.tracks, name))] if panels else []
+            found[name] = (
+                [(f"{captions}. Bands and bars are 95% intervals over seeds.", drawn(panels, findings.tracks, name))]
+                if panels
+                else []
+            )
     return found
 
 

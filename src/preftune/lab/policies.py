@@ -6,6 +6,7 @@ own. `forward` gives logits [S, rows, V], a row being a prompt or a position.
 S seeds, P prompts, D size of a context, L positions, L1 = L + 1 outcomes, V tokens of the vocabulary.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -37,7 +38,7 @@ class MLPPolicy(nn.Module):
         widths = (size, *MLP_HIDDEN, num_outcomes)
         count = len(generators)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             bound = XAVIER_GAIN * (6 / (before + after)) ** 0.5
             drawn = [(torch.rand((before, after), generator=g, dtype=torch.float64) * 2 - 1) * bound for g in generators]
             self.weights.append(nn.Parameter(torch.stack(drawn).to(dtype)))

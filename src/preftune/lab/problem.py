@@ -245,8 +245,8 @@ class Problem:
     Args:
         name: what files and figures call it.
         about: a sentence for people.
-        policy: "tabular" has logits for each training prompt, "mlp" a network on contexts, "positions" logits for each position of a
-            sequence, "nano" a small transformer over sequences, "hazard" a logit of stopping at each position.
+        policy: "tabular" has logits for each training prompt, "mlp" a network on contexts, "positions" logits for each position of
+            a sequence, "nano" a small transformer over sequences, "hazard" a logit of stopping at each position.
         size: arms; tokens of the vocabulary; or positions at which an answer can stop.
         length: tokens of a sequence (positions and nano only).
         reward: a number for each outcome; of a sequence the mean over its tokens.

@@ -7,9 +7,7 @@ from torch import Tensor
 NEWTON_STEPS = 30
 
 
-def fitted_reward(
-    pairs: Int[Tensor, "S P 2"], reward: Float[Tensor, " V"], middle: int, ridge: float
-) -> Float[Tensor, "S V"]:
+def fitted_reward(pairs: Int[Tensor, "S P 2"], reward: Float[Tensor, " V"], middle: int, ridge: float) -> Float[Tensor, "S V"]:
     """A value for each outcome and seed, with mean 0 and deviation 1 over the completions of the pairs.
 
     min over w of  mean_p -log sigma( w . (x(chosen) - x(rejected)) ) + ridge / 2 |w|^2,   x = (k/L, (k/L)^2, |k - m|/L)

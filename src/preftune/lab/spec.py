@@ -60,7 +60,7 @@ def _value(hint: Any, value: object, where: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is not a list", got=value, expected="[a, b, ...]")
         return tuple(_value(get_args(hint)[0], part, f"{where}, entry {i + 1}") for i, part in enumerate(value))
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return value if isinstance(value, hint) else built(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

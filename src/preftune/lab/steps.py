@@ -6,6 +6,7 @@ units can be found again behind the objective, and each seed's loss be divided b
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +17,7 @@ from preftune.lab.world import Tokens, World
 from preftune.objectives import Objective, State, reduce_losses
 from preftune.train.step import MicroBatch, couple_step
 from preftune.types import Labels, Pairs, Rewards, Signal, TokenScores
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -129,7 +131,9 @@ def seed_losses(
 
 def _coupled_loss(objective, scores, mismatched, part: SeedPart, step: Step, state, total):
     def piece(content: TokenScores) -> MicroBatch:
-        return MicroBatch(content=content, lengths=part.lengths, prompt=step.prompt[part.completions], signal=part.signal, origins=())
+        return MicroBatch(
+            content=content, lengths=part.lengths, prompt=step.prompt[part.completions], signal=part.signal, origins=()
+        )
 
     others = [piece(mismatched)] if mismatched is not None else []
     (coupling,), new = couple_step([piece(scores)], others, objective, lambda p: p.content, state)  # type: ignore[arg-type, return-value]
@@ -137,7 +141,7 @@ def _coupled_loss(objective, scores, mismatched, part: SeedPart, step: Step, sta
 
 
 def _cut(scores: TokenScores, part: SeedPart) -> TokenScores:
-    flat = {
+    flat: dict[str, Any] = {
         name: value[part.tokens] for name in TokenScores.__slots__
         if torch.is_tensor(value := getattr(scores, name)) and name != "lengths"
     }  # fmt: skip
@@ -207,9 +211,7 @@ def _taken(tokens: Tokens, index: Int[Tensor, " K"]) -> Tokens:
 # --- scores ---
 
 
-def token_scores(
-    logits: Tensor, ref: Tensor, behaviour: Tensor | None, tokens: Tokens, needs: frozenset[str]
-) -> TokenScores:
+def token_scores(logits: Tensor, ref: Tensor, behaviour: Tensor | None, tokens: Tokens, needs: frozenset[str]) -> TokenScores:
     """What an objective wants to know of each token, from the policy's logits [S, rows, V] and the log-probabilities of the
     reference and of the policy that sampled. There is no critic: values are 0."""
     num_outcomes = logits.shape[-1]
@@ -238,5 +240,5 @@ def token_scores(
         "kl_to_ref": lambda: of_row((logp_rows.exp() * (logp_rows - ref_rows)).sum(-1)),
         "value": no_critic, "behaviour_value": no_critic,
     }  # fmt: skip
-    found = {name: make() for name, make in makers.items() if name in needs}
+    found: dict[str, Any] = {name: make() for name, make in makers.items() if name in needs}
     return TokenScores(logp=of_token(logp_rows), lengths=tokens.lengths, **found)

@@ -124,6 +124,7 @@ def held_down(ref_logp: float, times: Vector, *, feedback: bool, substeps: int =
     for time in times:
         step = (time - now) / substeps
         for _ in range(substeps):
+
             def slope(z: float) -> float:
                 return -(np.exp(z - start) if feedback else 1.0) / (1 + np.exp(z))
 
@@ -191,8 +192,8 @@ PAGE_TOY = (np.array([0.3, 0.3, 0.1, 0.3]), np.array([0.2, 0.1, 0.6, 0.1]))
 
 
 def _violations(draws: int = 100_000) -> int:
-    """Random cases of equal mass p_1 = p_2 = m in which reverse KL changes p_1 / p_2 faster while m <= LM(q_1, q_2), or slower while
-    m is larger."""
+    """Random cases of equal mass p_1 = p_2 = m in which reverse KL changes p_1 / p_2 faster while m <= LM(q_1, q_2), or slower
+    while m is larger."""
     random = np.random.default_rng(0)
     q, rest = random.dirichlet(np.ones(4), draws), random.dirichlet(np.ones(3), draws)
     mass = rest[:, 0] / 2  # of each of the two

@@ -77,7 +77,7 @@ class World:
         draws = self.uniform("contexts", (count,))
         return (draws * self.problem.contexts.train).long()
 
-    def uniform(self, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "S *shape"]:
+    def uniform(self, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "S ..."]:
         """Numbers in [0, 1), drawn for each seed from its own generator."""
         return torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in self._generators[purpose]])
 
