@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.models import tiny_model
-from tests.onpolicy.test_sample_engine import PROMPTS, RENDERER
 
 from preftune.data.pack import LayoutOptions
 from preftune.errors import TrainingError
 from preftune.onpolicy.agreement import Agreement, agreement, check_agreement, compare_logps
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.policy.policy import Policy
+from tests.models import tiny_model
+from tests.onpolicy.test_sample_engine import PROMPTS, RENDERER
 
 
 def policy_of(model) -> Policy:

@@ -6,8 +6,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tests.data.tokenizers_for_tests import byte_tokenizer
-from tests.models import _SHAPE, CONFIGS, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -29,6 +27,8 @@ from preftune.onpolicy.engine import choose_engine, start_rows
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.policy.policy import Policy, choose_sharing, score_groups, use_gradient_checkpointing
 from preftune.types import Group
+from tests.data.tokenizers_for_tests import byte_tokenizer
+from tests.models import _SHAPE, CONFIGS, tiny_model
 
 END = 2
 RENDERER = Renderer(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
 from preftune.cli import main
 from preftune.data.render import make_renderer
@@ -20,6 +19,7 @@ from preftune.onpolicy.client import ServerOptions
 from preftune.onpolicy.sample import SampleOptions
 from preftune.onpolicy.server import load_adapter, sample_server, unload_adapter
 from preftune.types import Message, Record
+from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
 RENDERER = make_renderer(byte_tokenizer(CHATML, eos="<|im_end|>"))
 RECORDS = [
