@@ -226,8 +226,9 @@ def test_what_was_drawn_outlives_the_server(peer, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [({"url": "localhost:8000"}, "server.url is no address"),
-     ({"concurrency": 4}, "server.concurrency has no effect without a server"), ({"url": "http://x", "concurrency": 0}, "server.concurrency is out of range"), ({"url": "http://x", "retries": -1}, "retries"),
-     ({"url": "http://x", "timeout_s": 0.0}, "timeout_s"), ({"url": "http://x", "backoff_s": -1.0}, "backoff_s")],
+     ({"concurrency": 4}, "server.concurrency has no effect without a server"),
+     ({"url": "http://x", "concurrency": 0}, "server.concurrency is out of range"),
+     ({"url": "http://x", "retries": -1}, "retries"), ({"url": "http://x", "timeout_s": 0.0}, "timeout_s"), ({"url": "http://x", "backoff_s": -1.0}, "backoff_s")],
 )  # fmt: skip
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ConfigError, match=message):
@@ -260,7 +261,8 @@ def test_the_verb_draws_from_a_server_and_goes_on_after_a_fault(peer, tiny_folde
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "drawn.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"Question {k}"}) + "\n" for k in range(5)))
     words = ["sample", "--model", str(tiny_folder), "--prompts", str(prompts), "--output", str(output),
-             "--num_completions", "2", "--max_new_tokens", "6", "--server.backoff_s", "0.01", "--server.retries", "1", "--server.concurrency", "1"]  # fmt: skip
+             "--num_completions", "2", "--max_new_tokens", "6", "--server.backoff_s", "0.01", "--server.retries", "1",
+             "--server.concurrency", "1"]  # fmt: skip
     assert main([*words, "--server.url", peer(die_after=5).url]) == 5
     journal = Path(f"{output}.journal")
     told = capsys.readouterr().err
