@@ -18,7 +18,7 @@ from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, ModelError, ServerError
 from preftune.onpolicy.client import ServerOptions
 from preftune.onpolicy.sample import SampleOptions
-from preftune.onpolicy.server import load_adapter, sample_server, unload_adapter
+from preftune.onpolicy.server import _read_tokens, _sampled, load_adapter, sample_server, unload_adapter
 from preftune.types import Message, Record
 
 RENDERER = make_renderer(byte_tokenizer(CHATML, eos="<|im_end|>"))
@@ -154,6 +154,35 @@ def test_what_a_chat_server_does_not_know_is_its_refusal(peer):
         sample_server(server, RENDERER, RECORDS, replace(OPTIONS, top_k=5), 0)
 
 
+@pytest.mark.parametrize(
+    "choice, ids, ended, told",
+    [({"token_ids": [50, 4], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.0, -2.0]}}, [50, 4], True, True),
+     ({"token_ids": [50], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.0]}}, [50, 4], True, False),
+     ({"token_ids": [], "finish_reason": "stop"}, [4], True, False),
+     ({"token_ids": [50, 2], "finish_reason": "stop"}, [50, 2], True, False),  # another special token ended it
+     ({"token_ids": [50], "finish_reason": "length", "logprobs": {"token_logprobs": [-1.0]}}, [50], False, True),
+     ({"token_ids": [50], "finish_reason": "stop", "stop_reason": "I"}, [50], True, False),
+     ({"token_ids": [50], "finish_reason": "stop", "matched_stop": "I"}, [50], True, False),
+     ({"token_ids": [51], "finish_reason": "stop", "matched_stop": 4}, [51, 4], True, False),
+     ({"token_ids": [50], "finish_reason": "stop", "text": "I"}, [50], True, False),  # it says nothing, the text does
+     ({"finish_reason": "length", "logprobs": {"tokens": ["token_id:50", "token_id:51"], "token_logprobs": [-1.0, -2.0]}},
+      [50, 51], False, True)],
+)  # fmt: skip
+def test_ends_as_servers_tell_them(choice, ids, ended, told):
+    row = _read_tokens(json.dumps({"choices": [{"text": ""} | choice]}))
+    one = _sampled(row, RECORDS[0], RENDERER, SampleOptions(stop=["I"]), ServerOptions(url="http://x"))
+    assert (one.token_ids.tolist(), one.ended, one.logp is not None) == (ids, ended, told)
+
+
+@pytest.mark.parametrize(
+    "choice", [{}, {"text": None, "finish_reason": "stop"}, {"text": "", "finish_reason": "abort"},
+               {"text": "", "finish_reason": "stop", "token_ids": [None]}], ids=str
+)  # fmt: skip
+def test_answers_that_cannot_be_used(choice):
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        _read_tokens(json.dumps({"choices": [choice]}))
+
+
 # Faults
 
 
@@ -228,7 +257,8 @@ def test_what_was_drawn_outlives_the_server(peer, tmp_path):
     [({"url": "localhost:8000"}, "server.url is no address"),
      ({"concurrency": 4}, "server.concurrency has no effect without a server"),
      ({"url": "http://x", "concurrency": 0}, "server.concurrency is out of range"),
-     ({"url": "http://x", "retries": -1}, "retries"), ({"url": "http://x", "timeout_s": 0.0}, "timeout_s"), ({"url": "http://x", "backoff_s": -1.0}, "backoff_s")],
+     ({"url": "http://x", "retries": -1}, "retries"), ({"url": "http://x", "timeout_s": 0.0}, "timeout_s"),
+     ({"url": "http://x", "backoff_s": -1.0}, "backoff_s")],
 )  # fmt: skip
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ConfigError, match=message):
