@@ -5,8 +5,8 @@
 
 Prompts are random tokens. Both sides draw at temperature 1 and stop a completion at the end-of-turn token; tokens up to it are
 counted, so that neither is paid for padding. Prints the tokens per second of each and the ratio of the totals, with the
-smallest and the largest ratio of a round, and the same ratio of processor time, which other programs disturb less. `--forced` leaves the end-of-turn token out of counting and stopping on both sides
-(nothing ends early), which isolates the cost of a step.
+smallest and the largest ratio of a round, and the same ratio of processor time, which other programs disturb less. With
+`--forced` the end-of-turn token neither stops nor counts, which leaves the cost of a step alone.
 """
 
 import argparse
@@ -79,7 +79,8 @@ def main() -> None:
         print(json.dumps(result))
     else:
         print(f"ours / generate = {result['ratio']:.2f} (rounds: {rounds.min():.2f} to {rounds.max():.2f}); "
-              f"{result['ratio_processor_time']:.2f} in processor time; {speed['ours']:.0f} and {speed['generate']:.0f} tokens/s")  # fmt: skip
+              f"{result['ratio_processor_time']:.2f} in processor time; "
+              f"{speed['ours']:.0f} and {speed['generate']:.0f} tokens/s")  # fmt: skip
 
 
 if __name__ == "__main__":
