@@ -19,6 +19,7 @@ format: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/bnf_vs_sft.py
+	$(BIN)/python benchmarks/sampling.py
 
 # One small break at a time in every objective: do the tests notice?
 mutants: .venv/ready

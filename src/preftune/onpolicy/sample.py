@@ -123,7 +123,8 @@ def sample(
     choose_engine said of the model, which is asked when it is not given. No random state of torch or numpy is read or moved.
     """
     keys = range(len(prompts)) if keys is None else keys
-    _check(model, prompts, options, keys)
+    check_keys(keys, len(prompts))
+    _check_room(model, prompts, options)
     results: list[list[Sampled]] = [[] for _ in prompts]
     progress(0, len(prompts))
     done = 0
@@ -142,12 +143,16 @@ def sample(
     return results
 
 
-def _check(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SampleOptions, keys: Sequence[int]) -> None:
-    if len(keys) != len(prompts):
-        raise ConfigError("Every prompt wants a key", got=f"{len(keys)} keys", expected=f"{len(prompts)}")
+def check_keys(keys: Sequence[int], count: int) -> None:
+    """An error unless there is a key of 64 bits for each of `count` prompts."""
+    if len(keys) != count:
+        raise ConfigError("Every prompt wants a key", got=f"{len(keys)} keys", expected=f"{count}")
     if keys and not 0 <= min(keys) <= max(keys) < MAX_KEY:
         raise ConfigError("The key of a prompt is out of range", got=f"{min(keys)} to {max(keys)}",
                           expected="0 or more, less than 2**64")  # fmt: skip
+
+
+def _check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SampleOptions) -> None:
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for index, prompt in enumerate(prompts):
         if not len(prompt):

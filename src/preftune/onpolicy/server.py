@@ -15,7 +15,7 @@ from preftune.data.render import Renderer
 from preftune.errors import ConfigError, ModelError, ServerError, storage_error
 from preftune.onpolicy.client import Refused, ServerOptions, ask, ask_all, connect
 from preftune.onpolicy.draw import uniforms
-from preftune.onpolicy.sample import Sampled, SampleOptions, completion_text
+from preftune.onpolicy.sample import Sampled, SampleOptions, check_keys, completion_text
 from preftune.types import Message, Record
 
 Api = Literal["tokens", "transformers", "chat"]
@@ -59,7 +59,9 @@ def sample_server(
     With a `journal` (JSON lines), every completion is written to it as it comes, and what it holds of an earlier call with
     the same prompts and settings is not drawn again. Raises ServerError when the server refuses or stays silent.
     """
-    return asyncio.run(_sample(server, renderer, records, options, seed, progress, keys or range(len(records)), journal))
+    keys = range(len(records)) if keys is None else keys
+    check_keys(keys, len(records))
+    return asyncio.run(_sample(server, renderer, records, options, seed, progress, keys, journal))
 
 
 async def _sample(server, renderer, records, options, seed, progress, keys, journal) -> list[list[Sampled]]:
@@ -174,7 +176,7 @@ def _read_tokens(answer: str) -> dict[str, Any]:
         "text": _text_of(choice["text"]), "ended": _ended(choice),
         "token_ids": None if ids is None else [int(token) for token in ids],
         "logprobs": None if values is None else [float(value) for value in values],
-        "stop_text": isinstance(choice.get("stop_reason"), str),
+        "stop_text": isinstance(choice.get("stop_reason") or choice.get("matched_stop"), str),  # vLLM's and SGLang's name
     }  # fmt: skip
 
 
@@ -199,7 +201,9 @@ def _sampled(row: dict[str, Any], record: Record, renderer: Renderer, options: S
     if row["token_ids"] is None:
         return Sampled(token_ids=_tokens_of(row, record, renderer), text=row["text"], ended=row["ended"])
     ids, values = list(row["token_ids"]), row["logprobs"]
-    if row["ended"] and not row["stop_text"] and ids[-1:] != [renderer.end_of_turn]:
+    by_text = row["stop_text"] or any(text in row["text"] for text in options.stop)
+    added = renderer.tokenizer.added_tokens_decoder
+    if row["ended"] and not by_text and not (ids and ids[-1] in added and added[ids[-1]].special):
         ids.append(renderer.end_of_turn)  # some servers leave it out, and its log-probability in or out
     token_ids = np.array(ids, dtype=np.int32)
     logp = None if values is None or len(values) != len(ids) else np.array(values, dtype=np.float32)
