@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import yaml
 
 from preftune.cli import main
 from tests.folders import write_rows
@@ -66,6 +67,16 @@ def test_the_result_as_json(source, tmp_path, capsys):
     assert found["report"]["num_asked"] == 21 and found["report"]["num_none"] == 0
     assert found["report"]["mean"] == pytest.approx(sum(values) / 21)
     assert [reward for row in lines(tmp_path / "o.jsonl") for reward in row["near"]] == values
+
+
+def test_the_same_line_on_the_command_line_and_in_yaml(source, tmp_path):
+    reward = r"-1*ended - 2*regex(pattern='^x{2,3}$', whole=true)"
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"data": source, "reward": reward, "output": str(tmp_path / "a.jsonl")}))
+    rewarded("--config", tmp_path / "run.yaml")
+    rewarded(source, f"--reward={reward}", "--output", tmp_path / "b.jsonl")
+    found = lines(tmp_path / "a.jsonl")
+    assert found == lines(tmp_path / "b.jsonl")
+    assert [row["rewards"] for row in found] == [[-1, 0, -3 if k in (2, 3) else -1] for k in range(1, 8)]
 
 
 def test_columns_arrive_row_by_row(source, tmp_path):
