@@ -109,6 +109,15 @@ def test_a_failure_half_way_loses_nothing_and_the_same_command_goes_on(source, t
     assert all(row["rewards"] == [1.0] * 3 for row in lines(output)) and not (tmp_path / "o.jsonl.part").exists()
 
 
+def test_an_interruption_keeps_what_is_judged(source, tmp_path, capsys):
+    body = "assert len(completions) == 3\n    if 'No 3' in completions:\n        raise KeyboardInterrupt\n    return [0.0] * 3"
+    words = (source, "--reward", counting(tmp_path, body), "--output", tmp_path / "o.jsonl", "--rows_per_call", 1)
+    rewarded(*words, code=130)
+    err = capsys.readouterr().err
+    assert "2 of 7 rows are kept in" in err and err.endswith("interrupted.\n")
+    assert len(lines(tmp_path / "o.jsonl.part")) == 3
+
+
 def test_a_crash_in_the_middle_of_a_line_loses_only_that_line(source, tmp_path, capsys):
     output, part = tmp_path / "o.jsonl", tmp_path / "o.jsonl.part"
     flag = tmp_path / "broken"
