@@ -74,6 +74,7 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
     failure(capsys, "eval", *model, "--prompts", pairs_file, "--reference", tiny_folder, "--reward", "nothing", "--json")
     failure(capsys, "eval", *model, "--prompts", pairs_file, "--reference", tiny_folder, "--reward", "json:dumps", "--json",
             "--max_new_tokens", "2", code=3)  # fmt: skip
+    failure(capsys, "eval", *model, "--prompts", pairs_file, "--reference", tiny_folder, "--reward", "exact(column=gold)", "--json")
     failure(capsys, "report", "/nowhere")
     failure(capsys, "report", tmp_path)
     failure(capsys, "demo", "--num_prompts", "0")

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import yaml
 
 from preftune.cli import main
 from tests.folders import write_rows
@@ -68,6 +69,16 @@ def test_the_result_as_json(source, tmp_path, capsys):
     assert [reward for row in lines(tmp_path / "o.jsonl") for reward in row["near"]] == values
 
 
+def test_the_same_line_on_the_command_line_and_in_yaml(source, tmp_path):
+    reward = r"-1*ended - 2*regex(pattern='^x{2,3}$', whole=true)"
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"data": source, "reward": reward, "output": str(tmp_path / "a.jsonl")}))
+    rewarded("--config", tmp_path / "run.yaml")
+    rewarded(source, f"--reward={reward}", "--output", tmp_path / "b.jsonl")
+    found = lines(tmp_path / "a.jsonl")
+    assert found == lines(tmp_path / "b.jsonl")
+    assert [row["rewards"] for row in found] == [[-1, 0, -3 if k in (2, 3) else -1] for k in range(1, 8)]
+
+
 def test_columns_arrive_row_by_row(source, tmp_path):
     body = "return [float(a == c) + e + (p == [1, 2, 3]) + t for a, c, e, p, t in zip(columns['answer'], completions, " \
         "columns['ended'], columns['pair'], columns['more'])]"  # fmt: skip
@@ -96,6 +107,15 @@ def test_a_failure_half_way_loses_nothing_and_the_same_command_goes_on(source, t
     assert (tmp_path / "calls.txt").read_text().split() == ["6", "3"]  # rows 5 and 6, then 7
     assert [row["prompt"] for row in lines(output)] == [row["prompt"] for row in ROWS]
     assert all(row["rewards"] == [1.0] * 3 for row in lines(output)) and not (tmp_path / "o.jsonl.part").exists()
+
+
+def test_an_interruption_keeps_what_is_judged(source, tmp_path, capsys):
+    body = "assert len(completions) == 3\n    if 'No 3' in completions:\n        raise KeyboardInterrupt\n    return [0.0] * 3"
+    words = (source, "--reward", counting(tmp_path, body), "--output", tmp_path / "o.jsonl", "--rows_per_call", 1)
+    rewarded(*words, code=130)
+    err = capsys.readouterr().err
+    assert "2 of 7 rows are kept in" in err and err.endswith("interrupted.\n")
+    assert len(lines(tmp_path / "o.jsonl.part")) == 3
 
 
 def test_a_crash_in_the_middle_of_a_line_loses_only_that_line(source, tmp_path, capsys):

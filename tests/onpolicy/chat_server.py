@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,10 @@ class Peer:
 
 
 @contextmanager
-def serving(answer: Callable[[str, int], Reply], port: int = 0) -> Iterator[Peer]:
+def serving(
+    answer: Callable[[str, int], Reply], port: int = 0, *, chunk: int = 1 << 20, pause: float = 0.0
+) -> Iterator[Peer]:
+    """A server that sends `chunk` bytes at a time, with pauses (seconds) after each."""
     lock, busy = threading.Lock(), [0]
 
     class Handler(BaseHTTPRequestHandler):
@@ -57,7 +61,10 @@ def serving(answer: Callable[[str, int], Reply], port: int = 0) -> Iterator[Peer
             for name, value in {"Content-Length": str(len(text.encode())), **(more[0] if more else {})}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(text.encode())
+            for start in range(0, len(text.encode()), chunk):
+                self.wfile.write(text.encode()[start : start + chunk])
+                self.wfile.flush()
+                time.sleep(pause)
 
         def log_message(self, *_: object) -> None:
             pass

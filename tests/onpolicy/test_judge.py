@@ -197,6 +197,15 @@ def test_a_server_that_hangs():
     assert time.monotonic() - started < 5
 
 
+def test_a_server_that_drips_its_answer():
+    """Each byte comes in time; the answer does not."""
+    with serving(by_length, chunk=1, pause=0.05) as peer:
+        started = time.monotonic()
+        with pytest.raises(TrainingError, match=r"does not answer, asked 1 times; got TimeoutError"):
+            judged(peer, ["a"], settings="timeout_s=0.3, retries=0")
+        assert time.monotonic() - started < 2
+
+
 def test_nobody_listens():
     with serving(by_length) as peer:
         pass

@@ -111,7 +111,7 @@ def test_a_column_that_is_missing_is_told_before_anything_is_judged():
 
 
 def test_mathematics():
-    right = ["1/2", r"\frac{1}{2}", "$x^2+1$", "2 and so on #### 18", "4", None, "3", "7"]
+    right = ["1/2", r"\frac{1}{2}", "$x^2+1$", "$5$ each for 2\n#### 18", "4", None, "3", "7"]
     texts = ["It is 0.5.", r"so \boxed{\frac{2}{4}}", "$1 + x^2$", "Thus 18", r"\boxed{5}", "1", "three", ""]
     assert judged("maths", texts, answer=right) == [1, 1, 1, 1, 0, None, 0, 0]
 
