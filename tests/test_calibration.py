@@ -58,6 +58,16 @@ def test_knowing_nothing():
     assert found.brier.mean == 0.25 and found.nll.mean == pytest.approx(math.log(2))
 
 
+def test_intervals_of_shares():
+    """Wilson: of 8 of 8 the lower end is 1 / (1 + z^2 / 8) = 0.6756; of 5 of 10 it is 0.2366 to 0.7634."""
+    all_right = calibrate([1.0] * 8, range(8)).accuracy
+    assert (all_right.mean, all_right.low, all_right.high) == (1.0, pytest.approx(0.67559, abs=1e-5), pytest.approx(1.0))
+    half = calibrate([1.0, -1.0] * 5, range(10)).accuracy
+    assert (half.low, half.high) == (pytest.approx(0.23659, abs=1e-5), pytest.approx(0.76341, abs=1e-5))
+    brier = calibrate([9.0, -9.0], [0, 1]).brier
+    assert (brier.low, brier.high) == (0.0, 1.0)
+
+
 def test_extremes_stay_finite():
     found = calibrate([800.0, -800.0], [0, 0])
     assert found.nll.mean == 400.0 and found.brier.mean == 0.5 and found.ece.mean == pytest.approx(0.5)

@@ -92,6 +92,8 @@ def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
     rows = [{"prompt": f"{k} {EVIL}", "chosen": f"{EVIL} yes {k}", "rejected": f"{EVIL} no {k}", EVIL: EVIL} for k in range(4)]
     data = write_rows(tmp_path / f"evil{EVIL}.jsonl", rows)
     columns = write_rows(tmp_path / f"columns{EVIL}.jsonl", [{EVIL: "a", f"x{EVIL}": "b"}])
+    group = {"prompt": EVIL, "completions": ["a", EVIL], "rewards": [0, 1], EVIL: 1}
+    scored = write_rows(tmp_path / f"scored{EVIL}.jsonl", [group])
     wrong = write_rows(tmp_path / f"wrong{EVIL}.jsonl", [{"prompt": "p", "chosen": "c", "rejected": [EVIL]}])
     judged = write_rows(tmp_path / f"judged{EVIL}.jsonl", [{"prompt": EVIL, "completions": [EVIL], EVIL: EVIL}])
     cut = tmp_path / f"cut{EVIL}.jsonl"
@@ -116,6 +118,10 @@ def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
         (2, ["report", str(tmp_path / EVIL)]),
         (2, ["objectives", EVIL]),
         (2, ["curves", EVIL]),
+        (2, ["select", data, "--output", str(tmp_path / f"{EVIL}.jsonl")]),
+        (0, ["select", scored, "--output", str(tmp_path / f"{EVIL}.jsonl")]),
+        (2, ["merge", EVIL, EVIL, "--output", EVIL]),
+        (2, ["train-reward-model", "--data", data, "--model", EVIL, "--output", run]),
         (0, ["curves", "sft", "--output", str(tmp_path / f"{EVIL}.png")]),
         (0, ["train", *model, "--data", data, "--output", run, "--max_steps", "1"]),
         (2, ["train", "--resume", run]),

@@ -66,6 +66,20 @@ def test_groups(tmp_path):
     assert [record.labels for record in again.records] == [(1,)] * 3
 
 
+def test_a_price_on_length(tmp_path):
+    """The long one leads by 2 and is 8 characters longer: it changes sides at 0.25."""
+    rows = [{"prompt": "p", "completions": ["long answer", "no."], "rewards": [2.0, 0.0]}]
+    for penalty, chosen, told in ((0.2, "long answer", 0.2), (0.3, "no.", 0.3), (None, "long answer", None)):
+        result, written, _ = selected(tmp_path, rows, length_penalty=penalty, overwrite=True)
+        assert (written[0]["chosen"], result.length_penalty) == (chosen, told)
+    assert written[0]["chosen_reward"] == 2.0
+    result, written, _ = selected(tmp_path, rows, length_penalty=0.3, overwrite=True)
+    assert written[0]["chosen_reward"] == pytest.approx(-0.9)  # 0 - 0.3 * 3
+    rows += [{"prompt": "q", "completions": ["an answer", "no."], "rewards": [9.0, 0.0]}]
+    result, _, _ = selected(tmp_path, rows, length_penalty="auto", overwrite=True)
+    assert result.length_penalty == pytest.approx(0.25) and "length penalty 0.25 for each character" in result.lines()
+
+
 def test_single_rows_of_a_prompt_are_joined(tmp_path):
     rows = [{"prompt": "p", "completion": text, "reward": k} for k, text in enumerate("abc")]
     result, written, _ = selected(tmp_path, rows)
@@ -100,6 +114,8 @@ def test_mistakes(tmp_path, capsys):
         (["--rows.max_length", "5"], "rows.max_length has no effect"),
         (["--selection", "rso"], "none would be rejected"),
         (["--seed", "-1"], "seed is out of range"),
+        (["--length_penalty", "0"], "length_penalty is out of range"),
+        (["--length_penalty", "some"], "length_penalty has a value that it cannot take"),
     ):
         output = [] if "--output" in words else ["--output", str(out)]
         assert main(["select", data, *output, *words]) == 2, words

@@ -1,7 +1,9 @@
 """How often a preference model is right, and whether it knows: accuracy, Brier score, reliability bins. Pure, numpy only."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 
@@ -24,7 +26,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A preference model on held-out pairs. Intervals are over prompts; their means average the pairs of a prompt first."""
+    """A preference model on held-out pairs. Intervals (95%) are over prompts; means average the pairs of a prompt first."""
 
     num_pairs: int
     num_prompts: int
@@ -68,10 +70,27 @@ def calibrate(
     sums = _bin_sums(prompt, confidence, right, num_bins)
     return Calibration(
         num_pairs=len(margin), num_prompts=int(prompt.max()) + 1,
-        accuracy=mean_interval(cluster_means(right, prompt)), nll=mean_interval(cluster_means(nll, prompt)),
-        brier=mean_interval(cluster_means((chance - outcome) ** 2, prompt)),
+        accuracy=_wilson(cluster_means(right, prompt)), nll=mean_interval(cluster_means(nll, prompt)),
+        brier=_within_one(mean_interval(cluster_means((chance - outcome) ** 2, prompt))),
         ece=_ece_interval(sums, seed), bins=_bins(sums.sum(1)),
     )  # fmt: skip
+
+
+def _wilson(shares: np.ndarray) -> Interval:
+    """Wilson's score interval for the mean of shares in [0, 1], which is honest where all of a few answers are right.
+
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927. Shares between 0 and 1 vary
+    less than the answers it is made for, so it is then too wide, never too narrow.
+    """
+    count, mean, z = len(shares), float(shares.mean()), NormalDist().inv_cdf(0.975)
+    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    return Interval(mean=mean, low=max(0.0, middle - half), high=min(1.0, middle + half), num=count)
+
+
+def _within_one(interval: Interval) -> Interval:
+    """The part of the interval where the quantity can be."""
+    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
 
 
 def _bin_sums(prompt: np.ndarray, confidence: np.ndarray, right: np.ndarray, num_bins: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The verb `select`: from a file of completions with rewards to a file of pairs, labels or groups that `train` reads."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from preftune.data.prepare import LoadedRecords, load_records
 from preftune.data.signals import merge
 from preftune.errors import ConfigError, DataError
 from preftune.onpolicy.choices import Makes, Selected, Selection
+from preftune.onpolicy.length_penalty import balanced_alpha, penalised
 from preftune.onpolicy.select import make_selection
 from preftune.onpolicy.selected import apply
 from preftune.report.words import plural
@@ -47,6 +49,8 @@ class SelectConfig:
         num_kept: of rso: completions to accept per prompt.
         ranking: of rso: "first-round", "tournament" or "none".
         threshold: of label-by-threshold: above it +1, below it -1.
+        length_penalty: of every selection: taken off a reward for each character of its completion; "auto" finds the price at
+            which the best completions are on average as long as the worst (DICE).
         seed: of draws and ties.
         overwrite: replace the output if it is there.
         json: print the counts as JSON.
@@ -66,6 +70,7 @@ class SelectConfig:
     num_kept: int | None = None
     ranking: Literal["first-round", "tournament", "none"] | None = None
     threshold: float | None = None
+    length_penalty: float | Literal["auto"] | None = None
     seed: int = 0
     overwrite: bool = False
     json: bool = False
@@ -83,6 +88,9 @@ class SelectConfig:
             raise ConfigError(f"The output {self.output} is there already", do="Choose another --output, or set --overwrite")
         if Path(self.output).resolve() == Path(self.data).resolve():
             raise ConfigError("The output is the data file itself", got=self.output, do="Choose another --output")
+        if isinstance(self.length_penalty, float | int) and not 0 < self.length_penalty < math.inf:
+            raise ConfigError("length_penalty is out of range", got=self.length_penalty, expected='a number above 0, or "auto"',
+                              do="Leave it out for none")  # fmt: skip
         check_seed(self.seed)
         refuse_idle_rows(self.rows, ("split", "format", "columns", "bad_rows", "max_rows"), "completions with rewards")
 
@@ -112,6 +120,7 @@ class SelectResult:
     counts: Mapping[str, int]
     dropped: Mapping[str, int]
     left_out: Mapping[str, int]
+    length_penalty: float | None  # the price that was taken; None where none was asked for
 
     def lines(self) -> list[str]:
         counts = self.counts
@@ -119,6 +128,7 @@ class SelectResult:
         lines += [f"skipped {self.num_bad} rows that cannot be used"] if self.num_bad else []
         lines += [f"dropped {count} rows: {reason}" for reason, count in self.dropped_rows.items()]
         lines += [f"{self.joined} rows joined to another of the same prompt"] if self.joined else []
+        lines += [] if self.length_penalty is None else [f"length penalty {self.length_penalty:.4g} for each character"]
         lines += [f"dropped {plural(count, 'group')}: {reason}" for reason, count in self.dropped.items()]
         lines += [f"left out {plural(count, 'completion')}: {reason}" for reason, count in self.left_out.items()]
         made = {"pair": counts["pairs_out"], "preferred": counts["preferred_out"], "dispreferred": counts["dispreferred_out"]}
@@ -130,7 +140,8 @@ class SelectResult:
 def select(settings: SelectConfig) -> SelectResult:
     """Read, select, write the whole file or nothing."""
     loaded = load_records(settings.data, settings.rows)
-    records = merge(loaded.records, "rewards")
+    records: Sequence[Record] = merge(loaded.records, "rewards")
+    price, records = _priced(records, settings.length_penalty)
     kept, found = apply(settings.chosen(), records, settings.seed)
     if not kept:
         reasons = ", ".join(f"{plural(count, 'group')}: {reason}" for reason, count in found.dropped.items())
@@ -139,17 +150,36 @@ def select(settings: SelectConfig) -> SelectResult:
     rows = [row for record in kept for row in _rows(record, settings.layout())]
     with whole_file(Path(settings.output), "write the selection") as file:
         file.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8")
-    return _result(settings, loaded, records, found, len(rows))
+    return _result(settings, loaded, records, found, len(rows), price)
+
+
+def _priced(
+    records: Sequence[Record], penalty: float | Literal["auto"] | None
+) -> tuple[float | None, Sequence[Record]]:
+    """(the price of a character, the records with their rewards less it)."""
+    if penalty is None:
+        return None, records
+    rewards, lengths = [record.rewards for record in records], [tuple(map(_length, r.completions)) for r in records]
+    alpha = balanced_alpha(rewards, lengths) if penalty == "auto" else float(penalty)
+    paid = penalised(rewards, lengths, alpha)
+    return alpha, [replace(record, rewards=group) for record, group in zip(records, paid, strict=True)]
+
+
+def _length(completion: Completion) -> int:
+    """Characters; of a trajectory, those of the assistant."""
+    if isinstance(completion, str):
+        return len(completion)
+    return sum(len(turn.content) for turn in completion if turn.role == "assistant")
 
 
 def _result(
-    settings: SelectConfig, loaded: LoadedRecords, records: Sequence[Record], found: Selected, num_rows: int
+    settings: SelectConfig, loaded: LoadedRecords, records: Sequence[Record], found: Selected, num_rows: int, price: float | None
 ) -> SelectResult:
     return SelectResult(
         output=settings.output, layout=settings.layout(), num_rows=num_rows, num_bad=len(loaded.bad_rows),
         dropped_rows=loaded.dropped, joined=len(loaded.records) - len(records),
         completions_in=sum(len(record.completions) for record in records),
-        counts=found.counts(), dropped=found.dropped, left_out=found.left_out,
+        counts=found.counts(), dropped=found.dropped, left_out=found.left_out, length_penalty=price,
     )  # fmt: skip
 
 

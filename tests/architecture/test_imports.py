@@ -107,7 +107,7 @@ def test_objectives_are_pure():
 
 def test_selections_are_pure():
     """They see rewards: no record, no tokens, no torch."""
-    pure = {"preftune.onpolicy.select", "preftune.onpolicy.choices"}
+    pure = {f"preftune.onpolicy.{name}" for name in ("select", "choices", "length_penalty", "explore")}
     for module in pure:
         ours = {".".join(other.split(".")[:3]) for other in imported(MODULES[module]) if other.startswith("preftune.")}
         assert {name for name in ours if not name.startswith("preftune.errors")} <= pure, module

@@ -205,10 +205,11 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
     num_steps = min(steps, config.max_steps) if config.max_steps else steps
     needs = config.objective.needs & ANCHORED
     anchors = Anchors()
-    if needs or held:
+    watched = {"ref_logp"} if held and not isinstance(config.objective, BradleyTerry) else set()  # log-ratios of held-out data
+    if needs or watched:
         scored = scored_groups(config.objective, source, held, num_steps) if isinstance(source, OfflineSource) else []
         builder = AnchorBuilder(config=config, policy=policy, start_digest=start_digest, groups=scored, report=report)
-        anchors = builder.build(needs | {"ref_logp"} if held else needs)
+        anchors = builder.build(needs | watched)
     job = Job(
         config=config, policy=policy, tokenizer=tokenizer, source=source, eval_groups=held, anchors=anchors, prepared=prepared,
         optimiser=make_optimiser(policy.trainable().values(), config.optim),
