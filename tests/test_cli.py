@@ -10,6 +10,7 @@ import pytest
 from preftune.cli import HELP, VERBS, main
 from tests.folders import PAIRS, save_tiny_model, write_rows
 
+LAB_ACTIONS = ("run", "list", "show", "all", "tune")
 EVIL = "\x1b[31mred\x07\x1b]0;title\x07\x9b1m\u202eback\x7f"
 
 
@@ -225,10 +226,10 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "lab"] + [f"lab {action}" for action in ("run", "all", "tune")])
-def test_every_verb_has_help(verb, capsys):
+@pytest.mark.parametrize("words", [*([verb] for verb in VERBS if verb != "lab"), *(["lab", action] for action in LAB_ACTIONS)])
+def test_every_verb_has_help(words, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*verb.split(), "--help"])
+        main([*words, "--help"])
     assert ended.value.code in (0, None)
     told = capsys.readouterr().out
-    assert f"usage: preftune {verb}" in told and "--config" in told
+    assert f"usage: preftune {' '.join(words)}" in told and "--config" in told

@@ -178,8 +178,7 @@ def _run(arguments: Sequence[str]) -> int:
                               description="Objectives on one problem: preftune lab run PROBLEM")  # fmt: skip
     load_problem(settings.problem)
     bench = Bench(problem=settings.problem, objectives=objectives_wanted(settings.objectives), loop=settings.loop,
-                  seeds=settings.seeds,
-                  first_seed=settings.first_seed, tuning_seeds=settings.tuning_seeds, rates=tuple(settings.rates))  # fmt: skip
+                  seeds=settings.seeds, first_seed=settings.first_seed, tuning_seeds=settings.tuning_seeds, rates=tuple(settings.rates))  # fmt: skip
     target = _target(Path(settings.output) / "result.json", settings.overwrite)
     result = compare(bench, settings.workers, _teller("runs"))
     with whole_file(target, "write the result") as file:
@@ -204,7 +203,8 @@ def _tell_result(result: dict) -> None:
             continue
         reward, divergence = entry["measures"]["return"], entry["measures"]["kl"]
         interval = f"{value_text(reward['low'][-1])} to {value_text(reward['high'][-1])}"
-        table.add_row(name, f"{entry['learning_rate']:g}", value_text(reward["mean"][-1]), interval, value_text(divergence["mean"][-1]))
+        last = value_text(divergence["mean"][-1])
+        table.add_row(name, f"{entry['learning_rate']:g}", value_text(reward["mean"][-1]), interval, last)
     _print(table)
 
 

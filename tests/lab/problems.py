@@ -9,8 +9,9 @@ def tiny(policy: str, **changes: object) -> Problem:
         "reward": {"kind": "table", "table": [0.3, -1.0, 0.8, 0.1, 2.0, 0.5] + [0.2] * (policy == "hazard")},
         "reference": {"kind": "tilted", "tilt": -1.0},
         "data": {"completions": 4},
-        "contexts": {"train": 3, "held_out": 5, "size": 4},
     }  # fmt: skip
-    if policy in ("positions", "nano"):
+    if policy in ("tabular", "mlp"):
+        content["contexts"] = {"train": 3} | ({"held_out": 5, "size": 4} if policy == "mlp" else {})
+    if policy == "positions":
         content["length"] = 3
     return problem_from(content | changes, "a test")

@@ -31,6 +31,8 @@ GOOD = {"name": "mine", "policy": "tabular", "size": 3, "reward": {"kind": "tabl
     ({"reference": {"kind": "uniform", "tilt": 1}}, "has no key of this name; got tilt"),
     ({"data": {"completions": 0}}, "The data are empty"),
     ({"contexts": {"train": 0}}, "The data are empty"),
+    ({"contexts": {"held_out": 5}}, "no effect on the policy tabular"),
+    ({"policy": "positions", "length": 2, "contexts": {"train": 5}}, "no effect on the policy positions"),
     ({"data": {"noise": 0.7}}, "noise"),
     ({"data": {"ties": "toss"}}, "expected drop, keep"),
     ({"data": {"ties": "keep", "min_gap": 0.1}}, "Ties cannot be kept"),

@@ -131,7 +131,7 @@ def test_every_objective_runs_or_is_left_out_with_a_reason():
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_noise_exchanges_the_sides_of_pairs(noise):
     """Pairs that are a coin's toss teach nothing of the reward; without noise the return rises."""
-    problem = tiny("tabular", data={"completions": 8, "noise": noise}, contexts={"train": 60, "held_out": 1, "size": 1})
+    problem = tiny("tabular", data={"completions": 8, "noise": noise}, contexts={"train": 60})
     track = run(World(problem, range(4), torch.float64), Method(objective=DPO(beta=1.0)), Loop(steps=60), 0.05)
     gain = track.final("return").mean() - track.measures["return"][0].mean()
     assert gain > 0.4 if noise == 0 else abs(gain) < 0.15

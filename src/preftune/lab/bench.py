@@ -62,7 +62,7 @@ def objectives_wanted(text: str) -> tuple[str, ...]:
 def compare(bench: Bench, workers: int, tell: Tell) -> dict[str, Any]:
     """The result as JSON: for each objective its tuning, and the measures of the confirming seeds with 95% intervals."""
     problem = load_problem(bench.problem)
-    grid = bench.rates or GRIDS["mlp" if problem.policy in ("mlp", "nano") else "table"]
+    grid = bench.rates or GRIDS["mlp" if problem.policy == "mlp" else "table"]
     plans = {name: Plan(problem=bench.problem, method=name, defaults=True, loop=bench.loop) for name in bench.objectives}
     tuning = tuple(range(bench.first_seed - bench.tuning_seeds, bench.first_seed))
     seeds = tuple(range(bench.first_seed, bench.first_seed + bench.seeds))

@@ -36,7 +36,7 @@ class Tuned:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """A confirming run. `sweeps` are final values [rates, S] by method; `seconds` of one core by experiment."""
+    """A confirming run. `sweeps` are final values [rates, S] by method; `seconds` of one core by experiment, `wall` in all."""
 
     outcomes: tuple[Outcome, ...]
     tracks: Mapping[str, Track]
@@ -109,14 +109,14 @@ def confirm(
     stops = {run: rates[run].stop for run in tracks}
     outcomes = []
     for name, entry in criteria.items():
-        began = time.perf_counter()
+        began = time.process_time()
         if name in THEORY:
             outcomes.append(_theory(name, entry))
         elif name in SWEPT:
             outcomes.append(judge_values(name, entry, {method: area(values) for method, values in swept[name].items()}))
         else:
             outcomes.append(judge(name, entry, tracks, stops))
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+        seconds[name] = seconds.get(name, 0.0) + time.process_time() - began
     return Findings(outcomes=tuple(outcomes), tracks=tracks, sweeps=swept, seconds=seconds, wall=time.perf_counter() - start,
                     seeds=tuple(seeds))  # fmt: skip
 

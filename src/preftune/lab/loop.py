@@ -27,7 +27,7 @@ class Loop:
     Args:
         source: who writes completions: the law of the data, once, or the policy, at each collection.
         steps: gradient steps in all.
-        collection: B, completions of a collection; none: C for each training prompt.
+        collection: B, completions of a collection; none: C for each training prompt, or ten times C where there are no prompts.
         minibatch: M, completions of a step; none: the whole collection.
         epochs: T, how often each collection is gone through; with source data there is only one collection, used till the end.
         completions: C, of each prompt; none: as the problem's data have.
@@ -57,15 +57,17 @@ class Loop:
     def sizes(self, world: World) -> tuple[int, int, int]:
         """(groups of a collection, groups of a minibatch, completions of a group), checked against one another."""
         size = self.completions or world.problem.data.completions
-        collection = self.collection or size * world.problem.contexts.train
+        collection = self.collection or size * world.problem.prompts.train
         minibatch = self.minibatch or collection
         if collection % minibatch or minibatch % size:
             raise ConfigError("B, M and C do not fit", got=f"B {collection}, M {minibatch}, C {size}",
                               expected="B a multiple of M, and M of C")  # fmt: skip
         groups = collection // size
-        if self.prompts == "train" and world.has_prompts and groups != world.problem.contexts.train:
+        if self.prompts == "fresh" and not world.has_prompts:
+            raise ConfigError("prompts has no effect where there are none", got=self.prompts, do="Leave it out")
+        if self.prompts == "train" and world.has_prompts and groups != world.problem.prompts.train:
             raise ConfigError("A collection has a group for each training prompt", got=f"{groups} groups",
-                              expected=f"{world.problem.contexts.train}", do="Set prompts to fresh, or contexts.train")  # fmt: skip
+                              expected=f"{world.problem.prompts.train}", do="Set prompts to fresh, or contexts.train")  # fmt: skip
         return groups, minibatch // size, size
 
 

@@ -28,7 +28,7 @@ def figures_of(findings: Findings) -> dict[str, list[tuple[str, str]]]:
             found[name] = [toy_figure()] if name == TOY else list(theory_figures().values())
         elif name in SWEPT:
             measure = SWEPT[name][1]
-            caption = f"{UNITS[measure]} after 200 steps over the learning rate; the area is the mean over it. Bands are 95% intervals"
+            caption = f"{UNITS[measure]} after 200 steps over the learning rate. Bands are 95% intervals"
             found[name] = [
                 (f"{caption[0].upper()}{caption[1:]} over seeds.", sweep(SWEEP_RATES, findings.sweeps[name], measure, name))
             ]

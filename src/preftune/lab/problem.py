@@ -211,15 +211,16 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """Prompts: `train` of them, and `held_out` to evaluate on, each a point of [0, 1]^size that says nothing of the reward."""
+    """Prompts: `train` of them, and for a network `held_out` to evaluate on (100 if it is not said), each a point of [0, 1]^size (100)
+    that says nothing of the reward. A table is evaluated on its training prompts."""
 
     train: int = 10
-    held_out: int = 100
-    size: int = 100
+    held_out: int | None = None
+    size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "held_out", "size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"The data are empty: contexts, {name}", got=getattr(self, name), expected="1 or more")
 
 
@@ -235,7 +236,7 @@ class RewardModel:
         check_positive("reward_model", pairs=float(self.pairs), ridge=self.ridge)
 
 
-PolicyKind = Literal["tabular", "mlp", "hazard", "positions", "nano"]
+PolicyKind = Literal["tabular", "mlp", "hazard", "positions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,13 +247,13 @@ class Problem:
         name: what files and figures call it.
         about: a sentence for people.
         policy: "tabular" has logits for each training prompt, "mlp" a network on contexts, "positions" logits for each position of
-            a sequence, "nano" a small transformer over sequences, "hazard" a logit of stopping at each position.
+            a sequence, "hazard" a logit of stopping at each position.
         size: arms; tokens of the vocabulary; or positions at which an answer can stop.
-        length: tokens of a sequence (positions and nano only).
+        length: tokens of a sequence (positions only).
         reward: a number for each outcome; of a sequence the mean over its tokens.
         reference: the law that the policy starts from; of a sequence that of each token.
         data: how preference data are drawn.
-        contexts: the prompts (tabular and mlp only).
+        contexts: the prompts (tabular and mlp only; ten of them if it is not said).
         reward_model: what stands in for the reward while training (hazard only).
     """
 
@@ -264,15 +265,15 @@ class Problem:
     about: str = ""
     length: int = 1
     data: Data = Data()
-    contexts: Contexts = Contexts()
+    contexts: Contexts | None = None
     reward_model: RewardModel | None = None
 
     def __post_init__(self) -> None:
         if self.size < 2:
             raise ConfigError("A problem needs a choice", got=f"size {self.size}", expected="2 or more")
-        if (self.length > 1) != (self.policy in ("positions", "nano")):
+        if (self.length > 1) != (self.policy == "positions"):
             raise ConfigError(f"length does not go with the policy {self.policy}", got=self.length,
-                              expected="2 or more for positions and nano, 1 for others")  # fmt: skip
+                              expected="2 or more for positions, 1 for others")  # fmt: skip
         if self.reward_model is not None and self.policy != "hazard":
             raise ConfigError("A reward model is offered for lengths only", got=self.policy, do="Leave reward_model out")
         if isinstance(self.reward, Short | Near) and self.policy != "hazard":
@@ -280,12 +281,21 @@ class Problem:
                               expected="policy hazard")  # fmt: skip
         if isinstance(self.data.law, Truncated) and self.policy != "hazard":
             raise ConfigError("Only answers with a length can be truncated", got=f"policy {self.policy}", expected="policy hazard")
+        if self.contexts is not None and self.policy not in ("tabular", "mlp"):
+            raise ConfigError(f"contexts has no effect on the policy {self.policy}", do="Leave it out: there are no prompts")
+        if self.policy == "tabular" and (self.prompts.held_out, self.prompts.size) != (None, None):
+            raise ConfigError("held_out and size have no effect on the policy tabular", do="Leave them out of contexts")
         for law in (self.reward_values(), self.reference_law(), self.data_law()):
             assert len(law) == self.num_outcomes
 
     @property
     def num_outcomes(self) -> int:
         return self.size + (self.policy == "hazard")
+
+    @property
+    def prompts(self) -> Contexts:
+        """Where there are none, the number of groups of completions."""
+        return self.contexts or Contexts()
 
     def reward_values(self) -> np.ndarray:
         return self.reward.values(self.num_outcomes)
@@ -300,7 +310,7 @@ class Problem:
 
     def with_train(self, count: int) -> "Problem":
         """The same with another number of training prompts."""
-        return replace(self, contexts=replace(self.contexts, train=count))
+        return replace(self, contexts=replace(self.prompts, train=count))
 
 
 REWARD_KINDS = {"bump": Bump, "table": RewardTable, "short": Short, "near": Near}

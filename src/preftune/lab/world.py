@@ -16,6 +16,7 @@ from preftune.lab.problem import Problem
 from preftune.lab.reward_model import fitted_reward
 
 FIT_STEPS, FIT_CONTEXTS, FIT_RATE = 100, 10, 0.01  # of a network to the reference, as in the bandits of the authors
+HELD_OUT, CONTEXT_SIZE = 100, 100  # prompts, and numbers of each
 PURPOSES = ("network", "contexts", "held_out", "samples", "order", "reward_model", "noise")
 
 
@@ -39,11 +40,11 @@ class World:
         self._generators = {
             purpose: [_generator(seed, i) for seed in self.seeds] for i, purpose in enumerate(PURPOSES)
         }  # fmt: skip
-        contexts = problem.contexts
-        self.train_prompts = self._contexts("contexts", contexts.train)
-        self.held_out = self._contexts("held_out", contexts.held_out)
+        self.context_size = problem.prompts.size or CONTEXT_SIZE
+        self.train_prompts = self._contexts("contexts", problem.prompts.train)
+        self.held_out = self._contexts("held_out", problem.prompts.held_out or HELD_OUT)
         if problem.policy == "tabular":
-            index = torch.arange(contexts.train).repeat(len(self.seeds), 1)
+            index = torch.arange(problem.prompts.train).repeat(len(self.seeds), 1)
             self.train_prompts, self.held_out = index, index
         self.trained_reward = self._trained_reward()
         self.ref_rows = self._ref_rows()  # [rows of one seed, or 1, V]
@@ -60,14 +61,14 @@ class World:
         """The policy at its start: the reference, or a network fitted to it."""
         kind = self.problem.policy
         if kind == "tabular":
-            return TabularPolicy(self.ref_logp, self.num_seeds, self.problem.contexts.train)
+            return TabularPolicy(self.ref_logp, self.num_seeds, self.problem.prompts.train)
         if kind == "hazard":
             return HazardPolicy(self.ref_law, self.num_seeds).to(self.dtype)
         if kind == "positions":
             return PositionPolicy(self.ref_logp, self.num_seeds, self.problem.length)
-        policy = MLPPolicy(self.problem.contexts.size, self.problem.num_outcomes, self._generators["network"], self.dtype)
+        policy = MLPPolicy(self.context_size, self.problem.num_outcomes, self._generators["network"], self.dtype)
         law = tuple(self.ref_law.tolist())
-        policy.load_state_dict(_fitted(law, self.seeds, self.problem.contexts.size, self.dtype))
+        policy.load_state_dict(_fitted(law, self.seeds, self.context_size, self.dtype))
         return policy
 
     def fresh_prompts(self, count: int) -> Tensor:
@@ -75,7 +76,7 @@ class World:
         if self.problem.policy == "mlp":
             return self._contexts("contexts", count)
         draws = self.uniform("contexts", (count,))
-        return (draws * self.problem.contexts.train).long()
+        return (draws * self.problem.prompts.train).long()
 
     def uniform(self, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "S ..."]:
         """Numbers in [0, 1), drawn for each seed from its own generator."""
@@ -195,7 +196,7 @@ class World:
     def _contexts(self, purpose: str, count: int) -> Tensor:
         if self.problem.policy != "mlp":
             return torch.zeros((self.num_seeds, 0))
-        return self.uniform(purpose, (count, self.problem.contexts.size)).to(self.dtype)
+        return self.uniform(purpose, (count, self.context_size)).to(self.dtype)
 
     def _trained_reward(self) -> Float[Tensor, "S V"]:
         model = self.problem.reward_model

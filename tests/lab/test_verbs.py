@@ -1,0 +1,100 @@
+"""`preftune lab` from the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from preftune.cli import main
+from preftune.lab.judge import load_criteria
+from preftune.lab.problem import shipped_problems
+
+PROBLEM = {"name": "mine", "policy": "tabular", "size": 5, "reward": {"kind": "table", "table": [0, 1, 2, 3, 4]},
+           "reference": {"kind": "tilted", "tilt": -2}, "contexts": {"train": 4}}  # fmt: skip
+
+
+def lab(capsys, *words: str, code: int = 0) -> str:
+    assert main(["lab", *map(str, words)]) == code
+    told = capsys.readouterr()
+    return told.out if code == 0 else told.err
+
+
+def test_the_laboratory_loads_no_model_library():
+    code = (
+        "import sys, preftune.laboratory\n"
+        "assert preftune.laboratory.run_lab(['list']) == 0\n"
+        "heavy = {'transformers', 'datasets', 'peft'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_list_and_show(capsys, tmp_path):
+    listed = lab(capsys, "list")
+    assert all(f"\n{name} " in listed for name in (*load_criteria(), *shipped_problems()))
+    assert set(json.loads(lab(capsys, "list", "--json"))["experiments"]) == set(load_criteria())
+    shown = lab(capsys, "show", "E4", "--output", tmp_path)
+    assert "ipo less best-of-n" in shown and "above 0.2" in shown and "No verdict is written yet" in shown
+    assert yaml.safe_load(lab(capsys, "show", "r1"))["size"] == 100
+    assert lab(capsys) == lab(capsys, "--help")
+
+
+def test_a_problem_of_one_s_own(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(PROBLEM))
+    words = ["run", path, "--objectives", "bnf,dpo,kto", "--output", tmp_path / "out", "--seeds", "3", "--tuning_seeds", "2",
+             "--rates", "[0.01,0.1]", "--steps", "30", "--workers", "1"]  # fmt: skip
+    told = lab(capsys, *words)
+    assert "bnf" in told and "result.json" in told
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert set(result["objectives"]) == {"bnf", "dpo", "kto"}
+    assert result["seeds"] == [1000, 1001, 1002] and result["tuning_seeds"] == [998, 999]
+    for entry in result["objectives"].values():
+        scores = {float(rate): score for rate, score in entry["tuning"].items()}
+        assert set(scores) == {0.01, 0.1} and entry["learning_rate"] == max(scores, key=lambda rate: scores[rate])
+        reward = entry["measures"]["return"]
+        assert reward["low"][-1] <= reward["mean"][-1] <= reward["high"][-1] and reward["mean"][-1] > reward["mean"][0]
+    assert (tmp_path / "out" / "result.svg").read_text().count("<svg") == 1
+    assert "exists" in lab(capsys, *words, code=2)
+    again = json.loads(lab(capsys, *words, "--overwrite", "--json"))
+    assert again["objectives"]["bnf"]["measures"] == result["objectives"]["bnf"]["measures"]
+
+
+def test_the_same_seeds_give_the_same_verdicts(capsys, tmp_path):
+    """On one process or two; and a page with what it says."""
+    words = ["all", "--only", "[Xc,Xh]", "--seeds", "3"]
+    lab(capsys, *words, "--output", tmp_path / "one", "--workers", "1")
+    lab(capsys, *words, "--output", tmp_path / "two", "--workers", "2")
+    one, two = ((tmp_path / name / "verdicts.json").read_bytes() for name in ("one", "two"))
+    assert one == two
+    verdicts = json.loads(one)
+    assert [entry["id"] for entry in verdicts["verdicts"]] == ["Xc", "Xh"] and verdicts["seeds"] == [1000, 1001, 1002]
+    page = (tmp_path / "one" / "lab.html").read_text()
+    assert "<script" not in page and page.count("<svg") == 2 and load_criteria()["Xc"].claim in page
+    assert "Verdict: " in lab(capsys, "show", "Xc", "--output", tmp_path / "one")
+    assert (tmp_path / "one" / "figures" / "Xc.svg").is_file()
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    (("walk",), "There is no such action"),
+    (("show", "E99"), "There is no such experiment or problem"),
+    (("run", "/nowhere"), "There is no such problem"),
+    (("run", "r1", "--objectives", "hypo"), "samples that nobody judged"),
+    (("run", "r1", "--objectives", "magic"), "no objective of the table"),
+    (("run", "r1", "--objectives", ","), "No objective is named"),
+    (("run", "r1", "--rates", "[-1.0]"), "A learning rate is out of range"),
+    (("run", "r1", "--epochs", "3"), "epochs has no effect"),
+    (("run", "r1", "--seeds", "1"), "seeds is out of range"),
+    (("all", "--first_seed", "3"), "first_seed is out of range"),
+    (("all", "--only", "[E99]"), "There is no such experiment"),
+    (("all", "--workers", "0"), "workers is out of range"),
+    (("tune", "/dev/null/x"), "Cannot write"),
+    (("list", "--colour", "red"), "There is no setting of this name"),
+])  # fmt: skip
+def test_mistakes_are_one_line(words, wanted, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = lab(capsys, *words, code=2)
+    assert wanted in told and told.count("\n") == 1
