@@ -22,6 +22,7 @@ all: three times the weights), and without these.
 """
 
 import argparse
+import gc
 import json
 import re
 import subprocess
@@ -247,6 +248,7 @@ def take_peak(name: str, settings: argparse.Namespace) -> dict[str, float]:
     behaviour = behaviour_logps(policy, groups, NOISE[settings.objective])
     if name.startswith("trl"):
         del policy
+        gc.collect()
         side = trl_side(settings.model, settings.objective, groups, behaviour)
     else:
         side = our_side(policy, OBJECTIVES[settings.objective], groups, behaviour)
