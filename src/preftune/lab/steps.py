@@ -6,6 +6,7 @@ units can be found again behind the objective, and each seed's loss be divided b
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -65,11 +66,20 @@ def make_step(world: World, method: Method, completions: Tensor, rewards: Float[
         signal=signal, token_cuts=tuple(token_ends[list(cuts)].tolist()), completion_cuts=cuts, pair_cuts=pair_cuts,
         unit_seed=torch.zeros(0, dtype=torch.long), totals=torch.zeros(num_seeds),
     )  # fmt: skip
-    weights = [_weights(method.objective, part) for part in seed_parts(step)]
-    return replace(
-        step, unit_seed=torch.repeat_interleave(torch.arange(num_seeds), torch.tensor([len(w) for w in weights])),
-        totals=torch.stack([w.sum() for w in weights]),
-    )  # fmt: skip
+    unit_seed, totals = _units(method.objective, step)
+    return replace(step, unit_seed=unit_seed, totals=totals)
+
+
+def _units(objective: Objective, step: Step) -> tuple[Int[Tensor, " U"], Float[Tensor, " S"]]:
+    """(the seed of each unit, the global weight of each seed's step)."""
+    num_seeds = len(step.totals)
+    seeds, num_tokens = torch.arange(num_seeds), {end - start for start, end in pairwise(step.token_cuts)}
+    if isinstance(step.signal, Rewards) and len(num_tokens) == 1:
+        # Every seed has as many groups, completions and tokens, hence as many units: one call serves all.
+        weight = objective.weights(step.tokens.lengths, step.signal).view(num_seeds, -1)
+        return seeds.repeat_interleave(weight.shape[1]), weight.sum(1)
+    weights = [_weights(objective, part) for part in seed_parts(step)]
+    return torch.repeat_interleave(seeds, torch.tensor([len(w) for w in weights])), torch.stack([w.sum() for w in weights])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,52 @@
+"""B, M, T and C: what is drawn, how often it is used, and what is counted."""
+
+import pytest
+
+from preftune.errors import ConfigError
+from preftune.lab.loop import Loop, run
+from preftune.lab.methods import default_method
+from preftune.lab.world import World
+from tests.lab.problems import tiny
+
+
+def counted(policy: str = "mlp", **settings) -> dict[str, int]:
+    track = run(World(tiny(policy), (0,)), default_method("dr-grpo"), Loop(**settings), 0.01)
+    return {name: counts[-1] for name, counts in track.counters.items()}
+
+
+def test_counters():
+    """Twelve completions a collection in minibatches of four: three steps a pass."""
+    online = {"source": "policy", "collection": 12, "minibatch": 4, "completions": 4}
+    assert counted(**online, steps=12, epochs=2) == {"grad_steps": 12, "samples_drawn": 24, "reward_queries": 24, "prompts_seen": 3}
+    assert counted(**online, steps=12, epochs=1)["samples_drawn"] == 48
+    assert counted(**online, steps=12, prompts="fresh")["prompts_seen"] == 12
+    assert counted(**online, steps=7, epochs=2)["samples_drawn"] == 24  # the second collection is cut short
+    assert counted(collection=12, minibatch=4, completions=4, steps=12)["samples_drawn"] == 12  # offline: one collection
+
+
+def test_measured_at_the_start_at_the_end_and_between():
+    track = run(World(tiny("tabular"), (0, 1)), default_method("dpo"), Loop(steps=5, eval_every=2), 0.01)
+    assert track.steps == [0, 2, 4, 5]
+    assert all(values.shape == (4, 2) for values in track.measures.values())
+
+
+@pytest.mark.parametrize(("policy", "settings", "wanted"), [
+    ("mlp", {"minibatch": 5}, "B, M and C do not fit"),
+    ("mlp", {"completions": 5, "minibatch": 4}, "B, M and C do not fit"),
+    ("mlp", {"collection": 40}, "a group for each training prompt"),
+    ("hazard", {"prompts": "fresh"}, "no effect where there are none"),
+    ("mlp", {"steps": 0}, "steps is out of range"),
+    ("mlp", {"epochs": 2}, "epochs has no effect on a single collection"),
+])  # fmt: skip
+def test_settings_that_do_not_fit(policy, settings, wanted):
+    with pytest.raises(ConfigError, match=wanted):
+        run(World(tiny(policy), (0,)), default_method("dpo"), Loop(**settings), 0.01)
+
+
+def test_what_is_on_policy_learns_what_is_rare():
+    """An arm that the reference draws once in five hundred times: samples of the policy's own find it, a single collection does not."""
+    problem = tiny("tabular", reference={"kind": "table", "table": [0.5, 0.3, 0.1, 0.096, 0.002, 0.002]})
+    world = World(problem, range(5))
+    online = run(world, default_method("rloo"), Loop(source="policy", steps=100), 0.1)
+    offline = run(World(problem, range(5)), default_method("rloo"), Loop(source="policy", steps=100, epochs=100), 0.1)
+    assert online.final("return").mean() > offline.final("return").mean() + 0.2
