@@ -1,7 +1,7 @@
 """Methods on a transformer so small that a run takes seconds: is a short answer learned sooner from own samples?
 
     python runs/tiny_transformer.py OUTPUT tune         one seed of its own, the same grid of learning rates for every method
-    python runs/tiny_transformer.py OUTPUT confirm      fresh seeds, at the rates and against the criteria of tiny_transformer_criteria.yaml
+    python runs/tiny_transformer.py OUTPUT confirm      fresh seeds: the runs and the criteria of tiny_transformer_criteria.yaml
 
 A base model learns strings of a known law of lengths (the same for all methods of a seed); pairs of its samples, labelled by
 length, are what offline methods see. Prints tables and writes OUTPUT/PHASE.json. Resumable: finished runs are read.
@@ -50,6 +50,7 @@ LAYOUT = LayoutOptions(row_tokens=128, micro_batch_tokens=4096)
 METHODS: dict[str, tuple[Objective, bool]] = {  # name -> (objective, whether it learns from its own samples)
     "on-dpo": (DPO(), True), "off-dpo": (DPO(), False), "ppo": (PPO(), True),
     "rwr": (RWR(max_weight=1e9), True),  # the bound, made for rewards of another scale, would stop learning below 11 tokens
+    "rwr-flat": (RWR(max_weight=1e9, temperature=4.0), True),
     "pref-ft": (SFT(), False), "on-bnf": (BNF(), True), "off-bnf": (BNF(), False),
 }  # fmt: skip
 
@@ -142,7 +143,8 @@ def make_base(folder: Path, seed: int, size: Size) -> Path:
     pairs = []
     for prompt, two in zip(prompts, drawn, strict=True):
         short, long = sorted(two, key=lambda one: len(one.token_ids))
-        if long.ended and len(short.token_ids) < len(long.token_ids):
+        plain = all(one.ended and 0 < len(one.text) == len(one.token_ids) - 1 for one in two)  # no <s> in it, which text loses
+        if plain and len(short.text) < len(long.text):
             pairs.append({"prompt": prompt, "chosen": short.text, "rejected": long.text})
     write_rows(folder / "pairs.jsonl", pairs[: len(pairs) // 2])
     write_rows(folder / "held_pairs.jsonl", pairs[len(pairs) // 2 :])
@@ -246,54 +248,66 @@ def mean_length(measured: dict) -> float:
 
 
 def tune(output: Path, methods: Sequence[str], size: Size) -> dict:
-    """For every method the mean length at each learning rate, on the tuning seed; the best is the lowest."""
+    """For every method the mean length at each learning rate, on the tuning seed."""
     base, found = make_base(output / f"base-{TUNING_SEED}", TUNING_SEED, size), {}
-    print(f"base: {(base / 'base.json').read_text()}")
+    about = json.loads((base / "base.json").read_text())
+    print(f"base: {about}")
     for method in methods:
         for rate in RATES:
-            folder = output / f"{method}-{rate:g}-{TUNING_SEED}"
-            found.setdefault(method, {})[f"{rate:g}"] = one = run_method(base, folder, method, rate, TUNING_SEED, size)
+            one = run_method(base, output / f"{method}-{rate:g}-{TUNING_SEED}", method, rate, TUNING_SEED, size)
+            found.setdefault(method, {})[f"{rate:g}"] = {name: one[name] for name in ("lengths", "kl", "steps", "seconds")}
             shown = " ".join(f"{length:5.1f}" for length in one["lengths"].values())
-            print(f"{method:8} {rate:7.0e} {mean_length(one):6.2f} | {shown} | KL {one['kl']:6.1f} {one['seconds']:4.0f} s", flush=True)
-    best = {method: min(ones, key=lambda rate: mean_length(ones[rate])) for method, ones in found.items()}
-    print("rates:", json.dumps({method: float(rate) for method, rate in best.items()}))
-    brief = {m: {rate: {k: one[k] for k in ("lengths", "kl", "seconds")} for rate, one in ones.items()} for m, ones in found.items()}
-    return {"seed": TUNING_SEED, "best": best, "runs": brief}
+            print(f"{method:8} {rate:7.0e} {mean_length(one):6.2f} | {shown} | KL {one['kl']:6.1f}", flush=True)
+    return {"seed": TUNING_SEED, "base": about, "runs": found}
 
 
 def confirm(output: Path, criteria: dict, size: Size) -> dict:
-    """Fresh seeds at the frozen rates, and the verdict on each frozen clause."""
-    seeds, runs, gaps = criteria["seeds"], {method: [] for method in criteria["rates"]}, []
-    assert TUNING_SEED not in seeds
+    """The frozen runs on fresh seeds, and the verdict on each frozen clause."""
+    seeds, done, gaps = criteria["seeds"], {name: [] for name in criteria["runs"]}, []
+    assert TUNING_SEED not in seeds, "the seed of tuning confirms nothing"
     for seed in seeds:
         base = make_base(output / f"base-{seed}", seed, size)
         gaps.append(json.loads((base / "base.json").read_text())["gap"])
-        for method, rate in criteria["rates"].items():
-            runs[method].append(run_method(base, output / f"{method}-{rate:g}-{seed}", method, rate, seed, size))
-            print(f"{method:8} {seed} {[round(length, 1) for length in runs[method][-1]['lengths'].values()]}", flush=True)
-    verdicts = [judged("base", f"KL of the base's law of lengths, below {criteria['base_gap']:g} for each seed", gaps,
-                       max(gaps) < criteria["base_gap"])]  # fmt: skip
-    for clause in criteria["clauses"]:
-        for step in clause["at"]:
-            first, second = ([one["lengths"][str(step)] for one in runs[clause[side]]] for side in ("longer", "shorter"))
-            gained = np.subtract(first, second)
-            holds = bool(gained.mean() > clause["above"] and gained.min() > 0) if "above" in clause else None
-            wanted = f", above {clause['above']:g} and 0 for each seed" if "above" in clause else ", reported only"
-            verdicts.append(judged(clause["id"], f"{clause['longer']} less {clause['shorter']}, step {step}{wanted}", gained, holds))
-    dpo, sft = runs[criteria["margins"]["of"]], runs[criteria["margins"]["less"]]
-    gained = [np.subtract(margins(a), margins(b)) for a, b in zip(dpo, sft, strict=True)]
-    lows = [mean_interval(one).low for one in gained]
-    verdicts.append(judged("E12", "held-out margin of dpo less that of pref-ft, lower bounds above 0", [one.mean() for one in gained],
-                           min(*lows, mean_interval([one.mean() for one in gained]).low) > 0))  # fmt: skip
-    for name, ones in (("dpo", dpo), ("pref-ft", sft)):
+        for name, run in criteria["runs"].items():
+            folder = output / f"{run['method']}-{run['rate']:g}-{seed}"
+            done[name].append(run_method(base, folder, run["method"], run["rate"], seed, size))
+            print(f"{name:15} {seed} {[round(length, 1) for length in done[name][-1]['lengths'].values()]}", flush=True)
+    bound = criteria["base_gap"]
+    verdicts = [verdict("base", f"KL of the base's lengths to the law, each seed below {bound:g}", gaps, max(gaps) < bound)]
+    verdicts += [row for clause in criteria["lengths"] for row in length_verdicts(clause, done)]
+    verdicts += [row for clause in criteria["margins"] for row in margin_verdicts(clause, done)]
+    names = ("lengths", "kl", "steps", "samples", "seconds")
+    runs = {method: {name: [one[name] for one in ones] for name in names} for method, ones in done.items()}
+    show(runs, verdicts)
+    return {"seeds": seeds, "gaps": gaps, "runs": runs, "verdicts": verdicts}
+
+
+def length_verdicts(clause: dict, done: dict[str, list[dict]]) -> list[dict]:
+    """By how much one run's completions are longer than another's, for each step of the clause."""
+    rows = []
+    for step in clause["at"]:
+        longer, shorter = ([one["lengths"][str(step)] for one in done[clause[side]]] for side in ("longer", "shorter"))
+        gained = np.subtract(longer, shorter)
+        holds = bool(gained.mean() > clause["above"] and gained.min() > 0) if "above" in clause else None
+        wanted = f"above {clause['above']:g}, each seed above 0" if "above" in clause else "reported only"
+        rows.append(verdict(clause["id"], f"{clause['longer']} less {clause['shorter']}, step {step}: {wanted}", gained, holds))
+    return rows
+
+
+def margin_verdicts(clause: dict, done: dict[str, list[dict]]) -> list[dict]:
+    """Implicit rewards of held-out pairs at the last step: the difference of two runs' margins, and each side of each run."""
+    beta, names = clause["beta"], (clause["larger"], clause["smaller"])
+    larger, smaller = ([beta * margins(one) for one in done[name]] for name in names)
+    gained = [np.subtract(a, b) for a, b in zip(larger, smaller, strict=True)]
+    means = [float(one.mean()) for one in gained]
+    holds = min(mean_interval(one).low for one in [*gained, means]) > 0
+    says = f"margin of {names[0]} less that of {names[1]}: lower bounds over pairs (each seed) and over seeds above 0"
+    rows = [verdict(clause["id"], says, means, holds)]
+    for name in names:
         for side in ("chosen", "rejected"):
-            means = [criteria["margins"]["beta"] * statistics.mean(one[side]) for one in ones]
-            verdicts.append(judged("E12", f"{name}, implicit reward of {side}, reported only", means, None))
-    table = {method: {"lengths": [one["lengths"] for one in ones], "kl": [one["kl"] for one in ones], "steps": [one["steps"] for one in ones],
-                      "samples": [one["samples"] for one in ones], "seconds": [one["seconds"] for one in ones]}
-             for method, ones in runs.items()}  # fmt: skip
-    show(table, verdicts)
-    return {"seeds": seeds, "gaps": gaps, "runs": table, "verdicts": verdicts}
+            values = [beta * statistics.mean(one[side]) for one in done[name]]
+            rows.append(verdict(clause["id"], f"implicit reward of {side}, {name}: reported only", values, None))
+    return rows
 
 
 def margins(measured: dict) -> np.ndarray:
@@ -301,12 +315,12 @@ def margins(measured: dict) -> np.ndarray:
     return np.subtract(measured["chosen"], measured["rejected"])
 
 
-def judged(name: str, says: str, values: Sequence[float] | np.ndarray, holds: bool | None) -> dict:
-    """A row of the verdicts; the interval is Student's t over seeds, 95%, and no more than three of them make it wide."""
+def verdict(name: str, says: str, values: Sequence[float] | np.ndarray, holds: bool | None) -> dict:
+    """A row of the report; the interval is Student's t over seeds, 95%, which three seeds make wide."""
     interval = mean_interval(values)
-    verdict = {True: "pass", False: "fail", None: "-"}[holds]
+    word = {True: "pass", False: "fail", None: "-"}[holds]
     return {"id": name, "says": says, "mean": interval.mean, "low": interval.low, "high": interval.high,
-            "seeds": [float(value) for value in values], "verdict": verdict}  # fmt: skip
+            "seeds": [float(value) for value in values], "verdict": word}  # fmt: skip
 
 
 def show(table: dict, verdicts: Sequence[dict]) -> None:
@@ -317,7 +331,7 @@ def show(table: dict, verdicts: Sequence[dict]) -> None:
         rest = f"{statistics.mean(one['kl']):6.1f} {statistics.mean(one['samples']):8.0f}"
         print(f"{method:20} " + " ".join(f"{mean:5.1f}" for mean in means) + f" {rest}")
     for row in verdicts:
-        print(f"{row['id']:5} {row['verdict']:4} {row['mean']:8.3f} ({row['low']:.3f} to {row['high']:.3f})  {row['says']}")
+        print(f"{row['id']:4} {row['verdict']:4} {row['mean']:8.3f} ({row['low']:.3f} to {row['high']:.3f})  {row['says']}")
 
 
 def main() -> None:
@@ -329,10 +343,13 @@ def main() -> None:
     torch.set_num_threads(1)  # a second thread makes models of this size slower
     quiet_transformers()
     options.output.mkdir(parents=True, exist_ok=True)
+    started = time.process_time()
     if options.phase == "tune":
         content = tune(options.output, options.methods, Size())
     else:
         content = confirm(options.output, yaml.safe_load(CRITERIA.read_text()), Size())
+    content["seconds"] = time.process_time() - started  # of one core, without runs that were there
+    print(f"{content['seconds']:.0f} s of processor time")
     (options.output / f"{options.phase}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
