@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step; each gets 4 completions")
-    parser.add_argument("--max_new_tokens", type=int, default=48)
+    parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--precision", default="bf16")
     options = parser.parse_args()
