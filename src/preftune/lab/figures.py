@@ -133,7 +133,7 @@ def theory_figures() -> dict[str, tuple[str, str]]:
                              "policy gradient changes their ratio faster than likelihood does; in a low-density bin it is slower.",
                              as_svg(_log_mean, (5.6, 3.3), "logmean")),
         "negative-gradient": ("One step from a policy that gives the chosen and the rejected outcome p each and one other "
-                              "the rest: the change of the chosen one's log-probability with and without pushing the rejected one down.",
+                              "the rest: the change of the chosen one's log-probability, with and without pushing the other down.",
                               as_svg(_negative, (5.6, 3.3), "negative")),
         "bnf": ("A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the "
                 "logarithm of time.", as_svg(_held_down, (5.6, 3.3), "bnf")),
