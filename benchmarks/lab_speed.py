@@ -1,6 +1,7 @@
 """Time of offline ipo on R1 (100 prompts, 200 steps, exact measures every 20): one seed, and twenty at once.
 
-Seconds of processor time on one thread, which a busy machine does not change. The authors' code took 341 s for one seed of the same work on such a machine (docs/lab.md).
+Processor time on one thread, which a busy machine changes little. The authors' code took 341 s for one
+seed of the same work on such a machine (docs/lab.md).
 """
 
 import time

@@ -43,7 +43,8 @@ def test_rounds_follow_one_another(settings):
     first, second = (Path(settings.output) / f"round-0{n}" for n in (1, 2))
     assert found.final == str(second / "train" / "final") and len(found.rewards) == 2
     prompts = [[row["prompt"] for row in lines(one / "completions.jsonl")] for one in (first, second)]
-    assert prompts == [[f"Say {w}." for w in ("sea", "poem", "tea", "snow")], [f"Say {w}." for w in ("blue", "Paris", "sun", "sea")]]
+    words = [("sea", "poem", "tea", "snow"), ("blue", "Paris", "sun", "sea")]
+    assert prompts == [[f"Say {word}." for word in four] for four in words]
     config = (second / "train" / "config.yaml").read_text()
     assert f"model: {first / 'train' / 'final'}" in config
     for row in lines(first / "selected.jsonl"):

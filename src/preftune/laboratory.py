@@ -177,8 +177,10 @@ def _run(arguments: Sequence[str]) -> int:
     settings = parse_settings(LabRunConfig, arguments, prog="preftune lab run", positional="problem",
                               description="Objectives on one problem: preftune lab run PROBLEM")  # fmt: skip
     load_problem(settings.problem)
-    bench = Bench(problem=settings.problem, objectives=objectives_wanted(settings.objectives), loop=settings.loop,
-                  seeds=settings.seeds, first_seed=settings.first_seed, tuning_seeds=settings.tuning_seeds, rates=tuple(settings.rates))  # fmt: skip
+    bench = Bench(
+        problem=settings.problem, objectives=objectives_wanted(settings.objectives), loop=settings.loop, seeds=settings.seeds,
+        first_seed=settings.first_seed, tuning_seeds=settings.tuning_seeds, rates=tuple(settings.rates),
+    )  # fmt: skip
     target = _target(Path(settings.output) / "result.json", settings.overwrite)
     result = compare(bench, settings.workers, _teller("runs"))
     with whole_file(target, "write the result") as file:

@@ -50,8 +50,8 @@ def test_clauses(clause, estimate, expected):
 
 def test_one_failed_clause_fails_and_one_open_clause_leaves_open():
     def of(*clauses):
-        entry = Criteria(finding="", title="", claim="", clauses=tuple(Clause(says="", kind="value", of=("high",), **c) for c in clauses))
-        return judge("E", entry, TRACKS, {}).verdict
+        made = tuple(Clause(says="", kind="value", of=("high",), **clause) for clause in clauses)
+        return judge("E", Criteria(finding="", title="", claim="", clauses=made), TRACKS, {}).verdict
 
     assert of({"above": 0.5}, {"above": 0.6}) == "reproduced"
     assert of({"above": 0.5}, {"above": 0.8}) == "fragile"

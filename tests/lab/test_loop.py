@@ -44,7 +44,7 @@ def test_settings_that_do_not_fit(policy, settings, wanted):
 
 
 def test_what_is_on_policy_learns_what_is_rare():
-    """An arm that the reference draws once in five hundred times: samples of the policy's own find it, a single collection does not."""
+    """An arm that the reference draws once in five hundred times: own samples find it, a single collection does not."""
     problem = tiny("tabular", reference={"kind": "table", "table": [0.5, 0.3, 0.1, 0.096, 0.002, 0.002]})
     world = World(problem, range(5))
     online = run(world, default_method("rloo"), Loop(source="policy", steps=100), 0.1)

@@ -53,13 +53,14 @@ def drawn(panels: Sequence[Picture], tracks: Mapping[str, Track], key: str) -> s
 
     def fill(figure: Figure) -> None:
         for axes, picture in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-            (_curves if picture.kind == "curves" else _points)(axes, picture, tracks)
+            (_curves if picture.kind == "curves" else _points)(axes, picture, tracks, len(panels) == 1)
             axes.set_title(picture.title, fontsize=9.5, color=INK, loc="left")
 
-    return as_svg(fill, (4.6 * len(panels), 3.3), key)
+    return as_svg(fill, (4.6 * len(panels) + 2.0 * (len(panels) == 1), 3.3), key)
 
 
-def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
+def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track], alone: bool) -> None:
+    """With the legend beside a panel that stands alone, and where there is room within the others."""
     for i, (name, label) in enumerate(zip(picture.runs, picture.labels, strict=True)):
         track, colour = tracks[name], PALETTE[i % len(PALETTE)]
         across = np.asarray(track.counters[picture.over], dtype=float)
@@ -68,14 +69,15 @@ def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
             across, [one.low for one in intervals], [one.high for one in intervals], color=colour, alpha=0.18, linewidth=0
         )
         axes.plot(across, [one.mean for one in intervals], color=colour, linewidth=1.7, marker=MARKERS[i % len(MARKERS)],
-                  markersize=4, markevery=max(1, len(across) // 6), label=label)  # fmt: skip
+                  markersize=4, markevery=(i, max(len(picture.runs), len(across) // 6)), label=label)  # fmt: skip
     if picture.log:
         axes.set_xscale("log")
     axes.set(xlabel=COUNTS[picture.over], ylabel=UNITS[picture.measure])
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if alone else {}
+    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **beside)
 
 
-def _points(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
+def _points(axes: Axes, picture: Picture, tracks: Mapping[str, Track], alone: bool) -> None:
     for i, name in enumerate(picture.runs):
         one = mean_interval(series_of(tracks[name], picture.measure)[-1])
         axes.plot([one.low, one.high], [-i, -i], color=PALETTE[0], linewidth=2.2, solid_capstyle="butt")
@@ -131,7 +133,7 @@ def theory_figures() -> dict[str, tuple[str, str]]:
                              "policy gradient changes their ratio faster than likelihood does; in a low-density bin it is slower.",
                              as_svg(_log_mean, (5.6, 3.3), "logmean")),
         "negative-gradient": ("One step from a policy that gives the chosen and the rejected outcome p each and one other "
-                              "the rest: the change of the chosen one's log-probability with and without pushing the rejected one down.",
+                              "the rest: the change of the chosen one's log-probability, with and without pushing the other down.",
                               as_svg(_negative, (5.6, 3.3), "negative")),
         "bnf": ("A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the "
                 "logarithm of time.", as_svg(_held_down, (5.6, 3.3), "bnf")),

@@ -148,6 +148,7 @@ def _theory(name: str, entry: Criteria) -> Outcome:
     for check in checks():
         worst, _ = departures.get(check.says, (0.0, 0.0))
         departures[check.says] = (max(worst, abs(check.found - check.expected)), check.tolerance)
+    departures = {says: (round(worst, 9), tolerance) for says, (worst, tolerance) in departures.items()}  # below is rounding
     judged = [
         Judged(says=says, criterion=f"within {tolerance:g}", estimate=worst, low=worst, high=worst,
                verdict="reproduced" if worst <= tolerance else "not reproduced")

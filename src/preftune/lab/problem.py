@@ -211,8 +211,8 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """Prompts: `train` of them, and for a network `held_out` to evaluate on (100 if it is not said), each a point of [0, 1]^size (100)
-    that says nothing of the reward. A table is evaluated on its training prompts."""
+    """Prompts: `train` of them, and for a network `held_out` to evaluate on (100 if it is not said), each a point of [0, 1]^size
+    (100) that says nothing of the reward. A table is evaluated on its training prompts."""
 
     train: int = 10
     held_out: int | None = None

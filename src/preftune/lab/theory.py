@@ -175,13 +175,13 @@ def checks() -> list[Check]:
     add("two modes: forward covers both, its divergence", forward.divergence, 0.6930, 1e-3)
     add("two modes: reverse locks on the larger", np.array([reverse.mean, reverse.deviation]), [12.0, 3.0], 1e-3)
     add("two modes: reverse divergence, -log 0.6", reverse.divergence, -float(np.log(0.6)), 1e-3)
-    p = np.array([0.1, 0.2, 0.3, 0.4])
+    p, both = np.array([0.1, 0.2, 0.3, 0.4]), (0.0, 1.0)  # without and with the negative gradient
     add("negative gradient that helps: product of gradients", gradient_product(p, 0, 3), -0.2)
-    add("negative gradient that helps: chosen, without and with", np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in (0.0, 1.0)]),
+    add("negative gradient that helps: chosen, without and with", np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in both]),
         [0.1093, 0.1279])  # fmt: skip
     p = np.array([0.01, 0.01, 0.97, 0.01])
     add("negative gradient that hurts: product of gradients", gradient_product(p, 0, 3), 0.9212)
-    add("negative gradient that hurts: chosen, without and with", np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in (0.0, 1.0)]),
+    add("negative gradient that hurts: chosen, without and with", np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in both]),
         [0.1918, 0.0999])  # fmt: skip
     add("the same, rejecting the peak: product of gradients", gradient_product(p, 0, 2), -0.0388)
     add("the same, rejecting the peak: chosen", after_pair_step(p, 0, 2, 0.1, 1.0)[0], 0.1957)
