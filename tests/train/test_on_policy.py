@@ -305,7 +305,7 @@ def test_the_source_is_the_runs(config):
     assert isinstance(job.source, OnPolicySource) and job.samples is job.source
 
 
-RECIPES = re.findall(r"^\| .* \| `(--.*)`", (ROOT / "docs" / "on_policy.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+RECIPES = re.findall(r"^\| .* \| `(--[^`]*)`", (ROOT / "docs" / "on_policy.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("flags", RECIPES)

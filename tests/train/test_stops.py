@@ -26,7 +26,7 @@ ALONE = ["--batch_size", "1", "--row_tokens", "1", "--micro_batch_tokens", "1", 
          "--learning_rate", "1e-3", "--warmup_ratio", "0", "--json"]  # fmt: skip
 
 
-NOTHING: dict = {"reference": {}, "estimators": {}}
+NOTHING: dict = {"reference": {}, "estimators": {}, "source": {}}
 
 
 def poisoned_folder(folder, value: float):

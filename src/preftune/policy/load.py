@@ -131,7 +131,7 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     quiet_transformers()
     if (Path(source) / _ADAPTER_FILE).is_file():
         return _merged(source, options, dtype)
-    model = _whole_model(AutoModelForCausalLM.from_pretrained, source, options, dtype)
+    model = _whole_model(AutoModelForCausalLM, source, options, dtype)
     model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
     model.name_or_path = source
     return model
@@ -143,19 +143,19 @@ def load_classification_model(source: str, options: LoadOptions, dtype: torch.dt
     if (Path(source) / _ADAPTER_FILE).is_file():
         raise ModelError(f"{source} is an adapter", expected="a whole sequence-classification model",
                          do="Merge the adapter into its base first")  # fmt: skip
-    return _whole_model(AutoModelForSequenceClassification.from_pretrained, source, options, dtype).eval()
+    return _whole_model(AutoModelForSequenceClassification, source, options, dtype).eval()
 
 
-def _whole_model(load: Callable[..., Any], source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
-    """What `load` makes of the files; an error if a weight is not in them."""
+def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
+    """What the auto class `kind` makes of the files; an error if a weight is not in them."""
     config = _from_pretrained(
         AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=options.trust_remote_code
     )
-    if any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
+    if kind is AutoModelForCausalLM and any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
         raise ModelError(f"{source} is a classifier or a reward model and cannot write text", got=config.architectures[0],
                          expected="a causal language model", do="Name it as a reward, or name the model it came from")  # fmt: skip
     model, found = _from_pretrained(
-        load, source, "weights", source,
+        kind.from_pretrained, source, "weights", source,
         config=config, dtype=dtype, attn_implementation=_attention(config),
         trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
         output_loading_info=True,
