@@ -89,7 +89,8 @@ def test_the_reward_model_is_the_minimum_of_its_loss():
     drawn = features[pairs[0]].flatten(0, 1)
     scaled = (features - drawn.mean(0)) / drawn.std(0)
     weight = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15,
+                                  line_search_fn="strong_wolfe")  # fmt: skip
     told_apart = pairs[0][reward[pairs[0][:, 0]] != reward[pairs[0][:, 1]]]
 
     def closure() -> torch.Tensor:
