@@ -31,6 +31,7 @@ def verdict(**clause) -> tuple[float, str]:
 @pytest.mark.parametrize(("clause", "estimate", "expected"), [
     ({"kind": "value", "of": ("high",), "above": 0.5}, 1.0, "reproduced"),  # 1.0 +- 0.25
     ({"kind": "value", "of": ("high",), "above": 0.8}, 1.0, "fragile"),
+    ({"kind": "value", "of": ("high",), "above": 1.1}, 1.0, "fragile"),
     ({"kind": "value", "of": ("high",), "above": 1.3}, 1.0, "not reproduced"),
     ({"kind": "value", "of": ("high",), "below": 1.3}, 1.0, "reproduced"),
     ({"kind": "value", "of": ("high",), "below": 0.7}, 1.0, "not reproduced"),

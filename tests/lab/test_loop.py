@@ -1,9 +1,10 @@
 """B, M, T and C: what is drawn, how often it is used, and what is counted."""
 
 import pytest
+import torch
 
 from preftune.errors import ConfigError
-from preftune.lab.loop import Loop, run
+from preftune.lab.loop import Loop, _gather, run
 from preftune.lab.methods import default_method
 from preftune.lab.world import World
 from tests.lab.problems import tiny
@@ -22,6 +23,15 @@ def test_counters():
     assert counted(**online, steps=12, prompts="fresh")["prompts_seen"] == 12
     assert counted(**online, steps=7, epochs=2)["samples_drawn"] == 24  # the second collection is cut short
     assert counted(collection=12, minibatch=4, completions=4, steps=12)["samples_drawn"] == 12  # offline: one collection
+
+
+def test_data_are_judged_by_the_truth_and_samples_by_the_reward_model():
+    problem = tiny("hazard", reward={"kind": "short"}, reward_model={"pairs": 50})
+    for source, true in (("data", True), ("policy", False)):
+        world = World(problem, (0, 1))
+        gathered = _gather(world, default_method("dpo"), world.policy(), Loop(source=source), 5, 4)
+        assert torch.equal(gathered.rewards, world.rewards(gathered.completions, true=true))
+        assert not torch.equal(gathered.rewards, world.rewards(gathered.completions, true=not true))
 
 
 def test_measured_at_the_start_at_the_end_and_between():

@@ -1,10 +1,12 @@
 """Mistakes in a problem file are one sentence that names the place."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from preftune.errors import ConfigError
-from preftune.lab.problem import load_problem
+from preftune.lab.problem import load_problem, problem_from
 
 GOOD = {"name": "mine", "policy": "tabular", "size": 3, "reward": {"kind": "table", "table": [0, 1, 2]},
         "reference": {"kind": "table", "table": [0.5, 0.3, 0.2]}}  # fmt: skip
@@ -50,6 +52,12 @@ def test_mistakes(change, wanted, tmp_path):
     with pytest.raises(ConfigError) as told:
         load_problem(str(path))
     assert wanted in str(told.value) and "\n" not in str(told.value)
+
+
+def test_the_problem_of_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "lab.md").read_text(encoding="utf-8")
+    problem = problem_from(yaml.safe_load(page.split("```yaml\n")[1].split("```")[0]), "docs")
+    assert problem.data_law()[-1] > problem.reference_law()[-1]  # data that lean to the good arms
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("[1]", "is not a mapping"), ("a: [", "is not valid YAML"), ("", "is not a mapping")])

@@ -115,6 +115,15 @@ def test_a_seed_without_pairs_learns_nothing_and_stops_nobody():
         assert found[0].abs().max() == 0 and found[1].abs().max() > 0, name
 
 
+def test_mismatched_completions_are_read_under_the_next_prompt():
+    """Two seeds, three prompts with a completion each; the last prompt's go under the first."""
+    world = World(tiny("tabular"), (0, 1))
+    completions = torch.tensor([[[4], [1], [2]], [[0], [5], [3]]])
+    assert world.tokens(completions).row.tolist() == [0, 1, 2, 3, 4, 5]
+    shifted = world.tokens(completions, shift=1)
+    assert shifted.row.tolist() == [1, 2, 0, 4, 5, 3] and shifted.target.tolist() == [4, 1, 2, 0, 5, 3]
+
+
 def test_answers_as_tokens():
     """Six positions: stopping at the third is three tokens, 0 0 1; never stopping six, all 0."""
     world = World(tiny("hazard"), (0,))

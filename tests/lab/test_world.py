@@ -78,3 +78,32 @@ def test_the_reward_model_orders_lengths_as_the_truth_does():
     assert (value.diff(dim=1)[:, :-1] < 0).all()  # the last outcome is as long as the one before
     over = value.gather(1, pairs.flatten(1))
     assert over.mean(1).tolist() == pytest.approx([0, 0], abs=1e-12) and over.std(1).tolist() == pytest.approx([1, 1])
+
+
+def test_the_reward_model_is_the_minimum_of_its_loss():
+    """Found again by L-BFGS for one seed, as standardised values."""
+    reward, ridge = -torch.arange(10, dtype=torch.float64), 0.05
+    pairs = torch.randint(0, 10, (1, 300, 2), generator=torch.Generator().manual_seed(1))
+    length = torch.arange(1, 11, dtype=torch.float64).clamp(max=9)
+    features = torch.stack([length / 9, (length / 9) ** 2, (length - 5).abs() / 9], dim=1)
+    drawn = features[pairs[0]].flatten(0, 1)
+    scaled = (features - drawn.mean(0)) / drawn.std(0)
+    weight = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15,
+                                  line_search_fn="strong_wolfe")  # fmt: skip
+    told_apart = pairs[0][reward[pairs[0][:, 0]] != reward[pairs[0][:, 1]]]
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = scaled @ weight
+        gap = value[told_apart[:, 0]] - value[told_apart[:, 1]]
+        sign = torch.sign(reward[told_apart[:, 0]] - reward[told_apart[:, 1]])
+        loss = -torch.nn.functional.logsigmoid(sign * gap).mean() + ridge / 2 * (weight**2).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    value = (scaled @ weight).detach()
+    over = value[pairs.flatten()]
+    expected = (value - over.mean()) / over.std()
+    torch.testing.assert_close(fitted_reward(pairs, reward, 5, ridge)[0], expected, rtol=1e-6, atol=1e-7)
