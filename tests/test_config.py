@@ -284,12 +284,46 @@ REWARDED = [
      "rewards": [1.0, 0.0, 0.8 if k < 4 else 0.4]}
     for k, row in enumerate(PAIRS)
 ]
+ON = "--source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"
+TASTE = """
+import time
+def taste(prompts, completions, **columns):
+    return [float(sum(map(c.count, "aeiou"))) for c in completions]
+def sour(prompts, completions, **columns):
+    return [-reward for reward in taste(prompts, completions)]
+def half(prompts, completions, **columns):
+    return [reward * (len(p) % 2) for p, reward in zip(prompts, taste(prompts, completions))]
+def slow(prompts, completions, **columns):
+    time.sleep(0.2)
+    return taste(prompts, completions)
+"""
 FELT = {
     # field: (settings of both runs, the setting that only the second one has)
     "data": ("", "--data rewarded.jsonl"),
     "output": None,
     "model": ("", "--model other"),
     "objective": ("", "--objective sft"),
+    "source": ("", ON),
+    "reward": (ON, "--reward taste.py:sour"),
+    "sampling.num_completions": (ON, "--sampling.num_completions 3"),
+    "sampling.max_new_tokens": (ON, "--sampling.max_new_tokens 7"),
+    "sampling.temperature": (ON, "--sampling.temperature 0.5"),
+    "sampling.top_p": (ON, "--sampling.top_p 0.5"),
+    "sampling.top_k": (ON, "--sampling.top_k 5"),
+    "sampling.min_p": (ON, "--sampling.min_p 0.5"),
+    "sampling.stop": (ON, '--sampling.stop ["e","a","i"]'),
+    "sampling.sample_batch": None,
+    "collect.prompts": (ON, "--collect.prompts 2"),
+    "collect.epochs": (ON, "--collect.epochs 2"),
+    "collect.replay": (ON, "--collect.replay 1"),
+    "collect.lag": (ON, "--collect.lag 1"),
+    "collect.data_share": (ON, "--collect.data_share 0.5"),
+    "collect.selection": (ON, "--collect.selection all-pairs"),
+    "collect.selection_settings": (f"{ON} --collect.selection best-vs-worst", '--collect.selection_settings {"min_gap":2}'),
+    "collect.fill": (f"{ON} --reward taste.py:half", "--collect.fill true"),
+    "collect.eval_completions": (ON, "--collect.eval_completions 2"),
+    "collect.sampler_gap": (ON, "--collect.sampler_gap 1e-12"),
+    "collect.reward_timeout_s": (f"{ON} --reward taste.py:slow", "--collect.reward_timeout_s 0.05"),
     "eval_data": ("--eval_fraction 0.1", "--eval_data rewarded.jsonl"),
     "eval_fraction": ("", "--eval_fraction 0.5"),
     "batch_size": ("", "--batch_size 3"),
@@ -340,6 +374,7 @@ ELSEWHERE_TESTED = {
     "output": "every run", "gradient_checkpointing": "tests/train/test_runs.py", "reference.mode": "tests/policy/test_reference.py",
     "reference.contrast_positive": "tests/train/test_anchors.py", "reference.contrast_negative": "tests/train/test_anchors.py",
     "rows.soft_label_temperature": "tests/data/test_prepare.py",
+    "sampling.sample_batch": "tests/onpolicy/test_sample_engine.py, where it changes nothing but the memory",
     "loading.trust_remote_code": "tests/policy/test_load.py", "loading.allow_pickle": "tests/policy/test_load.py",
 }  # fmt: skip
 
@@ -368,6 +403,7 @@ def playground(tmp_path_factory, tiny_folder):
     write_rows(folder / "pairs.jsonl", PAIRS)
     write_rows(folder / "rewarded.jsonl", REWARDED)
     write_rows(folder / "bad.jsonl", [*PAIRS, {"prompt": "p", "chosen": "c", "rejected": 3}])
+    (folder / "taste.py").write_text(TASTE)
     (folder / "folder").mkdir()
     write_rows(folder / "folder" / "train.jsonl", PAIRS)
     write_rows(folder / "folder" / "test.jsonl", PAIRS[:6])
@@ -402,5 +438,5 @@ def test_every_setting_is_felt_or_refused(name, playground, tiny_folder, tmp_pat
     without = outcome(tuple(shared.split()), tiny_folder, tmp_path / "without")
     within = outcome(tuple([*shared.split(), *changed.split()]), tiny_folder, tmp_path / "within")
     assert within != without
-    expected_error = name in {"device", "rows.format"}
+    expected_error = name in {"device", "rows.format", "collect.sampler_gap", "collect.reward_timeout_s"}
     assert str(within).startswith("[") != expected_error

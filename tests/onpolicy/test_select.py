@@ -251,3 +251,19 @@ def test_wrong_parameters_are_refused(name, given):
 
 def test_a_parameter_that_is_not_given_takes_its_default():
     assert make_selection("rest", thresholds=None, improve_step=2) == Rest(improve_step=2)
+
+
+@pytest.mark.parametrize(("name", "given", "told"), [
+    ("best-vs-worst", {"min_gap": "much"}, "min_gap is out of range; got much; expected a float"),
+    ("rso", {"num_kept": 2.5}, "num_kept is out of range; got 2.5; expected a int"),
+    ("rso", {"num_kept": True}, "num_kept is out of range"),
+    ("rest", {"thresholds": 0.5}, "thresholds is out of range; got 0.5; expected a list of numbers"),
+])  # fmt: skip
+def test_parameters_of_another_kind_are_told(name, given, told):
+    with pytest.raises(ConfigError, match=told):
+        make_selection(name, **given)
+
+
+def test_whole_numbers_and_lists_are_taken():
+    assert make_selection("best-vs-worst", min_gap=2) == BestVsWorst(min_gap=2.0)
+    assert make_selection("rest", thresholds=[0.0, 0.5]) == make_selection("rest", thresholds=(0.0, 0.5))

@@ -353,8 +353,18 @@ def make_selection(name: str, **given: object) -> Selection:
     if name not in SELECTIONS:
         raise ConfigError("There is no such selection", got=name, expected=", ".join(SELECTIONS))
     kind, chosen = SELECTIONS[name], {key: value for key, value in given.items() if value is not None}
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
     if idle := [key for key in chosen if key not in known]:
         raise ConfigError(f"{idle[0]} has no effect on the selection {name}", got=chosen[idle[0]],
                           expected=", ".join(known) or "no parameters", do="Leave it out")  # fmt: skip
-    return kind(**chosen)
+    return kind(**{key: _as_default(name, key, value, known[key]) for key, value in chosen.items()})
+
+
+def _as_default(name: str, key: str, value: object, default: object) -> object:
+    """A value from YAML or a flag as the parameter's kind: whole numbers are numbers, lists are sequences."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = list if isinstance(default, tuple) else type(default)
+    if not isinstance(value, (kind, type(default))) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise out_of_range(name, key, value, f"a {'list of numbers' if kind is list else kind.__name__}, such as {default}")
+    return value
