@@ -107,7 +107,8 @@ def test_every_score_has_its_value():
     wanted = {
         "logp": math.log(p), "ref_logp": math.log(q), "behaviour_logp": math.log(q), "entropy": entropy(p),
         "ref_entropy": entropy(q), "target_logit": math.log(6.0), "log_normaliser": math.log(10.0),
-        "log_collision": math.log(p * p + 4 * 0.1 * 0.1), "value": VALUE, "value_after": VALUE, "behaviour_value": VALUE, "contrast": 0.0,
+        "log_collision": math.log(p * p + 4 * 0.1 * 0.1), "value": VALUE, "value_after": VALUE,
+        "behaviour_value": VALUE, "contrast": 0.0,
         "ref_entropy_share": entropy(q) / math.log(5),
         "kl_to_ref": p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)),
         "kl_from_ref": q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)),

@@ -148,6 +148,19 @@ def test_rewards_that_tell_nothing_apart_stop_a_contrast(config, rewards_file):
         train(config(reward=f"{rewards_file}:equal", objective=DPO()), quiet=True)
 
 
+def test_a_policy_that_has_learned_all_there_is_ends_its_run(config, tmp_path):
+    """After two steps all rewards are equal: the run is finished, with its model, and not failed."""
+    path = tmp_path / "sated.py"
+    calls = str(tmp_path / "calls")
+    path.write_text(f"import pathlib\np = pathlib.Path({calls!r})\n"
+                    "def taste(prompts, completions, **columns):\n"
+                    "    n = len(p.read_text()) if p.exists() else 0\n    p.write_text('x' * (n + 1))\n"
+                    "    return [float(c.count('e') + len(c) % 3) if n < 2 else 1.0 for c in completions]\n")  # fmt: skip
+    run = train(config(reward=f"{path}:taste", objective=DPO(), max_steps=6, epochs=9.0), quiet=True)
+    assert (run.state, run.step) == ("finished", 2)
+    assert run.final is not None and (run.final / "config.json").exists()
+
+
 def test_fill_replaces_prompts_that_teach_nothing(config, tmp_path):
     """Half of the prompts get equal rewards; a filled collection holds the others alone, as many as were asked for."""
     path = tmp_path / "half.py"
@@ -254,7 +267,7 @@ def test_the_reward_rises(name, config):
     if name == "sft":
         settings["collect"] = {"selection": "best-of-n"}
     rows = trained(metric_rows(train(config(**settings, optim={"learning_rate": 3e-3}), quiet=True).folder))
-    early, late = (np.mean([row["reward/mean"] for row in part]) for part in (rows[:6], rows[-6:]))
+    early, late = (np.mean([row["collect/reward"] for row in part]) for part in (rows[:6], rows[-6:]))
     assert late > early + 0.02, (early, late)
 
 

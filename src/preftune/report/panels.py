@@ -48,7 +48,7 @@ PANELS = (
         meaning="What the optimiser minimises, averaged over the units of a step; evaluation is on data held out.",
     ),
     Panel(
-        title="Reward", unit="", metrics={"reward": "held-out prompts", "reward/mean": "training prompts"}, spread=True,
+        title="Reward", unit="", metrics={"reward": "held-out prompts", "collect/reward": "training prompts"}, spread=True,
         meaning="The mean reward of the policy's own completions: of held-out prompts at each evaluation, of the prompts of a "
         "collection when it was drawn.",
     ),
@@ -107,7 +107,7 @@ KNOWN_MEANINGS = {
     "collect/no_reward": "Completions of a collection without a reward.",
     "collect/parse_failures": "Answers of a judge that could not be understood, in a collection.",
     "no_reward": "Completions of held-out prompts without a reward.",
-    "reward/std": "Standard deviation of the rewards of a collection.",
+    "collect/reward_std": "Standard deviation of the rewards of a collection.",
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
 }
 

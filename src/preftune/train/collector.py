@@ -86,11 +86,16 @@ class OnPolicySource:
         return self.options.epochs * -(-num_groups // self.batch_size)
 
     def supply(self, step: int) -> Taken:
-        """Groups of step 1, 2, ...; draws a collection first when the one before has been gone over `epochs` times."""
+        """Groups of step 1, 2, ...; draws a collection first when the one before has been gone over `epochs` times.
+
+        No groups at all say that nothing is left to learn: the policy's completions of a prompt have the same reward.
+        """
         state, news = self._state, Taken(groups=[])
         pool = [group for collection in state.current for group in collection.groups]
         if step - state.begun > self._steps(len(pool)):
             news = self._advance(step)
+            if state.begun != step - 1:
+                return news
             pool = [group for collection in state.current for group in collection.groups]
         drawn_at = [collection.step for collection in state.current for _ in collection.groups]
         epoch, place = divmod(step - 1 - state.begun, -(-len(pool) // self.batch_size))
@@ -100,10 +105,12 @@ class OnPolicySource:
         return replace(news, groups=[pool[i] for i in chosen], metrics={**news.metrics, "staleness": staleness})
 
     def _advance(self, step: int) -> Taken:
-        """The next collection comes into use."""
+        """The next collection comes into use, if there is one."""
         state, started, news = self._state, time.perf_counter(), _News()
         while len(state.waiting) <= self.options.lag:
             news = self._collect(step, news)
+            if not state.waiting:
+                return news.taken(step, time.perf_counter() - started)
         state.current = [*state.current, state.waiting.pop(0)][-1 - self.options.replay :]
         state.begun = step - 1
         return news.taken(step, time.perf_counter() - started)
@@ -115,6 +122,8 @@ class OnPolicySource:
             news = self._gather(step, news)
             if state.gathered and (not self.options.fill or len(state.gathered) >= self.prompts_each):
                 break
+        if not state.gathered and step > 1:
+            return news
         if not state.gathered:
             reasons = ", ".join(f"{count} prompts: {reason}" for reason, count in news.dropped.items())
             raise TrainingError("The completions teach nothing", got=f"after {MOST_DRAWS} draws {reasons}",
@@ -226,7 +235,7 @@ class _News:
             "collect/parse_failures": float(self.parse_failures), "collect_time": seconds,
         }  # fmt: skip
         if self.rewards:
-            metrics |= {"reward/mean": float(np.mean(self.rewards)), "reward/std": float(np.std(self.rewards))}
+            metrics |= {"collect/reward": float(np.mean(self.rewards)), "collect/reward_std": float(np.std(self.rewards))}
         if self.gaps:
             metrics["sampler_gap"] = float(np.mean(self.gaps))
         return Taken(

@@ -27,6 +27,7 @@ from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment
 from preftune.train.setup import Job, build_job
+from preftune.train.sources import Taken
 from preftune.train.step import run_step
 
 
@@ -84,6 +85,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     config, parameters = job.config, job.policy.trainable()
     evaluation: dict[str, float] = {}
     eval_every = config.eval_every or max(1, job.num_steps // 10)
+    last = job.num_steps
 
     def save() -> Path:
         following = following_tensors(job.anchors.following, job.policy)
@@ -95,13 +97,18 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
             if counters.step == 0:
                 evaluation = _evaluate(job, run, report, 0, state)
             report.update("train", counters.step, job.num_steps)
-            while counters.step < job.num_steps and not interrupted():
-                counters, state = _train_step(job, run, report, counters, state)
-                if counters.step % eval_every == 0 or counters.step == job.num_steps:
+            while counters.step < last and not interrupted():
+                taken = job.source.supply(counters.step + 1)
+                if not taken.groups:
+                    report.note(f"step {counters.step}: all completions of a prompt have the same reward; nothing is left to learn")
+                    last = counters.step
+                    break
+                counters, state = _train_step(job, run, report, counters, state, taken)
+                if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state)
-                if config.save_every and counters.step % config.save_every == 0 and counters.step < job.num_steps:
+                if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
                     save()
-        if counters.step < job.num_steps:
+        if counters.step < last:
             save()
         else:
             run.install_folder("final", lambda folder: save_final(job, folder))
@@ -115,7 +122,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
         raise
     finally:
         report.close()
-    finished = counters.step == job.num_steps
+    finished = counters.step == last
     return (_tell_finished if finished else _tell_interrupted)(run, report, counters.step, evaluation)
 
 
@@ -134,12 +141,10 @@ def _tell_finished(run: RunFolder, report: Reporter, step: int, evaluation: Mapp
 
 
 def _train_step(
-    job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None
+    job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None, taken: Taken
 ) -> tuple[Counters, State]:
-    config, step = job.config, counters.step + 1
+    config, step, groups = job.config, counters.step + 1, taken.groups
     started = time.perf_counter()
-    taken = job.source.supply(step)
-    groups = taken.groups
     pieces = cut_step(groups, config.objective.signal, job.policy, config.layout, reads_last(config.objective))
     rate = learning_rate(step, job.num_steps, config.optim)
     for group in job.optimiser.param_groups:
@@ -152,7 +157,7 @@ def _train_step(
     )  # fmt: skip
     if job.anchors.following is not None:
         follow(job.anchors.following, job.policy, step, config.reference)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + taken.metrics.get("collect_time", 0.0)
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
     tokens = sum(batch.num_real_positions for batch in batches)
     counters = replace(
