@@ -202,8 +202,7 @@ def measure(base: Path, run: Path, seed: int, size: Size) -> dict:
     reference, _ = load_sampler(str(base / "model"), LoadOptions(), "fp32", "cpu")
     prompts = [row["prompt"] for row in read_rows(base / "held_prompts.jsonl")[: size.measured]]
     weights = {int(path.name.split("-")[1]): path / "policy.safetensors" for path in (run / "checkpoints").glob("step-*")}
-    if (run / "final").exists():
-        weights[size.steps] = run / "final" / "model.safetensors"
+    weights[read_rows(run / "metrics.jsonl")[-1]["step"]] = run / "final" / "model.safetensors"
     lengths, drawn = {}, []
     for step in range(size.every, size.steps + 1, size.every):  # of a run that stopped, the weights where it did
         state = load_file(weights[max(k for k in weights if k <= step)])
