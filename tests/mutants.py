@@ -36,6 +36,7 @@ EQUIVALENT = {
     ("pair_weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
     ("weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
     ("odds_weight", "drop .detach() in `ref_logp.detach()`"): "the reference's logp comes detached",
+    ("potential", "GtE -> Gt in `p >= q`"): "at p = q both forms are 0",
     ("label_metrics", "drop .detach() in `value[signal.label == label].detach()`"): _NO_GRADIENT,
 }
 """(function, the mutant's description) -> why no test can tell; such mutants are not run."""
