@@ -65,6 +65,12 @@ def test_coupling_holds_the_two_counts_of_the_step():
     assert {name: value.item() for name, value in whole.items()} == pytest.approx({"pair": 5 / 3, "sample": 5 / 2})
 
 
+def test_one_pair_and_one_sample_are_each_counted_in_full():
+    signal = Hybrid(chosen=torch.tensor([0]), rejected=torch.tensor([1]), source=torch.tensor([0, 0, 1]))
+    whole = scores(HyPO(), signal, (1.0, -1.0, 2.0)).coupling.whole
+    assert {name: value.item() for name, value in whole.items()} == {"pair": 2.0, "sample": 2.0}
+
+
 def test_without_samples_it_is_dpo():
     signal = Hybrid(chosen=torch.tensor([0]), rejected=torch.tensor([1]), source=torch.tensor([1, 2]))
     objective = HyPO(beta=0.4, kl_weight=5.0)

@@ -51,6 +51,10 @@ def test_advantages_are_leave_one_out():
 def test_a_completion_alone_has_no_weight():
     found, _ = losses()
     assert found.weight.tolist() == [1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    assert len(found.metrics["win_rate"]) == len(found.metrics["advantage"]) == 5
+    assert not any(value.requires_grad for value in found.metrics.values())
+    rate, size = win_rates(GROUPS, "sign", torch.float64)
+    assert (rate[1].item(), size[1].item()) == (0.5, 1.0) and bool(torch.isfinite(rate).all())
     assert SPO().weights(torch.tensor(LENGTHS), GROUPS).tolist() == [1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
 
 

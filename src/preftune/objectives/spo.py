@@ -27,7 +27,7 @@ def win_rates(signal: Rewards, win: str, dtype: torch.dtype) -> tuple[Float[Tens
     same_group = (signal.group[:, None] == signal.group[None, :]).to(dtype)
     size = same_group.sum(1)
     against_others = (same_group * wins).sum(1) - 0.5  # without the tie against itself
-    return torch.where(size > 1, against_others / (size - 1).clamp(min=1), 0.5), size
+    return torch.where(size > 1, against_others / (size - 1), 0.5), size
 
 
 @dataclass(frozen=True, kw_only=True)
