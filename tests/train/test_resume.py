@@ -52,14 +52,22 @@ def stop_at(process, run, step, number) -> str:
     return process.communicate(timeout=60)[1]
 
 
-def test_killed_and_interrupted_runs_end_bit_for_bit(tiny_folder, pairs_file, tmp_path):
+@pytest.mark.parametrize("source", ["offline", "on-policy"])
+def test_killed_and_interrupted_runs_end_bit_for_bit(source, tiny_folder, pairs_file, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PREFTUNE_CACHE": str(tmp_path / "cache")}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
 
+    taste = tmp_path / "taste.py"
+    taste.write_text("def taste(prompts, completions, **columns):\n    return [float(c.count('e')) for c in completions]\n")
+    learning = ["--objective", "dpo", "--epochs", "30"] if source == "offline" else [
+        "--source", "on-policy", "--objective", "rloo", "--epochs", "15", "--reward", f"{taste}:taste",
+        "--sampling.max_new_tokens", "5", "--sampling.num_completions", "2", "--collect.epochs", "2",
+    ]  # fmt: skip
+
     def words(run):
-        return command("train", "--model", tiny_folder, "--data", pairs_file, "--objective", "dpo", "--batch_size", "4",
-                       "--epochs", "30", "--learning_rate", "1e-3", "--eval_fraction", "0.25", "--save_every", "1",
-                       "--eval_every", "3", "--output", run)  # fmt: skip
+        return command("train", "--model", tiny_folder, "--data", pairs_file, *learning, "--batch_size", "4",
+                       "--learning_rate", "1e-3", "--eval_fraction", "0.25", "--save_every", "1", "--eval_every", "3",
+                       "--output", run)  # fmt: skip
 
     uninterrupted = started(words(whole), environment)  # 6 pairs for training: 60 steps
     stop_at(started(words(cut), environment), cut, 5, signal.SIGKILL)
