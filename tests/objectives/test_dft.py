@@ -120,6 +120,7 @@ def test_dft2_needs_no_reference():
         ([1, 2], [0.0], "damaged; got 2 prompts and 1 values"),
         ([2, 1], [0.0, 0.0], "one value for each prompt, prompts in order"),
         ([1, 1], [0.0, 0.0], "damaged"),
+        ([1, 3, 2], [0.0, 0.0, 0.0], "damaged"),
     ],
 )
 def test_a_damaged_state_is_refused(prompt, u, match):
