@@ -36,6 +36,8 @@ EQUIVALENT = {
     ("pair_weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
     ("weights", ".chosen -> .rejected in `signal.chosen`"): _SAME_SHAPE,
     ("odds_weight", "drop .detach() in `ref_logp.detach()`"): "the reference's logp comes detached",
+    ("_log_mean_exp", "constant - 1 in `0`"): _ONE_AXIS,
+    ("is_demonstration", "constant - 1 in `0.0`"): "every temperature that is not above 0 is the hard form",
     ("potential", "GtE -> Gt in `p >= q`"): "at p = q both forms are 0",
     ("label_metrics", "drop .detach() in `value[signal.label == label].detach()`"): _NO_GRADIENT,
 }

@@ -11,6 +11,7 @@ from preftune.data.fit import take_completions
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError
 from preftune.onpolicy.choices import NO_REWARD, Makes, Selection
+from preftune.onpolicy.engine import Engine
 from preftune.onpolicy.judged import prompt_text
 from preftune.onpolicy.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
 from preftune.onpolicy.sample import Sampled, SampleOptions, sample
@@ -100,6 +101,7 @@ class Judge:
     reward: AnyReward
     reward_name: str
     timeout_s: float
+    engine: Engine
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +118,8 @@ def draw(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
     """Completions of each prompt from the model as it is, and the same as the sampler gave them."""
-    drawn = sample(model, judge.renderer, [group.prompt for group in prompts], judge.sampling, seed, progress)
+    drawn = sample(model, judge.renderer, [group.prompt for group in prompts], judge.sampling, seed, progress,
+                   engine=judge.engine)  # fmt: skip
     groups = []
     for group, ones in zip(prompts, drawn, strict=True):
         behaviour = [one.behaviour_logp for one in ones if one.behaviour_logp is not None]

@@ -128,7 +128,7 @@ def sample(
     results: list[list[Sampled]] = [[] for _ in prompts]
     progress(0, len(prompts))
     done = 0
-    with _evaluating(model):
+    with evaluating(model):
         engine = choose_engine(model)[0] if engine is None else engine
         for indices in _batches(prompts, engine, max(1, options.sample_batch // options.num_completions)):
             noise = [
@@ -174,7 +174,7 @@ def _batches(prompts: Sequence[np.ndarray], engine: Engine, at_once: int) -> Ite
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Within, no module is in training mode: no dropout, and no checkpointing, which would switch the cache off."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -17,7 +17,9 @@ from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.onpolicy.collect import Judge, chosen_selection
+from preftune.onpolicy.engine import choose_engine
 from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
+from preftune.onpolicy.sample import evaluating
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, make_value_head, score_groups, use_gradient_checkpointing
@@ -125,9 +127,14 @@ def make_samples(
         if not data:
             raise DataError(f"{config.data} has nothing for this objective to learn from", got="collect.data_share above 0",
                             expected="completions with preferences")  # fmt: skip
+    with evaluating(policy.model):
+        engine, reason = choose_engine(policy.model)
+    if reason:
+        report.note(f"sampling: prompts are {engine} for every completion ({reason})")
     judge = Judge(
         renderer=make_renderer(tokenizer, config.rows.template), sampling=config.sampling,
         reward=reward, reward_name=config.reward or "", timeout_s=options.reward_timeout_s,
+        engine=engine,
     )  # fmt: skip
     return OnPolicySource(
         policy=policy, judge=judge, prompts=prompts, records={record.origin: record for record in prepared.records}, data=data,
