@@ -85,6 +85,22 @@ def test_more_rounds_may_follow_but_not_others(settings):
         iterate(replace(settings, seed=7), QUIET)
 
 
+def test_a_blank_completion_costs_its_row_and_not_the_round(settings, tmp_path, capsys):
+    """A policy that ends at once writes nothing; the row is counted and left out."""
+    (tmp_path / "taste.py").write_text(TASTE.format("raise RuntimeError('off')\n    "))
+    with pytest.raises(TrainingError, match="off"):
+        iterate(replace(settings, rounds=1), QUIET)
+    (tmp_path / "taste.py").write_text(TASTE.format(""))
+    path = Path(settings.output) / "round-01" / "completions.jsonl"
+    rows = lines(path)
+    rows[0]["completions"][0] = ""
+    write_rows(path, rows)
+    iterate(replace(settings, rounds=1), Reporter(quiet=False))
+    assert "skipped 1 rows that cannot be used" in capsys.readouterr().err
+    left = {row["prompt"] for row in lines(path.parent / "selected.jsonl")}
+    assert left and rows[0]["prompt"] not in left
+
+
 def test_adapters_and_imitation(settings):
     found = iterate(replace(settings, objective=SFT(), selection="best-of-n", lora=LoraOptions(rank=2)), QUIET)
     assert (Path(found.final) / "adapter_config.json").exists()

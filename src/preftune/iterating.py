@@ -127,8 +127,10 @@ class _Round:
         return self.folder / "train"
 
     def select_settings(self) -> SelectConfig:
+        """A row with a blank completion (an answer that ended at once) is left out and counted: files hold no blank answers."""
         return SelectConfig(data=str(self.folder / "scored.jsonl"), output=str(self.folder / "selected.jsonl"), overwrite=True,
-                            selection=self.config.selection, min_gap=self.config.min_gap, seed=self._seed)  # fmt: skip
+                            selection=self.config.selection, min_gap=self.config.min_gap, seed=self._seed,
+                            rows=DataOptions(bad_rows="skip"))  # fmt: skip
 
     def train_settings(self) -> TrainConfig:
         config = self.config
