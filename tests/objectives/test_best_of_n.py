@@ -47,6 +47,8 @@ def test_the_worst_alone():
     assert units == pytest.approx([4.0, 1.5 + 0.3 * (-2) / 2])
     assert slopes == pytest.approx([-0.5, -0.5, 0.15, -1.0, 0.0, 0.0])
     assert metrics["negatives/pushed"] == [1.0, 0.0]
+    raised = Rewards(reward=SIGNAL.reward + 3.0, group=SIGNAL.group)  # the worst is not at 0
+    assert run(BestOfN(negative_weight=0.3, negatives="worst"), raised)[:2] == (units, slopes)
 
 
 def test_sums_over_tokens():
