@@ -7,7 +7,7 @@ import torch
 
 from preftune.errors import ConfigError
 from preftune.objectives import checks
-from preftune.objectives.base import score_metrics
+from preftune.objectives.base import pair_metrics, score_metrics
 from preftune.objectives.groupwise import (
     all_pairs,
     group_log_softmax,
@@ -160,3 +160,15 @@ def test_checks(check, good, bad):
 def test_every_value_is_checked():
     with pytest.raises(ConfigError, match="second"):
         checks.check_positive("name", first=1.0, second=-1.0)
+
+
+def test_implicit_rewards_of_pairs_are_beta_times_summed_log_ratios():
+    """Completions of two tokens and one: log-ratios 1.5 and -0.5; at beta .2 rewards of .3 and -.1."""
+    scores = TokenScores(
+        logp=torch.tensor([-1.0, -1.5, -3.0]), ref_logp=torch.tensor([-2.0, -2.0, -2.5]), lengths=torch.tensor([2, 1])
+    )
+    found = pair_metrics(scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1])), 0.2)
+    assert found["log_ratios/chosen"].tolist() == pytest.approx([1.5])
+    assert found["rewards/chosen"].tolist() == pytest.approx([0.3])
+    assert found["rewards/rejected"].tolist() == pytest.approx([-0.1])
+    assert found["rewards/margins"].tolist() == pytest.approx([0.4])
