@@ -148,15 +148,16 @@ def test_rewards_that_tell_nothing_apart_stop_a_contrast(config, rewards_file):
         train(config(reward=f"{rewards_file}:equal", objective=DPO()), quiet=True)
 
 
-def test_a_policy_that_has_learned_all_there_is_ends_its_run(config, tmp_path):
-    """After two steps all rewards are equal: the run is finished, with its model, and not failed."""
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_policy_that_has_learned_all_there_is_ends_its_run(lag, config, tmp_path):
+    """After two collections all rewards are equal: these are used, and the run is finished, with its model, and not failed."""
     path = tmp_path / "sated.py"
     calls = str(tmp_path / "calls")
     path.write_text(f"import pathlib\np = pathlib.Path({calls!r})\n"
                     "def taste(prompts, completions, **columns):\n"
                     "    n = len(p.read_text()) if p.exists() else 0\n    p.write_text('x' * (n + 1))\n"
                     "    return [float(c.count('e') + len(c) % 3) if n < 2 else 1.0 for c in completions]\n")  # fmt: skip
-    run = train(config(reward=f"{path}:taste", objective=DPO(), max_steps=6, epochs=9.0), quiet=True)
+    run = train(config(reward=f"{path}:taste", objective=DPO(), max_steps=6, epochs=9.0, collect={"lag": lag}), quiet=True)
     assert (run.state, run.step) == ("finished", 2)
     assert run.final is not None and (run.final / "config.json").exists()
 

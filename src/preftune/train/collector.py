@@ -108,9 +108,12 @@ class OnPolicySource:
         """The next collection comes into use, if there is one."""
         state, started, news = self._state, time.perf_counter(), _News()
         while len(state.waiting) <= self.options.lag:
+            before = len(state.waiting)
             news = self._collect(step, news)
-            if not state.waiting:
-                return news.taken(step, time.perf_counter() - started)
+            if len(state.waiting) == before:
+                break  # nothing more comes: what waits is still used
+        if not state.waiting:
+            return news.taken(step, time.perf_counter() - started)
         state.current = [*state.current, state.waiting.pop(0)][-1 - self.options.replay :]
         state.begun = step - 1
         return news.taken(step, time.perf_counter() - started)
