@@ -12,7 +12,7 @@ from preftune.data.render import Renderer
 from preftune.errors import ConfigError
 from preftune.onpolicy.choices import NO_REWARD, Makes, Selection
 from preftune.onpolicy.engine import Engine
-from preftune.onpolicy.judged import prompt_text
+from preftune.onpolicy.prompts import prompt_text, prompt_turns
 from preftune.onpolicy.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
 from preftune.onpolicy.sample import Sampled, SampleOptions, sample
 from preftune.onpolicy.select import make_selection
@@ -147,13 +147,6 @@ def judge_draw(drawn: Draw, judge: Judge, records: Sequence[Record]) -> tuple[li
     rewards = iter(verdicts.rewards)
     groups = [replace(group, rewards=tuple(next(rewards) for _ in group.completions)) for group in drawn.groups]
     return groups, verdicts
-
-
-def prompt_turns(record: Record) -> list[dict[str, str]] | None:
-    """The whole prompt of a dialogue."""
-    if isinstance(record.prompt, str):
-        return None
-    return [{"role": message.role, "content": message.content} for message in record.prompt]
 
 
 def select_groups(

@@ -17,7 +17,7 @@ from preftune.errors import TrainingError
 from preftune.onpolicy.agreement import agreement, check_agreement
 from preftune.onpolicy.choices import Selection
 from preftune.onpolicy.collect import CollectOptions, Draw, Judge, draw, judge_draw, select_groups
-from preftune.onpolicy.judged import prompt_text
+from preftune.onpolicy.prompts import prompt_text
 from preftune.onpolicy.rewards import Verdicts
 from preftune.policy.policy import Policy, score
 from preftune.train.progress import Reporter
