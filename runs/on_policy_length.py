@@ -1,18 +1,24 @@
 """Methods on their own samples, at an equal number of samples: a short answer is a good one (reward length.min).
 
-    python runs/on_policy_length.py OUTPUT [--seeds 0 1 2] [--learning_rates 5e-6 2e-5] [--steps 16]
+    python runs/on_policy_length.py OUTPUT [--seeds 0 1 2] [--learning_rates 5e-6 2e-5] [--steps 16] [--workers 2]
 
 For each method: the learning rate that ends with the highest held-out reward on a seed of its own (the same grid for all),
-then one run per seed at that rate. Prints one table and writes OUTPUT/table.json. Resumable: finished runs are read.
+then one run per seed at that rate. A worker is a process of one thread. Prints one table and writes OUTPUT/table.json.
+Resumable: finished runs are read.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from pathlib import Path
+
+import torch
 
 from preftune.objectives import OBJECTIVES
 from preftune.onpolicy.collect import CollectOptions
@@ -35,13 +41,15 @@ def run_once(options: argparse.Namespace, method: str, rate: float, seed: int) -
     if (folder / "final").exists():
         return folder
     started = time.perf_counter()
-    train(TrainConfig(
+    run = train(TrainConfig(
         source="on-policy", data=str(Path(options.output) / "prompts.jsonl"), reward="length.min", output=str(folder),
         model=options.model, objective=OBJECTIVES[objective](), batch_size=options.prompts, max_steps=options.steps, epochs=1e6,
         eval_fraction=0.25, eval_every=max(1, options.steps // 4), precision=options.precision, seed=seed,
         sampling=SampleOptions(num_completions=4, max_new_tokens=options.max_new_tokens),
         collect=CollectOptions(selection=selection), optim=OptimOptions(learning_rate=rate, schedule="constant", warmup_ratio=0.0),
     ), quiet=True)  # fmt: skip
+    if run.state != "finished":
+        raise SystemExit(f"{folder} was interrupted; remove it, then run this again")
     (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
     return folder
 
@@ -78,20 +86,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step; each gets 4 completions")
     parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--precision", default="bf16")
     options = parser.parse_args()
-    quiet_transformers()
     Path(options.output).mkdir(parents=True, exist_ok=True)
     lines = resources.files("preftune.demo").joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [{"prompt": json.loads(line)["prompt"]} for line in lines[:128]]
     (Path(options.output) / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    chosen, folders = {}, {}
-    for method in options.methods:
-        tuned = {rate: measured(run_once(options, method, rate, TUNING_SEED))["reward"] for rate in options.learning_rates}
-        chosen[method] = max(tuned, key=lambda rate: tuned[rate])
-        folders[method] = [run_once(options, method, chosen[method], seed) for seed in options.seeds]
-    report(options, chosen, folders)
+    started = time.perf_counter()
+    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        done = dict(zip(options.methods, pool.map(partial(run_method, options), options.methods), strict=True))
+    report(options, {method: rate for method, (rate, _) in done.items()}, {method: of for method, (_, of) in done.items()})
+    print(f"{time.perf_counter() - started:.0f} s in all, {options.workers} at once")
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    quiet_transformers()
+
+
+def run_method(options: argparse.Namespace, method: str) -> tuple[float, list[Path]]:
+    """The learning rate that was best on the tuning seed, and the run folders of the seeds at that rate."""
+    tuned = {rate: measured(run_once(options, method, rate, TUNING_SEED))["reward"] for rate in options.learning_rates}
+    best = max(tuned, key=lambda rate: tuned[rate])
+    return best, [run_once(options, method, best, seed) for seed in options.seeds]
 
 
 def report(options: argparse.Namespace, chosen: dict[str, float], folders: dict[str, list[Path]]) -> None:
