@@ -26,6 +26,7 @@ verbs:
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
   train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
   merge       one model out of several, or of an adapter      preftune merge MODEL MODEL --base START --method slerp --output NEW
+  diagnose    what a run did, what a data set can teach       preftune diagnose run RUN
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
   curves      how hard they push a token, as a figure         preftune curves [NAME ...]
@@ -76,6 +77,7 @@ _VERBS_OF = {  # imported once a verb is known: looking something up does not wa
     "merging": ("merge",),
     "iterating": ("iterate",),
     "reward_training": ("train-reward-model",),
+    "diagnosing": ("diagnose",),
     "handbook": ("objectives", "curves"),
     "laboratory": ("lab",),
 }

@@ -1,0 +1,36 @@
+"""The verb `diagnose`: what a run did to its model, and what a data set can teach one."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from preftune.terminal import clean_terminal
+
+USAGE = """\
+usage: preftune diagnose ACTION [settings]
+
+actions:
+  run RUN [RUN ...]   where a run moved probability, drawn side by side       preftune diagnose run runs/bnf runs/dpo
+  data DATA           what a data set can teach a model, before training      preftune diagnose data pairs.jsonl --model M
+
+preftune diagnose ACTION --help lists its settings.
+"""
+
+_ACTIONS = {"run": "diagnosing_runs", "data": "diagnosing_data"}
+"""The module of the package that holds an action, as its `main`."""
+
+
+def diagnose(arguments: Sequence[str]) -> int:
+    """Hand the settings to an action."""
+    words = list(arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] not in _ACTIONS:
+        got = clean_terminal(words[0])
+        print(f"preftune diagnose: there is no action {got!r}; expected one of {', '.join(_ACTIONS)}.", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"preftune.{_ACTIONS[words[0]]}").main(words[1:])
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"diagnose": diagnose}
