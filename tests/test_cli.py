@@ -10,7 +10,7 @@ import pytest
 from preftune.cli import HELP, VERBS, main
 from tests.folders import PAIRS, save_tiny_model, write_rows
 
-LAB_ACTIONS = ("run", "list", "show", "all", "tune")
+ACTIONS = {"lab": ("run", "list", "show", "all", "tune"), "diagnose": ("run", "data")}  # of verbs that have some
 EVIL = "\x1b[31mred\x07\x1b]0;title\x07\x9b1m\u202eback\x7f"
 
 
@@ -226,7 +226,13 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [*([verb] for verb in VERBS if verb != "lab"), *(["lab", action] for action in LAB_ACTIONS)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([verb] for verb in VERBS if verb not in ACTIONS),
+        *([verb, action] for verb, actions in ACTIONS.items() for action in actions),
+    ],
+)
 def test_every_verb_has_help(words, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--help"])

@@ -12,14 +12,14 @@ import preftune
 ROOT = Path(preftune.__file__).parent
 LAYERS = (
     {"errors", "types", "stats", "calibration", "storage", "terminal"},
-    {"objectives", "report"},
+    {"objectives", "report", "diagnose"},
     {"data"},
     {"policy"},
     {"onpolicy"},
     {"train"},
-    {"evaluation", "demo", "diagnose", "catalogue", "lab"},
+    {"evaluation", "demo", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory"},
+    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing"},
     {"iterating"},
     {"cli"},
 )
