@@ -22,8 +22,7 @@ def win_rate_losses(
     return Losses(
         per_unit=-advantage * sum_tokens(scores.logp, scores.lengths),
         weight=weight,
-        metrics=group_metrics(scores, signal, rewards)
-        | {"win_rate": win_rate[counted], "advantage": advantage[counted]},
+        metrics=group_metrics(scores, signal, rewards) | {"win_rate": win_rate[counted], "advantage": advantage[counted]},
     )
 
 

@@ -11,12 +11,14 @@ from preftune.data.fit import take_completions
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError
 from preftune.onpolicy.choices import NO_REWARD, Makes, Selection
+from preftune.onpolicy.client import ServerOptions
 from preftune.onpolicy.engine import Engine
-from preftune.onpolicy.prompts import prompt_text, prompt_turns
+from preftune.onpolicy.questions import questions
 from preftune.onpolicy.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
 from preftune.onpolicy.sample import Sampled, SampleOptions, sample
 from preftune.onpolicy.select import make_selection
 from preftune.onpolicy.selected import apply
+from preftune.onpolicy.server import sample_server_tokens
 from preftune.types import Group, Labels, Pairs, Record, Rewards, Signal
 
 _MAKES: Mapping[type[Signal], tuple[Makes, ...]] = {Pairs: ("pairs",), Labels: ("labels", "pairs"), Rewards: ("rewards",)}
@@ -115,11 +117,14 @@ class Draw:
 
 def draw(
     model: PreTrainedModel, judge: Judge, prompts: Sequence[Group], seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None, server: ServerOptions | None = None,
 ) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
-    """Completions of each prompt from the model as it is, and the same as the sampler gave them."""
-    drawn = sample(model, judge.renderer, [group.prompt for group in prompts], judge.sampling, seed, progress,
-                   engine=judge.engine)  # fmt: skip
+    """Completions of each prompt from the model as it is, or from a server that has it; and the same as the sampler gave them."""
+    tokens = [group.prompt for group in prompts]
+    if server is None:
+        drawn = sample(model, judge.renderer, tokens, judge.sampling, seed, progress, engine=judge.engine)
+    else:
+        drawn = sample_server_tokens(server, judge.renderer, tokens, judge.sampling, seed, progress)
     groups = []
     for group, ones in zip(prompts, drawn, strict=True):
         behaviour = [one.behaviour_logp for one in ones if one.behaviour_logp is not None]
@@ -133,25 +138,15 @@ def judge_draw(drawn: Draw, judge: Judge, records: Sequence[Record]) -> tuple[li
 
     The reward is called once on all completions; `records` are those of the prompts, for their other columns.
     """
-    flat = [(g, k) for g, texts in enumerate(drawn.texts) for k in range(len(texts))]
-    names = set.intersection(*(set(record.columns) for record in records)) if records else set()
-    columns: dict[str, object] = {name: [records[g].columns[name] for g, _ in flat] for name in sorted(names)}
-    columns |= {
-        "ended": [drawn.ended[g][k] for g, k in flat],
-        "num_tokens": [len(drawn.groups[g].completions[k]) for g, k in flat],
-        "budget": judge.sampling.max_new_tokens,
-        "prompt_turns": [prompt_turns(records[g]) for g, _ in flat],
-    }  # fmt: skip
-    verdicts = ask(judge.reward, judge.reward_name, [prompt_text(records[g]) for g, _ in flat],
-                   [drawn.texts[g][k] for g, k in flat], columns, judge.timeout_s)  # fmt: skip
+    counts = [[len(ids) for ids in group.completions] for group in drawn.groups]
+    asked = questions(records, drawn.texts, drawn.ended, counts, judge.sampling.max_new_tokens)
+    verdicts = ask(judge.reward, judge.reward_name, asked.prompts, asked.completions, asked.columns, judge.timeout_s)
     rewards = iter(verdicts.rewards)
     groups = [replace(group, rewards=tuple(next(rewards) for _ in group.completions)) for group in drawn.groups]
     return groups, verdicts
 
 
-def select_groups(
-    groups: Sequence[Group], selection: Selection | None, seed: int
-) -> tuple[list[Group], Mapping[str, int]]:
+def select_groups(groups: Sequence[Group], selection: Selection | None, seed: int) -> tuple[list[Group], Mapping[str, int]]:
     """Groups with what the selection made of their rewards, and how many were dropped for which reason.
 
     Without a selection the completions that have a reward stay.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from preftune.data.render import Renderer
-from preftune.onpolicy.prompts import prompt_text, prompt_turns
+from preftune.onpolicy.questions import questions, shared_columns
 from preftune.onpolicy.rewards import COLUMNS, call_reward, check_columns, resolve_reward
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.types import Record
@@ -39,22 +39,23 @@ def sample_and_judge(
     The reward also gets the columns that sampling gives (COLUMNS), and the records' own columns.
     """
     function = resolve_reward(reward)
-    names = set.intersection(*(set(record.columns) for record in records)) if records else set()
-    check_columns(function, reward, names | set(COLUMNS))
+    check_columns(function, reward, shared_columns(records) | set(COLUMNS))
     prompts = [renderer.render(record).prompt for record in records]
     drawn = sample(model, renderer, prompts, options, seed, progress)
-    flat = [(p, k, one) for p, completions in enumerate(drawn) for k, one in enumerate(completions)]
-    columns: dict[str, object] = {name: [records[p].columns[name] for p, _, _ in flat] for name in names}
-    columns |= {
-        "ended": [one.ended for _, _, one in flat], "num_tokens": [len(one.token_ids) for _, _, one in flat],
-        "budget": options.max_new_tokens, "prompt_turns": [prompt_turns(records[p]) for p, _, _ in flat],
-    }  # fmt: skip
-    texts = [prompt_text(records[p]) for p, _, _ in flat]
-    rewards = call_reward(function, reward, texts, [one.text for _, _, one in flat], columns)
+    texts = [[one.text for one in ones] for ones in drawn]
+    ended, counts = [[one.ended for one in ones] for ones in drawn], [[len(one.token_ids) for one in ones] for ones in drawn]
+    asked = questions(records, texts, ended, counts, options.max_new_tokens)
+    rewards = call_reward(function, reward, asked.prompts, asked.completions, asked.columns)
+    flat = [(p, k, one) for p, ones in enumerate(drawn) for k, one in enumerate(ones)]
     return [
         Judged(
-            prompt_index=p, sample_index=k, prompt=text, completion=one.text, reward=value, ended=one.ended,
+            prompt_index=p,
+            sample_index=k,
+            prompt=text,
+            completion=one.text,
+            reward=value,
+            ended=one.ended,
             num_tokens=len(one.token_ids),
         )
-        for (p, k, one), text, value in zip(flat, texts, rewards, strict=True)
+        for (p, k, one), text, value in zip(flat, asked.prompts, rewards, strict=True)
     ]

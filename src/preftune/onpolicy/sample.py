@@ -65,7 +65,8 @@ class SampleOptions:
         if self.temperature == 0 and (self.num_completions > 1 or self.truncated):
             raise ConfigError(
                 "num_completions, top_p, top_k and min_p have no effect at temperature 0",
-                got="all completions would be the same", expected="their defaults, or a temperature above 0",
+                got="all completions would be the same",
+                expected="their defaults, or a temperature above 0",
             )
 
     @property
@@ -131,9 +132,7 @@ def sample(
     with evaluating(model):
         engine = choose_engine(model)[0] if engine is None else engine
         for indices in _batches(prompts, engine, max(1, options.sample_batch // options.num_completions)):
-            noise = [
-                uniforms(seed, keys[i], k, options.max_new_tokens) for i in indices for k in range(options.num_completions)
-            ]
+            noise = [uniforms(seed, keys[i], k, options.max_new_tokens) for i in indices for k in range(options.num_completions)]
             rows = start_rows(engine, model, [prompts[i] for i in indices], options.num_completions)
             drawn = iter(_draw(rows, model_head(model), np.stack(noise), options, renderer))
             for index in indices:
@@ -206,8 +205,11 @@ def _draw(rows: Rows, head: Head, noise: Float[np.ndarray, "R T"], options: Samp
         rows.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
     return [
         Sampled(
-            token_ids=tokens[row, :length].copy(), text=completion_text(tokens[row, :length], renderer),
-            ended=bool(ended[row]), behaviour_logp=behaviour[row, :length].copy(), logp=logp[row, :length].copy(),
+            token_ids=tokens[row, :length].copy(),
+            text=completion_text(tokens[row, :length], renderer),
+            ended=bool(ended[row]),
+            behaviour_logp=behaviour[row, :length].copy(),
+            logp=logp[row, :length].copy(),
         )
         for row, length in enumerate(lengths.tolist())
     ]
@@ -224,9 +226,7 @@ def _next_tokens(
     return token, behaviour, logp
 
 
-def _choose(
-    logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options: SampleOptions
-) -> tuple[Tensor, Tensor, Tensor]:
+def _choose(logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options: SampleOptions) -> tuple[Tensor, Tensor, Tensor]:
     plain = logits.log_softmax(1)
     if options.temperature == 0:
         token = logits.argmax(1)

@@ -24,6 +24,14 @@ _PATHS = {"tokens": "/v1/completions", "transformers": "/v1/chat/completions", "
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """What completions are drawn of: tokens, and the record that they come from, which a server of text needs."""
+
+    tokens: np.ndarray
+    record: Record | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Request:
     """One completion to draw."""
 
@@ -59,25 +67,41 @@ def sample_server(
     With a `journal` (JSON lines), every completion is written to it as it comes, and what it holds of an earlier call with
     the same prompts and settings is not drawn again. Raises ServerError when the server refuses or stays silent.
     """
+    prompts = [_Prompt(tokens=renderer.render(record).prompt, record=record) for record in records]
     keys = range(len(records)) if keys is None else keys
     check_keys(keys, len(records))
-    return asyncio.run(_sample(server, renderer, records, options, seed, progress, keys, journal))
+    return asyncio.run(_sample(server, renderer, prompts, options, seed, progress, keys, journal))
 
 
-async def _sample(server, renderer, records, options, seed, progress, keys, journal) -> list[list[Sampled]]:
+def sample_server_tokens(
+    server: ServerOptions,
+    renderer: Renderer,
+    prompts: Sequence[np.ndarray],
+    options: SampleOptions,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Sampled]]:
+    """The same of prompts that are tokens, by the api "tokens"; a server that tells text alone is refused."""
+    if server.api not in ("auto", "tokens"):
+        raise ConfigError("Prompts of tokens have no place in a chat", got=f"server.api {server.api}", expected="tokens")
+    asked = [_Prompt(tokens=tokens, record=None) for tokens in prompts]
+    return asyncio.run(_sample(replace(server, api="tokens"), renderer, asked, options, seed, progress, range(len(asked)), None))
+
+
+async def _sample(server, renderer, prompts, options, seed, progress, keys, journal) -> list[list[Sampled]]:
     if renderer.mode == "plain" and server.api in ("transformers", "chat"):
         raise ConfigError("A plain-text prompt has no place in a chat", got=f"server.api {server.api}", expected="tokens",
                           do="Use a server that takes token ids, or template chat")  # fmt: skip
     async with connect(server) as client:
         model = server.model or await ask(client, server, "/v1/models", None, _first_model)
         server = replace(server, model=model)
-        if not records:
+        if not prompts:
             return []
-        api = await _find_api(client, server, renderer, records[0], options) if server.api == "auto" else server.api
+        api = await _find_api(client, server, renderer, prompts[0], options) if server.api == "auto" else server.api
         requests = [
             _Request(prompt=p, sample=k, path=_PATHS[api], body=body | {"seed": _seed(seed, keys[p], k)})
-            for p, record in enumerate(records)
-            for body in [_body(api, model, renderer, record, options)]
+            for p, prompt in enumerate(prompts)
+            for body in [_body(api, model, renderer, prompt, options)]
             for k in range(options.num_completions)
         ]
         rows = _read_journal(journal)
@@ -95,16 +119,16 @@ async def _sample(server, renderer, records, options, seed, progress, keys, jour
                 progress(done, len(requests))
 
             await ask_all(server, missing, work)
-    drawn = iter([_sampled(rows[one.digest], records[one.prompt], renderer, options, server) for one in requests])
-    return [[next(drawn) for _ in range(options.num_completions)] for _ in records]
+    drawn = iter([_sampled(rows[one.digest], prompts[one.prompt], renderer, options, server) for one in requests])
+    return [[next(drawn) for _ in range(options.num_completions)] for _ in prompts]
 
 
-async def _find_api(client, server: ServerOptions, renderer: Renderer, record: Record, options: SampleOptions) -> Api:
+async def _find_api(client, server: ServerOptions, renderer: Renderer, prompt: _Prompt, options: SampleOptions) -> Api:
     """The most exact api that the server takes, found by drawing a single token."""
     apis: tuple[Api, ...] = ("tokens", "transformers", "chat") if renderer.mode == "chat" else ("tokens",)
     refusals = []
     for api in apis:
-        body = _body(api, server.model, renderer, record, replace(options, max_new_tokens=1)) | {"seed": 0}
+        body = _body(api, server.model, renderer, prompt, replace(options, max_new_tokens=1)) | {"seed": 0}
         try:
             await ask(client, server, _PATHS[api], body, _reader(api))
         except Refused as refusal:
@@ -127,14 +151,14 @@ def _first_model(text: str) -> str:
     return str(json.loads(text)["data"][0]["id"])
 
 
-def _body(api: Api, model: str, renderer: Renderer, record: Record, options: SampleOptions) -> dict[str, Any]:
+def _body(api: Api, model: str, renderer: Renderer, prompt: _Prompt, options: SampleOptions) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model, "max_tokens": options.max_new_tokens, "temperature": options.temperature, "top_p": options.top_p
     }  # fmt: skip
     if options.stop:
         body["stop"] = list(options.stop)
     if api == "tokens":
-        body["prompt"] = renderer.render(record).prompt.tolist()
+        body["prompt"] = prompt.tokens.tolist()
         # What is off is said, too: servers take what is left open from the model's own recommendations.
         body |= {
             "top_k": options.top_k or -1, "min_p": options.min_p, "repetition_penalty": 1.0, "logprobs": 1,
@@ -142,7 +166,9 @@ def _body(api: Api, model: str, renderer: Renderer, record: Record, options: Sam
             "include_stop_str_in_output": bool(options.stop),
         }  # fmt: skip
         return body
-    turns = (Message(role="user", content=record.prompt),) if isinstance(record.prompt, str) else record.prompt
+    assert prompt.record is not None, "a chat is asked with text"
+    text = prompt.record.prompt
+    turns = (Message(role="user", content=text),) if isinstance(text, str) else text
     body["messages"] = [{"role": turn.role, "content": turn.content} for turn in turns]
     if api == "transformers":
         greedy = options.temperature == 0
@@ -197,9 +223,11 @@ def _ended(choice: Any) -> bool:
     return choice["finish_reason"] == "stop"
 
 
-def _sampled(row: dict[str, Any], record: Record, renderer: Renderer, options: SampleOptions, server: ServerOptions) -> Sampled:
+def _sampled(row: dict[str, Any], prompt: _Prompt, renderer: Renderer, options: SampleOptions, server: ServerOptions) -> Sampled:
     if row["token_ids"] is None:
-        return Sampled(token_ids=_tokens_of(row, record, renderer), text=row["text"], ended=row["ended"])
+        if prompt.record is None:
+            raise ServerError("The server tells no token ids", got="text alone", expected="return_token_ids, as vLLM has it")
+        return Sampled(token_ids=_tokens_of(row, prompt.record, renderer), text=row["text"], ended=row["ended"])
     ids, values = list(row["token_ids"]), row["logprobs"]
     by_text = row["stop_text"] or any(text in row["text"] for text in options.stop)
     added = renderer.tokenizer.added_tokens_decoder
@@ -293,4 +321,3 @@ async def _adapter(server: ServerOptions, path: str, body: dict[str, Any]) -> No
                 "The server does not load adapters while it runs", got=f"status {refusal.status} for {path}", expected="vLLM",
                 do="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
             ) from refusal  # fmt: skip
-

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any
@@ -19,10 +19,15 @@ from preftune.onpolicy.choices import Selection
 from preftune.onpolicy.collect import CollectOptions, Draw, Judge, draw, judge_draw, select_groups
 from preftune.onpolicy.prompts import prompt_text
 from preftune.onpolicy.rewards import Verdicts
+from preftune.onpolicy.sample import Sampled
 from preftune.policy.policy import Policy, score
 from preftune.train.progress import Reporter
+from preftune.train.serving import Follower
 from preftune.train.sources import OfflineSource, Taken
 from preftune.types import Group, Record
+
+TIES = 2**41
+"""Where the numbers of the noise begin that breaks ties, beyond those of draws."""
 
 MOST_DRAWS = 10
 """Draws for one collection before the run stops: by then the reward tells no completions apart."""
@@ -59,14 +64,15 @@ class OnPolicySource:
     def __init__(
         self, *, policy: Policy, judge: Judge, prompts: Sequence[Group], records: Mapping[str, Record], data: Sequence[Group],
         options: CollectOptions, selection: Selection | None, layout: LayoutOptions, batch_size: int, seed: int,
-        wants_values: bool, tolerance: float, report: Reporter,
+        wants_values: bool, tolerance: float, report: Reporter, follower: Follower | None = None,
     ):  # fmt: skip
-        """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out ones included."""
+        """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out ones included.
+        Completions come from the server of `follower`, if there is one, and else from the policy in this process."""
         self.policy, self.judge, self.options, self.selection = policy, judge, options, selection
         self.layout, self.batch_size, self.seed = layout, batch_size, seed
         self.wants_values, self.tolerance, self.report = wants_values, tolerance, report
         self.prompts_each = options.prompts if options.prompts is not None else batch_size
-        self.records = records
+        self.records, self.follower = records, follower
         self._order = OfflineSource(groups=prompts, batch_size=self.prompts_each, seed=seed)
         share = options.data_share
         self._data = OfflineSource(groups=data, batch_size=max(1, round(share / (1 - share) * self.prompts_each)), seed=seed)
@@ -150,19 +156,26 @@ class OnPolicySource:
         drawn = state.unjudged
         records = [self.records[group.origin] for group in drawn.groups]
         groups, verdicts = judge_draw(drawn, self.judge, records)
-        kept, dropped = select_groups(groups, self.selection, state.draws)
+        kept, dropped = select_groups(groups, self.selection, draw_seed(self.seed, TIES + state.draws))
         if self.wants_values:
             kept = self._with_values(kept)
         state.gathered += kept
         state.unjudged = None
         return news.joined(drawn, groups, records, verdicts, dropped, gap)
 
+    def drawn(
+        self, prompts: Sequence[Group], judge: Judge, number: int, progress: Callable[[int, int], None]
+    ) -> tuple[Draw, list[list[Sampled]]]:
+        """Completions of the policy as it is now; `number` settles the noise."""
+        policy, server = self.policy, None if self.follower is None else self.follower.follow()
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+            return draw(policy.model, judge, prompts, draw_seed(self.seed, number), progress, server)
+
     def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, float]:
         """Completions, and the mean |logp of the trainer - logp of the sampler| on some of them; stops if they differ."""
         policy = self.policy
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            drawn, ones = draw(policy.model, self.judge, prompts, draw_seed(self.seed, self._state.draws),
-                                lambda done, of: self.report.update("sample", done, of))  # fmt: skip
+        drawn, ones = self.drawn(prompts, self.judge, self._state.draws,
+                                 lambda done, of: self.report.update("sample", done, of))  # fmt: skip
         few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
         found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
         check_agreement(found, self.tolerance)

@@ -9,11 +9,11 @@ import torch
 from preftune.data.pack import LayoutOptions, batch_signal, group_pairs, split_micro_batches
 from preftune.objectives import Objective, State, reduce_losses
 from preftune.objectives.base import pair_metrics
-from preftune.onpolicy.collect import draw, judge_draw
+from preftune.onpolicy.collect import judge_draw
 from preftune.policy.policy import Policy, score_groups
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last
-from preftune.train.collector import OnPolicySource, draw_seed
+from preftune.train.collector import OnPolicySource
 from preftune.train.step import MetricMeter, couple_step, global_weight
 from preftune.types import Group, Pairs
 
@@ -77,8 +77,7 @@ def evaluate_samples(
     """
     policy, options = source.policy, source.options
     judge = replace(source.judge, sampling=replace(source.judge.sampling, num_completions=options.eval_completions))
-    with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-        drawn, _ = draw(policy.model, judge, prompts, draw_seed(source.seed, EVALUATION), progress)
+    drawn, _ = source.drawn(prompts, judge, EVALUATION, progress)
     groups, verdicts = judge_draw(drawn, judge, [source.records[group.origin] for group in prompts])
     lengths = [len(ids) for group in groups for ids in group.completions]
     metrics = {

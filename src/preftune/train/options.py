@@ -9,6 +9,7 @@ from preftune.data.pack import LayoutOptions
 from preftune.errors import ConfigError
 from preftune.objectives import Objective, objective_name
 from preftune.objectives.bnf import BNF
+from preftune.onpolicy.client import ServerOptions
 from preftune.onpolicy.collect import CollectOptions, chosen_selection
 from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.adapters import LoraOptions
@@ -88,6 +89,7 @@ class TrainConfig:
         reference: the frozen anchor.
         sampling: on-policy: how completions are drawn.
         collect: on-policy: how much is drawn, and what is made of it.
+        server: on-policy: a server that draws, and follows the adapter that trains.
         loading: what may be loaded beside plain tensors.
     """
 
@@ -116,6 +118,7 @@ class TrainConfig:
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     sampling: SampleOptions = field(default_factory=four_completions)
     collect: CollectOptions = field(default_factory=CollectOptions)
+    server: ServerOptions = field(default_factory=ServerOptions)
     loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
@@ -150,7 +153,7 @@ class TrainConfig:
         """What belongs to one source is refused with the other."""
         if self.source == "offline":
             idle = {"reward": self.reward is not None, "sampling": self.sampling != four_completions(),
-                    "collect": self.collect != CollectOptions()}  # fmt: skip
+                    "collect": self.collect != CollectOptions(), "server": bool(self.server.url)}  # fmt: skip
             for name in (name for name, given in idle.items() if given):
                 raise ConfigError(f"{name} has no effect offline", got="source offline", do="Set --source on-policy")
             return
@@ -175,6 +178,28 @@ class TrainConfig:
         if self.sampling.num_completions < 2 and self.objective.signal is not Rewards:
             raise ConfigError("One completion per prompt has nothing to be compared with", got="sampling.num_completions 1",
                               expected="at least 2")  # fmt: skip
+        if self.server.url:
+            self._check_server(wants_ratio)
+
+    def _check_server(self, wants_ratio: bool) -> None:
+        """A server follows an adapter, and must tell what the trainer can be compared with."""
+        if self.lora.rank == 0:
+            raise ConfigError("A server can follow an adapter, not all weights", got="lora.rank 0",
+                              do="Set --lora.rank, for example 16, or draw in this process")  # fmt: skip
+        if self.server.model:
+            raise ConfigError("server.model has no effect in training: each draw is from the adapter that was just loaded",
+                              got=self.server.model, do="Leave it out")  # fmt: skip
+        if self.server.api not in ("auto", "tokens"):
+            raise ConfigError("Training on what a server draws needs its token ids", got=f"server.api {self.server.api}",
+                              expected="tokens")  # fmt: skip
+        changed = self.sampling.temperature != 1 or self.sampling.truncated
+        if changed and (wants_ratio or self.server.logprobs == "processed"):
+            raise ConfigError(
+                "A server tells log-probabilities of the model or of what it drew from, and this run needs both",
+                got="a temperature other than 1, top_k, top_p or min_p",
+                expected="temperature 1 without truncation",
+                do="Leave them out, or draw in this process",
+            )
 
     def _check_objective(self) -> None:
         """What the objective needs must be there, and what is set must be of use to it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from preftune.objectives import Objective
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.onpolicy.collect import Judge, chosen_selection
 from preftune.onpolicy.engine import choose_engine
+from preftune.onpolicy.questions import shared_columns
 from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
 from preftune.onpolicy.sample import evaluating
 from preftune.policy.adapters import inject_lora
@@ -31,6 +33,7 @@ from preftune.train.collector import OnPolicySource
 from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
+from preftune.train.serving import Follower
 from preftune.train.sources import OfflineSource, hold_out
 from preftune.types import Group, Hybrid, Labels, Pairs, Rewards
 
@@ -80,9 +83,7 @@ def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
     return policy, digest
 
 
-def prepare_groups(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Prepared, list[Group], list[Group]]:
+def prepare_groups(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Prepared, list[Group], list[Group]]:
     """(what was read, training groups, held-out groups); on-policy, groups are prompts without completions."""
     objective = config.objective
     if config.source == "on-policy":
@@ -127,8 +128,10 @@ def make_samples(
         if not data:
             raise DataError(f"{config.data} has nothing for this objective to learn from", got="collect.data_share above 0",
                             expected="completions with preferences")  # fmt: skip
-    with evaluating(policy.model):
-        engine, reason = choose_engine(policy.model)
+    engine, reason = "shared", ""
+    if not config.server.url:
+        with evaluating(policy.model):
+            engine, reason = choose_engine(policy.model)
     if reason:
         report.note(f"sampling: prompts are {engine} for every completion ({reason})")
     judge = Judge(
@@ -141,6 +144,7 @@ def make_samples(
         options=options, selection=chosen_selection(options, objective.signal), layout=config.layout,
         batch_size=config.batch_size, seed=config.seed, wants_values="behaviour_value" in objective.needs,
         tolerance=TOLERANCE[config.precision] if options.sampler_gap is None else options.sampler_gap, report=report,
+        follower=Follower(config.server, policy, Path(config.output) / "server") if config.server.url else None,
     )  # fmt: skip
 
 
@@ -201,8 +205,7 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
         report.note(line)
     report.note(f"{len(train)} groups to train on, {len(held)} held out")
     if reward is not None:
-        columns = set.intersection(*(set(record.columns) for record in prepared.records))
-        check_columns(reward, config.reward or "", columns | set(COLUMNS))
+        check_columns(reward, config.reward or "", shared_columns(prepared.records) | set(COLUMNS))
     policy, start_digest = load_policy(config, report)
     if reward is not None:
         source = make_samples(config, tokenizer, policy, reward, prepared, train, report)

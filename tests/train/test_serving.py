@@ -1,0 +1,199 @@
+"""Runs whose completions a server draws: it gets the adapter before every draw, and one that does not follow is found out."""
+
+import json
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from preftune.cli import main
+from preftune.config import settings_from_run
+from preftune.errors import ConfigError, ServerError, TrainingError
+from preftune.objectives.bnf import BNF
+from preftune.objectives.grpo import GRPO
+from preftune.onpolicy.client import ServerOptions
+from preftune.onpolicy.sample import SampleOptions
+from preftune.policy.adapters import LoraOptions, quiet_peft
+from preftune.train.loop import resume, train
+from preftune.train.options import TrainConfig
+from tests.folders import metric_rows, tiny_config, write_rows
+
+PROMPTS = [{"prompt": f"Say {word}."} for word in ("sea", "poem", "tea", "snow", "blue", "Paris")]
+REWARD = """
+def vowels(prompts, completions, **columns):
+    return [sum(c in 'aeiou' for c in text) / max(len(text), 1) for text in completions]
+"""
+
+
+@dataclass
+class Served:
+    """A server's models by name, and what it was asked to do."""
+
+    url: str
+    folder: Path
+    follows: bool
+    tells_tokens: bool
+    models: dict[str, torch.nn.Module] = field(default_factory=dict)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    requests: int = 0
+
+    def load(self, name: str, folder: str) -> None:
+        base = AutoModelForCausalLM.from_pretrained(self.folder).eval()
+        with quiet_peft():
+            self.models[name] = peft.PeftModel.from_pretrained(base, folder).eval() if self.follows else base
+
+    @torch.no_grad()
+    def complete(self, body: dict, end: int) -> dict:
+        """Token by token from the whole text so far, which is slow and plain."""
+        random, ids, logps = torch.Generator().manual_seed(body["seed"]), list(body["prompt"]), []
+        while len(logps) < body["max_tokens"] and ids[-1] != end:
+            logp = self.models[body["model"]](torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+            ids.append(int(torch.multinomial(logp.exp(), 1, generator=random)))
+            logps.append(float(logp[ids[-1]]))
+        drawn = ids[len(body["prompt"]) :]
+        told = {"token_ids": drawn, "logprobs": {"token_logprobs": logps}} if self.tells_tokens else {}
+        return {"choices": [{"text": "?", "finish_reason": "stop" if drawn[-1] == end else "length", **told}]}
+
+
+@contextmanager
+def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True):
+    lock, end = threading.Lock(), AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|im_end|>")
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def answer(self, text: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def do_GET(self):
+            self.answer(json.dumps({"data": [{"id": "base"}]}))
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                if self.path == "/v1/completions":
+                    served.requests += 1
+                    self.answer(json.dumps(served.complete(body, end)))
+                    return
+                what = self.path.removeprefix("/v1/").removesuffix("_lora_adapter")
+                served.calls.append((what, body["lora_name"]))
+                if what == "load":
+                    served.load(body["lora_name"], body["lora_path"])
+                else:
+                    del served.models[body["lora_name"]]
+                self.answer("Success")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    served = Served(url=f"http://127.0.0.1:{server.server_port}", folder=folder, follows=follows, tells_tokens=tells_tokens)
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def config(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    rewards = tmp_path / "taste.py"
+    rewards.write_text(REWARD)
+    prompts = write_rows(tmp_path / "prompts.jsonl", PROMPTS)
+
+    def made(server: ServerOptions, **settings):
+        chosen = {
+            "source": "on-policy", "reward": f"{rewards}:vowels", "objective": BNF(), "batch_size": 2, "eval_fraction": 0.34,
+            "epochs": 3.0, "max_steps": 4, "eval_every": 4, "lora": LoraOptions(rank=4), "server": server,
+            "sampling": SampleOptions(num_completions=4, max_new_tokens=6), "optim": {"learning_rate": 0.05},
+        } | settings  # fmt: skip
+        return tiny_config(tiny_folder, prompts, tmp_path / "run", **chosen)
+
+    return made
+
+
+def options(served: Served, **settings) -> ServerOptions:
+    return ServerOptions(url=served.url, retries=0, **settings)
+
+
+def test_the_server_follows_the_adapter(config, tiny_folder, tmp_path):
+    with serving(tiny_folder) as served:
+        result = train(config(options(served)), quiet=True)
+    rows = metric_rows(tmp_path / "run")
+    assert result.state == "finished"
+    gaps = [row["sampler_gap"] for row in rows if "sampler_gap" in row]
+    assert len(gaps) == 4 and max(gaps) < 1e-5
+    assert abs(rows[0]["eval_kl"]) < 1e-4 and abs(rows[-1]["eval_kl"]) > 1e-3  # the policy has moved, and the gap has not
+    assert served.requests == 4 * 2 * 4 + 2 * 2  # four draws of two prompts, and two evaluations on two held-out prompts
+    loads = [name for what, name in served.calls if what == "load"]
+    assert len(set(loads)) == 6 and [name for what, name in served.calls if what == "unload"] == loads[:-1]
+    assert [path.name for path in (tmp_path / "run" / "server").iterdir()] == loads[-1:]
+
+
+def test_a_server_that_does_not_follow_stops_the_run(config, tiny_folder):
+    with serving(tiny_folder, follows=False) as served, pytest.raises(TrainingError, match="disagree") as stopped:
+        train(config(options(served)), quiet=True)
+    assert "Step 2 stopped" in str(stopped.value)  # at the first draw the adapter changes nothing yet
+
+
+def test_what_was_drawn_is_learned_from_after_a_resume(config, tiny_folder, tmp_path):
+    with serving(tiny_folder) as served:
+        train(config(options(served), save_every=2, max_steps=4), quiet=True)
+        last = metric_rows(tmp_path / "run")[-1]
+        for name in ("final", "status.json"):
+            path = tmp_path / "run" / name
+            path.rename(tmp_path / name)
+        (tmp_path / "run" / "status.json").write_text(json.dumps({"state": "interrupted", "step": 2, "message": ""}))
+        assert resume(settings_from_run(TrainConfig, tmp_path / "run"), quiet=True).state == "finished"
+    again = metric_rows(tmp_path / "run")[-1]
+    assert again["eval_reward"] == last["eval_reward"] and again["eval_kl"] == pytest.approx(last["eval_kl"], rel=1e-6)
+
+
+def test_objectives_with_ratios_get_the_server_s_log_probabilities(config, tiny_folder, tmp_path):
+    with serving(tiny_folder) as served:
+        train(config(options(served), objective=GRPO()), quiet=True)
+    ratios = [row for row in metric_rows(tmp_path / "run") if row["phase"] == "train"]
+    assert all(row["sampler_gap"] < 1e-5 for row in ratios)
+
+
+def test_a_server_of_text_is_refused(config, tiny_folder):
+    with serving(tiny_folder, tells_tokens=False) as served, pytest.raises(ServerError, match="tells no token ids"):
+        train(config(options(served)), quiet=True)
+
+
+SOMEWHERE = ServerOptions(url="http://127.0.0.1:9")
+COOLER = SampleOptions(num_completions=4, temperature=0.7)
+
+
+@pytest.mark.parametrize(
+    ("server", "settings", "message"),
+    [
+        (SOMEWHERE, {"lora": LoraOptions()}, "follow an adapter, not all weights"),
+        (ServerOptions(url=SOMEWHERE.url, model="m"), {}, "server.model has no effect"),
+        (ServerOptions(url=SOMEWHERE.url, api="chat"), {}, "needs its token ids"),
+        (SOMEWHERE, {"objective": GRPO(), "sampling": COOLER}, "this run needs both"),
+        (ServerOptions(url=SOMEWHERE.url, logprobs="processed"), {"sampling": COOLER}, "this run needs both"),
+        (SOMEWHERE, {"source": "offline", "reward": None, "sampling": SampleOptions(num_completions=4)}, "server has no effect"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_starts(config, server, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        config(server, **settings)
+
+
+def test_no_server_is_one_sentence(tiny_folder, tmp_path, capsys):
+    prompts = write_rows(tmp_path / "prompts.jsonl", PROMPTS)
+    words = ["train", "--model", str(tiny_folder), "--data", prompts, "--output", str(tmp_path / "run"), "--source", "on-policy",
+             "--reward", "brief", "--lora.rank", "4", "--server.url", SOMEWHERE.url, "--server.retries", "0"]  # fmt: skip
+    assert main(words) == 5
+    told = capsys.readouterr().err
+    assert "gave no answer" in told and "Traceback" not in told
