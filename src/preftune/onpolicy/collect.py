@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
@@ -15,14 +15,16 @@ from preftune.onpolicy.client import ServerOptions
 from preftune.onpolicy.engine import Engine
 from preftune.onpolicy.questions import questions
 from preftune.onpolicy.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
-from preftune.onpolicy.sample import Sampled, SampleOptions, sample
+from preftune.onpolicy.sample import Blend, Sampled, SampleOptions, sample
 from preftune.onpolicy.select import make_selection
 from preftune.onpolicy.selected import apply
 from preftune.onpolicy.server import sample_server_tokens
-from preftune.types import Group, Labels, Pairs, Record, Rewards, Signal
+from preftune.types import SOURCES, Group, Hybrid, Labels, Pairs, Record, Rewards, Signal
 
-_MAKES: Mapping[type[Signal], tuple[Makes, ...]] = {Pairs: ("pairs",), Labels: ("labels", "pairs"), Rewards: ("rewards",)}
-_USUAL = {Pairs: "best-vs-worst", Labels: "best-vs-worst"}
+_MAKES: Mapping[type[Signal], tuple[Makes, ...]] = {
+    Pairs: ("pairs",), Labels: ("labels", "pairs"), Rewards: ("rewards",), Hybrid: ("pairs",)
+}  # fmt: skip
+_USUAL = {Pairs: "best-vs-worst", Labels: "best-vs-worst", Hybrid: "best-vs-worst"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,9 @@ class CollectOptions:
         epochs: passes over a collection before the next one is drawn.
         replay: so many earlier collections are gone over again beside the newest.
         lag: collections by which the sampler is behind, as if it ran beside the training.
+        opponent: what else answers each prompt, once, for objectives that compare with it: "reference" (xpo, nash-md), or
+            "mixture", the geometric mixture of policy and reference (nash-md).
+        opponent_share: the reference's share of that mixture, in (0, 1).
         data_share: share of the groups that come from the completions in `data` instead, in [0, 1).
         selection: how rewards become pairs or labels; by default the best against the worst completion of a prompt for
             objectives on pairs or labels, and everything for objectives on rewards.
@@ -53,6 +58,8 @@ class CollectOptions:
     epochs: int = 1
     replay: int = 0
     lag: int = 0
+    opponent: Literal["none", "reference", "mixture"] = "none"
+    opponent_share: float = 0.5
     data_share: float = 0.0
     selection: str | None = None
     selection_settings: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +73,11 @@ class CollectOptions:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"collect.{name} is out of range", got=value, expected=f"at least {low}")
+        if not 0 < self.opponent_share < 1:
+            raise ConfigError("collect.opponent_share is out of range", got=self.opponent_share, expected="(0, 1)")
+        if self.opponent_share != 0.5 and self.opponent != "mixture":
+            raise ConfigError("collect.opponent_share is of a mixture", got=f"collect.opponent {self.opponent}",
+                              do="Leave it out, or set --collect.opponent mixture")  # fmt: skip
         if not 0 <= self.data_share < 1:
             raise ConfigError("collect.data_share is out of range", got=self.data_share, expected="[0, 1)")
         for name in ("sampler_gap", "reward_timeout_s"):
@@ -78,10 +90,6 @@ class CollectOptions:
 
 def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection | None:
     """The selection for objectives that learn from this signal; None takes the rewards of all completions as they are."""
-    if signal not in _MAKES:
-        raise ConfigError("The objective needs completions of other models beside the policy's", got="samples of the policy alone",
-                          expected="an objective on pairs, labels or rewards",
-                          do="Sample with both models and train on the file")  # fmt: skip
     name = options.selection if options.selection is not None else _USUAL.get(signal)
     if name is None:
         return None
@@ -117,12 +125,14 @@ class Draw:
 
 def draw(
     model: PreTrainedModel, judge: Judge, prompts: Sequence[Group], seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None, server: ServerOptions | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None, *,
+    server: ServerOptions | None = None, blend: Blend | None = None,
 ) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
-    """Completions of each prompt from the model as it is, or from a server that has it; and the same as the sampler gave them."""
+    """Completions of each prompt from the model as it is, or blended with another, or from a server that has it; and the same
+    as the sampler gave them."""
     tokens = [group.prompt for group in prompts]
     if server is None:
-        drawn = sample(model, judge.renderer, tokens, judge.sampling, seed, progress, engine=judge.engine)
+        drawn = sample(model, judge.renderer, tokens, judge.sampling, seed, progress, engine=judge.engine, blend=blend)
     else:
         drawn = sample_server_tokens(server, judge.renderer, tokens, judge.sampling, seed, progress)
     groups = []
@@ -131,6 +141,31 @@ def draw(
         groups.append(replace(group, completions=tuple(one.token_ids for one in ones), behaviour_logp=tuple(behaviour)))
     texts = tuple(tuple(one.text for one in ones) for ones in drawn)
     return Draw(groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)), drawn
+
+
+def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
+    """Each group with the one completion of its opponent behind its own."""
+    groups = []
+    for group, other in zip(drawn.groups, opponents.groups, strict=True):
+        sources = (SOURCES.index("policy"),) * len(group.completions) + (SOURCES.index("reference"),)
+        groups.append(replace(group, completions=(*group.completions, *other.completions), sources=sources,
+                              behaviour_logp=(*group.behaviour_logp, *other.behaviour_logp)))  # fmt: skip
+    texts = tuple((*one, *more) for one, more in zip(drawn.texts, opponents.texts, strict=True))
+    ended = tuple((*one, *more) for one, more in zip(drawn.ended, opponents.ended, strict=True))
+    return Draw(groups=tuple(groups), texts=texts, ended=ended)
+
+
+def win_rates(groups: Sequence[Group]) -> list[Group]:
+    """Without the opponents, the last completion of each: a completion's reward becomes P(it beats the opponent's), a tie 1/2.
+
+    Without the opponent's reward nothing is known of a group's, and none is given.
+    """
+    found = []
+    for group in groups:
+        *mine, other = group.rewards
+        rates = tuple(None if one is None or other is None else 0.5 * ((one > other) + (one >= other)) for one in mine)
+        found.append(replace(take_completions(group, range(len(mine)), ()), rewards=rates, sources=()))
+    return found
 
 
 def judge_draw(drawn: Draw, judge: Judge, records: Sequence[Record]) -> tuple[list[Group], Verdicts]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -104,6 +104,32 @@ def load_sampler(
     return model.to(pick_device(device)), renderer  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blend:
+    """A second model that has a say in every token: softmax((1 - share) z + share z_other), the geometric mixture of the two.
+
+    `within` is entered around every pass of the second model, which may be the first one without its adapter.
+    """
+
+    model: PreTrainedModel
+    share: float
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Voice:
+    """Rows of one model, and its share of the logits."""
+
+    rows: Rows
+    head: Head
+    share: float
+    within: Callable[[], AbstractContextManager[object]]
+
+    def step(self, tokens: Tensor) -> None:
+        with self.within():
+            self.rows.step(tokens)
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -115,13 +141,16 @@ def sample(
     *,
     keys: Sequence[int] | None = None,
     engine: Engine | None = None,
+    blend: Blend | None = None,
 ) -> list[list[Sampled]]:
     """`num_completions` completions of each prompt (token ids), in the prompts' order.
 
     What is drawn depends on the model, the prompt, the options, the seed, the prompt's key (an integer of its own; its place
     among the prompts if no keys are given) and the number of the completion. It depends neither on the other prompts nor on
     `sample_batch`, but for rounding: a sum in another order can move a probability by its last bits. `engine` is what
-    choose_engine said of the model, which is asked when it is not given. No random state of torch or numpy is read or moved.
+    choose_engine said of the model, which is asked when it is not given. With a `blend` the mixture of two models of one
+    architecture is drawn from; `logp` is then of the mixture at temperature 1. No random state of torch or numpy is read or
+    moved.
     """
     keys = range(len(prompts)) if keys is None else keys
     check_keys(keys, len(prompts))
@@ -133,13 +162,29 @@ def sample(
         engine = choose_engine(model)[0] if engine is None else engine
         for indices in _batches(prompts, engine, max(1, options.sample_batch // options.num_completions)):
             noise = [uniforms(seed, keys[i], k, options.max_new_tokens) for i in indices for k in range(options.num_completions)]
-            rows = start_rows(engine, model, [prompts[i] for i in indices], options.num_completions)
-            drawn = iter(_draw(rows, model_head(model), np.stack(noise), options, renderer))
+            voices = _open(engine, model, blend, [prompts[i] for i in indices], options.num_completions)
+            drawn = iter(_draw(voices, np.stack(noise), options, renderer))
             for index in indices:
                 results[index] = list(itertools.islice(drawn, options.num_completions))
             done += len(indices)
             progress(done, len(prompts))
     return results
+
+
+def _open(
+    engine: Engine, model: PreTrainedModel, blend: Blend | None, prompts: Sequence[np.ndarray], completions: int
+) -> list[_Voice]:
+    """The models that have a say."""
+    found = []
+    if blend is None or blend.share < 1:
+        own = 1.0 if blend is None else 1.0 - blend.share
+        rows = start_rows(engine, model, prompts, completions)
+        found.append(_Voice(rows=rows, head=model_head(model), share=own, within=nullcontext))
+    if blend is not None and blend.share > 0:
+        with blend.within():
+            rows = start_rows(engine, blend.model, prompts, completions)
+        found.append(_Voice(rows=rows, head=model_head(blend.model), share=blend.share, within=blend.within))
+    return found
 
 
 def check_keys(keys: Sequence[int], count: int) -> None:
@@ -184,14 +229,14 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def _draw(rows: Rows, head: Head, noise: Float[np.ndarray, "R T"], options: SampleOptions, renderer: Renderer) -> list[Sampled]:
+def _draw(voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: SampleOptions, renderer: Renderer) -> list[Sampled]:
     """Token by token until all rows have ended; `noise` are the rows' uniforms."""
     (count, budget), live = noise.shape, np.arange(len(noise))
     tokens, lengths = np.zeros((count, budget), dtype=np.int32), np.full(count, budget)
     ended = np.zeros(count, dtype=bool)
     behaviour, logp = np.zeros((2, count, budget), dtype=np.float32)
     for step in range(budget):
-        found = _next_tokens(rows.hidden, head, noise[live, step], options)
+        found = _next_tokens(voices, noise[live, step], options)
         tokens[live, step], behaviour[live, step], logp[live, step] = (one.cpu().numpy() for one in found)
         for row in live[~ended[live]]:
             if tokens[row, step] == renderer.end_of_turn or _stopped(tokens[row, : step + 1], options.stop, renderer):
@@ -200,9 +245,11 @@ def _draw(rows: Rows, head: Head, noise: Float[np.ndarray, "R T"], options: Samp
         if step + 1 == budget or not on.any():
             break
         if on.mean() <= 1 - _COMPACT_AT:
-            rows.keep(torch.from_numpy(np.flatnonzero(on)))
+            for voice in voices:
+                voice.rows.keep(torch.from_numpy(np.flatnonzero(on)))
             live = live[on]
-        rows.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
+        for voice in voices:
+            voice.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
     return [
         Sampled(
             token_ids=tokens[row, :length].copy(),
@@ -215,15 +262,21 @@ def _draw(rows: Rows, head: Head, noise: Float[np.ndarray, "R T"], options: Samp
     ]
 
 
-def _next_tokens(
-    hidden: Float[Tensor, "R H"], head: Head, noise: Float[np.ndarray, " R"], options: SampleOptions
-) -> tuple[Tensor, Tensor, Tensor]:
+def _next_tokens(voices: Sequence[_Voice], noise: Float[np.ndarray, " R"], options: SampleOptions) -> tuple[Tensor, Tensor, Tensor]:
     """(token, behaviour_logp, logp) of each row."""
-    chunk = max(1, _CHUNK_ELEMENTS // len(head.weight))
-    uniform = torch.from_numpy(noise).to(hidden.device)
-    parts = [_choose(head_logits(h, head), u, options) for h, u in zip(hidden.split(chunk), uniform.split(chunk), strict=True)]
+    chunk = max(1, _CHUNK_ELEMENTS // len(voices[0].head.weight))
+    uniform = torch.from_numpy(noise).to(voices[0].rows.hidden.device)
+    parts = [_choose(_logits(voices, slice(i, i + chunk)), uniform[i : i + chunk], options) for i in range(0, len(noise), chunk)]
     token, behaviour, logp = (torch.cat(part) for part in zip(*parts, strict=True))
     return token, behaviour, logp
+
+
+def _logits(voices: Sequence[_Voice], rows: slice) -> Float[Tensor, "R V"]:
+    """Of the mixture; its normaliser is the softmax's business."""
+    first, *others = [head_logits(voice.rows.hidden[rows], voice.head) for voice in voices]
+    if not others:
+        return first
+    return voices[0].share * first + voices[1].share * others[0]
 
 
 def _choose(logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options: SampleOptions) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from preftune.data.pack import collate, split_micro_batches
 from preftune.policy.bundled import cache_folder
@@ -39,6 +41,14 @@ GroupHidden = Callable[[Sequence[Group]], tuple[Tensor, Head]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Writer:
+    """A model that is drawn from within a context: the reference, or the policy with its adapter off."""
+
+    model: PreTrainedModel
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Anchors:
     """What the models beside the policy say of some groups; None is what the run does not need."""
 
@@ -48,6 +58,7 @@ class Anchors:
     behaviour_value: GroupLogps | None = None  # of the policy's scalar head when it sampled, not a logp
     contrast: GroupLogps | None = None  # log-probability under one model minus that under another
     following: Policy | None = None  # the reference, where it follows the policy
+    writer: Writer | None = None  # the reference, where it can be drawn from
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +93,11 @@ class AnchorBuilder:
             behaviour_value=(lambda part: [list(group.behaviour_value) for group in part]) if "behaviour_value" in needs else None,
             contrast=self._contrast() if "contrast" in needs else None,
             following=held if options.update_every else None,
+            writer=None if held is None else self._writer(held, mode == "adapter"),
         )  # fmt: skip
+
+    def _writer(self, held: Policy, without_adapter: bool) -> Writer:
+        return Writer(model=held.model, within=(lambda: adapter_off(held)) if without_adapter else nullcontext)
 
     def _contrast(self) -> GroupLogps:
         options = self.config.reference

@@ -16,18 +16,27 @@ from preftune.data.pack import LayoutOptions, collate, split_micro_batches
 from preftune.errors import TrainingError
 from preftune.onpolicy.agreement import agreement, check_agreement
 from preftune.onpolicy.choices import Selection
-from preftune.onpolicy.collect import CollectOptions, Draw, Judge, draw, judge_draw, select_groups
+from preftune.onpolicy.collect import (
+    CollectOptions,
+    Draw,
+    Judge,
+    draw,
+    judge_draw,
+    select_groups,
+    win_rates,
+    with_opponents,
+)
 from preftune.onpolicy.prompts import prompt_text
 from preftune.onpolicy.rewards import Verdicts
-from preftune.onpolicy.sample import Sampled
+from preftune.onpolicy.sample import Blend, Sampled
 from preftune.policy.policy import Policy, score
 from preftune.train.progress import Reporter
 from preftune.train.serving import Follower
 from preftune.train.sources import OfflineSource, Taken
 from preftune.types import Group, Record
 
-TIES = 2**41
-"""Where the numbers of the noise begin that breaks ties, beyond those of draws."""
+TIES, OPPONENTS = 2**41, 2**42
+"""Where the numbers of the noise begin that breaks ties, and of that which opponents draw with; beyond those of draws."""
 
 MOST_DRAWS = 10
 """Draws for one collection before the run stops: by then the reward tells no completions apart."""
@@ -65,14 +74,16 @@ class OnPolicySource:
         self, *, policy: Policy, judge: Judge, prompts: Sequence[Group], records: Mapping[str, Record], data: Sequence[Group],
         options: CollectOptions, selection: Selection | None, layout: LayoutOptions, batch_size: int, seed: int,
         wants_values: bool, tolerance: float, report: Reporter, follower: Follower | None = None,
+        opponent: Blend | None = None,
     ):  # fmt: skip
         """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out ones included.
-        Completions come from the server of `follower`, if there is one, and else from the policy in this process."""
+        Completions come from the server of `follower`, if there is one, and else from the policy in this process; the one
+        more of `opponent` always from here."""
         self.policy, self.judge, self.options, self.selection = policy, judge, options, selection
         self.layout, self.batch_size, self.seed = layout, batch_size, seed
         self.wants_values, self.tolerance, self.report = wants_values, tolerance, report
         self.prompts_each = options.prompts if options.prompts is not None else batch_size
-        self.records, self.follower = records, follower
+        self.records, self.follower, self.opponent = records, follower, opponent
         self._order = OfflineSource(groups=prompts, batch_size=self.prompts_each, seed=seed)
         share = options.data_share
         self._data = OfflineSource(groups=data, batch_size=max(1, round(share / (1 - share) * self.prompts_each)), seed=seed)
@@ -156,7 +167,8 @@ class OnPolicySource:
         drawn = state.unjudged
         records = [self.records[group.origin] for group in drawn.groups]
         groups, verdicts = judge_draw(drawn, self.judge, records)
-        kept, dropped = select_groups(groups, self.selection, draw_seed(self.seed, TIES + state.draws))
+        known = win_rates(groups) if self.opponent is not None and self.selection is None else groups
+        kept, dropped = select_groups(known, self.selection, draw_seed(self.seed, TIES + state.draws))
         if self.wants_values:
             kept = self._with_values(kept)
         state.gathered += kept
@@ -169,7 +181,7 @@ class OnPolicySource:
         """Completions of the policy as it is now; `number` settles the noise."""
         policy, server = self.policy, None if self.follower is None else self.follower.follow()
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            return draw(policy.model, judge, prompts, draw_seed(self.seed, number), progress, server)
+            return draw(policy.model, judge, prompts, draw_seed(self.seed, number), progress, server=server)
 
     def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, float]:
         """Completions, and the mean |logp of the trainer - logp of the sampler| on some of them; stops if they differ."""
@@ -179,7 +191,15 @@ class OnPolicySource:
         few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
         found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
         check_agreement(found, self.tolerance)
-        return drawn, found.mean
+        return (drawn if self.opponent is None else self._opposed(drawn, prompts)), found.mean
+
+    def _opposed(self, drawn: Draw, prompts: Sequence[Group]) -> Draw:
+        """With one more completion of each prompt, which the opponent writes."""
+        policy, once = self.policy, replace(self.judge, sampling=replace(self.judge.sampling, num_completions=1))
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+            seed = draw_seed(self.seed, OPPONENTS + self._state.draws)
+            opponents, _ = draw(policy.model, once, prompts, seed, blend=self.opponent)
+        return with_opponents(drawn, opponents)
 
     @torch.no_grad()
     def _with_values(self, groups: Sequence[Group]) -> list[Group]:

@@ -15,7 +15,7 @@ from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.adapters import LoraOptions
 from preftune.policy.load import LoadOptions
 from preftune.policy.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
-from preftune.types import Rewards
+from preftune.types import Hybrid, Rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,7 @@ class TrainConfig:
         if self.reference.mode == "cache":
             raise ConfigError("A cached reference knows no completions that are yet to be drawn", got="reference.mode cache",
                               expected="auto, live or adapter", do="Leave out --reference.mode")  # fmt: skip
+        self._check_opponent()
         chosen_selection(self.collect, self.objective.signal)
         wants_ratio = bool(self.objective.needs & {"behaviour_logp", "behaviour_value"})
         if wants_ratio and self.collect.data_share:
@@ -175,11 +176,30 @@ class TrainConfig:
             raise ConfigError(f"{name} weighs completions by importance ratios, which truncated sampling makes wrong",
                               got="top_k, top_p, min_p or temperature 0",
                               do="Leave these out; a temperature above 0 is corrected for")  # fmt: skip
-        if self.sampling.num_completions < 2 and self.objective.signal is not Rewards:
+        count = self.sampling.num_completions + (self.collect.opponent != "none")
+        if count < 2 and self.objective.signal is not Rewards:
             raise ConfigError("One completion per prompt has nothing to be compared with", got="sampling.num_completions 1",
                               expected="at least 2")  # fmt: skip
         if self.server.url:
             self._check_server(wants_ratio)
+
+    def _check_opponent(self) -> None:
+        """Who may answer beside the policy."""
+        name, opponent = objective_name(self.objective), self.collect.opponent
+        expected = {"xpo": ("reference",), "nash-md": ("none", "reference", "mixture")}.get(name, ("none",))
+        if self.objective.signal is Hybrid and name != "xpo":
+            raise ConfigError(f"{name} needs completions of other sources beside the policy's", got="samples of the policy alone",
+                              expected="an objective on pairs, labels or rewards",
+                              do="Sample with the policy, join the samples with the data, and train on the file")  # fmt: skip
+        if opponent not in expected:
+            raise ConfigError(f"{name} has another use of opponents", got=f"collect.opponent {opponent}",
+                              expected=" or ".join(expected))  # fmt: skip
+        if opponent != "none" and self.collect.data_share:
+            raise ConfigError("The completions in the data have no opponent", got=f"collect.data_share {self.collect.data_share}",
+                              do="Leave it or collect.opponent out")  # fmt: skip
+        if opponent != "none" and name == "nash-md" and self.collect.selection is not None:
+            raise ConfigError("A selection has no place between win rates and nash-md", got=self.collect.selection,
+                              do="Leave out --collect.selection")  # fmt: skip
 
     def _check_server(self, wants_ratio: bool) -> None:
         """A server follows an adapter, and must tell what the trainer can be compared with."""

@@ -17,17 +17,17 @@ from preftune.data.signals import SignalName
 from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
 from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.onpolicy.collect import Judge, chosen_selection
+from preftune.onpolicy.collect import CollectOptions, Judge, chosen_selection
 from preftune.onpolicy.engine import choose_engine
 from preftune.onpolicy.questions import shared_columns
 from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
-from preftune.onpolicy.sample import evaluating
+from preftune.onpolicy.sample import Blend, evaluating
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, make_value_head, score_groups, use_gradient_checkpointing
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
 from preftune.policy.reward_model import check_classifier
-from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
+from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors, Writer
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
 from preftune.train.collector import OnPolicySource
 from preftune.train.optim import make_optimiser
@@ -116,7 +116,7 @@ def prompt_rows(config: TrainConfig) -> DataOptions:
 
 def make_samples(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, policy: Policy, reward: AnyReward, prepared: Prepared,
-    prompts: Sequence[Group], report: Reporter,
+    prompts: Sequence[Group], report: Reporter, writer: Writer | None,
 ) -> OnPolicySource:  # fmt: skip
     """The source of an on-policy run."""
     objective, options = config.objective, config.collect
@@ -129,7 +129,7 @@ def make_samples(
             raise DataError(f"{config.data} has nothing for this objective to learn from", got="collect.data_share above 0",
                             expected="completions with preferences")  # fmt: skip
     engine, reason = "shared", ""
-    if not config.server.url:
+    if not config.server.url or options.opponent != "none":
         with evaluating(policy.model):
             engine, reason = choose_engine(policy.model)
     if reason:
@@ -145,7 +145,17 @@ def make_samples(
         batch_size=config.batch_size, seed=config.seed, wants_values="behaviour_value" in objective.needs,
         tolerance=TOLERANCE[config.precision] if options.sampler_gap is None else options.sampler_gap, report=report,
         follower=Follower(config.server, policy, Path(config.output) / "server") if config.server.url else None,
+        opponent=_opponent(options, writer),
     )  # fmt: skip
+
+
+def _opponent(options: CollectOptions, writer: Writer | None) -> Blend | None:
+    """Who answers beside the policy: the reference, or a mixture of the two."""
+    if options.opponent == "none":
+        return None
+    assert writer is not None, "an on-policy reference is live or the policy without its adapter"
+    share = 1.0 if options.opponent == "reference" else options.opponent_share
+    return Blend(model=writer.model, share=share, within=writer.within)
 
 
 def needed_completions(group: Group, objective: Objective) -> Group | None:
@@ -192,6 +202,11 @@ def scored_groups(objective: Objective, source: OfflineSource, held: Sequence[Gr
     return [*trained, *held]
 
 
+def _num_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    steps = max(1, round(config.epochs * steps_per_epoch))
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
 def build_job(config: TrainConfig, report: Reporter) -> Job:
     """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds."""
     reward = resolve_reward(config.reward) if config.reward is not None else None
@@ -207,19 +222,23 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
     if reward is not None:
         check_columns(reward, config.reward or "", shared_columns(prepared.records) | set(COLUMNS))
     policy, start_digest = load_policy(config, report)
+    needs = config.objective.needs & ANCHORED
+    watched = {"ref_logp"} if held and not isinstance(config.objective, BradleyTerry) else set()  # log-ratios of held-out data
+    if config.collect.opponent != "none":
+        watched.add("ref_logp")
+
+    def anchors_of(groups: Sequence[Group]) -> Anchors:
+        builder = AnchorBuilder(config=config, policy=policy, start_digest=start_digest, groups=groups, report=report)
+        return builder.build(needs | watched) if needs or watched else Anchors()
+
     if reward is not None:
-        source = make_samples(config, tokenizer, policy, reward, prepared, train, report)
+        anchors = anchors_of([])
+        source = make_samples(config, tokenizer, policy, reward, prepared, train, report, anchors.writer)
+        num_steps = _num_steps(config, source.steps_per_epoch)
     else:
         source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
-    steps = max(1, round(config.epochs * source.steps_per_epoch))
-    num_steps = min(steps, config.max_steps) if config.max_steps else steps
-    needs = config.objective.needs & ANCHORED
-    anchors = Anchors()
-    watched = {"ref_logp"} if held and not isinstance(config.objective, BradleyTerry) else set()  # log-ratios of held-out data
-    if needs or watched:
-        scored = scored_groups(config.objective, source, held, num_steps) if isinstance(source, OfflineSource) else []
-        builder = AnchorBuilder(config=config, policy=policy, start_digest=start_digest, groups=scored, report=report)
-        anchors = builder.build(needs | watched)
+        num_steps = _num_steps(config, source.steps_per_epoch)
+        anchors = anchors_of(scored_groups(config.objective, source, held, num_steps))
     job = Job(
         config=config, policy=policy, tokenizer=tokenizer, source=source, eval_groups=held, anchors=anchors, prepared=prepared,
         optimiser=make_optimiser(policy.trainable().values(), config.optim),
