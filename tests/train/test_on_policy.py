@@ -281,7 +281,7 @@ REFUSED = {
     "held-out data": (dict(eval_data="x", eval_fraction=0.1), "eval_data has no effect on-policy"),
     "wrong selection": (dict(collect={"selection": "best-vs-worst"}), "The selection best-vs-worst makes pairs"),
     "no such selection": (dict(collect={"selection": "best"}), "There is no such selection; got best"),
-    "other models": (dict(objective=OBJECTIVES["xpo"]()), "The objective needs completions of other models"),
+    "other models": (dict(objective=OBJECTIVES["hypo"]()), "hypo needs completions of other sources"),
     "settings alone": (dict(collect={"selection_settings": {"min_gap": 1}}), "collect.selection_settings belong to a selection"),
     "no epochs": (dict(collect={"epochs": 0}), "collect.epochs is out of range"),
     "all data": (dict(collect={"data_share": 1.0}), "collect.data_share is out of range"),

@@ -22,7 +22,7 @@ from preftune.train.anchors import follow, following_tensors
 from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
-from preftune.train.optim import learning_rate
+from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment
@@ -85,7 +85,12 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     config, parameters = job.config, job.policy.trainable()
     evaluation: dict[str, float] = {}
     eval_every = config.eval_every or max(1, job.num_steps // 10)
-    last = job.num_steps
+    eval_every += eval_every % 2 if config.optim.extragradient else 0
+    last, half = job.num_steps, HalfStep(job.optimiser)
+
+    def between() -> bool:
+        """After a half step: such weights are neither saved nor left."""
+        return config.optim.extragradient and counters.step % 2 == 1
 
     def save() -> Path:
         following = following_tensors(job.anchors.following, job.policy)
@@ -97,8 +102,10 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
             if counters.step == 0:
                 evaluation = _evaluate(job, run, report, 0, state)
             report.update("train", counters.step, job.num_steps)
-            while counters.step < last and not interrupted():
+            while counters.step < last and (between() or not interrupted()):
                 taken = job.source.supply(counters.step + 1)
+                if config.optim.extragradient:
+                    half.put_back() if between() else half.keep()
                 if not taken.groups:
                     report.note(f"step {counters.step}: all completions of a prompt have the same reward; nothing is left to learn")
                     last = counters.step
@@ -113,7 +120,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
         else:
             run.install_folder("final", lambda folder: save_final(job, folder))
     except TrainingError as error:
-        kept = f" The weights before it are in {save()}." if counters.step or job.samples else ""
+        kept = f" The weights before it are in {save()}." if (counters.step or job.samples) and not between() else ""
         run.set_state("failed", counters.step, str(error))
         raise TrainingError(f"Step {counters.step + 1} stopped: {error}{kept}") from error
     except PreftuneError as error:

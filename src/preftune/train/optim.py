@@ -1,10 +1,11 @@
 """The optimiser and the learning rate of each step."""
 
+import copy
 import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from preftune.train.options import OptimOptions
 
@@ -27,3 +28,33 @@ def learning_rate(step: int, num_steps: int, options: OptimOptions) -> float:
     done = (step - 1 - warmup) / max(1, num_steps - warmup)
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
     return options.learning_rate * factor[options.schedule]
+
+
+class HalfStep:
+    """Weights and moments as they were before a half step, to which the full step returns.
+
+    The extragradient method (Korpelevich, 1976): a half step from theta gives theta', where samples are drawn; the full step
+    goes from theta again, by the gradient there on those samples. For preferences that are not transitive: Zhou et al., 2025
+    (EGPO).
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer):
+        self._optimiser = optimiser
+        self._weights: list[Tensor] = []
+        self._moments: dict = {}
+
+    def keep(self) -> None:
+        """Before the half step."""
+        self._weights = [p.detach().clone() for p in self._parameters()]
+        self._moments = copy.deepcopy(self._optimiser.state_dict())
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Before the full step, once its samples are drawn."""
+        for parameter, weight in zip(self._parameters(), self._weights, strict=True):
+            parameter.copy_(weight)
+        self._optimiser.load_state_dict(self._moments)
+        self._weights, self._moments = [], {}
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self._optimiser.param_groups for p in group["params"]]

@@ -31,6 +31,7 @@ class OptimOptions:
         adam_beta2: decay of the gradient's square.
         adam_epsilon: added to the root of the latter.
         max_grad_norm: the gradient of a step is scaled down to this norm; 0 leaves it as it is.
+        extragradient: on-policy: steps come in twos; the first is taken back once the second's samples are drawn (EGPO).
     """
 
     learning_rate: float = 1e-6
@@ -41,6 +42,7 @@ class OptimOptions:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    extragradient: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -146,8 +148,27 @@ class TrainConfig:
         if self.reference.mode == "adapter" and self.lora.rank == 0:
             raise ConfigError("reference.mode adapter has no adapter to switch off", got="lora.rank 0",
                               do="Set --lora.rank, or --reference.mode cache or live")  # fmt: skip
+        if self.optim.extragradient:
+            self._check_extragradient()
         self._check_source()
         self._check_objective()
+
+    def _check_extragradient(self) -> None:
+        """Two steps are one: what counts steps counts them in twos, and each draws its own samples."""
+        fresh = self.collect.prompts in (None, self.batch_size) and not self.collect.lag and not self.collect.replay
+        if self.source == "offline" or not fresh or self.collect.epochs > 1:
+            raise ConfigError("optim.extragradient wants samples of each half step", got="data that do not follow the policy",
+                              expected="--source on-policy with a collection for each step",
+                              do="Leave out collect.prompts, epochs, replay and lag")  # fmt: skip
+        if self.objective.needs & {"behaviour_logp", "behaviour_value"}:
+            raise ConfigError("optim.extragradient takes the step that samples were drawn after back, which makes ratios wrong",
+                              got=objective_name(self.objective), expected="an objective without importance ratios")  # fmt: skip
+        for name, value in (("max_steps", self.max_steps), ("save_every", self.save_every), ("eval_every", self.eval_every),
+                            ("reference.update_every", self.reference.update_every)):  # fmt: skip
+            if value and value % 2:
+                raise ConfigError(
+                    f"{name} is odd, and optim.extragradient makes one step of two", got=value, expected="an even number"
+                )
 
     def _check_source(self) -> None:
         """What belongs to one source is refused with the other."""

@@ -203,7 +203,8 @@ def scored_groups(objective: Objective, source: OfflineSource, held: Sequence[Gr
 
 
 def _num_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    steps = max(1, round(config.epochs * steps_per_epoch))
+    whole = 2 if config.optim.extragradient else 1
+    steps = max(1, round(config.epochs * steps_per_epoch / whole)) * whole
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
