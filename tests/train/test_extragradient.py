@@ -34,7 +34,8 @@ def config(tiny_folder, tmp_path):
     def made(name="run", **settings):
         chosen = {
             "source": "on-policy", "reward": f"{rewards}:vowels", "objective": IPO(), "batch_size": 3, "max_steps": 4,
-            "epochs": 9.0, "eval_fraction": 0.0, "sampling": SampleOptions(num_completions=3, max_new_tokens=6), "optim": {"extragradient": True},
+            "epochs": 9.0, "eval_fraction": 0.0, "sampling": SampleOptions(num_completions=3, max_new_tokens=6),
+            "optim": {"extragradient": True},
         } | settings  # fmt: skip
         return tiny_config(tiny_folder, prompts, tmp_path / name, **chosen)
 
