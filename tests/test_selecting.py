@@ -122,6 +122,8 @@ def test_mistakes(tmp_path, capsys):
         told = capsys.readouterr().err
         assert wanted in told and told.count("\n") == 1
         assert not out.exists()
+    bare = write_rows(tmp_path / "bare.jsonl", [{"prompt": "a", "completions": ["x", "y"]}])
+    assert main(["select", bare, "--output", str(out)]) == 2 and "Add rewards with" in capsys.readouterr().err
     out.write_text("mine")
     assert main(["select", data, "--output", str(out)]) == 2 and out.read_text() == "mine"
     assert main(["select", data, "--output", str(out), "--overwrite"]) == 0 and out.read_text() != "mine"

@@ -14,7 +14,7 @@ from preftune.data.options import DataOptions
 from preftune.data.prepare import LoadedRecords, load_records
 from preftune.data.signals import merge
 from preftune.errors import ConfigError, DataError
-from preftune.onpolicy.choices import Makes, Selected, Selection
+from preftune.onpolicy.choices import NO_REWARD, Makes, Selected, Selection
 from preftune.onpolicy.length_penalty import balanced_alpha, penalised
 from preftune.onpolicy.select import make_selection
 from preftune.onpolicy.selected import apply
@@ -145,8 +145,11 @@ def select(settings: SelectConfig) -> SelectResult:
     kept, found = apply(settings.chosen(), records, settings.seed)
     if not kept:
         reasons = ", ".join(f"{plural(count, 'group')}: {reason}" for reason, count in found.dropped.items())
+        further = "Choose another selection, or draw more completions"
+        if set(found.dropped) == {NO_REWARD}:
+            further = f"Add rewards with: preftune reward {settings.data} --reward NAME --output FILE"
         raise DataError(f"The selection {settings.selection} leaves nothing of {settings.data}", got=reasons,
-                        expected="at least one group", do="Choose another selection, or draw more completions")  # fmt: skip
+                        expected="at least one group", do=further)  # fmt: skip
     rows = [row for record in kept for row in _rows(record, settings.layout())]
     with whole_file(Path(settings.output), "write the selection") as file:
         file.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8")
