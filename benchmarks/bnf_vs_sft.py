@@ -36,7 +36,8 @@ def random_groups(num: int, vocabulary: int) -> list[Group]:
         return random.integers(5, vocabulary, int(random.integers(low, high))).astype(np.int32)
 
     return [
-        Group(prompt=ids(30, 150), completions=(ids(10, 60), ids(10, 60)), labels=(1, 1), origin=f"random:{i}") for i in range(num)
+        Group(prompt=ids(30, 150), completions=(ids(10, 60), ids(10, 60)), labels=(1, 1), origin=f"random:{i}")
+        for i in range(num)
     ]
 
 

@@ -229,7 +229,7 @@ def take_times(sides: dict[str, Side], variants: Sequence[str], updates: int) ->
             side.update()
             times[name].append((time.perf_counter() - started[0], time.process_time() - started[1]))
             side.model.zero_grad(set_to_none=True)
-        print(f"  {number + 1} of {updates}: { ({name: taken[-1] for name, taken in times.items()}) }", file=sys.stderr, flush=True)
+        print(f"  {number + 1} of {updates}: {({name: taken[-1] for name, taken in times.items()})}", file=sys.stderr, flush=True)
     return times
 
 

@@ -248,8 +248,7 @@ def test_bad_settings_of_other_verbs_are_told(case):
 VERBS = {
     "train": (TrainConfig, [*BASE, "--objective", "dpo", "--beta", "0.3", "--columns", '{"chosen": "w"}', "--max_steps", "3"]),
     "train with a mixture": (
-        TrainConfig,
-        [*BASE, "--objective", "mixture", "--objective.terms", "dpo(beta=0.3) + 1e-1*sft + -2.5*bco-pair"],
+        TrainConfig, [*BASE, "--objective", "mixture", "--objective.terms", "dpo(beta=0.3) + 1e-1*sft + -2.5*bco-pair"],
     ),
     "train with bnf": (TrainConfig, [*BASE, "--objective.reduction", "pair_min", "--lora_r", "3"]),
     "inspect": (InspectConfig, ["--data", "d", "--json"]),
@@ -281,11 +280,8 @@ def test_what_a_run_writes_is_a_config(tmp_path):
 # --- no silent no-op: every field of the training settings is felt in a tiny run, or refused ---
 
 REWARDED = [
-    {
-        "prompt": row["prompt"],
-        "completions": [row["chosen"], row["rejected"], "Perhaps."],
-        "rewards": [1.0, 0.0, 0.8 if k < 4 else 0.4],
-    }
+    {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."],
+     "rewards": [1.0, 0.0, 0.8 if k < 4 else 0.4]}
     for k, row in enumerate(PAIRS)
 ]
 ON = "--source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"

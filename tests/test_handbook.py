@@ -32,7 +32,6 @@ def refused(capsys, *words: str) -> str:
 @pytest.fixture
 def terminal(monkeypatch, capsys):
     """Output as a terminal of a given width shows it, without colours."""
-
     def shown(width: int, *words: str) -> str:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", str(width))

@@ -137,7 +137,9 @@ def _journal_of(settings: SampleConfig) -> Path | None:
     return None if settings.output is None or not settings.server.url else Path(f"{settings.output}.journal")
 
 
-def sample_rows(records: Sequence[Record], drawn: Sequence[Sequence[Sampled]], options: SampleOptions) -> list[dict[str, object]]:
+def sample_rows(
+    records: Sequence[Record], drawn: Sequence[Sequence[Sampled]], options: SampleOptions
+) -> list[dict[str, object]]:
     """A row for each prompt, as rewards and training read it."""
     return [
         {**record.columns, "prompt": record.prompt if isinstance(record.prompt, str) else [asdict(m) for m in record.prompt],

@@ -48,7 +48,9 @@ ELSEWHERE = {
 """What to use instead of names of the ecosystem that have no equal here."""
 
 
-def parse_settings(kind: type[T], arguments: Sequence[str], *, prog: str, description: str, positional: str | None = None) -> T:
+def parse_settings(
+    kind: type[T], arguments: Sequence[str], *, prog: str, description: str, positional: str | None = None
+) -> T:
     """The settings of a verb, validated. `positional` may be given as a bare word before the first flag."""
     names = _names(kind)
     tokens = _expand(arguments, names, positional)

@@ -64,10 +64,8 @@ class ServerError(PreftuneError, RuntimeError):
 def storage_error(action: str, path: str | os.PathLike[str], error: OSError) -> StorageError:
     """The StorageError for an operating-system error met while doing `action` ("write the checkpoint") on `path`."""
     return StorageError(
-        f"Cannot {action} at {os.fspath(path)}",
-        got=error.strerror or str(error),
-        expected="a folder that can be written and has room",
-        do="Free some space or choose another folder",
+        f"Cannot {action} at {os.fspath(path)}", got=error.strerror or str(error),
+        expected="a folder that can be written and has room", do="Free some space or choose another folder",
     )
 
 
@@ -81,7 +79,6 @@ def memory_errors() -> Iterator[None]:
         if isinstance(error, PreftuneError) or not short:
             raise
         raise TrainingError(
-            "There is not enough memory",
-            got=" ".join(str(error).split())[:160] or "no more",
+            "There is not enough memory", got=" ".join(str(error).split())[:160] or "no more",
             do="Lower --layout.micro_batch_tokens (and row_tokens) or --rows.max_length, or set --gradient_checkpointing true",
         ) from error

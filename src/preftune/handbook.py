@@ -148,7 +148,6 @@ def _tell_table(chosen: Sequence[Entry]) -> None:
 
 def _uses_cells(one: Entry) -> list[str]:
     """Signal, reference, on-policy; with the settings that change them."""
-
     def cell(show: Callable[[Uses], str]) -> str:
         usual = show(one.uses)
         others = [f"{show(v.uses)} ({v.setting} {v.value})" for v in one.variations if show(v.uses) != usual]

@@ -156,7 +156,9 @@ def select(settings: SelectConfig) -> SelectResult:
     return _result(settings, loaded, records, found, len(rows), price)
 
 
-def _priced(records: Sequence[Record], penalty: float | Literal["auto"] | None) -> tuple[float | None, Sequence[Record]]:
+def _priced(
+    records: Sequence[Record], penalty: float | Literal["auto"] | None
+) -> tuple[float | None, Sequence[Record]]:
     """(the price of a character, the records with their rewards less it)."""
     if penalty is None:
         return None, records

@@ -67,8 +67,7 @@ def paired_interval(
     if len(before_values) != len(after_values):
         raise DataError(
             "A paired difference needs a value after for each value before",
-            got=f"{len(before_values)} before and {len(after_values)} after",
-            do="Average each prompt's samples first",
+            got=f"{len(before_values)} before and {len(after_values)} after", do="Average each prompt's samples first",
         )
     return mean_interval(cluster_means(after_values - before_values, clusters), level)
 
@@ -86,8 +85,7 @@ def t_quantile(probability: float, freedom: int) -> float:
     """The t with P(T <= t) = probability, for Student's T with `freedom` degrees; probability in [0.5, 1)."""
     if not (0.5 <= probability < 1 and freedom >= 1):
         raise ConfigError(
-            "The t quantile is outside its domain",
-            got=f"probability {probability}, freedom {freedom}",
+            "The t quantile is outside its domain", got=f"probability {probability}, freedom {freedom}",
             expected="a probability in [0.5, 1) and a freedom of at least 1",
         )
     if freedom > MAX_SERIES_FREEDOM:  # Abramowitz and Stegun 26.7.5

@@ -229,7 +229,9 @@ class DemoConfig:
     epochs: float = 1.0
     batch_size: int = 4
     json: bool = False
-    sampling: SampleOptions = field(default_factory=lambda: SampleOptions(num_completions=4, max_new_tokens=64, temperature=0.8))
+    sampling: SampleOptions = field(
+        default_factory=lambda: SampleOptions(num_completions=4, max_new_tokens=64, temperature=0.8)
+    )
 
     def __post_init__(self) -> None:
         check_seed(self.seed)

@@ -183,7 +183,6 @@ def loss_and_gradient(
 
 def with_scores(pieces: Sequence[Piece], **values: float) -> list[Piece]:
     """The same groups with some scores set to a constant everywhere."""
-
     def changed(tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: torch.full_like(v, values[n]) if n in values else v for n, v in tokens.items()}
 

@@ -149,7 +149,9 @@ def test_reference_and_behaviour_get_no_gradient(name, objective):
 def test_weights_are_known_before_any_score(name, objective):
     pieces = random_step(seed=9)
     scores, signal = assemble(pieces, objective)
-    torch.testing.assert_close(objective(scores, signal).weight, objective.weights(scores.lengths, signal).double(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        objective(scores, signal).weight, objective.weights(scores.lengths, signal).double(), rtol=0, atol=0
+    )
 
 
 @every

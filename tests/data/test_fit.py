@@ -102,14 +102,9 @@ def test_some_completions_with_all_that_is_known_of_them():
     assert (some.rewards, some.sources, some.origin) == ((2.0, 0.0), (0, 2), "f:1")
 
 
-@pytest.mark.parametrize(
-    ("signal", "kind"),
-    [
-        ({"labels": (1, -1)}, CUT_EQUAL),
-        ({"labels": (1, 1)}, COMPLETION_CUT),
-        ({"rewards": (0.0, 1.0)}, CUT_EQUAL),
-    ],
-)
+@pytest.mark.parametrize(("signal", "kind"), [
+    ({"labels": (1, -1)}, CUT_EQUAL), ({"labels": (1, 1)}, COMPLETION_CUT), ({"rewards": (0.0, 1.0)}, CUT_EQUAL),
+])
 def test_equal_tokens_with_different_signals_are_dropped(signal, kind):
     assert fitted(3, "cut_completion", group([5, 6], [10, 11], [10, 12], **signal)).kind == kind
 

@@ -79,13 +79,8 @@ def test_everything_is_counted(tmp_path, chat):
     lengths = [len(group.prompt) + sum(map(len, group.completions)) for group in prepared.groups]
     assert report.num_tokens == sum(lengths)
     told = "\n".join(report.lines())
-    for words in (
-        "5 rows, format pairs, chat template",
-        "skipped 1 rows",
-        "dropped 1 rows: chosen and rejected",
-        "1 groups dropped: too long",
-        "2 groups, 4 completions, 2 pairs",
-    ):
+    for words in ("5 rows, format pairs, chat template", "skipped 1 rows", "dropped 1 rows: chosen and rejected",
+                  "1 groups dropped: too long", "2 groups, 4 completions, 2 pairs"):
         assert words in told
     assert json.loads(json.dumps(report.as_dict()))["derived"]["num_pairs"] == 3
 
@@ -154,18 +149,11 @@ def test_the_soft_label_temperature_is_felt(tmp_path, chat):
 
 
 def test_hybrid_rows_of_one_file(tmp_path, chat):
-    path = write(
-        tmp_path / "a.jsonl",
-        [
-            {
-                "prompt": "Hello",
-                "completions": ["I am", "fine", "the sea", "a poem"],
-                "pairs": [[0, 1]],
-                "sources": ["data", "reference", "policy", "data"],
-            },
-            {"prompt": "Hi", "completions": ["blue", "wide"], "pairs": [], "sources": ["policy", "policy"]},
-        ],
-    )
+    path = write(tmp_path / "a.jsonl", [
+        {"prompt": "Hello", "completions": ["I am", "fine", "the sea", "a poem"], "pairs": [[0, 1]],
+         "sources": ["data", "reference", "policy", "data"]},
+        {"prompt": "Hi", "completions": ["blue", "wide"], "pairs": [], "sources": ["policy", "policy"]},
+    ])
     prepared = prepare(path, chat, "hybrid", DataOptions())
     assert [group.sources for group in prepared.groups] == [(0, 2, 1), (1, 1)]
     assert [group.pairs for group in prepared.groups] == [((0, 1),), ()]
@@ -178,9 +166,7 @@ def test_hybrid_rows_of_one_file(tmp_path, chat):
 def test_truncation_options_are_felt(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", [{**PAIR, "prompt": "Hello " * 10, "chosen": "one " * 20}, PAIR])
     kinds = {
-        "drop": "dropped: too long",
-        "cut_prompt": "prompt cut",
-        "cut_completion": "completions cut",
+        "drop": "dropped: too long", "cut_prompt": "prompt cut", "cut_completion": "completions cut",
     }
     whole = prepare(path, chat, "pairs", DataOptions()).groups[0]
     limit = len(whole.prompt) + max(map(len, whole.completions)) - 5

@@ -13,7 +13,7 @@ from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
 from preftune.errors import ConfigError, DataError
 
-ROWS = [{"prompt": f"p{k}", "chosen": 'yes, or\n"so"', "rejected": "nö"} for k in range(3)]
+ROWS = [{"prompt": f"p{k}", "chosen": "yes, or\n\"so\"", "rejected": "nö"} for k in range(3)]
 
 
 def rows_of(source, **options):
@@ -29,17 +29,9 @@ def write(path, text):
 LINES = "\n".join(json.dumps(row) for row in ROWS)
 TABLE = "prompt,chosen,rejected\n" + "".join(f'p{k},"yes, or\n""so""",nö\n' for k in range(3))
 TEXTS = {
-    "a.jsonl": LINES,
-    "b.jsonl.gz": LINES,
-    "c.json": json.dumps(ROWS),
-    "d.json": json.dumps(ROWS, indent=2),
-    "e.json.gz": json.dumps({"version": 1, "data": ROWS}),
-    "f.json": LINES,
-    "g.csv": TABLE,
-    "h.JSONL": LINES + "\n",
-    "i.json": "\ufeff " + json.dumps(ROWS),
-    "j.csv": "\ufeff" + TABLE,
-    "k.csv.gz": TABLE,
+    "a.jsonl": LINES, "b.jsonl.gz": LINES, "c.json": json.dumps(ROWS), "d.json": json.dumps(ROWS, indent=2),
+    "e.json.gz": json.dumps({"version": 1, "data": ROWS}), "f.json": LINES, "g.csv": TABLE, "h.JSONL": LINES + "\n",
+    "i.json": "\ufeff " + json.dumps(ROWS), "j.csv": "\ufeff" + TABLE, "k.csv.gz": TABLE,
     "l.json": json.dumps({"train": ROWS, "test": ROWS[:1]}),
 }
 

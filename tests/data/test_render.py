@@ -13,8 +13,7 @@ from preftune.types import Message, Record
 from tests.data import tokenizers_for_tests as made
 
 DIALOGUE = (
-    Message(role="user", content="Hello there"),
-    Message(role="assistant", content="I am fine"),
+    Message(role="user", content="Hello there"), Message(role="assistant", content="I am fine"),
     Message(role="user", content="What is the capital?"),
 )
 RECORD = Record(prompt=DIALOGUE, completions=("Paris.", "The sea."), pairs=((0, 1),), origin="f:1")

@@ -113,10 +113,8 @@ def test_single_rewards_of_a_prompt_join_but_groups_do_not():
 
 
 @pytest.mark.parametrize("option", [{"pairing": "best_worst"}, {"min_gap": 0.5}, {"soft_label_temperature": 1.0}])
-@pytest.mark.parametrize(
-    ("records", "signal"),
-    [([paired((0, 1))], "pairs"), ([scored(0.0, 1.0)], "rewards"), ([labelled("a", 1), labelled("b", -1)], "pairs")],
-)
+@pytest.mark.parametrize(("records", "signal"), [([paired((0, 1))], "pairs"), ([scored(0.0, 1.0)], "rewards"),
+                                                 ([labelled("a", 1), labelled("b", -1)], "pairs")])
 def test_an_option_without_effect_is_an_error(records, signal, option):
     with pytest.raises(ConfigError, match=f"{next(iter(option))} has no effect"):
         derive(records, signal, **option)

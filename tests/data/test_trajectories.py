@@ -45,13 +45,12 @@ GOOD, BAD = (ASK, tool("me"), YES), (bot("What?"), user("you"), bot("The sea."))
 ROWS = {
     "beyond the prompt": ("pairs", {"prompt": "Hi", "chosen": [*GOOD], "rejected": [*BAD]}, "Hi"),
     "beyond the prompt's turns": ("pairs", {"prompt": [HI], "chosen": [*GOOD], "rejected": [*BAD]}, messages(HI)),
-    "whole dialogues and a prompt": ("pairs", {"prompt": "Hi", "chosen": [HI, *GOOD], "rejected": [HI, *BAD]}, messages(HI)),
+    "whole dialogues and a prompt": (
+        "pairs", {"prompt": "Hi", "chosen": [HI, *GOOD], "rejected": [HI, *BAD]}, messages(HI)),
     "whole dialogues": ("dialogues", {"chosen": [HI, *GOOD], "rejected": [HI, *BAD]}, messages(HI)),
     "whole dialogues with a shared answer": (
-        "dialogues",
-        {"chosen": [HI, YES, tool("so"), *GOOD], "rejected": [HI, YES, tool("so"), *BAD]},
-        messages(HI, YES, tool("so")),
-    ),
+        "dialogues", {"chosen": [HI, YES, tool("so"), *GOOD], "rejected": [HI, YES, tool("so"), *BAD]},
+        messages(HI, YES, tool("so"))),
     "sharegpt": ("sharegpt", {"conversations": [HI], "chosen": [*GOOD], "rejected": [*BAD]}, messages(HI)),
 }
 
@@ -78,15 +77,12 @@ def test_one_side_may_be_a_single_answer():
     assert isinstance(record, Record) and record.completions == (messages(*GOOD), "Paris.")
 
 
-@pytest.mark.parametrize(
-    ("row", "name"),
-    [
-        ({"prompt": "Hi", "completion": [*GOOD], "label": True}, "labels"),
-        ({"prompt": "Hi", "completions": [[*GOOD], "no"], "rewards": [1, 0]}, "scored"),
-        ({"prompt": "Hi", "completions": [[*GOOD], "no"], "pairs": [[0, 1]]}, "groups"),
-        ({"prompt": "Hi", "answers": [{"answer": [*GOOD], "rank": 1}, {"answer": "no", "rank": 2}]}, "ranked"),
-    ],
-)
+@pytest.mark.parametrize(("row", "name"), [
+    ({"prompt": "Hi", "completion": [*GOOD], "label": True}, "labels"),
+    ({"prompt": "Hi", "completions": [[*GOOD], "no"], "rewards": [1, 0]}, "scored"),
+    ({"prompt": "Hi", "completions": [[*GOOD], "no"], "pairs": [[0, 1]]}, "groups"),
+    ({"prompt": "Hi", "answers": [{"answer": [*GOOD], "rank": 1}, {"answer": "no", "rank": 2}]}, "ranked"),
+])
 def test_other_formats_take_trajectories(row, name):
     assert detect([row]).name == name
     record = FORMATS[name].convert(row)
@@ -116,35 +112,23 @@ def test_a_dialogue_that_starts_with_the_assistant_is_whole_if_it_repeats_the_pr
 
 TOO = "not one answer of the assistant, nor a trajectory; got the turns "
 REFUSED = {
-    "the user parts": (
-        {"chosen": [HI, ASK, user("a"), YES], "rejected": [HI, ASK, user("b"), YES]},
-        "prompts of chosen and rejected differ; got in turn 3 user: 'a' and user: 'b'",
-    ),
-    "one goes on": (
-        {"chosen": [HI, ASK], "rejected": [HI, ASK, user("b"), YES]},
-        "prompts of chosen and rejected differ; got 1 and 3 turns",
-    ),
+    "the user parts": ({"chosen": [HI, ASK, user("a"), YES], "rejected": [HI, ASK, user("b"), YES]},
+        "prompts of chosen and rejected differ; got in turn 3 user: 'a' and user: 'b'"),
+    "one goes on": ({"chosen": [HI, ASK], "rejected": [HI, ASK, user("b"), YES]},
+        "prompts of chosen and rejected differ; got 1 and 3 turns"),
     "another role": ({"chosen": [HI, *GOOD], "rejected": [HI, user("b"), YES]}, "prompts of chosen and rejected differ"),
     "nothing shared": ({"chosen": [ASK, HI, YES], "rejected": [YES, HI, ASK]}, "the shared prompt does not end with"),
-    "two answers in a row": (
-        {"chosen": [HI, *GOOD], "rejected": [HI, bot("a"), bot("b")]},
-        TOO + "assistant, assistant; expected text, one assistant turn, or",
-    ),
+    "two answers in a row": ({"chosen": [HI, *GOOD], "rejected": [HI, bot("a"), bot("b")]},
+        TOO + "assistant, assistant; expected text, one assistant turn, or"),
     "beyond the prompt, two in a row": ({"prompt": "Hi", "chosen": [*GOOD], "rejected": [bot("a"), bot("b")]}, TOO),
     "it starts with a tool": ({"prompt": "Hi", "completion": [tool("me"), YES], "label": True}, TOO + "tool, assistant"),
     "it ends with a tool": ({"prompt": "Hi", "completion": [ASK, tool("me")], "label": True}, TOO),
-    "an empty answer": (
-        {"prompt": "Hi", "chosen": [*GOOD], "rejected": [bot(" "), user("you"), bot("b")]},
-        "field rejected is empty",
-    ),
-    "an empty answer after the prompt": (
-        {"prompt": "Hi", "chosen": [HI, *GOOD], "rejected": [HI, bot(""), tool("x"), YES]},
-        "field rejected is empty",
-    ),
-    "a tool's call": (
-        {"prompt": "Hi", "chosen": [{**ASK, "tool_calls": [{"name": "f"}]}, tool("me"), YES], "rejected": "no"},
-        "field tool_calls is not supported",
-    ),
+    "an empty answer": ({"prompt": "Hi", "chosen": [*GOOD], "rejected": [bot(" "), user("you"), bot("b")]},
+        "field rejected is empty"),
+    "an empty answer after the prompt": ({"prompt": "Hi", "chosen": [HI, *GOOD], "rejected": [HI, bot(""), tool("x"), YES]},
+        "field rejected is empty"),
+    "a tool's call": ({"prompt": "Hi", "chosen": [{**ASK, "tool_calls": [{"name": "f"}]}, tool("me"), YES], "rejected": "no"},
+        "field tool_calls is not supported"),
 }
 
 
@@ -247,15 +231,12 @@ TEMPLATE_WITHOUT_TOOLS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("template", "words"),
-    [
-        (made.THINKING, r"f:1: .*writes a turn of a trajectory differently.*<think>.*against"),
-        (made.NO_END, r"f:1: .*no end-of-turn token.*got a trajectory of 5 turns"),
-        (TEMPLATE_WITHOUT_TOOLS, r"f:1: .*leaves a turn out; got tool: 'The sea'"),
-        (None, r"f:1: A trajectory needs a chat template"),
-    ],
-)
+@pytest.mark.parametrize(("template", "words"), [
+    (made.THINKING, r"f:1: .*writes a turn of a trajectory differently.*<think>.*against"),
+    (made.NO_END, r"f:1: .*no end-of-turn token.*got a trajectory of 5 turns"),
+    (TEMPLATE_WITHOUT_TOOLS, r"f:1: .*leaves a turn out; got tool: 'The sea'"),
+    (None, r"f:1: A trajectory needs a chat template"),
+])
 def test_a_template_that_proves_nothing_is_refused(template, words):
     renderer = make_renderer(made.byte_tokenizer(template))
     with pytest.raises(DataError, match=words):
@@ -264,10 +245,8 @@ def test_a_template_that_proves_nothing_is_refused(template, words):
 
 
 def test_tokens_that_reach_over_a_later_boundary_without_proof_are_refused():
-    words = (
-        "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '</s>' }}{% endfor %}"
+    words = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + '</s>' }}{% endfor %}" \
         "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
-    )
     renderer = make_renderer(made.word_tokenizer(words))
     record = Record(prompt="Hello", completions=(messages(bot("I am"), user("How"), bot("fine")),), origin="f:1")
     with pytest.raises(DataError, match=r"f:1: .* are not the first tokens of prompt and completion together"):
@@ -318,21 +297,14 @@ def masked(*completions, prompt=(5, 6), **known):
         kept = [k for k, t in enumerate(tokens) if t not in "[]"]
         ids.append(np.array([ord(tokens[k]) for k in kept], dtype=np.int32))
         masks.append(np.array([inside[k] == 0 for k in kept]))
-    return Group(
-        prompt=np.array(prompt, dtype=np.int32),
-        completions=tuple(ids),
-        scored=tuple(masks),
-        origin="f:1",
-        **({"pairs": ((0, 1),)} | known),
-    )
+    return Group(prompt=np.array(prompt, dtype=np.int32), completions=tuple(ids), scored=tuple(masks), origin="f:1",
+                 **({"pairs": ((0, 1),)} | known))
 
 
 def written(group):
     """The inverse of `masked`, one mark per token."""
-    return [
-        "".join(chr(t) if m else chr(t).upper() for t, m in zip(ids, mask, strict=True))
-        for ids, mask in zip(group.completions, group.scored, strict=True)
-    ]
+    return ["".join(chr(t) if m else chr(t).upper() for t, m in zip(ids, mask, strict=True))
+            for ids, mask in zip(group.completions, group.scored, strict=True)]
 
 
 def fitted(group, max_length, truncation="cut_completion"):
@@ -380,19 +352,17 @@ def test_what_is_not_scored_is_counted_and_shown(tmp_path):
     context = int((~group.scored[0]).sum())
     assert prepared.report.num_context == context > 0
     assert f"{context} tokens of trajectories are not the assistant's and are not scored" in prepared.report.lines()
-    assert not any(
-        "not scored" in line
-        for line in prepare(path, tokenizer, "pairs", DataOptions(max_length=len(prepared.groups[1].prompt) + 9)).report.lines()
-    )
+    assert not any("not scored" in line for line in prepare(path, tokenizer, "pairs", DataOptions(
+        max_length=len(prepared.groups[1].prompt) + 9)).report.lines())
     found = inspect_data(path, tokenizer, DataOptions())
     assert found.special_inside == 1  # the <s>, not the ends of a trajectory's turns
     assert found.preferred_tokens.max == group.num_scored[0] == len(group.completions[0]) - context
     assert found.completion_tokens.max == len(group.completions[0])
     shown = found.samples(1)[0]
-    spans = [(shown.plain[span.start : span.end], str(span.style)) for span in shown.spans]
+    spans = [(shown.plain[span.start: span.end], str(span.style)) for span in shown.spans]
     first = shown.plain.index("completion 1 chosen")
     assert f"{len(group.completions[0])} tokens, {group.num_scored[0]} of them scored" in shown.plain
-    assert "of them scored" not in shown.plain[shown.plain.index("completion 2") :]
+    assert "of them scored" not in shown.plain[shown.plain.index("completion 2"):]
     green = "".join(t for t, style in spans if "green" in style or "yellow" in style)
     assert green == "Who?<|im_end|>Paris.<|im_end|>No <s> no<|im_end|>"
     assert "me" in "".join(t for (t, style), span in zip(spans, shown.spans, strict=True) if "dim" in style and span.start > first)

@@ -85,10 +85,7 @@ class Reads:
 def test_every_score_moves_as_it_should(p):
     """Derivatives of each score with respect to the target's logit, the other four tokens sharing 1 - p."""
     q, n = 0.3, 4
-
-    def entropy(x):
-        return -x * math.log(x) - (1 - x) * math.log((1 - x) / n)
-
+    def entropy(x): return -x * math.log(x) - (1 - x) * math.log((1 - x) / n)
     to_ref = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
     wanted = {
         "logp": 1 - p,
@@ -106,10 +103,7 @@ def test_every_score_has_its_value():
     q, p = 0.3, 0.6
     reads = Reads(score="logp")
     everything = curves._every_score(*(torch.tensor([math.log(x * 4 / (1 - x))], dtype=torch.float64) for x in (p, q)))
-
-    def entropy(x):
-        return -x * math.log(x) - (1 - x) * math.log((1 - x) / 4)
-
+    def entropy(x): return -x * math.log(x) - (1 - x) * math.log((1 - x) / 4)
     wanted = {
         "logp": math.log(p), "ref_logp": math.log(q), "behaviour_logp": math.log(q), "entropy": entropy(p),
         "ref_entropy": entropy(q), "target_logit": math.log(6.0), "log_normaliser": math.log(10.0),

@@ -41,13 +41,9 @@ def test_a_shared_row_by_hand():
     assert batch.lengths.tolist() == [3, 2]
 
 
-@pytest.mark.parametrize(
-    ("sharing", "rows", "at"),
-    [
-        ("shared", [[1, 2, 3, 4, 5, 6, 7, 8]], [2, 5, 6, 2]),
-        ("packed", [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 8, 0, 0, 0]], [2, 5, 6, 9]),
-    ],
-)
+@pytest.mark.parametrize(("sharing", "rows", "at"), [
+    ("shared", [[1, 2, 3, 4, 5, 6, 7, 8]], [2, 5, 6, 2]), ("packed", [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 8, 0, 0, 0]], [2, 5, 6, 9]),
+])
 def test_context_is_read_and_not_predicted(sharing, rows, at):
     """4 and 7, 9 are the assistant's, 5 and 6 are not; of the other completion only 8 is scored, and 9 dangles."""
     scored = (np.array([True, False, False, True, True]), np.array([True, False]))
@@ -58,13 +54,10 @@ def test_context_is_read_and_not_predicted(sharing, rows, at):
     assert batch.lengths.tolist() == [3, 1]
 
 
-@pytest.mark.parametrize(
-    ("sharing", "rows", "read"),
-    [
-        ("shared", [[1, 2, 3, 4, 5, 9, 6, 9]], [3, 4, 5, 6, 7]),
-        ("packed", [[1, 2, 3, 4, 5, 9], [1, 2, 3, 6, 9, 0]], [3, 4, 5, 9, 10]),
-    ],
-)
+@pytest.mark.parametrize(("sharing", "rows", "read"), [
+    ("shared", [[1, 2, 3, 4, 5, 9, 6, 9]], [3, 4, 5, 6, 7]),
+    ("packed", [[1, 2, 3, 4, 5, 9], [1, 2, 3, 6, 9, 0]], [3, 4, 5, 9, 10]),
+])
 def test_last_tokens_are_inputs_where_their_state_is_read(sharing, rows, read):
     batch = collate([SMALL], LayoutOptions(row_tokens=6), sharing, read_last=True)
     assert batch.input_ids.tolist() == rows

@@ -83,7 +83,9 @@ def test_equal_rewards_share_the_best_and_leave_no_others():
 def test_without_negatives_it_is_sft_on_the_best():
     units, slopes, _ = run(BestOfN(negative_weight=0.0))
     leaf = numbers(LOGP).requires_grad_()
-    losses = SFT(reduction="sequence_mean")(TokenScores(logp=leaf, lengths=LENGTHS), Labels(label=torch.tensor([1, -1, 1, -1, -1])))
+    losses = SFT(reduction="sequence_mean")(
+        TokenScores(logp=leaf, lengths=LENGTHS), Labels(label=torch.tensor([1, -1, 1, -1, -1]))
+    )
     total = reduce_losses(losses, 1.0)
     assert sum(units) == pytest.approx(total.item())
     assert slopes == pytest.approx(torch.autograd.grad(total, leaf)[0].tolist())

@@ -113,8 +113,7 @@ def kept_in(order, margins, prompts, lengths, number):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "lengths"),
-    [([9, 4, 7, 5], [1] * 4), ([4] * 4, [3, 1, 2, 4]), ([4] * 4, [1] * 4)],
+    ("prompts", "lengths"), [([9, 4, 7, 5], [1] * 4), ([4] * 4, [3, 1, 2, 4]), ([4] * 4, [1] * 4)],
     ids=["by prompt", "by length", "by margin"],
 )
 def test_the_draw_does_not_depend_on_the_order_of_the_groups(prompts, lengths):

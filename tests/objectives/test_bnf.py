@@ -126,7 +126,9 @@ def test_reductions_agree_for_equal_lengths():
 
 def test_metrics():
     """ref_logp -0.5 and -1 for a chosen token of logp -1 and a rejected one of logp -0.1 (w = 1 there)."""
-    scores = TokenScores(logp=torch.tensor([-1.0, -0.1]), ref_logp=torch.tensor([-0.5, -1.0]), lengths=torch.tensor([1, 1]))
+    scores = TokenScores(
+        logp=torch.tensor([-1.0, -0.1]), ref_logp=torch.tensor([-0.5, -1.0]), lengths=torch.tensor([1, 1])
+    )
     metrics = BNF()(scores, Labels(label=torch.tensor([1, -1]))).metrics
     expected = {
         "logps/chosen": -1.0, "logps/rejected": -0.1, "log_ratios/chosen": -0.5, "log_ratios/rejected": 0.9,

@@ -11,7 +11,9 @@ from tests.objectives.golden import log_sigma, sigma
 
 # Completion 0 over 1 and over 2 (of the data); 3, 5 and 6 in no pair: a sample of the policy, one of the data, and a
 # sample of the policy; 4 over 1, by the policy.
-HYBRID = Hybrid(chosen=torch.tensor([0, 0, 4]), rejected=torch.tensor([1, 2, 1]), source=torch.tensor([0, 0, 0, 1, 1, 0, 1]))
+HYBRID = Hybrid(
+    chosen=torch.tensor([0, 0, 4]), rejected=torch.tensor([1, 2, 1]), source=torch.tensor([0, 0, 0, 1, 1, 0, 1])
+)
 RATIOS = [1.0, -1.0, 0.5, 3.0, 2.0, 9.0, -1.0]
 
 

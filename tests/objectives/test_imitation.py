@@ -35,7 +35,9 @@ def test_dil(link, value, slopes):
     ],
 )  # fmt: skip
 def test_gsil(link, value, chosen, rejected):
-    check_pair(GSIL(beta=0.5, offset=0.25, link=link), value=value, slopes=(0.5 * chosen, 0.5 * rejected), rewards=(0.5, -0.5))
+    check_pair(
+        GSIL(beta=0.5, offset=0.25, link=link), value=value, slopes=(0.5 * chosen, 0.5 * rejected), rewards=(0.5, -0.5)
+    )
 
 
 def test_gsil_hinge_rests_beyond_its_margins():

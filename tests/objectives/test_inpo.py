@@ -21,7 +21,9 @@ def test_golden():
 def test_soft_labels():
     """(.9 - .5) / .2 = 2."""
     soft = Pairs(chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.tensor([0.9], dtype=torch.float64))
-    check_pair(INPO(eta=0.2, tau=0.05), behaviour=BEHAVIOUR, value=2.25, slopes=(3.0, -3.0), rewards=(0.35, -0.35), signal=soft)
+    check_pair(
+        INPO(eta=0.2, tau=0.05), behaviour=BEHAVIOUR, value=2.25, slopes=(3.0, -3.0), rewards=(0.35, -0.35), signal=soft
+    )
 
 
 def run(objective):

@@ -17,7 +17,9 @@ def test_ln_dpo():
 def test_ld_dpo():
     """m = 5: d(chosen) = 1, d(rejected) = -(5 + 3 / 2) / 8 = -.8125, so the margin is .18125."""
     push = 0.1 * sigma(-0.18125)
-    check_pair(LDDPO(), value=-log_sigma(0.18125), slopes=[-push] * 5 + [push] * 5 + [push / 2] * 3, rewards=(0.1, -0.1))
+    check_pair(
+        LDDPO(), value=-log_sigma(0.18125), slopes=[-push] * 5 + [push] * 5 + [push / 2] * 3, rewards=(0.1, -0.1)
+    )
 
 
 def test_ld_dpo_where_the_chosen_one_is_longer():

@@ -91,7 +91,9 @@ def test_metrics_are_over_pairs_whose_rewards_differ():
 
 
 def test_a_group_of_one_has_nothing_to_compare():
-    scores = TokenScores(logp=torch.tensor([-1.0]), ref_logp=torch.tensor([-2.0]), lengths=torch.tensor([1]))
+    scores = TokenScores(
+        logp=torch.tensor([-1.0]), ref_logp=torch.tensor([-2.0]), lengths=torch.tensor([1])
+    )
     losses = InfoNCA()(scores, Rewards(reward=torch.tensor([3.0]), group=torch.tensor([0])))
     assert losses.per_unit.tolist() == [0.0]
     assert losses.metrics["rewards/margins"].numel() == 0

@@ -18,7 +18,9 @@ def test_golden():
     assert -log_sigma(margin) == pytest.approx(0.851757, abs=6e-7)
     push = 0.1 * sigma(-margin)
     slopes = (-1 / 5 - push / (1 - math.exp(-2)) / 5, push / (1 - math.exp(-1.75)) / 8)
-    check_pair(ORPO(), value=2 + 0.0851757, slopes=slopes, rewards=(odds(-2.0), odds(-1.75)), extra={"nll": 2.0})
+    check_pair(
+        ORPO(), value=2 + 0.0851757, slopes=slopes, rewards=(odds(-2.0), odds(-1.75)), extra={"nll": 2.0}
+    )
 
 
 def test_likely_completions_are_exact():

@@ -97,7 +97,9 @@ def test_couple_gives_the_moments_of_the_step_and_remembers_nothing():
     objective = PPO(kl_coef=0.0, gamma=0.5, lam=0.4)
     assert objective.initial_state() == {}
     coupling, state = couple(objective, sample_scores(objective))
-    assert {name: value.item() for name, value in coupling.whole.items()} == pytest.approx({"mean": 17 / 30, "variance": 0.49 / 3})
+    assert {name: value.item() for name, value in coupling.whole.items()} == pytest.approx(
+        {"mean": 17 / 30, "variance": 0.49 / 3}
+    )
     assert state == {}
 
 

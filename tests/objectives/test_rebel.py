@@ -16,7 +16,9 @@ BEHAVIOUR = (-10.5, -12.0)  # against the policy's -10 and -14, the reference's 
 def test_golden_without_kl():
     """(2.5 - .5 * 2)^2 = 2.25, slope 2 * 1.5; scored with d / eta."""
     objective = REBEL(eta=0.5, kl_coef=0.0)
-    check_pair(objective, behaviour=BEHAVIOUR, value=2.25, slopes=(3.0, -3.0), rewards=(1.0, -4.0), signal=GAP)
+    check_pair(
+        objective, behaviour=BEHAVIOUR, value=2.25, slopes=(3.0, -3.0), rewards=(1.0, -4.0), signal=GAP
+    )
     assert objective.needs == {"behaviour_logp"}
 
 
@@ -37,7 +39,9 @@ def group_scores() -> TokenScores:
     )  # fmt: skip
 
 
-REWARDS = Rewards(reward=torch.tensor([0.5, 2.0, 1.0, 7.0, -1.0, 3.0], dtype=torch.float64), group=torch.tensor([0, 0, 0, 1, 2, 2]))
+REWARDS = Rewards(
+    reward=torch.tensor([0.5, 2.0, 1.0, 7.0, -1.0, 3.0], dtype=torch.float64), group=torch.tensor([0, 0, 0, 1, 2, 2])
+)
 
 
 @pytest.mark.parametrize("beta", [0.25, 2.0])

@@ -10,7 +10,9 @@ from preftune.types import Rewards
 from tests.objectives.samples import K3, SAMPLES, check_samples, couple, losses_of, numbers, sample_scores
 
 
-@pytest.mark.parametrize(("baseline", "advantage"), [("none", (3.0, 1.0)), ("mean", (1.0, -1.0)), ("leave_one_out", (2.0, -2.0))])
+@pytest.mark.parametrize(
+    ("baseline", "advantage"), [("none", (3.0, 1.0)), ("mean", (1.0, -1.0)), ("leave_one_out", (2.0, -2.0))]
+)
 def test_baselines(baseline, advantage):
     """-A * logp, with logp -3 and -1.5; every token of a completion gets -A."""
     a, b = advantage

@@ -47,7 +47,9 @@ def test_couple_gives_the_moments_of_the_step_and_remembers_nothing():
     objective = ReinforcePlusPlus(beta=0.0, gamma=0.5)
     assert objective.initial_state() == {}
     coupling, state = couple(objective, sample_scores(objective))
-    assert {name: value.item() for name, value in coupling.whole.items()} == pytest.approx({"mean": 5.5 / 3, "variance": 13 / 12})
+    assert {name: value.item() for name, value in coupling.whole.items()} == pytest.approx(
+        {"mean": 5.5 / 3, "variance": 13 / 12}
+    )
     assert state == {}
 
 

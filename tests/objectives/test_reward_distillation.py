@@ -9,7 +9,9 @@ from preftune.types import Rewards, TokenScores
 from tests.objectives.golden import check_pair
 
 LOGP = [-1.0, -2.0, -4.0, -3.0, -1.0, -2.0]
-REWARDS = Rewards(reward=torch.tensor([0.5, 2.0, 1.0, 7.0, -1.0, 3.0], dtype=torch.float64), group=torch.tensor([0, 0, 0, 1, 2, 2]))
+REWARDS = Rewards(
+    reward=torch.tensor([0.5, 2.0, 1.0, 7.0, -1.0, 3.0], dtype=torch.float64), group=torch.tensor([0, 0, 0, 1, 2, 2])
+)
 
 
 def group_scores() -> TokenScores:
@@ -28,7 +30,9 @@ def test_golden():
 
 def test_the_order_of_the_two_does_not_matter():
     gap = Rewards(reward=torch.tensor([0.5, 2.5]).double(), group=torch.tensor([0, 0]))
-    scores = TokenScores(logp=torch.tensor([-14.0, -10.0]), ref_logp=torch.tensor([-13.0, -11.0]), lengths=torch.tensor([1, 1]))
+    scores = TokenScores(
+        logp=torch.tensor([-14.0, -10.0]), ref_logp=torch.tensor([-13.0, -11.0]), lengths=torch.tensor([1, 1])
+    )
     assert RewardDistillation()(scores, gap).per_unit.item() == pytest.approx(3.24)
 
 

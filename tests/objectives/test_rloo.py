@@ -47,7 +47,8 @@ def test_it_is_reinforce_with_the_others_mean():
 def test_on_the_policy_s_own_samples_the_clip_changes_no_gradient():
     scores = replace(sample_scores(RLOO(beta=0.4, clip=0.2)), behaviour_logp=sample_scores(RLOO()).logp.detach())
     slopes = [
-        torch.autograd.grad(RLOO(beta=0.4, clip=clip)(scores, SAMPLES).per_unit.sum(), scores.logp)[0] for clip in (None, 0.2)
+        torch.autograd.grad(RLOO(beta=0.4, clip=clip)(scores, SAMPLES).per_unit.sum(), scores.logp)[0]
+        for clip in (None, 0.2)
     ]
     torch.testing.assert_close(slopes[0], slopes[1])
 
@@ -56,7 +57,9 @@ def test_on_the_policy_s_own_samples_it_is_dr_grpo_up_to_a_factor():
     """Advantages K / (K - 1) = 2 times, and dr-grpo divides by max_tokens = 8."""
     objective = DrGRPO(max_tokens=8)
     scores = replace(sample_scores(objective), behaviour_logp=sample_scores(RLOO()).logp.detach())
-    slopes = [torch.autograd.grad(one(scores, SAMPLES).per_unit.sum(), scores.logp)[0] for one in (RLOO(beta=0.0), objective)]
+    slopes = [
+        torch.autograd.grad(one(scores, SAMPLES).per_unit.sum(), scores.logp)[0] for one in (RLOO(beta=0.0), objective)
+    ]
     torch.testing.assert_close(slopes[0], 2 * 8 * slopes[1])
 
 

@@ -59,13 +59,7 @@ DEFAULTS = {
     "nca": {"beta": 0.01, "reward_temperature": 1.0},
     "orpo": {"odds_weight": 0.1},
     "ppo": {
-        "kl_coef": 0.05,
-        "clip": 0.2,
-        "vf_coef": 0.1,
-        "gamma": 1.0,
-        "lam": 0.95,
-        "value_clip": None,
-        "dual_clip": None,
+        "kl_coef": 0.05, "clip": 0.2, "vf_coef": 0.1, "gamma": 1.0, "lam": 0.95, "value_clip": None, "dual_clip": None,
     },
     "preference-matching": {},
     "r-dpo": {"beta": 0.1, "alpha": 0.01},
@@ -143,7 +137,9 @@ OWN_RANGES = {  # where a field of that name has another range
     ("xpo", "alpha"): FROM_ZERO,
     ("exo", "label_smoothing"): ([1e-6, 0.499999], [0.0, 0.5]),
 }
-FIELDS = [(name, field) for name, fields in DEFAULTS.items() for field, value in fields.items() if isinstance(value, (int, float))]
+FIELDS = [
+    (name, field) for name, fields in DEFAULTS.items() for field, value in fields.items() if isinstance(value, (int, float))
+]
 
 
 def test_defaults():

@@ -18,14 +18,18 @@ LOGGED = {"kl/chosen": 0.5, "kl/rejected": 1.5}
 def test_tdpo1():
     """.1 (2 - (1.5 - .5)) = .1; rewards .1 (1 + .5) and .1 (-1 + 1.5)."""
     push = 0.1 * sigma(-0.1)
-    check_pair(TDPO(variant="tdpo1"), value=0.644397, slopes=(-push, push), rewards=(0.15, 0.05), more=KL, extra=LOGGED)
+    check_pair(
+        TDPO(variant="tdpo1"), value=0.644397, slopes=(-push, push), rewards=(0.15, 0.05), more=KL, extra=LOGGED
+    )
 
 
 @pytest.mark.parametrize("alpha", [None, 0.5])
 def test_tdpo2(alpha):
     """.1 (2 - .5 (1.5 - .5)) = .15; rewards .1 (1 + .25) and .1 (-1 + .75)."""
     push = 0.1 * sigma(-0.15)
-    check_pair(TDPO(alpha=alpha), value=-log_sigma(0.15), slopes=(-push, push), rewards=(0.125, -0.025), more=KL, extra=LOGGED)
+    check_pair(
+        TDPO(alpha=alpha), value=-log_sigma(0.15), slopes=(-push, push), rewards=(0.125, -0.025), more=KL, extra=LOGGED
+    )
 
 
 @pytest.mark.parametrize(

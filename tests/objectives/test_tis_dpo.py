@@ -23,7 +23,9 @@ def scores_of(objective: TISDPO) -> TokenScores:
     tensors = {name: torch.tensor(values[name], dtype=torch.float64) for name in objective.needs}
     if "kl_to_ref" in tensors:
         tensors["kl_to_ref"].requires_grad_()
-    return TokenScores(logp=torch.tensor(LOGP, dtype=torch.float64).requires_grad_(), lengths=torch.tensor([2, 2]), **tensors)
+    return TokenScores(
+        logp=torch.tensor(LOGP, dtype=torch.float64).requires_grad_(), lengths=torch.tensor([2, 2]), **tensors
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])

@@ -30,7 +30,9 @@ class Peer:
 
 
 @contextmanager
-def serving(answer: Callable[[str, int], Reply], port: int = 0, *, chunk: int = 1 << 20, pause: float = 0.0) -> Iterator[Peer]:
+def serving(
+    answer: Callable[[str, int], Reply], port: int = 0, *, chunk: int = 1 << 20, pause: float = 0.0
+) -> Iterator[Peer]:
     """A server that sends `chunk` bytes at a time, with pauses (seconds) after each."""
     lock, busy = threading.Lock(), [0]
 

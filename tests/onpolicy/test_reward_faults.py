@@ -102,5 +102,6 @@ def test_a_package_that_is_missing(spec, package, monkeypatch):
     with pytest.raises(ConfigError) as caught:
         resolve_reward(spec)
     assert str(caught.value) == (
-        f"Reward {spec!r} needs the package {package}; got it is not installed. Install it with: pip install 'preftune[rewards]'."
+        f"Reward {spec!r} needs the package {package}; got it is not installed. "
+        "Install it with: pip install 'preftune[rewards]'."
     )

@@ -73,7 +73,9 @@ def test_a_sentence(text):
     assert is_sentence(text)
 
 
-@pytest.mark.parametrize("text", ["It is late.", "It is a fish", "It is a fish:", "- one - two - three.", "It is a. fish"])
+@pytest.mark.parametrize(
+    "text", ["It is late.", "It is a fish", "It is a fish:", "- one - two - three.", "It is a. fish"]
+)
 def test_not_a_sentence(text):
     assert not is_sentence(text)
 
@@ -209,7 +211,9 @@ def test_a_callable_that_does_not_tell_its_signature_is_let_through():
 
 
 def test_a_file_may_define_dataclasses(module):
-    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Box:\n    side: int\n"
+    source = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Box:\n    side: int\n"
+    )
     assert resolve_reward(f"{module(source + FUNCTION)}:score")
 
 
@@ -270,7 +274,9 @@ def test_a_signature_that_would_fail_at_the_first_call(module, source, message):
 
 
 def test_a_required_column_is_a_fine_parameter(module):
-    path = module("def score(completions, answer, **columns):\n    return [float(a == c) for a, c in zip(answer, completions)]")
+    path = module(
+        "def score(completions, answer, **columns):\n    return [float(a == c) for a, c in zip(answer, completions)]"
+    )
     assert called(resolve_reward(f"{path}:score"), ["a", "b"], answer=["a", "x"]) == [1.0, 0.0]
 
 
@@ -316,7 +322,9 @@ def test_a_wrong_number_of_entries():
         called(lambda **_: [1.0] * 4)
 
 
-@pytest.mark.parametrize("outcome, kind", [(None, "NoneType"), (1.0, "float"), (np.zeros(3), "ndarray"), ("abc", "str")])
+@pytest.mark.parametrize(
+    "outcome, kind", [(None, "NoneType"), (1.0, "float"), (np.zeros(3), "ndarray"), ("abc", "str")]
+)
 def test_an_outcome_that_is_no_list(outcome, kind):
     with pytest.raises(TrainingError, match=f"returned no list; got a {kind}; expected a list of 3"):
         called(lambda **_: outcome)
@@ -363,7 +371,9 @@ def test_an_exception_that_no_single_completion_causes_blames_none():
         return [0.0]
 
     for function in (flaky, crowded):
-        with pytest.raises(TrainingError, match=r"'mine' raised ValueError\(.*\), on 3 completions\. Mend the function\."):
+        with pytest.raises(
+            TrainingError, match=r"'mine' raised ValueError\(.*\), on 3 completions\. Mend the function\."
+        ):
             called(function)
     with pytest.raises(TrainingError, match="on 0 completions"):
         called(lambda **_: [][0], [])

@@ -127,7 +127,9 @@ def test_with_two_samples_a_deviation_leaves_only_who_won(objective):
     torch.testing.assert_close(found, -torch.autograd.grad(wins, logits)[0] / 2**0.5, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(("kind", "other_way"), [("k2", False), ("k3", True)], ids=["k2 is KL(pi||ref)", "k3 is KL(ref||pi)"])
+@pytest.mark.parametrize(
+    ("kind", "other_way"), [("k2", False), ("k3", True)], ids=["k2 is KL(pi||ref)", "k3 is KL(ref||pi)"]
+)
 def test_the_gradient_of_an_estimator_in_the_loss(kind, other_way):
     """With rewards that are all equal, GRPO on the policy's own samples is its KL term."""
     found = expected_gradient(GRPO(beta=1.0, kl=kind), reward=torch.zeros(ARMS, dtype=torch.float64))

@@ -21,7 +21,9 @@ ARMS = len(REF)
 
 def scores_of(logits: Tensor, arms: Tensor) -> TokenScores:
     """One completion of one token for each entry of `arms`."""
-    return TokenScores(logp=logits.log_softmax(0)[arms], ref_logp=REF.log()[arms], lengths=torch.ones(len(arms), dtype=torch.long))
+    return TokenScores(
+        logp=logits.log_softmax(0)[arms], ref_logp=REF.log()[arms], lengths=torch.ones(len(arms), dtype=torch.long)
+    )
 
 
 def minimised(loss: Callable[[Tensor], Tensor]) -> Tensor:

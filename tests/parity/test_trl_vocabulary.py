@@ -66,7 +66,6 @@ def mine(objective: Objective, examples: list[Example], policy, reference) -> tu
 
 def likely(model, examples: list[Example]) -> list[Example]:
     """The same prompts, both completions of the policy's likeliest tokens: above what it draws on average, and D = 0."""
-
     def greedy(prompt: list[int], length: int) -> list[int]:
         ids = list(prompt)
         for _ in range(length):

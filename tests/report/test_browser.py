@@ -34,8 +34,7 @@ def pages(tmp_path_factory):
     plain = build_run(root / "plain", steps=24, num_prompts=14)
     hostile = spoil(build_run(root / "hostile", steps=4, num_prompts=1))
     return {
-        "plain": write_report(plain),
-        "hostile": write_report(hostile),
+        "plain": write_report(plain), "hostile": write_report(hostile),
         "comparison": write_comparison([plain, hostile], root / "compare.html"),
     }
 
@@ -79,12 +78,10 @@ def test_figures_follow_the_colour_scheme(browser, pages):
     for scheme in ("light", "dark"):
         page, faults = open_page(browser, pages["plain"], 1280, scheme)
         assert faults == []
-        seen.append(
-            page.evaluate(
-                "() => { const style = (name) => getComputedStyle(document.querySelector(name));"
-                " return [style('body').backgroundColor, style('svg text').fill] }"
-            )
-        )
+        seen.append(page.evaluate(
+            "() => { const style = (name) => getComputedStyle(document.querySelector(name));"
+            " return [style('body').backgroundColor, style('svg text').fill] }"
+        ))
         page.context.close()
     (light_page, light_ink), (dark_page, dark_ink) = seen
     assert light_page != dark_page

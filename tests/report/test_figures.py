@@ -76,20 +76,8 @@ def test_options_of_the_axis_are_felt():
 
 @pytest.mark.parametrize(
     "values",
-    [
-        [math.nan],
-        [math.nan, math.nan, 1.0],
-        [math.inf, 1.0, -math.inf],
-        [1e300, 1.0, -1e300],
-        [0.0],
-        [5.0] * 9,
-        [1e-12, 2e-12],
-        [1.7e308, -1.7e308],
-        [1.7e308] * 900,
-        [1e-320, 1e300],
-        [1e15, 1e15 + 1],
-        [-1e-9, 1e9],
-    ],
+    [[math.nan], [math.nan, math.nan, 1.0], [math.inf, 1.0, -math.inf], [1e300, 1.0, -1e300], [0.0], [5.0] * 9,
+     [1e-12, 2e-12], [1.7e308, -1.7e308], [1.7e308] * 900, [1e-320, 1e300], [1e15, 1e15 + 1], [-1e-9, 1e9]],
 )
 @pytest.mark.parametrize("spread", [True, False])
 def test_any_numbers_can_be_drawn(values, spread):
@@ -130,10 +118,9 @@ def test_panels_draw_what_is_there(tmp_path):
 
 def test_a_metric_without_evaluation_is_strong_and_needs_no_legend(tmp_path):
     folder = build_run(tmp_path / "run", num_prompts=1)
-    write_lines(
-        folder / "metrics.jsonl",
-        [{"step": step, "phase": "train", "loss": 1.0 / step, "a/b/chosen": 1.0, "other": 2} for step in range(1, 5)],
-    )
+    write_lines(folder / "metrics.jsonl", [
+        {"step": step, "phase": "train", "loss": 1.0 / step, "a/b/chosen": 1.0, "other": 2} for step in range(1, 5)
+    ])
     run = read_run(folder)
     (loss,) = figures([run])
     assert loss.legend == ()

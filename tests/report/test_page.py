@@ -106,15 +106,8 @@ def test_control_characters_and_surrogates_are_removed(folder):
 
 
 def test_reward_before_and_after_over_the_prompts_that_have_both(folder):
-    rows = [
-        sample("before", 0, 0.0),
-        sample("before", 0, 1.0, 1),
-        sample("after", 0, 2.0),
-        sample("before", 1, 3.0),
-        sample("after", 1, 4.5),
-        sample("before", 2, 100.0),
-        sample("after", 3, None),
-    ]
+    rows = [sample("before", 0, 0.0), sample("before", 0, 1.0, 1), sample("after", 0, 2.0), sample("before", 1, 3.0),
+            sample("after", 1, 4.5), sample("before", 2, 100.0), sample("after", 3, None)]
     write_lines(folder / "samples.jsonl", rows)
     reward, ended, length = changes(read_run(folder).samples)
     assert (reward.before.mean, reward.after.mean, reward.difference.mean) == (1.75, 3.25, 1.5)
@@ -141,12 +134,8 @@ def test_the_verdict_claims_no_more_than_the_interval(folder):
 
 
 def test_samples_stand_in_the_order_of_prompts_not_of_rewards(folder):
-    rows = [
-        sample(stage, prompt, -prompt if stage == "after" else 0.0, index)
-        for prompt in reversed(range(20))
-        for index in (1, 0)
-        for stage in ("after", "before")
-    ]
+    rows = [sample(stage, prompt, -prompt if stage == "after" else 0.0, index)
+            for prompt in reversed(range(20)) for index in (1, 0) for stage in ("after", "before")]
     write_lines(folder / "samples.jsonl", rows)
     shown, folded = sample_rows(read_run(folder).samples)
     assert [row.label for row in shown] == [f"prompt {n}, sample 1" for n in range(1, NUM_SHOWN + 1)]
@@ -172,11 +161,8 @@ def test_long_and_many_samples_are_cut_and_the_page_says_so(folder):
 def test_a_run_that_did_not_finish_says_so(folder, state):
     (folder / "status.json").write_text(json.dumps({"state": state, "message": "loss is nan"}))
     text = page_of(folder).text
-    assert {
-        "running": "still going, or it was cut",
-        "interrupted": "interrupted: loss is nan",
-        "failed": "stopped by an error: loss is nan",
-    }[state] in text
+    assert {"running": "still going, or it was cut", "interrupted": "interrupted: loss is nan",
+            "failed": "stopped by an error: loss is nan"}[state] in text
 
 
 def test_a_run_with_nothing_yet_still_has_a_page(tmp_path):
@@ -254,12 +240,7 @@ def test_settings_that_differ_are_found_at_any_depth(folder):
 
 def test_numbers_and_settings_as_words():
     assert [value_text(v) for v in (0.0, -0.5, 1.2345, 12345.6, 2e-6, float("nan"))] == [
-        "0",
-        "−0.500",
-        "1.23",
-        "12,346",
-        "2.00e−06",
-        "not finite",
+        "0", "−0.500", "1.23", "12,346", "2.00e−06", "not finite",
     ]
     interval = Interval(mean=0.2941, low=0.2012, high=0.387, num=9)
     assert interval_text(interval, signed=True) == "+0.294 (+0.201 to +0.387)"

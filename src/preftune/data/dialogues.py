@@ -23,11 +23,8 @@ def split_shared(chosen: object, rejected: object) -> tuple[Prompt, Completion, 
         if is_transcript(chosen) and is_transcript(rejected):
             return _split_turns(transcript_turns(chosen), transcript_turns(rejected))
         return _split_texts(chosen, rejected)
-    raise DataError(
-        "The fields chosen and rejected are not of one kind",
-        got=f"{described(chosen)} and {described(rejected)}",
-        expected="two texts or two lists of turns",
-    )
+    raise DataError("The fields chosen and rejected are not of one kind",
+                    got=f"{described(chosen)} and {described(rejected)}", expected="two texts or two lists of turns")
 
 
 def is_transcript(text: str) -> bool:
@@ -50,20 +47,21 @@ def transcript_turns(text: str) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _split_turns(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[tuple[Message, ...], Completion, Completion]:
+def _split_turns(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], Completion, Completion]:
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         ends_with(turns, "assistant", name)
     if len(chosen) == 1 or len(rejected) == 1:
-        raise DataError(
-            "The dialogues chosen and rejected share no prompt",
-            got=f"{len(chosen)} and {len(rejected)} turns",
-            expected="shared turns, then one answer each",
-            do="Add a column prompt",
-        )
+        raise DataError("The dialogues chosen and rejected share no prompt",
+                        got=f"{len(chosen)} and {len(rejected)} turns",
+                        expected="shared turns, then one answer each", do="Add a column prompt")
     return part(chosen, rejected)
 
 
-def part(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[tuple[Message, ...], Completion, Completion]:
+def part(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], Completion, Completion]:
     """(the turns before the first answer that differs, and what follows in each); both end with the assistant.
 
     Where another turn than the assistant's differs first, it is the prompts that differ: no preference among answers.
@@ -71,11 +69,8 @@ def part(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> tuple[tu
     differing = (k for k, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
     place = next(differing, len(chosen) - 1 if len(chosen) == len(rejected) else -1)
     if place < 0 or not chosen[place].role == rejected[place].role == "assistant":
-        raise DataError(
-            "The prompts of chosen and rejected differ",
-            got=first_difference(chosen[:-1], rejected[:-1]),
-            expected="the same turns up to an answer of the assistant",
-        )
+        raise DataError("The prompts of chosen and rejected differ", got=first_difference(chosen[:-1], rejected[:-1]),
+                        expected="the same turns up to an answer of the assistant")
     ends_with(chosen[:place], "user", "the shared prompt")
     return chosen[:place], completion_of(chosen[place:], "chosen"), completion_of(rejected[place:], "rejected")
 
@@ -84,9 +79,8 @@ def ends_with(turns: tuple[Message, ...], role: str, name: str) -> None:
     """An error unless the last turn is of that role; what a tool returned may stand where a user asks."""
     if not turns or turns[-1].role not in ((role, "tool") if role == "user" else (role,)):
         got = "the turns " + (", ".join(turn.role for turn in turns) or "none")
-        raise DataError(
-            f"The dialogue {name} does not end with a turn of the {role}", got=got, expected=f"a last turn of the {role}"
-        )
+        raise DataError(f"The dialogue {name} does not end with a turn of the {role}", got=got,
+                        expected=f"a last turn of the {role}")
 
 
 def first_difference(left: tuple[Message, ...], right: tuple[Message, ...]) -> str:
@@ -131,7 +125,8 @@ def agreed(prompt: Prompt, before: tuple[Message, ...]) -> Prompt:
         if _spoken(prompt) == _spoken(before):
             return max(prompt, before, key=len)
         difference = first_difference(prompt, before)
-    raise DataError("The prompt is not the one that chosen and rejected repeat", got=difference, expected="the same prompt")
+    raise DataError("The prompt is not the one that chosen and rejected repeat", got=difference,
+                    expected="the same prompt")
 
 
 def _spoken(turns: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -153,9 +148,6 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
         at_boundary = shared[end - 1].isspace()
         if at_boundary and shared[:cut].strip() and chosen[cut:].strip() and rejected[cut:].strip():
             return shared[:cut], chosen[cut:], rejected[cut:]
-    raise DataError(
-        "The texts chosen and rejected share no prompt",
-        got=f"{shown(chosen, 40)} and {shown(rejected, 40)}",
-        expected="a common beginning of whole words",
-        do="Add a column prompt",
-    )
+    raise DataError("The texts chosen and rejected share no prompt",
+                    got=f"{shown(chosen, 40)} and {shown(rejected, 40)}",
+                    expected="a common beginning of whole words", do="Add a column prompt")

@@ -15,19 +15,9 @@ Row = Mapping[str, object]
 T = TypeVar("T")
 
 ROLES = {
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
+    "system": "system", "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
 }
 _LABELS = {"true": 1, "1": 1, "+1": 1, "1.0": 1, "false": -1, "0": -1, "-1": -1, "0.0": -1, "-1.0": -1}
 _NOT_RENDERED = ("tools", "chat_template_kwargs", "image", "images", "tool_calls", "function_call")
@@ -66,8 +56,9 @@ def as_text(value: object, name: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        near = value[max(0, error.start - 20) : error.start + 20]
-        raise DataError(f"The field {name} holds half of a surrogate pair", got=shown(near), expected="valid Unicode") from error
+        near = value[max(0, error.start - 20): error.start + 20]
+        raise DataError(f"The field {name} holds half of a surrogate pair", got=shown(near),
+                        expected="valid Unicode") from error
     return value
 
 
@@ -81,11 +72,9 @@ def completion_of(turns: tuple[Message, ...], name: str) -> Completion:
     """The text of a single answer, or the turns of a trajectory."""
     answers = [turn.role == "assistant" for turn in turns]
     if not (answers[0] and answers[-1]) or (True, True) in pairwise(answers):
-        raise DataError(
-            f"The field {name} is not one answer of the assistant, nor a trajectory",
-            got="the turns " + ", ".join(turn.role for turn in turns),
-            expected="text, one assistant turn, or assistant turns with turns of a user or a tool between",
-        )
+        raise DataError(f"The field {name} is not one answer of the assistant, nor a trajectory",
+                        got="the turns " + ", ".join(turn.role for turn in turns),
+                        expected="text, one assistant turn, or assistant turns with turns of a user or a tool between")
     return turns[0].content if len(turns) == 1 else turns
 
 
@@ -106,9 +95,8 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
     """The turns of a dialogue from {role, content} or {from, value} objects; one object is one turn."""
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
-        raise DataError(
-            f"The field {name} is not a dialogue", got=described(value), expected="a list of turns such as {role, content}"
-        )
+        raise DataError(f"The field {name} is not a dialogue", got=described(value),
+                        expected="a list of turns such as {role, content}")
     return tuple(_turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
 
 
@@ -129,21 +117,16 @@ def _turn(turn: object, name: str) -> Message:
 def _text_part(part: object, name: str) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and "text" in part:
         return as_text(part["text"], name)
-    raise DataError(
-        f"The field {name} holds a part that is not text", got=described(part), expected='{"type": "text", "text": ...}'
-    )
+    raise DataError(f"The field {name} holds a part that is not text", got=described(part),
+                    expected='{"type": "text", "text": ...}')
 
 
 def refuse_unrendered(row: Row) -> None:
     """An error for what would change the model's input and that is not rendered: tools, images, template settings."""
     for name in _NOT_RENDERED:
         if row.get(name):
-            raise DataError(
-                f"The field {name} is not supported",
-                got=described(row[name]),
-                expected="text dialogues",
-                do=f"Remove {name} if the model shall not see it",
-            )
+            raise DataError(f"The field {name} is not supported", got=described(row[name]), expected="text dialogues",
+                            do=f"Remove {name} if the model shall not see it")
 
 
 def as_label(value: object, name: str) -> int:
@@ -152,7 +135,8 @@ def as_label(value: object, name: str) -> int:
         label = _LABELS.get(str(value).strip().lower())
         if label is not None:
             return label
-    raise DataError(f"The label in {name} is not understood", got=described(value), expected="true or false, 1 or 0, +1 or -1")
+    raise DataError(f"The label in {name} is not understood", got=described(value),
+                    expected="true or false, 1 or 0, +1 or -1")
 
 
 def as_ended(value: object, count: int) -> tuple[bool, ...]:
@@ -160,12 +144,8 @@ def as_ended(value: object, count: int) -> tuple[bool, ...]:
     given = value if isinstance(value, list) else [value]
     flags = tuple(flag for flag in given if isinstance(flag, bool))
     if not len(flags) == len(given) == count:
-        raise DataError(
-            "The field ended does not say of each completion whether it ended",
-            got=described(value),
-            expected=f"{count} times true or false",
-            do="Rename the column if it means something else",
-        )
+        raise DataError("The field ended does not say of each completion whether it ended", got=described(value),
+                        expected=f"{count} times true or false", do="Rename the column if it means something else")
     return flags
 
 
@@ -201,11 +181,8 @@ def as_source(value: object, name: str) -> Source:
     for source in SOURCES:
         if source == value:
             return source
-    raise DataError(
-        f"The field {name} does not say who wrote the completion",
-        got=described(value),
-        expected=", ".join(SOURCES[:-1]) + f" or {SOURCES[-1]}",
-    )
+    raise DataError(f"The field {name} does not say who wrote the completion", got=described(value),
+                    expected=", ".join(SOURCES[:-1]) + f" or {SOURCES[-1]}")
 
 
 def as_pair(value: object, name: str, count: int) -> tuple[int, int]:
@@ -214,11 +191,8 @@ def as_pair(value: object, name: str, count: int) -> tuple[int, int]:
         case [int() as chosen, int() as rejected] if type(chosen) is type(rejected) is int and chosen != rejected:
             if 0 <= chosen < count and 0 <= rejected < count:
                 return chosen, rejected
-    raise DataError(
-        f"The field {name} is not a pair of completions",
-        got=described(value),
-        expected=f"[chosen, rejected], two different places from 0 to {count - 1}",
-    )
+    raise DataError(f"The field {name} is not a pair of completions", got=described(value),
+                    expected=f"[chosen, rejected], two different places from 0 to {count - 1}")
 
 
 def each_of(row: Row, name: str, count: int, convert: Callable[[object, str], T]) -> tuple[T, ...]:

@@ -77,19 +77,15 @@ class Inspection:
             lines += [f"{self.completions_ending_turn} completions end with the end-of-turn token"]
         if self.preferred_tokens.max and self.dispreferred_tokens.max:
             bias = self.preferred_mean - self.dispreferred_mean
-            lines += [
-                f"preferred completions: {self.preferred_tokens}; dispreferred: {self.dispreferred_tokens}; "
-                f"length bias {bias:+.1f} tokens on average"
-            ]
+            lines += [f"preferred completions: {self.preferred_tokens}; dispreferred: {self.dispreferred_tokens}; "
+                      f"length bias {bias:+.1f} tokens on average"]
         lines += [f"{count} records {kind}" for kind, count in self.fitted.items()]
         lines.append(f"{self.starts_with_bos} prompts start with BOS, {self.double_bos} with two")
         for count, what in (
             (self.special_inside, "completions hold a special token before their end"),
-            (self.duplicate_prompts, "records repeat a prompt"),
-            (self.duplicate_records, "records repeat another"),
+            (self.duplicate_prompts, "records repeat a prompt"), (self.duplicate_records, "records repeat another"),
             (self.identical_completions, "records hold equal completions"),
-            (self.reward_ties, "records hold equal rewards"),
-            (self.num_soft, "pairs have a probability"),
+            (self.reward_ties, "records hold equal rewards"), (self.num_soft, "pairs have a probability"),
         ):
             lines += [f"{count} {what}"] if count else []
         return [clean_terminal(line) for line in lines]
@@ -113,34 +109,20 @@ def inspect_data(source: str | Path, tokenizer: PreTrainedTokenizerBase, options
 
 
 def _census(
-    source: str,
-    loaded: LoadedRecords,
-    rendered: Sequence[tuple[Record, Group]],
-    bad: Sequence[str],
-    renderer: Renderer,
-    options: DataOptions,
+    source: str, loaded: LoadedRecords, rendered: Sequence[tuple[Record, Group]], bad: Sequence[str],
+    renderer: Renderer, options: DataOptions,
 ) -> Inspection:
     records, groups = [record for record, _ in rendered], [group for _, group in rendered]
     completions = [ids for group in groups for ids in group.completions]
     preferred, dispreferred = _lengths_by_preference(groups)
     return Inspection(
-        source=source,
-        format=loaded.format,
-        template=renderer.mode,
-        signals=available_signals(records),
-        num_rows=loaded.num_rows,
-        num_bad=len(bad),
-        bad_messages=tuple(bad[:5]),
-        dropped_rows=loaded.dropped,
-        num_records=len(records),
-        num_completions=len(completions),
-        fitted=_fitted(groups, renderer, options),
+        source=source, format=loaded.format, template=renderer.mode, signals=available_signals(records),
+        num_rows=loaded.num_rows, num_bad=len(bad), bad_messages=tuple(bad[:5]), dropped_rows=loaded.dropped,
+        num_records=len(records), num_completions=len(completions), fitted=_fitted(groups, renderer, options),
         prompt_tokens=Lengths.of([len(group.prompt) for group in groups]),
         completion_tokens=Lengths.of([len(ids) for ids in completions]),
-        preferred_tokens=Lengths.of(preferred),
-        dispreferred_tokens=Lengths.of(dispreferred),
-        preferred_mean=_mean(preferred),
-        dispreferred_mean=_mean(dispreferred),
+        preferred_tokens=Lengths.of(preferred), dispreferred_tokens=Lengths.of(dispreferred),
+        preferred_mean=_mean(preferred), dispreferred_mean=_mean(dispreferred),
         starts_with_bos=sum(_leading_bos(group, renderer.bos) >= 1 for group in groups),
         double_bos=sum(_leading_bos(group, renderer.bos) >= 2 for group in groups),
         completions_ending_turn=sum(int(ids[-1]) == renderer.end_of_turn for ids in completions),
@@ -150,8 +132,7 @@ def _census(
         identical_completions=sum(len(set(record.completions)) < len(record.completions) for record in records),
         num_soft=sum(len(record.probabilities) for record in records),
         reward_ties=sum(len(set(record.rewards)) < len(record.rewards) for record in records),
-        groups=tuple(groups),
-        renderer=renderer,
+        groups=tuple(groups), renderer=renderer,
     )
 
 
@@ -203,9 +184,7 @@ def _special_inside(groups: Sequence[Group], renderer: Renderer) -> int:
     """Trajectories are not counted: the template puts special tokens around each of their turns."""
     special = np.array(sorted({*renderer.tokenizer.all_special_ids, renderer.end_of_turn}))
     single = [
-        ids
-        for group in groups
-        for ids, num_scored in zip(group.completions, group.num_scored, strict=True)
+        ids for group in groups for ids, num_scored in zip(group.completions, group.num_scored, strict=True)
         if len(ids) == num_scored
     ]
     return sum(bool(np.isin(ids[:-1], special).any()) for ids in single)

@@ -6,18 +6,8 @@ from typing import Literal, get_args
 from preftune.errors import ConfigError
 
 FormatName = Literal[
-    "auto",
-    "sharegpt",
-    "pairs",
-    "dialogues",
-    "ultrafeedback",
-    "ranked",
-    "groups",
-    "scored",
-    "labels",
-    "messages_label",
-    "completions",
-    "prompts",
+    "auto", "sharegpt", "pairs", "dialogues", "ultrafeedback", "ranked", "groups", "scored", "labels", "messages_label",
+    "completions", "prompts",
 ]
 BadRows = Literal["error", "skip"]
 Pairing = Literal["all", "best_worst"]
@@ -25,26 +15,8 @@ Template = Literal["auto", "chat", "plain"]
 Truncation = Literal["error", "drop", "cut_prompt", "cut_completion"]
 
 FIELDS = (
-    "prompt",
-    "system",
-    "history",
-    "input",
-    "chosen",
-    "rejected",
-    "probability",
-    "completion",
-    "completions",
-    "answers",
-    "label",
-    "reward",
-    "rewards",
-    "ranks",
-    "messages",
-    "conversations",
-    "pairs",
-    "probabilities",
-    "labels",
-    "sources",
+    "prompt", "system", "history", "input", "chosen", "rejected", "probability", "completion", "completions", "answers",
+    "label", "reward", "rewards", "ranks", "messages", "conversations", "pairs", "probabilities", "labels", "sources",
 )  # what `columns` can fill
 
 
@@ -82,15 +54,13 @@ class DataOptions:
 
     def __post_init__(self):
         for name, choices in (
-            ("format", FormatName),
-            ("bad_rows", BadRows),
-            ("pairing", Pairing),
-            ("template", Template),
+            ("format", FormatName), ("bad_rows", BadRows), ("pairing", Pairing), ("template", Template),
             ("truncation", Truncation),
         ):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(
-                    f"The data option {name} is unknown", got=getattr(self, name), expected=" | ".join(get_args(choices))
+                    f"The data option {name} is unknown", got=getattr(self, name),
+                    expected=" | ".join(get_args(choices))
                 )
         if not self.split:
             raise ConfigError("The data option split is empty", expected='a name such as "train"')
@@ -98,13 +68,11 @@ class DataOptions:
             raise ConfigError("The data option min_gap is out of range", got=self.min_gap, expected="a number >= 0")
         temperature = self.soft_label_temperature
         if temperature is not None and not 0.0 < temperature < float("inf"):
-            raise ConfigError(
-                "The data option soft_label_temperature is out of range", got=temperature, expected="a number above 0"
-            )
+            raise ConfigError("The data option soft_label_temperature is out of range", got=temperature,
+                              expected="a number above 0")
         if self.max_length < 2:
             raise ConfigError(
-                "The data option max_length is too small",
-                got=self.max_length,
+                "The data option max_length is too small", got=self.max_length,
                 expected="at least 2: a prompt token and a completion token",
             )
         if self.max_rows is not None and self.max_rows < 1:
@@ -112,8 +80,6 @@ class DataOptions:
         unknown = [name for name in self.columns if name not in FIELDS]
         if unknown:
             raise ConfigError(
-                "The data option columns names a field that does not exist",
-                got=unknown[0],
-                expected="one of " + ", ".join(FIELDS),
-                do='Write {our field: your column}, as in {"chosen": "winner"}',
+                "The data option columns names a field that does not exist", got=unknown[0],
+                expected="one of " + ", ".join(FIELDS), do='Write {our field: your column}, as in {"chosen": "winner"}',
             )

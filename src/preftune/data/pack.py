@@ -36,10 +36,8 @@ class LayoutOptions:
             raise ConfigError("row_tokens is out of range", got=self.row_tokens, expected="at least 1")
         if self.micro_batch_tokens < self.row_tokens:
             raise ConfigError(
-                "micro_batch_tokens is smaller than a row",
-                got=self.micro_batch_tokens,
-                expected=f"at least row_tokens ({self.row_tokens})",
-                do="Raise it or lower row_tokens",
+                "micro_batch_tokens is smaller than a row", got=self.micro_batch_tokens,
+                expected=f"at least row_tokens ({self.row_tokens})", do="Raise it or lower row_tokens",
             )
 
 
@@ -62,7 +60,8 @@ def segments(groups: Sequence[Group], sharing: Sharing, read_last: bool = False)
             found.append(Segment(group=index, completions=tuple(range(len(lengths))), num_positions=size))
         else:
             found += [
-                Segment(group=index, completions=(k,), num_positions=len(group.prompt) + length) for k, length in enumerate(lengths)
+                Segment(group=index, completions=(k,), num_positions=len(group.prompt) + length)
+                for k, length in enumerate(lengths)
             ]
     return found
 
@@ -140,7 +139,9 @@ def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing, r
                 predict_at[segment.group][k], read_at[segment.group][k] = places[:-1][scored], places[1:][scored]
                 at += inner
             start = end
-    targets = [ids[group.scored[k]] if group.scored else ids for group in groups for k, ids in enumerate(group.completions)]
+    targets = [
+        ids[group.scored[k]] if group.scored else ids for group in groups for k, ids in enumerate(group.completions)
+    ]
     return Batch(
         input_ids=torch.from_numpy(tokens),
         position_ids=torch.from_numpy(positions),
@@ -183,12 +184,8 @@ def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
 def group_sources(group: Group) -> tuple[int, ...]:
     """Who wrote each completion; an error if the group does not know."""
     if len(group.sources) != len(group.completions):
-        raise DataError(
-            f"{group.origin}: who wrote the completions is not known",
-            got="no sources",
-            expected="one source for each completion",
-            do="Prepare the data for the signal hybrid",
-        )
+        raise DataError(f"{group.origin}: who wrote the completions is not known", got="no sources",
+                        expected="one source for each completion", do="Prepare the data for the signal hybrid")
     return group.sources
 
 

@@ -98,10 +98,8 @@ class DataReport:
             if self.derived.num_samples:
                 lines.append(f"{self.derived.num_samples} completions of the policy are in no pair")
             if self.derived.num_soft:
-                lines.append(
-                    f"{self.derived.num_soft} of {self.derived.num_pairs} pairs have a probability"
-                    + (", the others count as certain" * (self.derived.num_soft < self.derived.num_pairs))
-                )
+                lines.append(f"{self.derived.num_soft} of {self.derived.num_pairs} pairs have a probability"
+                             + (", the others count as certain" * (self.derived.num_soft < self.derived.num_pairs)))
             lines += [f"dropped {count} records: {reason}" for reason, count in self.derived.dropped.items()]
             lines += [f"left out {count} completions: {reason}" for reason, count in self.derived.left_out.items()]
         lines += [f"{count} groups {kind}" for kind, count in self.fitted.items()]
@@ -155,10 +153,10 @@ def load_records(source: str | Path, options: DataOptions) -> LoadedRecords:
     if not records:
         reasons = [f"{count} rows: {reason}" for reason, count in dropped.items()]
         reasons += [f"{len(bad)} bad rows, the first: {bad[0].message}"] if bad else []
-        raise DataError(f"{source}: no row can be used", got="; ".join(reasons), expected=f"rows of the format {form.name}")
-    return LoadedRecords(
-        records=tuple(records), format=form.name, num_rows=num_rows["rows"], bad_rows=tuple(bad), dropped=dict(dropped)
-    )
+        raise DataError(f"{source}: no row can be used", got="; ".join(reasons),
+                        expected=f"rows of the format {form.name}")
+    return LoadedRecords(records=tuple(records), format=form.name, num_rows=num_rows["rows"], bad_rows=tuple(bad),
+                         dropped=dict(dropped))
 
 
 def _counted(rows: Iterator[RawRow], count: Counter) -> Iterator[RawRow]:
@@ -210,9 +208,7 @@ def _converted(row: RawRow, form: Format) -> Record | Drop | DataError:
 
 
 def prepare(
-    source: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
-    signal: SignalName | Literal["prompts"] | None,
+    source: str | Path, tokenizer: PreTrainedTokenizerBase, signal: SignalName | Literal["prompts"] | None,
     options: DataOptions,
 ) -> Prepared:
     """The groups of a source with exactly this signal; "prompts" without completions, None as the records are."""
@@ -233,12 +229,9 @@ def prepare(
             kept.append(record)
     if not groups:
         got = ", ".join(f"{count} groups {kind}" for kind, count in fitted.items()) or f"{len(bad)} bad rows"
-        raise DataError(
-            f"{source}: no group is left",
-            got=got,
-            expected=f"groups of at most {options.max_length} tokens",
-            do="Raise max_length, or choose another truncation" if fitted else f"First: {bad[0].message}",
-        )
+        raise DataError(f"{source}: no group is left", got=got,
+                        expected=f"groups of at most {options.max_length} tokens",
+                        do="Raise max_length, or choose another truncation" if fitted else f"First: {bad[0].message}")
     report = _report(str(source), loaded, derived, groups, fitted, len(bad), renderer.mode)
     return Prepared(groups=tuple(groups), records=tuple(kept), bad_rows=tuple(bad), report=report)
 
@@ -252,46 +245,27 @@ def _with_signal(
     records: tuple[Record, ...], signal: SignalName | Literal["prompts"] | None, options: DataOptions
 ) -> tuple[tuple[Record, ...], SignalReport | None]:
     if signal is not None and signal != "prompts":
-        return derive(
-            records, signal, pairing=options.pairing, min_gap=options.min_gap, soft_label_temperature=options.soft_label_temperature
-        )
+        return derive(records, signal, pairing=options.pairing, min_gap=options.min_gap,
+                      soft_label_temperature=options.soft_label_temperature)
     if options.pairing != "all" or options.min_gap > 0 or options.soft_label_temperature is not None:
-        raise ConfigError(
-            "The data options pairing, min_gap and soft_label_temperature have no effect here",
-            got=f"signal {signal}",
-            expected="pairs or labels made of rewards",
-            do="Leave them out",
-        )
+        raise ConfigError("The data options pairing, min_gap and soft_label_temperature have no effect here",
+                          got=f"signal {signal}", expected="pairs or labels made of rewards", do="Leave them out")
     if signal == "prompts":
         return tuple(map(prompt_only, records)), None
     return records, None
 
 
 def _report(
-    source: str,
-    loaded: LoadedRecords,
-    derived: SignalReport | None,
-    groups: Sequence[Group],
-    fitted: Mapping[str, int],
-    num_bad: int,
-    mode: Literal["chat", "plain"],
+    source: str, loaded: LoadedRecords, derived: SignalReport | None, groups: Sequence[Group],
+    fitted: Mapping[str, int], num_bad: int, mode: Literal["chat", "plain"],
 ) -> DataReport:
     prompts = [len(group.prompt) for group in groups]
     completions = [len(ids) for group in groups for ids in group.completions]
     return DataReport(
-        source=source,
-        format=loaded.format,
-        template=mode,
-        num_rows=loaded.num_rows,
-        num_bad=num_bad,
-        dropped_rows=loaded.dropped,
-        derived=derived,
-        fitted=dict(fitted),
-        num_groups=len(groups),
-        num_completions=len(completions),
-        num_pairs=sum(len(group.pairs) for group in groups),
+        source=source, format=loaded.format, template=mode, num_rows=loaded.num_rows, num_bad=num_bad,
+        dropped_rows=loaded.dropped, derived=derived, fitted=dict(fitted), num_groups=len(groups),
+        num_completions=len(completions), num_pairs=sum(len(group.pairs) for group in groups),
         num_tokens=sum(prompts) + sum(completions),
         num_context=sum(completions) - sum(chain.from_iterable(group.num_scored for group in groups)),
-        prompt_tokens=Lengths.of(prompts),
-        completion_tokens=Lengths.of(completions),
+        prompt_tokens=Lengths.of(prompts), completion_tokens=Lengths.of(completions),
     )

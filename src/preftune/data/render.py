@@ -54,7 +54,7 @@ class Renderer:
     def render_all(self, records: Sequence[Record]) -> Iterator[Group | DataError]:
         """The groups in the order of the records; a record that cannot be rendered gives its error."""
         for start in range(0, len(records), BATCH):
-            batch = records[start : start + BATCH]
+            batch = records[start: start + BATCH]
             texts = [_texts_or_error(self, record) for record in batch]
             flat = [text for item in texts if not isinstance(item, DataError) for text in item.flat]
             ids = iter(_tokenise(self.tokenizer, flat))
@@ -73,30 +73,17 @@ def make_renderer(tokenizer: PreTrainedTokenizerBase, template: Template = "auto
     """The renderer of a tokeniser; an error if its template or its special tokens cannot serve."""
     chat = template == "chat" or (template == "auto" and bool(tokenizer.chat_template))
     if chat and not tokenizer.chat_template:
-        raise ModelError(
-            "The tokeniser has no chat template",
-            got="template: chat",
-            expected="a tokeniser with one",
-            do="Use the option template: plain",
-        )
+        raise ModelError("The tokeniser has no chat template", got="template: chat", expected="a tokeniser with one",
+                         do="Use the option template: plain")
     end, after = _template_end(tokenizer) if chat else ("", "")
     end_of_turn = tokenizer.convert_tokens_to_ids(end) if end else tokenizer.eos_token_id
     if not isinstance(end_of_turn, int):
-        raise ModelError(
-            "The tokeniser has no end-of-sequence token",
-            got="eos_token: none",
-            expected="a token that ends a completion",
-            do="Set eos_token in tokenizer_config.json",
-        )
+        raise ModelError("The tokeniser has no end-of-sequence token", got="eos_token: none",
+                         expected="a token that ends a completion", do="Set eos_token in tokenizer_config.json")
     bos = tokenizer.bos_token_id
     return Renderer(
-        tokenizer=tokenizer,
-        mode="chat" if chat else "plain",
-        start=_automatic_start(tokenizer),
-        bos=bos if isinstance(bos, int) else None,
-        end_of_turn=end_of_turn,
-        template_end=end,
-        after_end=after,
+        tokenizer=tokenizer, mode="chat" if chat else "plain", start=_automatic_start(tokenizer),
+        bos=bos if isinstance(bos, int) else None, end_of_turn=end_of_turn, template_end=end, after_end=after,
     )
 
 
@@ -117,7 +104,7 @@ def _automatic_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The special tokens that the tokeniser puts before any text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a", add_special_tokens=True)["input_ids"]
-    place = next(k for k in range(len(ids)) if ids[k : k + len(plain)] == plain)
+    place = next(k for k in range(len(ids)) if ids[k: k + len(plain)] == plain)
     return tuple(ids[:place])
 
 
@@ -127,11 +114,9 @@ def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], 
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
     except Exception as error:  # a template is a program of its own and may raise anything
         roles = ", ".join(message.role for message in messages)
-        raise DataError(
-            "The chat template refuses the dialogue",
-            got=f"{type(error).__name__}: {error} (turns: {roles})",
-            expected="turns that the template allows",
-        ) from error
+        raise DataError("The chat template refuses the dialogue",
+                        got=f"{type(error).__name__}: {error} (turns: {roles})",
+                        expected="turns that the template allows") from error
     return str(text)
 
 
@@ -142,24 +127,17 @@ def _template_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         silent, prompt = (_chat_text(tokenizer, turns[:1], generation) for generation in (False, True))
         whole = _chat_text(tokenizer, turns, False)
     except DataError as error:
-        raise ModelError(
-            f"The chat template cannot be used: {error}",
-            expected="a template for user and assistant turns",
-            do="Use the option template: plain",
-        ) from error
+        raise ModelError(f"The chat template cannot be used: {error}",
+                         expected="a template for user and assistant turns",
+                         do="Use the option template: plain") from error
     if whole.count(_PROBE) != 1:
-        raise ModelError(
-            "The chat template does not write the assistant's turn as it is",
-            got=shown(whole[-80:]),
-            expected="the text of the answer, once",
-            do="Use the option template: plain",
-        )
+        raise ModelError("The chat template does not write the assistant's turn as it is", got=shown(whole[-80:]),
+                         expected="the text of the answer, once", do="Use the option template: plain")
     header, tail = whole.split(_PROBE)
     if silent == prompt and header.removeprefix(prompt).strip():
         raise ModelError(
-            "The chat template has no generation prompt",
-            got=f"{shown(header[-40:])} before an answer, and {shown(prompt[-40:])} at the end of a prompt",
-            expected="a template that uses add_generation_prompt",
+            "The chat template has no generation prompt", got=f"{shown(header[-40:])} before an answer, and "
+            f"{shown(prompt[-40:])} at the end of a prompt", expected="a template that uses add_generation_prompt",
             do="Mend the template, or use the option template: plain",
         )
     end = _end_token(tokenizer, tail)
@@ -224,24 +202,20 @@ def _answered(renderer: Renderer, before: str, turns: tuple[Message, ...]) -> st
     whole = _chat_text(renderer.tokenizer, turns, False)
     end = renderer.template_end + renderer.after_end
     if not whole.startswith(before) or not whole.endswith(end) or len(whole) < len(before) + len(end):
-        raise DataError(
-            "The chat template writes the prompt differently when the answer follows",
-            got=_parting(before, whole),
-            expected="the prompt's text, the answer, the end of the turn",
-            do="Mend the template, or use the option template: plain",
-        )
+        raise DataError("The chat template writes the prompt differently when the answer follows",
+                        got=_parting(before, whole), expected="the prompt's text, the answer, the end of the turn",
+                        do="Mend the template, or use the option template: plain")
     return whole.removesuffix(renderer.after_end)
 
 
-def _trajectory_stages(renderer: Renderer, prompt: str, turns: tuple[Message, ...], trajectory: tuple[Message, ...]) -> list[str]:
+def _trajectory_stages(
+    renderer: Renderer, prompt: str, turns: tuple[Message, ...], trajectory: tuple[Message, ...]
+) -> list[str]:
     """Where each answer of a trajectory begins and ends, proven by writing the dialogue turn by turn."""
     if not renderer.template_end:
-        raise DataError(
-            "The chat template has no end-of-turn token, so the answers of a trajectory have no end",
-            got=f"a trajectory of {len(trajectory)} turns",
-            expected="a template that ends each answer",
-            do="Use another template, or give each answer a row of its own",
-        )
+        raise DataError("The chat template has no end-of-turn token, so the answers of a trajectory have no end",
+                        got=f"a trajectory of {len(trajectory)} turns", expected="a template that ends each answer",
+                        do="Use another template, or give each answer a row of its own")
     stages, start, silent = [], prompt, ""
     for k, turn in enumerate(trajectory):
         so_far = (*turns, *trajectory[: k + 1])
@@ -251,21 +225,14 @@ def _trajectory_stages(renderer: Renderer, prompt: str, turns: tuple[Message, ..
             continue
         written = _chat_text(renderer.tokenizer, so_far, False)
         if len(written) <= len(silent):
-            raise DataError(
-                "The chat template leaves a turn out",
-                got=f"{turn.role}: {shown(turn.content, 40)}",
-                expected="a template that writes every turn of a trajectory",
-                do="Use another template",
-            )
+            raise DataError("The chat template leaves a turn out", got=f"{turn.role}: {shown(turn.content, 40)}",
+                            expected="a template that writes every turn of a trajectory", do="Use another template")
         silent, start = written, _chat_text(renderer.tokenizer, so_far, True)
     for shorter, longer in pairwise(stages):
         if not longer.startswith(shorter):
-            raise DataError(
-                "The chat template writes a turn of a trajectory differently when others follow",
-                got=_parting(shorter, longer),
-                expected="the same text, and more after it",
-                do="Use another template, or give each answer a row of its own",
-            )
+            raise DataError("The chat template writes a turn of a trajectory differently when others follow",
+                            got=_parting(shorter, longer), expected="the same text, and more after it",
+                            do="Use another template, or give each answer a row of its own")
     return stages
 
 
@@ -278,12 +245,8 @@ def _plain_texts(record: Record) -> _Texts:
     completions = []
     for completion in record.completions:
         if not isinstance(completion, str):
-            raise DataError(
-                "A trajectory needs a chat template",
-                got="plain text",
-                expected="a tokeniser with a chat template",
-                do="Use the option template: chat",
-            )
+            raise DataError("A trajectory needs a chat template", got="plain text",
+                            expected="a tokeniser with a chat template", do="Use the option template: chat")
         completions.append((prompt + blank + completion,))
     return _Texts(prompt=prompt, completions=tuple(completions))
 
@@ -292,12 +255,8 @@ def transcript(messages: Sequence[Message]) -> str:
     """A dialogue as a base model reads it, in the HH layout, up to where the assistant answers."""
     unknown = [message.role for message in messages if message.role not in _MARKS]
     if unknown:
-        raise DataError(
-            f"Plain text has no place for a turn of the {unknown[0]}",
-            got="plain text",
-            expected="a tokeniser with a chat template",
-            do="Use the option template: chat",
-        )
+        raise DataError(f"Plain text has no place for a turn of the {unknown[0]}", got="plain text",
+                        expected="a tokeniser with a chat template", do="Use the option template: chat")
     turns = "".join(f"\n\n{_MARKS[message.role]}: {message.content}" for message in messages)
     return f"{turns}\n\nAssistant:"
 
@@ -312,19 +271,16 @@ def _group(renderer: Renderer, record: Record, texts: _Texts, tokens: list[list[
         completions.append(np.array([*chain.from_iterable(pieces)], dtype=np.int32))
         scored.append(np.repeat(np.arange(len(pieces)) % 2 == 0, [len(piece) for piece in pieces]))
     return Group(
-        prompt=np.array(_started(renderer, record, prompt), dtype=np.int32),
-        completions=tuple(completions),
-        scored=() if all(mask.all() for mask in scored) else tuple(scored),
-        pairs=record.pairs,
-        probabilities=record.probabilities,
-        labels=record.labels,
-        rewards=record.rewards,
-        sources=tuple(map(SOURCES.index, record.sources)),
-        origin=record.origin,
+        prompt=np.array(_started(renderer, record, prompt), dtype=np.int32), completions=tuple(completions),
+        scored=() if all(mask.all() for mask in scored) else tuple(scored), pairs=record.pairs,
+        probabilities=record.probabilities, labels=record.labels, rewards=record.rewards,
+        sources=tuple(map(SOURCES.index, record.sources)), origin=record.origin,
     )
 
 
-def _pieces(renderer: Renderer, record: Record, texts: Sequence[str], tokens: Sequence[list[int]]) -> list[list[int]]:
+def _pieces(
+    renderer: Renderer, record: Record, texts: Sequence[str], tokens: Sequence[list[int]]
+) -> list[list[int]]:
     """The tokens that each text adds to the one before it; `tokens` are those of each whole text.
 
     When a token of the last text reaches over the end of another, they are the tokens of each added text of its own. That
@@ -334,19 +290,16 @@ def _pieces(renderer: Renderer, record: Record, texts: Sequence[str], tokens: Se
     astray = [ids for ids in tokens if whole[: len(ids)] != ids]
     if not astray and all(start < end for start, end in pairwise(ends)):
         return [whole[start:end] for start, end in pairwise(ends)]
-    pieces = _tokenise(renderer.tokenizer, [text[len(before) :] for before, text in pairwise(texts)])
+    pieces = _tokenise(renderer.tokenizer, [text[len(before):] for before, text in pairwise(texts)])
     if all(pieces) and renderer.decode([*tokens[0], *chain.from_iterable(pieces)]) == renderer.decode(whole):
         return pieces
     first = astray[0] if astray else tokens[0]
     split = _first_difference(first, whole)
-    tails = [shown(renderer.decode(ids[max(0, split - _TAIL) : split + _TAIL])) for ids in (first, whole)]
+    tails = [shown(renderer.decode(ids[max(0, split - _TAIL): split + _TAIL])) for ids in (first, whole)]
     part = "the prompt's tokens" if first is tokens[0] else "the tokens of a trajectory's earlier turns"
-    raise DataError(
-        f"{record.origin}: {part} are not the first tokens of prompt and completion together",
-        got=f"{tails[0]} against {tails[1]}",
-        expected="a boundary between tokens",
-        do="Use another template, or end the prompt in a line break",
-    )
+    raise DataError(f"{record.origin}: {part} are not the first tokens of prompt and completion together",
+                    got=f"{tails[0]} against {tails[1]}", expected="a boundary between tokens",
+                    do="Use another template, or end the prompt in a line break")
 
 
 def _started(renderer: Renderer, record: Record, prompt: list[int]) -> list[int]:
@@ -357,11 +310,8 @@ def _started(renderer: Renderer, record: Record, prompt: list[int]) -> list[int]
     if not prompt and renderer.bos is not None:
         prompt = [renderer.bos]
     if not prompt:
-        raise DataError(
-            f"{record.origin}: the prompt is empty and the tokeniser has no BOS token",
-            got="no tokens",
-            expected="at least one token before the completion",
-        )
+        raise DataError(f"{record.origin}: the prompt is empty and the tokeniser has no BOS token", got="no tokens",
+                        expected="at least one token before the completion")
     return prompt
 
 

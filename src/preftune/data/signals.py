@@ -55,11 +55,7 @@ class _Found:
 
 
 def derive(
-    records: Sequence[Record],
-    signal: SignalName,
-    *,
-    pairing: Pairing = "all",
-    min_gap: float = 0.0,
+    records: Sequence[Record], signal: SignalName, *, pairing: Pairing = "all", min_gap: float = 0.0,
     soft_label_temperature: float | None = None,
 ) -> tuple[tuple[Record, ...], SignalReport]:
     """Records that hold exactly the signal, and what became of the others.
@@ -94,16 +90,12 @@ def derive(
         raise _nothing_left(records, signal, dropped)
     labels = Counter(label for record in kept for label in record.labels)
     report = SignalReport(
-        signal=signal,
-        sources=dict(sources),
-        merged=len(records) - len(merged),
-        dropped=dict(dropped),
+        signal=signal, sources=dict(sources), merged=len(records) - len(merged), dropped=dict(dropped),
         left_out={reason: count for reason, count in left_out.items() if count},
         num_pairs=sum(len(record.pairs) for record in kept),
         num_samples=sum(map(_num_samples, kept)) if signal == "hybrid" else 0,
         num_soft=sum(len(record.probabilities) for record in kept),
-        num_preferred=labels[1],
-        num_dispreferred=labels[-1],
+        num_preferred=labels[1], num_dispreferred=labels[-1],
     )
     return tuple(_certain_elsewhere(kept)), report
 
@@ -111,12 +103,9 @@ def derive(
 def _check_written(records: Sequence[Record]) -> None:
     for record in records:
         if len(record.sources) != len(record.completions):
-            raise DataError(
-                f"{record.origin}: the row does not say who wrote its completions",
-                got="no column sources",
-                expected="one of " + ", ".join(SOURCES) + " for each completion",
-                do="Write rows of prompt, completions, pairs and sources",
-            )
+            raise DataError(f"{record.origin}: the row does not say who wrote its completions", got="no column sources",
+                            expected="one of " + ", ".join(SOURCES) + " for each completion",
+                            do="Write rows of prompt, completions, pairs and sources")
 
 
 def _num_samples(record: Record) -> int:
@@ -132,7 +121,6 @@ def _certain_elsewhere(records: Sequence[Record]) -> Sequence[Record]:
 
 def available_signals(records: Sequence[Record]) -> tuple[SignalName, ...]:
     """The signals that `derive` can make of these records."""
-
     def gives(signal: SignalName) -> bool:
         if signal == "hybrid" and any(len(record.sources) != len(record.completions) for record in records):
             return False
@@ -151,11 +139,8 @@ def _source(record: Record, signal: SignalName) -> str:
         "labels": any(label is not None for label in record.labels),
         "rewards": any(reward is not None for reward in record.rewards),
     }
-    order = {
-        "pairs": ("pairs", "rewards", "labels"),
-        "labels": ("labels", "rewards", "pairs"),
-        "rewards": ("rewards", "labels", "pairs"),
-    }[_made(signal)]
+    order = {"pairs": ("pairs", "rewards", "labels"), "labels": ("labels", "rewards", "pairs"),
+             "rewards": ("rewards", "labels", "pairs")}[_made(signal)]
     return next((name for name in order if known[name]), "nothing")
 
 
@@ -166,21 +151,16 @@ def _made(signal: SignalName) -> Literal["pairs", "labels", "rewards"]:
 
 def _check_applies(sources: Counter[str], signal: SignalName, making: _Making) -> None:
     """Options that say what becomes of rewards are an error where no rewards are turned into what they speak of."""
-    given = {
-        "pairing": making.pairing != "all",
-        "min_gap": making.min_gap > 0,
-        "soft_label_temperature": making.temperature is not None,
-    }
+    given = {"pairing": making.pairing != "all", "min_gap": making.min_gap > 0,
+             "soft_label_temperature": making.temperature is not None}
     for option in (name for name, is_given in given.items() if is_given):
         soft = option == "soft_label_temperature"
         speaks_of = ("pairs",) if soft else ("pairs", "labels")
         if (signal if soft else _made(signal)) not in speaks_of or not sources["rewards"]:
             made_of = ", ".join(name for name in sources if name != "nothing") or "nothing"
             raise ConfigError(
-                f"The data option {option} has no effect here",
-                got=f"{signal} made of {made_of}",
-                expected=" or ".join(speaks_of) + " made of rewards",
-                do=f"Leave {option} out, or give data with rewards",
+                f"The data option {option} has no effect here", got=f"{signal} made of {made_of}",
+                expected=" or ".join(speaks_of) + " made of rewards", do=f"Leave {option} out, or give data with rewards",
             )
 
 
@@ -209,16 +189,9 @@ def _joined(group: Sequence[Record]) -> Record:
     completions = tuple(completion for record in group for completion in record.completions)
     ended = tuple(flag for record in group for flag in record.ended or (True,) * len(record.completions))
     sources = tuple(source for record in group for source in record.sources)
-    return replace(
-        group[0],
-        completions=completions,
-        pairs=tuple(pairs),
-        probabilities=tuple(probabilities),
-        labels=tuple(labels),
-        rewards=tuple(rewards),
-        ended=() if all(ended) else ended,
-        sources=sources if len(sources) == len(completions) else (),
-    )
+    return replace(group[0], completions=completions, pairs=tuple(pairs), probabilities=tuple(probabilities),
+                   labels=tuple(labels), rewards=tuple(rewards), ended=() if all(ended) else ended,
+                   sources=sources if len(sources) == len(completions) else ())
 
 
 # --- what one record yields ---
@@ -263,16 +236,14 @@ def _find_pairs(record: Record, source: str, making: _Making) -> _Found:
     return _told_apart(record, tuple(gaps), probabilities, reason)
 
 
-def _told_apart(record: Record, pairs: Sequence[tuple[int, int]], probabilities: Sequence[float], reason: str) -> _Found:
+def _told_apart(
+    record: Record, pairs: Sequence[tuple[int, int]], probabilities: Sequence[float], reason: str
+) -> _Found:
     """The pairs whose two texts differ, each with its probability if there are any."""
     texts = record.completions
     keep = [p for p, (i, j) in enumerate(pairs) if texts[i] != texts[j]]
-    return _Found(
-        pairs=tuple(pairs[p] for p in keep),
-        reason=reason,
-        left_out="in no pair",
-        probabilities=tuple(probabilities[p] for p in keep) if probabilities else (),
-    )
+    return _Found(pairs=tuple(pairs[p] for p in keep), reason=reason, left_out="in no pair",
+                  probabilities=tuple(probabilities[p] for p in keep) if probabilities else ())
 
 
 def _known_rewards(record: Record) -> dict[int, float]:
@@ -313,7 +284,8 @@ def _labels_of_pairs(record: Record) -> list[int | None]:
     """+1 where only ever chosen, -1 where only ever rejected; by text, as one text may stand in several pairs."""
     chosen = {record.completions[i] for i, _ in record.pairs}
     rejected = {record.completions[j] for _, j in record.pairs}
-    label = {text: None if (text in chosen) == (text in rejected) else 1 if text in chosen else -1 for text in record.completions}
+    label = {text: None if (text in chosen) == (text in rejected) else 1 if text in chosen else -1
+             for text in record.completions}
     return [label[text] for text in record.completions]
 
 
@@ -329,11 +301,8 @@ def _unified_labels(record: Record, labels: Sequence[int | None]) -> _Found:
         values.append(label if once else None)
         if once:
             signs[text] = set()
-    return _Found(
-        values=tuple(values),
-        reason="every completion is both chosen and rejected",
-        left_out="a repeated text, or both chosen and rejected",
-    )
+    return _Found(values=tuple(values), reason="every completion is both chosen and rejected",
+                  left_out="a repeated text, or both chosen and rejected")
 
 
 # --- the record with its signal ---
@@ -351,10 +320,8 @@ def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | 
     place = {k: index for index, k in enumerate(keep)}
     values = [found.values[k] for k in keep] if found.values else []
     return replace(
-        record,
-        completions=tuple(record.completions[k] for k in keep),
-        pairs=tuple((place[i], place[j]) for i, j in found.pairs),
-        probabilities=found.probabilities,
+        record, completions=tuple(record.completions[k] for k in keep),
+        pairs=tuple((place[i], place[j]) for i, j in found.pairs), probabilities=found.probabilities,
         labels=tuple(int(value) for value in values if value is not None) if signal == "labels" else (),
         rewards=tuple(float(value) for value in values if value is not None) if signal == "rewards" else (),
         ended=tuple(record.ended[k] for k in keep) if record.ended else (),
@@ -365,9 +332,5 @@ def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | 
 def _nothing_left(records: Sequence[Record], signal: SignalName, dropped: Mapping[str, int]) -> DataError:
     reasons = ", ".join(f"{count} records: {reason}" for reason, count in dropped.items()) or "no records"
     others = ", ".join(available_signals(records)) or "none"
-    return DataError(
-        f"The data give no {signal}",
-        got=reasons,
-        expected=f"at least one record with {signal}",
-        do=f"Signals that these data can give: {others}",
-    )
+    return DataError(f"The data give no {signal}", got=reasons, expected=f"at least one record with {signal}",
+                     do=f"Signals that these data can give: {others}")

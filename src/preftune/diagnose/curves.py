@@ -64,7 +64,9 @@ def derivative_curves(
     )  # fmt: skip
 
 
-def _curves_of(objective: Objective, quantity: Quantity, ref_prob: float, probabilities: Sequence[float]) -> DerivativeCurves | str:
+def _curves_of(
+    objective: Objective, quantity: Quantity, ref_prob: float, probabilities: Sequence[float]
+) -> DerivativeCurves | str:
     """The curves, or why there are none."""
     unknown = objective.needs - set(_every_score(torch.zeros(1), torch.zeros(1))) - {"coupling"}
     if unknown:
@@ -73,7 +75,9 @@ def _curves_of(objective: Objective, quantity: Quantity, ref_prob: float, probab
     if quantity == "logp" and others:
         return f"it reads {', '.join(sorted(others))} beside the log-probability; --quantity logit has a curve"
     try:
-        preferred, dispreferred = (tuple(push(objective, side, p, ref_prob, quantity) for p in probabilities) for side in (0, 1))
+        preferred, dispreferred = (
+            tuple(push(objective, side, p, ref_prob, quantity) for p in probabilities) for side in (0, 1)
+        )
     except PreftuneError as error:
         return str(error).rstrip(".")
     for p, *values in zip(probabilities, preferred, dispreferred, strict=True):
@@ -161,7 +165,9 @@ def _lengths(target: Float[Tensor, " N"]) -> Int[Tensor, " C"]:
     return torch.full((len(target) // NUM_TOKENS,), NUM_TOKENS)
 
 
-def _couple(objective: Coupled, signal: Signal, target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -> Coupling:
+def _couple(
+    objective: Coupled, signal: Signal, target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]
+) -> Coupling:
     """The step's coupling: the group is the whole step, and its first. A mismatched completion is as under the reference."""
     lengths, apart = _lengths(target), ref_target[:NUM_TOKENS]
     step = StepView(

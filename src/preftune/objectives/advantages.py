@@ -96,6 +96,8 @@ def moments(values: Float[Tensor, " N"]) -> dict[str, Float[Tensor, ""]]:
     return {"mean": mean, "variance": squares / max(1, len(values) - 1)}
 
 
-def whitened(values: Float[Tensor, " N"], mean: Float[Tensor, ""], variance: Float[Tensor, ""]) -> Float[Tensor, " N"]:
+def whitened(
+    values: Float[Tensor, " N"], mean: Float[Tensor, ""], variance: Float[Tensor, ""]
+) -> Float[Tensor, " N"]:
     """(v - mean) / sqrt(variance + 1e-8), with the moments of a whole step."""
     return ((values.double() - mean) * (variance + _SMALLEST_VARIANCE).rsqrt()).to(values.dtype)

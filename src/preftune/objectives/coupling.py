@@ -22,7 +22,6 @@ def step_scores(step: StepView) -> TokenScores:
 
 def check_state(objective: str, state: State, initial: Mapping[str, Tensor]) -> None:
     """A state that comes in has the names, dtypes and numbers of axes of the initial one."""
-
     def shape(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, int]]:
         return {name: (tensor.dtype, tensor.ndim) for name, tensor in sorted(tensors.items())}
 
@@ -69,7 +68,9 @@ def initial_moments() -> dict[str, Tensor]:
     }
 
 
-def update_moments(values: Float[Tensor, " U"], state: State) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
+def update_moments(
+    values: Float[Tensor, " U"], state: State
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
     """(mean, standard deviation, new state): averages over the steps, this one included, that fade by 0.9 a step.
 
     Both start from zero, so they are divided by the weight they hold so far, 1 - 0.9^steps: in the first step they are
@@ -87,6 +88,8 @@ def update_moments(values: Float[Tensor, " U"], state: State) -> tuple[Float[Ten
     return new["mean"] / now, new["std"] / now, new
 
 
-def standardised(values: Float[Tensor, " U"], mean: Float[Tensor, ""], std: Float[Tensor, ""]) -> Float[Tensor, " U"]:
+def standardised(
+    values: Float[Tensor, " U"], mean: Float[Tensor, ""], std: Float[Tensor, ""]
+) -> Float[Tensor, " U"]:
     """(x - mean) / std in fp64. A deviation of nearly nothing, as where policy and reference are equal, makes all 0."""
     return torch.where(std < _NO_SPREAD, 0.0, (values.double() - mean) / std.clamp(min=_NO_SPREAD))

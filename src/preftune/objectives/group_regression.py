@@ -12,7 +12,9 @@ from preftune.objectives.groupwise import comparable_groups, group_index, group_
 from preftune.types import Losses, Rewards, TokenScores
 
 
-def centred_squares(implicit: Float[Tensor, " C"], signal: Rewards) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
+def centred_squares(
+    implicit: Float[Tensor, " C"], signal: Rewards
+) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
     """S = sum_i (a_i - mean a)^2 of each group with a = reward - implicit reward, and the group's size G.
 
     The methods of this file are S times a number. With g the gradient of -sum_i sg(A_i) log pi(y_i), A being the
@@ -25,7 +27,9 @@ def centred_squares(implicit: Float[Tensor, " C"], signal: Rewards) -> tuple[Flo
     return group_sum((residual - mean[index]).square(), signal), size
 
 
-def spread_losses(per_unit: Float[Tensor, " G"], scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]) -> Losses:
+def spread_losses(
+    per_unit: Float[Tensor, " G"], scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]
+) -> Losses:
     """The losses of groups; one of a single completion has no spread and no weight."""
     weight = comparable_groups(signal).to(per_unit.dtype)
     return Losses(per_unit=per_unit, weight=weight, metrics=group_metrics(scores, signal, rewards))

@@ -85,10 +85,14 @@ def group_metrics(scores: TokenScores, signal: Rewards, rewards: Float[Tensor, "
     """The metrics of pairs, over every two completions of a group whose rewards differ."""
     pairs, _ = all_pairs(signal)
     told_apart = reward_gap(signal, pairs) > 0
-    return score_metrics(scores, Pairs(chosen=pairs.chosen[told_apart], rejected=pairs.rejected[told_apart]), rewards)
+    return score_metrics(
+        scores, Pairs(chosen=pairs.chosen[told_apart], rejected=pairs.rejected[told_apart]), rewards
+    )
 
 
-def group_losses(per_unit: Float[Tensor, " G"], scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]) -> Losses:
+def group_losses(
+    per_unit: Float[Tensor, " G"], scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]
+) -> Losses:
     """The losses of groups, each of weight one, with the usual metrics; `rewards` is what the method scores with."""
     return Losses(
         per_unit=per_unit,

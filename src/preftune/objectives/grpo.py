@@ -151,7 +151,9 @@ class DAPO:
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = standardised(signal.reward.to(scores.logp.dtype), signal, self.eps)
-        per_unit, ratios = clipped_losses(token_ratio(scores), per_token(advantage, scores.lengths), self.clip_low, self.clip_high)
+        per_unit, ratios = clipped_losses(
+            token_ratio(scores), per_token(advantage, scores.lengths), self.clip_low, self.clip_high
+        )
         weight = self.weights(scores.lengths, signal)
         return policy_losses(per_unit, weight, scores, signal, advantage=advantage, extra=ratios)
 

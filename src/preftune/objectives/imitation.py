@@ -17,7 +17,9 @@ DILLink = Literal["lsif", "ukl", "bce"]
 GSILLink = Literal["bernoulli", "brier", "hinge", "kliep", "lsif"]
 
 
-def density_ratio_loss(link: str, positive: Float[Tensor, " P"], negative: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+def density_ratio_loss(
+    link: str, positive: Float[Tensor, " P"], negative: Float[Tensor, " P"]
+) -> Float[Tensor, " P"]:
     """How badly the log density ratios of a wanted and of an unwanted sample fit; exponents are bounded at 80.
 
     bernoulli  -log sigma(a) - log sigma(-b)         kliep  -a + exp(b)

@@ -37,7 +37,9 @@ class KTO:
     undesirable_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive("kto", beta=self.beta, desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight)
+        check_positive(
+            "kto", beta=self.beta, desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight
+        )
 
     @property
     def needs(self) -> frozenset[str]:

@@ -13,7 +13,9 @@ _MAX_EXPONENT = 80.0
 MAX_LOGP = -1e-7
 
 
-def logistic(margin: Float[Tensor, " U"], label_smoothing: float | Float[Tensor, " U"] = 0.0) -> Float[Tensor, " U"]:
+def logistic(
+    margin: Float[Tensor, " U"], label_smoothing: float | Float[Tensor, " U"] = 0.0
+) -> Float[Tensor, " U"]:
     """-(1 - e) log sigma(m) - e log sigma(-m): cross-entropy of sigma(m) with a label that is wrong with chance e."""
     loss = -(1 - label_smoothing) * logsigmoid(margin)
     may_be_wrong = isinstance(label_smoothing, Tensor) or label_smoothing > 0

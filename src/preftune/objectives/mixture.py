@@ -87,7 +87,10 @@ class Mixture:
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """The factor of each term's units, and what couples the terms themselves."""
         signals = [derived_signal(step.signal, term.objective.signal, len(step.lengths)) for term in self.parsed]
-        weights = [term.objective.weights(step.lengths, signal).double() for term, signal in zip(self.parsed, signals, strict=True)]
+        weights = [
+            term.objective.weights(step.lengths, signal).double()
+            for term, signal in zip(self.parsed, signals, strict=True)
+        ]
         total = torch.cat(weights).sum()
         found: dict[str, dict[str, Tensor]] = {"whole": {}, "completion": {}, "pair": {}}
         new_state: dict[str, Tensor] = {}
@@ -145,12 +148,15 @@ class MPO:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        check_positive("mpo", dpo_weight=self.dpo_weight, bco_weight=self.bco_weight, sft_weight=self.sft_weight, beta=self.beta)
+        check_positive(
+            "mpo", dpo_weight=self.dpo_weight, bco_weight=self.bco_weight, sft_weight=self.sft_weight, beta=self.beta
+        )
 
     @cached_property
     def mixture(self) -> Mixture:
         return Mixture(
-            terms=f"{self.dpo_weight}*dpo(beta={self.beta}) + {self.bco_weight}*bco-pair(beta={self.beta}) + {self.sft_weight}*sft"
+            terms=f"{self.dpo_weight}*dpo(beta={self.beta}) + {self.bco_weight}*bco-pair(beta={self.beta})"
+            f" + {self.sft_weight}*sft"
         )
 
     @property

@@ -22,7 +22,8 @@ def win_rate_losses(
     return Losses(
         per_unit=-advantage * sum_tokens(scores.logp, scores.lengths),
         weight=weight,
-        metrics=group_metrics(scores, signal, rewards) | {"win_rate": win_rate[counted], "advantage": advantage[counted]},
+        metrics=group_metrics(scores, signal, rewards)
+        | {"win_rate": win_rate[counted], "advantage": advantage[counted]},
     )
 
 

@@ -56,7 +56,9 @@ def margin_target(signal: Pairs, tau: float, dtype: torch.dtype) -> float | Floa
     return (0.5 - flip_chance(signal, 0.0, dtype)) / tau
 
 
-def pair_losses(per_unit: Float[Tensor, " P"], scores: TokenScores, signal: Pairs, rewards: Float[Tensor, " C"]) -> Losses:
+def pair_losses(
+    per_unit: Float[Tensor, " P"], scores: TokenScores, signal: Pairs, rewards: Float[Tensor, " C"]
+) -> Losses:
     """The losses of pairs, each of weight one, with the usual metrics; `rewards` is what the method scores with."""
     return Losses(
         per_unit=per_unit,

@@ -18,7 +18,9 @@ from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 Baseline = Literal["none", "mean", "leave_one_out", "moving_average"]
 
 
-def score_function_losses(advantage: Float[Tensor, " C"], scores: TokenScores, signal: Rewards, beta: float) -> Losses:
+def score_function_losses(
+    advantage: Float[Tensor, " C"], scores: TokenScores, signal: Rewards, beta: float
+) -> Losses:
     """L = -A log pi(y), the mean over completions; its gradient is that of -E[A] where the policy itself sampled."""
     per_unit = -advantage * sum_tokens(scores.logp, scores.lengths)
     weight = unit_weights(len(scores.lengths), scores.lengths)

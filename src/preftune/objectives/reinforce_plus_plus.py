@@ -71,5 +71,7 @@ class ReinforcePlusPlus:
         weight = self.weights(scores.lengths, signal)
         return policy_losses(per_unit, weight, scores, signal, advantage=advantage, beta=self.beta, extra=ratios)
 
-    def _returns(self, scores: TokenScores | None, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " N"]:
+    def _returns(
+        self, scores: TokenScores | None, lengths: Int[Tensor, " C"], signal: Rewards
+    ) -> Float[Tensor, " N"]:
         return reward_to_go(penalised_token_rewards(scores, lengths, signal, self.beta), lengths, self.gamma)

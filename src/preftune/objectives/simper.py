@@ -21,6 +21,7 @@ class SimPER:
     2502.00883, id from memory). The loss lies in (-1, 1), and its gradient fades as a completion becomes unlikely.
     """
 
+
     @property
     def needs(self) -> frozenset[str]:
         return frozenset()

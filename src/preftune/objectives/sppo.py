@@ -11,7 +11,9 @@ from preftune.objectives.pairwise import margin_target, pair_losses, pair_sides,
 from preftune.types import Losses, Pairs, TokenScores
 
 
-def anchored_squares(ratio: Float[Tensor, " C"], signal: Pairs, anchor: float | Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+def anchored_squares(
+    ratio: Float[Tensor, " C"], signal: Pairs, anchor: float | Float[Tensor, " P"]
+) -> Float[Tensor, " P"]:
     """(h(chosen) - anchor)^2 + (h(rejected) + anchor)^2."""
     chosen, rejected = pair_sides(ratio, signal)
     return (chosen - anchor).square() + (rejected + anchor).square()

@@ -71,7 +71,9 @@ class TISDPO:
         for_chosen, for_rejected = bounded_exp(exponent), bounded_exp(-exponent)
         chosen = sum_tokens(for_chosen * value, scores.lengths)[signal.chosen]
         rejected = sum_tokens(for_rejected * value, scores.lengths)[signal.rejected]
-        losses = pair_losses(logistic(self.beta * (chosen - rejected)), scores, signal, self.beta * log_ratio(scores))
+        losses = pair_losses(
+            logistic(self.beta * (chosen - rejected)), scores, signal, self.beta * log_ratio(scores)
+        )
         token_weights = {
             "token_weights/chosen": mean_tokens(for_chosen, scores.lengths)[signal.chosen],
             "token_weights/rejected": mean_tokens(for_rejected, scores.lengths)[signal.rejected],

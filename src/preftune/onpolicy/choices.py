@@ -77,7 +77,9 @@ def known_rewards(rewards: Sequence[GroupRewards]) -> list[dict[int, float]]:
     return [{k: float(reward) for k, reward in enumerate(group) if reward is not None} for group in rewards]
 
 
-def choose_each(rewards: Sequence[GroupRewards], makes: Makes, seed: int, choose: Choose, left: str = NOT_CHOSEN) -> Selected:
+def choose_each(
+    rewards: Sequence[GroupRewards], makes: Makes, seed: int, choose: Choose, left: str = NOT_CHOSEN
+) -> Selected:
     """`choose` for each group that has rewards: a choice, or the reason for none; `left` is why completions stay behind.
 
     A group's draws depend on the seed and its place only.
@@ -128,3 +130,5 @@ def out_of_range(name: str, parameter: str, value: object, expected: str) -> Con
 def check_gap(name: str, min_gap: float) -> None:
     if not 0 <= min_gap < math.inf:
         raise out_of_range(name, "min_gap", min_gap, "a number, 0 or above")
+
+

@@ -121,7 +121,9 @@ def _seconds(text: str) -> float:
     return float(text) if text.isdigit() else 0.0
 
 
-async def ask_all(options: ServerOptions, items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, None]]) -> None:
+async def ask_all(
+    options: ServerOptions, items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, None]]
+) -> None:
     """`await work(item)` for all items, `concurrency` at a time. The first error stops the others and is raised."""
     waiting = iter(items)
 

@@ -181,7 +181,9 @@ def judge_draw(drawn: Draw, judge: Judge, records: Sequence[Record]) -> tuple[li
     return groups, verdicts
 
 
-def select_groups(groups: Sequence[Group], selection: Selection | None, seed: int) -> tuple[list[Group], Mapping[str, int]]:
+def select_groups(
+    groups: Sequence[Group], selection: Selection | None, seed: int
+) -> tuple[list[Group], Mapping[str, int]]:
     """Groups with what the selection made of their rewards, and how many were dropped for which reason.
 
     Without a selection the completions that have a reward stay.

@@ -308,7 +308,7 @@ def _plain_logits(model: PreTrainedModel) -> Float[Tensor, "R T V"]:
 def _probe_error(engine: Engine, model: PreTrainedModel, truth: Float[Tensor, "R T V"]) -> float:
     """Largest deviation of a logit, of the largest logit."""
     head, wrong = model_head(model), 0.0
-    for chosen in [(0, 1)] if engine == "shared" else [(0,), (1,)]:
+    for chosen in ([(0, 1)] if engine == "shared" else [(0,), (1,)]):
         rows = start_rows(engine, model, [_PROBE[index] for index in chosen], 2)
         live = np.concatenate([[2 * index, 2 * index + 1] for index in chosen])
         for step in range(truth.shape[1]):

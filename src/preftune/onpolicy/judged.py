@@ -49,12 +49,7 @@ def sample_and_judge(
     flat = [(p, k, one) for p, ones in enumerate(drawn) for k, one in enumerate(ones)]
     return [
         Judged(
-            prompt_index=p,
-            sample_index=k,
-            prompt=text,
-            completion=one.text,
-            reward=value,
-            ended=one.ended,
+            prompt_index=p, sample_index=k, prompt=text, completion=one.text, reward=value, ended=one.ended,
             num_tokens=len(one.token_ids),
         )
         for (p, k, one), text, value in zip(flat, asked.prompts, rewards, strict=True)

@@ -65,8 +65,7 @@ class SampleOptions:
         if self.temperature == 0 and (self.num_completions > 1 or self.truncated):
             raise ConfigError(
                 "num_completions, top_p, top_k and min_p have no effect at temperature 0",
-                got="all completions would be the same",
-                expected="their defaults, or a temperature above 0",
+                got="all completions would be the same", expected="their defaults, or a temperature above 0",
             )
 
     @property
@@ -252,11 +251,8 @@ def _draw(voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: Sa
             voice.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
     return [
         Sampled(
-            token_ids=tokens[row, :length].copy(),
-            text=completion_text(tokens[row, :length], renderer),
-            ended=bool(ended[row]),
-            behaviour_logp=behaviour[row, :length].copy(),
-            logp=logp[row, :length].copy(),
+            token_ids=tokens[row, :length].copy(), text=completion_text(tokens[row, :length], renderer),
+            ended=bool(ended[row]), behaviour_logp=behaviour[row, :length].copy(), logp=logp[row, :length].copy(),
         )
         for row, length in enumerate(lengths.tolist())
     ]

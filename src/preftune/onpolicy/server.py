@@ -321,3 +321,4 @@ async def _adapter(server: ServerOptions, path: str, body: dict[str, Any]) -> No
                 "The server does not load adapters while it runs", got=f"status {refusal.status} for {path}", expected="vLLM",
                 do="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
             ) from refusal  # fmt: skip
+

@@ -52,19 +52,14 @@ def inject_lora(model: PreTrainedModel, options: LoraOptions) -> Any:
         raise ConfigError("lora.target_modules: an adapter on the head is not supported", got="lm_head",
                           expected="layers of the body", do="Leave lm_head out")  # fmt: skip
     settings = peft.LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha or 2 * options.rank,  # type: ignore[arg-type]
-        target_modules=targets,
-        lora_dropout=0.0,
-        task_type=peft.TaskType.CAUSAL_LM,
+        r=options.rank, lora_alpha=options.alpha or 2 * options.rank,  # type: ignore[arg-type]
+        target_modules=targets, lora_dropout=0.0, task_type=peft.TaskType.CAUSAL_LM,
     )
     try:
         with quiet_peft():
             return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
-            "lora.target_modules names no layer of the model",
-            got=", ".join(options.target_modules),
-            expected="names such as q_proj, v_proj",
-            do=str(error).split(". ")[0],
+            "lora.target_modules names no layer of the model", got=", ".join(options.target_modules),
+            expected="names such as q_proj, v_proj", do=str(error).split(". ")[0],
         ) from error

@@ -52,7 +52,9 @@ def attention_inputs(batch: Batch, config: Any, dtype: torch.dtype, additive: bo
     `additive` gives the mask as numbers to add to the attention scores, which eager attention wants.
     """
     kinds = layer_types(config)
-    masks = {kind: packed_mask(batch, config.sliding_window if kind == "sliding_attention" else None) for kind in kinds}
+    masks = {
+        kind: packed_mask(batch, config.sliding_window if kind == "sliding_attention" else None) for kind in kinds
+    }
     if additive:
         low = torch.finfo(dtype).min
         masks = {kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, low) for kind, mask in masks.items()}

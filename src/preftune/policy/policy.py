@@ -58,10 +58,8 @@ def model_head(model: PreTrainedModel) -> Head:
     linear = model.get_output_embeddings()
     if not isinstance(linear, nn.Linear):
         raise ModelError(
-            f"The output head of {type(model).__name__} cannot be scored",
-            got=type(linear).__name__,
-            expected="a plain linear layer",
-            do="Leave the head (lm_head) out of the adapter's target modules",
+            f"The output head of {type(model).__name__} cannot be scored", got=type(linear).__name__,
+            expected="a plain linear layer", do="Leave the head (lm_head) out of the adapter's target modules",
         )
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
@@ -77,7 +75,9 @@ def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Flo
     else:
         additive = config._attn_implementation != "sdpa"
         mask = attention_inputs(batch, config, model.dtype, additive)
-    output = model.get_decoder()(input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False)
+    output = model.get_decoder()(
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+    )
     return output.last_hidden_state.flatten(0, 1)
 
 
@@ -158,10 +158,8 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
             return sharing, reason
         reason = reason or f"{sharing} rows change its log-probabilities (by {error:.1g} relative)"
     raise ModelError(
-        f"{type(model).__name__} cannot be scored exactly",
-        got=reason,
-        expected="log-probabilities equal to the model's own logits",
-        do="Please report the architecture",
+        f"{type(model).__name__} cannot be scored exactly", got=reason,
+        expected="log-probabilities equal to the model's own logits", do="Please report the architecture",
     )
 
 

@@ -137,8 +137,7 @@ class ReferenceStore:
     def add(self, groups: Sequence[Group], logps: RefLogps) -> None:
         """Write one more shard; the index is renamed last, so a shard is there whole or not at all."""
         flat = {
-            key: logp
-            for group, one in zip(groups, logps, strict=True)
+            key: logp for group, one in zip(groups, logps, strict=True)
             for key, logp in zip(completion_keys(group), one, strict=True)
         }
         lengths = np.array([len(logp) for logp in flat.values()])
@@ -182,7 +181,9 @@ def fill_store(
         logps: RefLogps = [[] for _ in part]
         done = start
         for indices in split_micro_batches(part, options, reference.sharing):
-            for index, one in zip(indices, score_groups(reference, [part[i] for i in indices], options), strict=True):
+            for index, one in zip(
+                indices, score_groups(reference, [part[i] for i in indices], options), strict=True
+            ):
                 logps[index] = one
             done += len(indices)
             progress(done, len(missing))
@@ -197,7 +198,9 @@ def adapter_off(policy: Policy) -> Iterator[None]:
         yield
 
 
-def check_equal(expected: RefLogps, got: RefLogps, groups: Sequence[Group], tolerance: float, what: str, do: str) -> float:
+def check_equal(
+    expected: RefLogps, got: RefLogps, groups: Sequence[Group], tolerance: float, what: str, do: str
+) -> float:
     """Mean |difference| per token of the worst completion, between numbers that must be equal; stops if they are not."""
     gaps = [
         (float(np.mean(np.abs(a - b))), group.origin)
@@ -207,9 +210,7 @@ def check_equal(expected: RefLogps, got: RefLogps, groups: Sequence[Group], tole
     worst, origin = max(gaps, key=lambda gap: (gap[0] != gap[0], gap[0]))  # NaN is the worst of all
     if not worst <= tolerance:
         raise TrainingError(
-            f"{what} (worst at {origin})",
-            got=f"a mean difference of {worst:.3g} nats per token",
-            expected=f"at most {tolerance:.1g}",
-            do=do,
+            f"{what} (worst at {origin})", got=f"a mean difference of {worst:.3g} nats per token",
+            expected=f"at most {tolerance:.1g}", do=do,
         )
     return worst

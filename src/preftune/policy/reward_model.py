@@ -39,10 +39,8 @@ def classifier(model: PreTrainedModel, head: nn.Linear, pad: int) -> PreTrainedM
 
 def _no_class(model: PreTrainedModel, got: str) -> ModelError:
     return ModelError(
-        f"{type(model).__name__} cannot become a reward model that plain transformers loads",
-        got=got,
-        expected="an architecture such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2",
-        do="Start from another model",
+        f"{type(model).__name__} cannot become a reward model that plain transformers loads", got=got,
+        expected="an architecture such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2", do="Start from another model",
     )
 
 

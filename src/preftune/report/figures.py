@@ -32,31 +32,13 @@ MAX_MARKERS = 30
 MAX_LEVELS = 12  # of a reward that takes few values: one bar each instead of bins
 
 STYLE: dict[Any, Any] = {  # matplotlib types the keys as a closed set of literals
-    "svg.fonttype": "none",
-    "svg.hashsalt": "preftune",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "text.usetex": False,
-    "axes.formatter.use_mathtext": False,
-    "axes.unicode_minus": True,
-    "text.color": MUTED,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-    "path.simplify": True,
+    "svg.fonttype": "none", "svg.hashsalt": "preftune", "font.family": ["DejaVu Sans"], "font.size": 9.5,
+    "text.usetex": False, "axes.formatter.use_mathtext": False, "axes.unicode_minus": True, "text.color": MUTED,
+    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "xtick.color": GRID, "ytick.color": GRID,
+    "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "grid.color": GRID, "grid.linewidth": 0.8,
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    "ytick.major.size": 0, "lines.solid_capstyle": "round", "path.simplify": True,
 }
 
 
@@ -71,7 +53,9 @@ class Curve:
     dashed: bool = False
 
 
-def curves_figure(curves: Sequence[Curve], *, key: str, zero: bool = False, share: bool = False, spread: bool = False) -> str:
+def curves_figure(
+    curves: Sequence[Curve], *, key: str, zero: bool = False, share: bool = False, spread: bool = False
+) -> str:
     """Metrics over steps. `zero` draws the line at 0, `share` fixes the axis to 0..1 with a line at one half, `spread`
     lets the axis be logarithmic where the values span more than a factor of 100.
 
@@ -134,15 +118,9 @@ def _draw(axes: Axes, curve: Curve) -> None:
         axes.fill_between(steps, low, high, color=curve.colour, alpha=0.12, linewidth=0)
     single = len(steps) == 1
     axes.plot(
-        steps,
-        values,
-        color=curve.colour,
-        alpha=0.35 if curve.faint else 1.0,
-        linewidth=1.2 if curve.faint else 1.8,
-        linestyle=(0, (4, 2)) if curve.dashed else "-",
-        zorder=2 if curve.faint else 3,
-        marker="o" if curve.marked or single else None,
-        markersize=4,
+        steps, values, color=curve.colour, alpha=0.35 if curve.faint else 1.0, linewidth=1.2 if curve.faint else 1.8,
+        linestyle=(0, (4, 2)) if curve.dashed else "-", zorder=2 if curve.faint else 3,
+        marker="o" if curve.marked or single else None, markersize=4,
         markevery=max(1, math.ceil(len(steps) / MAX_MARKERS)),
     )
 

@@ -63,9 +63,7 @@ def write_comparison(run_dirs: list[Path], output: Path) -> Path:
     resolved = [run_dir.resolve() for run_dir in run_dirs]
     if not 1 <= len(resolved) <= len(PALETTE):
         raise ConfigError(
-            "A comparison shows a few runs",
-            got=f"{len(resolved)}",
-            expected=f"1 to {len(PALETTE)} run folders",
+            "A comparison shows a few runs", got=f"{len(resolved)}", expected=f"1 to {len(PALETTE)} run folders",
             do="More colours than that cannot be told apart; compare the runs in parts",
         )
     twice = [str(path) for path, count in Counter(resolved).items() if count > 1]
@@ -82,20 +80,10 @@ def run_page(run: RunFiles) -> str:
     reward = next((change for change in measured if change.name == "Reward"), None)
     shown, folded = sample_rows(run.samples)
     return _render(
-        "run.html",
-        title=run.name,
-        run=run,
-        what=what_was_done(run),
-        facts=facts(run),
-        tiles=tiles(run, measured),
-        verdict=verdict(reward) if reward else "",
-        changes=[_cells(change) for change in measured],
-        figures=figures([run]),
-        more_figures=more_figures([run]),
-        histogram=_histogram(run.samples),
-        shown=shown,
-        folded=folded[:NUM_FOLDED],
-        num_left_out=max(0, len(folded) - NUM_FOLDED),
+        "run.html", title=run.name, run=run, what=what_was_done(run), facts=facts(run), tiles=tiles(run, measured),
+        verdict=verdict(reward) if reward else "", changes=[_cells(change) for change in measured],
+        figures=figures([run]), more_figures=more_figures([run]), histogram=_histogram(run.samples),
+        shown=shown, folded=folded[:NUM_FOLDED], num_left_out=max(0, len(folded) - NUM_FOLDED),
         command=f'preftune sample --model {shlex.quote(str(run.folder / "final"))} --prompt "…"',
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
     )
@@ -104,18 +92,16 @@ def run_page(run: RunFiles) -> str:
 def comparison_page(runs: Sequence[RunFiles]) -> str:
     """The HTML of several runs over one another."""
     names = distinct_names([run.folder for run in runs])
-    legend = [LegendEntry(label=name, look="line", variable=VARIABLES[PALETTE[index]]) for index, name in enumerate(names)]
+    legend = [
+        LegendEntry(label=name, look="line", variable=VARIABLES[PALETTE[index]]) for index, name in enumerate(names)
+    ]
     ends = [end_points(run) for run in runs]
     labels = dict.fromkeys(label for end in ends for label in end)
     return _render(
-        "comparison.html",
-        title=f"{len(runs)} runs" if len(runs) > 1 else names[0],
-        legend=legend,
-        settings=settings_that_differ(runs),
-        ends={label: [end.get(label, "–") for end in ends] for label in labels},
+        "comparison.html", title=f"{len(runs)} runs" if len(runs) > 1 else names[0], legend=legend,
+        settings=settings_that_differ(runs), ends={label: [end.get(label, "–") for end in ends] for label in labels},
         several_objectives=len({str(run.config.get("objective")) for run in runs}) > 1,
-        figures=figures(runs),
-        more_figures=more_figures(runs),
+        figures=figures(runs), more_figures=more_figures(runs),
         notes=[f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
     )
 
@@ -130,9 +116,7 @@ def sample_rows(samples: Sequence[Sample]) -> tuple[list[SampleRow], list[Sample
     others: list[SampleRow] = []
     for (prompt_index, sample_index), pair in sorted(pairs.items()):
         row = SampleRow(
-            prompt=next(iter(pair.values())).prompt,
-            before=pair.get("before"),
-            after=pair.get("after"),
+            prompt=next(iter(pair.values())).prompt, before=pair.get("before"), after=pair.get("after"),
             label=f"prompt {prompt_index + 1}" + (f", sample {sample_index + 1}" if several else ""),
         )
         if prompt_index not in first and len(first) < NUM_SHOWN:
@@ -158,14 +142,14 @@ def clean(text: str) -> str:
 
 
 def _histogram(samples: Sequence[Sample]) -> Figure | None:
-    before, after = ([s.reward for s in samples if s.stage == stage and s.reward is not None] for stage in ("before", "after"))
+    before, after = (
+        [s.reward for s in samples if s.stage == stage and s.reward is not None] for stage in ("before", "after")
+    )
     if not before and not after:
         return None
     legend = [("before", "--muted", before), ("after", VARIABLES[PALETTE[0]], after)]
     return Figure(
-        title="Rewards",
-        unit="share of samples",
-        svg=histogram_figure(before, after, key="rewards"),
+        title="Rewards", unit="share of samples", svg=histogram_figure(before, after, key="rewards"),
         legend=tuple(LegendEntry(label=label, look="block", variable=var) for label, var, found in legend if found),
         meaning="How often a sample earned which reward, before and after training.",
         alternative=f"Histogram of the rewards of {len(before)} samples before and {len(after)} after training.",
@@ -177,15 +161,12 @@ def _cells(change: Change) -> dict[str, object]:
     columns = {"before": change.before, "after": change.after, "difference": change.difference}
     cells = {
         name: (mean_text(interval, signed=name == "difference"), range_text(interval, signed=name == "difference"))
-        if interval
-        else ("–", "")
+        if interval else ("–", "")
         for name, interval in columns.items()
     }
     known = change.difference or change.before or change.after
     return {
-        "name": change.name,
-        "unit": change.unit,
-        "cells": list(cells.values()),
+        "name": change.name, "unit": change.unit, "cells": list(cells.values()),
         "prompts": plural(known.num if known else 0, "prompt"),
     }
 
@@ -197,11 +178,8 @@ def _cut(text: str) -> str:
 
 def _render(template: str, **values: object) -> str:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )
     environment.filters |= {"cut": _cut, "value": value_text}
     environment.filters["svg"] = Markup  # figures hold numbers only, see figures.py

@@ -76,9 +76,7 @@ def read_run(folder: Path) -> RunFiles:
         raise ConfigError("There is no such run folder", got=str(folder), do="Give the output folder of a training run")
     if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
         raise ConfigError(
-            "This is no run folder",
-            got=str(folder),
-            expected="a folder with config.yaml and metrics.jsonl",
+            "This is no run folder", got=str(folder), expected="a folder with config.yaml and metrics.jsonl",
             do="Give the output folder of a training run",
         )
     config = _config(folder / "config.yaml")
@@ -92,12 +90,8 @@ def read_run(folder: Path) -> RunFiles:
     lines = data_report.get("lines")
     state = status.get("state")
     return RunFiles(
-        folder=folder,
-        config=config,
-        environment=environment if isinstance(environment, dict) else {},
-        train=train,
-        evaluation=evaluation,
-        samples=samples,
+        folder=folder, config=config, environment=environment if isinstance(environment, dict) else {},
+        train=train, evaluation=evaluation, samples=samples,
         data_lines=tuple(str(line) for line in lines) if isinstance(lines, list) else (),
         # Without a status the run was started and never ended its own account: as far as files tell, it is running.
         state=state if isinstance(state, str) and state in STATES else "running",
@@ -187,10 +181,8 @@ def _series(rows: list[dict[str, object]]) -> tuple[dict[str, Series], dict[str,
                 name = key.removeprefix("eval_") if phase == "eval" else key
                 values[str(phase)].setdefault(name, {})[step] = metric
     train, evaluation = (
-        {
-            name: Series(steps=tuple(sorted(points)), values=tuple(points[step] for step in sorted(points)))
-            for name, points in values[phase].items()
-        }
+        {name: Series(steps=tuple(sorted(points)), values=tuple(points[step] for step in sorted(points)))
+         for name, points in values[phase].items()}
         for phase in ("train", "eval")
     )
     notes = (f"metrics.jsonl: {skipped} lines without step or phase were left out.",) if skipped else ()
@@ -213,20 +205,17 @@ def _samples(rows: list[dict[str, object]]) -> tuple[tuple[Sample, ...], tuple[s
 def _sample(row: dict[str, object]) -> Sample | None:
     stage, prompt, completion, ended = (row.get(key) for key in ("stage", "prompt", "completion", "ended"))
     counts = [row.get(key) for key in ("step", "prompt_index", "sample_index", "num_tokens")]
-    step, prompt_index, sample_index, num_tokens = (c if isinstance(c, int) and not isinstance(c, bool) else None for c in counts)
+    step, prompt_index, sample_index, num_tokens = (
+        c if isinstance(c, int) and not isinstance(c, bool) else None for c in counts
+    )
     if step is None or prompt_index is None or sample_index is None or num_tokens is None:
         return None
     if stage not in ("before", "after") or not (isinstance(prompt, str) and isinstance(completion, str)):
         return None
     reward = number(row.get("reward"))
     return Sample(
-        stage="before" if stage == "before" else "after",
-        step=step,
-        prompt_index=prompt_index,
-        sample_index=sample_index,
-        prompt=prompt,
-        completion=completion,
+        stage="before" if stage == "before" else "after", step=step, prompt_index=prompt_index,
+        sample_index=sample_index, prompt=prompt, completion=completion,
         reward=reward if reward is not None and math.isfinite(reward) else None,
-        ended=ended is True,
-        num_tokens=num_tokens,
+        ended=ended is True, num_tokens=num_tokens,
     )

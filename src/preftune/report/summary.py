@@ -48,8 +48,7 @@ def _change(name: str, unit: str, measured: Sequence[tuple[Sample, float]]) -> C
         if chosen:
             means[stage] = cluster_means([v for _, v in chosen], [s.prompt_index for s, _ in chosen])
     return Change(
-        name=name,
-        unit=unit,
+        name=name, unit=unit,
         before=mean_interval(means["before"]) if "before" in means else None,
         after=mean_interval(means["after"]) if "after" in means else None,
         difference=paired_interval(means["before"], means["after"], sorted(both)) if both else None,
@@ -61,13 +60,9 @@ def verdict(change: Change) -> str:
     difference, before, after = change.difference, change.before, change.after
     if difference is None or before is None or after is None:
         stage, other, interval = ("before", "after", before) if before is not None else ("after", "before", after)
-        return (
-            ""
-            if interval is None
-            else (
-                f"The mean reward {stage} training is {mean_text(interval)}, over {plural(interval.num, 'prompt')} (95% "
-                f"interval: {range_text(interval)}); there are no samples {other} training to compare it with."
-            )
+        return "" if interval is None else (
+            f"The mean reward {stage} training is {mean_text(interval)}, over {plural(interval.num, 'prompt')} (95% "
+            f"interval: {range_text(interval)}); there are no samples {other} training to compare it with."
         )
     moved = "rose" if difference.mean > 0 else "fell" if difference.mean < 0 else "stayed the same:"
     start = (
@@ -91,38 +86,25 @@ def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
     )
     if accuracies is not None:
         margin = f"; mean margin {value_text(margins.last)}" if margins is not None else ""
-        shown.append(
-            Tile(
-                title="Evaluation accuracy",
-                value=percent(accuracies.last),
-                detail=f"of pairs have a positive margin{margin}, at step {accuracies.steps[-1]:,}",
-            )
-        )
+        shown.append(Tile(
+            title="Evaluation accuracy", value=percent(accuracies.last),
+            detail=f"of pairs have a positive margin{margin}, at step {accuracies.steps[-1]:,}",
+        ))
     elif margins is not None:
-        shown.append(
-            Tile(
-                title="Evaluation margin",
-                value=value_text(margins.last),
-                detail=f"implicit reward, chosen minus rejected, at step {margins.steps[-1]:,}",
-            )
-        )
+        shown.append(Tile(
+            title="Evaluation margin", value=value_text(margins.last),
+            detail=f"implicit reward, chosen minus rejected, at step {margins.steps[-1]:,}",
+        ))
     elif reward is not None:
         kl = run.evaluation.get("kl")
-        shown.append(
-            Tile(
-                title="Held-out reward",
-                value=f"{value_text(reward.values[0])} → {value_text(reward.last)}",
-                detail=f"KL {value_text(kl.last)} nats, at step {kl.steps[-1]:,}" if kl else f"at step {reward.steps[-1]:,}",
-            )
-        )
+        shown.append(Tile(
+            title="Held-out reward", value=f"{value_text(reward.values[0])} → {value_text(reward.last)}",
+            detail=f"KL {value_text(kl.last)} nats, at step {kl.steps[-1]:,}" if kl else f"at step {reward.steps[-1]:,}",
+        ))
     elif loss is not None:
-        shown.append(
-            Tile(
-                title="Evaluation loss",
-                value=value_text(loss.last),
-                detail=f"at step {loss.steps[-1]:,}",
-            )
-        )
+        shown.append(Tile(
+            title="Evaluation loss", value=value_text(loss.last), detail=f"at step {loss.steps[-1]:,}",
+        ))
     return tuple(shown)
 
 
@@ -164,7 +146,8 @@ def objective_text(objective: object) -> str:
     """`bnf`, or `dpo (beta 0.1)` with its hyper-parameters."""
     if not isinstance(objective, Mapping):
         return describe(objective)
-    parameters = [f"{key} {describe(value)}" for key, value in objective.items() if key != "name" and value is not None]
+    parameters = [f"{key} {describe(value)}" for key, value in objective.items()
+                  if key != "name" and value is not None]
     name = describe(objective.get("name", "an objective"))
     return f"{name} ({', '.join(parameters)})" if parameters else name
 

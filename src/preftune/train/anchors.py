@@ -105,7 +105,10 @@ class AnchorBuilder:
         negative = self._cached(options.contrast_negative, "contrast_negative")
 
         def difference(part: Sequence[Group]) -> RefLogps:
-            return [[a - b for a, b in zip(one, two, strict=True)] for one, two in zip(positive(part), negative(part), strict=True)]
+            return [
+                [a - b for a, b in zip(one, two, strict=True)]
+                for one, two in zip(positive(part), negative(part), strict=True)
+            ]
 
         return difference
 

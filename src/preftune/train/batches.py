@@ -79,7 +79,9 @@ def wants_mismatched(objective: Objective) -> bool:
     return "coupling" in objective.needs and isinstance(objective, Coupled) and "mismatched" in objective.couples
 
 
-def cut_mismatched(groups: Sequence[Group], objective: Objective, policy: Policy, layout: LayoutOptions) -> list[MicroBatch]:
+def cut_mismatched(
+    groups: Sequence[Group], objective: Objective, policy: Policy, layout: LayoutOptions
+) -> list[MicroBatch]:
     """The mismatched completions of a step, for an objective that couples them; else nothing."""
     if not wants_mismatched(objective):
         return []

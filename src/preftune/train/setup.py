@@ -83,7 +83,9 @@ def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
     return policy, digest
 
 
-def prepare_groups(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Prepared, list[Group], list[Group]]:
+def prepare_groups(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Prepared, list[Group], list[Group]]:
     """(what was read, training groups, held-out groups); on-policy, groups are prompts without completions."""
     objective = config.objective
     if config.source == "on-policy":

@@ -62,7 +62,9 @@ class OfflineSource:
 
 def hold_out(groups: Sequence[Group], fraction: float, seed: int) -> tuple[list[Group], list[Group]]:
     """(training, held-out) groups. All groups of one prompt fall on the same side, so nothing leaks."""
-    digests = [hashlib.blake2b(seed.to_bytes(8, "little") + group.prompt.tobytes(), digest_size=16).digest() for group in groups]
+    digests = [
+        hashlib.blake2b(seed.to_bytes(8, "little") + group.prompt.tobytes(), digest_size=16).digest() for group in groups
+    ]
     prompts = sorted(set(digests))
     held = set(prompts[: min(round(fraction * len(prompts)), len(prompts) - 1)])  # at least one prompt is trained on
     train = [group for group, digest in zip(groups, digests, strict=True) if digest not in held]

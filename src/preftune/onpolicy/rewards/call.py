@@ -142,8 +142,7 @@ def ask(
         raise
     except Overdue:
         raise TrainingError(
-            f"Reward {name!r} gave no answer on {len(completions)} completions",
-            got=f"nothing within {timeout_s:g} s",
+            f"Reward {name!r} gave no answer on {len(completions)} completions", got=f"nothing within {timeout_s:g} s",
             do="Mend the function, or raise timeout_s",
         ) from None
     except (Exception, SystemExit) as error:

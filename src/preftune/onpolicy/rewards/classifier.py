@@ -88,7 +88,9 @@ def classified(
     return rewards
 
 
-def _row(one: Classifier, prompt: Prompt, completion: str, ended: bool, ending: str, where: str) -> dict[str, list[int]]:
+def _row(
+    one: Classifier, prompt: Prompt, completion: str, ended: bool, ending: str, where: str
+) -> dict[str, list[int]]:
     if one.renderer is None:
         pair = one.tokenizer(prompt_as_text(prompt), completion, verbose=False)
         return {name: list(pair[name]) for name in ("input_ids", "token_type_ids") if name in pair}
