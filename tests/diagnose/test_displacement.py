@@ -21,7 +21,8 @@ from preftune.errors import DataError
     [
         ("The", 0, False, "first"), ("<|im_end|>", 5, True, "end"), ("<|im_end|>", 0, True, "end"), (" sea", 3, False, "words"),
         ("\n\n", 1, False, "punctuation"), (" -", 1, False, "punctuation"), ("€", 1, False, "punctuation"),
-        (" 42", 1, False, "digits"), ("3.", 1, False, "digits"), ("4th", 1, False, "words"), ("", 1, False, "words"), ("é", 1, False, "words"),
+        (" 42", 1, False, "digits"), ("3.", 1, False, "digits"),
+        ("4th", 1, False, "words"), ("", 1, False, "words"), ("é", 1, False, "words"),
     ],
 )  # fmt: skip
 def test_kinds_of_tokens(text, place, ends, kind):

@@ -86,12 +86,12 @@ def sample_shift(log_ratios: Sequence[Float[np.ndarray, " _"]], clusters: Sequen
 
 def rank_correlation(one: Numbers, two: Numbers) -> float | None:
     """Spearman's: the correlation of ranks, ties sharing their mean rank; None where one side does not vary."""
-    ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (one, two)]
-    if len(ranks[0]) != len(ranks[1]):
-        raise DataError("A correlation is of values in pairs", got=f"{len(ranks[0])} and {len(ranks[1])}")
-    if len(ranks[0]) < 2 or any(np.ptp(rank) == 0 for rank in ranks):
+    first, second = (_ranks(np.asarray(values, dtype=np.float64)) for values in (one, two))
+    if len(first) != len(second):
+        raise DataError("A correlation is of values in pairs", got=f"{len(first)} and {len(second)}")
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

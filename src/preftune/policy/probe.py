@@ -27,6 +27,7 @@ class TokenProbe:
     mean_logit: np.ndarray  # over the vocabulary at the same position
 
 
+@torch.no_grad()
 def probe_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions, progress: Progress) -> list[list[TokenProbe]]:
     """[group][completion]; `progress` gets (done, of all groups)."""
     found: list[list[TokenProbe]] = [[] for _ in groups]
@@ -44,6 +45,7 @@ def probe_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions
     return found
 
 
+@torch.no_grad()
 def ches_scores(
     policy: Policy, groups: Sequence[Group], pairs: Sequence[Sequence[tuple[int, int]]], options: LayoutOptions, progress: Progress
 ) -> list[list[Ches]]:
@@ -72,7 +74,6 @@ def mean_logit(hidden: Float[Tensor, "N H"], head: Head) -> Float[Tensor, " N"]:
     return torch.cat([head_logits(part, head).mean(1) for part in hidden.split(chunk)])
 
 
-@torch.no_grad()
 def _hidden_batches(
     policy: Policy, groups: Sequence[Group], options: LayoutOptions, progress: Progress
 ) -> Iterator[tuple[list[int], Batch, Float[Tensor, "N H"]]]:
@@ -81,7 +82,7 @@ def _hidden_batches(
     done = 0
     for indices in split_micro_batches(groups, options, policy.sharing):
         batch = to_device(collate([groups[i] for i in indices], options, policy.sharing), policy.device)
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+        with torch.no_grad(), torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
             hidden = hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
         yield indices, batch, hidden
         done += len(indices)

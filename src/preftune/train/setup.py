@@ -28,6 +28,7 @@ from preftune.policy.reward_model import check_classifier
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
 from preftune.train.collector import OnPolicySource
+from preftune.train.filters import filter_pairs
 from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
@@ -204,6 +205,8 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
         columns = set.intersection(*(set(record.columns) for record in prepared.records))
         check_columns(reward, config.reward or "", columns | set(COLUMNS))
     policy, start_digest = load_policy(config, report)
+    if config.filter is not None:
+        prepared, train = filter_pairs(config, policy, prepared, train, report)
     if reward is not None:
         source = make_samples(config, tokenizer, policy, reward, prepared, train, report)
     else:
