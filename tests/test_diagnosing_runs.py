@@ -122,7 +122,7 @@ def test_the_page_is_whole(diagnosis):
     for svg in figures:
         ElementTree.fromstring(svg)
     assert "default-src 'none'" in page and "<script" not in page
-    assert "rose by" in page or "fell by" in page
+    assert "chosen completions changed by" in page and "Minus dpo" in page
     assert "On chosen completions" in page and "KL(policy || reference)" in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))

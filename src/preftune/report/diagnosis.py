@@ -98,9 +98,8 @@ def _in_words(run: Mapping[str, Any]) -> str:
     parts = []
     for side in SIDES:
         change = interval(run["sides"][side]["intervals"]["mean_log_ratio"])
-        moved = "rose" if change.mean > 0 else "fell" if change.mean < 0 else "stayed"
         sure = "" if change.num == 1 else ", the interval excludes zero" if change.excludes_zero else ", the interval includes zero"
-        parts.append(f"the log-probability of {side} completions {moved} by {mean_text(change, signed=True)} nats per token "
+        parts.append(f"the log-probability of {side} completions changed by {mean_text(change, signed=True)} nats per token "
                      f"({range_text(change, signed=True)}{sure})")  # fmt: skip
     fell = percent(run["directions"]["both_fall"]["mean"])
     text = f"{run['name']}: {' and '.join(parts)}. In {fell} of pairs both fell."
@@ -141,7 +140,16 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
             f"tokens of the {who}’s samples": [Cell(mean=value_text(run["samples"][who]["num_tokens"])) for run in runs]
             for who in ("policy", "reference")
         }  # fmt: skip
-    return found | _class_tables(content)
+    return found | _against_first(content) | _class_tables(content)
+
+
+def _against_first(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
+    """Each other run minus the first one, pair by pair."""
+    rows = {
+        f"{BARS[name][0]}, {side}": [Cell(mean="–"), *(_cell(one[side][name], signed=True) for one in content["differences"])]
+        for name in BARS for side in SIDES if name != "mean_log_ratio"
+    }  # fmt: skip
+    return {f"Minus {content['runs'][0]['name']}": rows} if content["differences"] else {}
 
 
 def _class_tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
@@ -159,9 +167,9 @@ def _class_tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]
     return found
 
 
-def _cell(value: Mapping[str, Any]) -> Cell:
+def _cell(value: Mapping[str, Any], signed: bool = False) -> Cell:
     one = interval(value)
-    return Cell(mean=mean_text(one), spread="" if one.num == 1 else range_text(one))
+    return Cell(mean=mean_text(one, signed=signed), spread="" if one.num == 1 else range_text(one, signed=signed))
 
 
 def _bars(runs: Sequence[Mapping[str, Any]]) -> list[Figure]:

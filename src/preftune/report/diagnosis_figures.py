@@ -47,6 +47,7 @@ def tokens_figure(shares: Mapping[str, Sequence[float]], edges: Sequence[float],
         axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
         axes.set_yscale("log")
         axes.set_ylim(1e-5, top)
+        axes.set_xlim(edges[0], edges[-1])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         axes.set_xlabel("log-ratio of a token, nats")
