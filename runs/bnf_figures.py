@@ -2,14 +2,14 @@
 
     python runs/bnf_figures.py hh_harmless_base_test.jsonl.gz OUTPUT [--seeds 0 1 2] [--learning_rates 1e-6 2e-6 5e-6] [--workers 2]
 
-Each method trains from SmolLM2-135M-Instruct for the same number of steps, on the same pairs for each seed: 480 of a pool of 800 that
-the seed draws. Its learning rate is tuned on one grid for all: a shift can be made as small as one likes by learning nothing, so every
-method gets the rate at which it learns the preference best, by its own accuracy on a second set of pairs and a seed that no other
-run has (ties: the smaller rate). `--learning_rates 2e-6` gives all the same one. Then `preftune diagnose run` measures the runs of
-each seed on a third set of pairs. A prompt is in one set only.
+Each method trains from SmolLM2-135M-Instruct for the same number of steps, on the same pairs for each seed: 480 of a pool of 800
+that the seed draws. Its learning rate is tuned on one grid for all: a shift can be made as small as one likes by learning nothing,
+so every method gets the rate at which it learns the preference best, by its own accuracy on a second set of pairs and a seed that
+no other run has (ties: the smaller rate). `--learning_rates 2e-6` gives all the same one. Then `preftune diagnose run` measures the
+runs of each seed on a third set of pairs. A prompt is in one set only.
 
 Writes OUTPUT/seed-N/diagnosis.html for each seed and OUTPUT/verdict.json, and prints the verdict. Resumable: finished runs are
-read, a run that was cut off is done again. A worker is a process of one thread.
+read, a run that was cut off is done again, further seeds may be added. A worker is a process of one thread.
 """
 
 import argparse
@@ -42,6 +42,15 @@ CLAIMS = {
     "abs_mean_log_ratio": "smallest log-likelihood shift (size, nats per token)", "gini": "lowest Gini coefficient of logit shifts",
     "gini_centred": "lowest Gini coefficient of centred logit shifts",
 }  # fmt: skip
+
+
+def check_same(options: argparse.Namespace) -> None:
+    """What was measured under other settings must not be taken for this."""
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "seeds", "workers")}
+    file = Path(options.output) / "options.json"
+    if file.exists() and json.loads(file.read_text()) != settings:
+        raise SystemExit(f"{options.output} was made with other settings, see {file}; choose another OUTPUT")
+    file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def split(options: argparse.Namespace) -> None:
@@ -131,6 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     Path(options.output).mkdir(parents=True, exist_ok=True)
+    check_same(options)
     split(options)
     with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
         rates = sorted(options.learning_rates)
