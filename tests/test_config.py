@@ -324,6 +324,7 @@ FELT = {
     "collect.eval_completions": (ON, "--collect.eval_completions 2"),
     "collect.sampler_gap": (ON, "--collect.sampler_gap 1e-12"),
     "collect.reward_timeout_s": (f"{ON} --reward taste.py:slow", "--collect.reward_timeout_s 0.05"),
+    "filter": ("", "--filter ches<0.5"),
     "eval_data": ("--eval_fraction 0.1", "--eval_data rewarded.jsonl"),
     "eval_fraction": ("", "--eval_fraction 0.5"),
     "batch_size": ("", "--batch_size 3"),

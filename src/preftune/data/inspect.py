@@ -219,12 +219,12 @@ def _standing(group: Group, index: int) -> str:
 
 
 def _append_tokens(text: Text, ids: np.ndarray, renderer: Renderer, styles: tuple[str, str]) -> None:
-    for index, piece in enumerate(_pieces(ids, renderer)):
+    for index, piece in enumerate(token_pieces(ids, renderer)):
         ends = index == len(ids) - 1 and int(ids[-1]) == renderer.end_of_turn and styles is _COMPLETION_STYLES
         text.append(clean_terminal(piece), style=_END_STYLE if ends else styles[index % 2])
 
 
-def _pieces(ids: np.ndarray, renderer: Renderer) -> list[str]:
+def token_pieces(ids: np.ndarray, renderer: Renderer) -> list[str]:
     """The text that each token adds: bytes of one character come out with the token that completes it."""
     pieces, start = [], 0
     for end in range(1, len(ids) + 1):

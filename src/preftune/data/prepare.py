@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -80,6 +80,7 @@ class DataReport:
     num_context: int  # completion tokens that are not scored: what the assistant of a trajectory reads
     prompt_tokens: Lengths
     completion_tokens: Lengths
+    filtered: Mapping[str, int] = field(default_factory=dict)  # pairs that were left out of training, by reason
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -110,7 +111,11 @@ class DataReport:
             lines.append(f"completion tokens: {self.completion_tokens}")
         if self.num_context:
             lines.append(f"{self.num_context} tokens of trajectories are not the assistant's and are not scored")
-        return lines
+        return lines + self.filtered_lines()
+
+    def filtered_lines(self) -> list[str]:
+        """What was left out after the groups were made."""
+        return [f"left out {count} pairs of training: {reason}" for reason, count in self.filtered.items()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,7 +81,7 @@ def curves_figure(
             formatter.set_powerlimits((-3, 5))
             axes.yaxis.set_major_formatter(formatter)
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        return _svg(figure, key)
+        return finished_svg(figure, key)
 
 
 def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: str) -> str:
@@ -109,7 +109,7 @@ def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: st
         axes.set_xlabel("reward")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
-        return _svg(figure, key)
+        return finished_svg(figure, key)
 
 
 def _draw(axes: Axes, curve: Curve) -> None:
@@ -147,7 +147,7 @@ def _spans_decades(curves: Sequence[Curve]) -> bool:
     return len(values) > 0 and bool(values.min() > 0) and bool(values.max() > 100 * values.min())
 
 
-def _svg(figure: Figure, key: str) -> str:
+def finished_svg(figure: Figure, key: str) -> str:
     """The figure as an `<svg>` element: no prologue, no metadata, ids that start with `key`, the page's own font."""
     stream = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -55,7 +55,7 @@ class SampleRow:
 
 def write_report(run_dir: Path) -> Path:
     """Writes `report.html` into the run folder and returns its path."""
-    return _write(run_dir / REPORT_NAME, run_page(read_run(run_dir)))
+    return write_page(run_dir / REPORT_NAME, run_page(read_run(run_dir)))
 
 
 def write_comparison(run_dirs: list[Path], output: Path) -> Path:
@@ -71,7 +71,7 @@ def write_comparison(run_dirs: list[Path], output: Path) -> Path:
         raise ConfigError("A run folder is given twice", got=twice[0], do="Name each run folder once")
     if output.is_dir():
         raise ConfigError("The output of a comparison is a file", got=str(output), do="Add a name such as compare.html")
-    return _write(output, comparison_page([read_run(run_dir) for run_dir in run_dirs]))
+    return write_page(output, comparison_page([read_run(run_dir) for run_dir in run_dirs]))
 
 
 def run_page(run: RunFiles) -> str:
@@ -79,7 +79,7 @@ def run_page(run: RunFiles) -> str:
     measured = changes(run.samples)
     reward = next((change for change in measured if change.name == "Reward"), None)
     shown, folded = sample_rows(run.samples)
-    return _render(
+    return render_page(
         "run.html", title=run.name, run=run, what=what_was_done(run), facts=facts(run), tiles=tiles(run, measured),
         verdict=verdict(reward) if reward else "", changes=[_cells(change) for change in measured],
         figures=figures([run]), more_figures=more_figures([run]), histogram=_histogram(run.samples),
@@ -97,7 +97,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
     ]
     ends = [end_points(run) for run in runs]
     labels = dict.fromkeys(label for end in ends for label in end)
-    return _render(
+    return render_page(
         "comparison.html", title=f"{len(runs)} runs" if len(runs) > 1 else names[0], legend=legend,
         settings=settings_that_differ(runs), ends={label: [end.get(label, "–") for end in ends] for label in labels},
         several_objectives=len({str(run.config.get("objective")) for run in runs}) > 1,
@@ -176,7 +176,7 @@ def _cut(text: str) -> str:
     return text if left_out <= 0 else f"{text[:MAX_CHARACTERS]} … ({left_out:,} more characters in samples.jsonl)"
 
 
-def _render(template: str, **values: object) -> str:
+def render_page(template: str, **values: object) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -186,7 +186,7 @@ def _render(template: str, **values: object) -> str:
     return clean(environment.get_template(template).render(**values))
 
 
-def _write(path: Path, html: str) -> Path:
+def write_page(path: Path, html: str) -> Path:
     with whole_file(path, "write the report") as file:
         file.write_text(html, encoding="utf-8")
     return path

@@ -6,16 +6,18 @@ from typing import Literal
 
 from preftune.data.options import DataOptions
 from preftune.data.pack import LayoutOptions
+from preftune.diagnose.ches import parse_filter
 from preftune.errors import ConfigError
 from preftune.objectives import Objective, objective_name
 from preftune.objectives.bnf import BNF
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.onpolicy.client import ServerOptions
 from preftune.onpolicy.collect import CollectOptions, chosen_selection
 from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.adapters import LoraOptions
 from preftune.policy.load import LoadOptions
 from preftune.policy.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
-from preftune.types import Hybrid, Rewards
+from preftune.types import Hybrid, Labels, Pairs, Rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,8 @@ class TrainConfig:
         source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by `reward`.
         reward: on-policy: a built-in reward or module:function.
         eval_data: held-out data, in any format that `data` may have.
+        filter: leave out pairs by what the policy at its start makes of them: "ches<0.9" keeps those of training whose
+            length-normalised CHES is below its 0.9-quantile.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
         batch_size: groups (prompts with their completions) per step.
         epochs: passes over the data.
@@ -101,6 +105,7 @@ class TrainConfig:
     objective: Objective = field(default_factory=BNF)
     source: Literal["offline", "on-policy"] = "offline"
     reward: str | None = None
+    filter: str | None = None
     eval_data: str | None = None
     eval_fraction: float = 0.1
     batch_size: int = 8
@@ -151,6 +156,7 @@ class TrainConfig:
         if self.optim.extragradient:
             self._check_extragradient()
         self._check_source()
+        self._check_filter()
         self._check_objective()
 
     def _check_extragradient(self) -> None:
@@ -241,6 +247,18 @@ class TrainConfig:
                 expected="temperature 1 without truncation",
                 do="Leave them out, or draw in this process",
             )
+
+    def _check_filter(self) -> None:
+        """CHES is of the two completions of a pair, and says how likely they will be."""
+        if self.filter is None:
+            return
+        parse_filter(self.filter)
+        if self.source == "on-policy":
+            raise ConfigError("filter has no effect on-policy", got=self.filter, expected="pairs in a file", do="Leave it out")
+        if self.objective.signal not in (Pairs, Labels) or isinstance(self.objective, BradleyTerry):
+            raise ConfigError("filter has no effect on this objective: it leaves out pairs by the likelihood they will lose",
+                              got=objective_name(self.objective), expected="an objective on pairs or labels of a policy",
+                              do="Leave it out")  # fmt: skip
 
     def _check_objective(self) -> None:
         """What the objective needs must be there, and what is set must be of use to it."""

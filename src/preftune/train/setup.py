@@ -30,6 +30,7 @@ from preftune.policy.reward_model import check_classifier
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors, Writer
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
 from preftune.train.collector import OnPolicySource
+from preftune.train.filters import filter_pairs
 from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
@@ -225,6 +226,8 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
     if reward is not None:
         check_columns(reward, config.reward or "", shared_columns(prepared.records) | set(COLUMNS))
     policy, start_digest = load_policy(config, report)
+    if config.filter is not None:
+        prepared, train = filter_pairs(config, policy, prepared, train, report)
     needs = config.objective.needs & ANCHORED
     watched = {"ref_logp"} if held and not isinstance(config.objective, BradleyTerry) else set()  # log-ratios of held-out data
     if config.collect.opponent != "none":
