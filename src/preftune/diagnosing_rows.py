@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from preftune.data.fit import CUT_EQUAL, EQUAL, WHOLE, fit
+from preftune.data.fit import COMPLETION_CUT, CUT_EQUAL, EQUAL, fit
 from preftune.data.options import DataOptions
 from preftune.data.prepare import LoadedRecords, load_records
 from preftune.data.render import Renderer
@@ -70,11 +70,11 @@ def read(source: str, options: DataOptions, renderer: Renderer | None) -> Rows:
             groups[place] = fitted.group
             same = len(rendered.pairs) - len(fitted.group.pairs if fitted.group else ())
             if same and (fitted.group is not None or fitted.kind in (EQUAL, CUT_EQUAL)):
-                idle["equal tokens" if fitted.kind in (EQUAL, WHOLE) else "equal tokens after cutting"] += same
+                idle["equal tokens after cutting" if fitted.kind in (COMPLETION_CUT, CUT_EQUAL) else "equal tokens"] += same
             elif fitted.group is None:
                 dropped[fitted.kind] += 1
         if all(group is None for group in groups):
-            raise DataError(f"{source}: no row is left that could be trained on", got=_counted(dropped) or "unusable rows",
+            raise DataError(f"{source}: no row is left that could be trained on", got=_counted(dropped) or "bad rows",
                             expected=f"prompt and completion within {options.max_length} tokens", do="Raise max_length")  # fmt: skip
     numbers: dict[object, int] = {}
     prompt = tuple(numbers.setdefault(record.prompt, len(numbers)) for record in records)

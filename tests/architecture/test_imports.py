@@ -19,7 +19,8 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing"},
+    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing",
+     "diagnosing_rows", "diagnosing_model", "diagnosing_data"},
     {"iterating"},
     {"cli"},
 )
@@ -36,6 +37,7 @@ EXCEPTIONS = {
     ("reward_training", "cli"): "likewise",
     ("merging", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",
+    ("diagnosing_data", "cli"): "likewise",
 }
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -8,7 +8,7 @@ from preftune.diagnose.coverage import Nearness, RewardPeak
 from preftune.diagnose.faults import FAULTS, Fault
 from preftune.diagnose.noise import Agreement, Contradictions
 from preftune.diagnose.overlap import LengthBias, PairOverlap
-from preftune.report.words import interval_text, plural, value_text
+from preftune.report.words import interval_text, percent, plural, value_text
 from preftune.stats import Interval
 
 Verdict = Literal["good", "look at this", "mend this"]
@@ -37,8 +37,8 @@ BOUNDS: Mapping[str, Bound] = {
     "duplicates": Bound(look=0.01, mend=0.10, reason="share of rows; a repeated row has more weight than its author meant"),
     "leakage": Bound(look=0.0, mend=0.01, reason="share of held-out rows; the held-out figure is too good by as much"),
     "overlap": Bound(look=0.7, mend=None, reason="share of tokens; most of a pair then moves up and down at once"),
-    "near_identical": Bound(look=0.05, mend=0.25, reason="share of pairs; their likelihoods fall together under contrastive objectives"),
-    "length_bias": Bound(look=0.1, mend=0.25, reason="distance of P(chosen longer) from 1/2; from 3 of 4 on, length is most of the lesson"),
+    "near_identical": Bound(look=0.05, mend=0.25, reason="share of pairs; their likelihoods may fall together"),
+    "length_bias": Bound(look=0.1, mend=0.25, reason="distance of P(chosen longer) from 1/2; at 3 of 4, length is most of the lesson"),
     "contradictions": Bound(look=0.0, mend=0.05, reason="share of exchanged pairs, as their repetitions tell"),
     "noise": Bound(look=0.4, mend=None, reason="1 - agreement; an upper estimate, so it never condemns"),
     "off_policy": Bound(look=0.3, mend=None, reason="nats per token, either way; a factor of e^0.3 = 1.35 in perplexity"),
@@ -164,7 +164,7 @@ def _rows(m: DataMeasures) -> list[Finding]:
 def _repetition(m: DataMeasures) -> list[Finding]:
     near = m.duplicates["near"]
     verdict = BOUNDS["duplicates"].verdict(near)
-    kinds = f"{_share(m.duplicates['exact'])} word for word, {_share(m.duplicates['normalised'])} but for case and punctuation"
+    kinds = f"word for word: {_share(m.duplicates['exact'])}; but for case and punctuation: {_share(m.duplicates['normalised'])}"
     found = [Finding(
         name="duplicates", measured=f"{_share(near)} of rows", verdict=verdict,
         says=_say(verdict, "hardly a row repeats another", f"{kinds}; first {m.duplicate_example}. Keep one of each"),
@@ -217,11 +217,12 @@ def _length_finding(told: LengthBias, unit: str) -> Finding:
     mildest = 0.0 if chance.low <= 0.5 <= chance.high else min(abs(chance.low - 0.5), abs(chance.high - 0.5))
     verdict = BOUNDS["length_bias"].verdict(abs(chance.mean - 0.5), mildest)
     way = "longer" if chance.mean > 0.5 else "shorter"
-    rule = f"the rule 'longer wins' is right on {_share(told.longer_wins or 0.0)}; " if told.longer_wins is not None else ""
+    rule = f"the rule 'longer wins' is right on {percent(told.longer_wins)}; " if told.longer_wins is not None else ""
     told_text = f"{rule}difference {interval_text(told.difference, signed=True)} {unit}"
     return Finding(
         name="length bias", measured=f"chosen longer {interval_text(chance)}", verdict=verdict,
-        says=told_text + _say(verdict, "", f". Training will make answers {way}: balance the lengths, or normalise by them (simpo, ld-dpo)"),
+        says=told_text
+        + _say(verdict, "", f". Training will make answers {way}: balance the lengths, or normalise by them (simpo, ld-dpo)"),
     )  # fmt: skip
 
 
@@ -251,7 +252,7 @@ def _own(own: OwnSamples) -> list[Finding]:
         verdict = BOUNDS["reward_disagreement"].verdict(1 - share.mean, 1 - share.high)
         found.append(Finding(
             name="reward and preferences", measured=f"agree on {interval_text(share)}", verdict=verdict,
-            says=_say(verdict, "the reward wants what the data prefer", "the reward wants something else than the data: choose one"),
+            says=_say(verdict, "the reward wants what the data prefer", "the reward wants something else than the data"),
         ))  # fmt: skip
     return found
 
@@ -271,8 +272,8 @@ def _noise(told: Agreement) -> Finding:
     verdict = BOUNDS["noise"].verdict(told.noise)
     return Finding(
         name="noise of the labels", measured=f"at most {_share(told.noise)}", verdict=verdict,
-        says=f"a quick reward model on frozen states agrees with {interval_text(told.agreement)} of {plural(told.num_pairs, 'pair')} "
-        "it has not seen" + _say(verdict, "", "; what it cannot see counts as noise, so read some pairs, or raise max_prompts"),
+        says=f"a quick reward model agrees with {interval_text(told.agreement)} of {plural(told.num_pairs, 'pair')} it has not seen"
+        + _say(verdict, "", "; what it cannot see counts as noise, so read some pairs, or raise max_prompts"),
     )  # fmt: skip
 
 
