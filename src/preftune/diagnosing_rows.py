@@ -74,8 +74,9 @@ def read(source: str, options: DataOptions, renderer: Renderer | None) -> Rows:
             elif fitted.group is None:
                 dropped[fitted.kind] += 1
         if all(group is None for group in groups):
-            raise DataError(f"{source}: no row is left that could be trained on", got=_counted(dropped) or "bad rows",
-                            expected=f"prompt and completion within {options.max_length} tokens", do="Raise max_length")  # fmt: skip
+            got = ", ".join(f"{count} rows {reason}" for reason, count in dropped.items()) or "bad rows"
+            raise DataError(f"{source}: no row is left that could be trained on", got=got,
+                            expected=f"at most {options.max_length} tokens", do="Raise max_length")  # fmt: skip
     numbers: dict[object, int] = {}
     prompt = tuple(numbers.setdefault(record.prompt, len(numbers)) for record in records)
     return Rows(loaded=loaded, records=records, groups=tuple(groups), prompt=prompt, unusable=unusable, dropped=dict(dropped),
@@ -90,10 +91,6 @@ def _kind(message: str) -> str:
 def _refused(error: DataError, options: DataOptions) -> None:
     if options.bad_rows == "error":
         raise DataError(f"{error} Set bad_rows to skip to leave such rows out and count them") from error
-
-
-def _counted(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count} rows {reason}" for reason, count in reasons.items())
 
 
 def _with_pairs(loaded: LoadedRecords, options: DataOptions) -> tuple[tuple[Record, ...], Counter[str]]:
@@ -194,8 +191,8 @@ def pair_measures(rows: Rows, renderer: Renderer | None) -> tuple[LengthBias | N
         clusters += [number] * len(known.pairs)
     if not pieces:
         return None, None
-    sizes = [[len(one) for one in side] for side in zip(*pieces, strict=True)]
-    return length_bias(*sizes, clusters), pair_overlap(pieces, clusters)
+    chosen, rejected = ([len(one) for one in side] for side in zip(*pieces, strict=True))
+    return length_bias(chosen, rejected, clusters), pair_overlap(pieces, clusters)
 
 
 def _pieces(known: Record | Group, renderer: Renderer | None) -> list[list]:

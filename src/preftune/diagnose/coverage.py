@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preftune.errors import DataError
-from preftune.stats import Interval, mean_interval
+from preftune.stats import Interval, Numbers, mean_interval
 
 PerPrompt = Sequence[Sequence[float]]
 
@@ -32,7 +32,7 @@ class RewardPeak:
     best_of_n: Mapping[int, Interval]
     best_of_data: Interval
     spread: Interval  # standard deviation of a prompt's own rewards
-    zero_spread: float  # share of prompts
+    zero_spread: Interval  # share of prompts whose own rewards are all equal
 
 
 def nearness(own: PerPrompt, data: PerPrompt) -> Nearness | None:
@@ -46,9 +46,9 @@ def nearness(own: PerPrompt, data: PerPrompt) -> Nearness | None:
     known = [(np.asarray(mine, float), np.asarray(theirs, float)) for mine, theirs in _both(own, data)]
     if not known:
         return None
-    gaps = [mine.mean() - theirs.mean() for mine, theirs in known]
-    ranks = [np.mean([_below(mine, value) for value in theirs]) for mine, theirs in known]
-    return Nearness(off_policy=mean_interval(gaps), rank=_within_one(mean_interval(ranks)))
+    gaps = [float(mine.mean() - theirs.mean()) for mine, theirs in known]
+    ranks = [float(np.mean([_below(mine, value) for value in theirs])) for mine, theirs in known]
+    return Nearness(off_policy=mean_interval(gaps), rank=_bounded(mean_interval(ranks)))
 
 
 def reward_peak(own: PerPrompt, data: PerPrompt) -> RewardPeak | None:
@@ -63,11 +63,11 @@ def reward_peak(own: PerPrompt, data: PerPrompt) -> RewardPeak | None:
     if not known:
         return None
     spreads = [float(mine.std(ddof=1)) for mine, _ in known]
-    flat = [bool(mine.max() == mine.min()) for mine, _ in known]
+    flat = [float(mine.max() == mine.min()) for mine, _ in known]
     return RewardPeak(
         best_of_n=best_of_n([mine for mine, _ in known]),
-        best_of_data=_within_one(mean_interval([_below(mine, best) for mine, best in known])),
-        spread=mean_interval(spreads), zero_spread=float(np.mean(flat)),
+        best_of_data=_bounded(mean_interval([_below(mine, best) for mine, best in known])),
+        spread=_bounded(mean_interval(spreads), math.inf), zero_spread=_bounded(mean_interval(flat)),
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def best_of_n(own: Sequence[np.ndarray]) -> dict[int, Interval]:
     return {n: mean_interval([expected_best(mine, n) for mine in own]) for n in counts}
 
 
-def expected_best(rewards: Sequence[float] | np.ndarray, n: int) -> float:
+def expected_best(rewards: Numbers, n: int) -> float:
     """The expected best of n draws, without bias, from the K >= n rewards at hand.
 
         E = sum_{i=n}^{K} C(i-1, n-1) / C(K, n) * r_(i)          r_(1) <= ... <= r_(K)
@@ -102,6 +102,6 @@ def _below(own: np.ndarray, value: float) -> float:
     return float(((own < value) + 0.5 * (own == value)).mean())
 
 
-def _within_one(interval: Interval) -> Interval:
-    low, high = max(0.0, interval.low), min(1.0, interval.high)
-    return Interval(mean=interval.mean, low=low, high=high, num=interval.num)
+def _bounded(interval: Interval, high: float = 1.0) -> Interval:
+    """The part of the interval where the quantity can be, from 0 on."""
+    return Interval(mean=interval.mean, low=max(0.0, interval.low), high=min(high, interval.high), num=interval.num)

@@ -33,15 +33,16 @@ class Bound:
 BOUNDS: Mapping[str, Bound] = {
     "unusable_rows": Bound(look=0.0, mend=0.05, reason="share of rows; a few are typing errors, many are a wrong export"),
     "fault_rows": Bound(look=0.0, mend=0.01, reason="share of rows; what stands in one row of a hundred is learned"),
+    "open_ends": Bound(look=0.05, mend=None, reason="share of rows; people, too, leave out a full stop, so it never condemns"),
     "idle_pairs": Bound(look=0.0, mend=0.05, reason="share of pairs; they cost time and teach nothing"),
     "duplicates": Bound(look=0.01, mend=0.10, reason="share of rows; a repeated row has more weight than its author meant"),
     "leakage": Bound(look=0.0, mend=0.01, reason="share of held-out rows; the held-out figure is too good by as much"),
     "overlap": Bound(look=0.7, mend=None, reason="share of tokens; most of a pair then moves up and down at once"),
     "near_identical": Bound(look=0.05, mend=0.25, reason="share of pairs; their likelihoods may fall together"),
-    "length_bias": Bound(look=0.1, mend=0.25, reason="distance of P(chosen longer) from 1/2; at 3 of 4, length is most of the lesson"),
+    "length_bias": Bound(look=0.1, mend=0.25, reason="P(chosen longer) from 1/2; at 3 of 4, length is most of the lesson"),
     "contradictions": Bound(look=0.0, mend=0.05, reason="share of exchanged pairs, as their repetitions tell"),
     "noise": Bound(look=0.4, mend=None, reason="1 - agreement; an upper estimate, so it never condemns"),
-    "off_policy": Bound(look=0.3, mend=None, reason="nats per token, either way; a factor of e^0.3 = 1.35 in perplexity"),
+    "off_policy": Bound(look=0.3, mend=None, reason="nats per token; a factor of e^0.3 = 1.35 in perplexity"),
     "best_of_data": Bound(look=0.9, mend=None, reason="chance; fewer than one own sample in ten is as good as the data's best"),
     "zero_spread": Bound(look=0.25, mend=0.5, reason="share of prompts; group methods learn nothing from them"),
     "reward_disagreement": Bound(look=0.4, mend=0.5, reason="share of pairs that the reward orders the other way; 1/2 is a coin"),
@@ -121,7 +122,7 @@ def evidence(m: DataMeasures) -> dict[str, object]:
         "off_policy": near.off_policy.mean if near else None,
         "best_of_data": peak.best_of_data.mean if peak else None,
         "best_of_n": {n: one.mean for n, one in peak.best_of_n.items()} if peak else None,
-        "reward_spread": peak.spread.mean if peak else None, "zero_spread": peak.zero_spread if peak else None,
+        "reward_spread": peak.spread.mean if peak else None, "zero_spread": peak.zero_spread.mean if peak else None,
         "noise": own.agreement.noise if own and own.agreement else None,
         "length_bias": m.lengths.chosen_longer.mean if m.lengths else None,
         "overlap": m.overlap.overlap.mean if m.overlap else None, "duplicates": m.duplicates["near"],
@@ -151,10 +152,10 @@ def _rows(m: DataMeasures) -> list[Finding]:
     found = [Finding(name="rows that cannot be used", measured=f"{total} of {m.num_rows}", verdict=verdict,
                      says=_say(verdict, "every row can be read", examples))]  # fmt: skip
     for name, fault in m.faults.items():
-        found.append(Finding(
-            name=name.replace("_", " "), measured=f"{plural(fault.rows, 'row')}, {_share(fault.share)}",
-            verdict=BOUNDS["fault_rows"].verdict(fault.share), says=f"{FAULTS[name]}; first {fault.example}",
-        ))  # fmt: skip
+        bound = BOUNDS["open_ends" if name in ("no_end", "cut_off") else "fault_rows"]
+        measured = f"{plural(fault.rows, 'row')}, {_share(fault.share)}"
+        found.append(Finding(name=name.replace("_", " "), measured=measured, verdict=bound.verdict(fault.share),
+                             says=f"{FAULTS[name]}; first {fault.example}"))  # fmt: skip
     if not m.faults:
         found.append(Finding(name="faults in the texts", measured="none", verdict="good",
                              says="no marker, special token or broken character, and no end that is missing"))  # fmt: skip
@@ -259,12 +260,14 @@ def _own(own: OwnSamples) -> list[Finding]:
 
 def _near(name: str, told: Nearness) -> Finding:
     gap = told.off_policy.mean
-    verdict = BOUNDS["off_policy"].verdict(abs(gap))
-    far = ("the model seldom writes such completions: draw own samples and judge them" if gap > 0 else
-           "likelier than the model's own samples: drawn at a low temperature, or seen in training")  # fmt: skip
+    bound = BOUNDS["off_policy"]
+    verdict = bound.verdict(gap)
+    covered = "much as the model writes" if gap >= -bound.look else "within what it writes, and likelier than its own draws"
+    says = _say(verdict, covered, "the model seldom writes such completions: draw own samples and judge them")
     return Finding(
-        name="off-policy" + (f", {name}" if name != "all" else ""), measured=f"{interval_text(told.off_policy, signed=True)} nats/token",
-        verdict=verdict, says=f"rank {told.rank.mean:.2f} among own samples; {_say(verdict, 'much as the model writes', far)}",
+        name="off-policy" + (f", {name}" if name != "all" else ""), verdict=verdict,
+        measured=f"{interval_text(told.off_policy, signed=True)} nats/token",
+        says=f"rank {told.rank.mean:.2f} among own samples; {says}",
     )  # fmt: skip
 
 
@@ -281,7 +284,7 @@ def _peak(own: OwnSamples) -> list[Finding]:
     assert own.peak is not None
     best = own.peak.best_of_data
     verdict = BOUNDS["best_of_data"].verdict(best.mean)
-    flat = BOUNDS["zero_spread"].verdict(own.peak.zero_spread)
+    flat = BOUNDS["zero_spread"].verdict(own.peak.zero_spread.mean, own.peak.zero_spread.low)
     sides = ", ".join(f"{name} {value_text(one.mean)}" for name, one in own.data_rewards.items() if name != "all")
     curve = ", ".join(f"n={n} {value_text(one.mean)}" for n, one in own.peak.best_of_n.items())
     return [
@@ -291,7 +294,7 @@ def _peak(own: OwnSamples) -> list[Finding]:
             + _say(verdict, "", ". The reward's peak lies outside what the model writes: start with sft on the best, or explore"),
         ),
         Finding(
-            name="prompts whose own rewards are equal", measured=_share(own.peak.zero_spread), verdict=flat,
+            name="prompts whose own rewards are equal", measured=interval_text(own.peak.zero_spread), verdict=flat,
             says=f"standard deviation of a prompt's rewards {interval_text(own.peak.spread)}"
             + _say(flat, "", ". Group methods learn nothing there: draw more samples, or choose other prompts"),
         ),
@@ -302,7 +305,7 @@ def coverage_case(own: OwnSamples) -> str | None:
     """Which of the paper's problems the data are like, where both conditions were measured."""
     if own.peak is None or "all" not in own.near:
         return None
-    near = abs(own.near["all"].off_policy.mean) <= BOUNDS["off_policy"].look
+    near = own.near["all"].off_policy.mean <= BOUNDS["off_policy"].look
     inside = own.peak.best_of_data.mean <= BOUNDS["best_of_data"].look
     return _CASES[near, inside]
 

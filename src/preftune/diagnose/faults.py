@@ -23,7 +23,7 @@ _ROLE = re.compile(
 )
 _BOS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>")
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_MOJIBAKE = re.compile("[ÃÂ][\x80-\xbf]|â€|ï»¿|\ufffd")
+_MOJIBAKE = re.compile("[ÃÂ][\x80-\xbf]|â[\x80€]|ï»¿|\ufffd")
 _OPEN_END = re.compile(r"[^\W\d_]$|[,(\[{]$")  # a letter, a comma or an open bracket
 
 

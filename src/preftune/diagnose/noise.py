@@ -48,7 +48,7 @@ class Contradictions:
 
 
 def cross_validated(
-    features: Sequence[Float[np.ndarray, "P _"]], clusters: Sequence[int], *, seed: int = 0
+    features: Sequence[Float[np.ndarray, "P ..."]], clusters: Sequence[int] | np.ndarray, *, seed: int = 0
 ) -> Agreement | None:
     """Agreement of a Bradley-Terry model with pairs of prompts that it was not fitted to; None below MIN_PROMPTS prompts.
 
@@ -59,7 +59,7 @@ def cross_validated(
     the ridge is chosen by the likelihood of inner folds. Pairs of equal features say nothing and take no part.
 
     Args:
-        features: blocks, each [P, its width], of differences.
+        features: blocks, each [P] or [P, its width], of differences.
         clusters: the prompt of each pair.
         seed: of the folds.
     """
