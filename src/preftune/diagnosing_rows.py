@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from preftune.data.fit import COMPLETION_CUT, CUT_EQUAL, EQUAL, fit
+from preftune.data.formats import EMPTY, EQUAL_PAIR
 from preftune.data.options import DataOptions
 from preftune.data.prepare import LoadedRecords, load_records
 from preftune.data.render import Renderer
@@ -36,7 +37,7 @@ class Rows:
     records: tuple[Record, ...]
     groups: tuple[Group | None, ...]
     prompt: tuple[int, ...]  # of each record, the number of its prompt
-    unusable: dict[str, list[str]]  # file:row of rows that cannot be used, by what is wrong
+    unusable: dict[str, list[str]]  # file:row of rows that cannot be used, by what is wrong; empty where the row is not known
     dropped: dict[str, int]
     idle_pairs: dict[str, int]
 
@@ -57,8 +58,10 @@ def read(source: str, options: DataOptions, renderer: Renderer | None) -> Rows:
     unusable: dict[str, list[str]] = {}
     for bad in loaded.bad_rows:
         unusable.setdefault(_kind(bad.message), []).append(f"{bad.file}:{bad.row}")
+    if loaded.dropped.get(EMPTY):
+        unusable[EMPTY] = [""] * loaded.dropped[EMPTY]
     records, dropped = _with_pairs(loaded, options)
-    idle = _idle_texts(loaded.records)
+    idle = _idle_texts(loaded)
     groups: list[Group | None] = [None] * len(records)
     if renderer is not None:
         for place, rendered in enumerate(renderer.render_all(records)):
@@ -95,21 +98,20 @@ def _refused(error: DataError, options: DataOptions) -> None:
 
 def _with_pairs(loaded: LoadedRecords, options: DataOptions) -> tuple[tuple[Record, ...], Counter[str]]:
     """Records with pairs, given or derived; the records as they are where there are none."""
-    dropped = Counter({f"dropped: {reason}": count for reason, count in loaded.dropped.items()})
     usable = tuple(record for record in loaded.records if record.completions)
     try:
         records, report = derive(usable, "pairs", pairing=options.pairing, min_gap=options.min_gap)
     except ConfigError:
         raise
     except DataError:  # nothing gives a pair: completions alone, or one label for each prompt
-        return usable, dropped
-    return records, dropped + Counter({f"without a pair: {reason}": count for reason, count in report.dropped.items()})
+        return usable, Counter()
+    return records, Counter({f"without a pair: {reason}": count for reason, count in report.dropped.items()})
 
 
-def _idle_texts(records: Sequence[Record]) -> Counter[str]:
+def _idle_texts(loaded: LoadedRecords) -> Counter[str]:
     """Pairs of the rows that teach nothing before any token is looked at."""
-    idle: Counter[str] = Counter()
-    for record in records:
+    idle = Counter({"equal texts": loaded.dropped.get(EQUAL_PAIR, 0)})
+    for record in loaded.records:
         idle["equal texts"] += sum(record.completions[c] == record.completions[r] for c, r in record.pairs)
         if not record.pairs:
             known = [reward for reward in record.rewards if reward is not None]

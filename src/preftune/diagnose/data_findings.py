@@ -134,7 +134,7 @@ def findings(m: DataMeasures) -> list[Finding]:
     """The measures with their verdicts, what spoils data first."""
     found = [*_rows(m), *_repetition(m)]
     found += _pairs(m) if m.num_pairs or m.idle_pairs else []
-    return [*found, *_own(m.own)] if m.own else found
+    return [*found, *findings_of(m.own)] if m.own else found
 
 
 def _share(value: float) -> str:
@@ -148,7 +148,7 @@ def _say(verdict: Verdict, good: str, bad: str) -> str:
 def _rows(m: DataMeasures) -> list[Finding]:
     total = sum(one.rows for one in m.unusable.values())
     verdict = BOUNDS["unusable_rows"].verdict(total / m.num_rows)
-    examples = "; ".join(f"{what} ({one.rows}, first {one.example})" for what, one in m.unusable.items())
+    examples = "; ".join(f"{what} ({one.rows}" + f", first {one.example}" * bool(one.example) + ")" for what, one in m.unusable.items())
     found = [Finding(name="rows that cannot be used", measured=f"{total} of {m.num_rows}", verdict=verdict,
                      says=_say(verdict, "every row can be read", examples))]  # fmt: skip
     for name, fault in m.faults.items():
@@ -242,7 +242,8 @@ def _contradictions(told: Contradictions) -> list[Finding]:
 # --- what needs the model ---
 
 
-def _own(own: OwnSamples) -> list[Finding]:
+def findings_of(own: OwnSamples) -> list[Finding]:
+    """What the model's own samples say."""
     found = [_near(name, told) for name, told in own.near.items()]
     if own.agreement:
         found.append(_noise(own.agreement))
