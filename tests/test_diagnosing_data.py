@@ -69,7 +69,7 @@ def test_clean_data_without_a_model(pairs_file, capsys):
 def test_overlap_and_lengths_in_words(tmp_path, capsys):
     row = {"prompt": "p", "chosen": "It is water.", "rejected": "It was salt, sir."}
     told = diagnose(capsys, write_rows(tmp_path / "d.jsonl", [row]))
-    assert told["evidence"]["overlap"] == pytest.approx(2 * 2 / (4 + 6))  # "It" and "." of "It is water ." and "It was salt , sir ."
+    assert told["evidence"]["overlap"] == pytest.approx(2 * 2 / (4 + 6))  # It and . of "It is water ." and "It was salt , sir ."
     assert told["measures"]["overlap"]["prefix_tokens"] == 1 and told["measures"]["lengths"]["difference"]["mean"] == -2
     assert told["measures"]["lengths"]["difference"]["low"] is None  # one prompt has no interval
     assert told["measures"]["completion_length"] == 5
@@ -88,8 +88,8 @@ def test_every_fault_is_counted_where_it_is(tmp_path, capsys):
     told = diagnose(capsys, data := write_rows(tmp_path / "d.jsonl", rows))
     found = told["measures"]["faults"]
     assert {name: (one["rows"], one["example"].rpartition(":")[2]) for name, one in found.items()} == {
-        "role_markers": (1, "2"), "no_end": (1, "3"), "mojibake": (1, "4"), "control_characters": (1, "5"), "special_tokens": (1, "6"),
-        "double_bos": (1, "7"),
+        "role_markers": (1, "2"), "no_end": (1, "3"), "mojibake": (1, "4"), "control_characters": (1, "5"),
+        "special_tokens": (1, "6"), "double_bos": (1, "7"),
     }  # fmt: skip
     assert found["mojibake"]["example"] == f"{data}:4" and found["mojibake"]["share"] == 1 / 8
     unusable = {what: one["example"].rpartition(":")[2] for what, one in told["measures"]["unusable"].items()}
@@ -101,7 +101,7 @@ def test_every_fault_is_counted_where_it_is(tmp_path, capsys):
 
 
 def test_leakage(tmp_path, capsys, pairs_file):
-    held = [{**PAIRS[0], "prompt": PAIRS[0]["prompt"].upper()}, {**PAIRS[1], "chosen": "Something new."}, {"prompt": "New?"} | PAIRS[2],
+    held = [{**PAIRS[0], "prompt": PAIRS[0]["prompt"].upper()}, {**PAIRS[1], "chosen": "Something new."}, PAIRS[2],
             {**PAIRS[3], "prompt": "Quite another question about it?"}]  # fmt: skip
     told = diagnose(capsys, pairs_file, "--held_out", write_rows(tmp_path / "h.jsonl", held))
     leaked = told["measures"]["leakage"]
@@ -209,7 +209,8 @@ def test_other_data_are_off_policy_and_a_plain_rule_is_no_noise(tmp_path, capsys
 
 def test_the_reward_s_peak(tmp_path, tiny_folder, capsys):
     """length.min is minus the tokens, so everything follows from lengths; own completions are cut off at 12 tokens."""
-    rows = [{"prompt": f"Question {k}?", "chosen": "No." if k else "Maybe so, maybe not.", "rejected": "Yes indeed, it is."} for k in range(4)]
+    chosen = ["Maybe so, maybe not.", "No.", "No.", "No."]
+    rows = [{"prompt": f"Question {k}?", "chosen": one, "rejected": "Yes indeed, it is."} for k, one in enumerate(chosen)]
     data = write_rows(tmp_path / "d.jsonl", rows)
     told = diagnose(capsys, data, "--model", tiny_folder, "--reward", "length.min", *QUICK)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
@@ -217,9 +218,8 @@ def test_the_reward_s_peak(tmp_path, tiny_folder, capsys):
     own = told["measures"]["own"]
     assert own["data_rewards"]["chosen"]["mean"] == pytest.approx(-np.mean([size[row["chosen"]] for row in rows]))
     assert own["data_rewards"]["rejected"]["mean"] == pytest.approx(-size[rows[0]["rejected"]])
-    assert own["reward_agreement"]["mean"] == pytest.approx(
-        np.mean([float(size[row["chosen"]] < size[row["rejected"]]) + 0.5 * (size[row["chosen"]] == size[row["rejected"]]) for row in rows])
-    )
+    assert size["No."] < size["Yes indeed, it is."] < size["Maybe so, maybe not."]
+    assert own["reward_agreement"]["mean"] == 0.75
     curve = told["evidence"]["best_of_n"]
     assert list(curve) == ["1", "2", "3"] and -12 <= curve["1"] <= curve["2"] <= curve["3"] <= -1
     assert told["evidence"]["can_reward"] is True and told["coverage"]
@@ -237,7 +237,7 @@ def test_a_flat_reward_and_one_without_an_opinion(tmp_path, tiny_folder, capsys,
     )
     data = write_rows(tmp_path / "d.jsonl", PAIRS)
     told = diagnose(capsys, data, "--model", tiny_folder, "--reward", f"{tmp_path}/flat.py:flat", *QUICK)
-    assert told["evidence"]["zero_spread"] == 1 and told["evidence"]["best_of_data"] == 0.5 and told["evidence"]["reward_spread"] == 0
+    assert [told["evidence"][name] for name in ("zero_spread", "best_of_data", "reward_spread")] == [1, 0.5, 0]
     assert told["measures"]["own"]["reward_agreement"]["mean"] == 0.5
     assert verdicts(told)["prompts whose own rewards are equal"] == "mend this"
     told = diagnose(capsys, data, "--model", tiny_folder, "--reward", f"{tmp_path}/flat.py:none", *QUICK)
@@ -267,9 +267,11 @@ def test_few_prompts_are_said_to_be_few(tmp_path, tiny_folder, pairs_file, capsy
 
 def test_trajectories(tmp_path, tiny_folder, capsys):
     def turns(answer):
-        return [{"role": "assistant", "content": "call"}, {"role": "tool", "content": "21"}, {"role": "assistant", "content": answer}]
+        told = [("assistant", "call"), ("tool", "21"), ("assistant", answer)]
+        return [{"role": role, "content": content} for role, content in told]
 
-    data = write_rows(tmp_path / "t.jsonl", [{"prompt": f"q{k}", "chosen": turns("It is 21."), "rejected": turns("No")} for k in range(3)])
+    rows = [{"prompt": f"q{k}", "chosen": turns("It is 21."), "rejected": turns("No")} for k in range(3)]
+    data = write_rows(tmp_path / "t.jsonl", rows)
     told = diagnose(capsys, data, "--model", tiny_folder, *QUICK)
     assert told["evidence"]["num_pairs"] == 3 and told["evidence"]["off_policy"] is not None
     assert main(["diagnose", "data", data, "--model", str(tiny_folder), "--reward", "brief"]) == 2
@@ -323,7 +325,8 @@ def test_bad_rows_can_be_an_error(tmp_path, capsys):
 
 def test_nothing_commands_the_terminal(tmp_path, tiny_folder, capsys):
     evil = "\x1b[31mred\x07\u202eback"
-    data = write_rows(tmp_path / f"e{evil}.jsonl", [{"prompt": f"{k}{evil}", "chosen": f"y{evil}{k}", "rejected": evil} for k in range(3)])
+    rows = [{"prompt": f"{k}{evil}", "chosen": f"y{evil}{k}", "rejected": evil} for k in range(3)]
+    data = write_rows(tmp_path / f"e{evil}.jsonl", rows)
     assert main(["diagnose", "data", data, "--model", str(tiny_folder), *QUICK]) == 0
     out, err = capsys.readouterr()
     assert not any(c in out + err for c in "\x1b\x07\u202e") and "control characters" in out

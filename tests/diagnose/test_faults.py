@@ -48,8 +48,8 @@ def test_the_tokeniser_s_own_tokens():
 
 
 def test_counts():
-    rows = [("f:1", frozenset({"mojibake"})), ("f:2", frozenset()), ("f:3", frozenset({"mojibake", "no_end"})), ("f:4", frozenset())]
-    told = count_faults(rows)
+    faults = [{"mojibake"}, set(), {"mojibake", "no_end"}, set()]
+    told = count_faults([(f"f:{number}", frozenset(one)) for number, one in enumerate(faults, 1)])
     assert list(told) == ["no_end", "mojibake"] and set(told) < set(FAULTS)
     assert (told["mojibake"].rows, told["mojibake"].share, told["mojibake"].example) == (2, 0.5, "f:1")
     assert told["no_end"].example == "f:3"

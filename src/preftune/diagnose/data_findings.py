@@ -148,7 +148,8 @@ def _say(verdict: Verdict, good: str, bad: str) -> str:
 def _rows(m: DataMeasures) -> list[Finding]:
     total = sum(one.rows for one in m.unusable.values())
     verdict = BOUNDS["unusable_rows"].verdict(total / m.num_rows)
-    examples = "; ".join(f"{what} ({one.rows}" + f", first {one.example}" * bool(one.example) + ")" for what, one in m.unusable.items())
+    places = {what: f"{one.rows}, first {one.example}" if one.example else f"{one.rows}" for what, one in m.unusable.items()}
+    examples = "; ".join(f"{what} ({place})" for what, place in places.items())
     found = [Finding(name="rows that cannot be used", measured=f"{total} of {m.num_rows}", verdict=verdict,
                      says=_say(verdict, "every row can be read", examples))]  # fmt: skip
     for name, fault in m.faults.items():
