@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,7 +98,9 @@ def test_every_fault_is_counted_where_it_is(tmp_path, capsys):
     assert told["measures"]["idle_pairs"] == {"equal texts": 1} and told["evidence"]["num_pairs"] == 8
     assert told["evidence"]["duplicates"] == 1 / 8 and told["measures"]["duplicate_example"] == f"{data}:11 repeats {data}:1"
     assert verdicts(told)["pairs that teach nothing"] == "mend this"
-    assert any(f"first {data}:8" in one["says"] for one in told["findings"])
+    says = {one["name"]: one["says"] for one in told["findings"]}
+    assert "(1, first row 8)" in says["rows that cannot be used"]
+    assert says["duplicates"].endswith("row 11 repeats row 1. Keep one of each")
 
 
 def test_leakage(tmp_path, capsys, pairs_file):
@@ -117,6 +120,11 @@ def test_contradictions(tmp_path, capsys):
     told = diagnose(capsys, write_rows(tmp_path / "d.jsonl", rows))
     assert told["measures"]["contradictions"]["in_cycles"] == pytest.approx(2 / 9)
     assert verdicts(told)["contradictions"] == "mend this"
+
+
+def test_the_order_of_completions_makes_no_new_row(tmp_path, capsys):
+    rows = [*PAIRS, {"prompt": PAIRS[0]["prompt"], "chosen": PAIRS[0]["rejected"], "rejected": PAIRS[0]["chosen"]}]
+    assert diagnose(capsys, write_rows(tmp_path / "d.jsonl", rows))["evidence"]["duplicates"] == pytest.approx(1 / 9)
 
 
 def test_rewards_and_labels_become_pairs(tmp_path, capsys):
@@ -184,6 +192,7 @@ def test_own_samples_are_on_policy_and_random_labels_are_noise(parts):
         assert near.off_policy.low < 0 < near.off_policy.high and abs(near.off_policy.mean) < 0.1
         assert near.rank.low < 0.5 < near.rank.high
     assert told.agreement is not None and 0.25 < told.agreement.noise < 0.75
+    assert next(one for one in findings_of(told) if one.name == "noise of the labels").verdict == "look at this"
     assert [one.verdict for one in findings_of(told) if one.name.startswith("off-policy")] == ["good"] * 3
 
 
@@ -259,7 +268,8 @@ def test_few_prompts_are_said_to_be_few(tmp_path, tiny_folder, pairs_file, capsy
     out = capsys.readouterr().out
     assert "was asked 3 prompts of 8, 3 samples each; with so few, intervals are wide" in out
     assert re.search(r"off-policy, chosen +.*nats/token", out) and "not measured: noise of the labels: it wants 20 prompts" in out
-    assert "(the paper" not in out and out.rstrip().endswith("out.json")
+    assert re.search(r"\d+% of the data's completions are longer than max_new_tokens", out) and "(the paper" not in out
+    assert out.rstrip().endswith("out.json")
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert set(written["evidence"]) == EVIDENCE and written["used"]["prompts"] == 3 and set(written["thresholds"]) == set(BOUNDS)
     assert "NaN" not in (tmp_path / "out.json").read_text() and "Infinity" not in (tmp_path / "out.json").read_text()
@@ -287,6 +297,15 @@ def test_bounds():
     assert bound.verdict(0.9, mildest=0.05) == "look at this" and bound.verdict(0.9, mildest=0.2) == "mend this"
     assert Bound(look=0.0, mend=None, reason="").verdict(9.0) == "look at this"
     assert all(bound.reason and (bound.mend is None or bound.mend > bound.look) for bound in BOUNDS.values())
+
+
+def test_the_page_has_the_thresholds():
+    page = (Path(__file__).parents[1] / "docs" / "data_diagnosis.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.M))
+    for name, bound in BOUNDS.items():
+        mend = "never" if bound.mend is None else f"{bound.mend:g}"
+        assert f"| `{name}` | {bound.look:g} | {mend} |" in page, name
+    assert set(BOUNDS) <= set(rows) and all(f"`{name}`" in page for name in EVIDENCE)
 
 
 def test_mistakes(tmp_path, tiny_folder, pairs_file, capsys):

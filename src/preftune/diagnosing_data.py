@@ -24,7 +24,7 @@ from preftune.errors import ConfigError
 from preftune.onpolicy.rewards import AnyReward, resolve_reward
 from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.load import LoadOptions, load_model, load_tokenizer, pick_device, quiet_transformers, resolve_model
-from preftune.report.words import plural, value_text
+from preftune.report.words import percent, plural, value_text
 from preftune.reward_training import finite
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
@@ -149,6 +149,9 @@ def tell(found: DataMeasures, console: Console) -> None:
     if found.own is not None:
         asked = f"{plural(found.own.num_prompts, 'prompt')} of {found.num_prompts:,}, {found.own.num_samples} samples each"
         line(f"{found.model} was asked {asked}" + "; with so few, intervals are wide" * (found.own.num_prompts < FEW))
+        if found.own.beyond_budget:
+            line(f"{percent(found.own.beyond_budget)} of the data's completions are longer than max_new_tokens: they are compared "
+                 "with own samples up to there, and a reward that minds the budget finds them too long")  # fmt: skip
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for heading in ("finding", "measured", "verdict", "what it says"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "verdict")

@@ -82,8 +82,11 @@ def measure_own(
     left_out = []
     if agreement is None:
         left_out.append(f"noise of the labels: it wants {MIN_PROMPTS} prompts with different pairs; raise max_prompts or add data")
-    found = OwnSamples(num_prompts=len(prompts), num_samples=options.num_completions, agreement=agreement,
-                       near=_nearness(asked, readings, own))  # fmt: skip
+    sizes = [size for members in asked.members for _, group in members for size in group.num_scored]
+    found = OwnSamples(
+        num_prompts=len(prompts), num_samples=options.num_completions, agreement=agreement, near=_nearness(asked, readings, own),
+        beyond_budget=float(np.mean([size > options.max_new_tokens for size in sizes])),
+    )  # fmt: skip
     if reward is None:
         return found, [*left_out, "the reward's peak, and the reward against the preferences: no --reward was given"]
     judged = judge(asked, drawn, *reward, options.max_new_tokens)

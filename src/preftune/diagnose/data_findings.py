@@ -1,7 +1,7 @@
 """What the measures of a data set say in plain words, and from where on they say it. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from preftune.diagnose.coverage import Nearness, RewardPeak
@@ -67,6 +67,7 @@ class OwnSamples:
 
     num_prompts: int
     num_samples: int  # of each prompt
+    beyond_budget: float  # share of the data's completions that are longer than own samples can be, and read up to there
     near: Mapping[str, Nearness]
     agreement: Agreement | None  # of a quick reward model on frozen states, with the labels
     peak: RewardPeak | None = None
@@ -134,7 +135,8 @@ def findings(m: DataMeasures) -> list[Finding]:
     """The measures with their verdicts, what spoils data first."""
     found = [*_rows(m), *_repetition(m)]
     found += _pairs(m) if m.num_pairs or m.idle_pairs else []
-    return [*found, *findings_of(m.own)] if m.own else found
+    found += findings_of(m.own) if m.own else []
+    return [replace(one, says=one.says.replace(f"{m.source}:", "row ")) for one in found]
 
 
 def _share(value: float) -> str:
@@ -274,11 +276,13 @@ def _near(name: str, told: Nearness) -> Finding:
 
 
 def _noise(told: Agreement) -> Finding:
-    verdict = BOUNDS["noise"].verdict(told.noise)
+    coin = told.agreement.low <= 0.5  # the pairs do not tell the quick model from a coin
+    verdict = "look at this" if coin else BOUNDS["noise"].verdict(told.noise)
+    doubt = "so few pairs do not tell it from a coin: raise max_prompts" if coin else "it may not see what people saw: read some"
     return Finding(
-        name="noise of the labels", measured=f"at most {_share(told.noise)}", verdict=verdict,
+        name="noise of the labels", measured=f"upper estimate {percent(told.noise)}", verdict=verdict,
         says=f"a quick reward model agrees with {interval_text(told.agreement)} of {plural(told.num_pairs, 'pair')} it has not seen"
-        + _say(verdict, "", "; what it cannot see counts as noise, so read some pairs, or raise max_prompts"),
+        + _say(verdict, "", f"; {doubt}"),
     )  # fmt: skip
 
 
