@@ -200,6 +200,15 @@ def test_the_very_same_samples_are_at_no_distance(parts):
     """Drawn with the same seed and keys: the trainer's scores against the sampler's."""
     told = measured(parts, own_rows(*parts, 5, seed=3), seed=3)
     assert abs(told.near["all"].off_policy.mean) < 1e-5 and told.near["all"].off_policy.high < 1e-5
+    rows = own_rows(*parts, 5, seed=3)  # what is drawn for a prompt does not depend on which others are asked
+    told = measured(parts, replace(rows, groups=(None, *rows.groups[1:])), seed=3)
+    assert told.num_prompts == 4 and abs(told.near["all"].off_policy.mean) < 1e-5
+
+
+def test_the_end_of_turn_is_nothing_in_common(tmp_path, tiny_folder, capsys):
+    data = write_rows(tmp_path / "d.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    told = diagnose(capsys, data, "--model", tiny_folder, *QUICK)
+    assert told["evidence"]["overlap"] == 0 and told["evidence"]["completion_tokens"] == 2
 
 
 def test_other_data_are_off_policy_and_a_plain_rule_is_no_noise(tmp_path, capsys):
@@ -283,7 +292,10 @@ def test_trajectories(tmp_path, tiny_folder, capsys):
     rows = [{"prompt": f"q{k}", "chosen": turns("It is 21."), "rejected": turns("No")} for k in range(3)]
     data = write_rows(tmp_path / "t.jsonl", rows)
     told = diagnose(capsys, data, "--model", tiny_folder, *QUICK)
-    assert told["evidence"]["num_pairs"] == 3 and told["evidence"]["off_policy"] is not None
+    assert told["evidence"]["num_pairs"] == 3
+    # Up to the first answer both sides are alike, and a trajectory is compared up to there.
+    near = told["measures"]["own"]["near"]
+    assert near["chosen"] == near["rejected"] and near["chosen"]["off_policy"]["mean"] is not None
     assert main(["diagnose", "data", data, "--model", str(tiny_folder), "--reward", "brief"]) == 2
     assert "a trajectory in" in capsys.readouterr().err
 
