@@ -291,7 +291,7 @@ def test_trajectories(tmp_path, tiny_folder, capsys):
 
     rows = [{"prompt": f"q{k}", "chosen": turns("It is 21."), "rejected": turns("No")} for k in range(3)]
     data = write_rows(tmp_path / "t.jsonl", rows)
-    told = diagnose(capsys, data, "--model", tiny_folder, *QUICK)
+    told = diagnose(capsys, data, "--model", tiny_folder, "--max_new_tokens", "90", "--samples", "2")
     assert told["evidence"]["num_pairs"] == 3
     # Up to the first answer both sides are alike, and a trajectory is compared up to there.
     near = told["measures"]["own"]["near"]
