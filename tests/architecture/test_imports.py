@@ -20,7 +20,7 @@ LAYERS = (
     {"evaluation", "demo", "catalogue", "lab"},
     {"config", "verbs"},
     {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing",
-     "diagnosing_runs", "run_diagnosis", "run_material"},
+     "diagnosing_runs", "run_diagnosis", "run_material", "diagnosing_rows", "diagnosing_model", "diagnosing_data"},
     {"iterating"},
     {"cli"},
 )
@@ -38,6 +38,7 @@ EXCEPTIONS = {
     ("merging", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",
     ("diagnosing_runs", "cli"): "likewise",
+    ("diagnosing_data", "cli"): "likewise",
 }
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path

@@ -32,6 +32,8 @@ from preftune.types import SOURCES, Completion, Message, Record
 T = TypeVar("T")
 
 DETECTION_ROWS = 20
+EQUAL_PAIR = "chosen and rejected are equal"  # why a row is dropped
+EMPTY = "empty completion"
 _PROMPTS = ("prompt", "question", "instruction", "context", "messages", "conversations")
 _TEXTS = ("completion", "response", "answer", "text", "output")  # of one entry of a list of completions
 _COMPLETION = ("completion", "response", "output")
@@ -143,7 +145,7 @@ def _record(row: Row, used: set[str], prompt: Prompt, completions: Sequence[Comp
 
 def _pair(row: Row, used: set[str], prompt: Prompt, chosen: Completion, rejected: Completion) -> Record | Drop:
     if chosen == rejected:
-        return Drop(reason="chosen and rejected are equal")
+        return Drop(reason=EQUAL_PAIR)
     key = first_key(row, *_PROBABILITY)
     known = row.get(key) not in (None, "")  # a table has empty cells
     probabilities = (as_probability(row[key], key),) if known else ()
@@ -170,7 +172,7 @@ def _pairs(row: Row) -> Record | Drop:
 def _dialogues(row: Row) -> Record | Drop:
     prompt, chosen, rejected = split_shared(value_of(row, "chosen"), value_of(row, "rejected"))
     if is_blank(chosen) or is_blank(rejected):  # in a transcript, the speaker's name with nothing behind it
-        return Drop(reason="empty completion")
+        return Drop(reason=EMPTY)
     return _pair(row, {"chosen", "rejected"}, prompt, chosen, rejected)
 
 
