@@ -40,7 +40,10 @@ GOOD = {"name": "mine", "policy": "tabular", "size": 3, "reward": {"kind": "tabl
     ({"data": {"ties": "keep", "min_gap": 0.1}}, "Ties cannot be kept"),
     ({"data": {"law": {"kind": "truncated", "mean": 3}}}, "Only answers with a length"),
     ({"data": [1]}, "data is not a mapping"),
-    ({"policy": "magic"}, "expected tabular, mlp"),
+    ({"policy": "magic"}, "expected tabular, mlp, gpt"),
+    ({"policy": "gpt"}, "2 or more for positions and gpt"),
+    ({"policy": "gpt", "length": 2}, "no numbers of this many digits; got size 3, length 2; expected a power: 4 or 9"),
+    ({"policy": "gpt", "length": -1}, "length does not go with"),
     ({"length": 3}, "length does not go with the policy"),
     ({"reward_model": {"pairs": 10}}, "for lengths only"),
 ])  # fmt: skip

@@ -8,8 +8,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from preftune.errors import ConfigError
-from preftune.lab.experiments import GRIDS
+from preftune.errors import ConfigError, TrainingError
+from preftune.lab.experiments import grid_of
 from preftune.lab.figures import LOOK, UNITS
 from preftune.lab.findings import Tell
 from preftune.lab.judge import series_of
@@ -62,12 +62,15 @@ def objectives_wanted(text: str) -> tuple[str, ...]:
 def compare(bench: Bench, workers: int, tell: Tell) -> dict[str, Any]:
     """The result as JSON: for each objective its tuning, and the measures of the confirming seeds with 95% intervals."""
     problem = load_problem(bench.problem)
-    grid = bench.rates or GRIDS["mlp" if problem.policy == "mlp" else "table"]
+    grid = bench.rates or grid_of(bench.problem)
     plans = {name: Plan(problem=bench.problem, method=name, defaults=True, loop=bench.loop) for name in bench.objectives}
     tuning = tuple(range(bench.first_seed - bench.tuning_seeds, bench.first_seed))
     seeds = tuple(range(bench.first_seed, bench.first_seed + bench.seeds))
     trials = {(name, rate): Job(plan=plan, learning_rate=rate, seeds=tuning) for name, plan in plans.items() for rate in grid}
     tried = perform_all(list(trials.values()), workers, tell)
+    failed = [trial.reason for trial in tried.values() if isinstance(trial, Failed)]
+    if len(failed) == len(tried):
+        raise TrainingError("Every run stopped", got=failed[0])
     scores = {
         name: {rate: _score(tried[trials[name, rate]]) for rate in grid} for name in plans
     }  # fmt: skip

@@ -6,10 +6,10 @@ from preftune.lab.experiments import FRESH_SIZES, REUSE
 from preftune.lab.figures import Picture
 
 
-def _sizes(problem: str, method: str) -> Picture:
+def _sizes(problem: str, method: str, name: str = "") -> Picture:
     runs = tuple(f"{problem} {method} B={size}" for size in FRESH_SIZES)
     labels = tuple(f"{size} prompts" for size in FRESH_SIZES)
-    return Picture(title=f"{method} on {problem.upper()}", runs=runs, labels=labels)
+    return Picture(title=f"{method} on {name or problem.upper()}", runs=runs, labels=labels)
 
 
 def _reuse(method: str) -> Picture:
@@ -60,6 +60,10 @@ PICTURES: dict[str, tuple[Picture, ...]] = {
                 runs=tuple(f"min {m}{t}" for m in ("best-of-n", "ppo", "rwr") for t in ("", " T=8")),
                 labels=tuple(f"{m}, T {t}" for m in ("best-of-n", "ppo", "rwr") for t in (1, 8))),
     ),
+    "E11": (_sizes("gpt", "best-of-n", "R1, transformer"), _sizes("gpt", "ipo", "R1, transformer"),
+            Picture(title="on-policy (T = 15) and offline (T = 450)",
+                    labels=("best-of-n on-policy", "ipo on-policy", "best-of-n offline", "ipo offline"),
+                    runs=("gpt best-of-n T=15", "gpt ipo T=15", "gpt best-of-n T=450", "gpt ipo T=450"))),
     "E12": (_offline("r1", "pref-ft", "dpo", measure="margin", title="implicit reward: best less others"),
             _offline("r1", "pref-ft", "dpo", measure="log_ratio/best", title="the best alone")),
     "Xa": (_offline("r1", "rwr", "ipo", "dpo", "best-of-n"),),
