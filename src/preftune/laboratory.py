@@ -3,6 +3,7 @@
 It stands apart from the other verbs so that nothing here waits for the model libraries.
 """
 
+import difflib
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from rich.text import Text
 from preftune.cli import print_json
 from preftune.config import parse_settings
 from preftune.errors import ConfigError
-from preftune.lab.bench import Bench, compare, objectives_wanted, write_comparison
+from preftune.lab.bench import LAST_SEED, Bench, check_seeds, compare, objectives_wanted, write_comparison
 from preftune.lab.findings import FIRST_SEED, Findings, confirm, load_rates, tune
 from preftune.lab.gallery import runs_shown
 from preftune.lab.judge import Criteria, Tier, load_criteria
@@ -131,12 +132,10 @@ class LabAllConfig:
 
     def __post_init__(self) -> None:
         _check_workers(self.workers)
-        if self.seeds < 2:
-            raise ConfigError("seeds is out of range", got=self.seeds, expected="2 or more, for an interval")
-        if self.first_seed < 100:
-            raise ConfigError(
-                "first_seed is out of range", got=self.first_seed, expected="100 or more: those below were used for tuning"
-            )
+        check_seeds(seeds=self.seeds)
+        if not 100 <= self.first_seed <= LAST_SEED:
+            raise ConfigError("first_seed is out of range", got=self.first_seed,
+                              expected=f"100 to {LAST_SEED}: those below were used for tuning")  # fmt: skip
         known = load_criteria()
         for name in self.only:
             if name not in known:
@@ -254,8 +253,8 @@ def _show(arguments: Sequence[str]) -> int:
             print(text, end="")
         return 0
     if settings.name not in criteria:
-        raise ConfigError("There is no such experiment or problem", got=settings.name,
-                          expected=", ".join([*criteria, *shipped_problems()]))  # fmt: skip
+        raise ConfigError("There is no such experiment or problem", got=settings.name or "nothing",
+                          do=_near(settings.name, [*criteria, *shipped_problems()]))  # fmt: skip
     entry = criteria[settings.name]
     verdict = _written_verdict(Path(settings.output) / VERDICTS, settings.name)
     if settings.json:
@@ -274,6 +273,13 @@ def _show(arguments: Sequence[str]) -> int:
         print(entry.note)
     print(f"Verdict: {verdict['verdict']}." if verdict else "No verdict is written yet: `preftune lab all` writes them.")
     return 0
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """What may have been meant, whatever the case of its letters."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"Did you mean {by_lower[near[0]]}?" if near else "`preftune lab list` lists them"
 
 
 def _written_verdict(path: Path, name: str) -> dict | None:

@@ -34,7 +34,7 @@ class Oracle(nn.Module):
         self.prompt, self.head = nn.Linear(SIZE, WIDTH, bias=False), nn.Linear(WIDTH, TREE.base, bias=False)
         self.tokens, self.positions = nn.Embedding(TREE.base, WIDTH), nn.Embedding(TREE.length, WIDTH)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation=lambda x: nn.functional.gelu(x, approximate="tanh"),
+            nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation=nn.GELU(approximate="tanh"),
                                        norm_first=True, batch_first=True)
             for _ in range(LAYERS)
         )  # fmt: skip
@@ -43,10 +43,10 @@ class Oracle(nn.Module):
         self.pairs = [(self.prompt.weight, made.prompt, True), (self.head.weight, made.head, True),
                       (self.tokens.weight, made.tokens, False), (self.positions.weight, made.positions, False)]  # fmt: skip
         for i, layer in enumerate(self.layers):
-            self.pairs += [(layer.self_attn.in_proj_weight, made.attends[i], True), (layer.linear1.weight, made.widens[i], True),
-                           (layer.self_attn.out_proj.weight, made.joins[i], True), (layer.linear2.weight, made.narrows[i], True)]  # fmt: skip
-            biases = {"attend": layer.self_attn.in_proj_bias, "join": layer.self_attn.out_proj.bias,
-                      "widen": layer.linear1.bias, "narrow": layer.linear2.bias}  # fmt: skip
+            attention, wide, narrow = layer.self_attn, layer.linear1, layer.linear2
+            self.pairs += [(attention.in_proj_weight, made.attends[i], True), (attention.out_proj.weight, made.joins[i], True),
+                           (wide.weight, made.widens[i], True), (narrow.weight, made.narrows[i], True)]  # fmt: skip
+            biases = {"attend": attention.in_proj_bias, "join": attention.out_proj.bias, "widen": wide.bias, "narrow": narrow.bias}
             self.pairs += [(bias, made.biases[f"{name}{i}"], False) for name, bias in biases.items()]
         norms = [norm for layer in self.layers for norm in (layer.norm1, layer.norm2)] + [self.norm]
         self.norm_pairs = list(zip(norms, made.norms, strict=True))

@@ -21,6 +21,8 @@ from preftune.report.figures import INK, MUTED, PALETTE, short_paths
 from preftune.stats import mean_interval
 from preftune.storage import whole_file
 
+MOST_SEEDS, LAST_SEED = 1000, 10**9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
@@ -35,13 +37,18 @@ class Bench:
     rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "tuning_seeds"):
-            if getattr(self, name) < 2:
-                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="2 or more, for an interval")
-        if self.first_seed < self.tuning_seeds:
-            raise ConfigError("first_seed is out of range", got=self.first_seed, expected=f"{self.tuning_seeds} or more")
+        check_seeds(seeds=self.seeds, tuning_seeds=self.tuning_seeds)
+        if not self.tuning_seeds <= self.first_seed <= LAST_SEED:
+            raise ConfigError("first_seed is out of range", got=self.first_seed, expected=f"{self.tuning_seeds} to {LAST_SEED}")
         if any(rate <= 0 for rate in self.rates):
             raise ConfigError("A learning rate is out of range", got=min(self.rates), expected="a number above 0")
+
+
+def check_seeds(**numbers: int) -> None:
+    """All seeds of a run are in memory at once."""
+    for name, number in numbers.items():
+        if not 2 <= number <= MOST_SEEDS:
+            raise ConfigError(f"{name} is out of range", got=number, expected=f"2, for an interval, to {MOST_SEEDS}")
 
 
 def objectives_wanted(text: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from preftune.lab.gallery import PICTURES
 from preftune.report.words import value_text
 from preftune.storage import whole_file
 
+SPREAD = {"curves": "Bands", "points": "Bars"}
 PAGE, VERDICTS = "lab.html", "verdicts.json"
 
 
@@ -33,13 +34,11 @@ def figures_of(findings: Findings) -> dict[str, list[tuple[str, str]]]:
                 (f"{caption[0].upper()}{caption[1:]} over seeds.", sweep(SWEEP_RATES, findings.sweeps[name], measure, name))
             ]
         else:
-            panels = PICTURES.get(name, ())
-            captions = ". ".join(dict.fromkeys(panel.caption for panel in panels))
-            found[name] = (
-                [(f"{captions}. Bands and bars are 95% intervals over seeds.", drawn(panels, findings.tracks, name))]
-                if panels
-                else []
-            )
+            found[name] = [
+                (f"{panel.caption}: {panel.title}. {SPREAD[panel.kind]} are 95% intervals over seeds.",
+                 drawn(panel, findings.tracks, f"{name}-{i + 1}"))
+                for i, panel in enumerate(PICTURES.get(name, ()))
+            ]  # fmt: skip
     return found
 
 

@@ -239,6 +239,7 @@ class RewardModel:
 
 PolicyKind = Literal["tabular", "mlp", "gpt", "hazard", "positions"]
 WITH_PROMPTS = ("tabular", "mlp", "gpt")
+MOST_OUTCOMES, MOST_ROWS = 10_000, 2_000  # each attends to all rows of its prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,14 +273,18 @@ class Problem:
     reward_model: RewardModel | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 2:
-            raise ConfigError("A problem needs a choice", got=f"size {self.size}", expected="2 or more")
+        if not 2 <= self.size <= MOST_OUTCOMES:
+            raise ConfigError("A problem needs a choice", got=f"size {self.size}", expected=f"2 to {MOST_OUTCOMES}")
         if (self.length > 1) != (self.policy in ("positions", "gpt")) or self.length < 1:
             raise ConfigError(f"length does not go with the policy {self.policy}", got=self.length,
                               expected="2 or more for positions and gpt, 1 for others")  # fmt: skip
         if self.tree.base**self.tree.length != self.num_outcomes:
+            powers = " or ".join(str(base**self.length) for base in (self.tree.base, self.tree.base + 1))
             raise ConfigError("The arms are no numbers of this many digits", got=f"size {self.size}, length {self.length}",
-                              expected=f"a power: {self.tree.base**self.length} or {(self.tree.base + 1) ** self.length}")  # fmt: skip
+                              expected=f"a power: {powers}")  # fmt: skip
+        if self.policy == "gpt" and self.tree.num_rows > MOST_ROWS:
+            raise ConfigError("The arms have too many prefixes to list", got=self.tree.num_rows, expected=f"at most {MOST_ROWS}",
+                              do="Lower length or size")  # fmt: skip
         if self.reward_model is not None and self.policy != "hazard":
             raise ConfigError("A reward model is offered for lengths only", got=self.policy, do="Leave reward_model out")
         if isinstance(self.reward, Short | Near) and self.policy != "hazard":
