@@ -32,6 +32,10 @@ UNITS = {
 COUNTS = {"grad_steps": "gradient steps", "reward_queries": "reward queries", "samples_drawn": "samples drawn"}
 
 
+def sentence_start(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """What is drawn of some runs: curves of a measure, or its last values. `labels` name the runs in the legend."""
@@ -46,8 +50,8 @@ class Picture:
 
     @property
     def caption(self) -> str:
-        what = UNITS[self.measure]
-        return f"{what[0].upper()}{what[1:]}" + (f" over {COUNTS[self.over]}" if self.kind == "curves" else " at the end")
+        what = sentence_start(UNITS[self.measure])
+        return f"{what}, over {COUNTS[self.over]}" if self.kind == "curves" else f"{what}, at the end"
 
 
 def drawn(picture: Picture, tracks: Mapping[str, Track], key: str) -> str:
@@ -72,8 +76,10 @@ def _legend(figure: Figure, labels: Sequence[str]) -> None:
 
 
 def _columns(labels: Sequence[str]) -> int:
+    """As many as fit, and rows of like length."""
     longest = max(map(len, labels))
-    return min(len(labels), 4 if longest <= 11 else 3 if longest <= 16 else 2)
+    most = 4 if longest <= 12 else 3 if longest <= 16 else 2
+    return math.ceil(len(labels) / math.ceil(len(labels) / most))
 
 
 def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
@@ -148,7 +154,7 @@ def theory_figures() -> dict[str, tuple[str, str]]:
                              as_svg(_log_mean, (WIDTH, 3.3), "logmean")),
         "negative-gradient": ("One step from a policy that gives the chosen and the rejected outcome p each and one other "
                               "the rest: the change of the chosen one's log-probability, with and without pushing the other down.",
-                              as_svg(_negative, (WIDTH, 3.3), "negative")),
+                              as_svg(_negative, (WIDTH, 3.5), "negative")),
         "bnf": ("A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the "
                 "logarithm of time.", as_svg(_held_down, (WIDTH, 3.3), "bnf")),
     }  # fmt: skip
@@ -157,7 +163,7 @@ def theory_figures() -> dict[str, tuple[str, str]]:
 def toy_figure() -> tuple[str, str]:
     """The example of the project page: (what it shows, SVG)."""
     return ("Ten steps of plain gradient descent at rate 0.3 from the start. On the project page the two results carry each "
-            "other's label.", as_svg(_toy, (WIDTH, 3.1), "toy"))  # fmt: skip
+            "other's label.", as_svg(_toy, (WIDTH, 3.5), "toy"))  # fmt: skip
 
 
 def _toy(figure: Figure) -> None:
@@ -169,8 +175,8 @@ def _toy(figure: Figure) -> None:
             ("policy gradient, KL(policy || target)", reverse, PALETTE[1]))  # fmt: skip
     for i, (label, law, colour) in enumerate(bars):
         axes.bar(np.arange(4) + 0.2 * (i - 1.5), law, width=0.18, color=colour, label=label)
-    axes.set(xlabel="outcome", ylabel="probability", xticks=range(4), ylim=(0, 0.85))
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, loc="upper left")
+    axes.set(xlabel="outcome", ylabel="probability", xticks=range(4))
+    _legend(figure, [label for label, _, _ in bars])
 
 
 def _modes(figure: Figure) -> None:
@@ -203,16 +209,15 @@ def _log_mean(figure: Figure) -> None:
 
 def _negative(figure: Figure) -> None:
     axes = figure.subplots()
-    shares = np.linspace(0.01, 0.49, 97)
-    for negative, colour, style, label in ((0.0, PALETTE[0], "-", "likelihood of the chosen"),
-                                           (1.0, PALETTE[1], (0, (4, 2)), "the same, against the rejected")):  # fmt: skip
+    shares, labels = np.linspace(0.01, 0.49, 97), ("likelihood of the chosen", "the same, against the rejected")
+    for negative, colour, style, label in ((0.0, PALETTE[0], "-", labels[0]), (1.0, PALETTE[1], (0, (4, 2)), labels[1])):
         change = [theory.after_pair_step(np.array([p, p, 1 - 2 * p]), 0, 1, 0.1, negative)[0] for p in shares]
         axes.plot(shares, change, color=colour, linestyle=style, linewidth=1.8, label=label)
     meets = (3 - 3**0.5) / 6  # the root of 6 p^2 - 6 p + 1, where sum p^2 = p_w + p_l
     axes.axvline(meets, color=MUTED, linestyle=(0, (2, 2)), linewidth=1)
     axes.text(meets + 0.01, 0.135, "sum p² = p(chosen) + p(rejected)", color=INK, fontsize=8.5)
     axes.set(xlabel="probability of the chosen, and of the rejected", ylabel="change of log p(chosen), step 0.1")
-    axes.legend(frameon=False, labelcolor=INK, loc="upper right")
+    _legend(figure, labels)
 
 
 def _held_down(figure: Figure) -> None:

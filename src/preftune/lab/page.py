@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from preftune import report
 from preftune.lab.experiments import SWEEP_RATES, SWEPT
-from preftune.lab.figures import UNITS, drawn, sweep, theory_figures, toy_figure
+from preftune.lab.figures import UNITS, drawn, sentence_start, sweep, theory_figures, toy_figure
 from preftune.lab.findings import THEORY, TOY, Findings, Tuned
 from preftune.lab.gallery import PICTURES
 from preftune.report.words import value_text
@@ -29,10 +29,9 @@ def figures_of(findings: Findings) -> dict[str, list[tuple[str, str]]]:
             found[name] = [toy_figure()] if name == TOY else list(theory_figures().values())
         elif name in SWEPT:
             measure = SWEPT[name][1]
-            caption = f"{UNITS[measure]} after 200 steps over the learning rate. Bands are 95% intervals"
-            found[name] = [
-                (f"{caption[0].upper()}{caption[1:]} over seeds.", sweep(SWEEP_RATES, findings.sweeps[name], measure, name))
-            ]
+            over = "after 200 steps, over the learning rate. Bands are 95% intervals over seeds."
+            caption = f"{sentence_start(UNITS[measure])}, {over}"
+            found[name] = [(caption, sweep(SWEEP_RATES, findings.sweeps[name], measure, name))]
         else:
             found[name] = [
                 (f"{panel.caption}: {panel.title}. {SPREAD[panel.kind]} are 95% intervals over seeds.",
