@@ -48,7 +48,7 @@ def test_a_minibatch_keeps_its_own_samplers_probabilities(policy):
     logits, tokens = made(piece.prompts), world.tokens(piece.completions)
     scores = token_scores(logits, world.ref_of(logits), piece.behaviour, tokens, frozenset({"behaviour_logp"}))
     torch.testing.assert_close(scores.behaviour_logp, scores.logp.detach(), rtol=1e-10, atol=1e-12)
-    assert scores.logp.std() > 0.2 and torch.equal(piece.completions[0, 0], gathered.completions[0, 2])
+    assert scores.logp.std() > 0.1 and torch.equal(piece.completions[0, 0], gathered.completions[0, 2])
 
 
 def test_measured_at_the_start_at_the_end_and_between():
