@@ -78,7 +78,7 @@ def _legend(figure: Figure, labels: Sequence[str]) -> None:
 def _columns(labels: Sequence[str]) -> int:
     """As many as fit, and rows of like length."""
     longest = max(map(len, labels))
-    most = 4 if longest <= 12 else 3 if longest <= 16 else 2
+    most = 4 if longest <= 10 else 3 if longest <= 16 else 2
     return math.ceil(len(labels) / math.ceil(len(labels) / most))
 
 
