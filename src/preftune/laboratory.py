@@ -3,12 +3,14 @@
 It stands apart from the other verbs so that nothing here waits for the model libraries.
 """
 
+import difflib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from rich import box
@@ -19,10 +21,10 @@ from rich.text import Text
 from preftune.cli import print_json
 from preftune.config import parse_settings
 from preftune.errors import ConfigError
-from preftune.lab.bench import Bench, compare, objectives_wanted, write_comparison
+from preftune.lab.bench import LAST_SEED, Bench, check_seeds, compare, objectives_wanted, write_comparison
 from preftune.lab.findings import FIRST_SEED, Findings, confirm, load_rates, tune
 from preftune.lab.gallery import runs_shown
-from preftune.lab.judge import Criteria, load_criteria
+from preftune.lab.judge import Criteria, Tier, load_criteria
 from preftune.lab.loop import Loop
 from preftune.lab.page import VERDICTS, write_findings
 from preftune.lab.problem import load_problem, shipped_problems
@@ -37,7 +39,7 @@ actions:
   list            the experiments with their claims, and the problems that are shipped
   show NAME       an experiment with its criteria (E4), or a shipped problem (r1)
   run PROBLEM     objectives on a problem: a shipped name or a YAML file      preftune lab run problem.yaml --objectives all
-  all             every experiment on fresh seeds: a page, verdicts.json, figures
+  all             the experiments of a tier on fresh seeds: a page, verdicts.json, figures
   tune            tune the learning rates of the experiments again
 
 preftune lab ACTION --help lists its settings.
@@ -106,11 +108,12 @@ class LabShowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabAllConfig:
-    """Every experiment on fresh seeds, judged by the criteria on file.
+    """The experiments of a tier on fresh seeds, judged by the criteria on file.
 
     Args:
         output: the folder to write to.
-        only: the ids of some experiments; all when none is given.
+        tier: small (bandits and lengths, minutes), gpt (a small transformer), or all.
+        only: the ids of some experiments of the tier; all when none is given.
         seeds: how many.
         first_seed: the first of them; tuning used those below 100.
         workers: processes.
@@ -119,6 +122,7 @@ class LabAllConfig:
     """
 
     output: str = "preftune-lab"
+    tier: Literal["small", "gpt", "all"] = "small"
     only: list[str] = field(default_factory=list)
     seeds: int = 20
     first_seed: int = FIRST_SEED
@@ -128,29 +132,36 @@ class LabAllConfig:
 
     def __post_init__(self) -> None:
         _check_workers(self.workers)
-        if self.seeds < 2:
-            raise ConfigError("seeds is out of range", got=self.seeds, expected="2 or more, for an interval")
-        if self.first_seed < 100:
-            raise ConfigError(
-                "first_seed is out of range", got=self.first_seed, expected="100 or more: those below were used for tuning"
-            )
+        check_seeds(seeds=self.seeds)
+        if not 100 <= self.first_seed <= LAST_SEED:
+            raise ConfigError("first_seed is out of range", got=self.first_seed,
+                              expected=f"100 to {LAST_SEED}: those below were used for tuning")  # fmt: skip
         known = load_criteria()
         for name in self.only:
             if name not in known:
                 raise ConfigError("There is no such experiment", got=name, expected=", ".join(known))
+            if self.tier not in ("all", known[name].tier):
+                raise ConfigError(f"{name} is not in the tier {self.tier}", do=f"Give --tier {known[name].tier}")
+
+    @property
+    def experiments(self) -> list[str]:
+        """The ids of those that are run."""
+        return self.only or [name for name, entry in load_criteria().items() if self.tier in ("all", entry.tier)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabTuneConfig:
-    """Tunes the learning rates of all experiments again and writes them as YAML.
+    """Tunes the learning rates of a tier's experiments again and writes them as YAML.
 
     Args:
         output: the file.
+        tier: small or gpt: each has a file of its own.
         workers: processes.
         overwrite: replace a file that is there.
     """
 
     output: str
+    tier: Tier = "small"
     workers: int = 2
     overwrite: bool = False
 
@@ -217,9 +228,9 @@ def _list(arguments: Sequence[str]) -> int:
         print_json({"experiments": {name: _criteria_json(entry) for name, entry in criteria.items()},
                     "problems": {name: problem.about for name, problem in problems.items()}})  # fmt: skip
         return 0
-    table = _table("id", "finding", "title")
+    table = _table("id", "finding", "tier", "title")
     for name, entry in criteria.items():
-        table.add_row(name, entry.finding, entry.title)
+        table.add_row(name, entry.finding, entry.tier, entry.title)
     _print(table)
     table = _table("problem", "policy", "about")
     for name, problem in problems.items():
@@ -242,8 +253,8 @@ def _show(arguments: Sequence[str]) -> int:
             print(text, end="")
         return 0
     if settings.name not in criteria:
-        raise ConfigError("There is no such experiment or problem", got=settings.name,
-                          expected=", ".join([*criteria, *shipped_problems()]))  # fmt: skip
+        raise ConfigError("There is no such experiment or problem", got=settings.name or "nothing",
+                          do=_near(settings.name, [*criteria, *shipped_problems()]))  # fmt: skip
     entry = criteria[settings.name]
     verdict = _written_verdict(Path(settings.output) / VERDICTS, settings.name)
     if settings.json:
@@ -264,6 +275,13 @@ def _show(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _near(name: str, known: Sequence[str]) -> str:
+    """What may have been meant, whatever the case of its letters."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"Did you mean {by_lower[near[0]]}?" if near else "`preftune lab list` lists them"
+
+
 def _written_verdict(path: Path, name: str) -> dict | None:
     if not path.is_file():
         return None
@@ -274,7 +292,7 @@ def _written_verdict(path: Path, name: str) -> dict | None:
 
 
 def _criteria_json(entry: Criteria) -> dict:
-    return {"finding": entry.finding, "title": entry.title, "claim": entry.claim, "note": entry.note,
+    return {"finding": entry.finding, "tier": entry.tier, "title": entry.title, "claim": entry.claim, "note": entry.note,
             "clauses": [{"says": c.says, "criterion": c.criterion, "runs": list(c.of)} for c in entry.clauses]}  # fmt: skip
 
 
@@ -283,7 +301,7 @@ def _all(arguments: Sequence[str]) -> int:
     folder = Path(settings.output)
     _target(folder / VERDICTS, settings.overwrite)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    found = confirm(seeds, settings.workers, _teller("runs"), runs_shown(), settings.only)
+    found = confirm(seeds, settings.workers, _teller("runs"), runs_shown(), settings.experiments)
     page = write_findings(found, load_rates(), folder)
     if settings.json:
         print_json([outcome.as_dict() for outcome in found.outcomes])
@@ -307,7 +325,7 @@ def _tune(arguments: Sequence[str]) -> int:
     settings = parse_settings(LabTuneConfig, arguments, prog="preftune lab tune", positional="output",
                               description="Learning rates of the experiments: preftune lab tune FILE")  # fmt: skip
     target = _target(Path(settings.output), settings.overwrite)
-    content = tune(settings.workers, _teller("runs"))
+    content = tune(settings.tier, settings.workers, _teller("runs"))
     with whole_file(target, "write the rates") as file:
         file.write_text(yaml.safe_dump(content, sort_keys=False, width=132), encoding="utf-8")
     print(clean_terminal(f"{plural(len(content['runs']), 'run')} tuned in {target}"))

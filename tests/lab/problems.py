@@ -10,8 +10,11 @@ def tiny(policy: str, **changes: object) -> Problem:
         "reference": {"kind": "tilted", "tilt": -1.0},
         "data": {"completions": 4},
     }  # fmt: skip
-    if policy in ("tabular", "mlp"):
-        content["contexts"] = {"train": 3} | ({"held_out": 5, "size": 4} if policy == "mlp" else {})
+    if policy in ("tabular", "mlp", "gpt"):
+        content["contexts"] = {"train": 3} | ({"held_out": 5, "size": 4} if policy != "tabular" else {})
+    if policy == "gpt":
+        rewards = [0.3, -1.0, 0.8, 0.1, 2.0, 0.5, 0.2, -0.4, 1.1]
+        content |= {"size": 9, "length": 2, "reward": {"kind": "table", "table": rewards}}
     if policy == "positions":
         content["length"] = 3
     return problem_from(content | changes, "a test")

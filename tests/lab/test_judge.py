@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from preftune.errors import ConfigError
-from preftune.lab.experiments import SWEPT, plans, rates_of
+from preftune.lab.experiments import PLANS, SWEPT, grid_of, plans
 from preftune.lab.findings import FIRST_SEED, THEORY, TUNING_SEEDS, area, load_rates, needed
 from preftune.lab.gallery import runs_shown
 from preftune.lab.judge import Clause, Criteria, judge, load_criteria, measured
@@ -79,9 +79,11 @@ def test_area_is_the_mean_of_the_trapezoids():
 def test_the_files_fit_one_another():
     """Every run that a clause or a figure names is planned and tuned on all of its grid, on seeds that no confirming run uses."""
     criteria, rates, planned = load_criteria(), load_rates(), plans()
-    used = {run for name, runs in needed(criteria, runs_shown()).items() if name not in (*THEORY, *SWEPT) for run in runs}
-    assert used == set(planned) == set(rates)
+    used = {name: set(runs) for name, runs in needed(criteria, runs_shown()).items() if name not in (*THEORY, *SWEPT)}
+    assert set.union(*used.values()) == set(planned) == set(rates)
+    for tier, made in PLANS.items():
+        assert set.union(*(runs for name, runs in used.items() if criteria[name].tier == tier)) == set(made())
     for run, tuned in rates.items():
-        assert tuple(tuned.scores) == rates_of(planned[run]) and tuned.scores[tuned.rate] == max(tuned.scores.values())
+        assert tuple(tuned.scores) == grid_of(planned[run].problem) and tuned.scores[tuned.rate] == max(tuned.scores.values())
     assert set(runs_shown()) | set(THEORY) | set(SWEPT) == set(criteria)
     assert max(TUNING_SEEDS) < FIRST_SEED

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from preftune.errors import ConfigError
-from preftune.lab.loop import Loop, _gather, run
+from preftune.lab.loop import Loop, _gather, _part, run
 from preftune.lab.methods import default_method
+from preftune.lab.steps import token_scores
 from preftune.lab.world import World
 from tests.lab.problems import tiny
 
@@ -32,6 +33,22 @@ def test_data_are_judged_by_the_truth_and_samples_by_the_reward_model():
         gathered = _gather(world, default_method("dpo"), world.policy(), Loop(source=source), 5, 4)
         assert torch.equal(gathered.rewards, world.rewards(gathered.completions, true=true))
         assert not torch.equal(gathered.rewards, world.rewards(gathered.completions, true=not true))
+
+
+@pytest.mark.parametrize("policy", ["tabular", "mlp", "gpt"])
+def test_a_minibatch_keeps_its_own_samplers_probabilities(policy):
+    """Nothing was learned since they were sampled: each token has the probability with which it was drawn, in any order."""
+    world = World(tiny(policy), (0, 1), torch.float64)
+    made = world.policy()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gathered = _gather(world, default_method("ppo"), made, Loop(source="policy"), 3, 4)
+    piece = _part(world, gathered, torch.tensor([[2, 0], [1, 2]]))
+    logits, tokens = made(piece.prompts), world.tokens(piece.completions)
+    scores = token_scores(logits, world.ref_of(logits), piece.behaviour, tokens, frozenset({"behaviour_logp"}))
+    torch.testing.assert_close(scores.behaviour_logp, scores.logp.detach(), rtol=1e-10, atol=1e-12)
+    assert scores.logp.std() > 0.1 and torch.equal(piece.completions[0, 0], gathered.completions[0, 2])
 
 
 def test_measured_at_the_start_at_the_end_and_between():

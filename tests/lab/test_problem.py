@@ -40,7 +40,12 @@ GOOD = {"name": "mine", "policy": "tabular", "size": 3, "reward": {"kind": "tabl
     ({"data": {"ties": "keep", "min_gap": 0.1}}, "Ties cannot be kept"),
     ({"data": {"law": {"kind": "truncated", "mean": 3}}}, "Only answers with a length"),
     ({"data": [1]}, "data is not a mapping"),
-    ({"policy": "magic"}, "expected tabular, mlp"),
+    ({"policy": "magic"}, "expected tabular, mlp, gpt"),
+    ({"policy": "gpt"}, "2 or more for positions and gpt"),
+    ({"policy": "gpt", "length": 2}, "no numbers of this many digits; got size 3, length 2; expected a power: 4 or 9"),
+    ({"policy": "gpt", "size": 4096, "length": 12}, "too many prefixes to list; got 4095"),
+    ({"size": 100_000_000}, "A problem needs a choice; got size 100000000; expected 2 to 10000"),
+    ({"policy": "gpt", "length": -1}, "length does not go with"),
     ({"length": 3}, "length does not go with the policy"),
     ({"reward_model": {"pairs": 10}}, "for lengths only"),
 ])  # fmt: skip

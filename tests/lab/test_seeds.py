@@ -31,7 +31,7 @@ def gradient(world: World, method: Method, logits, completions, rewards) -> torc
     return torch.autograd.grad(losses.sum(), leaf)[0]
 
 
-@pytest.mark.parametrize("policy", ["tabular", "hazard"])
+@pytest.mark.parametrize("policy", ["tabular", "gpt", "hazard"])
 @pytest.mark.parametrize("name", METHODS)
 def test_each_seed_s_gradient_is_that_of_its_own_run(name, policy):
     """With numbers of pairs that differ between the seeds."""
@@ -60,6 +60,7 @@ def test_each_seed_s_gradient_is_that_of_its_own_run(name, policy):
         ("tabular", "kto"),
         ("mlp", "bnf"),
         ("mlp", "dr-grpo"),
+        ("gpt", "ipo"),
         ("hazard", "ppo"),
         ("hazard", "dpo"),
         ("positions", "bnf"),

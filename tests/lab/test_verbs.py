@@ -80,7 +80,13 @@ def test_the_same_seeds_give_the_same_verdicts(capsys, tmp_path):
 
 @pytest.mark.parametrize(("words", "wanted"), [
     (("walk",), "There is no such action"),
-    (("show", "E99"), "There is no such experiment or problem"),
+    (("show", "quark"), "There is no such experiment or problem; got quark. `preftune lab list` lists them."),
+    (("show", "e4"), "Did you mean E4?"),
+    (("show", ""), "There is no such experiment or problem; got nothing."),
+    (("run", "r1", "--seeds", "1000000"), "seeds is out of range"),
+    (("all", "--first_seed", "1000000000000000000000"), "first_seed is out of range"),
+    (("all", "--only", "[E11]"), "E11 is not in the tier small. Give --tier gpt."),
+    (("tune", "x.yaml", "--tier", "all"), "tier has a value that it cannot take"),
     (("run", "/nowhere"), "There is no such problem"),
     (("run", "r1", "--objectives", "hypo"), "samples that nobody judged"),
     (("run", "r1", "--objectives", "magic"), "no objective of the table"),

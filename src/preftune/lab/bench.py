@@ -8,8 +8,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from preftune.errors import ConfigError
-from preftune.lab.experiments import GRIDS
+from preftune.errors import ConfigError, TrainingError
+from preftune.lab.experiments import grid_of
 from preftune.lab.figures import LOOK, UNITS
 from preftune.lab.findings import Tell
 from preftune.lab.judge import series_of
@@ -20,6 +20,8 @@ from preftune.lab.runs import Done, Failed, Job, Plan, perform_all
 from preftune.report.figures import INK, MUTED, PALETTE, short_paths
 from preftune.stats import mean_interval
 from preftune.storage import whole_file
+
+MOST_SEEDS, LAST_SEED = 1000, 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +37,18 @@ class Bench:
     rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "tuning_seeds"):
-            if getattr(self, name) < 2:
-                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected="2 or more, for an interval")
-        if self.first_seed < self.tuning_seeds:
-            raise ConfigError("first_seed is out of range", got=self.first_seed, expected=f"{self.tuning_seeds} or more")
+        check_seeds(seeds=self.seeds, tuning_seeds=self.tuning_seeds)
+        if not self.tuning_seeds <= self.first_seed <= LAST_SEED:
+            raise ConfigError("first_seed is out of range", got=self.first_seed, expected=f"{self.tuning_seeds} to {LAST_SEED}")
         if any(rate <= 0 for rate in self.rates):
             raise ConfigError("A learning rate is out of range", got=min(self.rates), expected="a number above 0")
+
+
+def check_seeds(**numbers: int) -> None:
+    """All seeds of a run are in memory at once."""
+    for name, number in numbers.items():
+        if not 2 <= number <= MOST_SEEDS:
+            raise ConfigError(f"{name} is out of range", got=number, expected=f"2, for an interval, to {MOST_SEEDS}")
 
 
 def objectives_wanted(text: str) -> tuple[str, ...]:
@@ -62,12 +69,15 @@ def objectives_wanted(text: str) -> tuple[str, ...]:
 def compare(bench: Bench, workers: int, tell: Tell) -> dict[str, Any]:
     """The result as JSON: for each objective its tuning, and the measures of the confirming seeds with 95% intervals."""
     problem = load_problem(bench.problem)
-    grid = bench.rates or GRIDS["mlp" if problem.policy == "mlp" else "table"]
+    grid = bench.rates or grid_of(bench.problem)
     plans = {name: Plan(problem=bench.problem, method=name, defaults=True, loop=bench.loop) for name in bench.objectives}
     tuning = tuple(range(bench.first_seed - bench.tuning_seeds, bench.first_seed))
     seeds = tuple(range(bench.first_seed, bench.first_seed + bench.seeds))
     trials = {(name, rate): Job(plan=plan, learning_rate=rate, seeds=tuning) for name, plan in plans.items() for rate in grid}
     tried = perform_all(list(trials.values()), workers, tell)
+    failed = [trial.reason for trial in tried.values() if isinstance(trial, Failed)]
+    if len(failed) == len(tried):
+        raise TrainingError("Every run stopped", got=failed[0])
     scores = {
         name: {rate: _score(tried[trials[name, rate]]) for rate in grid} for name in plans
     }  # fmt: skip

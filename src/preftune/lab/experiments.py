@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from preftune.lab.loop import Loop
+from preftune.lab.problem import load_problem
 from preftune.lab.runs import Plan
 
 SIZE = 10  # completions of a prompt in the bandits
@@ -29,6 +30,7 @@ def _offline(problem: str, method: str, train: int) -> Plan:
 
 FRESH_SIZES = (10, 100, 1000, 3000)
 REUSE = {"best-of-n": (1, 15, 450), "ipo": (1, 15, 450), "reinforce": (1, 15, 450), "ppo": (1, 15, 150)}
+GPT_REUSE = (15, 450)
 OFFLINE_R1 = ("pref-ft", "best-of-n", "best-of-n, negatives", "best-of-n, guarded", "ipo", "ipo, all pairs", "dpo", "rwr", "bnf")
 OFFLINE_R2 = ("best-of-n", "best-of-n, negatives", "ipo", "dpo", "bnf")
 
@@ -82,8 +84,28 @@ def _tokens(method: str, problem: str = "tokens") -> Plan:
     return Plan(problem=problem, method=method, loop=Loop(steps=200, collection=400, minibatch=40, completions=4, eval_every=20))
 
 
+# --- the small transformer ---
+
+
+def _gpt_plans() -> dict[str, Plan]:
+    """The runs of E1 and E7 with their sizes, measured less often."""
+    found = {}
+    for method in ("best-of-n", "ipo"):
+        for prompts in FRESH_SIZES:
+            found[f"gpt {method} B={prompts}"] = _fresh("gpt_r1", method, prompts)
+        for epochs in GPT_REUSE:
+            loop = Loop(source="policy", steps=450, epochs=epochs, eval_every=25)
+            found[f"gpt {method} T={epochs}"] = Plan(problem="gpt_r1", method=method, loop=loop)
+    return found
+
+
 def plans() -> dict[str, Plan]:
-    """Every run of the findings by its name; several experiments may look at the same one."""
+    """Every run of the findings by its name."""
+    return {name: plan for made in PLANS.values() for name, plan in made().items()}
+
+
+def _small_plans() -> dict[str, Plan]:
+    """Bandits and lengths; several experiments may look at the same run."""
     found = {}
     for problem in ("r1", "r2"):
         for method in ("best-of-n", "ipo"):
@@ -112,12 +134,15 @@ def plans() -> dict[str, Plan]:
     return found
 
 
-GRIDS = {"mlp": (1e-3, 3e-3, 1e-2, 3e-2), "table": (0.03, 0.1, 0.3, 1.0)}
+PLANS = {"small": _small_plans, "gpt": _gpt_plans}
+"""By tier."""
+NETWORK_GRIDS = {"mlp": (1e-3, 3e-3, 1e-2, 3e-2), "gpt": (3e-4, 1e-3, 3e-3, 1e-2)}
+TABLE_GRID = (0.03, 0.1, 0.3, 1.0)
 
 
-def rates_of(plan: Plan) -> tuple[float, ...]:
-    """The grid of learning rates: the same number for each method and setting."""
-    return GRIDS["mlp" if plan.problem.startswith("r") else "table"]
+def grid_of(problem: str) -> tuple[float, ...]:
+    """Learning rates that suit the policy: the same number for each method and setting."""
+    return NETWORK_GRIDS.get(load_problem(problem).policy, TABLE_GRID)
 
 
 def sweep_plan(experiment: str, method: str) -> Plan:

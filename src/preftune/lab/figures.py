@@ -4,6 +4,7 @@ Colours are those of the report, which colour-blind readers can tell apart, and 
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from preftune.lab.loop import Track
 from preftune.report.figures import GRID, INK, MUTED, PALETTE, STYLE, short_paths
 from preftune.stats import mean_interval
 
+WIDTH = 4.8  # inches; a phone shows the figure at two thirds of its size
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 LOOK: dict[Any, Any] = {**STYLE, "font.size": 9, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK}
 UNITS = {
@@ -28,6 +30,10 @@ UNITS = {
     "entropy": "entropy, nats", "kl": "KL(policy || reference), nats",
 }  # fmt: skip
 COUNTS = {"grad_steps": "gradient steps", "reward_queries": "reward queries", "samples_drawn": "samples drawn"}
+
+
+def sentence_start(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,23 +50,39 @@ class Picture:
 
     @property
     def caption(self) -> str:
-        what = UNITS[self.measure]
-        return f"{what[0].upper()}{what[1:]}" + (f" over {COUNTS[self.over]}" if self.kind == "curves" else " at the end")
+        what = sentence_start(UNITS[self.measure])
+        return f"{what}, over {COUNTS[self.over]}" if self.kind == "curves" else f"{what}, at the end"
 
 
-def drawn(panels: Sequence[Picture], tracks: Mapping[str, Track], key: str) -> str:
-    """One or more panels side by side, means over seeds with 95% intervals."""
+def drawn(picture: Picture, tracks: Mapping[str, Track], key: str) -> str:
+    """Means over seeds with 95% intervals."""
 
     def fill(figure: Figure) -> None:
-        for axes, picture in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-            (_curves if picture.kind == "curves" else _points)(axes, picture, tracks, len(panels) == 1)
-            axes.set_title(picture.title, fontsize=9.5, color=INK, loc="left")
+        axes = figure.subplots()
+        if picture.kind == "curves":
+            _curves(axes, picture, tracks)
+            _legend(figure, picture.labels)
+        else:
+            _points(axes, picture, tracks)
+        axes.set_title(picture.title, fontsize=9.5, color=INK, loc="left")
 
-    return as_svg(fill, (4.6 * len(panels) + 2.0 * (len(panels) == 1), 3.3), key)
+    rows = 0.22 * math.ceil(len(picture.labels) / _columns(picture.labels))
+    return as_svg(fill, (WIDTH, 3.0 + rows if picture.kind == "curves" else 1.0 + 0.26 * len(picture.runs)), key)
 
 
-def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track], alone: bool) -> None:
-    """With the legend beside a panel that stands alone, and where there is room within the others."""
+def _legend(figure: Figure, labels: Sequence[str]) -> None:
+    """Below the axes: beside them it would take a phone's width from them, within them it would lie on curves."""
+    figure.legend(loc="outside lower left", ncols=_columns(labels), frameon=False, fontsize=8.5, labelcolor=INK, columnspacing=1.2)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """As many as fit, and rows of like length."""
+    longest = max(map(len, labels))
+    most = 4 if longest <= 10 else 3 if longest <= 16 else 2
+    return math.ceil(len(labels) / math.ceil(len(labels) / most))
+
+
+def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
     for i, (name, label) in enumerate(zip(picture.runs, picture.labels, strict=True)):
         track, colour = tracks[name], PALETTE[i % len(PALETTE)]
         across = np.asarray(track.counters[picture.over], dtype=float)
@@ -73,11 +95,9 @@ def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track], alone: bo
     if picture.log:
         axes.set_xscale("log")
     axes.set(xlabel=COUNTS[picture.over], ylabel=UNITS[picture.measure])
-    beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if alone else {}
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **beside)
 
 
-def _points(axes: Axes, picture: Picture, tracks: Mapping[str, Track], alone: bool) -> None:
+def _points(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
     for i, name in enumerate(picture.runs):
         one = mean_interval(series_of(tracks[name], picture.measure)[-1])
         axes.plot([one.low, one.high], [-i, -i], color=PALETTE[0], linewidth=2.2, solid_capstyle="butt")
@@ -102,9 +122,9 @@ def sweep(rates: Sequence[float], finals: Mapping[str, np.ndarray], measure: str
             )
         axes.set_xscale("log")
         axes.set(xlabel="learning rate of Adam", ylabel=UNITS[measure])
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _legend(figure, tuple(finals))
 
-    return as_svg(fill, (6.4, 3.4), key)
+    return as_svg(fill, (WIDTH, 3.4), key)
 
 
 def as_svg(fill: Callable[[Figure], None], size: tuple[float, float], key: str) -> str:
@@ -128,22 +148,22 @@ def theory_figures() -> dict[str, tuple[str, str]]:
     """By name: (what it shows, SVG)."""
     return {
         "modes": ("The binned normal nearest to a law with two modes: by KL(target || fit) it covers both, by KL(fit || target) "
-                  "it keeps to the larger.", as_svg(_modes, (5.6, 3.1), "modes")),
+                  "it keeps to the larger.", as_svg(_modes, (WIDTH, 3.1), "modes")),
         "logarithmic-mean": ("Two outcomes of equal mass m, with targets q1 and q2. Above the line, their logarithmic mean, a "
                              "policy gradient changes their ratio faster than likelihood does; in a low-density bin it is slower.",
-                             as_svg(_log_mean, (5.6, 3.3), "logmean")),
+                             as_svg(_log_mean, (WIDTH, 3.3), "logmean")),
         "negative-gradient": ("One step from a policy that gives the chosen and the rejected outcome p each and one other "
                               "the rest: the change of the chosen one's log-probability, with and without pushing the other down.",
-                              as_svg(_negative, (5.6, 3.3), "negative")),
+                              as_svg(_negative, (WIDTH, 3.5), "negative")),
         "bnf": ("A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the "
-                "logarithm of time.", as_svg(_held_down, (5.6, 3.3), "bnf")),
+                "logarithm of time.", as_svg(_held_down, (WIDTH, 3.3), "bnf")),
     }  # fmt: skip
 
 
 def toy_figure() -> tuple[str, str]:
     """The example of the project page: (what it shows, SVG)."""
     return ("Ten steps of plain gradient descent at rate 0.3 from the start. On the project page the two results carry each "
-            "other's label.", as_svg(_toy, (5.6, 3.1), "toy"))  # fmt: skip
+            "other's label.", as_svg(_toy, (WIDTH, 3.5), "toy"))  # fmt: skip
 
 
 def _toy(figure: Figure) -> None:
@@ -155,8 +175,8 @@ def _toy(figure: Figure) -> None:
             ("policy gradient, KL(policy || target)", reverse, PALETTE[1]))  # fmt: skip
     for i, (label, law, colour) in enumerate(bars):
         axes.bar(np.arange(4) + 0.2 * (i - 1.5), law, width=0.18, color=colour, label=label)
-    axes.set(xlabel="outcome", ylabel="probability", xticks=range(4), ylim=(0, 0.85))
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8.5, loc="upper left")
+    axes.set(xlabel="outcome", ylabel="probability", xticks=range(4))
+    _legend(figure, [label for label, _, _ in bars])
 
 
 def _modes(figure: Figure) -> None:
@@ -189,16 +209,15 @@ def _log_mean(figure: Figure) -> None:
 
 def _negative(figure: Figure) -> None:
     axes = figure.subplots()
-    shares = np.linspace(0.01, 0.49, 97)
-    for negative, colour, style, label in ((0.0, PALETTE[0], "-", "likelihood of the chosen"),
-                                           (1.0, PALETTE[1], (0, (4, 2)), "the same, against the rejected")):  # fmt: skip
+    shares, labels = np.linspace(0.01, 0.49, 97), ("likelihood of the chosen", "the same, against the rejected")
+    for negative, colour, style, label in ((0.0, PALETTE[0], "-", labels[0]), (1.0, PALETTE[1], (0, (4, 2)), labels[1])):
         change = [theory.after_pair_step(np.array([p, p, 1 - 2 * p]), 0, 1, 0.1, negative)[0] for p in shares]
         axes.plot(shares, change, color=colour, linestyle=style, linewidth=1.8, label=label)
     meets = (3 - 3**0.5) / 6  # the root of 6 p^2 - 6 p + 1, where sum p^2 = p_w + p_l
     axes.axvline(meets, color=MUTED, linestyle=(0, (2, 2)), linewidth=1)
     axes.text(meets + 0.01, 0.135, "sum p² = p(chosen) + p(rejected)", color=INK, fontsize=8.5)
     axes.set(xlabel="probability of the chosen, and of the rejected", ylabel="change of log p(chosen), step 0.1")
-    axes.legend(frameon=False, labelcolor=INK, loc="upper right")
+    _legend(figure, labels)
 
 
 def _held_down(figure: Figure) -> None:
@@ -213,6 +232,6 @@ def _held_down(figure: Figure) -> None:
             linewidth=1.8,
             label=label,
         )
-    axes.plot(times, np.log(0.05) - np.log1p(times), color=MUTED, linestyle=(0, (1, 2)), linewidth=1.5, label="log q − log(1 + t)")
+    axes.plot(times, np.log(0.05) - np.log1p(times), color=INK, linestyle=(0, (1, 3)), linewidth=1.8, label="log q − log(1 + t)")
     axes.set(xlabel="time of gradient flow (learning rate × steps)", ylabel="log-probability, nats")
     axes.legend(frameon=False, labelcolor=INK)

@@ -10,13 +10,13 @@ import numpy as np
 import yaml
 
 from preftune.errors import ConfigError, TrainingError
-from preftune.lab.experiments import SWEEP_RATES, SWEPT, plans, rates_of, sweep_plan
-from preftune.lab.judge import Criteria, Judged, Outcome, judge, judge_values, load_criteria
+from preftune.lab.experiments import PLANS, SWEEP_RATES, SWEPT, grid_of, plans, sweep_plan
+from preftune.lab.judge import Criteria, Judged, Outcome, Tier, judge, judge_values, load_criteria
 from preftune.lab.loop import Track
 from preftune.lab.runs import Done, Failed, Job, Plan, perform_all
 from preftune.lab.theory import PAGE_TOY, checks, descended, forward_direction, reverse_direction
 
-RATES = resources.files("preftune") / "lab" / "rates.yaml"
+RATES = {tier: resources.files("preftune") / "lab" / name for tier, name in (("small", "rates.yaml"), ("gpt", "rates_gpt.yaml"))}
 TUNING_SEEDS = tuple(range(5))
 FIRST_SEED = 1000  # of confirming runs; tuning and what went before the criteria used seeds below 100
 TOY = "Xh"
@@ -46,18 +46,18 @@ class Findings:
     seeds: tuple[int, ...]
 
 
-def tune(workers: int, tell: Tell, seeds: Sequence[int] = TUNING_SEEDS) -> dict[str, Any]:
-    """For each plan the mean final return over tuning seeds of each rate of its grid: the content of rates.yaml."""
-    found = plans()
+def tune(tier: Tier, workers: int, tell: Tell, seeds: Sequence[int] = TUNING_SEEDS) -> dict[str, Any]:
+    """For each plan of a tier the mean final return over tuning seeds of each rate of its grid: the content of its file."""
+    found = PLANS[tier]()
     jobs = {
         (name, rate): Job(plan=plan, learning_rate=rate, seeds=tuple(seeds))
         for name, plan in found.items()
-        for rate in rates_of(plan)
+        for rate in grid_of(plan.problem)
     }
     done = _all_done(list(jobs.values()), workers, tell)
     content: dict[str, Any] = {"seeds": list(seeds), "runs": {}}
     for name, plan in found.items():
-        tracks = {rate: done[jobs[name, rate]].track for rate in rates_of(plan)}
+        tracks = {rate: done[jobs[name, rate]].track for rate in grid_of(plan.problem)}
         scores = {rate: float(track.final("return").mean()) for rate, track in tracks.items()}
         best = max(scores, key=lambda rate: scores[rate])
         peaks = {rate: track.measures["return"].mean(1) for rate, track in tracks.items()}
@@ -70,8 +70,8 @@ def tune(workers: int, tell: Tell, seeds: Sequence[int] = TUNING_SEEDS) -> dict[
 
 def load_rates() -> dict[str, Tuned]:
     """What tuning found, by the name of the run."""
-    content = yaml.safe_load(RATES.read_text(encoding="utf-8"))
-    return {name: Tuned(**entry) for name, entry in content["runs"].items()}
+    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in RATES.values()]
+    return {name: Tuned(**entry) for content in contents for name, entry in content["runs"].items()}
 
 
 def needed(criteria: Mapping[str, Criteria], extra: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

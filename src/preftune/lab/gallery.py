@@ -6,10 +6,10 @@ from preftune.lab.experiments import FRESH_SIZES, REUSE
 from preftune.lab.figures import Picture
 
 
-def _sizes(problem: str, method: str) -> Picture:
+def _sizes(problem: str, method: str, name: str = "") -> Picture:
     runs = tuple(f"{problem} {method} B={size}" for size in FRESH_SIZES)
     labels = tuple(f"{size} prompts" for size in FRESH_SIZES)
-    return Picture(title=f"{method} on {problem.upper()}", runs=runs, labels=labels)
+    return Picture(title=f"{method} on {name or problem.upper()}", runs=runs, labels=labels)
 
 
 def _reuse(method: str) -> Picture:
@@ -45,8 +45,8 @@ PICTURES: dict[str, tuple[Picture, ...]] = {
                 runs=("r1 best-of-n T=15", "r1 ipo T=15", "r1 best-of-n T=450", "r1 ipo T=450")),
     ),
     "E8": (
-        Picture(title="log-ratio of the best sample", runs=BY_PROMPTS, labels=PROMPT_LABELS, measure="log_ratio/best"),
-        Picture(title="held-out reward", runs=BY_PROMPTS, labels=PROMPT_LABELS),
+        Picture(title="ipo on R1, training prompts", runs=BY_PROMPTS, labels=PROMPT_LABELS, measure="log_ratio/best"),
+        Picture(title="ipo on R1, held-out prompts", runs=BY_PROMPTS, labels=PROMPT_LABELS),
     ),
     "E10": (_lengths("min", "on-dpo", "off-dpo", "pref-ft", "best-of-n", "ppo", "reinforce", "rwr"),),
     "L2": (
@@ -60,22 +60,27 @@ PICTURES: dict[str, tuple[Picture, ...]] = {
                 runs=tuple(f"min {m}{t}" for m in ("best-of-n", "ppo", "rwr") for t in ("", " T=8")),
                 labels=tuple(f"{m}, T {t}" for m in ("best-of-n", "ppo", "rwr") for t in (1, 8))),
     ),
-    "E12": (_offline("r1", "pref-ft", "dpo", measure="margin", title="implicit reward: best less others"),
-            _offline("r1", "pref-ft", "dpo", measure="log_ratio/best", title="the best alone")),
+    "E11": (_sizes("gpt", "best-of-n", "R1, transformer"), _sizes("gpt", "ipo", "R1, transformer"),
+            Picture(title="on-policy (T = 15) and offline (T = 450)",
+                    labels=("best-of-n on-policy", "ipo on-policy", "best-of-n offline", "ipo offline"),
+                    runs=("gpt best-of-n T=15", "gpt ipo T=15", "gpt best-of-n T=450", "gpt ipo T=450"))),
+    "E12": (_offline("r1", "pref-ft", "dpo", measure="margin", title="offline on R1, training prompts"),
+            _offline("r1", "pref-ft", "dpo", measure="log_ratio/best", title="offline on R1, training prompts")),
     "Xa": (_offline("r1", "rwr", "ipo", "dpo", "best-of-n"),),
     "Xb": (_reuse("ppo"),),
     "Xd": (_offline("r1", "ipo", "ipo, all pairs", "best-of-n"),),
     "Xf": (Picture(title="on-policy, T = 1", runs=("r1 best-of-n T=1", "r1 ipo T=1"), labels=("best-of-n", "ipo")),
-           Picture(title="entropy", runs=("r1 best-of-n T=1", "r1 ipo T=1"), labels=("best-of-n", "ipo"), measure="entropy")),
+           Picture(title="on-policy, T = 1", runs=("r1 best-of-n T=1", "r1 ipo T=1"), labels=("best-of-n", "ipo"),
+                   measure="entropy")),
     "Xc": (Picture(title="five prompts", measure="margin", runs=("r1 best-of-n offline n=5", "r1 ipo offline n=5"),
                    labels=("best-of-n", "ipo")),),
     "Xe": (_offline("r1", "best-of-n", "best-of-n, negatives", "best-of-n, guarded"),),
     "Xg": (_lengths("skew", "on-dpo", "off-dpo", "pref-ft", "ppo", "rwr"),),
     "Xi": (_lengths("min", "on-dpo", "off-dpo", "ppo"),),
-    "B1": (Picture(title="one-sided data: KL to the reference", measure="kl",
+    "B1": (Picture(title="one-sided data", measure="kl",
                    runs=("tokens bnf", "tokens bnf, dispreferred only", "tokens kto, dispreferred only"),
                    labels=("bnf, both sides", "bnf, dispreferred only", "kto, dispreferred only")),
-           Picture(title="expected reward",
+           Picture(title="one-sided data",
                    runs=("tokens bnf", "tokens bnf, dispreferred only", "tokens kto, dispreferred only", "tokens bnf, singles"),
                    labels=("bnf, both sides", "bnf, dispreferred only", "kto, dispreferred only", "bnf, singles"))),
     "B4": (_offline("r1", "bnf", "pref-ft", "best-of-n"),),

@@ -22,6 +22,8 @@ from preftune.stats import Interval, mean_interval
 CRITERIA = resources.files("preftune") / "lab" / "criteria.yaml"
 
 Verdict = Literal["reproduced", "not reproduced", "fragile"]
+Tier = Literal["small", "gpt"]
+"""Small: bandits and lengths, in minutes. gpt: the small transformer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +67,14 @@ class Clause:
 
 @dataclass(frozen=True, kw_only=True)
 class Criteria:
-    """An experiment's claim and what would show it. `source`: the paper's finding, or the place of section 5.4 that doubts it."""
+    """An experiment's claim and what would show it. `finding`: the paper's, with a word if it is doubted. `tier`: what it costs."""
 
     finding: str
     title: str
     claim: str
     clauses: tuple[Clause, ...]
     note: str = ""
+    tier: Tier = "small"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,8 @@ def _part(world: World, whole: _Collection, chosen: Tensor) -> _Collection:
     prompts, behaviour = whole.prompts, whole.behaviour
     if world.has_prompts:
         prompts = prompts.gather(1, chosen) if prompts.ndim == 2 else taken(prompts)
-        behaviour = None if behaviour is None else taken(behaviour)
+        if behaviour is not None:
+            behaviour = taken(behaviour.unflatten(1, (-1, world.tree.num_rows))).flatten(1, 2)
     return _Collection(
         prompts=prompts, completions=taken(whole.completions), rewards=taken(whole.rewards), behaviour=behaviour,
         flipped=None if whole.flipped is None else taken(whole.flipped),

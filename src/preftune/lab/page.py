@@ -10,12 +10,13 @@ from markupsafe import Markup
 
 from preftune import report
 from preftune.lab.experiments import SWEEP_RATES, SWEPT
-from preftune.lab.figures import UNITS, drawn, sweep, theory_figures, toy_figure
+from preftune.lab.figures import UNITS, drawn, sentence_start, sweep, theory_figures, toy_figure
 from preftune.lab.findings import THEORY, TOY, Findings, Tuned
 from preftune.lab.gallery import PICTURES
 from preftune.report.words import value_text
 from preftune.storage import whole_file
 
+SPREAD = {"curves": "Bands", "points": "Bars"}
 PAGE, VERDICTS = "lab.html", "verdicts.json"
 
 
@@ -28,18 +29,15 @@ def figures_of(findings: Findings) -> dict[str, list[tuple[str, str]]]:
             found[name] = [toy_figure()] if name == TOY else list(theory_figures().values())
         elif name in SWEPT:
             measure = SWEPT[name][1]
-            caption = f"{UNITS[measure]} after 200 steps over the learning rate. Bands are 95% intervals"
-            found[name] = [
-                (f"{caption[0].upper()}{caption[1:]} over seeds.", sweep(SWEEP_RATES, findings.sweeps[name], measure, name))
-            ]
+            over = "after 200 steps, over the learning rate. Bands are 95% intervals over seeds."
+            caption = f"{sentence_start(UNITS[measure])}, {over}"
+            found[name] = [(caption, sweep(SWEEP_RATES, findings.sweeps[name], measure, name))]
         else:
-            panels = PICTURES.get(name, ())
-            captions = ". ".join(dict.fromkeys(panel.caption for panel in panels))
-            found[name] = (
-                [(f"{captions}. Bands and bars are 95% intervals over seeds.", drawn(panels, findings.tracks, name))]
-                if panels
-                else []
-            )
+            found[name] = [
+                (f"{panel.caption}: {panel.title}. {SPREAD[panel.kind]} are 95% intervals over seeds.",
+                 drawn(panel, findings.tracks, f"{name}-{i + 1}"))
+                for i, panel in enumerate(PICTURES.get(name, ()))
+            ]  # fmt: skip
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from preftune.errors import ConfigError
+from preftune.lab.gpt import Tree
 from preftune.lab.spec import built
 from preftune.objectives.checks import check_between, check_finite, check_positive
 
@@ -236,7 +237,9 @@ class RewardModel:
         check_positive("reward_model", pairs=float(self.pairs), ridge=self.ridge)
 
 
-PolicyKind = Literal["tabular", "mlp", "hazard", "positions"]
+PolicyKind = Literal["tabular", "mlp", "gpt", "hazard", "positions"]
+WITH_PROMPTS = ("tabular", "mlp", "gpt")
+MOST_OUTCOMES, MOST_ROWS = 10_000, 2_000  # each attends to all rows of its prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,14 +249,15 @@ class Problem:
     Args:
         name: what files and figures call it.
         about: a sentence for people.
-        policy: "tabular" has logits for each training prompt, "mlp" a network on contexts, "positions" logits for each position of
-            a sequence, "hazard" a logit of stopping at each position.
+        policy: "tabular" has logits for each training prompt, "mlp" a network on contexts, "gpt" a causal transformer on contexts
+            that writes the arm digit by digit, "positions" logits for each position of a sequence, "hazard" a logit of stopping at
+            each position.
         size: arms; tokens of the vocabulary; or positions at which an answer can stop.
-        length: tokens of a sequence (positions only).
+        length: tokens of a sequence (positions), or digits of an arm (gpt): `size` is then a power with this exponent.
         reward: a number for each outcome; of a sequence the mean over its tokens.
         reference: the law that the policy starts from; of a sequence that of each token.
         data: how preference data are drawn.
-        contexts: the prompts (tabular and mlp only; ten of them if it is not said).
+        contexts: the prompts (tabular, mlp and gpt only; ten of them if it is not said).
         reward_model: what stands in for the reward while training (hazard only).
     """
 
@@ -269,11 +273,18 @@ class Problem:
     reward_model: RewardModel | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 2:
-            raise ConfigError("A problem needs a choice", got=f"size {self.size}", expected="2 or more")
-        if (self.length > 1) != (self.policy == "positions"):
+        if not 2 <= self.size <= MOST_OUTCOMES:
+            raise ConfigError("A problem needs a choice", got=f"size {self.size}", expected=f"2 to {MOST_OUTCOMES}")
+        if (self.length > 1) != (self.policy in ("positions", "gpt")) or self.length < 1:
             raise ConfigError(f"length does not go with the policy {self.policy}", got=self.length,
-                              expected="2 or more for positions, 1 for others")  # fmt: skip
+                              expected="2 or more for positions and gpt, 1 for others")  # fmt: skip
+        if self.tree.base**self.tree.length != self.num_outcomes:
+            powers = " or ".join(str(base**self.length) for base in (self.tree.base, self.tree.base + 1))
+            raise ConfigError("The arms are no numbers of this many digits", got=f"size {self.size}, length {self.length}",
+                              expected=f"a power: {powers}")  # fmt: skip
+        if self.policy == "gpt" and self.tree.num_rows > MOST_ROWS:
+            raise ConfigError("The arms have too many prefixes to list", got=self.tree.num_rows, expected=f"at most {MOST_ROWS}",
+                              do="Lower length or size")  # fmt: skip
         if self.reward_model is not None and self.policy != "hazard":
             raise ConfigError("A reward model is offered for lengths only", got=self.policy, do="Leave reward_model out")
         if isinstance(self.reward, Short | Near) and self.policy != "hazard":
@@ -281,7 +292,7 @@ class Problem:
                               expected="policy hazard")  # fmt: skip
         if isinstance(self.data.law, Truncated) and self.policy != "hazard":
             raise ConfigError("Only answers with a length can be truncated", got=f"policy {self.policy}", expected="policy hazard")
-        if self.contexts is not None and self.policy not in ("tabular", "mlp"):
+        if self.contexts is not None and self.policy not in WITH_PROMPTS:
             raise ConfigError(f"contexts has no effect on the policy {self.policy}", do="Leave it out: there are no prompts")
         if self.policy == "tabular" and (self.prompts.held_out, self.prompts.size) != (None, None):
             raise ConfigError("held_out and size have no effect on the policy tabular", do="Leave them out of contexts")
@@ -291,6 +302,16 @@ class Problem:
     @property
     def num_outcomes(self) -> int:
         return self.size + (self.policy == "hazard")
+
+    @property
+    def tree(self) -> Tree:
+        """How an outcome is written; but for gpt as a single token."""
+        if self.policy != "gpt":
+            return Tree(base=self.num_outcomes, length=1)
+        base = 2
+        while (base + 1) ** self.length <= self.size:
+            base += 1
+        return Tree(base=base, length=self.length)
 
     @property
     def prompts(self) -> Contexts:

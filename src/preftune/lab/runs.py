@@ -34,6 +34,8 @@ class Plan:
         """Roughly, in seconds of one core for 20 seeds: for the order of work only."""
         if self.problem.startswith("length") or self.problem in ("tokens", "overlap"):
             return self.loop.steps * 0.005
+        if self.problem.startswith("gpt"):
+            return self.loop.steps * 0.03 + (self.loop.collection or 0) * 1e-3
         rows = (self.loop.minibatch or 10 * (self.train or 10)) / 10
         return self.loop.steps * (0.006 + 0.0002 * rows) + (self.loop.collection or 0) * 1e-4
 

@@ -11,11 +11,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from preftune.errors import TrainingError
+from preftune.lab.gpt import GPTPolicy, Tree
 from preftune.lab.policies import HazardPolicy, MLPPolicy, PositionPolicy, TabularPolicy, hazard_log_odds, stopping_law
 from preftune.lab.problem import Problem
 from preftune.lab.reward_model import fitted_reward
 
-FIT_STEPS, FIT_CONTEXTS, FIT_RATE = 100, 10, 0.01  # of a network to the reference, as in the bandits of the authors
+FIT_CONTEXTS = 10
+FIT = {"mlp": (100, 0.01), "gpt": (200, 0.003)}  # steps and rate of a network's way to the reference; mlp as the authors have it
+FIT_LIMIT = 0.02  # nats of KL(pi || reference) that may be left on held-out prompts: r1 and gpt_r1 leave below 0.001
 HELD_OUT, CONTEXT_SIZE = 100, 100  # prompts, and numbers of each
 PURPOSES = ("network", "contexts", "held_out", "samples", "order", "reward_model", "noise")
 
@@ -41,13 +45,14 @@ class World:
             purpose: [_generator(seed, i) for seed in self.seeds] for i, purpose in enumerate(PURPOSES)
         }  # fmt: skip
         self.context_size = problem.prompts.size or CONTEXT_SIZE
+        self.tree = problem.tree
         self.train_prompts = self._contexts("contexts", problem.prompts.train)
         self.held_out = self._contexts("held_out", problem.prompts.held_out or HELD_OUT)
         if problem.policy == "tabular":
             index = torch.arange(problem.prompts.train).repeat(len(self.seeds), 1)
             self.train_prompts, self.held_out = index, index
         self.trained_reward = self._trained_reward()
-        self.ref_rows = self._ref_rows()  # [rows of one seed, or 1, V]
+        self.ref_rows = self._ref_rows()  # [rows of one seed or of one prompt, V]
 
     @property
     def num_seeds(self) -> int:
@@ -55,7 +60,11 @@ class World:
 
     @property
     def has_prompts(self) -> bool:
-        return self.problem.policy in ("tabular", "mlp")
+        return self.problem.policy == "tabular" or self.has_contexts
+
+    @property
+    def has_contexts(self) -> bool:
+        return self.problem.policy in ("mlp", "gpt")
 
     def policy(self) -> nn.Module:
         """The policy at its start: the reference, or a network fitted to it."""
@@ -66,14 +75,23 @@ class World:
             return HazardPolicy(self.ref_law, self.num_seeds).to(self.dtype)
         if kind == "positions":
             return PositionPolicy(self.ref_logp, self.num_seeds, self.problem.length)
-        policy = MLPPolicy(self.context_size, self.problem.num_outcomes, self._generators["network"], self.dtype)
+        policy = _network(kind, self.context_size, self.tree, self._generators["network"], self.dtype)
         law = tuple(self.ref_law.tolist())
-        policy.load_state_dict(_fitted(law, self.seeds, self.context_size, self.dtype))
+        policy.load_state_dict(_fitted(kind, law, self.seeds, self.context_size, self.tree, self.dtype))
+        self._check_start(policy)
         return policy
+
+    def _check_start(self, policy: nn.Module) -> None:
+        """A network that does not reach the reference would be compared with what it never was."""
+        left = self.measure(policy)["kl"].max().item()
+        if not left <= FIT_LIMIT:
+            raise TrainingError(f"The {self.problem.policy} did not reach the reference before training",
+                                got=f"KL {left:.3g} nats on held-out prompts", expected=f"at most {FIT_LIMIT}",
+                                do="Choose a reference that is easier to learn, or the policy tabular")  # fmt: skip
 
     def fresh_prompts(self, count: int) -> Tensor:
         """New contexts for each seed; training prompts where the problem has a table of them."""
-        if self.problem.policy == "mlp":
+        if self.has_contexts:
             return self._contexts("contexts", count)
         draws = self.uniform("contexts", (count,))
         return (draws * self.problem.prompts.train).long()
@@ -90,13 +108,14 @@ class World:
 
     def sample(self, logits: Tensor, num_groups: int, size: int) -> Tensor:
         """Completions drawn from the policy with these logits [S, rows, V]."""
+        law = self.log_law(logits.detach().double()).exp()
+        return self._drawn(law[:, None] if self.problem.policy == "positions" else law, num_groups, size)
+
+    def log_law(self, logits: Tensor) -> Tensor:
+        """Exact log-probabilities of all outcomes, [S, prompts or 1, outcomes]; of sequences those of each token, [S, L, V]."""
         if self.problem.policy == "hazard":
-            law = stopping_law(logits.detach().double()).exp()[:, None]
-        elif self.problem.policy == "positions":
-            law = logits.detach().double().softmax(-1)[:, None]  # [S, 1, L, V]
-        else:
-            law = logits.detach().double().softmax(-1)
-        return self._drawn(law, num_groups, size)
+            return stopping_law(logits)[:, None]
+        return self.tree.log_law(logits) if self.problem.policy == "gpt" else logits.log_softmax(-1)
 
     def sample_data(self, num_groups: int, size: int) -> Tensor:
         """Completions drawn from the law of the data."""
@@ -141,8 +160,10 @@ class World:
             lengths = torch.full((completions[..., 0].numel(),), length)
             return Tokens(row=row.reshape(-1), target=completions.flatten(), lengths=lengths)
         group = (torch.arange(num_groups) + shift) % num_groups
-        row = (torch.arange(num_seeds)[:, None] * num_groups + group)[..., None].expand_as(completions)
-        return Tokens(row=row.reshape(-1), target=completions.flatten(), lengths=torch.ones(completions.numel(), dtype=torch.long))
+        prompt = (torch.arange(num_seeds)[:, None] * num_groups + group)[..., None, None]
+        row = prompt * self.tree.num_rows + self.tree.rows(completions)
+        lengths = torch.full((completions.numel(),), self.tree.length)
+        return Tokens(row=row.flatten(), target=self.tree.digits(completions).flatten(), lengths=lengths)
 
     def _answer_tokens(self, completions: Tensor) -> Tokens:
         """An answer that stops at position k has k tokens of going on and one of stopping; one that never stops has no end."""
@@ -159,10 +180,12 @@ class World:
         if self.problem.policy == "hazard":
             log_odds = hazard_log_odds(self.ref_law)
             return torch.stack([torch.zeros_like(log_odds), log_odds], dim=-1).log_softmax(-1).to(self.dtype)
-        return self.ref_logp[None]
+        return self.tree.conditionals(self.ref_law).to(self.dtype) if self.problem.policy == "gpt" else self.ref_logp[None]
 
     def ref_of(self, logits: Tensor) -> Tensor:
         """The reference's log-probabilities, in the shape of the policy's logits [S, rows, V]."""
+        if self.problem.policy == "gpt":
+            return self.ref_rows.repeat(logits.shape[1] // self.tree.num_rows, 1).expand(logits.shape)
         return self.ref_rows.expand(logits.shape)
 
     # --- exact measures ---
@@ -171,8 +194,7 @@ class World:
     def measure(self, policy: nn.Module) -> dict[str, Float[Tensor, " S"]]:
         """Means over held-out prompts: `return`, `kl` (pi || ref), `kl_reverse` (ref || pi), `entropy`; of answers also their
         expected `length` and `distance` to the middle of the reference."""
-        logits = policy(self.held_out)
-        logp = stopping_law(logits)[:, None] if self.problem.policy == "hazard" else logits.log_softmax(-1)
+        logp = self.log_law(policy(self.held_out))
         p, ref = logp.exp(), self.ref_logp
         found = {
             "return": (p * self.reward).sum(-1), "kl": (p * (logp - ref)).sum(-1),
@@ -194,7 +216,7 @@ class World:
     # --- what is drawn once ---
 
     def _contexts(self, purpose: str, count: int) -> Tensor:
-        if self.problem.policy != "mlp":
+        if not self.has_contexts:
             return torch.zeros((self.num_seeds, 0))
         return self.uniform(purpose, (count, self.context_size)).to(self.dtype)
 
@@ -213,16 +235,25 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(1000 * seed + purpose)
 
 
-@lru_cache(maxsize=4)
-def _fitted(law: tuple[float, ...], seeds: tuple[int, ...], size: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _network(kind: str, size: int, tree: Tree, generators: Sequence[torch.Generator], dtype: torch.dtype) -> nn.Module:
+    if kind == "gpt":
+        return GPTPolicy(size, tree, generators, dtype)
+    return MLPPolicy(size, tree.base, generators, dtype)
+
+
+@lru_cache(maxsize=8)
+def _fitted(
+    kind: str, law: tuple[float, ...], seeds: tuple[int, ...], size: int, tree: Tree, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """Networks fitted to a law by KL(pi || law) on contexts: the same start for all runs of these seeds."""
     generators = [_generator(seed, PURPOSES.index("network")) for seed in seeds]
-    policy = MLPPolicy(size, len(law), generators, dtype)
+    policy = _network(kind, size, tree, generators, dtype)
     contexts = torch.stack([torch.rand((FIT_CONTEXTS, size), generator=g, dtype=torch.float64) for g in generators]).to(dtype)
     target = torch.tensor(law, dtype=torch.float64).log().to(dtype)
-    optimiser = torch.optim.Adam(policy.parameters(), lr=FIT_RATE)
-    for _ in range(FIT_STEPS):
-        logp = policy(contexts).log_softmax(-1)
+    steps, rate = FIT[kind]
+    optimiser = torch.optim.Adam(policy.parameters(), lr=rate)
+    for _ in range(steps):
+        logp = tree.log_law(policy(contexts)) if kind == "gpt" else policy(contexts).log_softmax(-1)
         loss = (logp.exp() * (logp - target)).sum(-1).mean(1).sum()
         optimiser.zero_grad()
         loss.backward()
