@@ -210,6 +210,8 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
         source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
     steps = max(1, round(config.epochs * source.steps_per_epoch))
     num_steps = min(steps, config.max_steps) if config.max_steps else steps
+    if config.max_samples is not None and isinstance(source, OnPolicySource):
+        num_steps = min(num_steps, source.steps_within(config.max_samples))
     needs = config.objective.needs & ANCHORED
     anchors = Anchors()
     watched = {"ref_logp"} if held and not isinstance(config.objective, BradleyTerry) else set()  # log-ratios of held-out data
