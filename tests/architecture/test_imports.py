@@ -19,8 +19,9 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing"},
-    {"iterating"},
+    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing",
+     "contenders", "racing"},
+    {"iterating", "comparing"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -33,6 +34,7 @@ EXCEPTIONS = {
     ("rewarding", "cli"): "likewise",
     ("selecting", "cli"): "likewise",
     ("iterating", "cli"): "likewise",
+    ("comparing", "cli"): "likewise",
     ("reward_training", "cli"): "likewise",
     ("merging", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",

@@ -17,7 +17,8 @@ from tests.folders import metric_rows, tiny_config, write_rows
 
 def own_samples(tiny_folder, tmp_path, name="run", collect=None, **settings):
     """Two of six prompts a step, of four completions each: eight completions."""
-    (tmp_path / "taste.py").write_text("def taste(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n")
+    taste = "def taste(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
+    (tmp_path / "taste.py").write_text(taste)
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say {k}."} for k in range(8)])
     return tiny_config(tiny_folder, data, tmp_path / name, source="on-policy", reward=f"{tmp_path / 'taste.py'}:taste",
                        objective=RLOO(), sampling=SampleOptions(num_completions=4, max_new_tokens=4),

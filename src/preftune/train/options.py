@@ -190,7 +190,8 @@ class TrainConfig:
         first = (self.collect.lag + 1) * (self.collect.prompts or self.batch_size) * self.sampling.num_completions
         if self.max_samples < first:
             raise ConfigError("max_samples does not reach to the first step", got=self.max_samples,
-                              expected=f"at least {first} completions", do="Raise it, or lower --batch_size or --collect.prompts")  # fmt: skip
+                              expected=f"at least {first} completions",
+                              do="Raise it, or lower --batch_size or --collect.prompts")  # fmt: skip
         if self.collect.fill:
             raise ConfigError("collect.fill draws until a collection is full, which max_samples cannot hold to",
                               got=f"max_samples {self.max_samples}", do="Leave one out")  # fmt: skip
