@@ -25,7 +25,7 @@ from preftune.onpolicy.judged import sample_and_judge
 from preftune.onpolicy.sample import load_sampler
 from preftune.policy.load import quiet_transformers
 from preftune.racing import CompareConfig, Contender
-from preftune.report.race import RaceTable, race_table, write_race
+from preftune.report.race import RaceTable, brief, race_table, write_race
 from preftune.report.read import RunFiles, read_run
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
@@ -86,7 +86,7 @@ def _kind(trial: Trial) -> tuple[str, float, float]:
 
 
 def _told(config: CompareConfig, trial: Trial, result: Result) -> str:
-    ended = f"failed {result.failed}" if result.score is None else f"{config.measured.title} {result.score:.4g}"
+    ended = f"failed {brief(result.failed)}" if result.failed else f"{config.measured.title} {result.score:.4g}"
     part = f"{config.budget.part(trial.share):g} {config.budget.unit}"
     return f"{trial.method}  rate {trial.rate:g}  {part}  seed {trial.seed}: {ended}"
 

@@ -62,7 +62,8 @@ class RaceTable:
             row.method, mark, "–" if row.rate is None else f"{row.rate:g}",
             row.failed if row.failed else interval_text(row.mean) if row.mean else "–",
             interval_text(row.behind) if row.behind else "–",
-            *("–" if (value := extras.get(name)) is None else value_text(value) for name in self._extras().values()),
+            *("–" if (value := extras.get(name)) is None else value_text(value) if name in ("kl", "seconds") else f"{value:,.0f}"
+              for name in self._extras().values()),
         ]  # fmt: skip
 
 
@@ -81,9 +82,9 @@ def _row(place: Place, runs: Sequence[Mapping[str, Any]], tuning: Sequence[Mappi
     bad = [run for run in runs if run["failed"]]
     failed = None
     if bad:
-        failed = f"{len(bad)} of {plural(len(runs), 'run')} failed, seed {bad[0]['seed']} {bad[0]['failed']}"
+        failed = f"{len(bad)} of {plural(len(runs), 'run')} failed, seed {bad[0]['seed']} {brief(bad[0]['failed'])}"
     elif not runs:
-        failed = "every learning rate failed in tuning" + (f", {tuning[0]['rate']:g} {tuning[0]['failed']}" if tuning else "")
+        failed = "every learning rate failed in tuning" + (f", {tuning[0]['rate']:g} {brief(tuning[0]['failed'])}" if tuning else "")
     names = dict.fromkeys(name for run in runs for name in run["counters"])
     kls = [run["measures"]["kl"] for run in runs if "kl" in run["measures"]]
     return RaceRow(
@@ -91,6 +92,11 @@ def _row(place: Place, runs: Sequence[Mapping[str, Any]], tuning: Sequence[Mappi
         tied=place.tied, failed=failed, kl=sum(kls) / len(kls) if kls else None,
         counters={name: sum(run["counters"].get(name, 0.0) for run in runs) / len(runs) for name in names},
     )  # fmt: skip
+
+
+def brief(reason: str) -> str:
+    """What a message says first; its details are in comparison.json."""
+    return reason.partition(";")[0]
 
 
 def _summary(rows: Sequence[RaceRow], content: Mapping[str, Any]) -> str:
