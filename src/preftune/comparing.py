@@ -1,6 +1,7 @@
 """The verb `compare`: run after run of a race, each a folder of files, until a table says which methods are tied best."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -51,7 +52,7 @@ class Result:
     failed: str | None
     counters: Mapping[str, float]
     measures: Mapping[str, float]
-    curve: tuple[tuple[int, float, float], ...] = ()
+    curve: tuple[tuple[float, float, float], ...] = ()
 
 
 def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _measured(config: CompareConfig, run: RunFiles, judged: Mapping[str, float])
     return Result(
         score=score, failed=None if score is not None else f"after step {run.last_step}: the {measure.title} is not finite",
         counters=_counters(run), measures=values,
-        curve=tuple((step, samples.get(step, 0.0), curve[step]) for step in sorted(curve)),
+        curve=tuple((float(step), samples.get(step, 0.0), curve[step]) for step in sorted(curve)),
     )  # fmt: skip
 
 
@@ -207,11 +208,14 @@ def _lab_results(config: CompareConfig, contender: Contender, trials: Sequence[T
 def _lab_result(track: Track, place: int) -> Result:
     values = track.measures["return"][:, place].tolist()
     drawn = track.counters["samples_drawn"]
+    ended = {name: float(track.final(name)[place]) for name in track.measures}
+    points = [(float(step), float(count), value) for step, count, value in zip(track.steps, drawn, values, strict=True)]
+    known = math.isfinite(values[-1])
     return Result(
-        score=values[-1], failed=None,
+        score=values[-1] if known else None, failed=None if known else "The expected reward is not finite",
         counters={"steps": float(track.steps[-1])} | {name: float(of[-1]) for name, of in track.counters.items()},
-        measures={name: float(track.final(name)[place]) for name in track.measures},
-        curve=tuple((step, float(count), value) for step, count, value in zip(track.steps, drawn, values, strict=True)),
+        measures={name: value for name, value in ended.items() if math.isfinite(value)},
+        curve=tuple(point for point in points if math.isfinite(point[2])),
     )  # fmt: skip
 
 

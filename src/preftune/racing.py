@@ -59,11 +59,11 @@ class BudgetOptions:
 
     @property
     def amount(self) -> float:
-        return getattr(self, self.unit)
+        return float(getattr(self, self.unit))
 
     def part(self, share: float) -> float:
         """That share of the budget: whole steps and samples, rounded down."""
-        return self.amount * share if self.unit == "minutes" else int(self.amount * share)
+        return self.amount * share if self.unit == "minutes" else float(int(self.amount * share))
 
 
 @dataclass(frozen=True, kw_only=True)

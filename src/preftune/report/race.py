@@ -84,7 +84,7 @@ def _row(place: Place, runs: Sequence[Mapping[str, Any]], tuning: Sequence[Mappi
     if bad:
         failed = f"{len(bad)} of {plural(len(runs), 'run')} failed, seed {bad[0]['seed']} {brief(bad[0]['failed'])}"
     elif not runs:
-        failed = "every learning rate failed in tuning" + (f", {tuning[0]['rate']:g} {brief(tuning[0]['failed'])}" if tuning else "")
+        failed = f"every learning rate failed in tuning, {tuning[0]['rate']:g} {brief(tuning[0]['failed'])}"
     names = dict.fromkeys(name for run in runs for name in run["counters"])
     kls = [run["measures"]["kl"] for run in runs if "kl" in run["measures"]]
     return RaceRow(
