@@ -1,18 +1,22 @@
 """`preftune compare` on tiny models and on a lab problem: a table, a page, and no run lost when it is cut."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 from preftune.cli import main
+from preftune.config import parse_settings
 from preftune.contenders import contenders
 from preftune.errors import ConfigError
 from preftune.objectives.dpo import DPO
 from preftune.racing import BudgetOptions, CompareConfig
 from tests.folders import PAIRS, write_rows
 
+ROOT = Path(__file__).parents[1]
 METHODS = "bnf,dpo(beta=0.5),rloo,sft(selection=best-of-n)"
 TASTE = """
 import os, pathlib, signal
@@ -256,3 +260,13 @@ def test_budgets_and_evaluations_of_a_run():
     assert config.race().rates == (3e-7, 1e-6, 3e-6, 1e-5)
     minutes = CompareConfig(**{**GOOD, "budget": BudgetOptions(minutes=8.0)})
     assert minutes.train_settings(bnf, Trial(method="bnf", rate=1e-6, share=0.25, seed=999), "run").max_minutes == 2.0
+
+
+DOCS = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    preftune compare (.*)$", DOCS, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_of_the_docs_are_settings(command):
+    settings = parse_settings(CompareConfig, shlex.split(command), prog="preftune compare", description="")
+    assert len(settings.contenders()) == 4 and len(COMMANDS) == 3
