@@ -17,6 +17,7 @@ from preftune.objectives.dpo import DPO
 from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
 from preftune.train.loop import train
+from preftune.racing import CompareConfig
 from preftune.train.options import TrainConfig
 from preftune.train.runlog import to_plain
 from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
@@ -63,7 +64,7 @@ def test_a_mixture_on_the_command_line(tmp_path):
 
 def test_every_alias_names_a_setting():
     known = {"objective.beta", "objective.label_smoothing"}
-    for kind in (TrainConfig, SampleConfig, EvalConfig):
+    for kind in (TrainConfig, SampleConfig, EvalConfig, CompareConfig):
         for field in fields(kind):
             value = getattr(kind, field.name, None) if field.default_factory is None else field.default_factory
             inner = value if isinstance(value, type) and is_dataclass(value) else None

@@ -77,7 +77,7 @@ def test_the_page(tmp_path):
     page = Page(write_race(found, tmp_path / "race.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags and page.tags.count("svg") == 1 and "alert(1)" in page.text
     assert "\x1b" not in page.text and "\u202e" not in page.text
-    assert "1e-06: 0.500; 2e-06: failed" in page.text and "2 rates with 2.00 steps on seed 9" in page.text
+    assert "1e-06: 0.500; 2e-06: failed" in page.text and "2 rates with 2 steps on seed 9" in page.text
     assert "runs/a/final" in page.text and "What it means." in page.text and "alone left" not in page.text
     assert not any(value and value.startswith("http") for name, value in page.attributes if name in ("src", "href"))
 

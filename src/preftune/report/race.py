@@ -137,9 +137,9 @@ def race_page(content: Mapping[str, Any]) -> str:
 
 def _facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     budget = content["budget"]
-    rungs = ", then ".join(f"{rung['rates']} rates with {value_text(rung['budget'])} {budget['unit']}" for rung in content["rungs"])
+    rungs = ", then ".join(f"{rung['rates']} rates with {rung['budget']:g} {budget['unit']}" for rung in content["rungs"])
     return [
-        ("budget of each run", f"{value_text(budget['amount'])} {budget['unit']}"), ("source", content["source"]),
+        ("budget of each run", f"{budget['amount']:g} {budget['unit']}"), ("source", content["source"]),
         ("seeds", ", ".join(map(str, content["seeds"]))), ("learning rates", ", ".join(f"{rate:g}" for rate in content["rates"])),
         ("tuning", f"{rungs} on seed {', '.join(map(str, content['tuning_seeds']))}" if rungs else "none: one rate"),
     ]  # fmt: skip
