@@ -176,11 +176,13 @@ def test_a_lab_problem(tmp_path, capsys):
 
 def test_a_seed_that_diverges_takes_no_other_one_with_it(tmp_path, capsys):
     told(capsys, "--problem", "r1", "--objectives", "ipo,dpo", "--steps", 4, "--seeds", 2, "--rates", "[0.001,1e30]",
-         "--output", tmp_path / "out")  # fmt: skip
+         "--tuning_seeds", 2, "--output", tmp_path / "out")  # fmt: skip
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     for entry in content["methods"].values():  # a loss, or a reward, that is not finite
-        assert [run["score"] is None for run in entry["tuning"]] == [False, True] and entry["tuning"][1]["failed"]
+        assert [run["score"] is None for run in entry["tuning"]] == [False, False, True, True]
         assert all(run["failed"] is None and run["rate"] == 0.001 for run in entry["runs"])
+    for run in content["methods"]["ipo"]["tuning"][2:]:  # each was tried alone
+        assert f"of seeds [{run['seed']}]" in run["failed"]
 
 
 def test_methods_as_they_are_written():

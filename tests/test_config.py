@@ -16,8 +16,8 @@ from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
-from preftune.train.loop import train
 from preftune.racing import CompareConfig
+from preftune.train.loop import train
 from preftune.train.options import TrainConfig
 from preftune.train.runlog import to_plain
 from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
@@ -330,6 +330,8 @@ FELT = {
     "batch_size": ("", "--batch_size 3"),
     "epochs": ("", "--epochs 2"),
     "max_steps": ("", "--max_steps 1"),
+    "max_samples": (ON, "--max_samples 16"),
+    "max_minutes": ("", "--max_minutes 1e-6"),
     "eval_every": ("", "--eval_every 2"),
     "save_every": ("", "--save_every 1"),
     "keep_checkpoints": ("--save_every 1 --epochs 2", "--keep_checkpoints 2"),
