@@ -16,6 +16,7 @@ from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
+from preftune.racing import CompareConfig
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
 from preftune.train.runlog import to_plain
@@ -63,7 +64,7 @@ def test_a_mixture_on_the_command_line(tmp_path):
 
 def test_every_alias_names_a_setting():
     known = {"objective.beta", "objective.label_smoothing"}
-    for kind in (TrainConfig, SampleConfig, EvalConfig):
+    for kind in (TrainConfig, SampleConfig, EvalConfig, CompareConfig):
         for field in fields(kind):
             value = getattr(kind, field.name, None) if field.default_factory is None else field.default_factory
             inner = value if isinstance(value, type) and is_dataclass(value) else None
@@ -330,6 +331,8 @@ FELT = {
     "batch_size": ("", "--batch_size 3"),
     "epochs": ("", "--epochs 2"),
     "max_steps": ("", "--max_steps 1"),
+    "max_samples": (ON, "--max_samples 16"),
+    "max_minutes": ("", "--max_minutes 1e-6"),
     "eval_every": ("", "--eval_every 2"),
     "save_every": ("", "--save_every 1"),
     "keep_checkpoints": ("--save_every 1 --epochs 2", "--keep_checkpoints 2"),

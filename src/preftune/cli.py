@@ -23,6 +23,7 @@ verbs:
   reward      add rewards to the completions in a file        preftune reward FILE --reward brief --output OUT
   select      completions with rewards -> pairs or labels     preftune select FILE --selection best-vs-worst --output PAIRS.jsonl
   iterate     rounds of sample, reward, select, train         preftune iterate --prompts FILE --reward brief --output FOLDER
+  compare     methods under an equal budget, several seeds    preftune compare --data D --objectives bnf,dpo --steps 60 --output OUT
   eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
   train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
   merge       one model out of several, or of an adapter      preftune merge MODEL MODEL --base START --method slerp --output NEW
@@ -76,6 +77,7 @@ _VERBS_OF = {  # imported once a verb is known: looking something up does not wa
     "selecting": ("select",),
     "merging": ("merge",),
     "iterating": ("iterate",),
+    "comparing": ("compare",),
     "reward_training": ("train-reward-model",),
     "diagnosing": ("diagnose",),
     "handbook": ("objectives", "curves"),

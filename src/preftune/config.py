@@ -27,7 +27,8 @@ ALIASES = {
     "save_total_limit": "keep_checkpoints", "lr_scheduler_type": "optim.schedule",
     "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "lora_target_modules": "lora.target_modules",
     "beta": "objective.beta", "label_smoothing": "objective.label_smoothing",
-    "max_completion_length": "sampling.max_new_tokens", "num_generations": "sampling.num_completions",
+    "max_steps": "budget.steps", "max_samples": "budget.samples", "max_minutes": "budget.minutes",  # where runs are compared
+    "steps": "budget.steps", "max_completion_length": "sampling.max_new_tokens", "num_generations": "sampling.num_completions",
 }  # fmt: skip
 """Names of the ecosystem for settings that mean the same thing here."""
 

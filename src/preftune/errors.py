@@ -55,6 +55,10 @@ class TrainingError(PreftuneError, RuntimeError):
     exit_code = 3
 
 
+class DivergenceError(TrainingError):
+    """A loss or gradient that is not finite: a fact about the settings of a run, where other stops are about its surroundings."""
+
+
 class ServerError(PreftuneError, RuntimeError):
     """A server that was asked for completions or judgements refuses, or gives no answer that can be used."""
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from preftune.cli import print_json
 from preftune.commands import sample_rows
 from preftune.config import parse_settings, settings_from_run
 from preftune.data.options import DataOptions
 from preftune.data.pack import LayoutOptions
-from preftune.errors import ConfigError, StorageError, storage_error
+from preftune.errors import ConfigError
 from preftune.evaluation import load_prompts
 from preftune.objectives import Objective
 from preftune.objectives.bnf import BNF
@@ -30,7 +28,7 @@ from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
 from preftune.train.options import OptimOptions, TrainConfig, four_completions
 from preftune.train.progress import Reporter
-from preftune.train.runlog import to_plain
+from preftune.train.runlog import claim_folder, forget_run, to_plain
 from preftune.verbs import Precision, check_seed, refuse_idle_rows
 
 
@@ -183,21 +181,16 @@ class _Round:
         if checkpoints(self.run / "checkpoints"):
             result = resume(replace(settings_from_run(TrainConfig, self.run), output=str(self.run)), quiet=self.config.json)
         else:
-            _forget(self.run)
+            forget_run(self.run)
             result = train(self.train_settings(), quiet=self.config.json)
         if result.final is None:
             raise KeyboardInterrupt
 
 
-def _forget(run: Path) -> None:
-    """Files of a run that never came to a checkpoint."""
-    for path in sorted(run.rglob("*"), reverse=True) if run.exists() else []:
-        path.rmdir() if path.is_dir() else path.unlink()
-
-
 def iterate(config: IterateConfig, report: Reporter) -> IterateResult:
     """All rounds; those that are finished are only read."""
-    _claim(config)
+    mine = {key: value for key, value in to_plain(config).items() if key not in ("rounds", "json", "output")}  # rounds may grow
+    claim_folder(config.output, "iterate.yaml", mine)
     model, rewards = config.model, []
     for number in range(1, config.rounds + 1):
         stage = _Round(config, number, model)
@@ -206,32 +199,6 @@ def iterate(config: IterateConfig, report: Reporter) -> IterateResult:
         model = str(stage.run / "final")
     report.close()
     return IterateResult(final=model, rewards=tuple(rewards))
-
-
-def _claim(config: IterateConfig) -> None:
-    """The folder is new, or was begun by the same command (more rounds may be asked for)."""
-    folder = Path(config.output)
-    settings = folder / "iterate.yaml"
-    mine = {key: value for key, value in to_plain(config).items() if key not in ("rounds", "json", "output")}
-    if settings.exists():
-        try:
-            before = yaml.safe_load(settings.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise StorageError(f"{settings} cannot be read", got=str(error)) from error
-        changed = [key for key in mine if before.get(key) != mine[key]]
-        if changed:
-            raise ConfigError(f"{config.output} was begun with other settings", got=f"{changed[0]} {mine[changed[0]]}",
-                              expected=f"{changed[0]} {before.get(changed[0])}", do="Choose another --output")  # fmt: skip
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"The output {config.output} is there already", expected="a new or empty folder",
-                          do="Choose another --output")  # fmt: skip
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error("make the folder", folder, error) from error
-    with whole_file(settings, "write the settings") as path:
-        path.write_text(yaml.safe_dump(mine, sort_keys=False), encoding="utf-8")
 
 
 def run_iterate(arguments: Sequence[str]) -> int:

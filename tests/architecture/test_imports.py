@@ -20,8 +20,9 @@ LAYERS = (
     {"evaluation", "demo", "catalogue", "lab"},
     {"config", "verbs"},
     {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing",
-     "diagnosing_runs", "run_diagnosis", "run_material", "diagnosing_rows", "diagnosing_model", "diagnosing_data"},
-    {"iterating"},
+     "diagnosing_runs", "run_diagnosis", "run_material", "diagnosing_rows", "diagnosing_model", "diagnosing_data",
+     "contenders", "racing"},
+    {"iterating", "comparing"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -34,6 +35,7 @@ EXCEPTIONS = {
     ("rewarding", "cli"): "likewise",
     ("selecting", "cli"): "likewise",
     ("iterating", "cli"): "likewise",
+    ("comparing", "cli"): "likewise",
     ("reward_training", "cli"): "likewise",
     ("merging", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",

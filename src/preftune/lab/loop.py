@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.errors import ConfigError, TrainingError
+from preftune.errors import ConfigError, DivergenceError
 from preftune.lab.methods import Method, pairs_wanted
 from preftune.lab.steps import make_step, pair_places, seed_losses, token_scores
 from preftune.lab.world import World
@@ -172,7 +172,7 @@ def _check(losses: Tensor, world: World, done: int) -> None:
     bad = ~torch.isfinite(losses)
     if bool(bad.any()):
         seeds = [seed for seed, is_bad in zip(world.seeds, bad.tolist(), strict=True) if is_bad]
-        raise TrainingError("The loss is not finite", got=f"step {done + 1} of seeds {seeds}", do="Lower the learning rate")
+        raise DivergenceError("The loss is not finite", got=f"step {done + 1} of seeds {seeds}", do="Lower the learning rate")
 
 
 class _Recorder:

@@ -1,12 +1,13 @@
 """Whether the trainer scores completions as the sampler did that drew them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from preftune.data.pack import LayoutOptions, split_micro_batches
-from preftune.errors import TrainingError
+from preftune.errors import DivergenceError, TrainingError
 from preftune.onpolicy.sample import Sampled
 from preftune.policy.policy import Policy, score_groups
 from preftune.types import Group
@@ -56,9 +57,9 @@ def agreement(
 
 
 def check_agreement(found: Agreement, limit: float) -> None:
-    """An error if the mean deviation is above `limit` (nats) or no number."""
+    """An error if the mean deviation is above `limit` (nats) or no number, which says that the model has diverged."""
     if not found.mean <= limit:
-        raise TrainingError(
+        raise (TrainingError if math.isfinite(found.mean) else DivergenceError)(
             "The trainer and the sampler disagree on what the model is",
             got=f"log-probabilities that differ by {found.mean:.2g} on average, {found.max:.2g} at most",
             expected=f"at most {limit:g} on average",

@@ -24,6 +24,7 @@ class Counters:
     prompts_seen: int = 0
     samples_drawn: int = 0
     reward_queries: int = 0
+    seconds: float = 0.0  # of the steps and of what was drawn for them; evaluations and saving not counted
 
 
 def save_checkpoint(

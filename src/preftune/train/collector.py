@@ -94,6 +94,33 @@ class OnPolicySource:
         """Steps of a pass over the prompts, if nothing is left out and drawn again."""
         return self._order.steps_per_epoch * self._steps(self._planned())
 
+    def steps_within(self, samples: int) -> int:
+        """Steps that so many completions buy, if nothing is left out."""
+        sizes: list[int] = []
+        while self._samples(len(sizes)) <= samples:
+            samples -= self._samples(len(sizes))
+            sizes.append(self._num_prompts(len(sizes)))
+        from_data = self._data.batch_size if self._data.groups else 0
+        used = sizes[: max(0, len(sizes) - self.options.lag)]
+        pools = [used[max(0, k - self.options.replay) : k + 1] for k in range(len(used))]
+        return sum(self._steps(sum(pool) + len(pool) * from_data) for pool in pools)
+
+    def draws(self, step: int) -> int:
+        """Completions to draw before a step can begin, if no draw is in vain."""
+        state = self._state
+        if step - state.begun <= self._steps(sum(len(collection.groups) for collection in state.current)):
+            return 0
+        missing = max(0, self.options.lag + 1 - len(state.waiting))
+        return sum(self._samples(state.draws + k) for k in range(missing))
+
+    def _num_prompts(self, draw: int) -> int:
+        """Of draw 0, 1, ...: the last one of a pass takes what is left."""
+        place = draw % self._order.steps_per_epoch
+        return min(self.prompts_each, len(self._order.groups) - place * self.prompts_each)
+
+    def _samples(self, draw: int) -> int:
+        return self._num_prompts(draw) * (self.judge.sampling.num_completions + (self.opponent is not None))
+
     def _planned(self) -> int:
         """Groups that are gone over together."""
         from_data = self._data.batch_size if self._data.groups else 0

@@ -20,6 +20,7 @@ from preftune.policy.reward_model import save_reward_model
 from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
 from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last
+from preftune.train.budget import has_room, planned_steps
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.optim import HalfStep, learning_rate
@@ -109,8 +110,12 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
                 if not taken.groups:
                     report.note(f"step {counters.step}: all completions of a prompt have the same reward; nothing is left to learn")
                     last = counters.step
+                    if last % eval_every:
+                        evaluation = _evaluate(job, run, report, last, state)
                     break
                 counters, state = _train_step(job, run, report, counters, state, taken)
+                if not has_room(config, counters, job.num_steps, job.source.draws(counters.step + 1)):
+                    last = counters.step
                 if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
@@ -122,7 +127,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     except TrainingError as error:
         kept = f" The weights before it are in {save()}." if (counters.step or job.samples) and not between() else ""
         run.set_state("failed", counters.step, str(error))
-        raise TrainingError(f"Step {counters.step + 1} stopped: {error}{kept}") from error
+        raise type(error)(f"Step {counters.step + 1} stopped: {error}{kept}") from error
     except PreftuneError as error:
         with suppress(StorageError):  # the disk that has no room for a checkpoint may have none for this
             run.set_state("failed", counters.step, str(error))
@@ -153,7 +158,7 @@ def _train_step(
     config, step, groups = job.config, counters.step + 1, taken.groups
     started = time.perf_counter()
     pieces = cut_step(groups, config.objective.signal, job.policy, config.layout, reads_last(config.objective))
-    rate = learning_rate(step, job.num_steps, config.optim)
+    rate = learning_rate(step, max(step, planned_steps(config, counters, job.num_steps)), config.optim)
     for group in job.optimiser.param_groups:
         group["lr"] = rate
     needed = job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
@@ -170,6 +175,7 @@ def _train_step(
     counters = replace(
         counters, step=step, num_tokens=counters.num_tokens + tokens, prompts_seen=counters.prompts_seen + taken.prompts_seen,
         samples_drawn=counters.samples_drawn + taken.samples_drawn, reward_queries=counters.reward_queries + taken.reward_queries,
+        seconds=counters.seconds + seconds,
     )  # fmt: skip
     for row in taken.completions:
         run.append("completions.jsonl", row)

@@ -81,6 +81,9 @@ class TrainConfig:
         batch_size: groups (prompts with their completions) per step.
         epochs: passes over the data.
         max_steps: stop after this many steps, whatever `epochs` says.
+        max_samples: on-policy: stop before the draw that would take the completions drawn beyond this.
+        max_minutes: stop at the last step within this much training by the run's own clock: its steps and what is drawn for
+            them, without evaluations and saving.
         eval_every: steps between evaluations on held-out data; a tenth of the run when not given.
         save_every: steps between checkpoints; 0 saves one only when the run is interrupted.
         keep_checkpoints: how many of the latest checkpoints stay.
@@ -111,6 +114,8 @@ class TrainConfig:
     batch_size: int = 8
     epochs: float = 1.0
     max_steps: int | None = None
+    max_samples: int | None = None
+    max_minutes: float | None = None
     eval_every: int | None = None
     save_every: int = 0
     keep_checkpoints: int = 1
@@ -136,6 +141,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {low}")
         if not (math.isfinite(self.epochs) and self.epochs > 0):
             raise ConfigError("epochs is out of range", got=self.epochs, expected="a number above 0")
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
+            raise ConfigError("max_minutes is out of range", got=self.max_minutes, expected="a number above 0")
         if self.seed >= 2**62:
             raise ConfigError("seed is out of range", got=self.seed, expected="less than 2**62")
         if not 0 <= self.eval_fraction < 1:
@@ -169,6 +176,9 @@ class TrainConfig:
         if self.objective.needs & {"behaviour_logp", "behaviour_value"}:
             raise ConfigError("optim.extragradient takes the step that samples were drawn after back, which makes ratios wrong",
                               got=objective_name(self.objective), expected="an objective without importance ratios")  # fmt: skip
+        if self.max_samples is not None or self.max_minutes is not None:
+            raise ConfigError("optim.extragradient makes one step of two, between which a run cannot end",
+                              got="max_samples or max_minutes", expected="max_steps")  # fmt: skip
         for name, value in (("max_steps", self.max_steps), ("save_every", self.save_every), ("eval_every", self.eval_every),
                             ("reference.update_every", self.reference.update_every)):  # fmt: skip
             if value and value % 2:
@@ -180,7 +190,8 @@ class TrainConfig:
         """What belongs to one source is refused with the other."""
         if self.source == "offline":
             idle = {"reward": self.reward is not None, "sampling": self.sampling != four_completions(),
-                    "collect": self.collect != CollectOptions(), "server": bool(self.server.url)}  # fmt: skip
+                    "collect": self.collect != CollectOptions(), "server": bool(self.server.url),
+                    "max_samples": self.max_samples is not None}  # fmt: skip
             for name in (name for name, given in idle.items() if given):
                 raise ConfigError(f"{name} has no effect offline", got="source offline", do="Set --source on-policy")
             return
@@ -194,6 +205,7 @@ class TrainConfig:
             raise ConfigError("A cached reference knows no completions that are yet to be drawn", got="reference.mode cache",
                               expected="auto, live or adapter", do="Leave out --reference.mode")  # fmt: skip
         self._check_opponent()
+        self._check_samples()
         chosen_selection(self.collect, self.objective.signal)
         wants_ratio = bool(self.objective.needs & {"behaviour_logp", "behaviour_value"})
         if wants_ratio and self.collect.data_share:
@@ -259,6 +271,19 @@ class TrainConfig:
             raise ConfigError("filter has no effect on this objective: it leaves out pairs by the likelihood they will lose",
                               got=objective_name(self.objective), expected="an objective on pairs or labels of a policy",
                               do="Leave it out")  # fmt: skip
+
+    def _check_samples(self) -> None:
+        if self.max_samples is None:
+            return
+        each = self.sampling.num_completions + (self.collect.opponent != "none")
+        first = (self.collect.lag + 1) * (self.collect.prompts or self.batch_size) * each
+        if self.max_samples < first:
+            raise ConfigError("max_samples does not reach to the first step", got=self.max_samples,
+                              expected=f"at least {first} completions",
+                              do="Raise it, or lower --batch_size or --collect.prompts")  # fmt: skip
+        if self.collect.fill:
+            raise ConfigError("collect.fill draws until a collection is full, which max_samples cannot hold to",
+                              got=f"max_samples {self.max_samples}", do="Leave one out")  # fmt: skip
 
     def _check_objective(self) -> None:
         """What the objective needs must be there, and what is set must be of use to it."""

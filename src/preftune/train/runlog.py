@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.objectives import OBJECTIVES, objective_name
+from preftune.storage import whole_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,37 @@ def create_run(output: str, config: Any, environment: Mapping[str, Any]) -> RunF
     run.write_text("config.yaml", yaml.safe_dump({**to_plain(config), "environment": dict(environment)}, sort_keys=False))
     run.set_state("running", 0)
     return run
+
+
+def claim_folder(output: str, name: str, settings: Mapping[str, Any]) -> None:
+    """Make a folder for several runs with its settings in the file `name`, or find that the same settings began it."""
+    folder = Path(output)
+    file = folder / name
+    if file.exists():
+        try:
+            before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise StorageError(f"{file} cannot be read", got=str(error)) from error
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            raise ConfigError(f"{output} was begun with other settings", got=f"{changed[0]} {settings[changed[0]]}",
+                              expected=f"{changed[0]} {before.get(changed[0])}", do="Choose another --output")  # fmt: skip
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"The output {output} is there already", expected="a new or empty folder",
+                          do="Choose another --output")  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error("make the folder", folder, error) from error
+    with whole_file(file, "write the settings") as path:
+        path.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+
+
+def forget_run(run: Path) -> None:
+    """Files of a run that never came to a checkpoint."""
+    for path in sorted(run.rglob("*"), reverse=True) if run.exists() else []:
+        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def to_plain(config: Any) -> Any:

@@ -241,6 +241,8 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
         anchors = anchors_of([])
         source = make_samples(config, tokenizer, policy, reward, prepared, train, report, anchors.writer)
         num_steps = _num_steps(config, source.steps_per_epoch)
+        if config.max_samples is not None:
+            num_steps = min(num_steps, source.steps_within(config.max_samples))
     else:
         source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
         num_steps = _num_steps(config, source.steps_per_epoch)

@@ -43,6 +43,10 @@ class OfflineSource:
         groups = self.take(step)
         return Taken(groups=groups, prompts_seen=len(groups))
 
+    def draws(self, step: int) -> int:
+        """Completions to draw for a step: none, they are there."""
+        return 0
+
     def state(self) -> dict[str, Tensor]:
         """Nothing: what comes next follows from the step."""
         return {}

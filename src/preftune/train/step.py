@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from preftune.errors import TrainingError
+from preftune.errors import DivergenceError, TrainingError
 from preftune.objectives import Coupled, Objective, State, reduce_losses
 from preftune.types import Coupling, Hybrid, Labels, Pairs, Rewards, Signal, StepView, TokenScores
 
@@ -73,8 +73,8 @@ def accumulate_gradient(
         losses = objective(replace(score(piece), coupling=coupling), piece.signal)
         loss = reduce_losses(losses, total)
         if not bool(torch.isfinite(loss)):
-            raise TrainingError("The loss is not finite", got=f"{loss.item()} in rows {_named(piece.origins)}",
-                                do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
+            raise DivergenceError("The loss is not finite", got=f"{loss.item()} in rows {_named(piece.origins)}",
+                                  do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
         loss.backward()
         loss_sum += loss.item()
         meter.add(losses.metrics)
@@ -102,8 +102,8 @@ def run_step(
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm)):
         culprits = _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters)
-        raise TrainingError("The gradient is not finite", got=f"norm {norm.item()} from rows {_named(culprits)}",
-                            do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
+        raise DivergenceError("The gradient is not finite", got=f"norm {norm.item()} from rows {_named(culprits)}",
+                              do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimiser.step()
