@@ -45,9 +45,12 @@ CONDITIONS = (
     Condition(id="length", title="Length drift", measure=samples.length_drift, thresholds=(samples.LENGTH_DRIFT,)),
     Condition(id="kl", title="KL blow-up", measure=samples.kl_blow_up, thresholds=(samples.KL_PER_TOKEN,)),
     Condition(id="entropy", title="Entropy collapse", measure=samples.entropy_collapse, thresholds=(samples.ENTROPY_LOST,)),
-    Condition(id="equal-rewards", title="Groups of equal rewards", measure=samples.equal_rewards, thresholds=(samples.EQUAL_REWARDS,)),
     Condition(
-        id="reward-hacking", title="Suspicion of reward hacking", measure=samples.reward_hacking, thresholds=(samples.SIGNS_OF_HACKING,)
+        id="equal-rewards", title="Groups of equal rewards", measure=samples.equal_rewards, thresholds=(samples.EQUAL_REWARDS,)
+    ),
+    Condition(
+        id="reward-hacking", title="Suspicion of reward hacking", measure=samples.reward_hacking,
+        thresholds=(samples.SIGNS_OF_HACKING,),
     ),
     Condition(
         id="stale-samples", title="Stale samples", measure=samples.stale_samples,

@@ -1,11 +1,12 @@
 """Conditions of runs on preferences: where probability goes, what pairs can teach, what is learned by heart."""
 
-from preftune.diagnose.history import History
+from preftune.diagnose.history import History, Points
 from preftune.diagnose.verdict import Measured, Threshold, one_in
 
 FALL_IS_USUAL = frozenset({
     "alpha-dpo", "alphapo", "aot", "beta-dpo", "bpo", "copg", "discopop", "dpo", "era", "exo", "f-dpo", "gdpo", "hinge", "inpo",
-    "ipo", "ld-dpo", "ln-dpo", "mallowspo", "r-dpo", "rebel", "reward-distillation", "robust-dpo", "simpo", "tdpo", "tis-dpo", "wpo",
+    "ipo", "ld-dpo", "ln-dpo", "mallowspo", "r-dpo", "rebel", "reward-distillation", "robust-dpo", "simpo", "tdpo", "tis-dpo",
+    "wpo",
 })  # fmt: skip
 """Objectives that see differences of two completions only: both may fall, and over many different prompts they usually do."""
 FALL_IS_MEANT = frozenset({"apo-down"})
@@ -49,6 +50,7 @@ HELD_OUT_MARGIN = Threshold(
     measures="share of its best value that the held-out margin has lost, in nats", watch=0.4, act=0.75,
     reason="the margin of small held-out sets wanders by a quarter or so while the training margin grows",
 )
+LEARNED_BY_HEART = "The run goes on learning its training data by heart, to the cost of all other."
 FITTED = 0.99
 """Accuracy on training pairs from which they count as learned by heart."""
 FLAT = 0.1
@@ -68,7 +70,7 @@ def displacement(history: History) -> Measured | None:
         "what gains may be neither of the two."
         if usual else "Probability leaves the completions that should gain it; this objective is made to hold them up."
     )  # fmt: skip
-    option = one_in(3, settings.learning_rate)
+    option = one_in(3.0, settings.learning_rate)
     if usual:
         option = "--objective dpop" if settings.objective == "rpo" else "--objective rpo"
     return Measured(
@@ -100,7 +102,7 @@ def identical_pairs(history: History) -> Measured | None:
     share = sum(overlap.values) / len(overlap.values)
     return Measured(
         value=share, threshold=OVERLAP, evidence=f"{share:.0%} of a pair's tokens are in common, on average",
-        meaning="The pairs differ in a few tokens only: they teach little, and what they share is easily pushed down along with the rest.",
+        meaning="The pairs differ in a few tokens only: they teach little, and what they share is easily pushed down too.",
         option="--objective dpop",
     )
 
@@ -124,14 +126,16 @@ def margin_by_length(history: History) -> Measured | None:
 
 def saturated(history: History) -> Measured | None:
     """Training pairs are learned by heart and give no gradient, held-out ones are not learned."""
-    accuracy, loss, held = history.train.get("rewards/accuracies"), history.train.get("loss"), history.held_out("rewards/accuracies")
+    accuracy, held = history.train.get("rewards/accuracies"), history.held_out("rewards/accuracies")
+    loss = history.train.get("loss")
     if accuracy is None or loss is None or held is None or not history.has_trend:
         return None
     flat = accuracy.tail() >= FITTED and abs(loss.tail()) <= FLAT * abs(loss.head())
     gap = accuracy.tail() - held.values[-1]
     return Measured(
         value=gap if flat else 0.0, threshold=GENERALISATION_GAP,
-        evidence=f"training loss {loss.head():.3g} to {loss.tail():.3g}, accuracy {accuracy.tail():.2f}; held-out accuracy {held.values[-1]:.2f}",
+        evidence=f"training loss {loss.head():.3g} to {loss.tail():.3g}, accuracy {accuracy.tail():.2f}; held-out accuracy "
+        f"{held.values[-1]:.2f}",
         meaning="The training pairs have no gradient left to give, and what they taught does not carry over to others.",
         option=_fewer_epochs(history),
     )
@@ -142,26 +146,37 @@ def overfitting(history: History) -> Measured | None:
     trained, held = history.train.get("loss"), history.held_out("loss")
     if trained is None or held is None or not history.has_trend or trained.tail() >= trained.head():
         return None
-    evidence = f"training loss {trained.head():.3g} to {trained.tail():.3g}"
-    words = dict(meaning="The run goes on learning its training data by heart, to the cost of all other.", option=_fewer_epochs(history))
-    chosen, rejected = history.held_out("log_ratios/chosen"), history.held_out("log_ratios/rejected")
     if min(held.values) > 0 and min(trained.values) > 0:
-        best, last = min(held.values), held.values[-1]
-        accuracy = history.held_out("rewards/accuracies")
-        fell = accuracy is None or accuracy.values[-1] < max(accuracy.values) - 0.05
-        at = held.steps[held.values.index(best)]
-        return Measured(
-            value=last / best - 1, threshold=HELD_OUT_LOSS, cap="act" if fell else "watch",
-            evidence=f"{evidence}; held-out loss {best:.3g} at step {at}, now {last:.3g}", **words,
-        )  # fmt: skip
-    if chosen is None or rejected is None:
+        return _loss_turned(history, trained, held)
+    return _margin_turned(history, trained)
+
+
+def _loss_turned(history: History, trained: Points, held: Points) -> Measured:
+    """By the held-out loss; while as many pairs as ever are told apart, it is only too sure of the others."""
+    best, last = min(held.values), held.values[-1]
+    accuracy = history.held_out("rewards/accuracies")
+    fell = accuracy is None or accuracy.values[-1] < max(accuracy.values) - 0.05
+    return Measured(
+        value=last / best - 1, threshold=HELD_OUT_LOSS, cap="act" if fell else "watch",
+        evidence=f"training loss {trained.head():.3g} to {trained.tail():.3g}; held-out loss {best:.3g} at step "
+        f"{held.steps[held.values.index(best)]}, now {last:.3g}",
+        meaning=LEARNED_BY_HEART, option=_fewer_epochs(history),
+    )  # fmt: skip
+
+
+def _margin_turned(history: History, trained: Points) -> Measured | None:
+    """By the held-out margin, for losses that have no zero to be compared with."""
+    chosen, rejected = history.held_out("log_ratios/chosen"), history.held_out("log_ratios/rejected")
+    if chosen is None or rejected is None or chosen.steps != rejected.steps:
         return None
-    margins = [c - r for c, r in zip(chosen.values, rejected.values, strict=False)]
+    margins = [c - r for c, r in zip(chosen.values, rejected.values, strict=True)]
     best = max(margins)
     return Measured(
         value=1 - margins[-1] / best if best >= MIN_FALL else 0.0, threshold=HELD_OUT_MARGIN,
-        evidence=f"{evidence}; held-out margin {best:.2f} nats at best, now {margins[-1]:.2f}", **words,
-    )
+        evidence=f"training loss {trained.head():.3g} to {trained.tail():.3g}; held-out margin {best:.2f} nats at best, now "
+        f"{margins[-1]:.2f}",
+        meaning=LEARNED_BY_HEART, option=_fewer_epochs(history),
+    )  # fmt: skip
 
 
 def _moved(history: History) -> tuple[float, float, float, float] | None:
@@ -185,4 +200,4 @@ def _fewer_epochs(history: History) -> str:
     if held is None or not history.step:
         return "--epochs, fewer of them"
     best = held.steps[held.values.index(min(held.values))]
-    return f"--max_steps {best}" if 0 < best < history.step else one_in(3, settings.learning_rate)
+    return f"--max_steps {best}" if 0 < best < history.step else one_in(3.0, settings.learning_rate)

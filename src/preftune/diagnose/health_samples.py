@@ -22,11 +22,11 @@ EQUAL_REWARDS = Threshold(
     reason="they cost samples and have no gradient: at one half every step costs twice what it teaches",
 )
 SIGNS_OF_HACKING = Threshold(
-    measures="signs beside a rising reward", watch=1, act=2,
+    measures="signs beside a rising reward", watch=1.0, act=2.0,
     reason="one sign may be the task itself (a reward for brevity shortens); two together are seldom what was wanted",
 )
 STALENESS = Threshold(
-    measures="steps between drawing a completion and learning from it", watch=8, act=32,
+    measures="steps between drawing a completion and learning from it", watch=8.0, act=32.0,
     reason="the laboratory's replay of samples pays for a few passes and then falls behind; no importance ratio mends it here",
 )
 CLIPPED = Threshold(
@@ -34,9 +34,11 @@ CLIPPED = Threshold(
     reason="fresh samples have none; from a fifth on a good part of every collection is wasted",
 )
 SAMPLER_GAP = Threshold(
-    measures="mean difference of the sampler's and the trainer's log-probability, in nats per token", watch=0.02, act=0.1,
-    reason="over a hundred tokens 0.02 nats a token are an importance ratio of e^2 in the worst case; rounding in fp32 is 1e-5",
+    measures="mean difference of the sampler's and the trainer's log-probability, in nats per token", watch=0.08, act=0.2,
+    reason="rounding makes 1e-5 in fp32 and up to 0.05 in bf16; beyond it the two are different models",
 )
+FEW_TOKENS = 2.0
+"""Samples of at most so many tokens say nothing. Above it, becoming shorter is watched: it is what many rewards are for."""
 MIN_RISE = 0.5
 """Standard deviations of a collection's rewards by which the reward must have risen to count as risen."""
 FEWER_ENDED = 0.2
@@ -53,10 +55,10 @@ def length_drift(history: History) -> Measured | None:
     because = f", reward and length correlate {paid.tail():+.2f} within a prompt" if paid is not None else ""
     longer, reward = last > first, history.settings.reward
     return Measured(
-        value=max(last / first, first / last), threshold=LENGTH_DRIFT,
+        value=max(last / first, first / last), threshold=LENGTH_DRIFT, cap="act" if longer or last <= FEW_TOKENS else "watch",
         evidence=f"length of samples {first:.1f} to {last:.1f} tokens{because}",
         meaning=f"The policy finds reward in {'length' if longer else 'brevity'}; unless that is the task, it games the reward.",
-        option=_priced(reward) if longer else _closer(history, 3),
+        option=_priced(reward) if longer else _closer(history, 3.0),
     )
 
 
@@ -69,7 +71,7 @@ def kl_blow_up(history: History) -> Measured | None:
         value=kl.values[-1] / max(length.values[-1], 1.0), threshold=KL_PER_TOKEN,
         evidence=f"KL {kl.values[-1]:.2f} nats over {length.values[-1]:.1f} tokens a completion",
         meaning="The policy writes what the reference would hardly ever write, so that what the reference knew is being lost.",
-        option=_closer(history, 10),
+        option=_closer(history, 10.0),
     )
 
 
@@ -82,7 +84,7 @@ def entropy_collapse(history: History) -> Measured | None:
     return Measured(
         value=1 - last / first, threshold=ENTROPY_LOST, evidence=f"entropy {first:.3f} to {last:.3f} nats per token",
         meaning="The samples of a prompt become the same text, and what is never sampled can no longer be learned.",
-        option=_closer(history, 3),
+        option=_closer(history, 3.0),
     )
 
 
@@ -116,7 +118,7 @@ def reward_hacking(history: History) -> Measured | None:
         value=float(len(signs)), threshold=SIGNS_OF_HACKING,
         evidence=f"reward {reward.head():.3g} to {reward.tail():.3g} ({rise:+.1f} standard deviations); {seen}",
         meaning="The reward may be rising for reasons that its maker did not mean: read some samples before trusting it.",
-        option=_closer(history, 10),
+        option=_closer(history, 10.0),
     )
 
 
@@ -137,7 +139,8 @@ def stale_samples(history: History) -> Measured | None:
         ))  # fmt: skip
     if gap is not None:
         found.append(Measured(
-            value=max(gap.values), threshold=SAMPLER_GAP, evidence=f"sampler and trainer differ by up to {max(gap.values):.2g} nats a token",
+            value=max(gap.values), threshold=SAMPLER_GAP,
+            evidence=f"sampler and trainer differ by up to {max(gap.values):.2g} nats a token",
             meaning="The sampler is another model than the trainer takes it for, so that on-policy is so in name only.",
             option="--precision fp32",
         ))  # fmt: skip
@@ -186,4 +189,4 @@ def _fresher(history: History) -> str:
     ):  # fmt: skip
         if value > least:
             return f"--collect.{name} {value // 2 if value // 2 >= least else least}"
-    return f"--collect.prompts {settings.batch_size}" if settings.batch_size else one_in(3, settings.learning_rate)
+    return f"--collect.prompts {settings.batch_size}" if settings.batch_size else one_in(3.0, settings.learning_rate)

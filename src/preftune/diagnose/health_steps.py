@@ -87,7 +87,7 @@ def _text_lost(history: History) -> Measured | None:
     return Measured(
         value=max(0.0, min(shares)), threshold=CHOSEN_LOST, evidence=f"log-ratios: {', '.join(seen)}",
         meaning="Both sides of the pairs have lost most of their probability: the steps break the model instead of teaching it.",
-        option=one_in(10, history.settings.learning_rate),
+        option=one_in(10.0, history.settings.learning_rate),
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def _loss_rise(history: History) -> Measured | None:
     return Measured(
         value=loss.tail() / loss.values[0] - 1, threshold=LOSS_RISE,
         evidence=f"training loss {loss.values[0]:.3g} at first, {loss.tail():.3g} of late",
-        meaning="The loss is higher than before training: the steps overshoot.", option=one_in(10, history.settings.learning_rate),
+        meaning="The loss is higher than before training: the steps overshoot.", option=one_in(10.0, history.settings.learning_rate),
     )
 
 
@@ -112,7 +112,7 @@ def _spikes(history: History) -> Measured | None:
     return Measured(
         value=count / len(loss.values) if count >= MIN_SPIKES else 0.0, threshold=SPIKES,
         evidence=f"{count} of {len(loss.values)} steps had more than twice the loss of the first",
-        meaning="The loss jumps: single steps undo what many have learned.", option=one_in(3, history.settings.learning_rate),
+        meaning="The loss jumps: single steps undo what many have learned.", option=one_in(3.0, history.settings.learning_rate),
     )
 
 
@@ -125,7 +125,7 @@ def _gradient(history: History) -> Measured | None:
     return Measured(
         value=last / first if first > 0 else 0.0, threshold=GRADIENT, evidence=f"gradient norm {first:.3g} to {last:.3g}",
         meaning="Gradients grow from step to step: the policy is being driven where the loss is steep.",
-        option=one_in(10, history.settings.learning_rate),
+        option=one_in(10.0, history.settings.learning_rate),
     )
 
 
@@ -135,8 +135,9 @@ def _reward_fall(history: History) -> Measured | None:
         return None
     fall = (reward.head() - reward.tail()) / max(spread.head(), 1e-9)
     return Measured(
-        value=fall, threshold=REWARD_FALL, evidence=f"reward {reward.head():.3g} to {reward.tail():.3g} ({-fall:+.1f} standard deviations)",
-        meaning="The policy is getting worse at what it is paid for.", option=one_in(10, history.settings.learning_rate),
+        value=fall, threshold=REWARD_FALL,
+        evidence=f"reward {reward.head():.3g} to {reward.tail():.3g} ({-fall:+.1f} standard deviations)",
+        meaning="The policy is getting worse at what it is paid for.", option=one_in(10.0, history.settings.learning_rate),
     )
 
 

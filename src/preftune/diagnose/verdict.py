@@ -94,4 +94,6 @@ class Finding:
 
 def one_in(factor: float, rate: float | None) -> str:
     """A learning rate that many times smaller (or larger, for a factor below 1), as an option."""
-    return f"--learning_rate {rate / factor:.2g}" if rate else "--learning_rate, a smaller one" if factor > 1 else "--learning_rate, a larger one"
+    if rate:
+        return f"--learning_rate {rate / factor:.2g}"
+    return f"--learning_rate, a {'smaller' if factor > 1 else 'larger'} one"
