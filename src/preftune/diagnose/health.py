@@ -36,7 +36,7 @@ CONDITIONS = (
     ),
     Condition(
         id="length-margins", title="Margins that follow length", measure=pairs.margin_by_length,
-        thresholds=(pairs.LENGTH_CORRELATION,),
+        thresholds=(pairs.LENGTH_RULE,),
     ),
     Condition(id="saturated", title="Saturated margins", measure=pairs.saturated, thresholds=(pairs.GENERALISATION_GAP,)),
     Condition(

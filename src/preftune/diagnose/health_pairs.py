@@ -1,5 +1,7 @@
 """Conditions of runs on preferences: where probability goes, what pairs can teach, what is learned by heart."""
 
+from dataclasses import replace
+
 from preftune.diagnose.history import History, Points
 from preftune.diagnose.verdict import Measured, Threshold, one_in
 
@@ -34,9 +36,9 @@ OVERLAP = Threshold(
     measures="share of a pair's tokens that its two completions have in common at their ends", watch=0.7, act=0.9,
     reason="what is in common is pushed up and down at once: with nine tenths in common, nearly all of the gradient cancels",
 )
-LENGTH_CORRELATION = Threshold(
-    measures="correlation of margin and difference of lengths over held-out pairs, without its sign", watch=0.85, act=0.95,
-    reason="a sum over tokens follows length somewhat; from 0.85 on, length explains seven tenths of the margin's variance",
+LENGTH_RULE = Threshold(
+    measures="correlation of held-out margins with differences of lengths, times how one-sided these are", watch=0.5, act=0.8,
+    reason="sums over tokens follow length in healthy runs too, up to 0.85; they do not where one side is nearly always the longer",
 )
 GENERALISATION_GAP = Threshold(
     measures="accuracy on training pairs minus accuracy on held-out pairs", watch=0.15, act=0.35,
@@ -59,10 +61,11 @@ FLAT = 0.1
 
 def displacement(history: History) -> Measured | None:
     """Chosen completions lose probability while the margin grows."""
-    settings, moved = history.settings, _moved(history)
-    if moved is None or settings.objective in FALL_IS_MEANT:
+    settings, held, trained = history.settings, _moved(history), _moved(history, trained=True)
+    places = [one for one in (held, trained) if one is not None and one[0] > one[1]]
+    if (held is None and trained is None) or settings.objective in FALL_IS_MEANT:
         return None
-    chosen, rejected, size, _ = moved
+    chosen, rejected, size, _ = min(places, key=lambda one: one[0] / one[2], default=held or trained or (0.0, 0.0, 1.0, 1.0))
     usual = settings.objective in FALL_IS_USUAL
     grows = chosen > rejected
     meaning = (
@@ -109,16 +112,17 @@ def identical_pairs(history: History) -> Measured | None:
 
 def margin_by_length(history: History) -> Measured | None:
     """Held-out margins follow the lengths of the completions."""
-    series, moved = history.held_out("length_correlation") or history.evaluation.get("length_correlation"), _moved(history)
-    if series is None or moved is None:
+    series, bias, moved = history.evaluation.get("length_correlation"), history.evaluation.get("length_bias"), _moved(history)
+    if series is None or bias is None or moved is None:
         return None
     chosen, rejected, _, _ = moved
-    value = series.values[-1]
+    value, one_sided = series.values[-1], bias.values[-1]
     learned = "longer" if value > 0 else "shorter"
     per_token = history.settings.objective in PER_TOKEN
     return Measured(
-        value=abs(value) if max(abs(chosen), abs(rejected)) >= MIN_FALL else 0.0, threshold=LENGTH_CORRELATION,
-        evidence=f"correlation {value:+.2f} of held-out margin and difference of lengths",
+        value=max(0.0, value * one_sided) if max(abs(chosen), abs(rejected)) >= MIN_FALL else 0.0, threshold=LENGTH_RULE,
+        evidence=f"correlation {value:+.2f} of held-out margin and difference of lengths; the chosen completion is the longer "
+        f"one in {(1 + one_sided) / 2:.0%} of pairs",
         meaning=f"What the policy has learned is close to: the {learned} completion is the better one.",
         option="--rows.max_rows, with pairs of like lengths" if per_token else "--objective ln-dpo",
     )
@@ -179,15 +183,17 @@ def _margin_turned(history: History, trained: Points) -> Measured | None:
     )  # fmt: skip
 
 
-def _moved(history: History) -> tuple[float, float, float, float] | None:
+def _moved(history: History, trained: bool = False) -> tuple[float, float, float, float] | None:
     """Log-ratios now, and the sizes of the log-probabilities at the start: of chosen, rejected, chosen, rejected.
 
-    Samples of the policy are others at every step, so that their log-ratios tell of no completion what became of it.
+    Of held-out completions where there are any, unless those of training are asked for. Samples of the policy are others at
+    every step, so that their log-ratios tell of no completion what became of it.
     """
     if history.settings.on_policy or not history.has_trend:
         return None
-    numbers = [history.now(f"log_ratios/{side}") for side in ("chosen", "rejected")]
-    sizes = [history.start(f"logps/{side}") for side in ("chosen", "rejected")]
+    seen = replace(history, evaluation={}) if trained else history
+    numbers = [seen.now(f"log_ratios/{side}") for side in ("chosen", "rejected")]
+    sizes = [seen.start(f"logps/{side}") for side in ("chosen", "rejected")]
     found = [one for one in (*numbers, *sizes) if one is not None]
     if len(found) < 4 or not (found[2] < 0 and found[3] < 0):
         return None

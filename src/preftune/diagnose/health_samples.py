@@ -1,9 +1,9 @@
 """Conditions of runs on the policy's own samples: rewards that tell nothing apart or are gamed, distance, staleness."""
 
-import math
+import statistics
 
 from preftune.diagnose.history import History
-from preftune.diagnose.verdict import Measured, Threshold, one_in
+from preftune.diagnose.verdict import Measured, Threshold, one_in, worst
 
 LENGTH_DRIFT = Threshold(
     measures="factor by which the length of held-out samples has changed, either way", watch=1.6, act=2.5,
@@ -132,8 +132,9 @@ def stale_samples(history: History) -> Measured | None:
             meaning="The policy has moved on from the samples, and the clip throws their gradient away.", option=_fresher(history),
         ))  # fmt: skip
     elif steps is not None:
+        age = statistics.fmean(steps.values)
         found.append(Measured(
-            value=steps.tail(), threshold=STALENESS, evidence=f"samples are {steps.tail():.1f} steps old on average",
+            value=age, threshold=STALENESS, evidence=f"samples are {age:.1f} steps old on average",
             meaning="The policy learns from what an earlier policy said, and nothing in this objective corrects for it.",
             option=_fresher(history),
         ))  # fmt: skip
@@ -146,7 +147,7 @@ def stale_samples(history: History) -> Measured | None:
         ))  # fmt: skip
     if not found or not settings.on_policy:
         return None
-    return max(found, key=lambda one: (("ok", "watch", "act").index(one.level), math.isfinite(one.value)))
+    return worst(found)
 
 
 def _ends(history: History, name: str) -> tuple[float, float] | None:

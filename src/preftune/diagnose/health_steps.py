@@ -99,7 +99,8 @@ def _loss_rise(history: History) -> Measured | None:
     return Measured(
         value=loss.tail() / loss.values[0] - 1, threshold=LOSS_RISE,
         evidence=f"training loss {loss.values[0]:.3g} at first, {loss.tail():.3g} of late",
-        meaning="The loss is higher than before training: the steps overshoot.", option=one_in(10.0, history.settings.learning_rate),
+        meaning="The loss is higher than before training: the steps overshoot.",
+        option=one_in(10.0, history.settings.learning_rate),
     )
 
 

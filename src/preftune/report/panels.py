@@ -110,6 +110,7 @@ KNOWN_MEANINGS = {
     "collect/reward_std": "Standard deviation of the rewards of a collection.",
     "pairs/overlap": "Share of a pair's tokens that its two completions have in common, at their beginning and end.",
     "length_correlation": "Correlation of margin and difference of lengths, chosen minus rejected, over held-out pairs.",
+    "length_bias": "Share of held-out pairs whose chosen completion is the longer one, minus the share of the opposite.",
     "collect/equal_rewards": "Share of a collection's prompts whose completions all have the same reward.",
     "collect/length_correlation": "Correlation of reward and length among the completions of a prompt.",
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",

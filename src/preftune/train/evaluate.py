@@ -33,9 +33,9 @@ def evaluate(
     objective learns from. Data on which the objective puts no weight (dispreferred completions only, for SFT) have no loss.
 
     These are the objective's own where it gives them; else the implicit reward is beta * log-ratio, beta being 1 for
-    objectives that have none. `length_correlation` says how far margins follow the lengths of the two completions, where there
-    are at least MIN_PAIRS pairs. What couples units is computed over all groups, as if they were the next step; `state` is
-    that of the objective's estimators in training, and stays as it is.
+    objectives that have none. `length_correlation` and `length_bias` say how far margins and preferences follow the lengths
+    of the two completions, where there are at least MIN_PAIRS pairs. What couples units is computed over all groups, as if
+    they were the next step; `state` is that of the objective's estimators in training, and stays as it is.
     """
     beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
     pieces = cut_step(groups, objective.signal, policy, layout, reads_last(objective))
@@ -66,7 +66,7 @@ def evaluate(
         meter.add(metrics)
         done += len(piece.origins)
         progress(done, len(groups))
-    return ({"loss": loss} if has_loss else {}) | meter.means() | length_correlation(margins, gaps)
+    return ({"loss": loss} if has_loss else {}) | meter.means() | length_metrics(margins, gaps)
 
 
 MIN_PAIRS = 10
@@ -75,14 +75,17 @@ MIN_SPREAD = 1e-4
 """Margins that differ by less, in their own unit, are rounding: before training all are 0."""
 
 
-def length_correlation(margins: Sequence[Tensor], gaps: Sequence[Tensor]) -> dict[str, float]:
-    """Pearson's correlation of pairs' margins with length(chosen) - length(rejected); nothing where it means nothing."""
+def length_metrics(margins: Sequence[Tensor], gaps: Sequence[Tensor]) -> dict[str, float]:
+    """Of the gaps length(chosen) - length(rejected): Pearson's correlation with the margins of the pairs, and the mean sign.
+
+    Nothing where it means nothing.
+    """
     if sum(map(len, margins)) < MIN_PAIRS:
         return {}
     margin, gap = torch.cat(list(margins)).numpy(), torch.cat(list(gaps)).numpy()
     if margin.std() < MIN_SPREAD or gap.std() == 0:
         return {}
-    return {"length_correlation": float(np.corrcoef(margin, gap)[0, 1])}
+    return {"length_correlation": float(np.corrcoef(margin, gap)[0, 1]), "length_bias": float(np.sign(gap).mean())}
 
 
 EVALUATION = 2**40
