@@ -1,10 +1,10 @@
 """How often health verdicts are right: runs that should be fine, and runs broken on purpose, on a tiny model.
 
-    python benchmarks/health.py [--seeds 10 11 12 13 14] [--only NAME ...] [--json]
+    python benchmarks/health.py [--seeds 10 11 12] [--only NAME ...] [--json]
 
 Every scenario is trained once per seed (data, model and sampling all follow from the seed). Prints for each condition how many
 healthy runs it alarmed (watch, act) and how many of the runs broken in its way it caught. Thresholds were set by looking at
-seeds 0 to 2; the default seeds are others.
+seeds 0 and 1; the default seeds are others.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.reference import ReferenceOptions
 from preftune.train.loop import train
 
-SEEDS = (10, 11, 12, 13, 14)
+SEEDS = (10, 11, 12)
 RATE = 1e-3
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 REWARDS = '''
@@ -145,7 +145,8 @@ SCENARIOS: dict[str, Scenario] = {
         caught_by=("learning-rate-low",), rows=GOOD, settings=on_policy("taste", optim={"learning_rate": 1e-4 * RATE}),
         base="short"),
     "near-identical pairs": Scenario(caught_by=("identical-pairs",), rows=rows_of(alike), settings=offline("dpo")),
-    "the longer is chosen": Scenario(caught_by=("length-margins",), rows=rows_of(longer), settings=offline("dpo", 3 * RATE, epochs=10.0)),
+    "the longer is chosen": Scenario(
+        caught_by=("length-margins",), rows=rows_of(longer), settings=offline("dpo", 3 * RATE, epochs=10.0)),
     "pairs without a rule": Scenario(
         caught_by=("overfitting", "saturated"), rows=rows_of(coin), settings=offline("dpo", 4 * RATE, epochs=20.0)),
     "the same words in two orders": Scenario(
