@@ -125,7 +125,7 @@ def margin_by_length(history: History) -> Measured | None:
         evidence=f"correlation {value:+.2f} of held-out margin and difference of lengths; the chosen completion is the longer "
         f"one in {(1 + one_sided) / 2:.0%} of pairs",
         meaning=f"What the policy has learned is close to: the {learned} completion is the better one.",
-        option="--rows.max_rows, with pairs of like lengths" if per_token else "--objective ln-dpo",
+        option="--objective r-dpo" if per_token else "--objective ln-dpo",
     )
 
 
@@ -202,9 +202,7 @@ def _moved(history: History, trained: bool = False) -> tuple[float, float, float
 
 
 def _fewer_epochs(history: History) -> str:
-    """Up to the best evaluation."""
-    held, settings = history.held_out("loss"), history.settings
-    if held is None or not history.step:
-        return "--epochs, fewer of them"
-    best = held.steps[held.values.index(min(held.values))]
-    return f"--max_steps {best}" if 0 < best < history.step else one_in(3.0, settings.learning_rate)
+    """Up to the best evaluation; where that is the first or the last one, smaller steps."""
+    held = history.held_out("loss")
+    best = held.steps[held.values.index(min(held.values))] if held is not None else 0
+    return f"--max_steps {best}" if 0 < best < history.step else one_in(3.0, history.settings.learning_rate)
