@@ -51,8 +51,9 @@ from preftune.train.options import TrainConfig
 STEPS = 30
 OFFLINE = Settings(objective="dpo", beta=0.1, learning_rate=1e-6, epochs=1.0, batch_size=8)
 SAMPLES = Settings(
-    objective="rloo", beta=0.05, on_policy=True, learning_rate=1e-6, epochs=1.0, batch_size=8, num_completions=4, reward="length.min"
-)
+    objective="rloo", beta=0.05, on_policy=True, learning_rate=1e-6, epochs=1.0, batch_size=8, num_completions=4,
+    reward="length.min",
+)  # fmt: skip
 
 
 def points(values, first=1, every=1) -> Points:

@@ -52,7 +52,7 @@ def test_margins_and_lengths_against_numbers_by_hand():
     assert length_metrics([gap], [torch.ones(10)]) == {}
 
 
-def heard(run, monkeypatch=None) -> tuple[Watch, io.StringIO]:
+def heard(run) -> tuple[Watch, io.StringIO]:
     text = io.StringIO()
     report = Reporter(console=Console(file=text, width=400))
     return Watch(run=run, config={"objective": {"name": "bnf"}}, report=report), text
@@ -71,7 +71,7 @@ def test_a_condition_is_said_once_when_it_comes_to_a_level(tmp_path):
 
     for step in range(1, 31):
         run.append("metrics.jsonl", {"step": step, "phase": "train", "loss": -1.0})
-    assert evaluated(0, 0.0) == ("ok", 0)
+    assert evaluated(0, 0.0) == (None, 0)  # nothing has been learned yet
     assert evaluated(10, 8.0) == ("watch", 1)
     assert evaluated(12, 9.0) == ("watch", 1)
     assert evaluated(14, 40.0) == ("act", 2)
@@ -97,10 +97,12 @@ def test_a_healthy_run_is_told_so_in_its_rows_and_file(tiny_folder, pairs_file, 
 
 
 BROKEN = {
-    "identical-pairs": dict(data=[{**row, "chosen": "It is as it is a.", "rejected": "It is as it is b."} for row in PAIRS]),
+    "identical-pairs": dict(data=[
+        {**row, "chosen": "It is as it is, they say, a.", "rejected": "It is as it is, they say, b."} for row in PAIRS
+    ]),
     "learning-rate-high": dict(optim={"learning_rate": 0.5}),
     "learning-rate-low": dict(optim={"learning_rate": 1e-8}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("condition", BROKEN)

@@ -38,8 +38,8 @@ OVERLAP = Threshold(
 )
 LENGTH_RULE = Threshold(
     measures="correlation of held-out margins with differences of lengths, times how one-sided these are", watch=0.4, act=0.75,
-    reason="sums over tokens follow length in healthy runs too, up to a correlation of 0.85, and it is the sides that tell: healthy "
-    "runs of the calibration stay below 0.3",
+    reason="sums over tokens follow length in healthy runs too, up to a correlation of 0.85, and it is the sides that tell: "
+    "healthy runs of the calibration stay below 0.3",
 )
 GENERALISATION_GAP = Threshold(
     measures="accuracy on training pairs minus accuracy on held-out pairs", watch=0.15, act=0.35,

@@ -101,7 +101,7 @@ def equal_rewards(history: History) -> Measured | None:
     return Measured(
         value=value, threshold=EQUAL_REWARDS, evidence=f"{value:.0%} of prompts have equal rewards",
         meaning="Most samples cost time and teach nothing: the reward is too coarse for them, or the prompts too easy or too hard.",
-        option=f"--sampling.num_completions {2 * wanted}" if wanted and history.settings.on_policy else "--batch_size, a larger one",
+        option=f"--sampling.num_completions {2 * wanted}" if history.settings.on_policy and wanted else "--batch_size, larger",
     )
 
 
