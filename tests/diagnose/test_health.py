@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -230,6 +231,13 @@ def test_a_history_is_read_from_rows_and_a_configuration_of_any_kind():
     assert read.evaluation == {"loss": Points(steps=(0,), values=(1.0,))}
     assert read.settings == Settings(objective="dpo", beta=0.1)
     assert judge(history_of([], {})) == ()
+
+
+def test_the_page_shows_every_line_as_it_is():
+    text = (Path(__file__).parents[2] / "docs" / "health.md").read_text(encoding="utf-8")
+    for condition in CONDITIONS:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{condition.id}` |")]
+        assert all(one.text in row and one.reason in row for one in condition.thresholds), condition.id
 
 
 def test_names_of_objectives_are_names():
