@@ -119,6 +119,15 @@ def test_selections_are_pure():
         assert not {"torch", "transformers"} & {other.split(".")[0] for other in imported(MODULES[module])}
 
 
+def test_health_is_judged_from_numbers_alone():
+    """No torch, no model, no file: a history of numbers goes in, and training as well as a report may ask."""
+    names = {"health", "health_pairs", "health_samples", "health_steps", "history", "verdict"}
+    for module in {f"preftune.diagnose.{name}" for name in names}:
+        ours = {other for other in imported(MODULES[module]) if other.startswith("preftune.")}
+        assert all(room(other) == "diagnose" for other in ours), module
+        assert not {"torch", "numpy", "pathlib", "os", "io"} & {other.split(".")[0] for other in imported(MODULES[module])}, module
+
+
 def test_the_laboratory_knows_no_model_library_and_no_data():
     """It shares the step and the objectives with training, and nothing that loads a model or a file of preferences."""
     allowed = {"lab", "types", "errors", "storage", "stats", "objectives", "report"}

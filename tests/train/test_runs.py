@@ -84,14 +84,15 @@ def test_the_run_folder_holds_everything(tiny_folder, pairs_file, tmp_path):
     pairwise = sides | {"rewards/margins", "rewards/accuracies"}
     assert set(rows[1]) == pairwise | {
         "step", "phase", "loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "prompts_seen", "samples_drawn",
-        "reward_queries", "step_time", "tokens_per_second", "packing",
+        "reward_queries", "step_time", "tokens_per_second", "packing", "pairs/overlap",
     }  # fmt: skip
-    assert set(rows[0]) == {"step", "phase", "eval_loss"} | {f"eval_{name}" for name in pairwise}
+    assert set(rows[0]) == {"step", "phase", "eval_loss", "health/reference"} | {f"eval_{name}" for name in pairwise}
     assert [row["prompts_seen"] for row in rows if row["phase"] == "train"] == [4, 6, 10, 12]
     assert json.loads((result.folder / "status.json").read_text())["state"] == "finished"
     assert sorted(path.name for path in (result.folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert {path.name for path in result.folder.iterdir()} == {
         "config.yaml", "metrics.jsonl", "data_report.json", "status.json", "checkpoints", "final", "report.html",
+        "health.json",
     }  # fmt: skip
     assert result.evaluation["loss"] == rows[-1]["eval_loss"]
 

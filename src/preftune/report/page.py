@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from preftune.errors import ConfigError
 from preftune.report.figures import PALETTE, VARIABLES, histogram_figure
+from preftune.report.health import health
 from preftune.report.panels import Figure, LegendEntry, figures, more_figures
 from preftune.report.read import RunFiles, Sample, read_run
 from preftune.report.summary import (
@@ -81,7 +82,7 @@ def run_page(run: RunFiles) -> str:
     shown, folded = sample_rows(run.samples)
     return render_page(
         "run.html", title=run.name, run=run, what=what_was_done(run), facts=facts(run), tiles=tiles(run, measured),
-        verdict=verdict(reward) if reward else "", changes=[_cells(change) for change in measured],
+        verdict=verdict(reward) if reward else "", health=health(run), changes=[_cells(change) for change in measured],
         figures=figures([run]), more_figures=more_figures([run]), histogram=_histogram(run.samples),
         shown=shown, folded=folded[:NUM_FOLDED], num_left_out=max(0, len(folded) - NUM_FOLDED),
         command=f'preftune sample --model {shlex.quote(str(run.folder / "final"))} --prompt "…"',

@@ -108,6 +108,11 @@ KNOWN_MEANINGS = {
     "collect/parse_failures": "Answers of a judge that could not be understood, in a collection.",
     "no_reward": "Completions of held-out prompts without a reward.",
     "collect/reward_std": "Standard deviation of the rewards of a collection.",
+    "pairs/overlap": "Share of a pair's tokens that its two completions have in common, at their beginning and end.",
+    "length_correlation": "Correlation of margin and difference of lengths, chosen minus rejected, over held-out pairs.",
+    "length_bias": "Share of held-out pairs whose chosen completion is the longer one, minus the share of the opposite.",
+    "collect/equal_rewards": "Share of a collection's prompts whose completions all have the same reward.",
+    "collect/length_correlation": "Correlation of reward and length among the completions of a prompt.",
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
 }
 
@@ -120,6 +125,7 @@ def figures(runs: Sequence[RunFiles]) -> tuple[Figure, ...]:
 def more_figures(runs: Sequence[RunFiles]) -> tuple[Figure, ...]:
     """Every other metric; `x/chosen` and `x/rejected` share a figure."""
     names = {name for run in runs for name in (*run.train, *run.evaluation)}
+    names = {name for name in names if not name.startswith("health/")}  # they have a section of their own
     names -= AXES | {metric for panel in PANELS for metric in panel.metrics}
     groups: dict[str, dict[str, str]] = {}
     for name in sorted(names):

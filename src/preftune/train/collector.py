@@ -269,6 +269,9 @@ class _News:
     lengths: tuple[int, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     gaps: tuple[float, ...] = ()
+    comparable: int = 0  # prompts with two rewards or more
+    equal: int = 0  # of these, those whose rewards are all the same
+    centred: tuple[tuple[float, float], ...] = ()  # reward and length of a completion, less the mean of its prompt
     rows: tuple[Mapping[str, object], ...] = ()
 
     def joined(
@@ -282,12 +285,20 @@ class _News:
             for record, texts, group, ended, counts in zip(records, drawn.texts, groups, drawn.ended, lengths, strict=True)
         ]  # fmt: skip
         known = [reward for reward in verdicts.rewards if reward is not None]
+        judged = [
+            [(reward, size) for reward, size in zip(group.rewards, sizes, strict=True) if reward is not None]
+            for group, sizes in zip(groups, lengths, strict=True)
+        ]
+        several = [pairs for pairs in judged if len(pairs) > 1]
+        equal = sum(len({reward for reward, _ in pairs}) == 1 for pairs in several)
         return _News(
             num_prompts=self.num_prompts + len(groups), num_asked=self.num_asked + len(verdicts.rewards),
             num_none=self.num_none + len(verdicts.rewards) - len(known),
             parse_failures=self.parse_failures + verdicts.parse_failures, rewards=(*self.rewards, *known),
             ended=(*self.ended, *chain.from_iterable(drawn.ended)), lengths=(*self.lengths, *chain.from_iterable(lengths)),
             dropped=Counter(self.dropped) + Counter(dropped), gaps=self.gaps if gap is None else (*self.gaps, gap),
+            comparable=self.comparable + len(several), equal=self.equal + equal,
+            centred=(*self.centred, *chain.from_iterable(map(_centred, several))),
             rows=(*self.rows, *rows),
         )  # fmt: skip
 
@@ -299,12 +310,22 @@ class _News:
         }  # fmt: skip
         if self.rewards:
             metrics |= {"collect/reward": float(np.mean(self.rewards)), "collect/reward_std": float(np.std(self.rewards))}
+        if self.comparable:
+            metrics["collect/equal_rewards"] = self.equal / self.comparable
+        reward, length = np.array(self.centred).reshape(-1, 2).T
+        if len(reward) and reward.std() > 0 and length.std() > 0:
+            metrics["collect/length_correlation"] = float(np.corrcoef(reward, length)[0, 1])
         if self.gaps:
             metrics["sampler_gap"] = float(np.mean(self.gaps))
         return Taken(
             groups=[], prompts_seen=self.num_prompts, samples_drawn=self.num_asked, reward_queries=self.num_asked,
             metrics=metrics, completions=tuple({"step": step, **row} for row in self.rows),
         )  # fmt: skip
+
+
+def _centred(pairs: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
+    reward, length = (float(np.mean(column)) for column in zip(*pairs, strict=True))
+    return [(r - reward, n - length) for r, n in pairs]
 
 
 def _plain_state(state: _State) -> dict[str, Any]:

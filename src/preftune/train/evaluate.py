@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from preftune.data.pack import LayoutOptions, batch_signal, group_pairs, split_micro_batches
 from preftune.objectives import Objective, State, reduce_losses
@@ -32,8 +33,9 @@ def evaluate(
     objective learns from. Data on which the objective puts no weight (dispreferred completions only, for SFT) have no loss.
 
     These are the objective's own where it gives them; else the implicit reward is beta * log-ratio, beta being 1 for
-    objectives that have none. What couples units is computed over all groups, as if they were the next step; `state` is
-    that of the objective's estimators in training, and stays as it is.
+    objectives that have none. `length_correlation` and `length_bias` say how far margins and preferences follow the lengths
+    of the two completions, where there are at least MIN_PAIRS pairs. What couples units is computed over all groups, as if
+    they were the next step; `state` is that of the objective's estimators in training, and stays as it is.
     """
     beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
     pieces = cut_step(groups, objective.signal, policy, layout, reads_last(objective))
@@ -43,6 +45,8 @@ def evaluate(
     mismatched = cut_mismatched(groups, objective, policy, layout)
     couplings, _ = couple_step(pieces, mismatched, objective, score, state)
     loss, meter, done = 0.0, MetricMeter(), 0
+    margins: list[Tensor] = []
+    gaps: list[Tensor] = []
     for piece, coupling in zip(pieces, couplings, strict=True):
         scores = replace(score(piece), coupling=coupling)
         losses = objective(scores, piece.signal)
@@ -51,14 +55,37 @@ def evaluate(
         assert isinstance(piece.content, PackedContent)
         preferences = [replace(group, pairs=group_pairs(group)) for group in piece.content.groups]
         own = "rewards/margins" in metrics  # what the objective scores with wins over beta * log-ratio
+        pairs = piece.signal if own else None
         if not own and anchors.reference is not None and any(group.pairs for group in preferences):
             pairs = batch_signal(preferences, Pairs)
             assert isinstance(pairs, Pairs)
             metrics |= pair_metrics(scores, pairs, beta)
+        if isinstance(pairs, Pairs):
+            margins.append(metrics["rewards/margins"].double().cpu())
+            gaps.append((piece.lengths[pairs.chosen] - piece.lengths[pairs.rejected]).double().cpu())
         meter.add(metrics)
         done += len(piece.origins)
         progress(done, len(groups))
-    return ({"loss": loss} if has_loss else {}) | meter.means()
+    return ({"loss": loss} if has_loss else {}) | meter.means() | length_metrics(margins, gaps)
+
+
+MIN_PAIRS = 10
+"""Fewer pairs correlate with anything."""
+MIN_SPREAD = 1e-4
+"""Margins that differ by less, in their own unit, are rounding: before training all are 0."""
+
+
+def length_metrics(margins: Sequence[Tensor], gaps: Sequence[Tensor]) -> dict[str, float]:
+    """Of the gaps length(chosen) - length(rejected): Pearson's correlation with the margins of the pairs, and the mean sign.
+
+    Nothing where it means nothing.
+    """
+    if sum(map(len, margins)) < MIN_PAIRS:
+        return {}
+    margin, gap = torch.cat(list(margins)).numpy(), torch.cat(list(gaps)).numpy()
+    if margin.std() < MIN_SPREAD or gap.std() == 0:
+        return {}
+    return {"length_correlation": float(np.corrcoef(margin, gap)[0, 1]), "length_bias": float(np.sign(gap).mean())}
 
 
 EVALUATION = 2**40

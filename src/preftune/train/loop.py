@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from preftune.data.prepare import write_bad_rows
 from preftune.data.render import make_renderer
+from preftune.diagnose.health import health_numbers
 from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
 from preftune.objectives.bradley_terry import BradleyTerry
@@ -26,10 +27,11 @@ from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
-from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment
+from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
 from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
+from preftune.train.watch import Watch, pair_overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     eval_every = config.eval_every or max(1, job.num_steps // 10)
     eval_every += eval_every % 2 if config.optim.extragradient else 0
     last, half = job.num_steps, HalfStep(job.optimiser)
+    watch = Watch(run=run, config=to_plain(config), report=report)
 
     def between() -> bool:
         """After a half step: such weights are neither saved nor left."""
@@ -101,7 +104,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     try:
         with interruption() as interrupted, memory_errors():
             if counters.step == 0:
-                evaluation = _evaluate(job, run, report, 0, state)
+                evaluation = _evaluate(job, run, report, 0, state, watch)
             report.update("train", counters.step, job.num_steps)
             while counters.step < last and (between() or not interrupted()):
                 taken = job.source.supply(counters.step + 1)
@@ -111,13 +114,13 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
                     report.note(f"step {counters.step}: all completions of a prompt have the same reward; nothing is left to learn")
                     last = counters.step
                     if last % eval_every:
-                        evaluation = _evaluate(job, run, report, last, state)
+                        evaluation = _evaluate(job, run, report, last, state, watch)
                     break
                 counters, state = _train_step(job, run, report, counters, state, taken)
                 if not has_room(config, counters, job.num_steps, job.source.draws(counters.step + 1)):
                     last = counters.step
                 if counters.step % eval_every == 0 or counters.step == last:
-                    evaluation = _evaluate(job, run, report, counters.step, state)
+                    evaluation = _evaluate(job, run, report, counters.step, state, watch)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
                     save()
         if counters.step < last:
@@ -134,6 +137,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
         raise
     finally:
         report.close()
+    watch.write()
     finished = counters.step == last
     return (_tell_finished if finished else _tell_interrupted)(run, report, counters.step, evaluation)
 
@@ -184,21 +188,25 @@ def _train_step(
         "epoch": round(step / job.source.steps_per_epoch, 6), "num_tokens": counters.num_tokens,
         "prompts_seen": counters.prompts_seen, "samples_drawn": counters.samples_drawn,
         "reward_queries": counters.reward_queries, "step_time": seconds, "tokens_per_second": tokens / seconds,
-        "packing": tokens / sum(batch.num_positions for batch in batches), **result.metrics, **taken.metrics,
+        "packing": tokens / sum(batch.num_positions for batch in batches),
+        **pair_overlap(groups), **result.metrics, **taken.metrics,
     })  # fmt: skip
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
     return counters, result.state
 
 
-def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: State | None) -> dict[str, float]:
+def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: State | None, watch: Watch) -> dict[str, float]:
+    """Held-out metrics and the run's health, in one row; without held-out data the health alone, which needs no row."""
     if not job.eval_groups:
+        watch.findings()
         return {}
     if job.samples is not None:
         metrics = evaluate_samples(job.samples, job.eval_groups, job.anchors.reference,
                                    lambda done, of: report.update("evaluate", done, of))  # fmt: skip
     else:
         metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.anchors, job.config.layout, state)
-    run.append("metrics.jsonl", {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()})
+    row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()}
+    run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
     shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl") if k in metrics]
     if shown:
         report.note(f"step {step}: held-out " + ", ".join(shown))

@@ -1,0 +1,148 @@
+"""What a run has logged up to a step, as numbers alone, and what is read off it again and again."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+WINDOW = 10
+"""Training steps that make one number: a step of a few pairs alone is noise."""
+MIN_STEPS = 10
+"""Before so many steps a trend is not judged: a warm-up, or a try-out of a few steps, has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """One metric at ascending steps, finite values only, at least one."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def head(self, num: int = WINDOW) -> float:
+        """Mean of the first values: fewer than `num` where head and tail would meet."""
+        return statistics.fmean(self.values[: self._size(num)])
+
+    def tail(self, num: int = WINDOW) -> float:
+        """Mean of the last values."""
+        return statistics.fmean(self.values[-self._size(num) :])
+
+    def _size(self, num: int) -> int:
+        return max(1, min(num, len(self.values) // 3))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings that a condition speaks of; None where a run does not say."""
+
+    objective: str = ""
+    beta: float | None = None
+    on_policy: bool = False
+    learning_rate: float | None = None
+    epochs: float | None = None
+    max_steps: int | None = None
+    batch_size: int | None = None
+    num_completions: int | None = None
+    collect_epochs: int = 1
+    lag: int = 0
+    replay: int = 0
+    reward: str | None = None
+    reference_model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """Metrics of training and of evaluation, without the prefix `eval_`, and the settings."""
+
+    train: Mapping[str, Points] = field(default_factory=dict)
+    evaluation: Mapping[str, Points] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def step(self) -> int:
+        """Training steps done."""
+        return max((one.steps[-1] for one in self.train.values()), default=0)
+
+    @property
+    def share_done(self) -> float | None:
+        """Of the steps that the run is to do."""
+        shares = []
+        if self.settings.max_steps:
+            shares.append(self.step / self.settings.max_steps)
+        if self.settings.epochs and "epoch" in self.train:
+            shares.append(self.train["epoch"].values[-1] / self.settings.epochs)
+        return max(shares, default=None)
+
+    @property
+    def has_trend(self) -> bool:
+        return self.step >= MIN_STEPS
+
+    def start(self, name: str) -> float | None:
+        """A metric before training: the evaluation at step 0, or the first training step, whose scores precede its update."""
+        for series in (self.evaluation.get(name), self.train.get(name)):
+            if series is not None and series.steps[0] <= 1:
+                return series.values[0]
+        return None
+
+    def now(self, name: str) -> float | None:
+        """A metric at the last evaluation after a step, or where there is none over the last training steps."""
+        held, trained = self.evaluation.get(name), self.train.get(name)
+        if held is not None and held.steps[-1] > 0:
+            return held.values[-1]
+        return trained.tail() if trained is not None else None
+
+    def held_out(self, name: str) -> Points | None:
+        """A metric's evaluations, where there are at least two."""
+        series = self.evaluation.get(name)
+        return series if series is not None and len(series.values) > 1 else None
+
+
+def history_of(rows: Sequence[Mapping[str, object]], config: Mapping[str, object]) -> History:
+    """The lines of metrics.jsonl and the resolved configuration as a history. A step that stands twice counts as it came last."""
+    found: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
+    for row in rows:
+        step, phase = row.get("step"), row.get("phase")
+        if not isinstance(step, int) or phase not in ("train", "eval"):
+            continue
+        for key, value in row.items():
+            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                name = key.removeprefix("eval_") if phase == "eval" else key
+                found[str(phase)].setdefault(name, {})[step] = float(value)
+    train, evaluation = (
+        {name: points for name, values in found[phase].items() if (points := points_of(sorted(values), values)) is not None}
+        for phase in ("train", "eval")
+    )
+    return History(train=train, evaluation=evaluation, settings=settings_of(config))
+
+
+def points_of(steps: Sequence[int], values: Mapping[int, float]) -> Points | None:
+    """The finite ones."""
+    kept = [step for step in steps if math.isfinite(values[step])]
+    return Points(steps=tuple(kept), values=tuple(values[step] for step in kept)) if kept else None
+
+
+def settings_of(config: Mapping[str, object]) -> Settings:
+    """From the mapping that config.yaml holds; what is not there, or not of its type, is not known."""
+    objective, optim, collect = (_mapping(config.get(name)) for name in ("objective", "optim", "collect"))
+    reward, model = config.get("reward"), _mapping(config.get("reference")).get("model")
+    return Settings(
+        objective=str(objective.get("name") or ""), beta=_number(objective.get("beta")),
+        on_policy=config.get("source") == "on-policy", learning_rate=_number(optim.get("learning_rate")),
+        epochs=_number(config.get("epochs")), max_steps=_whole(config.get("max_steps")),
+        batch_size=_whole(config.get("batch_size")),
+        num_completions=_whole(_mapping(config.get("sampling")).get("num_completions")),
+        collect_epochs=_whole(collect.get("epochs")) or 1, lag=_whole(collect.get("lag")) or 0,
+        replay=_whole(collect.get("replay")) or 0, reward=reward if isinstance(reward, str) else None,
+        reference_model=model if isinstance(model, str) else None,
+    )  # fmt: skip
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
