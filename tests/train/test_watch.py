@@ -98,7 +98,8 @@ def test_a_healthy_run_is_told_so_in_its_rows_and_file(tiny_folder, pairs_file, 
 
 BROKEN = {
     "identical-pairs": dict(data=[
-        {**row, "chosen": "It is as it is, they say, a.", "rejected": "It is as it is, they say, b."} for row in PAIRS
+        {**row, "chosen": "It is as it is, they say, and so it is, a.",
+         "rejected": "It is as it is, they say, and so it is, b."} for row in PAIRS
     ]),
     "learning-rate-high": dict(optim={"learning_rate": 0.5}),
     "learning-rate-low": dict(optim={"learning_rate": 1e-8}),
