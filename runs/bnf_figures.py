@@ -29,9 +29,9 @@ import torch
 
 from preftune.cli import main as preftune
 from preftune.data.options import DataOptions
+from preftune.diagnosing.run_diagnosis import plain
 from preftune.objectives import OBJECTIVES
 from preftune.policy.load import quiet_transformers
-from preftune.run_diagnosis import plain
 from preftune.stats import Interval, mean_interval
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig

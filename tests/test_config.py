@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 import yaml
 
+from preftune.comparing.racing import CompareConfig
 from preftune.config import ALIASES, ELSEWHERE, parse_settings
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, PreftuneError
@@ -16,7 +17,6 @@ from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
-from preftune.racing import CompareConfig
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
 from preftune.train.runlog import to_plain

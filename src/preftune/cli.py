@@ -77,9 +77,9 @@ _VERBS_OF = {  # imported once a verb is known: looking something up does not wa
     "selecting": ("select",),
     "merging": ("merge",),
     "iterating": ("iterate",),
-    "comparing": ("compare",),
+    "comparing.verb": ("compare",),
     "reward_training": ("train-reward-model",),
-    "diagnosing": ("diagnose",),
+    "diagnosing.verb": ("diagnose",),
     "handbook": ("objectives", "curves"),
     "laboratory": ("lab",),
 }

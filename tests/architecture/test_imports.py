@@ -19,9 +19,7 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing",
-     "diagnosing_runs", "run_diagnosis", "run_material", "diagnosing_rows", "diagnosing_model", "diagnosing_data",
-     "contenders", "racing"},
+    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing"},
     {"iterating", "comparing"},
     {"cli"},
 )
@@ -39,8 +37,7 @@ EXCEPTIONS = {
     ("reward_training", "cli"): "likewise",
     ("merging", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",
-    ("diagnosing_runs", "cli"): "likewise",
-    ("diagnosing_data", "cli"): "likewise",
+    ("diagnosing", "cli"): "likewise",
 }
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path

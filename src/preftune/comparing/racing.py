@@ -5,15 +5,14 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from preftune.contenders import Contender, contenders
+from preftune.comparing.contenders import Contender, contenders
 from preftune.data.options import DataOptions
 from preftune.data.pack import LayoutOptions
 from preftune.diagnose.race import Race, Trial
 from preftune.errors import ConfigError
-from preftune.lab.experiments import GRIDS
+from preftune.lab.experiments import grid_of
 from preftune.lab.loop import Loop
 from preftune.lab.methods import all_methods
-from preftune.lab.problem import load_problem
 from preftune.onpolicy.collect import CollectOptions
 from preftune.onpolicy.rewards import resolve_reward
 from preftune.onpolicy.sample import SampleOptions
@@ -256,7 +255,7 @@ class CompareConfig:
     def race(self) -> Race:
         grid = tuple(self.rates)
         if not grid and self.problem is not None:
-            grid = GRIDS["mlp" if load_problem(self.problem).policy == "mlp" else "table"]
+            grid = grid_of(self.problem)
         elif not grid:
             grid = tuple(float(f"{factor * self.optim.learning_rate:.6g}") for factor in FACTORS)
         return Race(

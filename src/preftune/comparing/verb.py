@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preftune.cli import print_json
+from preftune.comparing.racing import CompareConfig, Contender
 from preftune.config import parse_settings
 from preftune.data.options import DataOptions
 from preftune.diagnose.race import Trial, models_wanted, next_trials
@@ -25,7 +26,6 @@ from preftune.lab.world import World
 from preftune.onpolicy.judged import sample_and_judge
 from preftune.onpolicy.sample import load_sampler
 from preftune.policy.load import quiet_transformers
-from preftune.racing import CompareConfig, Contender
 from preftune.report.race import RaceTable, brief, race_table, write_race
 from preftune.report.read import RunFiles, read_run
 from preftune.storage import whole_file

@@ -12,12 +12,12 @@ from rich.text import Text
 
 from preftune.cli import print_json
 from preftune.config import parse_settings
+from preftune.diagnosing.run_diagnosis import diagnose_runs
+from preftune.diagnosing.run_material import DiagnoseRunConfig
 from preftune.errors import ConfigError, memory_errors
 from preftune.policy.load import quiet_transformers
 from preftune.report.diagnosis import interval, summary, write_diagnosis
 from preftune.report.words import interval_text, percent
-from preftune.run_diagnosis import diagnose_runs
-from preftune.run_material import DiagnoseRunConfig
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
 from preftune.train.progress import Reporter

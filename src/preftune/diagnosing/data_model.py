@@ -12,7 +12,7 @@ from preftune.data.render import Renderer
 from preftune.diagnose.coverage import Nearness, nearness, reward_peak
 from preftune.diagnose.data_findings import OwnSamples
 from preftune.diagnose.noise import MIN_PROMPTS, Agreement, cross_validated
-from preftune.diagnosing_rows import Rows
+from preftune.diagnosing.data_rows import Rows
 from preftune.errors import ConfigError, DataError
 from preftune.onpolicy.prompts import prompt_text, prompt_turns
 from preftune.onpolicy.rewards import AnyReward, ask, check_columns

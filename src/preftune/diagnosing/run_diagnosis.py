@@ -13,13 +13,13 @@ from preftune.data.render import Renderer
 from preftune.diagnose import displacement, shifts
 from preftune.diagnose.ches import Ches
 from preftune.diagnose.shifts import TokenShifts
+from preftune.diagnosing.run_material import DiagnoseRunConfig, Material, Run, find_material, find_runs
 from preftune.objectives import objective_name
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.policy.load import load_model, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_sharing
 from preftune.policy.probe import TokenProbe, ches_scores, probe_groups
 from preftune.report.diagnosis import SIDES
-from preftune.run_material import DiagnoseRunConfig, Material, Run, find_material, find_runs
 from preftune.stats import cluster_means, mean_interval, paired_interval
 from preftune.train.progress import Reporter
 from preftune.types import Group

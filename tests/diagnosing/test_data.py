@@ -16,8 +16,8 @@ from preftune.data.pack import LayoutOptions
 from preftune.data.prepare import LoadedRecords
 from preftune.data.render import make_renderer
 from preftune.diagnose.data_findings import BOUNDS, Bound, findings_of
-from preftune.diagnosing_model import choose_prompts, measure_own, read_completions
-from preftune.diagnosing_rows import Rows, read
+from preftune.diagnosing.data_model import choose_prompts, measure_own, read_completions
+from preftune.diagnosing.data_rows import Rows, read
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.train.progress import Reporter
 from preftune.types import Record
@@ -312,7 +312,7 @@ def test_bounds():
 
 
 def test_the_page_has_the_thresholds():
-    page = (Path(__file__).parents[1] / "docs" / "data_diagnosis.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "data_diagnosis.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.M))
     for name, bound in BOUNDS.items():
         mend = "never" if bound.mend is None else f"{bound.mend:g}"

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from preftune.cli import main
+from preftune.comparing.contenders import contenders
+from preftune.comparing.racing import BudgetOptions, CompareConfig
 from preftune.config import parse_settings
-from preftune.contenders import contenders
 from preftune.errors import ConfigError
 from preftune.objectives.dpo import DPO
-from preftune.racing import BudgetOptions, CompareConfig
 from tests.folders import PAIRS, write_rows
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 METHODS = "bnf,dpo(beta=0.5),rloo,sft(selection=best-of-n)"
 TASTE = """
 import os, pathlib, signal

@@ -18,8 +18,8 @@ from preftune.data.pack import LayoutOptions
 from preftune.data.prepare import load_records
 from preftune.data.render import Renderer, make_renderer
 from preftune.diagnose.data_findings import DataMeasures, bounds_used, coverage_case, evidence, findings, worst
-from preftune.diagnosing_model import measure_own
-from preftune.diagnosing_rows import measure_rows, read
+from preftune.diagnosing.data_model import measure_own
+from preftune.diagnosing.data_rows import measure_rows, read
 from preftune.errors import ConfigError
 from preftune.onpolicy.rewards import AnyReward, resolve_reward
 from preftune.onpolicy.sample import SampleOptions

@@ -16,8 +16,8 @@ actions:
 preftune diagnose ACTION --help lists its settings.
 """
 
-_ACTIONS = {"run": "diagnosing_runs", "data": "diagnosing_data"}
-"""The module of the package that holds an action, as its `main`."""
+_ACTIONS = {"run": "runs", "data": "data"}
+"""The module of this package that holds an action, as its `main`."""
 
 
 def diagnose(arguments: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def diagnose(arguments: Sequence[str]) -> int:
         got = clean_terminal(words[0])
         print(f"preftune diagnose: there is no action {got!r}; expected one of {', '.join(_ACTIONS)}.", file=sys.stderr)
         return 2
-    return importlib.import_module(f"preftune.{_ACTIONS[words[0]]}").main(words[1:])
+    return importlib.import_module(f"preftune.diagnosing.{_ACTIONS[words[0]]}").main(words[1:])
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"diagnose": diagnose}
