@@ -19,7 +19,6 @@ SAMPLE_ROUNDS = (0, 1, 4, 16, 64)  # collections of own samples that the budget 
 STEPS = (40, 80, 160)
 NOISE = (0.0, 0.0, 0.1, 0.25)
 HAZARD_GROUPS = 8  # of a gradient step; of the other policies a step is a whole collection
-OWN_SAMPLES = 16  # of each prompt, that evidence is measured on; they count for nothing, as evaluation does
 
 
 @dataclass(frozen=True, kw_only=True)
