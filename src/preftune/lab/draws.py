@@ -13,10 +13,10 @@ from preftune.lab.loop import Loop
 from preftune.lab.problem import Bump, Contexts, Data, FromReference, Near, Normal, Problem, RewardModel, Short, Skewed, TanhCauchy
 from preftune.lab.problem import Tilted, Truncated
 
-SHARES = {"tabular": 0.55, "mlp": 0.15, "hazard": 0.3}  # of the kinds of policy
+SHARES = {"tabular": 0.6, "mlp": 0.1, "hazard": 0.3}  # of the kinds of policy
 REWARDED = 0.7  # share of problems with a reward that own samples can be judged by
 SAMPLE_ROUNDS = (0, 1, 4, 16, 64)  # collections of own samples that the budget affords; 0: none
-STEPS = (40, 80, 160)
+STEPS = (30, 60, 120)
 NOISE = (0.0, 0.0, 0.1, 0.25)
 HAZARD_GROUPS = 8  # of a gradient step; of the other policies a step is a whole collection
 
@@ -77,7 +77,7 @@ def drawn(seed: int, index: int) -> Draw:
                    "reward_model": RewardModel(pairs=500) if rng.random() < 0.5 else None}  # fmt: skip
     else:
         size = int(rng.choice((20, 40)))
-        groups = int(rng.choice((4, 8, 16, 32)))
+        groups = int(rng.choice((4, 8, 16) if policy == "mlp" else (4, 8, 16, 32)))
         reference = Tilted(tilt=float(rng.uniform(-6, 0))) if rng.random() < 0.5 else TanhCauchy()
         bump = Bump(centre=float(rng.uniform(0, size - 1)), width=float(size * np.exp(rng.uniform(np.log(0.05), np.log(0.4)))))
         contexts = Contexts(train=groups, held_out=20 if policy == "mlp" else None, size=20 if policy == "mlp" else None)
