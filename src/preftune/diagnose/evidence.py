@@ -12,7 +12,7 @@ from preftune.errors import ConfigError
 SHARES = ("best_of_data", "zero_spread", "noise", "length_bias", "overlap", "duplicates", "leakage")
 COUNTS = ("num_prompts", "num_pairs", "samples", "steps")
 SIZES = ("completions_per_prompt", "completion_tokens", "reward_spread")
-ANSWERS = ("can_reward", "can_sample", "can_hold_reference")
+ANSWERS = ("can_reward", "can_sample", "can_hold_reference", "keep_length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Evidence:
         samples: how many of them can be paid.
         steps: gradient steps that can be paid.
         can_hold_reference: whether a reference can be scored, at the price of one pass over the data or of its memory.
+        keep_length: whether answers must not grow longer, though longer ones are preferred in the data.
     """
 
     num_prompts: int | None = None
@@ -61,6 +62,7 @@ class Evidence:
     samples: int | None = None
     steps: int | None = None
     can_hold_reference: bool | None = None
+    keep_length: bool | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
