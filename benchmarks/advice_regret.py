@@ -87,15 +87,16 @@ def report(seed: int, found: list[Case], wall: float) -> dict[str, Any]:
 
     mine = [regret(one.raced, one.advised) for one in found]
     everywhere = habits(races)
-    apart = {"on own samples": [r for one, r in zip(found, mine, strict=True) if one.draw.on_policy],
-             "offline with rewards": [r for one, r in zip(found, mine, strict=True) if not one.draw.on_policy and one.draw.can_reward],
-             "offline without rewards": [r for one, r in zip(found, mine, strict=True) if not one.draw.can_reward]}  # fmt: skip
+    apart: dict[str, list[float]] = {}
+    for one, cost in zip(found, mine, strict=True):
+        rewards = "with" if one.draw.can_reward else "without"
+        apart.setdefault("on own samples" if one.draw.on_policy else f"offline, {rewards} rewards", []).append(cost)
     return {
         "seed": seed, "problems": len(found), "tuned_on_seeds": list(TUNED_ON),
         "advice": dict(summary(mine)),
         "best_single_method_of_tuning": {"habit": str(BEST_SINGLE), **of(BEST_SINGLE)},
         "best_pair_of_methods_of_tuning": {"habit": str(BEST_PAIR), **of(BEST_PAIR)},
-        "advice_where": {name: {"problems": len(part), **summary(part)} for name, part in apart.items() if part},
+        "advice_where": {name: {"problems": len(part), **summary(part)} for name, part in sorted(apart.items())},
         "habits": {str(habit): of(habit) for habit in everywhere},
         "seconds": {"wall": round(wall, 1), "processor": round(sum(one.seconds for one in found), 1)},
         "cases": [_told(index, one, mine[index]) for index, one in enumerate(found)],

@@ -50,7 +50,7 @@ class AdviseConfig:
     def __post_init__(self) -> None:
         if (self.diagnosis is None) == (self.problem is None):
             raise ConfigError("Advice needs a diagnosis or a problem", got="both" if self.problem else "neither",
-                              do="`preftune diagnose data DATA --output FOLDER` writes a diagnosis")  # fmt: skip
+                              do="`preftune diagnose data DATA --output FILE` writes a diagnosis")  # fmt: skip
         if self.seed is not None and (self.problem is None or self.seed < 0):
             raise ConfigError("seed cannot be used", got=self.seed, expected="0 or more, and a problem to draw samples of")
 
@@ -68,7 +68,7 @@ class AdviseConfig:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"Cannot read the diagnosis {path}", got=str(error),
-                              do="`preftune diagnose data DATA --output FOLDER` writes one") from error  # fmt: skip
+                              do="`preftune diagnose data DATA --output FILE` writes one") from error  # fmt: skip
         return read_evidence(text, str(path))
 
     def _measured(self) -> Evidence:

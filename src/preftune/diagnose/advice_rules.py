@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from preftune.diagnose.evidence import Evidence
 
-LONG = 2  # tokens: from here on the KL penalty of a completion is a sum over tokens, and grows where the reward does not
+LONG = 2.0  # tokens: from here on a KL penalty is a sum over tokens, and grows where the reward does not
+FEW_TOGETHER = 8  # completions of a collection: with two of each prompt, four prompts
 NOISY = 0.2  # of pairs exchanged: a label then carries a quarter of its information, 1 - H(0.2) = 0.28 bits
 ALIKE = 0.7  # of tokens in common: most of a pair then moves up and down at once
 FAR = 0.3  # nats per token: a factor of 1.35 in perplexity
 LONGER = 0.6  # of pairs with the longer side chosen; in half of them length says nothing
 SILENT = 0.5  # of prompts whose own rewards are all equal: half of the sampling teaches nothing
 REPEATED = 0.1  # of rows: a repeated row has more weight than its author meant
-FEW_PAIRS = 200  # a share of so many has an interval of 7 points to both sides
+FEW_PAIRS = 200  # a share of so many has an interval of 7 points to both sides; with fewer an upper estimate says little
 FLAT = 0.5  # spreads between the best of 4 and the mean: 1.03 for normal rewards
 GOOD_DATA = 0.97  # P(an own sample is worse than the data's best): own samples reach it once in 33 draws
 
@@ -49,6 +50,14 @@ def own_samples(e: Evidence) -> bool:
     return e.can_sample is True and e.can_reward is True and e.samples != 0
 
 
+def _few_together(e: Evidence) -> bool:
+    return bool(e.num_prompts and e.completions_per_prompt) and e.num_prompts * e.completions_per_prompt <= FEW_TOGETHER
+
+
+def _noisy(e: Evidence) -> bool:
+    return _above(e.noise, NOISY) and _above(e.num_pairs, FEW_PAIRS)
+
+
 def gain_of_four(e: Evidence) -> float | None:
     """The best of four own samples above their mean, in standard deviations of a prompt's rewards."""
     if e.best_of_n is None or not e.reward_spread or not {1, 4} <= set(e.best_of_n):
@@ -78,10 +87,16 @@ SOURCES = (
 
 ON_POLICY = (
     Rule(
-        choice="reinforce", when=lambda e: _above(e.completion_tokens, LONG), rests_on=("completion_tokens",),
-        reason="The KL penalty of rloo sums over a completion's tokens while its reward does not grow with them: without the penalty "
-        "long completions get further on the same steps.",
-        basis=RACE,
+        choice="nca", when=lambda e: not _above(e.completion_tokens, LONG) and _few_together(e),
+        rests_on=("num_prompts", "completions_per_prompt"), basis=RACE,
+        reason="So few samples in a collection are often all bad, and a baseline among them then says nothing; judged one by one "
+        "they still move the policy away from what it has tried.",
+    ),
+    Rule(
+        choice="dpo", when=lambda e: _above(e.completion_tokens, LONG), rests_on=("completion_tokens", "samples"),
+        reason="A contrastive loss on own samples gains as much as a policy gradient with many of them and more with few, and the "
+        "scale of the reward does not enter.",
+        basis=f"E10 of docs/lab.md; {PAPER}, F9; {RACE}",
     ),
     Rule(
         choice="rloo", when=_always, rests_on=("reward_spread",),
@@ -92,11 +107,6 @@ ON_POLICY = (
         choice="reinforce", when=_always,
         reason="The same without a reference: the learning rate alone keeps the policy near its start.",
         basis="docs/objectives/reinforce.md",
-    ),
-    Rule(
-        choice="dpo", when=_always,
-        reason="A contrastive loss on own samples gains as much from them, and needs no scale of the reward.",
-        basis=f"E7, Xf of docs/lab.md; {PAPER}, F9",
     ),
 )  # fmt: skip
 
@@ -138,11 +148,12 @@ OFFLINE = (
     ),
     Rule(
         choice="nca", when=lambda e: e.can_reward is True and not _above(e.completion_tokens, LONG), rests_on=("can_reward",),
-        reason="The data can be judged by the reward itself, whose sizes say more than the order of pairs and whose labels have no noise.",
+        reason="The data can be judged by the reward itself, whose sizes say more than the order of pairs, and which nobody "
+        "exchanges.",
         basis=RACE,
     ),
     Rule(
-        choice="robust-dpo", when=lambda e: _above(e.noise, NOISY), rests_on=("noise",),
+        choice="robust-dpo", when=_noisy, rests_on=("noise", "num_pairs"),
         settings=lambda e: {"label_smoothing": round(min(e.noise or 0.0, 0.4), 2)},
         reason="Many pairs are exchanged; a loss that is unbiased under that share does not learn them by heart.",
         basis="docs/objectives/robust-dpo.md",
@@ -174,7 +185,7 @@ COLLECT = (
         reason="A repeated row has more weight than its author meant.", basis="docs/data.md",
     ),
     Rule(
-        choice="a second judgement of each pair", when=lambda e: _above(e.noise, NOISY), rests_on=("noise",),
+        choice="a second judgement of each pair", when=_noisy, rests_on=("noise", "num_pairs"),
         reason="Many pairs may be exchanged; pairs on which two judges agree teach more than twice as many that nobody checked.",
         basis="docs/reward_models.md",
     ),
@@ -185,7 +196,8 @@ COLLECT = (
         "the same data.",
     ),
     Rule(
-        choice="a budget of own samples", when=lambda e: e.can_reward is True and not own_samples(e), rests_on=("samples", "can_sample"),
+        choice="a budget of own samples", when=lambda e: e.can_reward is True and not own_samples(e),
+        rests_on=("samples", "can_sample"),
         reason="There is a reward and nothing to judge by it; a few collections, each gone through several times, gain nearly all.",
         basis=f"E3, X1 of docs/lab.md; {PAPER}, F4",
     ),
@@ -200,12 +212,14 @@ COLLECT = (
         reason="Even the best of four own samples is hardly above their mean: good answers are too rare to be found by sampling.",
     ),
     Rule(
-        choice="more prompts rather than more completions of each", when=lambda e: e.num_pairs is not None and 0 < e.num_pairs < FEW_PAIRS,
+        choice="more prompts rather than more completions of each",
+        when=lambda e: e.num_pairs is not None and 0 < e.num_pairs < FEW_PAIRS,
         rests_on=("num_pairs", "num_prompts"), basis=f"E8 of docs/lab.md; {PAPER}, F8",
         reason="There are few pairs; what is learned on them is learned by heart, and nothing measured on them is sharp.",
     ),
     Rule(
-        choice="pairs in which the shorter side is the better one", when=lambda e: _above(e.length_bias, LONGER), rests_on=("length_bias",),
+        choice="pairs in which the shorter side is the better one", when=lambda e: _above(e.length_bias, LONGER),
+        rests_on=("length_bias",),
         reason="The longer side is mostly chosen. If that is not what is wanted, say --keep_length true, and balance the data.",
         basis="docs/objectives/index.md, answers that grow too long",
     ),

@@ -1,4 +1,7 @@
-"""The measured numbers that advice rests on, and what the user can afford. Nothing here measures: numbers come in and go out as JSON."""
+"""The measured numbers that advice rests on, and what the user can afford.
+
+Nothing here measures: numbers come in and go out as JSON.
+"""
 
 import difflib
 import json
@@ -92,6 +95,11 @@ def evidence_from(content: object, where: str) -> Evidence:
     values: dict[str, Any] = dict(content)
     if isinstance(values.get("best_of_n"), Mapping):
         values["best_of_n"] = {_whole(n, where): value for n, value in values["best_of_n"].items()}
+    for name, value in values.items():
+        if value is not None:
+            _check(name, value)
+            if name not in (*COUNTS, *ANSWERS):  # JSON writes 1 for 1.0
+                values[name] = {n: float(best) for n, best in value.items()} if name == "best_of_n" else float(value)
     return Evidence(**values)
 
 
@@ -100,7 +108,9 @@ def read_evidence(text: str, where: str) -> Evidence:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{where} is not valid JSON", got=str(error), do="`preftune diagnose data --output` writes such a file") from error
+        raise ConfigError(
+            f"{where} is not valid JSON", got=str(error), do="`preftune diagnose data --output` writes such a file"
+        ) from error
     if isinstance(content, Mapping) and "evidence" in content:
         content = content["evidence"]
     return evidence_from(content, where)
@@ -118,7 +128,9 @@ def _whole(text: object, where: str) -> int:
     try:
         return int(str(text))
     except ValueError as error:
-        raise ConfigError(f"{where}, best_of_n has a key that is no number of samples", got=text, expected="1, 2, 4, ...") from error
+        raise ConfigError(
+            f"{where}, best_of_n has a key that is no number of samples", got=text, expected="1, 2, 4, ..."
+        ) from error
 
 
 def _check(name: str, value: object) -> None:

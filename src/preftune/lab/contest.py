@@ -1,9 +1,7 @@
 """A contest: every method that a problem's user could run, each at its own best learning rate, and the regret of a choice."""
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Literal
 
 import numpy as np
@@ -28,6 +26,7 @@ from preftune.objectives.robust_dpo import RobustDPO
 from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simpo import SimPO
+from preftune.objectives.wpo import WPO
 from preftune.types import Rewards
 
 Source = Literal["offline", "on-policy"]
@@ -40,6 +39,7 @@ METHODS: dict[str, Method] = {
     "robust-dpo": Method(objective=RobustDPO()),
     "ipo": Method(objective=IPO(tau=MARGIN_OF_TEN, reduction="sum")),
     "simpo": Method(objective=SimPO()),
+    "wpo": Method(objective=WPO()),
     "nca": Method(objective=NCA()),
     "best-of-n": Method(objective=BestOfN(negative_weight=0.0)),
     "rwr": Method(objective=RWR(temperature=0.1, max_weight=UNBOUNDED)),
@@ -51,7 +51,7 @@ METHODS: dict[str, Method] = {
 """What takes part, with its settings; `dr-grpo` is ppo's clipped ratio without a critic."""
 
 OWN_SAMPLES_ONLY = ("reinforce", "rloo", "grpo", "dr-grpo")
-DATA_ONLY = ("sft", "kto", "robust-dpo")  # on own samples: best-of-n and bnf with less choice, and dpo on labels without noise
+DATA_ONLY = ("sft", "kto", "robust-dpo", "wpo")  # on own samples best-of-n, bnf and dpo stand for them
 RATES = {"mlp": (3e-3, 1e-2, 3e-2), "tabular": (0.03, 0.1, 0.3, 1.0), "hazard": (0.03, 0.1, 0.3, 1.0)}
 TUNING_SEEDS, REPORTED_SEEDS = 3, 5
 

@@ -10,8 +10,21 @@ from typing import Any
 import numpy as np
 
 from preftune.lab.loop import Loop
-from preftune.lab.problem import Bump, Contexts, Data, FromReference, Near, Normal, Problem, RewardModel, Short, Skewed, TanhCauchy
-from preftune.lab.problem import Tilted, Truncated
+from preftune.lab.problem import (
+    Bump,
+    Contexts,
+    Data,
+    FromReference,
+    Near,
+    Normal,
+    Problem,
+    RewardModel,
+    Short,
+    Skewed,
+    TanhCauchy,
+    Tilted,
+    Truncated,
+)
 
 SHARES = {"tabular": 0.6, "mlp": 0.1, "hazard": 0.3}  # of the kinds of policy
 REWARDED = 0.7  # share of problems with a reward that own samples can be judged by

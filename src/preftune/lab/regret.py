@@ -42,7 +42,8 @@ class Habit:
         return Choice(source="offline", objective=self.offline)
 
     def __str__(self) -> str:
-        return f"{self.offline} offline" if self.on_policy is None else f"{self.on_policy} on-policy where possible, else {self.offline}"
+        first = f"{self.on_policy} on-policy where possible, else " if self.on_policy else ""
+        return f"{first}{self.offline} offline"
 
 
 def habits(races: Sequence[Raced]) -> tuple[Habit, ...]:
