@@ -37,7 +37,7 @@ class Rule:
     settings: Callable[[Evidence], Mapping[str, float | str]] = lambda evidence: {}
 
 
-def _above(value: float | None, bound: float) -> bool:
+def _above(value: int | float | None, bound: int | float) -> bool:
     return value is not None and value >= bound
 
 

@@ -143,9 +143,12 @@ def _check(name: str, value: object) -> None:
     elif name in COUNTS:
         good, expected = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number of at least 0"
     else:
-        low, high = (0, 1) if name in SHARES else (0, math.inf) if name in SIZES else (-math.inf, math.inf)
+        low, high, expected = -math.inf, math.inf, "a finite number"
+        if name in SHARES:
+            low, high, expected = 0, 1, "a number in [0, 1]"
+        elif name in SIZES:
+            low, expected = 0, "a finite number of at least 0"
         good = _is_number(value) and low <= value <= high  # type: ignore[operator]
-        expected = "a number in [0, 1]" if name in SHARES else "a finite number of at least 0" if name in SIZES else "a finite number"
     if not good:
         raise ConfigError(f"The evidence {name} has a value that it cannot take", got=value, expected=expected)
 
