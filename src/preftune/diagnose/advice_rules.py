@@ -51,7 +51,9 @@ def own_samples(e: Evidence) -> bool:
 
 
 def _few_together(e: Evidence) -> bool:
-    return bool(e.num_prompts and e.completions_per_prompt) and e.num_prompts * e.completions_per_prompt <= FEW_TOGETHER
+    if e.num_prompts is None or e.completions_per_prompt is None:
+        return False
+    return e.num_prompts * e.completions_per_prompt <= FEW_TOGETHER
 
 
 def _noisy(e: Evidence) -> bool:

@@ -65,11 +65,11 @@ class Draw:
         """All steps on the data; or on own samples, gone through as often as the budget of samples makes it necessary."""
         size, hazard = self.problem.data.completions, self.problem.policy == "hazard"
         step_groups = min(HAZARD_GROUPS, self.groups) if hazard else self.groups
-        sizes = {"collection": size * self.groups, "minibatch": size * step_groups, "eval_every": self.steps, "steps": self.steps}
+        once = Loop(steps=self.steps, collection=size * self.groups, minibatch=size * step_groups, eval_every=self.steps)
         if source == "offline":
-            return Loop(**sizes)
+            return once
         passes = self.steps * step_groups / self.groups
-        return Loop(source="policy", epochs=max(1, math.ceil(passes / self.rounds)), **sizes)
+        return replace(once, source="policy", epochs=max(1, math.ceil(passes / self.rounds)))
 
     def posed(self, source: str) -> Problem:
         """Own samples are judged by the reward itself, so nobody exchanges their pairs."""
