@@ -25,6 +25,15 @@ def test_for_people(diagnosis, capsys):
     assert "measured: num_pairs 500, noise 0.25" in text and "rests on: E4, E6" in text
     assert "Not known, and the advice would be better for it: can_sample." in text
     assert all(len(line) <= 140 for line in text.splitlines())
+    assert "  1. on-policy  new_samples_per_step 30\n" in out(
+        capsys, diagnosis, "--can_sample", "true", "--samples", "900", "--steps", "30"
+    )
+
+
+def test_settings_of_an_objective_are_flags(tmp_path, capsys):
+    path = tmp_path / "noisy.json"
+    path.write_text('{"num_pairs": 500, "noise": 0.25}')
+    assert "  1. robust-dpo  --objective.label_smoothing 0.25\n" in out(capsys, str(path))
 
 
 def test_for_programs_and_the_user_s_answers_win(diagnosis, capsys):

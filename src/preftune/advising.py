@@ -4,7 +4,6 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from preftune.cli import print_json
 from preftune.config import parse_settings
@@ -99,7 +98,9 @@ def _tell(advice: Advice, evidence: Evidence) -> None:
             continue
         lines.append(heading)
         for place, one in enumerate(recommended, start=1):
-            lines.append(f"  {place}. {one.choice}{_settings(one.settings)}")
+            flag = "--objective." if name == "objective" else ""
+            settings = [f"{flag}{key} {_shown(value)}" for key, value in one.settings.items()]
+            lines.append("  ".join([f"  {place}. {one.choice}", *settings]))
             lines += textwrap.wrap(one.reason, WIDTH, initial_indent="     ", subsequent_indent="     ")
             if one.evidence:
                 lines.append(f"     measured: {', '.join(f'{key} {_shown(value)}' for key, value in one.evidence.items())}")
@@ -109,10 +110,6 @@ def _tell(advice: Advice, evidence: Evidence) -> None:
     if missing:
         lines.append(f"Not known, and the advice would be better for it: {', '.join(missing)}.")
     print(clean_terminal("\n".join(lines)))
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    return "".join(f" --objective.{name} {_shown(value)}" for name, value in settings.items())
 
 
 def _shown(value: object) -> str:

@@ -109,6 +109,11 @@ def test_advice_shows_what_it_rests_on_and_only_what_is_known():
     assert advice.as_json()["source"][0]["choice"] == "on-policy"
 
 
+def test_a_budget_of_steps_says_how_many_samples_each_has():
+    assert advise(Evidence(**OWN, steps=40)).source[0].settings == {"new_samples_per_step": 25.0}
+    assert advise(Evidence(**OWN)).source[0].settings == advise(Evidence(**OWN, steps=0)).source[0].settings == {}
+
+
 def test_every_rule_names_what_exists():
     fields = {field.name for field in dataclasses.fields(Evidence)}
     for rule in (*SOURCES, *ON_POLICY, *OFFLINE, *COLLECT):

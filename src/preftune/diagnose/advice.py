@@ -18,7 +18,7 @@ class Recommendation:
         choice: what to take or do.
         reason: a sentence.
         basis: the finding, page or paper that it rests on.
-        settings: of an objective, where they matter; defaults elsewhere.
+        settings: of an objective, where they matter, and defaults elsewhere; of own samples, what the budget comes to.
         evidence: the numbers that it rests on, by name; without those that are not known.
     """
 

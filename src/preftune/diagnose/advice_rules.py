@@ -60,6 +60,11 @@ def _noisy(e: Evidence) -> bool:
     return _above(e.noise, NOISY) and _above(e.num_pairs, FEW_PAIRS)
 
 
+def _fresh_per_step(e: Evidence) -> Mapping[str, float | str]:
+    """How many new own samples the budget has for each gradient step."""
+    return {} if e.samples is None or not e.steps else {"new_samples_per_step": round(e.samples / e.steps, 2)}
+
+
 def gain_of_four(e: Evidence) -> float | None:
     """The best of four own samples above their mean, in standard deviations of a prompt's rewards."""
     if e.best_of_n is None or not e.reward_spread or not {1, 4} <= set(e.best_of_n):
@@ -69,10 +74,12 @@ def gain_of_four(e: Evidence) -> float | None:
 
 SOURCES = (
     Rule(
-        choice="on-policy", when=own_samples, rests_on=("samples", "best_of_data", "reward_spread"),
+        choice="on-policy", when=own_samples, rests_on=("samples", "steps", "best_of_data", "reward_spread"),
+        settings=_fresh_per_step,
         reason="Own samples show what the policy gets wrong now and reach answers that no data hold; they decide where good "
-        "answers are rare, and cost little where they are frequent.",
-        basis=f"E1, E2, E7 of docs/lab.md; {PAPER}, F0, F1, F9",
+        "answers are rare, and cost little where they are frequent. Where a step wants more of them than the budget has, each "
+        "collection is gone through several times.",
+        basis=f"E1, E2, E3, E7 of docs/lab.md; {PAPER}, F0, F1, F4, F9",
     ),
     Rule(
         choice="mixed", when=lambda e: own_samples(e) and _above(e.best_of_data, GOOD_DATA), rests_on=("best_of_data",),
