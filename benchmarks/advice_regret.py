@@ -25,8 +25,8 @@ from preftune.lab.draws import Draw, drawn
 from preftune.lab.evidence import measured
 from preftune.lab.regret import Habit, habits, regret, summary
 
-TUNED_ON = (0,)
-BEST_SINGLE = Habit(on_policy=None, offline="dpo")
+TUNED_ON = (0, 101, 202)
+BEST_SINGLE = Habit(on_policy=None, offline="wpo")
 BEST_PAIR = Habit(on_policy="rloo", offline="dpo")
 SEEDS_OF_A_PROBLEM = 100  # apart, more than a race uses
 

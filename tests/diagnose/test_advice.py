@@ -31,7 +31,7 @@ def test_own_samples_want_all_three(missing):
 
 
 def test_data_that_own_samples_do_not_reach_are_a_start():
-    assert [one.choice for one in advise(Evidence(**OWN, best_of_data=0.97)).source] == ["on-policy", "mixed", "offline"]
+    assert [one.choice for one in advise(Evidence(**OWN, best_of_data=0.97)).source] == ["offline", "mixed", "on-policy"]
     assert [one.choice for one in advise(Evidence(**OWN, best_of_data=0.96)).source] == ["on-policy", "offline"]
     assert [one.choice for one in advise(Evidence(can_reward=True, best_of_data=1.0)).source] == ["offline"]
 
@@ -44,6 +44,9 @@ def test_objectives_for_own_samples():
     assert first(**OWN, num_prompts=9, completions_per_prompt=1.0) == ("on-policy", "rloo")
     assert first(**OWN, num_prompts=4, completions_per_prompt=2.0, completion_tokens=2.0) == ("on-policy", "dpo")
     assert first(**OWN, can_hold_reference=False) == ("on-policy", "reinforce")
+    once = {"completion_tokens": 2.0, "num_prompts": 251, "completions_per_prompt": 2.0}  # 1000 samples: 1.99 collections
+    assert first(**OWN, **once) == ("on-policy", "rloo")
+    assert first(**OWN, **once | {"num_prompts": 250}) == ("on-policy", "dpo")
 
 
 def test_objectives_for_data():
@@ -54,6 +57,10 @@ def test_objectives_for_data():
     assert first(**OFFLINE_PAIRS, overlap=0.69) == ("offline", "dpo")
     assert first(**OFFLINE_PAIRS, off_policy=0.3) == ("offline", "wpo")
     assert first(**OFFLINE_PAIRS, off_policy=-0.3) == ("offline", "dpo")
+    pair_each = {"num_pairs": 199, "completions_per_prompt": 2.0, "can_sample": False}
+    assert first(**pair_each, completion_tokens=1.0) == ("offline", "kto")
+    assert first(**pair_each, completion_tokens=2.0) == ("offline", "dpo")
+    assert first(**pair_each | {"num_pairs": 200}) == first(**pair_each | {"completions_per_prompt": 3.0}) == ("offline", "dpo")
     assert first(**OFFLINE_PAIRS, noise=0.2) == ("offline", "robust-dpo")
     assert first(**OFFLINE_PAIRS, noise=0.19) == first(**OFFLINE_PAIRS | {"num_pairs": 199}, noise=0.2) == ("offline", "dpo")
     assert advise(Evidence(**OFFLINE_PAIRS, noise=0.3)).objective[0].settings == {"label_smoothing": 0.3}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from preftune.diagnose.evidence import Evidence
 
 LONG = 2.0  # tokens: from here on a KL penalty is a sum over tokens, and grows where the reward does not
+FEW_ROUNDS = 2  # collections of all prompts: only the second comes from a policy that has learned
 FEW_TOGETHER = 8  # completions of a collection: with two of each prompt, four prompts
 NOISY = 0.2  # of pairs exchanged: a label then carries a quarter of its information, 1 - H(0.2) = 0.28 bits
 ALIKE = 0.7  # of tokens in common: most of a pair then moves up and down at once
@@ -56,6 +57,18 @@ def _few_together(e: Evidence) -> bool:
     return e.num_prompts * e.completions_per_prompt <= FEW_TOGETHER
 
 
+def _single_round(e: Evidence) -> bool:
+    """Whether the samples go through all prompts less than twice, with the data's completions of each."""
+    if e.samples is None or e.num_prompts is None or e.completions_per_prompt is None:
+        return False
+    return e.samples < FEW_ROUNDS * e.num_prompts * e.completions_per_prompt
+
+
+def _a_pair_each(e: Evidence) -> bool:
+    few = e.num_pairs is not None and 0 < e.num_pairs < FEW_PAIRS
+    return few and e.completions_per_prompt is not None and e.completions_per_prompt <= 2
+
+
 def _noisy(e: Evidence) -> bool:
     return _above(e.noise, NOISY) and _above(e.num_pairs, FEW_PAIRS)
 
@@ -74,17 +87,22 @@ def gain_of_four(e: Evidence) -> float | None:
 
 SOURCES = (
     Rule(
+        choice="offline", when=lambda e: _above(e.best_of_data, GOOD_DATA), rests_on=("best_of_data",),
+        reason="The data hold better answers than own samples reach: fixed data suffice, and cost no samples.",
+        basis=f"Xg, E6 of docs/lab.md; {PAPER}, F0; {RACE}",
+    ),
+    Rule(
+        choice="mixed", when=lambda e: own_samples(e) and _above(e.best_of_data, GOOD_DATA), rests_on=("best_of_data", "samples"),
+        reason="First the data, then own samples, which from there on may go beyond them.",
+        basis=f"{PAPER}, F0; not raced",
+    ),
+    Rule(
         choice="on-policy", when=own_samples, rests_on=("samples", "steps", "best_of_data", "reward_spread"),
         settings=_fresh_per_step,
         reason="Own samples show what the policy gets wrong now and reach answers that no data hold; they decide where good "
         "answers are rare, and cost little where they are frequent. Where a step wants more of them than the budget has, each "
         "collection is gone through several times.",
         basis=f"E1, E2, E3, E7 of docs/lab.md; {PAPER}, F0, F1, F4, F9",
-    ),
-    Rule(
-        choice="mixed", when=lambda e: own_samples(e) and _above(e.best_of_data, GOOD_DATA), rests_on=("best_of_data",),
-        reason="The data hold better answers than own samples reach: train on the data first, then on own samples.",
-        basis=f"Xg of docs/lab.md; {PAPER}, F0; not raced",
     ),
     Rule(
         choice="offline", when=_always, rests_on=("can_sample", "can_reward", "samples"),
@@ -100,6 +118,11 @@ ON_POLICY = (
         rests_on=("num_prompts", "completions_per_prompt"), basis=RACE,
         reason="So few samples in a collection are often all bad, and a baseline among them then says nothing; judged one by one "
         "they still move the policy away from what it has tried.",
+    ),
+    Rule(
+        choice="rloo", when=lambda e: _above(e.completion_tokens, LONG) and _single_round(e), rests_on=("samples", "num_prompts"),
+        reason="One collection has to serve all steps; the KL penalty holds the policy near what the collection can tell.",
+        basis=f"{PAPER}, F4; {RACE}",
     ),
     Rule(
         choice="dpo", when=lambda e: _above(e.completion_tokens, LONG), rests_on=("completion_tokens", "samples"),
@@ -160,6 +183,12 @@ OFFLINE = (
         reason="The data can be judged by the reward itself, whose sizes say more than the order of pairs, and which nobody "
         "exchanges.",
         basis=RACE,
+    ),
+    Rule(
+        choice="kto", when=lambda e: not _above(e.completion_tokens, LONG) and _a_pair_each(e),
+        rests_on=("num_pairs", "completions_per_prompt"), basis=RACE,
+        reason="So few pairs, one for a prompt, are told apart for certain, and a margin then grows without end; each side against a "
+        "threshold comes to rest.",
     ),
     Rule(
         choice="robust-dpo", when=_noisy, rests_on=("noise", "num_pairs"),
