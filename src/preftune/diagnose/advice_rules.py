@@ -187,8 +187,8 @@ OFFLINE = (
     Rule(
         choice="kto", when=lambda e: not _above(e.completion_tokens, LONG) and _a_pair_each(e),
         rests_on=("num_pairs", "completions_per_prompt"), basis=RACE,
-        reason="So few pairs, one for a prompt, are told apart for certain, and a margin then grows without end; each side against a "
-        "threshold comes to rest.",
+        reason="So few pairs, one for a prompt, are told apart for certain, and a margin then grows without end; each side against "
+        "a threshold comes to rest.",
     ),
     Rule(
         choice="robust-dpo", when=_noisy, rests_on=("noise", "num_pairs"),
