@@ -23,7 +23,7 @@ from preftune.diagnose.evidence import Evidence, as_json
 from preftune.lab.contest import TUNING_SEEDS, Choice, Raced, race
 from preftune.lab.draws import Draw, drawn
 from preftune.lab.evidence import measured
-from preftune.lab.regret import Habit, habits, regret, summary
+from preftune.lab.regret import Habit, habits, regret, regret_of_range, summary
 
 TUNED_ON = (0, 101, 202)
 BEST_SINGLE = Habit(on_policy=None, offline="wpo")
@@ -83,7 +83,9 @@ def report(seed: int, found: list[Case], wall: float) -> dict[str, Any]:
     races = [one.raced for one in found]
 
     def of(habit: Habit) -> dict[str, Any]:
-        return dict(summary([regret(raced, habit.choice(raced)) for raced in races]))
+        taken = [(raced, habit.choice(raced)) for raced in races]
+        of_range = dict(summary([regret_of_range(*one) for one in taken]))
+        return dict(summary([regret(*one) for one in taken])) | {"of_range": of_range}
 
     mine = [regret(one.raced, one.advised) for one in found]
     everywhere = habits(races)
@@ -93,7 +95,7 @@ def report(seed: int, found: list[Case], wall: float) -> dict[str, Any]:
         apart.setdefault("on own samples" if one.draw.on_policy else f"offline, {rewards} rewards", []).append(cost)
     return {
         "seed": seed, "problems": len(found), "tuned_on_seeds": list(TUNED_ON),
-        "advice": dict(summary(mine)),
+        "advice": dict(summary(mine)) | {"of_range": dict(summary([regret_of_range(one.raced, one.advised) for one in found]))},
         "best_single_method_of_tuning": {"habit": str(BEST_SINGLE), **of(BEST_SINGLE)},
         "best_pair_of_methods_of_tuning": {"habit": str(BEST_PAIR), **of(BEST_PAIR)},
         "advice_where": {name: {"problems": len(part), **summary(part)} for name, part in sorted(apart.items())},
@@ -112,7 +114,7 @@ def _told(index: int, one: Case, cost: float) -> dict[str, Any]:
         "rounds": draw.rounds, "can_reward": draw.can_reward, "reward": repr(draw.problem.reward),
         "reference": repr(draw.problem.reference), "law": repr(draw.problem.data.law),
         "advised": f"{one.advised.objective} {one.advised.source}", "best": f"{best.objective} {best.source}",
-        "regret": round(cost, 4), "start": round(raced.start, 4),
+        "regret": round(cost, 4), "regret_of_range": round(regret_of_range(raced, one.advised), 4), "start": round(raced.start, 4),
         "returns": {f"{c.objective} {c.source}": [round(value, 4), raced.rates[c]] for c, value in raced.returns.items()},
         "evidence": as_json(one.evidence), "seconds": round(one.seconds, 1),
     }  # fmt: skip

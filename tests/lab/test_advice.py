@@ -14,7 +14,7 @@ from preftune.lab.contest import METHODS, Choice, Raced, choices, race
 from preftune.lab.draws import STEPS, Draw, drawn
 from preftune.lab.evidence import cyclic_noise, expected_best, labelled, measured, upper_share
 from preftune.lab.problem import Problem
-from preftune.lab.regret import Habit, habits, regret, span, summary
+from preftune.lab.regret import Habit, habits, regret, regret_of_range, span, summary
 from preftune.lab.world import World
 from tests.lab.problems import tiny
 
@@ -180,6 +180,8 @@ def test_regret_by_hand():
     assert [regret(found, choice) for choice in (A, B, C)] == pytest.approx([0.4, 1.2, 0.0])
     little = raced(a=0.21, b=0.2)  # a gain of 0.01 counts as one of a twentieth of the range
     assert span(little) == pytest.approx(0.05) and regret(little, B) == pytest.approx(0.2)
+    wide = replace(found, full_range=4.0)
+    assert [regret_of_range(wide, choice) for choice in (A, B, C)] == pytest.approx([0.05, 0.15, 0.0])
     with pytest.raises(ConfigError, match="did not take part"):
         regret(little, C)
 

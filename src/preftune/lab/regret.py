@@ -24,6 +24,11 @@ def regret(raced: Raced, choice: Choice) -> float:
     return (max(raced.returns.values()) - raced.returns[choice]) / span(raced)
 
 
+def regret_of_range(raced: Raced, choice: Choice) -> float:
+    """The same loss as a share of the reward's range, its highest value less its lowest: what is lost of all that a reward can say."""
+    return regret(raced, choice) * span(raced) / raced.full_range
+
+
 @dataclass(frozen=True, kw_only=True)
 class Habit:
     """Always the same: an objective on own samples wherever they can be had, and one on the data elsewhere.
