@@ -25,7 +25,7 @@ from preftune.lab.draws import Draw, drawn
 from preftune.lab.evidence import measured
 from preftune.lab.regret import Habit, habits, regret, regret_of_range, summary
 
-TUNED_ON = (0, 101, 202)
+TUNED_ON = (0, 101, 202, 303, 404)
 BEST_SINGLE = Habit(on_policy=None, offline="wpo")
 BEST_PAIR = Habit(on_policy="rloo", offline="dpo")
 SEEDS_OF_A_PROBLEM = 100  # apart, more than a race uses

@@ -57,10 +57,6 @@ def test_objectives_for_data():
     assert first(**OFFLINE_PAIRS, overlap=0.69) == ("offline", "dpo")
     assert first(**OFFLINE_PAIRS, off_policy=0.3) == ("offline", "wpo")
     assert first(**OFFLINE_PAIRS, off_policy=-0.3) == ("offline", "dpo")
-    pair_each = {"num_pairs": 199, "completions_per_prompt": 2.0, "can_sample": False}
-    assert first(**pair_each, completion_tokens=1.0) == ("offline", "kto")
-    assert first(**pair_each, completion_tokens=2.0) == ("offline", "dpo")
-    assert first(**pair_each | {"num_pairs": 200}) == first(**pair_each | {"completions_per_prompt": 3.0}) == ("offline", "dpo")
     assert first(**OFFLINE_PAIRS, noise=0.2) == ("offline", "robust-dpo")
     assert first(**OFFLINE_PAIRS, noise=0.19) == first(**OFFLINE_PAIRS | {"num_pairs": 199}, noise=0.2) == ("offline", "dpo")
     assert advise(Evidence(**OFFLINE_PAIRS, noise=0.3)).objective[0].settings == {"label_smoothing": 0.3}

@@ -64,11 +64,6 @@ def _single_round(e: Evidence) -> bool:
     return e.samples < FEW_ROUNDS * e.num_prompts * e.completions_per_prompt
 
 
-def _a_pair_each(e: Evidence) -> bool:
-    few = e.num_pairs is not None and 0 < e.num_pairs < FEW_PAIRS
-    return few and e.completions_per_prompt is not None and e.completions_per_prompt <= 2
-
-
 def _noisy(e: Evidence) -> bool:
     return _above(e.noise, NOISY) and _above(e.num_pairs, FEW_PAIRS)
 
@@ -183,12 +178,6 @@ OFFLINE = (
         reason="The data can be judged by the reward itself, whose sizes say more than the order of pairs, and which nobody "
         "exchanges.",
         basis=RACE,
-    ),
-    Rule(
-        choice="kto", when=lambda e: not _above(e.completion_tokens, LONG) and _a_pair_each(e),
-        rests_on=("num_pairs", "completions_per_prompt"), basis=RACE,
-        reason="So few pairs, one for a prompt, are told apart for certain, and a margin then grows without end; each side against "
-        "a threshold comes to rest.",
     ),
     Rule(
         choice="robust-dpo", when=_noisy, rests_on=("noise", "num_pairs"),

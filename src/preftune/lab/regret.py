@@ -25,7 +25,7 @@ def regret(raced: Raced, choice: Choice) -> float:
 
 
 def regret_of_range(raced: Raced, choice: Choice) -> float:
-    """The same loss as a share of the reward's range, its highest value less its lowest: what is lost of all that a reward can say."""
+    """The same loss as a share of the reward's range, its highest value less its lowest."""
     return regret(raced, choice) * span(raced) / raced.full_range
 
 
