@@ -28,6 +28,7 @@ verbs:
   train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
   merge       one model out of several, or of an adapter      preftune merge MODEL MODEL --base START --method slerp --output NEW
   diagnose    what a run did, what a data set can teach       preftune diagnose run RUN
+  advise      which source and objective suit this data       preftune advise DIAGNOSIS.json
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
   curves      how hard they push a token, as a figure         preftune curves [NAME ...]
@@ -80,6 +81,7 @@ _VERBS_OF = {  # imported once a verb is known: looking something up does not wa
     "comparing.verb": ("compare",),
     "reward_training": ("train-reward-model",),
     "diagnosing.verb": ("diagnose",),
+    "advising": ("advise",),
     "handbook": ("objectives", "curves"),
     "laboratory": ("lab",),
 }
