@@ -5,6 +5,7 @@ import json
 import pytest
 
 from preftune.cli import main
+from tests.folders import PAIRS, write_rows
 
 
 @pytest.fixture
@@ -90,3 +91,41 @@ def test_control_characters_reach_no_terminal(tmp_path, capsys):
     path.write_text('{"\\u001b[31m": 1}')
     assert main(["advise", str(path)]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("problem", ["r2", "tokens", "length_skew"])
+def test_every_kind_of_problem_gets_advice(problem, capsys):
+    assert json.loads(out(capsys, "--problem", problem, "--json"))["evidence"]["off_policy"] is not None
+
+
+def test_a_pilot_race_decides(capsys, tmp_path):
+    race = ["--race.output", str(tmp_path / "pilot"), "--race.steps", "8", "--race.rates", "[0.1]"]
+    before = json.loads(out(capsys, "--problem", "overlap", "--json"))["advice"]["objective"]
+    after = json.loads(out(capsys, "--problem", "overlap", "--json", *race))["advice"]["objective"]
+    comparison = json.loads((tmp_path / "pilot" / "comparison.json").read_text())
+    assert [one["choice"] for one in after[:3]] == [row["method"].partition("(")[0] for row in comparison["places"]]
+    assert {before[0]["choice"]} <= {one["choice"] for one in after[:3]}
+    assert after[0]["reason"].startswith("Ended the pilot race at") and "the pilot race in" in after[0]["basis"]
+
+
+def test_a_pilot_race_on_a_language_model(diagnosis, tiny_folder, capsys, tmp_path):
+    data = write_rows(tmp_path / "many.jsonl", [{**row, "prompt": f"{row['prompt']} {k}"} for k in range(3) for row in PAIRS])
+    text = out(
+        capsys, diagnosis, "--race.output", str(tmp_path / "pilot"), "--race.data", data, "--race.model", str(tiny_folder),
+        "--race.rows", "12", "--race.steps", "1", "--race.seeds", "2", "--race.methods", "2", "--race.rates", "[1e-3]",
+    )  # fmt: skip
+    assert text.count("Ended the pilot race at") == 2 and (tmp_path / "pilot" / "comparison.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--race.steps", "4"], "A pilot race writes its runs to a folder"),
+        (["--race.output", "x"], "Add --race.data FILE"),
+        (["--race.output", "x", "--race.data", "d", "--race.seeds", "1"], "race.seeds is out of range"),
+    ],
+)
+def test_a_pilot_race_that_cannot_be(diagnosis, words, message, capsys):
+    assert main(["advise", diagnosis, *words]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1

@@ -2,8 +2,9 @@
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from preftune.cli import print_json
 from preftune.config import parse_settings
@@ -14,6 +15,44 @@ from preftune.terminal import clean_terminal
 
 WIDTH = 100
 HEADINGS = {"source": "Where completions come from", "objective": "Objective", "collect": "What to collect or mend next"}
+
+
+FILL = ("dpo", "bnf", "ipo", "kto")
+"""Objectives that join a pilot race when fewer are recommended: each learns from any preferences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PilotOptions:
+    """A small race among the recommended objectives, to decide by a measurement. `preftune compare` has all of its settings.
+
+    Args:
+        output: a folder for its runs; empty runs no race.
+        data: the data, of which a part is used; with a problem of the laboratory that problem is raced on.
+        model: the policy at its start.
+        reward: judges own samples, where the advice is to draw them.
+        rows: how many rows of the data are used.
+        steps: of a full run.
+        seeds: runs of each method that count.
+        methods: how many.
+        rates: learning rates to try; four by default.
+    """
+
+    output: str = ""
+    data: str | None = None
+    model: str = "smollm2-135m-instruct"
+    reward: str | None = None
+    rows: int = 200
+    steps: int = 16
+    seeds: int = 3
+    methods: int = 3
+    rates: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, low in (("rows", 10), ("steps", 1), ("seeds", 2), ("methods", 2)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"race.{name} is out of range", got=getattr(self, name), expected=f"at least {low}")
+        if not self.output and any(getattr(self, one.name) != one.default for one in fields(self) if one.name != "rates"):
+            raise ConfigError("A pilot race writes its runs to a folder", got="no race.output", do="Add --race.output FOLDER")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +72,7 @@ class AdviseConfig:
         steps: how many gradient steps can be paid.
         seed: of the problem's samples.
         json: print JSON.
+        race: a pilot race that decides among the recommended objectives.
     """
 
     diagnosis: str | None = None
@@ -45,6 +85,7 @@ class AdviseConfig:
     steps: int | None = None
     seed: int | None = None
     json: bool = False
+    race: PilotOptions = field(default_factory=PilotOptions)
 
     def __post_init__(self) -> None:
         if (self.diagnosis is None) == (self.problem is None):
@@ -52,6 +93,9 @@ class AdviseConfig:
                               do="`preftune diagnose data DATA --output FILE` writes a diagnosis")  # fmt: skip
         if self.seed is not None and (self.problem is None or self.seed < 0):
             raise ConfigError("seed cannot be used", got=self.seed, expected="0 or more, and a problem to draw samples of")
+        if self.race.output and (self.race.data is None) == (self.problem is None):
+            got, do = ("none", "Add --race.data FILE") if self.problem is None else (self.race.data, "Leave out race.data")
+            raise ConfigError("A pilot race is run on data, or on the problem", got=got, do=do)
 
     def evidence(self) -> Evidence:
         """As it is on file or measured, with the user's answers."""
@@ -83,11 +127,59 @@ def run_advise(arguments: Sequence[str]) -> int:
                               description="What to train on, with which objective: preftune advise DIAGNOSIS.json")  # fmt: skip
     evidence = settings.evidence()
     advice = advise(evidence)
+    if settings.race.output:
+        advice = after_race(advice, settings)
     if settings.json:
         print_json({"advice": advice.as_json(), "evidence": as_json(evidence)})
     else:
         _tell(advice, evidence)
     return 0
+
+
+def after_race(advice: Advice, settings: AdviseConfig) -> Advice:
+    """The advice with the objectives in the order of a pilot race among those that it recommends."""
+    from preftune.comparing.racing import BudgetOptions, CompareConfig  # imports the trainer, which advice alone does without
+    from preftune.comparing.verb import compare
+    from preftune.data.options import DataOptions
+    from preftune.lab.loop import Loop
+    from preftune.train.progress import Reporter
+
+    pilot, own = settings.race, advice.source[0].choice == "on-policy"
+    known = {_written(one): one for one in advice.objective}
+    further = [name for name in FILL if name not in {one.choice for one in advice.objective}]
+    known |= {name: Recommendation(choice=name, reason="", basis="") for name in further}
+    raced = dict(list(known.items())[: pilot.methods])
+    common: dict[str, Any] = dict(
+        objectives=",".join(raced), output=pilot.output, budget=BudgetOptions(steps=pilot.steps), seeds=pilot.seeds,
+        rates=pilot.rates,
+    )  # fmt: skip
+    if settings.problem is not None:
+        config = CompareConfig(problem=settings.problem, loop=Loop(source="policy" if own else "data"), **common)
+    else:
+        source = {"source": "on-policy", "reward": pilot.reward} if own else {}
+        config = CompareConfig(data=pilot.data, model=pilot.model, rows=DataOptions(max_rows=pilot.rows), keep_models="none",
+                               **source, **common)  # fmt: skip
+    result = compare(config, Reporter(quiet=settings.json))
+    found = [
+        replace(raced[row["method"]], reason=f"{_place(row)} {raced[row['method']].reason}".strip(),
+                basis="; ".join(filter(None, [f"the pilot race in {pilot.output}", raced[row["method"]].basis])))
+        for row in result["places"]
+    ]  # fmt: skip
+    left = [one for label, one in known.items() if label not in raced and one.basis]
+    return replace(advice, objective=(*found, *left))
+
+
+def _written(one: Recommendation) -> str:
+    """An objective as `preftune compare` takes it."""
+    inner = ",".join(f"{name}={value}" for name, value in one.settings.items())
+    return f"{one.choice}({inner})" if inner else one.choice
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    if row["failed"]:
+        return "Failed in the pilot race."
+    ended = f"Ended the pilot race at {_shown(row['mean']['mean'])}, " if row["mean"] else ""
+    return f"{ended}{'tied best or best' if row['tied'] else 'behind the best'}."
 
 
 def _tell(advice: Advice, evidence: Evidence) -> None:

@@ -19,8 +19,9 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing", "advising"},
+    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing"},
     {"iterating", "comparing"},
+    {"advising"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""

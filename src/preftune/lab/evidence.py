@@ -113,7 +113,7 @@ def _exchanged(world: World, rewards: Float[Tensor, "1 G C"]) -> Bool[Tensor, "G
     return (world.uniform("noise", tuple(shape)) < world.problem.data.noise)[0]
 
 
-def _logp(world: World, logits: Tensor, completions: Int[Tensor, "1 G C"]) -> float:
+def _logp(world: World, logits: Tensor, completions: Int[Tensor, "1 G C *L"]) -> float:
     """Mean logp per token under the reference."""
     scores = token_scores(logits, world.ref_of(logits), None, world.tokens(completions), frozenset({"ref_logp"}))
     assert scores.ref_logp is not None
