@@ -28,6 +28,18 @@ class Tile:
     detail: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One number of a table. `value` is what the column is sorted by; None where the text is."""
+
+    text: str
+    detail: str = ""  # below the number: its interval
+    value: float | None = None
+
+
+EMPTY = Cell(text="–")
+
+
 def changes(samples: Sequence[Sample]) -> tuple[Change, ...]:
     """Reward, share ended and length, before and after; a measure that no sample has is left out."""
     measures = (
@@ -165,9 +177,9 @@ def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
     return tuple(settings) + ((("device", describe(device)),) if device is not None else ())
 
 
-def end_points(run: RunFiles) -> dict[str, str]:
-    """Where a run ended: label and value, for the table of a comparison."""
-    row = {"state": run.state, "steps": f"{run.last_step:,}"}
+def end_points(run: RunFiles) -> dict[str, Cell]:
+    """Where a run ended, by label."""
+    row = {"state": Cell(text=run.state), "steps": Cell(text=f"{run.last_step:,}", value=run.last_step)}
     measured = (
         ("train loss", run.train.get("loss"), value_text),
         ("evaluation loss", run.evaluation.get("loss"), value_text),
@@ -179,13 +191,16 @@ def end_points(run: RunFiles) -> dict[str, str]:
         ("KL to the reference", run.evaluation.get("kl"), value_text),
         ("samples drawn", run.train.get("samples_drawn") if run.config.get("source") == "on-policy" else None, value_text),
     )
-    row |= {label: text(series.last) for label, series, text in measured if series is not None}
+    row |= {label: Cell(text=text(series.last), value=series.last) for label, series, text in measured if series is not None}
     for change in changes(run.samples):
         name = change.name.lower() + (f", {change.unit}" if change.unit else "")
         before, after, difference = change.before, change.after, change.difference
         if before is not None and after is not None and difference is not None:
-            row[name] = f"{mean_text(before, like=difference)} → {mean_text(after, like=difference)}"
-            row[f"{name}: difference"] = interval_text(difference, signed=True)
+            text = f"{mean_text(before, like=difference)} → {mean_text(after, like=difference)}"
+            row[name] = Cell(text=text, value=after.mean)
+            row[f"{name}: difference"] = Cell(
+                text=mean_text(difference, signed=True), detail=range_text(difference, signed=True), value=difference.mean
+            )
     return row
 
 
