@@ -1,4 +1,4 @@
-"""The page of a diagnosis, from the numbers in diagnosis.json alone."""
+"""The page of a diagnosis, from the numbers in diagnosis.json and the tokens in tokens.jsonl alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,9 @@ from preftune.report.diagnosis_figures import SIDE_COLOURS, bars_figure, reach_o
 from preftune.report.figures import PALETTE, VARIABLES
 from preftune.report.page import render_page, write_page
 from preftune.report.panels import Figure, LegendEntry
+from preftune.report.read import TOKENS, read_tokens
 from preftune.report.summary import EMPTY, Cell
+from preftune.report.tokens import token_pairs
 from preftune.report.words import interval_text, mean_text, percent, plural, range_text, value_text
 from preftune.stats import Interval
 
@@ -51,8 +53,9 @@ BARS = {
 
 
 def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
-    """Writes the page into the folder and returns its path; `content` is what diagnosis.json holds."""
+    """Writes the page into the folder and returns its path; `content` is what diagnosis.json holds, tokens.jsonl lies in the folder."""
     runs = content["runs"]
+    rows, notes = read_tokens(folder / TOKENS)
     names = [run["name"] for run in runs]
     page = render_page(
         "diagnosis.html", title=f"{len(names)} runs" if len(names) > 1 else names[0], summary=summary(content),
@@ -60,7 +63,7 @@ def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
         legend=[LegendEntry(label=name, look="block", variable=VARIABLES[PALETTE[i]]) for i, name in enumerate(names)],
         sides=[LegendEntry(label=side, look="block", variable=VARIABLES[colour]) for side, colour in SIDE_COLOURS.items()],
         bars=_bars(runs), scatters=_scatters(runs), histograms=_histograms(runs, content["edges"]), tables=tables(content),
-        quantities=content["quantities"],
+        quantities=content["quantities"], token_pairs=token_pairs(rows), notes=notes,
     )  # fmt: skip
     return write_page(folder / PAGE, page)
 

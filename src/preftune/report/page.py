@@ -33,6 +33,8 @@ from preftune.report.summary import (
     verdict,
     what_was_done,
 )
+from preftune.report.tokens import NUM_FOLDED as TOKENS_FOLDED
+from preftune.report.tokens import NUM_OPEN, token_legend, token_pairs
 from preftune.report.words import mean_text, plural, range_text, signed_text, value_text
 from preftune.storage import whole_file
 
@@ -103,7 +105,7 @@ def run_page(run: RunFiles) -> str:
         "run.html", title=run.name, run=run, what=what_was_done(run), facts=facts(run), tiles=tiles(run, measured),
         verdict=verdict(reward) if reward else "", changes=[_cells(change) for change in measured],
         figures=figures([run]), more_figures=more_figures([run]), histogram=_histogram(run.samples),
-        shown=shown, folded=folded[:NUM_FOLDED], num_left_out=max(0, len(folded) - NUM_FOLDED),
+        token_pairs=token_pairs(run.tokens), shown=shown, folded=folded[:NUM_FOLDED], num_left_out=max(0, len(folded) - NUM_FOLDED),
         command=f'preftune sample --model {shlex.quote(str(run.folder / "final"))} --prompt "…"',
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
     )
@@ -207,8 +209,9 @@ def render_page(template: str, **values: object) -> str:
     environment.filters["svg"] = Markup  # figures hold numbers only, see figures.py
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    tokens = {"token_legend": token_legend(), "token_open": NUM_OPEN, "token_folded": TOKENS_FOLDED}
     trusted = {"script": Markup(script), "script_hash": Markup(f"sha256-{digest}")}
-    return clean(environment.get_template(template).render(**trusted, **values))
+    return clean(environment.get_template(template).render(**trusted, **tokens, **values))
 
 
 def write_page(path: Path, html: str) -> Path:
