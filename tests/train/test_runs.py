@@ -91,7 +91,8 @@ def test_the_run_folder_holds_everything(tiny_folder, pairs_file, tmp_path):
     assert json.loads((result.folder / "status.json").read_text())["state"] == "finished"
     assert sorted(path.name for path in (result.folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert {path.name for path in result.folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "data_report.json", "status.json", "checkpoints", "final", "report.html",
+        "config.yaml", "metrics.jsonl", "data_report.json", "status.json", "checkpoints", "final", "report.html", "report.md",
+        "tokens.jsonl",
     }  # fmt: skip
     assert result.evaluation["loss"] == rows[-1]["eval_loss"]
 

@@ -53,7 +53,7 @@ BARS = {
 
 
 def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
-    """Writes the page into the folder and returns its path; `content` is what diagnosis.json holds, tokens.jsonl lies in the folder."""
+    """Writes the page into the folder and returns its path; `content` is what diagnosis.json holds; tokens.jsonl lies there."""
     runs = content["runs"]
     rows, notes = read_tokens(folder / TOKENS)
     names = [run["name"] for run in runs]

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from preftune.errors import ConfigError
 from preftune.report.figures import PALETTE, VARIABLES, histogram_figure
+from preftune.report.markdown import run_markdown
 from preftune.report.panels import Figure, LegendEntry, figures, more_figures
 from preftune.report.read import RunFiles, Sample, read_run
 from preftune.report.summary import (
@@ -39,7 +40,7 @@ from preftune.report.words import mean_text, plural, range_text, signed_text, va
 from preftune.storage import whole_file
 
 HERE = Path(__file__).parent
-REPORT_NAME = "report.html"
+REPORT_NAME, MARKDOWN_NAME = "report.html", "report.md"
 NUM_SHOWN = 12  # prompts shown at once, their first sample each
 NUM_FOLDED = 200  # samples behind "all others"; the page stays light, the rest is in samples.jsonl
 MAX_CHARACTERS = 4000  # of a prompt or completion
@@ -76,8 +77,11 @@ class SampleRow:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` into the run folder and returns its path."""
-    return write_page(run_dir / REPORT_NAME, run_page(read_run(run_dir)))
+    """Writes `report.html` and `report.md` into the run folder and returns the path of the page."""
+    run = read_run(run_dir)
+    page = write_page(run_dir / REPORT_NAME, run_page(run))
+    write_page(run_dir / MARKDOWN_NAME, run_markdown(run))
+    return page
 
 
 def write_comparison(run_dirs: list[Path], output: Path) -> Path:
@@ -214,7 +218,7 @@ def render_page(template: str, **values: object) -> str:
     return clean(environment.get_template(template).render(**trusted, **tokens, **values))
 
 
-def write_page(path: Path, html: str) -> Path:
+def write_page(path: Path, text: str) -> Path:
     with whole_file(path, "write the report") as file:
-        file.write_text(html, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     return path

@@ -49,6 +49,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthLine:
+    """A finding of health.json that wants attention."""
+
+    level: str  # "watch" or "act"
+    title: str
+    evidence: str
+    option: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
     """What a run folder holds. `train` and `evaluation` map a metric to its series, without the prefix `eval_`."""
 
@@ -60,6 +70,7 @@ class RunFiles:
     tokens: tuple[TokenRow, ...]
     samples: tuple[Sample, ...]  # sorted by prompt, sample and stage (before first)
     data_lines: tuple[str, ...]
+    health: tuple[HealthLine, ...]
     state: str  # one of STATES
     message: str
     has_final: bool
@@ -91,6 +102,7 @@ def read_run(folder: Path) -> RunFiles:
     samples, field_notes = _samples(sample_rows)
     tokens, token_notes = read_tokens(folder / TOKENS)
     data_report, data_notes = _json_object(folder / "data_report.json")
+    health, health_notes = _json_object(folder / "health.json")
     status, status_notes = _json_object(folder / "status.json")
     lines = data_report.get("lines")
     state = status.get("state")
@@ -98,11 +110,12 @@ def read_run(folder: Path) -> RunFiles:
         folder=folder, config=config, environment=environment if isinstance(environment, dict) else {},
         train=train, evaluation=evaluation, samples=samples, tokens=tokens,
         data_lines=tuple(str(line) for line in lines) if isinstance(lines, list) else (),
+        health=_health(health.get("findings")),
         # Without a status the run was started and never ended its own account: as far as files tell, it is running.
         state=state if isinstance(state, str) and state in STATES else "running",
         message=str(status.get("message") or ""),
         has_final=(folder / "final").is_dir(),
-        notes=(*metric_notes, *step_notes, *sample_notes, *field_notes, *token_notes, *data_notes, *status_notes),
+        notes=(*metric_notes, *step_notes, *sample_notes, *field_notes, *token_notes, *data_notes, *health_notes, *status_notes),
     )
 
 
@@ -154,6 +167,14 @@ def _json_object(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:
         return {}, ()
     value = _parse(text)
     return ({}, (f"{path.name} is no JSON object and was left out.",)) if value is None else (value, ())
+
+
+def _health(findings: object) -> tuple[HealthLine, ...]:
+    rows = [row for row in findings if isinstance(row, dict)] if isinstance(findings, list) else []
+    return tuple(
+        HealthLine(**{name: str(row.get(name, "")) for name in ("level", "title", "evidence", "option")})
+        for row in rows if row.get("level") in ("watch", "act")
+    )  # fmt: skip
 
 
 def _json_lines(path: Path) -> tuple[list[dict[str, object]], tuple[str, ...]]:

@@ -178,20 +178,8 @@ def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
 
 
 def end_points(run: RunFiles) -> dict[str, Cell]:
-    """Where a run ended, by label."""
+    """Where a run ended, by label: what its samples say first, then what was logged last."""
     row = {"state": Cell(text=run.state), "steps": Cell(text=f"{run.last_step:,}", value=run.last_step)}
-    measured = (
-        ("train loss", run.train.get("loss"), value_text),
-        ("evaluation loss", run.evaluation.get("loss"), value_text),
-        ("log-ratio of chosen", run.evaluation.get("log_ratios/chosen"), value_text),
-        ("log-ratio of rejected", run.evaluation.get("log_ratios/rejected"), value_text),
-        ("margin", run.evaluation.get("rewards/margins"), value_text),
-        ("accuracy", run.evaluation.get("rewards/accuracies"), percent),
-        ("held-out reward", run.evaluation.get("reward"), value_text),
-        ("KL to the reference", run.evaluation.get("kl"), value_text),
-        ("samples drawn", run.train.get("samples_drawn") if run.config.get("source") == "on-policy" else None, value_text),
-    )
-    row |= {label: Cell(text=text(series.last), value=series.last) for label, series, text in measured if series is not None}
     for change in changes(run.samples):
         name = change.name.lower() + (f", {change.unit}" if change.unit else "")
         before, after, difference = change.before, change.after, change.difference
@@ -201,7 +189,24 @@ def end_points(run: RunFiles) -> dict[str, Cell]:
             row[f"{name}: difference"] = Cell(
                 text=mean_text(difference, signed=True), detail=range_text(difference, signed=True), value=difference.mean
             )
-    return row
+    return row | last_values(run)
+
+
+def last_values(run: RunFiles) -> dict[str, Cell]:
+    """The last value of what was logged, by label."""
+    drawn = run.train.get("samples_drawn") if run.config.get("source") == "on-policy" else None
+    measured = (
+        ("held-out reward", run.evaluation.get("reward"), value_text),
+        ("KL to the reference", run.evaluation.get("kl"), value_text),
+        ("accuracy", run.evaluation.get("rewards/accuracies"), percent),
+        ("margin", run.evaluation.get("rewards/margins"), value_text),
+        ("log-ratio of chosen", run.evaluation.get("log_ratios/chosen"), value_text),
+        ("log-ratio of rejected", run.evaluation.get("log_ratios/rejected"), value_text),
+        ("evaluation loss", run.evaluation.get("loss"), value_text),
+        ("train loss", run.train.get("loss"), value_text),
+        ("samples drawn", drawn, value_text),
+    )
+    return {label: Cell(text=text(series.last), value=series.last) for label, series, text in measured if series is not None}
 
 
 def settings_that_differ(runs: Sequence[RunFiles]) -> dict[str, list[str]]:

@@ -109,8 +109,8 @@ def look(log_ratio: float) -> str:
 
 def token_legend() -> list[Swatch]:
     """From much less likely to much more likely; a number is where its colour begins."""
-    below = [Swatch(look=look(-edge), text=signed_text(-edge)) for edge in reversed(EDGES)]
-    above = [Swatch(look=look(edge), text=signed_text(edge)) for edge in EDGES]
+    below = [Swatch(look=look(-edge), text=f"−{edge:g}") for edge in reversed(EDGES)]
+    above = [Swatch(look=look(edge), text=f"+{edge:g}") for edge in EDGES]
     return [*below, Swatch(look="even", text="0"), *above]
 
 
