@@ -23,7 +23,8 @@ def test_the_level_of_a_log_ratio():
 
 
 def test_what_cannot_be_seen_has_a_mark():
-    texts = ("", " ", "   ", "\n", "a\n\tb", "\x00", "\x7f", "\u200b", "\u202e", "\u00ad", "\ud800", " a", "<|im_end|>", "👩\u200d🚀", "日")
+    texts = ("", " ", "   ", "\n", "a\n\tb", "\x00", "\x7f", "\u200b", "\u202e", "\u00ad", "\ud800", " a", "<|im_end|>",
+             "👩\u200d🚀", "日")
     assert [visible(text) for text in texts] == [
         "◌", "·", "···", "↵\n", "a↵\n⇥\tb", "␀", "␡", "⟨U+200B⟩", "⟨U+202E⟩", "⟨U+00AD⟩", "⟨U+D800⟩", " a", "<|im_end|>",
         "👩\u200d🚀", "日",
@@ -61,5 +62,6 @@ def test_the_page_of_a_run_with_tokens(tmp_path):
     found = read_run(run)
     assert [(pair.label, len(pair.rows), pair.several) for pair in token_pairs(found.tokens)][4] == ("pair 5", 2, False)
     html = write_report(run).read_text(encoding="utf-8")
-    assert '<span class="token up1" title="log-ratio +0.0400; probability 0.248% under the reference, 0.258% now"> robin</span>' in html
+    title = "log-ratio +0.0400; probability 0.248% under the reference, 0.258% now"
+    assert f'<span class="token up1" title="{title}"> robin</span>' in html
     assert "More pairs (1)" in html and "&lt;|im_end|&gt;" in html

@@ -34,7 +34,7 @@ class Cell:
 
     text: str
     detail: str = ""  # below the number: its interval
-    value: float | None = None
+    value: int | float | None = None
 
 
 EMPTY = Cell(text="–")
