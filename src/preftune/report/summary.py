@@ -185,10 +185,7 @@ def end_points(run: RunFiles) -> dict[str, Cell]:
         before, after, difference = change.before, change.after, change.difference
         if before is not None and after is not None and difference is not None:
             text = f"{mean_text(before, like=difference)} → {mean_text(after, like=difference)}"
-            row[name] = Cell(text=text, value=after.mean)
-            row[f"{name}: difference"] = Cell(
-                text=mean_text(difference, signed=True), detail=range_text(difference, signed=True), value=difference.mean
-            )
+            row[name] = Cell(text=text, detail=interval_text(difference, signed=True), value=after.mean)
     return row | last_values(run)
 
 
