@@ -35,7 +35,7 @@ def test_the_numbers_of_a_completion():
     tokens = [{"text": "a", "logp": math.log(0.5), "ref_logp": math.log(0.25)}, {"text": "b", "logp": -3.0, "ref_logp": -1.0}]
     row = token_row(row_of("run", 0, "chosen") | {"tokens": tokens})
     assert row.log_ratio == pytest.approx(math.log(2) - 2)
-    assert row.tokens[0].title == "log-ratio +0.693; probability 25% under the reference, 50% now"
+    assert row.tokens[0].title == "+0.693: 25% → 50%"
     assert row.facts == "log-ratio −1.31 over 2 tokens" and row.most == "“b” −2.00, “a” +0.693"
     long = token_row(row_of("run", 0, "chosen") | {"tokens": tokens * MAX_TOKENS})
     assert (len(long.tokens), long.num_left_out) == (MAX_TOKENS, MAX_TOKENS)
@@ -62,6 +62,5 @@ def test_the_page_of_a_run_with_tokens(tmp_path):
     found = read_run(run)
     assert [(pair.label, len(pair.rows), pair.several) for pair in token_pairs(found.tokens)][4] == ("pair 5", 2, False)
     html = write_report(run).read_text(encoding="utf-8")
-    title = "log-ratio +0.0400; probability 0.248% under the reference, 0.258% now"
-    assert f'<span class="token up1" title="{title}"> robin</span>' in html
+    assert '<span class="token up1" title="+0.0400: 0.248% → 0.258%"> robin</span>' in html
     assert "More pairs (1)" in html and "&lt;|im_end|&gt;" in html

@@ -19,7 +19,7 @@ class Token:
     """A token as the page shows it."""
 
     shown: str  # with what cannot be seen made visible
-    title: str
+    title: str  # its log-ratio, and its probability under the reference and now
     look: str  # class of the style sheet: "up3", "down1", or "even"
     log_ratio: float
 
@@ -143,7 +143,7 @@ def _token(entry: object) -> Token | None:
     if not isinstance(text, str) or logp is None or ref_logp is None:
         return None
     log_ratio = logp - ref_logp
-    title = f"log-ratio {signed_text(log_ratio)}; probability {_share(ref_logp)} under the reference, {_share(logp)} now"
+    title = f"{signed_text(log_ratio)}: {_share(ref_logp)} → {_share(logp)}"
     return Token(shown=visible(text), title=title, look=look(log_ratio), log_ratio=log_ratio)
 
 
