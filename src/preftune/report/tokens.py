@@ -128,11 +128,8 @@ def _visible(character: str) -> str:
         return "↵\n"
     if character == "\t":
         return "⇥\t"
-    code = ord(character)
-    if code < 32 or code == 127:
-        return chr(0x2400 + code if code < 32 else 0x2421)  # Unicode's pictures of controls
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character != "\u200d":  # which joins emoji
-        return f"⟨U+{code:04X}⟩"
+        return f"⟨U+{ord(character):04X}⟩"  # Unicode has pictures of some controls, fonts seldom do
     return character
 
 

@@ -1,6 +1,5 @@
 """The loop: the only one."""
 
-import json
 import signal
 import threading
 import time
@@ -30,7 +29,7 @@ from preftune.train.runlog import RunFolder, check_output, check_room, create_ru
 from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
-from preftune.train.tokens import TOKENS, token_rows
+from preftune.train.tokens import write_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
             save()
         else:
             run.install_folder("final", lambda folder: save_final(job, folder))
-            _write_tokens(job, run)
+            write_tokens(job, run)
     except TrainingError as error:
         kept = f" The weights before it are in {save()}." if (counters.step or job.samples) and not between() else ""
         run.set_state("failed", counters.step, str(error))
@@ -200,15 +199,6 @@ def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: Stat
     if shown:
         report.note(f"step {step}: held-out " + ", ".join(shown))
     return metrics
-
-
-def _write_tokens(job: Job, run: RunFolder) -> None:
-    """tokens.jsonl, where there are held-out completions and a reference."""
-    if job.samples is not None or job.anchors.reference is None or not job.eval_groups:
-        return
-    renderer = make_renderer(job.tokenizer, job.config.rows.template)
-    rows = token_rows(job.policy, job.anchors.reference, job.eval_groups, job.config.layout, renderer, run.path.resolve().name)
-    run.write_text(TOKENS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def save_final(job: Job, folder: Path) -> None:

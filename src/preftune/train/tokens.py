@@ -1,5 +1,6 @@
 """What training did to single tokens: a few held-out completions under the policy and its reference, for the report."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,13 +8,24 @@ import torch
 
 from preftune.data.inspect import token_pieces
 from preftune.data.pack import LayoutOptions, group_pairs, split_micro_batches
-from preftune.data.render import Renderer
+from preftune.data.render import Renderer, make_renderer
 from preftune.policy.policy import Policy, score_groups
 from preftune.train.anchors import GroupLogps
+from preftune.train.runlog import RunFolder
+from preftune.train.setup import Job
 from preftune.types import Group
 
 NUM_GROUPS = 4  # the cost is that of scoring them twice
 TOKENS = "tokens.jsonl"
+
+
+def write_tokens(job: Job, run: RunFolder) -> None:
+    """tokens.jsonl, where there are held-out completions and a reference; on-policy, held out are prompts alone."""
+    if job.samples is not None or job.anchors.reference is None or not job.eval_groups:
+        return
+    renderer = make_renderer(job.tokenizer, job.config.rows.template)
+    rows = token_rows(job.policy, job.anchors.reference, job.eval_groups, job.config.layout, renderer, run.path.resolve().name)
+    run.write_text(TOKENS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @torch.no_grad()
