@@ -31,6 +31,7 @@ from preftune.train.runlog import RunFolder, check_output, check_room, create_ru
 from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
+from preftune.train.tokens import write_tokens
 from preftune.train.watch import Watch, pair_overlap
 
 
@@ -127,6 +128,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
             save()
         else:
             run.install_folder("final", lambda folder: save_final(job, folder))
+            write_tokens(job, run)
     except TrainingError as error:
         kept = f" The weights before it are in {save()}." if (counters.step or job.samples) and not between() else ""
         run.set_state("failed", counters.step, str(error))
