@@ -6,6 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from preftune.report import read_run, write_report
+from preftune.report.health import health
 from preftune.report.markdown import MAX_CHARACTERS, NUM_SAMPLES, fenced, inline, run_markdown
 
 from .runs import HOSTILE, HOSTILE_NAME, TRICKS, build_run, sample, spoil, write_lines
@@ -47,14 +48,18 @@ def test_nobody_is_called_and_nothing_commands_the_terminal():
 
 def test_the_report_of_a_run(tmp_path):
     run = build_run(tmp_path / "my run", steps=16, num_prompts=5)
-    finding = {"title": "Both fall", "evidence": "81% of pairs", "option": "--beta 0.2", "level": "act", "value": 0.81}
-    findings = [finding, finding | {"level": "ok", "title": "Length"}]
-    (run / "health.json").write_text(json.dumps({"level": "act", "findings": findings}))
+    rows = [{"step": step, "phase": "eval", "eval_log_ratios/chosen": -5.0 * step, "eval_log_ratios/rejected": -9.0 * step,
+             "eval_logps/chosen": -100.0, "eval_logps/rejected": -110.0} for step in (0, 8, 16)]  # fmt: skip
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
     write_report(run)
     text = (run / "report.md").read_text(encoding="utf-8")
     assert text == run_markdown(read_run(run))
     assert text.startswith("# my run (finished)\n\nsmollm2-135m-instruct was trained with bnf on preferences.jsonl: 16 steps")
-    assert "- act: Both fall. 81% of pairs. Try: --beta 0.2\n" in text and "Length. 81%" not in text
+    judged = health(read_run(run))
+    assert judged is not None and judged.findings and inline(judged.summary) in text
+    assert all(f"- {one.level}: {inline(one.title)}." in text for one in judged.findings)
+    assert not any(f"- ok: {title}" in text for title in judged.fine)
     assert "The mean reward rose from" in text and "| steps " in text and "| evaluation loss " in text
     assert text.count("### Prompt") == NUM_SAMPLES
     assert {"table_open", "fence", "bullet_list_open", "heading_open"} <= kinds(text)
