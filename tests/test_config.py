@@ -17,6 +17,7 @@ from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
+from preftune.onpolicy.client import ServerOptions
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
 from preftune.train.runlog import to_plain
@@ -318,6 +319,8 @@ FELT = {
     "collect.epochs": (ON, "--collect.epochs 2"),
     "collect.replay": (ON, "--collect.replay 1"),
     "collect.lag": (ON, "--collect.lag 1"),
+    "collect.opponent": (f"{ON} --objective nash-md", "--collect.opponent reference"),
+    "collect.opponent_share": (f"{ON} --objective nash-md --collect.opponent mixture", "--collect.opponent_share 0.9"),
     "collect.data_share": (ON, "--collect.data_share 0.5"),
     "collect.selection": (ON, "--collect.selection all-pairs"),
     "collect.selection_settings": (f"{ON} --collect.selection best-vs-worst", '--collect.selection_settings {"min_gap":2}'),
@@ -362,6 +365,7 @@ FELT = {
     "optim.adam_beta2": ("", "--adam_beta2 0.5"),
     "optim.adam_epsilon": ("", "--adam_epsilon 1e-2"),
     "optim.max_grad_norm": ("--adam_epsilon 1e-2", "--max_grad_norm 0.01"),
+    "optim.extragradient": (ON, "--optim.extragradient true"),
     "lora.rank": ("--lora_r 2", "--lora_r 3"),
     "lora.alpha": ("--lora_r 2", "--lora_alpha 16"),
     "lora.target_modules": ("--lora_r 2", "--target_modules [q_proj]"),
@@ -371,14 +375,17 @@ FELT = {
     "reference.update_rate": ("--reference.update_every 1", "--reference.update_rate 0.5"),
     "reference.contrast_positive": None,
     "reference.contrast_negative": None,
+    **{f"server.{field.name}": None for field in fields(ServerOptions)},
     "loading.trust_remote_code": None,
     "loading.allow_pickle": None,
 }
+SERVED = "tests/train/test_serving.py and tests/onpolicy/test_sample_server.py"
 ELSEWHERE_TESTED = {
     "output": "every run", "gradient_checkpointing": "tests/train/test_runs.py", "reference.mode": "tests/policy/test_reference.py",
     "reference.contrast_positive": "tests/train/test_anchors.py", "reference.contrast_negative": "tests/train/test_anchors.py",
     "rows.soft_label_temperature": "tests/data/test_prepare.py",
     "sampling.sample_batch": "tests/onpolicy/test_sample_engine.py, where it changes nothing but the memory",
+    **{f"server.{field.name}": SERVED for field in fields(ServerOptions)},
     "loading.trust_remote_code": "tests/policy/test_load.py", "loading.allow_pickle": "tests/policy/test_load.py",
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from preftune import __version__
-from preftune.errors import PreftuneError
+from preftune.errors import ConfigError, DataError, ElsewhereError, ModelError, PreftuneError
 from preftune.terminal import clean_terminal
 
 HELP = """\
@@ -28,6 +28,7 @@ verbs:
   train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
   merge       one model out of several, or of an adapter      preftune merge MODEL MODEL --base START --method slerp --output NEW
   diagnose    what a run did, what a data set can teach       preftune diagnose run RUN
+  advise      which source and objective suit this data       preftune advise DIAGNOSIS.json
   report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
   objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
   curves      how hard they push a token, as a figure         preftune curves [NAME ...]
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except PreftuneError as error:
-        print(f"preftune {words[0]}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
+        if not _is_told_elsewhere(error):
+            print(f"preftune {words[0]}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\npreftune {words[0]}: interrupted.", file=sys.stderr)
@@ -55,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _is_told_elsewhere(error: PreftuneError) -> bool:
+    """Of several processes of one run, the one where an error arose tells it; a mistake in what was asked, the first."""
+    asked = isinstance(error, ConfigError | DataError | ModelError)
+    return isinstance(error, ElsewhereError) or (asked and os.environ.get("RANK", "0") != "0")
 
 
 def _run(words: list[str]) -> int:
@@ -80,6 +88,7 @@ _VERBS_OF = {  # imported once a verb is known: looking something up does not wa
     "comparing.verb": ("compare",),
     "reward_training": ("train-reward-model",),
     "diagnosing.verb": ("diagnose",),
+    "advising": ("advise",),
     "handbook": ("objectives", "curves"),
     "laboratory": ("lab",),
 }

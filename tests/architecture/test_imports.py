@@ -21,6 +21,7 @@ LAYERS = (
     {"config", "verbs"},
     {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing"},
     {"iterating", "comparing"},
+    {"advising"},
     {"cli"},
 )
 """From the bottom up. A module may import its own layer and those below."""
@@ -38,6 +39,7 @@ EXCEPTIONS = {
     ("merging", "cli"): "likewise",
     ("laboratory", "cli"): "likewise",
     ("diagnosing", "cli"): "likewise",
+    ("advising", "cli"): "likewise",
 }
 MODULES = {
     ".".join(("preftune", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -107,6 +109,14 @@ def test_objectives_are_pure():
             assert all(any(other == name or other.startswith(f"{name}.") for name in allowed) for other in ours), module
 
 
+def test_advice_is_pure():
+    """It sees numbers and the table of objectives: no model, no file, no tensor."""
+    for module in ("preftune.diagnose.evidence", "preftune.diagnose.advice", "preftune.diagnose.advice_rules"):
+        others = imported(MODULES[module])
+        assert {room(other) for other in others & set(MODULES)} <= {"", "diagnose", "errors", "types", "objectives"}, module
+        assert not {"torch", "numpy", "pathlib"} & {other.split(".")[0] for other in others}, module
+
+
 def test_selections_are_pure():
     """They see rewards: no record, no tokens, no torch."""
     pure = {f"preftune.onpolicy.{name}" for name in ("select", "choices", "length_penalty", "explore")}
@@ -127,7 +137,7 @@ def test_health_is_judged_from_numbers_alone():
 
 def test_the_laboratory_knows_no_model_library_and_no_data():
     """It shares the step and the objectives with training, and nothing that loads a model or a file of preferences."""
-    allowed = {"lab", "types", "errors", "storage", "stats", "objectives", "report"}
+    allowed = {"lab", "types", "errors", "storage", "stats", "objectives", "report", "diagnose"}
     for module, path in MODULES.items():
         if room(module) == "lab":
             others = imported(path)

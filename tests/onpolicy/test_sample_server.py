@@ -17,7 +17,7 @@ from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, ModelError, ServerError
 from preftune.onpolicy.client import ServerOptions
 from preftune.onpolicy.sample import SampleOptions
-from preftune.onpolicy.server import _read_tokens, _sampled, load_adapter, sample_server, unload_adapter
+from preftune.onpolicy.server import _Prompt, _read_tokens, _sampled, load_adapter, sample_server, unload_adapter
 from preftune.types import Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
@@ -170,7 +170,8 @@ def test_what_a_chat_server_does_not_know_is_its_refusal(peer):
 )  # fmt: skip
 def test_ends_as_servers_tell_them(choice, ids, ended, told):
     row = _read_tokens(json.dumps({"choices": [{"text": ""} | choice]}))
-    one = _sampled(row, RECORDS[0], RENDERER, SampleOptions(stop=["I"]), ServerOptions(url="http://x"))
+    prompt = _Prompt(tokens=np.array([1], dtype=np.int32), record=None)
+    one = _sampled(row, prompt, RENDERER, SampleOptions(stop=["I"]), ServerOptions(url="http://x"))
     assert (one.token_ids.tolist(), one.ended, one.logp is not None) == (ids, ended, told)
 
 

@@ -56,7 +56,7 @@ def test_a_download_that_fails_leaves_nothing(case, cache, tmp_path, monkeypatch
 
 def test_an_interrupted_download_leaves_nothing(cache, tmp_path, monkeypatch, capsys):
     """Ctrl-C reaches pip and us."""
-    fake_pip(tmp_path, monkeypatch, f"printf half > \"$dest/x.whl\"; kill -INT {os.getpid()}")
+    fake_pip(tmp_path, monkeypatch, f"printf half > \"$dest/x.whl\"; kill -INT {os.getpid()}; exec sleep 30")
     assert main(["sample", "--model", NAME, "--prompt", "Hi"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert left(cache) == []

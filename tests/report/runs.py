@@ -105,6 +105,11 @@ def sample(stage: str, index: int, reward: float | None, sample_index: int = 0, 
 
 
 HOSTILE = "<script>alert(1)</script></style></title><b onmouseover=alert(2)>\"'`& $\\frac{1}{0}$ $x_"
+TRICKS = (  # what a token may hold
+    "<script>alert(4)</script>", "</style>", "</span><img src=x onerror=alert(5)>", '" onmouseover="alert(6)', "&lt;b&gt;",
+    "&#x3C;i>", "javascript:alert(7)", "\u202eright to left", "nul\x00", "\x1b[31mred", "{{ 7*7 }}",
+    "]]>", "<!--", "```", "~~~", "\u2028",
+)
 HOSTILE_NAME = "<script>alert(3)< $x_1$ &amp; {{ 7*7 }}"
 
 

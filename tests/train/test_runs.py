@@ -91,8 +91,8 @@ def test_the_run_folder_holds_everything(tiny_folder, pairs_file, tmp_path):
     assert json.loads((result.folder / "status.json").read_text())["state"] == "finished"
     assert sorted(path.name for path in (result.folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
     assert {path.name for path in result.folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "data_report.json", "status.json", "checkpoints", "final", "report.html",
-        "health.json",
+        "config.yaml", "metrics.jsonl", "data_report.json", "status.json", "checkpoints", "final", "report.html", "report.md",
+        "tokens.jsonl", "health.json",
     }  # fmt: skip
     assert result.evaluation["loss"] == rows[-1]["eval_loss"]
 
@@ -169,3 +169,32 @@ def test_gradient_checkpointing_changes_nothing(lora, tiny_folder, pairs_file, t
     for name, tensor in finals[0].items():
         torch.testing.assert_close(finals[1][name], tensor, rtol=1e-5, atol=1e-6)
     assert calls == [1, 2]
+
+
+def test_tokens_of_held_out_pairs_are_kept(tiny_folder, pairs_file, tmp_path):
+    """Under the tuned model and under the one it started from, as these two models score them themselves."""
+    result = train(tiny_config(tiny_folder, pairs_file, tmp_path / "run"), quiet=True)
+    rows = [json.loads(line) for line in (result.folder / "tokens.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    assert [(row["run"], row["pair"], row["side"]) for row in rows] == [
+        ("run", pair, side) for pair in (0, 1) for side in ("chosen", "rejected")
+    ]
+    texts = ["".join(token["text"] for token in row["tokens"]) for row in rows]
+    assert all(text.endswith("<|im_end|>") for text in texts) and "what is" in rows[0]["prompt"]
+    last = json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    for k, side in enumerate(("chosen", "rejected")):
+        ratios = [sum(token["logp"] - token["ref_logp"] for token in row["tokens"]) for row in rows[k::2]]
+        assert sum(ratios) / len(ratios) == pytest.approx(last[f"eval_log_ratios/{side}"], rel=1e-4)
+    assert "Token by token" in (result.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_held_out_pairs_there_are_no_tokens(tiny_folder, pairs_file, tmp_path):
+    result = train(tiny_config(tiny_folder, pairs_file, tmp_path / "run", eval_fraction=0.0, max_steps=1), quiet=True)
+    assert not (result.folder / "tokens.jsonl").exists()
+
+
+def test_labelled_completions_without_pairs_show_the_first_one(tiny_folder, tmp_path):
+    rows = [{"prompt": f"p{k}", "completion": f"answer {k}", "label": k % 2 == 0} for k in range(8)]
+    data = write_rows(tmp_path / "labels.jsonl", rows)
+    result = train(tiny_config(tiny_folder, data, tmp_path / "run", objective=BNF(), max_steps=1), quiet=True)
+    found = [json.loads(line) for line in (result.folder / "tokens.jsonl").read_text().splitlines()]
+    assert [row["side"] for row in found] == ["completion"] * 2

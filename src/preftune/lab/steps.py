@@ -129,7 +129,7 @@ def seed_losses(
     found, after = [], []
     for part, state, total in zip(seed_parts(step), states, step.totals.tolist(), strict=True):
         if not total:
-            found.append(scores.logp.new_zeros(()))
+            found.append(scores.logp[:0].sum())  # a zero with a gradient, also where no seed learns
             after.append(state)
             continue
         loss, new = _coupled_loss(objective, _cut(scores, part), None if mismatched is None else _cut(mismatched, part), part,

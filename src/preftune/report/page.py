@@ -1,9 +1,12 @@
 """The report of a run, and the comparison of several, as one HTML file that needs nothing else.
 
 Text of models and data is escaped by the template engine and freed of control characters; a Content-Security-Policy in
-the page forbids scripts and requests, so that text which slipped through could still do nothing.
+the page forbids requests and every script but the page's own, which it knows by its hash; so text which slipped through
+could still do nothing.
 """
 
+import base64
+import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -17,9 +20,12 @@ from markupsafe import Markup
 from preftune.errors import ConfigError
 from preftune.report.figures import PALETTE, VARIABLES, histogram_figure
 from preftune.report.health import health
+from preftune.report.markdown import run_markdown
 from preftune.report.panels import Figure, LegendEntry, figures, more_figures
 from preftune.report.read import RunFiles, Sample, read_run
 from preftune.report.summary import (
+    EMPTY,
+    Cell,
     Change,
     changes,
     end_points,
@@ -29,10 +35,13 @@ from preftune.report.summary import (
     verdict,
     what_was_done,
 )
-from preftune.report.words import mean_text, plural, range_text, value_text
+from preftune.report.tokens import NUM_FOLDED as TOKENS_FOLDED
+from preftune.report.tokens import NUM_OPEN, token_legend, token_pairs
+from preftune.report.words import mean_text, plural, range_text, signed_text, value_text
 from preftune.storage import whole_file
 
-REPORT_NAME = "report.html"
+HERE = Path(__file__).parent
+REPORT_NAME, MARKDOWN_NAME = "report.html", "report.md"
 NUM_SHOWN = 12  # prompts shown at once, their first sample each
 NUM_FOLDED = 200  # samples behind "all others"; the page stays light, the rest is in samples.jsonl
 MAX_CHARACTERS = 4000  # of a prompt or completion
@@ -50,13 +59,30 @@ class SampleRow:
 
     prompt: str
     label: str  # "prompt 3", counted from 1, with its sample where prompts have several
+    anchor: str  # its id on the page
     before: Sample | None
     after: Sample | None
 
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Rewards before and after and their difference, lengths before and after, and whether they ended."""
+        both = (self.before, self.after)
+        rewards = [None if one is None else one.reward for one in both]
+        before, after = rewards
+        return (
+            *(EMPTY if one is None else Cell(text=value_text(one), value=one) for one in rewards),
+            EMPTY if before is None or after is None else Cell(text=signed_text(after - before), value=after - before),
+            *(EMPTY if one is None else Cell(text=f"{one.num_tokens:,}", value=one.num_tokens) for one in both),
+            *(EMPTY if one is None else Cell(text="yes" if one.ended else "no") for one in both),
+        )
+
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` into the run folder and returns its path."""
-    return write_page(run_dir / REPORT_NAME, run_page(read_run(run_dir)))
+    """Writes `report.html` and `report.md` into the run folder and returns the path of the page."""
+    run = read_run(run_dir)
+    page = write_page(run_dir / REPORT_NAME, run_page(run))
+    write_page(run_dir / MARKDOWN_NAME, run_markdown(run))
+    return page
 
 
 def write_comparison(run_dirs: list[Path], output: Path) -> Path:
@@ -84,7 +110,7 @@ def run_page(run: RunFiles) -> str:
         "run.html", title=run.name, run=run, what=what_was_done(run), facts=facts(run), tiles=tiles(run, measured),
         verdict=verdict(reward) if reward else "", health=health(run), changes=[_cells(change) for change in measured],
         figures=figures([run]), more_figures=more_figures([run]), histogram=_histogram(run.samples),
-        shown=shown, folded=folded[:NUM_FOLDED], num_left_out=max(0, len(folded) - NUM_FOLDED),
+        token_pairs=token_pairs(run.tokens), shown=shown, folded=folded[:NUM_FOLDED], num_left_out=max(0, len(folded) - NUM_FOLDED),
         command=f'preftune sample --model {shlex.quote(str(run.folder / "final"))} --prompt "…"',
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
     )
@@ -100,7 +126,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
     labels = dict.fromkeys(label for end in ends for label in end)
     return render_page(
         "comparison.html", title=f"{len(runs)} runs" if len(runs) > 1 else names[0], legend=legend,
-        settings=settings_that_differ(runs), ends={label: [end.get(label, "–") for end in ends] for label in labels},
+        settings=settings_that_differ(runs), ends={label: [end.get(label, EMPTY) for end in ends] for label in labels},
         several_objectives=len({str(run.config.get("objective")) for run in runs}) > 1,
         figures=figures(runs), more_figures=more_figures(runs),
         notes=[f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
@@ -119,6 +145,7 @@ def sample_rows(samples: Sequence[Sample]) -> tuple[list[SampleRow], list[Sample
         row = SampleRow(
             prompt=next(iter(pair.values())).prompt, before=pair.get("before"), after=pair.get("after"),
             label=f"prompt {prompt_index + 1}" + (f", sample {sample_index + 1}" if several else ""),
+            anchor=f"sample-{prompt_index + 1}-{sample_index + 1}",
         )
         if prompt_index not in first and len(first) < NUM_SHOWN:
             first[prompt_index] = row
@@ -178,16 +205,21 @@ def _cut(text: str) -> str:
 
 
 def render_page(template: str, **values: object) -> str:
+    """The page of a template that extends base.html: cleaned, with the script that sorts tables of the class `sortable`."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
     environment.filters |= {"cut": _cut, "value": value_text}
     environment.filters["svg"] = Markup  # figures hold numbers only, see figures.py
-    return clean(environment.get_template(template).render(**values))
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    tokens = {"token_legend": token_legend(), "token_open": NUM_OPEN, "token_folded": TOKENS_FOLDED}
+    trusted = {"script": Markup(script), "script_hash": Markup(f"sha256-{digest}")}
+    return clean(environment.get_template(template).render(**trusted, **tokens, **values))
 
 
-def write_page(path: Path, html: str) -> Path:
+def write_page(path: Path, text: str) -> Path:
     with whole_file(path, "write the report") as file:
-        file.write_text(html, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     return path

@@ -14,6 +14,7 @@ from preftune.diagnose.race import ALPHA, Place, places
 from preftune.report.figures import PALETTE, SIZE, STYLE, VARIABLES, finished_svg
 from preftune.report.page import render_page, write_page
 from preftune.report.panels import Figure, LegendEntry
+from preftune.report.summary import Cell
 from preftune.report.words import interval_text, plural, value_text
 from preftune.stats import Interval, mean_interval
 
@@ -53,6 +54,13 @@ class RaceTable:
 
     def cells(self) -> list[list[str]]:
         return [self._cells(row) for row in self.rows]
+
+    def sorted_by(self, row: RaceRow, cells: Sequence[str]) -> list[Cell]:
+        """The cells from the learning rate on, with the numbers that their columns are sorted by."""
+        extras = {"kl": row.kl, **row.counters}
+        numbers = [row.rate, row.mean and row.mean.mean, row.behind and row.behind.mean]
+        numbers += [extras.get(name) for name in self._extras().values()]
+        return [Cell(text=text, value=value) for text, value in zip(cells[2:], numbers, strict=True)]
 
     def _cells(self, row: RaceRow) -> list[str]:
         extras = {"kl": row.kl, **row.counters}
@@ -130,7 +138,8 @@ def race_page(content: Mapping[str, Any]) -> str:
     colours = dict(zip(drawn, PALETTE, strict=False))
     return render_page(
         "race.html", title=f"{plural(len(table.rows), 'method')} on {content['on']}", summary=table.summary, table=table,
-        rows=list(zip(table.rows, table.cells(), strict=True)), figure=_curves(content, colours), facts=_facts(content),
+        rows=[(row, [*cells[:2], *table.sorted_by(row, cells)]) for row, cells in zip(table.rows, table.cells(), strict=True)],
+        figure=_curves(content, colours), facts=_facts(content),
         tuning=_tuning(content), level=f"{100 * (1 - ALPHA):g}%", measure=content["measure"], model=content["model"],
     )  # fmt: skip
 

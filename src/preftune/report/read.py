@@ -14,7 +14,10 @@ from typing import Literal
 import yaml
 
 from preftune.errors import ConfigError, StorageError, storage_error
+from preftune.report.tokens import TokenRow, token_row
+from preftune.report.words import plural
 
+TOKENS = "tokens.jsonl"
 STATES = ("finished", "interrupted", "failed", "running")
 
 
@@ -54,6 +57,7 @@ class RunFiles:
     environment: Mapping[str, object]
     train: Mapping[str, Series]
     evaluation: Mapping[str, Series]
+    tokens: tuple[TokenRow, ...]
     samples: tuple[Sample, ...]  # sorted by prompt, sample and stage (before first)
     data_lines: tuple[str, ...]
     state: str  # one of STATES
@@ -85,20 +89,31 @@ def read_run(folder: Path) -> RunFiles:
     train, evaluation, step_notes = _series(metric_rows)
     sample_rows, sample_notes = _json_lines(folder / "samples.jsonl")
     samples, field_notes = _samples(sample_rows)
+    tokens, token_notes = read_tokens(folder / TOKENS)
     data_report, data_notes = _json_object(folder / "data_report.json")
     status, status_notes = _json_object(folder / "status.json")
     lines = data_report.get("lines")
     state = status.get("state")
     return RunFiles(
         folder=folder, config=config, environment=environment if isinstance(environment, dict) else {},
-        train=train, evaluation=evaluation, samples=samples,
+        train=train, evaluation=evaluation, samples=samples, tokens=tokens,
         data_lines=tuple(str(line) for line in lines) if isinstance(lines, list) else (),
         # Without a status the run was started and never ended its own account: as far as files tell, it is running.
         state=state if isinstance(state, str) and state in STATES else "running",
         message=str(status.get("message") or ""),
         has_final=(folder / "final").is_dir(),
-        notes=(*metric_notes, *step_notes, *sample_notes, *field_notes, *data_notes, *status_notes),
+        notes=(*metric_notes, *step_notes, *sample_notes, *field_notes, *token_notes, *data_notes, *status_notes),
     )
+
+
+def read_tokens(path: Path) -> tuple[tuple[TokenRow, ...], tuple[str, ...]]:
+    """The rows of a tokens.jsonl, and notes of what could not be read; nothing where there is no such file."""
+    rows, notes = _json_lines(path)
+    found = [token_row(row) for row in rows]
+    known = tuple(row for row in found if row is not None)
+    skipped = len(found) - len(known)
+    lacking = (f"{path.name}: {plural(skipped, 'line')} without the fields of a completion left out.",) if skipped else ()
+    return known, (*notes, *lacking)
 
 
 def number(value: object) -> float | None:

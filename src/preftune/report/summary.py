@@ -28,6 +28,18 @@ class Tile:
     detail: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One number of a table. `value` is what the column is sorted by; None where the text is."""
+
+    text: str
+    detail: str = ""  # below the number: its interval
+    value: int | float | None = None
+
+
+EMPTY = Cell(text="–")
+
+
 def changes(samples: Sequence[Sample]) -> tuple[Change, ...]:
     """Reward, share ended and length, before and after; a measure that no sample has is left out."""
     measures = (
@@ -165,28 +177,33 @@ def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
     return tuple(settings) + ((("device", describe(device)),) if device is not None else ())
 
 
-def end_points(run: RunFiles) -> dict[str, str]:
-    """Where a run ended: label and value, for the table of a comparison."""
-    row = {"state": run.state, "steps": f"{run.last_step:,}"}
-    measured = (
-        ("train loss", run.train.get("loss"), value_text),
-        ("evaluation loss", run.evaluation.get("loss"), value_text),
-        ("log-ratio of chosen", run.evaluation.get("log_ratios/chosen"), value_text),
-        ("log-ratio of rejected", run.evaluation.get("log_ratios/rejected"), value_text),
-        ("margin", run.evaluation.get("rewards/margins"), value_text),
-        ("accuracy", run.evaluation.get("rewards/accuracies"), percent),
-        ("held-out reward", run.evaluation.get("reward"), value_text),
-        ("KL to the reference", run.evaluation.get("kl"), value_text),
-        ("samples drawn", run.train.get("samples_drawn") if run.config.get("source") == "on-policy" else None, value_text),
-    )
-    row |= {label: text(series.last) for label, series, text in measured if series is not None}
+def end_points(run: RunFiles) -> dict[str, Cell]:
+    """Where a run ended, by label: what its samples say first, then what was logged last."""
+    row = {"state": Cell(text=run.state), "steps": Cell(text=f"{run.last_step:,}", value=run.last_step)}
     for change in changes(run.samples):
         name = change.name.lower() + (f", {change.unit}" if change.unit else "")
         before, after, difference = change.before, change.after, change.difference
         if before is not None and after is not None and difference is not None:
-            row[name] = f"{mean_text(before, like=difference)} → {mean_text(after, like=difference)}"
-            row[f"{name}: difference"] = interval_text(difference, signed=True)
-    return row
+            text = f"{mean_text(before, like=difference)} → {mean_text(after, like=difference)}"
+            row[name] = Cell(text=text, detail=interval_text(difference, signed=True), value=after.mean)
+    return row | last_values(run)
+
+
+def last_values(run: RunFiles) -> dict[str, Cell]:
+    """The last value of what was logged, by label."""
+    drawn = run.train.get("samples_drawn") if run.config.get("source") == "on-policy" else None
+    measured = (
+        ("held-out reward", run.evaluation.get("reward"), value_text),
+        ("KL to the reference", run.evaluation.get("kl"), value_text),
+        ("accuracy", run.evaluation.get("rewards/accuracies"), percent),
+        ("margin", run.evaluation.get("rewards/margins"), value_text),
+        ("log-ratio of chosen", run.evaluation.get("log_ratios/chosen"), value_text),
+        ("log-ratio of rejected", run.evaluation.get("log_ratios/rejected"), value_text),
+        ("evaluation loss", run.evaluation.get("loss"), value_text),
+        ("train loss", run.train.get("loss"), value_text),
+        ("samples drawn", drawn, value_text),
+    )
+    return {label: Cell(text=text(series.last), value=series.last) for label, series, text in measured if series is not None}
 
 
 def settings_that_differ(runs: Sequence[RunFiles]) -> dict[str, list[str]]:

@@ -14,6 +14,11 @@ def value_text(value: float) -> str:
     return text.replace("-", "−")
 
 
+def signed_text(value: float) -> str:
+    """The same with a plus sign above zero."""
+    return f"+{value_text(value)}" if value > 0 and math.isfinite(value) else value_text(value)
+
+
 def percent(value: float) -> str:
     return f"{100 * value:.0f}%" if math.isfinite(value) else "not finite"
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from preftune.data.prepare import write_bad_rows
 from preftune.data.render import make_renderer
 from preftune.diagnose.health import health_numbers
-from preftune.errors import ConfigError, ElsewhereError, PreftuneError, StorageError, TrainingError, memory_errors
+from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.policy.reference import REFERENCE_SCORES
@@ -22,7 +22,7 @@ from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
 from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last, share_of
 from preftune.train.budget import has_room, planned_steps
-from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
+from preftune.train.checkpoint import Counters, checkpoint_folder, checkpoints, load_checkpoint, save_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.options import TrainConfig
@@ -32,6 +32,7 @@ from preftune.train.runlog import RunFolder, check_output, check_room, create_ru
 from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
+from preftune.train.tokens import write_tokens
 from preftune.train.watch import Watch, pair_overlap
 
 
@@ -100,11 +101,12 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
         return config.optim.extragradient and counters.step % 2 == 1
 
     def save() -> Path:
+        """By the main process; the others know where."""
+        if not processes.is_main:
+            return checkpoint_folder(run.checkpoints, counters.step)
         following = following_tensors(job.anchors.following, job.policy)
         extra = {"reference": following, "estimators": dict(state or {}), "source": job.source.state()}
-        return processes.from_main(
-            lambda: save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints, extra)
-        )
+        return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints, extra)
 
     try:
         with interruption() as interrupted, memory_errors():
@@ -127,13 +129,13 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
                 if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state, watch)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
-                    save()
+                    processes.from_main(save)
         if counters.step < last:
-            save()
+            processes.from_main(save)
         else:
             processes.from_main(lambda: run.install_folder("final", lambda folder: save_final(job, folder)))
-    except ElsewhereError:
-        raise
+            if processes.is_main:
+                write_tokens(job, run)
     except TrainingError as error:
         kept = f" The weights before it are in {save()}." if (counters.step or job.samples) and not between() else ""
         run.set_state("failed", counters.step, str(error))

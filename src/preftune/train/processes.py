@@ -54,9 +54,9 @@ class Processes:
         dist.all_gather_object(found, mine)
         return found
 
-    def total(self, mine: float) -> float:
+    def total(self, mine: float | int) -> float:
         """The sum over all processes, the same bits in each of them."""
-        return mine if self.size == 1 else float(sum(self.gather(mine)))
+        return float(mine) if self.size == 1 else float(sum(self.gather(mine)))
 
     def any(self, mine: bool) -> bool:
         return mine if self.size == 1 else any(self.gather(mine))
