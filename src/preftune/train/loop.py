@@ -91,8 +91,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
     config, parameters, processes = job.config, job.policy.trainable(), job.processes
     evaluation: dict[str, float] = {}
-    eval_every = config.eval_every or max(1, job.num_steps // 10)
-    eval_every += eval_every % 2 if config.optim.extragradient else 0
+    eval_every = _eval_every(job)
     last, half = job.num_steps, HalfStep(job.optimiser)
     watch = Watch(run=run, config=to_plain(config), report=report)
 
@@ -134,8 +133,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
             processes.from_main(save)
         else:
             processes.from_main(lambda: run.install_folder("final", lambda folder: save_final(job, folder)))
-            if processes.is_main:
-                write_tokens(job, run)
+            write_tokens(job, run)
     except TrainingError as error:
         kept = f" The weights before it are in {save()}." if (counters.step or job.samples) and not between() else ""
         run.set_state("failed", counters.step, str(error))
@@ -149,6 +147,11 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     processes.from_main(watch.write)
     finished = counters.step == last
     return (_tell_finished if finished else _tell_interrupted)(run, report, counters.step, evaluation)
+
+
+def _eval_every(job: Job) -> int:
+    steps = job.config.eval_every or max(1, job.num_steps // 10)
+    return steps + steps % 2 if job.config.optim.extragradient else steps
 
 
 def _tell_interrupted(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:
