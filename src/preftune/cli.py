@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from preftune import __version__
-from preftune.errors import PreftuneError
+from preftune.errors import ConfigError, DataError, ElsewhereError, ModelError, PreftuneError
 from preftune.terminal import clean_terminal
 
 HELP = """\
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except PreftuneError as error:
-        print(f"preftune {words[0]}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
+        if not _is_told_elsewhere(error):
+            print(f"preftune {words[0]}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\npreftune {words[0]}: interrupted.", file=sys.stderr)
@@ -56,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _is_told_elsewhere(error: PreftuneError) -> bool:
+    """Of several processes of one run, the one where an error arose tells it; a mistake in what was asked, the first."""
+    asked = isinstance(error, ConfigError | DataError | ModelError)
+    return isinstance(error, ElsewhereError) or (asked and os.environ.get("RANK", "0") != "0")
 
 
 def _run(words: list[str]) -> int:

@@ -28,14 +28,20 @@ from preftune.stats import Interval
 from preftune.terminal import clean_terminal
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.options import TrainConfig
+from preftune.train.processes import Processes, together
 from preftune.train.progress import Reporter
 from preftune.types import Message, Record
 from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
 
 
 def run_train(arguments: Sequence[str]) -> int:
-    """`train`: a new run, or `--resume RUN` to go on with one."""
+    """`train`: a new run, or `--resume RUN` to go on with one; under torchrun by all of its processes together."""
     quiet_transformers()
+    with together() as processes:
+        return _train(arguments, processes)
+
+
+def _train(arguments: Sequence[str], processes: Processes) -> int:
     words = [word for word in arguments if word != "--json"]
     as_json = len(words) < len(arguments)
     if words and words[0].partition("=")[0] == "--resume":
@@ -48,13 +54,14 @@ def run_train(arguments: Sequence[str]) -> int:
         if not (Path(folder) / "config.yaml").is_file():
             raise ConfigError(f"{folder} is not a run folder", got="no config.yaml in it", expected="what --output made")
         settings = replace(settings_from_run(TrainConfig, Path(folder)), output=folder)  # the folder may have moved
-        result = resume(settings, quiet=as_json)
+        result = resume(settings, quiet=as_json, processes=processes)
     else:
         settings = parse_settings(
             TrainConfig, words, prog="preftune train", description="Tune a model on preferences. `--resume RUN` goes on with a run."
         )
-        result = train(settings, quiet=as_json)
-    _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
+        result = train(settings, quiet=as_json, processes=processes)
+    if processes.is_main:
+        _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
     return 0 if result.state == "finished" else 130
 
 

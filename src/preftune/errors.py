@@ -59,6 +59,10 @@ class DivergenceError(TrainingError):
     """A loss or gradient that is not finite: a fact about the settings of a run, where other stops are about its surroundings."""
 
 
+class ElsewhereError(TrainingError):
+    """Another process of this run stopped, and says why: here nothing is left to say."""
+
+
 class ServerError(PreftuneError, RuntimeError):
     """A server that was asked for completions or judgements refuses, or gives no answer that can be used."""
 

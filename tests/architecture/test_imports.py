@@ -23,6 +23,7 @@ LAYERS = (
     {"iterating", "comparing"},
     {"advising"},
     {"cli"},
+    {"__main__"},
 )
 """From the bottom up. A module may import its own layer and those below."""
 

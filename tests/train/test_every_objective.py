@@ -14,7 +14,7 @@ from preftune.policy.reference import VOCABULARY_SCORES
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_mismatched, cut_step, make_score, reads_last
 from preftune.train.evaluate import evaluate
-from preftune.train.step import accumulate_gradient, couple_step
+from preftune.train.step import accumulate_gradient, couple_step, global_weight
 from tests.models import random_groups, tiny_model
 
 WHOLE, CUT = LayoutOptions(), LayoutOptions(row_tokens=64, micro_batch_tokens=64)
@@ -64,7 +64,8 @@ def gradient(objective, layout) -> tuple[int, float, torch.Tensor]:
         parameter.grad = None
     score = make_score(POLICY, objective, anchors_for(objective))
     couplings, _ = couple_step(pieces, cut_mismatched(GROUPS, objective, POLICY, layout), objective, score, None)
-    loss, metrics = accumulate_gradient(pieces, objective, score, couplings)
+    loss, meter = accumulate_gradient(pieces, objective, score, couplings, global_weight(pieces, objective))
+    metrics = meter.means()
     assert metrics
     found = [p.grad.flatten().clone() for p in POLICY.trainable().values() if p.grad is not None]
     return len(pieces), loss, torch.cat(found)

@@ -124,7 +124,7 @@ class Draw:
 
 
 def draw(
-    model: PreTrainedModel, judge: Judge, prompts: Sequence[Group], seed: int,
+    model: PreTrainedModel, judge: Judge, prompts: Sequence[Group], seed: int, keys: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None, *,
     server: ServerOptions | None = None, blend: Blend | None = None,
 ) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
@@ -132,9 +132,10 @@ def draw(
     as the sampler gave them."""
     tokens = [group.prompt for group in prompts]
     if server is None:
-        drawn = sample(model, judge.renderer, tokens, judge.sampling, seed, progress, engine=judge.engine, blend=blend)
+        drawn = sample(model, judge.renderer, tokens, judge.sampling, seed, progress, keys=keys, engine=judge.engine,
+                       blend=blend)  # fmt: skip
     else:
-        drawn = sample_server_tokens(server, judge.renderer, tokens, judge.sampling, seed, progress)
+        drawn = sample_server_tokens(server, judge.renderer, tokens, judge.sampling, seed, keys, progress)
     groups = []
     for group, ones in zip(prompts, drawn, strict=True):
         behaviour = [one.behaviour_logp for one in ones if one.behaviour_logp is not None]

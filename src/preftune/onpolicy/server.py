@@ -79,13 +79,14 @@ def sample_server_tokens(
     prompts: Sequence[np.ndarray],
     options: SampleOptions,
     seed: int,
+    keys: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Sampled]]:
     """The same of prompts that are tokens, by the api "tokens"; a server that tells text alone is refused."""
     if server.api not in ("auto", "tokens"):
         raise ConfigError("Prompts of tokens have no place in a chat", got=f"server.api {server.api}", expected="tokens")
     asked = [_Prompt(tokens=tokens, record=None) for tokens in prompts]
-    return asyncio.run(_sample(replace(server, api="tokens"), renderer, asked, options, seed, progress, range(len(asked)), None))
+    return asyncio.run(_sample(replace(server, api="tokens"), renderer, asked, options, seed, progress, keys, None))
 
 
 async def _sample(server, renderer, prompts, options, seed, progress, keys, journal) -> list[list[Sampled]]:

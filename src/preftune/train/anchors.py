@@ -28,6 +28,7 @@ from preftune.policy.reference import (
 )
 from preftune.policy.scoring import Head
 from preftune.train.options import TrainConfig
+from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.types import Group
 
@@ -70,6 +71,7 @@ class AnchorBuilder:
     start_digest: str  # of the policy's weights without its adapter
     groups: Sequence[Group]  # all that will be scored
     report: Reporter
+    processes: Processes = ALONE
 
     def build(self, needs: frozenset[str]) -> Anchors:
         """The anchors for what an objective needs. `ref_logp` among it is what evaluation needs at least."""
@@ -125,8 +127,14 @@ class AnchorBuilder:
     def _cached(self, name: str | None, role: str) -> GroupLogps:
         model, digest = self._model(name)
         layout, report = self.config.layout, self.report
-        store = ReferenceStore(cache_folder() / "references" / f"{digest[:32]}-{self.config.precision}")
-        fresh = fill_store(store, model, self.groups, layout, lambda done, of: report.update(role, done, of))
+        folder = cache_folder() / "references" / f"{digest[:32]}-{self.config.precision}"
+        fresh = 0
+        if self.processes.size > 1:  # each computes a share; on one disk all find it there, elsewhere the rest is computed below
+            share = self.groups[self.processes.rank :: self.processes.size]
+            fresh = fill_store(ReferenceStore(folder), model, share, layout, lambda done, of: report.update(role, done, of))
+            self.processes.wait()
+        store = ReferenceStore(folder)
+        fresh += fill_store(store, model, self.groups, layout, lambda done, of: report.update(role, done, of))
         report.note(f"{role}: {fresh} groups computed, {len(self.groups) - fresh} from the cache")
         self._check_cache(store, model)
         return lambda part: [store.get(group) for group in part]

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from preftune.data.pack import LayoutOptions, batch_signal, collate, split_micro_batches
+from preftune.data.pack import LayoutOptions, Sharing, batch_signal, collate, segments, split_micro_batches
 from preftune.objectives import Coupled, Objective
 from preftune.policy.policy import Policy, score
 from preftune.policy.reference import REFERENCE_SCORES
 from preftune.train.anchors import Anchors, GroupLogps
+from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MicroBatch
 from preftune.types import Batch, Group, Labels, Signal, TokenScores
 
@@ -80,12 +81,23 @@ def wants_mismatched(objective: Objective) -> bool:
 
 
 def cut_mismatched(
-    groups: Sequence[Group], objective: Objective, policy: Policy, layout: LayoutOptions
+    groups: Sequence[Group], objective: Objective, policy: Policy, layout: LayoutOptions, processes: Processes = ALONE
 ) -> list[MicroBatch]:
-    """The mismatched completions of a step, for an objective that couples them; else nothing."""
+    """This process's share of the mismatched completions of a step, for an objective that couples them; else nothing."""
     if not wants_mismatched(objective):
         return []
-    return cut_step(mismatched_groups(groups), Labels, policy, layout, reads_last(objective))
+    found = share_of(mismatched_groups(groups), policy, processes)
+    return cut_step(found, Labels, policy, layout, reads_last(objective))
+
+
+def share_of(groups: Sequence[Group], policy: Policy, processes: Processes) -> list[Group]:
+    """The groups that this process computes, about as many positions as any other does."""
+    return [groups[i] for i in processes.share([num_positions([group], policy.sharing) for group in groups])]
+
+
+def num_positions(groups: Sequence[Group], sharing: Sharing, read_last: bool = False) -> int:
+    """Positions that the model reads for some groups, row-end padding not counted."""
+    return sum(segment.num_positions for segment in segments(groups, sharing, read_last))
 
 
 def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callable[[MicroBatch], TokenScores]:

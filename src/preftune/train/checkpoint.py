@@ -32,7 +32,7 @@ def save_checkpoint(
     extra: Mapping[str, Mapping[str, Tensor]],
 ) -> Path:  # fmt: skip
     """Write folder/step-N, then delete all but the latest `keep`. Each set of tensors in `extra` becomes a file."""
-    target = folder / f"step-{counters.step:06d}"
+    target = checkpoint_folder(folder, counters.step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".writing-*"):  # by a process that was killed
@@ -55,6 +55,10 @@ def save_checkpoint(
         cause = error if isinstance(error, OSError) else OSError(str(error))
         raise storage_error("write the checkpoint", target, cause) from error
     return target
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -30,6 +30,7 @@ from preftune.onpolicy.prompts import prompt_text
 from preftune.onpolicy.rewards import Verdicts
 from preftune.onpolicy.sample import Blend, Sampled
 from preftune.policy.policy import Policy, score
+from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.train.serving import Follower
 from preftune.train.sources import OfflineSource, Taken
@@ -74,11 +75,12 @@ class OnPolicySource:
         self, *, policy: Policy, judge: Judge, prompts: Sequence[Group], records: Mapping[str, Record], data: Sequence[Group],
         options: CollectOptions, selection: Selection | None, layout: LayoutOptions, batch_size: int, seed: int,
         wants_values: bool, tolerance: float, report: Reporter, follower: Follower | None = None,
-        opponent: Blend | None = None,
+        opponent: Blend | None = None, processes: Processes = ALONE,
     ):  # fmt: skip
         """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out ones included.
         Completions come from the server of `follower`, if there is one, and else from the policy in this process; the one
-        more of `opponent` always from here."""
+        more of `opponent` always from here. Several processes draw a share of the prompts each; all get everything."""
+        self.processes = processes
         self.policy, self.judge, self.options, self.selection = policy, judge, options, selection
         self.layout, self.batch_size, self.seed = layout, batch_size, seed
         self.wants_values, self.tolerance, self.report = wants_values, tolerance, report
@@ -193,7 +195,7 @@ class OnPolicySource:
             state.draws += 1
         drawn = state.unjudged
         records = [self.records[group.origin] for group in drawn.groups]
-        groups, verdicts = judge_draw(drawn, self.judge, records)
+        groups, verdicts = self.processes.from_main(lambda: judge_draw(drawn, self.judge, records))
         known = win_rates(groups) if self.opponent is not None and self.selection is None else groups
         kept, dropped = select_groups(known, self.selection, draw_seed(self.seed, TIES + state.draws))
         if self.wants_values:
@@ -203,30 +205,33 @@ class OnPolicySource:
         return news.joined(drawn, groups, records, verdicts, dropped, gap)
 
     def drawn(
-        self, prompts: Sequence[Group], judge: Judge, number: int, progress: Callable[[int, int], None]
-    ) -> tuple[Draw, list[list[Sampled]]]:
-        """Completions of the policy as it is now; `number` settles the noise."""
-        policy, server = self.policy, None if self.follower is None else self.follower.follow()
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            return draw(policy.model, judge, prompts, draw_seed(self.seed, number), progress, server=server)
+        self, prompts: Sequence[Group], judge: Judge, number: int, progress: Callable[[int, int], None],
+        blend: Blend | None = None,
+    ) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
+        """Completions of the policy as it is now, or of a blend; `number` settles the noise."""
+        seed, places = draw_seed(self.seed, number), list(range(len(prompts)))
+        if self.follower is not None and blend is None:
+            follower = self.follower
+            return self.processes.from_main(
+                lambda: draw(self.policy.model, judge, prompts, seed, places, progress, server=follower.follow())
+            )
+        mine = places[self.processes.rank :: self.processes.size]
+        with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.precision == "bf16"):
+            own = draw(self.policy.model, judge, [prompts[i] for i in mine], seed, mine, progress, blend=blend)
+        return joined_draws(self.processes.gather(own)) if self.processes.size > 1 else own
 
     def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, float]:
         """Completions, and the mean |logp of the trainer - logp of the sampler| on some of them; stops if they differ."""
-        policy = self.policy
-        drawn, ones = self.drawn(prompts, self.judge, self._state.draws,
-                                 lambda done, of: self.report.update("sample", done, of))  # fmt: skip
+        policy, number = self.policy, self._state.draws
+        drawn, ones = self.drawn(prompts, self.judge, number, lambda done, of: self.report.update("sample", done, of))
         few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
         found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
         check_agreement(found, self.tolerance)
-        return (drawn if self.opponent is None else self._opposed(drawn, prompts)), found.mean
-
-    def _opposed(self, drawn: Draw, prompts: Sequence[Group]) -> Draw:
-        """With one more completion of each prompt, which the opponent writes."""
-        policy, once = self.policy, replace(self.judge, sampling=replace(self.judge.sampling, num_completions=1))
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            seed = draw_seed(self.seed, OPPONENTS + self._state.draws)
-            opponents, _ = draw(policy.model, once, prompts, seed, blend=self.opponent)
-        return with_opponents(drawn, opponents)
+        if self.opponent is None:
+            return drawn, found.mean
+        once = replace(self.judge, sampling=replace(self.judge.sampling, num_completions=1))
+        opponents, _ = self.drawn(prompts, once, OPPONENTS + number, lambda done, of: None, self.opponent)
+        return with_opponents(drawn, opponents), found.mean
 
     @torch.no_grad()
     def _with_values(self, groups: Sequence[Group]) -> list[Group]:
@@ -249,6 +254,16 @@ class OnPolicySource:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self._state = _state_of(json.loads(bytes(tensors["json"].numpy()).decode()))
+
+
+def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Draw, list[list[Sampled]]]:
+    """What processes drew of every so-manieth prompt, in the prompts' order."""
+    count = sum(len(draw.groups) for draw, _ in parts)
+    order = [divmod(place, len(parts)) for place in range(count)]
+    return Draw(
+        groups=tuple(parts[rank][0].groups[i] for i, rank in order), texts=tuple(parts[rank][0].texts[i] for i, rank in order),
+        ended=tuple(parts[rank][0].ended[i] for i, rank in order),
+    ), [parts[rank][1][i] for i, rank in order]  # fmt: skip
 
 
 def draw_seed(seed: int, number: int) -> int:

@@ -13,8 +13,9 @@ from preftune.objectives.base import pair_metrics
 from preftune.onpolicy.collect import judge_draw
 from preftune.policy.policy import Policy, score_groups
 from preftune.train.anchors import Anchors, GroupLogps
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last
+from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last, share_of
 from preftune.train.collector import OnPolicySource
+from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MetricMeter, couple_step, global_weight
 from preftune.types import Group, Pairs
 
@@ -27,6 +28,7 @@ def evaluate(
     anchors: Anchors,
     layout: LayoutOptions,
     state: State | None = None,
+    processes: Processes = ALONE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Loss and metrics over all groups. Groups that hold a preference also give margins and accuracies, whatever the
@@ -35,15 +37,16 @@ def evaluate(
     These are the objective's own where it gives them; else the implicit reward is beta * log-ratio, beta being 1 for
     objectives that have none. `length_correlation` and `length_bias` say how far margins and preferences follow the lengths
     of the two completions, where there are at least MIN_PAIRS pairs. What couples units is computed over all groups, as if
-    they were the next step; `state` is that of the objective's estimators in training, and stays as it is.
+    they were the next step; `state` is that of the objective's estimators in training, and stays as it is. Each of several
+    processes computes its share, and all return the same.
     """
     beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
-    pieces = cut_step(groups, objective.signal, policy, layout, reads_last(objective))
-    has_loss = any(bool((objective.weights(piece.lengths, piece.signal) != 0).any()) for piece in pieces)
-    total = global_weight(pieces, objective) if has_loss else 1.0
+    pieces = cut_step(share_of(groups, policy, processes), objective.signal, policy, layout, reads_last(objective))
+    has_loss = processes.any(any(bool((objective.weights(piece.lengths, piece.signal) != 0).any()) for piece in pieces))
+    total = global_weight(pieces, objective, processes) if has_loss else 1.0
     score = make_score(policy, objective, anchors)
-    mismatched = cut_mismatched(groups, objective, policy, layout)
-    couplings, _ = couple_step(pieces, mismatched, objective, score, state)
+    mismatched = cut_mismatched(groups, objective, policy, layout, processes)
+    couplings, _ = couple_step(pieces, mismatched, objective, score, state, processes)
     loss, meter, done = 0.0, MetricMeter(), 0
     margins: list[Tensor] = []
     gaps: list[Tensor] = []
@@ -66,7 +69,10 @@ def evaluate(
         meter.add(metrics)
         done += len(piece.origins)
         progress(done, len(groups))
-    return ({"loss": loss} if has_loss else {}) | meter.means() | length_metrics(margins, gaps)
+    meter.join(processes)
+    parts = processes.gather((margins, gaps))
+    lengths = length_metrics([m for one, _ in parts for m in one], [g for _, one in parts for g in one])
+    return ({"loss": processes.total(loss)} if has_loss else {}) | meter.means() | lengths
 
 
 MIN_PAIRS = 10
@@ -105,7 +111,8 @@ def evaluate_samples(
     policy, options = source.policy, source.options
     judge = replace(source.judge, sampling=replace(source.judge.sampling, num_completions=options.eval_completions))
     drawn, _ = source.drawn(prompts, judge, EVALUATION, progress)
-    groups, verdicts = judge_draw(drawn, judge, [source.records[group.origin] for group in prompts])
+    records = [source.records[group.origin] for group in prompts]
+    groups, verdicts = source.processes.from_main(lambda: judge_draw(drawn, judge, records))
     lengths = [len(ids) for group in groups for ids in group.completions]
     metrics = {
         "completions/length": float(np.mean(lengths)), "completions/ended": float(np.mean([e for one in drawn.ended for e in one])),
@@ -117,11 +124,13 @@ def evaluate_samples(
     if judge.sampling.temperature != 1 or judge.sampling.truncated:
         return metrics
     logp, ratio = 0.0, 0.0
-    for indices in split_micro_batches(groups, source.layout, policy.sharing):
-        part = [groups[i] for i in indices]
-        mine = [one.sum(dtype=np.float64) for group in score_groups(policy, part, source.layout) for one in group]
-        logp += sum(mine)
+    mine = share_of(groups, policy, source.processes)
+    for indices in split_micro_batches(mine, source.layout, policy.sharing):
+        part = [mine[i] for i in indices]
+        own = [one.sum(dtype=np.float64) for group in score_groups(policy, part, source.layout) for one in group]
+        logp += sum(own)
         if reference is not None:
-            ratio += sum(mine) - sum(one.sum(dtype=np.float64) for group in reference(part) for one in group)
+            ratio += sum(own) - sum(one.sum(dtype=np.float64) for group in reference(part) for one in group)
+    logp, ratio = source.processes.total(float(logp)), source.processes.total(float(ratio))
     metrics["entropy"] = float(-logp / sum(lengths))
     return metrics | ({} if reference is None else {"kl": float(ratio / len(lengths))})

@@ -20,12 +20,13 @@ from preftune.policy.reference import REFERENCE_SCORES
 from preftune.policy.reward_model import save_reward_model
 from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last
+from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last, share_of
 from preftune.train.budget import has_room, planned_steps
-from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
+from preftune.train.checkpoint import Counters, checkpoint_folder, checkpoints, load_checkpoint, save_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.options import TrainConfig
+from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
 from preftune.train.setup import Job, build_job
@@ -46,25 +47,27 @@ class RunResult:
     evaluation: Mapping[str, float]  # of the last evaluation on held-out data, {} without
 
 
-def train(config: TrainConfig, *, quiet: bool = False) -> RunResult:
+def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = ALONE) -> RunResult:
     """Train from the start, into a new run folder."""
-    check_output(config.output)
-    report = Reporter(quiet=quiet)
+    processes.from_main(lambda: check_output(config.output))
+    report = Reporter(quiet=quiet or not processes.is_main)
     with memory_errors():
-        job = build_job(config, report)
-    check_room(config.output, _bytes_needed(job))
+        job = build_job(config, report, processes)
+    processes.from_main(lambda: check_room(config.output, _bytes_needed(job)))
     parameters = sum(p.numel() for p in job.policy.model.parameters())
     trainable = sum(p.numel() for p in job.policy.trainable().values())
-    run = create_run(config.output, config, environment(str(job.policy.device), parameters, trainable))
-    if job.prepared.bad_rows:
+    around = environment(str(job.policy.device), parameters, trainable) | {"processes": processes.size}
+    run = create_run(config.output, config, around, writes=processes.is_main)
+    if processes.is_main and job.prepared.bad_rows:
         write_bad_rows(run.path / "bad_rows.jsonl", job.prepared.bad_rows)
     run.write_json("data_report.json", job.prepared.report.as_dict() | {"lines": job.prepared.report.lines()})
     return run_loop(job, run, report, Counters(), None)
 
 
-def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
-    """Go on from the latest checkpoint of a run folder, as if the run had never stopped."""
-    run, report = RunFolder(path=Path(config.output)), Reporter(quiet=quiet)
+def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = ALONE) -> RunResult:
+    """Go on from the latest checkpoint of a run folder, as if the run had never stopped; with any number of processes."""
+    run = RunFolder(path=Path(config.output), writes=processes.is_main)
+    report = Reporter(quiet=quiet or not processes.is_main)
     if run.state() == "finished":
         raise ConfigError(f"The run {config.output} is finished", got=f"its model in {run.final}",
                           do="Nothing is left to resume; start a new run to train further")  # fmt: skip
@@ -73,7 +76,7 @@ def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
         raise StorageError(f"The run {config.output} has no checkpoint", expected="checkpoints/step-N",
                            do="Start it again with another --output, and --save_every N")  # fmt: skip
     with memory_errors():
-        job = build_job(config, report)
+        job = build_job(config, report, processes)
     counters, extra = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser)
     for name, weight in following_tensors(job.anchors.following, job.policy).items():
         weight.copy_(extra["reference"][name])
@@ -86,10 +89,9 @@ def resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
 
 def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None) -> RunResult:
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
-    config, parameters = job.config, job.policy.trainable()
+    config, parameters, processes = job.config, job.policy.trainable(), job.processes
     evaluation: dict[str, float] = {}
-    eval_every = config.eval_every or max(1, job.num_steps // 10)
-    eval_every += eval_every % 2 if config.optim.extragradient else 0
+    eval_every = _eval_every(job)
     last, half = job.num_steps, HalfStep(job.optimiser)
     watch = Watch(run=run, config=to_plain(config), report=report)
 
@@ -98,6 +100,9 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
         return config.optim.extragradient and counters.step % 2 == 1
 
     def save() -> Path:
+        """By the main process; the others know where."""
+        if not processes.is_main:
+            return checkpoint_folder(run.checkpoints, counters.step)
         following = following_tensors(job.anchors.following, job.policy)
         extra = {"reference": following, "estimators": dict(state or {}), "source": job.source.state()}
         return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints, extra)
@@ -107,7 +112,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
             if counters.step == 0:
                 evaluation = _evaluate(job, run, report, 0, state, watch)
             report.update("train", counters.step, job.num_steps)
-            while counters.step < last and (between() or not interrupted()):
+            while counters.step < last and (between() or not processes.any(interrupted())):
                 taken = job.source.supply(counters.step + 1)
                 if config.optim.extragradient:
                     half.put_back() if between() else half.keep()
@@ -123,11 +128,11 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
                 if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state, watch)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
-                    save()
+                    processes.from_main(save)
         if counters.step < last:
-            save()
+            processes.from_main(save)
         else:
-            run.install_folder("final", lambda folder: save_final(job, folder))
+            processes.from_main(lambda: run.install_folder("final", lambda folder: save_final(job, folder)))
             write_tokens(job, run)
     except TrainingError as error:
         kept = f" The weights before it are in {save()}." if (counters.step or job.samples) and not between() else ""
@@ -139,9 +144,14 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
         raise
     finally:
         report.close()
-    watch.write()
+    processes.from_main(watch.write)
     finished = counters.step == last
     return (_tell_finished if finished else _tell_interrupted)(run, report, counters.step, evaluation)
+
+
+def _eval_every(job: Job) -> int:
+    steps = job.config.eval_every or max(1, job.num_steps // 10)
+    return steps + steps % 2 if job.config.optim.extragradient else steps
 
 
 def _tell_interrupted(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:
@@ -153,7 +163,8 @@ def _tell_interrupted(run: RunFolder, report: Reporter, step: int, evaluation: M
 
 def _tell_finished(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:
     run.set_state("finished", step)
-    write_report(run.path)
+    if run.writes:
+        write_report(run.path)
     report.note(f"finished: model in {run.final}, report in {run.path / 'report.html'}")
     return RunResult(folder=run.path, final=run.final, step=step, state="finished", evaluation=evaluation)
 
@@ -163,7 +174,8 @@ def _train_step(
 ) -> tuple[Counters, State]:
     config, step, groups = job.config, counters.step + 1, taken.groups
     started = time.perf_counter()
-    pieces = cut_step(groups, config.objective.signal, job.policy, config.layout, reads_last(config.objective))
+    mine = share_of(groups, job.policy, job.processes)
+    pieces = cut_step(mine, config.objective.signal, job.policy, config.layout, reads_last(config.objective))
     rate = learning_rate(step, max(step, planned_steps(config, counters, job.num_steps)), config.optim)
     for group in job.optimiser.param_groups:
         group["lr"] = rate
@@ -171,13 +183,14 @@ def _train_step(
     result = run_step(
         pieces, config.objective, make_score(job.policy, config.objective, needed),
         list(job.policy.trainable().values()), job.optimiser, config.optim.max_grad_norm, state=state,
-        mismatched=cut_mismatched(groups, config.objective, job.policy, config.layout),
+        mismatched=cut_mismatched(groups, config.objective, job.policy, config.layout, job.processes), processes=job.processes,
     )  # fmt: skip
     if job.anchors.following is not None:
         follow(job.anchors.following, job.policy, step, config.reference)
-    seconds = time.perf_counter() - started + taken.metrics.get("collect_time", 0.0)
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
-    tokens = sum(batch.num_real_positions for batch in batches)
+    tokens = num_positions(groups, job.policy.sharing, reads_last(config.objective))
+    computed = job.processes.total(sum(batch.num_positions for batch in batches))
+    seconds = max(job.processes.gather(time.perf_counter() - started)) + taken.metrics.get("collect_time", 0.0)
     counters = replace(
         counters, step=step, num_tokens=counters.num_tokens + tokens, prompts_seen=counters.prompts_seen + taken.prompts_seen,
         samples_drawn=counters.samples_drawn + taken.samples_drawn, reward_queries=counters.reward_queries + taken.reward_queries,
@@ -190,7 +203,7 @@ def _train_step(
         "epoch": round(step / job.source.steps_per_epoch, 6), "num_tokens": counters.num_tokens,
         "prompts_seen": counters.prompts_seen, "samples_drawn": counters.samples_drawn,
         "reward_queries": counters.reward_queries, "step_time": seconds, "tokens_per_second": tokens / seconds,
-        "packing": tokens / sum(batch.num_positions for batch in batches),
+        "packing": tokens / computed,
         **pair_overlap(groups), **result.metrics, **taken.metrics,
     })  # fmt: skip
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
@@ -200,15 +213,17 @@ def _train_step(
 def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: State | None, watch: Watch) -> dict[str, float]:
     """Held-out metrics and the run's health, in one row; without held-out data the health alone, which needs no row."""
     if not job.eval_groups:
-        watch.findings()
+        if run.writes:
+            watch.findings()
         return {}
     if job.samples is not None:
         metrics = evaluate_samples(job.samples, job.eval_groups, job.anchors.reference,
                                    lambda done, of: report.update("evaluate", done, of))  # fmt: skip
     else:
-        metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.anchors, job.config.layout, state)
+        metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.anchors, job.config.layout, state, job.processes)
     row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()}
-    run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
+    if run.writes:
+        run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
     shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl") if k in metrics]
     if shown:
         report.note(f"step {step}: held-out " + ", ".join(shown))

@@ -23,9 +23,10 @@ from preftune.storage import whole_file
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Paths and writers of one run."""
+    """Paths and writers of one run. Without `writes` (in all processes but the main one) nothing is written."""
 
     path: Path
+    writes: bool = True
 
     @property
     def checkpoints(self) -> Path:
@@ -37,6 +38,8 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all."""
+        if not self.writes:
+            return
         try:
             scratch = self.path / f".{name}-{os.getpid()}"
             try:
@@ -52,6 +55,8 @@ class RunFolder:
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """One JSON line, in one write, so that a reader or a crash never sees half a line followed by another."""
+        if not self.writes:
+            return
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
         try:
             with open(self.path / name, "a", encoding="utf-8") as file:
@@ -84,6 +89,8 @@ class RunFolder:
 
     def install_folder(self, name: str, write: Callable[[Path], None]) -> Path:
         """Have `write` fill a scratch folder, then put it in place under `name`."""
+        if not self.writes:
+            return self.path / name
         scratch = self.path / f".{name}-{os.getpid()}"
         try:
             scratch.mkdir()
@@ -123,9 +130,9 @@ def check_room(output: str, needed_bytes: int) -> None:
                            do="Free some space or choose another --output")  # fmt: skip
 
 
-def create_run(output: str, config: Any, environment: Mapping[str, Any]) -> RunFolder:
+def create_run(output: str, config: Any, environment: Mapping[str, Any], writes: bool = True) -> RunFolder:
     """Make the folder and write config.yaml."""
-    run = RunFolder(path=Path(output))
+    run = RunFolder(path=Path(output), writes=writes)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -33,6 +33,7 @@ from preftune.train.collector import OnPolicySource
 from preftune.train.filters import filter_pairs
 from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
+from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.train.serving import Follower
 from preftune.train.sources import OfflineSource, hold_out
@@ -54,6 +55,7 @@ class Job:
     optimiser: torch.optim.Optimizer
     prepared: Prepared
     num_steps: int
+    processes: Processes
 
     @property
     def samples(self) -> OnPolicySource | None:
@@ -119,7 +121,7 @@ def prompt_rows(config: TrainConfig) -> DataOptions:
 
 def make_samples(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, policy: Policy, reward: AnyReward, prepared: Prepared,
-    prompts: Sequence[Group], report: Reporter, writer: Writer | None,
+    prompts: Sequence[Group], report: Reporter, writer: Writer | None, processes: Processes,
 ) -> OnPolicySource:  # fmt: skip
     """The source of an on-policy run."""
     objective, options = config.objective, config.collect
@@ -148,7 +150,7 @@ def make_samples(
         batch_size=config.batch_size, seed=config.seed, wants_values="behaviour_value" in objective.needs,
         tolerance=TOLERANCE[config.precision] if options.sampler_gap is None else options.sampler_gap, report=report,
         follower=Follower(config.server, policy, Path(config.output) / "server") if config.server.url else None,
-        opponent=_opponent(options, writer),
+        opponent=_opponent(options, writer), processes=processes,
     )  # fmt: skip
 
 
@@ -211,7 +213,7 @@ def _num_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def build_job(config: TrainConfig, report: Reporter) -> Job:
+def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALONE) -> Job:
     """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds."""
     reward = resolve_reward(config.reward) if config.reward is not None else None
     tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
@@ -234,12 +236,13 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
         watched.add("ref_logp")
 
     def anchors_of(groups: Sequence[Group]) -> Anchors:
-        builder = AnchorBuilder(config=config, policy=policy, start_digest=start_digest, groups=groups, report=report)
+        builder = AnchorBuilder(config=config, policy=policy, start_digest=start_digest, groups=groups, report=report,
+                                processes=processes)  # fmt: skip
         return builder.build(needs | watched) if needs or watched else Anchors()
 
     if reward is not None:
         anchors = anchors_of([])
-        source = make_samples(config, tokenizer, policy, reward, prepared, train, report, anchors.writer)
+        source = make_samples(config, tokenizer, policy, reward, prepared, train, report, anchors.writer, processes)
         num_steps = _num_steps(config, source.steps_per_epoch)
         if config.max_samples is not None:
             num_steps = min(num_steps, source.steps_within(config.max_samples))
@@ -250,7 +253,7 @@ def build_job(config: TrainConfig, report: Reporter) -> Job:
     job = Job(
         config=config, policy=policy, tokenizer=tokenizer, source=source, eval_groups=held, anchors=anchors, prepared=prepared,
         optimiser=make_optimiser(policy.trainable().values(), config.optim),
-        num_steps=num_steps,
+        num_steps=num_steps, processes=processes,
     )  # fmt: skip
     if needs & REFERENCE_SCORES:
         check_start(job)

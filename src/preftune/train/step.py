@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from preftune.errors import DivergenceError, TrainingError
 from preftune.objectives import Coupled, Objective, State, reduce_losses
+from preftune.train.processes import ALONE, Processes
 from preftune.types import Coupling, Hybrid, Labels, Pairs, Rewards, Signal, StepView, TokenScores
 
 
@@ -49,14 +50,24 @@ class MetricMeter:
             self._sum[name] = self._sum.get(name, 0.0) + float(values.double().sum())
             self._count[name] = self._count.get(name, 0) + values.numel()
 
+    def join(self, processes: Processes) -> None:
+        """Add what the other processes have."""
+        if processes.size == 1:
+            return
+        parts = processes.gather((self._sum, self._count))
+        names = dict.fromkeys(name for total, _ in parts for name in total)
+        self._sum = {name: sum(total.get(name, 0.0) for total, _ in parts) for name in names}
+        self._count = {name: sum(count.get(name, 0) for _, count in parts) for name in names}
+
     def means(self) -> dict[str, float]:
         """A metric without entries (no rejected completion in the step, say) is left out."""
         return {name: total / self._count[name] for name, total in self._sum.items() if self._count[name]}
 
 
-def global_weight(micro_batches: Iterable[MicroBatch], objective: Objective) -> float:
-    """Weight of all units of a step; known before any score."""
-    total = sum(float(objective.weights(piece.lengths, piece.signal).double().sum()) for piece in micro_batches)
+def global_weight(micro_batches: Iterable[MicroBatch], objective: Objective, processes: Processes = ALONE) -> float:
+    """Weight of all units of a step, in all processes; known before any score."""
+    mine = sum(float(objective.weights(piece.lengths, piece.signal).double().sum()) for piece in micro_batches)
+    total = processes.total(mine)
     if not total > 0:
         raise TrainingError("A step has nothing to learn from", got="units of weight zero only",
                             expected="a preferred completion or a pair", do="Raise --batch_size")  # fmt: skip
@@ -64,10 +75,12 @@ def global_weight(micro_batches: Iterable[MicroBatch], objective: Objective) -> 
 
 
 def accumulate_gradient(
-    micro_batches: Sequence[MicroBatch], objective: Objective, score: Score, couplings: Sequence[Coupling | None]
-) -> tuple[float, dict[str, float]]:
-    """Add the gradient of the step's loss to `.grad`; returns the loss and the metrics."""
-    total = global_weight(micro_batches, objective)
+    micro_batches: Sequence[MicroBatch], objective: Objective, score: Score, couplings: Sequence[Coupling | None], total: float
+) -> tuple[float, MetricMeter]:
+    """Add the gradient of these pieces' part of the step's loss to `.grad`; returns that part and the metrics.
+
+    `total` is the weight of the whole step.
+    """
     loss_sum, meter = 0.0, MetricMeter()
     for piece, coupling in zip(micro_batches, couplings, strict=True):
         losses = objective(replace(score(piece), coupling=coupling), piece.signal)
@@ -78,7 +91,7 @@ def accumulate_gradient(
         loss.backward()
         loss_sum += loss.item()
         meter.add(losses.metrics)
-    return loss_sum, meter.means()
+    return loss_sum, meter
 
 
 def run_step(
@@ -91,32 +104,45 @@ def run_step(
     *,
     state: State | None = None,
     mismatched: Sequence[MicroBatch] = (),
+    processes: Processes = ALONE,
 ) -> StepResult:
     """Gradient of the whole step, clipping, update. A loss or gradient that is not finite stops it before the update.
 
-    `state` and `mismatched` matter to coupled objectives only; without a state they start from their initial one.
+    `state` and `mismatched` matter to coupled objectives only; without a state they start from their initial one. With
+    several processes the micro-batches are this one's share of the step, and loss, metrics and update are those of all.
     """
     optimiser.zero_grad(set_to_none=True)
-    couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state)
-    loss, metrics = accumulate_gradient(micro_batches, objective, score, couplings)
+    total = global_weight(micro_batches, objective, processes)
+    couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state, processes)
+    loss, meter, failed = 0.0, MetricMeter(), None
+    try:
+        loss, meter = accumulate_gradient(micro_batches, objective, score, couplings, total)
+    except DivergenceError as error:
+        failed = error
+    processes.agree(failed)
+    processes.sum_gradients(parameters)
+    loss = processes.total(loss)
+    meter.join(processes)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm)):
-        culprits = _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters)
-        raise DivergenceError("The gradient is not finite", got=f"norm {norm.item()} from rows {_named(culprits)}",
-                              do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
+        mine = _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters, total)
+        culprits = [origin for part in processes.gather(mine) for origin in part]
+        error = DivergenceError("The gradient is not finite", got=f"norm {norm.item()} from rows {_named(culprits)}",
+                                do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
+        processes.agree(error)
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimiser.step()
-    return StepResult(loss=loss, grad_norm=norm.item(), metrics=metrics, state=new_state)
+    return StepResult(loss=loss, grad_norm=norm.item(), metrics=meter.means(), state=new_state)
 
 
-def _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters) -> tuple[str, ...]:
+def _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters, total) -> tuple[str, ...]:
     """The step failed: find which pieces give a bad gradient alone."""
     found: list[str] = []
     for piece, coupling in zip(micro_batches, couplings, strict=True):
         for parameter in parameters:
             parameter.grad = None
-        accumulate_gradient([piece], objective, score, [coupling])
+        accumulate_gradient([piece], objective, score, [coupling], total)
         if not all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None):
             found += piece.origins
     return tuple(found) or tuple(origin for piece in micro_batches for origin in piece.origins)
@@ -136,23 +162,33 @@ def couple_step(
     objective: Objective,
     score: Score,
     state: State | None,
+    processes: Processes = ALONE,
 ) -> tuple[list[Coupling | None], State]:
     """What couples the units of each piece to the whole step, and the new state; nothing where the objective wants none.
 
-    Costs a forward pass over what the objective's `couples` names.
+    Costs a forward pass over what the objective's `couples` names. The pieces are those of this process, the step is that of
+    all.
     """
     if "coupling" not in objective.needs:
         return [None] * len(micro_batches), {}
     assert isinstance(objective, Coupled)
+    mine = [
+        (piece.lengths, piece.prompt, piece.signal, score(piece) if "scores" in objective.couples else None)
+        for piece in micro_batches
+    ]
+    parts = processes.gather((mine, [score(piece) for piece in mismatched]))
+    whole = [one for pieces, _ in parts for one in pieces]
+    others = [scores for _, found in parts for scores in found]
+    scores = [one for _, _, _, one in whole if one is not None]
     view = StepView(
-        lengths=torch.cat([piece.lengths for piece in micro_batches]),
-        prompt=torch.cat([piece.prompt for piece in micro_batches]),
-        signal=join_signals([piece.signal for piece in micro_batches], [len(piece.lengths) for piece in micro_batches]),
-        scores=join_scores([score(piece) for piece in micro_batches]) if "scores" in objective.couples else None,
-        mismatched=join_scores([score(piece) for piece in mismatched]) if mismatched else None,
-    )
+        lengths=torch.cat([lengths for lengths, _, _, _ in whole]), prompt=torch.cat([prompt for _, prompt, _, _ in whole]),
+        signal=join_signals([signal for _, _, signal, _ in whole], [len(lengths) for lengths, _, _, _ in whole]),
+        scores=join_scores(scores) if scores else None, mismatched=join_scores(others) if others else None,
+    )  # fmt: skip
     coupling, new_state = objective.couple(view, objective.initial_state() if state is None else state)
-    return _cut_coupling(coupling, micro_batches), new_state
+    before = sum(len(pieces) for pieces, _ in parts[: processes.rank])
+    sizes = [(len(lengths), len(signal.chosen) if isinstance(signal, Pairs | Hybrid) else 0) for lengths, _, signal, _ in whole]
+    return _cut_coupling(coupling, sizes)[before : before + len(micro_batches)], new_state
 
 
 def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
@@ -185,17 +221,15 @@ def join_signals(parts: Sequence[Signal], num_completions: Sequence[int]) -> Sig
     return Rewards(reward=torch.cat([part.reward for part in parts if isinstance(part, Rewards)]), group=torch.cat(groups))
 
 
-def _cut_coupling(coupling: Coupling, micro_batches: Sequence[MicroBatch]) -> list[Coupling | None]:
-    """Each piece's share of the step's coupling."""
-    sizes = [len(piece.lengths) for piece in micro_batches]
-    counts = [len(piece.signal.chosen) if isinstance(piece.signal, Pairs | Hybrid) else 0 for piece in micro_batches]
-    completion = {name: values.split(sizes) for name, values in coupling.completion.items()}
-    pair = {name: values.split(counts) for name, values in coupling.pair.items()}
+def _cut_coupling(coupling: Coupling, sizes: Sequence[tuple[int, int]]) -> list[Coupling | None]:
+    """The share of the step's coupling that belongs to each piece, of so many completions and pairs."""
+    completion = {name: values.split([count for count, _ in sizes]) for name, values in coupling.completion.items()}
+    pair = {name: values.split([count for _, count in sizes]) for name, values in coupling.pair.items()}
     return [
         Coupling(
             whole=coupling.whole,
             completion={name: parts[i] for name, parts in completion.items()},
             pair={name: parts[i] for name, parts in pair.items()},
         )
-        for i in range(len(micro_batches))
+        for i in range(len(sizes))
     ]

@@ -1,0 +1,144 @@
+"""Several processes that train one model together, each on its share of every step: what they must know of one another.
+
+Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. Every process reads the same data and knows every group of a
+step; it computes a share of them, and gradients are summed before the update, so that all have the same weights at all times.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from preftune.errors import ElsewhereError, PreftuneError
+
+T = TypeVar("T")
+
+_BUCKET = 2**24
+"""Entries of gradients that are summed at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process and how many there are. Alone, everything here is the identity and costs nothing."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def share(self, sizes: Sequence[int]) -> list[int]:
+        """Which of the ones with these sizes this process computes: each, largest first, goes to the least loaded process."""
+        if self.size == 1:
+            return list(range(len(sizes)))
+        loads, mine = [0] * self.size, []
+        for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+            rank = loads.index(min(loads))
+            loads[rank] += sizes[index]
+            if rank == self.rank:
+                mine.append(index)
+        return sorted(mine)
+
+    def gather(self, mine: T) -> list[T]:
+        """What every process has, in their order."""
+        if self.size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine)
+        return found
+
+    def total(self, mine: float | int) -> float:
+        """The sum over all processes, the same bits in each of them."""
+        return float(mine) if self.size == 1 else float(sum(self.gather(mine)))
+
+    def any(self, mine: bool) -> bool:
+        return mine if self.size == 1 else any(self.gather(mine))
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What the main process makes of `work`; an error of it is an error of all."""
+        if self.size == 1:
+            return work()
+        made: list[Any] = [None]
+        failed: PreftuneError | None = None
+        if self.is_main:
+            try:
+                made = [work()]
+            except PreftuneError as error:
+                failed = error
+        self.agree(failed)
+        dist.broadcast_object_list(made, src=0)
+        return made[0]
+
+    def agree(self, error: PreftuneError | None) -> None:
+        """Raise the error if any process has one: its own sentence where it arose first, and silence elsewhere."""
+        if self.size == 1:
+            if error is not None:
+                raise error
+            return
+        told = self.gather(None if error is None else type(error).__name__)
+        first = next((rank for rank, name in enumerate(told) if name is not None), None)
+        if first is None:
+            return
+        if error is not None and first == self.rank:
+            raise error
+        raise ElsewhereError(f"Process {first} stopped: {told[first]}")
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Every gradient becomes its sum over all processes; one that a process does not have counts as 0."""
+        if self.size == 1:
+            return
+        trained = list(parameters)
+        known = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32)
+        for flags in self.gather(known):
+            known = known | flags
+        waiting: list[nn.Parameter] = []
+        for parameter, anywhere in zip(trained, known.tolist(), strict=True):
+            if not anywhere:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            waiting.append(parameter)
+            if sum(p.numel() for p in waiting) >= _BUCKET:
+                _sum_bucket(waiting)
+                waiting = []
+        if waiting:
+            _sum_bucket(waiting)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = Processes()
+
+
+def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@contextmanager
+def together(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+    """Within, the processes that torchrun started are connected: by NCCL on GPUs, by gloo elsewhere."""
+    size = int(environment.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Processes(rank=dist.get_rank(), size=size)
+    finally:
+        dist.destroy_process_group()
