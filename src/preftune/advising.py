@@ -110,7 +110,7 @@ class AdviseConfig:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the diagnosis {path}", got=str(error),
+            raise ConfigError(f"Cannot read the diagnosis {path}", got=getattr(error, "strerror", None) or str(error),
                               do="`preftune diagnose data DATA --output FILE` writes one") from error  # fmt: skip
         return read_evidence(text, str(path))
 

@@ -232,7 +232,7 @@ class TrainConfig:
                               do="Sample with the policy, join the samples with the data, and train on the file")  # fmt: skip
         if opponent not in expected:
             raise ConfigError(f"{name} has another use of opponents", got=f"collect.opponent {opponent}",
-                              expected=" or ".join(expected))  # fmt: skip
+                              expected=" or ".join(expected), do=f"Set --collect.opponent {expected[0]}")  # fmt: skip
         if opponent != "none" and self.collect.data_share:
             raise ConfigError("The completions in the data have no opponent", got=f"collect.data_share {self.collect.data_share}",
                               do="Leave it or collect.opponent out")  # fmt: skip
