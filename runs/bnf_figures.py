@@ -29,10 +29,9 @@ import torch
 
 from preftune.cli import main as preftune
 from preftune.data.options import DataOptions
-from preftune.diagnosing.run_diagnosis import plain
 from preftune.objectives import OBJECTIVES
 from preftune.policy.load import quiet_transformers
-from preftune.stats import Interval, mean_interval
+from preftune.stats import Interval, finite, mean_interval
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig
 
@@ -182,7 +181,7 @@ def report(options: argparse.Namespace, best: dict[str, float], tuned: dict[str,
         told = verdict(differences.values())
         spread = "; ".join(f"{o} {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f})" for o, d in differences.items())
         print(f"{first} has the {words}: {told}. Others minus {first}, 95% over {len(options.seeds)} seeds: {spread}")
-        claims[quantity] = {"claim": words, "verdict": told, "others_minus_first": plain(differences)}
+        claims[quantity] = {"claim": words, "verdict": told, "others_minus_first": finite(differences)}
     values = {m: {q: [both_sides(run, q) for run in ones] for q in CLAIMS} for m, ones in runs.items()}
     content = {"options": vars(options), "learning_rates": best, "tuning_accuracy": tuned, "values": values, "claims": claims}
     (Path(options.output) / "verdict.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """What each verb does: settings in, work done by the rooms, results printed."""
 
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -24,7 +23,7 @@ from preftune.onpolicy.sample import Sampled, SampleOptions, load_sampler, sampl
 from preftune.onpolicy.server import sample_server
 from preftune.policy.load import load_tokenizer, quiet_transformers, resolve_model
 from preftune.report.page import write_comparison, write_report
-from preftune.stats import Interval
+from preftune.stats import Interval, finite
 from preftune.terminal import clean_terminal
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.options import TrainConfig
@@ -201,13 +200,13 @@ def run_eval(arguments: Sequence[str]) -> int:
     if settings.data is not None:
         pairs = evaluate_pairs(settings, report)
         if settings.json:
-            print_json(_finite(asdict(pairs)))
+            print_json(finite(pairs))
         else:
             _tell_pairs(pairs)
     else:
         prompts = evaluate_prompts(settings, report)
         if settings.json:
-            print_json(_finite(asdict(prompts)))
+            print_json(finite(prompts))
         else:
             _tell_prompts(prompts)
     return 0
@@ -232,13 +231,6 @@ def _span(interval: Interval) -> str:
     return f"{interval.low:.4f} to {interval.high:.4f}"
 
 
-def _finite(content: object) -> object:
-    """JSON has no infinities: an interval of a single value is null on both sides."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
 def run_report(arguments: Sequence[str]) -> int:
     words = list(arguments)
     bare = []
@@ -260,7 +252,7 @@ def run_demo(arguments: Sequence[str]) -> int:
     result = demo(settings, Reporter(quiet=settings.json))
     if settings.json:
         shown = asdict(result) | {"run": {"folder": str(result.run.folder), "step": result.run.step}}
-        print_json(_finite(shown))
+        print_json(finite(shown))
         return 0
     found = result.comparison
     change, before, after = found.difference, found.before, found.after

@@ -1,8 +1,7 @@
 """The verb `train-reward-model`: Bradley-Terry on pairs, then how right and how sure the saved model is on held-out pairs."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from preftune.policy.adapters import LoraOptions
 from preftune.policy.load import LoadOptions, load_tokenizer, pick_device, quiet_transformers, resolve_model
 from preftune.policy.reward_model import scores_of
 from preftune.report.words import interval_text
+from preftune.stats import finite
 from preftune.terminal import clean_terminal
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.options import OptimOptions, TrainConfig
@@ -145,18 +145,9 @@ def _evaluated(result: RunResult, config: TrainConfig, num_bins: int) -> tuple[R
         return result, None
     found = evaluate_reward_model(result.final, held, config, num_bins)
     run = RunFolder(path=result.folder)
-    run.write_json(f"{EVALUATION}.json", finite(asdict(found)))
+    run.write_json(f"{EVALUATION}.json", finite(found))
     run.write_text(f"{EVALUATION}.md", "\n".join(evaluation_page(found)) + "\n")
     return result, found
-
-
-def finite(content: Any) -> Any:
-    """JSON has no infinities: an interval of a single value is null on both sides."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def evaluation_page(found: Calibration) -> list[str]:
@@ -196,7 +187,7 @@ def run_reward_training(arguments: Sequence[str]) -> int:
         result, found = train_reward_model(settings)
     if as_json:
         print_json({"folder": str(result.folder), "final": result.final and str(result.final), "state": result.state,
-                    "evaluation": found and finite(asdict(found))})  # fmt: skip
+                    "evaluation": found and finite(found)})  # fmt: skip
     elif result.final:
         print("\n".join(evaluation_page(found)) if found else "nothing is held out, so nothing is known of its accuracy")
         print(clean_terminal(f"\nreward model  {result.final}\nreport        {result.folder / 'report.html'}"))

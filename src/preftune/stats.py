@@ -5,9 +5,10 @@ a few hundred prompts, and t has the right width for few of them, where a percen
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,17 @@ def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
     standard_error = float(numbers.std(ddof=1)) / math.sqrt(len(numbers))
     half = t_quantile((1 + level) / 2, len(numbers) - 1) * standard_error
     return Interval(mean=mean, low=mean - half, high=mean + half, num=len(numbers))
+
+
+def finite(content: Any) -> Any:
+    """Values for JSON: dataclasses as mappings, and null for what is not finite, as the interval of a single value is."""
+    if is_dataclass(content) and not isinstance(content, type):
+        return finite(asdict(content))
+    if isinstance(content, Mapping):
+        return {str(key): finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def paired_interval(

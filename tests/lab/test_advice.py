@@ -12,7 +12,7 @@ from preftune.diagnose.advice import advise
 from preftune.errors import ConfigError
 from preftune.lab.contest import METHODS, Choice, Raced, choices, race
 from preftune.lab.draws import STEPS, Draw, drawn
-from preftune.lab.evidence import cyclic_noise, expected_best, labelled, measured, upper_share
+from preftune.lab.evidence import cyclic_noise, labelled, measured, upper_share
 from preftune.lab.problem import Problem
 from preftune.lab.regret import Habit, habits, regret, regret_of_range, span, summary
 from preftune.lab.world import World
@@ -88,13 +88,6 @@ def test_evidence_is_of_the_data_that_training_uses():
     world, found = World(problem, (5,)), measured(problem, groups=GROUPS, can_reward=True, seed=5)
     rewards = world.rewards(world.sample_data(GROUPS, 3), true=True)[0]
     assert found.num_pairs == sum(int(one[i] != one[j]) for one in rewards for i, j in ((0, 1), (0, 2), (1, 2)))
-
-
-def test_expected_best_by_enumeration():
-    rewards = torch.tensor([[3.0, 1.0, 4.0, 1.5]], dtype=torch.float64)
-    for n in (1, 2, 3, 4):
-        exact = np.mean([max(some) for some in itertools.combinations(rewards[0].tolist(), n)])
-        assert expected_best(rewards, n).item() == pytest.approx(exact)
 
 
 def test_labels_and_contradictions_by_hand():

@@ -25,7 +25,7 @@ from preftune.onpolicy.rewards import AnyReward, resolve_reward
 from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.load import LoadOptions, load_model, load_tokenizer, pick_device, quiet_transformers, resolve_model
 from preftune.report.words import percent, plural, value_text
-from preftune.reward_training import finite
+from preftune.stats import finite
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
 from preftune.train.progress import Reporter

@@ -1,9 +1,7 @@
 """What finished runs did to their model, measured on the same held-out pairs: models in, plain numbers out."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,8 +18,9 @@ from preftune.policy.load import load_model, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_sharing
 from preftune.policy.probe import TokenProbe, ches_scores, probe_groups
 from preftune.report.diagnosis import SIDES
-from preftune.stats import cluster_means, mean_interval, paired_interval
+from preftune.stats import cluster_means, finite, mean_interval, paired_interval
 from preftune.train.progress import Reporter
+from preftune.train.tokens import scored_ids, token_row
 from preftune.types import Group
 
 COMPARED = ("abs_mean_log_ratio", "mean_logit_shift", "mean_centred_logit_shift", "gini", "gini_centred")
@@ -67,7 +66,7 @@ def diagnose_runs(settings: DiagnoseRunConfig, report: Reporter) -> tuple[dict, 
         "max_new_tokens": settings.max_new_tokens, "precision": settings.precision, "seed": settings.seed,
         "runs": numbers, "differences": _differences(runs, material, moved),
     }  # fmt: skip
-    return plain(content), _token_rows(runs, material, moved, settings.examples)
+    return finite(content), _token_rows(runs, material, moved, settings.examples)
 
 
 def _load(settings: DiagnoseRunConfig, name: str) -> Policy:
@@ -117,12 +116,8 @@ def _moved(policy: Sequence[Sequence[TokenProbe]], reference: Sequence[Sequence[
     ]  # fmt: skip
 
 
-def _scored_ids(group: Group, k: int) -> np.ndarray:
-    return group.completions[k][group.scored[k]] if group.scored else group.completions[k]
-
-
 def _kinds(group: Group, k: int, renderer: Renderer) -> list[str]:
-    ids = _scored_ids(group, k)
+    ids = scored_ids(group, k)
     ends = ids == renderer.end_of_turn
     pieces = token_pieces(ids, renderer)
     return [displacement.token_kind(text, place, bool(ends[place])) for place, text in enumerate(pieces)]
@@ -218,26 +213,7 @@ def _token_rows(runs: Sequence[Run], material: Material, moved: Sequence[list[li
         for number, (index, pair) in enumerate(pairs):
             group = material.groups[index]
             for side, k in zip(SIDES, pair, strict=True):
-                one, pieces = shifted[index][k], token_pieces(_scored_ids(group, k), material.renderer)
-                columns = zip(pieces, one.logp, one.ref_logp, one.logit_shift, one.centred_logit_shift, strict=True)
-                rows.append({
-                    "run": run.name, "pair": number, "side": side, "origin": group.origin,
-                    "prompt": material.renderer.decode(group.prompt),
-                    "tokens": [
-                        {"text": text, "logp": float(logp), "ref_logp": float(ref), "logit_shift": float(shift),
-                         "centred_logit_shift": float(centred)}
-                        for text, logp, ref, shift, centred in columns
-                    ],
-                })  # fmt: skip
+                one = shifted[index][k]
+                columns = {name: getattr(one, name) for name in ("logp", "ref_logp", "logit_shift", "centred_logit_shift")}
+                rows.append(token_row(run.name, number, side, group, k, material.renderer, columns))
     return rows
-
-
-def plain(value: object) -> Any:
-    """Values for JSON: dataclasses as mappings, and null for what is not finite, as an interval of one value is."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,13 +17,14 @@ from preftune.diagnosing.run_material import DiagnoseRunConfig
 from preftune.errors import ConfigError, memory_errors
 from preftune.policy.load import quiet_transformers
 from preftune.report.diagnosis import interval, summary, write_diagnosis
+from preftune.report.read import TOKENS
 from preftune.report.words import interval_text, percent
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
 from preftune.train.progress import Reporter
 from preftune.train.runlog import check_output
 
-NUMBERS, TOKENS = "diagnosis.json", "tokens.jsonl"
+NUMBERS = "diagnosis.json"
 PIPED_WIDTH = 1000  # characters: where there is no terminal to fit, a run is one line
 
 

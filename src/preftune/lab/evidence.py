@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from preftune.diagnose.coverage import reward_peak
 from preftune.diagnose.evidence import Evidence
 from preftune.lab.methods import Method
 from preftune.lab.problem import Problem
@@ -16,7 +17,6 @@ from preftune.lab.world import World
 from preftune.objectives.dpo import DPO
 
 OWN_SAMPLES = 16  # of each prompt, before training; they count for nothing, as evaluation does
-BEST_OF = (1, 2, 4, 8, 16)
 ONE_SIDED_95 = 1.645  # standard deviations
 
 
@@ -46,25 +46,14 @@ def measured(problem: Problem, *, groups: int, can_reward: bool, seed: int) -> E
 
 def _judged(evidence: Evidence, own: Float[Tensor, "G K"], data: Float[Tensor, "G C"], wins: Bool[Tensor, "G C C"]) -> Evidence:
     """With what only a reward can say."""
-    spread = own.std(1)
-    best = data.max(1).values[:, None]
-    below = (own < best).double() + (own == best).double() / 2
+    peak = reward_peak(own.tolist(), data.tolist())
+    assert peak is not None, "every prompt has own samples and completions"
     against = wins & (data[:, :, None] < data[:, None, :])
     return replace(
-        evidence, best_of_data=float(below.mean()), best_of_n={n: float(expected_best(own, n).mean()) for n in BEST_OF},
-        reward_spread=float(spread.mean()), zero_spread=float((spread == 0).double().mean()),
+        evidence, best_of_data=peak.best_of_data.mean, best_of_n={n: one.mean for n, one in peak.best_of_n.items()},
+        reward_spread=peak.spread.mean, zero_spread=peak.zero_spread.mean,
         noise=upper_share(int(against.sum()), int(wins.sum())),
     )  # fmt: skip
-
-
-def expected_best(rewards: Float[Tensor, "G K"], n: int) -> Float[Tensor, " G"]:
-    """The mean of the best of n over all choices of n among K rewards, unbiased:
-
-    sum over ranks i of  C(i - 1, n - 1) / C(K, n)  times the i-th lowest reward
-    """
-    size = rewards.shape[1]
-    weight = torch.tensor([math.comb(i, n - 1) / math.comb(size, n) for i in range(size)], dtype=rewards.dtype)
-    return rewards.sort(1).values @ weight
 
 
 def labelled(rewards: Float[Tensor, "G C"], exchanged: Bool[Tensor, "G P"] | None) -> Bool[Tensor, "G C C"]:

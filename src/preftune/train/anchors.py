@@ -2,16 +2,16 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from preftune.data.pack import collate, split_micro_batches
+from preftune.onpolicy.sample import Blend
 from preftune.policy.bundled import cache_folder
 from preftune.policy.load import load_model, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, hidden_states, model_head, score_groups, to_device
@@ -42,14 +42,6 @@ GroupHidden = Callable[[Sequence[Group]], tuple[Tensor, Head]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Writer:
-    """A model that is drawn from within a context: the reference, or the policy with its adapter off."""
-
-    model: PreTrainedModel
-    within: Callable[[], AbstractContextManager[object]] = nullcontext
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Anchors:
     """What the models beside the policy say of some groups; None is what the run does not need."""
 
@@ -59,7 +51,7 @@ class Anchors:
     behaviour_value: GroupLogps | None = None  # of the policy's scalar head when it sampled, not a logp
     contrast: GroupLogps | None = None  # log-probability under one model minus that under another
     following: Policy | None = None  # the reference, where it follows the policy
-    writer: Writer | None = None  # the reference, where it can be drawn from
+    writer: Blend | None = None  # the reference alone, where it can be drawn from
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,11 +87,8 @@ class AnchorBuilder:
             behaviour_value=(lambda part: [list(group.behaviour_value) for group in part]) if "behaviour_value" in needs else None,
             contrast=self._contrast() if "contrast" in needs else None,
             following=held if options.update_every else None,
-            writer=None if held is None else self._writer(held, mode == "adapter"),
+            writer=None if held is None else _writer(held, mode == "adapter"),
         )  # fmt: skip
-
-    def _writer(self, held: Policy, without_adapter: bool) -> Writer:
-        return Writer(model=held.model, within=(lambda: adapter_off(held)) if without_adapter else nullcontext)
 
     def _contrast(self) -> GroupLogps:
         options = self.config.reference
@@ -196,6 +185,10 @@ def chosen_mode(options: ReferenceOptions, needs: frozenset[str], has_adapter: b
     if options.update_every or needs & VOCABULARY_SCORES or on_policy:
         return "adapter" if has_adapter and options.model is None and not options.update_every else "live"
     return "cache"
+
+
+def _writer(held: Policy, without_adapter: bool) -> Blend:
+    return Blend(model=held.model, share=1.0, within=(lambda: adapter_off(held)) if without_adapter else nullcontext)
 
 
 def _start_copy(policy: Policy) -> Any:

@@ -27,7 +27,7 @@ from preftune.policy.load import check_same_tokeniser, load_model, load_tokenize
 from preftune.policy.policy import Policy, choose_sharing, make_value_head, score_groups, use_gradient_checkpointing
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
 from preftune.policy.reward_model import check_classifier
-from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors, Writer
+from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
 from preftune.train.collector import OnPolicySource
 from preftune.train.filters import filter_pairs
@@ -121,7 +121,7 @@ def prompt_rows(config: TrainConfig) -> DataOptions:
 
 def make_samples(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, policy: Policy, reward: AnyReward, prepared: Prepared,
-    prompts: Sequence[Group], report: Reporter, writer: Writer | None, processes: Processes,
+    prompts: Sequence[Group], report: Reporter, writer: Blend | None, processes: Processes,
 ) -> OnPolicySource:  # fmt: skip
     """The source of an on-policy run."""
     objective, options = config.objective, config.collect
@@ -154,13 +154,12 @@ def make_samples(
     )  # fmt: skip
 
 
-def _opponent(options: CollectOptions, writer: Writer | None) -> Blend | None:
+def _opponent(options: CollectOptions, writer: Blend | None) -> Blend | None:
     """Who answers beside the policy: the reference, or a mixture of the two."""
     if options.opponent == "none":
         return None
     assert writer is not None, "an on-policy reference is live or the policy without its adapter"
-    share = 1.0 if options.opponent == "reference" else options.opponent_share
-    return Blend(model=writer.model, share=share, within=writer.within)
+    return writer if options.opponent == "reference" else replace(writer, share=options.opponent_share)
 
 
 def needed_completions(group: Group, objective: Objective) -> Group | None:

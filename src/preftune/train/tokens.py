@@ -1,22 +1,23 @@
 """What training did to single tokens: a few held-out completions under the policy and its reference, for the report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from preftune.data.inspect import token_pieces
 from preftune.data.pack import LayoutOptions, group_pairs, split_micro_batches
 from preftune.data.render import Renderer, make_renderer
 from preftune.policy.policy import Policy, score_groups
+from preftune.report.read import TOKENS
 from preftune.train.anchors import GroupLogps
 from preftune.train.runlog import RunFolder
 from preftune.train.setup import Job
 from preftune.types import Group
 
 NUM_GROUPS = 4  # the cost is that of scoring them twice
-TOKENS = "tokens.jsonl"
 
 
 def write_tokens(job: Job, run: RunFolder) -> None:
@@ -42,11 +43,20 @@ def token_rows(
             pairs = group_pairs(group)
             wanted = dict(zip(("chosen", "rejected"), pairs[0], strict=True)) if pairs else {"completion": 0}
             for side, k in wanted.items():
-                ids = group.completions[k][group.scored[k]] if group.scored else group.completions[k]
-                columns = zip(token_pieces(ids, renderer), mine[k].tolist(), anchor[k].tolist(), strict=True)
-                rows.append({
-                    "run": run, "pair": index, "side": side, "origin": group.origin,
-                    "prompt": renderer.decode(group.prompt),
-                    "tokens": [{"text": text, "logp": logp, "ref_logp": ref} for text, logp, ref in columns],
-                })
+                rows.append(token_row(run, index, side, group, k, renderer, {"logp": mine[k], "ref_logp": anchor[k]}))
     return sorted(rows, key=lambda row: row["pair"])
+
+
+def token_row(
+    run: str, pair: int, side: str, group: Group, k: int, renderer: Renderer, columns: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """A line of tokens.jsonl: a completion's scored tokens as text, each with the numbers of the columns."""
+    texts = token_pieces(scored_ids(group, k), renderer)
+    numbers = zip(*(column.tolist() for column in columns.values()), strict=True)
+    tokens = [{"text": text, **dict(zip(columns, values, strict=True))} for text, values in zip(texts, numbers, strict=True)]
+    prompt = renderer.decode(group.prompt)
+    return {"run": run, "pair": pair, "side": side, "origin": group.origin, "prompt": prompt, "tokens": tokens}
+
+
+def scored_ids(group: Group, k: int) -> np.ndarray:
+    return group.completions[k][group.scored[k]] if group.scored else group.completions[k]
