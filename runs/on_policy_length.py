@@ -3,8 +3,8 @@
     python runs/on_policy_length.py OUTPUT [--seeds 0 1 2] [--learning_rates 5e-6 2e-5] [--steps 16] [--workers 2]
 
 For each method: the learning rate that ends with the highest held-out reward on a seed of its own (the same grid for all),
-then one run per seed at that rate. A worker is a process of one thread. Prints one table and writes OUTPUT/table.json.
-Resumable: finished runs are read.
+then one run per seed at that rate. A worker is a process of one thread, so a run's processor
+seconds are its time without neighbours. Prints one table and writes OUTPUT/table.json. Resumable: finished runs are read.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def run_once(options: argparse.Namespace, method: str, rate: float, seed: int) -
     folder = Path(options.output) / f"{method}-{rate:g}-{seed}"
     if (folder / "final").exists():
         return folder
-    started = time.perf_counter()
+    started = time.process_time()
     run = train(TrainConfig(
         source="on-policy", data=str(Path(options.output) / "prompts.jsonl"), reward="length.min", output=str(folder),
         model=options.model, objective=OBJECTIVES[objective](), batch_size=options.prompts, max_steps=options.steps, epochs=1e6,
@@ -50,7 +50,7 @@ def run_once(options: argparse.Namespace, method: str, rate: float, seed: int) -
     ), quiet=True)  # fmt: skip
     if run.state != "finished":
         raise SystemExit(f"{folder} was interrupted; remove it, then run this again")
-    (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - started))
+    (folder / "seconds.json").write_text(json.dumps(time.process_time() - started))
     return folder
 
 
@@ -118,7 +118,7 @@ def report(options: argparse.Namespace, chosen: dict[str, float], folders: dict[
     table = {method: [measured(folder) for folder in ones] for method, ones in folders.items()}
     pulling = [statistics.mean(one["reward"] for one in table[m]) for m in table if not METHODS[m][2]]
     goal = max(pulling) if pulling else 0.0
-    headings = {"method": -10, "rate": 7, "reward": 15, "KL": 7, "entropy": 8, "length": 7, "samples": 8, "s": 6,
+    headings = {"method": -10, "rate": 7, "reward": 15, "KL": 7, "entropy": 8, "length": 7, "samples": 8, "cpu s": 6,
                 f"to {goal:.2f}": 12}  # fmt: skip
     print(" ".join(f"{heading:{'<' if width < 0 else '>'}{abs(width)}}" for heading, width in headings.items()))
     for method, ones in table.items():
