@@ -45,7 +45,7 @@ LETTERS = "abcdefghijklmnop"
 LONGEST, MEAN, SPREAD = 32, 23.0, 4.0  # tokens, end included; that of the laboratory's length problem (64, 46, 8), halved
 TUNING_SEED = 100
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-LAYOUT = LayoutOptions(row_tokens=128, micro_batch_tokens=4096)
+LAYOUT = LayoutOptions(micro_batch_tokens=4096)
 METHODS: dict[str, tuple[Objective, bool]] = {  # name -> (objective, whether it learns from its own samples)
     "on-dpo": (DPO(), True), "off-dpo": (DPO(), False), "ppo": (PPO(), True),
     "rwr": (RWR(max_weight=1e9), True),  # the bound, made for rewards of another scale, would stop learning below 11 tokens

@@ -38,7 +38,7 @@ def totals(folder, data) -> np.ndarray:
 def test_pairs_by_hand(tiny_folder, other, pairs_file):
     ratio = totals(other, pairs_file) - totals(tiny_folder, pairs_file)
     margin = 0.5 * (ratio[:, 0] - ratio[:, 1])
-    for layout in (LayoutOptions(), LayoutOptions(share_prompts=False, row_tokens=40, micro_batch_tokens=90)):
+    for layout in (LayoutOptions(), LayoutOptions(share_prompts=False, micro_batch_tokens=90)):
         found = evaluate_pairs(
             EvalConfig(model=str(other), data=pairs_file, reference=str(tiny_folder), beta=0.5, layout=layout), QUIET
         )

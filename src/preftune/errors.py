@@ -88,5 +88,5 @@ def memory_errors() -> Iterator[None]:
             raise
         raise TrainingError(
             "There is not enough memory", got=" ".join(str(error).split())[:160] or "no more",
-            do="Lower --layout.micro_batch_tokens (and row_tokens) or --rows.max_length, or set --gradient_checkpointing true",
+            do="Lower --layout.micro_batch_tokens or --rows.max_length, or set --gradient_checkpointing true",
         ) from error

@@ -47,7 +47,7 @@ def test_a_shared_row_by_hand():
 def test_context_is_read_and_not_predicted(sharing, rows, at):
     """4 and 7, 9 are the assistant's, 5 and 6 are not; of the other completion only 8 is scored, and 9 dangles."""
     scored = (np.array([True, False, False, True, True]), np.array([True, False]))
-    batch = collate([group([1, 2, 3], [4, 5, 6, 7, 9], [8, 9], scored=scored)], LayoutOptions(row_tokens=8), sharing)
+    batch = collate([group([1, 2, 3], [4, 5, 6, 7, 9], [8, 9], scored=scored)], LayoutOptions(micro_batch_tokens=32), sharing)
     assert batch.input_ids.tolist() == rows
     assert batch.predict_at.tolist() == at
     assert batch.targets.tolist() == [4, 7, 9, 8]
@@ -59,7 +59,7 @@ def test_context_is_read_and_not_predicted(sharing, rows, at):
     ("packed", [[1, 2, 3, 4, 5, 9], [1, 2, 3, 6, 9, 0]], [3, 4, 5, 9, 10]),
 ])
 def test_last_tokens_are_inputs_where_their_state_is_read(sharing, rows, read):
-    batch = collate([SMALL], LayoutOptions(row_tokens=6), sharing, read_last=True)
+    batch = collate([SMALL], LayoutOptions(micro_batch_tokens=24), sharing, read_last=True)
     assert batch.input_ids.tolist() == rows
     assert batch.read_at is not None and batch.read_at.tolist() == read
     assert batch.input_ids.flatten()[batch.read_at].tolist() == batch.targets.tolist() == [4, 5, 9, 6, 9]
@@ -73,7 +73,7 @@ def test_of_a_trajectory_the_scored_tokens_are_read():
 
 
 def test_an_unshared_row_by_hand():
-    batch = collate([SMALL], LayoutOptions(row_tokens=9), "packed")
+    batch = collate([SMALL], LayoutOptions(micro_batch_tokens=36), "packed")
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 6]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3]]
     assert batch.group_ids.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1, 1]]
@@ -88,10 +88,10 @@ def test_single_sequences_are_padded_at_the_end():
     assert (batch.num_positions, batch.num_real_positions) == (10, 9)
 
 
-@given(seed=st.integers(0, 10_000), row=st.integers(1, 60), sharing=st.sampled_from(["shared", "packed", "single"]))
+@given(seed=st.integers(0, 10_000), row=st.integers(1, 60), sharing=st.sampled_from(["flat", "shared", "packed", "single"]))
 def test_every_token_is_predicted_from_the_one_before_it(seed, row, sharing):
     groups = random_groups(seed)
-    batch = collate(groups, LayoutOptions(row_tokens=row), sharing)
+    batch = collate(groups, LayoutOptions(micro_batch_tokens=4 * row), sharing)
     flat = batch.input_ids.flatten()
     at, targets = iter(batch.predict_at.tolist()), iter(batch.targets.tolist())
     for one in groups:
@@ -116,7 +116,7 @@ def test_rows_hold_every_segment_once_and_keep_to_their_capacity(seed, row, shar
 @given(seed=st.integers(0, 10_000), budget=st.integers(20, 200))
 def test_micro_batches_cut_no_group_and_keep_to_the_budget(seed, budget):
     groups = random_groups(seed, num_groups=9)
-    options = LayoutOptions(row_tokens=20, micro_batch_tokens=budget)
+    options = LayoutOptions(micro_batch_tokens=budget)
     read = split_micro_batches(groups, options, "shared", read_last=True)
     assert all(len(batch) == 1 or sum(s.num_positions for s in segments([groups[i] for i in batch], "shared", True)) <= budget
                for batch in read)  # fmt: skip
@@ -125,6 +125,13 @@ def test_micro_batches_cut_no_group_and_keep_to_the_budget(seed, budget):
     for batch in batches:
         size = sum(s.num_positions for s in segments([groups[i] for i in batch], "shared"))
         assert size <= budget or len(batch) == 1
+
+
+@given(seed=st.integers(0, 10_000), budget=st.integers(1, 200))
+def test_a_flat_row_holds_all_and_nothing_else(seed, budget):
+    batch = collate(random_groups(seed), LayoutOptions(micro_batch_tokens=budget), "flat")
+    assert len(batch.input_ids) == 1
+    assert batch.num_positions == batch.num_real_positions == sum(s.num_positions for s in segments(random_groups(seed), "shared"))
 
 
 def test_sharing_saves_the_prompt():
@@ -173,9 +180,9 @@ def test_hybrid_signals_index_the_completions_of_all_groups():
         batch_signal([one, group([1], [2], origin="rows:3")], Hybrid)
 
 
-def test_a_micro_batch_smaller_than_a_row_is_refused():
-    with pytest.raises(ConfigError, match="micro_batch_tokens is smaller than a row"):
-        LayoutOptions(row_tokens=512, micro_batch_tokens=256)
+def test_a_micro_batch_without_room_is_refused():
+    with pytest.raises(ConfigError, match="micro_batch_tokens is out of range; got 0"):
+        LayoutOptions(micro_batch_tokens=0)
 
 
 def test_tensors_are_int64():

@@ -29,7 +29,7 @@ def test_by_hand():
 def test_the_same_model_agrees_and_another_does_not(settings):
     model = tiny_model("qwen3")
     drawn = sample(model, RENDERER, PROMPTS, SampleOptions(num_completions=4, max_new_tokens=12, **settings), 0)
-    layout = LayoutOptions(row_tokens=20, micro_batch_tokens=40)  # several micro-batches, in an order of their own
+    layout = LayoutOptions(micro_batch_tokens=40)  # several micro-batches, in an order of their own
     found = agreement(policy_of(model), PROMPTS, drawn, layout)
     assert found.num_tokens == sum(len(one.token_ids) for ones in drawn for one in ones)
     assert found.mean <= found.max < 1e-4

@@ -36,14 +36,16 @@ def policy_of(model, sharing) -> Policy:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-@pytest.mark.parametrize("sharing", ["shared", "packed", "single"])
+@pytest.mark.parametrize("sharing", ["flat", "shared", "packed", "single"])
 def test_every_layout_is_exact(name, dtype, tolerance, sharing):
     if name == "gemma2" and dtype == torch.float64:
         pytest.skip("its eager attention takes the softmax in fp32 whatever the dtype")
+    if name == "gemma2" and sharing == "flat":
+        pytest.skip("its soft-capped scores need eager attention, which takes masks")
     model = tiny_model(name, dtype)
     expected, wanted = values_and_gradients(model, plain(model, GROUPS))
-    batch = collate(GROUPS, LayoutOptions(row_tokens=30), sharing)
-    assert len(batch.input_ids) > 1  # several rows, with padding at their ends
+    batch = collate(GROUPS, LayoutOptions(micro_batch_tokens=120), sharing)
+    assert (len(batch.input_ids) > 1) == (sharing != "flat")  # several rows, with padding at their ends
     got, gradients = values_and_gradients(model, score(policy_of(model, sharing), batch).logp)
     scale = expected.abs().max()
     torch.testing.assert_close(got / scale, expected / scale, rtol=0, atol=tolerance)
@@ -56,9 +58,11 @@ def test_every_layout_is_exact(name, dtype, tolerance, sharing):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_sliding", "gemma2", "gpt2"])
-@pytest.mark.parametrize("sharing", ["shared", "packed", "single"])
+@pytest.mark.parametrize("sharing", ["flat", "shared", "packed", "single"])
 def test_the_head_after_each_token_is_exact(name, sharing):
     """`value_after` is the head on the state of the token itself, `value` on that of the one before it."""
+    if name == "gemma2" and sharing == "flat":
+        pytest.skip("its soft-capped scores need eager attention, which takes masks")
     model = tiny_model(name)
     head = torch.nn.Linear(32, 1, bias=False)
     body = model.get_decoder()
@@ -68,7 +72,7 @@ def test_the_head_after_each_token_is_exact(name, sharing):
             ids = torch.from_numpy(np.concatenate([group.prompt, completion])).long()
             along = head(body(input_ids=ids[None], use_cache=False).last_hidden_state[0]).squeeze(1)
             expected.append(along[len(group.prompt) - 1 :])
-    batch = collate(GROUPS, LayoutOptions(row_tokens=30), sharing, read_last=True)
+    batch = collate(GROUPS, LayoutOptions(micro_batch_tokens=120), sharing, read_last=True)
     policy = Policy(model=model, precision="fp32", sharing=sharing, sharing_reason="", value_head=head)
     found = score(policy, batch, frozenset({"value", "value_after"}))
     torch.testing.assert_close(found.value_after, torch.cat([one[1:] for one in expected]), rtol=1e-4, atol=1e-5)
@@ -78,7 +82,8 @@ def test_the_head_after_each_token_is_exact(name, sharing):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_probe_finds_the_densest_layout(name):
-    assert choose_sharing(tiny_model(name), True) == ("shared", "")
+    dense = ("shared", "its attention is eager") if name == "gemma2" else ("flat", "")
+    assert choose_sharing(tiny_model(name), True) == dense
     assert choose_sharing(tiny_model(name), False)[0] == "packed"
 
 
@@ -110,7 +115,7 @@ def test_gradient_checkpointing_changes_nothing():
     from preftune.policy.policy import use_gradient_checkpointing
 
     model = tiny_model("llama")
-    batch = collate(GROUPS, LayoutOptions(row_tokens=64), "shared")
+    batch = collate(GROUPS, LayoutOptions(micro_batch_tokens=256), "shared")
     expected, wanted = values_and_gradients(model, score(policy_of(model, "shared"), batch).logp)
     use_gradient_checkpointing(model)
     calls = []

@@ -59,7 +59,7 @@ def policy_of(model, sharing) -> Policy:
 def test_every_layout_scores_the_assistants_tokens_only(name, sharing):
     groups, model = masked_groups(), tiny_model(name)
     expected = torch.cat([one for group in plain(model, groups) for one in group])
-    batch = collate(groups, LayoutOptions(row_tokens=30), sharing)
+    batch = collate(groups, LayoutOptions(micro_batch_tokens=120), sharing)
     got = score(policy_of(model, sharing), batch).logp
     assert batch.lengths.tolist() == [n for group in groups for n in group.num_scored] and len(got) == len(expected)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * expected.detach().abs().max().item())
@@ -144,7 +144,7 @@ def test_the_store_keeps_the_scored_tokens(tmp_path):
 
 def test_micro_batches_count_context_too():
     group = masked_groups(num_groups=1)[0]
-    assert split_micro_batches([group, group], LayoutOptions(row_tokens=1, micro_batch_tokens=len(group.prompt) + 5), "shared") == [
+    assert split_micro_batches([group, group], LayoutOptions(micro_batch_tokens=len(group.prompt) + 5), "shared") == [
         [0], [1]
     ]
 

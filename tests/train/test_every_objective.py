@@ -17,7 +17,7 @@ from preftune.train.evaluate import evaluate
 from preftune.train.step import accumulate_gradient, couple_step, global_weight
 from tests.models import random_groups, tiny_model
 
-WHOLE, CUT = LayoutOptions(), LayoutOptions(row_tokens=64, micro_batch_tokens=64)
+WHOLE, CUT = LayoutOptions(), LayoutOptions(micro_batch_tokens=64)
 
 
 def policy_of(seed: int) -> Policy:

@@ -18,7 +18,7 @@ TASTE = """
 def taste(prompts, completions, **columns):
     return [float(sum(map(c.count, "aeiou"))) for c in completions]
 """
-COMMON = ("--batch_size 4 --learning_rate 1e-3 --schedule constant --warmup_ratio 0 --eval_fraction 0.25 --row_tokens 60 "
+COMMON = ("--batch_size 4 --learning_rate 1e-3 --schedule constant --warmup_ratio 0 --eval_fraction 0.25 "
           "--micro_batch_tokens 120")  # fmt: skip
 
 

@@ -16,12 +16,14 @@ from tests.models import random_groups, tiny_model
 
 GROUPS = random_groups(seed=3, num_groups=9, completions=3)
 LAYOUTS = {
-    "one piece": (LayoutOptions(row_tokens=64, micro_batch_tokens=4096), "shared"),
-    "one group a piece": (LayoutOptions(row_tokens=1, micro_batch_tokens=1), "shared"),
-    "uneven pieces": (LayoutOptions(row_tokens=30, micro_batch_tokens=70), "shared"),
-    "packed": (LayoutOptions(row_tokens=64, micro_batch_tokens=4096), "packed"),
-    "packed, uneven pieces": (LayoutOptions(row_tokens=30, micro_batch_tokens=90), "packed"),
-    "single": (LayoutOptions(row_tokens=30, micro_batch_tokens=100), "single"),
+    "flat": (LayoutOptions(micro_batch_tokens=4096), "flat"),
+    "flat, uneven pieces": (LayoutOptions(micro_batch_tokens=70), "flat"),
+    "one piece": (LayoutOptions(micro_batch_tokens=4096), "shared"),
+    "one group a piece": (LayoutOptions(micro_batch_tokens=1), "shared"),
+    "uneven pieces": (LayoutOptions(micro_batch_tokens=70), "shared"),
+    "packed": (LayoutOptions(micro_batch_tokens=4096), "packed"),
+    "packed, uneven pieces": (LayoutOptions(micro_batch_tokens=90), "packed"),
+    "single": (LayoutOptions(micro_batch_tokens=100), "single"),
 }
 
 
@@ -53,7 +55,8 @@ def test_three_steps_do_not_depend_on_the_cut(objective):
 
 
 def test_the_layouts_of_this_test_do_differ():
-    counts = [len(split_micro_batches(GROUPS[:3], layout, sharing)) for layout, sharing in LAYOUTS.values()]
-    assert counts[0] == 1 and counts[1] == 3 and 1 < counts[2] <= 3
+    counts = {name: len(split_micro_batches(GROUPS[:3], layout, sharing)) for name, (layout, sharing) in LAYOUTS.items()}
+    assert counts["one piece"] == counts["flat"] == 1 and counts["one group a piece"] == 3
+    assert 1 < counts["uneven pieces"] <= 3 and 1 < counts["flat, uneven pieces"] <= 3
     assert sum(len(completion) for group in GROUPS for completion in group.completions) > 100
     assert len({int(np.sum([len(group.completions) for group in GROUPS[i : i + 3]])) for i in (0, 3, 6)}) > 1  # uneven steps

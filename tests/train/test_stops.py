@@ -22,7 +22,7 @@ from tests.folders import PAIRS, metric_rows, save_tiny_model, weights_of, write
 
 ODD = "zyx~^`"  # characters that no other row has
 ROWS = [{**row, "chosen": f"{row['chosen']} {ODD}"} if k == 5 else row for k, row in enumerate(PAIRS)]
-ALONE = ["--batch_size", "1", "--row_tokens", "1", "--micro_batch_tokens", "1", "--eval_fraction", "0", "--schedule", "constant",
+ALONE = ["--batch_size", "1", "--micro_batch_tokens", "1", "--eval_fraction", "0", "--schedule", "constant",
          "--learning_rate", "1e-3", "--warmup_ratio", "0", "--json"]  # fmt: skip
 
 

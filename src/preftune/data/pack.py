@@ -12,9 +12,10 @@ import torch
 from preftune.errors import ConfigError, DataError
 from preftune.types import Batch, Group, Hybrid, Labels, Pairs, Rewards, Signal
 
-Sharing = Literal["shared", "packed", "single"]
-"""How sequences lie in rows: completions share their prompt; every completion has its own copy of the prompt; or every
-row holds one sequence only (for models whose layers mix all positions of a row)."""
+Sharing = Literal["flat", "shared", "packed", "single"]
+"""How sequences lie in rows: one row holds all, nothing pads it, and completions share their prompt; rows of like length
+under an explicit mask, with shared prompts too; the same, with a copy of the prompt for every completion; or every row
+holds one sequence only (for models whose layers mix all positions of a row)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,22 +24,21 @@ class LayoutOptions:
 
     Args:
         share_prompts: compute a prompt once for all its completions (where the model's attention can express it).
-        row_tokens: positions that a row is filled up to; attention costs grow with it. A longer group has its own row.
         micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone.
     """
 
     share_prompts: bool = True
-    row_tokens: int = 512
     micro_batch_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        if self.row_tokens < 1:
-            raise ConfigError("row_tokens is out of range", got=self.row_tokens, expected="at least 1")
-        if self.micro_batch_tokens < self.row_tokens:
-            raise ConfigError(
-                "micro_batch_tokens is smaller than a row", got=self.micro_batch_tokens,
-                expected=f"at least row_tokens ({self.row_tokens})", do="Raise it or lower row_tokens",
-            )
+        if self.micro_batch_tokens < 1:
+            raise ConfigError("micro_batch_tokens is out of range", got=self.micro_batch_tokens, expected="at least 1")
+
+    @property
+    def row_tokens(self) -> int:
+        """Positions that a row under a mask is filled up to: attention costs grow with it, padding falls. A longer group has
+        a row of its own."""
+        return math.ceil(self.micro_batch_tokens / 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def segments(groups: Sequence[Group], sharing: Sharing, read_last: bool = False)
     found = []
     for index, group in enumerate(groups):
         lengths = [len(ids) - 1 + read_last for ids in group.completions]  # the last token is a target, seldom an input
-        if sharing == "shared":
+        if sharing in ("flat", "shared"):
             size = len(group.prompt) + sum(lengths)
             found.append(Segment(group=index, completions=tuple(range(len(lengths))), num_positions=size))
         else:
@@ -73,6 +73,8 @@ def pack_rows(found: Sequence[Segment], row_tokens: int, sharing: Sharing) -> li
     computed at its width anyway.
     """
     order = sorted(found, key=lambda s: (-s.num_positions, s.group, s.completions))
+    if sharing == "flat":
+        return [order]
     if sharing == "single":
         return [[segment] for segment in order]
     limit = max(row_tokens, order[0].num_positions)

@@ -26,6 +26,7 @@ from transformers import (
 from preftune.errors import ConfigError, ModelError
 from preftune.policy.adapters import quiet_peft
 from preftune.policy.bundled import BUNDLED_MODELS, bundled_folder
+from preftune.policy.segments import ATTENTION
 
 _ADAPTER_FILE = "adapter_config.json"
 
@@ -193,8 +194,8 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
 
 
 def _attention(config: Any) -> str:
-    """SDPA takes our masks; where it cannot express the attention (soft-capped scores), eager attention does."""
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+    """Scaled dot products, by segments where rows are flat; what these cannot express (soft-capped scores) is eager."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else ATTENTION
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from preftune.data.pack import LayoutOptions, Sharing, collate
 from preftune.errors import ModelError
 from preftune.policy.attention import attention_inputs, expressible
 from preftune.policy.scoring import Head, HeadScores, score_tokens
+from preftune.policy.segments import ATTENTION, segment_lengths, window_inputs
 from preftune.types import Batch, Group, TokenScores
 
 # Relative to the largest |logp|: far above rounding, far below what a leak or another head makes.
@@ -70,13 +71,15 @@ def model_head(model: PreTrainedModel) -> Head:
 def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Float[Tensor, "RS H"]:
     """Last hidden states of all positions, rows flattened."""
     config = model.config.get_text_config()
-    if sharing == "single":
+    more: dict[str, Any] = {}
+    if sharing == "flat":
+        mask, more = window_inputs(config), {"preftune_segments": segment_lengths(batch)}
+    elif sharing == "single":
         mask = (batch.group_ids >= 0).long()
     else:
-        additive = config._attn_implementation != "sdpa"
-        mask = attention_inputs(batch, config, model.dtype, additive)
+        mask = attention_inputs(batch, config, model.dtype, additive=config._attn_implementation == "eager")
     output = model.get_decoder()(
-        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+        input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False, **more
     )
     return output.last_hidden_state.flatten(0, 1)
 
@@ -141,11 +144,13 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     at a time; so it also proves that the head is read as the model means it.
     """
     truth = _plain_logp(model, _PROBE)
-    order: tuple[Sharing, ...] = ("shared", "packed", "single")
+    order: tuple[Sharing, ...] = ("flat", "shared", "packed", "single")
     reason = ""
     if not wanted:
-        order, reason = order[1:], "share_prompts is off"
+        order, reason = order[2:], "share_prompts is off"
     config = model.config.get_text_config()
+    if config._attn_implementation != ATTENTION and order[0] == "flat":
+        order, reason = order[1:], f"its attention is {config._attn_implementation}"
     if not expressible(config):
         order, reason = order[-1:], "its layers mix the positions of a row in ways that a mask cannot keep apart"
     for sharing in order:
