@@ -1,8 +1,8 @@
 """THE log-prob operation: from hidden states to numbers per completion token, without the [N, V] logits ever in memory."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -128,8 +128,18 @@ def head_logits(hidden: Float[Tensor, "N H"], head: Head) -> Float[Tensor, "N V"
     return _Logits.of(hidden, head.weight, head.bias, (head.scale, head.softcap, 1.0)).at(slice(None))[0]
 
 
-def _spans(count: int, chunk: int) -> Iterator[slice]:
-    return (slice(start, start + chunk) for start in range(0, count, chunk))
+def _spans(count: int, chunk: int) -> list[slice]:
+    """Chunks of like size, at most `chunk` each."""
+    parts = math.ceil(count / chunk)
+    edges = [count * part // parts for part in range(parts + 1)] if parts else []
+    return [slice(start, end) for start, end in pairwise(edges)]
+
+
+def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + left @ right in this dtype; the total is written over, and no second one is made where dtypes allow."""
+    if total is None:
+        return (left @ right).to(dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(left @ right)
 
 
 def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
@@ -154,7 +164,7 @@ def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozense
 
 
 class _TokenScores(torch.autograd.Function):
-    """Forward keeps a few numbers per token; backward computes each chunk's logits again."""
+    """Forward keeps a few numbers per token; backward computes each chunk's logits again, unless there is one chunk only."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -164,13 +174,18 @@ class _TokenScores(torch.autograd.Function):
         policy = _Logits.of(hidden, weight, bias, transform)
         kept = {"log_normaliser", "target_logit"} | (wanted - {"logp"}) | (set() if reference is None else {"ref_normaliser"})
         out = {name: torch.empty(len(targets), dtype=policy.accumulate, device=hidden.device) for name in kept}
-        for span in _spans(len(targets), chunk):
-            z, _ = policy.at(span)
+        spans, only = _spans(len(targets), chunk), None
+        for span in spans:
+            z, squashed = policy.at(span)
             out["target_logit"][span] = z.gather(1, targets[span, None]).squeeze(1)
             out["log_normaliser"][span] = torch.logsumexp(z, 1)
-            if wanted <= _OF_TARGETS:
+            if len(spans) == 1 and any(ctx.needs_input_grad):  # type: ignore[attr-defined]
+                only = (z, squashed)
+            if wanted <= _OF_TARGETS and only is None:
                 continue
             z -= out["log_normaliser"][span, None]
+            if wanted <= _OF_TARGETS:
+                continue
             log_q = None
             if reference is not None:
                 log_q, _ = reference.at(span)
@@ -180,7 +195,7 @@ class _TokenScores(torch.autograd.Function):
                 out[name][span] = values
         both = reference is not None and bool(wanted & _DIVERGENCES)  # whether backward needs the reference
         again = [out["log_normaliser"], out.get("entropy"), out.get("kl_to_ref"), out["ref_normaliser"] if both else None]
-        ctx.save_for_backward(hidden, weight, bias, targets, *again)
+        ctx.save_for_backward(hidden, weight, bias, targets, *again, *(only or (None, None)))
         ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype)  # type: ignore[attr-defined]
         out["logp"] = out["target_logit"] - out["log_normaliser"]
         ctx.mark_non_differentiable(*(out[name] for name in _FROZEN & wanted))
@@ -189,7 +204,7 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):  # type: ignore[override]
-        hidden, weight, bias, targets, normaliser, entropy, kl_to_ref, ref_normaliser = ctx.saved_tensors
+        hidden, weight, bias, targets, normaliser, entropy, kl_to_ref, ref_normaliser, *only = ctx.saved_tensors
         transform, reference, chunk, dtype = ctx.settings
         policy = _Logits.of(hidden, weight, bias, transform, dtype)
         g = {name: one for name, one in zip(HeadScores._fields, gradients, strict=True) if one is not None}
@@ -197,14 +212,16 @@ class _TokenScores(torch.autograd.Function):
         on_all = g.get("log_normaliser", 0.0) - g["logp"]
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_h else None
-        d_weight = torch.zeros(weight.shape, dtype=policy.accumulate, device=weight.device) if need_w else None
+        d_weight = None
         d_bias = torch.zeros(bias.shape, dtype=policy.accumulate, device=bias.device) if need_b else None
         for span in _spans(len(targets), chunk):
-            log_p, squashed = policy.at(span)
-            log_p -= normaliser[span, None]
-            p = log_p.exp_() if entropy is None and reference is None else log_p.exp()
+            log_p, squashed = only if only[0] is not None else policy.at(span)
+            if only[0] is None:
+                log_p -= normaliser[span, None]
+            alone = entropy is None and reference is None
+            p = log_p.exp_() if alone and only[0] is None else log_p.exp()  # a kept chunk serves a second backward too
             # d logp / d z = onehot - p;  d log-normaliser / d z = p;  d entropy / d z = -p (log p + entropy)
-            slope = on_all[span, None] * p
+            slope = p.mul_(on_all[span, None]) if alone else on_all[span, None] * p
             if entropy is not None:
                 slope -= g["entropy"][span, None] * p * (log_p + entropy[span, None])
             if reference is not None:
@@ -217,15 +234,16 @@ class _TokenScores(torch.autograd.Function):
             slope.scatter_add_(1, targets[span, None], on_target[span, None])
             if squashed is not None:
                 slope *= 1 - squashed**2
-            slope *= transform[0] / transform[2]
+            if transform[0] != transform[2]:
+                slope *= transform[0] / transform[2]
             if d_bias is not None:
                 d_bias += slope.sum(0)
             with torch.autocast(hidden.device.type, enabled=False):
                 slope = slope.to(dtype)
                 if d_hidden is not None:
                     d_hidden[span] = slope @ policy.weight
-                if d_weight is not None:
-                    d_weight += slope.t() @ policy.hidden[span]
+                if need_w:
+                    d_weight = _plus_product(d_weight, slope.t(), policy.hidden[span], policy.accumulate)
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
