@@ -25,6 +25,7 @@ from preftune.policy.load import load_tokenizer, quiet_transformers, resolve_mod
 from preftune.report.page import write_comparison, write_report
 from preftune.stats import Interval, finite
 from preftune.terminal import clean_terminal
+from preftune.train.dry_run import dry_run
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes, together
@@ -41,13 +42,13 @@ def run_train(arguments: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str], processes: Processes) -> int:
-    words = [word for word in arguments if word != "--json"]
-    as_json = len(words) < len(arguments)
+    as_json, rehearses = "--json" in arguments, not {"--dry-run", "--dry_run"}.isdisjoint(arguments)
+    words = [word for word in arguments if word not in ("--json", "--dry-run", "--dry_run")]
     if words and words[0].partition("=")[0] == "--resume":
         folder = words[0].partition("=")[2] or (words[1] if len(words) > 1 else "")
         extra = words[1:] if "=" in words[0] else words[2:]
-        if not folder or extra:
-            raise ConfigError("--resume takes a run folder and nothing else", got=" ".join(words),
+        if not folder or extra or rehearses:
+            raise ConfigError("--resume takes a run folder and nothing else", got=" ".join(arguments),
                               expected="preftune train --resume RUN",
                               do="The run goes on with the settings in its config.yaml")  # fmt: skip
         if not (Path(folder) / "config.yaml").is_file():
@@ -56,12 +57,24 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
         result = resume(settings, quiet=as_json, processes=processes)
     else:
         settings = parse_settings(
-            TrainConfig, words, prog="preftune train", description="Tune a model on preferences. `--resume RUN` goes on with a run."
+            TrainConfig, words, prog="preftune train",
+            description="Tune a model on preferences. `--resume RUN` goes on with one; `--dry-run` tells what it will cost.",
         )
+        if rehearses:
+            return _rehearse(settings, as_json, processes)
         result = train(settings, quiet=as_json, processes=processes)
     if processes.is_main:
         _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
     return 0 if result.state == "finished" else 130
+
+
+def _rehearse(settings: TrainConfig, as_json: bool, processes: Processes) -> int:
+    found = dry_run(settings, Reporter(quiet=as_json), processes)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print(clean_terminal("\n".join(found.lines())))
+    return 0
 
 
 def _tell_run(result: RunResult, as_json: bool, writes: bool) -> None:

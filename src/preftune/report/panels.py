@@ -114,6 +114,8 @@ KNOWN_MEANINGS = {
     "collect/equal_rewards": "Share of a collection's prompts whose completions all have the same reward.",
     "collect/length_correlation": "Correlation of reward and length among the completions of a prompt.",
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
+    "mfu": "Model FLOP utilisation: the arithmetic that the policy's update must do (each prompt once, the head at scored tokens "
+    "alone) over what the machine's measured matrix products could do meanwhile.",
 }
 
 

@@ -16,6 +16,7 @@ from preftune.diagnose.health import health_numbers
 from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
 from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.policy.arithmetic import Shape, product_rate, work_of
 from preftune.policy.reference import REFERENCE_SCORES
 from preftune.policy.reward_model import save_reward_model
 from preftune.report.page import write_report
@@ -190,7 +191,9 @@ def _train_step(
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
     tokens = num_positions(groups, job.policy.sharing, reads_last(config.objective))
     computed = job.processes.total(sum(batch.num_positions for batch in batches))
-    seconds = max(job.processes.gather(time.perf_counter() - started)) + taken.metrics.get("collect_time", 0.0)
+    updating = max(job.processes.gather(time.perf_counter() - started))
+    seconds = updating + taken.metrics.get("collect_time", 0.0)
+    possible = job.processes.size * product_rate(job.policy.device, config.precision)
     counters = replace(
         counters, step=step, num_tokens=counters.num_tokens + tokens, prompts_seen=counters.prompts_seen + taken.prompts_seen,
         samples_drawn=counters.samples_drawn + taken.samples_drawn, reward_queries=counters.reward_queries + taken.reward_queries,
@@ -203,7 +206,7 @@ def _train_step(
         "epoch": round(step / job.source.steps_per_epoch, 6), "num_tokens": counters.num_tokens,
         "prompts_seen": counters.prompts_seen, "samples_drawn": counters.samples_drawn,
         "reward_queries": counters.reward_queries, "step_time": seconds, "tokens_per_second": tokens / seconds,
-        "packing": tokens / computed,
+        "packing": tokens / computed, "mfu": work_of(Shape.of(job.policy.model), groups).training / (updating * possible),
         **pair_overlap(groups), **result.metrics, **taken.metrics,
     })  # fmt: skip
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")

@@ -212,8 +212,11 @@ def _num_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALONE) -> Job:
-    """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds."""
+def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALONE, *, rehearses: bool = False) -> Job:
+    """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds.
+
+    Who `rehearses` has the reference's numbers for the first step alone.
+    """
     reward = resolve_reward(config.reward) if config.reward is not None else None
     tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
     options = config.reference
@@ -248,7 +251,7 @@ def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALON
     else:
         source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
         num_steps = _num_steps(config, source.steps_per_epoch)
-        anchors = anchors_of(scored_groups(config.objective, source, held, num_steps))
+        anchors = anchors_of(source.take(1) if rehearses else scored_groups(config.objective, source, held, num_steps))
     job = Job(
         config=config, policy=policy, tokenizer=tokenizer, source=source, eval_groups=held, anchors=anchors, prepared=prepared,
         optimiser=make_optimiser(policy.trainable().values(), config.optim),

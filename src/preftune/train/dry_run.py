@@ -1,0 +1,254 @@
+"""What a run will cost, before it starts: memory and time, from a few groups that are really computed."""
+
+import re
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from preftune.data.pack import split_micro_batches
+from preftune.errors import ConfigError, TrainingError, memory_errors
+from preftune.policy.arithmetic import Shape, product_rate, work_of
+from preftune.policy.load import pick_device
+from preftune.policy.reference import REFERENCE_SCORES
+from preftune.train.batches import cut_mismatched, cut_step, make_score, num_positions, reads_last
+from preftune.train.options import TrainConfig
+from preftune.train.processes import Processes
+from preftune.train.progress import Reporter
+from preftune.train.setup import Job, build_job, scored_groups
+from preftune.train.step import run_step
+from preftune.types import Group
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_MOST_STEPS = 2000
+"""Steps whose groups are counted one by one; a longer run is taken to go on as it began."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Bytes at the peak on the device that computes (of the whole process where that is the CPU), and seconds."""
+
+    device: str
+    num_steps: int
+    peak_bytes: int
+    free_bytes: int  # what the process holds now and may still get
+    largest_positions: int  # of a micro-batch
+    bytes_per_position: float
+    start_seconds: float  # until the first step, reference included
+    step_seconds: float  # mean, drawing included
+    evaluation_seconds: float  # all of them
+    total_seconds: float
+    mfu: float  # of an update
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        hours, minutes = divmod(round(self.total_seconds / 60), 60)
+        total = f"{hours} h {minutes} min" if hours else f"{self.total_seconds / 60:.1f} min"
+        return [
+            f"memory  {_gib(self.peak_bytes)} at the peak, of {_gib(self.free_bytes)} on {self.device}; "
+            f"{self.bytes_per_position / 2**20:.2f} MiB a position, {self.largest_positions} in the largest micro-batch",
+            f"step    {self.step_seconds:.2f} s, an update at {self.mfu:.0%} of the machine's matrix products",
+            f"total   {total}: {self.num_steps} steps, {self.start_seconds:.0f} s to start, "
+            f"{self.evaluation_seconds:.0f} s of evaluations",
+        ]
+
+
+def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Forecast:
+    """A forecast for this run on this machine; an error that says what to change if it will not fit.
+
+    Nothing is written, no weight moves. Data, model and reference are made ready as for the run; a few groups are computed with
+    their gradient, and the largest micro-batch, the whole run's arithmetic and its evaluations follow from these. On-policy, one
+    collection is drawn and judged, so the reward is asked.
+    """
+    if processes.size > 1:
+        raise ConfigError("A dry run is for one process", got=f"{processes.size} processes",
+                          do="Start it without torchrun; docs/scaling.md says what several processes change")  # fmt: skip
+    if pick_device(config.device).type != "cuda" and not _RESET.exists():
+        raise ConfigError("A dry run on this system cannot measure memory", got="no /proc", expected="Linux, or a CUDA device")
+    with memory_errors():
+        started = time.perf_counter()
+        job = build_job(config, report, processes, rehearses=True)
+        ready = time.perf_counter() - started
+        return _forecast(job, ready)
+
+
+def _forecast(job: Job, ready: float) -> Forecast:
+    policy, config, device = job.policy, job.config, job.policy.device
+    trained = sum(p.numel() * p.element_size() for p in policy.trainable().values())
+    free = in_memory(device) + available(device)
+    _check_room(in_memory(device) + 3 * trained, free, "weights, gradient and moments alone",
+                "Set --lora.rank 16, or choose a smaller model or a larger machine")  # fmt: skip
+    reset_peak(device)
+    began = time.perf_counter()
+    taken = job.source.supply(1)
+    drawing = time.perf_counter() - began if job.samples is not None else 0.0
+    pieces = split_micro_batches(taken.groups, config.layout, policy.sharing, reads_last(config.objective))
+    small, typical = [min(taken.groups, key=lambda g: num_positions([g], policy.sharing))], [taken.groups[i] for i in pieces[0]]
+    _update(job, small)  # warms up, and the optimiser makes its moments
+    sampled_peak = peak(device)
+    first, second = _update(job, small), _update(job, typical)
+    slope = max(0.0, (second.peak - first.peak) / max(1, second.positions - first.positions))
+    largest, whole_work = _whole(job, taken.groups)
+    expected = int(max(second.peak + slope * max(0, largest - second.positions), sampled_peak))
+    limit = int(second.positions + (free - second.peak) / slope) if slope else 0
+    smaller = f"Set --layout.micro_batch_tokens {limit}" if limit >= _longest(job, taken.groups) else (
+        "Set --gradient_checkpointing true, lower --rows.max_length, or train adapters with --lora.rank 16")  # fmt: skip
+    _check_room(expected, free, f"a micro-batch of {largest} positions", smaller)
+
+    shape = Shape.of(policy.model)
+    rate = work_of(shape, typical).training / max(1e-9, second.computing)
+    forward_rate = work_of(shape, typical).forward / max(1e-9, _forward_seconds(job, typical))
+    step = whole_work / job.num_steps / rate + second.moving + drawing / _steps_per_draw(job)
+    evaluations = _evaluation_seconds(job, forward_rate, drawing, len(taken.groups))
+    reference = _reference_seconds(job, forward_rate)
+    return Forecast(
+        device=str(device), num_steps=job.num_steps, peak_bytes=expected, free_bytes=free, largest_positions=largest,
+        bytes_per_position=slope, start_seconds=ready + reference, step_seconds=step, evaluation_seconds=evaluations,
+        total_seconds=ready + reference + evaluations + step * job.num_steps, mfu=rate / product_rate(device, config.precision),
+    )  # fmt: skip
+
+
+def _check_room(needed: int, free: int, what: str, do: str) -> None:
+    if needed > free:
+        raise TrainingError(
+            f"The run will not fit into memory with {what}", got=f"{_gib(needed)}", expected=f"at most {_gib(free)}", do=do
+        )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+# --- what is computed ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    positions: int
+    peak: int  # bytes
+    computing: float  # seconds of loss and gradient, a live reference included
+    moving: float  # seconds of clipping and the optimiser
+
+
+def _update(job: Job, groups: Sequence[Group]) -> _Measured:
+    """A real update on these groups as one step, at a learning rate of 0, which also scales the decay."""
+    config, policy = job.config, job.policy
+    pieces = cut_step(groups, config.objective.signal, policy, config.layout, reads_last(config.objective))
+    needed = job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
+    parameters, limit = list(policy.trainable().values()), config.optim.max_grad_norm
+    for group in job.optimiser.param_groups:
+        group["lr"] = 0.0
+    reset_peak(policy.device)
+    began = time.perf_counter()
+    run_step(pieces, config.objective, make_score(policy, config.objective, needed), parameters, job.optimiser, limit,
+             mismatched=cut_mismatched(groups, config.objective, policy, config.layout))  # fmt: skip
+    done = time.perf_counter()
+    most = peak(policy.device)
+    torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
+    job.optimiser.step()
+    moving = time.perf_counter() - done
+    return _Measured(positions=num_positions(groups, policy.sharing, reads_last(config.objective)), peak=most,
+                     computing=max(0.0, done - began - moving), moving=moving)  # fmt: skip
+
+
+@torch.no_grad()
+def _forward_seconds(job: Job, groups: Sequence[Group]) -> float:
+    score = make_score(job.policy, job.config.objective, replace(job.anchors, reference=None))
+    started = time.perf_counter()
+    for piece in cut_step(groups, job.config.objective.signal, job.policy, job.config.layout, reads_last(job.config.objective)):
+        score(piece)
+    return time.perf_counter() - started
+
+
+# --- what the whole run holds ---
+
+
+def _whole(job: Job, drawn: Sequence[Group]) -> tuple[int, float]:
+    """Positions of the run's largest micro-batch, and the operations of all its updates."""
+    shape, last = Shape.of(job.policy.model), reads_last(job.config.objective)
+    counted = 1 if job.samples is not None else min(job.num_steps, _MOST_STEPS)
+    largest, total = 0, 0.0
+    for step in range(1, counted + 1):
+        groups = drawn if job.samples is not None else job.source.supply(step).groups
+        total += work_of(shape, groups).training
+        for indices in split_micro_batches(groups, job.config.layout, job.policy.sharing, last):
+            largest = max(largest, num_positions([groups[i] for i in indices], job.policy.sharing, last))
+    if job.samples is not None:  # the longest completions may yet come, and fill a micro-batch
+        largest = max(largest, job.config.layout.micro_batch_tokens)
+    return largest, total * job.num_steps / counted
+
+
+def _longest(job: Job, drawn: Sequence[Group]) -> int:
+    groups = drawn if job.samples is not None else scored_groups(job.config.objective, job.source, [], job.num_steps) or drawn
+    return max(num_positions([group], job.policy.sharing, reads_last(job.config.objective)) for group in groups)
+
+
+def _steps_per_draw(job: Job) -> int:
+    options = job.config.collect
+    return max(1, options.epochs * (options.prompts or job.config.batch_size) // job.config.batch_size)
+
+
+def _evaluation_seconds(job: Job, rate: float, drawing: float, drawn: int) -> float:
+    """Before the first step and each `eval_every` steps."""
+    if not job.eval_groups:
+        return 0.0
+    every = job.config.eval_every or max(1, job.num_steps // 10)
+    count = 1 + -(-job.num_steps // every)
+    if job.samples is not None:
+        return count * drawing * len(job.eval_groups) / max(1, drawn)
+    live = job.config.reference.mode in ("live", "adapter") and job.anchors.reference is not None
+    return count * (1 + live) * work_of(Shape.of(job.policy.model), job.eval_groups).forward / rate
+
+
+def _reference_seconds(job: Job, rate: float) -> float:
+    """For the pass that a cached reference takes; what is in the cache already is not known here, so this is the most."""
+    if job.samples is not None or job.anchors.reference is None or job.config.reference.mode in ("live", "adapter"):
+        return 0.0
+    groups = scored_groups(job.config.objective, job.source, job.eval_groups, job.num_steps)
+    return work_of(Shape.of(job.policy.model), groups).forward / rate
+
+
+# --- memory of a device ---
+
+
+def in_memory(device: torch.device) -> int:
+    """Bytes that this process holds now."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+
+
+def available(device: torch.device) -> int:
+    """Bytes that it may still get."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    assert found is not None
+    rooms = [int(found[1]) * 1024]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        rooms.append(limit - _status("VmSize"))
+    if _GROUP_LIMIT.exists() and (most := _GROUP_LIMIT.read_text().strip()) != "max":  # of a container
+        rooms.append(int(most) - int(_GROUP_LIMIT.with_name("memory.current").read_text()))
+    return max(0, min(rooms))
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes at once since `reset_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _RESET.write_text("5")
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+)", _STATUS.read_text())
+    assert found is not None
+    return int(found[1]) * 1024
