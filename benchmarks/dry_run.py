@@ -45,7 +45,8 @@ def run(words: list[str], cache: str) -> tuple[str, float, float]:
 def compare(settings: argparse.Namespace, case: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         words = ["--data", settings.data, "--model", resolve_model(settings.model), "--max_steps", str(settings.steps),
-                 "--max_length", "512", "--batch_size", "8", "--eval_fraction", "0.02", "--output", f"{folder}/run", "--json", *CASES[case]]  # fmt: skip
+                 "--max_length", "512", "--batch_size", "8",
+                 "--eval_fraction", "0.02", "--output", f"{folder}/run", "--json", *CASES[case]]  # fmt: skip
         told, _, _ = run([*words, "--dry-run"], f"{folder}/first")
         predicted = json.loads(told)
         _, peak, seconds = run(words, f"{folder}/second")

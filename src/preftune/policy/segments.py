@@ -61,18 +61,28 @@ def attend(
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("soft-capped scores or attention sinks")
     assert attention_mask is not None, "a flat row comes with its window"
-    window = int(attention_mask)
+    window, dtype = int(attention_mask), query.dtype
+    if query.device.type == "cpu":  # its backward in bf16 takes three times as long as in fp32
+        query, key, value = (states.to(torch.promote_types(dtype, torch.float32)) for states in (query, key, value))
+    with torch.autocast(query.device.type, enabled=query.device.type != "cpu" and torch.is_autocast_enabled(query.device.type)):
+        out = _by_segment(query, key, value, preftune_segments, window, scaling)
+    return torch.cat([part.transpose(1, 2) for part in out], dim=1).to(dtype), None
+
+
+def _by_segment(
+    query: Tensor, key: Tensor, value: Tensor, segments: Lengths, window: int, scaling: float | None
+) -> list[Tensor]:
     # Split once: the gradient of a slice would be as long as the row.
-    parts = zip(*(states.split([*chain.from_iterable(preftune_segments)], dim=2) for states in (query, key, value)), strict=True)
+    parts = zip(*(states.split([*chain.from_iterable(segments)], dim=2) for states in (query, key, value)), strict=True)
     out = []
-    for lengths in preftune_segments:
+    for lengths in segments:
         queries, prompt_key, prompt_value = next(parts)
         out.append(_causal(queries, prompt_key, prompt_value, window, scaling))
         for _ in lengths[1:]:
             queries, own_key, own_value = next(parts)
             seen = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
             out.append(_causal(queries, *seen, window, scaling))
-    return torch.cat([part.transpose(1, 2) for part in out], dim=1), None
+    return out
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float | None) -> Tensor:
