@@ -1,6 +1,8 @@
 """The benchmark against TRL runs on a tiny model, and refuses to compare two that differ."""
 
 import json
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -48,3 +50,11 @@ def test_two_that_differ_are_not_compared(bench, tiny):
     theirs = bench.trl_side(tiny, "rloo", groups, bench.behaviour_logps(policy, groups, 0.03))
     with pytest.raises(SystemExit, match="do not compute the same"):
         bench.check_agreement(ours, theirs, size=1.0)
+
+
+def test_a_step_costs_no_more_than_it_did():
+    """Operations, calls, kept bytes and padding against the committed baseline; times are measured elsewhere."""
+    done = subprocess.run([sys.executable, "benchmarks/quick.py", "--json"], capture_output=True, text=True, check=False,
+                          cwd=Path(__file__).parents[1])  # fmt: skip
+    worse = {name: one for name, one in json.loads(done.stdout).items() if one["ratio"] > 1.05}
+    assert not worse and done.returncode == 0, (worse, done.stderr)
