@@ -107,7 +107,7 @@ def main() -> None:
             continue
         kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in found["kinds"].items())
         print(f"{found['precision']}, micro-batches of {found['micro_batch_tokens']}: {found['seconds']:.2f} s for "
-              f"{found['gflop']:.0f} GFLOP, floor {found['floor']:.2f} s, {found['mfu']:.0%} of it; {kinds}", flush=True)  # fmt: skip
+              f"{found['gflop']:.0f} GFLOP, floor {found['floor']:.2f} s: {found['mfu']:.0%}; {kinds}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from preftune.errors import ModelError
 from preftune.policy.scoring import Head, HeadScores, score_tokens
@@ -229,6 +230,21 @@ def test_extreme_logits_stay_finite():
     assert all(bool(torch.isfinite(values).all()) for values in got)
     assert hidden.grad is not None
     assert bool(torch.isfinite(hidden.grad).all())
+
+
+@pytest.mark.parametrize(("count", "products"), [(12, 3), (13, 4)])
+def test_few_tokens_are_multiplied_once(count, products):
+    """Forward, and backward into hidden states and head; more than two chunks are multiplied once more."""
+    hidden, weight = torch.randn(count, 4, requires_grad=True), torch.randn(V, 4, requires_grad=True)
+    targets = torch.arange(count) % V
+    with FlopCounterMode(display=False) as counter:
+        logp = score_tokens(hidden, Head(weight=weight), targets, chunk_elements=6 * V).logp
+        logp.sum().backward(retain_graph=True)
+    assert counter.get_total_flops() == products * 2 * count * 4 * V
+    first = weight.grad
+    weight.grad = None
+    logp.sum().backward()  # what was kept is still there
+    assert first is not None and torch.equal(first, weight.grad)
 
 
 _PEAK = r"""

@@ -76,6 +76,8 @@ def score_tokens(
             )  # fmt: skip
         other = _Logits.of(ref_hidden, ref_head.weight, ref_head.bias, (ref_head.scale, ref_head.softcap, temperature))
     chunk = max(1, chunk_elements // (len(head.weight) * (1 if other is None else 2)))
+    if len(targets) <= 2 * chunk and hidden.requires_grad and torch.is_grad_enabled():
+        chunk = max(1, len(targets))  # as one, which is kept, they cost the memory of two and save the backward a product
     transform = (head.scale, head.softcap, temperature)
     return HeadScores(*_TokenScores.apply(hidden, head.weight, head.bias, targets, transform, other, wanted, chunk))
 
