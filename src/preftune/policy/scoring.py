@@ -141,7 +141,7 @@ def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torc
     """total + left @ right in this dtype; the total is written over, and no second one is made where dtypes allow."""
     if total is None:
         return (left @ right).to(dtype)
-    return total.addmm_(left, right) if left.dtype == dtype else total.add_(left @ right)
+    return torch.addmm(total, left, right, out=total) if left.dtype == dtype else total.add_(left @ right)
 
 
 def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
