@@ -18,7 +18,7 @@ format: .venv/ready
 	$(BIN)/ruff check --fix src tests benchmarks
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/bnf_vs_sft.py
+	$(BIN)/python benchmarks/methods_vs_sft.py
 	$(BIN)/python benchmarks/sampling.py
 
 # Operations, calls and bytes of a step against the committed baseline, in seconds.

@@ -65,14 +65,14 @@ Step = Callable[[int], float]
 def read_pairs(settings: argparse.Namespace) -> list[Pair]:
     """Enough pairs for all steps, in a shuffled order: of the file within the token limit, or random ones."""
     wanted, random = settings.pairs * (settings.steps + 1), np.random.default_rng(0)
+    tokenizer = load_tokenizer(resolve_model(settings.model), LoadOptions())
     if settings.mix:
         kinds = itertools.cycle([MIXES[name] for name in (MIXES if settings.mix == "mixed" else (settings.mix,))])
 
         def ids(span: tuple[int, int]) -> list[int]:
-            return random.integers(5, 40000, int(random.integers(*span))).tolist()
+            return random.integers(5, len(tokenizer), int(random.integers(*span))).tolist()
 
         return [(ids(prompt), ids(answer), ids(answer)) for prompt, answer in itertools.islice(kinds, wanted)]
-    tokenizer = load_tokenizer(resolve_model(settings.model), LoadOptions())
     groups = prepare(settings.data, tokenizer, "pairs", DataOptions(max_length=settings.max_tokens)).groups
     fitting = [g for g in groups if len(g.prompt) + sum(map(len, g.completions)) <= settings.max_tokens]
     found = [fitting[i] for i in random.permutation(len(fitting))]

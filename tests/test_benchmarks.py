@@ -13,15 +13,22 @@ from tests.folders import save_tiny_model
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
 
 
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
 @pytest.fixture(scope="module")
 def bench():
-    path = Path(__file__).parents[1] / "benchmarks" / "group_update.py"
-    spec = spec_from_file_location("group_update", path)
+    spec = spec_from_file_location("group_update", FOLDER / "group_update.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run(name: str, *words: str) -> list[dict]:
+    done = subprocess.run([sys.executable, str(FOLDER / name), *words, "--json"], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,30 @@ def test_two_that_differ_are_not_compared(bench, tiny):
 
 def test_a_step_costs_no_more_than_it_did():
     """Operations, calls, kept bytes and padding against the committed baseline; times are measured elsewhere."""
-    done = subprocess.run([sys.executable, "benchmarks/quick.py", "--json"], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parents[1])  # fmt: skip
+    done = subprocess.run([sys.executable, str(FOLDER / "quick.py"), "--json"], capture_output=True, text=True, check=False)
     worse = {name: one for name, one in json.loads(done.stdout).items() if one["ratio"] > 1.05}
     assert not worse and done.returncode == 0, (worse, done.stderr)
+
+
+def test_pairs_are_trained_alike(tiny):
+    """Ours with a live and a cached reference, TRL and the plain baseline: the benchmark ends where their losses differ."""
+    names = ["preftune-live", "preftune-cached", "trl-cached", "plain"]
+    [found] = run("pair_training.py", "--mix", "long-prompt", "--model", tiny, "--pairs", "2", "--steps", "1", "--turns", "1",
+                  "--variants", *names)  # fmt: skip
+    assert found["apart"] < 1e-4 and list(found["pairs_per_second"]) == names
+    assert found["positions"]["shared"] < found["positions"]["unshared"]
+    assert found["ratios"]["preftune-cached / plain"]["clock"] > 0
+
+
+def test_methods_against_sft(tiny):
+    [found] = run("methods_vs_sft.py", "--model", tiny, "--steps", "1", "--groups", "2")
+    assert list(found["methods"]) == ["bnf", "dpo", "kto"]
+    kto = found["methods"]["kto"]
+    assert kto["ratio_without_extra_rows"] < kto["ratio"] and found["methods"]["bnf"]["ratio_without_extra_rows"] == found[
+        "methods"]["bnf"]["ratio"]  # fmt: skip
+
+
+def test_the_floor(tiny):
+    found = run("floor.py", "--mix", "short-prompt", "--model", tiny, "--pairs", "2", "--turns", "1", "--micro_batch_tokens", "512")
+    assert [one["precision"] for one in found] == ["fp32", "bf16"]
+    assert all(one["floor"] < one["seconds"] and sum(one["kinds"].values()) == pytest.approx(1) for one in found)
