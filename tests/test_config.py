@@ -355,6 +355,7 @@ FELT = {
     "rows.max_length": ("", "--max_length 40"),
     "rows.max_rows": ("", "--max_rows 6"),
     "layout.share_prompts": ("", "--share_prompts false"),
+    "layout.attention": ("", "--layout.attention eager"),
     "layout.row_tokens": ("", "--row_tokens 60"),
     "layout.micro_batch_tokens": ("--row_tokens 60 --data rewarded.jsonl", "--micro_batch_tokens 100"),
     "optim.learning_rate": ("", "--learning_rate 1e-3"),

@@ -4,7 +4,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from preftune.types import Batch, Group, Hybrid, Labels, Pairs, Rewards, Signal
 Sharing = Literal["shared", "packed", "single"]
 """How sequences lie in rows: completions share their prompt; every completion has its own copy of the prompt; or every
 row holds one sequence only (for models whose layers mix all positions of a row)."""
+Attention = Literal["auto", "flex", "sdpa", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,14 @@ class LayoutOptions:
         share_prompts: compute a prompt once for all its completions (where the model's attention can express it).
         row_tokens: positions that a row is filled up to; attention costs grow with it. A longer group has its own row.
         micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone.
+        attention: "flex" is FlexAttention, on CUDA only, which leaves out what the mask rules out; "sdpa" and "eager" compute
+            whole rows. "auto" is flex on CUDA where it is proven to change nothing, else sdpa (eager for soft-capped scores).
     """
 
     share_prompts: bool = True
     row_tokens: int = 512
     micro_batch_tokens: int = 2048
+    attention: Attention = "auto"
 
     def __post_init__(self) -> None:
         if self.row_tokens < 1:
@@ -39,6 +43,8 @@ class LayoutOptions:
                 "micro_batch_tokens is smaller than a row", got=self.micro_batch_tokens,
                 expected=f"at least row_tokens ({self.row_tokens})", do="Raise it or lower row_tokens",
             )
+        if self.attention not in get_args(Attention):
+            raise ConfigError("attention is not known", got=self.attention, expected=", ".join(get_args(Attention)))
 
 
 @dataclass(frozen=True, kw_only=True)

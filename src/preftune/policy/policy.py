@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.data.pack import LayoutOptions, Sharing, collate
-from preftune.errors import ModelError
-from preftune.policy.attention import attention_inputs, expressible
+from preftune.errors import ConfigError, ModelError
+from preftune.policy.attention import FLEX, attention_inputs, expressible, plain_attention, set_attention
 from preftune.policy.scoring import Head, HeadScores, score_tokens
 from preftune.types import Batch, Group, TokenScores
 
@@ -70,11 +70,7 @@ def model_head(model: PreTrainedModel) -> Head:
 def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Float[Tensor, "RS H"]:
     """Last hidden states of all positions, rows flattened."""
     config = model.config.get_text_config()
-    if sharing == "single":
-        mask = (batch.group_ids >= 0).long()
-    else:
-        additive = config._attn_implementation != "sdpa"
-        mask = attention_inputs(batch, config, model.dtype, additive)
+    mask = (batch.group_ids >= 0).long() if sharing == "single" else attention_inputs(batch, config, model.dtype)
     output = model.get_decoder()(
         input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
     )
@@ -134,6 +130,68 @@ def use_gradient_checkpointing(model: PreTrainedModel) -> None:
             module.training = True
 
 
+def choose_layout(model: PreTrainedModel, options: LayoutOptions, precision: str) -> tuple[Sharing, str]:
+    """The layout and the attention function of a model's rows: (sharing, what is to be said of the two).
+
+    The attention function is set in the model. FlexAttention is taken only where hidden states and a gradient are those of
+    plain attention; that it is chosen, or why it is not where it could be, is said.
+    """
+    config, wanted, on_cuda = model.config.get_text_config(), options.attention, model.device.type == "cuda"
+    if wanted == "flex" and not on_cuda:
+        raise ConfigError("layout.attention flex needs a CUDA device", got=str(model.device), do="Leave it out, or set it to sdpa")
+    if wanted == "sdpa" and plain_attention(config) != "sdpa":
+        raise ConfigError("layout.attention sdpa cannot express this model's soft-capped attention scores",
+                          got=type(model).__name__, expected="auto, flex or eager")  # fmt: skip
+    if wanted in ("sdpa", "eager"):
+        set_attention(model, wanted)
+    sharing, reason = choose_sharing(model, options.share_prompts)
+    if wanted in ("sdpa", "eager") or not on_cuda:
+        return sharing, reason
+    told = "it has no packed rows" if sharing == "single" else prove_flex(model, sharing, precision)
+    if told and wanted == "flex":
+        raise ModelError("layout.attention flex cannot be had for this model", got=told, do="Leave it out, or set it to sdpa")
+    attention = f"{plain_attention(config)} attention instead of flex: {told}" if told else "flex attention"
+    return sharing, f"{reason}; {attention}" if reason else attention
+
+
+def prove_flex(model: PreTrainedModel, sharing: Sharing, precision: str) -> str:
+    """Give the model FlexAttention if it changes nothing, and "" back; else leave it as it is and say why not.
+
+    Hidden states and the gradient of one parameter are compared with those of the attention that the model has, in batches of
+    two widths: kernels are compiled for a shape, and again for shapes that vary.
+    """
+    plain, tolerance = model.config.get_text_config()._attn_implementation, _PROBE_TOLERANCE[model.dtype]
+    if precision == "bf16":
+        tolerance = _PROBE_TOLERANCE[torch.bfloat16]
+    try:
+        for groups in ([_PROBE, _PROBE], [_WIDE_PROBE]):
+            batch = to_device(collate(groups, LayoutOptions(), sharing), model.device)
+            expected = _states_and_gradient(model, batch, sharing, precision)
+            set_attention(model, FLEX)
+            found = _states_and_gradient(model, batch, sharing, precision)
+            set_attention(model, plain)
+            error = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found, strict=True))
+            if not error < tolerance:
+                return f"it changes hidden states or gradients (by {error:.1g} relative)"
+    except Exception as failure:  # a compiler for kernels runs here, which can fail in any way
+        set_attention(model, plain)
+        told = " ".join(str(failure).split())[:160]
+        return f"it does not run ({type(failure).__name__}: {told})"
+    set_attention(model, FLEX)
+    return ""
+
+
+def _states_and_gradient(model: PreTrainedModel, batch: Batch, sharing: Sharing, precision: str) -> list[Tensor]:
+    """Hidden states of the real positions and, if the model trains, the gradient of a small parameter from all of them."""
+    small = next((p for p in model.get_decoder().parameters() if p.ndim == 1 and p.requires_grad), None)
+    with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        states = hidden_states(model, batch, sharing)[batch.group_ids.flatten() >= 0].float()
+        if small is None:
+            return [states.detach()]
+        mix = torch.linspace(-1.0, 1.0, states.numel(), device=states.device).view_as(states)
+        return [states.detach(), torch.autograd.grad((mix * states).sum(), small)[0].float()]
+
+
 def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     """The densest layout that is exact for this model, proven on a small probe, and the reason if it is not the densest.
 
@@ -166,6 +224,10 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
 _PROBE = Group(
     prompt=np.arange(1, 8, dtype=np.int32),
     completions=(np.arange(3, 12, dtype=np.int32), np.arange(9, 4, -1, dtype=np.int32)),
+)
+_WIDE_PROBE = Group(  # several blocks of FlexAttention
+    prompt=np.arange(120, dtype=np.int32) % 40 + 3,
+    completions=(np.arange(70, dtype=np.int32) % 31 + 3, np.arange(50, dtype=np.int32) % 23 + 3),
 )
 
 
