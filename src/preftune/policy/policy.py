@@ -167,7 +167,7 @@ def prove_flex(model: PreTrainedModel, sharing: Sharing, precision: str) -> str:
     Hidden states and the gradient of one parameter are compared with those of the attention that the model has. Kernels are
     compiled for one row, for rows of a fixed number and width, and for any; what a run will meet is compiled here already.
     """
-    plain, tolerance = model.config.get_text_config()._attn_implementation, _PROBE_TOLERANCE[model.dtype]
+    plain, tolerance = str(model.config.get_text_config()._attn_implementation), _PROBE_TOLERANCE[model.dtype]
     if precision == "bf16":
         tolerance = _PROBE_TOLERANCE[torch.bfloat16]
     try:
