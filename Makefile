@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format venv bench mutants clean
+.PHONY: demo test check format venv bench bench-gpu mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
@@ -20,6 +20,10 @@ format: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/bnf_vs_sft.py
 	$(BIN)/python benchmarks/sampling.py
+
+# Ten minutes on one CUDA device; docs/gpu.md.
+bench-gpu: .venv/ready
+	$(BIN)/python benchmarks/gpu.py
 
 # One small break at a time in every objective: do the tests notice?
 mutants: .venv/ready

@@ -101,14 +101,22 @@ def test_rows_of_several_blocks(unfused):
     assert largest_difference(expected, scores_and_gradients(model, batch)) < 1e-5
 
 
-def test_under_autocast_and_with_gradient_checkpointing(unfused):
+def test_under_autocast_and_with_gradient_checkpointing(unfused, monkeypatch):
     """Rotary embeddings give fp32 queries beside bf16 values; a layer is computed again outside of the forward pass."""
+    kinds = set()
+
+    def noting(query, key, value, training, **settings):
+        kinds.update((query.dtype, key.dtype, value.dtype))
+        return uncompiled(query, key, value, training, **settings)
+
+    monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", noting)
     model = tiny_model("llama", std=0.1)
     batch = collate(GROUPS, LayoutOptions(row_tokens=30), "shared")
     expected = scores_and_gradients(model, batch, precision="bf16")
     set_attention(model, FLEX)
     found = scores_and_gradients(model, batch, precision="bf16")
     assert largest_difference(expected, found) < 2e-2
+    assert kinds == {torch.bfloat16}
     use_gradient_checkpointing(model)
     assert largest_difference(found, scores_and_gradients(model, batch, precision="bf16")) < 1e-6
 
