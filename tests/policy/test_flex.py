@@ -125,9 +125,14 @@ def test_under_autocast_and_with_gradient_checkpointing(unfused, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_probe_gives_flex_attention_where_it_changes_nothing(name, precision, unfused):
     model = tiny_model(name, std=0.1)
+    model_attention = model.config._attn_implementation
     assert prove_flex(model, "shared", precision) == ""
     assert model.config._attn_implementation == FLEX
     assert all(p.grad is None for p in model.parameters())
+    assert torch.compiler.config.recompile_limit >= 64  # a model with windows wants 12, and torch allows 8
+    model.requires_grad_(False)  # a reference
+    set_attention(model, model_attention)
+    assert prove_flex(model, "shared", precision) == ""
 
 
 @pytest.mark.parametrize(("name", "failure"), [("llama", "not support backward on CPU"), ("gpt2", "AttributeError")])

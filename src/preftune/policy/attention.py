@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.compiler.config as compiler
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -15,6 +16,8 @@ from preftune.types import Batch
 
 FLEX = "preftune_flex"
 """The name of `attend_flex` among the attention functions of transformers."""
+
+_KERNELS = 64  # kinds of FlexAttention that may be compiled: shapes, windows, with and without gradients
 
 _EXPRESSIBLE = {"full_attention", "sliding_attention"}
 
@@ -86,6 +89,8 @@ AttentionInterface.register(FLEX, attend_flex)
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
     """Have the model's layers use the named attention function of transformers."""
+    if name == FLEX:  # past its limit of 8 torch would compute whole rows, uncompiled, without a word
+        compiler.recompile_limit = max(compiler.recompile_limit, _KERNELS)
     model.set_attn_implementation(name)
     if model.config.get_text_config()._attn_implementation != name:
         raise NotImplementedError(f"{type(model).__name__} does not let its attention be chosen")

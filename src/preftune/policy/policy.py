@@ -165,7 +165,8 @@ def prove_flex(model: PreTrainedModel, sharing: Sharing, precision: str) -> str:
     """Give the model FlexAttention if it changes nothing, and "" back; else leave it as it is and say why not.
 
     Hidden states and the gradient of one parameter are compared with those of the attention that the model has. Kernels are
-    compiled for one row, for rows of a fixed number and width, and for any; what a run will meet is compiled here already.
+    compiled for one row, for rows of a fixed number and width, and for any, each with and without gradients: what a run
+    will meet is compiled here already.
     """
     plain, tolerance = str(model.config.get_text_config()._attn_implementation), _PROBE_TOLERANCE[model.dtype]
     if precision == "bf16":
@@ -189,14 +190,18 @@ def prove_flex(model: PreTrainedModel, sharing: Sharing, precision: str) -> str:
 
 
 def _states_and_gradient(model: PreTrainedModel, batch: Batch, sharing: Sharing, precision: str) -> list[Tensor]:
-    """Hidden states of the real positions and, if the model trains, the gradient of a small parameter from all of them."""
+    """Hidden states of the real positions; if the model trains, with a graph too, and the gradient of a small parameter."""
+    real = batch.group_ids.flatten() >= 0
     small = next((p for p in model.get_decoder().parameters() if p.ndim == 1 and p.requires_grad), None)
-    with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        states = hidden_states(model, batch, sharing)[batch.group_ids.flatten() >= 0].float()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad():
+            found = [hidden_states(model, batch, sharing)[real].float()]
         if small is None:
-            return [states.detach()]
-        mix = torch.linspace(-1.0, 1.0, states.numel(), device=states.device).view_as(states)
-        return [states.detach(), torch.autograd.grad((mix * states).sum(), small)[0].float()]
+            return found
+        with torch.enable_grad():
+            states = hidden_states(model, batch, sharing)[real].float()
+            mix = torch.linspace(-1.0, 1.0, states.numel(), device=states.device).view_as(states)
+            return [*found, states.detach(), torch.autograd.grad((mix * states).sum(), small)[0].float()]
 
 
 def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
