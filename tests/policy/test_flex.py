@@ -139,6 +139,7 @@ def test_the_probe_gives_flex_attention_where_it_changes_nothing(name, precision
 def test_the_probe_leaves_a_model_as_it_is_where_flex_does_not_run(name, failure, monkeypatch):
     """On a CPU its backward pass is refused; GPT-2 wants to know how many dimensions a mask has."""
     monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", uncompiled)
+    monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     model = tiny_model(name)
     told = prove_flex(model, "shared", "fp32")
     assert told.startswith("it does not run (")
