@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format venv bench bench-quick mutants clean
+.PHONY: demo test check format venv bench bench-quick bench-gpu mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
@@ -24,6 +24,10 @@ bench: .venv/ready
 # Operations, calls and bytes of a step against the committed baseline, in seconds.
 bench-quick: .venv/ready
 	$(BIN)/python benchmarks/quick.py
+
+# Ten minutes on one CUDA device; docs/gpu.md.
+bench-gpu: .venv/ready
+	$(BIN)/python benchmarks/gpu.py
 
 # One small break at a time in every objective: do the tests notice?
 mutants: .venv/ready

@@ -124,35 +124,42 @@ def our_steps(variant: str, pairs: Sequence[Pair], settings: argparse.Namespace)
 
 
 def trl_steps(variant: str, pairs: Sequence[Pair], settings: argparse.Namespace) -> Step:
-    """TRL's trainer with its own collator, `training_step` and optimiser, on the same token ids."""
+    model, tokenizer = plain_model(settings.model), load_tokenizer(resolve_model(settings.model), LoadOptions())
+    reference = None if "cached" in variant else plain_model(settings.model)
+    return trl_run(model, reference, tokenizer, pairs, batch=settings.pairs, precision=settings.precision,
+                   cached="cached" in variant, keep=variant.endswith("-keep"))  # fmt: skip
+
+
+def trl_run(
+    model: Any, reference: Any, tokenizer: Any, pairs: Sequence[Pair], *, batch: int, precision: str, cached: bool, keep: bool,
+    rate: float = RATE,
+) -> Step:  # fmt: skip
+    """TRL's trainer with its own collator, `training_step` and optimiser, on the same token ids, where the model is."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    cached, keep = "cached" in variant, variant.endswith("-keep")
-    model = plain_model(settings.model)
     config = DPOConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=settings.precision == "bf16", report_to=[], disable_tqdm=True,
-        beta=plain_baseline.BETA, learning_rate=RATE, per_device_train_batch_size=settings.pairs, max_length=None,
+        output_dir=tempfile.mkdtemp(), use_cpu=model.device.type == "cpu", bf16=precision == "bf16", report_to=[],
+        disable_tqdm=True, beta=plain_baseline.BETA, learning_rate=rate, per_device_train_batch_size=batch, max_length=None,
         precompute_ref_log_probs=cached,
         **({"gradient_checkpointing": False} if keep else {}),
     )  # fmt: skip
     trainer: Any = DPOTrainer(
-        model, None if cached else plain_model(settings.model), args=config,
+        model, reference, args=config, processing_class=tokenizer,
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}] * 2),
-        processing_class=load_tokenizer(resolve_model(settings.model), LoadOptions()),
     )  # fmt: skip
     rows = [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in pairs]
     if cached:
-        for start in range(0, len(rows), settings.pairs):
-            part = rows[start : start + settings.pairs]
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
             with torch.no_grad():
-                chosen, rejected = trainer.compute_ref_log_probs(model, trainer.data_collator(part))
+                chosen, rejected = trainer.compute_ref_log_probs(model, trainer._prepare_inputs(trainer.data_collator(part)))
             for row, c, r in zip(part, chosen.tolist(), rejected.tolist(), strict=True):
                 row |= {"ref_chosen_logps": c, "ref_rejected_logps": r}
     optimiser = trainer.create_optimizer()
 
     def step(number: int) -> float:
-        inputs = trainer.data_collator(rows[number * settings.pairs : (number + 1) * settings.pairs])
+        inputs = trainer.data_collator(rows[number * batch : (number + 1) * batch])
         model.zero_grad()
         loss = trainer.training_step(model, inputs, None).item()
         trainer.accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)

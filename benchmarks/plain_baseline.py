@@ -34,19 +34,19 @@ def answer_logps(model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
     rows = [prompt + answer for side in (1, 2) for prompt, answer in ((pair[0], pair[side]) for pair in pairs)]
     starts = [len(pair[0]) for _ in (1, 2) for pair in pairs]
     width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
     hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     places = [(r, t) for r, row in enumerate(rows) for t in range(starts[r], len(row))]
-    r, t = torch.tensor(places).unbind(1)
+    r, t = torch.tensor(places, device=model.device).unbind(1)
     logps = model.lm_head(hidden[r, t - 1]).float().log_softmax(-1).gather(1, ids[r, t][:, None])[:, 0]
-    return torch.zeros(len(rows)).index_add(0, r, logps).view(2, -1)
+    return torch.zeros(len(rows), device=model.device).index_add(0, r, logps).view(2, -1)
 
 
 @torch.no_grad()
 def reference_logps(model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
     """[2, pairs]"""
-    found = torch.zeros(2, len(pairs))
+    found = torch.zeros(2, len(pairs), device=model.device)
     for chosen in micro_batches(pairs):
         found[:, chosen] = answer_logps(model, [pairs[i] for i in chosen])
     return found

@@ -32,7 +32,7 @@ from preftune.data.pack import LayoutOptions
 from preftune.objectives import OBJECTIVES, Objective
 from preftune.policy.arithmetic import Shape, work_of
 from preftune.policy.policy import Policy, choose_sharing, score_groups
-from preftune.policy.segments import ATTENTION
+from preftune.policy.segments import SEGMENTS
 from preftune.train.anchors import Anchors
 from preftune.train.batches import PackedContent, cut_step, make_score
 from preftune.train.step import accumulate_gradient, couple_step, global_weight
@@ -59,7 +59,7 @@ def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=2, num_attention_heads=9,
                          num_key_value_heads=3, tie_word_embeddings=True)  # fmt: skip
-    config._attn_implementation = ATTENTION
+    config._attn_implementation = SEGMENTS
     return LlamaForCausalLM(config).eval()
 
 

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )  # fmt: skip
 
-from preftune.policy.segments import ATTENTION
+from preftune.policy.segments import SEGMENTS
 from preftune.types import Group
 
 VOCAB = 64
@@ -50,7 +50,7 @@ def _norm_in_fp64(module, x):
 
 def tiny_model(name: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, std: float = 0.25) -> PreTrainedModel:
     """Every weight matrix drawn with a large spread, so that attention is far from uniform."""
-    attention = "eager" if name == "gemma2" else ATTENTION
+    attention = "eager" if name == "gemma2" else SEGMENTS
     config = CONFIGS[name]()
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
     random = torch.Generator().manual_seed(seed)

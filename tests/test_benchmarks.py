@@ -1,4 +1,4 @@
-"""The benchmark against TRL runs on a tiny model, and refuses to compare two that differ."""
+"""The benchmarks run on tiny models, and refuse to compare variants that differ."""
 
 import json
 import subprocess
@@ -7,7 +7,11 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from preftune.data.pack import LayoutOptions, collate
+from preftune.policy.attention import packed_mask
 from tests.folders import save_tiny_model
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
@@ -16,12 +20,11 @@ pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is d
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def bench():
-    spec = spec_from_file_location("group_update", FOLDER / "group_update.py")
+def script(name: str):
+    spec = spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = module_from_spec(spec)
+    module = sys.modules[name] = module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -29,6 +32,18 @@ def bench():
 def run(name: str, *words: str) -> list[dict]:
     done = subprocess.run([sys.executable, str(FOLDER / name), *words, "--json"], capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return script("group_update")
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield script("gpu")
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +103,60 @@ def test_the_floor(tiny):
     found = run("floor.py", "--mix", "short-prompt", "--model", tiny, "--pairs", "2", "--turns", "1", "--micro_batch_tokens", "512")
     assert [one["precision"] for one in found] == ["fp32", "bf16"]
     assert all(one["floor"] < one["seconds"] and sum(one["kinds"].values()) == pytest.approx(1) for one in found)
+
+
+def gpu_lines(gpu, monkeypatch, capsys, *words: str) -> tuple[int, list[dict]]:
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--tiny", "--steps", "1", "--json", *words])
+    with pytest.raises(SystemExit) as end:
+        gpu.main()
+    return end.value.code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_dry_run_for_a_gpu_runs_everything(gpu, monkeypatch, capsys):
+    """All but FlexAttention, which a CPU does not have; variants agree on how far an update moves the loss."""
+    mixes = ["short-prompt", "groups"]
+    status, (about, *lines) = gpu_lines(gpu, monkeypatch, capsys, "--mixes", *mixes)
+    assert status == 0
+    assert about["device"] == "cpu"
+    measured = [line for line in lines if "losses" in line]
+    assert {line["variant"] for line in lines} == set(gpu.VARIANTS)
+    assert {line["variant"] for line in measured} == set(gpu.VARIANTS) - {"preftune-flex"}
+    assert {(line["model"], line["method"], line["mix"]) for line in measured} == {
+        (model, method, mix) for model in gpu.shapes(True) for method in gpu.METHODS for mix in mixes
+        if method != "rloo" or mix == "groups"
+    }  # fmt: skip
+    assert all("needs a CUDA device" in line["left_out"] for line in lines if line["variant"] == "preftune-flex")
+    assert all(0 < line["utilisation"] < 1 and line["tokens_per_second"] > 0 for line in measured)
+    assert "tiny, groups, rloo, preftune-sdpa: " in "\n".join(map(gpu.sentence, lines))
+
+
+def test_a_variant_that_learns_otherwise_is_told(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(gpu.plain_baseline, "BETA", 0.05)
+    words = ["--mixes", "short-prompt", "--methods", "dpo-cached", "--variants", "preftune-sdpa", "plain"]
+    status, (_, *lines) = gpu_lines(gpu, monkeypatch, capsys, *words)
+    assert status == 1
+    assert [line["agrees"] for line in lines if line["model"] == "tiny"] == [True, False]
+    assert "nothing to compare" in gpu.sentence(lines[1])
+
+
+def test_what_no_time_is_left_for_is_told(gpu, monkeypatch, capsys):
+    status, (_, *lines) = gpu_lines(gpu, monkeypatch, capsys, "--minutes", "0")
+    assert status == 0
+    assert {line["left_out"] for line in lines} == {"no time was left"}
+
+
+def test_the_operations_that_are_needed_are_those_that_torch_counts(gpu):
+    """Torch counts whole rows of attention scores; ours are the entries of the mask."""
+    shape = gpu.shapes(True)["tiny"]
+    (group,) = gpu.random_groups("groups", 1, shape.config.vocab_size, 20)
+    batch = collate([group], LayoutOptions(micro_batch_tokens=4), "shared")
+    assert gpu.looks(group) == int(packed_mask(batch).sum())
+    model, _ = gpu.build(shape, torch.device("cpu"))
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        states = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state[0]
+        model.lm_head(states[batch.predict_at])
+    config, width = shape.config, batch.input_ids.shape[1]
+    a_look = 4 * config.num_hidden_layers * config.hidden_size
+    expected = 3 * (counter.get_total_flops() - a_look * width**2 + a_look * gpu.looks(group))
+    assert gpu.needed_operations("bnf", shape, [group]) == expected

@@ -355,6 +355,7 @@ FELT = {
     "rows.max_length": ("", "--max_length 40"),
     "rows.max_rows": ("", "--max_rows 6"),
     "layout.share_prompts": ("", "--share_prompts false"),
+    "layout.attention": ("", "--layout.attention eager"),
     "layout.micro_batch_tokens": ("--data rewarded.jsonl", "--micro_batch_tokens 100"),
     "optim.learning_rate": ("", "--learning_rate 1e-3"),
     "optim.schedule": ("", "--schedule linear"),

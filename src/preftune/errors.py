@@ -83,7 +83,8 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+        told = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        short = isinstance(error, MemoryError) or any(words in str(error) for words in told)
         if isinstance(error, PreftuneError) or not short:
             raise
         raise TrainingError(

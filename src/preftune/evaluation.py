@@ -15,7 +15,7 @@ from preftune.errors import ConfigError, storage_error
 from preftune.onpolicy.judged import Judged, sample_and_judge
 from preftune.onpolicy.sample import load_sampler
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, score_groups
+from preftune.policy.policy import Policy, choose_layout, score_groups
 from preftune.policy.reference import RefLogps
 from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
 from preftune.train.progress import Reporter
@@ -101,7 +101,7 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
 def _score_all(settings: EvalConfig, name: str, groups: tuple[Group, ...], report: Reporter) -> RefLogps:
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     model = load_model(resolve_model(name), settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
-    sharing, reason = choose_sharing(model, settings.layout.share_prompts)
+    sharing, reason = choose_layout(model, settings.layout, settings.precision)
     policy = Policy(model=model, precision=settings.precision, sharing=sharing, sharing_reason=reason)
     logps: RefLogps = [[] for _ in groups]
     done = 0

@@ -26,6 +26,7 @@ from preftune.errors import ConfigError, DataError, ModelError
 from preftune.onpolicy.engine import choose_engine, start_rows
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.policy.policy import Policy, choose_sharing, score_groups, use_gradient_checkpointing
+from preftune.policy.segments import SEGMENTS
 from preftune.types import Group
 from tests.data.tokenizers_for_tests import byte_tokenizer
 from tests.models import _SHAPE, CONFIGS, tiny_model
@@ -271,7 +272,7 @@ def test_the_model_is_left_as_it_was():
     before = {name: module.training for name, module in model.named_modules()}
     assert ids(sample(model, RENDERER, PROMPTS, options, 0)) == expected
     assert {name: module.training for name, module in model.named_modules()} == before
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == SEGMENTS
     assert torch.is_grad_enabled() and all(parameter.grad is None for parameter in model.parameters())
     model.get_decoder().forward = None
     with pytest.raises(TypeError):

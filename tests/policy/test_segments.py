@@ -11,7 +11,7 @@ from preftune.data.pack import LayoutOptions, collate
 from preftune.policy.attention import packed_mask
 from preftune.policy.load import LoadOptions, load_model
 from preftune.policy.policy import choose_sharing
-from preftune.policy.segments import ATTENTION, attend, segment_lengths, window_inputs
+from preftune.policy.segments import SEGMENTS, attend, segment_lengths, window_inputs
 from preftune.types import Group
 from tests.models import CONFIGS, random_groups, tiny_model
 
@@ -82,8 +82,8 @@ def test_another_attention_keeps_its_masks():
 
 def test_the_name_stays_out_of_saved_models(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
-    assert ATTENTION not in (tmp_path / "config.json").read_text()
+    assert SEGMENTS not in (tmp_path / "config.json").read_text()
     model = load_model(str(tmp_path), LoadOptions())
-    assert model.config._attn_implementation == ATTENTION
+    assert model.config._attn_implementation == SEGMENTS
     model.save_pretrained(tmp_path / "again")
-    assert ATTENTION not in (tmp_path / "again" / "config.json").read_text()
+    assert SEGMENTS not in (tmp_path / "again" / "config.json").read_text()

@@ -4,7 +4,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ Sharing = Literal["flat", "shared", "packed", "single"]
 """How sequences lie in rows: one row holds all, nothing pads it, and completions share their prompt; rows of like length
 under an explicit mask, with shared prompts too; the same, with a copy of the prompt for every completion; or every row
 holds one sequence only (for models whose layers mix all positions of a row)."""
+Attention = Literal["auto", "segments", "flex", "sdpa", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +26,20 @@ class LayoutOptions:
     Args:
         share_prompts: compute a prompt once for all its completions (where the model's attention can express it).
         micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone.
+        attention: "segments" computes scaled dot products sequence by sequence, on flat rows; "flex" is FlexAttention, on CUDA
+            only, which leaves out what the mask rules out; "sdpa" and "eager" compute whole rows under a mask. "auto" is flex on
+            CUDA where it is proven to change nothing, else segments, else (soft-capped scores) eager.
     """
 
     share_prompts: bool = True
     micro_batch_tokens: int = 2048
+    attention: Attention = "auto"
 
     def __post_init__(self) -> None:
         if self.micro_batch_tokens < 1:
             raise ConfigError("micro_batch_tokens is out of range", got=self.micro_batch_tokens, expected="at least 1")
+        if self.attention not in get_args(Attention):
+            raise ConfigError("attention is not known", got=self.attention, expected=", ".join(get_args(Attention)))
 
     @property
     def row_tokens(self) -> int:

@@ -17,7 +17,7 @@ from preftune.errors import ConfigError, DataError
 from preftune.onpolicy.prompts import prompt_text, prompt_turns
 from preftune.onpolicy.rewards import AnyReward, ask, check_columns
 from preftune.onpolicy.sample import Sampled, SampleOptions, sample
-from preftune.policy.policy import Policy, choose_sharing, hidden_states, model_head, to_device
+from preftune.policy.policy import Policy, choose_layout, hidden_states, model_head, to_device
 from preftune.policy.scoring import score_tokens
 from preftune.stats import Interval, cluster_means, mean_interval
 from preftune.train.progress import Reporter
@@ -104,7 +104,7 @@ def read_completions(
     model: PreTrainedModel, asked: Asked, budget: int, precision: str, layout: LayoutOptions, report: Reporter
 ) -> list[list[list[Reading]]]:
     """[prompt][record][completion]: one pass of the model over the data, each completion up to the budget."""
-    sharing, reason = choose_sharing(model, layout.share_prompts)
+    sharing, reason = choose_layout(model, layout, precision)
     if reason:
         report.note(f"rows are {sharing}: {reason}")
     policy = Policy(model=model, precision=precision, sharing=sharing, sharing_reason=reason)

@@ -15,7 +15,7 @@ from preftune.diagnosing.run_material import DiagnoseRunConfig, Material, Run, f
 from preftune.objectives import objective_name
 from preftune.onpolicy.sample import SampleOptions, sample
 from preftune.policy.load import load_model, pick_device, resolve_model
-from preftune.policy.policy import Policy, choose_sharing
+from preftune.policy.policy import Policy, choose_layout
 from preftune.policy.probe import TokenProbe, ches_scores, probe_groups
 from preftune.report.diagnosis import SIDES
 from preftune.stats import cluster_means, finite, mean_interval, paired_interval
@@ -72,7 +72,7 @@ def diagnose_runs(settings: DiagnoseRunConfig, report: Reporter) -> tuple[dict, 
 def _load(settings: DiagnoseRunConfig, name: str) -> Policy:
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     model = load_model(resolve_model(name), settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
-    sharing, reason = choose_sharing(model, settings.layout.share_prompts)
+    sharing, reason = choose_layout(model, settings.layout, settings.precision)
     return Policy(model=model, precision=settings.precision, sharing=sharing, sharing_reason=reason)
 
 

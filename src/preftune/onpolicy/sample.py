@@ -21,6 +21,7 @@ from preftune.onpolicy.engine import Engine, Rows, choose_engine, start_rows
 from preftune.policy.load import LoadOptions, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.policy.policy import model_head
 from preftune.policy.scoring import Head, head_logits
+from preftune.policy.segments import without_flex
 
 _CHUNK_ELEMENTS = 2**24  # logits of so many rows at a time, 64 MiB in fp32
 _COMPACT_AT = 0.125  # rows that have ended are dropped when they are this share of all: dropping copies what is kept
@@ -157,7 +158,7 @@ def sample(
     results: list[list[Sampled]] = [[] for _ in prompts]
     progress(0, len(prompts))
     done = 0
-    with evaluating(model):
+    with evaluating(model), without_flex(model if blend is None else blend.model):
         engine = choose_engine(model)[0] if engine is None else engine
         for indices in _batches(prompts, engine, max(1, options.sample_batch // options.num_completions)):
             noise = [uniforms(seed, keys[i], k, options.max_new_tokens) for i in indices for k in range(options.num_completions)]
@@ -218,11 +219,15 @@ def _batches(prompts: Sequence[np.ndarray], engine: Engine, at_once: int) -> Ite
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Within, no module is in training mode: no dropout, and no checkpointing, which would switch the cache off."""
+    """Within, no module is in training mode: no dropout, and no checkpointing, which would switch the cache off.
+
+    And attention is plain, since FlexAttention is compiled for rows that are computed whole.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with without_flex(model):
+            yield
     finally:
         for module in training:
             module.training = True

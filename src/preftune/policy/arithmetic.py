@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from preftune.policy.attention import layer_types
@@ -25,7 +26,9 @@ class Shape:
     @staticmethod
     def of(model: PreTrainedModel) -> "Shape":
         config = model.config.get_text_config()
-        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        embedding, linear = model.get_input_embeddings().weight, model.get_output_embeddings()
+        assert isinstance(linear, nn.Linear), "scoring has refused any other head"
+        head = linear.weight
         matrices = [p for p in model.get_decoder().parameters() if p.ndim == 2 and p is not embedding]
         kinds = getattr(config, "layer_types", None) or [next(iter(layer_types(config)))] * config.num_hidden_layers
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -26,7 +26,7 @@ from transformers import (
 from preftune.errors import ConfigError, ModelError
 from preftune.policy.adapters import quiet_peft
 from preftune.policy.bundled import BUNDLED_MODELS, bundled_folder
-from preftune.policy.segments import ATTENTION
+from preftune.policy.segments import plain_attention
 
 _ADAPTER_FILE = "adapter_config.json"
 
@@ -157,7 +157,7 @@ def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtyp
                          expected="a causal language model", do="Name it as a reward, or name the model it came from")  # fmt: skip
     model, found = _from_pretrained(
         kind.from_pretrained, source, "weights", source,
-        config=config, dtype=dtype, attn_implementation=_attention(config),
+        config=config, dtype=dtype, attn_implementation=plain_attention(config),
         trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
         output_loading_info=True,
     )
@@ -193,16 +193,11 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
     return model
 
 
-def _attention(config: Any) -> str:
-    """Scaled dot products, by segments where rows are flat; what these cannot express (soft-capped scores) is eager."""
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else ATTENTION
-
-
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     """A de-quantised GGUF model as an ordinary one, which can be saved."""
     config = model.config
     if "quantization_config" in config.to_dict():
         delattr(config, "quantization_config")
-    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=_attention(config))
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=plain_attention(config))
     plain.load_state_dict(model.state_dict())
     return plain.eval()

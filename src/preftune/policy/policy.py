@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.data.pack import LayoutOptions, Sharing, collate
-from preftune.errors import ModelError
-from preftune.policy.attention import attention_inputs, expressible
+from preftune.errors import ConfigError, ModelError
+from preftune.policy.attention import FLEX, attention_inputs, expressible, set_attention
 from preftune.policy.scoring import Head, HeadScores, score_tokens
-from preftune.policy.segments import ATTENTION, segment_lengths, window_inputs
+from preftune.policy.segments import SEGMENTS, plain_attention, segment_lengths, window_inputs
 from preftune.types import Batch, Group, TokenScores
 
 # Relative to the largest |logp|: far above rounding, far below what a leak or another head makes.
@@ -77,16 +77,23 @@ def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Flo
     elif sharing == "single":
         mask = (batch.group_ids >= 0).long()
     else:
-        mask = attention_inputs(batch, config, model.dtype, additive=config._attn_implementation == "eager")
+        mask = attention_inputs(batch, config, model.dtype)
     output = model.get_decoder()(
         input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False, **more
     )
     return output.last_hidden_state.flatten(0, 1)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. To a GPU it goes through page-locked memory, for which the processor does not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     tensors = {name: tensor for name in Batch.__dataclass_fields__ if (tensor := getattr(batch, name)) is not None}
-    return Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
+    return Batch(**{name: sent(tensor, device) for name, tensor in tensors.items()})
 
 
 def score(
@@ -137,6 +144,75 @@ def use_gradient_checkpointing(model: PreTrainedModel) -> None:
             module.training = True
 
 
+def choose_layout(model: PreTrainedModel, options: LayoutOptions, precision: str) -> tuple[Sharing, str]:
+    """The layout and the attention function of a model's rows: (sharing, what is to be said of the two).
+
+    The attention function is set in the model. FlexAttention is taken only where hidden states and a gradient are those of
+    plain attention; that it is chosen, or why it is not where it could be, is said.
+    """
+    config, wanted, on_cuda = model.config.get_text_config(), options.attention, model.device.type == "cuda"
+    if wanted == "flex" and not on_cuda:
+        raise ConfigError("layout.attention flex needs a CUDA device", got=str(model.device), do="Leave it out, or set it to sdpa")
+    if wanted in ("sdpa", "segments") and plain_attention(config) == "eager":
+        raise ConfigError(f"layout.attention {wanted} cannot express this model's soft-capped attention scores",
+                          got=type(model).__name__, expected="auto, flex or eager")  # fmt: skip
+    if wanted in ("sdpa", "eager"):
+        set_attention(model, wanted)
+    sharing, reason = choose_sharing(model, options.share_prompts)
+    if wanted in ("sdpa", "eager", "segments") or not on_cuda:
+        return sharing, reason
+    rows: Sharing = "shared" if sharing == "flat" else sharing  # FlexAttention has kernels for rows of like length
+    told = "it has no packed rows" if sharing == "single" else prove_flex(model, rows, precision)
+    if told and wanted == "flex":
+        raise ModelError("layout.attention flex cannot be had for this model", got=told, do="Leave it out, or set it to sdpa")
+    if not told:
+        return rows, f"{reason}; flex attention" if reason else "flex attention"
+    return sharing, f"{reason + '; ' if reason else ''}plain attention instead of flex: {told}"
+
+
+def prove_flex(model: PreTrainedModel, sharing: Sharing, precision: str) -> str:
+    """Give the model FlexAttention if it changes nothing, and "" back; else leave it as it is and say why not.
+
+    Hidden states and the gradient of one parameter are compared with those of the attention that the model has. Kernels are
+    compiled for one row, for rows of a fixed number and width, and for any, each with and without gradients: what a run
+    will meet is compiled here already.
+    """
+    plain, tolerance = str(model.config.get_text_config()._attn_implementation), _PROBE_TOLERANCE[model.dtype]
+    if precision == "bf16":
+        tolerance = _PROBE_TOLERANCE[torch.bfloat16]
+    try:
+        for groups, tokens in (([_PROBE], 4), ([_WIDE_PROBE] * 2, 4), ([_WIDE_PROBE] * 6, 1920)):
+            batch = to_device(collate(groups, LayoutOptions(micro_batch_tokens=tokens), sharing), model.device)
+            expected = _states_and_gradient(model, batch, sharing, precision)
+            set_attention(model, FLEX)
+            found = _states_and_gradient(model, batch, sharing, precision)
+            set_attention(model, plain)
+            error = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found, strict=True))
+            if not error < tolerance:
+                return f"it changes hidden states or gradients (by {error:.1g} relative)"
+    except Exception as failure:  # a compiler for kernels runs here, which can fail in any way
+        set_attention(model, plain)
+        told = " ".join(str(failure).split())[:160]
+        return f"it does not run ({type(failure).__name__}: {told})"
+    set_attention(model, FLEX)
+    return ""
+
+
+def _states_and_gradient(model: PreTrainedModel, batch: Batch, sharing: Sharing, precision: str) -> list[Tensor]:
+    """Hidden states of the real positions; if the model trains, with a graph too, and the gradient of a small parameter."""
+    real = batch.group_ids.flatten() >= 0
+    small = next((p for p in model.get_decoder().parameters() if p.ndim == 1 and p.requires_grad), None)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad():
+            found = [hidden_states(model, batch, sharing)[real].float()]
+        if small is None:
+            return found
+        with torch.enable_grad():
+            states = hidden_states(model, batch, sharing)[real].float()
+            mix = torch.linspace(-1.0, 1.0, states.numel(), device=states.device).view_as(states)
+            return [*found, states.detach(), torch.autograd.grad((mix * states).sum(), small)[0].float()]
+
+
 def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     """The densest layout that is exact for this model, proven on a small probe, and the reason if it is not the densest.
 
@@ -149,7 +225,7 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     if not wanted:
         order, reason = order[2:], "share_prompts is off"
     config = model.config.get_text_config()
-    if config._attn_implementation != ATTENTION and order[0] == "flat":
+    if config._attn_implementation != SEGMENTS and order[0] == "flat":
         order, reason = order[1:], f"its attention is {config._attn_implementation}"
     if not expressible(config):
         order, reason = order[-1:], "its layers mix the positions of a row in ways that a mask cannot keep apart"
@@ -171,6 +247,10 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
 _PROBE = Group(
     prompt=np.arange(1, 8, dtype=np.int32),
     completions=(np.arange(3, 12, dtype=np.int32), np.arange(9, 4, -1, dtype=np.int32)),
+)
+_WIDE_PROBE = Group(  # several blocks of FlexAttention
+    prompt=np.arange(120, dtype=np.int32) % 40 + 3,
+    completions=(np.arange(70, dtype=np.int32) % 31 + 3, np.arange(50, dtype=np.int32) % 23 + 3),
 )
 
 

@@ -12,8 +12,10 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from preftune.errors import ModelError
 
-# Logits of one chunk, in elements: 64 MiB in fp32. Larger chunks are no faster and raise the peak.
+# Logits of one chunk, in elements: 64 MiB in fp32. On a CPU larger chunks are no faster and raise the peak. On a GPU a chunk
+# must pay for reading the head and, if it trains, for adding to its gradient: 512 MiB are some 900 tokens of 150,000 words.
 _CHUNK_ELEMENTS = 2**24
+_CHUNK_ELEMENTS_CUDA = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def score_tokens(
     wanted: frozenset[str] = frozenset(),
     reference: tuple[Float[Tensor, "N _"], Head] | None = None,
     temperature: float = 1.0,
-    chunk_elements: int = _CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> HeadScores:
     """Log-probability of each target under softmax(logits / temperature), natural log, in fp32 (fp64 for fp64 input).
 
@@ -75,6 +77,8 @@ def score_tokens(
                 expected=f"{len(head.weight)}", do="Choose a reference with the same tokeniser and size of vocabulary",
             )  # fmt: skip
         other = _Logits.of(ref_hidden, ref_head.weight, ref_head.bias, (ref_head.scale, ref_head.softcap, temperature))
+    if chunk_elements is None:
+        chunk_elements = _CHUNK_ELEMENTS_CUDA if hidden.is_cuda else _CHUNK_ELEMENTS
     chunk = max(1, chunk_elements // (len(head.weight) * (1 if other is None else 2)))
     if len(targets) <= 2 * chunk and hidden.requires_grad and torch.is_grad_enabled():
         chunk = max(1, len(targets))  # as one, which is kept, they cost the memory of two and save the backward a product
@@ -197,7 +201,7 @@ class _TokenScores(torch.autograd.Function):
                 out[name][span] = values
         both = reference is not None and bool(wanted & _DIVERGENCES)  # whether backward needs the reference
         again = [out["log_normaliser"], out.get("entropy"), out.get("kl_to_ref"), out["ref_normaliser"] if both else None]
-        ctx.save_for_backward(hidden, weight, bias, targets, *again, *(only or (None, None)))
+        ctx.save_for_backward(hidden, weight, bias, targets, *again, *(only or (None, None)))  # type: ignore[arg-type]
         ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype)  # type: ignore[attr-defined]
         out["logp"] = out["target_logit"] - out["log_normaliser"]
         ctx.mark_non_differentiable(*(out[name] for name in _FROZEN & wanted))

@@ -1,21 +1,22 @@
 """Attention of a flat row, segment by segment: nothing is masked away, and no score is computed between sequences."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from preftune.policy.attention import layer_types
+from preftune.policy.attention import FLEX, layer_types, set_attention
 from preftune.types import Batch
 
-ATTENTION = "preftune_segments"
-"""Name of the attention function: scaled dot products, and by segments where a call brings `preftune_segments`."""
-
+SEGMENTS = "preftune_segments"
+"""The name of `attend` among the attention functions of transformers."""
 
 Lengths = tuple[tuple[int, ...], ...]
 """Positions of the prompt and of each completion, for every segment of a flat row in its order. A completion of one token is
@@ -102,5 +103,23 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int, scaling: flo
     )
 
 
-AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionInterface.register(SEGMENTS, attend)
+AttentionMaskInterface.register(SEGMENTS, sdpa_mask)
+
+
+def plain_attention(config: Any) -> str:
+    """Scaled dot products, by segments where rows are flat; what these cannot express (soft-capped scores) is eager."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else SEGMENTS
+
+
+@contextmanager
+def without_flex(model: PreTrainedModel) -> Iterator[None]:
+    """Within, a model that has FlexAttention for its rows has plain attention, for calls that are not of packed rows."""
+    uses_flex = model.config.get_text_config()._attn_implementation == FLEX
+    if uses_flex:
+        set_attention(model, plain_attention(model.config))
+    try:
+        yield
+    finally:
+        if uses_flex:
+            set_attention(model, FLEX)

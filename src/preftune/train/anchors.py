@@ -14,7 +14,7 @@ from preftune.data.pack import collate, split_micro_batches
 from preftune.onpolicy.sample import Blend
 from preftune.policy.bundled import cache_folder
 from preftune.policy.load import load_model, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, hidden_states, model_head, score_groups, to_device
+from preftune.policy.policy import Policy, choose_layout, hidden_states, model_head, score_groups, to_device
 from preftune.policy.reference import (
     REFERENCE_SCORES,
     VOCABULARY_SCORES,
@@ -109,7 +109,7 @@ class AnchorBuilder:
             return self.policy, self.start_digest
         config, policy = self.config, self.policy
         model = load_model(resolve_model(name), config.loading, policy.model.dtype).to(policy.device)  # type: ignore[arg-type]
-        sharing, reason = choose_sharing(model, config.layout.share_prompts)
+        sharing, reason = choose_layout(model, config.layout, config.precision)
         named = replace(policy, model=model, sharing=sharing, sharing_reason=reason, peft_model=None, value_head=None)
         return named, weights_digest(model)
 

@@ -9,7 +9,7 @@ import torch
 
 from preftune.data.pack import LayoutOptions, Sharing, batch_signal, collate, segments, split_micro_batches
 from preftune.objectives import Coupled, Objective
-from preftune.policy.policy import Policy, score
+from preftune.policy.policy import Policy, score, sent
 from preftune.policy.reference import REFERENCE_SCORES
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.processes import ALONE, Processes
@@ -46,9 +46,9 @@ def cut_step(
         pieces.append(
             MicroBatch(
                 content=PackedContent(groups=tuple(part), batch=batch),
-                lengths=batch.lengths.to(policy.device),
-                prompt=prompt_digests(part).to(policy.device),
-                signal=type(signal)(**{f: value.to(policy.device) for f, value in present.items()}),
+                lengths=sent(batch.lengths, policy.device),
+                prompt=sent(prompt_digests(part), policy.device),
+                signal=type(signal)(**{f: sent(value, policy.device) for f, value in present.items()}),
                 origins=tuple(group.origin for group in part),
             )
         )
@@ -110,7 +110,7 @@ def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callab
     def flat(anchor: GroupLogps | None, groups: Sequence[Group]) -> torch.Tensor | None:
         if anchor is None:
             return None
-        return torch.from_numpy(np.concatenate([logp for group in anchor(groups) for logp in group])).to(policy.device)
+        return sent(torch.from_numpy(np.concatenate([logp for group in anchor(groups) for logp in group])), policy.device)
 
     def score_piece(piece: MicroBatch) -> TokenScores:
         content = piece.content

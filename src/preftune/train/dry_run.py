@@ -15,6 +15,7 @@ from preftune.policy.arithmetic import Shape, product_rate, work_of
 from preftune.policy.load import pick_device
 from preftune.policy.reference import REFERENCE_SCORES
 from preftune.train.batches import cut_mismatched, cut_step, make_score, num_positions, reads_last
+from preftune.train.collector import OnPolicySource
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes
 from preftune.train.progress import Reporter
@@ -183,7 +184,7 @@ def _whole(job: Job, drawn: Sequence[Group]) -> tuple[int, float]:
 
 
 def _longest(job: Job, drawn: Sequence[Group]) -> int:
-    groups = drawn if job.samples is not None else scored_groups(job.config.objective, job.source, [], job.num_steps) or drawn
+    groups = drawn if isinstance(job.source, OnPolicySource) else job.source.visited(job.num_steps)
     return max(num_positions([group], job.policy.sharing, reads_last(job.config.objective)) for group in groups)
 
 
@@ -206,7 +207,7 @@ def _evaluation_seconds(job: Job, rate: float, drawing: float, drawn: int) -> fl
 
 def _reference_seconds(job: Job, rate: float) -> float:
     """For the pass that a cached reference takes; what is in the cache already is not known here, so this is the most."""
-    if job.samples is not None or job.anchors.reference is None or job.config.reference.mode in ("live", "adapter"):
+    if isinstance(job.source, OnPolicySource) or job.anchors.reference is None or job.config.reference.mode in ("live", "adapter"):
         return 0.0
     groups = scored_groups(job.config.objective, job.source, job.eval_groups, job.num_steps)
     return work_of(Shape.of(job.policy.model), groups).forward / rate

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 
@@ -188,6 +189,7 @@ def environment(device: str, num_parameters: int, num_trainable: int) -> dict[st
         **{name: version(name) for name in ("preftune", "torch", "transformers", "peft")},
         "git": _git_hash(),
         "device": device,
+        **({"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}),
         "num_parameters": num_parameters,
         "num_trainable": num_trainable,
         "command": " ".join(sys.argv),

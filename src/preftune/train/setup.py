@@ -24,7 +24,7 @@ from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve
 from preftune.onpolicy.sample import Blend, evaluating
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, make_value_head, score_groups, use_gradient_checkpointing
+from preftune.policy.policy import Policy, choose_layout, make_value_head, score_groups, use_gradient_checkpointing
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
 from preftune.policy.reward_model import check_classifier
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
@@ -69,10 +69,10 @@ def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
     frozen_low = config.precision == "bf16" and config.lora.rank > 0
     dtype = torch.bfloat16 if frozen_low else torch.float32
     model = load_model(resolve_model(config.model), config.loading, dtype).to(pick_device(config.device))  # type: ignore[arg-type]
-    sharing, reason = choose_sharing(model, config.layout.share_prompts)
-    report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
     if isinstance(config.objective, BradleyTerry):
         check_classifier(model)
+    sharing, reason = choose_layout(model, config.layout, config.precision)
+    report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
     digest = weights_digest(model)  # before the adapters, which change nothing yet: one cache serves every rank and seed
     peft_model: Any = inject_lora(model, config.lora) if config.lora.rank else None
     if peft_model is not None:

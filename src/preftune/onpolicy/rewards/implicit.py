@@ -14,7 +14,7 @@ from preftune.onpolicy.rewards.base import at, whole_prompts
 from preftune.onpolicy.rewards.models import ImplicitReward
 from preftune.onpolicy.rewards.rendered import ended_flags, render
 from preftune.policy.load import LoadOptions, check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, score_groups
+from preftune.policy.policy import Policy, choose_layout, score_groups
 from preftune.types import Group
 
 
@@ -33,7 +33,7 @@ def load_pair(settings: ImplicitReward) -> ModelPair:
     policies = []
     for name in (settings.policy, settings.reference):
         model = load_model(resolve_model(name), loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
-        sharing, reason = choose_sharing(model, True)
+        sharing, reason = choose_layout(model, LayoutOptions(), settings.precision)
         policies.append(Policy(model=model, precision=settings.precision, sharing=sharing, sharing_reason=reason))
     return ModelPair(policy=policies[0], reference=policies[1], renderer=renderer)
 
