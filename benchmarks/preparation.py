@@ -1,20 +1,20 @@
 """From a file of rows to token ids: rows per second and peak memory, here and in TRL.
 
-    python benchmarks/preparation.py [--rows 50000] [--method dpo|kto] [--turns 3] [--processes 2] [--memory-rows 10000 200000]
-                                     [--model smollm2-135m-instruct] [--json]
+    python benchmarks/preparation.py [--rows 50000] [--method dpo|kto] [--turns 3] [--processes 2] [--json]
+                                     [--memory-rows 10000 200000] [--model smollm2-135m-instruct]
 
-Rows are made up: dialogues of one to three questions, their words drawn from the prompts that the package ships, common words more often
-than rare ones. Both sides run in fresh processes, in turn, the order turned round each time. What is timed:
+Rows are made up: dialogues of one to three questions, their words drawn from the prompts that the package ships, common words
+more often than rare ones. Both sides run in fresh processes, in turn, the order turned round each time. What is timed:
 
-    preftune       `prepare`: reading the JSON lines, finding pairs or labels, template, tokens, the proof of each boundary, the token
-                   store on disk. The store is made anew each time.
+    preftune       `prepare`: reading the JSON lines, finding pairs or labels, template, tokens, the proof of each boundary, the
+                   token store on disk. The store is made anew each time.
     preftune-again the same once the store is there
-    trl            `_prepare_dataset` of its DPO or KTO trainer and nothing else, with `dataset_num_proc`; the rows are in an Arrow file
-                   before the clock starts, and nothing is filtered by length
+    trl            `_prepare_dataset` of its DPO or KTO trainer and nothing else, with `dataset_num_proc`; the rows are in an
+                   Arrow file before the clock starts, and nothing is filtered by length
 
-The ids must be the same in every row, apart from what TRL keeps behind the end-of-turn token, or the comparison stops. Processor time is
-that of the process and its children. Memory is the peak of the process beyond what it held before it began; for TRL, whose workers
-come and go, that of the largest process.
+The ids must be the same in every row, apart from what TRL keeps behind the end-of-turn token, or the comparison stops.
+Processor time is that of the process and its children. Memory is the peak of the process beyond what it held before it began;
+for TRL, whose workers come and go, that of the largest process.
 """
 
 import argparse
@@ -186,7 +186,8 @@ def sentences(result: dict[str, Any]) -> list[str]:
     lines = [f"{result['method']}: {rows} rows, {result['tokens']} tokens"]
     for name, rates in result["rows_per_s"].items():
         cpu = statistics.median(result["cpu_s"][name])
-        lines.append(f"{name}: {statistics.median(rates):.0f} rows/s ({min(rates):.0f} to {max(rates):.0f}), {cpu:.1f} s of processor time")
+        spread = f"{min(rates):.0f} to {max(rates):.0f}"
+        lines.append(f"{name}: {statistics.median(rates):.0f} rows/s ({spread}), {cpu:.1f} s of processor time")
     for kind, ratios in result["ratio_to_trl"].items():
         told = {"wall": "by the clock", "cpu": "in processor time"}[kind]
         lines.append(f"{statistics.median(ratios):.2f} times the speed of trl {told} ({min(ratios):.2f} to {max(ratios):.2f})")
