@@ -11,7 +11,8 @@ from tests.data import tokenizers_for_tests as made
 
 SMOL = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{{ '<|im_start|>system\nBe kind<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA2 = (  # the system text is kept in a name and written into the first user turn; turns must alternate
@@ -31,7 +32,8 @@ ODD = (  # stripped on one side, written twice, left out, told apart by what com
 )
 WRITING = {
     "smol": SMOL, "llama2": LLAMA2, "odd": ODD, "chatml": made.CHATML, "llama3": made.LLAMA3, "gemma": made.GEMMA,
-    "mistral": made.MISTRAL, "no end": made.NO_END, "broken boundary": made.BROKEN_BOUNDARY, "thinking": made.THINKING, "two bos": made.TWO_BOS,
+    "mistral": made.MISTRAL, "no end": made.NO_END, "broken boundary": made.BROKEN_BOUNDARY,
+    "thinking": made.THINKING, "two bos": made.TWO_BOS,
 }  # fmt: skip
 LOOKING = {
     "at what is in it": "{% for m in messages %}{% if 'x' in m.content %}a{% endif %}{{ m.content }}{% endfor %}",

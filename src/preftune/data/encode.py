@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 _PROBES = ("a b", " a", "\n\nb ", "  \n", "é 语!", "'s 12", "")  # of every kind that might reach over a cut
@@ -14,7 +15,7 @@ class Encoder:
     """The tokens of texts, no special token added. Make it with `make_encoder`."""
 
     tokenizer: PreTrainedTokenizerBase
-    direct: bool  # the tokeniser's engine can be asked itself, which saves what it would tell beside the ids
+    engine: Tokenizer | None  # of the tokeniser, if it can be asked itself: that saves what it would tell beside the ids
     cuts: tuple[str, ...]  # special tokens that split a text in two: the tokens of both parts are those of the whole
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -26,13 +27,12 @@ class Encoder:
         return [found[text] for text in texts]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not self.direct:
+        if self.engine is None:
             return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # verbose warns of long texts
-        engine = self.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-        engine.no_truncation()  # as the tokeniser itself does before each call
-        engine.no_padding()
-        engine.encode_special_tokens = self.tokenizer.split_special_tokens  # type: ignore[attr-defined]
-        return [encoding.ids for encoding in engine.encode_batch_fast(texts, add_special_tokens=False)]
+        self.engine.no_truncation()  # as the tokeniser itself does before each call
+        self.engine.no_padding()
+        self.engine.encode_special_tokens = self.tokenizer.split_special_tokens
+        return [encoding.ids for encoding in self.engine.encode_batch_fast(texts, add_special_tokens=False)]
 
     def last_cut(self, text: str) -> int:
         """The place behind the last token of `cuts` in a text; 0 if there is none."""
@@ -40,10 +40,11 @@ class Encoder:
 
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase, sample: str) -> Encoder:
-    """The encoder of a tokeniser, which cuts texts at special tokens that `sample` holds; not where that is not known to be safe."""
-    if not isinstance(tokenizer, PreTrainedTokenizerFast) or type(tokenizer)._encode_plus is not PreTrainedTokenizerFast._encode_plus:
-        return Encoder(tokenizer=tokenizer, direct=False, cuts=())
-    encoder = Encoder(tokenizer=tokenizer, direct=True, cuts=())
+    """The encoder of a tokeniser, which cuts texts at special tokens of `sample`, or nowhere where that is not known to be safe."""
+    usual = PreTrainedTokenizerFast._encode_plus
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or type(tokenizer)._encode_plus is not usual:
+        return Encoder(tokenizer=tokenizer, engine=None, cuts=())
+    encoder = Encoder(tokenizer=tokenizer, engine=tokenizer.backend_tokenizer, cuts=())
     return replace(encoder, cuts=tuple(cut for cut in _solid_tokens(tokenizer, sample) if _proven(encoder, cut)))
 
 
