@@ -7,7 +7,7 @@ is of this kind is read off its syntax tree, where the text of a turn may stand 
 template is run for every dialogue.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +20,9 @@ from preftune.types import Message
 _SKELETONS = 4096  # kept at once: dialogues have few sequences of roles
 _OPEN, _CLOSE = "\ue000", "\ue001"  # around the number of a turn, in place of its text
 _BEFORE, _AFTER = "\n ", " \n"  # white space around a mark, to see whether it is stripped
+_STRIPPING: dict[tuple[bool, bool], Callable[[str], str]] = {
+    (False, False): str, (True, True): str.strip, (True, False): str.lstrip, (False, True): str.rstrip,
+}  # fmt: skip
 _STRIPS = ("strip", "lstrip", "rstrip")
 _PURE_FILTERS = {"trim", "length", "count", "upper", "lower", "capitalize", "title", "replace", "default", "d", "string",
                  "int", "list", "first", "last", "join"}  # fmt: skip
@@ -32,16 +35,14 @@ turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Slot:
-    """Where the text of a turn stands."""
+class _Skeleton:
+    """The text around the turns' texts."""
 
-    turn: int
-    left: bool  # white space at its left is stripped
-    right: bool
+    form: str  # for the operator %, with %s for each slot
+    slots: tuple[tuple[int, Callable[[str], str]], ...]  # (which turn, how white space is stripped from its text)
 
-    def fill(self, text: str) -> str:
-        text = text.lstrip() if self.left else text
-        return text.rstrip() if self.right else text
+    def fill(self, messages: Sequence[Message]) -> str:
+        return self.form % tuple([strip(messages[turn].content) for turn, strip in self.slots])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class ChatText:
 
     tokenizer: PreTrainedTokenizerBase
     fixed: bool  # the text around the turns' texts follows from their roles
-    _skeletons: dict[tuple[object, ...], tuple[str | _Slot, ...] | None] = field(default_factory=dict)
+    _skeletons: dict[tuple[object, ...], _Skeleton | None] = field(default_factory=dict)
 
     def write(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         """The text of some turns; a DataError if the template refuses them."""
@@ -62,8 +63,7 @@ class ChatText:
                 self._skeletons[key] = _skeleton(self.tokenizer, [message.role for message in messages], generation_prompt)
             skeleton = self._skeletons[key]
             if skeleton is not None:
-                parts = [part if isinstance(part, str) else part.fill(messages[part.turn].content) for part in skeleton]
-                return "".join(parts)
+                return skeleton.fill(messages)
         return run_template(self.tokenizer, messages, generation_prompt)
 
 
@@ -92,8 +92,8 @@ def run_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 
 def _skeleton(
     tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], generation_prompt: bool
-) -> tuple[str | _Slot, ...] | None:
-    """Text and slots in turn; None if the template refuses the roles, or writes what it must not."""
+) -> _Skeleton | None:
+    """What the template writes for these roles; None if it refuses them, or writes what it must not."""
     marks = [f"{_OPEN}{turn}{_CLOSE}" for turn in range(len(roles))]
 
     def written(texts: Iterable[str]) -> str:
@@ -105,7 +105,7 @@ def _skeleton(
     except DataError:
         return None
     first, *rest = bare.split(_OPEN)
-    parts: list[str | _Slot] = [first]
+    form, slots = [first], []
     place = len(first)  # in the padded text
     if not padded.startswith(first):
         return None
@@ -119,8 +119,10 @@ def _skeleton(
         if not padded.startswith(whole, place):
             return None
         place += len(whole)
-        parts += [_Slot(turn=int(turn), left=left, right=right), text]
-    return tuple(part for part in parts if part != "") if place == len(padded) else None
+        form.append(text)
+        slots.append((int(turn), _STRIPPING[left, right]))
+    whole = "%s".join(text.replace("%", "%%") for text in form)
+    return _Skeleton(form=whole, slots=tuple(slots)) if place == len(padded) else None
 
 
 # --- the proof ---

@@ -284,16 +284,18 @@ def transcript(messages: Sequence[Message]) -> str:
 
 def _group(renderer: Renderer, record: Record, texts: _Texts, tokens: list[list[int]]) -> Group:
     head, prompt, rest = tokens[0], tokens[1], iter(tokens[2:])
+    several = any(len(stages) > 1 for stages in texts.completions)
     completions, scored = [], []
     for k, stages in enumerate(texts.completions):
         pieces = _pieces(renderer, record, head, (texts.prompt, *stages), [prompt, *(next(rest) for _ in stages)])
         if _ended(record, k) and pieces[-1][-1] != renderer.end_of_turn:
             pieces[-1].append(renderer.end_of_turn)
-        completions.append(np.array([*chain.from_iterable(pieces)], dtype=np.int32))
-        scored.append(np.repeat(np.arange(len(pieces)) % 2 == 0, [len(piece) for piece in pieces]))
+        completions.append(np.array(pieces[0] if len(pieces) == 1 else [*chain.from_iterable(pieces)], dtype=np.int32))
+        if several:
+            scored.append(np.repeat(np.arange(len(pieces)) % 2 == 0, [len(piece) for piece in pieces]))
     return Group(
         prompt=np.array(_started(renderer, record, [*head, *prompt]), dtype=np.int32), completions=tuple(completions),
-        scored=() if all(len(stages) == 1 for stages in texts.completions) else tuple(scored), pairs=record.pairs,
+        scored=tuple(scored), pairs=record.pairs,
         probabilities=record.probabilities, labels=record.labels, rewards=record.rewards,
         sources=tuple(map(SOURCES.index, record.sources)), origin=record.origin,
     )

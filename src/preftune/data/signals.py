@@ -16,6 +16,8 @@ from preftune.errors import ConfigError, DataError
 from preftune.types import SOURCES, Completion, Record
 
 SignalName = Literal["pairs", "labels", "rewards", "hybrid"]
+_ORDER = {"pairs": ("pairs", "rewards", "labels"), "labels": ("labels", "rewards", "pairs"),
+          "rewards": ("rewards", "labels", "pairs")}  # what a signal is made of, the best first
 _EQUAL = 1e-9  # of the spread of a group: a reward so near the mean is on neither side of it
 
 
@@ -186,14 +188,11 @@ def available_signals(records: Sequence[Record]) -> tuple[SignalName, ...]:
 
 
 def _source(record: Record, signal: SignalName) -> str:
-    known = {
-        "pairs": bool(record.pairs),
-        "labels": any(label is not None for label in record.labels),
-        "rewards": any(reward is not None for reward in record.rewards),
-    }
-    order = {"pairs": ("pairs", "rewards", "labels"), "labels": ("labels", "rewards", "pairs"),
-             "rewards": ("rewards", "labels", "pairs")}[_made(signal)]
-    return next((name for name in order if known[name]), "nothing")
+    for name in _ORDER[_made(signal)]:
+        known = {"pairs": record.pairs, "labels": record.labels, "rewards": record.rewards}[name]
+        if known and (name == "pairs" or any(value is not None for value in known)):
+            return name
+    return "nothing"
 
 
 def _made(signal: SignalName) -> Literal["pairs", "labels", "rewards"]:

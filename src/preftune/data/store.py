@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import tempfile
 import weakref
 from array import array
@@ -24,7 +25,9 @@ from preftune.types import Group
 
 FILES = ("tokens", "heads", "index")
 META = "meta.json"
-_BUFFER = 1 << 20  # bytes that are read or written at once
+_BUFFER = 1 << 20  # bytes that are written at once
+_ENDS = struct.Struct("<qq")  # of a group's tokens and of its head, in bytes
+_JSON = json.JSONEncoder(separators=(",", ":"))
 
 
 class StoreWriter:
@@ -45,13 +48,13 @@ class StoreWriter:
             completions = [np.where(mask, ids, ~ids) for ids, mask in zip(group.completions, group.scored, strict=True)]
         tokens = b"".join(ids.astype("<i4", copy=False).tobytes() for ids in (group.prompt, *completions))
         lengths = [len(ids) for ids in group.completions]
-        head = json.dumps([
+        head = _JSON.encode([
             len(group.prompt), lengths, group.pairs, group.probabilities, group.labels, group.rewards, group.sources, group.origin,
-        ], separators=(",", ":")).encode() + b"\n"  # fmt: skip
+        ]).encode() + b"\n"  # fmt: skip
         self._tokens.write(tokens)
         self._heads.write(head)
         self._ends = [self._ends[0] + len(tokens), self._ends[1] + len(head)]
-        self._index.write(np.array(self._ends, dtype="<i8").tobytes())
+        self._index.write(_ENDS.pack(*self._ends))
         self.prompts.append(len(group.prompt))
         self.completions.extend(lengths)
         self.num_groups += 1
