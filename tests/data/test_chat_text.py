@@ -64,7 +64,7 @@ content = st.text(st.sampled_from("ab \n\t\u00a0é{}%<|\ue000\ue001\x1c"), max_s
 
 
 @pytest.mark.parametrize("name", WRITING)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data(), generation=st.booleans())
 def test_a_skeleton_writes_what_the_template_writes(name, data, generation):
     chat = CHATS[name]

@@ -20,7 +20,7 @@ texts = st.text(st.sampled_from("ab \n<s>é"), min_size=1, max_size=8)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(parts=pieces, other=pieces)
 def test_the_tokens_of_a_text_are_those_of_its_parts(name, parts, other):
     encoder, text = make_encoder(TOKENIZERS[name], SAMPLE), "".join(parts)
@@ -72,7 +72,7 @@ def test_an_engine_of_words_would_not_bear_a_cut_after_the_first():
 
 
 @pytest.mark.parametrize("template", [made.CHATML, made.LLAMA3, made.GEMMA, made.MISTRAL, made.TWO_BOS, made.NO_END])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(prompt=texts, answers=st.lists(texts, min_size=1, max_size=3))
 def test_groups_are_those_of_a_renderer_that_neither_cuts_nor_skips(template, prompt, answers):
     renderer = make_renderer(made.byte_tokenizer(template))
