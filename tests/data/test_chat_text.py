@@ -28,7 +28,7 @@ ODD = (  # stripped on one side, written twice, left out, told apart by what com
     "{%- set ns = namespace(n=0) -%}{%- for m in messages -%}{%- set ns.n = ns.n + 1 -%}\n "
     "{%- if m.role == 'tool' -%}[{{ ns.n }}]{%- elif loop.last -%}\n {{ m.content.lstrip() }} \n{{ m.content.rstrip() }}"
     "{%- else %} {{ m.content | trim }} \n {{- m.content if m.content is string else '' }}{% endif -%}{%- endfor -%}"
-    "{{ messages | length }}{{ (messages | last).role | upper }}{{ '\n' if add_generation_prompt }}"
+    "{{ messages | length }}%s{{ '50%' }}{{ (messages | last).role | upper }}{{ '\n' if add_generation_prompt }}"
 )
 WRITING = {
     "smol": SMOL, "llama2": LLAMA2, "odd": ODD, "chatml": made.CHATML, "llama3": made.LLAMA3, "gemma": made.GEMMA,

@@ -14,6 +14,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsIndex, overload
@@ -199,8 +200,9 @@ def publish(scratch: Path, folder: Path) -> None:
                 shutil.rmtree(scratch)
                 return
             broken = scratch.with_name(f"{scratch.name}.broken")
-            os.rename(folder, broken)
-            shutil.rmtree(broken)
+            with suppress(FileNotFoundError):  # another process has removed it
+                os.rename(folder, broken)
+            shutil.rmtree(broken, ignore_errors=True)
     except OSError as error:
         raise storage_error("write the token store", folder, error) from error
 
