@@ -98,7 +98,7 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
     )  # fmt: skip
 
 
-def _score_all(settings: EvalConfig, name: str, groups: tuple[Group, ...], report: Reporter) -> RefLogps:
+def _score_all(settings: EvalConfig, name: str, groups: Sequence[Group], report: Reporter) -> RefLogps:
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     model = load_model(resolve_model(name), settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
     sharing, reason = choose_layout(model, settings.layout, settings.precision)

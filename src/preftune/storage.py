@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Where files of the user's cache lie, and files that are written whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from preftune.errors import storage_error
+
+
+def cache_folder() -> Path:
+    """PREFTUNE_CACHE, or preftune/ in the user's cache folder."""
+    named = os.environ.get("PREFTUNE_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune"
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from preftune.data.data_report import Lengths
 from preftune.data.options import DataOptions
-from preftune.data.prepare import Lengths, load_records, prepare, write_bad_rows
+from preftune.data.prepare import load_records, prepare, write_bad_rows
 from preftune.errors import ConfigError, DataError, StorageError
 from tests.data import tokenizers_for_tests as made
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from transformers import (
 )  # fmt: skip
 
 from preftune.data.pack import LayoutOptions
-from preftune.data.render import Renderer
+from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, DataError, ModelError
 from preftune.onpolicy.engine import choose_engine, start_rows
 from preftune.onpolicy.sample import SampleOptions, sample
@@ -32,9 +33,7 @@ from tests.data.tokenizers_for_tests import byte_tokenizer
 from tests.models import _SHAPE, CONFIGS, tiny_model
 
 END = 2
-RENDERER = Renderer(
-    tokenizer=byte_tokenizer(), mode="plain", start=(), bos=None, end_of_turn=END, template_end="", after_end=""
-)  # fmt: skip
+RENDERER = replace(make_renderer(byte_tokenizer()), start=(), bos=None, end_of_turn=END)
 PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([5, 9, 30, 7, 7, 12, 40, 3], [8], [11, 4, 6, 20], [22, 31, 9], [6, 5, 4, 3])]
 
 MORE = {

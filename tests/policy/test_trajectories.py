@@ -15,7 +15,7 @@ from preftune.policy.policy import Policy, score, score_groups
 from preftune.policy.reference import ReferenceStore, completion_keys, fill_store
 from preftune.train.batches import mismatched_groups
 from preftune.train.loop import train
-from preftune.train.setup import needed_completions
+from preftune.train.setup import learned_groups
 from preftune.types import Group, Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 from tests.folders import metric_rows, tiny_config, write_rows
@@ -170,7 +170,7 @@ def test_what_is_scored_follows_a_completion_everywhere():
     one, other = (replace(group, labels=(-1, 1, -1)) for group in masked_groups(num_groups=2))
     (first, second) = mismatched_groups([one, other])
     assert (first.num_scored, second.num_scored) == (other.num_scored, one.num_scored)
-    kept = needed_completions(one, SFT())
+    kept = learned_groups([one], SFT())[0]
     assert kept is not None and len(kept.completions) == 1
     assert np.array_equal(kept.completions[0], one.completions[1]) and np.array_equal(kept.scored[0], one.scored[1])
     assert kept.labels == (1,) and kept.num_scored != (len(one.completions[1]),)

@@ -9,9 +9,10 @@ import numpy as np
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from preftune.data.data_report import Lengths
 from preftune.data.fit import fit
 from preftune.data.options import DataOptions
-from preftune.data.prepare import Lengths, LoadedRecords, load_records
+from preftune.data.prepare import LoadedRecords, load_records
 from preftune.data.render import Renderer, make_renderer
 from preftune.data.signals import SignalName, available_signals
 from preftune.errors import DataError

@@ -1,25 +1,34 @@
 """From a source to records, and from records to groups that fit, with a count of everything on the way."""
 
 import json
-from collections import Counter
+import shutil
+import tempfile
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from preftune.data.data_report import DataReport, Lengths
 from preftune.data.files import RawRow, located
 from preftune.data.fit import fit
 from preftune.data.formats import DETECTION_ROWS, FORMATS, Drop, Format, detect
 from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
 from preftune.data.render import make_renderer
-from preftune.data.signals import SignalName, SignalReport, derive
-from preftune.errors import ConfigError, DataError, storage_error
+from preftune.data.signals import Derivation, SignalName, SignalReport, derive
+from preftune.data.spill import RecordFile
+from preftune.data.store import StoredGroups, StoreWriter, publish, read_meta, scratch_folder
+from preftune.data.store_key import stamps, store_key
+from preftune.errors import ConfigError, DataError, StorageError, storage_error
+from preftune.storage import cache_folder
 from preftune.types import Group, Record
+
+Wanted = SignalName | Literal["prompts"] | None
+"""The signal that groups are to have; "prompts" without completions, None as the records are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,89 +52,25 @@ class LoadedRecords:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
-    """Quantiles of a number of tokens."""
-
-    min: int
-    median: int
-    p95: int
-    max: int
-
-    @classmethod
-    def of(cls, lengths: Sequence[int]) -> "Lengths":
-        """The quantiles of some lengths, each a length that occurs; all 0 if there are none."""
-        low, median, high, top = np.quantile(lengths or [0], [0.0, 0.5, 0.95, 1.0], method="higher")
-        return cls(min=int(low), median=int(median), p95=int(high), max=int(top))
-
-    def __str__(self) -> str:
-        return f"median {self.median}, 95% {self.p95}, longest {self.max}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataReport:
-    """What was read, derived, cut and dropped on the way from a source to its groups."""
-
-    source: str
-    format: str
-    template: Literal["chat", "plain"]
-    num_rows: int
-    num_bad: int
-    dropped_rows: Mapping[str, int]
-    derived: SignalReport | None  # None where the records were taken as they are
-    fitted: Mapping[str, int]  # groups by what the length policy did with them
-    num_groups: int
-    num_completions: int
-    num_pairs: int
-    num_tokens: int  # prompts once, and all completions
-    num_context: int  # completion tokens that are not scored: what the assistant of a trajectory reads
-    prompt_tokens: Lengths
-    completion_tokens: Lengths
-    filtered: Mapping[str, int] = field(default_factory=dict)  # pairs that were left out of training, by reason
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    def lines(self) -> list[str]:
-        """The report for a terminal."""
-        lines = [f"{self.source}: {self.num_rows} rows, format {self.format}, {self.template} template"]
-        if self.num_bad:
-            lines.append(f"skipped {self.num_bad} rows that cannot be used")
-        lines += [f"dropped {count} rows: {reason}" for reason, count in self.dropped_rows.items()]
-        if self.derived:
-            made_of = ", ".join(f"{count} records with {name}" for name, count in self.derived.sources.items())
-            joined = f", {self.derived.merged} joined to another of the same prompt" if self.derived.merged else ""
-            lines.append(f"{self.derived.signal} from {made_of}{joined}")
-            if self.derived.num_samples:
-                lines.append(f"{self.derived.num_samples} completions of the policy are in no pair")
-            if self.derived.num_soft:
-                lines.append(f"{self.derived.num_soft} of {self.derived.num_pairs} pairs have a probability"
-                             + (", the others count as certain" * (self.derived.num_soft < self.derived.num_pairs)))
-            lines += [f"dropped {count} records: {reason}" for reason, count in self.derived.dropped.items()]
-            lines += [f"left out {count} completions: {reason}" for reason, count in self.derived.left_out.items()]
-        lines += [f"{count} groups {kind}" for kind, count in self.fitted.items()]
-        pairs = f", {self.num_pairs} pairs" if self.num_pairs else ""
-        lines.append(f"{self.num_groups} groups, {self.num_completions} completions{pairs}, {self.num_tokens} tokens")
-        lines.append(f"prompt tokens: {self.prompt_tokens}")
-        if self.num_completions:
-            lines.append(f"completion tokens: {self.completion_tokens}")
-        if self.num_context:
-            lines.append(f"{self.num_context} tokens of trajectories are not the assistant's and are not scored")
-        return lines + self.filtered_lines()
-
-    def filtered_lines(self) -> list[str]:
-        """What was left out after the groups were made."""
-        return [f"left out {count} pairs of training: {reason}" for reason, count in self.filtered.items()]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Groups ready for batches, with the record of each at the same place."""
+    """Groups ready for batches. They lie on disk, and each is made when it is asked for."""
 
-    groups: tuple[Group, ...]
-    records: tuple[Record, ...]
+    groups: Sequence[Group]
     bad_rows: tuple[BadRow, ...]
     report: DataReport
+    signal: Wanted
+    options: DataOptions
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The record of each group at the same place. They are read anew from the source each time, and fill memory."""
+        loaded = load_records(self.report.source, self.options)
+        found = {record.origin: record for record in _with_signal(loaded.records, self.signal, self.options)[0]}
+        origins = [group.origin for group in self.groups]
+        if not all(origin in found for origin in origins):
+            raise DataError(f"{self.report.source} has changed since it was read", got="other rows", expected="the same rows",
+                            do="Start again")
+        return tuple(found[origin] for origin in origins)
 
 
 def write_bad_rows(path: str | Path, bad_rows: Sequence[BadRow]) -> None:
@@ -140,28 +85,48 @@ def write_bad_rows(path: str | Path, bad_rows: Sequence[BadRow]) -> None:
 # --- records ---
 
 
+class RecordReader:
+    """The usable rows of a source as records, one by one; and what became of the other rows, known once all are read.
+
+    A bad row stops with an error or is skipped, as the options say.
+    """
+
+    def __init__(self, source: str | Path, options: DataOptions):
+        self.source, self.options = str(source), options
+        self.format, self.num_records = "", 0
+        self.bad_rows: list[BadRow] = []
+        self.dropped: Counter[str] = Counter()
+        self._count: Counter[str] = Counter()
+
+    @property
+    def num_rows(self) -> int:
+        return self._count["rows"]
+
+    def __iter__(self) -> Iterator[Record]:
+        form, rows = _format_of(self.source, _counted(read_rows(self.source, self.options), self._count), self.options)
+        self.format = form.name
+        for row in rows:
+            result = _converted(row, form)
+            if isinstance(result, Record):
+                self.num_records += 1
+                yield result
+            elif isinstance(result, Drop):
+                self.dropped[result.reason] += 1
+            else:
+                self.bad_rows.append(_bad_row(row.file, row.number, result, self.options))
+        if not self.num_records:
+            reasons = [f"{count} rows: {reason}" for reason, count in self.dropped.items()]
+            reasons += [f"{len(self.bad_rows)} bad rows, the first: {self.bad_rows[0].message}"] if self.bad_rows else []
+            raise DataError(f"{self.source}: no row can be used", got="; ".join(reasons),
+                            expected=f"rows of the format {form.name}")
+
+
 def load_records(source: str | Path, options: DataOptions) -> LoadedRecords:
-    """All usable rows of a source as records; a bad row stops with an error or is skipped, as the options say."""
-    bad: list[BadRow] = []
-    records: list[Record] = []
-    dropped = Counter()
-    rows = _counted(read_rows(str(source), options), num_rows := Counter())
-    form, rows = _format_of(str(source), rows, options)
-    for row in rows:
-        result = _converted(row, form)
-        if isinstance(result, Record):
-            records.append(result)
-        elif isinstance(result, Drop):
-            dropped[result.reason] += 1
-        else:
-            bad.append(_bad_row(row.file, row.number, result, options))
-    if not records:
-        reasons = [f"{count} rows: {reason}" for reason, count in dropped.items()]
-        reasons += [f"{len(bad)} bad rows, the first: {bad[0].message}"] if bad else []
-        raise DataError(f"{source}: no row can be used", got="; ".join(reasons),
-                        expected=f"rows of the format {form.name}")
-    return LoadedRecords(records=tuple(records), format=form.name, num_rows=num_rows["rows"], bad_rows=tuple(bad),
-                         dropped=dict(dropped))
+    """All usable rows of a source as records in memory."""
+    reader = RecordReader(source, options)
+    records = tuple(reader)
+    return LoadedRecords(records=records, format=reader.format, num_rows=reader.num_rows, bad_rows=tuple(reader.bad_rows),
+                         dropped=dict(reader.dropped))
 
 
 def _counted(rows: Iterator[RawRow], count: Counter) -> Iterator[RawRow]:
@@ -212,33 +177,124 @@ def _converted(row: RawRow, form: Format) -> Record | Drop | DataError:
 # --- groups ---
 
 
-def prepare(
-    source: str | Path, tokenizer: PreTrainedTokenizerBase, signal: SignalName | Literal["prompts"] | None,
-    options: DataOptions,
-) -> Prepared:
-    """The groups of a source with exactly this signal; "prompts" without completions, None as the records are."""
-    loaded = load_records(source, options)
-    records, derived = _with_signal(loaded.records, signal, options)
-    renderer = make_renderer(tokenizer, options.template)
-    bad = list(loaded.bad_rows)
-    groups, kept, fitted = [], [], Counter()
-    for record, group in zip(records, renderer.render_all(records), strict=True):
-        if isinstance(group, DataError):
-            file, _, number = record.origin.rpartition(":")
-            bad.append(_bad_row(file, int(number), group, options))
-            continue
-        result = fit(group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos)
-        fitted[result.kind] += 1
-        if result.group is not None:
-            groups.append(result.group)
-            kept.append(record)
-    if not groups:
-        got = ", ".join(f"{count} groups {kind}" for kind, count in fitted.items()) or f"{len(bad)} bad rows"
-        raise DataError(f"{source}: no group is left", got=got,
-                        expected=f"groups of at most {options.max_length} tokens",
-                        do="Raise max_length, or choose another truncation" if fitted else f"First: {bad[0].message}")
-    report = _report(str(source), loaded, derived, groups, fitted, len(bad), renderer.mode)
-    return Prepared(groups=tuple(groups), records=tuple(kept), bad_rows=tuple(bad), report=report)
+def prepare(source: str | Path, tokenizer: PreTrainedTokenizerBase, signal: Wanted, options: DataOptions) -> Prepared:
+    """The groups of a source with exactly this signal.
+
+    They are kept in the cache where it is certain that the next preparation would give the same (`store_key`), else in a
+    temporary file. Memory does not grow with the rows but for some bytes of each.
+    """
+    key, before = store_key(str(source), tokenizer, signal, options), stamps(str(source))
+    folder = None if key is None else cache_folder() / "tokens" / key
+    meta = None if folder is None else read_meta(folder)
+    if folder is not None and meta is not None:
+        groups = _opened(folder, meta["certain"])
+        bad = tuple(BadRow(**row) for row in meta["bad_rows"])
+        return Prepared(groups=groups, bad_rows=bad, report=DataReport.of(meta["report"]), signal=signal, options=options)
+    scratch, kept = _scratch_for(folder)
+    try:
+        made = _Maker(str(source), signal, options, scratch)
+        report, certain = made.fill(tokenizer)
+        groups = _opened(scratch, certain)
+        if folder is not None and kept and stamps(str(source)) == before:
+            publish(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return Prepared(groups=groups, bad_rows=tuple(made.bad), report=report, signal=signal, options=options)
+
+
+def _opened(folder: Path, certain: bool) -> StoredGroups:
+    try:
+        return StoredGroups(folder, certain)
+    except OSError as error:
+        raise storage_error("read the token store", folder, error) from error
+
+
+def _scratch_for(folder: Path | None) -> tuple[Path, bool]:
+    """(an empty folder, whether it lies where it can be moved to its place in the cache)"""
+    if folder is not None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(dir=folder.parent, prefix=".")), True
+        except OSError:  # nothing is lost: the next preparation starts anew
+            pass
+    return scratch_folder(), False
+
+
+class _Maker:
+    """Making a store: all rows are read and wait on disk, then they become groups batch by batch."""
+
+    def __init__(self, source: str, signal: Wanted, options: DataOptions, folder: Path):
+        self.signal: Wanted = signal
+        self.source, self.options, self.folder = source, options, folder
+        self.bad: list[BadRow] = []
+
+    def fill(self, tokenizer: PreTrainedTokenizerBase) -> tuple[DataReport, bool]:
+        """(the report, whether pairs without a probability are certain)"""
+        records = RecordFile()
+        try:
+            writer = StoreWriter(self.folder)
+            try:
+                return self._fill(tokenizer, records, writer)
+            finally:
+                writer.close()
+        except StorageError:
+            raise
+        except OSError as error:
+            raise storage_error("write the token store", self.folder, error) from error
+        finally:
+            records.close()
+
+    def _fill(
+        self, tokenizer: PreTrainedTokenizerBase, records: RecordFile, writer: StoreWriter
+    ) -> tuple[DataReport, bool]:
+        options, reader, derivation = self.options, RecordReader(self.source, self.options), self._derivation()
+        for record in reader:
+            records.append(record)
+            if derivation is not None:
+                derivation.add(record)
+        records.finish()
+        self.bad += reader.bad_rows
+        if derivation is None:
+            _refuse_making(self.signal, options)
+        found = derivation.derived(records) if derivation is not None else self._as_they_are(records)
+        first = next(found)  # what is wrong with the signal is said before what is wrong with the tokeniser
+        renderer, origins, fitted = make_renderer(tokenizer, options.template), deque[str](), Counter[str]()
+        for group in renderer.render_all(_noted(chain([first], found), origins)):
+            file, _, number = origins.popleft().rpartition(":")
+            if isinstance(group, DataError):
+                self.bad.append(_bad_row(file, int(number), group, options))
+                continue
+            result = fit(group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos)
+            fitted[result.kind] += 1
+            if result.group is not None:
+                writer.add(result.group)
+        if not writer.num_groups:
+            got = ", ".join(f"{count} groups {kind}" for kind, count in fitted.items()) or f"{len(self.bad)} bad rows"
+            raise DataError(f"{self.source}: no group is left", got=got,
+                            expected=f"groups of at most {options.max_length} tokens",
+                            do="Raise max_length, or choose another truncation" if fitted else f"First: {self.bad[0].message}")
+        report = _report(reader, None if derivation is None else derivation.report(), writer, fitted, len(self.bad), renderer.mode)
+        certain = derivation is not None and derivation.soft
+        writer.finish({"certain": certain, "bad_rows": [asdict(bad) for bad in self.bad], "report": report.as_dict()})
+        return report, certain
+
+    def _derivation(self) -> Derivation | None:
+        if self.signal is None or self.signal == "prompts":
+            return None
+        options = self.options
+        return Derivation(self.signal, pairing=options.pairing, min_gap=options.min_gap,
+                          soft_label_temperature=options.soft_label_temperature)
+
+    def _as_they_are(self, records: RecordFile) -> Iterator[Record]:
+        for index in range(len(records)):
+            yield prompt_only(records[index]) if self.signal == "prompts" else records[index]
+
+
+def _noted(records: Iterator[Record], origins: deque[str]) -> Iterator[Record]:
+    """The records, and where each comes from."""
+    for record in records:
+        origins.append(record.origin)
+        yield record
 
 
 def prompt_only(record: Record) -> Record:
@@ -246,31 +302,31 @@ def prompt_only(record: Record) -> Record:
     return replace(record, completions=(), pairs=(), probabilities=(), labels=(), rewards=(), ended=(), sources=())
 
 
+def _refuse_making(signal: Wanted, options: DataOptions) -> None:
+    """What says how pairs or labels are made is an error where none are."""
+    if options.pairing != "all" or options.min_gap > 0 or options.soft_label_temperature is not None:
+        raise ConfigError("The data options pairing, min_gap and soft_label_temperature have no effect here",
+                          got=f"signal {signal}", expected="pairs or labels made of rewards", do="Leave them out")
+
+
 def _with_signal(
-    records: tuple[Record, ...], signal: SignalName | Literal["prompts"] | None, options: DataOptions
+    records: tuple[Record, ...], signal: Wanted, options: DataOptions
 ) -> tuple[tuple[Record, ...], SignalReport | None]:
     if signal is not None and signal != "prompts":
         return derive(records, signal, pairing=options.pairing, min_gap=options.min_gap,
                       soft_label_temperature=options.soft_label_temperature)
-    if options.pairing != "all" or options.min_gap > 0 or options.soft_label_temperature is not None:
-        raise ConfigError("The data options pairing, min_gap and soft_label_temperature have no effect here",
-                          got=f"signal {signal}", expected="pairs or labels made of rewards", do="Leave them out")
-    if signal == "prompts":
-        return tuple(map(prompt_only, records)), None
-    return records, None
+    return (tuple(map(prompt_only, records)) if signal == "prompts" else records), None
 
 
 def _report(
-    source: str, loaded: LoadedRecords, derived: SignalReport | None, groups: Sequence[Group],
-    fitted: Mapping[str, int], num_bad: int, mode: Literal["chat", "plain"],
+    reader: RecordReader, derived: SignalReport | None, writer: StoreWriter, fitted: Mapping[str, int], num_bad: int,
+    mode: Literal["chat", "plain"],
 ) -> DataReport:
-    prompts = [len(group.prompt) for group in groups]
-    completions = [len(ids) for group in groups for ids in group.completions]
+    completions = sum(writer.completions)
     return DataReport(
-        source=source, format=loaded.format, template=mode, num_rows=loaded.num_rows, num_bad=num_bad,
-        dropped_rows=loaded.dropped, derived=derived, fitted=dict(fitted), num_groups=len(groups),
-        num_completions=len(completions), num_pairs=sum(len(group.pairs) for group in groups),
-        num_tokens=sum(prompts) + sum(completions),
-        num_context=sum(completions) - sum(chain.from_iterable(group.num_scored for group in groups)),
-        prompt_tokens=Lengths.of(prompts), completion_tokens=Lengths.of(completions),
+        source=reader.source, format=reader.format, template=mode, num_rows=reader.num_rows, num_bad=num_bad,
+        dropped_rows=dict(reader.dropped), derived=derived, fitted=dict(fitted), num_groups=writer.num_groups,
+        num_completions=len(writer.completions), num_pairs=writer.num_pairs, num_tokens=sum(writer.prompts) + completions,
+        num_context=completions - writer.num_scored, prompt_tokens=Lengths.of(writer.prompts),
+        completion_tokens=Lengths.of(writer.completions),
     )

@@ -5,14 +5,17 @@ end-of-turn token; what a template writes after that token is left out. A comple
 no end-of-turn token. Of a trajectory, each answer with its end-of-turn token is scored; what stands between is not.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from preftune.data.chat_text import ChatText, make_chat_text, run_template
+from preftune.data.encode import Encoder, make_encoder
 from preftune.data.options import Template
 from preftune.errors import DataError, ModelError, shown
 from preftune.types import SOURCES, Group, Message, Record
@@ -39,6 +42,8 @@ class Renderer:
     end_of_turn: int
     template_end: str  # the end-of-turn token as the template writes it; empty if it writes none
     after_end: str  # what the template writes after the end-of-turn token, or after the answer if it writes none
+    chat: ChatText
+    encoder: Encoder
 
     def decode(self, ids: np.ndarray | Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -51,22 +56,22 @@ class Renderer:
             raise result
         return result
 
-    def render_all(self, records: Sequence[Record]) -> Iterator[Group | DataError]:
-        """The groups in the order of the records; a record that cannot be rendered gives its error."""
-        for start in range(0, len(records), BATCH):
-            batch = records[start: start + BATCH]
-            texts = [_texts_or_error(self, record) for record in batch]
-            flat = [text for item in texts if not isinstance(item, DataError) for text in item.flat]
-            ids = iter(_tokenise(self.tokenizer, flat))
-            for record, item in zip(batch, texts, strict=True):
-                if isinstance(item, DataError):
-                    yield item
-                    continue
-                tokens = [next(ids) for _ in item.flat]
-                try:
-                    yield _group(self, record, item, tokens)
-                except DataError as error:
-                    yield error
+    def render_all(self, records: Iterable[Record]) -> Iterator[Group | DataError]:
+        """The groups in the order of the records; a record that cannot be rendered gives its error.
+
+        While the groups of one batch are handed out, another thread tokenises the next.
+        """
+        rest, waiting = iter(records), None
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            while batch := list(islice(rest, BATCH)):
+                texts = [_texts_or_error(self, record) for record in batch]
+                flat = [text for item in texts if not isinstance(item, DataError) for text in item.flat]
+                following = _Batch(records=batch, texts=texts, tokens=thread.submit(self.encoder.ids, flat))
+                if waiting is not None:
+                    yield from _groups(self, waiting)
+                waiting = following
+            if waiting is not None:
+                yield from _groups(self, waiting)
 
 
 def make_renderer(tokenizer: PreTrainedTokenizerBase, template: Template = "auto") -> Renderer:
@@ -80,20 +85,16 @@ def make_renderer(tokenizer: PreTrainedTokenizerBase, template: Template = "auto
     if not isinstance(end_of_turn, int):
         raise ModelError("The tokeniser has no end-of-sequence token", got="eos_token: none",
                          expected="a token that ends a completion", do="Set eos_token in tokenizer_config.json")
-    bos = tokenizer.bos_token_id
+    bos, writer = tokenizer.bos_token_id, make_chat_text(tokenizer)
+    asked = writer.write([Message(role="user", content="a")], True) if chat else ""
     return Renderer(
         tokenizer=tokenizer, mode="chat" if chat else "plain", start=_automatic_start(tokenizer),
         bos=bos if isinstance(bos, int) else None, end_of_turn=end_of_turn, template_end=end, after_end=after,
+        chat=writer, encoder=make_encoder(tokenizer, asked),
     )
 
 
 # --- what the tokeniser and its template do by themselves ---
-
-
-def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # verbose warns of long texts
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -108,24 +109,12 @@ def _automatic_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(ids[:place])
 
 
-def _chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool) -> str:
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
-    except Exception as error:  # a template is a program of its own and may raise anything
-        roles = ", ".join(message.role for message in messages)
-        raise DataError("The chat template refuses the dialogue",
-                        got=f"{type(error).__name__}: {error} (turns: {roles})",
-                        expected="turns that the template allows") from error
-    return str(text)
-
-
 def _template_end(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """(the end-of-turn token, what follows it) as the template writes them after an answer."""
     turns = [Message(role="user", content="a"), Message(role="assistant", content=_PROBE)]
     try:
-        silent, prompt = (_chat_text(tokenizer, turns[:1], generation) for generation in (False, True))
-        whole = _chat_text(tokenizer, turns, False)
+        silent, prompt = (run_template(tokenizer, turns[:1], generation) for generation in (False, True))
+        whole = run_template(tokenizer, turns, False)
     except DataError as error:
         raise ModelError(f"The chat template cannot be used: {error}",
                          expected="a template for user and assistant turns",
@@ -150,40 +139,65 @@ def _end_token(tokenizer: PreTrainedTokenizerBase, tail: str) -> str:
     if isinstance(eos, str) and eos and eos in tail:
         return eos
     added = tokenizer.added_tokens_decoder
-    ids = _tokenise(tokenizer, [tail])[0] if tail else []
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"] if tail else []
     special = [added[token].content for token in ids if token in added and added[token].special]
     return special[-1] if special else ""
 
 
-# --- one record ---
+# --- one batch of records ---
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Texts:
-    """What is written for a record, from the prompt's beginning.
+    """What is written for a record: `head` and then, in full from the head's end, the prompt and the completions.
 
     Of each completion: the text up to the end of its first answer, up to the beginning of its second, up to the end of
     that, and so on. Each goes on where the one before ends; what the assistant writes and what it reads take turns.
+    The head's tokens are the first of each whole text, whatever follows.
     """
 
+    head: str
     prompt: str
     completions: tuple[tuple[str, ...], ...]
 
     @property
     def flat(self) -> list[str]:
-        return [self.prompt, *chain.from_iterable(self.completions)]
+        return [self.head, self.prompt, *chain.from_iterable(self.completions)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    records: list[Record]
+    texts: list[_Texts | DataError]
+    tokens: Future[list[list[int]]]  # of all texts, one after another
+
+
+def _groups(renderer: Renderer, batch: _Batch) -> Iterator[Group | DataError]:
+    ids = iter(batch.tokens.result())
+    for record, item in zip(batch.records, batch.texts, strict=True):
+        if isinstance(item, DataError):
+            yield item
+            continue
+        tokens = [next(ids) for _ in item.flat]
+        try:
+            yield _group(renderer, record, item, tokens)
+        except DataError as error:
+            yield error
+
+
+# --- one record ---
 
 
 def _texts_or_error(renderer: Renderer, record: Record) -> _Texts | DataError:
     try:
-        return _chat_texts(renderer, record) if renderer.mode == "chat" else _plain_texts(record)
+        return _chat_texts(renderer, record) if renderer.mode == "chat" else _plain_texts(renderer, record)
     except DataError as error:
         return DataError(f"{record.origin}: {error}")
 
 
 def _chat_texts(renderer: Renderer, record: Record) -> _Texts:
     turns = (Message(role="user", content=record.prompt),) if isinstance(record.prompt, str) else record.prompt
-    prompt = _chat_text(renderer.tokenizer, turns, True)
+    prompt = renderer.chat.write(turns, True)
     completions = []
     for k, completion in enumerate(record.completions):
         if isinstance(completion, str):
@@ -194,12 +208,19 @@ def _chat_texts(renderer: Renderer, record: Record) -> _Texts:
         if not _ended(record, k):
             stages[-1] = stages[-1].removesuffix(renderer.template_end)
         completions.append(tuple(stages))
-    return _Texts(prompt=prompt, completions=tuple(completions))
+    return _cut(renderer, prompt, completions)
+
+
+def _cut(renderer: Renderer, prompt: str, completions: Sequence[tuple[str, ...]]) -> _Texts:
+    """The texts from the last place on where the tokeniser itself cuts the prompt: what is before is tokenised once."""
+    start = renderer.encoder.last_cut(prompt)
+    return _Texts(head=prompt[:start], prompt=prompt[start:],
+                  completions=tuple(tuple(text[start:] for text in stages) for stages in completions))
 
 
 def _answered(renderer: Renderer, before: str, turns: tuple[Message, ...]) -> str:
     """The text of turns that end with an answer, up to the end-of-turn token; `before` is what the answer follows."""
-    whole = _chat_text(renderer.tokenizer, turns, False)
+    whole = renderer.chat.write(turns, False)
     end = renderer.template_end + renderer.after_end
     if not whole.startswith(before) or not whole.endswith(end) or len(whole) < len(before) + len(end):
         raise DataError("The chat template writes the prompt differently when the answer follows",
@@ -223,11 +244,11 @@ def _trajectory_stages(
             stages += [start] * (k > 0) + [_answered(renderer, start, so_far)]
             silent = stages[-1] + renderer.after_end
             continue
-        written = _chat_text(renderer.tokenizer, so_far, False)
+        written = renderer.chat.write(so_far, False)
         if len(written) <= len(silent):
             raise DataError("The chat template leaves a turn out", got=f"{turn.role}: {shown(turn.content, 40)}",
                             expected="a template that writes every turn of a trajectory", do="Use another template")
-        silent, start = written, _chat_text(renderer.tokenizer, so_far, True)
+        silent, start = written, renderer.chat.write(so_far, True)
     for shorter, longer in pairwise(stages):
         if not longer.startswith(shorter):
             raise DataError("The chat template writes a turn of a trajectory differently when others follow",
@@ -240,7 +261,7 @@ def _ended(record: Record, k: int) -> bool:
     return not record.ended or record.ended[k]
 
 
-def _plain_texts(record: Record) -> _Texts:
+def _plain_texts(renderer: Renderer, record: Record) -> _Texts:
     prompt, blank = (record.prompt, "") if isinstance(record.prompt, str) else (transcript(record.prompt), " ")
     completions = []
     for completion in record.completions:
@@ -248,7 +269,7 @@ def _plain_texts(record: Record) -> _Texts:
             raise DataError("A trajectory needs a chat template", got="plain text",
                             expected="a tokeniser with a chat template", do="Use the option template: chat")
         completions.append((prompt + blank + completion,))
-    return _Texts(prompt=prompt, completions=tuple(completions))
+    return _cut(renderer, prompt, completions)
 
 
 def transcript(messages: Sequence[Message]) -> str:
@@ -262,26 +283,28 @@ def transcript(messages: Sequence[Message]) -> str:
 
 
 def _group(renderer: Renderer, record: Record, texts: _Texts, tokens: list[list[int]]) -> Group:
-    prompt, rest = tokens[0], iter(tokens[1:])
+    head, prompt, rest = tokens[0], tokens[1], iter(tokens[2:])
+    several = any(len(stages) > 1 for stages in texts.completions)
     completions, scored = [], []
     for k, stages in enumerate(texts.completions):
-        pieces = _pieces(renderer, record, (texts.prompt, *stages), [prompt, *(next(rest) for _ in stages)])
+        pieces = _pieces(renderer, record, head, (texts.prompt, *stages), [prompt, *(next(rest) for _ in stages)])
         if _ended(record, k) and pieces[-1][-1] != renderer.end_of_turn:
             pieces[-1].append(renderer.end_of_turn)
-        completions.append(np.array([*chain.from_iterable(pieces)], dtype=np.int32))
-        scored.append(np.repeat(np.arange(len(pieces)) % 2 == 0, [len(piece) for piece in pieces]))
+        completions.append(np.array(pieces[0] if len(pieces) == 1 else [*chain.from_iterable(pieces)], dtype=np.int32))
+        if several:
+            scored.append(np.repeat(np.arange(len(pieces)) % 2 == 0, [len(piece) for piece in pieces]))
     return Group(
-        prompt=np.array(_started(renderer, record, prompt), dtype=np.int32), completions=tuple(completions),
-        scored=() if all(mask.all() for mask in scored) else tuple(scored), pairs=record.pairs,
+        prompt=np.array(_started(renderer, record, [*head, *prompt]), dtype=np.int32), completions=tuple(completions),
+        scored=tuple(scored), pairs=record.pairs,
         probabilities=record.probabilities, labels=record.labels, rewards=record.rewards,
         sources=tuple(map(SOURCES.index, record.sources)), origin=record.origin,
     )
 
 
 def _pieces(
-    renderer: Renderer, record: Record, texts: Sequence[str], tokens: Sequence[list[int]]
+    renderer: Renderer, record: Record, head: list[int], texts: Sequence[str], tokens: list[list[int]]
 ) -> list[list[int]]:
-    """The tokens that each text adds to the one before it; `tokens` are those of each whole text.
+    """The tokens that each text adds to the one before it; `tokens` are those of each text, which all follow the head's.
 
     When a token of the last text reaches over the end of another, they are the tokens of each added text of its own. That
     is proven by decoding: all together must read as the last text does.
@@ -290,13 +313,14 @@ def _pieces(
     astray = [ids for ids in tokens if whole[: len(ids)] != ids]
     if not astray and all(start < end for start, end in pairwise(ends)):
         return [whole[start:end] for start, end in pairwise(ends)]
-    pieces = _tokenise(renderer.tokenizer, [text[len(before):] for before, text in pairwise(texts)])
-    if all(pieces) and renderer.decode([*tokens[0], *chain.from_iterable(pieces)]) == renderer.decode(whole):
-        return pieces
-    first = astray[0] if astray else tokens[0]
+    pieces = renderer.encoder.ids([text[len(before):] for before, text in pairwise(texts)])
+    whole = [*head, *whole]
+    if all(pieces) and renderer.decode([*head, *tokens[0], *chain.from_iterable(pieces)]) == renderer.decode(whole):
+        return [[*piece] for piece in pieces]
+    first = [*head, *(astray[0] if astray else tokens[0])]
     split = _first_difference(first, whole)
     tails = [shown(renderer.decode(ids[max(0, split - _TAIL): split + _TAIL])) for ids in (first, whole)]
-    part = "the prompt's tokens" if first is tokens[0] else "the tokens of a trajectory's earlier turns"
+    part = "the prompt's tokens" if not astray or astray[0] is tokens[0] else "the tokens of a trajectory's earlier turns"
     raise DataError(f"{record.origin}: {part} are not the first tokens of prompt and completion together",
                     got=f"{tails[0]} against {tails[1]}", expected="a boundary between tokens",
                     do="Use another template, or end the prompt in a line break")

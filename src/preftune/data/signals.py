@@ -5,16 +5,19 @@ A completion that plays no part in the signal is removed; a record that yields n
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
-from typing import Literal, get_args
+from itertools import chain, pairwise, permutations
+from typing import Literal, Protocol, get_args
 
 from preftune.data.options import Pairing
+from preftune.data.spill import Places
 from preftune.errors import ConfigError, DataError
 from preftune.types import SOURCES, Completion, Record
 
 SignalName = Literal["pairs", "labels", "rewards", "hybrid"]
+_ORDER = {"pairs": ("pairs", "rewards", "labels"), "labels": ("labels", "rewards", "pairs"),
+          "rewards": ("rewards", "labels", "pairs")}  # what a signal is made of, the best first
 _EQUAL = 1e-9  # of the spread of a group: a reward so near the mean is on neither side of it
 
 
@@ -70,42 +73,93 @@ def derive(
     A pair has a probability if its record gives one, or by `soft_label_temperature` if it is made of rewards. Where some
     pairs have one, the others get 1; so either all records have probabilities or none, however a step is cut.
     """
-    making = _Making(pairing=pairing, min_gap=min_gap, temperature=soft_label_temperature)
-    if signal == "hybrid":
-        _check_written(records)
-    sources = Counter(_source(record, signal) for record in records)
-    _check_applies(sources, signal, making)
-    merged = merge(records, signal)
-    kept, dropped, left_out = [], Counter(), Counter()
-    for record in merged:
-        found = _find(record, signal, making)
-        result = _with_signal(record, signal, found)
-        if result is None:
-            dropped[found.reason] += 1
-            continue
-        kept.append(result)
-        reason = "in no pair, and not the policy's" if signal == "hybrid" else found.left_out
-        left_out[reason] += len(record.completions) - len(result.completions)
-    if not kept:
-        raise _nothing_left(records, signal, dropped)
-    labels = Counter(label for record in kept for label in record.labels)
-    report = SignalReport(
-        signal=signal, sources=dict(sources), merged=len(records) - len(merged), dropped=dict(dropped),
-        left_out={reason: count for reason, count in left_out.items() if count},
-        num_pairs=sum(len(record.pairs) for record in kept),
-        num_samples=sum(map(_num_samples, kept)) if signal == "hybrid" else 0,
-        num_soft=sum(len(record.probabilities) for record in kept),
-        num_preferred=labels[1], num_dispreferred=labels[-1],
-    )
-    return tuple(_certain_elsewhere(kept)), report
-
-
-def _check_written(records: Sequence[Record]) -> None:
+    derivation = Derivation(signal, pairing=pairing, min_gap=min_gap, soft_label_temperature=soft_label_temperature)
     for record in records:
-        if len(record.sources) != len(record.completions):
-            raise DataError(f"{record.origin}: the row does not say who wrote its completions", got="no column sources",
-                            expected="one of " + ", ".join(SOURCES) + " for each completion",
-                            do="Write rows of prompt, completions, pairs and sources")
+        derivation.add(record)
+    kept = list(derivation.derived(records))
+    return tuple(_certain_elsewhere(kept)), derivation.report()
+
+
+class Derivation:
+    """`derive` for records that do not fit in memory: `add` tells of each record, `derived` then takes them one by one.
+
+    What is left to do with its records is `_certain_elsewhere`, if any of them has a probability (`soft`): whether one has is
+    known at the end.
+    """
+
+    def __init__(
+        self, signal: SignalName, *, pairing: Pairing = "all", min_gap: float = 0.0, soft_label_temperature: float | None = None
+    ) -> None:
+        self.signal: SignalName = signal
+        self.making = _Making(pairing=pairing, min_gap=min_gap, temperature=soft_label_temperature)
+        self.soft = False
+        self._sources, self._dropped, self._left_out, self._labels = Counter(), Counter(), Counter(), Counter()
+        self._counts = Counter()
+        self._unwritten = ""  # origin of the first record that does not say who wrote its completions
+        self._places = Places()
+
+    def add(self, record: Record) -> None:
+        """One more record, in order."""
+        source = _source(record, self.signal)
+        self._sources[source] += 1
+        self._counts["records"] += 1
+        self._places.add(None if _stays_alone(record, self.signal, source) else (source, record.prompt))
+        if self.signal == "hybrid" and not self._unwritten and len(record.sources) != len(record.completions):
+            self._unwritten = record.origin
+
+    def derived(self, records: "Indexed") -> Iterator[Record]:
+        """The records that hold the signal; `records` gives those that were added, by number."""
+        if self._unwritten:
+            raise _not_written(self._unwritten)
+        _check_applies(self._sources, self.signal, self.making)
+        members, ends = self._places.groups()
+        for start, end in pairwise(chain([0], ends)):
+            group = [records[int(index)] for index in members[start:end]]
+            result = self._one(_joined(group) if len(group) > 1 else group[0])
+            self._counts["merged"] += len(group) - 1
+            if result is not None:
+                yield result
+        if not self._counts["kept"]:
+            raise _nothing_left([records[index] for index in range(len(records))], self.signal, self._dropped)
+
+    def _one(self, record: Record) -> Record | None:
+        found = _find(record, self.signal, self.making)
+        result = _with_signal(record, self.signal, found)
+        if result is None:
+            self._dropped[found.reason] += 1
+            return None
+        reason = "in no pair, and not the policy's" if self.signal == "hybrid" else found.left_out
+        self._left_out[reason] += len(record.completions) - len(result.completions)
+        self._counts["kept"] += 1
+        self._counts["pairs"] += len(result.pairs)
+        self._counts["probabilities"] += len(result.probabilities)
+        self._counts["samples"] += _num_samples(result) if self.signal == "hybrid" else 0
+        self._labels.update(result.labels)
+        self.soft = self.soft or bool(result.probabilities)
+        return result
+
+    def report(self) -> SignalReport:
+        """What was made, once all records are derived."""
+        return SignalReport(
+            signal=self.signal, sources=dict(self._sources), merged=self._counts["merged"], dropped=dict(self._dropped),
+            left_out={reason: count for reason, count in self._left_out.items() if count},
+            num_pairs=self._counts["pairs"], num_samples=self._counts["samples"], num_soft=self._counts["probabilities"],
+            num_preferred=self._labels[1], num_dispreferred=self._labels[-1],
+        )
+
+
+class Indexed(Protocol):
+    """Records by number, in memory or elsewhere."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+def _not_written(origin: str) -> DataError:
+    return DataError(f"{origin}: the row does not say who wrote its completions", got="no column sources",
+                     expected="one of " + ", ".join(SOURCES) + " for each completion",
+                     do="Write rows of prompt, completions, pairs and sources")
 
 
 def _num_samples(record: Record) -> int:
@@ -134,14 +188,11 @@ def available_signals(records: Sequence[Record]) -> tuple[SignalName, ...]:
 
 
 def _source(record: Record, signal: SignalName) -> str:
-    known = {
-        "pairs": bool(record.pairs),
-        "labels": any(label is not None for label in record.labels),
-        "rewards": any(reward is not None for reward in record.rewards),
-    }
-    order = {"pairs": ("pairs", "rewards", "labels"), "labels": ("labels", "rewards", "pairs"),
-             "rewards": ("rewards", "labels", "pairs")}[_made(signal)]
-    return next((name for name in order if known[name]), "nothing")
+    for name in _ORDER[_made(signal)]:
+        known = {"pairs": record.pairs, "labels": record.labels, "rewards": record.rewards}[name]
+        if known and (name == "pairs" or any(value is not None for value in known)):
+            return name
+    return "nothing"
 
 
 def _made(signal: SignalName) -> Literal["pairs", "labels", "rewards"]:
@@ -173,9 +224,13 @@ def merge(records: Sequence[Record], signal: SignalName) -> list[Record]:
     order: dict[object, list[Record]] = {}
     for index, record in enumerate(records):
         source = _source(record, signal)
-        alone = source in (_made(signal), "nothing") if source != "rewards" else len(record.completions) > 1
+        alone = _stays_alone(record, signal, source)
         order.setdefault(index if alone else (source, record.prompt), []).append(record)
     return [_joined(group) if len(group) > 1 else group[0] for group in order.values()]
+
+
+def _stays_alone(record: Record, signal: SignalName, source: str) -> bool:
+    return source in (_made(signal), "nothing") if source != "rewards" else len(record.completions) > 1
 
 
 def _joined(group: Sequence[Record]) -> Record:

@@ -96,7 +96,7 @@ class Material:
     """The pairs that all runs are measured on, and how their tokens read."""
 
     source: str
-    groups: tuple[Group, ...]
+    groups: Sequence[Group]
     renderer: Renderer
 
     @property

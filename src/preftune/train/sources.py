@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from preftune.data.store import SomeGroups
 from preftune.types import Group
 
 
@@ -57,19 +58,22 @@ class OfflineSource:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         return [self.groups[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
 
-    def visited(self, num_steps: int) -> list[Group]:
+    def visited(self, num_steps: int) -> Sequence[Group]:
         """Groups that a run of so many steps comes by, each once."""
         if num_steps >= self.steps_per_epoch:
-            return list(self.groups)
+            return self.groups
         return [group for step in range(1, num_steps + 1) for group in self.take(step)]
 
 
-def hold_out(groups: Sequence[Group], fraction: float, seed: int) -> tuple[list[Group], list[Group]]:
+def hold_out(groups: Sequence[Group], fraction: float, seed: int) -> tuple[Sequence[Group], Sequence[Group]]:
     """(training, held-out) groups. All groups of one prompt fall on the same side, so nothing leaks."""
-    digests = [
-        hashlib.blake2b(seed.to_bytes(8, "little") + group.prompt.tobytes(), digest_size=16).digest() for group in groups
-    ]
-    prompts = sorted(set(digests))
-    held = set(prompts[: min(round(fraction * len(prompts)), len(prompts) - 1)])  # at least one prompt is trained on
-    train = [group for group, digest in zip(groups, digests, strict=True) if digest not in held]
-    return train, [group for group, digest in zip(groups, digests, strict=True) if digest in held]
+    if not fraction:
+        return groups, ()
+    digests = bytearray()
+    for group in groups:
+        digests += hashlib.blake2b(seed.to_bytes(8, "little") + group.prompt.tobytes(), digest_size=16).digest()
+    halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
+    prompts, number = np.unique(halves, axis=0, return_inverse=True)  # in the order of the digests
+    count = min(round(fraction * len(prompts)), len(prompts) - 1)  # at least one prompt is trained on
+    held = number.reshape(-1) < count
+    return SomeGroups(groups=groups, places=np.flatnonzero(~held)), SomeGroups(groups=groups, places=np.flatnonzero(held))

@@ -1,0 +1,110 @@
+"""Records that wait on disk: memory holds a few bytes of each, however long its texts are."""
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+
+from preftune.errors import storage_error
+from preftune.types import Completion, Message, Record
+
+_BUFFER = 1 << 20  # bytes that are written at once
+
+
+class RecordFile:
+    """Records in a temporary file without a name, which is gone with the process: written once, then read by number.
+
+    In memory stay eight bytes of each record.
+    """
+
+    def __init__(self) -> None:
+        self._ends = array("q")  # of each record's bytes
+        try:
+            self._file = tempfile.TemporaryFile(buffering=_BUFFER)  # noqa: SIM115 (open until `close`)
+        except OSError as error:
+            raise storage_error("keep rows for a while", tempfile.gettempdir(), error) from error
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def append(self, record: Record) -> None:
+        content = pickle.dumps(_packed(record), protocol=5)  # read back by this process alone
+        try:
+            self._file.write(content)
+        except OSError as error:
+            raise storage_error("keep rows for a while", tempfile.gettempdir(), error) from error
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(content))
+
+    def finish(self) -> None:
+        """Everything is written; from now on records are read."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise storage_error("keep rows for a while", tempfile.gettempdir(), error) from error
+
+    def __getitem__(self, index: int) -> Record:
+        start = self._ends[index - 1] if index else 0
+        return _unpacked(pickle.loads(os.pread(self._file.fileno(), self._ends[index] - start, start)))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _packed(record: Record) -> tuple:
+    """Plain tuples, which are much quicker to write and read than objects."""
+    prompt = record.prompt if isinstance(record.prompt, str) else [(turn.role, turn.content) for turn in record.prompt]
+    texts = [text if isinstance(text, str) else [(turn.role, turn.content) for turn in text] for text in record.completions]
+    return (prompt, texts, record.pairs, record.probabilities, record.labels, record.rewards, record.ended, record.sources,
+            record.origin, dict(record.columns))  # fmt: skip
+
+
+def _unpacked(values: tuple) -> Record:
+    prompt, texts, pairs, probabilities, labels, rewards, ended, sources, origin, columns = values
+    completions: tuple[Completion, ...] = tuple([text if isinstance(text, str) else _turns(text) for text in texts])
+    return Record(
+        prompt=prompt if isinstance(prompt, str) else _turns(prompt), completions=completions, pairs=pairs,
+        probabilities=probabilities, labels=labels, rewards=rewards, ended=ended, sources=sources, origin=origin, columns=columns,
+    )  # fmt: skip
+
+
+def _turns(values: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+    return tuple([Message(role=role, content=content) for role, content in values])
+
+
+class Places:
+    """Which records, by number, belong together, found from a key of each; 16 bytes of each are kept.
+
+    Records without a key stay alone. The order is that of each first record.
+    """
+
+    def __init__(self) -> None:
+        self._keys = bytearray()
+        self._alone = bytearray()  # a byte for each record
+
+    def add(self, key: tuple[str, str | tuple[Message, ...]] | None) -> None:
+        self._alone.append(key is None)
+        if key is not None:
+            name, prompt = key
+            turns = prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
+            self._keys += hashlib.blake2b(json.dumps([name, turns]).encode(), digest_size=16).digest()
+
+    def groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """(members, ends): the numbers of all records, group by group, and where each group ends among them."""
+        alone = np.frombuffer(self._alone, dtype=bool)
+        if not len(alone):
+            return np.arange(0), np.arange(0)
+        keyed = np.flatnonzero(~alone)
+        first = np.arange(len(alone))  # of each record, the first record of its group
+        halves = np.frombuffer(self._keys, dtype="<u8").reshape(-1, 2)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: of equal keys the first record comes first
+        if len(order):
+            fresh = np.append(True, (halves[order[1:]] != halves[order[:-1]]).any(axis=1))
+            starts = order[np.flatnonzero(fresh)]
+            first[keyed[order]] = keyed[starts[np.cumsum(fresh) - 1]]
+        members = np.argsort(first, kind="stable")
+        return members, np.flatnonzero(np.append(first[members][1:] != first[members][:-1], True)) + 1
