@@ -45,8 +45,8 @@ def write(path, rows):
 def plain(group: Group) -> dict[str, object]:
     """For comparison: arrays as lists, with what they hold; a mask that is true everywhere is none."""
     values = {each.name: getattr(group, each.name) for each in fields(group)}
-    masks = values.pop("scored") if not all(mask.all() for mask in group.scored) else ()
-    arrays = {"prompt": [group.prompt], "completions": group.completions, "masks": masks or ()}
+    masks = values.pop("scored")
+    arrays = {"prompt": [group.prompt], "completions": group.completions, "masks": () if all(map(np.all, masks)) else masks}
     return values | {name: [(one.dtype.name, one.flags.writeable, one.tolist()) for one in some] for name, some in arrays.items()}
 
 
