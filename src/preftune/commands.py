@@ -27,7 +27,7 @@ from preftune.stats import Interval, finite
 from preftune.terminal import clean_terminal
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.options import TrainConfig
-from preftune.train.processes import Processes, together
+from preftune.train.processes import together
 from preftune.train.progress import Reporter
 from preftune.types import Message, Record
 from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
@@ -36,11 +36,6 @@ from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, 
 def run_train(arguments: Sequence[str]) -> int:
     """`train`: a new run, or `--resume RUN` to go on with one; under torchrun by all of its processes together."""
     quiet_transformers()
-    with together() as processes:
-        return _train(arguments, processes)
-
-
-def _train(arguments: Sequence[str], processes: Processes) -> int:
     words = [word for word in arguments if word != "--json"]
     as_json = len(words) < len(arguments)
     if words and words[0].partition("=")[0] == "--resume":
@@ -53,14 +48,16 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
         if not (Path(folder) / "config.yaml").is_file():
             raise ConfigError(f"{folder} is not a run folder", got="no config.yaml in it", expected="what --output made")
         settings = replace(settings_from_run(TrainConfig, Path(folder)), output=folder)  # the folder may have moved
-        result = resume(settings, quiet=as_json, processes=processes)
+        start = resume
     else:
         settings = parse_settings(
             TrainConfig, words, prog="preftune train", description="Tune a model on preferences. `--resume RUN` goes on with a run."
         )
-        result = train(settings, quiet=as_json, processes=processes)
-    if processes.is_main:
-        _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
+        start = train
+    with together(settings.process_minutes) as processes:
+        result = start(settings, quiet=as_json, processes=processes)
+        if processes.is_main:
+            _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
     return 0 if result.state == "finished" else 130
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from preftune.data.pack import LayoutOptions, split_micro_batches
 from preftune.errors import ConfigError, StorageError, TrainingError, storage_error
-from preftune.policy.policy import Policy, score_groups
+from preftune.policy.policy import PROBE, Policy, score_groups
 from preftune.types import Group
 
 RefLogps = list[list[np.ndarray]]
@@ -172,10 +172,14 @@ def fill_store(
     progress: Callable[[int, int], None],
     shard_groups: int = 512,
 ) -> int:
-    """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all)."""
+    """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all).
+
+    Processes that hold a part of the model each may have different groups: they wait for one another at the end.
+    """
     missing = list({tuple(completion_keys(group)): group for group in groups if group not in store}.values())
     if missing:
         progress(0, len(missing))
+    passes = 0
     for start in range(0, len(missing), shard_groups):
         part = missing[start : start + shard_groups]
         logps: RefLogps = [[] for _ in part]
@@ -186,8 +190,11 @@ def fill_store(
             ):
                 logps[index] = one
             done += len(indices)
+            passes += 1
             progress(done, len(missing))
         store.add(part, logps)
+    for _ in range(reference.behind(passes)):
+        score_groups(reference, [PROBE], options)
     return len(missing)
 
 
