@@ -54,7 +54,7 @@ class Policy:
         return nullcontext() if self.shards is None else self.shards.whole()
 
     def behind(self, passes: int) -> int:
-        """How many idle passes this process owes the others when it has made so many."""
+        """How many idle passes this process owes the others, besides so many of its own; asked by all, before any of them."""
         return 0 if self.shards is None else self.shards.behind(passes)
 
     def trainable(self) -> dict[str, nn.Parameter]:

@@ -174,26 +174,25 @@ def fill_store(
 ) -> int:
     """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all).
 
-    Processes that hold a part of the model each may have different groups: they wait for one another at the end.
+    Processes that hold a part of the model each may have different groups; who has fewer goes along with the others.
     """
     missing = list({tuple(completion_keys(group)): group for group in groups if group not in store}.values())
     if missing:
         progress(0, len(missing))
-    passes = 0
-    for start in range(0, len(missing), shard_groups):
-        part = missing[start : start + shard_groups]
+    parts = [missing[start : start + shard_groups] for start in range(0, len(missing), shard_groups)]
+    pieces = [split_micro_batches(part, options, reference.sharing) for part in parts]
+    idle, done = reference.behind(sum(map(len, pieces))), 0
+    for part, batches in zip(parts, pieces, strict=True):
         logps: RefLogps = [[] for _ in part]
-        done = start
-        for indices in split_micro_batches(part, options, reference.sharing):
+        for indices in batches:
             for index, one in zip(
                 indices, score_groups(reference, [part[i] for i in indices], options), strict=True
             ):
                 logps[index] = one
             done += len(indices)
-            passes += 1
             progress(done, len(missing))
         store.add(part, logps)
-    for _ in range(reference.behind(passes)):
+    for _ in range(idle):
         score_groups(reference, [PROBE], options)
     return len(missing)
 

@@ -88,7 +88,7 @@ class Shards:
                 unit.reshard()
 
     def behind(self, passes: int) -> int:
-        """By how many passes the process with most of them is ahead of this one."""
+        """By how many passes the process with most of them will be ahead of this one."""
         most = torch.tensor(passes)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most) - passes
