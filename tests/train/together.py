@@ -54,4 +54,7 @@ def _run_jobs(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_run_jobs(sys.argv[1]))
+    ended = _run_jobs(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended)  # as preftune.__main__ does
