@@ -50,6 +50,8 @@ def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = AL
         raise ConfigError("One process has nothing to share its weights with", got=f"shard.mode {config.shard.mode}",
                           expected="several processes",
                           do="Start with: torchrun --nproc_per_node N -m preftune train ..., or leave --shard out")  # fmt: skip
+    if config.process_minutes != TrainConfig.process_minutes and processes.size == 1:
+        raise ConfigError("One process waits for no others", got=f"process_minutes {config.process_minutes:g}", do="Leave it out")
     processes.from_main(lambda: check_output(config.output))
     report = Reporter(quiet=quiet or not processes.is_main)
     with memory_errors():
