@@ -24,7 +24,7 @@ from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
-from preftune.train.saving import install_final, save_state
+from preftune.train.saving import install_final, keep_state, save_state
 from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
@@ -110,13 +110,6 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
         """After a half step: such weights are neither saved nor left."""
         return config.optim.extragradient and counters.step % 2 == 1
 
-    def save() -> Path:
-        return save_state(job, run, counters, state)
-
-    def keep() -> None:
-        """An error of one process in it is an error of all."""
-        save() if processes.lockstep else processes.from_main(save)
-
     try:
         with interruption() as interrupted, memory_errors():
             if counters.step == 0:
@@ -138,15 +131,15 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
                 if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state, watch)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
-                    keep()
+                    keep_state(job, run, counters, state)
         if counters.step < last:
-            keep()
+            keep_state(job, run, counters, state)
         else:
             install_final(job, run)
             write_tokens(job, run)
     except TrainingError as error:
         savable = (counters.step or job.samples) and not between() and (error.saves or not processes.lockstep)
-        kept = f" The weights before it are in {save()}." if savable else ""
+        kept = f" The weights before it are in {save_state(job, run, counters, state)}." if savable else ""
         run.set_state("failed", counters.step, str(error))
         if isinstance(error, ElsewhereError):
             raise

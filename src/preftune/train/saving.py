@@ -34,6 +34,13 @@ def save_state(job: Job, run: RunFolder, counters: Counters, state: State | None
     return save_checkpoint(folder, parameters, job.optimiser, counters, keep, {"reference": following, **extra})
 
 
+def keep_state(job: Job, run: RunFolder, counters: Counters, state: State | None) -> Path:
+    """The same where no process has met an error: one that it meets in saving is an error of all."""
+    if job.processes.lockstep:
+        return save_state(job, run, counters, state)
+    return job.processes.from_main(lambda: save_state(job, run, counters, state))
+
+
 def install_final(job: Job, run: RunFolder) -> None:
     """final/, by the main process; of a model in shards all put its weights together first."""
     weights = _whole_weights(job) if job.processes.lockstep else None
