@@ -342,6 +342,10 @@ FELT = {
     "precision": ("", "--precision bf16"),
     "gradient_checkpointing": None,
     "device": ("", "--device nothing"),
+    "process_minutes": ("", "--process_minutes 5"),
+    "shard.mode": ("", "--shard.mode full"),
+    "shard.reshard": None,
+    "shard.offload": None,
     "seed": ("", "--seed 5"),
     "rows.split": ("--data folder", "--split test"),
     "rows.format": ("", "--format labels"),
@@ -386,6 +390,7 @@ ELSEWHERE_TESTED = {
     "rows.soft_label_temperature": "tests/data/test_prepare.py",
     "sampling.sample_batch": "tests/onpolicy/test_sample_engine.py, where it changes nothing but the memory",
     **{f"server.{field.name}": SERVED for field in fields(ServerOptions)},
+    "shard.reshard": "tests/train/test_shards.py", "shard.offload": "no GPU was at hand; refused without one",
     "loading.trust_remote_code": "tests/policy/test_load.py", "loading.allow_pickle": "tests/policy/test_load.py",
 }  # fmt: skip
 
@@ -449,5 +454,6 @@ def test_every_setting_is_felt_or_refused(name, playground, tiny_folder, tmp_pat
     without = outcome(tuple(shared.split()), tiny_folder, tmp_path / "without")
     within = outcome(tuple([*shared.split(), *changed.split()]), tiny_folder, tmp_path / "within")
     assert within != without
-    expected_error = name in {"device", "rows.format", "collect.sampler_gap", "collect.reward_timeout_s"}
+    refused = {"device", "rows.format", "collect.sampler_gap", "collect.reward_timeout_s", "process_minutes", "shard.mode"}
+    expected_error = name in refused  # the last two by a run of one process
     assert str(within).startswith("[") != expected_error

@@ -37,11 +37,6 @@ from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, 
 def run_train(arguments: Sequence[str]) -> int:
     """`train`: a new run, or `--resume RUN` to go on with one; under torchrun by all of its processes together."""
     quiet_transformers()
-    with together() as processes:
-        return _train(arguments, processes)
-
-
-def _train(arguments: Sequence[str], processes: Processes) -> int:
     as_json, rehearses = "--json" in arguments, not {"--dry-run", "--dry_run"}.isdisjoint(arguments)
     words = [word for word in arguments if word not in ("--json", "--dry-run", "--dry_run")]
     if words and words[0].partition("=")[0] == "--resume":
@@ -54,17 +49,19 @@ def _train(arguments: Sequence[str], processes: Processes) -> int:
         if not (Path(folder) / "config.yaml").is_file():
             raise ConfigError(f"{folder} is not a run folder", got="no config.yaml in it", expected="what --output made")
         settings = replace(settings_from_run(TrainConfig, Path(folder)), output=folder)  # the folder may have moved
-        result = resume(settings, quiet=as_json, processes=processes)
+        start = resume
     else:
         settings = parse_settings(
             TrainConfig, words, prog="preftune train",
             description="Tune a model on preferences. `--resume RUN` goes on with one; `--dry-run` tells what it will cost.",
         )
+        start = train
+    with together(settings.process_minutes) as processes:
         if rehearses:
             return _rehearse(settings, as_json, processes)
-        result = train(settings, quiet=as_json, processes=processes)
-    if processes.is_main:
-        _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
+        result = start(settings, quiet=as_json, processes=processes)
+        if processes.is_main:
+            _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
     return 0 if result.state == "finished" else 130
 
 

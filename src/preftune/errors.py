@@ -15,6 +15,7 @@ class PreftuneError(Exception):
     """Root of all errors that are the user's to mend; the command line prints the message without a traceback."""
 
     exit_code = 2
+    saves = False  # whether all processes of a run meet it at the same place, so that they can save a checkpoint together
 
     def __init__(self, what: str, *, got: object = None, expected: str | None = None, do: str | None = None):
         parts = [what.rstrip(".")]
@@ -53,6 +54,13 @@ class TrainingError(PreftuneError, RuntimeError):
     """Training stopped before an update: a non-finite loss or gradient, or a check at step 0 that failed."""
 
     exit_code = 3
+    saves = True
+
+
+class ShortageError(TrainingError):
+    """A process ran out of memory, and the others may not have."""
+
+    saves = False
 
 
 class DivergenceError(TrainingError):
@@ -61,6 +69,16 @@ class DivergenceError(TrainingError):
 
 class ElsewhereError(TrainingError):
     """Another process of this run stopped, and says why: here nothing is left to say."""
+
+    def __init__(self, what: str, saves: bool):
+        super().__init__(what)
+        self.saves = saves
+
+
+class LostError(TrainingError):
+    """Another process of this run is gone without a word."""
+
+    saves = False
 
 
 class ServerError(PreftuneError, RuntimeError):
@@ -87,7 +105,7 @@ def memory_errors() -> Iterator[None]:
         short = isinstance(error, MemoryError) or any(words in str(error) for words in told)
         if isinstance(error, PreftuneError) or not short:
             raise
-        raise TrainingError(
+        raise ShortageError(
             "There is not enough memory", got=" ".join(str(error).split())[:160] or "no more",
             do="Lower --layout.micro_batch_tokens or --rows.max_length, or set --gradient_checkpointing true",
         ) from error

@@ -1,10 +1,8 @@
 """Two processes train as one does: the same weights, the same lines in the log, offline and on-policy, through the command line."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,38 +10,8 @@ import torch
 
 from preftune.cli import main
 from preftune.train.processes import Processes
-from tests.folders import PAIRS, metric_rows, timeless, weights_of, write_rows
-
-TASTE = """
-def taste(prompts, completions, **columns):
-    return [float(sum(map(c.count, "aeiou"))) for c in completions]
-"""
-COMMON = ("--batch_size 4 --learning_rate 1e-3 --schedule constant --warmup_ratio 0 --eval_fraction 0.25 "
-          "--micro_batch_tokens 120")  # fmt: skip
-
-
-def torchrun(*words: str, processes: int = 2, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "preftune"]
-    return subprocess.run([*command, *words], capture_output=True, text=True, cwd=cwd, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write_rows(tmp_path / "pairs.jsonl", [{**row, "prompt": f"{row['prompt']} {k}"} for k in range(2) for row in PAIRS])
-    (tmp_path / "taste.py").write_text(TASTE)
-    return tmp_path
-
-
-def same(one: Path, two: Path, tolerance: float = 1e-5) -> None:
-    """Weights, and every number of the log."""
-    ours, theirs = weights_of(one / "final"), weights_of(two / "final")
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < tolerance
-    for mine, other in zip(timeless(metric_rows(one)), timeless(metric_rows(two)), strict=True):
-        assert mine.keys() == other.keys()
-        for name in mine.keys() - {"packing", *(name for name in mine if "accurac" in name and mine["step"] < 2)}:  # ties
-            assert mine[name] == other[name] or mine[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (name, mine["step"])
-
+from tests.train.likeness import COMMON, same, write_files
+from tests.train.together import run_all, torchrun
 
 CASES = {
     "pairs": "--data pairs.jsonl --objective dpo --epochs 6",
@@ -56,27 +24,49 @@ CASES = {
 }
 
 
+SAVING = [*COMMON.split(), *CASES["pairs"].split(), "--save_every", "4"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_folder):
+    """Every case by two processes, which are started once; and a run of one process that two go on with."""
+    made = write_files(tmp_path_factory.mktemp("processes"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made)
+        assert main(["train", *SAVING, "--model", str(tiny_folder), "--output", "whole"]) == 0
+    cut(made / "whole", made / "one-two")
+    jobs = [[*words_of(case, tiny_folder), "--output", str(number)] for number, case in enumerate(CASES)]
+    saving = ["train", *SAVING, "--model", str(tiny_folder), "--output", "two"]
+    done = run_all([*jobs, saving, ["train", "--resume", "one-two"]], cwd=made)
+    assert done.stdout.count("try it") == len(jobs) + 2  # told once, not by each process
+    return made
+
+
+def words_of(case: str, model: Path) -> list[str]:
+    return ["train", *COMMON.split(), *CASES[case].split(), "--model", str(model)]
+
+
+def cut(run: Path, copy: Path) -> None:
+    """A copy of a run as it was at its last checkpoint."""
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("final"))
+    (copy / "status.json").write_text(json.dumps({"state": "interrupted", "step": 16, "message": ""}))
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one(case, folder, tiny_folder, monkeypatch):
-    words = ["train", *COMMON.split(), *CASES[case].split(), "--model", str(tiny_folder)]
-    monkeypatch.chdir(folder)
-    assert main([*words, "--output", "alone"]) == 0
-    done = torchrun(*words, "--output", "together", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    same(folder / "alone", folder / "together")
-    assert done.stdout.count("try it") == 1 and "processes: 2" in (folder / "together" / "config.yaml").read_text()
+def test_two_processes_are_one(case, runs, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    assert main([*words_of(case, tiny_folder), "--output", str(tmp_path / "alone")]) == 0
+    together = runs / str(list(CASES).index(case))
+    same(tmp_path / "alone", together)
+    assert "processes: 2" in (together / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(first, second, folder, tiny_folder):
-    words = ["train", *COMMON.split(), *CASES["pairs"].split(), "--model", str(tiny_folder), "--save_every", "4"]
-    assert torchrun(*words, "--output", "whole", processes=1, cwd=folder).returncode == 0
-    assert torchrun(*words, "--output", "cut", processes=first, cwd=folder).returncode == 0
-    (folder / "cut" / "final").rename(folder / "kept")
-    (folder / "cut" / "status.json").write_text(json.dumps({"state": "interrupted", "step": 8, "message": ""}))
-    done = torchrun("train", "--resume", "cut", processes=second, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    same(folder / "whole", folder / "cut")
+def test_a_run_goes_on_with_another_number_of_processes(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    same(runs / "whole", runs / "one-two")
+    cut(runs / "two", runs / "two-one")
+    assert main(["train", "--resume", "two-one"]) == 0
+    same(runs / "whole", runs / "two-one")
 
 
 @pytest.mark.parametrize(
@@ -85,9 +75,12 @@ def test_a_run_goes_on_with_another_number_of_processes(first, second, folder, t
         ("--data nothing.jsonl", 2, "nothing.jsonl"),
         ("--data pairs.jsonl --learning_rate 1e30 --epochs 3", 3, "not finite"),
         ("--data pairs.jsonl --source on-policy --reward broken.py:broken", 3, "broken"),
+        ("--data pairs.jsonl --learning_rate 1e30 --epochs 3 --shard.mode full", 3, "weights before it are in run/checkpoints"),
+        ("--data pairs.jsonl --source on-policy --reward broken.py:broken --shard.mode full", 3, "broken"),
     ],
 )
-def test_an_error_is_told_once_and_ends_all(words, status, message, folder, tiny_folder):
+def test_an_error_is_told_once_and_ends_all(words, status, message, tiny_folder, tmp_path):
+    folder = write_files(tmp_path)
     (folder / "broken.py").write_text("def broken(prompts, completions, **columns):\n    raise ValueError('no')\n")
     done = torchrun("train", *COMMON.split(), *words.split(), "--model", str(tiny_folder), "--output", "run", cwd=folder)
     told = [line for line in done.stderr.splitlines() if line.startswith("preftune train:")]

@@ -122,7 +122,7 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path):
     with files_of_at_most(500_000), pytest.raises(StorageError, match="Cannot write the checkpoint"):  # the second file fails
         save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1, extra=NOTHING)
     assert list(folder.iterdir()) == [good]
-    assert load_checkpoint(good, parameters, optimiser) == (Counters(step=1), NOTHING)
+    assert load_checkpoint(good, parameters, optimiser, {}) == (Counters(step=1), {"estimators": {}, "source": {}})
     assert torch.equal(weight, kept) and torch.equal(optimiser.state[weight]["exp_avg"], moments)
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
     else:
         (path / "state.json").write_text("{}x" if damage == "not JSON" else '{"stepp": 1}')
     with pytest.raises(StorageError, match="is damaged" if damage != "another model" else "belongs to another model"):
-        load_checkpoint(path, parameters, optimiser)
+        load_checkpoint(path, parameters, optimiser, {})
 
 
 @pytest.mark.parametrize("words", [["--save_every", "2"], []], ids=["checkpoint", "final"])

@@ -108,12 +108,14 @@ def load_sampler(
 class Blend:
     """A second model that has a say in every token: softmax((1 - share) z + share z_other), the geometric mixture of the two.
 
-    `within` is entered around every pass of the second model, which may be the first one without its adapter.
+    `within` is entered around every pass of the second model, which may be the first one without its adapter; `around` by who
+    draws, around it all.
     """
 
     model: PreTrainedModel
     share: float
     within: Callable[[], AbstractContextManager[object]] = nullcontext
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

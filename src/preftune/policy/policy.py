@@ -1,8 +1,9 @@
 """A model that can be scored: its body, its head, and how sequences may lie in its rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from preftune.errors import ConfigError, ModelError
 from preftune.policy.attention import FLEX, attention_inputs, expressible, set_attention
 from preftune.policy.scoring import Head, HeadScores, score_tokens
 from preftune.policy.segments import SEGMENTS, plain_attention, segment_lengths, window_inputs
+from preftune.policy.shard import ShardOptions, Shards, cut_up, full_tensors
 from preftune.types import Batch, Group, TokenScores
+
+T = TypeVar("T")
 
 # Relative to the largest |logp|: far above rounding, far below what a leak or another head makes.
 _PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -36,14 +40,44 @@ class Policy:
     sharing_reason: str
     peft_model: Any = None  # the peft.PeftModel around `model`, when adapters train
     value_head: nn.Linear | None = None  # one number per position, for objectives that need `value` or `value_after`
+    shards: Shards | None = None  # when several processes hold a part of it each
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.model.device if self.shards is None else self.shards.device
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Work that makes passes of the model; of one in shards a pass is one of all processes."""
+        return work() if self.shards is None else self.shards.run(work)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within, this process can make as many passes as it likes, without gradients."""
+        return nullcontext() if self.shards is None else self.shards.whole()
+
+    def behind(self, passes: int) -> int:
+        """How many idle passes this process owes the others, besides so many of its own; asked by all, before any of them."""
+        return 0 if self.shards is None else self.shards.behind(passes)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         return trained if self.value_head is None else trained | dict(self.value_head.named_parameters(prefix="value_head"))
+
+
+def in_shards(policy: Policy, options: ShardOptions, device: torch.device) -> Policy:
+    """The policy with a part of its weights in each process, which computes on this device; in place, by all processes."""
+    shards = cut_up(policy.model, policy.value_head, options, device, low=policy.precision == "bf16")
+    cut = replace(policy, shards=shards)
+    score_groups(cut, [PROBE], LayoutOptions())  # the first pass settles which unit is the outermost, and which weights train
+    return cut
+
+
+def adapter_weights(policy: Policy, keep: bool) -> dict[str, Tensor] | None:
+    """The adapter of a policy in shards, put together under peft's names, by all processes for those with `keep`; None of a
+    policy that is whole."""
+    if policy.shards is None or policy.peft_model is None:
+        return None
+    named = dict(policy.peft_model.named_parameters(remove_duplicate=False))
+    return full_tensors({name: parameter for name, parameter in named.items() if parameter.requires_grad}, keep)
 
 
 def make_value_head(model: PreTrainedModel) -> nn.Linear:
@@ -107,24 +141,29 @@ def score(
     head.
     """
     batch = to_device(batch, policy.device)
-    with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-        states = hidden_states(policy.model, batch, policy.sharing)
-        hidden = states[batch.predict_at]
-        found = score_tokens(
-            hidden, model_head(policy.model), batch.targets, reference=reference, temperature=temperature,
-            wanted=wanted & (set(HeadScores._fields) - {"ref_logp"}),
-        )  # fmt: skip
-    value = _head_value(policy, hidden) if "value" in wanted else None
-    value_after = None
-    if "value_after" in wanted:
+
+    def work() -> tuple[HeadScores, Tensor | None, Tensor | None]:
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+            states = hidden_states(policy.model, batch, policy.sharing)
+            hidden = states[batch.predict_at]
+            found = score_tokens(
+                hidden, model_head(policy.model), batch.targets, reference=reference, temperature=temperature,
+                wanted=wanted & (set(HeadScores._fields) - {"ref_logp"}),
+            )  # fmt: skip
+        value = _head_value(policy, hidden) if "value" in wanted else None
+        if "value_after" not in wanted:
+            return found, value, None
         assert batch.read_at is not None, "the batch was laid out without its last tokens"
-        value_after = _head_value(policy, states[batch.read_at])
+        return found, value, _head_value(policy, states[batch.read_at])
+
+    found, *values = policy.run(work)
+    value, value_after = (None if one is None else one.squeeze(1) for one in values)
     return TokenScores(lengths=batch.lengths, value=value, value_after=value_after, **found._asdict())
 
 
-def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N 1"]:
     assert policy.value_head is not None, "the policy has no value head"
-    return policy.value_head(hidden.to(policy.value_head.weight.dtype)).squeeze(1)
+    return policy.value_head(hidden.to(policy.value_head.weight.dtype))
 
 
 @torch.no_grad()
@@ -181,7 +220,7 @@ def prove_flex(model: PreTrainedModel, sharing: Sharing, precision: str) -> str:
     if precision == "bf16":
         tolerance = _PROBE_TOLERANCE[torch.bfloat16]
     try:
-        for groups, tokens in (([_PROBE], 4), ([_WIDE_PROBE] * 2, 4), ([_WIDE_PROBE] * 6, 1920)):
+        for groups, tokens in (([PROBE], 4), ([_WIDE_PROBE] * 2, 4), ([_WIDE_PROBE] * 6, 1920)):
             batch = to_device(collate(groups, LayoutOptions(micro_batch_tokens=tokens), sharing), model.device)
             expected = _states_and_gradient(model, batch, sharing, precision)
             set_attention(model, FLEX)
@@ -219,7 +258,7 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     The probe scores two completions of one prompt in every layout and compares with the model's own logits, one sequence
     at a time; so it also proves that the head is read as the model means it.
     """
-    truth = _plain_logp(model, _PROBE)
+    truth = _plain_logp(model, PROBE)
     order: tuple[Sharing, ...] = ("flat", "shared", "packed", "single")
     reason = ""
     if not wanted:
@@ -244,7 +283,7 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     )
 
 
-_PROBE = Group(
+PROBE = Group(
     prompt=np.arange(1, 8, dtype=np.int32),
     completions=(np.arange(3, 12, dtype=np.int32), np.arange(9, 4, -1, dtype=np.int32)),
 )
@@ -268,7 +307,7 @@ def _plain_logp(model: PreTrainedModel, group: Group) -> Float[Tensor, " N"]:
 
 @torch.no_grad()
 def _probe_error(model: PreTrainedModel, sharing: Sharing, truth: Float[Tensor, " N"]) -> float:
-    batch = to_device(collate([_PROBE, _PROBE], LayoutOptions(), sharing), model.device)
+    batch = to_device(collate([PROBE, PROBE], LayoutOptions(), sharing), model.device)
     hidden = hidden_states(model, batch, sharing)[batch.predict_at]
     logp = score_tokens(hidden, model_head(model), batch.targets).logp.float()
     expected = truth.repeat(2)

@@ -83,7 +83,7 @@ def _hidden_batches(
     for indices in split_micro_batches(groups, options, policy.sharing):
         batch = to_device(collate([groups[i] for i in indices], options, policy.sharing), policy.device)
         with torch.no_grad(), torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            hidden = hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
+            hidden = policy.run(lambda batch=batch: hidden_states(policy.model, batch, policy.sharing)[batch.predict_at])
         yield indices, batch, hidden
         done += len(indices)
         progress(done, len(groups))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from preftune.data.pack import LayoutOptions, split_micro_batches
 from preftune.errors import ConfigError, StorageError, TrainingError, storage_error
-from preftune.policy.policy import Policy, score_groups
+from preftune.policy.policy import PROBE, Policy, score_groups
 from preftune.types import Group
 
 RefLogps = list[list[np.ndarray]]
@@ -172,16 +172,21 @@ def fill_store(
     progress: Callable[[int, int], None],
     shard_groups: int = 512,
 ) -> int:
-    """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all)."""
+    """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all).
+
+    Processes that hold a part of the model each may have different groups; who has fewer goes along with the others.
+    """
     places = {tuple(completion_keys(group)): place for place, group in enumerate(groups) if group not in store}
     missing = list(places.values())
     if missing:
         progress(0, len(missing))
-    for start in range(0, len(missing), shard_groups):
-        part = [groups[place] for place in missing[start : start + shard_groups]]
+    parts = [missing[start : start + shard_groups] for start in range(0, len(missing), shard_groups)]
+    pieces = [split_micro_batches([groups[place] for place in part], options, reference.sharing) for part in parts]
+    idle, done = reference.behind(sum(map(len, pieces))), 0
+    for chosen, batches in zip(parts, pieces, strict=True):
+        part = [groups[place] for place in chosen]
         logps: RefLogps = [[] for _ in part]
-        done = start
-        for indices in split_micro_batches(part, options, reference.sharing):
+        for indices in batches:
             for index, one in zip(
                 indices, score_groups(reference, [part[i] for i in indices], options), strict=True
             ):
@@ -189,6 +194,8 @@ def fill_store(
             done += len(indices)
             progress(done, len(missing))
         store.add(part, logps)
+    for _ in range(idle):
+        score_groups(reference, [PROBE], options)
     return len(missing)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from preftune.data.pack import collate, split_micro_batches
 from preftune.onpolicy.sample import Blend
+from preftune.policy.adapters import inject_lora
 from preftune.policy.load import load_model, resolve_model
-from preftune.policy.policy import Policy, choose_layout, hidden_states, model_head, score_groups, to_device
+from preftune.policy.policy import Policy, choose_layout, hidden_states, in_shards, model_head, score_groups, to_device
 from preftune.policy.reference import (
     REFERENCE_SCORES,
     VOCABULARY_SCORES,
@@ -107,11 +107,22 @@ class AnchorBuilder:
         """A named model, or the policy itself as it starts, and the digest of its weights."""
         if name is None:
             return self.policy, self.start_digest
+        named = self._read(name)
+        digest = weights_digest(named.model)
+        return self._cut(named), digest
+
+    def _read(self, name: str) -> Policy:
+        """A named model, still whole."""
         config, policy = self.config, self.policy
-        model = load_model(resolve_model(name), config.loading, policy.model.dtype).to(policy.device)  # type: ignore[arg-type]
+        device = torch.device("cpu") if self.processes.lockstep else policy.device
+        model = load_model(resolve_model(name), config.loading, policy.model.dtype).to(device)  # type: ignore[arg-type]
         sharing, reason = choose_layout(model, config.layout, config.precision)
-        named = replace(policy, model=model, sharing=sharing, sharing_reason=reason, peft_model=None, value_head=None)
-        return named, weights_digest(model)
+        return replace(policy, model=model, sharing=sharing, sharing_reason=reason, peft_model=None, value_head=None, shards=None)
+
+    def _cut(self, held: Policy) -> Policy:
+        """Frozen, and in shards if the policy is."""
+        held.model.requires_grad_(False)
+        return in_shards(held, self.config.shard, self.policy.device) if self.processes.lockstep else held
 
     def _cached(self, name: str | None, role: str) -> GroupLogps:
         model, digest = self._model(name)
@@ -131,6 +142,13 @@ class AnchorBuilder:
     def _live(self, name: str | None, follows: bool) -> Policy:
         if name is not None:
             held, _ = self._model(name)
+        elif self.processes.lockstep:  # shards cannot be copied
+            held = self._read(self.config.model)
+            if follows and self.policy.peft_model is not None:
+                held = replace(held, peft_model=inject_lora(held.model, self.config.lora))
+            held = self._cut(held)
+            if follows:
+                follow(held, self.policy, step=0, options=ReferenceOptions(update_every=1))
         else:
             held = _copy_with_adapter(self.policy) if follows else replace(
                 self.policy, model=_start_copy(self.policy), peft_model=None, value_head=None
@@ -153,9 +171,17 @@ class AnchorBuilder:
         @torch.no_grad()
         def states(part: Sequence[Group]) -> tuple[Tensor, Head]:
             batch = to_device(collate(part, self.config.layout, held.sharing), held.device)
-            with torch.autocast(held.device.type, torch.bfloat16, enabled=held.precision == "bf16"):
-                found = hidden_states(held.model, batch, held.sharing)[batch.predict_at]
-            return found, model_head(held.model)
+
+            def work() -> tuple[Tensor, Head]:
+                with torch.autocast(held.device.type, torch.bfloat16, enabled=held.precision == "bf16"):
+                    found = hidden_states(held.model, batch, held.sharing)[batch.predict_at]
+                head = model_head(held.model)
+                if held.shards is not None:  # they give the head back after the pass, and it is read later
+                    bias = None if head.bias is None else head.bias.clone()
+                    head = replace(head, weight=head.weight.clone(), bias=bias)
+                return found, head
+
+            return held.run(work)
 
         def off(part: Sequence[Group]) -> tuple[Tensor, Head]:
             with adapter_off(held):
@@ -188,7 +214,9 @@ def chosen_mode(options: ReferenceOptions, needs: frozenset[str], has_adapter: b
 
 
 def _writer(held: Policy, without_adapter: bool) -> Blend:
-    return Blend(model=held.model, share=1.0, within=(lambda: adapter_off(held)) if without_adapter else nullcontext)
+    if without_adapter:  # the policy itself, which who draws has whole already
+        return Blend(model=held.model, share=1.0, within=lambda: adapter_off(held))
+    return Blend(model=held.model, share=1.0, around=held.whole)
 
 
 def _start_copy(policy: Policy) -> Any:

@@ -55,6 +55,20 @@ def cut_step(
     return pieces
 
 
+def evened(
+    pieces: Sequence[MicroBatch], groups: Sequence[Group], kind: type[Signal], policy: Policy, layout: LayoutOptions,
+    processes: Processes, read_last: bool = False,
+) -> list[MicroBatch]:  # fmt: skip
+    """The pieces of this process's share of some groups, with idle ones after them, so that processes in lockstep have equally
+    many. An idle piece is the smallest of all groups: what is asked about it, anchors know."""
+    missing = max(processes.gather(len(pieces))) - len(pieces) if processes.lockstep else 0
+    if not missing:
+        return list(pieces)
+    small = min(groups, key=lambda group: num_positions([group], policy.sharing, read_last))
+    (idle,) = cut_step([small], kind, policy, layout, read_last)
+    return [*pieces, *[replace(idle, idle=True)] * missing]
+
+
 def prompt_digests(groups: Sequence[Group]) -> torch.Tensor:
     """A 63-bit digest of each completion's prompt."""
     digests = [hashlib.blake2b(group.prompt.astype("<i4").tobytes(), digest_size=8).digest() for group in groups]
@@ -86,8 +100,9 @@ def cut_mismatched(
     """This process's share of the mismatched completions of a step, for an objective that couples them; else nothing."""
     if not wants_mismatched(objective):
         return []
-    found = share_of(mismatched_groups(groups), policy, processes)
-    return cut_step(found, Labels, policy, layout, reads_last(objective))
+    found, read_last = mismatched_groups(groups), reads_last(objective)
+    pieces = cut_step(share_of(found, policy, processes), Labels, policy, layout, read_last)
+    return evened(pieces, found, Labels, policy, layout, processes, read_last)
 
 
 def share_of(groups: Sequence[Group], policy: Policy, processes: Processes) -> list[Group]:

@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any
@@ -29,7 +30,7 @@ from preftune.onpolicy.collect import (
 from preftune.onpolicy.prompts import prompt_text
 from preftune.onpolicy.rewards import Verdicts
 from preftune.onpolicy.sample import Blend, Sampled
-from preftune.policy.policy import Policy, score
+from preftune.policy.policy import Policy, adapter_weights, score
 from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.train.serving import Follower
@@ -211,12 +212,13 @@ class OnPolicySource:
         """Completions of the policy as it is now, or of a blend; `number` settles the noise."""
         seed, places = draw_seed(self.seed, number), list(range(len(prompts)))
         if self.follower is not None and blend is None:
-            follower = self.follower
+            follower, adapter = self.follower, adapter_weights(self.policy, self.processes.is_main)
             return self.processes.from_main(
-                lambda: draw(self.policy.model, judge, prompts, seed, places, progress, server=follower.follow())
+                lambda: draw(self.policy.model, judge, prompts, seed, places, progress, server=follower.follow(adapter))
             )
         mine = places[self.processes.rank :: self.processes.size]
-        with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.precision == "bf16"):
+        low = torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.precision == "bf16")
+        with self.policy.whole(), nullcontext() if blend is None else blend.around(), low:
             own = draw(self.policy.model, judge, [prompts[i] for i in mine], seed, mine, progress, blend=blend)
         return joined_draws(self.processes.gather(own)) if self.processes.size > 1 else own
 

@@ -87,8 +87,7 @@ def _forecast(job: Job, ready: float) -> Forecast:
     began = time.perf_counter()
     taken = job.source.supply(1)
     drawing = time.perf_counter() - began if job.samples is not None else 0.0
-    pieces = split_micro_batches(taken.groups, config.layout, policy.sharing, reads_last(config.objective))
-    small, typical = [min(taken.groups, key=lambda g: num_positions([g], policy.sharing))], [taken.groups[i] for i in pieces[0]]
+    small, typical = [min(taken.groups, key=lambda g: num_positions([g], policy.sharing))], taken.groups
     _update(job, small)  # warms up, and the optimiser makes its moments
     sampled_peak = peak(device)
     first, second = _update(job, small), _update(job, typical)
@@ -129,7 +128,7 @@ def _gib(count: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    positions: int
+    positions: int  # of the largest micro-batch
     peak: int  # bytes
     computing: float  # seconds of loss and gradient, a live reference included
     moving: float  # seconds of clipping and the optimiser
@@ -152,7 +151,8 @@ def _update(job: Job, groups: Sequence[Group]) -> _Measured:
     torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
     job.optimiser.step()
     moving = time.perf_counter() - done
-    return _Measured(positions=num_positions(groups, policy.sharing, reads_last(config.objective)), peak=most,
+    most_positions = max(num_positions(piece.content.groups, policy.sharing, reads_last(config.objective)) for piece in pieces)
+    return _Measured(positions=most_positions, peak=most,
                      computing=max(0.0, done - began - moving), moving=moving)  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from preftune.objectives.base import pair_metrics
 from preftune.onpolicy.collect import judge_draw
 from preftune.policy.policy import Policy, score_groups
 from preftune.train.anchors import Anchors, GroupLogps
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, reads_last, share_of
+from preftune.train.batches import PackedContent, cut_mismatched, cut_step, evened, make_score, num_positions, reads_last, share_of
 from preftune.train.collector import OnPolicySource
 from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MetricMeter, couple_step, global_weight
@@ -43,6 +43,7 @@ def evaluate(
     beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
     pieces = cut_step(share_of(groups, policy, processes), objective.signal, policy, layout, reads_last(objective))
     has_loss = processes.any(any(bool((objective.weights(piece.lengths, piece.signal) != 0).any()) for piece in pieces))
+    pieces = evened(pieces, groups, objective.signal, policy, layout, processes, reads_last(objective))
     total = global_weight(pieces, objective, processes) if has_loss else 1.0
     score = make_score(policy, objective, anchors)
     mismatched = cut_mismatched(groups, objective, policy, layout, processes)
@@ -52,6 +53,8 @@ def evaluate(
     gaps: list[Tensor] = []
     for piece, coupling in zip(pieces, couplings, strict=True):
         scores = replace(score(piece), coupling=coupling)
+        if piece.idle:
+            continue
         losses = objective(scores, piece.signal)
         loss += reduce_losses(losses, total).item()
         metrics = dict(losses.metrics)
@@ -125,12 +128,13 @@ def evaluate_samples(
         return metrics
     logp, ratio = 0.0, 0.0
     mine = share_of(groups, policy, source.processes)
-    for indices in split_micro_batches(mine, source.layout, policy.sharing):
-        part = [mine[i] for i in indices]
-        own = [one.sum(dtype=np.float64) for group in score_groups(policy, part, source.layout) for one in group]
-        logp += sum(own)
+    parts = [[mine[i] for i in indices] for indices in split_micro_batches(mine, source.layout, policy.sharing)]
+    idle = [min(groups, key=lambda group: num_positions([group], policy.sharing))]
+    for weight, part in [*((1.0, part) for part in parts), *[(0.0, idle)] * policy.behind(len(parts))]:
+        own = sum(one.sum(dtype=np.float64) for group in score_groups(policy, part, source.layout) for one in group)
+        logp += weight * own
         if reference is not None:
-            ratio += sum(own) - sum(one.sum(dtype=np.float64) for group in reference(part) for one in group)
+            ratio += weight * (own - sum(one.sum(dtype=np.float64) for group in reference(part) for one in group))
     logp, ratio = source.processes.total(float(logp)), source.processes.total(float(ratio))
     metrics["entropy"] = float(-logp / sum(lengths))
     return metrics | ({} if reference is None else {"kl": float(ratio / len(lengths))})

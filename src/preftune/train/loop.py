@@ -8,28 +8,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from preftune.data.prepare import write_bad_rows
-from preftune.data.render import make_renderer
 from preftune.diagnose.health import health_numbers
-from preftune.errors import ConfigError, PreftuneError, StorageError, TrainingError, memory_errors
+from preftune.errors import ConfigError, ElsewhereError, PreftuneError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.policy.arithmetic import Shape, product_rate, work_of
 from preftune.policy.reference import REFERENCE_SCORES
-from preftune.policy.reward_model import save_reward_model
 from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last, share_of
+from preftune.train.batches import PackedContent, cut_mismatched, cut_step, evened, make_score, num_positions, reads_last, share_of
 from preftune.train.budget import has_room, planned_steps
-from preftune.train.checkpoint import Counters, checkpoint_folder, checkpoints, load_checkpoint, save_checkpoint
+from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
+from preftune.train.saving import install_final, keep_state, save_state
 from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
@@ -50,6 +46,13 @@ class RunResult:
 
 def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = ALONE) -> RunResult:
     """Train from the start, into a new run folder."""
+    processes = _arranged(config, processes)
+    if config.shard.mode != "none" and not processes.lockstep:
+        raise ConfigError("One process has nothing to share its weights with", got=f"shard.mode {config.shard.mode}",
+                          expected="several processes",
+                          do="Start with: torchrun --nproc_per_node N -m preftune train ..., or leave --shard out")  # fmt: skip
+    if config.process_minutes != TrainConfig.process_minutes and processes.size == 1:
+        raise ConfigError("One process waits for no others", got=f"process_minutes {config.process_minutes:g}", do="Leave it out")
     processes.from_main(lambda: check_output(config.output))
     report = Reporter(quiet=quiet or not processes.is_main)
     with memory_errors():
@@ -69,6 +72,7 @@ def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = A
     """Go on from the latest checkpoint of a run folder, as if the run had never stopped; with any number of processes."""
     run = RunFolder(path=Path(config.output), writes=processes.is_main)
     report = Reporter(quiet=quiet or not processes.is_main)
+    processes = _arranged(config, processes)
     if run.state() == "finished":
         raise ConfigError(f"The run {config.output} is finished", got=f"its model in {run.final}",
                           do="Nothing is left to resume; start a new run to train further")  # fmt: skip
@@ -78,9 +82,8 @@ def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = A
                            do="Start it again with another --output, and --save_every N")  # fmt: skip
     with memory_errors():
         job = build_job(config, report, processes)
-    counters, extra = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser)
-    for name, weight in following_tensors(job.anchors.following, job.policy).items():
-        weight.copy_(extra["reference"][name])
+    following = following_tensors(job.anchors.following, job.policy)
+    counters, extra = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser, following)
     if job.samples is not None:
         job.samples.load(extra["source"])
     run.forget_after(counters.step or -1)  # the evaluation at step 0 is done again
@@ -88,9 +91,17 @@ def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = A
     return run_loop(job, run, report, counters, extra["estimators"] or None)
 
 
+def _arranged(config: TrainConfig, processes: Processes) -> Processes:
+    """In lockstep if the model is in shards. A run that goes on in one process keeps its settings, and its model whole."""
+    if processes.size > 1 and ":" in config.device:
+        raise ConfigError("Several processes cannot share one device", got=f"device {config.device}", expected="auto, cpu or cuda",
+                          do="Choose the GPUs with CUDA_VISIBLE_DEVICES; each process takes its own")  # fmt: skip
+    return replace(processes, lockstep=config.shard.mode == "full" and processes.size > 1)
+
+
 def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None) -> RunResult:
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
-    config, parameters, processes = job.config, job.policy.trainable(), job.processes
+    config, processes = job.config, job.processes
     evaluation: dict[str, float] = {}
     eval_every = _eval_every(job)
     last, half = job.num_steps, HalfStep(job.optimiser)
@@ -99,14 +110,6 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     def between() -> bool:
         """After a half step: such weights are neither saved nor left."""
         return config.optim.extragradient and counters.step % 2 == 1
-
-    def save() -> Path:
-        """By the main process; the others know where."""
-        if not processes.is_main:
-            return checkpoint_folder(run.checkpoints, counters.step)
-        following = following_tensors(job.anchors.following, job.policy)
-        extra = {"reference": following, "estimators": dict(state or {}), "source": job.source.state()}
-        return save_checkpoint(run.checkpoints, parameters, job.optimiser, counters, config.keep_checkpoints, extra)
 
     try:
         with interruption() as interrupted, memory_errors():
@@ -129,15 +132,18 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
                 if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state, watch)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
-                    processes.from_main(save)
+                    keep_state(job, run, counters, state)
         if counters.step < last:
-            processes.from_main(save)
+            keep_state(job, run, counters, state)
         else:
-            processes.from_main(lambda: run.install_folder("final", lambda folder: save_final(job, folder)))
+            install_final(job, run)
             write_tokens(job, run)
     except TrainingError as error:
-        kept = f" The weights before it are in {save()}." if (counters.step or job.samples) and not between() else ""
+        savable = (counters.step or job.samples) and not between() and (error.saves or not processes.lockstep)
+        kept = f" The weights before it are in {save_state(job, run, counters, state)}." if savable else ""
         run.set_state("failed", counters.step, str(error))
+        if isinstance(error, ElsewhereError):
+            raise
         raise type(error)(f"Step {counters.step + 1} stopped: {error}{kept}") from error
     except PreftuneError as error:
         with suppress(StorageError):  # the disk that has no room for a checkpoint may have none for this
@@ -176,7 +182,9 @@ def _train_step(
     config, step, groups = job.config, counters.step + 1, taken.groups
     started = time.perf_counter()
     mine = share_of(groups, job.policy, job.processes)
-    pieces = cut_step(mine, config.objective.signal, job.policy, config.layout, reads_last(config.objective))
+    kind, read_last = config.objective.signal, reads_last(config.objective)
+    pieces = cut_step(mine, kind, job.policy, config.layout, read_last)
+    pieces = evened(pieces, groups, kind, job.policy, config.layout, job.processes, read_last)
     rate = learning_rate(step, max(step, planned_steps(config, counters, job.num_steps)), config.optim)
     for group in job.optimiser.param_groups:
         group["lr"] = rate
@@ -189,7 +197,7 @@ def _train_step(
     if job.anchors.following is not None:
         follow(job.anchors.following, job.policy, step, config.reference)
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
-    tokens = num_positions(groups, job.policy.sharing, reads_last(config.objective))
+    tokens = num_positions(groups, job.policy.sharing, read_last)
     computed = job.processes.total(sum(batch.num_positions for batch in batches))
     updating = max(job.processes.gather(time.perf_counter() - started))
     seconds = updating + taken.metrics.get("collect_time", 0.0)
@@ -231,23 +239,6 @@ def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: Stat
     if shown:
         report.note(f"step {step}: held-out " + ", ".join(shown))
     return metrics
-
-
-def save_final(job: Job, folder: Path) -> None:
-    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template.
-
-    A reward model is saved as a sequence classifier, whole: its head means nothing without the adapter's body.
-    """
-    if isinstance(job.config.objective, BradleyTerry):
-        save_reward_model(job.policy, make_renderer(job.tokenizer, job.config.rows.template), folder)
-        return
-    if job.policy.peft_model is not None:
-        job.policy.peft_model.save_pretrained(folder, save_embedding_layers=False)  # these never train here
-    else:
-        job.policy.model.save_pretrained(folder)
-    if job.policy.value_head is not None:
-        save_file({"weight": job.policy.value_head.weight.detach()}, folder / "value_head.safetensors")
-    job.tokenizer.save_pretrained(folder)
 
 
 def _bytes_needed(job: Job) -> int:

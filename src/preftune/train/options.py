@@ -17,6 +17,7 @@ from preftune.onpolicy.sample import SampleOptions
 from preftune.policy.adapters import LoraOptions
 from preftune.policy.load import LoadOptions
 from preftune.policy.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
+from preftune.policy.shard import ShardOptions
 from preftune.types import Hybrid, Labels, Pairs, Rewards
 
 
@@ -89,12 +90,15 @@ class TrainConfig:
         keep_checkpoints: how many of the latest checkpoints stay.
         precision: "fp32", or "bf16": bf16 arithmetic with fp32 trained weights (frozen weights are then bf16).
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
-        device: "auto" takes a GPU if there is one.
+        device: "auto" takes a GPU if there is one, and of several processes each its own.
+        process_minutes: with several processes: how long one waits for the others before the run stops; more than a reward or a
+            server ever takes.
         seed: of the data order, the held-out split and the adapters' start.
         rows: how data files become groups of tokens.
         layout: how groups are laid out for the model.
         optim: the optimiser and its schedule.
         lora: low-rank adapters.
+        shard: how the model lies on several processes.
         reference: the frozen anchor.
         sampling: on-policy: how completions are drawn.
         collect: on-policy: how much is drawn, and what is made of it.
@@ -122,11 +126,13 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     device: str = "auto"
+    process_minutes: float = 60.0
     seed: int = 0
     rows: DataOptions = field(default_factory=DataOptions)
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
+    shard: ShardOptions = field(default_factory=ShardOptions)
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     sampling: SampleOptions = field(default_factory=four_completions)
     collect: CollectOptions = field(default_factory=CollectOptions)
@@ -143,6 +149,8 @@ class TrainConfig:
             raise ConfigError("epochs is out of range", got=self.epochs, expected="a number above 0")
         if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise ConfigError("max_minutes is out of range", got=self.max_minutes, expected="a number above 0")
+        if not 0 < self.process_minutes <= 60 * 24 * 7:
+            raise ConfigError("process_minutes is out of range", got=self.process_minutes, expected="above 0, and a week at most")
         if self.seed >= 2**62:
             raise ConfigError("seed is out of range", got=self.seed, expected="less than 2**62")
         if not 0 <= self.eval_fraction < 1:

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from preftune.errors import ElsewhereError, PreftuneError
+from preftune.errors import ConfigError, ElsewhereError, LostError, PreftuneError
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    lockstep: bool = False  # the model is in shards: its passes are passes of all, and backward sums its gradients
 
     @property
     def is_main(self) -> bool:
@@ -47,7 +49,7 @@ class Processes:
         return sorted(mine)
 
     def gather(self, mine: T) -> list[T]:
-        """What every process has, in their order."""
+        """What every process has, in their order. Tensors must be on the CPU: another process's GPU is not this one's."""
         if self.size == 1:
             return [mine]
         found: list[Any] = [None] * self.size
@@ -82,17 +84,18 @@ class Processes:
             if error is not None:
                 raise error
             return
-        told = self.gather(None if error is None else type(error).__name__)
-        first = next((rank for rank, name in enumerate(told) if name is not None), None)
+        told = self.gather(None if error is None else (type(error).__name__, error.saves))
+        first = next(((rank, *one) for rank, one in enumerate(told) if one is not None), None)
         if first is None:
             return
-        if error is not None and first == self.rank:
+        rank, name, saves = first
+        if error is not None and rank == self.rank:
             raise error
-        raise ElsewhereError(f"Process {first} stopped: {told[first]}")
+        raise ElsewhereError(f"Process {rank} stopped: {name}", saves)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Every gradient becomes its sum over all processes; one that a process does not have counts as 0."""
-        if self.size == 1:
+        if self.size == 1 or self.lockstep:
             return
         trained = list(parameters)
         known = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32)
@@ -111,10 +114,14 @@ class Processes:
         if waiting:
             _sum_bucket(waiting)
 
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The norm of all gradients together; of gradients in shards, that of what they are shards of."""
+        found: Any = torch.nn.utils.get_total_norm(gradients)
+        return found.full_tensor() if self.lockstep else found
+
     def wait(self) -> None:
         """Until all are here."""
-        if self.size > 1:
-            dist.barrier()
+        self.gather(None)
 
 
 ALONE = Processes()
@@ -129,16 +136,42 @@ def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
 
 
 @contextmanager
-def together(environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
-    """Within, the processes that torchrun started are connected: by NCCL on GPUs, by gloo elsewhere."""
+def together(minutes: float, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+    """Within, the processes that torchrun started are connected: by NCCL on GPUs, by gloo elsewhere. A process that waits for
+    another one longer than so many minutes, or for one that is gone, stops with a LostError."""
     size = int(environment.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        _take_gpu(int(environment.get("LOCAL_RANK", "0")), torch.cuda.device_count())
+    # What is not on a GPU (objects, offloaded weights) goes by gloo there too.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=timedelta(minutes=minutes))
     try:
         yield Processes(rank=dist.get_rank(), size=size)
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise LostError(
+            f"Process {dist.get_rank()} lost another process of the run", got=str(error).split("\n")[0][:120],
+            do="See what that process said, and go on with --resume if the run has a checkpoint",
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _take_gpu(local_rank: int, count: int) -> None:
+    if local_rank >= count:
+        raise ConfigError(
+            "There are more processes than GPUs on this host", got=f"{count} GPUs and a process {local_rank}",
+            do=f"Start at most --nproc_per_node {count}, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to use CPUs",
+        )
+    torch.cuda.set_device(local_rank)
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process did not come. Gloo says so in words alone."""
+    told = str(error)
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out", "Connection refused")
+    return not isinstance(error, PreftuneError) and (isinstance(error, dist.DistError) or any(word in told for word in words))

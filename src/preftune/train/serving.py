@@ -2,7 +2,10 @@
 
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from preftune.errors import storage_error
 from preftune.onpolicy.client import ServerOptions
@@ -21,11 +24,11 @@ class Follower:
         self.server, self.policy, self.folder = server, policy, folder.absolute()
         self._name: str | None = None
 
-    def follow(self) -> ServerOptions:
-        """Hand the adapter over; returns the options that draw from it."""
+    def follow(self, weights: Mapping[str, Tensor] | None = None) -> ServerOptions:
+        """Hand the adapter over; returns the options that draw from it. `weights` are its own where the policy has only shards."""
         name = f"preftune-{uuid.uuid4().hex}"
         try:
-            self.policy.peft_model.save_pretrained(self.folder / name, save_embedding_layers=False)
+            self.policy.peft_model.save_pretrained(self.folder / name, save_embedding_layers=False, state_dict=weights)
         except OSError as error:
             raise storage_error("write the adapter for the server", self.folder / name, error) from error
         followed = load_adapter(self.server, name, self.folder / name)

@@ -21,13 +21,13 @@ from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.onpolicy.collect import CollectOptions, Judge, chosen_selection
-from preftune.onpolicy.engine import choose_engine
+from preftune.onpolicy.engine import Engine, choose_engine
 from preftune.onpolicy.questions import shared_columns
 from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
 from preftune.onpolicy.sample import Blend, evaluating
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.policy.policy import Policy, choose_layout, make_value_head, score_groups, use_gradient_checkpointing
+from preftune.policy.policy import Policy, choose_layout, in_shards, make_value_head, score_groups, use_gradient_checkpointing
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
 from preftune.policy.reward_model import check_classifier
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
@@ -66,12 +66,16 @@ class Job:
         return self.source if isinstance(self.source, OnPolicySource) else None
 
 
-def load_policy(config: TrainConfig, report: Reporter) -> tuple[Policy, str]:
-    """The policy at its start, its layout proven, adapters injected; and the digest of its weights without adapters."""
+def load_policy(config: TrainConfig, report: Reporter, lockstep: bool = False) -> tuple[Policy, str]:
+    """The policy at its start, its layout proven, adapters injected; and the digest of its weights without adapters.
+
+    One that will be cut up is still whole, and on the CPU: it may not fit on the device.
+    """
     torch.manual_seed(config.seed)
     frozen_low = config.precision == "bf16" and config.lora.rank > 0
     dtype = torch.bfloat16 if frozen_low else torch.float32
-    model = load_model(resolve_model(config.model), config.loading, dtype).to(pick_device(config.device))  # type: ignore[arg-type]
+    device = torch.device("cpu") if lockstep else pick_device(config.device)
+    model = load_model(resolve_model(config.model), config.loading, dtype).to(device)  # type: ignore[arg-type]
     if isinstance(config.objective, BradleyTerry):
         check_classifier(model)
     sharing, reason = choose_layout(model, config.layout, config.precision)
@@ -124,7 +128,7 @@ def prompt_rows(config: TrainConfig) -> DataOptions:
 
 def make_samples(
     config: TrainConfig, tokenizer: PreTrainedTokenizerBase, policy: Policy, reward: AnyReward, records: Sequence[Record],
-    prompts: Sequence[Group], report: Reporter, writer: Blend | None, processes: Processes,
+    prompts: Sequence[Group], report: Reporter, writer: Blend | None, engine: Engine, processes: Processes,
 ) -> OnPolicySource:  # fmt: skip
     """The source of an on-policy run."""
     objective, options = config.objective, config.collect
@@ -137,12 +141,6 @@ def make_samples(
         if not data:
             raise DataError(f"{config.data} has nothing for this objective to learn from", got="collect.data_share above 0",
                             expected="completions with preferences")  # fmt: skip
-    engine, reason = "shared", ""
-    if not config.server.url or options.opponent != "none":
-        with evaluating(policy.model):
-            engine, reason = choose_engine(policy.model)
-    if reason:
-        report.note(f"sampling: prompts are {engine} for every completion ({reason})")
     judge = Judge(
         renderer=make_renderer(tokenizer, config.rows.template), sampling=config.sampling,
         reward=reward, reward_name=config.reward or "", timeout_s=options.reward_timeout_s,
@@ -156,6 +154,17 @@ def make_samples(
         follower=Follower(config.server, policy, Path(config.output) / "server") if config.server.url else None,
         opponent=_opponent(options, writer), processes=processes,
     )  # fmt: skip
+
+
+def proven_engine(config: TrainConfig, policy: Policy, report: Reporter) -> Engine:
+    """How completions are drawn in this process, if they are: proven on the policy before it is cut up."""
+    if config.source == "offline" or (config.server.url and config.collect.opponent == "none"):
+        return "shared"
+    with evaluating(policy.model):
+        engine, reason = choose_engine(policy.model)
+    if reason:
+        report.note(f"sampling: prompts are {engine} for every completion ({reason})")
+    return engine
 
 
 def _opponent(options: CollectOptions, writer: Blend | None) -> Blend | None:
@@ -254,7 +263,10 @@ def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALON
     records = prepared.records if reward is not None else ()
     if reward is not None:
         check_columns(reward, config.reward or "", shared_columns(records) | set(COLUMNS))
-    policy, start_digest = load_policy(config, report)
+    policy, start_digest = load_policy(config, report, processes.lockstep)
+    engine = proven_engine(config, policy, report)
+    if processes.lockstep:
+        policy = in_shards(policy, config.shard, pick_device(config.device))
     if config.filter is not None:
         prepared, train = filter_pairs(config, policy, prepared, train, report)
     needs = config.objective.needs & ANCHORED
@@ -269,7 +281,7 @@ def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALON
 
     if reward is not None:
         anchors = anchors_of([])
-        source = make_samples(config, tokenizer, policy, reward, records, train, report, anchors.writer, processes)
+        source = make_samples(config, tokenizer, policy, reward, records, train, report, anchors.writer, engine, processes)
         num_steps = _num_steps(config, source.steps_per_epoch)
         if config.max_samples is not None:
             num_steps = min(num_steps, source.steps_within(config.max_samples))

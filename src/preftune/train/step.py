@@ -1,7 +1,7 @@
 """One optimiser update: the loss of a whole step, cut up in any way, with the same gradient."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ class MicroBatch:
     prompt: Tensor  # [C], a digest of each completion's prompt
     signal: Signal
     origins: tuple[str, ...]
+    idle: bool = False  # scored because the other processes score too, and of no weight
 
 
 Score = Callable[[MicroBatch], TokenScores]
@@ -66,7 +67,7 @@ class MetricMeter:
 
 def global_weight(micro_batches: Iterable[MicroBatch], objective: Objective, processes: Processes = ALONE) -> float:
     """Weight of all units of a step, in all processes; known before any score."""
-    mine = sum(float(objective.weights(piece.lengths, piece.signal).double().sum()) for piece in micro_batches)
+    mine = sum(float(objective.weights(piece.lengths, piece.signal).double().sum()) for piece in micro_batches if not piece.idle)
     total = processes.total(mine)
     if not total > 0:
         raise TrainingError("A step has nothing to learn from", got="units of weight zero only",
@@ -75,22 +76,32 @@ def global_weight(micro_batches: Iterable[MicroBatch], objective: Objective, pro
 
 
 def accumulate_gradient(
-    micro_batches: Sequence[MicroBatch], objective: Objective, score: Score, couplings: Sequence[Coupling | None], total: float
-) -> tuple[float, MetricMeter]:
+    micro_batches: Sequence[MicroBatch], objective: Objective, score: Score, couplings: Sequence[Coupling | None], total: float,
+    lockstep: bool = False,
+) -> tuple[float, MetricMeter]:  # fmt: skip
     """Add the gradient of these pieces' part of the step's loss to `.grad`; returns that part and the metrics.
 
-    `total` is the weight of the whole step.
+    `total` is the weight of the whole step. In lockstep with other processes a loss that is not finite is told at the end: they
+    wait for this one's passes.
     """
-    loss_sum, meter = 0.0, MetricMeter()
+    loss_sum, meter, failed = 0.0, MetricMeter(), None
     for piece, coupling in zip(micro_batches, couplings, strict=True):
-        losses = objective(replace(score(piece), coupling=coupling), piece.signal)
+        scores = score(piece)
+        if piece.idle:
+            scores.logp.backward(torch.zeros_like(scores.logp))
+            continue
+        losses = objective(replace(scores, coupling=coupling), piece.signal)
         loss = reduce_losses(losses, total)
-        if not bool(torch.isfinite(loss)):
-            raise DivergenceError("The loss is not finite", got=f"{loss.item()} in rows {_named(piece.origins)}",
-                                  do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
+        if not bool(torch.isfinite(loss)) and failed is None:
+            failed = DivergenceError("The loss is not finite", got=f"{loss.item()} in rows {_named(piece.origins)}",
+                                     do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
+            if not lockstep:
+                raise failed
         loss.backward()
         loss_sum += loss.item()
         meter.add(losses.metrics)
+    if failed is not None:
+        raise failed
     return loss_sum, meter
 
 
@@ -116,16 +127,16 @@ def run_step(
     couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state, processes)
     loss, meter, failed = 0.0, MetricMeter(), None
     try:
-        loss, meter = accumulate_gradient(micro_batches, objective, score, couplings, total)
+        loss, meter = accumulate_gradient(micro_batches, objective, score, couplings, total, processes.lockstep)
     except DivergenceError as error:
         failed = error
     processes.agree(failed)
     processes.sum_gradients(parameters)
     loss = processes.total(loss)
     meter.join(processes)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = processes.norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm)):
-        mine = _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters, total)
+        mine = _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters, total, processes)
         culprits = [origin for part in processes.gather(mine) for origin in part]
         error = DivergenceError("The gradient is not finite", got=f"norm {norm.item()} from rows {_named(culprits)}",
                                 do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
@@ -136,16 +147,18 @@ def run_step(
     return StepResult(loss=loss, grad_norm=norm.item(), metrics=meter.means(), state=new_state)
 
 
-def _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters, total) -> tuple[str, ...]:
-    """The step failed: find which pieces give a bad gradient alone."""
+def _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters, total, processes) -> tuple[str, ...]:
+    """The step failed: find which pieces give a bad gradient alone; in lockstep, together with the others' pieces."""
     found: list[str] = []
     for piece, coupling in zip(micro_batches, couplings, strict=True):
         for parameter in parameters:
             parameter.grad = None
-        accumulate_gradient([piece], objective, score, [coupling], total)
-        if not all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None):
+        accumulate_gradient([piece], objective, score, [coupling], total, processes.lockstep)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        whole = processes.norm(gradients) if processes.lockstep else torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(whole)) and not piece.idle:
             found += piece.origins
-    return tuple(found) or tuple(origin for piece in micro_batches for origin in piece.origins)
+    return tuple(found) or tuple(origin for piece in micro_batches if not piece.idle for origin in piece.origins)
 
 
 def _named(origins: Sequence[str], most: int = 8) -> str:
@@ -167,16 +180,20 @@ def couple_step(
     """What couples the units of each piece to the whole step, and the new state; nothing where the objective wants none.
 
     Costs a forward pass over what the objective's `couples` names. The pieces are those of this process, the step is that of
-    all.
+    all; with several processes it is put together on the CPU, where each can read what the others have.
     """
     if "coupling" not in objective.needs:
         return [None] * len(micro_batches), {}
     assert isinstance(objective, Coupled)
-    mine = [
-        (piece.lengths, piece.prompt, piece.signal, score(piece) if "scores" in objective.couples else None)
-        for piece in micro_batches
-    ]
-    parts = processes.gather((mine, [score(piece) for piece in mismatched]))
+    mine = []
+    for piece in micro_batches:
+        scores = score(piece) if "scores" in objective.couples else None
+        if not piece.idle:
+            mine.append((piece.lengths, piece.prompt, piece.signal, scores))
+    others = [scores for scores, piece in [(score(piece), piece) for piece in mismatched] if not piece.idle]
+    if processes.size > 1:
+        mine, others = _to_cpu(mine), _to_cpu(others)
+    parts = processes.gather((mine, others))
     whole = [one for pieces, _ in parts for one in pieces]
     others = [scores for _, found in parts for scores in found]
     scores = [one for _, _, _, one in whole if one is not None]
@@ -188,7 +205,22 @@ def couple_step(
     coupling, new_state = objective.couple(view, objective.initial_state() if state is None else state)
     before = sum(len(pieces) for pieces, _ in parts[: processes.rank])
     sizes = [(len(lengths), len(signal.chosen) if isinstance(signal, Pairs | Hybrid) else 0) for lengths, _, signal, _ in whole]
-    return _cut_coupling(coupling, sizes)[before : before + len(micro_batches)], new_state
+    cut = iter(_cut_coupling(coupling, sizes)[before : before + len(mine)])
+    return [None if piece.idle else _coupling_on(piece.lengths.device, next(cut)) for piece in micro_batches], new_state
+
+
+def _to_cpu(found: Any) -> Any:
+    """Lists, tuples and dataclasses of tensors, on the CPU."""
+    if isinstance(found, list | tuple):
+        return type(found)(_to_cpu(one) for one in found)
+    if is_dataclass(found) and not isinstance(found, type):
+        return replace(found, **{f.name: _to_cpu(getattr(found, f.name)) for f in fields(found)})
+    return found.cpu() if torch.is_tensor(found) else found
+
+
+def _coupling_on(device: torch.device, coupling: Coupling) -> Coupling:
+    parts = {f.name: {name: value.to(device) for name, value in getattr(coupling, f.name).items()} for f in fields(coupling)}
+    return Coupling(**parts)
 
 
 def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
@@ -221,7 +253,7 @@ def join_signals(parts: Sequence[Signal], num_completions: Sequence[int]) -> Sig
     return Rewards(reward=torch.cat([part.reward for part in parts if isinstance(part, Rewards)]), group=torch.cat(groups))
 
 
-def _cut_coupling(coupling: Coupling, sizes: Sequence[tuple[int, int]]) -> list[Coupling | None]:
+def _cut_coupling(coupling: Coupling, sizes: Sequence[tuple[int, int]]) -> list[Coupling]:
     """The share of the step's coupling that belongs to each piece, of so many completions and pairs."""
     completion = {name: values.split([count for count, _ in sizes]) for name, values in coupling.completion.items()}
     pair = {name: values.split([count for _, count in sizes]) for name, values in coupling.pair.items()}

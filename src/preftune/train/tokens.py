@@ -22,7 +22,9 @@ NUM_GROUPS = 4  # the cost is that of scoring them twice
 
 def write_tokens(job: Job, run: RunFolder) -> None:
     """tokens.jsonl, where there are held-out completions and a reference; on-policy, held out are prompts alone."""
-    if not run.writes or job.samples is not None or job.anchors.reference is None or not job.eval_groups:
+    if job.samples is not None or job.anchors.reference is None or not job.eval_groups:
+        return
+    if not run.writes and not job.processes.lockstep:
         return
     renderer = make_renderer(job.tokenizer, job.config.rows.template)
     rows = token_rows(job.policy, job.anchors.reference, job.eval_groups, job.config.layout, renderer, run.path.resolve().name)

@@ -1,0 +1,90 @@
+"""What a run leaves on disk of its model: checkpoints on the way, final/ at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from preftune.data.render import make_renderer
+from preftune.objectives import State
+from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.policy.policy import Policy, adapter_weights
+from preftune.policy.reward_model import save_reward_model
+from preftune.policy.shard import full_tensors
+from preftune.train.anchors import following_tensors
+from preftune.train.checkpoint import Counters, begin_checkpoint, checkpoint_folder, end_checkpoint, save_checkpoint, write_shards
+from preftune.train.progress import Reporter
+from preftune.train.runlog import RunFolder
+from preftune.train.setup import Job, load_policy
+
+
+def save_state(job: Job, run: RunFolder, counters: Counters, state: State | None) -> Path:
+    """A checkpoint by the main process, the others know where; of a model in shards by all of them together."""
+    folder, processes, keep = run.checkpoints, job.processes, job.config.keep_checkpoints
+    parameters, following = job.policy.trainable(), following_tensors(job.anchors.following, job.policy)
+    extra = {"estimators": dict(state or {}), "source": job.source.state()}
+    if processes.lockstep:
+        scratch = processes.from_main(lambda: begin_checkpoint(folder))
+        write_shards(scratch, parameters, job.optimiser, following)
+        return processes.from_main(lambda: end_checkpoint(scratch, counters, keep, extra))
+    if not processes.is_main:
+        return checkpoint_folder(folder, counters.step)
+    return save_checkpoint(folder, parameters, job.optimiser, counters, keep, {"reference": following, **extra})
+
+
+def keep_state(job: Job, run: RunFolder, counters: Counters, state: State | None) -> Path:
+    """The same where no process has met an error: one that it meets in saving is an error of all."""
+    if job.processes.lockstep:
+        return save_state(job, run, counters, state)
+    return job.processes.from_main(lambda: save_state(job, run, counters, state))
+
+
+def install_final(job: Job, run: RunFolder) -> None:
+    """final/, by the main process; of a model in shards all put its weights together first."""
+    weights = _whole_weights(job) if job.processes.lockstep else None
+    job.processes.from_main(lambda: run.install_folder("final", lambda folder: save_final(job, folder, weights)))
+
+
+def _whole_weights(job: Job) -> dict[str, Tensor]:
+    """What save_final needs of a model in shards, on the CPU of the main process."""
+    policy, keep = job.policy, job.processes.is_main
+    weights = None if isinstance(job.config.objective, BradleyTerry) else adapter_weights(policy, keep)
+    if weights is None:
+        weights = full_tensors(policy.model.state_dict(keep_vars=True), keep)
+    head = {} if policy.value_head is None else dict(policy.value_head.named_parameters(prefix="value_head"))
+    return weights | full_tensors(head, keep)
+
+
+def save_final(job: Job, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template; `weights` are those of a
+    model in shards.
+
+    A reward model is saved as a sequence classifier, whole: its head means nothing without the adapter's body.
+    """
+    policy, named = job.policy, None if weights is None else dict(weights)
+    head = None if policy.value_head is None else policy.value_head.weight.detach()
+    if named is not None and head is not None:
+        head = named.pop("value_head.weight")
+    if isinstance(job.config.objective, BradleyTerry):
+        whole = policy if named is None or head is None else _put_together(job, named, head)
+        save_reward_model(whole, make_renderer(job.tokenizer, job.config.rows.template), folder)
+        return
+    if policy.peft_model is not None:  # the embeddings never train here
+        policy.peft_model.save_pretrained(folder, save_embedding_layers=False, state_dict=named)
+    else:
+        policy.model.save_pretrained(folder, state_dict=named)
+    if head is not None:
+        save_file({"weight": head}, folder / "value_head.safetensors")
+    job.tokenizer.save_pretrained(folder)
+
+
+def _put_together(job: Job, weights: Mapping[str, Tensor], head: Tensor) -> Policy:
+    """The policy as an ordinary model on the CPU: read once more, with these weights."""
+    whole, _ = load_policy(job.config, Reporter(quiet=True), lockstep=True)
+    assert whole.value_head is not None
+    whole.model.load_state_dict(weights)
+    with torch.no_grad():
+        whole.value_head.weight.copy_(head)
+    return whole

@@ -1,0 +1,157 @@
+"""A model in shards trains as a whole one does: two processes against one, through the command line.
+
+torchrun is started once for all runs, and once for those that go on from a checkpoint.
+"""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from preftune.cli import main
+from preftune.errors import ConfigError
+from preftune.policy.shard import ShardOptions
+from tests.folders import metric_rows, same_bits, timeless, weights_of
+from tests.train.likeness import COMMON, same, write_files
+from tests.train.together import run_all, torchrun
+
+SAMPLES = "--data pairs.jsonl --source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"
+CASES = {
+    "pairs": "--data pairs.jsonl --objective dpo --max_steps 20 --epochs 9 --save_every 8 --keep_checkpoints 2",
+    "live": "--data pairs.jsonl --objective dpo --epochs 2 --reference.mode live --gradient_checkpointing true",
+    "vocabulary": "--data pairs.jsonl --objective tdpo --epochs 2",
+    "idle": "--data pairs.jsonl --objective dpo --batch_size 1 --max_steps 6",
+    "coupled": "--data pairs.jsonl --objective kto --batch_size 3 --epochs 2",
+    "adapter": "--data pairs.jsonl --objective dpo --lora_r 3 --reference.update_every 2 --reference.update_rate 0.5 --epochs 3"
+               " --save_every 4",
+    "rewards": "--data pairs.jsonl --objective bradley-terry --lora_r 4 --epochs 2",
+    "samples": SAMPLES,
+    "values": f"{SAMPLES} --objective ppo --objective.value_clip 0.2 --lora_r 4",
+    "opponent": f"{SAMPLES} --objective xpo --collect.opponent reference --sampling.num_completions 1 --learning_rate 1e-4",
+}
+OWN = {"live": "--shard.reshard false"}  # settings of shards beside the mode
+
+
+def words_of(case: str) -> list[str]:
+    return ["train", *COMMON.split(), "--eval_every", "4", *CASES[case].split()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_folder):
+    """Every case, run by two processes in shards; the small runs in one process follow where they are compared."""
+    made = write_files(tmp_path_factory.mktemp("shards"))
+    shutil.copytree(tiny_folder, made / "tiny")
+    shards = {case: ["--shard.mode", "full", *OWN.get(case, "").split()] for case in CASES}
+    run_all([[*words_of(case), *shards[case], "--model", "tiny", "--output", f"{case}-two"] for case in CASES], cwd=made)
+    return made
+
+
+def alone(case: str, folder: Path) -> Path:
+    output = folder / f"{case}-one"
+    if not output.exists():
+        assert main([*words_of(case), "--model", "tiny", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shards_are_one_model(case, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    run = alone(case, folder)
+    same(run, folder / f"{case}-two")
+    start, moved = weights_of(folder / "tiny"), weights_of(run / "final")
+    both = start.keys() & moved.keys()
+    assert not both or max(float((moved[name] - start[name]).abs().max()) for name in both) > 1e-4
+
+
+def interrupted(run: Path, name: str, step: int, **settings) -> Path:
+    """A copy of a run as it was at a checkpoint."""
+    copy = run.parent / name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("final"))
+    for path in (copy / "checkpoints").iterdir():
+        if path.name > f"step-{step:06d}":
+            shutil.rmtree(path)
+    (copy / "status.json").write_text(json.dumps({"state": "interrupted", "step": step, "message": ""}))
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["shard"] |= settings
+    (copy / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return copy
+
+
+def test_a_run_in_shards_goes_on_with_any_number_of_processes(folder, monkeypatch):
+    """2 -> 2 bit for bit; 2 -> 1, where the model is whole; 1 -> 2, into shards, and with replicas; an adapter and its moving
+    reference."""
+    monkeypatch.chdir(folder)
+    two, one = folder / "pairs-two", alone("pairs", folder)
+    assert {path.name for path in (two / "checkpoints" / "step-000008" / "shards").iterdir()} >= {".metadata", "__1_0.distcp"}
+    copies = {
+        "two-two": interrupted(two, "two-two", 8), "one-two": interrupted(one, "one-two", 8, mode="full"),
+        "two-replicas": interrupted(two, "two-replicas", 16, mode="none"),
+        "adapters": interrupted(folder / "adapter-two", "adapters", 8),
+    }  # fmt: skip
+    run_all([["train", "--resume", name] for name in copies], cwd=folder)
+    assert main(["train", "--resume", str(interrupted(two, "two-one", 8))]) == 0
+
+    assert same_bits(weights_of(copies["two-two"] / "final"), weights_of(two / "final"))
+    assert timeless(metric_rows(copies["two-two"])) == timeless(metric_rows(two))
+    assert same_bits(weights_of(copies["adapters"] / "final"), weights_of(folder / "adapter-two" / "final"))
+    for copy in ("two-one", "one-two", "two-replicas"):
+        same(one, folder / copy)
+
+
+DYING = """
+import os, signal, time, torch
+
+def step(self, *arguments, before=torch.optim.AdamW.step, steps=[]):
+    steps.append(1)
+    if len(steps) == 3:
+        {how}
+    return before(self, *arguments)
+
+if os.environ.get("RANK") == "1":
+    torch.optim.AdamW.step = step
+
+def taste(prompts, completions, **columns):
+    return [float(len(c)) for c in completions]
+"""
+DEATHS = {
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)", "an exception": "raise ZeroDivisionError", "stuck": "time.sleep(15)"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_a_process_that_dies_ends_the_run_soon(how, folder):
+    """The others do not wait for it: one sentence, no hang, and a status that says so."""
+    name = re.sub(r"\W", "_", how)
+    (folder / f"{name}.py").write_text(DYING.format(how=DEATHS[how]))
+    words = [*words_of("samples"), "--epochs", "100000", "--reward", f"{name}.py:taste", "--model", "tiny", "--output", name]
+    started = time.monotonic()
+    patience = ["--process_minutes", "0.1"] if how == "stuck" else []
+    done = torchrun(*words, *patience, "--shard.mode", "full", cwd=folder)
+    assert done.returncode != 0 and time.monotonic() - started < 120  # seconds on an idle machine
+    assert "preftune train: Process 0 lost another process of the run; got" in done.stderr
+    assert ("ZeroDivisionError" in done.stderr) == (how == "an exception")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--shard.mode full", r"One process has nothing to share its weights with; got shard.mode full"),
+        ("--shard.offload true", r"shard.reshard and shard.offload have no effect; got shard.mode none"),
+        ("--process_minutes 0", r"process_minutes is out of range; got 0"),
+        ("--process_minutes 5", r"One process waits for no others; got process_minutes 5"),
+    ],
+)
+def test_what_has_no_effect_is_refused(words, message, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main([*words_of("pairs"), *words.split(), "--model", "tiny", "--output", "refused"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_options_of_shards_belong_to_shards():
+    with pytest.raises(ConfigError, match="have no effect"):
+        ShardOptions(reshard=False)
+    assert ShardOptions(mode="full", reshard=False).offload is False

@@ -1,0 +1,60 @@
+"""Several runs of the command line, one after another, in processes that torchrun starts once: starting them is what is slow."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+COMMAND = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*words: str, processes: int = 2, cwd: Path) -> subprocess.CompletedProcess:
+    """`preftune WORDS` under torchrun."""
+    command = [*COMMAND, str(processes), "-m", "preftune"]
+    return subprocess.run([*command, *words], capture_output=True, text=True, cwd=cwd, timeout=300, env=environment())
+
+
+def run_all(jobs: Sequence[Sequence[str]], cwd: Path, processes: int = 2) -> subprocess.CompletedProcess:
+    """Each job is the words after `preftune`; an error if one does not end well in all processes."""
+    (cwd / "jobs.json").write_text(json.dumps(list(zip(free_ports(len(jobs)), jobs, strict=True))))
+    done = subprocess.run(
+        [*COMMAND, str(processes), __file__, "jobs.json"], capture_output=True, text=True, cwd=cwd, timeout=300, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("localhost", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _run_jobs(path: str) -> int:
+    from preftune.cli import main
+
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each run meets anew, which torchrun's own store is not made for
+    for port, words in json.loads(Path(path).read_text()):
+        os.environ["MASTER_PORT"] = str(port)
+        status = main(words)
+        if status:
+            print(f"status {status}: {' '.join(words)}", file=sys.stderr)
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    ended = _run_jobs(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended)  # as preftune.__main__ does
