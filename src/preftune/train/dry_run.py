@@ -14,7 +14,7 @@ from preftune.errors import ConfigError, TrainingError, memory_errors
 from preftune.policy.arithmetic import Shape, product_rate, work_of
 from preftune.policy.load import pick_device
 from preftune.policy.reference import REFERENCE_SCORES
-from preftune.train.batches import cut_mismatched, cut_step, make_score, num_positions, reads_last
+from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last
 from preftune.train.collector import OnPolicySource
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes
@@ -151,8 +151,8 @@ def _update(job: Job, groups: Sequence[Group]) -> _Measured:
     torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
     job.optimiser.step()
     moving = time.perf_counter() - done
-    most_positions = max(num_positions(piece.content.groups, policy.sharing, reads_last(config.objective)) for piece in pieces)
-    return _Measured(positions=most_positions, peak=most,
+    batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
+    return _Measured(positions=max(batch.num_real_positions for batch in batches), peak=most,
                      computing=max(0.0, done - began - moving), moving=moving)  # fmt: skip
 
 
