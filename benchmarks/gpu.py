@@ -55,7 +55,7 @@ from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.optim import make_optimiser
 from preftune.train.options import OptimOptions
-from preftune.train.setup import needed_completions
+from preftune.train.setup import learned_groups
 from preftune.train.step import run_step
 from preftune.types import Group
 
@@ -166,7 +166,7 @@ def our_step(case: Case, shape: Shape, groups: Sequence[Group], device: torch.de
     sharing, reason = choose_layout(model, layout, "bf16")
     policy = Policy(model=model, precision="bf16", sharing=sharing, sharing_reason=reason, peft_model=adapted)
     objective = METHODS[case.method]
-    kept = [group for one in groups if (group := needed_completions(one, objective)) is not None]
+    kept = list(learned_groups(groups, objective))
     score = make_score(policy, objective, make_anchors(case.method, policy, kept, layout))
     parameters = list(policy.trainable().values())
     optimiser = make_optimiser(parameters, OptimOptions(learning_rate=shape.learning_rate))
@@ -311,7 +311,7 @@ def measure(case: Case, shape: Shape, groups: Sequence[Group], device: torch.dev
         wait(device)
         seconds.append(time.perf_counter() - before)
     losses.append(step(0))
-    timed = [one for one in map(lambda g: needed_completions(g, METHODS[case.method]), groups[WARM_UP * shape.batch :]) if one]
+    timed = learned_groups(groups[WARM_UP * shape.batch :], METHODS[case.method])
     total = len(seconds) * float(np.median(seconds))
     return {
         "losses": losses, "seconds": seconds, "ready_s": ready,
