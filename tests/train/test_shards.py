@@ -15,7 +15,7 @@ import yaml
 from preftune.cli import main
 from preftune.errors import ConfigError
 from preftune.policy.shard import ShardOptions
-from tests.folders import metric_rows, same_bits, timeless, weights_of
+from tests.folders import same_bits, weights_of
 from tests.train.likeness import COMMON, same, write_files
 from tests.train.together import run_all, torchrun
 
@@ -23,7 +23,6 @@ SAMPLES = "--data pairs.jsonl --source on-policy --reward taste.py:taste --sampl
 CASES = {
     "pairs": "--data pairs.jsonl --objective dpo --max_steps 20 --epochs 9 --save_every 8 --keep_checkpoints 2",
     "live": "--data pairs.jsonl --objective dpo --epochs 2 --reference.mode live --gradient_checkpointing true",
-    "vocabulary": "--data pairs.jsonl --objective tdpo --epochs 2",
     "idle": "--data pairs.jsonl --objective dpo --batch_size 1 --max_steps 6",
     "coupled": "--data pairs.jsonl --objective kto --batch_size 3 --epochs 2",
     "adapter": "--data pairs.jsonl --objective dpo --lora_r 3 --reference.update_every 2 --reference.update_rate 0.5 --epochs 3"
@@ -31,7 +30,6 @@ CASES = {
     "rewards": "--data pairs.jsonl --objective bradley-terry --lora_r 4 --epochs 2",
     "samples": SAMPLES,
     "values": f"{SAMPLES} --objective ppo --objective.value_clip 0.2 --lora_r 4",
-    "opponent": f"{SAMPLES} --objective xpo --collect.opponent reference --sampling.num_completions 1 --learning_rate 1e-4",
 }
 OWN = {"live": "--shard.reshard false"}  # settings of shards beside the mode
 
@@ -82,8 +80,8 @@ def interrupted(run: Path, name: str, step: int, **settings) -> Path:
 
 
 def test_a_run_in_shards_goes_on_with_any_number_of_processes(folder, monkeypatch):
-    """2 -> 2 bit for bit; 2 -> 1, where the model is whole; 1 -> 2, into shards, and with replicas; an adapter and its moving
-    reference."""
+    """2 -> 2, of an adapter and its moving reference bit for bit; 2 -> 1, where the model is whole; 1 -> 2, into shards, and with
+    replicas."""
     monkeypatch.chdir(folder)
     two, one = folder / "pairs-two", alone("pairs", folder)
     assert {path.name for path in (two / "checkpoints" / "step-000008" / "shards").iterdir()} >= {".metadata", "__1_0.distcp"}
@@ -95,8 +93,7 @@ def test_a_run_in_shards_goes_on_with_any_number_of_processes(folder, monkeypatc
     run_all([["train", "--resume", name] for name in copies], cwd=folder)
     assert main(["train", "--resume", str(interrupted(two, "two-one", 8))]) == 0
 
-    assert same_bits(weights_of(copies["two-two"] / "final"), weights_of(two / "final"))
-    assert timeless(metric_rows(copies["two-two"])) == timeless(metric_rows(two))
+    same(two, copies["two-two"], tolerance=1e-6)
     assert same_bits(weights_of(copies["adapters"] / "final"), weights_of(folder / "adapter-two" / "final"))
     for copy in ("two-one", "one-two", "two-replicas"):
         same(one, folder / copy)
@@ -117,9 +114,7 @@ if os.environ.get("RANK") == "1":
 def taste(prompts, completions, **columns):
     return [float(len(c)) for c in completions]
 """
-DEATHS = {
-    "killed": "os.kill(os.getpid(), signal.SIGKILL)", "an exception": "raise ZeroDivisionError", "stuck": "time.sleep(15)"
-}  # fmt: skip
+DEATHS = {"killed": "os.kill(os.getpid(), signal.SIGKILL)", "an exception": "raise ZeroDivisionError"}
 
 
 @pytest.mark.parametrize("how", DEATHS)
@@ -129,8 +124,7 @@ def test_a_process_that_dies_ends_the_run_soon(how, folder):
     (folder / f"{name}.py").write_text(DYING.format(how=DEATHS[how]))
     words = [*words_of("samples"), "--epochs", "100000", "--reward", f"{name}.py:taste", "--model", "tiny", "--output", name]
     started = time.monotonic()
-    patience = ["--process_minutes", "0.1"] if how == "stuck" else []
-    done = torchrun(*words, *patience, "--shard.mode", "full", cwd=folder)
+    done = torchrun(*words, "--shard.mode", "full", cwd=folder)
     assert done.returncode != 0 and time.monotonic() - started < 120  # seconds on an idle machine
     assert "preftune train: Process 0 lost another process of the run; got" in done.stderr
     assert ("ZeroDivisionError" in done.stderr) == (how == "an exception")

@@ -7,6 +7,7 @@ format of torch.distributed.checkpoint, which any number of processes reads. Eit
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,7 +163,9 @@ def _read_shards(path: Path, parameters, optimiser, reference) -> None:
         parameter, shape = parameters[name], cast(TensorStorageMetadata, stored[key]).size
         empty = torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape, device=parameter.device)
         optimiser.state[parameter][entry] = wanted[key] = empty.detach()
-    load(wanted, checkpoint_id=path / SHARDS, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process", category=UserWarning)
+        load(wanted, checkpoint_id=path / SHARDS, no_dist=not dist.is_initialized())
 
 
 def _optimiser_tensors(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
