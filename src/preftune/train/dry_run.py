@@ -14,7 +14,8 @@ from preftune.errors import ConfigError, TrainingError, memory_errors
 from preftune.policy.arithmetic import Shape, product_rate, work_of
 from preftune.policy.load import pick_device
 from preftune.policy.reference import REFERENCE_SCORES
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last
+from preftune.train.anchors import chosen_mode
+from preftune.train.batches import ANCHORED, PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last
 from preftune.train.collector import OnPolicySource
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes
@@ -61,8 +62,9 @@ class Forecast:
 def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Forecast:
     """A forecast for this run on this machine; an error that says what to change if it will not fit.
 
-    Nothing is written, no weight moves. Data, model and reference are made ready as for the run; a few groups are computed with
-    their gradient, and the largest micro-batch, the whole run's arithmetic and its evaluations follow from these. On-policy, one
+    No run folder is made, no weight moves. Data, model and reference are made ready as for the run; the smallest group and the
+    first step are computed with their gradient, and the largest micro-batch, the whole run's arithmetic and its evaluations
+    follow from these. On-policy, one
     collection is drawn and judged, so the reward is asked.
     """
     if processes.size > 1:
@@ -189,25 +191,30 @@ def _longest(job: Job, drawn: Sequence[Group]) -> int:
 
 
 def _steps_per_draw(job: Job) -> int:
-    options = job.config.collect
-    return max(1, options.epochs * (options.prompts or job.config.batch_size) // job.config.batch_size)
+    options, batch_size = job.config.collect, job.config.batch_size
+    return options.epochs * -(-(options.prompts or batch_size) // batch_size)
+
+
+def _computes_reference(job: Job) -> bool:
+    """Whether the reference is asked along with the policy, and not computed before."""
+    config = job.config
+    mode = chosen_mode(config.reference, config.objective.needs & ANCHORED, config.lora.rank > 0, job.samples is not None)
+    return job.anchors.reference is not None and mode in ("live", "adapter")
 
 
 def _evaluation_seconds(job: Job, rate: float, drawing: float, drawn: int) -> float:
     """Before the first step and each `eval_every` steps."""
     if not job.eval_groups:
         return 0.0
-    every = job.config.eval_every or max(1, job.num_steps // 10)
-    count = 1 + -(-job.num_steps // every)
+    count = 1 + -(-job.num_steps // job.eval_every)
     if job.samples is not None:
         return count * drawing * len(job.eval_groups) / max(1, drawn)
-    live = job.config.reference.mode in ("live", "adapter") and job.anchors.reference is not None
-    return count * (1 + live) * work_of(Shape.of(job.policy.model), job.eval_groups).forward / rate
+    return count * (1 + _computes_reference(job)) * work_of(Shape.of(job.policy.model), job.eval_groups).forward / rate
 
 
 def _reference_seconds(job: Job, rate: float) -> float:
     """For the pass that a cached reference takes; what is in the cache already is not known here, so this is the most."""
-    if isinstance(job.source, OnPolicySource) or job.anchors.reference is None or job.config.reference.mode in ("live", "adapter"):
+    if isinstance(job.source, OnPolicySource) or job.anchors.reference is None or _computes_reference(job):
         return 0.0
     groups = scored_groups(job.config.objective, job.source, job.eval_groups, job.num_steps)
     return work_of(Shape.of(job.policy.model), groups).forward / rate

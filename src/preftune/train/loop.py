@@ -103,7 +103,7 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
     config, processes = job.config, job.processes
     evaluation: dict[str, float] = {}
-    eval_every = _eval_every(job)
+    eval_every = job.eval_every
     last, half = job.num_steps, HalfStep(job.optimiser)
     watch = Watch(run=run, config=to_plain(config), report=report)
 
@@ -154,11 +154,6 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     processes.from_main(watch.write)
     finished = counters.step == last
     return (_tell_finished if finished else _tell_interrupted)(run, report, counters.step, evaluation)
-
-
-def _eval_every(job: Job) -> int:
-    steps = job.config.eval_every or max(1, job.num_steps // 10)
-    return steps + steps % 2 if job.config.optim.extragradient else steps
 
 
 def _tell_interrupted(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:

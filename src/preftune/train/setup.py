@@ -61,6 +61,12 @@ class Job:
     processes: Processes
 
     @property
+    def eval_every(self) -> int:
+        """Steps between evaluations on held-out data."""
+        steps = self.config.eval_every or max(1, self.num_steps // 10)
+        return steps + steps % 2 if self.config.optim.extragradient else steps
+
+    @property
     def samples(self) -> OnPolicySource | None:
         """The source, if it draws from the policy."""
         return self.source if isinstance(self.source, OnPolicySource) else None
