@@ -114,7 +114,9 @@ if os.environ.get("RANK") == "1":
 def taste(prompts, completions, **columns):
     return [float(len(c)) for c in completions]
 """
-DEATHS = {"killed": "os.kill(os.getpid(), signal.SIGKILL)", "an exception": "raise ZeroDivisionError"}
+DEATHS = {
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)", "an exception": "raise ZeroDivisionError", "stuck": "time.sleep(15)"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("how", DEATHS)
@@ -124,7 +126,8 @@ def test_a_process_that_dies_ends_the_run_soon(how, folder):
     (folder / f"{name}.py").write_text(DYING.format(how=DEATHS[how]))
     words = [*words_of("samples"), "--epochs", "100000", "--reward", f"{name}.py:taste", "--model", "tiny", "--output", name]
     started = time.monotonic()
-    done = torchrun(*words, "--shard.mode", "full", cwd=folder)
+    patience = ["--process_minutes", "0.1"] if how == "stuck" else []
+    done = torchrun(*words, *patience, "--shard.mode", "full", cwd=folder)
     assert done.returncode != 0 and time.monotonic() - started < 120  # seconds on an idle machine
     assert "preftune train: Process 0 lost another process of the run; got" in done.stderr
     assert ("ZeroDivisionError" in done.stderr) == (how == "an exception")
