@@ -77,6 +77,12 @@ def test_own_samples_are_drawn_once(tiny_folder, pairs_file, tmp_path):
     assert found.evaluation_seconds > 0
 
 
+def test_shards_are_not_rehearsed(tiny_folder, pairs_file, tmp_path, capsys):
+    words = ["--model", str(tiny_folder), "--data", pairs_file, "--output", str(tmp_path / "run"), "--shard.mode", "full"]
+    assert main(["train", *words, "--dry-run"]) == 2
+    assert "A dry run is for one process; got 1 processes, shard.mode full" in capsys.readouterr().err
+
+
 LIMITED = """
 import re, resource, sys
 from preftune.cli import main

@@ -67,9 +67,9 @@ def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Fore
     follow from these. On-policy, one
     collection is drawn and judged, so the reward is asked.
     """
-    if processes.size > 1:
-        raise ConfigError("A dry run is for one process", got=f"{processes.size} processes",
-                          do="Start it without torchrun; docs/scaling.md says what several processes change")  # fmt: skip
+    if processes.size > 1 or config.shard.mode != "none":
+        raise ConfigError("A dry run is for one process", got=f"{processes.size} processes, shard.mode {config.shard.mode}",
+                          do="Start it without torchrun and shards; docs/scaling.md says what these change")  # fmt: skip
     if pick_device(config.device).type != "cuda" and not _RESET.exists():
         raise ConfigError("A dry run on this system cannot measure memory", got="no /proc", expected="Linux, or a CUDA device")
     with memory_errors():
