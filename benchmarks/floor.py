@@ -23,12 +23,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from preftune.data.pack import LayoutOptions, collate, split_micro_batches
 from preftune.policy.arithmetic import Shape, product_rate, work_of
-from preftune.policy.load import quiet_transformers
+from preftune.policy.load import LoadOptions, load_model, quiet_transformers, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score
 from preftune.types import Group
 
 KINDS = {  # operators of PyTorch by what they do
-    "products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"),
+    "products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"),
     "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",
                   "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
     "copies and casts": ("aten::copy_", "aten::cat"),
@@ -63,7 +63,7 @@ def by_kind(policy: Policy, groups: Sequence[Group], tokens: int) -> dict[str, f
 
 
 def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
-    model = pair_training.plain_model(settings.model)
+    model = load_model(resolve_model(settings.model), LoadOptions())
     settings.steps = 0
     groups = [pair_training.as_group(pair, i) for i, pair in enumerate(pair_training.read_pairs(settings))]
     work, sharing = work_of(Shape.of(model), groups), choose_sharing(model, True)[0]

@@ -16,7 +16,8 @@ prompts: rows of a generation batch, padded and shuffled as it does that. Varian
     trl                  as it comes: with gradient checkpointing
     trl-keep             without it, as someone would choose who has the memory: the faster of the two
 
-Times are taken in turns in one process, by the clock and as processor time, which a shared machine disturbs less. Peak memory is
+Times are taken in turns in one process, by the clock and as processor time, which a shared machine disturbs less; TRL so has the
+matrix products of `preftune.policy.products` too. Peak memory is
 that of a process of its own per variant, above the loaded model: with the optimiser's moments and the gradients (the same for
 all: three times the weights), and without these.
 """

@@ -12,6 +12,7 @@ four times the weights, are in it for all.
 
     preftune-live, preftune-cached         reference beside the policy, or computed before; activations kept, as it comes
     preftune-recompute                     cached, with gradient_checkpointing
+    preftune-plain-products                cached, without `preftune.policy.products`: what is left if a processor has no use for it
     trl-live, trl-cached                   as it comes: fused head, gradient checkpointing
     trl-live-keep, trl-cached-keep         without checkpointing, as someone would choose who has the memory
     plain                                  benchmarks/plain_baseline.py, cached
@@ -36,13 +37,17 @@ from typing import Any
 import numpy as np
 import plain_baseline
 import torch
+from transformers import AutoModelForCausalLM
 
 from preftune.data.options import DataOptions
 from preftune.data.pack import LayoutOptions, segments, split_micro_batches
 from preftune.data.prepare import prepare
 from preftune.objectives.dpo import DPO
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer, quiet_transformers, resolve_model
+from preftune.policy.attention import set_attention
+from preftune.policy.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score_groups, use_gradient_checkpointing
+from preftune.policy.products import use_fast_products
+from preftune.policy.segments import plain_attention
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.optim import make_optimiser
@@ -51,7 +56,8 @@ from preftune.train.step import run_step
 from preftune.types import Group
 
 VARIANTS = (
-    "preftune-live", "preftune-cached", "preftune-recompute", "trl-live", "trl-cached", "trl-live-keep", "trl-cached-keep", "plain",
+    "preftune-live", "preftune-cached", "preftune-recompute", "preftune-plain-products",
+    "trl-live", "trl-cached", "trl-live-keep", "trl-cached-keep", "plain",
 )  # fmt: skip
 RATE, MAX_NORM = 1e-6, 1.0
 AGREEMENT = {"fp32": 1e-4, "bf16": 2e-2}
@@ -88,8 +94,8 @@ def as_group(pair: Pair, number: int) -> Group:
 
 
 def plain_model(name: str) -> Any:
-    """With its weights in memory, and not in a mapped file of which pages come in when they are read."""
-    model = load_model(resolve_model(name), LoadOptions())
+    """As transformers loads it, but with its weights in memory: pages of a mapped file come in when they are read."""
+    model = AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=torch.float32).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     model.tie_weights()
@@ -98,6 +104,9 @@ def plain_model(name: str) -> Any:
 
 def our_steps(variant: str, pairs: Sequence[Pair], settings: argparse.Namespace) -> Step:
     model = plain_model(settings.model)
+    set_attention(model, plain_attention(model.config))
+    if variant != "preftune-plain-products":
+        use_fast_products()
     policy = Policy(model=model, precision=settings.precision, sharing=choose_sharing(model, True)[0], sharing_reason="")
     groups, layout = [as_group(pair, i) for i, pair in enumerate(pairs)], LayoutOptions()
     if variant == "preftune-recompute":
@@ -195,7 +204,7 @@ def child(settings: argparse.Namespace) -> dict[str, Any]:
     pairs: list[Pair] = [tuple(pair) for pair in json.loads(Path(settings.rows).read_text())]
     kind = {"preftune": our_steps, "trl": trl_steps, "plain": plain_steps}[settings.child.split("-")[0]]
     started = time.perf_counter()
-    model_bytes = sum(p.numel() * p.element_size() for p in load_model(resolve_model(settings.model), LoadOptions()).parameters())
+    model_bytes = sum(p.numel() * p.element_size() for p in plain_model(settings.model).parameters())
     loaded = resident("VmRSS")
     step = kind(settings.child, pairs, settings)
     ready, seconds, losses = time.perf_counter() - started, [], [step(0)]

@@ -26,6 +26,7 @@ from transformers import (
 from preftune.errors import ConfigError, ModelError
 from preftune.policy.adapters import quiet_peft
 from preftune.policy.bundled import BUNDLED_MODELS, bundled_folder
+from preftune.policy.products import use_fast_products
 from preftune.policy.segments import plain_attention
 
 _ADAPTER_FILE = "adapter_config.json"
@@ -130,6 +131,7 @@ def check_same_tokeniser(model: str, reference: str, options: LoadOptions) -> No
 def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is exact."""
     quiet_transformers()
+    use_fast_products()
     if (Path(source) / _ADAPTER_FILE).is_file():
         return _merged(source, options, dtype)
     model = _whole_model(AutoModelForCausalLM, source, options, dtype)
@@ -141,6 +143,7 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
 def load_classification_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A sequence classifier in evaluation mode, with its own head: a head that is not in the files would be random."""
     quiet_transformers()
+    use_fast_products()
     if (Path(source) / _ADAPTER_FILE).is_file():
         raise ModelError(f"{source} is an adapter", expected="a whole sequence-classification model",
                          do="Merge the adapter into its base first")  # fmt: skip
