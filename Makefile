@@ -17,9 +17,17 @@ check: .venv/ready
 format: .venv/ready
 	$(BIN)/ruff check --fix src tests benchmarks
 
+# Every comparison, a line of JSON for each; hours on two idle cores. PAIRS names files of pairs beside the made-up mixes.
+PAIRS ?=
 bench: .venv/ready
-	$(BIN)/python benchmarks/methods_vs_sft.py
-	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/startup.py --json
+	for precision in fp32 bf16; do for data in $(PAIRS:%=--data=%) --mix=long-prompt --mix=short-prompt --mix=mixed; do \
+	  $(BIN)/python benchmarks/pair_training.py $$data --precision $$precision --json || exit 1; done; done
+	for data in $(PAIRS:%=--data=%) --mix=mixed; do $(BIN)/python benchmarks/floor.py $$data --json || exit 1; done
+	for objective in grpo rloo; do $(BIN)/python benchmarks/group_update.py --objective $$objective --json || exit 1; done
+	$(BIN)/python benchmarks/methods_vs_sft.py --json
+	for method in dpo kto; do $(BIN)/python benchmarks/preparation.py --method $$method --memory-rows 10000 200000 --json || exit 1; done
+	$(BIN)/python benchmarks/sampling.py --json
 
 # Operations, calls and bytes of a step against the committed baseline, in seconds.
 bench-quick: .venv/ready

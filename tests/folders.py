@@ -54,7 +54,8 @@ def metric_rows(run: Path) -> list[dict]:
 
 def timeless(rows: Sequence[Mapping[str, object]]) -> list[dict]:
     """Metric rows without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in ("step_time", "tokens_per_second", "collect_time", "mfu")} for row in rows]
+    clock = {"step_time", "tokens_per_second", "collect_time", "mfu", "eval_mfu", "sample_mfu"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 
 def tiny_config(model: Path, data: str, output: Path, **settings: Any) -> TrainConfig:

@@ -51,6 +51,12 @@ def tiny(tmp_path_factory) -> str:
     return str(save_tiny_model(tmp_path_factory.mktemp("bench") / "model"))
 
 
+def test_startup(tiny):
+    [found] = run("startup.py", "--model", tiny, "--pairs", "8", "--turns", "1")
+    assert 0 < found["help"][0] < 0.5, "the help is written without importing torch"
+    assert found["first_step"][0] > 0
+
+
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])
 def test_group_update(bench, tiny, objective, monkeypatch, capsys):
     """Left to run, it ends with an error if loss or gradient differ."""

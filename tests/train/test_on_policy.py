@@ -120,6 +120,7 @@ def test_samples_are_of_the_policy_and_its_numbers_are_theirs(config):
         for one, mine in zip(group.behaviour_logp, logps, strict=True):
             np.testing.assert_allclose(one, mine, atol=1e-4)
     assert taken.metrics["sampler_gap"] < 1e-4
+    assert 0 < taken.metrics["sample_mfu"] < 1
 
 
 def test_a_sampler_that_disagrees_stops_the_run(config):

@@ -86,7 +86,7 @@ def test_the_run_folder_holds_everything(tiny_folder, pairs_file, tmp_path):
         "step", "phase", "loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "prompts_seen", "samples_drawn",
         "reward_queries", "step_time", "tokens_per_second", "packing", "mfu", "pairs/overlap",
     }  # fmt: skip
-    assert set(rows[0]) == {"step", "phase", "eval_loss", "health/reference"} | {f"eval_{name}" for name in pairwise}
+    assert set(rows[0]) == {"step", "phase", "eval_loss", "eval_mfu", "health/reference"} | {f"eval_{name}" for name in pairwise}
     assert [row["prompts_seen"] for row in rows if row["phase"] == "train"] == [4, 6, 10, 12]
     assert json.loads((result.folder / "status.json").read_text())["state"] == "finished"
     assert sorted(path.name for path in (result.folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]

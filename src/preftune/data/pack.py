@@ -32,7 +32,7 @@ class LayoutOptions:
     """
 
     share_prompts: bool = True
-    micro_batch_tokens: int = 1024
+    micro_batch_tokens: int = 512
     attention: Attention = "auto"
 
     def __post_init__(self) -> None:

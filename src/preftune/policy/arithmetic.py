@@ -95,6 +95,11 @@ def product_rate(device: torch.device, precision: str) -> float:
     return 2.0 * size**3 / best
 
 
+def utilisation(operations: float, seconds: float, device: torch.device, precision: str, processes: int = 1) -> float:
+    """Operations over those of matrix products that as many such processes could have done meanwhile."""
+    return operations / (max(seconds, 1e-9) * processes * product_rate(device, precision))
+
+
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -116,6 +116,9 @@ KNOWN_MEANINGS = {
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
     "mfu": "Model FLOP utilisation: the arithmetic that the policy's update must do (each prompt once, the head at scored tokens "
     "alone) over what the machine's measured matrix products could do meanwhile.",
+    "eval_mfu": "The same of an evaluation: a forward pass of the policy.",
+    "sample_mfu": "The same of drawing a collection: one forward pass over its prompts and completions is what must be done. Tokens "
+    "that come one by one read all weights each, so this is far below that of training.",
 }
 
 

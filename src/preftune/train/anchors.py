@@ -1,6 +1,7 @@
 """The models beside the policy: the reference (frozen or following), the behaviour policy, a contrast of two models."""
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from preftune.data.pack import collate, split_micro_batches
 from preftune.onpolicy.sample import Blend
 from preftune.policy.adapters import inject_lora
+from preftune.policy.arithmetic import Shape, utilisation, work_of
 from preftune.policy.load import load_model, resolve_model
 from preftune.policy.policy import Policy, choose_layout, hidden_states, in_shards, model_head, score_groups, to_device
 from preftune.policy.reference import (
@@ -22,6 +24,7 @@ from preftune.policy.reference import (
     RefLogps,
     adapter_off,
     check_equal,
+    completion_keys,
     fill_store,
     weights_digest,
 )
@@ -128,7 +131,8 @@ class AnchorBuilder:
         model, digest = self._model(name)
         layout, report = self.config.layout, self.report
         folder = cache_folder() / "references" / f"{digest[:32]}-{self.config.precision}"
-        fresh = 0
+        fresh, started, known = 0, time.perf_counter(), ReferenceStore(folder)
+        new = {tuple(completion_keys(group)): group for group in self.groups if group not in known}
         if self.processes.size > 1:  # each computes a share; on one disk all find it there, elsewhere the rest is computed below
             share = self.groups[self.processes.rank :: self.processes.size]
             fresh = fill_store(ReferenceStore(folder), model, share, layout, lambda done, of: report.update(role, done, of))
@@ -136,6 +140,10 @@ class AnchorBuilder:
         store = ReferenceStore(folder)
         fresh += fill_store(store, model, self.groups, layout, lambda done, of: report.update(role, done, of))
         report.note(f"{role}: {fresh} groups computed, {len(self.groups) - fresh} from the cache")
+        if new:
+            operations = work_of(Shape.of(model.model), [*new.values()]).forward
+            share = utilisation(operations, time.perf_counter() - started, model.device, model.precision, self.processes.size)
+            report.note(f"{role}: computed at {share:.0%} of the machine's matrix products")
         self._check_cache(store, model)
         return lambda part: [store.get(group) for group in part]
 

@@ -2,11 +2,9 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,10 +25,10 @@ from preftune.onpolicy.collect import (
     win_rates,
     with_opponents,
 )
-from preftune.onpolicy.prompts import prompt_text
-from preftune.onpolicy.rewards import Verdicts
 from preftune.onpolicy.sample import Blend, Sampled
+from preftune.policy.arithmetic import Shape, utilisation, work_of
 from preftune.policy.policy import Policy, adapter_weights, score
+from preftune.train.news import Drawn, News
 from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
 from preftune.train.serving import Follower
@@ -153,19 +151,22 @@ class OnPolicySource:
 
     def _advance(self, step: int) -> Taken:
         """The next collection comes into use, if there is one."""
-        state, started, news = self._state, time.perf_counter(), _News()
+        state, started, news = self._state, time.perf_counter(), News()
         while len(state.waiting) <= self.options.lag:
             before = len(state.waiting)
             news = self._collect(step, news)
             if len(state.waiting) == before:
                 break  # nothing more comes: what waits is still used
         if not state.waiting:
-            return news.taken(step, time.perf_counter() - started)
+            return news.taken(step, time.perf_counter() - started, self._used)
         state.current = [*state.current, state.waiting.pop(0)][-1 - self.options.replay :]
         state.begun = step - 1
-        return news.taken(step, time.perf_counter() - started)
+        return news.taken(step, time.perf_counter() - started, self._used)
 
-    def _collect(self, step: int, news: "_News") -> "_News":
+    def _used(self, operations: float, seconds: float) -> float:
+        return utilisation(operations, seconds, self.policy.device, self.policy.precision, self.processes.size)
+
+    def _collect(self, step: int, news: News) -> News:
         """Draw until the collection holds something (or is full, with `fill`), and put it behind those that wait."""
         state = self._state
         for _ in range(MOST_DRAWS):
@@ -187,12 +188,12 @@ class OnPolicySource:
         state.gathered = []
         return news
 
-    def _gather(self, step: int, news: "_News") -> "_News":
+    def _gather(self, step: int, news: News) -> News:
         """One draw, judged: it stays in the state until it is, so that a reward that fails loses nothing."""
         state = self._state
-        gap = None
+        made = None
         if state.unjudged is None:
-            state.unjudged, gap = self._draw(self._order.take(state.draws + 1))
+            state.unjudged, made = self._draw(self._order.take(state.draws + 1))
             state.draws += 1
         drawn = state.unjudged
         records = [self.records[group.origin] for group in drawn.groups]
@@ -203,7 +204,7 @@ class OnPolicySource:
             kept = self._with_values(kept)
         state.gathered += kept
         state.unjudged = None
-        return news.joined(drawn, groups, records, verdicts, dropped, gap)
+        return news.joined(drawn, groups, records, verdicts, dropped, made)
 
     def drawn(
         self, prompts: Sequence[Group], judge: Judge, number: int, progress: Callable[[int, int], None],
@@ -222,18 +223,22 @@ class OnPolicySource:
             own = draw(self.policy.model, judge, [prompts[i] for i in mine], seed, mine, progress, blend=blend)
         return joined_draws(self.processes.gather(own)) if self.processes.size > 1 else own
 
-    def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, float]:
-        """Completions, and the mean |logp of the trainer - logp of the sampler| on some of them; stops if they differ."""
-        policy, number = self.policy, self._state.draws
+    def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, Drawn]:
+        """Completions; stops if the trainer's log-probabilities of some of them are not the sampler's."""
+        policy, number, started = self.policy, self._state.draws, time.perf_counter()
         drawn, ones = self.drawn(prompts, self.judge, number, lambda done, of: self.report.update("sample", done, of))
+        seconds = time.perf_counter() - started
         few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
         found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
         check_agreement(found, self.tolerance)
+        here = self.follower is None
+        operations = work_of(Shape.of(policy.model), drawn.groups).forward if here else 0.0
+        made = Drawn(gap=found.mean, seconds=seconds, must_be_done=operations)
         if self.opponent is None:
-            return drawn, found.mean
+            return drawn, made
         once = replace(self.judge, sampling=replace(self.judge.sampling, num_completions=1))
         opponents, _ = self.drawn(prompts, once, OPPONENTS + number, lambda done, of: None, self.opponent)
-        return with_opponents(drawn, opponents), found.mean
+        return with_opponents(drawn, opponents), made
 
     @torch.no_grad()
     def _with_values(self, groups: Sequence[Group]) -> list[Group]:
@@ -271,78 +276,6 @@ def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Dra
 def draw_seed(seed: int, number: int) -> int:
     """Draws of one run differ, and so do those of two runs with neighbouring seeds."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _News:
-    """What the draws of one collection came to."""
-
-    num_prompts: int = 0
-    num_asked: int = 0
-    num_none: int = 0
-    parse_failures: int = 0
-    rewards: tuple[float, ...] = ()
-    ended: tuple[bool, ...] = ()
-    lengths: tuple[int, ...] = ()
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    gaps: tuple[float, ...] = ()
-    comparable: int = 0  # prompts with two rewards or more
-    equal: int = 0  # of these, those whose rewards are all the same
-    centred: tuple[tuple[float, float], ...] = ()  # reward and length of a completion, less the mean of its prompt
-    rows: tuple[Mapping[str, object], ...] = ()
-
-    def joined(
-        self, drawn: Draw, groups: Sequence[Group], records: Sequence[Record], verdicts: Verdicts, dropped: Mapping[str, int],
-        gap: float | None,
-    ) -> "_News":  # fmt: skip
-        lengths = [[len(ids) for ids in group.completions] for group in groups]
-        rows = [
-            {"prompt": prompt_text(record), "completions": list(texts), "rewards": list(group.rewards), "ended": list(ended),
-             "num_tokens": counts}
-            for record, texts, group, ended, counts in zip(records, drawn.texts, groups, drawn.ended, lengths, strict=True)
-        ]  # fmt: skip
-        known = [reward for reward in verdicts.rewards if reward is not None]
-        judged = [
-            [(reward, size) for reward, size in zip(group.rewards, sizes, strict=True) if reward is not None]
-            for group, sizes in zip(groups, lengths, strict=True)
-        ]
-        several = [pairs for pairs in judged if len(pairs) > 1]
-        equal = sum(len({reward for reward, _ in pairs}) == 1 for pairs in several)
-        return _News(
-            num_prompts=self.num_prompts + len(groups), num_asked=self.num_asked + len(verdicts.rewards),
-            num_none=self.num_none + len(verdicts.rewards) - len(known),
-            parse_failures=self.parse_failures + verdicts.parse_failures, rewards=(*self.rewards, *known),
-            ended=(*self.ended, *chain.from_iterable(drawn.ended)), lengths=(*self.lengths, *chain.from_iterable(lengths)),
-            dropped=Counter(self.dropped) + Counter(dropped), gaps=self.gaps if gap is None else (*self.gaps, gap),
-            comparable=self.comparable + len(several), equal=self.equal + equal,
-            centred=(*self.centred, *chain.from_iterable(map(_centred, several))),
-            rows=(*self.rows, *rows),
-        )  # fmt: skip
-
-    def taken(self, step: int, seconds: float) -> Taken:
-        metrics = {
-            "completions/ended": float(np.mean(self.ended)), "completions/length": float(np.mean(self.lengths)),
-            "collect/left_out": float(sum(self.dropped.values())), "collect/no_reward": float(self.num_none),
-            "collect/parse_failures": float(self.parse_failures), "collect_time": seconds,
-        }  # fmt: skip
-        if self.rewards:
-            metrics |= {"collect/reward": float(np.mean(self.rewards)), "collect/reward_std": float(np.std(self.rewards))}
-        if self.comparable:
-            metrics["collect/equal_rewards"] = self.equal / self.comparable
-        reward, length = np.array(self.centred).reshape(-1, 2).T
-        if len(reward) and reward.std() > 0 and length.std() > 0:
-            metrics["collect/length_correlation"] = float(np.corrcoef(reward, length)[0, 1])
-        if self.gaps:
-            metrics["sampler_gap"] = float(np.mean(self.gaps))
-        return Taken(
-            groups=[], prompts_seen=self.num_prompts, samples_drawn=self.num_asked, reward_queries=self.num_asked,
-            metrics=metrics, completions=tuple({"step": step, **row} for row in self.rows),
-        )  # fmt: skip
-
-
-def _centred(pairs: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
-    reward, length = (float(np.mean(column)) for column in zip(*pairs, strict=True))
-    return [(r - reward, n - length) for r, n in pairs]
 
 
 def _plain_state(state: _State) -> dict[str, Any]:

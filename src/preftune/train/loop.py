@@ -12,7 +12,7 @@ from preftune.data.prepare import write_bad_rows
 from preftune.diagnose.health import health_numbers
 from preftune.errors import ConfigError, ElsewhereError, PreftuneError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
-from preftune.policy.arithmetic import Shape, product_rate, work_of
+from preftune.policy.arithmetic import Shape, utilisation, work_of
 from preftune.policy.reference import REFERENCE_SCORES
 from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
@@ -196,7 +196,8 @@ def _train_step(
     computed = job.processes.total(sum(batch.num_positions for batch in batches))
     updating = max(job.processes.gather(time.perf_counter() - started))
     seconds = updating + taken.metrics.get("collect_time", 0.0)
-    possible = job.processes.size * product_rate(job.policy.device, config.precision)
+    operations = work_of(Shape.of(job.policy.model), groups).training
+    used = utilisation(operations, updating, job.policy.device, config.precision, job.processes.size)
     counters = replace(
         counters, step=step, num_tokens=counters.num_tokens + tokens, prompts_seen=counters.prompts_seen + taken.prompts_seen,
         samples_drawn=counters.samples_drawn + taken.samples_drawn, reward_queries=counters.reward_queries + taken.reward_queries,
@@ -209,7 +210,7 @@ def _train_step(
         "epoch": round(step / job.source.steps_per_epoch, 6), "num_tokens": counters.num_tokens,
         "prompts_seen": counters.prompts_seen, "samples_drawn": counters.samples_drawn,
         "reward_queries": counters.reward_queries, "step_time": seconds, "tokens_per_second": tokens / seconds,
-        "packing": tokens / computed, "mfu": work_of(Shape.of(job.policy.model), groups).training / (updating * possible),
+        "packing": tokens / computed, "mfu": used,
         **pair_overlap(groups), **result.metrics, **taken.metrics,
     })  # fmt: skip
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
@@ -222,12 +223,15 @@ def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: Stat
         if run.writes:
             watch.findings()
         return {}
+    started, used = time.perf_counter(), {}
     if job.samples is not None:
         metrics = evaluate_samples(job.samples, job.eval_groups, job.anchors.reference,
                                    lambda done, of: report.update("evaluate", done, of))  # fmt: skip
     else:
         metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.anchors, job.config.layout, state, job.processes)
-    row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()}
+        seconds, operations = time.perf_counter() - started, work_of(Shape.of(job.policy.model), job.eval_groups).forward
+        used = {"eval_mfu": utilisation(operations, seconds, job.policy.device, job.config.precision, job.processes.size)}
+    row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()} | used
     if run.writes:
         run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
     shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl") if k in metrics]
