@@ -3,12 +3,13 @@
     python benchmarks/cost_model.py [--json]
 
 Measured on decoders of the Llama family with random weights: bytes that PyTorch keeps for the backward pass per position and layer
-(storages that autograd saves, weights aside), and bytes that two gloo processes hand to their collectives in one step of a model in
+(storages that autograd saves, weights aside), and entries that two gloo processes gather and sum in one micro-batch of a model in
 shards. The rest follows from the formulas. Nothing here depends on the clock.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import socket
 from collections import Counter
@@ -56,14 +57,16 @@ class Decoder:
         """Bytes per position and layer that wait for the backward pass.
 
         fp32: 4 (9 hidden + 2 keys + 4 inner): input, normalised input and output of two norms; queries, keys, values; the output of
-        attention and its copy in a row; gate, its activation, up, their product. bf16 under autocast: 26 hidden + 8 keys + 8
-        inner: the norms' inputs and what attention reads (on a CPU) in fp32, the rest in bf16. Checkpointed: the layer's input.
+        attention and its copy in a row; gate, its activation, up, their product. bf16 under autocast: 36 hidden + 8 keys + 8
+        inner: what norms keep and what attention reads and writes (on a CPU) in fp32; the rest in bf16, the norms' outputs once for
+        each of the five products that read them. Completions that share a prompt have a copy of its keys and values each, which
+        is not in it. Checkpointed: the layer's input.
         """
         if checkpointing:
             return 4.0 * self.hidden
         if precision == "fp32":
             return 4.0 * (9 * self.hidden + 2 * self.keys + 4 * self.inner)
-        return 26.0 * self.hidden + 8 * self.keys + 8 * self.inner
+        return 36.0 * self.hidden + 8 * self.keys + 8 * self.inner
 
 
 BENCH = Decoder(layers=2, hidden=512, keys=128, inner=1536, vocabulary=1000, tied=True)
@@ -113,25 +116,43 @@ def kept_bytes(precision: str, checkpointing: bool) -> float:
     return (totals[1] - totals[0]) / 2
 
 
-def shards_bytes(precision: str, reshard: bool, rank: int, size: int, port: int, answer: Any) -> None:
-    """In one of several processes: what a step of two micro-batches hands to collectives."""
+def collectives(reshard: bool, rank: int, port: int, answer: Any) -> None:
+    """In one of two processes: entries that a micro-batch of a model in shards gathers and sums."""
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=size)
-    policy = policy_of(BENCH, precision)
-    policy = in_shards(policy, ShardOptions(mode="full", reshard=reshard), torch.device("cpu"))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    policy = in_shards(policy_of(BENCH, "fp32"), ShardOptions(mode="full", reshard=reshard), torch.device("cpu"))
     batch = collate([group(60)], LayoutOptions(), "flat")
-    score(policy, batch).logp.sum().backward()  # what is made once
+
+    def step() -> None:
+        policy.run(lambda: (score(policy, batch).logp.sum(),))[0].backward()
+
+    step()  # what is made once
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        for _ in range(2):
-            score(policy, batch).logp.sum().backward()
-    sent: Counter[str] = Counter()
+        step()
+    moved: Counter[str] = Counter()
     for event in profiler.events():
-        if event.name.startswith("c10d::"):
-            sent[event.name] += sum(int(np.prod(shape)) for shape in event.input_shapes[:1] if shape)
-    answer.put((rank, dict(sent)))
+        if event.name in MOVES:
+            moved[MOVES[event.name]] += max(int(np.prod(shape)) for shape in event.input_shapes if shape)
+    answer.put(dict(moved))
     dist.barrier()
     dist.destroy_process_group()
+
+
+MOVES = {"c10d::_allgather_base_": "gathered", "c10d::_reduce_scatter_base_": "summed"}
+
+
+def moved_by_two(reshard: bool) -> dict[str, int]:
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    answer = context.Queue()
+    workers = [context.Process(target=collectives, args=(reshard, rank, port, answer)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [answer.get(timeout=300) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert found[0] == found[1], "both processes take part in the same collectives"
+    return found[0]
 
 
 def free_port() -> int:
@@ -140,15 +161,54 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def per_device(shape: Decoder, devices: int) -> dict[str, float]:
+    """GiB on each of some devices in shards, all weights training in bf16, no reference beside; and one micro-batch."""
+    unit = 2 * shape.layer_parameters * 2 + 4 * shape.rest  # two layers in bf16, the rest in fp32, while they are gathered
+    return {
+        "state": 16 * shape.parameters / devices / 2**30, "gathered": unit / 2**30,
+        "kept per 1000 positions": 1000 * shape.layers * shape.kept("bf16") / 2**30,
+        "checkpointed": (1000 * shape.layers * shape.kept("bf16", True) + 1000 * shape.kept("bf16")) / 2**30,
+    }  # fmt: skip
+
+
+def measure() -> dict[str, Any]:
+    kept = {
+        f"{precision}{', checkpointed' if checkpointing else ''}": {
+            "formula": BENCH.kept(precision, checkpointing), "measured": kept_bytes(precision, checkpointing),
+        }
+        for precision in ("fp32", "bf16") for checkpointing in (False, True)
+    }  # fmt: skip
+    layers, whole = BENCH.layers * BENCH.layer_parameters, BENCH.parameters
+    moved = {}
+    for reshard in (True, False):
+        found = moved_by_two(reshard)
+        moved[f"reshard {str(reshard).lower()}"] = {
+            "gathered": {"formula": 2 * whole if reshard else 2 * whole - layers, "measured": found["gathered"]},
+            "summed": {"formula": whole, "measured": found["summed"]},
+        }
+    devices = {name: {str(n): per_device(shape, n) for n in (1, 8, 64)} for name, shape in SHAPES.items()}
+    return {"kept": kept, "moved": moved, "per_device": devices}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    settings = parser.parse_args()
+    found = measure()
+    if settings.json:
+        print(json.dumps(found))
+        return
+    for name, one in found["kept"].items():
+        print(f"kept, {name}: {one['measured']:.0f} bytes per position and layer, by the formula {one['formula']:.0f} "
+              f"({one['measured'] / one['formula']:.3f})")  # fmt: skip
+    for name, moves in found["moved"].items():
+        for move, one in moves.items():
+            print(f"{move}, {name}: {one['measured']} entries, by the formula {one['formula']} "
+                  f"({one['measured'] / one['formula']:.3f})")  # fmt: skip
+    for name, sizes in found["per_device"].items():
+        for devices, one in sizes.items():
+            print(f"{name} on {devices}: " + ", ".join(f"{what} {size:.2f} GiB" for what, size in one.items()))
+
+
 if __name__ == "__main__":
-    for precision in ("fp32", "bf16"):
-        for checkpointing in (False, True):
-            print(precision, checkpointing, kept_bytes(precision, checkpointing), BENCH.kept(precision, checkpointing))
-    context = torch.multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    port = free_port()
-    workers = [context.Process(target=shards_bytes, args=("fp32", True, rank, 2, port, answer)) for rank in range(2)]
-    [w.start() for w in workers]
-    print(answer.get(), answer.get())
-    [w.join() for w in workers]
-    print(BENCH.parameters)
+    main()

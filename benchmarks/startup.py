@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--model smollm2-135m-instruct] [--method dpo] [--pairs 64] [--turns 5] [--json]
 
-Rows are made up, short, and the same for every turn. The first turn of `train` prepares them and, for a method with a reference, has
+Rows are made up, short, and the same for every turn. The first turn of `train` prepares them and, where there is a reference, has
 that computed; later ones find both in the cache, which is a new one for every call of this script. A step begins when its line in
 the log is written, less the time that the line says it took.
 """
