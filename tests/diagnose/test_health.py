@@ -102,7 +102,7 @@ CASES = {  # name -> (condition, threshold, a history in which the measure is v)
     "displacement, bnf": ("displacement", FALL_NOT_USUAL, lambda v: pair_runs([0, -100 * v], [0, -100 * v - 5], BNF)),
     "displacement, dpo": ("displacement", FALL_USUAL, lambda v: pair_runs([0, -100 * v], [0, -100 * v - 5])),
     "rejected only": ("rejected-only", REJECTED_SHARE, lambda v: pair_runs([0, 10 * (1 - v)], [0, -10 * v])),
-    "identical pairs": ("identical-pairs", OVERLAP, lambda v: history({"pairs/overlap": [v - 0.01, v, v + 0.01]})),
+    "identical pairs": ("identical-pairs", OVERLAP, lambda v: history({"pairs/common_ends": [v - 0.01, v, v + 0.01]})),
     "length rule": ("length-margins", LENGTH_RULE, lambda v: pair_runs(
         [0, 5], [0, -5], length_correlation=[-v], length_bias=[-1.0])),
     "saturated": ("saturated", GENERALISATION_GAP, lambda v: history(FITTED, {"rewards/accuracies": [0.5, 1 - v]})),

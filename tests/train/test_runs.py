@@ -84,7 +84,7 @@ def test_the_run_folder_holds_everything(tiny_folder, pairs_file, tmp_path):
     pairwise = sides | {"rewards/margins", "rewards/accuracies"}
     assert set(rows[1]) == pairwise | {
         "step", "phase", "loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "prompts_seen", "samples_drawn",
-        "reward_queries", "step_time", "tokens_per_second", "packing", "mfu", "pairs/overlap",
+        "reward_queries", "step_time", "tokens_per_second", "packing", "mfu", "pairs/common_ends",
     }  # fmt: skip
     assert set(rows[0]) == {"step", "phase", "eval_loss", "eval_mfu", "health/reference"} | {f"eval_{name}" for name in pairwise}
     assert [row["prompts_seen"] for row in rows if row["phase"] == "train"] == [4, 6, 10, 12]

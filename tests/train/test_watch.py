@@ -19,7 +19,7 @@ from preftune.train import loop
 from preftune.train.evaluate import length_metrics
 from preftune.train.progress import Reporter
 from preftune.train.runlog import RunFolder, to_plain
-from preftune.train.watch import Watch, pair_overlap
+from preftune.train.watch import Watch, common_ends
 from preftune.types import Group
 from tests.folders import PAIRS, metric_rows, tiny_config, write_rows
 
@@ -30,15 +30,15 @@ def ids(*numbers) -> np.ndarray:
 
 def test_overlap_is_counted_from_both_ends():
     def overlap(one, two):
-        return pair_overlap([Group(prompt=ids(1), completions=(one, two), pairs=((0, 1),))])["pairs/overlap"]
+        return common_ends([Group(prompt=ids(1), completions=(one, two), pairs=((0, 1),))])["pairs/common_ends"]
 
     assert overlap(ids(5, 6, 7, 8), ids(5, 9, 7, 8)) == 0.75
     assert overlap(ids(5, 6), ids(7, 8)) == 0.0
     assert overlap(ids(5, 6), ids(5, 6)) == 1.0
     assert overlap(ids(5, 5), ids(5, 5, 5, 5)) == 0.5  # no token is counted twice
     labelled = Group(prompt=ids(1), completions=(ids(5, 6), ids(5, 7)), labels=(1, -1))
-    assert pair_overlap([labelled]) == {"pairs/overlap": 0.5}
-    assert pair_overlap([Group(prompt=ids(1), completions=(ids(5),), labels=(1,))]) == {}
+    assert common_ends([labelled]) == {"pairs/common_ends": 0.5}
+    assert common_ends([Group(prompt=ids(1), completions=(ids(5),), labels=(1,))]) == {}
 
 
 def test_margins_and_lengths_against_numbers_by_hand():

@@ -100,12 +100,12 @@ def rejected_only(history: History) -> Measured | None:
 
 def identical_pairs(history: History) -> Measured | None:
     """The two completions of a pair are nearly the same text."""
-    overlap = history.train.get("pairs/overlap")
+    overlap = history.train.get("pairs/common_ends")
     if overlap is None:
         return None
     share = sum(overlap.values) / len(overlap.values)
     return Measured(
-        value=share, threshold=OVERLAP, evidence=f"{share:.0%} of a pair's tokens are in common, on average",
+        value=share, threshold=OVERLAP, evidence=f"{share:.0%} of a pair's tokens are in common at its ends, on average",
         meaning="The pairs differ in a few tokens only: they teach little, and what they share is easily pushed down too.",
         option="--objective dpop",
     )

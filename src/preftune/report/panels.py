@@ -108,7 +108,7 @@ KNOWN_MEANINGS = {
     "collect/parse_failures": "Answers of a judge that could not be understood, in a collection.",
     "no_reward": "Completions of held-out prompts without a reward.",
     "collect/reward_std": "Standard deviation of the rewards of a collection.",
-    "pairs/overlap": "Share of a pair's tokens that its two completions have in common, at their beginning and end.",
+    "pairs/common_ends": "Share of a pair's tokens that its two completions have in common, at their beginning and end.",
     "length_correlation": "Correlation of margin and difference of lengths, chosen minus rejected, over held-out pairs.",
     "length_bias": "Share of held-out pairs whose chosen completion is the longer one, minus the share of the opposite.",
     "collect/equal_rewards": "Share of a collection's prompts whose completions all have the same reward.",
@@ -117,7 +117,7 @@ KNOWN_MEANINGS = {
     "mfu": "Model FLOP utilisation: the arithmetic that the policy's update must do (each prompt once, the head at scored tokens "
     "alone) over what the machine's measured matrix products could do meanwhile.",
     "eval_mfu": "The same of an evaluation: a forward pass of the policy.",
-    "sample_mfu": "The same of drawing a collection: one forward pass over its prompts and completions is what must be done. Tokens "
+    "sample_mfu": "The same of drawing a collection: one forward pass over its prompts and completions must be done. Tokens "
     "that come one by one read all weights each, so this is far below that of training.",
 }
 

@@ -30,7 +30,7 @@ from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
 from preftune.train.tokens import write_tokens
-from preftune.train.watch import Watch, pair_overlap
+from preftune.train.watch import Watch, common_ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ def _train_step(
         "prompts_seen": counters.prompts_seen, "samples_drawn": counters.samples_drawn,
         "reward_queries": counters.reward_queries, "step_time": seconds, "tokens_per_second": tokens / seconds,
         "packing": tokens / computed, "mfu": used,
-        **pair_overlap(groups), **result.metrics, **taken.metrics,
+        **common_ends(groups), **result.metrics, **taken.metrics,
     })  # fmt: skip
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
     return counters, result.state

@@ -52,14 +52,15 @@ def _rows(run: RunFolder) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines if line]
 
 
-def pair_overlap(groups: Sequence[Group]) -> dict[str, float]:
-    """`pairs/overlap`: tokens at the beginning and at the end that the two completions of a pair have in common, as a share of
-    the longer one; the mean over all pairs, and nothing where there is no pair."""
-    shares = [_overlap(group.completions[c], group.completions[r]) for group in groups for c, r in group_pairs(group)]
-    return {"pairs/overlap": float(np.mean(shares))} if shares else {}
+def common_ends(groups: Sequence[Group]) -> dict[str, float]:
+    """`pairs/common_ends`: tokens that the two completions of a pair have in common at the beginning and at the end, as a share
+    of the longer one; the mean over all pairs, and nothing where there is no pair. (The overlap of `diagnose data` also counts
+    those between.)"""
+    shares = [_ends(group.completions[c], group.completions[r]) for group in groups for c, r in group_pairs(group)]
+    return {"pairs/common_ends": float(np.mean(shares))} if shares else {}
 
 
-def _overlap(one: np.ndarray, two: np.ndarray) -> float:
+def _ends(one: np.ndarray, two: np.ndarray) -> float:
     shorter = min(len(one), len(two))
     before = _common(one[:shorter], two[:shorter])
     after = _common(one[::-1][: shorter - before], two[::-1][: shorter - before])
