@@ -84,3 +84,23 @@ assert use_fast_products() is use_fast_products() is not None
 assert "mkldnn::_linear_pointwise" in kinds()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@needs_onednn
+def test_rows_of_new_lengths_do_not_fill_the_memory():
+    """oneDNN and PyTorch's layer above it keep what they prepared for a shape: 276 MiB for these, if nobody stops them."""
+    code = """
+import re, torch
+from preftune.policy.products import onednn_product, use_fast_products
+use_fast_products()
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+right = torch.ones(256, 512)
+onednn_product(torch.ones(99, 256), right)
+before = resident()
+for rows in range(100, 500):
+    onednn_product(torch.ones(rows, 256), right)
+print(resident() - before)
+"""
+    grown = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert grown < 150, f"{grown:.0f} MiB"

@@ -1,5 +1,6 @@
 """Matrix products in fp32 on processors of which PyTorch's own product uses half."""
 
+import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,9 @@ from torch import Tensor
 
 _SMALL = 2**20
 """Multiplications of a product below which the call costs more than it saves."""
+_KEPT_SHAPES = "64"
+"""Shapes of products that oneDNN and PyTorch's layer above it keep code and scratch space for, half a MiB each. They would keep 1024
+of either; rows have ever new lengths, and a micro-batch needs some 24 shapes."""
 
 
 def onednn_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -34,7 +38,10 @@ def use_fast_products() -> torch.library.Library | None:
 
     It replaces PyTorch's kernels of `mm` and `addmm` on CPUs, so that the forward and the backward of every model have it. The
     choice hangs on the processor's maker and on shapes, never on a measured time: a run that is resumed computes the same bits.
+    On any processor oneDNN, which has bf16 products everywhere, keeps what it prepared for few shapes only.
     """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read when oneDNN is first used
+        os.environ.setdefault(name, _KEPT_SHAPES)
     if not leaves_half_idle():
         return None
     plain, plain_sum = (torch.library.get_kernel(name, "CPU") for name in ("aten::mm", "aten::addmm"))
