@@ -87,13 +87,13 @@ def measure(objective: Objective, groups: Sequence[Group], policy: Policy) -> di
         held = {g.origin: one for g, one in zip(groups, anchors.reference(groups), strict=True)}  # type: ignore[misc]
         anchors = replace(anchors, reference=lambda part: [held[g.origin] for g in part])
     pieces, score = cut_step(groups, objective.signal, policy, layout), make_score(policy, objective, anchors)
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.UntypedStorage] = {}  # held, so that none of a later micro-batch lies at its place
     weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = storage
         return tensor
 
     with FlopCounterMode(display=False) as products, Calls() as calls, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
@@ -105,7 +105,8 @@ def measure(objective: Objective, groups: Sequence[Group], policy: Policy) -> di
     shape = replace(Shape.of(policy.model), attention=())
     policy.model.zero_grad()
     return {
-        "products": multiplied / work_of(shape, groups).training, "calls": float(calls.count), "kept": sum(kept.values()) / real,
+        "products": multiplied / work_of(shape, groups).training, "calls": float(calls.count),
+        "kept": sum(storage.nbytes() for storage in kept.values()) / real,
         "packing": sum(batch.num_positions for batch in batches) / real,
     }  # fmt: skip
 
