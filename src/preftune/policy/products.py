@@ -12,8 +12,8 @@ from torch import Tensor
 _SMALL = 2**20
 """Multiplications of a product below which the call costs more than it saves."""
 _KEPT_SHAPES = "64"
-"""Shapes of products that oneDNN and PyTorch's layer above it keep code and scratch space for, half a MiB each. They would keep 1024
-of either; rows have ever new lengths, and a micro-batch needs some 24 shapes."""
+"""Shapes of products that oneDNN and PyTorch's layer above it keep code and scratch space for, half a MiB each. They would keep
+1024 of either; rows have ever new lengths, and a micro-batch needs some 24 shapes."""
 
 
 def onednn_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
