@@ -57,6 +57,15 @@ def test_startup(tiny):
     assert found["first_step"][0] > 0
 
 
+def test_cost_model():
+    """Shards move what the formulas say, to the entry; activations lie above theirs by copied keys and values only."""
+    [found] = run("cost_model.py")
+    for moves in found["moved"].values():
+        assert all(one["measured"] == one["formula"] for one in moves.values()), found["moved"]
+    for one in found["kept"].values():
+        assert 1.0 <= one["measured"] / one["formula"] < 1.1, found["kept"]
+
+
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])
 def test_group_update(bench, tiny, objective, monkeypatch, capsys):
     """Left to run, it ends with an error if loss or gradient differ."""

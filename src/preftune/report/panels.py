@@ -115,8 +115,7 @@ KNOWN_MEANINGS = {
     "collect/length_correlation": "Correlation of reward and length among the completions of a prompt.",
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
     "mfu": "Model FLOP utilisation: the arithmetic that the policy's update must do (each prompt once, the head at scored tokens "
-    "alone) over what the machine's measured matrix products could do meanwhile.",
-    "eval_mfu": "The same of an evaluation: a forward pass of the policy.",
+    "alone) over what the machine's measured matrix products could do meanwhile. On held-out data: of a forward pass.",
     "sample_mfu": "The same of drawing a collection: one forward pass over its prompts and completions must be done. Tokens "
     "that come one by one read all weights each, so this is far below that of training.",
 }
