@@ -45,7 +45,7 @@ from preftune.data.prepare import prepare
 from preftune.objectives.dpo import DPO
 from preftune.policy.attention import set_attention
 from preftune.policy.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, score_groups, use_gradient_checkpointing
+from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.policy.products import use_fast_products
 from preftune.policy.segments import plain_attention
 from preftune.train.anchors import Anchors
@@ -107,10 +107,10 @@ def our_steps(variant: str, pairs: Sequence[Pair], settings: argparse.Namespace)
     set_attention(model, plain_attention(model.config))
     if variant != "preftune-plain-products":
         use_fast_products()
-    policy = Policy(model=model, precision=settings.precision, sharing=choose_sharing(model, True)[0], sharing_reason="")
-    groups, layout = [as_group(pair, i) for i, pair in enumerate(pairs)], LayoutOptions()
-    if variant == "preftune-recompute":
-        use_gradient_checkpointing(model)
+    layout = LayoutOptions(micro_batch_tokens=settings.micro_batch_tokens)
+    policy = Policy(model=model, precision=settings.precision, sharing=choose_sharing(model, True)[0], sharing_reason="",
+                    kept_positions=0 if variant == "preftune-recompute" else layout.micro_batch_tokens)  # fmt: skip
+    groups = [as_group(pair, i) for i, pair in enumerate(pairs)]
     if variant == "preftune-live":
         held = Policy(model=copy.deepcopy(model), precision=policy.precision, sharing=policy.sharing, sharing_reason="")
         held.model.requires_grad_(False)
@@ -218,7 +218,8 @@ def child(settings: argparse.Namespace) -> dict[str, Any]:
 
 def run_child(variant: str, rows: str, settings: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", variant, "--rows", rows, "--model", settings.model,
-               "--pairs", str(settings.pairs), "--steps", str(settings.steps), "--precision", settings.precision]  # fmt: skip
+               "--pairs", str(settings.pairs), "--steps", str(settings.steps), "--precision", settings.precision,
+               "--micro_batch_tokens", str(settings.micro_batch_tokens)]  # fmt: skip
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(done.splitlines()[-1])
 
@@ -294,6 +295,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--max_tokens", type=int, default=1024, help="of a prompt with both answers")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--micro_batch_tokens", type=int, default=LayoutOptions().micro_batch_tokens, help="of preftune")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)  # what the processes of their own run
     parser.add_argument("--rows", help=argparse.SUPPRESS)

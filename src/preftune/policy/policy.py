@@ -1,7 +1,7 @@
 """A model that can be scored: its body, its head, and how sequences may lie in its rows."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.data.pack import LayoutOptions, Sharing, collate
 from preftune.errors import ConfigError, ModelError
 from preftune.policy.attention import FLEX, attention_inputs, expressible, set_attention
+from preftune.policy.recompute import recomputing
 from preftune.policy.scoring import Head, HeadScores, score_tokens
 from preftune.policy.segments import SEGMENTS, plain_attention, segment_lengths, window_inputs
 from preftune.policy.shard import ShardOptions, Shards, cut_up, full_tensors
@@ -41,6 +41,7 @@ class Policy:
     peft_model: Any = None  # the peft.PeftModel around `model`, when adapters train
     value_head: nn.Linear | None = None  # one number per position, for objectives that need `value` or `value_after`
     shards: Shards | None = None  # when several processes hold a part of it each
+    kept_positions: int | None = None  # whose activations a pass keeps for its backward; all if None, and the rest is computed again
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +119,23 @@ def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Flo
     return output.last_hidden_state.flatten(0, 1)
 
 
+@contextmanager
+def sparse_embedding(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Within, passes of a model on a CPU give the embedding a gradient at the rows they read, to be added to a `.grad` that is there."""
+    embedding = model.get_input_embeddings()
+    usual = isinstance(embedding, nn.Embedding) and embedding.weight.is_leaf and embedding.weight.requires_grad
+    if not wanted or not usual or model.device.type != "cpu":
+        yield
+        return
+    if embedding.weight.grad is None:  # a sparse one would take its place
+        embedding.weight.grad = torch.zeros_like(embedding.weight)
+    embedding.sparse = True
+    try:
+        yield
+    finally:
+        embedding.sparse = False
+
+
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device. To a GPU it goes through page-locked memory, for which the processor does not wait."""
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -132,23 +150,27 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def score(
     policy: Policy, batch: Batch, wanted: frozenset[str] = frozenset(), reference: tuple[Tensor, Head] | None = None,
-    *, temperature: float = 1.0,
+    *, temperature: float = 1.0, into_grad: bool = False,
 ) -> TokenScores:  # fmt: skip
     """Scores of a batch's completion tokens under the policy, completions in the batch's order.
 
     `wanted` names the fields of TokenScores beside logp that are to be computed, of those that come from the policy;
     `reference` is for those that compare whole distributions: the reference's hidden states at the same places, and its
-    head.
+    head. With `into_grad`, for a loss whose `.backward()` adds to the `.grad` of all weights, the gradients of head and embedding,
+    which are as large as the vocabulary, are added there and then, and no second one is ever held.
     """
-    batch = to_device(batch, policy.device)
+    positions, batch = batch.num_real_positions, to_device(batch, policy.device)
+    kept = policy.kept_positions if torch.is_grad_enabled() else None
+    into_grad = into_grad and policy.shards is None and torch.is_grad_enabled()
 
     def work() -> tuple[HeadScores, Tensor | None, Tensor | None]:
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            states = hidden_states(policy.model, batch, policy.sharing)
+            with recomputing(policy.model, positions, kept), sparse_embedding(policy.model, into_grad):
+                states = hidden_states(policy.model, batch, policy.sharing)
             hidden = states[batch.predict_at]
             found = score_tokens(
                 hidden, model_head(policy.model), batch.targets, reference=reference, temperature=temperature,
-                wanted=wanted & (set(HeadScores._fields) - {"ref_logp"}),
+                into_grad=into_grad, wanted=wanted & (set(HeadScores._fields) - {"ref_logp"}),
             )  # fmt: skip
         value = _head_value(policy, hidden) if "value" in wanted else None
         if "value_after" not in wanted:
@@ -172,15 +194,6 @@ def score_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions
     batch = collate(groups, options, policy.sharing)
     parts = iter(score(policy, batch).logp.float().cpu().split(batch.lengths.tolist()))
     return [[next(parts).numpy() for _ in group.completions] for group in groups]
-
-
-def use_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute each layer in backward. The layers alone are put in training mode, so that no dropout comes with it."""
-    model.activation_checkpointing_enable()
-    model.enable_input_require_grads()
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
 
 
 def choose_layout(model: PreTrainedModel, options: LayoutOptions, precision: str) -> tuple[Sharing, str]:

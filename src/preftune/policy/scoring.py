@@ -16,6 +16,7 @@ from preftune.errors import ModelError
 # must pay for reading the head and, if it trains, for adding to its gradient: 512 MiB are some 900 tokens of 150,000 words.
 _CHUNK_ELEMENTS = 2**24
 _CHUNK_ELEMENTS_CUDA = 2**27
+_WORK_ELEMENTS = 2**22  # of what is made beside a chunk: more would be a part of the peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ def score_tokens(
     reference: tuple[Float[Tensor, "N _"], Head] | None = None,
     temperature: float = 1.0,
     chunk_elements: int | None = None,
+    into_grad: bool = False,
 ) -> HeadScores:
     """Log-probability of each target under softmax(logits / temperature), natural log, in fp32 (fp64 for fp64 input).
 
@@ -64,7 +66,9 @@ def score_tokens(
     softcap and temperature. `reference` is the hidden states of another model at the same positions and its head; the
     temperature is also its own. What speaks of the policy carries a gradient to its hidden states and head, the collision
     aside; the reference never gets one. Peak memory is one chunk of logits beside the inputs and, if the head trains, its
-    gradient; with a reference the chunk is shared by the two.
+    gradient; with a reference the chunk is shared by the two. With `into_grad` the gradient of the head's weight, where that is a leaf which
+    trains, is added to its `.grad` in the backward and not given to autograd, which would hold a second one until the end if
+    the weight is the embedding's too.
     """
     assert wanted <= set(HeadScores._fields), f"no such scores: {sorted(wanted - set(HeadScores._fields))}"
     other = None
@@ -83,7 +87,12 @@ def score_tokens(
     if len(targets) <= 2 * chunk and hidden.requires_grad and torch.is_grad_enabled():
         chunk = max(1, len(targets))  # as one, which is kept, they cost the memory of two and save the backward a product
     transform = (head.scale, head.softcap, temperature)
-    return HeadScores(*_TokenScores.apply(hidden, head.weight, head.bias, targets, transform, other, wanted, chunk))
+    weight, total = head.weight, None
+    if into_grad and weight.is_leaf and weight.requires_grad and hidden.requires_grad and torch.is_grad_enabled():
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight, total = weight.detach(), weight.grad
+    return HeadScores(*_TokenScores.apply(hidden, weight, head.bias, targets, transform, other, wanted, chunk, total))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +150,20 @@ def _spans(count: int, chunk: int) -> list[slice]:
     return [slice(start, end) for start, end in pairwise(edges)]
 
 
-def _plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """total + left @ right in this dtype; the total is written over, and no second one is made where dtypes allow."""
-    if total is None:
-        return (left @ right).to(dtype)
-    return torch.addmm(total, left, right, out=total) if left.dtype == dtype else total.add_(left @ right)
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, with little beside the total."""
+    if total.is_cuda and left.dtype == total.dtype:
+        total.addmm_(left, right)
+        return
+    rows = max(1, _WORK_ELEMENTS // total.shape[1])
+    for part, some in zip(total.split(rows), left.split(rows), strict=True):
+        part += some @ right
+
+
+def _log_normaliser(z: Tensor) -> Tensor:
+    """logsumexp of each row, of which torch's own makes copies."""
+    rows = max(1, _WORK_ELEMENTS // z.shape[1])
+    return torch.cat([torch.logsumexp(part, 1) for part in z.split(rows)])
 
 
 def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
@@ -175,7 +193,7 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: FunctionCtx, hidden, weight, bias, targets, transform, reference: _Logits | None, wanted: frozenset[str],
-        chunk: int,
+        chunk: int, total: Tensor | None,
     ):  # fmt: skip
         policy = _Logits.of(hidden, weight, bias, transform)
         kept = {"log_normaliser", "target_logit"} | (wanted - {"logp"}) | (set() if reference is None else {"ref_normaliser"})
@@ -184,7 +202,7 @@ class _TokenScores(torch.autograd.Function):
         for span in spans:
             z, squashed = policy.at(span)
             out["target_logit"][span] = z.gather(1, targets[span, None]).squeeze(1)
-            out["log_normaliser"][span] = torch.logsumexp(z, 1)
+            out["log_normaliser"][span] = _log_normaliser(z)
             if len(spans) == 1 and any(ctx.needs_input_grad):  # type: ignore[attr-defined]
                 only = (z, squashed)
             if wanted <= _OF_TARGETS and only is None:
@@ -202,7 +220,7 @@ class _TokenScores(torch.autograd.Function):
         both = reference is not None and bool(wanted & _DIVERGENCES)  # whether backward needs the reference
         again = [out["log_normaliser"], out.get("entropy"), out.get("kl_to_ref"), out["ref_normaliser"] if both else None]
         ctx.save_for_backward(hidden, weight, bias, targets, *again, *(only or (None, None)))  # type: ignore[arg-type]
-        ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype)  # type: ignore[attr-defined]
+        ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype, total)  # type: ignore[attr-defined]
         out["logp"] = out["target_logit"] - out["log_normaliser"]
         ctx.mark_non_differentiable(*(out[name] for name in _FROZEN & wanted))
         return tuple(out[name] if name in wanted | {"logp"} else None for name in HeadScores._fields)
@@ -211,17 +229,19 @@ class _TokenScores(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients):  # type: ignore[override]
         hidden, weight, bias, targets, normaliser, entropy, kl_to_ref, ref_normaliser, *only = ctx.saved_tensors
-        transform, reference, chunk, dtype = ctx.settings
+        transform, reference, chunk, dtype, total = ctx.settings
         policy = _Logits.of(hidden, weight, bias, transform, dtype)
         g = {name: one for name, one in zip(HeadScores._fields, gradients, strict=True) if one is not None}
         on_target = g["logp"] + g.get("target_logit", 0.0)
         on_all = g.get("log_normaliser", 0.0) - g["logp"]
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_h else None
-        d_weight = None
+        d_weight = total if total is not None or not need_w else torch.zeros(weight.shape, dtype=policy.accumulate, device=weight.device)
+        if only[0] is not None:
+            chunk = max(1, _WORK_ELEMENTS // len(weight))  # the logits are kept whole, what is made of them is not
         d_bias = torch.zeros(bias.shape, dtype=policy.accumulate, device=bias.device) if need_b else None
         for span in _spans(len(targets), chunk):
-            log_p, squashed = only if only[0] is not None else policy.at(span)
+            log_p, squashed = policy.at(span) if only[0] is None else (None if kept is None else kept[span] for kept in only)
             if only[0] is None:
                 log_p -= normaliser[span, None]
             alone = entropy is None and reference is None
@@ -248,11 +268,11 @@ class _TokenScores(torch.autograd.Function):
                 slope = slope.to(dtype)
                 if d_hidden is not None:
                     d_hidden[span] = slope @ policy.weight
-                if need_w:
-                    d_weight = _plus_product(d_weight, slope.t(), policy.hidden[span], policy.accumulate)
+                if d_weight is not None:
+                    _add_product(d_weight, slope.t(), policy.hidden[span])
         return (
             d_hidden,
-            None if d_weight is None else d_weight.to(weight.dtype),
+            d_weight.to(weight.dtype) if need_w and d_weight is not None else None,
             None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 5,
+            *(None,) * 6,
         )

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import ConfigError
+from preftune.policy.recompute import layers_of
 
 T = TypeVar("T")
 
@@ -112,8 +112,7 @@ def cut_up(
     # Autocast is on in every pass and casts what it must: inputs stay as they are, so that residuals are summed as without shards.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     where = CPUOffloadPolicy() if options.offload else OffloadPolicy()
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
+    for layer in layers_of(model):
         plain = policy if low else MixedPrecisionPolicy()
         fully_shard(layer, mesh=mesh, reshard_after_forward=options.reshard, mp_policy=plain, offload_policy=where)
     fully_shard(root, mesh=mesh, reshard_after_forward=True, offload_policy=where)

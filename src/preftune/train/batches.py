@@ -131,11 +131,11 @@ def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callab
         content = piece.content
         assert isinstance(content, PackedContent)
         hidden = None if anchors.reference_hidden is None else anchors.reference_hidden(content.groups)
-        found = score(policy, content.batch, needs, hidden)
-        return replace(
-            found, lengths=piece.lengths, ref_logp=flat(anchors.reference, content.groups),
-            behaviour_logp=flat(anchors.behaviour, content.groups), contrast=flat(anchors.contrast, content.groups),
-            behaviour_value=flat(anchors.behaviour_value, content.groups),
-        )  # fmt: skip
+        anchored = {name: flat(anchor, content.groups) for name, anchor in {
+            "ref_logp": anchors.reference, "behaviour_logp": anchors.behaviour, "contrast": anchors.contrast,
+            "behaviour_value": anchors.behaviour_value,
+        }.items()}  # fmt: skip
+        found = score(policy, content.batch, needs, hidden, into_grad=True)  # last: what it keeps is the peak, alone
+        return replace(found, lengths=piece.lengths, **anchored)
 
     return score_piece

@@ -27,7 +27,8 @@ from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve
 from preftune.onpolicy.sample import Blend, evaluating
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.policy.policy import Policy, choose_layout, in_shards, make_value_head, score_groups, use_gradient_checkpointing
+from preftune.policy.policy import Policy, choose_layout, in_shards, make_value_head, score_groups
+from preftune.policy.recompute import check_recomputes
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
 from preftune.policy.reward_model import check_classifier
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
@@ -91,10 +92,11 @@ def load_policy(config: TrainConfig, report: Reporter, lockstep: bool = False) -
     if peft_model is not None:
         peft_model.eval()
     if config.gradient_checkpointing:
-        use_gradient_checkpointing(model)
+        check_recomputes(model)
     policy = Policy(
         model=model, precision=config.precision, sharing=sharing, sharing_reason=reason, peft_model=peft_model,
         value_head=make_value_head(model) if config.objective.needs & {"value", "value_after"} else None,
+        kept_positions=0 if config.gradient_checkpointing else config.layout.micro_batch_tokens,
     )  # fmt: skip
     return policy, digest
 

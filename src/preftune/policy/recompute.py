@@ -1,0 +1,48 @@
+"""Which layers keep their activations for the backward, and which are computed a second time there."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from preftune.errors import ModelError
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of the residual stream, in the order of their computation."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def check_recomputes(model: PreTrainedModel) -> None:
+    if not layers_of(model):
+        raise ModelError("The layers of this model cannot be computed a second time", got=type(model).__name__,
+                         expected="layers that transformers knows as such", do="Leave gradient_checkpointing out")  # fmt: skip
+
+
+def num_recomputed(layers: int, positions: int, kept: int) -> int:
+    """The fewest layers without whose activations no more is kept than `kept` positions take in all layers."""
+    return 0 if positions <= kept else math.ceil(layers * (1 - kept / positions))
+
+
+@contextmanager
+def recomputing(model: nn.Module, positions: int, kept: int | None) -> Iterator[None]:
+    """Within, a pass over so many positions keeps the activations of `kept` of them, in all layers; of any number if None.
+
+    The first layers keep their input only and are computed again in the backward, which changes no bit. It comes to them last, when
+    what the others had kept is gone, so that their activations add nothing to the peak. They are not put in training mode,
+    which transformers' own switch asks for: some would then drop out.
+    """
+    layers = layers_of(model) if kept is not None else []
+    again = layers[: num_recomputed(len(layers), positions, kept or 0)]
+    for layer in again:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in again:
+            del layer.forward
