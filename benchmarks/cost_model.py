@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from preftune.data.pack import LayoutOptions, collate
-from preftune.policy.policy import Policy, in_shards, score, use_gradient_checkpointing
+from preftune.policy.policy import Policy, in_shards, score
 from preftune.policy.segments import SEGMENTS
 from preftune.policy.shard import ShardOptions
 from preftune.types import Group
@@ -77,14 +77,14 @@ SHAPES = {
 }
 
 
-def policy_of(shape: Decoder, precision: str) -> Policy:
+def policy_of(shape: Decoder, precision: str, **more: Any) -> Policy:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
         num_attention_heads=shape.hidden // 64, num_key_value_heads=shape.keys // 64, tie_word_embeddings=shape.tied,
     )  # fmt: skip
     config._attn_implementation = SEGMENTS
-    return Policy(model=LlamaForCausalLM(config).eval(), precision=precision, sharing="flat", sharing_reason="")
+    return Policy(model=LlamaForCausalLM(config).eval(), precision=precision, sharing="flat", sharing_reason="", **more)
 
 
 def group(tokens: int) -> Group:
@@ -96,9 +96,7 @@ def kept_bytes(precision: str, checkpointing: bool) -> float:
     """Measured, per position and layer: the difference of decoders of four and of two layers, so that the head falls out."""
     totals = []
     for layers in (2, 4):
-        policy = policy_of(Decoder(**{**vars(BENCH), "layers": layers}), precision)
-        if checkpointing:
-            use_gradient_checkpointing(policy.model)
+        policy = policy_of(Decoder(**{**vars(BENCH), "layers": layers}), precision, kept_positions=0 if checkpointing else None)
         batch = collate([group(400)], LayoutOptions(), "flat")
         saved: dict[int, torch.UntypedStorage] = {}
         weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}

@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,12 @@ KINDS = {  # operators of PyTorch by what they do
 
 
 def gradient(policy: Policy, groups: Sequence[Group], tokens: int) -> None:
-    layout = LayoutOptions(micro_batch_tokens=tokens)
-    for indices in split_micro_batches(groups, layout, policy.sharing):
-        batch = collate([groups[i] for i in indices], layout, policy.sharing)
-        (score(policy, batch).logp.sum() / 1000).backward()
+    """As a run computes it, casts of the weights included."""
+    layout, policy = LayoutOptions(micro_batch_tokens=tokens), replace(policy, kept_positions=tokens)
+    with torch.autocast("cpu", enabled=False):
+        for indices in split_micro_batches(groups, layout, policy.sharing):
+            batch = collate([groups[i] for i in indices], layout, policy.sharing)
+            (score(policy, batch, into_grad=True).logp.sum() / 1000).backward()
 
 
 def timed(policy: Policy, groups: Sequence[Group], tokens: int) -> float:

@@ -164,7 +164,8 @@ def our_step(case: Case, shape: Shape, groups: Sequence[Group], device: torch.de
     model, adapted = build(shape, device)
     layout = replace(shape.layout, attention=case.variant.removeprefix("preftune-"))
     sharing, reason = choose_layout(model, layout, "bf16")
-    policy = Policy(model=model, precision="bf16", sharing=sharing, sharing_reason=reason, peft_model=adapted)
+    policy = Policy(model=model, precision="bf16", sharing=sharing, sharing_reason=reason, peft_model=adapted,
+                    kept_positions=layout.micro_batch_tokens)  # fmt: skip
     objective = METHODS[case.method]
     kept = list(learned_groups(groups, objective))
     score = make_score(policy, objective, make_anchors(case.method, policy, kept, layout))

@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ from preftune.objectives.advantages import leave_one_out, standardised
 from preftune.objectives.grpo import GRPO
 from preftune.objectives.rloo import RLOO
 from preftune.policy.load import LoadOptions, load_model, load_tokenizer, quiet_transformers, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, score_groups, use_gradient_checkpointing
+from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.optim import make_optimiser
@@ -113,22 +113,24 @@ def plain_model(name: str) -> PreTrainedModel:
 
 def our_policy(name: str) -> Policy:
     model = plain_model(name)
-    return Policy(model=model, precision="fp32", sharing=choose_sharing(model, True)[0], sharing_reason="")
+    return Policy(model=model, precision="fp32", sharing=choose_sharing(model, True)[0], sharing_reason="",
+                  kept_positions=LayoutOptions().micro_batch_tokens)  # fmt: skip
 
 
 def our_side(policy: Policy, objective: GRPO | RLOO, groups: Sequence[Group], behaviour: dict[str, list[np.ndarray]]) -> Side:
-    parameters, layout = list(policy.trainable().values()), LayoutOptions()
+    parameters, layout, used = list(policy.trainable().values()), LayoutOptions(), policy
     optimiser = make_optimiser(parameters, OptimOptions(learning_rate=0.0))
     start_moments(optimiser, parameters)
     anchors = Anchors(behaviour=lambda part: [behaviour[group.origin] for group in part])
 
     def update() -> tuple[float, float]:
         pieces = cut_step(groups, objective.signal, policy, layout)
-        done = run_step(pieces, objective, make_score(policy, objective, anchors), parameters, optimiser, MAX_NORM)
+        done = run_step(pieces, objective, make_score(used, objective, anchors), parameters, optimiser, MAX_NORM)
         return done.loss, done.grad_norm
 
     def recompute(wanted: bool) -> None:
-        use_gradient_checkpointing(policy.model) if wanted else policy.model.activation_checkpointing_disable()
+        nonlocal used
+        used = replace(policy, kept_positions=0) if wanted else policy
 
     return Side(model=policy.model, update=update, recompute=recompute)
 

@@ -53,7 +53,8 @@ def reference_of(policy: Policy, groups: Sequence[Group], layout: LayoutOptions)
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
     model, layout = load_model(resolve_model(settings.model), LoadOptions()), LayoutOptions()
-    policy = Policy(model=model, precision="fp32", sharing=choose_sharing(model, True)[0], sharing_reason="")
+    policy = Policy(model=model, precision="fp32", sharing=choose_sharing(model, True)[0], sharing_reason="",
+                    kept_positions=layout.micro_batch_tokens)  # fmt: skip
     groups = random_groups(settings.groups, model.config.vocab_size)
     objectives: dict[str, Objective] = {"sft": SFT(reduction="sequence_mean")} | {m: OBJECTIVES[m]() for m in settings.methods}
     mismatched = {name: cut_mismatched(groups, one, policy, layout) for name, one in objectives.items()}

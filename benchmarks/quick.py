@@ -119,7 +119,8 @@ def imported(program: str) -> float:
 
 def everything() -> dict[str, float]:
     body = model()
-    policy = Policy(model=body, precision="fp32", sharing=choose_sharing(body, True)[0], sharing_reason="")
+    policy = Policy(model=body, precision="fp32", sharing=choose_sharing(body, True)[0], sharing_reason="",
+                    kept_positions=LayoutOptions().micro_batch_tokens)  # fmt: skip
     found = {}
     for name, count in CASES.items():
         measured = measure(OBJECTIVES[name](), groups_of(count, 8 if name == "rloo" else 2), policy)

@@ -26,7 +26,7 @@ from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, DataError, ModelError
 from preftune.onpolicy.engine import choose_engine, start_rows
 from preftune.onpolicy.sample import SampleOptions, sample
-from preftune.policy.policy import Policy, choose_sharing, score_groups, use_gradient_checkpointing
+from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.policy.segments import SEGMENTS
 from preftune.types import Group
 from tests.data.tokenizers_for_tests import byte_tokenizer
@@ -266,7 +266,6 @@ def test_the_model_is_left_as_it_was():
     options = SampleOptions(num_completions=2, max_new_tokens=5)
     expected = ids(sample(model, RENDERER, PROMPTS, options, 0))
     model.train()
-    use_gradient_checkpointing(model)
     model.transformer.ln_f.eval()
     before = {name: module.training for name, module in model.named_modules()}
     assert ids(sample(model, RENDERER, PROMPTS, options, 0)) == expected

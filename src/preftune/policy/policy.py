@@ -41,7 +41,7 @@ class Policy:
     peft_model: Any = None  # the peft.PeftModel around `model`, when adapters train
     value_head: nn.Linear | None = None  # one number per position, for objectives that need `value` or `value_after`
     shards: Shards | None = None  # when several processes hold a part of it each
-    kept_positions: int | None = None  # whose activations a pass keeps for its backward; all if None, and the rest is computed again
+    kept_positions: int | None = None  # whose activations a backward finds kept, the rest computed again; all if None
 
     @property
     def device(self) -> torch.device:
@@ -121,10 +121,9 @@ def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Flo
 
 @contextmanager
 def sparse_embedding(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Within, passes of a model on a CPU give the embedding a gradient at the rows they read, to be added to a `.grad` that is there."""
+    """Within, the embedding of a model on a CPU gets its gradient at the rows that a pass reads alone, added to its `.grad`."""
     embedding = model.get_input_embeddings()
-    usual = isinstance(embedding, nn.Embedding) and embedding.weight.is_leaf and embedding.weight.requires_grad
-    if not wanted or not usual or model.device.type != "cpu":
+    if not (wanted and model.device.type == "cpu" and isinstance(embedding, nn.Embedding) and embedding.weight.requires_grad):
         yield
         return
     if embedding.weight.grad is None:  # a sparse one would take its place

@@ -7,7 +7,6 @@ from functools import partial
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import ModelError
@@ -18,7 +17,7 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def check_recomputes(model: PreTrainedModel) -> None:
+def check_recomputes(model: nn.Module) -> None:
     if not layers_of(model):
         raise ModelError("The layers of this model cannot be computed a second time", got=type(model).__name__,
                          expected="layers that transformers knows as such", do="Leave gradient_checkpointing out")  # fmt: skip

@@ -66,9 +66,9 @@ def score_tokens(
     softcap and temperature. `reference` is the hidden states of another model at the same positions and its head; the
     temperature is also its own. What speaks of the policy carries a gradient to its hidden states and head, the collision
     aside; the reference never gets one. Peak memory is one chunk of logits beside the inputs and, if the head trains, its
-    gradient; with a reference the chunk is shared by the two. With `into_grad` the gradient of the head's weight, where that is a leaf which
-    trains, is added to its `.grad` in the backward and not given to autograd, which would hold a second one until the end if
-    the weight is the embedding's too.
+    gradient; with a reference the chunk is shared by the two. With `into_grad` the backward
+    adds the gradient of a head's weight that trains to its `.grad`, instead of giving it to autograd, which would hold it until
+    the end if the weight is the embedding's too.
     """
     assert wanted <= set(HeadScores._fields), f"no such scores: {sorted(wanted - set(HeadScores._fields))}"
     other = None
@@ -236,12 +236,12 @@ class _TokenScores(torch.autograd.Function):
         on_all = g.get("log_normaliser", 0.0) - g["logp"]
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_h else None
-        d_weight = total if total is not None or not need_w else torch.zeros(weight.shape, dtype=policy.accumulate, device=weight.device)
+        d_weight = torch.zeros_like(weight, dtype=policy.accumulate) if need_w else total
         if only[0] is not None:
             chunk = max(1, _WORK_ELEMENTS // len(weight))  # the logits are kept whole, what is made of them is not
         d_bias = torch.zeros(bias.shape, dtype=policy.accumulate, device=bias.device) if need_b else None
         for span in _spans(len(targets), chunk):
-            log_p, squashed = policy.at(span) if only[0] is None else (None if kept is None else kept[span] for kept in only)
+            log_p, squashed = policy.at(span) if only[0] is None else (only[0][span], None if only[1] is None else only[1][span])
             if only[0] is None:
                 log_p -= normaliser[span, None]
             alone = entropy is None and reference is None

@@ -28,6 +28,10 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _MOST_STEPS = 2000
 """Steps whose groups are counted one by one; a longer run is taken to go on as it began."""
+_INPUT_SHARE = 0.05
+"""Of a layer's activations: its input, a width of some twenty (docs/scaling.md)."""
+_LEAST_TOKENS = 64
+"""Smaller micro-batches save nothing worth their calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Forecast:
     peak_bytes: int
     free_bytes: int  # what the process holds now and may still get
     largest_positions: int  # of a micro-batch
-    bytes_per_position: float
+    bytes_per_position: float  # of those that are kept
     start_seconds: float  # until the first step, reference included
     step_seconds: float  # mean, drawing included
     evaluation_seconds: float  # all of them
@@ -93,11 +97,11 @@ def _forecast(job: Job, ready: float) -> Forecast:
     _update(job, small)  # warms up, and the optimiser makes its moments
     sampled_peak = peak(device)
     first, second = _update(job, small), _update(job, typical)
-    slope = max(0.0, (second.peak - first.peak) / max(1, second.positions - first.positions))
+    slope = max(0.0, (second.peak - first.peak) / max(1.0, kept(job, second.positions) - kept(job, first.positions)))
     largest, whole_work = _whole(job, taken.groups)
-    expected = int(max(second.peak + slope * max(0, largest - second.positions), sampled_peak))
-    limit = int(second.positions + (free - second.peak) / slope) if slope else 0
-    smaller = f"Set --layout.micro_batch_tokens {limit}" if limit >= _longest(job, taken.groups) else (
+    expected = int(max(second.peak + slope * max(0.0, kept(job, largest) - kept(job, second.positions)), sampled_peak))
+    limit = int(kept(job, second.positions) + (free - second.peak) / slope) if slope else 0
+    smaller = f"Set --layout.micro_batch_tokens {limit}" if _LEAST_TOKENS <= limit < config.layout.micro_batch_tokens else (
         "Set --gradient_checkpointing true, lower --rows.max_length, or train adapters with --lora.rank 16")  # fmt: skip
     _check_room(expected, free, f"a micro-batch of {largest} positions", smaller)
 
@@ -123,6 +127,12 @@ def _check_room(needed: int, free: int, what: str, do: str) -> None:
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
+
+
+def kept(job: Job, positions: int) -> float:
+    """Positions whose activations in all layers take what so many take, with the inputs of layers that are computed again."""
+    limit = job.policy.kept_positions
+    return float(positions) if not limit or positions <= limit else limit + _INPUT_SHARE * (positions - limit)
 
 
 # --- what is computed ---
@@ -183,11 +193,6 @@ def _whole(job: Job, drawn: Sequence[Group]) -> tuple[int, float]:
     if job.samples is not None:  # the longest completions may yet come, and fill a micro-batch
         largest = max(largest, job.config.layout.micro_batch_tokens)
     return largest, total * job.num_steps / counted
-
-
-def _longest(job: Job, drawn: Sequence[Group]) -> int:
-    groups = drawn if isinstance(job.source, OnPolicySource) else job.source.visited(job.num_steps)
-    return max(num_positions([group], job.policy.sharing, reads_last(job.config.objective)) for group in groups)
 
 
 def _steps_per_draw(job: Job) -> int:

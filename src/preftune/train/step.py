@@ -126,8 +126,11 @@ def run_step(
     total = global_weight(micro_batches, objective, processes)
     couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state, processes)
     loss, meter, failed = 0.0, MetricMeter(), None
+    # Nothing is autocast here, but weights that micro-batches cast to bf16 stay cast until the outermost of such contexts ends.
+    casts = torch.autocast(parameters[0].device.type, enabled=False)
     try:
-        loss, meter = accumulate_gradient(micro_batches, objective, score, couplings, total, processes.lockstep)
+        with casts:
+            loss, meter = accumulate_gradient(micro_batches, objective, score, couplings, total, processes.lockstep)
     except DivergenceError as error:
         failed = error
     processes.agree(failed)
