@@ -161,7 +161,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _log_normaliser(z: Tensor) -> Tensor:
-    """logsumexp of each row, of which torch's own makes copies."""
+    """logsumexp of each row of a chunk that is kept, without a copy of all of it."""
     rows = max(1, _WORK_ELEMENTS // z.shape[1])
     return torch.cat([torch.logsumexp(part, 1) for part in z.split(rows)])
 
@@ -199,11 +199,12 @@ class _TokenScores(torch.autograd.Function):
         kept = {"log_normaliser", "target_logit"} | (wanted - {"logp"}) | (set() if reference is None else {"ref_normaliser"})
         out = {name: torch.empty(len(targets), dtype=policy.accumulate, device=hidden.device) for name in kept}
         spans, only = _spans(len(targets), chunk), None
+        keeps = len(spans) == 1 and any(ctx.needs_input_grad)  # type: ignore[attr-defined]
         for span in spans:
             z, squashed = policy.at(span)
             out["target_logit"][span] = z.gather(1, targets[span, None]).squeeze(1)
-            out["log_normaliser"][span] = _log_normaliser(z)
-            if len(spans) == 1 and any(ctx.needs_input_grad):  # type: ignore[attr-defined]
+            out["log_normaliser"][span] = _log_normaliser(z) if keeps else torch.logsumexp(z, 1)
+            if keeps:
                 only = (z, squashed)
             if wanted <= _OF_TARGETS and only is None:
                 continue
