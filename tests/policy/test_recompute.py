@@ -14,7 +14,7 @@ from preftune.errors import ModelError
 from preftune.objectives.dpo import DPO
 from preftune.policy import scoring
 from preftune.policy.policy import Policy, score
-from preftune.policy.recompute import check_recomputes, layers_of, num_recomputed, recomputing
+from preftune.policy.recompute import check_recomputes, kept_as, layers_of, num_recomputed, recomputing
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.step import run_step
@@ -80,6 +80,11 @@ def test_the_fewest_layers_within_the_limit(layers, positions, kept):
     assert 0 <= again <= layers
     assert (layers - again) * positions <= layers * kept * (1 + 1e-9)
     assert again == 0 or (layers - again + 1) * positions > layers * kept * (1 - 1e-9)
+
+
+def test_what_a_long_row_keeps_in_positions():
+    assert [kept_as(n, 100) for n in (50, 100, 300)] == [50.0, 100.0, 110.0]
+    assert kept_as(300, None) == kept_as(300, 0) == 300.0  # all of it, and the inputs of all: in proportion to the positions
 
 
 def test_nothing_is_computed_twice_without_a_gradient():

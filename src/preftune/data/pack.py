@@ -25,7 +25,8 @@ class LayoutOptions:
 
     Args:
         share_prompts: compute a prompt once for all its completions (where the model's attention can express it).
-        micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone.
+        micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone, and layers beyond
+            what so many positions keep in all layers are computed a second time in the backward.
         attention: "segments" computes scaled dot products sequence by sequence, on flat rows; "flex" is FlexAttention, on CUDA
             only, which leaves out what the mask rules out; "sdpa" and "eager" compute whole rows under a mask. "auto" is flex on
             CUDA where it is proven to change nothing, else segments, else (soft-capped scores) eager.

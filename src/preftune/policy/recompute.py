@@ -11,6 +11,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import ModelError
 
+_INPUT_SHARE = 0.05
+"""Of a layer's activations: its input, one width of some twenty (docs/scaling.md)."""
+
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
     """The layers of the residual stream, in the order of their computation."""
@@ -26,6 +29,11 @@ def check_recomputes(model: nn.Module) -> None:
 def num_recomputed(layers: int, positions: int, kept: int) -> int:
     """The fewest layers without whose activations no more is kept than `kept` positions take in all layers."""
     return 0 if positions <= kept else math.ceil(layers * (1 - kept / positions))
+
+
+def kept_as(positions: int, kept: int | None) -> float:
+    """The positions whose activations take in all layers what a pass over so many keeps. With `kept` 0, where all keep inputs, so many."""
+    return float(positions) if not kept or positions <= kept else kept + _INPUT_SHARE * (positions - kept)
 
 
 @contextmanager

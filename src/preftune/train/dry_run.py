@@ -13,6 +13,7 @@ from preftune.data.pack import split_micro_batches
 from preftune.errors import ConfigError, TrainingError, memory_errors
 from preftune.policy.arithmetic import Shape, product_rate, work_of
 from preftune.policy.load import pick_device
+from preftune.policy.recompute import kept_as
 from preftune.policy.reference import REFERENCE_SCORES
 from preftune.train.anchors import chosen_mode
 from preftune.train.batches import ANCHORED, PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last
@@ -28,8 +29,6 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _MOST_STEPS = 2000
 """Steps whose groups are counted one by one; a longer run is taken to go on as it began."""
-_INPUT_SHARE = 0.05
-"""Of a layer's activations: its input, a width of some twenty (docs/scaling.md)."""
 _LEAST_TOKENS = 64
 """Smaller micro-batches save nothing worth their calls."""
 
@@ -97,10 +96,11 @@ def _forecast(job: Job, ready: float) -> Forecast:
     _update(job, small)  # warms up, and the optimiser makes its moments
     sampled_peak = peak(device)
     first, second = _update(job, small), _update(job, typical)
-    slope = max(0.0, (second.peak - first.peak) / max(1.0, kept(job, second.positions) - kept(job, first.positions)))
     largest, whole_work = _whole(job, taken.groups)
-    expected = int(max(second.peak + slope * max(0.0, kept(job, largest) - kept(job, second.positions)), sampled_peak))
-    limit = int(kept(job, second.positions) + (free - second.peak) / slope) if slope else 0
+    low, middle, high = (kept_as(n, policy.kept_positions) for n in (first.positions, second.positions, largest))
+    slope = max(0.0, (second.peak - first.peak) / max(1.0, middle - low))
+    expected = int(max(second.peak + slope * max(0.0, high - middle), sampled_peak))
+    limit = int(middle + (free - second.peak) / slope) if slope else 0
     smaller = f"Set --layout.micro_batch_tokens {limit}" if _LEAST_TOKENS <= limit < config.layout.micro_batch_tokens else (
         "Set --gradient_checkpointing true, lower --rows.max_length, or train adapters with --lora.rank 16")  # fmt: skip
     _check_room(expected, free, f"a micro-batch of {largest} positions", smaller)
@@ -127,12 +127,6 @@ def _check_room(needed: int, free: int, what: str, do: str) -> None:
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
-
-
-def kept(job: Job, positions: int) -> float:
-    """Positions whose activations in all layers take what so many take, with the inputs of layers that are computed again."""
-    limit = job.policy.kept_positions
-    return float(positions) if not limit or positions <= limit else limit + _INPUT_SHARE * (positions - limit)
 
 
 # --- what is computed ---
