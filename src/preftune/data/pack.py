@@ -25,8 +25,8 @@ class LayoutOptions:
 
     Args:
         share_prompts: compute a prompt once for all its completions (where the model's attention can express it).
-        micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone, and keeps no more
-            for its backward: some of its layers are computed a second time there.
+        micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone, and some of its
+            layers a second time in the backward, so that it keeps no more.
         attention: "segments" computes scaled dot products sequence by sequence, on flat rows; "flex" is FlexAttention, on CUDA
             only, which leaves out what the mask rules out; "sdpa" and "eager" compute whole rows under a mask. "auto" is flex on
             CUDA where it is proven to change nothing, else segments, else (soft-capped scores) eager.
