@@ -178,6 +178,21 @@ def test_no_second_gradient_of_the_vocabulary_is_made(monkeypatch):
         assert bool(made) != into_grad, made
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 128])
+def test_a_kept_chunk_may_be_worked_on_in_any_pieces(tokens, monkeypatch):
+    expected = scored(policy_of(tiny_model("gemma3")))  # its logits are capped, and their tanh is kept too
+    monkeypatch.setattr(scoring, "_WORK_ELEMENTS", 1)
+    monkeypatch.setattr(scoring, "_WORK_TOKENS", tokens)
+    found = scored(policy_of(tiny_model("gemma3")))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(float(g.abs().max()) for g in expected[1].values()))
+
+
+def test_weights_in_bf16_do_not_sum_their_gradient_in_bf16():
+    untied = untied_model("llama").bfloat16()
+    score(policy_of(untied), collate(GROUPS, LayoutOptions(), "shared"), into_grad=True)
+    assert untied.get_output_embeddings().weight.grad is None  # autograd is given it whole; of a head in fp32 there is one by now
+
+
 @pytest.mark.parametrize("trains", ["neither", "embedding", "head"])
 def test_what_does_not_train_gets_no_gradient(trains):
     model = untied_model("llama")

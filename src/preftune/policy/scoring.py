@@ -16,7 +16,8 @@ from preftune.errors import ModelError
 # must pay for reading the head and, if it trains, for adding to its gradient: 512 MiB are some 900 tokens of 150,000 words.
 _CHUNK_ELEMENTS = 2**24
 _CHUNK_ELEMENTS_CUDA = 2**27
-_WORK_ELEMENTS = 2**22  # of what is made beside a chunk: more would be a part of the peak
+# Of what is made beside a kept chunk on a CPU: more would be a part of the peak. Fewer tokens would not pay for reading the head.
+_WORK_ELEMENTS, _WORK_TOKENS = 2**22, 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +67,9 @@ def score_tokens(
     softcap and temperature. `reference` is the hidden states of another model at the same positions and its head; the
     temperature is also its own. What speaks of the policy carries a gradient to its hidden states and head, the collision
     aside; the reference never gets one. Peak memory is one chunk of logits beside the inputs and, if the head trains, its
-    gradient; with a reference the chunk is shared by the two. With `into_grad` the backward
-    adds the gradient of a head's weight that trains to its `.grad`, instead of giving it to autograd, which would hold it until
-    the end if the weight is the embedding's too.
+    gradient; with a reference the chunk is shared by the two. With `into_grad` the backward adds the gradient of a head's weight
+    that trains to its `.grad`, instead of giving it to autograd, which would hold it until the end if the weight is the
+    embedding's too.
     """
     assert wanted <= set(HeadScores._fields), f"no such scores: {sorted(wanted - set(HeadScores._fields))}"
     other = None
@@ -88,7 +89,8 @@ def score_tokens(
         chunk = max(1, len(targets))  # as one, which is kept, they cost the memory of two and save the backward a product
     transform = (head.scale, head.softcap, temperature)
     weight, total = head.weight, None
-    if into_grad and weight.is_leaf and weight.requires_grad and hidden.requires_grad and torch.is_grad_enabled():
+    trains = weight.is_leaf and weight.requires_grad and hidden.requires_grad and torch.is_grad_enabled()
+    if into_grad and trains and torch.promote_types(weight.dtype, torch.float32) == weight.dtype:  # sums want fp32
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         weight, total = weight.detach(), weight.grad
@@ -161,9 +163,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _log_normaliser(z: Tensor) -> Tensor:
-    """logsumexp of each row of a chunk that is kept, without a copy of all of it."""
-    rows = max(1, _WORK_ELEMENTS // z.shape[1])
-    return torch.cat([torch.logsumexp(part, 1) for part in z.split(rows)])
+    """logsumexp of each row of a chunk that is kept, on a CPU without a copy of all of it."""
+    return torch.cat([torch.logsumexp(part, 1) for part in z.split(_work_tokens(z))])
+
+
+def _work_tokens(z: Tensor) -> int:
+    """Rows of a kept chunk that are worked on at once."""
+    return len(z) if z.is_cuda else max(_WORK_TOKENS, _WORK_ELEMENTS // z.shape[1])
 
 
 def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
@@ -239,7 +245,7 @@ class _TokenScores(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if need_h else None
         d_weight = torch.zeros_like(weight, dtype=policy.accumulate) if need_w else total
         if only[0] is not None:
-            chunk = max(1, _WORK_ELEMENTS // len(weight))  # the logits are kept whole, what is made of them is not
+            chunk = _work_tokens(only[0])  # the logits are kept whole, what is made of them is not
         d_bias = torch.zeros(bias.shape, dtype=policy.accumulate, device=bias.device) if need_b else None
         for span in _spans(len(targets), chunk):
             log_p, squashed = policy.at(span) if only[0] is None else (only[0][span], None if only[1] is None else only[1][span])
