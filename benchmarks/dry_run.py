@@ -22,7 +22,7 @@ from preftune.policy.load import resolve_model
 CASES = {
     "dpo": ["--objective", "dpo"],
     "dpo, live reference": ["--objective", "dpo", "--reference.mode", "live"],
-    "bnf, small micro-batches": ["--objective", "bnf", "--micro_batch_tokens", "512"],
+    "bnf, small micro-batches": ["--objective", "bnf", "--micro_batch_tokens", "192"],
     "dpo, checkpointed": ["--objective", "dpo", "--gradient_checkpointing", "true"],
     "dpo, adapter": ["--objective", "dpo", "--lora.rank", "16"],
     "sft, bf16": ["--objective", "sft", "--precision", "bf16"],
