@@ -161,6 +161,7 @@ def test_gradient_checkpointing_changes_nothing(lora, tiny_folder, pairs_file, t
         )  # fmt: skip
         finals.append(weights_of(train(config, quiet=True).final))
         job = build_job(config, Reporter(quiet=True))
+        assert job.policy.kept_positions == (0 if wanted else config.layout.micro_batch_tokens)
         count = []
         job.policy.model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
         (piece,) = cut_step(job.source.take(1), DPO().signal, job.policy, config.layout)
