@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from preftune.data.fields import as_completion, as_text, as_turns, completion_of, described
+from preftune.data.fields import as_completion, as_text, as_turns, completion_of, described, not_blank
 from preftune.errors import DataError, shown
 from preftune.types import Completion, Message
 
@@ -103,7 +103,7 @@ def answer(value: object, name: str, prompt: Prompt) -> tuple[tuple[Message, ...
     asked = prompt if isinstance(prompt, str) else prompt[-1].content
     repeated = any(turn.content.strip() == asked.strip() for turn in turns[:-1])
     if turns[0].role == "assistant" and not repeated:
-        return (), as_completion(value, name)
+        return (), not_blank(completion_of(turns, name), name)
     return turns[:-1], answer_text(turns, name)
 
 

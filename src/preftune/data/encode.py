@@ -4,8 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from preftune.data.quick import QuickEngine
 
 _PROBES = ("a b", " a", "\n\nb ", "  \n", "é 语!", "'s 12", "")  # of every kind that might reach over a cut
 
@@ -17,16 +20,18 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     engine: Tokenizer | None  # of the tokeniser, if it can be asked itself: that saves what it would tell beside the ids
     cuts: tuple[str, ...]  # special tokens that split a text in two: the tokens of both parts are those of the whole
+    quick: QuickEngine | None = None  # asked before the other
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text; equal texts are tokenised once."""
+    def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The int32 tokens of each text; equal texts are tokenised once."""
         unique = list(dict.fromkeys(texts))
-        if not unique:
-            return []
-        found = dict(zip(unique, self._ids(unique), strict=True))
+        found = {} if self.quick is None else self.quick.ids(unique)
+        rest = [text for text in unique if text not in found] if found else unique
+        if rest:
+            found |= {text: np.array(ids, dtype=np.int32) for text, ids in zip(rest, self._usual(rest), strict=True)}
         return [found[text] for text in texts]
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+    def _usual(self, texts: list[str]) -> list[list[int]]:
         if self.engine is None:
             return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # verbose warns of long texts
         self.engine.no_truncation()  # as the tokeniser itself does before each call
@@ -39,12 +44,17 @@ class Encoder:
         return max((place + len(cut) for cut in self.cuts if (place := text.rfind(cut)) >= 0), default=0)
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerBase, sample: str) -> Encoder:
-    """The encoder of a tokeniser, which cuts texts at special tokens of `sample`, or nowhere where that is not known to be safe."""
+def make_encoder(tokenizer: PreTrainedTokenizerBase, sample: str, many: bool) -> Encoder:
+    """The encoder of a tokeniser, which cuts texts at special tokens of `sample`, or nowhere where that is not known to be safe.
+
+    Of many texts it asks a quicker engine, which takes some memory, as much as the tokeniser's own again.
+    """
     usual = PreTrainedTokenizerFast._encode_plus
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or type(tokenizer)._encode_plus is not usual:
         return Encoder(tokenizer=tokenizer, engine=None, cuts=())
-    encoder = Encoder(tokenizer=tokenizer, engine=tokenizer.backend_tokenizer, cuts=())
+    engine = tokenizer.backend_tokenizer
+    quick = QuickEngine(engine) if many and not tokenizer.split_special_tokens else None
+    encoder = Encoder(tokenizer=tokenizer, engine=engine, cuts=(), quick=quick)
     return replace(encoder, cuts=tuple(cut for cut in _solid_tokens(tokenizer, sample) if _proven(encoder, cut)))
 
 
@@ -87,4 +97,4 @@ def _proven(encoder: Encoder, cut: str) -> bool:
     pairs = [(left + cut, right) for left in _PROBES for right in _PROBES]
     whole = encoder.ids([left + right for left, right in pairs])
     lefts, rights = (encoder.ids([pair[side] for pair in pairs]) for side in (0, 1))
-    return all(a + b == both for a, b, both in zip(lefts, rights, whole, strict=True))
+    return all([*a, *b] == [*both] for a, b, both in zip(lefts, rights, whole, strict=True))

@@ -53,6 +53,8 @@ def as_text(value: object, name: str) -> str:
     """A string that can be written as UTF-8; it may be empty."""
     if not isinstance(value, str):
         raise DataError(f"The field {name} has the wrong type", got=described(value), expected="text")
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -97,7 +99,17 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
     if not isinstance(turns, list) or not turns:
         raise DataError(f"The field {name} is not a dialogue", got=described(value),
                         expected="a list of turns such as {role, content}")
-    return tuple(_turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns))
+    return tuple([_usual_turn(turn) or _turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)])
+
+
+def _usual_turn(turn: object) -> Message | None:
+    """A turn of nothing but a role and ASCII text, as nearly all are; None for any other, which is looked at closely."""
+    if type(turn) is not dict or len(turn) != 2:
+        return None
+    role, content = turn.get("role"), turn.get("content")
+    if type(role) is str and role in ROLES and type(content) is str and content.isascii():
+        return Message(role=ROLES[role], content=content)
+    return None
 
 
 def _turn(turn: object, name: str) -> Message:

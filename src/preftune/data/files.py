@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
 from preftune.errors import ConfigError, DataError, shown
@@ -18,6 +18,7 @@ from preftune.errors import ConfigError, DataError, shown
 MAX_LINE_BYTES = 64 << 20  # of one row of .jsonl
 MAX_JSON_BYTES = 2 << 30  # of a .json file, which is read whole
 SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".arrow")
+_BUFFER = 1 << 18  # bytes that are read at once
 _AROUND = 30  # characters shown on either side of a fault
 
 
@@ -55,7 +56,7 @@ def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
         if suffix in (".parquet", ".arrow"):
             yield from _arrow_rows(path, suffix)
             return
-        with gzip.open(path, "rb") if suffix.endswith(".gz") else path.open("rb") as file:
+        with gzip.open(path, "rb") if suffix.endswith(".gz") else BufferedReader(path.open("rb", buffering=0), _BUFFER) as file:
             yield from _text_rows(file, name, suffix.removesuffix(".gz"), split)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{name}: the gzip file is damaged or cut off", got=str(error), expected="a whole gzip file",

@@ -90,6 +90,8 @@ def _told_apart(group: Group) -> Group | None:
     """
     masks = [mask.tobytes() for mask in group.scored] or [b""] * len(group.completions)
     texts = [ids.tobytes() + mask for ids, mask in zip(group.completions, masks, strict=True)]
+    if len(set(texts)) == len(texts):
+        return group
     values: dict[bytes, int | float | None] = {}
     for signals in (group.labels, group.rewards):
         values.clear()

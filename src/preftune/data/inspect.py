@@ -99,7 +99,7 @@ class Inspection:
 def inspect_data(source: str | Path, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Inspection:
     """The census of a source as it would be trained on. Too long rows are counted, never an error here."""
     loaded = load_records(source, options)
-    renderer = make_renderer(tokenizer, options.template)
+    renderer = make_renderer(tokenizer, options.template, many=True)
     pairs = list(zip(loaded.records, renderer.render_all(loaded.records), strict=True))
     bad = [bad.message for bad in loaded.bad_rows]
     bad += [str(group) for _, group in pairs if isinstance(group, DataError)]

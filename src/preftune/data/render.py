@@ -74,8 +74,8 @@ class Renderer:
                 yield from _groups(self, waiting)
 
 
-def make_renderer(tokenizer: PreTrainedTokenizerBase, template: Template = "auto") -> Renderer:
-    """The renderer of a tokeniser; an error if its template or its special tokens cannot serve."""
+def make_renderer(tokenizer: PreTrainedTokenizerBase, template: Template = "auto", *, many: bool = False) -> Renderer:
+    """The renderer of a tokeniser, perhaps for many records; an error if its template or its special tokens cannot serve."""
     chat = template == "chat" or (template == "auto" and bool(tokenizer.chat_template))
     if chat and not tokenizer.chat_template:
         raise ModelError("The tokeniser has no chat template", got="template: chat", expected="a tokeniser with one",
@@ -90,7 +90,7 @@ def make_renderer(tokenizer: PreTrainedTokenizerBase, template: Template = "auto
     return Renderer(
         tokenizer=tokenizer, mode="chat" if chat else "plain", start=_automatic_start(tokenizer),
         bos=bos if isinstance(bos, int) else None, end_of_turn=end_of_turn, template_end=end, after_end=after,
-        chat=writer, encoder=make_encoder(tokenizer, asked),
+        chat=writer, encoder=make_encoder(tokenizer, asked, many),
     )
 
 
@@ -169,7 +169,7 @@ class _Texts:
 class _Batch:
     records: list[Record]
     texts: list[_Texts | DataError]
-    tokens: Future[list[list[int]]]  # of all texts, one after another
+    tokens: Future[list[np.ndarray]]  # of all texts, one after another
 
 
 def _groups(renderer: Renderer, batch: _Batch) -> Iterator[Group | DataError]:
@@ -282,19 +282,19 @@ def transcript(messages: Sequence[Message]) -> str:
     return f"{turns}\n\nAssistant:"
 
 
-def _group(renderer: Renderer, record: Record, texts: _Texts, tokens: list[list[int]]) -> Group:
+def _group(renderer: Renderer, record: Record, texts: _Texts, tokens: list[np.ndarray]) -> Group:
     head, prompt, rest = tokens[0], tokens[1], iter(tokens[2:])
     several = any(len(stages) > 1 for stages in texts.completions)
     completions, scored = [], []
     for k, stages in enumerate(texts.completions):
         pieces = _pieces(renderer, record, head, (texts.prompt, *stages), [prompt, *(next(rest) for _ in stages)])
         if _ended(record, k) and pieces[-1][-1] != renderer.end_of_turn:
-            pieces[-1].append(renderer.end_of_turn)
-        completions.append(np.array(pieces[0] if len(pieces) == 1 else [*chain.from_iterable(pieces)], dtype=np.int32))
+            pieces[-1] = np.append(pieces[-1], np.int32(renderer.end_of_turn))
+        completions.append(pieces[0].copy() if len(pieces) == 1 else np.concatenate(pieces))
         if several:
             scored.append(np.repeat(np.arange(len(pieces)) % 2 == 0, [len(piece) for piece in pieces]))
     return Group(
-        prompt=np.array(_started(renderer, record, [*head, *prompt]), dtype=np.int32), completions=tuple(completions),
+        prompt=_started(renderer, record, head, prompt), completions=tuple(completions),
         scored=tuple(scored), pairs=record.pairs,
         probabilities=record.probabilities, labels=record.labels, rewards=record.rewards,
         sources=tuple(map(SOURCES.index, record.sources)), origin=record.origin,
@@ -302,22 +302,23 @@ def _group(renderer: Renderer, record: Record, texts: _Texts, tokens: list[list[
 
 
 def _pieces(
-    renderer: Renderer, record: Record, head: list[int], texts: Sequence[str], tokens: list[list[int]]
-) -> list[list[int]]:
+    renderer: Renderer, record: Record, head: np.ndarray, texts: Sequence[str], tokens: list[np.ndarray]
+) -> list[np.ndarray]:
     """The tokens that each text adds to the one before it; `tokens` are those of each text, which all follow the head's.
 
     When a token of the last text reaches over the end of another, they are the tokens of each added text of its own. That
     is proven by decoding: all together must read as the last text does.
     """
     whole, ends = tokens[-1], [len(ids) for ids in tokens]
-    astray = [ids for ids in tokens if whole[: len(ids)] != ids]
+    all_bytes = whole.tobytes()
+    astray = [ids for ids in tokens[:-1] if not all_bytes.startswith(ids.tobytes())]
     if not astray and all(start < end for start, end in pairwise(ends)):
         return [whole[start:end] for start, end in pairwise(ends)]
     pieces = renderer.encoder.ids([text[len(before):] for before, text in pairwise(texts)])
-    whole = [*head, *whole]
-    if all(pieces) and renderer.decode([*head, *tokens[0], *chain.from_iterable(pieces)]) == renderer.decode(whole):
-        return [[*piece] for piece in pieces]
-    first = [*head, *(astray[0] if astray else tokens[0])]
+    read = renderer.decode(np.concatenate([head, whole]))
+    if all(map(len, pieces)) and renderer.decode(np.concatenate([head, tokens[0], *pieces])) == read:
+        return pieces
+    whole, first = (np.concatenate([head, ids]).tolist() for ids in (whole, astray[0] if astray else tokens[0]))
     split = _first_difference(first, whole)
     tails = [shown(renderer.decode(ids[max(0, split - _TAIL): split + _TAIL])) for ids in (first, whole)]
     part = "the prompt's tokens" if not astray or astray[0] is tokens[0] else "the tokens of a trajectory's earlier turns"
@@ -326,14 +327,16 @@ def _pieces(
                     do="Use another template, or end the prompt in a line break")
 
 
-def _started(renderer: Renderer, record: Record, prompt: list[int]) -> list[int]:
+def _started(renderer: Renderer, record: Record, head: np.ndarray, rest: np.ndarray) -> np.ndarray:
     """The prompt's tokens with BOS where it belongs: once, or before an empty prompt."""
-    prompt = [*(renderer.start if renderer.mode == "plain" else ()), *prompt]
-    while renderer.bos is not None and prompt[:2] == [renderer.bos, renderer.bos]:
+    prompt = np.concatenate([head, rest])
+    if renderer.mode == "plain" and renderer.start:
+        prompt = np.concatenate([np.array(renderer.start, dtype=np.int32), prompt])
+    while renderer.bos is not None and len(prompt) > 1 and prompt[0] == prompt[1] == renderer.bos:
         prompt = prompt[1:]
-    if not prompt and renderer.bos is not None:
-        prompt = [renderer.bos]
-    if not prompt:
+    if not len(prompt) and renderer.bos is not None:
+        prompt = np.array([renderer.bos], dtype=np.int32)
+    if not len(prompt):
         raise DataError(f"{record.origin}: the prompt is empty and the tokeniser has no BOS token", got="no tokens",
                         expected="at least one token before the completion")
     return prompt

@@ -114,7 +114,7 @@ class Derivation:
         _check_applies(self._sources, self.signal, self.making)
         members, ends = self._places.groups()
         for start, end in pairwise(chain([0], ends)):
-            group = [records[int(index)] for index in members[start:end]]
+            group = [records[index] for index in members[start:end].tolist()]
             result = self._one(_joined(group) if len(group) > 1 else group[0])
             self._counts["merged"] += len(group) - 1
             if result is not None:
@@ -374,14 +374,16 @@ def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | 
         return None
     place = {k: index for index, k in enumerate(keep)}
     values = [found.values[k] for k in keep] if found.values else []
-    return replace(
-        record, completions=tuple(record.completions[k] for k in keep),
-        pairs=tuple((place[i], place[j]) for i, j in found.pairs), probabilities=found.probabilities,
-        labels=tuple(int(value) for value in values if value is not None) if signal == "labels" else (),
-        rewards=tuple(float(value) for value in values if value is not None) if signal == "rewards" else (),
-        ended=tuple(record.ended[k] for k in keep) if record.ended else (),
-        sources=tuple(record.sources[k] for k in keep) if signal == "hybrid" else (),
-    )
+    known = {
+        "pairs": tuple((place[i], place[j]) for i, j in found.pairs), "probabilities": found.probabilities,
+        "labels": tuple(int(value) for value in values if value is not None) if signal == "labels" else (),
+        "rewards": tuple(float(value) for value in values if value is not None) if signal == "rewards" else (),
+        "sources": tuple(record.sources[k] for k in keep) if signal == "hybrid" else (),
+    }  # fmt: skip
+    if len(keep) == len(record.completions) and all(getattr(record, name) == value for name, value in known.items()):
+        return record
+    return replace(record, completions=tuple(record.completions[k] for k in keep),
+                   ended=tuple(record.ended[k] for k in keep) if record.ended else (), **known)
 
 
 def _nothing_left(records: Sequence[Record], signal: SignalName, dropped: Mapping[str, int]) -> DataError:

@@ -14,6 +14,7 @@ from preftune.errors import storage_error
 from preftune.types import Completion, Message, Record
 
 _BUFFER = 1 << 20  # bytes that are written at once
+_READ = 1 << 16  # bytes that are read at once: records are asked for in their order, mostly
 
 
 class RecordFile:
@@ -24,6 +25,7 @@ class RecordFile:
 
     def __init__(self) -> None:
         self._ends = array("q")  # of each record's bytes
+        self._read, self._read_from = b"", 0  # what was read last, and where it begins
         try:
             self._file = tempfile.TemporaryFile(buffering=_BUFFER)  # noqa: SIM115 (open until `close`)
         except OSError as error:
@@ -48,8 +50,10 @@ class RecordFile:
             raise storage_error("keep rows for a while", tempfile.gettempdir(), error) from error
 
     def __getitem__(self, index: int) -> Record:
-        start = self._ends[index - 1] if index else 0
-        return _unpacked(pickle.loads(os.pread(self._file.fileno(), self._ends[index] - start, start)))
+        start, end = self._ends[index - 1] if index else 0, self._ends[index]
+        if not self._read_from <= start <= end <= self._read_from + len(self._read):
+            self._read, self._read_from = os.pread(self._file.fileno(), max(end - start, _READ), start), start
+        return _unpacked(pickle.loads(self._read[start - self._read_from : end - self._read_from]))
 
     def close(self) -> None:
         self._file.close()

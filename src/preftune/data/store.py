@@ -60,7 +60,7 @@ class StoreWriter:
         self.completions.extend(lengths)
         self.num_groups += 1
         self.num_pairs += len(group.pairs)
-        self.num_scored += sum(group.num_scored)
+        self.num_scored += sum(group.num_scored) if group.scored else sum(lengths)
 
     def finish(self, meta: dict[str, object]) -> None:
         """Close the files, and write what is to be known of them, with a digest of each."""

@@ -14,7 +14,7 @@ from preftune.data.files import suffix_of
 from preftune.data.options import DataOptions
 
 _CODE = ("data", "types.py", "errors.py")  # of this package: what makes groups
-_LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")
+_LIBRARIES = ("transformers", "tokenizers", "fastokens", "jinja2", "numpy")
 _NOT_ALWAYS_THE_SAME = re.compile(r"strftime_now|random|lipsum")  # in a template
 _PIECE = 1 << 20  # bytes
 
