@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from preftune.data.pack import LayoutOptions
 from preftune.objectives import OBJECTIVES, Objective
 from preftune.policy.arithmetic import Shape, work_of
+from preftune.policy.norms import quicken_norms
 from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.policy.segments import SEGMENTS
 from preftune.train.anchors import Anchors
@@ -60,7 +61,9 @@ def model() -> LlamaForCausalLM:
     config = LlamaConfig(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=2, num_attention_heads=9,
                          num_key_value_heads=3, tie_word_embeddings=True)  # fmt: skip
     config._attn_implementation = SEGMENTS
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
+    quicken_norms(model)  # as a model that is loaded
+    return model
 
 
 def groups_of(count: int, completions: int) -> list[Group]:

@@ -26,6 +26,7 @@ from transformers import (
 from preftune.errors import ConfigError, ModelError
 from preftune.policy.adapters import quiet_peft
 from preftune.policy.bundled import BUNDLED_MODELS, bundled_folder
+from preftune.policy.norms import quicken_norms
 from preftune.policy.products import use_fast_products
 from preftune.policy.segments import plain_attention
 
@@ -136,6 +137,7 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
         return _merged(source, options, dtype)
     model = _whole_model(AutoModelForCausalLM, source, options, dtype)
     model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
+    quicken_norms(model)
     model.name_or_path = source
     return model
 
@@ -147,7 +149,9 @@ def load_classification_model(source: str, options: LoadOptions, dtype: torch.dt
     if (Path(source) / _ADAPTER_FILE).is_file():
         raise ModelError(f"{source} is an adapter", expected="a whole sequence-classification model",
                          do="Merge the adapter into its base first")  # fmt: skip
-    return _whole_model(AutoModelForSequenceClassification, source, options, dtype).eval()
+    model = _whole_model(AutoModelForSequenceClassification, source, options, dtype).eval()
+    quicken_norms(model)
+    return model
 
 
 def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
