@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from preftune.data.pack import LayoutOptions
 from preftune.objectives import OBJECTIVES, Objective
 from preftune.policy.arithmetic import Shape, work_of
+from preftune.policy.gated import lighten_mlps
 from preftune.policy.norms import quicken_norms
 from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.policy.segments import SEGMENTS
@@ -63,6 +64,7 @@ def model() -> LlamaForCausalLM:
     config._attn_implementation = SEGMENTS
     model = LlamaForCausalLM(config).eval()
     quicken_norms(model)  # as a model that is loaded
+    lighten_mlps(model)
     return model
 
 

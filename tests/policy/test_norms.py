@@ -142,4 +142,4 @@ def test_what_computes_something_else_stays_as_it_is():
 def test_a_loaded_model_has_quick_norms(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     model = load_model(str(tmp_path), LoadOptions())
-    assert sum("forward" in vars(module) for module in model.modules()) == 5
+    assert sum("forward" in vars(module) for module in model.modules() if "Norm" in type(module).__name__) == 5

@@ -26,6 +26,7 @@ from transformers import (
 from preftune.errors import ConfigError, ModelError
 from preftune.policy.adapters import quiet_peft
 from preftune.policy.bundled import BUNDLED_MODELS, bundled_folder
+from preftune.policy.gated import lighten_mlps
 from preftune.policy.norms import quicken_norms
 from preftune.policy.products import use_fast_products
 from preftune.policy.segments import plain_attention
@@ -138,6 +139,7 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     model = _whole_model(AutoModelForCausalLM, source, options, dtype)
     model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
     quicken_norms(model)
+    lighten_mlps(model)
     model.name_or_path = source
     return model
 
@@ -151,6 +153,7 @@ def load_classification_model(source: str, options: LoadOptions, dtype: torch.dt
                          do="Merge the adapter into its base first")  # fmt: skip
     model = _whole_model(AutoModelForSequenceClassification, source, options, dtype).eval()
     quicken_norms(model)
+    lighten_mlps(model)
     return model
 
 
