@@ -4,7 +4,8 @@
                                [--micro_batch_tokens 512 1024 2048] [--turns 3] [--json]
 
 The floor is the operations that must be done (each prompt once, the head at scored tokens, attention between positions that see
-each other; `preftune.policy.arithmetic`) over the rate of a plain matrix product, measured in the same turn. For each precision
+each other; `preftune.policy.arithmetic`) over the rate of a plain matrix product, measured in the same turn, once as the package
+multiplies and once as PyTorch does by itself. For each precision
 and size of micro-batch: forward and backward of all pairs, without the optimiser, in turns; then one pass under PyTorch's profiler,
 whose own cost is in it, by kind of operator.
 """
@@ -53,6 +54,16 @@ def timed(policy: Policy, groups: Sequence[Group], tokens: int) -> float:
     return time.perf_counter() - started
 
 
+def pytorch_rate(precision: str) -> float:
+    """Operations per second of PyTorch's own product: `preftune.policy.products` replaces `mm` and leaves `bmm` as it is."""
+    left, best = torch.ones(1, 1024, 1024, dtype=torch.bfloat16 if precision == "bf16" else torch.float32), float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        torch.bmm(left, left)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * 1024**3 / best
+
+
 def by_kind(policy: Policy, groups: Sequence[Group], tokens: int) -> dict[str, float]:
     """Shares of the profiled time."""
     policy.model.zero_grad(set_to_none=True)
@@ -75,15 +86,18 @@ def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
     timed(policies[settings.precision[0]], groups[:2], 512)
     seconds: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     floors: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    pytorch_floors: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     for _ in range(settings.turns):
         for precision, tokens in cases:
             product_rate.cache_clear()
             floors[precision, tokens].append(work.training / product_rate(torch.device("cpu"), precision))
+            pytorch_floors[precision, tokens].append(work.training / pytorch_rate(precision))
             seconds[precision, tokens].append(timed(policies[precision], groups, tokens))
     return [
         {"precision": precision, "micro_batch_tokens": tokens, "seconds": float(np.median(seconds[precision, tokens])),
          "floor": float(np.median(floors[precision, tokens])), "gflop": work.training / 1e9,
          "mfu": float(np.median(np.array(floors[precision, tokens]) / np.array(seconds[precision, tokens]))),
+         "mfu_of_pytorch": float(np.median(np.array(pytorch_floors[precision, tokens]) / np.array(seconds[precision, tokens]))),
          "kinds": by_kind(policies[precision], groups, tokens)}
         for precision, tokens in cases
     ]  # fmt: skip
@@ -110,7 +124,8 @@ def main() -> None:
             continue
         kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in found["kinds"].items())
         print(f"{found['precision']}, micro-batches of {found['micro_batch_tokens']}: {found['seconds']:.2f} s for "
-              f"{found['gflop']:.0f} GFLOP, floor {found['floor']:.2f} s: {found['mfu']:.0%}; {kinds}", flush=True)  # fmt: skip
+              f"{found['gflop']:.0f} GFLOP, floor {found['floor']:.2f} s: {found['mfu']:.0%}, "
+              f"{found['mfu_of_pytorch']:.0%} at the rate of PyTorch's own product; {kinds}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
