@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from preftune.data.pack import LayoutOptions, collate
+from preftune.policy.load import make_lean
 from preftune.policy.policy import Policy, in_shards, score
 from preftune.policy.segments import SEGMENTS
 from preftune.policy.shard import ShardOptions
@@ -53,20 +54,22 @@ class Decoder:
     def parameters(self) -> int:
         return self.layers * self.layer_parameters + self.rest
 
-    def kept(self, precision: str, checkpointing: bool = False) -> float:
+    def kept(self, precision: str, checkpointing: bool = False, cpu: bool = True) -> float:
         """Bytes per position and layer that wait for the backward pass.
 
-        fp32: 4 (9 hidden + 2 keys + 4 inner): input, normalised input and output of two norms; queries, keys, values; the output of
-        attention and its copy in a row; gate, its activation, up, their product. bf16 under autocast: 36 hidden + 8 keys + 8
+        fp32: 4 (7 hidden + 2 keys + 3 inner): input and output of two norms; queries, keys, values; the output of
+        attention and its copy in a row; gate, up, their activated product. bf16 under autocast: 28 hidden + 8 keys + 6
         inner: what norms keep and what attention reads and writes (on a CPU) in fp32; the rest in bf16, the norms' outputs once for
-        each of the five products that read them. Completions that share a prompt have a copy of its keys and values each, which
-        is not in it. Checkpointed: the layer's input.
+        each of the five products that read them. Elsewhere than on a CPU norms keep their normalised input too, 8 hidden more.
+        Completions that share a prompt have a copy of its keys and values each, which is not in it. Checkpointed: the layer's
+        input.
         """
         if checkpointing:
             return 4.0 * self.hidden
+        norms = 0.0 if cpu else 8.0 * self.hidden
         if precision == "fp32":
-            return 4.0 * (9 * self.hidden + 2 * self.keys + 4 * self.inner)
-        return 36.0 * self.hidden + 8 * self.keys + 8 * self.inner
+            return norms + 4.0 * (7 * self.hidden + 2 * self.keys + 3 * self.inner)
+        return norms + 28.0 * self.hidden + 8 * self.keys + 6 * self.inner
 
 
 BENCH = Decoder(layers=2, hidden=512, keys=128, inner=1536, vocabulary=1000, tied=True)
@@ -84,7 +87,9 @@ def policy_of(shape: Decoder, precision: str, **more: Any) -> Policy:
         num_attention_heads=shape.hidden // 64, num_key_value_heads=shape.keys // 64, tie_word_embeddings=shape.tied,
     )  # fmt: skip
     config._attn_implementation = SEGMENTS
-    return Policy(model=LlamaForCausalLM(config).eval(), precision=precision, sharing="flat", sharing_reason="", **more)
+    model = LlamaForCausalLM(config).eval()
+    make_lean(model)  # as one that is loaded
+    return Policy(model=model, precision=precision, sharing="flat", sharing_reason="", **more)
 
 
 def group(tokens: int) -> Group:
@@ -160,12 +165,13 @@ def free_port() -> int:
 
 
 def per_device(shape: Decoder, devices: int) -> dict[str, float]:
-    """GiB on each of some devices in shards, all weights training in bf16, no reference beside; and one micro-batch."""
+    """GiB on each of some GPUs in shards, all weights training in bf16, no reference beside; and one micro-batch."""
     unit = 2 * shape.layer_parameters * 2 + 4 * shape.rest  # two layers in bf16, the rest in fp32, while they are gathered
+    kept = shape.kept("bf16", cpu=False)
     return {
         "state": 16 * shape.parameters / devices / 2**30, "gathered": unit / 2**30,
-        "kept per 1000 positions": 1000 * shape.layers * shape.kept("bf16") / 2**30,
-        "checkpointed": (1000 * shape.layers * shape.kept("bf16", True) + 1000 * shape.kept("bf16")) / 2**30,
+        "kept per 1000 positions": 1000 * shape.layers * kept / 2**30,
+        "checkpointed": (1000 * shape.layers * shape.kept("bf16", True) + 1000 * kept) / 2**30,
     }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ from preftune.data.pack import LayoutOptions, segments, split_micro_batches
 from preftune.data.prepare import prepare
 from preftune.objectives.dpo import DPO
 from preftune.policy.attention import set_attention
-from preftune.policy.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
+from preftune.policy.load import LoadOptions, load_tokenizer, make_lean, quiet_transformers, resolve_model
 from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.policy.products import use_fast_products
 from preftune.policy.segments import plain_attention
@@ -105,6 +105,7 @@ def plain_model(name: str) -> Any:
 def our_steps(variant: str, pairs: Sequence[Pair], settings: argparse.Namespace) -> Step:
     model = plain_model(settings.model)
     set_attention(model, plain_attention(model.config))
+    make_lean(model)
     if variant != "preftune-plain-products":
         use_fast_products()
     layout = LayoutOptions(micro_batch_tokens=settings.micro_batch_tokens)

@@ -31,8 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from preftune.data.pack import LayoutOptions
 from preftune.objectives import OBJECTIVES, Objective
 from preftune.policy.arithmetic import Shape, work_of
-from preftune.policy.gated import lighten_mlps
-from preftune.policy.norms import quicken_norms
+from preftune.policy.load import make_lean
 from preftune.policy.policy import Policy, choose_sharing, score_groups
 from preftune.policy.segments import SEGMENTS
 from preftune.train.anchors import Anchors
@@ -63,8 +62,7 @@ def model() -> LlamaForCausalLM:
                          num_key_value_heads=3, tie_word_embeddings=True)  # fmt: skip
     config._attn_implementation = SEGMENTS
     model = LlamaForCausalLM(config).eval()
-    quicken_norms(model)  # as a model that is loaded
-    lighten_mlps(model)
+    make_lean(model)  # as one that is loaded
     return model
 
 

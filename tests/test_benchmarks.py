@@ -66,6 +66,26 @@ def test_cost_model():
         assert 1.0 <= one["measured"] / one["formula"] < 1.1, found["kept"]
 
 
+def test_engines_agree(tiny, tmp_path, monkeypatch, capsys):
+    """On every character, and a difference is told."""
+    engines = script("engines_agree")
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "Hello 123", "chosen": ["\u00e9"]}\n')
+    monkeypatch.setattr("sys.argv", ["engines_agree.py", str(file), "--tokenizers", f"{tiny}/tokenizer.json", "--texts", "500", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        engines.main()
+    found = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 0
+    assert found["used"]
+    assert [found[kind]["texts"] for kind in engines.KINDS_OF_TEXTS] == [2, 500, 126974]
+    assert not any(found[kind]["different"] for kind in engines.KINDS_OF_TEXTS)
+    other, own = (engines.Tokenizer.from_file(f"{tiny}/tokenizer.json") for _ in range(2))
+    other.add_tokens(["lo 1"])
+    quick = engines.fastokens.Tokenizer.from_json_str(other.to_str())
+    assert engines.compared(own, quick, ["Hello 123", "Hi", "\U0001f600 lo 1"])["different"] == 2
+    assert engines.compared(own, quick, ["Hello 123", "Hi", "\U0001f600 lo 1"])["of_these_trusted"] == 1
+
+
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])
 def test_group_update(bench, tiny, objective, monkeypatch, capsys):
     """Left to run, it ends with an error if loss or gradient differ."""

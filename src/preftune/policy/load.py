@@ -138,8 +138,7 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
         return _merged(source, options, dtype)
     model = _whole_model(AutoModelForCausalLM, source, options, dtype)
     model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
-    quicken_norms(model)
-    lighten_mlps(model)
+    make_lean(model)
     model.name_or_path = source
     return model
 
@@ -152,9 +151,14 @@ def load_classification_model(source: str, options: LoadOptions, dtype: torch.dt
         raise ModelError(f"{source} is an adapter", expected="a whole sequence-classification model",
                          do="Merge the adapter into its base first")  # fmt: skip
     model = _whole_model(AutoModelForSequenceClassification, source, options, dtype).eval()
+    make_lean(model)
+    return model
+
+
+def make_lean(model: PreTrainedModel) -> None:
+    """Let the norms and MLPs of a model compute the same with less time and memory, where they can."""
     quicken_norms(model)
     lighten_mlps(model)
-    return model
 
 
 def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
