@@ -63,7 +63,7 @@ def test_cost_model():
     for moves in found["moved"].values():
         assert all(one["measured"] == one["formula"] for one in moves.values()), found["moved"]
     for one in found["kept"].values():
-        assert 1.0 <= one["measured"] / one["formula"] < 1.1, found["kept"]
+        assert 0 <= one["measured"] - one["formula"] < 2500, found["kept"]
 
 
 def test_engines_agree(tiny, tmp_path, monkeypatch, capsys):
@@ -71,7 +71,8 @@ def test_engines_agree(tiny, tmp_path, monkeypatch, capsys):
     engines = script("engines_agree")
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "Hello 123", "chosen": ["\u00e9"]}\n')
-    monkeypatch.setattr("sys.argv", ["engines_agree.py", str(file), "--tokenizers", f"{tiny}/tokenizer.json", "--texts", "500", "--json"])
+    words = [str(file), "--tokenizers", f"{tiny}/tokenizer.json", "--texts", "500", "--json"]
+    monkeypatch.setattr("sys.argv", ["engines_agree.py", *words])
     with pytest.raises(SystemExit) as ended:
         engines.main()
     found = json.loads(capsys.readouterr().out)
