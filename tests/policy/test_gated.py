@@ -95,6 +95,18 @@ def test_adapters_are_not_passed_by():
     assert not torch.equal(mlp(states), before)
 
 
+class Rounded(nn.Module):
+    def forward(self, states):
+        return states.to(torch.bfloat16)
+
+
+def test_parts_of_two_precisions_are_multiplied_in_the_higher():
+    mlp, states = tiny_model("llama").model.layers[0].mlp, torch.randn(3, 32)
+    lighten_mlps(mlp)
+    mlp.gate_proj = nn.Sequential(mlp.gate_proj, Rounded())
+    assert torch.equal(mlp(states), type(mlp).forward(mlp, states))
+
+
 def test_a_loaded_model_keeps_less(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     model = load_model(str(tmp_path), LoadOptions())

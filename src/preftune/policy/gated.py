@@ -57,4 +57,5 @@ def _is_same(module: nn.Module, gate: nn.Linear) -> bool:
 
 
 def _forward(module: Any, states: Tensor) -> Tensor:
-    return module.down_proj(silu_times(module.gate_proj(states), module.up_proj(states)))
+    gate, up = module.gate_proj(states), module.up_proj(states)
+    return module.down_proj(silu_times(gate, up) if gate.dtype == up.dtype else module.act_fn(gate) * up)
