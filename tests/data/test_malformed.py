@@ -52,6 +52,8 @@ ROWS = {
     "probability below 0": ("pairs", {"chosen_probs": "-0.1"}, "field chosen_probs is not a probability"),
     "probability in words": ("dialogues", {"chosen_prob": "high"}, "field chosen_prob is not a number"),
     "surrogate": ("pairs", '{"prompt": "Hi", "chosen": "\\ud800", "rejected": "no"}', "surrogate"),
+    "surrogate in a turn": ("pairs", '{"prompt": [{"role": "user", "content": "\\ud800"}], "chosen": "yes", "rejected": "no"}',
+        r"field prompt\[0\].content holds half of a surrogate pair"),
     "prompt ends with the assistant": ("pairs", {"prompt": [user("Hi"), bot("so")]},
         "prompt does not end with a turn of the user"),
     "empty list of turns": ("pairs", {"prompt": []}, r"field prompt is not a dialogue; got list \[\]"),
