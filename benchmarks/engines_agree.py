@@ -4,7 +4,7 @@
 
 Compared are, for each tokeniser: every string in the files; made-up texts of pieces of all kinds, its added tokens among them;
 and every character of the Basic Multilingual Plane between blanks and between digits. Told are texts that differ, how many of
-them the package would have trusted it with (`preftune.data.quick`), and how much faster it was on the files.
+them the package would have trusted it with (`preftune.data.quick`), and how much faster it was.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The quick engine gives the tokens of the tokeniser's own, or nothing."""
 
+import gc
 import json
 import time
 from dataclasses import replace
@@ -13,6 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from preftune.data import quick
 from preftune.data.encode import make_encoder
+from preftune.data.options import DataOptions
+from preftune.data.prepare import prepare
 from preftune.data.render import make_renderer
 from preftune.types import Record
 from tests.data import tokenizers_for_tests as made
@@ -146,6 +149,23 @@ def test_groups_are_the_same_before_and_after():
         for a, b, c in zip(*(list((group.prompt, *group.completions)) for group in (one, other, third)), strict=True):
             assert a.tolist() == b.tolist() == c.tolist()
             assert a.dtype == b.dtype == c.dtype == np.int32
+
+
+def test_preparing_many_rows_loads_it_and_few_do_not(tmp_path, monkeypatch):
+    loaded, load = [], quick.fastokens.Tokenizer.from_json_str
+    monkeypatch.setattr(quick.fastokens.Tokenizer, "from_json_str", staticmethod(lambda text: loaded.append(1) or load(text)))
+    tokenizer, file = made.byte_tokenizer(made.CHATML), tmp_path / "rows.jsonl"
+    for count in (2, 300):
+        assert not loaded
+        rows = [{"prompt": f"What is {k}?", "chosen": f"It is {k}.", "rejected": "No"} for k in range(count)]
+        file.write_text("\n".join(map(json.dumps, rows)))
+        assert len(prepare(file, tokenizer, "pairs", DataOptions()).groups) == count
+        assert gc.isenabled()
+    for _ in range(500):
+        if loaded:
+            return
+        time.sleep(0.01)
+    raise AssertionError("never loaded")
 
 
 def test_a_tokenizer_that_splits_special_tokens_has_none():

@@ -1,4 +1,4 @@
-"""Root-mean-square norms on processors, in a third of the passes over memory that transformers' modules take."""
+"""Root-mean-square norms on processors, in fewer passes over memory than transformers' modules take."""
 
 from functools import partial
 from typing import Any
