@@ -151,16 +151,14 @@ def test_groups_are_the_same_before_and_after():
             assert a.dtype == b.dtype == c.dtype == np.int32
 
 
-def test_preparing_many_rows_loads_it_and_few_do_not(tmp_path, monkeypatch):
+def test_preparing_many_rows_loads_it(tmp_path, monkeypatch):
     loaded, load = [], quick.fastokens.Tokenizer.from_json_str
     monkeypatch.setattr(quick.fastokens.Tokenizer, "from_json_str", staticmethod(lambda text: loaded.append(1) or load(text)))
     tokenizer, file = made.byte_tokenizer(made.CHATML), tmp_path / "rows.jsonl"
-    for count in (2, 300):
-        assert not loaded
-        rows = [{"prompt": f"What is {k}?", "chosen": f"It is {k}.", "rejected": "No"} for k in range(count)]
-        file.write_text("\n".join(map(json.dumps, rows)))
-        assert len(prepare(file, tokenizer, "pairs", DataOptions()).groups) == count
-        assert gc.isenabled()
+    rows = [{"prompt": f"What is {k}?", "chosen": f"It is {k}.", "rejected": "No"} for k in range(300)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert len(prepare(file, tokenizer, "pairs", DataOptions()).groups) == 300
+    assert gc.isenabled()
     for _ in range(500):
         if loaded:
             return
