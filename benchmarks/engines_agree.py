@@ -130,6 +130,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=40_000)
     parser.add_argument("--json", action="store_true")
     settings = parser.parse_args()
+    for path in (*settings.files, *(settings.tokenizers or ())):
+        path.is_file() or parser.error(f"there is no file {path}")
     texts = file_texts(settings.files)
     paths = settings.tokenizers or [Path(resolve_model("smollm2-135m-instruct")) / "tokenizer.json"]
     results = []
