@@ -9,6 +9,7 @@ more often than rare ones. Both sides run in fresh processes, in turn, the order
     preftune       `prepare`: reading the JSON lines, finding pairs or labels, template, tokens, the proof of each boundary, the
                    token store on disk. The store is made anew each time.
     preftune-again the same once the store is there
+    preftune-tokens  what TRL's clock counts: the rows have been read and turned into records before it starts
     trl            `_prepare_dataset` of its DPO or KTO trainer and nothing else, with `dataset_num_proc`; the rows are in an
                    Arrow file before the clock starts, and nothing is filtered by length
 
@@ -18,6 +19,7 @@ for TRL, whose workers come and go, that of the largest process.
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -36,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-VARIANTS = ("preftune", "preftune-again", "trl")
+VARIANTS = ("preftune", "preftune-again", "preftune-tokens", "trl")
 
 
 def words() -> list[str]:
@@ -103,6 +105,34 @@ def run_ours(settings: argparse.Namespace) -> dict[str, Any]:
     return {"wall": wall, "cpu": cpu, "memory": after - before, "digest": found, "tokens": prepared.report.num_tokens}
 
 
+def run_tokens(settings: argparse.Namespace) -> dict[str, Any]:
+    from preftune.data.fit import fit
+    from preftune.data.options import DataOptions
+    from preftune.data.prepare import RecordReader
+    from preftune.data.render import make_renderer
+    from preftune.data.spill import RecordFile
+    from preftune.data.store import StoredGroups, StoreWriter
+    from preftune.policy.load import LoadOptions, load_tokenizer, resolve_model
+
+    tokenizer, records = load_tokenizer(resolve_model(settings.model), LoadOptions()), RecordFile()
+    for record in RecordReader(settings.file, DataOptions()):
+        records.append(record)
+    records.finish()
+    gc.disable()  # as `prepare` does
+    with tempfile.TemporaryDirectory() as folder:
+        before, wall, cpu = peak(), time.perf_counter(), processor()
+        renderer, writer = make_renderer(tokenizer, many=True), StoreWriter(Path(folder))
+        for group in renderer.render_all(records[index] for index in range(len(records))):
+            fitted = None if isinstance(group, Exception) else fit(group, max_length=1 << 20, truncation="drop", bos=renderer.bos)
+            assert fitted is not None and fitted.group is not None
+            writer.add(fitted.group)
+        writer.finish({})
+        wall, cpu, after = time.perf_counter() - wall, processor() - cpu, peak()
+        found = digest((group.prompt, *group.completions) for group in StoredGroups(Path(folder), False))
+    records.close()
+    return {"wall": wall, "cpu": cpu, "memory": after - before, "digest": found}
+
+
 def run_trl(settings: argparse.Namespace) -> dict[str, Any]:
     os.environ["HF_HUB_OFFLINE"] = "1"
     from datasets import Dataset, disable_progress_bars
@@ -148,13 +178,14 @@ def child(variant: str, file: Path, settings: argparse.Namespace, cache: str) ->
 
 
 def one_turn(order: list[str], file: Path, settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Both sides once, and ours a second time with its store."""
+    """Both sides once, and ours a second time with its store, and a third time from records."""
     found: dict[str, dict[str, Any]] = {}
     for side in order:
         with tempfile.TemporaryDirectory() as cache:
             found[side] = child(side, file, settings, cache)
             if side == "preftune":
                 found["preftune-again"] = child(side, file, settings, cache)
+                found["preftune-tokens"] = child("preftune-tokens", file, settings, cache)
     if len({one["digest"] for one in found.values()}) > 1:
         sys.exit("The two sides do not give the same ids: nothing to compare")
     return found
@@ -171,7 +202,8 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
             memory[str(count)] = {name: one["memory"] for name, one in one_turn(["preftune", "trl"], file, settings).items()}
     rates = {name: [settings.rows / turn[name]["wall"] for turn in turns] for name in VARIANTS}
     ratios = {
-        kind: [turn["trl"][kind] / turn["preftune"][kind] for turn in turns] for kind in ("wall", "cpu")
+        ours: {kind: [turn["trl"][kind] / turn[ours][kind] for turn in turns] for kind in ("wall", "cpu")}
+        for ours in ("preftune", "preftune-tokens")
     }
     return {
         "rows": settings.rows, "method": settings.method, "tokens": turns[0]["preftune"]["tokens"], "rows_per_s": rates,
@@ -188,9 +220,11 @@ def sentences(result: dict[str, Any]) -> list[str]:
         cpu = statistics.median(result["cpu_s"][name])
         spread = f"{min(rates):.0f} to {max(rates):.0f}"
         lines.append(f"{name}: {statistics.median(rates):.0f} rows/s ({spread}), {cpu:.1f} s of processor time")
-    for kind, ratios in result["ratio_to_trl"].items():
-        told = {"wall": "by the clock", "cpu": "in processor time"}[kind]
-        lines.append(f"{statistics.median(ratios):.2f} times the speed of trl {told} ({min(ratios):.2f} to {max(ratios):.2f})")
+    for ours, kinds in result["ratio_to_trl"].items():
+        for kind, ratios in kinds.items():
+            told = {"wall": "by the clock", "cpu": "in processor time"}[kind]
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            lines.append(f"{ours}: {statistics.median(ratios):.2f} times the speed of trl {told} ({spread})")
     for count, memory in result["memory_mib"].items():
         lines.append(f"peak memory beyond the start, {count} rows: " + ", ".join(f"{k} {v:.0f} MiB" for k, v in memory.items()))
     return lines
@@ -205,7 +239,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--memory-rows", type=int, nargs="*", default=[])
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--child", choices=("preftune", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("preftune", "preftune-tokens", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -213,7 +247,8 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     settings = parsed()
     if settings.child:
-        print(json.dumps(run_ours(settings) if settings.child == "preftune" else run_trl(settings)))
+        sides = {"preftune": run_ours, "preftune-tokens": run_tokens, "trl": run_trl}
+        print(json.dumps(sides[settings.child](settings)))
         return
     result = measure(settings)
     print(json.dumps(result) if settings.json else "\n".join(sentences(result)))

@@ -1,4 +1,4 @@
-"""Products of oneDNN against fp64, and what becomes of those that it does not compute."""
+"""Products of oneDNN and of bf16 in fp32 against fp64, and what becomes of those that they are not for."""
 
 import subprocess
 import sys
@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from preftune.policy.products import leaves_half_idle, onednn_product, use_fast_products
+from preftune.policy import products
+from preftune.policy.products import lacks_bf16, leaves_half_idle, onednn_product, product_in_fp32, use_fast_products
 
 ROWS, INNER, COLUMNS = 65, 129, 300
 SHAPES = {
@@ -18,7 +19,6 @@ SHAPES = {
     "every second": lambda: (torch.randn(ROWS, 2 * INNER)[:, ::2], torch.randn(2 * INNER, COLUMNS)[::2]),
 }
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN")
-needs_idle = pytest.mark.skipif(not leaves_half_idle(), reason="PyTorch's own product uses this processor well")
 
 
 @needs_onednn
@@ -34,55 +34,110 @@ def test_product_against_fp64(shape, biased):
     assert ((onednn_product(left, right, bias).double() - exact).abs() <= room).all()
 
 
-@needs_idle
-def test_model_has_them_forward_and_backward():
-    use_fast_products()
+@pytest.mark.parametrize("shape", [*SHAPES, "more rows than columns"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("piece", [2**23, 2000])
+def test_product_in_fp32_against_fp64(shape, biased, piece, monkeypatch):
+    """Whole or in pieces: the sum of exact products, rounded to bf16 once."""
+    monkeypatch.setattr(products, "_PIECE", piece)
     torch.manual_seed(0)
-    layer, inputs = torch.nn.Linear(INNER, COLUMNS), torch.randn(ROWS, INNER, requires_grad=True)
-    with torch.profiler.profile() as profiler:
-        layer(inputs).square().sum().backward()
-    ran = {event.key: event.count for event in profiler.key_averages()}
-    assert ran["mkldnn::_linear_pointwise"] == 3, "the output, and the gradients of the inputs and of the weight"
-    assert inputs.grad is not None and layer.weight.grad is not None
-    twin, copy = torch.nn.Linear(INNER, COLUMNS).double(), inputs.detach().double().requires_grad_()
-    twin.load_state_dict(layer.state_dict())
-    twin(copy).square().sum().backward()
-    for ours, exact in ((inputs.grad, copy.grad), (layer.weight.grad, twin.weight.grad)):
-        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-3)
+    left, right = SHAPES[shape]() if shape in SHAPES else (torch.randn(COLUMNS, INNER), torch.randn(INNER, ROWS))
+    left, right = left.bfloat16(), right.bfloat16()
+    bias = torch.randn(right.shape[1]).bfloat16() if biased else None
+    exact = left.double() @ right.double() + (0.0 if bias is None else bias.double())
+    found = product_in_fp32(left, right, bias)
+    room = 1e-6 * (left.double().abs() @ right.double().abs()) + exact.abs() * 2**-8  # half a unit in the last place of bf16
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - exact).abs() <= room).all()
 
 
-@needs_idle
-def test_the_rest_is_pytorchs_own():
+CASES = {  # the product, what it is for, its type, how far gradients may be from those in fp64, relative to their norm
+    "oneDNN": ("onednn_product", "is_large", "float32", 1e-5),
+    "fp32": ("product_in_fp32", "is_worth_casting", "bfloat16", 1e-2),
+}
+
+
+def with_products(case: str, code: str) -> None:
+    """Runs code in a process that has these products, whatever the processor; `calls` grows with each."""
+    product, is_for, dtype, tolerance = CASES[case]
+    start = f"""
+import pytest, torch
+from preftune.policy import products
+calls, dtype, tolerance = [], torch.{dtype}, {tolerance}
+def counted(*inputs):
+    calls.append([list(one.shape) for one in inputs])
+    return products.{product}(*inputs)
+library = products.replace_products(counted, products.{is_for})
+torch.manual_seed(0)
+"""
+    subprocess.run([sys.executable, "-c", start + code], check=True)
+
+
+@needs_onednn
+@pytest.mark.parametrize("case", CASES)
+def test_a_layer_has_them_forward_and_backward(case):
+    code = """
+layer, inputs = torch.nn.Linear(129, 300).to(dtype), torch.randn(65, 129, dtype=dtype, requires_grad=True)
+twin, copy = torch.nn.Linear(129, 300).double(), inputs.detach().double().requires_grad_()
+twin.load_state_dict(layer.state_dict())
+layer(inputs).square().sum().backward()
+assert calls == [[[65, 129], [129, 300], [300]], [[300, 65], [65, 129]], [[65, 300], [300, 129]]] or \
+    calls == [[[65, 129], [129, 300], [300]], [[65, 300], [300, 129]], [[300, 65], [65, 129]]], calls
+twin(copy).square().sum().backward()
+for ours, exact in ((inputs.grad, copy.grad), (layer.weight.grad, twin.weight.grad)):
+    assert ours.dtype == dtype and (ours.double() - exact).norm() < tolerance * exact.norm()
+with torch.autocast("cpu", torch.bfloat16):  # the fp32 in which bf16 is multiplied is not cast back
+    assert torch.nn.Linear(129, 300)(torch.randn(65, 129)).dtype == torch.bfloat16
+"""
+    with_products(case, code)
+
+
+@needs_onednn
+@pytest.mark.parametrize("case", CASES)
+def test_the_rest_is_pytorchs_own(case):
     """Other types, small products, weighted sums and wrong shapes."""
-    use_fast_products()
-    torch.manual_seed(0)
-    big = torch.randn(128, 128)
-    for dtype in (torch.float64, torch.bfloat16):
-        assert (big.to(dtype) @ big.to(dtype)).dtype == dtype
-    assert (torch.tensor([[1.0, 2.0]]) @ torch.tensor([[3.0], [4.0]])).tolist() == [[11.0]]
-    weighted = torch.addmm(torch.ones(128), big, big, beta=2.0, alpha=3.0)
-    torch.testing.assert_close(weighted, 2.0 + 3.0 * (big @ big), rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(torch.addmm(big, big, big), big + big @ big, rtol=1e-4, atol=1e-3)
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        torch.randn(2000, 3000) @ torch.randn(2000, 3000)
+    code = """
+big = torch.randn(128, 128, dtype=dtype)
+others = {torch.float64, torch.bfloat16, torch.float32} - {dtype}
+for other in others:
+    assert (big.to(other) @ big.to(other)).dtype == other
+assert (torch.tensor([[1.0, 2.0]], dtype=dtype) @ torch.tensor([[3.0], [4.0]], dtype=dtype)).tolist() == [[11.0]]
+weighted = torch.addmm(torch.ones(128, dtype=dtype), big, big, beta=2.0, alpha=3.0)
+assert not calls
+close = {"rtol": tolerance, "atol": 1e2 * tolerance}
+torch.testing.assert_close(weighted, 2.0 + 3.0 * (big @ big), **close)
+torch.testing.assert_close(torch.addmm(big, big, big), big + big @ big, **close)
+torch.testing.assert_close(torch.addmm(big[:1, 0], big, big), big[0, 0] + big @ big, **close)
+assert calls == [[[128, 128], [128, 128]]] * 3
+with pytest.raises(RuntimeError, match="cannot be multiplied"):
+    torch.randn(2000, 3000, dtype=dtype) @ torch.randn(2000, 3000, dtype=dtype)
+"""
+    with_products(case, code)
 
 
-@needs_idle
 def test_loading_a_model_replaces_them_and_importing_does_not(tiny_folder):
     """A program that only imports the library multiplies as it did; and replacing says nothing."""
     code = """
 import sys, torch, warnings
 warnings.simplefilter("error")
+from preftune.policy import products
 from preftune.policy.load import LoadOptions, load_model
+products.leaves_half_idle, products.lacks_bf16 = (lambda: False), (lambda: True)  # as on such a processor
 def kinds():
     with torch.profiler.profile() as profiler:
-        torch.ones(256, 256) @ torch.ones(256, 256)
+        torch.ones(256, 256, dtype=torch.bfloat16) @ torch.ones(256, 256, dtype=torch.bfloat16)
     return {event.key for event in profiler.key_averages()}
-assert "mkldnn::_linear_pointwise" not in kinds()
+assert "aten::copy_" not in kinds()
 load_model(sys.argv[1], LoadOptions())
-assert "mkldnn::_linear_pointwise" in kinds()
+assert "aten::copy_" in kinds()
 """
     subprocess.run([sys.executable, "-c", code, str(tiny_folder)], check=True)
+
+
+def test_what_a_processor_needs():
+    """One with AVX-512 multiplies bf16 with oneDNN, one without it has no fp32 to gain."""
+    assert not (leaves_half_idle() and lacks_bf16())
+    assert (use_fast_products() is not None) == (leaves_half_idle() or lacks_bf16())
 
 
 @needs_onednn

@@ -1,7 +1,8 @@
-"""Matrix products in fp32 on processors of which PyTorch's own product uses half."""
+"""Matrix products on processors of which PyTorch's own product uses a part: half in fp32, or a seventh in bf16."""
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ _SMALL = 2**20
 _KEPT_SHAPES = "64"
 """Shapes of products that oneDNN and PyTorch's layer above it keep code and scratch space for, half a MiB each. They would keep
 1024 of either; rows have ever new lengths, and a micro-batch needs some 24 shapes."""
+_FEW = 12
+"""Rows of a bf16 product for which casting the weights to fp32 costs more than it saves."""
+_PIECE = 2**23
+"""Numbers in fp32, of inputs or outputs, that a bf16 product holds at once."""
 
 
 def onednn_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -32,28 +37,56 @@ def leaves_half_idle() -> bool:
     return torch.backends.mkl.is_available() and "GenuineIntel" not in processor
 
 
+def lacks_bf16() -> bool:
+    """Whether oneDNN has no bf16 products for this x86 processor (one without AVX-512): PyTorch falls back to a slow loop."""
+    if torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2"):  # type: ignore[no-untyped-call]
+        return False
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
+
+
+def product_in_fp32(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """left [N, K] @ right [K, M] + bias [M] of bf16, summed in fp32 and rounded to bf16 once, as bf16 hardware does."""
+    (rows, inner), columns = left.shape, right.shape[1]
+    found, by_rows = left.new_empty(rows, columns), rows > columns
+    whole, bias = (right if by_rows else left).float(), None if bias is None else bias.float()
+    step = max(1, _PIECE // (inner + min(rows, columns)))
+    for start in range(0, max(rows, columns), step):
+        part = slice(start, start + step)
+        if by_rows:
+            product, into, added = left[part].float() @ whole, found[part], bias
+        else:
+            product, into, added = whole @ right[:, part].float(), found[:, part], None if bias is None else bias[part]
+        into.copy_(product if added is None else product.add_(added))
+    return found
+
+
 @cache
 def use_fast_products() -> torch.library.Library | None:
-    """From now on this process multiplies fp32 matrices with oneDNN where MKL would leave half of the processor idle.
+    """From now on this process multiplies with oneDNN where MKL would leave half of the processor idle in fp32, and in fp32
+    where the processor has no bf16 products.
 
     It replaces PyTorch's kernels of `mm` and `addmm` on CPUs, so that the forward and the backward of every model have it. The
-    choice hangs on the processor's maker and on shapes, never on a measured time: a run that is resumed computes the same bits.
-    On any processor oneDNN, which has bf16 products everywhere, keeps what it prepared for few shapes only.
+    choice hangs on the processor and on shapes, never on a measured time: a run that is resumed computes the same bits.
+    On any processor oneDNN keeps what it prepared for few shapes only.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read when oneDNN is first used
         os.environ.setdefault(name, _KEPT_SHAPES)
-    if not leaves_half_idle():
-        return None
+    if leaves_half_idle():
+        return replace_products(onednn_product, is_large)
+    return replace_products(product_in_fp32, is_worth_casting) if lacks_bf16() else None
+
+
+def replace_products(product: Callable[..., Tensor], is_for: Callable[[Tensor, Tensor], bool]) -> torch.library.Library:
+    """`mm` and `addmm` on CPUs are from now on this product of two matrices, and a row to be added, where it is for them."""
     plain, plain_sum = (torch.library.get_kernel(name, "CPU") for name in ("aten::mm", "aten::addmm"))
 
     def mm(keys: Any, left: Tensor, right: Tensor) -> Tensor:
-        if _is_large(left, right):
-            return onednn_product(left, right)
-        return plain.call_boxed(keys, left, right)
+        return product(left, right) if is_for(left, right) else plain.call_boxed(keys, left, right)
 
     def addmm(keys: Any, total: Tensor, left: Tensor, right: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
-        if _is_large(left, right) and total.ndim == 1 and beta == 1 and alpha == 1:
-            return onednn_product(left, right, total)
+        alike = total.ndim == 1 and total.dtype == left.dtype and len(total) == right.shape[-1] and beta == 1 and alpha == 1
+        if alike and is_for(left, right):
+            return product(left, right, total)
         return plain_sum.call_boxed(keys, total, left, right, beta=beta, alpha=alpha)
 
     library = torch.library.Library("aten", "IMPL")
@@ -64,7 +97,18 @@ def use_fast_products() -> torch.library.Library | None:
     return library
 
 
-def _is_large(left: Tensor, right: Tensor) -> bool:
-    if left.dtype != torch.float32 or left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
-        return False  # what PyTorch's kernel refuses, it is to say so itself
-    return left.numel() * right.shape[1] >= _SMALL
+def is_large(left: Tensor, right: Tensor) -> bool:
+    """Whether a product in fp32 is worth the call of oneDNN."""
+    return _are_matrices(left, right, torch.float32) and left.numel() * right.shape[1] >= _SMALL
+
+
+def is_worth_casting(left: Tensor, right: Tensor) -> bool:
+    """Whether a product in bf16 takes longer than casting its inputs to fp32."""
+    if not _are_matrices(left, right, torch.bfloat16) or left.numel() * right.shape[1] < _SMALL:
+        return False
+    return min(*left.shape, right.shape[1]) >= _FEW
+
+
+def _are_matrices(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
+    """What PyTorch's kernel refuses, it is to say so itself."""
+    return left.dtype == right.dtype == dtype and left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]
