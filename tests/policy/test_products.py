@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from preftune.policy import products
-from preftune.policy.products import lacks_bf16, leaves_half_idle, onednn_product, product_in_fp32, use_fast_products
+from preftune.policy.products import has_bf16, leaves_half_idle, onednn_product, product_in_fp32, use_fast_products
 
 ROWS, INNER, COLUMNS = 65, 129, 300
 SHAPES = {
@@ -111,6 +111,8 @@ torch.testing.assert_close(torch.addmm(big[:1, 0], big, big), big[0, 0] + big @ 
 assert calls == [[[128, 128], [128, 128]]] * 3
 with pytest.raises(RuntimeError, match="cannot be multiplied"):
     torch.randn(2000, 3000, dtype=dtype) @ torch.randn(2000, 3000, dtype=dtype)
+with pytest.raises(RuntimeError, match="must be a matrix"):
+    torch.mm(torch.randn(2000, 3000, dtype=dtype), torch.randn(3000, dtype=dtype))
 """
     with_products(case, code)
 
@@ -122,7 +124,7 @@ import sys, torch, warnings
 warnings.simplefilter("error")
 from preftune.policy import products
 from preftune.policy.load import LoadOptions, load_model
-products.leaves_half_idle, products.lacks_bf16 = (lambda: False), (lambda: True)  # as on such a processor
+products.leaves_half_idle, products.has_bf16 = (lambda: False), (lambda: False)  # as on such a processor
 def kinds():
     with torch.profiler.profile() as profiler:
         torch.ones(256, 256, dtype=torch.bfloat16) @ torch.ones(256, 256, dtype=torch.bfloat16)
@@ -136,8 +138,8 @@ assert "aten::copy_" in kinds()
 
 def test_what_a_processor_needs():
     """One with AVX-512 multiplies bf16 with oneDNN, one without it has no fp32 to gain."""
-    assert not (leaves_half_idle() and lacks_bf16())
-    assert (use_fast_products() is not None) == (leaves_half_idle() or lacks_bf16())
+    assert has_bf16() or not leaves_half_idle()
+    assert (use_fast_products() is not None) == (leaves_half_idle() or not has_bf16())
 
 
 @needs_onednn

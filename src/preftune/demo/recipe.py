@@ -19,6 +19,7 @@ from preftune.objectives.bnf import BNF
 from preftune.onpolicy.judged import Judged, sample_and_judge
 from preftune.onpolicy.sample import load_sampler
 from preftune.policy.load import LoadOptions
+from preftune.policy.products import has_bf16
 from preftune.report.page import write_report
 from preftune.train.loop import RunResult, train
 from preftune.train.options import OptimOptions, TrainConfig
@@ -125,7 +126,7 @@ def _clear(output: Path, overwrite: bool) -> None:
 
 def _sampler(name: str) -> tuple[PreTrainedModel, Renderer]:
     """bf16 where the processor computes in it: the draw is faster, the difference in distribution small."""
-    low = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    low = torch.cuda.is_available() or has_bf16()
     return load_sampler(name, LoadOptions(), "bf16" if low else "fp32", "auto")
 
 

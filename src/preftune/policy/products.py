@@ -37,11 +37,9 @@ def leaves_half_idle() -> bool:
     return torch.backends.mkl.is_available() and "GenuineIntel" not in processor
 
 
-def lacks_bf16() -> bool:
-    """Whether oneDNN has no bf16 products for this x86 processor (one without AVX-512): PyTorch falls back to a slow loop."""
-    if torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2"):  # type: ignore[no-untyped-call]
-        return False
-    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
+def has_bf16() -> bool:
+    """Whether oneDNN has bf16 products for this processor (on x86: one with AVX-512). PyTorch's own are a slow loop."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
 
 
 def product_in_fp32(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -73,7 +71,7 @@ def use_fast_products() -> torch.library.Library | None:
         os.environ.setdefault(name, _KEPT_SHAPES)
     if leaves_half_idle():
         return replace_products(onednn_product, is_large)
-    return replace_products(product_in_fp32, is_worth_casting) if lacks_bf16() else None
+    return None if has_bf16() else replace_products(product_in_fp32, is_worth_casting)
 
 
 def replace_products(product: Callable[..., Tensor], is_for: Callable[[Tensor, Tensor], bool]) -> torch.library.Library:

@@ -28,7 +28,7 @@ from preftune.onpolicy.sample import Blend, evaluating
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.policy.policy import Policy, choose_layout, in_shards, make_value_head, score_groups
-from preftune.policy.products import lacks_bf16
+from preftune.policy.products import has_bf16
 from preftune.policy.recompute import check_recomputes
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
 from preftune.policy.reward_model import check_classifier
@@ -86,7 +86,7 @@ def load_policy(config: TrainConfig, report: Reporter, lockstep: bool = False) -
     model = load_model(resolve_model(config.model), config.loading, dtype).to(device)  # type: ignore[arg-type]
     if isinstance(config.objective, BradleyTerry):
         check_classifier(model)
-    if config.precision == "bf16" and device.type == "cpu" and lacks_bf16():
+    if config.precision == "bf16" and device.type == "cpu" and not has_bf16():
         report.note("precision: this processor has no bf16 products and computes them in fp32: bf16 saves memory here, not time")
     sharing, reason = choose_layout(model, config.layout, config.precision)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
