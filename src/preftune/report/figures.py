@@ -29,6 +29,7 @@ SIZE = (4.5, 2.7)  # inches; small, since a phone shows the figure at three quar
 MAX_POINTS = 400  # per curve: more than the pixels across
 MAX_VALUE = 1e30  # beyond this matplotlib's own arithmetic overflows; such a value is drawn as a gap
 MAX_MARKERS = 30
+CHARACTER, LINE = 6.2, 15.0  # points of a character and of a line of text
 MAX_LEVELS = 12  # of a reward that takes few values: one bar each instead of bins
 
 STYLE: dict[Any, Any] = {  # matplotlib types the keys as a closed set of literals
@@ -62,7 +63,7 @@ def curves_figure(
     `key` makes the ids inside the SVG unique on its page.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=SIZE)
         axes = figure.subplots()
         for curve in curves:
             _draw(axes, curve)
@@ -81,6 +82,7 @@ def curves_figure(
             formatter.set_powerlimits((-3, 5))
             axes.yaxis.set_major_formatter(formatter)
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        _leave_room(axes)
         return finished_svg(figure, key)
 
 
@@ -89,7 +91,7 @@ def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: st
     groups = [(np.asarray(before, dtype=float), MUTED), (np.asarray(after, dtype=float), PALETTE[0])]
     groups = [(np.clip(values, -MAX_VALUE, MAX_VALUE), colour) for values, colour in groups if len(values)]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=SIZE)
         axes = figure.subplots()
         values = np.concatenate([values for values, _ in groups]) if groups else np.zeros(1)
         levels = np.unique(values)
@@ -109,7 +111,20 @@ def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: st
         axes.set_xlabel("reward")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
+        _leave_room(axes)
         return finished_svg(figure, key)
+
+
+def _leave_room(axes: Axes) -> None:
+    """Margins for the labels, by their number of characters.
+
+    matplotlib's own layouts measure every text, most of the time that a figure takes, in a font that is not the page's.
+    """
+    width, height = (72 * inches for inches in SIZE)
+    across, up = (axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) for axis in (axes.xaxis, axes.yaxis))
+    left, right = CHARACTER * max(map(len, up), default=0) + 8, CHARACTER * len(across[-1]) / 2 + 6
+    figure: Any = axes.figure
+    figure.subplots_adjust(left=left / width, right=1 - right / width, bottom=(2 * LINE + 6) / height, top=1 - LINE / height)
 
 
 def _draw(axes: Axes, curve: Curve) -> None:
