@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from preftune.report.figures import MAX_POINTS, PALETTE, Curve, curves_figure, histogram_figure, thinned
+from preftune.report.curves import MAX_POINTS, Curve, curves_figure, thinned
+from preftune.report.figures import PALETTE, histogram_figure
 from preftune.report.panels import figures, more_figures
 from preftune.report.read import Series, read_run
 
@@ -29,18 +30,57 @@ def parse(svg):
     return ET.fromstring(svg)
 
 
-def test_a_figure_is_one_svg_element_without_requests_ids_of_others_or_a_date():
-    svg = curves_figure([curve([1, 2, 3])], key="loss0")
+@pytest.mark.parametrize("draw", [lambda key: curves_figure([curve([1, 2, 3])], key=key),
+                                  lambda key: histogram_figure([0.1, 0.5], [0.7], key=key)])
+def test_a_figure_is_one_svg_element_without_requests_ids_of_others_or_a_date(draw):
+    svg = draw("loss0")
     root = parse(svg)
     assert root.tag.endswith("svg")
     assert root.get("viewBox") and root.get("width") is None
     ids = re.findall(r'\bid="([^"]*)"', svg)
-    assert ids and all(name.startswith("loss0-") for name in ids)
+    assert ids and all(name.startswith("loss0") for name in ids)
     used = re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', svg)
-    assert used and {a or b for a, b in used} <= set(ids)
+    assert {a or b for a, b in used} <= set(ids)
     addresses = set(re.findall(r"https?://[^\"]*", svg))
-    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names of formats
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names of formats
     assert "<style" not in svg and "<metadata" not in svg and "DejaVu" not in svg
+
+
+def named(svg):
+    """Where each text stands, by what it says."""
+    return {text.text: (float(text.get("x")), float(text.get("y"))) for text in parse(svg).iter() if text.tag.endswith("text")}
+
+
+def test_points_lie_where_the_axes_say():
+    """Worked out from the places of two names of each axis; text stands below its line by a third of its height of 9.5."""
+    svg = curves_figure([curve([10, 20, 40, 30], marked=True)], key="a")
+    places = named(svg)
+    step = places["2"][0] - places["1"][0]
+    unit = (places["32"][1] - places["16"][1]) / 16
+    expected = [(places["1"][0] + (step_number - 1) * step, places["16"][1] - 9.5 / 3 + (value - 16) * unit)
+                for step_number, value in enumerate([10, 20, 40, 30])]  # fmt: skip
+    circles = [(float(c.get("cx")), float(c.get("cy"))) for c in parse(svg).iter() if c.tag.endswith("circle")]
+    assert np.allclose(circles, expected, atol=0.02) and unit < 0 < step
+    wide = curves_figure([curve([0.01, 1, 100])], key="a", spread=True)
+    heights = [named(wide)[name][1] for name in ("0.01", "0.1", "10", "100")]
+    assert heights[0] - heights[1] == pytest.approx(heights[2] - heights[3], abs=0.02) and heights[0] > heights[3] + 50
+
+
+def test_a_value_that_is_not_finite_is_a_gap():
+    whole, cut = (curves_figure([curve(values)], key="a") for values in ([1, 2, 3, 4, 5], [1, 2, math.nan, 4, 5]))
+    counts = [re.search(r'd="(M[^"]*)"[^>]*linecap', svg)[1].count("M") for svg in (whole, cut)]
+    assert counts == [1, 2]
+
+
+def test_one_step_is_a_mark_and_has_its_own_name():
+    svg = curves_figure([curve([0.25])], key="a")
+    assert svg.count("<circle") == 1 and set(texts(svg)) >= {"0", "step"} and "0.5" not in texts(svg)
+
+
+def test_factors_of_labels_are_written():
+    assert "1e7" in texts(curves_figure([curve([0, 3e7])], key="a")) and "2.4" in texts(curves_figure([curve([0, 3e7])], key="a"))
+    late = Curve(series=Series(steps=(0, 20_000_000), values=(0.0, 1.0)), colour=PALETTE[0])
+    assert {"1e7", "2.0"} <= set(texts(curves_figure([late], key="a")))
 
 
 def test_the_same_numbers_give_the_same_bytes():

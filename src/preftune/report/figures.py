@@ -1,23 +1,19 @@
-"""Curves and histograms as SVG strings that live inside a page.
+"""Histograms as SVG strings that live inside a page, and what all figures of pages have in common.
 
 Nothing from outside is written into a figure: titles, legends and names are the page's, so no text can be taken for
 mathtext or markup. Colours are CSS variables with a fallback, so that a figure follows the light or dark page.
 """
 
 import io
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
-
-from preftune.report.read import Series
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK, MUTED, GRID = "#23262b", "#6a707a", "#e1e4e8"
 PALETTE = ("#2463c9", "#c8501e", "#178a5e", "#8a4fbf", "#a87a08", "#0b8299", "#c2417c", "#5f6b2d")
@@ -26,9 +22,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
 }
 
 SIZE = (4.5, 2.7)  # inches; small, since a phone shows the figure at three quarters of its size
-MAX_POINTS = 400  # per curve: more than the pixels across
 MAX_VALUE = 1e30  # beyond this matplotlib's own arithmetic overflows; such a value is drawn as a gap
-MAX_MARKERS = 30
 CHARACTER, LINE = 6.2, 15.0  # points of a character and of a line of text
 MAX_LEVELS = 12  # of a reward that takes few values: one bar each instead of bins
 
@@ -41,49 +35,6 @@ STYLE: dict[Any, Any] = {  # matplotlib types the keys as a closed set of litera
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     "ytick.major.size": 0, "lines.solid_capstyle": "round", "path.simplify": True,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """One line of a figure: a faint curve is background to a strong one, marks show where a curve was measured."""
-
-    series: Series
-    colour: str
-    faint: bool = False
-    marked: bool = False
-    dashed: bool = False
-
-
-def curves_figure(
-    curves: Sequence[Curve], *, key: str, zero: bool = False, share: bool = False, spread: bool = False
-) -> str:
-    """Metrics over steps. `zero` draws the line at 0, `share` fixes the axis to 0..1 with a line at one half, `spread`
-    lets the axis be logarithmic where the values span more than a factor of 100.
-
-    `key` makes the ids inside the SVG unique on its page.
-    """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE)
-        axes = figure.subplots()
-        for curve in curves:
-            _draw(axes, curve)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        if share:
-            axes.set_ylim(-0.03, 1.03)
-        if zero or share:
-            axes.axhline(0.5 if share else 0.0, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
-        if spread and _spans_decades(curves):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        else:
-            formatter = ScalarFormatter(useOffset=False)
-            formatter.set_powerlimits((-3, 5))
-            axes.yaxis.set_major_formatter(formatter)
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        _leave_room(axes)
-        return finished_svg(figure, key)
 
 
 def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: str) -> str:
@@ -125,41 +76,6 @@ def _leave_room(axes: Axes) -> None:
     left, right = CHARACTER * max(map(len, up), default=0) + 8, CHARACTER * len(across[-1]) / 2 + 6
     figure: Any = axes.figure
     figure.subplots_adjust(left=left / width, right=1 - right / width, bottom=(2 * LINE + 6) / height, top=1 - LINE / height)
-
-
-def _draw(axes: Axes, curve: Curve) -> None:
-    steps, values, low, high = thinned(curve.series)
-    if len(steps) < len(curve.series.steps):
-        axes.fill_between(steps, low, high, color=curve.colour, alpha=0.12, linewidth=0)
-    single = len(steps) == 1
-    axes.plot(
-        steps, values, color=curve.colour, alpha=0.35 if curve.faint else 1.0, linewidth=1.2 if curve.faint else 1.8,
-        linestyle=(0, (4, 2)) if curve.dashed else "-", zorder=2 if curve.faint else 3,
-        marker="o" if curve.marked or single else None, markersize=4,
-        markevery=max(1, math.ceil(len(steps) / MAX_MARKERS)),
-    )
-
-
-def thinned(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, means, least and greatest values of at most MAX_POINTS stretches; values that cannot be drawn are NaN."""
-    steps, values = np.asarray(series.steps, dtype=float), np.asarray(series.values, dtype=float)
-    values = np.where(np.abs(values) <= MAX_VALUE, values, np.nan)  # infinities and NaN compare false
-    if len(values) <= MAX_POINTS:
-        return steps, values, values, values
-    stretches = [part for part in np.array_split(np.arange(len(values)), MAX_POINTS)]
-    # One bad value makes its stretch a gap: a blown-up step must not vanish in a mean of good ones.
-    rows = [(steps[part].mean(), values[part].mean(), values[part].min(), values[part].max()) for part in stretches]
-    middle, mean, low, high = (np.asarray(column) for column in zip(*rows, strict=True))
-    return middle, mean, low, high
-
-
-def drawable(value: float) -> bool:
-    return abs(value) <= MAX_VALUE  # false for NaN too
-
-
-def _spans_decades(curves: Sequence[Curve]) -> bool:
-    values = np.asarray([v for curve in curves for v in curve.series.values if drawable(v)])
-    return len(values) > 0 and bool(values.min() > 0) and bool(values.max() > 100 * values.min())
 
 
 def finished_svg(figure: Figure, key: str) -> str:

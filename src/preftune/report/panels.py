@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from preftune.report.figures import MAX_VALUE, PALETTE, VARIABLES, Curve, curves_figure, drawable
+from preftune.report.curves import Curve, curves_figure, drawable
+from preftune.report.figures import MAX_VALUE, PALETTE, VARIABLES
 from preftune.report.read import RunFiles, Series
 from preftune.report.words import value_text
 
