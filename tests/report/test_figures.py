@@ -77,6 +77,46 @@ def test_one_step_is_a_mark_and_has_its_own_name():
     assert svg.count("<circle") == 1 and set(texts(svg)) >= {"0", "step"} and "0.5" not in texts(svg)
 
 
+def paths(svg, style):
+    """The points of each path of this style, in the order in which they are drawn."""
+    found = [path.get("d") for path in parse(svg).iter() if path.tag.endswith("path") and style in path.get("style")]
+    return [np.array([[float(x) for x in point] for point in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)]) for path in found]
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], [-5, 7], [2.0], [1e-7, 3e-7], range(2000)])
+def test_everything_lies_within_the_axes_and_these_within_the_figure(values):
+    svg = curves_figure([curve(values)], key="a")
+    (line,) = paths(svg, "linecap")
+    left, bottom = paths(svg, "--grid")[-1][0]
+    right = float(re.search(rf'd="M{left:.2f} {bottom:.2f}H([\d.]+)', svg)[1])
+    (top, *_), names = sorted(y for _, y in named(svg).values()), named(svg)
+    assert left < line[:, 0].min() and line[:, 0].max() < right < 324 and line[:, 1].min() > 0 and line[:, 1].max() < bottom < 194.4
+    assert all(0 < x < 324 and 0 < y < 194.4 for x, y in names.values()) and top > 9.5
+    named_x = [x for name, (x, y) in names.items() if y > bottom and name != "step"]
+    assert all(left <= x <= right for x in named_x)
+
+
+def test_faint_curves_lie_behind_strong_ones_and_are_faint():
+    svg = curves_figure([curve([1, 2, 3]), curve([3, 2, 1], faint=True)], key="a")
+    first, second = re.findall(r'<path [^>]*linecap[^>]*>', svg)
+    assert "stroke-opacity" in first and "stroke-opacity" not in second
+
+
+def test_a_thinned_curve_has_the_band_of_its_extremes_and_few_marks():
+    values = np.tile([0.0, 1.0], 2000)
+    svg = curves_figure([curve(values, marked=True)], key="a")
+    (band,), (line,) = paths(svg, "fill-opacity"), paths(svg, "linecap")
+    heights = named(svg)
+    assert np.ptp(band[:, 1]) == pytest.approx((heights["0.00"][1] - heights["1.00"][1]), abs=0.02) and np.ptp(line[:, 1]) < 0.02
+    assert len(band) == 2 * len(line) == 800 and 15 < svg.count("<circle") <= 30
+    assert not paths(curves_figure([curve([1, 2, 3])], key="a"), "fill-opacity")
+
+
+def test_a_value_between_gaps_is_a_dot():
+    (line,) = paths(curves_figure([curve([1, math.nan, 2, math.nan, 3, 4])], key="a"), "linecap")
+    assert line.shape == (6, 2) and (line[0] == line[1]).all() and (line[2] == line[3]).all() and (line[4] != line[5]).all()
+
+
 def test_factors_of_labels_are_written():
     assert "1e7" in texts(curves_figure([curve([0, 3e7])], key="a")) and "2.4" in texts(curves_figure([curve([0, 3e7])], key="a"))
     late = Curve(series=Series(steps=(0, 20_000_000), values=(0.0, 1.0)), colour=PALETTE[0])

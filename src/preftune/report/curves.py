@@ -71,7 +71,7 @@ def curves_figure(
     if level is not None:
         parts.append(_line(across.start, across.end, float(up.place(np.array([level]))[0]), MUTED, "stroke-dasharray: 2 3"))
     for curve, steps, values, low, high in sorted(lines, key=lambda line: not line[0].faint):
-        parts += _drawn(curve, across.place(steps), *(up.place(numbers) for numbers in (values, low, high)), len(steps))
+        parts += _drawn(curve, across.place(steps), up.place(values), up.place(low), up.place(high))
     return (
         f'<svg aria-hidden="true" focusable="false" id="{key}" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
@@ -188,12 +188,10 @@ def _ground(across: _Axis, up: _Axis) -> Iterator[str]:
     yield "</g>"
 
 
-def _drawn(
-    curve: Curve, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray, count: int
-) -> Iterator[str]:
+def _drawn(curve: Curve, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[str]:
     """The curve, the band between its least and greatest values where it was thinned, and its marks."""
     colour, width = _paint(curve.colour), 1.2 if curve.faint else 1.8
-    known = np.flatnonzero(np.isfinite(y))
+    known, count = np.flatnonzero(np.isfinite(y)), len(x)
     runs = [run for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(run)]
     if len(curve.series.steps) > count:
         around = (_path(np.append(x[run], x[run][::-1]), np.append(high[run], low[run][::-1])) + "Z" for run in runs)

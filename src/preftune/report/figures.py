@@ -72,7 +72,7 @@ def _leave_room(axes: Axes) -> None:
     matplotlib's own layouts measure every text, most of the time that a figure takes, in a font that is not the page's.
     """
     width, height = (72 * inches for inches in SIZE)
-    across, up = (axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) for axis in (axes.xaxis, axes.yaxis))
+    across, up = (axis.get_major_formatter().format_ticks(axis.get_majorticklocs().tolist()) for axis in (axes.xaxis, axes.yaxis))
     left, right = CHARACTER * max(map(len, up), default=0) + 8, CHARACTER * len(across[-1]) / 2 + 6
     figure: Any = axes.figure
     figure.subplots_adjust(left=left / width, right=1 - right / width, bottom=(2 * LINE + 6) / height, top=1 - LINE / height)
