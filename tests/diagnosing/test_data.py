@@ -284,6 +284,14 @@ def test_few_prompts_are_said_to_be_few(tmp_path, tiny_folder, pairs_file, capsy
     assert "NaN" not in (tmp_path / "out.json").read_text() and "Infinity" not in (tmp_path / "out.json").read_text()
 
 
+def test_a_file_is_replaced_only_if_that_is_asked(tmp_path, pairs_file, capsys):
+    out = tmp_path / "out.json"
+    out.write_text("mine")
+    words = ["diagnose", "data", pairs_file, "--output", str(out)]
+    assert main(words) == 2 and out.read_text() == "mine"
+    assert main([*words, "--overwrite"]) == 0 and "measures" in json.loads(out.read_text())
+
+
 def test_trajectories(tmp_path, tiny_folder, capsys):
     def turns(answer):
         told = [("assistant", "call"), ("tool", "21"), ("assistant", answer)]
@@ -335,6 +343,8 @@ def test_mistakes(tmp_path, tiny_folder, pairs_file, capsys):
         ([pairs_file, "--soft_label_temperature", "1"], "soft_label_temperature has no effect on a diagnosis"),
         ([pairs_file, "--min_gap", "1"], "min_gap has no effect here"),
         ([pairs_file, "--output", str(tmp_path)], "output is the file of the diagnosis"),
+        ([pairs_file, "--output", pairs_file], "is there already"),
+        ([pairs_file, "--overwrite"], "overwrite has no effect without an output"),
         ([pairs_file, *model, "--reward", "nothing"], "Unknown reward"),
         ([pairs_file, *model, "--reward", "exact(column=gold)"], "lacks columns"),
         ([pairs_file, *model, "--max_new_tokens", "4000"], "No prompt leaves the model room"),

@@ -1,5 +1,6 @@
 """Whole runs on a tiny model: it learns, its folder holds everything, and what it saves loads elsewhere."""
 
+import io
 import json
 import math
 
@@ -8,12 +9,14 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.config import settings_from_run
 from preftune.data.options import DataOptions
 from preftune.data.pack import LayoutOptions
 from preftune.data.prepare import prepare
+from preftune.errors import ConfigError
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
@@ -24,7 +27,7 @@ from preftune.train.batches import cut_step
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
 from preftune.train.progress import Reporter
-from preftune.train.setup import build_job
+from preftune.train.setup import build_job, load_policy
 from tests.folders import PAIRS, metric_rows, tiny_config, weights_of, write_rows
 
 
@@ -135,6 +138,22 @@ def test_an_adapter_without_a_tokeniser_takes_its_base_s(tiny_folder, pairs_file
         path.unlink()
     (final / "chat_template.jinja").unlink()
     assert load_tokenizer(str(final), LoadOptions()).get_vocab() == load_tokenizer(str(tiny_folder), LoadOptions()).get_vocab()
+
+
+def test_attention_that_is_not_to_be_had_is_told_before_anything_is_read(tmp_path):
+    config = tiny_config(tmp_path / "no model", "no data.jsonl", tmp_path / "run", layout=LayoutOptions(attention="flex"))
+    with pytest.raises(ConfigError, match="flex needs a CUDA device"):
+        build_job(config, Reporter(quiet=True))
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_without_the_instructions_is_said(has, tiny_folder, pairs_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("preftune.train.setup.has_bf16", lambda: has)  # as on a processor with or without them
+    for precision in ("bf16", "fp32"):
+        told = io.StringIO()
+        config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", precision=precision)
+        load_policy(config, Reporter(console=Console(file=told)))
+        assert ("has no bf16 products" in told.getvalue()) is (precision == "bf16" and not has)
 
 
 @pytest.mark.parametrize("lora", [0, 2])

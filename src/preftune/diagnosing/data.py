@@ -51,6 +51,7 @@ class DiagnoseDataConfig:
         samples: own completions of each of them.
         max_new_tokens: budget of an own completion; the data's are compared up to the same number of tokens.
         output: write everything as JSON here.
+        overwrite: replace the output if it exists.
         seed: of the choice of prompts, the draws and the folds.
         precision: "fp32" or "bf16".
         device: "auto" takes a GPU if there is one.
@@ -68,6 +69,7 @@ class DiagnoseDataConfig:
     samples: int = 4
     max_new_tokens: int = 128
     output: str | None = None
+    overwrite: bool = False
     seed: int = 0
     precision: Precision = "fp32"
     device: str = "auto"
@@ -83,6 +85,11 @@ class DiagnoseDataConfig:
         check_seed(self.seed)
         if self.output is not None and (not self.output or Path(self.output).is_dir()):
             raise ConfigError("output is the file of the diagnosis", got=repr(self.output), expected="a file's name")
+        if self.output is not None and Path(self.output).exists() and not self.overwrite:
+            raise ConfigError(f"The output {self.output} is there already", expected="a new file",
+                              do="Choose another --output, or add --overwrite")  # fmt: skip
+        if self.overwrite and self.output is None:
+            raise ConfigError("overwrite has no effect without an output", do="Leave it out, or add --output FILE")
         if self.rows.soft_label_temperature is not None:
             raise ConfigError("rows.soft_label_temperature has no effect on a diagnosis", got=self.rows.soft_label_temperature,
                               do="Leave it out")  # fmt: skip

@@ -195,6 +195,12 @@ def score_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions
     return [[next(parts).numpy() for _ in group.completions] for group in groups]
 
 
+def check_attention(options: LayoutOptions, device: torch.device) -> None:
+    """An error if the attention that was asked for is not to be had on this device, before anything is loaded for it."""
+    if options.attention == "flex" and device.type != "cuda":
+        raise ConfigError("layout.attention flex needs a CUDA device", got=str(device), do="Leave it out, or set it to sdpa")
+
+
 def choose_layout(model: PreTrainedModel, options: LayoutOptions, precision: str) -> tuple[Sharing, str]:
     """The layout and the attention function of a model's rows: (sharing, what is to be said of the two).
 
@@ -202,8 +208,7 @@ def choose_layout(model: PreTrainedModel, options: LayoutOptions, precision: str
     plain attention; that it is chosen, or why it is not where it could be, is said.
     """
     config, wanted, on_cuda = model.config.get_text_config(), options.attention, model.device.type == "cuda"
-    if wanted == "flex" and not on_cuda:
-        raise ConfigError("layout.attention flex needs a CUDA device", got=str(model.device), do="Leave it out, or set it to sdpa")
+    check_attention(options, model.device)
     if wanted in ("sdpa", "segments") and plain_attention(config) == "eager":
         raise ConfigError(f"layout.attention {wanted} cannot express this model's soft-capped attention scores",
                           got=type(model).__name__, expected="auto, flex or eager")  # fmt: skip

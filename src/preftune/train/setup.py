@@ -27,7 +27,7 @@ from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve
 from preftune.onpolicy.sample import Blend, evaluating
 from preftune.policy.adapters import inject_lora
 from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.policy.policy import Policy, choose_layout, in_shards, make_value_head, score_groups
+from preftune.policy.policy import Policy, check_attention, choose_layout, in_shards, make_value_head, score_groups
 from preftune.policy.products import has_bf16
 from preftune.policy.recompute import check_recomputes
 from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
@@ -261,6 +261,7 @@ def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALON
 
     Who `rehearses` has the reference's numbers for the first step alone.
     """
+    check_attention(config.layout, pick_device(config.device))
     reward = resolve_reward(config.reward) if config.reward is not None else None
     tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
     options = config.reference
