@@ -9,7 +9,7 @@ more often than rare ones. Both sides run in fresh processes, in turn, the order
     preftune       `prepare`: reading the JSON lines, finding pairs or labels, template, tokens, the proof of each boundary, the
                    token store on disk. The store is made anew each time.
     preftune-again the same once the store is there
-    preftune-tokens  what TRL's clock counts: the rows have been read and turned into records before it starts
+    preftune-tokens  what TRL's clock counts, and our store: the rows have been read and turned into records before it starts
     trl            `_prepare_dataset` of its DPO or KTO trainer and nothing else, with `dataset_num_proc`; the rows are in an
                    Arrow file before the clock starts, and nothing is filtered by length
 
