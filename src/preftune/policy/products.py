@@ -16,7 +16,7 @@ _KEPT_SHAPES = "64"
 """Shapes of products that oneDNN and PyTorch's layer above it keep code and scratch space for, half a MiB each. They would keep
 1024 of either; rows have ever new lengths, and a micro-batch needs some 24 shapes."""
 _FEW = 12
-"""Rows of a bf16 product for which casting the weights to fp32 costs more than it saves."""
+"""The least of the three sizes of a bf16 product below which casting to fp32 costs more than it saves."""
 _PIECE = 2**23
 """Numbers in fp32, of inputs or outputs, that a bf16 product holds at once."""
 
