@@ -126,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 os._exit(1)
             STATS["answered"] += 1
-        self.send(200, text)
+            self.send(200, text)  # within the lock: an answer that counts has left before the process may end
 
 
 if __name__ == "__main__":
