@@ -369,6 +369,7 @@ FELT = {
     "optim.adam_beta2": ("", "--adam_beta2 0.5"),
     "optim.adam_epsilon": ("", "--adam_epsilon 1e-2"),
     "optim.max_grad_norm": ("--adam_epsilon 1e-2", "--max_grad_norm 0.01"),
+    "optim.weights": ("--precision bf16", "--optim.weights bf16"),
     "optim.extragradient": (ON, "--optim.extragradient true"),
     "lora.rank": ("--lora_r 2", "--lora_r 3"),
     "lora.alpha": ("--lora_r 2", "--lora_alpha 16"),

@@ -113,6 +113,7 @@ VARIANTS = {
     ),
     "estimators": dict(objective=BCO()),
     "value head": dict(objective=BradleyTerry()),
+    "weights in bf16": dict(objective=DPO(), precision="bf16", optim={"weights": "bf16"}),
     "bf16 and checkpointing": dict(objective=DPO(), precision="bf16", gradient_checkpointing=True),
 }
 

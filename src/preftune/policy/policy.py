@@ -127,7 +127,7 @@ def sparse_embedding(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
         yield
         return
     if embedding.weight.grad is None:  # a sparse one would take its place
-        embedding.weight.grad = torch.zeros_like(embedding.weight)
+        embedding.weight.grad = torch.zeros_like(embedding.weight, dtype=embedding.weight.grad_dtype)
     embedding.sparse = True
     try:
         yield

@@ -90,9 +90,9 @@ def score_tokens(
     transform = (head.scale, head.softcap, temperature)
     weight, total = head.weight, None
     trains = weight.is_leaf and weight.requires_grad and hidden.requires_grad and torch.is_grad_enabled()
-    if into_grad and trains and torch.promote_types(weight.dtype, torch.float32) == weight.dtype:  # sums want fp32
+    if into_grad and trains and weight.grad_dtype in (torch.float32, torch.float64):  # sums want fp32
         if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
+            weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
         weight, total = weight.detach(), weight.grad
     return HeadScores(*_TokenScores.apply(hidden, weight, head.bias, targets, transform, other, wanted, chunk, total))
 

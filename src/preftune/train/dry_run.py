@@ -84,9 +84,9 @@ def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Fore
 
 def _forecast(job: Job, ready: float) -> Forecast:
     policy, config, device = job.policy, job.config, job.policy.device
-    trained = sum(p.numel() * p.element_size() for p in policy.trainable().values())
+    to_come = sum(p.numel() * ((p.grad_dtype or p.dtype).itemsize + 2 * p.element_size()) for p in policy.trainable().values())
     free = in_memory(device) + available(device)
-    _check_room(in_memory(device) + 3 * trained, free, "weights, gradient and moments alone",
+    _check_room(in_memory(device) + to_come, free, "weights, gradient and moments alone",
                 "Set --lora.rank 16, or choose a smaller model or a larger machine")  # fmt: skip
     reset_peak(device)
     began = time.perf_counter()

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from preftune.train.options import OptimOptions
+from preftune.train.rounding import RoundedAdamW
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], options: OptimOptions) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters, lr=options.learning_rate, betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon, weight_decay=options.weight_decay, fused=True,
-    )  # fmt: skip
+def make_optimiser(parameters: Iterable[nn.Parameter], options: OptimOptions, seed: int = 0) -> torch.optim.Optimizer:
+    """AdamW as the options have it. The seed is of what is rounded by chance."""
+    betas = (options.adam_beta1, options.adam_beta2)
+    settings = {"lr": options.learning_rate, "betas": betas, "eps": options.adam_epsilon, "weight_decay": options.weight_decay}
+    if options.weights == "bf16":
+        return RoundedAdamW(parameters, **settings, seed=seed)
+    return torch.optim.AdamW(parameters, **settings, fused=True)
 
 
 def learning_rate(step: int, num_steps: int, options: OptimOptions) -> float:

@@ -34,6 +34,8 @@ class OptimOptions:
         adam_beta2: decay of the gradient's square.
         adam_epsilon: added to the root of the latter.
         max_grad_norm: the gradient of a step is scaled down to this norm; 0 leaves it as it is.
+        weights: "fp32", or with precision bf16 "bf16": all weights train in bf16, they and both moments rounded up or down by
+            chance: 10 bytes a weight, gradient included, instead of 16.
         extragradient: on-policy: steps come in twos; the first is taken back once the second's samples are drawn (EGPO).
     """
 
@@ -45,6 +47,7 @@ class OptimOptions:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    weights: Literal["fp32", "bf16"] = "fp32"
     extragradient: bool = False
 
     def __post_init__(self) -> None:
@@ -168,11 +171,29 @@ class TrainConfig:
         if self.reference.mode == "adapter" and self.lora.rank == 0:
             raise ConfigError("reference.mode adapter has no adapter to switch off", got="lora.rank 0",
                               do="Set --lora.rank, or --reference.mode cache or live")  # fmt: skip
+        if self.optim.weights == "bf16":
+            self._check_weights()
         if self.optim.extragradient:
             self._check_extragradient()
         self._check_source()
         self._check_filter()
         self._check_objective()
+
+    def _check_weights(self) -> None:
+        """Who can train in bf16."""
+        if self.precision != "bf16":
+            raise ConfigError("optim.weights bf16 computes in bf16", got=f"precision {self.precision}", expected="bf16",
+                              do="Set --precision bf16")  # fmt: skip
+        if self.lora.rank:
+            raise ConfigError("optim.weights has no effect on adapters: what is frozen is in bf16 already",
+                              got=f"lora.rank {self.lora.rank}", do="Leave it out")  # fmt: skip
+        if self.shard.mode != "none":
+            raise ConfigError("optim.weights bf16 sums gradients in fp32, which a model in shards cannot",
+                              got=f"shard.mode {self.shard.mode}", do="Leave one out")  # fmt: skip
+        if self.reference.update_every and self.reference.update_rate < 1:
+            raise ConfigError("A reference in bf16 cannot follow in parts of a step: they are lost in rounding",
+                              got=f"reference.update_rate {self.reference.update_rate:g} with optim.weights bf16",
+                              expected="update_rate 1, or optim.weights fp32")  # fmt: skip
 
     def _check_extragradient(self) -> None:
         """Two steps are one: what counts steps counts them in twos, and each draws its own samples."""

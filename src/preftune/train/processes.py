@@ -106,7 +106,7 @@ class Processes:
             if not anywhere:
                 continue
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
             waiting.append(parameter)
             if sum(p.numel() for p in waiting) >= _BUCKET:
                 _sum_bucket(waiting)

@@ -40,6 +40,7 @@ from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.progress import Reporter
+from preftune.train.rounding import sum_gradients_exactly
 from preftune.train.serving import Follower
 from preftune.train.sources import OfflineSource, hold_out
 from preftune.types import Group, Hybrid, Labels, Pairs, Record, Rewards
@@ -80,8 +81,8 @@ def load_policy(config: TrainConfig, report: Reporter, lockstep: bool = False) -
     One that will be cut up is still whole, and on the CPU: it may not fit on the device.
     """
     torch.manual_seed(config.seed)
-    frozen_low = config.precision == "bf16" and config.lora.rank > 0
-    dtype = torch.bfloat16 if frozen_low else torch.float32
+    low = config.optim.weights == "bf16" or (config.precision == "bf16" and config.lora.rank > 0)  # with adapters, what is frozen
+    dtype = torch.bfloat16 if low else torch.float32
     device = torch.device("cpu") if lockstep else pick_device(config.device)
     model = load_model(resolve_model(config.model), config.loading, dtype).to(device)  # type: ignore[arg-type]
     if isinstance(config.objective, BradleyTerry):
@@ -91,6 +92,8 @@ def load_policy(config: TrainConfig, report: Reporter, lockstep: bool = False) -
     sharing, reason = choose_layout(model, config.layout, config.precision)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
     digest = weights_digest(model)  # before the adapters, which change nothing yet: one cache serves every rank and seed
+    if config.optim.weights == "bf16":
+        sum_gradients_exactly(model.parameters())
     peft_model: Any = inject_lora(model, config.lora) if config.lora.rank else None
     if peft_model is not None:
         peft_model.eval()
@@ -303,7 +306,7 @@ def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALON
         anchors = anchors_of(source.take(1) if rehearses else scored_groups(config.objective, source, held, num_steps))
     job = Job(
         config=config, policy=policy, tokenizer=tokenizer, source=source, eval_groups=held, anchors=anchors, prepared=prepared,
-        optimiser=make_optimiser(policy.trainable().values(), config.optim),
+        optimiser=make_optimiser(policy.trainable().values(), config.optim, config.seed),
         num_steps=num_steps, processes=processes,
     )  # fmt: skip
     if needs & REFERENCE_SCORES:
