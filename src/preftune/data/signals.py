@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise, permutations
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from preftune.data.options import Pairing
 from preftune.data.spill import Places
@@ -148,6 +148,7 @@ class Derivation:
         )
 
 
+@runtime_checkable
 class Indexed(Protocol):
     """Records by number, in memory or elsewhere."""
 
