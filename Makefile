@@ -8,7 +8,7 @@ demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: .venv/ready
 	$(BIN)/ruff check src tests benchmarks

@@ -448,6 +448,7 @@ def outcome(words: tuple[str, ...], model, output) -> object:
     return _seen[words]
 
 
+@pytest.mark.xdist_group("settings")  # in one worker: they share runs
 @pytest.mark.parametrize("name", [name for name, case in FELT.items() if case])
 def test_every_setting_is_felt_or_refused(name, playground, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(playground)

@@ -12,7 +12,7 @@ from preftune.cli import main
 from preftune.train.processes import Processes
 from tests.folders import weights_of
 from tests.train.likeness import COMMON, same, write_files
-from tests.train.together import run_all, torchrun
+from tests.train.together import all_fail, run_all, torchrun
 
 CASES = {
     "pairs": "--data pairs.jsonl --objective dpo --epochs 6",
@@ -25,6 +25,7 @@ CASES = {
 }
 
 
+ONCE = pytest.mark.xdist_group("processes")  # in one worker: what they compare is run once
 LOW = "--data pairs.jsonl --objective dpo --batch_size 1 --max_steps 6 --precision bf16 --optim.weights bf16"
 SAVING = [*COMMON.split(), *CASES["pairs"].split(), "--save_every", "4"]
 
@@ -55,6 +56,7 @@ def cut(run: Path, copy: Path) -> None:
     (copy / "status.json").write_text(json.dumps({"state": "interrupted", "step": 16, "message": ""}))
 
 
+@ONCE
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(case, runs, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
@@ -64,6 +66,7 @@ def test_two_processes_are_one(case, runs, tiny_folder, tmp_path, monkeypatch):
     assert "processes: 2" in (together / "config.yaml").read_text()
 
 
+@ONCE
 def test_weights_in_bf16_are_rounded_alike(runs, tiny_folder, tmp_path, monkeypatch):
     """Gradients of two processes may differ from one's in their last bit, and a chance may then fall otherwise: by one step of
     bf16, in few places."""
@@ -76,6 +79,7 @@ def test_weights_in_bf16_are_rounded_alike(runs, tiny_folder, tmp_path, monkeypa
         torch.testing.assert_close(ours[name].float(), theirs[name].float(), rtol=2**-6, atol=1e-3)
 
 
+@ONCE
 def test_a_run_goes_on_with_another_number_of_processes(runs, monkeypatch):
     monkeypatch.chdir(runs)
     same(runs / "whole", runs / "one-two")
@@ -84,24 +88,45 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, monkeypatch):
     same(runs / "whole", runs / "two-one")
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "message"),
-    [
-        ("--data nothing.jsonl", 2, "nothing.jsonl"),
-        ("--data pairs.jsonl --learning_rate 1e30 --epochs 3", 3, "not finite"),
-        ("--data pairs.jsonl --source on-policy --reward broken.py:broken", 3, "broken"),
-        ("--data pairs.jsonl --learning_rate 1e30 --epochs 3 --shard.mode full", 3, "weights before it are in run/checkpoints"),
-        ("--data pairs.jsonl --source on-policy --reward broken.py:broken --shard.mode full", 3, "broken"),
-    ],
-)
-def test_an_error_is_told_once_and_ends_all(words, status, message, tiny_folder, tmp_path):
-    folder = write_files(tmp_path)
+ERRORS = {
+    "--data nothing.jsonl": (2, "nothing.jsonl"),
+    "--data pairs.jsonl --learning_rate 1e30 --epochs 3": (3, "not finite"),
+    "--data pairs.jsonl --source on-policy --reward broken.py:broken": (3, "broken"),
+    "--data pairs.jsonl --learning_rate 1e30 --epochs 3 --shard.mode full": (3, "weights before it are in 3/checkpoints"),
+    "--data pairs.jsonl --source on-policy --reward broken.py:broken --shard.mode full": (3, "broken"),
+}
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory):
+    folder = write_files(tmp_path_factory.mktemp("failing"))
     (folder / "broken.py").write_text("def broken(prompts, completions, **columns):\n    raise ValueError('no')\n")
-    done = torchrun("train", *COMMON.split(), *words.split(), "--model", str(tiny_folder), "--output", "run", cwd=folder)
-    told = [line for line in done.stderr.splitlines() if line.startswith("preftune train:")]
-    assert done.returncode != 0 and len(told) == 1 and message in told[0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def errors(failing, tiny_folder):
+    jobs = [["train", *COMMON.split(), *words.split(), "--model", str(tiny_folder)] for words in ERRORS]
+    told = all_fail([[*job, "--output", str(number)] for number, job in enumerate(jobs)], failing)
+    return dict(zip(ERRORS, told, strict=True))
+
+
+@pytest.mark.xdist_group("errors")
+@pytest.mark.parametrize("words", ERRORS)
+def test_an_error_is_told_once_and_ends_all(words, errors):
+    status, message = ERRORS[words]
+    statuses, texts = zip(*errors[words], strict=True)
+    told = [line for text in texts for line in text.splitlines() if line.startswith("preftune train:")]
+    assert len(told) == 1 and message in told[0]
+    assert all(statuses) and status in statuses
+    assert not any("preftune/" in line for text in texts for line in text.splitlines() if line not in told)  # no traceback
+
+
+def test_a_job_that_fails_is_one_that_torchrun_calls_failed(failing, tiny_folder):
+    done = torchrun("train", "--data", "nothing.jsonl", "--model", str(tiny_folder), "--output", "run", cwd=failing)
+    assert done.returncode != 0 and re.search(r"exitcode\s*: 2", done.stderr)
+    assert len([line for line in done.stderr.splitlines() if line.startswith("preftune train:")]) == 1
     assert "preftune/" not in re.sub(r"^preftune train:.*$", "", done.stderr, flags=re.MULTILINE)  # no traceback of ours
-    assert re.search(rf"exitcode\s*: {status}", done.stderr)
 
 
 def test_shares_are_whole_and_level():

@@ -10,8 +10,10 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 
+from preftune.cli import main
 from preftune.config import settings_from_run
 from preftune.objectives.bco import BCO
 from preftune.objectives.bnf import BNF
@@ -53,8 +55,9 @@ def stop_at(process, run, step, number) -> str:
 
 
 @pytest.mark.parametrize("source", ["offline", "on-policy"])
-def test_killed_and_interrupted_runs_end_bit_for_bit(source, tiny_folder, pairs_file, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PREFTUNE_CACHE": str(tmp_path / "cache")}
+def test_killed_and_interrupted_runs_end_bit_for_bit(source, tiny_folder, pairs_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
 
     taste = tmp_path / "taste.py"
@@ -64,13 +67,10 @@ def test_killed_and_interrupted_runs_end_bit_for_bit(source, tiny_folder, pairs_
         "--sampling.max_new_tokens", "5", "--sampling.num_completions", "2", "--collect.epochs", "2",
     ]  # fmt: skip
 
-    def words(run):
-        return command("train", "--model", tiny_folder, "--data", pairs_file, *learning, "--batch_size", "4",
-                       "--learning_rate", "1e-3", "--eval_fraction", "0.25", "--save_every", "1", "--eval_every", "3",
-                       "--output", run)  # fmt: skip
-
-    uninterrupted = started(words(whole), environment)  # 6 pairs for training: 60 steps
-    stop_at(started(words(cut), environment), cut, 5, signal.SIGKILL)
+    words = ["train", "--model", str(tiny_folder), "--data", pairs_file, *learning, "--batch_size", "4", "--learning_rate", "1e-3",
+             "--eval_fraction", "0.25", "--save_every", "1", "--eval_every", "3", "--output"]  # fmt: skip
+    assert main([*words, str(whole)]) == 0  # 6 pairs for training: 60 steps
+    stop_at(started(command(*words, cut), environment), cut, 5, signal.SIGKILL)
     first = last_step(cut)
     assert 5 <= first < 60 and not (cut / "final").exists()
     assert json.loads((cut / "status.json").read_text())["state"] == "running"
@@ -90,13 +90,13 @@ def test_killed_and_interrupted_runs_end_bit_for_bit(source, tiny_folder, pairs_
 
     moved = tmp_path / "moved"  # a run folder may be taken elsewhere
     cut.rename(moved)
-    done = subprocess.run(command("train", "--resume", moved, "--json"), env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) | {"evaluation": None} == {
+    capsys.readouterr()
+    assert main(["train", "--resume", str(moved), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out) | {"evaluation": None} == {
         "folder": str(moved), "final": str(moved / "final"), "step": 60, "state": "finished", "evaluation": None,
     }  # fmt: skip
-    assert uninterrupted.wait(60) == 0
-    uninterrupted.communicate()
     assert same_bits(weights_of(moved / "final"), weights_of(whole / "final"))
     assert timeless(metric_rows(moved)) == timeless(metric_rows(whole))
     assert not [path for path in moved.rglob(".*")]

@@ -31,6 +31,7 @@ CASES = {
     "samples": SAMPLES,
     "values": f"{SAMPLES} --objective ppo --objective.value_clip 0.2 --lora_r 4",
 }
+ONCE = pytest.mark.xdist_group("shards")  # in one worker: what they compare is run once
 OWN = {"live": "--shard.reshard false"}  # settings of shards beside the mode
 
 
@@ -39,13 +40,18 @@ def words_of(case: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_folder):
-    """Every case, run by two processes in shards; the small runs in one process follow where they are compared."""
+def files(tmp_path_factory, tiny_folder):
     made = write_files(tmp_path_factory.mktemp("shards"))
     shutil.copytree(tiny_folder, made / "tiny")
-    shards = {case: ["--shard.mode", "full", *OWN.get(case, "").split()] for case in CASES}
-    run_all([[*words_of(case), *shards[case], "--model", "tiny", "--output", f"{case}-two"] for case in CASES], cwd=made)
     return made
+
+
+@pytest.fixture(scope="module")
+def folder(files):
+    """Every case, run by two processes in shards; the small runs in one process follow where they are compared."""
+    shards = {case: ["--shard.mode", "full", *OWN.get(case, "").split()] for case in CASES}
+    run_all([[*words_of(case), *shards[case], "--model", "tiny", "--output", f"{case}-two"] for case in CASES], cwd=files)
+    return files
 
 
 def alone(case: str, folder: Path) -> Path:
@@ -55,6 +61,7 @@ def alone(case: str, folder: Path) -> Path:
     return output
 
 
+@ONCE
 @pytest.mark.parametrize("case", CASES)
 def test_shards_are_one_model(case, folder, monkeypatch):
     monkeypatch.chdir(folder)
@@ -79,6 +86,7 @@ def interrupted(run: Path, name: str, step: int, **settings) -> Path:
     return copy
 
 
+@ONCE
 def test_a_run_in_shards_goes_on_with_any_number_of_processes(folder, monkeypatch):
     """2 -> 2, of an adapter and its moving reference bit for bit; 2 -> 1, where the model is whole; 1 -> 2, into shards, and with
     replicas."""
@@ -120,14 +128,14 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("how", DEATHS)
-def test_a_process_that_dies_ends_the_run_soon(how, folder):
+def test_a_process_that_dies_ends_the_run_soon(how, files):
     """The others do not wait for it: one sentence, no hang, and a status that says so."""
     name = re.sub(r"\W", "_", how)
-    (folder / f"{name}.py").write_text(DYING.format(how=DEATHS[how]))
+    (files / f"{name}.py").write_text(DYING.format(how=DEATHS[how]))
     words = [*words_of("samples"), "--epochs", "100000", "--reward", f"{name}.py:taste", "--model", "tiny", "--output", name]
     started = time.monotonic()
     patience = ["--process_minutes", "0.1"] if how == "stuck" else []
-    done = torchrun(*words, *patience, "--shard.mode", "full", cwd=folder)
+    done = torchrun(*words, *patience, "--shard.mode", "full", cwd=files)
     assert done.returncode != 0 and time.monotonic() - started < 120  # seconds on an idle machine
     assert "preftune train: Process 0 lost another process of the run; got" in done.stderr
     assert ("ZeroDivisionError" in done.stderr) == (how == "an exception")
@@ -142,8 +150,8 @@ def test_a_process_that_dies_ends_the_run_soon(how, folder):
         ("--process_minutes 5", r"One process waits for no others; got process_minutes 5"),
     ],
 )
-def test_what_has_no_effect_is_refused(words, message, folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
+def test_what_has_no_effect_is_refused(words, message, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
     assert main([*words_of("pairs"), *words.split(), "--model", "tiny", "--output", "refused"]) == 2
     assert re.search(message, capsys.readouterr().err)
 

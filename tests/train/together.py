@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
@@ -22,14 +23,31 @@ def torchrun(*words: str, processes: int = 2, cwd: Path) -> subprocess.Completed
     return subprocess.run([*command, *words], capture_output=True, text=True, cwd=cwd, timeout=300, env=environment())
 
 
-def run_all(jobs: Sequence[Sequence[str]], cwd: Path, processes: int = 2) -> subprocess.CompletedProcess:
+def run_all(jobs: Sequence[Sequence[str]], cwd: Path, processes: int = 2, *how: str) -> subprocess.CompletedProcess:
     """Each job is the words after `preftune`; an error if one does not end well in all processes."""
     (cwd / "jobs.json").write_text(json.dumps(list(zip(free_ports(len(jobs)), jobs, strict=True))))
     done = subprocess.run(
-        [*COMMAND, str(processes), __file__, "jobs.json"], capture_output=True, text=True, cwd=cwd, timeout=300, env=environment()
-    )
+        [*COMMAND, str(processes), __file__, "jobs.json", *how], capture_output=True, text=True, cwd=cwd, timeout=300,
+        env=environment(),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
+
+
+def all_fail(jobs: Sequence[Sequence[str]], cwd: Path, processes: int = 2) -> list[list[tuple[int, str]]]:
+    """Of each job (status, standard error) of each process; none ends the processes."""
+    run_all(jobs, cwd, processes, "--fail")
+    return [[_told(cwd / _errors(index, rank)) for rank in range(processes)] for index in range(len(jobs))]
+
+
+def _errors(index: int, rank: int) -> str:
+    return f"errors-{index}-{rank}.txt"
+
+
+def _told(path: Path) -> tuple[int, str]:
+    found = re.fullmatch(r"(.*)status (\d+)\n", path.read_text(), re.DOTALL)
+    assert found is not None, path
+    return int(found[2]), found[1]
 
 
 def free_ports(count: int) -> list[int]:
@@ -40,12 +58,16 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _run_jobs(path: str) -> int:
+def _run_jobs(path: str, may_fail: bool) -> int:
     from preftune.cli import main
 
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each run meets anew, which torchrun's own store is not made for
-    for port, words in json.loads(Path(path).read_text()):
+    for index, (port, words) in enumerate(json.loads(Path(path).read_text())):
         os.environ["MASTER_PORT"] = str(port)
+        if may_fail:
+            with open(_errors(index, int(os.environ["RANK"])), "w") as file, redirect_stderr(file):
+                print(f"status {main(words)}", file=file)
+            continue
         status = main(words)
         if status:
             print(f"status {status}: {' '.join(words)}", file=sys.stderr)
@@ -54,7 +76,7 @@ def _run_jobs(path: str) -> int:
 
 
 if __name__ == "__main__":
-    ended = _run_jobs(sys.argv[1])
+    ended = _run_jobs(sys.argv[1], may_fail="--fail" in sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(ended)  # as preftune.__main__ does
