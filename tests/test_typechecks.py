@@ -3,6 +3,7 @@
 import ast
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
@@ -32,6 +33,12 @@ def test_types_of_results():
 
     with pytest.raises(BeartypeCallHintViolation):
         checked(typechecker=beartype)(two)()
+
+
+def test_checks_can_be_switched_off(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    assert Counters(step="three").step == "three"  # type: ignore[arg-type]
+    Labels(label=torch.ones(2, 2))
 
 
 def test_arrays_whose_sizes_do_not_agree():

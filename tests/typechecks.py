@@ -5,6 +5,7 @@ does: nearly half of the suite's time, most of it for functions without an array
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,10 @@ _with_shapes: Callable[..., Any] = jaxtyping.jaxtyped
 
 
 def checked(thing: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
-    """In place of `jaxtyping.jaxtyped`: the same for functions with arrays in their annotations, and the checker for others."""
+    """In place of `jaxtyping.jaxtyped`: the same for functions with arrays in their annotations, and the checker for others.
+
+    Either is off while `jaxtyping.config.jaxtyping_disable` is set.
+    """
     if thing is None:
         return lambda one: checked(one, typechecker=typechecker)
     if inspect.isclass(thing):
@@ -24,7 +28,13 @@ def checked(thing: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
         return thing
     if any("jaxtyping." in str(annotation) for annotation in inspect.get_annotations(thing).values()):
         return _with_shapes(thing, typechecker=typechecker)
-    return typechecker(thing)
+    typed = typechecker(thing)
+
+    @functools.wraps(thing)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        return (thing if jaxtyping.config.jaxtyping_disable else typed)(*args, **kwargs)
+
+    return thing if typed is thing else either
 
 
 def check_cheaply() -> None:
