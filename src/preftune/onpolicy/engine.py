@@ -21,6 +21,7 @@ from preftune.errors import ModelError
 from preftune.policy.attention import expressible, layer_types
 from preftune.policy.policy import model_head
 from preftune.policy.scoring import head_logits
+from preftune.policy.widen import in_fp32
 
 Engine = Literal["shared", "repeated", "recomputed"]
 
@@ -274,7 +275,8 @@ def choose_engine(model: PreTrainedModel) -> tuple[Engine, str]:
     if not expressible(model.config.get_text_config()):
         reason = "its layers mix positions in ways that a mask cannot keep apart"
     engines: tuple[Engine, ...] = ("shared", "repeated", "recomputed")
-    with torch.autocast(model.device.type, enabled=False):  # its rounding is larger than what a leak makes
+    # Rounding in 16 bits is larger than what a leak makes.
+    with in_fp32(model), torch.autocast(model.device.type, enabled=False):
         return _first_exact(model, engines[1 if reason else 0 :], reason)
 
 

@@ -18,6 +18,7 @@ from preftune.policy.recompute import recomputing
 from preftune.policy.scoring import Head, HeadScores, score_tokens
 from preftune.policy.segments import SEGMENTS, plain_attention, segment_lengths, window_inputs
 from preftune.policy.shard import ShardOptions, Shards, cut_up, full_tensors
+from preftune.policy.widen import in_fp32
 from preftune.types import Batch, Group, TokenScores
 
 T = TypeVar("T")
@@ -273,8 +274,14 @@ def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     """The densest layout that is exact for this model, proven on a small probe, and the reason if it is not the densest.
 
     The probe scores two completions of one prompt in every layout and compares with the model's own logits, one sequence
-    at a time; so it also proves that the head is read as the model means it.
+    at a time; so it also proves that the head is read as the model means it. It computes in fp32: rounding in 16 bits can be
+    as large as what another layout would do wrong.
     """
+    with in_fp32(model):
+        return _choose_sharing(model, wanted)
+
+
+def _choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
     truth = _plain_logp(model, PROBE)
     order: tuple[Sharing, ...] = ("flat", "shared", "packed", "single")
     reason = ""
