@@ -59,11 +59,12 @@ def test_an_error_in_a_layer_leaves_the_model_as_it_was():
     assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers_of(model))
 
 
-def test_a_model_in_fp32_is_left_alone():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_finer_model_is_left_alone(dtype):
+    model = tiny_model("llama").to(dtype)
     with in_fp32(model):
-        model(input_ids=IDS)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert model(input_ids=IDS).logits.dtype == dtype
+    assert {p.dtype for p in model.parameters()} == {dtype}
 
 
 @pytest.mark.real_model

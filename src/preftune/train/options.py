@@ -91,7 +91,7 @@ class TrainConfig:
         eval_every: steps between evaluations on held-out data; a tenth of the run when not given.
         save_every: steps between checkpoints; 0 saves one only when the run is interrupted.
         keep_checkpoints: how many of the latest checkpoints stay.
-        precision: "fp32", or "bf16": bf16 arithmetic with fp32 trained weights (frozen weights are then bf16).
+        precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in bf16.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
         device: "auto" takes a GPU if there is one, and of several processes each its own.
         process_minutes: with several processes: how long one waits for the others before the run stops; more than a reward or a
