@@ -26,6 +26,26 @@ def test_nothing_heavy_is_imported_for_help():
     assert done.stdout.startswith(HELP)
 
 
+def test_no_garbage_is_looked_for_while_a_verb_is_imported_nor_ever_among_its_libraries():
+    code = (
+        "import gc, sys, preftune.cli\n"
+        "looked = []\n"
+        "gc.callbacks.append(lambda phase, about: looked.append(about))\n"
+        "preftune.cli._module_of('inspect')\n"
+        "assert 'torch' in sys.modules and not looked, len(looked)\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 100_000, gc.get_freeze_count()\n"
+        "frozen = gc.get_freeze_count()\n"
+        "preftune.cli._module_of('inspect')\n"
+        "assert gc.get_freeze_count() == frozen, 'what was made since is frozen, too'\n"
+        "gc.disable()\n"
+        "preftune.cli._module_of('merge')\n"
+        "assert not gc.isenabled()\n"
+        "assert 'peft' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_installed_command_is_this_one():
     done = subprocess.run([sys.executable, "-m", "preftune.cli", "trian"], capture_output=True, text=True)
     assert done.returncode == 2 and "there is no verb 'trian'" in done.stderr

@@ -1,10 +1,12 @@
 """`preftune <verb>`: the command line. Nothing heavy is imported before a verb is known."""
 
+import gc
 import importlib
 import json
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from preftune import __version__
 from preftune.errors import ConfigError, DataError, ElsewhereError, ModelError, PreftuneError
@@ -76,7 +78,22 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         print(f"preftune: there is no verb {clean_terminal(verb)!r}; expected one of {', '.join(VERBS)}.", file=sys.stderr)
         return 2
-    return importlib.import_module(f"preftune.{VERBS[verb]}").COMMANDS[verb](rest)
+    return _module_of(verb).COMMANDS[verb](rest)
+
+
+def _module_of(verb: str) -> ModuleType:
+    """The module that holds a verb. Libraries make a million objects that stay as long as the process: looking for garbage among
+    them, while they are imported and ever again after that, would take a sixth of the start."""
+    name = f"preftune.{VERBS[verb]}"
+    if name in sys.modules or not gc.isenabled():
+        return importlib.import_module(name)
+    gc.disable()
+    try:
+        module = importlib.import_module(name)
+        gc.freeze()
+    finally:
+        gc.enable()
+    return module
 
 
 _VERBS_OF = {  # imported once a verb is known: looking something up does not wait for the model libraries

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import peft
 from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError
@@ -47,6 +46,8 @@ def quiet_peft() -> Iterator[None]:
 
 def inject_lora(model: PreTrainedModel, options: LoraOptions) -> Any:
     """Freeze the model and inject adapters whose update starts at zero; returns the peft.PeftModel around it."""
+    import peft  # most runs train all weights, and start without it
+
     targets = options.target_modules or "all-linear"
     if "lm_head" in options.target_modules:
         raise ConfigError("lora.target_modules: an adapter on the head is not supported", got="lm_head",

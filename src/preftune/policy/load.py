@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import HFValidationError
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -199,6 +198,8 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
     if not options.allow_pickle and not (Path(source) / "adapter_model.safetensors").is_file():
         raise ModelError(f"Cannot load the weights of the adapter {source}", got="no adapter_model.safetensors",
                          do="If it has pickle weights only and you trust them, set --allow_pickle true")  # fmt: skip
+    from peft import PeftModel
+
     base = load_model(_base_of(source), options, dtype)
     with quiet_peft():
         adapted = _from_pretrained(partial(PeftModel.from_pretrained, base), source, "adapter", source)
