@@ -40,7 +40,7 @@ def test_no_garbage_is_looked_for_while_a_verb_is_imported_nor_ever_among_its_li
         "gc.disable()\n"
         "preftune.cli._module_of('merge')\n"
         "assert not gc.isenabled()\n"
-        "assert 'peft' not in sys.modules and 'matplotlib' not in sys.modules"
+        "assert 'peft' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -36,7 +36,7 @@ def num_recomputed(layers: int, positions: int, kept: int) -> int:
 
 def kept_as(positions: int, kept: int | None) -> float:
     """The positions whose activations take in all layers what so many take; with `kept` 0 every one keeps as much, the inputs."""
-    return float(positions) if not kept or positions <= kept else max(kept, _INPUT_SHARE * positions)
+    return float(positions) if not kept or positions <= kept else max(float(kept), _INPUT_SHARE * positions)
 
 
 @contextmanager
