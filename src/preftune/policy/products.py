@@ -65,11 +65,10 @@ def use_fast_products() -> torch.library.Library | None:
 
     It replaces PyTorch's kernels of `mm` and `addmm` on CPUs, so that the forward and the backward of every model have it. The
     choice hangs on the processor and on shapes, never on a measured time: a run that is resumed computes the same bits.
-    On any processor oneDNN keeps what it prepared for few shapes only, and MKL no memory from one product to the next.
+    On any processor oneDNN keeps what it prepared for few shapes only.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read when oneDNN is first used
         os.environ.setdefault(name, _KEPT_SHAPES)
-    os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")  # read when MKL first asks for memory
     if leaves_half_idle():
         return replace_products(onednn_product, is_large)
     return None if has_bf16() else replace_products(product_in_fp32, is_worth_casting)
