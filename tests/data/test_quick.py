@@ -31,6 +31,7 @@ STEPS = {
     "nfc": (normalizers.NFC(), pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(GPT4), "isolated"),
                                                         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])),
 }  # fmt: skip
+ADDED = (AddedToken(" new", normalized=True), AddedToken("x", lstrip=True, rstrip=True, normalized=False))
 PIECES = ["a", "the", " the", "It's", "'LL", " ", "  ", "\n", "\n\n", "\r\n", "\t", "1", "12345", "½", "²", "é", "e\u0301", "\xa0",
           "日本", "语", "Жи", "한", "Ω", "…", "!", "?!", "<s>", "<|im_end|>", "<|im_", "x", "\u3000", "\u2003", "😀", "\x00", "ﬁ",
           " new", "new "]  # fmt: skip
@@ -46,7 +47,7 @@ def engine(name: str) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=made.SPECIALS, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.add_tokens([AddedToken(" new", normalized=True), AddedToken("x", lstrip=True, rstrip=True, normalized=False)])
+    tokenizer.add_tokens([ADDED[list(STEPS).index(name) % 2]])
     return tokenizer
 
 
@@ -65,6 +66,24 @@ def test_the_tokens_are_those_of_the_own_engine(name, parts):
     for given_text, ids in quick._ids(quickly(name), [text]).items():
         assert ids.tolist() == engine(name).encode(given_text, add_special_tokens=False).ids
         assert ids.dtype == np.int32
+
+
+def test_added_tokens_that_want_the_same_white_space_are_left_to_the_own_engine():
+    """The one takes the blanks around it first, in the library of the tokeniser alone; however many others were added before."""
+    tokenizer = Tokenizer.from_str(engine("bytes").to_str())
+    tokenizer.add_special_tokens([f"<|{number}|>" for number in range(300)])
+    assert quick.agreeing(tokenizer) is not None
+    tokenizer.add_tokens([ADDED[1]])
+    assert tokenizer.encode("x new").tokens[0] == "x "
+    assert quick.agreeing(tokenizer) is None
+
+
+def test_more_unusual_added_tokens_than_can_be_tried_are_left_to_the_own_engine():
+    tokenizer = Tokenizer.from_str(engine("bytes").to_str())
+    tokenizer.add_tokens([AddedToken(f"word{number}", normalized=True) for number in range(63)])
+    assert quick.agreeing(tokenizer) is not None
+    tokenizer.add_tokens([AddedToken("another", normalized=True)])
+    assert quick.agreeing(tokenizer) is None
 
 
 def test_characters_that_libraries_may_take_for_something_else_are_left_out():

@@ -12,7 +12,7 @@ from itertools import product
 
 import fastokens
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 KINDS = (  # texts, alone and in pairs, on which engines must agree
     "a", "Z", "the", " the", "don't", "'s", "'LL", "’s", " ", "  ", "\n", "\n\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000",
@@ -27,6 +27,7 @@ _SETTLED = re.compile(
 )
 
 
+_MOST_UNUSUAL = 64
 _MANY = 0.03  # texts for each entry of the vocabulary: where so many are asked for, there will be more
 
 
@@ -62,12 +63,22 @@ def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
         engine = fastokens.Tokenizer.from_json_str(usual.to_str())
     except Exception:  # a step of the user's own, written in Python, or one that fastokens has not got
         return None
-    added = [token.content for token in usual.get_added_tokens_decoder().values()][:8]
+    added = _telling(list(usual.get_added_tokens_decoder().values()))
+    if added is None:
+        return None
     texts = [a + b for a, b in product((*KINDS, *added), repeat=2)] + ["".join(KINDS), " ".join(KINDS)]
     found = _ids(engine, texts)
     expected = usual.encode_batch_fast(texts, add_special_tokens=False)
     agrees = all(found[text].tolist() == encoding.ids for text, encoding in zip(texts, expected, strict=True) if text in found)
     return engine if found and agrees else None
+
+
+def _telling(tokens: Sequence[AddedToken]) -> list[str] | None:
+    """Added tokens to try: some of the usual ones, which are alike, and each that takes white space, is found in normalised
+    text, or as a whole word only; None if those are too many to try."""
+    unusual = {token.content for token in tokens if token.lstrip or token.rstrip or token.single_word or token.normalized}
+    usual = [token.content for token in tokens if token.content not in unusual]
+    return None if len(unusual) > _MOST_UNUSUAL else [*usual[:8], *sorted(unusual)]
 
 
 def trusted(text: str) -> bool:
