@@ -57,8 +57,8 @@ class Decoder:
     def kept(self, precision: str, checkpointing: bool = False, cpu: bool = True) -> float:
         """Bytes per position and layer that wait for the backward pass.
 
-        fp32: 4 (7 hidden + 2 keys + 3 inner): input and output of two norms; queries, keys, values; the output of
-        attention and its copy in a row; gate, up, their activated product. bf16 under autocast: 28 hidden + 8 keys + 6
+        fp32: 4 (7 hidden + 2 keys + 2 inner): input and output of two norms; queries, keys, values; the output of
+        attention and its copy in a row; gate and up. bf16 under autocast: 28 hidden + 8 keys + 6
         inner: what norms keep and what attention reads and writes (on a CPU) in fp32; the rest in bf16, the norms' outputs once for
         each of the five products that read them. Elsewhere than on a CPU norms keep their normalised input too, 8 hidden more.
         Completions that share a prompt have a copy of its keys and values each, which is not in it. Checkpointed: the layer's
@@ -68,7 +68,7 @@ class Decoder:
             return 4.0 * self.hidden
         norms = 0.0 if cpu else 8.0 * self.hidden
         if precision == "fp32":
-            return norms + 4.0 * (7 * self.hidden + 2 * self.keys + 3 * self.inner)
+            return norms + 4.0 * (7 * self.hidden + 2 * self.keys + 2 * self.inner)
         return norms + 28.0 * self.hidden + 8 * self.keys + 6 * self.inner
 
 

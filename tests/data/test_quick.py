@@ -80,10 +80,18 @@ def test_added_tokens_that_want_the_same_white_space_are_left_to_the_own_engine(
 
 def test_more_unusual_added_tokens_than_can_be_tried_are_left_to_the_own_engine():
     tokenizer = Tokenizer.from_str(engine("bytes").to_str())
-    tokenizer.add_tokens([AddedToken(f"word{number}", normalized=True) for number in range(63)])
+    tokenizer.add_special_tokens([f"<|{number}|>" for number in range(300)])
+    tokenizer.add_tokens([AddedToken(f"word{number}", single_word=True) for number in range(99)])
     assert quick.agreeing(tokenizer) is not None
-    tokenizer.add_tokens([AddedToken("another", normalized=True)])
+    tokenizer.add_tokens([AddedToken("another", single_word=True)])
     assert quick.agreeing(tokenizer) is None
+
+
+def test_many_added_tokens_of_one_kind_are_nothing_unusual():
+    tokens = [AddedToken(f"<{number}>", normalized=True) for number in range(500)]
+    assert quick._unusual(tokens) == []
+    assert quick._unusual([*tokens, AddedToken("<s>", normalized=False)]) == ["<s>"]
+    assert quick._unusual([AddedToken("\n\n", normalized=False), AddedToken("<s>", normalized=False)]) == ["\n\n"]
 
 
 def test_characters_that_libraries_may_take_for_something_else_are_left_out():

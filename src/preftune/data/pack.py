@@ -33,7 +33,7 @@ class LayoutOptions:
     """
 
     share_prompts: bool = True
-    micro_batch_tokens: int = 320
+    micro_batch_tokens: int = 384
     attention: Attention = "auto"
 
     def __post_init__(self) -> None:

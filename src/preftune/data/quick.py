@@ -27,7 +27,7 @@ _SETTLED = re.compile(
 )
 
 
-_MOST_UNUSUAL = 64
+_MOST_UNUSUAL = 100  # added tokens, of which all pairs are tried
 _MANY = 0.03  # texts for each entry of the vocabulary: where so many are asked for, there will be more
 
 
@@ -63,22 +63,25 @@ def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
         engine = fastokens.Tokenizer.from_json_str(usual.to_str())
     except Exception:  # a step of the user's own, written in Python, or one that fastokens has not got
         return None
-    added = _telling(list(usual.get_added_tokens_decoder().values()))
-    if added is None:
+    added = list(usual.get_added_tokens_decoder().values())
+    unusual = _unusual(added)
+    if len(unusual) > _MOST_UNUSUAL:
         return None
-    texts = [a + b for a, b in product((*KINDS, *added), repeat=2)] + ["".join(KINDS), " ".join(KINDS)]
+    few = [*unusual, *(token.content for token in added[:8] if token.content not in unusual)]
+    texts = [a + b for a, b in product((*KINDS, *few), repeat=2)] + ["".join(KINDS), " ".join(KINDS)]
+    texts += [f"a{token.content}a" for token in added]
     found = _ids(engine, texts)
     expected = usual.encode_batch_fast(texts, add_special_tokens=False)
     agrees = all(found[text].tolist() == encoding.ids for text, encoding in zip(texts, expected, strict=True) if text in found)
     return engine if found and agrees else None
 
 
-def _telling(tokens: Sequence[AddedToken]) -> list[str] | None:
-    """Added tokens to try: some of the usual ones, which are alike, and each that takes white space, is found in normalised
-    text, or as a whole word only; None if those are too many to try."""
-    unusual = {token.content for token in tokens if token.lstrip or token.rstrip or token.single_word or token.normalized}
-    usual = [token.content for token in tokens if token.content not in unusual]
-    return None if len(unusual) > _MOST_UNUSUAL else [*usual[:8], *sorted(unusual)]
+def _unusual(tokens: Sequence[AddedToken]) -> list[str]:
+    """Added tokens that others may treat otherwise: those that take white space, begin or end with some, are whole words only, or are
+    found after the normaliser where most are found before it, or before it where most are found after."""
+    rarer = 2 * sum(token.normalized for token in tokens) <= len(tokens)
+    return [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word or token.normalized == rarer
+            or token.content != token.content.strip()]
 
 
 def trusted(text: str) -> bool:
