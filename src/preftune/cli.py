@@ -83,7 +83,7 @@ def _run(words: list[str]) -> int:
 
 def _module_of(verb: str) -> ModuleType:
     """The module that holds a verb. Libraries make a million objects that stay as long as the process: looking for garbage among
-    them, while they are imported and ever again after that, would take a sixth of the start."""
+    them, while they are imported and ever again after that, would take a seventh of the time."""
     name = f"preftune.{VERBS[verb]}"
     if name in sys.modules or not gc.isenabled():
         return importlib.import_module(name)
