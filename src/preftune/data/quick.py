@@ -77,8 +77,8 @@ def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
 
 
 def _unusual(tokens: Sequence[AddedToken]) -> list[str]:
-    """Added tokens that others may treat otherwise: those that take white space, begin or end with some, are whole words only, or are
-    found after the normaliser where most are found before it, or before it where most are found after."""
+    """Added tokens that others may treat otherwise: those that take white space, begin or end with some, are whole words only,
+    or are found after the normaliser where most are found before it, or before it where most are found after."""
     rarer = 2 * sum(token.normalized for token in tokens) <= len(tokens)
     return [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word or token.normalized == rarer
             or token.content != token.content.strip()]
