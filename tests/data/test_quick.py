@@ -78,6 +78,24 @@ def test_added_tokens_that_want_the_same_white_space_are_left_to_the_own_engine(
     assert quick.agreeing(tokenizer) is None
 
 
+@pytest.mark.parametrize(("word", "text", "tokens"), [("&<", "&<|20|>", ["&", "<|20|>"]),
+                                                      ("&<|20|>)", "&<|20|>)", ["&", "<|20|>", ")"])])
+def test_added_tokens_that_overlap_are_left_to_the_own_engine(word, text, tokens):
+    """Those found before the normaliser go first in the library of the tokeniser alone; wherever they come in the vocabulary."""
+    tokenizer = Tokenizer.from_str(engine("bytes").to_str())
+    tokenizer.add_special_tokens([f"<|{number}|>" for number in range(30)])
+    tokenizer.add_tokens([AddedToken(f"[{number}]", normalized=True) for number in range(300)])
+    assert quick.agreeing(tokenizer) is not None
+    tokenizer.add_tokens([AddedToken(word, normalized=True)])
+    assert tokenizer.encode(text).tokens == tokens
+    assert quick.agreeing(tokenizer) is None
+
+
+def test_the_overlaps_of_added_tokens():
+    assert sorted(quick._overlaps(["<ab", "b<", "x"])) == ["<ab<", "b<ab"]
+    assert sorted(quick._overlaps(["aba", "ab"])) == ["abab", "ababa"]
+
+
 def test_more_unusual_added_tokens_than_can_be_tried_are_left_to_the_own_engine():
     tokenizer = Tokenizer.from_str(engine("bytes").to_str())
     tokenizer.add_special_tokens([f"<|{number}|>" for number in range(300)])

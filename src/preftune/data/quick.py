@@ -6,9 +6,10 @@ engine, since libraries follow different versions of Unicode (`benchmarks/engine
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import product
+from itertools import islice, product
 
 import fastokens
 import numpy as np
@@ -28,6 +29,7 @@ _SETTLED = re.compile(
 
 
 _MOST_UNUSUAL = 100  # added tokens, of which all pairs are tried
+_MOST_OVERLAPS = 10_000  # of added tokens, all of which are tried
 _MANY = 0.03  # texts for each entry of the vocabulary: where so many are asked for, there will be more
 
 
@@ -65,11 +67,12 @@ def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
         return None
     added = list(usual.get_added_tokens_decoder().values())
     unusual = _unusual(added)
-    if len(unusual) > _MOST_UNUSUAL:
+    overlaps = list(islice(_overlaps([token.content for token in added]), _MOST_OVERLAPS + 1))
+    if len(unusual) > _MOST_UNUSUAL or len(overlaps) > _MOST_OVERLAPS:
         return None
     few = [*unusual, *(token.content for token in added[:8] if token.content not in unusual)]
     texts = [a + b for a, b in product((*KINDS, *few), repeat=2)] + ["".join(KINDS), " ".join(KINDS)]
-    texts += [f"a{token.content}a" for token in added]
+    texts += [around.format(text) for text in (*(token.content for token in added), *overlaps) for around in ("{}", "a{}a")]
     found = _ids(engine, texts)
     expected = usual.encode_batch_fast(texts, add_special_tokens=False)
     agrees = all(found[text].tolist() == encoding.ids for text, encoding in zip(texts, expected, strict=True) if text in found)
@@ -82,6 +85,17 @@ def _unusual(tokens: Sequence[AddedToken]) -> list[str]:
     rarer = 2 * sum(token.normalized for token in tokens) <= len(tokens)
     return [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word or token.normalized == rarer
             or token.content != token.content.strip()]
+
+
+def _overlaps(tokens: Sequence[str]) -> Iterator[str]:
+    """Two added tokens, of which the first ends as the second begins, written over each other: only one of them can be found."""
+    beginning: defaultdict[str, list[str]] = defaultdict(list)
+    for token in tokens:
+        for length in range(1, len(token)):
+            beginning[token[:length]].append(token[length:])
+    for token in tokens:
+        for place in range(1, len(token)):
+            yield from (token + rest for rest in beginning.get(token[place:], ()))
 
 
 def trusted(text: str) -> bool:
