@@ -13,6 +13,7 @@ from preftune.data.pack import LayoutOptions, collate
 from preftune.errors import ModelError
 from preftune.objectives.dpo import DPO
 from preftune.policy import scoring
+from preftune.policy.gated import lighten_mlps
 from preftune.policy.policy import Policy, score
 from preftune.policy.recompute import check_recomputes, kept_as, layers_of, num_recomputed, recomputing
 from preftune.train.anchors import Anchors
@@ -84,6 +85,27 @@ def test_the_fewest_layers_within_the_limit(layers, positions, kept):
 
     assert again == layers or takes(again) <= layers * kept * (1 + 1e-9)
     assert again == 0 or takes(again - 1) > layers * kept * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_layers_last_product_is_not_computed_twice(precision):
+    """Of its seven, the backward wants the outputs of the other six."""
+
+    class Count(TorchDispatchMode):
+        products = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.products += func is torch.ops.aten.mm.default
+            return func(*args, **(kwargs or {}))
+
+    found = []
+    for limit in (None, 0):
+        model = tiny_model("llama")
+        assert lighten_mlps(model) == len(layers_of(model)) == 2
+        with Count() as count:
+            scored(policy_of(model, limit, precision=precision))
+        found.append(count.products)
+    assert found[1] - found[0] == 2 * 6
 
 
 def test_what_a_long_row_keeps_in_positions():

@@ -1,5 +1,8 @@
 """Gated MLPs that keep half as much for the backward as transformers' modules, and change no bit."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -10,6 +13,7 @@ from torch.nn.functional import linear, silu
 
 _PARTS = ["gate_proj", "up_proj", "down_proj", "act_fn"]
 _PROBE = 4  # rows
+_KEEPS_PRODUCT = ContextVar("keeps_product", default=False)
 
 
 class _SiluTimes(torch.autograd.Function):
@@ -55,6 +59,20 @@ def down_of_silu_times(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
     return _DownOfSiluTimes.apply(gate, up, weight)  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def keeping_products() -> Iterator[None]:
+    """Within, MLPs keep what goes into their last product, as layers do that are computed a second time.
+
+    They hold it for one layer at a time, and the second time stop where all is there that the backward wants: before that
+    product, a quarter of a layer's operations, if it is autograd that keeps what goes into it.
+    """
+    token = _KEEPS_PRODUCT.set(True)
+    try:
+        yield
+    finally:
+        _KEEPS_PRODUCT.reset(token)
+
+
 def lighten_mlps(model: nn.Module) -> int:
     """Let the MLPs of a model that compute down(silu(gate(x)) up(x)) keep less for their backward; how many do.
 
@@ -85,7 +103,8 @@ def _forward(module: Any, states: Tensor) -> Tensor:
     gate, up, down = module.gate_proj(states), module.up_proj(states), module.down_proj
     if gate.dtype != up.dtype:
         return down(module.act_fn(gate) * up)
-    if _is_bare(down) and down.weight.dtype == gate.dtype and not torch.is_autocast_enabled(gate.device.type):
+    may_replace = _is_bare(down) and down.weight.dtype == gate.dtype and not torch.is_autocast_enabled(gate.device.type)
+    if may_replace and not _KEEPS_PRODUCT.get():
         return down_of_silu_times(gate, up, down.weight)
     return down(silu_times(gate, up))
 

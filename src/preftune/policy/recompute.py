@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from preftune.errors import ModelError
+from preftune.policy.gated import keeping_products
 
 _INPUT_SHARE = 0.08
 """Of a layer's activations: its input, one width of some thirteen (docs/scaling.md)."""
@@ -50,7 +51,8 @@ def recomputing(model: nn.Module, positions: int, kept: int | None) -> Iterator[
     layers = layers_of(model) if kept is not None else []
     again = layers[: num_recomputed(len(layers), positions, kept or 0)]
     for layer in again:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
+        forward = keeping_products()(layer.forward)
+        layer.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
     try:
         yield
     finally:
