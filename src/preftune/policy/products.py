@@ -26,6 +26,7 @@ def onednn_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> T
     return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
 
 
+@cache
 def leaves_half_idle() -> bool:
     """Whether PyTorch multiplies with MKL on a processor with AVX-512 that is not Intel's: MKL runs its AVX2 code there."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from preftune.errors import ModelError
+from preftune.policy.products import leaves_half_idle
 
 # Logits of one chunk, in elements: 64 MiB in fp32. On a CPU larger chunks are no faster and raise the peak. On a GPU a chunk
 # must pay for reading the head and, if it trains, for adding to its gradient: 512 MiB are some 900 tokens of 150,000 words.
@@ -154,8 +155,9 @@ def _spans(count: int, chunk: int) -> list[slice]:
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, with little beside the total."""
-    if total.is_cuda and left.dtype == total.dtype:
-        total.addmm_(left, right)
+    # What use_fast_products puts in the place of PyTorch's product gives a product and adds it to nothing.
+    if left.dtype == total.dtype and (total.is_cuda or not leaves_half_idle()):
+        torch.addmm(total, left, right, out=total)
         return
     rows = max(1, _WORK_ELEMENTS // total.shape[1])
     for part, some in zip(total.split(rows), left.split(rows), strict=True):
