@@ -78,6 +78,16 @@ def test_added_tokens_that_want_the_same_white_space_are_left_to_the_own_engine(
     assert quick.agreeing(tokenizer) is None
 
 
+def test_a_tokeniser_that_fails_on_a_probe_is_left_alone():
+    """Its library panics where a token takes blanks of which another is made; that is no exception of Python's usual kind."""
+    tokenizer = Tokenizer.from_str(engine("bytes").to_str())
+    tokenizer.add_tokens([ADDED[1], AddedToken(" ", lstrip=True, normalized=False)])
+    with pytest.raises(BaseException, match="bad split") as told:
+        tokenizer.encode("x  ")
+    assert not isinstance(told.value, Exception)
+    assert quick.agreeing(tokenizer) is None
+
+
 @pytest.mark.parametrize(("word", "text", "tokens"), [("&<", "&<|20|>", ["&", "<|20|>"]),
                                                       ("&<|20|>)", "&<|20|>)", ["&", "<|20|>", ")"])])
 def test_added_tokens_that_overlap_are_left_to_the_own_engine(word, text, tokens):
