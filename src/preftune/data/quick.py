@@ -73,12 +73,12 @@ def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
     few = [*unusual, *(token.content for token in added[:8] if token.content not in unusual)]
     texts = [a + b for a, b in product((*KINDS, *few), repeat=2)] + ["".join(KINDS), " ".join(KINDS)]
     texts += [around.format(text) for text in (*(token.content for token in added), *overlaps) for around in ("{}", "a{}a")]
-    found = _ids(engine, texts)
     try:
+        found = _ids(engine, texts)
         expected = usual.encode_batch_fast(texts, add_special_tokens=False)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # the library's own panic, which is no Exception: added tokens that want the same white space
+    except BaseException:  # a library's own panic, which is no Exception: added tokens that want the same white space
         return None
     agrees = all(found[text].tolist() == encoding.ids for text, encoding in zip(texts, expected, strict=True) if text in found)
     return engine if found and agrees else None
