@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from preftune.diagnose.advice import advise
-from preftune.diagnose.evidence import Evidence, as_json
+from preftune.advice.advice import advise
+from preftune.advice.evidence import Evidence, as_json
 from preftune.lab.contest import TUNING_SEEDS, Choice, Raced, race
 from preftune.lab.draws import Draw, drawn
-from preftune.lab.evidence import measured
+from preftune.lab.measured_evidence import measured
 from preftune.lab.regret import Habit, habits, regret, regret_of_range, summary
 
 TUNED_ON = (0, 101, 202, 303, 404)

@@ -22,11 +22,11 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from preftune.data.pack import LayoutOptions, collate
-from preftune.policy.load import make_lean
-from preftune.policy.policy import Policy, in_shards, score
-from preftune.policy.segments import SEGMENTS
-from preftune.policy.shard import ShardOptions
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.load import make_lean
+from preftune.model.policy import Policy, in_shards, score
+from preftune.model.attention_segments import SEGMENTS
+from preftune.model.shard import ShardOptions
 from preftune.types import Group
 
 

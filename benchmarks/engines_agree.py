@@ -4,7 +4,7 @@
 
 Compared are, for each tokeniser: every string in the files; made-up texts of pieces of all kinds, its added tokens among them;
 and every character of the Basic Multilingual Plane between blanks and between digits. Told are texts that differ, how many of
-them the package would have trusted it with (`preftune.data.quick`), and how much faster it was.
+them the package would have trusted it with (`preftune.data.fast_tokens`), and how much faster it was.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import fastokens
 import numpy as np
 from tokenizers import Tokenizer
 
-from preftune.data.quick import KINDS, agreeing, trusted
-from preftune.policy.load import resolve_model
+from preftune.data.fast_tokens import KINDS, agreeing, trusted
+from preftune.model.load import resolve_model
 
 MORE = (
     "\r", "\x0b", "\x0c", "\x00", "\x85", "\u200b", "\u2028", "①", "٣", "ı", "ǅ", "ﬁ", "👩\u200d👩\u200d👧", "العربية", "हिन्दी",

@@ -4,7 +4,7 @@
                                [--micro_batch_tokens 512 1024 2048] [--turns 3] [--json]
 
 The floor is the operations that must be done (each prompt once, the head at scored tokens, attention between positions that see
-each other; `preftune.policy.arithmetic`) over the rate of a plain matrix product, measured in the same turn, once as the package
+each other; `preftune.model.cost`) over the rate of a plain matrix product, measured in the same turn, once as the package
 multiplies and once as PyTorch does by itself. For each precision
 and size of micro-batch: forward and backward of all pairs, without the optimiser, in turns; then one pass under PyTorch's profiler,
 whose own cost is in it, by kind of operator.
@@ -23,10 +23,10 @@ import pair_training
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from preftune.data.pack import LayoutOptions, collate, split_micro_batches
-from preftune.policy.arithmetic import Shape, product_rate, work_of
-from preftune.policy.load import LoadOptions, load_model, quiet_transformers, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, score
+from preftune.model.layout import LayoutOptions, collate, split_micro_batches
+from preftune.model.cost import Shape, product_rate, work_of
+from preftune.model.load import LoadOptions, load_model, quiet_transformers, resolve_model
+from preftune.model.policy import Policy, choose_sharing, score
 from preftune.types import Group
 
 KINDS = {  # operators of PyTorch by what they do
@@ -55,7 +55,7 @@ def timed(policy: Policy, groups: Sequence[Group], tokens: int) -> float:
 
 
 def pytorch_rate(precision: str) -> float:
-    """Operations per second of PyTorch's own product: `preftune.policy.products` replaces `mm` and leaves `bmm` as it is."""
+    """Operations per second of PyTorch's own product: `preftune.model.kernels.products` replaces `mm` and leaves `bmm` as it is."""
     left, best = torch.ones(1, 1024, 1024, dtype=torch.bfloat16 if precision == "bf16" else torch.float32), float("inf")
     for _ in range(4):
         started = time.perf_counter()

@@ -40,17 +40,17 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config
 
-from preftune.data.pack import LayoutOptions, segments, split_micro_batches
+from preftune.model.layout import LayoutOptions, segments, split_micro_batches
 from preftune.errors import PreftuneError
 from preftune.objectives import Objective
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.rloo import RLOO
 from preftune.objectives.sft import SFT
-from preftune.policy.adapters import LoraOptions, inject_lora
-from preftune.policy.load import quiet_transformers
-from preftune.policy.policy import Policy, choose_layout, score_groups
-from preftune.policy.reference import adapter_off
+from preftune.model.adapters import LoraOptions, inject_lora
+from preftune.model.load import quiet_transformers
+from preftune.model.policy import Policy, choose_layout, score_groups
+from preftune.model.reference import adapter_off
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.optim import make_optimiser

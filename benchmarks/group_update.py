@@ -17,7 +17,7 @@ prompts: rows of a generation batch, padded and shuffled as it does that. Varian
     trl-keep             without it, as someone would choose who has the memory: the faster of the two
 
 Times are taken in turns in one process, by the clock and as processor time, which a shared machine disturbs less; TRL so has the
-matrix products of `preftune.policy.products` too. Peak memory is
+matrix products of `preftune.model.kernels.products` too. Peak memory is
 that of a process of its own per variant, above the loaded model: with the optimiser's moments and the gradients (the same for
 all: three times the weights), and without these.
 """
@@ -40,12 +40,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from preftune.data.pack import LayoutOptions, split_micro_batches
+from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.objectives.advantages import leave_one_out, standardised
 from preftune.objectives.grpo import GRPO
 from preftune.objectives.rloo import RLOO
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer, quiet_transformers, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, score_groups
+from preftune.model.load import LoadOptions, load_model, load_tokenizer, quiet_transformers, resolve_model
+from preftune.model.policy import Policy, choose_sharing, score_groups
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.optim import make_optimiser

@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tiny model i
 
 from tests.folders import save_tiny_model, tiny_config, write_rows
 
-from preftune.diagnose.health import CONDITIONS
+from preftune.health.conditions import CONDITIONS
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.dpo import DPO
 from preftune.objectives.rloo import RLOO
 from preftune.objectives.sft import SFT
-from preftune.onpolicy.collect import CollectOptions
-from preftune.onpolicy.sample import SampleOptions
-from preftune.policy.reference import ReferenceOptions
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.sampling.sample import SampleOptions
+from preftune.model.reference import ReferenceOptions
 from preftune.train.loop import train
 
 SEEDS = (10, 11, 12)

@@ -8,10 +8,10 @@ import time
 
 import torch
 
-from preftune.lab.cast import CAST
+from preftune.lab.paper_methods import CAST
 from preftune.lab.loop import Loop, run
 from preftune.lab.problem import load_problem
-from preftune.lab.world import World
+from preftune.lab.environment import World
 
 RECORD = 341.0  # seconds
 

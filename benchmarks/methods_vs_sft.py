@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from preftune.data.pack import LayoutOptions, split_micro_batches
+from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.objectives import OBJECTIVES, Objective
 from preftune.objectives.sft import SFT
-from preftune.policy.load import LoadOptions, load_model, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, score_groups
+from preftune.model.load import LoadOptions, load_model, resolve_model
+from preftune.model.policy import Policy, choose_sharing, score_groups
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_mismatched, cut_step, make_score
 from preftune.train.optim import make_optimiser

@@ -12,7 +12,7 @@ four times the weights, are in it for all.
 
     preftune-live, preftune-cached         reference beside the policy, or computed before; activations kept, as it comes
     preftune-recompute                     cached, with gradient_checkpointing
-    preftune-plain-products                cached, without `preftune.policy.products`: what is left if a processor has no use for it
+    preftune-plain-products                cached, without `preftune.model.kernels.products`: what is left if a processor has no use for it
     trl-live, trl-cached                   as it comes: fused head, gradient checkpointing
     trl-live-keep, trl-cached-keep         without checkpointing, as someone would choose who has the memory
     plain                                  benchmarks/plain_baseline.py, cached
@@ -40,14 +40,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from preftune.data.options import DataOptions
-from preftune.data.pack import LayoutOptions, segments, split_micro_batches
+from preftune.model.layout import LayoutOptions, segments, split_micro_batches
 from preftune.data.prepare import prepare
 from preftune.objectives.dpo import DPO
-from preftune.policy.attention import set_attention
-from preftune.policy.load import LoadOptions, load_tokenizer, make_lean, quiet_transformers, resolve_model
-from preftune.policy.policy import Policy, choose_sharing, score_groups
-from preftune.policy.products import use_fast_products
-from preftune.policy.segments import plain_attention
+from preftune.model.attention_masks import set_attention
+from preftune.model.load import LoadOptions, load_tokenizer, make_lean, quiet_transformers, resolve_model
+from preftune.model.policy import Policy, choose_sharing, score_groups
+from preftune.model.kernels.products import use_fast_products
+from preftune.model.attention_segments import plain_attention
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.optim import make_optimiser

@@ -94,7 +94,7 @@ def processor() -> float:
 def run_ours(settings: argparse.Namespace) -> dict[str, Any]:
     from preftune.data.options import DataOptions
     from preftune.data.prepare import prepare
-    from preftune.policy.load import LoadOptions, load_tokenizer, resolve_model
+    from preftune.model.load import LoadOptions, load_tokenizer, resolve_model
 
     tokenizer = load_tokenizer(resolve_model(settings.model), LoadOptions())
     signal = "labels" if settings.method == "kto" else "pairs"
@@ -110,9 +110,9 @@ def run_tokens(settings: argparse.Namespace) -> dict[str, Any]:
     from preftune.data.options import DataOptions
     from preftune.data.prepare import RecordReader
     from preftune.data.render import make_renderer
-    from preftune.data.spill import RecordFile
+    from preftune.data.record_file import RecordFile
     from preftune.data.store import StoredGroups, StoreWriter
-    from preftune.policy.load import LoadOptions, load_tokenizer, resolve_model
+    from preftune.model.load import LoadOptions, load_tokenizer, resolve_model
 
     tokenizer, records = load_tokenizer(resolve_model(settings.model), LoadOptions()), RecordFile()
     for record in RecordReader(settings.file, DataOptions()):
@@ -138,7 +138,7 @@ def run_trl(settings: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset, disable_progress_bars
     from trl import DPOTrainer, KTOTrainer
 
-    from preftune.policy.load import LoadOptions, load_tokenizer, resolve_model
+    from preftune.model.load import LoadOptions, load_tokenizer, resolve_model
 
     disable_progress_bars()
     tokenizer = load_tokenizer(resolve_model(settings.model), LoadOptions())

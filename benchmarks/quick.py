@@ -28,12 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from preftune.data.pack import LayoutOptions
+from preftune.model.layout import LayoutOptions
 from preftune.objectives import OBJECTIVES, Objective
-from preftune.policy.arithmetic import Shape, work_of
-from preftune.policy.load import make_lean
-from preftune.policy.policy import Policy, choose_sharing, score_groups
-from preftune.policy.segments import SEGMENTS
+from preftune.model.cost import Shape, work_of
+from preftune.model.load import make_lean
+from preftune.model.policy import Policy, choose_sharing, score_groups
+from preftune.model.attention_segments import SEGMENTS
 from preftune.train.anchors import Anchors
 from preftune.train.batches import PackedContent, cut_step, make_score
 from preftune.train.step import accumulate_gradient, couple_step, global_weight
@@ -128,7 +128,7 @@ def everything() -> dict[str, float]:
     for name, count in CASES.items():
         measured = measure(OBJECTIVES[name](), groups_of(count, 8 if name == "rloo" else 2), policy)
         found |= {f"{name}/{what}": value for what, value in measured.items()}
-    found["modules of --help"] = imported("from preftune.cli import main; main(['--help'])")
+    found["modules of --help"] = imported("from preftune.cli.main import main; main(['--help'])")
     found["modules of training"] = imported("import preftune.train.loop")
     return found
 

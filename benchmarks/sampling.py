@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from preftune.onpolicy.sample import SampleOptions, load_sampler, sample
-from preftune.policy.load import LoadOptions, quiet_transformers
+from preftune.sampling.sample import SampleOptions, load_sampler, sample
+from preftune.model.load import LoadOptions, quiet_transformers
 
 
 def generate(model, end: int | None, prompts: list[np.ndarray], options: SampleOptions, seed: int) -> int:

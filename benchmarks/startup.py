@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from preftune.policy.load import resolve_model
+from preftune.model.load import resolve_model
 
 
 def seconds_of(command: list[str]) -> float:

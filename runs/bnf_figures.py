@@ -27,10 +27,10 @@ from pathlib import Path
 
 import torch
 
-from preftune.cli import main as preftune
+from preftune.cli.main import main as preftune
 from preftune.data.options import DataOptions
 from preftune.objectives import OBJECTIVES
-from preftune.policy.load import quiet_transformers
+from preftune.model.load import quiet_transformers
 from preftune.stats import Interval, finite, mean_interval
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig

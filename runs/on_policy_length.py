@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from preftune.objectives import OBJECTIVES
-from preftune.onpolicy.collect import CollectOptions
-from preftune.onpolicy.sample import SampleOptions
-from preftune.policy.load import quiet_transformers
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.sampling.sample import SampleOptions
+from preftune.model.load import quiet_transformers
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from preftune.data.pack import LayoutOptions, split_micro_batches
+from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.data.render import Renderer
 from preftune.objectives import Objective
 from preftune.objectives.bnf import BNF
@@ -31,10 +31,10 @@ from preftune.objectives.dpo import DPO
 from preftune.objectives.ppo import PPO
 from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
-from preftune.onpolicy.sample import Sampled, SampleOptions, load_sampler, sample
-from preftune.policy.load import LoadOptions, quiet_transformers
-from preftune.policy.policy import Policy, choose_sharing, score_groups
-from preftune.policy.reference import ReferenceOptions
+from preftune.sampling.sample import Sampled, SampleOptions, load_sampler, sample
+from preftune.model.load import LoadOptions, quiet_transformers
+from preftune.model.policy import Policy, choose_sharing, score_groups
+from preftune.model.reference import ReferenceOptions
 from preftune.stats import mean_interval
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig

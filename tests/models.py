@@ -16,7 +16,7 @@ from transformers import (
     Qwen3Config,
 )  # fmt: skip
 
-from preftune.policy.segments import SEGMENTS
+from preftune.model.attention_segments import SEGMENTS
 from preftune.types import Group
 
 VOCAB = 64

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from preftune.cli import main
+from preftune.cli.main import main
 from tests.folders import PAIRS, write_rows
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from preftune.data.pack import LayoutOptions, collate
-from preftune.policy.attention import packed_mask
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.attention_masks import packed_mask
 from tests.folders import save_tiny_model
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from preftune.calibration import calibrate
+from preftune.measures.calibration import calibrate
 from preftune.errors import ConfigError, DataError
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 
 import preftune
-from preftune import catalogue
-from preftune.catalogue import Uses, entries, entry
+from preftune.catalogue.entries import entries as catalogue
+from preftune.catalogue.entries import Uses, entries, entry
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.checks import check_positive

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from preftune.cli import HELP, VERBS, main
+from preftune.cli.main import HELP, VERBS, main
 from tests.folders import PAIRS, save_tiny_model, write_rows
 
 ACTIONS = {"lab": ("run", "list", "show", "all", "tune"), "diagnose": ("run", "data")}  # of verbs that have some
@@ -16,8 +16,8 @@ EVIL = "\x1b[31mred\x07\x1b]0;title\x07\x9b1m\u202eback\x7f"
 
 def test_nothing_heavy_is_imported_for_help():
     code = (
-        "import sys, preftune, preftune.cli\n"
-        "assert preftune.cli.main(['--help']) == 0 and preftune.cli.main(['--version']) == 0 and preftune.cli.main(['x']) == 2\n"
+        "import sys, preftune, preftune.cli.main\n"
+        "assert preftune.cli.main.main(['--help']) == 0 and preftune.cli.main.main(['--version']) == 0 and preftune.cli.main.main(['x']) == 2\n"
         "heavy = {'torch', 'transformers', 'numpy', 'peft', 'datasets', 'rich', 'yaml', 'jsonargparse', 'matplotlib'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
@@ -28,17 +28,17 @@ def test_nothing_heavy_is_imported_for_help():
 
 def test_no_garbage_is_looked_for_while_a_verb_is_imported_nor_ever_among_its_libraries():
     code = (
-        "import gc, sys, preftune.cli\n"
+        "import gc, sys, preftune.cli.main\n"
         "looked = []\n"
         "gc.callbacks.append(lambda phase, about: looked.append(about))\n"
-        "preftune.cli._module_of('inspect')\n"
+        "preftune.cli.main._module_of('inspect')\n"
         "assert 'torch' in sys.modules and not looked, len(looked)\n"
         "assert gc.isenabled() and gc.get_freeze_count() > 100_000, gc.get_freeze_count()\n"
         "frozen = gc.get_freeze_count()\n"
-        "preftune.cli._module_of('inspect')\n"
+        "preftune.cli.main._module_of('inspect')\n"
         "assert gc.get_freeze_count() == frozen, 'what was made since is frozen, too'\n"
         "gc.disable()\n"
-        "preftune.cli._module_of('merge')\n"
+        "preftune.cli.main._module_of('merge')\n"
         "assert not gc.isenabled()\n"
         "assert 'peft' not in sys.modules"
     )
@@ -47,7 +47,7 @@ def test_no_garbage_is_looked_for_while_a_verb_is_imported_nor_ever_among_its_li
 
 
 def test_the_installed_command_is_this_one():
-    done = subprocess.run([sys.executable, "-m", "preftune.cli", "trian"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "preftune.cli.main", "trian"], capture_output=True, text=True)
     assert done.returncode == 2 and "there is no verb 'trian'" in done.stderr
 
 
@@ -241,7 +241,7 @@ def test_skipped_rows_are_counted(tiny_folder, tmp_path, capsys):
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    command = f"{sys.executable} -m preftune.cli --help | true"
+    command = f"{sys.executable} -m preftune.cli.main --help | true"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=dict(os.environ))
     assert "Traceback" not in done.stderr
 

@@ -9,19 +9,19 @@ from dataclasses import fields, is_dataclass
 import pytest
 import yaml
 
-from preftune.comparing.racing import CompareConfig
-from preftune.config import ALIASES, ELSEWHERE, parse_settings
+from preftune.race.options import CompareConfig
+from preftune.cli.settings import ALIASES, ELSEWHERE, parse_settings
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, PreftuneError
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
-from preftune.onpolicy.client import ServerOptions
+from preftune.sampling.client import ServerOptions
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
 from preftune.train.runlog import to_plain
-from preftune.verbs import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
+from preftune.cli.checks import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
 from tests.folders import PAIRS, metric_rows, timeless, weights_of, write_rows
 
 BASE = ["--data", "d", "--output", "o"]

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from preftune.data.options import DataOptions
-from preftune.data.pack import LayoutOptions
+from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import prepare
 from preftune.errors import ConfigError, ModelError
-from preftune.evaluation import compare_stages, evaluate_pairs, evaluate_prompts
-from preftune.onpolicy.judged import Judged
-from preftune.onpolicy.sample import SampleOptions
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer
-from preftune.policy.policy import Policy, score_groups
-from preftune.train.progress import Reporter
-from preftune.verbs import EvalConfig
+from preftune.commands.eval import compare_stages, evaluate_pairs, evaluate_prompts
+from preftune.rewards.judged import Judged
+from preftune.sampling.sample import SampleOptions
+from preftune.model.load import LoadOptions, load_model, load_tokenizer
+from preftune.model.policy import Policy, score_groups
+from preftune.progress import Reporter
+from preftune.cli.checks import EvalConfig
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import PAIRS, save_tiny_model, write_rows
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from preftune.catalogue import entries
-from preftune.cli import main
+from preftune.catalogue.entries import entries
+from preftune.cli.main import main
 from preftune.objectives import OBJECTIVES
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -148,8 +148,8 @@ def test_objectives_refuses(capsys):
 
 def test_looking_up_loads_no_model_library():
     code = (
-        "import sys, preftune.cli\n"
-        "assert preftune.cli.main(['objectives']) == 0\n"
+        "import sys, preftune.cli.main\n"
+        "assert preftune.cli.main.main(['objectives']) == 0\n"
         "assert not {'transformers', 'peft', 'datasets'} & set(sys.modules)"
     )
     start = time.monotonic()
@@ -172,7 +172,7 @@ def test_curves_of_some(tmp_path, monkeypatch, capsys):
 
 
 def test_curves_of_all_unless_some_are_named(monkeypatch, tmp_path, capsys):
-    from preftune import handbook
+    from preftune.commands.train import objectives as handbook
 
     asked = []
 

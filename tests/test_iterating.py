@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from preftune.errors import ConfigError, TrainingError
-from preftune.iterating import IterateConfig, iterate
+from preftune.commands.iterate import IterateConfig, iterate
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
-from preftune.onpolicy.sample import SampleOptions
-from preftune.policy.adapters import LoraOptions
+from preftune.sampling.sample import SampleOptions
+from preftune.model.adapters import LoraOptions
 from preftune.train.options import OptimOptions
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from tests.folders import same_bits, weights_of, write_rows
 
 QUIET = Reporter(quiet=True)

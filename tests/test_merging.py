@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.cli import main
-from preftune.merging import angle, linear, merge_slerp, merge_weights, slerp, towards
-from preftune.policy.adapters import LoraOptions, inject_lora
-from preftune.policy.load import LoadOptions, load_model
+from preftune.cli.main import main
+from preftune.commands.merge import angle, linear, merge_slerp, merge_weights, slerp, towards
+from preftune.model.adapters import LoraOptions, inject_lora
+from preftune.model.load import LoadOptions, load_model
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 from tests.folders import save_tiny_model, weights_of
 from tests.models import tiny_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from preftune.cli import main
+from preftune.cli.main import main
 from tests.folders import PAIRS, save_tiny_model, write_rows
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.train.runlog import RunFolder
 from tests.folders import PAIRS, metric_rows, save_tiny_model, write_rows
 

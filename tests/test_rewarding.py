@@ -6,7 +6,7 @@ import os
 import pytest
 import yaml
 
-from preftune.cli import main
+from preftune.cli.main import main
 from tests.folders import write_rows
 
 ROWS = [

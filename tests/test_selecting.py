@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_records
 from preftune.errors import ConfigError, DataError
-from preftune.selecting import SelectConfig, select
+from preftune.commands.select import SelectConfig, select
 from preftune.types import Message
 from tests.folders import SCORED, save_tiny_model, write_rows
 

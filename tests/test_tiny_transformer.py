@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from preftune.onpolicy.sample import load_sampler
-from preftune.policy.load import LoadOptions
+from preftune.sampling.sample import load_sampler
+from preftune.model.load import LoadOptions
 from preftune.types import Record
 
 SCRIPT = Path(__file__).parents[1] / "runs" / "tiny_transformer.py"

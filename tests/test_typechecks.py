@@ -9,7 +9,7 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 
-from preftune.policy.scoring import Head, head_logits
+from preftune.model.scoring import Head, head_logits
 from preftune.train.checkpoint import Counters, checkpoint_folder
 from preftune.train.rounding import round_by_chance
 from preftune.types import Labels

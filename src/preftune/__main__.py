@@ -3,7 +3,7 @@
 import os
 import sys
 
-from preftune.cli import main
+from preftune.cli.main import main
 
 if __name__ == "__main__":
     status = main()

@@ -8,7 +8,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-from preftune.config import parse_settings
+from preftune.cli.settings import parse_settings
 from preftune.objectives import OBJECTIVES
 from preftune.train.options import TrainConfig
 from tests.contracts.steps import call, random_step

@@ -112,7 +112,7 @@ def test_objectives_are_pure():
 
 def test_advice_is_pure():
     """It sees numbers and the table of objectives: no model, no file, no tensor."""
-    for module in ("preftune.diagnose.evidence", "preftune.diagnose.advice", "preftune.diagnose.advice_rules"):
+    for module in ("preftune.advice.evidence", "preftune.advice.advice", "preftune.advice.rules"):
         others = imported(MODULES[module])
         assert {room(other) for other in others & set(MODULES)} <= {"", "diagnose", "errors", "types", "objectives"}, module
         assert not {"torch", "numpy", "pathlib"} & {other.split(".")[0] for other in others}, module

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from preftune.cli import main
-from preftune.comparing.contenders import contenders
-from preftune.comparing.racing import BudgetOptions, CompareConfig
-from preftune.config import parse_settings
+from preftune.cli.main import main
+from preftune.race.contenders import contenders
+from preftune.race.options import BudgetOptions, CompareConfig
+from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError
 from preftune.objectives.dpo import DPO
 from tests.folders import PAIRS, write_rows
@@ -160,7 +160,7 @@ def test_a_lab_problem(tmp_path, capsys):
     from preftune.lab.loop import Loop, run
     from preftune.lab.methods import Method
     from preftune.lab.problem import load_problem
-    from preftune.lab.world import World
+    from preftune.lab.environment import World
 
     out, err = told(capsys, *PROBLEM, "--output", tmp_path / "out")
     assert "expected reward" in out and err.count("\n") == 4 * (2 + 2)
@@ -251,7 +251,7 @@ def test_two_budgets_are_one_too_many(capsys, tmp_path):
 
 def test_budgets_and_evaluations_of_a_run():
     """Shares are rounded down; tuning is measured at its end, a run that counts about four times on the way."""
-    from preftune.diagnose.race import Trial
+    from preftune.race.schedule import Trial
 
     config = CompareConfig(**{**GOOD, "budget": BudgetOptions(steps=63), "save_every": 5})
     bnf, _ = config.contenders()

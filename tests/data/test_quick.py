@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from preftune.data import quick
+from preftune.data import fast_tokens as quick
 from preftune.data.encode import make_encoder
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare

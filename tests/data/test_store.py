@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
 from preftune.data.signals import derive
-from preftune.data.spill import Places, RecordFile
+from preftune.data.record_file import Places, RecordFile
 from preftune.data.store import JoinedGroups, SomeGroups, StoredGroups, StoreWriter, read_meta
 from preftune.data.store_key import store_key
 from preftune.errors import DataError, StorageError

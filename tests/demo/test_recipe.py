@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from preftune.demo import recipe
-from preftune.demo.recipe import best_and_worst, demo
+from preftune.commands.train import demo as recipe
+from preftune.commands.demo import best_and_worst, demo
 from preftune.errors import ConfigError, DataError
-from preftune.onpolicy.judged import Judged
-from preftune.onpolicy.sample import SampleOptions
-from preftune.train.progress import Reporter
-from preftune.verbs import DemoConfig
+from preftune.rewards.judged import Judged
+from preftune.sampling.sample import SampleOptions
+from preftune.progress import Reporter
+from preftune.cli.checks import DemoConfig
 
 QUIET = Reporter(quiet=True)
 

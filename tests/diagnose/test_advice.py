@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from preftune.diagnose.advice import advise
-from preftune.diagnose.advice_rules import COLLECT, OFFLINE, ON_POLICY, SOURCES
-from preftune.diagnose.evidence import Evidence
+from preftune.advice.advice import advise
+from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCES
+from preftune.advice.evidence import Evidence
 from preftune.objectives import OBJECTIVES
 
 OFFLINE_PAIRS = {"can_sample": False, "can_reward": False, "num_pairs": 1000}

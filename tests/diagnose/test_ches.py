@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.data.pack import LayoutOptions
-from preftune.diagnose.ches import below_quantile, ches, parse_filter
+from preftune.model.layout import LayoutOptions
+from preftune.measures.ches import below_quantile, ches, parse_filter
 from preftune.errors import ConfigError, DataError
-from preftune.policy.policy import Policy, model_head
-from preftune.policy.probe import ches_scores, mean_logit, probe_groups
+from preftune.model.policy import Policy, model_head
+from preftune.measures.probe import ches_scores, mean_logit, probe_groups
 from preftune.types import Group
 from tests.models import random_groups, tiny_model
 

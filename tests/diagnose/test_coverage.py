@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from preftune.diagnose.coverage import best_of_n, expected_best, nearness, reward_peak
+from preftune.measures.coverage import best_of_n, expected_best, nearness, reward_peak
 from preftune.errors import DataError
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from preftune.diagnose.displacement import (
+from preftune.measures.displacement import (
     KINDS,
     by_class,
     directions,

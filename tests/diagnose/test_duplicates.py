@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from preftune.diagnose.duplicates import NEAR, jaccard, normalised, repeats, repeats_of, shingles
+from preftune.measures.duplicates import NEAR, jaccard, normalised, repeats, repeats_of, shingles
 
 WORDS = [f"word{k}" for k in range(60)]
 LONG = " ".join(WORDS)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from preftune.diagnose.evidence import Evidence, as_json, evidence_from, read_evidence
+from preftune.advice.evidence import Evidence, as_json, evidence_from, read_evidence
 from preftune.errors import ConfigError
 
 FULL = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from preftune.diagnose.faults import FAULTS, count_faults, faults_of
+from preftune.measures.faults import FAULTS, count_faults, faults_of
 
 LONG = "word " * 30
 CLEAN = dict(prompt=["What is the sea?"], completions=["It is water, and salt.", "<b>No</b> idea: user: ask ### it."])

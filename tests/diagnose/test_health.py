@@ -7,9 +7,9 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-from preftune.config import parse_settings
-from preftune.diagnose.health import CONDITIONS, health_numbers, judge
-from preftune.diagnose.health_pairs import (
+from preftune.cli.settings import parse_settings
+from preftune.health.conditions import CONDITIONS, health_numbers, judge
+from preftune.health.pairs import (
     FALL_IS_MEANT,
     FALL_IS_USUAL,
     FALL_NOT_USUAL,
@@ -22,7 +22,7 @@ from preftune.diagnose.health_pairs import (
     PER_TOKEN,
     REJECTED_SHARE,
 )
-from preftune.diagnose.health_samples import (
+from preftune.health.samples import (
     CLIPPED,
     ENTROPY_LOST,
     EQUAL_REWARDS,
@@ -32,7 +32,7 @@ from preftune.diagnose.health_samples import (
     SIGNS_OF_HACKING,
     STALENESS,
 )
-from preftune.diagnose.health_steps import (
+from preftune.health.steps import (
     CHOSEN_LOST,
     DISTANCE,
     GRADIENT,
@@ -43,10 +43,10 @@ from preftune.diagnose.health_steps import (
     SPIKES,
     START,
 )
-from preftune.diagnose.history import History, Points, Settings, history_of
-from preftune.diagnose.verdict import LEVELS
+from preftune.health.history import History, Points, Settings, history_of
+from preftune.health.verdict import LEVELS
 from preftune.objectives import OBJECTIVES
-from preftune.onpolicy.rewards import resolve_reward
+from preftune.rewards import resolve_reward
 from preftune.train.options import TrainConfig
 
 STEPS = 30

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.diagnose.noise import FOLDS, MIN_PROMPTS, contradictions, cross_validated, fit
+from preftune.measures.noise import FOLDS, MIN_PROMPTS, contradictions, cross_validated, fit
 
 
 def pairs(count, exchanged, seed=0, width=6):

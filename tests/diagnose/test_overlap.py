@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.diagnose.overlap import common_tokens, length_bias, overlap, pair_overlap, shared_prefix
+from preftune.measures.overlap import common_tokens, length_bias, overlap, pair_overlap, shared_prefix
 from preftune.errors import DataError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from preftune.diagnose.race import Race, Rung, Trial, holm, models_wanted, next_trials, places, standing
+from preftune.race.schedule import Race, Rung, Trial, holm, models_wanted, next_trials, places, standing
 from preftune.errors import ConfigError
 
 

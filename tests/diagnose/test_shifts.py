@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from preftune.diagnose.shifts import (
+from preftune.measures.shifts import (
     QUANTITIES,
     TokenShifts,
     completion_shifts,

@@ -10,16 +10,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.data.options import DataOptions
-from preftune.data.pack import LayoutOptions
+from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import LoadedRecords
 from preftune.data.render import make_renderer
-from preftune.diagnose.data_findings import BOUNDS, Bound, findings_of
-from preftune.diagnosing.data_model import choose_prompts, measure_own, read_completions
-from preftune.diagnosing.data_rows import Rows, read
-from preftune.onpolicy.sample import SampleOptions, sample
-from preftune.train.progress import Reporter
+from preftune.diagnosis.data_findings import BOUNDS, Bound, findings_of
+from preftune.diagnosis.data_model import choose_prompts, measure_own, read_completions
+from preftune.diagnosis.data_rows import Rows, read
+from preftune.sampling.sample import SampleOptions, sample
+from preftune.progress import Reporter
 from preftune.types import Record
 from tests.folders import PAIRS, save_tiny_model, write_rows
 

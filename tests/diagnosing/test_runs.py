@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
-from preftune.diagnose.shifts import TokenShifts, completion_shifts
-from preftune.diagnosing.run_material import DiagnoseRunConfig, find_material, find_runs
+from preftune.measures.shifts import TokenShifts, completion_shifts
+from preftune.diagnosis.run_material import DiagnoseRunConfig, find_material, find_runs
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.sft import SFT
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer
+from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.train.loop import train
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import PAIRS, save_tiny_model, tiny_config, write_rows

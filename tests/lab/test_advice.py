@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.diagnose.advice import advise
+from preftune.advice.advice import advise
 from preftune.errors import ConfigError
 from preftune.lab.contest import METHODS, Choice, Raced, choices, race
 from preftune.lab.draws import STEPS, Draw, drawn
-from preftune.lab.evidence import cyclic_noise, labelled, measured, upper_share
+from preftune.lab.measured_evidence import cyclic_noise, labelled, measured, upper_share
 from preftune.lab.problem import Problem
 from preftune.lab.regret import Habit, habits, regret, regret_of_range, span, summary
-from preftune.lab.world import World
+from preftune.lab.environment import World
 from tests.lab.problems import tiny
 
 GROUPS = 400

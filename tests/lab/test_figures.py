@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from preftune.lab import figures
 from preftune.lab.figures import Picture, drawn
-from preftune.lab.gallery import PICTURES
+from preftune.lab.figure_specs import PICTURES
 from preftune.lab.loop import Track
 
 PANELS = [(name, panel) for name, panels in PICTURES.items() for panel in panels if panel.kind == "curves"]

@@ -9,7 +9,7 @@ from torch import nn
 from preftune.errors import TrainingError
 from preftune.lab.gpt import HEADS, LAYERS, WIDTH, GPTPolicy, Tree
 from preftune.lab.problem import load_problem
-from preftune.lab.world import World
+from preftune.lab.environment import World
 from tests.lab.problems import tiny
 
 TREE = Tree(base=3, length=3)

@@ -6,8 +6,8 @@ import pytest
 from preftune.errors import ConfigError
 from preftune.lab.experiments import PLANS, SWEPT, grid_of, plans
 from preftune.lab.findings import FIRST_SEED, THEORY, TUNING_SEEDS, area, load_rates, needed
-from preftune.lab.gallery import runs_shown
-from preftune.lab.judge import Clause, Criteria, judge, load_criteria, measured
+from preftune.lab.figure_specs import runs_shown
+from preftune.lab.criteria import Clause, Criteria, judge, load_criteria, measured
 from preftune.lab.loop import Track
 
 

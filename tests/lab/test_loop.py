@@ -7,7 +7,7 @@ from preftune.errors import ConfigError
 from preftune.lab.loop import Loop, _gather, _part, run
 from preftune.lab.methods import default_method
 from preftune.lab.steps import token_scores
-from preftune.lab.world import World
+from preftune.lab.environment import World
 from tests.lab.problems import tiny
 
 

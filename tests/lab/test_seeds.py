@@ -6,7 +6,7 @@ import torch
 from preftune.lab.loop import Loop, run
 from preftune.lab.methods import EXCLUDED, Method, all_methods, default_method
 from preftune.lab.steps import make_step, seed_losses, token_scores
-from preftune.lab.world import World
+from preftune.lab.environment import World
 from preftune.objectives import OBJECTIVES, Coupled
 from preftune.objectives.dpo import DPO
 from preftune.objectives.ipo import IPO

@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
-from preftune.cli import main
-from preftune.lab.judge import load_criteria
+from preftune.cli.main import main
+from preftune.lab.criteria import load_criteria
 from preftune.lab.problem import shipped_problems
 
 PROBLEM = {"name": "mine", "policy": "tabular", "size": 5, "reward": {"kind": "table", "table": [0, 1, 2, 3, 4]},
@@ -23,8 +23,8 @@ def lab(capsys, *words: str, code: int = 0) -> str:
 
 def test_the_laboratory_loads_no_model_library():
     code = (
-        "import sys, preftune.laboratory\n"
-        "assert preftune.laboratory.run_lab(['list']) == 0\n"
+        "import sys, preftune.commands.lab\n"
+        "assert preftune.commands.lab.run_lab(['list']) == 0\n"
         "heavy = {'transformers', 'datasets', 'peft'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

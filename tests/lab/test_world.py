@@ -6,8 +6,8 @@ import torch
 
 from preftune.lab.policies import hazard_log_odds, stopping_law
 from preftune.lab.problem import Truncated, load_problem, shipped_problems
-from preftune.lab.reward_model import fitted_reward
-from preftune.lab.world import World
+from preftune.lab.length_reward import fitted_reward
+from preftune.lab.environment import World
 from tests.lab.problems import tiny
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.data.pack import (
+from preftune.model.layout import (
     LayoutOptions,
     batch_signal,
     collate,

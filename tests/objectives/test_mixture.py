@@ -187,7 +187,7 @@ def test_labels_out_of_pairs():
 
 
 def test_labels_are_those_that_data_of_pairs_imply():
-    from preftune.data.pack import group_labels
+    from preftune.model.layout import group_labels
     from tests.models import random_groups
 
     for group in random_groups(seed=3, num_groups=6):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.data.pack import LayoutOptions
+from preftune.model.layout import LayoutOptions
 from preftune.errors import TrainingError
-from preftune.onpolicy.agreement import Agreement, agreement, check_agreement, compare_logps
-from preftune.onpolicy.sample import SampleOptions, sample
-from preftune.policy.policy import Policy
+from preftune.sampling.agreement import Agreement, agreement, check_agreement, compare_logps
+from preftune.sampling.sample import SampleOptions, sample
+from preftune.model.policy import Policy
 from tests.models import tiny_model
 from tests.onpolicy.test_sample_engine import PROMPTS, RENDERER
 

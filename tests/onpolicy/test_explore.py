@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from preftune.errors import DataError
-from preftune.onpolicy.explore import thompson_duels
+from preftune.selection.explore import thompson_duels
 
 HEADS = np.array([[9.0, 1.0, 0.0], [9.0, 0.0, 1.0], [0.0, 9.0, 1.0], [0.0, 1.0, 9.0]])  # favourites 0, 0, 1, 2
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.errors import ConfigError, TrainingError
-from preftune.onpolicy.rewards import Verdicts, ask, resolve_reward
-from preftune.onpolicy.rewards.judge import parsed_better, parsed_score
+from preftune.rewards import Verdicts, ask, resolve_reward
+from preftune.rewards.judge import parsed_better, parsed_score
 from tests.folders import write_rows
 from tests.onpolicy.chat_server import chat, serving
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from preftune.errors import DataError
-from preftune.onpolicy.length_penalty import balanced_alpha, penalised
+from preftune.selection.length_penalty import balanced_alpha, penalised
 
 
 def test_the_price_is_paid_by_length():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from preftune.onpolicy.rewards import COLUMNS, REWARDS
+from preftune.rewards import COLUMNS, REWARDS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 

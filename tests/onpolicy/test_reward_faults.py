@@ -8,7 +8,7 @@ import time
 import pytest
 
 from preftune.errors import ConfigError, TrainingError
-from preftune.onpolicy.rewards import call_reward, resolve_reward
+from preftune.rewards import call_reward, resolve_reward
 
 TEXTS = ["first", "second", "third"]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.errors import ConfigError, DataError, TrainingError
-from preftune.onpolicy.rewards import Verdicts, ask, resolve_reward
+from preftune.rewards import Verdicts, ask, resolve_reward
 
 
 def judged(spec: str, completions, **columns):
@@ -59,7 +59,7 @@ def test_a_pattern():
 
 
 def test_a_pattern_that_backtracks_without_end_is_an_error(monkeypatch):
-    monkeypatch.setattr("preftune.onpolicy.rewards.form.PATTERN_S", 0.05)
+    monkeypatch.setattr("preftune.rewards.text_rules.PATTERN_S", 0.05)
     with pytest.raises(TrainingError, match=r"takes too long on completion 1, 'aaaa.*Mend the pattern"):
         judged("regex(pattern='^(a|a)+$')", ["a", "a" * 60 + "b"])
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, ModelError, TrainingError
-from preftune.onpolicy.rewards import ask, call_reward, resolve_reward
+from preftune.rewards import ask, call_reward, resolve_reward
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 from tests.folders import save_tiny_model
 
@@ -242,6 +242,6 @@ def test_implicit_rewards_that_cannot_be(tiny_folder, folder):
 
 def test_the_models_are_loaded_once(folder, monkeypatch):
     reward = resolve_reward(f"model:{folder}")
-    monkeypatch.setattr("preftune.policy.load.AutoModelForSequenceClassification", None)
+    monkeypatch.setattr("preftune.model.load.AutoModelForSequenceClassification", None)
     renderer = make_renderer(AutoTokenizer.from_pretrained(folder))
     assert renderer.mode == "chat" and len(ask(reward, "model", ["Hi"], ["a"], {}).rewards) == 1

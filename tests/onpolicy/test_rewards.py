@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftune.errors import ConfigError, TrainingError
-from preftune.onpolicy.rewards import REWARDS, call_reward, resolve_reward
-from preftune.onpolicy.rewards.form import is_echo, is_repetitive, is_sentence
+from preftune.rewards import REWARDS, call_reward, resolve_reward
+from preftune.rewards.text_rules import is_echo, is_repetitive, is_sentence
 
 PROMPT = "How do bees make honey in the hive?"
 KNOWN = ", ".join(REWARDS)
@@ -392,5 +392,5 @@ def test_a_network_that_fails_is_not_asked_again():
 
 
 def test_rewards_import_no_torch():
-    check = "import sys, preftune.onpolicy.rewards; assert 'torch' not in sys.modules"
+    check = "import sys, preftune.rewards; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)

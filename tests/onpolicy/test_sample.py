@@ -9,11 +9,11 @@ import torch
 from transformers import GenerationConfig
 
 from preftune.data.options import DataOptions
-from preftune.data.pack import LayoutOptions
+from preftune.model.layout import LayoutOptions
 from preftune.data.render import make_renderer
-from preftune.onpolicy.sample import SampleOptions, sample
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer
-from preftune.policy.policy import Policy, score_groups
+from preftune.sampling.sample import SampleOptions, sample
+from preftune.model.load import LoadOptions, load_model, load_tokenizer
+from preftune.model.policy import Policy, score_groups
 from preftune.types import Group, Record
 
 

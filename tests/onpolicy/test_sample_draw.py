@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from preftune.onpolicy.draw import log_distribution, pick, uniforms
+from preftune.sampling.distribution import log_distribution, pick, uniforms
 
 LOGITS = torch.randn(7, 3000, generator=torch.Generator().manual_seed(1)) * 3
 

@@ -21,13 +21,13 @@ from transformers import (
     TopPLogitsWarper,
 )  # fmt: skip
 
-from preftune.data.pack import LayoutOptions
+from preftune.model.layout import LayoutOptions
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, DataError, ModelError
-from preftune.onpolicy.engine import choose_engine, start_rows
-from preftune.onpolicy.sample import SampleOptions, sample
-from preftune.policy.policy import Policy, choose_sharing, score_groups
-from preftune.policy.segments import SEGMENTS
+from preftune.sampling.engine import choose_engine, start_rows
+from preftune.sampling.sample import SampleOptions, sample
+from preftune.model.policy import Policy, choose_sharing, score_groups
+from preftune.model.attention_segments import SEGMENTS
 from preftune.types import Group
 from tests.data.tokenizers_for_tests import byte_tokenizer
 from tests.models import _SHAPE, CONFIGS, tiny_model

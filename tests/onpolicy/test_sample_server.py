@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, ModelError, ServerError
-from preftune.onpolicy.client import ServerOptions
-from preftune.onpolicy.sample import SampleOptions
-from preftune.onpolicy.server import _Prompt, _read_tokens, _sampled, load_adapter, sample_server, unload_adapter
+from preftune.sampling.client import ServerOptions
+from preftune.sampling.sample import SampleOptions
+from preftune.sampling.server import _Prompt, _read_tokens, _sampled, load_adapter, sample_server, unload_adapter
 from preftune.types import Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
@@ -350,8 +350,8 @@ def test_transformers_serve(tiny_folder, tmp_path, monkeypatch):
 
 
 def greedy_here(folder, records, options):
-    from preftune.onpolicy.sample import load_sampler, sample
-    from preftune.policy.load import LoadOptions
+    from preftune.sampling.sample import load_sampler, sample
+    from preftune.model.load import LoadOptions
 
     model, renderer = load_sampler(str(folder), LoadOptions(), "fp32", "cpu")
     drawn = sample(model, renderer, [renderer.render(record).prompt for record in records], options, 0)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preftune.errors import ConfigError, DataError
-from preftune.onpolicy.choices import (
+from preftune.selection.choices import (
     BELOW,
     EQUAL,
     NO_PAIR,
@@ -22,7 +22,7 @@ from preftune.onpolicy.choices import (
     SMALL_GAP,
     Choice,
 )
-from preftune.onpolicy.select import (
+from preftune.selection.rules import (
     RSO,
     SELECTIONS,
     AllPairs,

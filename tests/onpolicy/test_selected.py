@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from preftune.errors import DataError
-from preftune.onpolicy.select import AllPairs, BestOfN, BestVsWorst, DynamicSampling, LabelByMean
-from preftune.onpolicy.selected import EQUAL_PAIRS, apply
+from preftune.selection.rules import AllPairs, BestOfN, BestVsWorst, DynamicSampling, LabelByMean
+from preftune.selection.apply import EQUAL_PAIRS, apply
 from preftune.types import Group, Record
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.data.pack import LayoutOptions, collate
+from preftune.model.layout import LayoutOptions, collate
 from preftune.objectives import reduce_losses
 from preftune.objectives.bnf import BNF
-from preftune.policy.policy import Policy, score
+from preftune.model.policy import Policy, score
 from preftune.types import Labels, TokenScores
 from tests.models import random_groups, tiny_model
 from tests.oracles.bnf import full_bnf_loss

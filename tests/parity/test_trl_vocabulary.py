@@ -7,8 +7,8 @@ import torch
 
 from preftune.objectives import Objective, reduce_losses
 from preftune.objectives.wpo import WPO
-from preftune.policy.policy import model_head
-from preftune.policy.scoring import score_tokens
+from preftune.model.policy import model_head
+from preftune.model.scoring import score_tokens
 from preftune.types import Losses, Pairs, TokenScores
 from tests.parity.trl_losses import (
     COMMON,

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from preftune.data.pack import LayoutOptions, collate
-from preftune.policy.adapters import LoraOptions, inject_lora
-from preftune.policy.arithmetic import Shape, Work, product_rate, work_of
-from preftune.policy.policy import Policy, score
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.adapters import LoraOptions, inject_lora
+from preftune.model.cost import Shape, Work, product_rate, work_of
+from preftune.model.policy import Policy, score
 from preftune.types import Group
 from tests.models import random_groups, tiny_model
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from preftune.cli import main
-from preftune.policy import bundled
+from preftune.cli.main import main
+from preftune.model import bundled
 
 NAME = "smollm2-135m-instruct"
 

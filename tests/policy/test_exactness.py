@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.data.pack import LayoutOptions, collate
+from preftune.model.layout import LayoutOptions, collate
 from preftune.errors import ModelError
-from preftune.policy.policy import Policy, choose_sharing, model_head, score
+from preftune.model.policy import Policy, choose_sharing, model_head, score
 from tests.models import CONFIGS, random_groups, tiny_model
 
 GROUPS = random_groups(seed=5, num_groups=4)

@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.integrations import flex_attention as transformers_flex
 
-from preftune.data.pack import LayoutOptions, collate
+from preftune.model.layout import LayoutOptions, collate
 from preftune.errors import ConfigError
-from preftune.onpolicy.engine import choose_engine
-from preftune.onpolicy.sample import evaluating
-from preftune.policy.attention import FLEX, block_mask, mask_rule, packed_mask, set_attention
-from preftune.policy.policy import Policy, choose_layout, prove_flex, score
-from preftune.policy.reference import weights_digest
-from preftune.policy.reward_model import check_classifier
-from preftune.policy.segments import SEGMENTS
+from preftune.sampling.engine import choose_engine
+from preftune.sampling.sample import evaluating
+from preftune.model.attention_masks import FLEX, block_mask, mask_rule, packed_mask, set_attention
+from preftune.model.policy import Policy, choose_layout, prove_flex, score
+from preftune.model.reference import weights_digest
+from preftune.model.classifier import check_classifier
+from preftune.model.attention_segments import SEGMENTS
 from tests.models import CONFIGS, random_groups, tiny_model
 from tests.policy.test_exactness import values_and_gradients
 

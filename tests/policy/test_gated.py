@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from preftune.policy.gated import down_of_silu_times, lighten_mlps, silu_times
-from preftune.policy.load import LoadOptions, load_model
+from preftune.model.kernels.gated import down_of_silu_times, lighten_mlps, silu_times
+from preftune.model.load import LoadOptions, load_model
 from tests.models import CONFIGS, tiny_model
 from tests.policy.test_norms import learned
 

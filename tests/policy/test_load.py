@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.errors import ModelError
-from preftune.policy.adapters import quiet_peft
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer, resolve_model
+from preftune.model.adapters import quiet_peft
+from preftune.model.load import LoadOptions, load_model, load_tokenizer, resolve_model
 from tests.folders import same_bits
 
 ASKED = LoadOptions(allow_pickle=True)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from preftune.data.pack import LayoutOptions, collate
-from preftune.policy.load import LoadOptions, load_model
-from preftune.policy.norms import quicken_norms, rms_norm
-from preftune.policy.policy import Policy, score
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.load import LoadOptions, load_model
+from preftune.model.kernels.norms import quicken_norms, rms_norm
+from preftune.model.policy import Policy, score
 from tests.models import CONFIGS, random_groups, tiny_model
 
 GROUPS = random_groups(seed=7, num_groups=3)

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from preftune.policy import products
-from preftune.policy.products import has_bf16, leaves_half_idle, onednn_product, product_in_fp32, use_fast_products
+from preftune.model.kernels import products
+from preftune.model.kernels.products import has_bf16, leaves_half_idle, onednn_product, product_in_fp32, use_fast_products
 
 ROWS, INNER, COLUMNS = 65, 129, 300
 SHAPES = {
@@ -62,7 +62,7 @@ def with_products(case: str, code: str) -> None:
     product, is_for, dtype, tolerance = CASES[case]
     start = f"""
 import pytest, torch
-from preftune.policy import products
+from preftune.model.kernels import products
 calls, dtype, tolerance = [], torch.{dtype}, {tolerance}
 def counted(*inputs):
     calls.append([list(one.shape) for one in inputs])
@@ -122,8 +122,8 @@ def test_loading_a_model_replaces_them_and_importing_does_not(tiny_folder):
     code = """
 import sys, torch, warnings
 warnings.simplefilter("error")
-from preftune.policy import products
-from preftune.policy.load import LoadOptions, load_model
+from preftune.model.kernels import products
+from preftune.model.load import LoadOptions, load_model
 products.leaves_half_idle, products.has_bf16 = (lambda: False), (lambda: False)  # as on such a processor
 def kinds():
     with torch.profiler.profile() as profiler:
@@ -147,7 +147,7 @@ def test_rows_of_new_lengths_do_not_fill_the_memory():
     """oneDNN and PyTorch's layer above it keep what they prepared for a shape: 276 MiB for these, if nobody stops them."""
     code = """
 import re, torch
-from preftune.policy.products import onednn_product, use_fast_products
+from preftune.model.kernels.products import onednn_product, use_fast_products
 use_fast_products()
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024

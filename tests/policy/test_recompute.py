@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OPTConfig, OPTForCausalLM
 
-from preftune.data.pack import LayoutOptions, collate
+from preftune.model.layout import LayoutOptions, collate
 from preftune.errors import ModelError
 from preftune.objectives.dpo import DPO
-from preftune.policy import scoring
-from preftune.policy.gated import lighten_mlps
-from preftune.policy.policy import Policy, score
-from preftune.policy.recompute import check_recomputes, kept_as, layers_of, num_recomputed, recomputing
+from preftune.model import scoring
+from preftune.model.kernels.gated import lighten_mlps
+from preftune.model.policy import Policy, score
+from preftune.model.kernels.recompute import check_recomputes, kept_as, layers_of, num_recomputed, recomputing
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.step import run_step

@@ -9,10 +9,10 @@ import pytest
 
 from preftune.errors import ModelError, StorageError, TrainingError
 from preftune.objectives.dpo import DPO
-from preftune.policy.adapters import LoraOptions
-from preftune.policy.reference import ReferenceOptions
+from preftune.model.adapters import LoraOptions
+from preftune.model.reference import ReferenceOptions
 from preftune.train.loop import train
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.setup import build_job
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import metric_rows, save_tiny_model, timeless, tiny_config

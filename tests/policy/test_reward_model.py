@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config
 
-from preftune.data.pack import LayoutOptions, collate
+from preftune.model.layout import LayoutOptions, collate
 from preftune.data.render import make_renderer
 from preftune.errors import ModelError
-from preftune.policy.adapters import LoraOptions, inject_lora
-from preftune.policy.load import LoadOptions, load_model
-from preftune.policy.policy import Policy, score
-from preftune.policy.reward_model import PAD, check_classifier, reward_tokenizer, save_reward_model
+from preftune.model.adapters import LoraOptions, inject_lora
+from preftune.model.load import LoadOptions, load_model
+from preftune.model.policy import Policy, score
+from preftune.model.classifier import PAD, check_classifier, reward_tokenizer, save_reward_model
 from preftune.types import Record
 from tests.data.tokenizers_for_tests import CHATML, GEMMA, LLAMA3, MISTRAL, NO_END, byte_tokenizer, word_tokenizer
 from tests.models import CONFIGS, tiny_model

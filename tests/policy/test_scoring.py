@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from preftune.errors import ModelError
-from preftune.policy.scoring import Head, HeadScores, score_tokens
+from preftune.model.scoring import Head, HeadScores, score_tokens
 
 N, H, V = 13, 7, 29
 OTHER_H = 5  # the reference may be narrower than the policy
@@ -249,7 +249,7 @@ def test_few_tokens_are_multiplied_once(count, products):
 
 _PEAK = r"""
 import re, torch
-from preftune.policy.scoring import Head, score_tokens
+from preftune.model.scoring import Head, score_tokens
 torch.set_num_threads(1)
 def peak():  # MiB; getrusage's would start at the peak of the parent
     return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from preftune.data.pack import LayoutOptions, collate
-from preftune.policy.attention import packed_mask
-from preftune.policy.load import LoadOptions, load_model
-from preftune.policy.policy import choose_sharing
-from preftune.policy.segments import SEGMENTS, attend, segment_lengths, window_inputs
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.attention_masks import packed_mask
+from preftune.model.load import LoadOptions, load_model
+from preftune.model.policy import choose_sharing
+from preftune.model.attention_segments import SEGMENTS, attend, segment_lengths, window_inputs
 from preftune.types import Group
 from tests.models import CONFIGS, random_groups, tiny_model
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.data.pack import LayoutOptions, collate, split_micro_batches
+from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.data.render import make_renderer
 from preftune.errors import StorageError
 from preftune.objectives.sft import SFT
-from preftune.policy.policy import Policy, score, score_groups
-from preftune.policy.reference import ReferenceStore, completion_keys, fill_store
+from preftune.model.policy import Policy, score, score_groups
+from preftune.model.reference import ReferenceStore, completion_keys, fill_store
 from preftune.train.batches import mismatched_groups
 from preftune.train.loop import train
 from preftune.train.setup import learned_groups

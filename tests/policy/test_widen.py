@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from preftune.onpolicy.engine import choose_engine
-from preftune.policy.load import LoadOptions, load_model, resolve_model
-from preftune.policy.policy import choose_sharing
-from preftune.policy.recompute import layers_of
-from preftune.policy.widen import in_fp32
+from preftune.sampling.engine import choose_engine
+from preftune.model.load import LoadOptions, load_model, resolve_model
+from preftune.model.policy import choose_sharing
+from preftune.model.kernels.recompute import layers_of
+from preftune.model.kernels.widen import in_fp32
 from tests.models import tiny_model
 
 IDS = torch.tensor([[3, 5, 1, 7, 2, 9]])

@@ -14,7 +14,7 @@ from preftune.errors import ConfigError, StorageError
 from preftune.report import read_run, write_comparison, write_report
 from preftune.report.page import MAX_CHARACTERS, NUM_FOLDED, NUM_SHOWN, clean, distinct_names, run_page, sample_rows
 from preftune.report.summary import changes, objective_text, settings_that_differ, verdict, what_was_done
-from preftune.report.words import describe, interval_text, mean_text, value_text
+from preftune.text import describe, interval_text, mean_text, value_text
 from preftune.stats import Interval
 
 from .runs import HOSTILE, HOSTILE_NAME, PROMPTS, build_run, sample, spoil, write_lines

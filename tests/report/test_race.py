@@ -2,7 +2,7 @@
 
 import pytest
 
-from preftune.report.race import mean_curve, race_page, race_table, write_race
+from preftune.race.report import mean_curve, race_page, race_table, write_race
 
 from .test_page import Page
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.tis_dpo import TISDPO
-from preftune.policy.adapters import LoraOptions
-from preftune.policy.load import load_model, resolve_model
-from preftune.policy.policy import score_groups
-from preftune.policy.reference import ReferenceOptions
+from preftune.model.adapters import LoraOptions
+from preftune.model.load import load_model, resolve_model
+from preftune.model.policy import score_groups
+from preftune.model.reference import ReferenceOptions
 from preftune.train.anchors import chosen_mode, follow, following_tensors
 from preftune.train.loop import train
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.setup import build_job
 from tests.folders import metric_rows, save_tiny_model, tiny_config
 

@@ -7,8 +7,8 @@ import pytest
 
 from preftune.errors import ConfigError
 from preftune.objectives.rloo import RLOO
-from preftune.onpolicy.collect import CollectOptions
-from preftune.onpolicy.sample import SampleOptions
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.sampling.sample import SampleOptions
 from preftune.train.budget import STEPS_UNTIMED, has_room, planned_steps
 from preftune.train.checkpoint import Counters
 from preftune.train.loop import train

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from preftune.cli import main
-from preftune.policy.arithmetic import Shape, work_of
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer
+from preftune.cli.main import main
+from preftune.model.cost import Shape, work_of
+from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.train.dry_run import available, dry_run, in_memory, peak, reset_peak
 from preftune.train.loop import train
 from preftune.train.processes import ALONE
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from tests.folders import metric_rows, tiny_config
 from tests.models import random_groups
 
@@ -85,8 +85,8 @@ def test_shards_are_not_rehearsed(tiny_folder, pairs_file, tmp_path, capsys):
 
 LIMITED = """
 import re, resource, sys
-from preftune.cli import main
-import preftune.commands
+from preftune.cli.main import main
+import preftune.commands.train
 now = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (now + {room} * 2**20, resource.RLIM_INFINITY))
 sys.exit(main({words!r}))

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from preftune.data.pack import LayoutOptions, collate
+from preftune.model.layout import LayoutOptions, collate
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.nca import NCA
 from preftune.objectives.simpo import SimPO
-from preftune.policy.policy import Policy, hidden_states, make_value_head, model_head, score_groups
-from preftune.policy.reference import VOCABULARY_SCORES
+from preftune.model.policy import Policy, hidden_states, make_value_head, model_head, score_groups
+from preftune.model.reference import VOCABULARY_SCORES
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_mismatched, cut_step, make_score, reads_last
 from preftune.train.evaluate import evaluate

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from preftune.config import settings_from_run
+from preftune.cli.settings import settings_from_run
 from preftune.errors import ConfigError
 from preftune.objectives.grpo import GRPO
 from preftune.objectives.ipo import IPO
-from preftune.onpolicy.collect import CollectOptions
-from preftune.onpolicy.sample import SampleOptions
-from preftune.policy.reference import ReferenceOptions
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.sampling.sample import SampleOptions
+from preftune.model.reference import ReferenceOptions
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
 from preftune.train.optim import HalfStep, make_optimiser

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from preftune.data.options import DataOptions
-from preftune.data.pack import LayoutOptions
+from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import prepare
 from preftune.errors import ConfigError, DataError
 from preftune.objectives import OBJECTIVES
@@ -15,11 +15,11 @@ from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.dpo import DPO
 from preftune.objectives.grpo import GRPO
 from preftune.objectives.sft import SFT
-from preftune.policy.load import LoadOptions, load_tokenizer
-from preftune.policy.probe import ches_scores
+from preftune.model.load import LoadOptions, load_tokenizer
+from preftune.measures.probe import ches_scores
 from preftune.train.filters import filter_pairs
 from preftune.train.loop import train
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.setup import load_policy, prepare_groups
 from tests.folders import PAIRS, SCORED, same_bits, tiny_config, weights_of, write_rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preftune.config import parse_settings, settings_from_run
+from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.errors import ConfigError, TrainingError
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.bnf import BNF
@@ -17,14 +17,14 @@ from preftune.objectives.dpo import DPO
 from preftune.objectives.grpo import GRPO
 from preftune.objectives.ppo import PPO
 from preftune.objectives.rloo import RLOO
-from preftune.onpolicy.collect import CollectOptions
-from preftune.onpolicy.sample import SampleOptions
-from preftune.policy.policy import score_groups
-from preftune.policy.reference import ReferenceOptions
-from preftune.train.collector import OnPolicySource, group_of, plain_group
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.sampling.sample import SampleOptions
+from preftune.model.policy import score_groups
+from preftune.model.reference import ReferenceOptions
+from preftune.train.onpolicy.source import OnPolicySource, group_of, plain_group
 from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.setup import build_job
 from preftune.types import Group
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows

@@ -12,13 +12,13 @@ from preftune.objectives.dpo import DPO
 from preftune.objectives.hypo import HyPO
 from preftune.objectives.nash_md import NashMD
 from preftune.objectives.xpo import XPO
-from preftune.onpolicy.collect import CollectOptions, win_rates
-from preftune.onpolicy.sample import Blend, SampleOptions, sample
-from preftune.policy.adapters import LoraOptions
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer, resolve_model
-from preftune.policy.policy import score_groups
+from preftune.train.onpolicy.collect import CollectOptions, win_rates
+from preftune.sampling.sample import Blend, SampleOptions, sample
+from preftune.model.adapters import LoraOptions
+from preftune.model.load import LoadOptions, load_model, load_tokenizer, resolve_model
+from preftune.model.policy import score_groups
 from preftune.train.loop import train
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.setup import build_job
 from preftune.types import Group
 from tests.folders import metric_rows, save_tiny_model, tiny_config, write_rows

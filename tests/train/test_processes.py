@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.train.processes import Processes
 from tests.folders import weights_of
 from tests.train.likeness import COMMON, same, write_files

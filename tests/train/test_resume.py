@@ -13,21 +13,21 @@ import pytest
 import torch
 import yaml
 
-from preftune.cli import main
-from preftune.config import settings_from_run
+from preftune.cli.main import main
+from preftune.cli.settings import settings_from_run
 from preftune.objectives.bco import BCO
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.dpo import DPO
-from preftune.policy.adapters import LoraOptions
-from preftune.policy.reference import ReferenceOptions
+from preftune.model.adapters import LoraOptions
+from preftune.model.reference import ReferenceOptions
 from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of
 
 
 def command(*words) -> list[str]:
-    return [sys.executable, "-m", "preftune.cli", *map(str, words)]
+    return [sys.executable, "-m", "preftune.cli.main", *map(str, words)]
 
 
 def started(words, environment) -> subprocess.Popen:

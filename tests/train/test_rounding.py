@@ -6,14 +6,14 @@ from torch import nn
 
 from preftune.errors import ConfigError
 from preftune.objectives.dpo import DPO
-from preftune.policy.adapters import LoraOptions
-from preftune.policy.reference import ReferenceOptions
-from preftune.policy.shard import ShardOptions
+from preftune.model.adapters import LoraOptions
+from preftune.model.reference import ReferenceOptions
+from preftune.model.shard import ShardOptions
 from preftune.train.batches import cut_step, make_score
 from preftune.train.loop import train
 from preftune.train.optim import make_optimiser
 from preftune.train.options import OptimOptions
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.rounding import RoundedAdamW, draw_noise, round_by_chance, sum_gradients_exactly
 from preftune.train.setup import build_job
 from preftune.train.step import accumulate_gradient, global_weight

@@ -12,21 +12,21 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.config import settings_from_run
+from preftune.cli.settings import settings_from_run
 from preftune.data.options import DataOptions
-from preftune.data.pack import LayoutOptions
+from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import prepare
 from preftune.errors import ConfigError
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
-from preftune.policy.adapters import LoraOptions, quiet_peft
-from preftune.policy.load import LoadOptions, load_model, load_tokenizer
-from preftune.policy.policy import Policy, score, score_groups
+from preftune.model.adapters import LoraOptions, quiet_peft
+from preftune.model.load import LoadOptions, load_model, load_tokenizer
+from preftune.model.policy import Policy, score, score_groups
 from preftune.train.batches import cut_step
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.setup import build_job, load_policy
 from tests.folders import PAIRS, metric_rows, tiny_config, weights_of, write_rows
 

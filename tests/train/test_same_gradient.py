@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.data.pack import LayoutOptions, split_micro_batches
+from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
-from preftune.policy.policy import Policy, score_groups
+from preftune.model.policy import Policy, score_groups
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.step import run_step

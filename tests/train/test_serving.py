@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.cli import main
-from preftune.config import settings_from_run
+from preftune.cli.main import main
+from preftune.cli.settings import settings_from_run
 from preftune.errors import ConfigError, ServerError, TrainingError
 from preftune.objectives.bnf import BNF
 from preftune.objectives.grpo import GRPO
-from preftune.onpolicy.client import ServerOptions
-from preftune.onpolicy.sample import SampleOptions
-from preftune.policy.adapters import LoraOptions, quiet_peft
+from preftune.sampling.client import ServerOptions
+from preftune.sampling.sample import SampleOptions
+from preftune.model.adapters import LoraOptions, quiet_peft
 from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
 from tests.folders import metric_rows, tiny_config, write_rows

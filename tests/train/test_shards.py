@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.errors import ConfigError
-from preftune.policy.shard import ShardOptions
+from preftune.model.shard import ShardOptions
 from tests.folders import same_bits, weights_of
 from tests.train.likeness import COMMON, same, write_files
 from tests.train.together import run_all, torchrun

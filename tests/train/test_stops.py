@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.errors import StorageError, TrainingError
 from preftune.objectives.sft import SFT
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint

@@ -2,7 +2,7 @@
 
 import pytest
 
-from preftune.cli import main
+from preftune.cli.main import main
 from preftune.objectives import OBJECTIVES
 from preftune.types import Hybrid, Labels, Pairs, Rewards
 from tests.folders import PAIRS, metric_rows, save_tiny_model, write_rows

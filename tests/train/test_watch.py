@@ -8,18 +8,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from preftune.diagnose.health import CONDITIONS, judge
-from preftune.diagnose.history import history_of
+from preftune.health.conditions import CONDITIONS, judge
+from preftune.health.history import history_of
 from preftune.objectives.dpo import DPO
-from preftune.onpolicy.collect import CollectOptions
-from preftune.onpolicy.sample import SampleOptions
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.sampling.sample import SampleOptions
 from preftune.report.health import history_of_run
 from preftune.report.read import read_run
 from preftune.train import loop
 from preftune.train.evaluate import length_metrics
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.runlog import RunFolder, to_plain
-from preftune.train.watch import Watch, common_ends
+from preftune.train.health_monitor import Watch, common_ends
 from preftune.types import Group
 from tests.folders import PAIRS, metric_rows, tiny_config, write_rows
 

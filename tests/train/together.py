@@ -59,7 +59,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _run_jobs(path: str, may_fail: bool) -> int:
-    from preftune.cli import main
+    from preftune.cli.main import main
 
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each run meets anew, which torchrun's own store is not made for
     for index, (port, words) in enumerate(json.loads(Path(path).read_text())):

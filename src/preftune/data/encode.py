@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from preftune.data.quick import QuickEngine
+from preftune.data.fast_tokens import QuickEngine
 
 _PROBES = ("a b", " a", "\n\nb ", "  \n", "é 语!", "'s 12", "")  # of every kind that might reach over a cut
 

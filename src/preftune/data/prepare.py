@@ -22,7 +22,7 @@ from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
 from preftune.data.render import make_renderer
 from preftune.data.signals import Derivation, SignalName, SignalReport, derive
-from preftune.data.spill import RecordFile
+from preftune.data.record_file import RecordFile
 from preftune.data.store import StoredGroups, StoreWriter, publish, read_meta, scratch_folder
 from preftune.data.store_key import stamps, store_key
 from preftune.errors import ConfigError, DataError, StorageError, storage_error

@@ -11,7 +11,7 @@ from itertools import chain, pairwise, permutations
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 from preftune.data.options import Pairing
-from preftune.data.spill import Places
+from preftune.data.record_file import Places
 from preftune.errors import ConfigError, DataError
 from preftune.types import SOURCES, Completion, Record
 

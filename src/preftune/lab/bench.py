@@ -12,11 +12,11 @@ from preftune.errors import ConfigError, TrainingError
 from preftune.lab.experiments import grid_of
 from preftune.lab.figures import LOOK, UNITS
 from preftune.lab.findings import Tell
-from preftune.lab.judge import series_of
+from preftune.lab.criteria import series_of
 from preftune.lab.loop import Loop
 from preftune.lab.methods import EXCLUDED, all_methods
 from preftune.lab.problem import load_problem
-from preftune.lab.runs import Done, Failed, Job, Plan, perform_all
+from preftune.lab.jobs import Done, Failed, Job, Plan, perform_all
 from preftune.report.figures import INK, MUTED, PALETTE, short_paths
 from preftune.stats import mean_interval
 from preftune.storage import whole_file

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from preftune.errors import TrainingError
-from preftune.lab.cast import MARGIN_OF_TEN, UNBOUNDED
+from preftune.lab.paper_methods import MARGIN_OF_TEN, UNBOUNDED
 from preftune.lab.draws import Draw
 from preftune.lab.loop import run
 from preftune.lab.methods import Method
-from preftune.lab.world import World
+from preftune.lab.environment import World
 from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO

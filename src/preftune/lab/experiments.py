@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from preftune.lab.loop import Loop
 from preftune.lab.problem import load_problem
-from preftune.lab.runs import Plan
+from preftune.lab.jobs import Plan
 
 SIZE = 10  # completions of a prompt in the bandits
 

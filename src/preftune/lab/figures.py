@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from preftune.lab import theory
-from preftune.lab.judge import series_of
+from preftune.lab.criteria import series_of
 from preftune.lab.loop import Track
 from preftune.report.figures import GRID, INK, MUTED, PALETTE, STYLE, short_paths
 from preftune.stats import mean_interval

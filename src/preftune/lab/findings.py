@@ -11,9 +11,9 @@ import yaml
 
 from preftune.errors import ConfigError, TrainingError
 from preftune.lab.experiments import PLANS, SWEEP_RATES, SWEPT, grid_of, plans, sweep_plan
-from preftune.lab.judge import Criteria, Judged, Outcome, Tier, judge, judge_values, load_criteria
+from preftune.lab.criteria import Criteria, Judged, Outcome, Tier, judge, judge_values, load_criteria
 from preftune.lab.loop import Track
-from preftune.lab.runs import Done, Failed, Job, Plan, perform_all
+from preftune.lab.jobs import Done, Failed, Job, Plan, perform_all
 from preftune.lab.theory import PAGE_TOY, checks, descended, forward_direction, reverse_direction
 
 RATES = {tier: resources.files("preftune") / "lab" / name for tier, name in (("small", "rates.yaml"), ("gpt", "rates_gpt.yaml"))}

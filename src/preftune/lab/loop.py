@@ -14,7 +14,7 @@ from torch import Tensor
 from preftune.errors import ConfigError, DivergenceError
 from preftune.lab.methods import Method, pairs_wanted
 from preftune.lab.steps import make_step, pair_places, seed_losses, token_scores
-from preftune.lab.world import World
+from preftune.lab.environment import World
 from preftune.objectives import Coupled
 
 MEASURED_GROUPS = 500  # of a collection, for its log-ratios

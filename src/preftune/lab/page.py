@@ -12,8 +12,8 @@ from preftune import report
 from preftune.lab.experiments import SWEEP_RATES, SWEPT
 from preftune.lab.figures import UNITS, drawn, sentence_start, sweep, theory_figures, toy_figure
 from preftune.lab.findings import THEORY, TOY, Findings, Tuned
-from preftune.lab.gallery import PICTURES
-from preftune.report.words import value_text
+from preftune.lab.figure_specs import PICTURES
+from preftune.text import value_text
 from preftune.storage import whole_file
 
 SPREAD = {"curves": "Bands", "points": "Bars"}

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from preftune.lab.methods import Method
-from preftune.lab.world import Tokens, World
+from preftune.lab.environment import Tokens, World
 from preftune.objectives import Objective, State, reduce_losses
 from preftune.train.step import MicroBatch, couple_step
 from preftune.types import Labels, Pairs, Rewards, Signal, TokenScores

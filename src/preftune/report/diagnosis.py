@@ -11,7 +11,7 @@ from preftune.report.panels import Figure, LegendEntry
 from preftune.report.read import TOKENS, read_tokens
 from preftune.report.summary import EMPTY, Cell
 from preftune.report.tokens import token_pairs
-from preftune.report.words import interval_text, mean_text, percent, plural, range_text, value_text
+from preftune.text import interval_text, mean_text, percent, plural, range_text, value_text
 from preftune.stats import Interval
 
 PAGE = "diagnosis.html"

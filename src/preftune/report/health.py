@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from preftune.diagnose.health import CONDITIONS, judge
-from preftune.diagnose.history import History, Points, points_of, settings_of
-from preftune.diagnose.verdict import Finding
+from preftune.health.conditions import CONDITIONS, judge
+from preftune.health.history import History, Points, points_of, settings_of
+from preftune.health.verdict import Finding
 from preftune.report.read import RunFiles, Series
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from preftune.report.health import health
 from preftune.report.read import RunFiles, Sample
 from preftune.report.summary import changes, last_values, verdict, what_was_done
-from preftune.report.words import interval_text, value_text
+from preftune.text import interval_text, value_text
 from preftune.stats import Interval
 from preftune.terminal import clean_terminal
 

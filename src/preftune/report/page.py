@@ -37,7 +37,7 @@ from preftune.report.summary import (
 )
 from preftune.report.tokens import NUM_FOLDED as TOKENS_FOLDED
 from preftune.report.tokens import NUM_OPEN, token_legend, token_pairs
-from preftune.report.words import mean_text, plural, range_text, signed_text, value_text
+from preftune.text import mean_text, plural, range_text, signed_text, value_text
 from preftune.storage import whole_file
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from preftune.report.curves import Curve, curves_figure, drawable
 from preftune.report.figures import MAX_VALUE, PALETTE, VARIABLES
 from preftune.report.read import RunFiles, Series
-from preftune.report.words import value_text
+from preftune.text import value_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

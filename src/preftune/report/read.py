@@ -15,7 +15,7 @@ import yaml
 
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.report.tokens import TokenRow, token_row
-from preftune.report.words import plural
+from preftune.text import plural
 
 TOKENS = "tokens.jsonl"
 STATES = ("finished", "interrupted", "failed", "running")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from preftune.report.read import RunFiles, Sample
-from preftune.report.words import describe, interval_text, mean_text, percent, plural, range_text, value_text
+from preftune.text import describe, interval_text, mean_text, percent, plural, range_text, value_text
 from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
 
 

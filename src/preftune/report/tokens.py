@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from preftune.report.words import plural, signed_text
+from preftune.text import plural, signed_text
 
 EDGES = (0.03, 0.1, 0.3, 1.0, 3.0)  # nats; the same on every page, so that pages compare
 MAX_TOKENS = 400  # of a completion

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.data.pack import collate, split_micro_batches
-from preftune.onpolicy.sample import Blend
-from preftune.policy.adapters import inject_lora
-from preftune.policy.arithmetic import Shape, utilisation, work_of
-from preftune.policy.load import load_model, resolve_model
-from preftune.policy.policy import Policy, choose_layout, hidden_states, in_shards, model_head, score_groups, to_device
-from preftune.policy.reference import (
+from preftune.model.layout import collate, split_micro_batches
+from preftune.sampling.sample import Blend
+from preftune.model.adapters import inject_lora
+from preftune.model.cost import Shape, utilisation, work_of
+from preftune.model.load import load_model, resolve_model
+from preftune.model.policy import Policy, choose_layout, hidden_states, in_shards, model_head, score_groups, to_device
+from preftune.model.reference import (
     REFERENCE_SCORES,
     VOCABULARY_SCORES,
     ReferenceOptions,
@@ -28,11 +28,11 @@ from preftune.policy.reference import (
     fill_store,
     weights_digest,
 )
-from preftune.policy.scoring import Head
+from preftune.model.scoring import Head
 from preftune.storage import cache_folder
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.types import Group
 
 # Nats per token between two passes that must agree: rounding in another order, far below any real difference.

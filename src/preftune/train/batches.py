@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from preftune.data.pack import LayoutOptions, Sharing, batch_signal, collate, segments, split_micro_batches
+from preftune.model.layout import LayoutOptions, Sharing, batch_signal, collate, segments, split_micro_batches
 from preftune.objectives import Coupled, Objective
-from preftune.policy.policy import Policy, score, sent
-from preftune.policy.reference import REFERENCE_SCORES
+from preftune.model.policy import Policy, score, sent
+from preftune.model.reference import REFERENCE_SCORES
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MicroBatch

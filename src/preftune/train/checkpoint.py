@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from preftune.errors import StorageError, storage_error
-from preftune.policy.shard import like
+from preftune.model.shard import like
 
 SHARDS = "shards"
 """The folder of what is in shards, in a checkpoint that has any."""

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from preftune.data.pack import split_micro_batches
+from preftune.model.layout import split_micro_batches
 from preftune.errors import ConfigError, TrainingError, memory_errors
-from preftune.policy.arithmetic import Shape, product_rate, work_of
-from preftune.policy.load import pick_device
-from preftune.policy.recompute import kept_as
-from preftune.policy.reference import REFERENCE_SCORES
+from preftune.model.cost import Shape, product_rate, work_of
+from preftune.model.load import pick_device
+from preftune.model.kernels.recompute import kept_as
+from preftune.model.reference import REFERENCE_SCORES
 from preftune.train.anchors import chosen_mode
 from preftune.train.batches import ANCHORED, PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last
-from preftune.train.collector import OnPolicySource
+from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.setup import Job, build_job, scored_groups
 from preftune.train.step import run_step
 from preftune.types import Group

@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.data.pack import LayoutOptions, batch_signal, group_pairs, split_micro_batches
+from preftune.model.layout import LayoutOptions, batch_signal, group_pairs, split_micro_batches
 from preftune.objectives import Objective, State, reduce_losses
 from preftune.objectives.base import pair_metrics
-from preftune.onpolicy.collect import judge_draw
-from preftune.policy.policy import Policy, score_groups
+from preftune.train.onpolicy.collect import judge_draw
+from preftune.model.policy import Policy, score_groups
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.batches import PackedContent, cut_mismatched, cut_step, evened, make_score, num_positions, reads_last, share_of
-from preftune.train.collector import OnPolicySource
+from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MetricMeter, couple_step, global_weight
 from preftune.types import Group, Pairs

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from preftune.data.fit import take_completions
-from preftune.data.pack import group_pairs
+from preftune.model.layout import group_pairs
 from preftune.data.prepare import Prepared
-from preftune.diagnose.ches import below_quantile, parse_filter
+from preftune.measures.ches import below_quantile, parse_filter
 from preftune.errors import DataError
-from preftune.policy.policy import Policy
-from preftune.policy.probe import ches_scores
+from preftune.model.policy import Policy
+from preftune.measures.probe import ches_scores
 from preftune.train.options import TrainConfig
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.types import Group
 
 

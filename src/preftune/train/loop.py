@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.data.prepare import write_bad_rows
-from preftune.diagnose.health import health_numbers
+from preftune.health.conditions import health_numbers
 from preftune.errors import ConfigError, ElsewhereError, PreftuneError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
-from preftune.policy.arithmetic import Shape, utilisation, work_of
-from preftune.policy.reference import REFERENCE_SCORES
+from preftune.model.cost import Shape, utilisation, work_of
+from preftune.model.reference import REFERENCE_SCORES
 from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
 from preftune.train.batches import PackedContent, cut_mismatched, cut_step, evened, make_score, num_positions, reads_last, share_of
@@ -23,14 +23,14 @@ from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
 from preftune.train.saving import install_final, keep_state, save_state
 from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
-from preftune.train.tokens import write_tokens
-from preftune.train.watch import Watch, common_ends
+from preftune.train.token_table import write_tokens
+from preftune.train.health_monitor import Watch, common_ends
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,19 +5,19 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from preftune.data.options import DataOptions
-from preftune.data.pack import LayoutOptions
-from preftune.diagnose.ches import parse_filter
+from preftune.model.layout import LayoutOptions
+from preftune.measures.ches import parse_filter
 from preftune.errors import ConfigError
 from preftune.objectives import Objective, objective_name
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.onpolicy.client import ServerOptions
-from preftune.onpolicy.collect import CollectOptions, chosen_selection
-from preftune.onpolicy.sample import SampleOptions
-from preftune.policy.adapters import LoraOptions
-from preftune.policy.load import LoadOptions
-from preftune.policy.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
-from preftune.policy.shard import ShardOptions
+from preftune.sampling.client import ServerOptions
+from preftune.train.onpolicy.collect import CollectOptions, chosen_selection
+from preftune.sampling.sample import SampleOptions
+from preftune.model.adapters import LoraOptions
+from preftune.model.load import LoadOptions
+from preftune.model.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
+from preftune.model.shard import ShardOptions
 from preftune.types import Hybrid, Labels, Pairs, Rewards
 
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from preftune.data.render import make_renderer
 from preftune.objectives import State
 from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.policy.policy import Policy, adapter_weights
-from preftune.policy.reward_model import save_reward_model
-from preftune.policy.shard import full_tensors
+from preftune.model.policy import Policy, adapter_weights
+from preftune.model.classifier import save_reward_model
+from preftune.model.shard import full_tensors
 from preftune.train.anchors import following_tensors
 from preftune.train.checkpoint import Counters, begin_checkpoint, checkpoint_folder, end_checkpoint, save_checkpoint, write_shards
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.runlog import RunFolder
 from preftune.train.setup import Job, load_policy
 

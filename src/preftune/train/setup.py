@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.data.fit import take_completions
 from preftune.data.options import DataOptions
-from preftune.data.pack import split_micro_batches
+from preftune.model.layout import split_micro_batches
 from preftune.data.prepare import Prepared, prepare
 from preftune.data.render import make_renderer
 from preftune.data.signals import SignalName
@@ -20,28 +20,28 @@ from preftune.data.store import JoinedGroups, SomeGroups
 from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective
 from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.onpolicy.collect import CollectOptions, Judge, chosen_selection
-from preftune.onpolicy.engine import Engine, choose_engine
-from preftune.onpolicy.questions import shared_columns
-from preftune.onpolicy.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
-from preftune.onpolicy.sample import Blend, evaluating
-from preftune.policy.adapters import inject_lora
-from preftune.policy.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.policy.policy import Policy, check_attention, choose_layout, in_shards, make_value_head, score_groups
-from preftune.policy.products import has_bf16
-from preftune.policy.recompute import check_recomputes
-from preftune.policy.reference import REFERENCE_SCORES, check_equal, weights_digest
-from preftune.policy.reward_model import check_classifier
+from preftune.train.onpolicy.collect import CollectOptions, Judge, chosen_selection
+from preftune.sampling.engine import Engine, choose_engine
+from preftune.rewards.questions import shared_columns
+from preftune.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
+from preftune.sampling.sample import Blend, evaluating
+from preftune.model.adapters import inject_lora
+from preftune.model.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
+from preftune.model.policy import Policy, check_attention, choose_layout, in_shards, make_value_head, score_groups
+from preftune.model.kernels.products import has_bf16
+from preftune.model.kernels.recompute import check_recomputes
+from preftune.model.reference import REFERENCE_SCORES, check_equal, weights_digest
+from preftune.model.classifier import check_classifier
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
-from preftune.train.collector import OnPolicySource
+from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.filters import filter_pairs
 from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
-from preftune.train.progress import Reporter
+from preftune.progress import Reporter
 from preftune.train.rounding import sum_gradients_exactly
-from preftune.train.serving import Follower
+from preftune.train.onpolicy.follower import Follower
 from preftune.train.sources import OfflineSource, hold_out
 from preftune.types import Group, Hybrid, Labels, Pairs, Record, Rewards
 

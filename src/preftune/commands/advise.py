@@ -1,0 +1,213 @@
+"""The verb `advise`: from a diagnosis, or from a problem of the laboratory, to what to train on and with which objective."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from preftune.cli.main import print_json
+from preftune.cli.settings import parse_settings
+from preftune.advice.advice import Advice, Recommendation, advise
+from preftune.advice.evidence import Evidence, as_json, read_evidence
+from preftune.errors import ConfigError
+from preftune.terminal import clean_terminal
+
+WIDTH = 100
+HEADINGS = {"source": "Where completions come from", "objective": "Objective", "collect": "What to collect or mend next"}
+
+
+FILL = ("dpo", "bnf", "ipo", "kto")
+"""Objectives that join a pilot race when fewer are recommended: each learns from any preferences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PilotOptions:
+    """A small race among the recommended objectives, to decide by a measurement. `preftune compare` has all of its settings.
+
+    Args:
+        output: a folder for its runs; empty runs no race.
+        data: the data, of which a part is used; with a problem of the laboratory that problem is raced on.
+        model: the policy at its start.
+        reward: judges own samples, where the advice is to draw them.
+        rows: how many rows of the data are used.
+        steps: of a full run.
+        seeds: runs of each method that count.
+        methods: how many.
+        rates: learning rates to try; four by default.
+    """
+
+    output: str = ""
+    data: str | None = None
+    model: str = "smollm2-135m-instruct"
+    reward: str | None = None
+    rows: int = 200
+    steps: int = 16
+    seeds: int = 3
+    methods: int = 3
+    rates: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, low in (("rows", 10), ("steps", 1), ("seeds", 2), ("methods", 2)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"race.{name} is out of range", got=getattr(self, name), expected=f"at least {low}")
+        if not self.output and any(getattr(self, one.name) != one.default for one in fields(self) if one.name != "rates"):
+            raise ConfigError("A pilot race writes its runs to a folder", got="no race.output", do="Add --race.output FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseConfig:
+    """What to do with this data: where completions come from, the objective, what to collect next.
+
+    What is given here wins over the file.
+
+    Args:
+        diagnosis: what `preftune diagnose data --output` wrote, or its evidence alone, as JSON.
+        problem: in its place a problem of the laboratory, a shipped one or a YAML file; its evidence is measured from samples.
+        can_sample: whether own samples can be drawn in training.
+        can_reward: whether they can be judged by a reward.
+        can_hold_reference: whether a reference can be scored.
+        keep_length: whether answers must not grow longer, though the data prefer longer ones.
+        samples: how many own samples can be paid.
+        steps: how many gradient steps can be paid.
+        seed: of the problem's samples.
+        json: print JSON.
+        race: a pilot race that decides among the recommended objectives.
+    """
+
+    diagnosis: str | None = None
+    problem: str | None = None
+    can_sample: bool | None = None
+    can_reward: bool | None = None
+    can_hold_reference: bool | None = None
+    keep_length: bool | None = None
+    samples: int | None = None
+    steps: int | None = None
+    seed: int | None = None
+    json: bool = False
+    race: PilotOptions = field(default_factory=PilotOptions)
+
+    def __post_init__(self) -> None:
+        if (self.diagnosis is None) == (self.problem is None):
+            raise ConfigError("Advice needs a diagnosis or a problem", got="both" if self.problem else "neither",
+                              do="`preftune diagnose data DATA --output FILE` writes a diagnosis")  # fmt: skip
+        if self.seed is not None and (self.problem is None or self.seed < 0):
+            raise ConfigError("seed cannot be used", got=self.seed, expected="0 or more, and a problem to draw samples of")
+        if self.race.output and (self.race.data is None) == (self.problem is None):
+            got, do = ("none", "Add --race.data FILE") if self.problem is None else (self.race.data, "Leave out race.data")
+            raise ConfigError("A pilot race is run on data, or on the problem", got=got, do=do)
+
+    def evidence(self) -> Evidence:
+        """As it is on file or measured, with the user's answers."""
+        known = self._read() if self.diagnosis is not None else self._measured()
+        return known.with_answers(
+            can_sample=self.can_sample, can_reward=self.can_reward, can_hold_reference=self.can_hold_reference,
+            keep_length=self.keep_length, samples=self.samples, steps=self.steps,
+        )  # fmt: skip
+
+    def _read(self) -> Evidence:
+        path = Path(self.diagnosis or "")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read the diagnosis {path}", got=getattr(error, "strerror", None) or str(error),
+                              do="`preftune diagnose data DATA --output FILE` writes one") from error  # fmt: skip
+        return read_evidence(text, str(path))
+
+    def _measured(self) -> Evidence:
+        from preftune.lab.measured_evidence import measured  # imports torch, which a diagnosis on file does without
+        from preftune.lab.problem import load_problem
+
+        problem = load_problem(self.problem or "")
+        return measured(problem, groups=problem.prompts.train, can_reward=self.can_reward is not False, seed=self.seed or 0)
+
+
+def run_advise(arguments: Sequence[str]) -> int:
+    settings = parse_settings(AdviseConfig, arguments, prog="preftune advise", positional="diagnosis",
+                              description="What to train on, with which objective: preftune advise DIAGNOSIS.json")  # fmt: skip
+    evidence = settings.evidence()
+    advice = advise(evidence)
+    if settings.race.output:
+        advice = after_race(advice, settings)
+    if settings.json:
+        print_json({"advice": advice.as_json(), "evidence": as_json(evidence)})
+    else:
+        _tell(advice, evidence)
+    return 0
+
+
+def after_race(advice: Advice, settings: AdviseConfig) -> Advice:
+    """The advice with the objectives in the order of a pilot race among those that it recommends."""
+    from preftune.race.options import BudgetOptions, CompareConfig  # imports the trainer, which advice alone does without
+    from preftune.race.run import compare
+    from preftune.data.options import DataOptions
+    from preftune.lab.loop import Loop
+    from preftune.progress import Reporter
+
+    pilot, own = settings.race, advice.source[0].choice == "on-policy"
+    known = {_written(one): one for one in advice.objective}
+    further = [name for name in FILL if name not in {one.choice for one in advice.objective}]
+    known |= {name: Recommendation(choice=name, reason="", basis="") for name in further}
+    raced = dict(list(known.items())[: pilot.methods])
+    common: dict[str, Any] = dict(
+        objectives=",".join(raced), output=pilot.output, budget=BudgetOptions(steps=pilot.steps), seeds=pilot.seeds,
+        rates=pilot.rates,
+    )  # fmt: skip
+    if settings.problem is not None:
+        config = CompareConfig(problem=settings.problem, loop=Loop(source="policy" if own else "data"), **common)
+    else:
+        source = {"source": "on-policy", "reward": pilot.reward} if own else {}
+        config = CompareConfig(data=pilot.data, model=pilot.model, rows=DataOptions(max_rows=pilot.rows), keep_models="none",
+                               **source, **common)  # fmt: skip
+    result = compare(config, Reporter(quiet=settings.json))
+    found = [
+        replace(raced[row["method"]], reason=f"{_place(row)} {raced[row['method']].reason}".strip(),
+                basis="; ".join(filter(None, [f"the pilot race in {pilot.output}", raced[row["method"]].basis])))
+        for row in result["places"]
+    ]  # fmt: skip
+    left = [one for label, one in known.items() if label not in raced and one.basis]
+    return replace(advice, objective=(*found, *left))
+
+
+def _written(one: Recommendation) -> str:
+    """An objective as `preftune compare` takes it."""
+    inner = ",".join(f"{name}={value}" for name, value in one.settings.items())
+    return f"{one.choice}({inner})" if inner else one.choice
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    if row["failed"]:
+        return "Failed in the pilot race."
+    ended = f"Ended the pilot race at {_shown(row['mean']['mean'])}, " if row["mean"] else ""
+    return f"{ended}{'tied best or best' if row['tied'] else 'behind the best'}."
+
+
+def _tell(advice: Advice, evidence: Evidence) -> None:
+    lines = []
+    for name, heading in HEADINGS.items():
+        recommended: tuple[Recommendation, ...] = getattr(advice, name)
+        if not recommended:
+            continue
+        lines.append(heading)
+        for place, one in enumerate(recommended, start=1):
+            flag = "--objective." if name == "objective" else ""
+            settings = [f"{flag}{key} {_shown(value)}" for key, value in one.settings.items()]
+            lines.append("  ".join([f"  {place}. {one.choice}", *settings]))
+            lines += textwrap.wrap(one.reason, WIDTH, initial_indent="     ", subsequent_indent="     ")
+            if one.evidence:
+                lines.append(f"     measured: {', '.join(f'{key} {_shown(value)}' for key, value in one.evidence.items())}")
+            lines.append(f"     rests on: {one.basis}")
+        lines.append("")
+    missing = [name for name in ("can_sample", "can_reward", "noise") if getattr(evidence, name) is None]
+    if missing:
+        lines.append(f"Not known, and the advice would be better for it: {', '.join(missing)}.")
+    print(clean_terminal("\n".join(lines)))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}:{_shown(one)}" for key, one in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"advise": run_advise}

@@ -1,0 +1,196 @@
+"""`preftune diagnose data`: what a data set can teach a model, and what spoils it, before anything is trained."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from preftune.cli.main import print_json
+from preftune.cli.settings import parse_settings
+from preftune.data.options import DataOptions
+from preftune.model.layout import LayoutOptions
+from preftune.data.prepare import load_records
+from preftune.data.render import Renderer, make_renderer
+from preftune.diagnosis.data_findings import DataMeasures, bounds_used, coverage_case, evidence, findings, worst
+from preftune.diagnosis.data_model import measure_own
+from preftune.diagnosis.data_rows import measure_rows, read
+from preftune.errors import ConfigError
+from preftune.rewards import AnyReward, resolve_reward
+from preftune.sampling.sample import SampleOptions
+from preftune.model.load import LoadOptions, load_model, load_tokenizer, pick_device, quiet_transformers, resolve_model
+from preftune.text import percent, plural, value_text
+from preftune.stats import finite
+from preftune.storage import whole_file
+from preftune.terminal import clean_terminal
+from preftune.progress import Reporter
+from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
+
+PIPED_WIDTH = 1000  # characters: where there is no terminal to fit, a finding is one line
+FEW = 20  # prompts, below which a t interval is hardly narrower than what it is to tell apart
+_STYLES = {"good": "green", "look at this": "yellow", "mend this": "bold red"}
+_WITHOUT_MODEL = "off-policy, noise of the labels, the reward's peak, lengths in tokens: no --model was given"
+_READING = ("split", "format", "columns", "bad_rows", "pairing", "min_gap", "max_rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseDataConfig:
+    """What a data set can teach a model: how near it is to what the model writes, and what spoils it.
+
+    Args:
+        data: preference data: a file, a folder or a hub id.
+        model: the model that is to be tuned; without one, what needs no model is measured.
+        reward: a built-in reward, module:function or a weighted sum, to find where its peak lies; docs/rewards.md lists them.
+        held_out: data of the same layout; which of its prompts and rows are in `data`, too.
+        max_prompts: prompts that the model is asked, drawn by the seed from all of the data.
+        samples: own completions of each of them.
+        max_new_tokens: budget of an own completion; the data's are compared up to the same number of tokens.
+        output: write everything as JSON here.
+        overwrite: replace the output if it exists.
+        seed: of the choice of prompts, the draws and the folds.
+        precision: "fp32" or "bf16".
+        device: "auto" takes a GPU if there is one.
+        json: print JSON.
+        rows: how data files become groups of tokens; rows that cannot be used are counted here, and no error.
+        layout: how groups are laid out for the model.
+        loading: what may be loaded beside plain tensors.
+    """
+
+    data: str
+    model: str | None = None
+    reward: str | None = None
+    held_out: str | None = None
+    max_prompts: int = 64
+    samples: int = 4
+    max_new_tokens: int = 128
+    output: str | None = None
+    overwrite: bool = False
+    seed: int = 0
+    precision: Precision = "fp32"
+    device: str = "auto"
+    json: bool = False
+    rows: DataOptions = field(default_factory=lambda: DataOptions(bad_rows="skip"))
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    loading: LoadOptions = field(default_factory=LoadOptions)
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_prompts", 1), ("samples", 2), ("max_new_tokens", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected=f"at least {low}")
+        check_seed(self.seed)
+        if self.output is not None and (not self.output or Path(self.output).is_dir()):
+            raise ConfigError("output is the file of the diagnosis", got=repr(self.output), expected="a file's name")
+        if self.output is not None and Path(self.output).exists() and not self.overwrite:
+            raise ConfigError(f"The output {self.output} is there already", expected="a new file",
+                              do="Choose another --output, or add --overwrite")  # fmt: skip
+        if self.overwrite and self.output is None:
+            raise ConfigError("overwrite has no effect without an output", do="Leave it out, or add --output FILE")
+        if self.rows.soft_label_temperature is not None:
+            raise ConfigError("rows.soft_label_temperature has no effect on a diagnosis", got=self.rows.soft_label_temperature,
+                              do="Leave it out")  # fmt: skip
+        if self.model is None:
+            refuse_idle_rows(replace(self.rows, bad_rows="error"), _READING, "texts without a model")
+            idle = {"reward", "max_prompts", "samples", "max_new_tokens", "seed", "precision", "device", "layout", "loading"}
+            for one in fields(self):
+                default = one.default_factory() if callable(one.default_factory) else one.default
+                if one.name in idle and getattr(self, one.name) != default:
+                    raise ConfigError(f"{one.name} has no effect without a model", got=getattr(self, one.name),
+                                      do="Add --model, or leave it out")  # fmt: skip
+
+
+def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasures:
+    """All measures of the data that the settings allow."""
+    reward: tuple[str, AnyReward] | None = None
+    renderer: Renderer | None = None
+    source = ""
+    if settings.model is not None:
+        source = resolve_model(settings.model)
+        renderer = make_renderer(load_tokenizer(source, settings.loading), settings.rows.template, many=True)
+    if settings.reward is not None:
+        reward = settings.reward, resolve_reward(settings.reward)
+    rows = read(settings.data, settings.rows, renderer)
+    held = load_records(settings.held_out, settings.rows) if settings.held_out is not None else None
+    found = measure_rows(settings.data, rows, renderer, held, settings.model, settings.reward)
+    left_out = [] if held else ["leakage: no --held_out was given"]
+    if not found.num_pairs:
+        left_out.append("all that speaks of chosen and rejected: the data give no pairs")
+    if renderer is None:
+        return replace(found, left_out=(_WITHOUT_MODEL, *left_out))
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    model = load_model(source, settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
+    options = SampleOptions(num_completions=settings.samples, max_new_tokens=settings.max_new_tokens)
+    own, missing = measure_own(
+        rows, model, renderer, reward, options, max_prompts=settings.max_prompts, seed=settings.seed,
+        precision=settings.precision, layout=settings.layout, report=report,
+    )  # fmt: skip
+    return replace(found, own=own, left_out=(*missing, *left_out))
+
+
+def as_json(found: DataMeasures, settings: DiagnoseDataConfig) -> dict[str, object]:
+    """Everything, for other programs; `evidence` has stable names."""
+    used = None if found.own is None else {"prompts": found.own.num_prompts, "samples": found.own.num_samples,
+                                           "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}  # fmt: skip
+    return finite({
+        "source": found.source, "model": found.model, "reward": found.reward, "used": used, "evidence": evidence(found),
+        "findings": [asdict(one) for one in findings(found)], "coverage": coverage_case(found.own) if found.own else None,
+        "measures": asdict(found), "thresholds": bounds_used(), "left_out": list(found.left_out),
+    })  # fmt: skip
+
+
+def tell(found: DataMeasures, console: Console) -> None:
+    """The diagnosis for a terminal."""
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(clean_terminal(text), style=style), soft_wrap=True)
+
+    counts = [f"{plural(found.num_records, 'row')} of {found.num_rows:,}", plural(found.num_prompts, "prompt"),
+              plural(found.num_pairs, "pair"), f"{value_text(found.completions_per_prompt)} completions per prompt",
+              f"{value_text(found.completion_length)} {found.unit} each"]  # fmt: skip
+    line(f"{found.source}: {', '.join(counts)}")
+    for reason, count in found.dropped.items():
+        line(f"{count:,} not used, {reason}", "dim")
+    if found.own is not None:
+        asked = f"{plural(found.own.num_prompts, 'prompt')} of {found.num_prompts:,}, {found.own.num_samples} samples each"
+        line(f"{found.model} was asked {asked}" + "; with so few, intervals are wide" * (found.own.num_prompts < FEW))
+        if found.own.beyond_budget:
+            line(f"{percent(found.own.beyond_budget)} of the data's completions are longer than max_new_tokens: they are compared "
+                 "with own samples up to there, and a reward that minds the budget finds them too long")  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("finding", "measured", "verdict", "what it says"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "verdict")
+    told_findings = findings(found)
+    for one in told_findings:
+        cells = [Text(clean_terminal(text)) for text in (one.name, one.measured, one.verdict, one.says)]
+        cells[2].stylize(_STYLES[one.verdict])
+        table.add_row(*cells)
+    console.print()
+    console.print(table)
+    console.print()
+    if found.own is not None and (case := coverage_case(found.own)):
+        line(case)
+    line(", ".join(f"{count} {verdict}" for verdict, count in worst(told_findings).items() if count))
+    for what in found.left_out:
+        line(f"not measured: {what}", "dim")
+
+
+def main(arguments: Sequence[str]) -> int:
+    quiet_transformers()
+    settings = parse_settings(DiagnoseDataConfig, arguments, prog="preftune diagnose data", positional="data",
+                              description="What a data set can teach a model: preftune diagnose data FILE --model M")  # fmt: skip
+    found = diagnose_data(settings, Reporter(quiet=settings.json))
+    content = as_json(found, settings)
+    if settings.output is not None:
+        with whole_file(Path(settings.output), "write the diagnosis") as path:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if settings.json:
+        print_json(content)
+        return 0
+    console = Console(highlight=False)
+    tell(found, console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH))
+    if settings.output is not None:
+        print(clean_terminal(settings.output))
+    return 0

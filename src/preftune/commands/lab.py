@@ -1,0 +1,377 @@
+"""The verb `lab`: run objectives on a problem of one's own, and the findings of both papers with their verdicts.
+
+It stands apart from the other verbs so that nothing here waits for the model libraries.
+"""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from preftune.cli.main import print_json
+from preftune.cli.settings import parse_settings
+from preftune.errors import ConfigError
+from preftune.lab.bench import LAST_SEED, Bench, check_seeds, compare, objectives_wanted, write_comparison
+from preftune.lab.findings import FIRST_SEED, Findings, confirm, load_rates, tune
+from preftune.lab.figure_specs import runs_shown
+from preftune.lab.criteria import Criteria, Tier, load_criteria
+from preftune.lab.loop import Loop
+from preftune.lab.page import VERDICTS, write_findings
+from preftune.lab.problem import load_problem, shipped_problems
+from preftune.text import plural, value_text
+from preftune.storage import whole_file
+from preftune.terminal import clean_terminal
+
+USAGE = """\
+usage: preftune lab ACTION [settings]
+
+actions:
+  list            the experiments with their claims, and the problems that are shipped
+  show NAME       an experiment with its criteria (E4), or a shipped problem (r1)
+  run PROBLEM     objectives on a problem: a shipped name or a YAML file      preftune lab run problem.yaml --objectives all
+  all             the experiments of a tier on fresh seeds: a page, verdicts.json, figures
+  tune            tune the learning rates of the experiments again
+
+preftune lab ACTION --help lists its settings.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabRunConfig:
+    """Objectives compared on one problem: JSON and a figure. Learning rates are tuned on seeds of their own.
+
+    Args:
+        problem: a shipped problem, or a YAML file.
+        objectives: "all", or names with commas between them.
+        output: the folder to write to.
+        loop: how data are gathered and used: B (collection), M (minibatch), T (epochs), C (completions).
+        seeds: how many runs of each objective.
+        first_seed: the first of them; tuning uses those right below.
+        tuning_seeds: how many runs of each learning rate.
+        rates: the grid of learning rates; by default four that suit the policy.
+        workers: processes.
+        overwrite: replace a result that is there.
+        json: print the result as JSON.
+    """
+
+    problem: str
+    objectives: str = "all"
+    output: str = "preftune-lab"
+    loop: Loop = field(default_factory=Loop)
+    seeds: int = 20
+    first_seed: int = FIRST_SEED
+    tuning_seeds: int = 5
+    rates: list[float] = field(default_factory=list)
+    workers: int = 2
+    overwrite: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        _check_workers(self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabListConfig:
+    """The experiments and the shipped problems.
+
+    Args:
+        json: print JSON.
+    """
+
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabShowConfig:
+    """An experiment with its criteria and, where `lab all` wrote some, its verdicts; or a shipped problem.
+
+    Args:
+        name: of the experiment or problem.
+        output: where `lab all` wrote to.
+        json: print JSON.
+    """
+
+    name: str
+    output: str = "preftune-lab"
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabAllConfig:
+    """The experiments of a tier on fresh seeds, judged by the criteria on file.
+
+    Args:
+        output: the folder to write to.
+        tier: small (bandits and lengths, minutes), gpt (a small transformer), or all.
+        only: the ids of some experiments of the tier; all when none is given.
+        seeds: how many.
+        first_seed: the first of them; tuning used those below 100.
+        workers: processes.
+        overwrite: replace a result that is there.
+        json: print the verdicts as JSON.
+    """
+
+    output: str = "preftune-lab"
+    tier: Literal["small", "gpt", "all"] = "small"
+    only: list[str] = field(default_factory=list)
+    seeds: int = 20
+    first_seed: int = FIRST_SEED
+    workers: int = 2
+    overwrite: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        _check_workers(self.workers)
+        check_seeds(seeds=self.seeds)
+        if not 100 <= self.first_seed <= LAST_SEED:
+            raise ConfigError("first_seed is out of range", got=self.first_seed,
+                              expected=f"100 to {LAST_SEED}: those below were used for tuning")  # fmt: skip
+        known = load_criteria()
+        for name in self.only:
+            if name not in known:
+                raise ConfigError("There is no such experiment", got=name, expected=", ".join(known))
+            if self.tier not in ("all", known[name].tier):
+                raise ConfigError(f"{name} is not in the tier {self.tier}", do=f"Give --tier {known[name].tier}")
+
+    @property
+    def experiments(self) -> list[str]:
+        """The ids of those that are run."""
+        return self.only or [name for name, entry in load_criteria().items() if self.tier in ("all", entry.tier)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabTuneConfig:
+    """Tunes the learning rates of a tier's experiments again and writes them as YAML.
+
+    Args:
+        output: the file.
+        tier: small or gpt: each has a file of its own.
+        workers: processes.
+        overwrite: replace a file that is there.
+    """
+
+    output: str
+    tier: Tier = "small"
+    workers: int = 2
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _check_workers(self.workers)
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise ConfigError("workers is out of range", got=workers, expected="1 or more")
+
+
+def run_lab(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    action = arguments[0]
+    if action not in ACTIONS:
+        raise ConfigError("There is no such action", got=action, expected=", ".join(ACTIONS))
+    return ACTIONS[action](arguments[1:])
+
+
+def _run(arguments: Sequence[str]) -> int:
+    settings = parse_settings(LabRunConfig, arguments, prog="preftune lab run", positional="problem",
+                              description="Objectives on one problem: preftune lab run PROBLEM")  # fmt: skip
+    load_problem(settings.problem)
+    bench = Bench(
+        problem=settings.problem, objectives=objectives_wanted(settings.objectives), loop=settings.loop, seeds=settings.seeds,
+        first_seed=settings.first_seed, tuning_seeds=settings.tuning_seeds, rates=tuple(settings.rates),
+    )  # fmt: skip
+    target = _target(Path(settings.output) / "result.json", settings.overwrite)
+    result = compare(bench, settings.workers, _teller("runs"))
+    with whole_file(target, "write the result") as file:
+        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    figure = write_comparison(result, target.with_name("result.svg"))
+    if settings.json:
+        print_json(result | {"figure": str(figure)})
+        return 0
+    _tell_result(result)
+    print(clean_terminal(f"{target} holds the numbers, {figure} the figure."))
+    return 0
+
+
+def _tell_result(result: dict) -> None:
+    table = _table("objective", "learning rate", "expected reward", "95% interval", "KL to the reference")
+    entries = result["objectives"].items()
+    for name, entry in sorted(
+        entries, key=lambda item: -item[1]["measures"]["return"]["mean"][-1] if "measures" in item[1] else 1e9
+    ):
+        if "failed" in entry:
+            table.add_row(name, f"{entry['learning_rate']:g}", Text(clean_terminal(entry["failed"])))
+            continue
+        reward, divergence = entry["measures"]["return"], entry["measures"]["kl"]
+        interval = f"{value_text(reward['low'][-1])} to {value_text(reward['high'][-1])}"
+        last = value_text(divergence["mean"][-1])
+        table.add_row(name, f"{entry['learning_rate']:g}", value_text(reward["mean"][-1]), interval, last)
+    _print(table)
+
+
+def _list(arguments: Sequence[str]) -> int:
+    settings = parse_settings(LabListConfig, arguments, prog="preftune lab list", description="Experiments and problems")
+    criteria, problems = load_criteria(), {name: load_problem(name) for name in shipped_problems()}
+    if settings.json:
+        print_json({"experiments": {name: _criteria_json(entry) for name, entry in criteria.items()},
+                    "problems": {name: problem.about for name, problem in problems.items()}})  # fmt: skip
+        return 0
+    table = _table("id", "finding", "tier", "title")
+    for name, entry in criteria.items():
+        table.add_row(name, entry.finding, entry.tier, entry.title)
+    _print(table)
+    table = _table("problem", "policy", "about")
+    for name, problem in problems.items():
+        table.add_row(name, problem.policy, problem.about)
+    _print(table)
+    return 0
+
+
+def _show(arguments: Sequence[str]) -> int:
+    settings = parse_settings(LabShowConfig, arguments, prog="preftune lab show", positional="name",
+                              description="An experiment or a shipped problem: preftune lab show E4")  # fmt: skip
+    criteria = load_criteria()
+    if settings.name in shipped_problems():
+        from preftune.lab.problem import PROBLEMS
+
+        text = (PROBLEMS / f"{settings.name}.yaml").read_text(encoding="utf-8")
+        if settings.json:
+            print_json(yaml.safe_load(text))
+        else:
+            print(text, end="")
+        return 0
+    if settings.name not in criteria:
+        raise ConfigError("There is no such experiment or problem", got=settings.name or "nothing",
+                          do=_near(settings.name, [*criteria, *shipped_problems()]))  # fmt: skip
+    entry = criteria[settings.name]
+    verdict = _written_verdict(Path(settings.output) / VERDICTS, settings.name)
+    if settings.json:
+        print_json(_criteria_json(entry) | {"verdict": verdict})
+        return 0
+    print(f"{settings.name} ({entry.finding}): {entry.title}\n{entry.claim}")
+    table = _table("clause", "criterion", *(["estimate", "95% interval", "verdict"] if verdict else []))
+    for i, clause in enumerate(entry.clauses):
+        cells = [clause.says, clause.criterion]
+        if verdict:
+            found = verdict["clauses"][i]
+            cells += [value_text(found["estimate"]), " to ".join(map(value_text, found["interval"])), found["verdict"]]
+        table.add_row(*cells)
+    _print(table)
+    if entry.note:
+        print(entry.note)
+    print(f"Verdict: {verdict['verdict']}." if verdict else "No verdict is written yet: `preftune lab all` writes them.")
+    return 0
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """What may have been meant, whatever the case of its letters."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"Did you mean {by_lower[near[0]]}?" if near else "`preftune lab list` lists them"
+
+
+def _written_verdict(path: Path, name: str) -> dict | None:
+    if not path.is_file():
+        return None
+    try:
+        return next((entry for entry in json.loads(path.read_text(encoding="utf-8"))["verdicts"] if entry["id"] == name), None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} holds no verdicts", got=str(error), do="Write it again with `preftune lab all`") from error
+
+
+def _criteria_json(entry: Criteria) -> dict:
+    return {"finding": entry.finding, "tier": entry.tier, "title": entry.title, "claim": entry.claim, "note": entry.note,
+            "clauses": [{"says": c.says, "criterion": c.criterion, "runs": list(c.of)} for c in entry.clauses]}  # fmt: skip
+
+
+def _all(arguments: Sequence[str]) -> int:
+    settings = parse_settings(LabAllConfig, arguments, prog="preftune lab all", description="Every experiment, on fresh seeds")
+    folder = Path(settings.output)
+    _target(folder / VERDICTS, settings.overwrite)
+    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+    found = confirm(seeds, settings.workers, _teller("runs"), runs_shown(), settings.experiments)
+    page = write_findings(found, load_rates(), folder)
+    if settings.json:
+        print_json([outcome.as_dict() for outcome in found.outcomes])
+        return 0
+    _tell_findings(found)
+    print(clean_terminal(f"{page} in {found.wall:.0f} seconds; {folder / VERDICTS} for machines."))
+    return 0
+
+
+def _tell_findings(found: Findings) -> None:
+    table = _table("id", "finding", "title", "verdict", "core seconds")
+    for outcome in found.outcomes:
+        table.add_row(
+            outcome.id, outcome.criteria.finding, outcome.criteria.title, outcome.verdict, f"{found.seconds[outcome.id]:.1f}"
+        )
+    _print(table)
+    print(f"{plural(len(found.outcomes), 'experiment')} on {plural(len(found.seeds), 'seed')}.")
+
+
+def _tune(arguments: Sequence[str]) -> int:
+    settings = parse_settings(LabTuneConfig, arguments, prog="preftune lab tune", positional="output",
+                              description="Learning rates of the experiments: preftune lab tune FILE")  # fmt: skip
+    target = _target(Path(settings.output), settings.overwrite)
+    content = tune(settings.tier, settings.workers, _teller("runs"))
+    with whole_file(target, "write the rates") as file:
+        file.write_text(yaml.safe_dump(content, sort_keys=False, width=132), encoding="utf-8")
+    print(clean_terminal(f"{plural(len(content['runs']), 'run')} tuned in {target}"))
+    return 0
+
+
+def _target(path: Path, overwrite: bool) -> Path:
+    """Refuses before the work what could not be written after it."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder", expected="a name for a file")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists", do="Choose another output, or give --overwrite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK)
+    except OSError as error:
+        raise ConfigError(f"Cannot write to {path.parent}", got=error.strerror) from error
+    if not writable:
+        raise ConfigError(f"Cannot write to {path.parent}", do="Choose another output")
+    return path
+
+
+def _teller(what: str) -> Callable[[int, int], None]:
+    """Progress on the error stream, where somebody watches it."""
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done} of {total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=1000)
+    console.print(table)
+
+
+ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "show": _show, "run": _run, "all": _all, "tune": _tune}
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"lab": run_lab}

@@ -1,0 +1,89 @@
+"""What diagnosis reads of a model beside logp: logits of the target tokens, and sums of hidden states. No gradients."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from preftune.model.layout import LayoutOptions, collate, split_micro_batches
+from preftune.measures.ches import Ches, ches
+from preftune.model.policy import Policy, hidden_states, model_head, to_device
+from preftune.model.scoring import Head, head_logits, score_tokens
+from preftune.types import Batch, Group
+
+Progress = Callable[[int, int], None]
+_CHUNK_ELEMENTS = 2**24  # logits at a time, where all of them are needed: 64 MiB in fp32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenProbe:
+    """What a model says of one completion, float32, a number per scored token."""
+
+    logp: np.ndarray
+    logit: np.ndarray  # of the token that stands there, after scale, bias and soft cap
+    mean_logit: np.ndarray  # over the vocabulary at the same position
+
+
+@torch.no_grad()
+def probe_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions, progress: Progress) -> list[list[TokenProbe]]:
+    """[group][completion]; `progress` gets (done, of all groups)."""
+    found: list[list[TokenProbe]] = [[] for _ in groups]
+    head = model_head(policy.model)
+    for indices, batch, hidden in _hidden_batches(policy, groups, options, progress):
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+            scores = score_tokens(hidden, head, batch.targets, wanted=frozenset({"target_logit"}))
+        assert scores.target_logit is not None
+        columns = [scores.logp, scores.target_logit, mean_logit(hidden, head)]
+        parts = zip(*(column.float().cpu().split(batch.lengths.tolist()) for column in columns), strict=True)
+        for index in indices:
+            for _ in groups[index].completions:
+                logp, logit, mean = (part.numpy() for part in next(parts))
+                found[index].append(TokenProbe(logp=logp, logit=logit, mean_logit=mean))
+    return found
+
+
+@torch.no_grad()
+def ches_scores(
+    policy: Policy, groups: Sequence[Group], pairs: Sequence[Sequence[tuple[int, int]]], options: LayoutOptions, progress: Progress
+) -> list[list[Ches]]:
+    """The CHES of each group's pairs (chosen, rejected). Of a trajectory, only positions that predict scored tokens count."""
+    found: list[list[Ches]] = [[] for _ in groups]
+    for indices, batch, hidden in _hidden_batches(policy, groups, options, progress):
+        sums = iter(part.float().cpu().double().sum(0).numpy() for part in hidden.split(batch.lengths.tolist()))
+        for index in indices:
+            total = [next(sums) for _ in groups[index].completions]
+            count = groups[index].num_scored
+            found[index] = [ches(total[c], total[r], count[c], count[r]) for c, r in pairs[index]]
+    return found
+
+
+@torch.no_grad()
+def mean_logit(hidden: Float[Tensor, "N H"], head: Head) -> Float[Tensor, " N"]:
+    """The mean over the vocabulary of the logits at each position, in fp32 or better.
+
+    Without a soft cap logits are linear in the hidden state, so their mean is that of one averaged row of the head.
+    """
+    if head.softcap is None:
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        mean = hidden.to(kind) @ head.weight.to(kind).mean(0)
+        return head.scale * (mean if head.bias is None else mean + head.bias.to(kind).mean())
+    chunk = max(1, _CHUNK_ELEMENTS // len(head.weight))
+    return torch.cat([head_logits(part, head).mean(1) for part in hidden.split(chunk)])
+
+
+def _hidden_batches(
+    policy: Policy, groups: Sequence[Group], options: LayoutOptions, progress: Progress
+) -> Iterator[tuple[list[int], Batch, Float[Tensor, "N H"]]]:
+    """(group indices, their batch, the hidden states that predict its completion tokens), one micro-batch after another."""
+    progress(0, len(groups))
+    done = 0
+    for indices in split_micro_batches(groups, options, policy.sharing):
+        batch = to_device(collate([groups[i] for i in indices], options, policy.sharing), policy.device)
+        with torch.no_grad(), torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+            hidden = policy.run(lambda batch=batch: hidden_states(policy.model, batch, policy.sharing)[batch.predict_at])
+        yield indices, batch, hidden
+        done += len(indices)
+        progress(done, len(groups))

@@ -1,0 +1,125 @@
+"""Attention of a flat row, segment by segment: nothing is masked away, and no score is computed between sequences."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from preftune.model.attention_masks import FLEX, layer_types, set_attention
+from preftune.types import Batch
+
+SEGMENTS = "preftune_segments"
+"""The name of `attend` among the attention functions of transformers."""
+
+Lengths = tuple[tuple[int, ...], ...]
+"""Positions of the prompt and of each completion, for every segment of a flat row in its order. A completion of one token is
+only ever a target and has none."""
+
+
+def segment_lengths(batch: Batch) -> Lengths:
+    """The segments of a batch that is one row without padding."""
+    groups, branches = batch.group_ids[0], batch.branch_ids[0]
+    moved = (groups.diff() != 0) | (branches.diff() != 0)
+    edges = [0, *(moved.nonzero()[:, 0] + 1).tolist(), len(groups)]
+    found: list[list[int]] = []
+    for start, end, branch in zip(edges, edges[1:], branches[edges[:-1]].tolist(), strict=False):
+        if branch == 0:
+            found.append([])
+        found[-1].append(end - start)
+    return tuple(map(tuple, found))
+
+
+def window_inputs(config: Any) -> Tensor | dict[str, Tensor]:
+    """The `attention_mask` argument: for each kind of layer its window, 0 for none, in the shape of a finished mask."""
+    kinds = layer_types(config)
+    windows = {
+        kind: torch.full((1, 1, 1, 1), config.sliding_window if kind == "sliding_attention" else 0) for kind in kinds
+    }
+    named = getattr(config, "layer_types", None)
+    return windows if named and len(kinds) > 1 else next(iter(windows.values()))
+
+
+def attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    preftune_segments: Lengths | None = None, scaling: float | None = None, softcap: float | None = None,
+    s_aux: Tensor | None = None, **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """softmax(q k^T scaling) v of [1, heads, T, D], each prompt over itself and each completion over its prompt and itself.
+
+    The keys and values of a prompt are computed once and read by all its completions.
+    """
+    if preftune_segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, s_aux=s_aux, **others
+        )
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("soft-capped scores or attention sinks")
+    assert attention_mask is not None, "a flat row comes with its window"
+    window, dtype = int(attention_mask), query.dtype
+    if query.device.type == "cpu":  # its backward in bf16 takes three times as long as in fp32
+        query, key, value = (states.to(torch.promote_types(dtype, torch.float32)) for states in (query, key, value))
+    with torch.autocast(query.device.type, enabled=query.device.type != "cpu" and torch.is_autocast_enabled(query.device.type)):
+        out = _by_segment(query, key, value, preftune_segments, window, scaling)
+    return torch.cat([part.transpose(1, 2) for part in out], dim=1).to(dtype), None
+
+
+def _by_segment(
+    query: Tensor, key: Tensor, value: Tensor, segments: Lengths, window: int, scaling: float | None
+) -> list[Tensor]:
+    # Split once: the gradient of a slice would be as long as the row.
+    parts = zip(*(states.split([*chain.from_iterable(segments)], dim=2) for states in (query, key, value)), strict=True)
+    out = []
+    for lengths in segments:
+        queries, prompt_key, prompt_value = next(parts)
+        out.append(_causal(queries, prompt_key, prompt_value, window, scaling))
+        for _ in lengths[1:]:
+            queries, own_key, own_value = next(parts)
+            seen = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
+            out.append(_causal(queries, *seen, window, scaling))
+    return out
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float | None) -> Tensor:
+    """The queries are the last positions of the keys."""
+    queries, keys = query.shape[2], key.shape[2]
+    mask = None
+    if queries < keys or 0 < window < keys:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+        if window:
+            mask = mask.triu(keys - queries - window + 1)
+    repeats = query.shape[1] // key.shape[1]
+    grouped = repeats > 1 and (query.device.type == "cpu" or mask is None)  # other devices' kernels take no mask then
+    if repeats > 1 and not grouped:
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
+    )
+
+
+AttentionInterface.register(SEGMENTS, attend)
+AttentionMaskInterface.register(SEGMENTS, sdpa_mask)
+
+
+def plain_attention(config: Any) -> str:
+    """Scaled dot products, by segments where rows are flat; what these cannot express (soft-capped scores) is eager."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else SEGMENTS
+
+
+@contextmanager
+def without_flex(model: PreTrainedModel) -> Iterator[None]:
+    """Within, a model that has FlexAttention for its rows has plain attention, for calls that are not of packed rows."""
+    uses_flex = model.config.get_text_config()._attn_implementation == FLEX
+    if uses_flex:
+        set_attention(model, plain_attention(model.config))
+    try:
+        yield
+    finally:
+        if uses_flex:
+            set_attention(model, FLEX)

@@ -1,0 +1,57 @@
+"""A model whose weights are in 16 bits, computing in fp32 for a while: what is proven of it is not lost in its rounding."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from preftune.model.kernels.recompute import layers_of
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def in_fp32(model: nn.Module) -> Iterator[None]:
+    """Within, passes of the model are in fp32, with the weights that it has; without gradients.
+
+    What lies outside the layers is cast at once, a layer while it computes: one layer in fp32 is held at a time. Casting there
+    and back changes no bit. A model in fp32 or fp64 is left alone.
+    """
+    layers = layers_of(model)
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    rest = _low(parameter for parameter in model.parameters() if id(parameter) not in inside)
+    hooks = []
+    for layer in layers:
+        own = _low(layer.parameters())
+        hooks.append(layer.register_forward_pre_hook(_casts(own, torch.float32)))
+        hooks.append(layer.register_forward_hook(_casts(own, None), always_call=True))
+    _cast(rest, torch.float32)
+    try:
+        yield
+    finally:
+        _cast(rest, None)
+        for hook in hooks:
+            hook.remove()
+
+
+_Weights = list[tuple[nn.Parameter, torch.dtype]]
+
+
+def _low(parameters: Iterable[nn.Parameter]) -> _Weights:
+    """Those in 16 bits, with the precision they have."""
+    return [(parameter, parameter.dtype) for parameter in parameters if parameter.dtype in _LOW]
+
+
+def _cast(weights: _Weights, dtype: torch.dtype | None) -> None:
+    """To the precision, or back to their own."""
+    for parameter, own in weights:
+        parameter.data = parameter.data.to(dtype or own)
+
+
+def _casts(weights: _Weights, dtype: torch.dtype | None) -> Any:
+    def hook(*_: Any) -> None:
+        _cast(weights, dtype)
+
+    return hook

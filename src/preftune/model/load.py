@@ -1,0 +1,218 @@
+"""From a name to a model: the bundled default, a local folder, a GGUF file, an adapter folder, or a hub id."""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from preftune.errors import ConfigError, ModelError
+from preftune.model.adapters import quiet_peft
+from preftune.model.bundled import BUNDLED_MODELS, bundled_folder
+from preftune.model.kernels.gated import lighten_mlps
+from preftune.model.kernels.norms import quicken_norms
+from preftune.model.kernels.products import use_fast_products
+from preftune.model.attention_segments import plain_attention
+
+_ADAPTER_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What may be loaded beside plain tensors.
+
+    Args:
+        trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read weights from pickle files (.bin), which can run code, when there are no safetensors.
+    """
+
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+def quiet_transformers() -> None:
+    """Progress bars and notices of the libraries would break ours up."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def resolve_model(name: str) -> str:
+    """A folder, a .gguf file or a hub id for what the user typed; the bundled model is fetched on first use."""
+    if name in BUNDLED_MODELS:
+        return str(bundled_folder(name))
+    if not name:
+        raise ModelError("The model's name is empty", expected="a folder, a .gguf file or a hub id")
+    path = Path(name).expanduser()
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", _ADAPTER_FILE)):
+        raise ModelError(
+            f"The folder {name} holds no model", got=", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing",
+            expected="config.json and safetensors weights, or a peft adapter",
+        )
+    if path.is_file() and path.suffix != ".gguf":
+        raise ModelError(f"{name} is a file", got=path.suffix, expected="a model folder or a .gguf file")
+    if path.exists():
+        return str(path.resolve())
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"There is no model {name!r}", expected="a folder, a .gguf file, a hub id (owner/name) or one of "
+            + ", ".join(BUNDLED_MODELS), do="Check the path",
+        )
+    return name
+
+
+def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str, **arguments: Any) -> Any:
+    """`load(source, **arguments)`, a from_pretrained, with every known way to fail told in one sentence."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        source, arguments = str(path.parent), arguments | {"gguf_file": path.name}
+        arguments.pop("use_safetensors", None)
+    try:
+        return load(source, **arguments)
+    except HFValidationError as error:
+        raise ModelError(f"{name!r} is no model name", expected="a folder or a hub id (owner/name)") from error
+    except ImportError as error:
+        raise ModelError(f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]) from error
+    except (
+        OSError, ValueError, KeyError, IndexError, RuntimeError, EOFError, struct.error, SafetensorError, UnpicklingError
+    ) as error:  # the parsers of safetensors, pickle, GGUF and JSON, met with damaged files
+        told = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):
+            told, do = "it carries Python code", "Set --trust_remote_code true if you trust its authors"
+        elif arguments.get("use_safetensors") and ("safetensors" in told or ".bin" in told):
+            do = "If it has pickle weights only and you trust them, set --allow_pickle true"
+        else:
+            do = "Check the name, the files and the network; a local folder works without a network"
+        raise ModelError(f"Cannot load the {what} of {name}", got=told, do=do) from error
+
+
+def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
+    """The tokeniser of a resolved model (of an adapter: the one saved beside it, else its base's)."""
+    if (Path(source) / _ADAPTER_FILE).is_file() and not (Path(source) / "tokenizer_config.json").is_file():
+        return load_tokenizer(_base_of(source), options)
+    return _from_pretrained(
+        AutoTokenizer.from_pretrained, source, "tokeniser", source, trust_remote_code=options.trust_remote_code
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("device is not to be had", got=name, expected="auto, cpu, cuda or cuda:N") from error
+    return device
+
+
+def check_same_tokeniser(model: str, reference: str, options: LoadOptions) -> None:
+    """Token ids must mean the same to a model and its reference."""
+    vocabularies = [load_tokenizer(resolve_model(name), options).get_vocab() for name in (model, reference)]
+    if vocabularies[0] != vocabularies[1]:
+        raise ModelError("The model and its reference have different tokenisers", got=f"{model} and {reference}",
+                         expected="models of one family", do="Name a reference that the model was tuned from")  # fmt: skip
+
+
+def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is exact."""
+    quiet_transformers()
+    use_fast_products()
+    if (Path(source) / _ADAPTER_FILE).is_file():
+        return _merged(source, options, dtype)
+    model = _whole_model(AutoModelForCausalLM, source, options, dtype)
+    model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
+    make_lean(model)
+    model.name_or_path = source
+    return model
+
+
+def load_classification_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A sequence classifier in evaluation mode, with its own head: a head that is not in the files would be random."""
+    quiet_transformers()
+    use_fast_products()
+    if (Path(source) / _ADAPTER_FILE).is_file():
+        raise ModelError(f"{source} is an adapter", expected="a whole sequence-classification model",
+                         do="Merge the adapter into its base first")  # fmt: skip
+    model = _whole_model(AutoModelForSequenceClassification, source, options, dtype).eval()
+    make_lean(model)
+    return model
+
+
+def make_lean(model: PreTrainedModel) -> None:
+    """Let the norms and MLPs of a model compute the same with less time and memory, where they can."""
+    quicken_norms(model)
+    lighten_mlps(model)
+
+
+def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
+    """What the auto class `kind` makes of the files; an error if a weight is not in them."""
+    config = _from_pretrained(
+        AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=options.trust_remote_code
+    )
+    if kind is AutoModelForCausalLM and any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
+        raise ModelError(f"{source} is a classifier or a reward model and cannot write text", got=config.architectures[0],
+                         expected="a causal language model", do="Name it as a reward, or name the model it came from")  # fmt: skip
+    model, found = _from_pretrained(
+        kind.from_pretrained, source, "weights", source,
+        config=config, dtype=dtype, attn_implementation=plain_attention(config),
+        trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
+        output_loading_info=True,
+    )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(f"The weights of {source} are incomplete", got=f"no {', '.join(missing[:3])}",
+                         expected=f"all of {type(model).__name__}", do="Fetch or save the model again")  # fmt: skip
+    return model
+
+
+def _base_of(source: str) -> str:
+    """The resolved base of an adapter folder."""
+    try:
+        name = json.loads((Path(source) / _ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The adapter {source} is damaged", got=f"{_ADAPTER_FILE}: {error!r}",
+                         expected="a folder that peft saved") from error  # fmt: skip
+    base = resolve_model(str(name)) if name else source
+    if base == source:
+        raise ModelError(f"The adapter {source} names no base model", got=f"base_model_name_or_path: {name}",
+                         do=f"Write its folder or hub id into {_ADAPTER_FILE}")  # fmt: skip
+    return base
+
+
+def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
+    if not options.allow_pickle and not (Path(source) / "adapter_model.safetensors").is_file():
+        raise ModelError(f"Cannot load the weights of the adapter {source}", got="no adapter_model.safetensors",
+                         do="If it has pickle weights only and you trust them, set --allow_pickle true")  # fmt: skip
+    from peft import PeftModel
+
+    base = load_model(_base_of(source), options, dtype)
+    with quiet_peft():
+        adapted = _from_pretrained(partial(PeftModel.from_pretrained, base), source, "adapter", source)
+    model = adapted.merge_and_unload().eval()
+    model.name_or_path = source  # an adapter trained on top of this one stands on both
+    return model
+
+
+def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A de-quantised GGUF model as an ordinary one, which can be saved."""
+    config = model.config
+    if "quantization_config" in config.to_dict():
+        delattr(config, "quantization_config")
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=plain_attention(config))
+    plain.load_state_dict(model.state_dict())
+    return plain.eval()

@@ -1,0 +1,116 @@
+"""A sequence-classification model that scores a prompt with its completion."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from preftune.data.render import Renderer, make_renderer
+from preftune.errors import ConfigError, TrainingError
+from preftune.rewards.base import Prompt, at, prompt_as_text, whole_prompts
+from preftune.rewards.models import RewardModel
+from preftune.rewards.rendered import ended_flags, render
+from preftune.model.load import LoadOptions, load_classification_model, load_tokenizer, pick_device, resolve_model
+
+_ENOUGH = 2**31  # positions of a model that does not say how many it has
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classifier:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer | None  # None: prompt and completion are a pair of texts
+    label: int | None  # None: the model has a single output
+    most_tokens: int
+
+
+def load_classifier(settings: RewardModel) -> Classifier:
+    """The model with how it reads texts; an error if what it gives is no reward."""
+    source = resolve_model(settings.path)
+    loading = LoadOptions(trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle)
+    tokenizer = load_tokenizer(source, loading)
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    model = load_classification_model(source, loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
+    template = settings.template
+    if template == "auto":
+        template = "chat" if tokenizer.chat_template else "pair" if tokenizer.sep_token else "plain"
+    if template == "pair" and not tokenizer.sep_token:
+        raise ConfigError("The tokeniser of reward 'model' has no separator", got="template: pair", expected="sep_token",
+                          do="Use template=plain")  # fmt: skip
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _ENOUGH
+    return Classifier(
+        model=model, tokenizer=tokenizer, renderer=None if template == "pair" else make_renderer(tokenizer, template),
+        label=_label(model, settings.label), most_tokens=min(positions, settings.max_length or _ENOUGH),
+    )  # fmt: skip
+
+
+def _label(model: PreTrainedModel, wanted: str | None) -> int | None:
+    names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    if model.config.num_labels == 1:
+        if wanted is not None:
+            raise ConfigError("label has no effect on a reward model with one output", got=wanted, do="Leave it out")
+        return None
+    found = [number for number, name in names.items() if wanted in (name, str(number))]
+    if len(found) != 1:
+        raise ConfigError(
+            "The reward model has several outputs", got=f"label {wanted}" if wanted else "no label",
+            expected="one of " + ", ".join(names.values()), do="Name the one to take with label",
+        )  # fmt: skip
+    return found[0]
+
+
+@torch.no_grad()
+def classified(
+    one: Classifier, settings: RewardModel, prompts: Sequence[str], completions: list[str], columns: Mapping[str, Any]
+) -> list[float]:
+    """The reward of each completion. It does not depend on what else is in its batch."""
+    rows = [
+        _row(one, prompt, completion, ended, settings.ending, at(index, completions))
+        for index, (prompt, completion, ended) in enumerate(
+            zip(whole_prompts(prompts, columns), completions, ended_flags(columns, len(completions)), strict=True)
+        )
+    ]
+    for index, row in enumerate(rows):
+        if len(row["input_ids"]) > one.most_tokens:
+            raise TrainingError(f"Prompt and completion are too long for reward 'model': {at(index, completions)}",
+                                got=f"{len(row['input_ids'])} tokens", expected=f"at most {one.most_tokens}",
+                                do="Lower max_new_tokens, or leave long prompts out")  # fmt: skip
+    order = sorted(range(len(rows)), key=lambda k: len(rows[k]["input_ids"]))  # like lengths together: little padding
+    pad = one.model.config.get_text_config().pad_token_id
+    at_once = settings.batch_size if pad is not None else 1  # without a padding token, the model takes one text at a time
+    rewards = [0.0] * len(rows)
+    for start in range(0, len(order), at_once):
+        places = order[start : start + at_once]
+        for place, reward in zip(places, _logits(one, [rows[k] for k in places], pad), strict=True):
+            rewards[place] = reward
+    return rewards
+
+
+def _row(
+    one: Classifier, prompt: Prompt, completion: str, ended: bool, ending: str, where: str
+) -> dict[str, list[int]]:
+    if one.renderer is None:
+        pair = one.tokenizer(prompt_as_text(prompt), completion, verbose=False)
+        return {name: list(pair[name]) for name in ("input_ids", "token_type_ids") if name in pair}
+    if one.renderer.mode == "chat" and ending == "template" and ended:
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(map(dict, prompt))
+        try:
+            text = one.tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": completion}], tokenize=False)
+        except Exception as error:  # a template is a program of its own and may raise anything
+            raise TrainingError(f"The chat template of reward 'model' refuses {where}", got=str(error)) from error
+        return {"input_ids": one.tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"]}
+    group = render(one.renderer, prompt, [completion], [ended], where)
+    return {"input_ids": [*group.prompt.tolist(), *group.completions[0].tolist()]}
+
+
+def _logits(one: Classifier, rows: Sequence[Mapping[str, list[int]]], pad: int | None) -> list[float]:
+    width = max(len(row["input_ids"]) for row in rows)
+    inputs = {
+        name: torch.tensor([row[name] + [(pad or 0) if name == "input_ids" else 0] * (width - len(row[name])) for row in rows])
+        for name in rows[0]
+    }  # fmt: skip
+    inputs["attention_mask"] = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+    logits = one.model(**{name: tensor.to(one.model.device) for name, tensor in inputs.items()}).logits.float()
+    return (logits[:, 0] if one.label is None else logits.log_softmax(-1)[:, one.label]).tolist()

@@ -1,0 +1,56 @@
+"""Completions of a model with the reward of each: what comparisons before and after, and labelled data, are made of."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from preftune.data.render import Renderer
+from preftune.rewards.questions import questions, shared_columns
+from preftune.rewards import COLUMNS, call_reward, check_columns, resolve_reward
+from preftune.sampling.sample import SampleOptions, sample
+from preftune.types import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One completion of one prompt and what the reward says of it."""
+
+    prompt_index: int
+    sample_index: int
+    prompt: str
+    completion: str
+    reward: float | None
+    ended: bool
+    num_tokens: int
+
+
+def sample_and_judge(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    records: Sequence[Record],
+    options: SampleOptions,
+    reward: str,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Judged]:
+    """Draw completions of each record's prompt and call the reward once on all of them.
+
+    The reward also gets the columns that sampling gives (COLUMNS), and the records' own columns.
+    """
+    function = resolve_reward(reward)
+    check_columns(function, reward, shared_columns(records) | set(COLUMNS))
+    prompts = [renderer.render(record).prompt for record in records]
+    drawn = sample(model, renderer, prompts, options, seed, progress)
+    texts = [[one.text for one in ones] for ones in drawn]
+    ended, counts = [[one.ended for one in ones] for ones in drawn], [[len(one.token_ids) for one in ones] for ones in drawn]
+    asked = questions(records, texts, ended, counts, options.max_new_tokens)
+    rewards = call_reward(function, reward, asked.prompts, asked.completions, asked.columns)
+    flat = [(p, k, one) for p, ones in enumerate(drawn) for k, one in enumerate(ones)]
+    return [
+        Judged(
+            prompt_index=p, sample_index=k, prompt=text, completion=one.text, reward=value, ended=one.ended,
+            num_tokens=len(one.token_ids),
+        )
+        for (p, k, one), text, value in zip(flat, asked.prompts, rewards, strict=True)
+    ]

@@ -1,0 +1,314 @@
+"""Completions drawn from a model in this process."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from preftune.data.options import Template
+from preftune.data.render import Renderer, make_renderer
+from preftune.errors import ConfigError, DataError
+from preftune.sampling.distribution import MAX_KEY, log_distribution, pick, uniforms
+from preftune.sampling.engine import Engine, Rows, choose_engine, start_rows
+from preftune.model.load import LoadOptions, load_model, load_tokenizer, pick_device, resolve_model
+from preftune.model.policy import model_head
+from preftune.model.scoring import Head, head_logits
+from preftune.model.attention_segments import without_flex
+
+_CHUNK_ELEMENTS = 2**24  # logits of so many rows at a time, 64 MiB in fp32
+_COMPACT_AT = 0.125  # rows that have ended are dropped when they are this share of all: dropping copies what is kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """How completions are drawn. Temperature acts first, then top_k, top_p and min_p, each on what is left.
+
+    Args:
+        num_completions: completions per prompt.
+        max_new_tokens: budget of a completion, end-of-turn token included; one that needs more is cut off there.
+        temperature: logits are divided by it; 0 always takes the most probable token.
+        top_p: draw from the smallest set of tokens that holds this much probability; 1 is all.
+        top_k: draw from so many most probable tokens; 0 is all.
+        min_p: draw from tokens at least this many times as probable as the most probable one; 0 is all.
+        stop: texts that end a completion: it is cut after the token with which one of them appears, and has ended.
+        sample_batch: completions drawn at a time, those of one prompt always together.
+    """
+
+    num_completions: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: list[str] = field(default_factory=list)
+    sample_batch: int = 128
+
+    def __post_init__(self) -> None:
+        for name, low in (("num_completions", 1), ("max_new_tokens", 1), ("top_k", 0), ("sample_batch", 1)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected=f"at least {low}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError("temperature is out of range", got=self.temperature, expected="0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError("top_p is out of range", got=self.top_p, expected="(0, 1]")
+        if not 0 <= self.min_p < 1:
+            raise ConfigError("min_p is out of range", got=self.min_p, expected="[0, 1)")
+        if "" in self.stop:
+            raise ConfigError("stop holds an empty text", got=self.stop, expected="texts of a character or more")
+        if self.temperature == 0 and (self.num_completions > 1 or self.truncated):
+            raise ConfigError(
+                "num_completions, top_p, top_k and min_p have no effect at temperature 0",
+                got="all completions would be the same", expected="their defaults, or a temperature above 0",
+            )
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens are left out that the model could write."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """One completion: its tokens up to and including the end-of-turn token (if it came), its text without it.
+
+    `logp` is of the model as it is, what preftune.policy scores at temperature 1; `behaviour_logp` is of the distribution that
+    was drawn from, temperature and truncation included. They differ only under these; at temperature 0 the drawn token was
+    certain and behaviour_logp is 0. An importance ratio that makes an expectation over the draws one over the policy divides
+    by `behaviour_logp`. Under truncation that holds on the tokens that could be drawn alone, which no ratio mends. A ratio of
+    the policy to itself before an update, which starts at 1, divides by `logp`; so does a comparison of trainer and sampler.
+    Both are None where a server does not tell them.
+    """
+
+    token_ids: np.ndarray  # int32 [tokens]
+    text: str
+    ended: bool  # by the end-of-turn token or a stop text; a stop text is in `text` and no end-of-turn token follows it
+    behaviour_logp: np.ndarray | None = None  # float32 [tokens]
+    logp: np.ndarray | None = None  # float32 [tokens]
+
+
+def load_sampler(
+    name: str, loading: LoadOptions, precision: Literal["fp32", "bf16"], device: str, template: Template = "auto"
+) -> tuple[PreTrainedModel, Renderer]:
+    """A model by its name, to draw from, with the renderer of its prompts."""
+    source = resolve_model(name)
+    renderer = make_renderer(load_tokenizer(source, loading), template)
+    model = load_model(source, loading, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return model.to(pick_device(device)), renderer  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blend:
+    """A second model that has a say in every token: softmax((1 - share) z + share z_other), the geometric mixture of the two.
+
+    `within` is entered around every pass of the second model, which may be the first one without its adapter; `around` by who
+    draws, around it all.
+    """
+
+    model: PreTrainedModel
+    share: float
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Voice:
+    """Rows of one model, and its share of the logits."""
+
+    rows: Rows
+    head: Head
+    share: float
+    within: Callable[[], AbstractContextManager[object]]
+
+    def step(self, tokens: Tensor) -> None:
+        with self.within():
+            self.rows.step(tokens)
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    prompts: Sequence[np.ndarray],
+    options: SampleOptions,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    keys: Sequence[int] | None = None,
+    engine: Engine | None = None,
+    blend: Blend | None = None,
+) -> list[list[Sampled]]:
+    """`num_completions` completions of each prompt (token ids), in the prompts' order.
+
+    What is drawn depends on the model, the prompt, the options, the seed, the prompt's key (an integer of its own; its place
+    among the prompts if no keys are given) and the number of the completion. It depends neither on the other prompts nor on
+    `sample_batch`, but for rounding: a sum in another order can move a probability by its last bits. `engine` is what
+    choose_engine said of the model, which is asked when it is not given. With a `blend` the mixture of two models of one
+    architecture is drawn from; `logp` is then of the mixture at temperature 1. No random state of torch or numpy is read or
+    moved.
+    """
+    keys = range(len(prompts)) if keys is None else keys
+    check_keys(keys, len(prompts))
+    _check_room(model, prompts, options)
+    results: list[list[Sampled]] = [[] for _ in prompts]
+    progress(0, len(prompts))
+    done = 0
+    with evaluating(model), without_flex(model if blend is None else blend.model):
+        engine = choose_engine(model)[0] if engine is None else engine
+        for indices in _batches(prompts, engine, max(1, options.sample_batch // options.num_completions)):
+            noise = [uniforms(seed, keys[i], k, options.max_new_tokens) for i in indices for k in range(options.num_completions)]
+            voices = _open(engine, model, blend, [prompts[i] for i in indices], options.num_completions)
+            drawn = iter(_draw(voices, np.stack(noise), options, renderer))
+            for index in indices:
+                results[index] = list(itertools.islice(drawn, options.num_completions))
+            done += len(indices)
+            progress(done, len(prompts))
+    return results
+
+
+def _open(
+    engine: Engine, model: PreTrainedModel, blend: Blend | None, prompts: Sequence[np.ndarray], completions: int
+) -> list[_Voice]:
+    """The models that have a say."""
+    found = []
+    if blend is None or blend.share < 1:
+        own = 1.0 if blend is None else 1.0 - blend.share
+        rows = start_rows(engine, model, prompts, completions)
+        found.append(_Voice(rows=rows, head=model_head(model), share=own, within=nullcontext))
+    if blend is not None and blend.share > 0:
+        with blend.within():
+            rows = start_rows(engine, blend.model, prompts, completions)
+        found.append(_Voice(rows=rows, head=model_head(blend.model), share=blend.share, within=blend.within))
+    return found
+
+
+def check_keys(keys: Sequence[int], count: int) -> None:
+    """An error unless there is a key of 64 bits for each of `count` prompts."""
+    if len(keys) != count:
+        raise ConfigError("Every prompt wants a key", got=f"{len(keys)} keys", expected=f"{count}")
+    if keys and not 0 <= min(keys) <= max(keys) < MAX_KEY:
+        raise ConfigError("The key of a prompt is out of range", got=f"{min(keys)} to {max(keys)}",
+                          expected="0 or more, less than 2**64")  # fmt: skip
+
+
+def _check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SampleOptions) -> None:
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for index, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise DataError(f"Prompt {index} has no tokens", expected="at least one token before the completion")
+        if room is not None and len(prompt) + options.max_new_tokens > room + 1:  # the last token is never read
+            raise DataError(
+                f"Prompt {index} leaves no room for a completion", got=f"{len(prompt)} tokens and a budget of "
+                f"{options.max_new_tokens}", expected=f"at most {room + 1} together (max_position_embeddings and the last token)",
+                do="Lower max_new_tokens or leave the prompt out",
+            )  # fmt: skip
+
+
+def _batches(prompts: Sequence[np.ndarray], engine: Engine, at_once: int) -> Iterator[list[int]]:
+    """Prompts of like length together, longest first; of one length where the engine wants it."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    for _, part in itertools.groupby(order, key=lambda i: engine == "shared" or len(prompts[i])):
+        indices = list(part)
+        yield from (indices[start : start + at_once] for start in range(0, len(indices), at_once))
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Within, no module is in training mode: no dropout, and no checkpointing, which would switch the cache off.
+
+    And attention is plain, since FlexAttention is compiled for rows that are computed whole.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with without_flex(model):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _draw(voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: SampleOptions, renderer: Renderer) -> list[Sampled]:
+    """Token by token until all rows have ended; `noise` are the rows' uniforms."""
+    (count, budget), live = noise.shape, np.arange(len(noise))
+    tokens, lengths = np.zeros((count, budget), dtype=np.int32), np.full(count, budget)
+    ended = np.zeros(count, dtype=bool)
+    behaviour, logp = np.zeros((2, count, budget), dtype=np.float32)
+    for step in range(budget):
+        found = _next_tokens(voices, noise[live, step], options)
+        tokens[live, step], behaviour[live, step], logp[live, step] = (one.cpu().numpy() for one in found)
+        for row in live[~ended[live]]:
+            if tokens[row, step] == renderer.end_of_turn or _stopped(tokens[row, : step + 1], options.stop, renderer):
+                ended[row], lengths[row] = True, step + 1
+        on = ~ended[live]
+        if step + 1 == budget or not on.any():
+            break
+        if on.mean() <= 1 - _COMPACT_AT:
+            for voice in voices:
+                voice.rows.keep(torch.from_numpy(np.flatnonzero(on)))
+            live = live[on]
+        for voice in voices:
+            voice.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
+    return [
+        Sampled(
+            token_ids=tokens[row, :length].copy(), text=completion_text(tokens[row, :length], renderer),
+            ended=bool(ended[row]), behaviour_logp=behaviour[row, :length].copy(), logp=logp[row, :length].copy(),
+        )
+        for row, length in enumerate(lengths.tolist())
+    ]
+
+
+def _next_tokens(voices: Sequence[_Voice], noise: Float[np.ndarray, " R"], options: SampleOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """(token, behaviour_logp, logp) of each row."""
+    chunk = max(1, _CHUNK_ELEMENTS // len(voices[0].head.weight))
+    uniform = torch.from_numpy(noise).to(voices[0].rows.hidden.device)
+    parts = [_choose(_logits(voices, slice(i, i + chunk)), uniform[i : i + chunk], options) for i in range(0, len(noise), chunk)]
+    token, behaviour, logp = (torch.cat(part) for part in zip(*parts, strict=True))
+    return token, behaviour, logp
+
+
+def _logits(voices: Sequence[_Voice], rows: slice) -> Float[Tensor, "R V"]:
+    """Of the mixture; its normaliser is the softmax's business."""
+    first, *others = [head_logits(voice.rows.hidden[rows], voice.head) for voice in voices]
+    if not others:
+        return first
+    return voices[0].share * first + voices[1].share * others[0]
+
+
+def _choose(logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options: SampleOptions) -> tuple[Tensor, Tensor, Tensor]:
+    plain = logits.log_softmax(1)
+    if options.temperature == 0:
+        token = logits.argmax(1)
+        logp = plain.gather(1, token[:, None]).squeeze(1)
+        return token, torch.zeros_like(logp), logp
+    drawn_from = plain
+    if options.temperature != 1 or options.truncated:
+        drawn_from = log_distribution(
+            logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p
+        )
+    token = pick(drawn_from.exp(), uniform)
+    behaviour, logp = (one.gather(1, token[:, None]).squeeze(1) for one in (drawn_from, plain))
+    return token, behaviour, logp
+
+
+def _stopped(ids: np.ndarray, stop: Sequence[str], renderer: Renderer) -> bool:
+    """Whether a stop text appeared with the last token."""
+    if not stop:
+        return False
+    # A token holds a byte of text or more. The few further tokens keep what a tokeniser does at a text's start out of it.
+    reach = max(len(text.encode("utf-8")) for text in stop) + 8
+    tail = str(renderer.tokenizer.decode(ids[-reach:].tolist(), skip_special_tokens=True))
+    return any(text in tail for text in stop)
+
+
+def completion_text(ids: np.ndarray, renderer: Renderer) -> str:
+    """The text of a completion's tokens, without the end-of-turn token and other special ones."""
+    kept = ids[: len(ids) - (len(ids) > 0 and ids[-1] == renderer.end_of_turn)]
+    return str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))

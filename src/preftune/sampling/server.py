@@ -1,0 +1,325 @@
+"""Completions drawn by an OpenAI-compatible server: one request each, many at a time, what is drawn kept in a journal."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from preftune.data.render import Renderer
+from preftune.errors import ConfigError, ModelError, ServerError, storage_error
+from preftune.sampling.client import Refused, ServerOptions, ask, ask_all, connect
+from preftune.sampling.distribution import uniforms
+from preftune.sampling.sample import Sampled, SampleOptions, check_keys, completion_text
+from preftune.types import Message, Record
+
+Api = Literal["tokens", "transformers", "chat"]
+_ROW = ("text", "ended", "token_ids", "logprobs", "stop_text")  # what the journal keeps of an answer
+_PATHS = {"tokens": "/v1/completions", "transformers": "/v1/chat/completions", "chat": "/v1/chat/completions"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """What completions are drawn of: tokens, and the record that they come from, which a server of text needs."""
+
+    tokens: np.ndarray
+    record: Record | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """One completion to draw."""
+
+    prompt: int
+    sample: int
+    path: str
+    body: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Names the draw in a journal: nothing drawn with other settings, prompts or models is taken for it."""
+        return hashlib.sha256(json.dumps([self.path, self.body], sort_keys=True).encode()).hexdigest()
+
+
+def sample_server(
+    server: ServerOptions,
+    renderer: Renderer,
+    records: Sequence[Record],
+    options: SampleOptions,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    keys: Sequence[int] | None = None,
+    journal: Path | None = None,
+) -> list[list[Sampled]]:
+    """`num_completions` completions of each record's prompt, in the records' order; the server's model is the renderer's.
+
+    With the api "tokens" the server gets the prompt's tokens and tells those it drew, with their log-probabilities; these fill
+    `logp` or `behaviour_logp`, as `server.logprobs` says, and both where temperature and truncation leave the two the same.
+    Otherwise completions come as text: their tokens are the renderer's, and log-probabilities are None. A stop text may be
+    cut off by the server. The server gets a seed for each completion; whether it draws the same again is up to it.
+
+    With a `journal` (JSON lines), every completion is written to it as it comes, and what it holds of an earlier call with
+    the same prompts and settings is not drawn again. Raises ServerError when the server refuses or stays silent.
+    """
+    prompts = [_Prompt(tokens=renderer.render(record).prompt, record=record) for record in records]
+    keys = range(len(records)) if keys is None else keys
+    check_keys(keys, len(records))
+    return asyncio.run(_sample(server, renderer, prompts, options, seed, progress, keys, journal))
+
+
+def sample_server_tokens(
+    server: ServerOptions,
+    renderer: Renderer,
+    prompts: Sequence[np.ndarray],
+    options: SampleOptions,
+    seed: int,
+    keys: Sequence[int],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[Sampled]]:
+    """The same of prompts that are tokens, by the api "tokens"; a server that tells text alone is refused."""
+    if server.api not in ("auto", "tokens"):
+        raise ConfigError("Prompts of tokens have no place in a chat", got=f"server.api {server.api}", expected="tokens")
+    asked = [_Prompt(tokens=tokens, record=None) for tokens in prompts]
+    return asyncio.run(_sample(replace(server, api="tokens"), renderer, asked, options, seed, progress, keys, None))
+
+
+async def _sample(server, renderer, prompts, options, seed, progress, keys, journal) -> list[list[Sampled]]:
+    if renderer.mode == "plain" and server.api in ("transformers", "chat"):
+        raise ConfigError("A plain-text prompt has no place in a chat", got=f"server.api {server.api}", expected="tokens",
+                          do="Use a server that takes token ids, or template chat")  # fmt: skip
+    async with connect(server) as client:
+        model = server.model or await ask(client, server, "/v1/models", None, _first_model)
+        server = replace(server, model=model)
+        if not prompts:
+            return []
+        api = await _find_api(client, server, renderer, prompts[0], options) if server.api == "auto" else server.api
+        requests = [
+            _Request(prompt=p, sample=k, path=_PATHS[api], body=body | {"seed": _seed(seed, keys[p], k)})
+            for p, prompt in enumerate(prompts)
+            for body in [_body(api, model, renderer, prompt, options)]
+            for k in range(options.num_completions)
+        ]
+        rows = _read_journal(journal)
+        missing = [request for request in requests if request.digest not in rows]
+        done = len(requests) - len(missing)
+        progress(done, len(requests))
+        with _writer(journal) as write:
+
+            async def work(request: _Request) -> None:
+                row = await ask(client, server, request.path, request.body, _reader(api))
+                rows[request.digest] = row
+                write({"request": request.digest, "prompt": request.prompt, "sample": request.sample, **row})
+                nonlocal done
+                done += 1
+                progress(done, len(requests))
+
+            await ask_all(server, missing, work)
+    drawn = iter([_sampled(rows[one.digest], prompts[one.prompt], renderer, options, server) for one in requests])
+    return [[next(drawn) for _ in range(options.num_completions)] for _ in prompts]
+
+
+async def _find_api(client, server: ServerOptions, renderer: Renderer, prompt: _Prompt, options: SampleOptions) -> Api:
+    """The most exact api that the server takes, found by drawing a single token."""
+    apis: tuple[Api, ...] = ("tokens", "transformers", "chat") if renderer.mode == "chat" else ("tokens",)
+    refusals = []
+    for api in apis:
+        body = _body(api, server.model, renderer, prompt, replace(options, max_new_tokens=1)) | {"seed": 0}
+        try:
+            await ask(client, server, _PATHS[api], body, _reader(api))
+        except Refused as refusal:
+            refusals.append(f"api {api}: {refusal}")
+            continue
+        return api
+    raise ServerError("The server takes no request for a completion", got=" ".join(refusals),
+                      expected="an OpenAI-compatible server that has the model")  # fmt: skip
+
+
+def _seed(seed: int, key: int, sample: int) -> int:
+    """Of one completion, in 31 bits, which every server takes."""
+    return int(uniforms(seed, key, sample, 1)[0] * 2**31)
+
+
+# --- requests ---
+
+
+def _first_model(text: str) -> str:
+    return str(json.loads(text)["data"][0]["id"])
+
+
+def _body(api: Api, model: str, renderer: Renderer, prompt: _Prompt, options: SampleOptions) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model, "max_tokens": options.max_new_tokens, "temperature": options.temperature, "top_p": options.top_p
+    }  # fmt: skip
+    if options.stop:
+        body["stop"] = list(options.stop)
+    if api == "tokens":
+        body["prompt"] = prompt.tokens.tolist()
+        # What is off is said, too: servers take what is left open from the model's own recommendations.
+        body |= {
+            "top_k": options.top_k or -1, "min_p": options.min_p, "repetition_penalty": 1.0, "logprobs": 1,
+            "return_token_ids": True, "return_tokens_as_token_ids": True, "stop_token_ids": [renderer.end_of_turn],
+            "include_stop_str_in_output": bool(options.stop),
+        }  # fmt: skip
+        return body
+    assert prompt.record is not None, "a chat is asked with text"
+    text = prompt.record.prompt
+    turns = (Message(role="user", content=text),) if isinstance(text, str) else text
+    body["messages"] = [{"role": turn.role, "content": turn.content} for turn in turns]
+    if api == "transformers":
+        greedy = options.temperature == 0
+        drawn = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
+        body["generation_config"] = json.dumps(
+            {"do_sample": not greedy, "max_new_tokens": options.max_new_tokens, "repetition_penalty": 1.0}
+            | {"eos_token_id": renderer.end_of_turn, "pad_token_id": renderer.end_of_turn}
+            | ({} if greedy else drawn | ({"min_p": options.min_p} if options.min_p else {}))
+        )
+    elif options.top_k or options.min_p:
+        body |= {"top_k": options.top_k or -1, "min_p": options.min_p}
+    return body
+
+
+# --- answers ---
+
+
+def _reader(api: Api) -> Callable[[str], dict[str, Any]]:
+    """From an answer to a row of the journal; token_ids and logprobs are None where they are not told."""
+    return _read_tokens if api == "tokens" else _read_chat
+
+
+def _read_tokens(answer: str) -> dict[str, Any]:
+    choice = json.loads(answer)["choices"][0]
+    logprobs = choice.get("logprobs") or {}
+    ids = choice.get("token_ids")
+    if ids is None and all(str(token).startswith("token_id:") for token in logprobs.get("tokens") or [""]):
+        ids = [int(token.removeprefix("token_id:")) for token in logprobs["tokens"]]
+    values = logprobs.get("token_logprobs")
+    return {
+        "text": _text_of(choice["text"]), "ended": _ended(choice),
+        "token_ids": None if ids is None else [int(token) for token in ids],
+        "logprobs": None if values is None else [float(value) for value in values],
+        "stop_text": isinstance(choice.get("stop_reason") or choice.get("matched_stop"), str),  # vLLM's and SGLang's name
+    }  # fmt: skip
+
+
+def _read_chat(answer: str) -> dict[str, Any]:
+    choice = json.loads(answer)["choices"][0]
+    return {"text": _text_of(choice["message"]["content"]), "ended": _ended(choice)} | dict.fromkeys(_ROW[2:])
+
+
+def _text_of(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text was expected, and {type(value).__name__} came")
+    return value
+
+
+def _ended(choice: Any) -> bool:
+    if choice["finish_reason"] not in ("stop", "length"):
+        raise ValueError(f"finish_reason {choice['finish_reason']!r}")
+    return choice["finish_reason"] == "stop"
+
+
+def _sampled(row: dict[str, Any], prompt: _Prompt, renderer: Renderer, options: SampleOptions, server: ServerOptions) -> Sampled:
+    if row["token_ids"] is None:
+        if prompt.record is None:
+            raise ServerError("The server tells no token ids", got="text alone", expected="return_token_ids, as vLLM has it")
+        return Sampled(token_ids=_tokens_of(row, prompt.record, renderer), text=row["text"], ended=row["ended"])
+    ids, values = list(row["token_ids"]), row["logprobs"]
+    by_text = row["stop_text"] or any(text in row["text"] for text in options.stop)
+    added = renderer.tokenizer.added_tokens_decoder
+    if row["ended"] and not by_text and not (ids and ids[-1] in added and added[ids[-1]].special):
+        ids.append(renderer.end_of_turn)  # some servers leave it out, and its log-probability in or out
+    token_ids = np.array(ids, dtype=np.int32)
+    logp = None if values is None or len(values) != len(ids) else np.array(values, dtype=np.float32)
+    same = options.temperature == 1 and not options.truncated
+    return Sampled(
+        token_ids=token_ids, text=completion_text(token_ids, renderer), ended=row["ended"],
+        behaviour_logp=logp if same or server.logprobs == "processed" else None,
+        logp=logp if same or server.logprobs == "raw" else None,
+    )  # fmt: skip
+
+
+def _tokens_of(row: dict[str, Any], record: Record, renderer: Renderer) -> np.ndarray:
+    """The tokens that training would see for the text."""
+    if not row["text"] and not row["ended"]:
+        return np.zeros(0, dtype=np.int32)
+    answered = Record(prompt=record.prompt, completions=(row["text"],), ended=(row["ended"],), origin=record.origin)
+    return renderer.render(answered).completions[0]
+
+
+# --- the journal ---
+
+
+def _read_journal(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Rows by their request. A line that was not written to its end is left out, and so drawn again."""
+    if path is None or not path.exists():
+        return {}
+    rows = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise storage_error("read the journal", path, error) from error
+    for line in lines:
+        try:
+            row = json.loads(line)
+            rows[row["request"]] = {name: row[name] for name in _ROW}
+        except (ValueError, KeyError, TypeError):
+            continue
+    return rows
+
+
+@contextmanager
+def _writer(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Appends rows, each on the disk's way before the next request is sent."""
+    if path is None:
+        yield lambda row: None
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n")  # a line that a crash left unfinished stays alone
+
+            def write(row: dict[str, Any]) -> None:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+
+            yield write
+    except OSError as error:
+        raise storage_error("write the journal", path, error) from error
+
+
+# --- adapters ---
+
+
+def load_adapter(server: ServerOptions, name: str, folder: Path) -> ServerOptions:
+    """Have a running vLLM load a peft adapter under a name, and return the options that draw from it.
+
+    `folder` is read by the server. Give every version a name of its own: a server may keep what it computed under a name. The
+    server must have been started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
+    """
+    asyncio.run(_adapter(server, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}))
+    return replace(server, model=name)
+
+
+def unload_adapter(server: ServerOptions, name: str) -> None:
+    """Have a running vLLM forget an adapter."""
+    asyncio.run(_adapter(server, "/v1/unload_lora_adapter", {"lora_name": name}))
+
+
+async def _adapter(server: ServerOptions, path: str, body: dict[str, Any]) -> None:
+    async with connect(server) as client:
+        try:
+            await ask(client, server, path, body, str)
+        except Refused as refusal:
+            if refusal.status not in (404, 405):
+                raise
+            raise ModelError(
+                "The server does not load adapters while it runs", got=f"status {refusal.status} for {path}", expected="vLLM",
+                do="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
+            ) from refusal  # fmt: skip
+

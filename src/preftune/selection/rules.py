@@ -1,0 +1,370 @@
+"""From rewards to what is learned from: pairs, labels, or the completions worth keeping. Pure.
+
+A selection sees the rewards of each group's completions and nothing else. Ties are broken at random by the seed, so that the
+order of the completions plays no part; equal rewards are never a pair.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import numpy as np
+
+from preftune.errors import ConfigError
+from preftune.selection.choices import (
+    BELOW,
+    NO_PAIR,
+    NOT_BEST,
+    ON_LINE,
+    Choice,
+    GroupRewards,
+    Known,
+    Makes,
+    Selected,
+    Selection,
+    check_gap,
+    choose_each,
+    kept,
+    known_rewards,
+    no_gap,
+    out_of_range,
+    paired,
+    ranked,
+)
+
+Scope = Literal["collection", "group"]
+Ranking = Literal["first-round", "tournament", "none"]
+
+# --- completions worth keeping ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfN:
+    """The best completion of each group: iterated best-of-N. Dong et al., "RAFT", 2023, arXiv 2304.06767."""
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        return choose_each(rewards, self.makes, seed, lambda _, known, random: kept(ranked(known, random)[:1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopFraction:
+    """The best share of all completions, or of each group's: ceil(fraction * n) of n with a reward.
+
+    Over the whole collection easy prompts win; within groups every prompt stays.
+
+    Args:
+        fraction: in (0, 1].
+        scope: "collection" or "group".
+    """
+
+    fraction: float = 0.25
+    scope: Scope = "collection"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise out_of_range("top-fraction", "fraction", self.fraction, "a number in (0, 1]")
+        if self.scope not in get_args(Scope):
+            raise out_of_range("top-fraction", "scope", self.scope, " or ".join(get_args(Scope)))
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        if self.scope == "group":
+            return choose_each(rewards, self.makes, seed,
+                           lambda _, known, random: kept(ranked(known, random)[: self._share(len(known))]))  # fmt: skip
+        flat = [((g, k), reward) for g, known in enumerate(known_rewards(rewards)) for k, reward in known.items()]
+        order = ranked({place: reward for place, (_, reward) in enumerate(flat)}, np.random.default_rng(seed))
+        best = {flat[place][0] for place in order[: self._share(len(flat))]}
+
+        def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
+            mine = [k for k in known if (g, k) in best]
+            return kept(mine) if mine else NOT_BEST
+
+        return choose_each(rewards, self.makes, seed, choose)
+
+    def _share(self, count: int) -> int:
+        return math.ceil(self.fraction * count - 1e-9)  # 0.1 * 30 is a little above 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """Completions with a reward above a threshold that grows from one improvement step to the next.
+
+    Gulcehre et al., "Reinforced Self-Training (ReST) for Language Modeling", 2023, arXiv 2308.08998, where one collection
+    serves several improvement steps; the thresholds are on the scale of the rewards.
+
+    Args:
+        thresholds: strictly increasing, one per improvement step.
+        improve_step: which of them is used, counted from 1.
+    """
+
+    thresholds: Sequence[float] = (0.0, 0.7, 0.8, 0.9, 0.95, 0.99)
+    improve_step: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))  # YAML and flags give a list
+        growing = all(a < b for a, b in zip(self.thresholds, self.thresholds[1:], strict=False))
+        if not (self.thresholds and growing and all(map(math.isfinite, self.thresholds))):
+            raise out_of_range("rest", "thresholds", self.thresholds, "numbers, each above the one before")
+        if not 1 <= self.improve_step <= len(self.thresholds):
+            raise out_of_range("rest", "improve_step", self.improve_step, f"1 to {len(self.thresholds)}, one per threshold")
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        threshold = self.thresholds[self.improve_step - 1]
+
+        def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
+            above = [k for k, reward in known.items() if reward > threshold]
+            return kept(above) if above else BELOW
+
+        return choose_each(rewards, self.makes, seed, choose)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSO:
+    """Statistical rejection sampling, then pairs: completions as if drawn from pi(y|x) exp(r / temperature) / Z.
+
+    Completions are visited in random order; one is accepted with probability exp((r - max r) / temperature), where the
+    maximum is over those not accepted yet; passes go on until `num_kept` are accepted, none twice. With many candidates the
+    accepted ones follow the distribution above; with few, the known maximum is too low and they are nearer to pi.
+    Liu et al., "Statistical Rejection Sampling Improves Preference Optimization", ICLR 2024, arXiv 2309.06657, algorithm 1
+    (from memory). Their code takes equal texts once; here a text that was drawn twice counts twice, as the distribution wants.
+
+    Args:
+        temperature: in units of the reward, above 0; small is greedy.
+        num_kept: completions to accept per group.
+        ranking: which accepted ones meet: "first-round", two and two at random; "tournament", the winners again until one is
+            left; "none" keeps the completions without pairs.
+    """
+
+    temperature: float = 0.5
+    num_kept: int = 8
+    ranking: Ranking = "first-round"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise out_of_range("rso", "temperature", self.temperature, "a number above 0")
+        if self.ranking not in get_args(Ranking):
+            raise out_of_range("rso", "ranking", self.ranking, " or ".join(get_args(Ranking)))
+        least = 1 if self.ranking == "none" else 2
+        if self.num_kept < least:
+            raise out_of_range("rso", "num_kept", self.num_kept, f"at least {least}")
+
+    @property
+    def makes(self) -> Makes:
+        return "labels" if self.ranking == "none" else "pairs"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        largest = max(map(len, known_rewards(rewards)), default=0)
+        if largest <= self.num_kept:
+            raise ConfigError("rso: no group has more completions with a reward than num_kept, so none would be rejected",
+                              got=f"num_kept {self.num_kept}, {largest} completions at most",
+                              do="Lower num_kept or draw more completions (the paper keeps 8 of 64)")  # fmt: skip
+        return choose_each(rewards, self.makes, seed, self._choose)
+
+    def _choose(self, g: int, known: Known, random: np.random.Generator) -> Choice | str:
+        accepted = rejection_sample(known, self.temperature, self.num_kept, random)
+        if self.ranking == "none":
+            return kept(accepted)
+        pairs = _matches(accepted, known, random, rounds=1 if self.ranking == "first-round" else len(accepted))
+        return paired(pairs) if pairs else NO_PAIR
+
+
+def rejection_sample(known: Known, temperature: float, num_kept: int, random: np.random.Generator) -> list[int]:
+    """`num_kept` completions (all, if there are no more) in the order of their acceptance; see `RSO`."""
+    waiting, accepted = list(random.permutation(list(known))), []
+    while waiting and len(accepted) < num_kept:
+        top, rejected = max(known[k] for k in waiting), []
+        for k in waiting:
+            if len(accepted) < num_kept and random.random() < math.exp((known[k] - top) / temperature):
+                accepted.append(int(k))
+            else:
+                rejected.append(k)
+        waiting = rejected
+    return accepted
+
+
+def _matches(entrants: Sequence[int], known: Known, random: np.random.Generator, rounds: int) -> list[tuple[int, int]]:
+    """(winner, loser) of each match; equal rewards are no pair, and either goes on."""
+    pairs: list[tuple[int, int]] = []
+    for _ in range(rounds):
+        drawn = [int(k) for k in random.permutation(list(entrants))]
+        matches = [sorted(two, key=lambda k: -known[k]) for two in zip(drawn[::2], drawn[1::2], strict=False)]
+        pairs += [(winner, loser) for winner, loser in matches if known[winner] > known[loser]]
+        entrants = [winner for winner, _ in matches] + drawn[2 * len(matches) :]
+        if len(entrants) < 2:
+            break
+    return pairs
+
+
+# --- pairs ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestVsWorst:
+    """The best completion of a group against its worst: online DPO and its kin.
+
+    Args:
+        min_gap: smallest difference of the two rewards, in their units.
+    """
+
+    min_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_gap("best-vs-worst", self.min_gap)
+
+    @property
+    def makes(self) -> Makes:
+        return "pairs"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
+            order = ranked(known, random)
+            return no_gap(known, self.min_gap) or paired([(order[0], order[-1])])
+
+        return choose_each(rewards, self.makes, seed, choose)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllPairs:
+    """Every two completions of a group whose rewards differ by at least `min_gap`.
+
+    Args:
+        min_gap: smallest difference of the two rewards, in their units.
+    """
+
+    min_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_gap("all-pairs", self.min_gap)
+
+    @property
+    def makes(self) -> Makes:
+        return "pairs"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
+            apart = [(i, j) for i in known for j in known if known[i] > known[j] and known[i] - known[j] >= self.min_gap]
+            return no_gap(known, self.min_gap) or paired(apart)
+
+        return choose_each(rewards, self.makes, seed, choose)
+
+
+# --- labels ---
+
+
+def _sided(known: Known, line: float, near: float) -> Choice | str:
+    """+1 above the line, -1 below it, none on it."""
+    labels = {k: 1 if reward > line else -1 for k, reward in known.items() if abs(reward - line) > near}
+    return Choice(kept=tuple(labels), labels=tuple(labels.values())) if labels else ON_LINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelByThreshold:
+    """+1 for a reward above the threshold, -1 for one below, for objectives that learn from labels.
+
+    Args:
+        threshold: in units of the reward.
+    """
+
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise out_of_range("label-by-threshold", "threshold", self.threshold, "a number")
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        return choose_each(rewards, self.makes, seed, lambda _, known, __: _sided(known, self.threshold, 0.0), ON_LINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelByMean:
+    """+1 for a reward above the mean of its group, -1 for one below.
+
+    Args:
+        min_gap: smallest difference of the best and the worst reward of a group.
+    """
+
+    min_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_gap("label-by-mean", self.min_gap)
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
+            values = known.values()
+            rounding = 1e-9 * (max(values) - min(values))  # the mean of 0.1, 0.2 and 0.3 is not quite 0.2
+            return no_gap(known, self.min_gap) or _sided(known, math.fsum(values) / len(values), rounding)
+
+        return choose_each(rewards, self.makes, seed, choose, ON_LINE)
+
+
+# --- groups ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicSampling:
+    """Groups whose rewards are not all equal: the others have no advantage, hence no gradient.
+
+    The caller draws again for what is dropped. Yu et al., "DAPO", 2025, arXiv 2503.14476.
+    """
+
+    @property
+    def makes(self) -> Makes:
+        return "rewards"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        return choose_each(rewards, self.makes, seed, lambda _, known, __: no_gap(known, 0.0) or Choice(kept=tuple(known)))
+
+
+SELECTIONS: Mapping[str, type[Selection]] = {
+    "best-of-n": BestOfN,
+    "top-fraction": TopFraction,
+    "rest": Rest,
+    "rso": RSO,
+    "best-vs-worst": BestVsWorst,
+    "all-pairs": AllPairs,
+    "label-by-threshold": LabelByThreshold,
+    "label-by-mean": LabelByMean,
+    "dynamic-sampling": DynamicSampling,
+}
+
+
+def make_selection(name: str, **given: object) -> Selection:
+    """A selection by name. A parameter that is None takes its default; one that the selection does not have is an error."""
+    if name not in SELECTIONS:
+        raise ConfigError("There is no such selection", got=name, expected=", ".join(SELECTIONS))
+    kind, chosen = SELECTIONS[name], {key: value for key, value in given.items() if value is not None}
+    known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    if idle := [key for key in chosen if key not in known]:
+        raise ConfigError(f"{idle[0]} has no effect on the selection {name}", got=chosen[idle[0]],
+                          expected=", ".join(known) or "no parameters", do="Leave it out")  # fmt: skip
+    return kind(**{key: _as_default(name, key, value, known[key]) for key, value in chosen.items()})
+
+
+def _as_default(name: str, key: str, value: object, default: object) -> object:
+    """A value from YAML or a flag as the parameter's kind: whole numbers are numbers, lists are sequences."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = list if isinstance(default, tuple) else type(default)
+    if not isinstance(value, (kind, type(default))) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise out_of_range(name, key, value, f"a {'list of numbers' if kind is list else kind.__name__}, such as {default}")
+    return value

@@ -1,0 +1,328 @@
+"""The on-policy source: it draws collections from the policy, has them judged, and hands out their groups step by step."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from preftune.model.layout import LayoutOptions, collate, split_micro_batches
+from preftune.errors import TrainingError
+from preftune.sampling.agreement import agreement, check_agreement
+from preftune.selection.choices import Selection
+from preftune.train.onpolicy.collect import (
+    CollectOptions,
+    Draw,
+    Judge,
+    draw,
+    judge_draw,
+    select_groups,
+    win_rates,
+    with_opponents,
+)
+from preftune.sampling.sample import Blend, Sampled
+from preftune.model.cost import Shape, utilisation, work_of
+from preftune.model.policy import Policy, adapter_weights, score
+from preftune.train.onpolicy.metrics import Drawn, News
+from preftune.train.processes import ALONE, Processes
+from preftune.progress import Reporter
+from preftune.train.onpolicy.follower import Follower
+from preftune.train.sources import OfflineSource, Taken
+from preftune.types import Group, Record
+
+TIES, OPPONENTS = 2**41, 2**42
+"""Where the numbers of the noise begin that breaks ties, and of that which opponents draw with; beyond those of draws."""
+
+MOST_DRAWS = 10
+"""Draws for one collection before the run stops: by then the reward tells no completions apart."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Collection:
+    """Groups ready to be learned from, and when they were drawn."""
+
+    number: int
+    step: int  # optimiser steps that the policy had done
+    groups: tuple[Group, ...]
+
+
+@dataclass(kw_only=True)
+class _State:
+    """Everything that a resumed run needs to go on with the same numbers."""
+
+    draws: int = 0  # draws begun: the cursor over the prompts, and the seed of the next
+    collections: int = 0
+    begun: int = 0  # optimiser steps before the collections in `current` came into use
+    current: list[Collection] = field(default_factory=list)  # the newest last; earlier ones are replayed
+    waiting: list[Collection] = field(default_factory=list)  # drawn, and held back by `lag`
+    gathered: list[Group] = field(default_factory=list)  # of the collection that is being filled
+    unjudged: Draw | None = None
+
+
+class OnPolicySource:
+    """Collections of the policy's own completions.
+
+    It holds the policy, which the training moves. Draws follow from the seed, their number and the policy's weights alone.
+    """
+
+    def __init__(
+        self, *, policy: Policy, judge: Judge, prompts: Sequence[Group], records: Mapping[str, Record], data: Sequence[Group],
+        options: CollectOptions, selection: Selection | None, layout: LayoutOptions, batch_size: int, seed: int,
+        wants_values: bool, tolerance: float, report: Reporter, follower: Follower | None = None,
+        opponent: Blend | None = None, processes: Processes = ALONE,
+    ):  # fmt: skip
+        """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out ones included.
+        Completions come from the server of `follower`, if there is one, and else from the policy in this process; the one
+        more of `opponent` always from here. Several processes draw a share of the prompts each; all get everything."""
+        self.processes = processes
+        self.policy, self.judge, self.options, self.selection = policy, judge, options, selection
+        self.layout, self.batch_size, self.seed = layout, batch_size, seed
+        self.wants_values, self.tolerance, self.report = wants_values, tolerance, report
+        self.prompts_each = options.prompts if options.prompts is not None else batch_size
+        self.records, self.follower, self.opponent = records, follower, opponent
+        self._order = OfflineSource(groups=prompts, batch_size=self.prompts_each, seed=seed)
+        share = options.data_share
+        self._data = OfflineSource(groups=data, batch_size=max(1, round(share / (1 - share) * self.prompts_each)), seed=seed)
+        self._state = _State()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of a pass over the prompts, if nothing is left out and drawn again."""
+        return self._order.steps_per_epoch * self._steps(self._planned())
+
+    def steps_within(self, samples: int) -> int:
+        """Steps that so many completions buy, if nothing is left out."""
+        sizes: list[int] = []
+        while self._samples(len(sizes)) <= samples:
+            samples -= self._samples(len(sizes))
+            sizes.append(self._num_prompts(len(sizes)))
+        from_data = self._data.batch_size if self._data.groups else 0
+        used = sizes[: max(0, len(sizes) - self.options.lag)]
+        pools = [used[max(0, k - self.options.replay) : k + 1] for k in range(len(used))]
+        return sum(self._steps(sum(pool) + len(pool) * from_data) for pool in pools)
+
+    def draws(self, step: int) -> int:
+        """Completions to draw before a step can begin, if no draw is in vain."""
+        state = self._state
+        if step - state.begun <= self._steps(sum(len(collection.groups) for collection in state.current)):
+            return 0
+        missing = max(0, self.options.lag + 1 - len(state.waiting))
+        return sum(self._samples(state.draws + k) for k in range(missing))
+
+    def _num_prompts(self, draw: int) -> int:
+        """Of draw 0, 1, ...: the last one of a pass takes what is left."""
+        place = draw % self._order.steps_per_epoch
+        return min(self.prompts_each, len(self._order.groups) - place * self.prompts_each)
+
+    def _samples(self, draw: int) -> int:
+        return self._num_prompts(draw) * (self.judge.sampling.num_completions + (self.opponent is not None))
+
+    def _planned(self) -> int:
+        """Groups that are gone over together."""
+        from_data = self._data.batch_size if self._data.groups else 0
+        return (self.prompts_each + from_data) * (1 + self.options.replay)
+
+    def _steps(self, num_groups: int) -> int:
+        return self.options.epochs * -(-num_groups // self.batch_size)
+
+    def supply(self, step: int) -> Taken:
+        """Groups of step 1, 2, ...; draws a collection first when the one before has been gone over `epochs` times.
+
+        No groups at all say that nothing is left to learn: the policy's completions of a prompt have the same reward.
+        """
+        state, news = self._state, Taken(groups=[])
+        pool = [group for collection in state.current for group in collection.groups]
+        if step - state.begun > self._steps(len(pool)):
+            news = self._advance(step)
+            if state.begun != step - 1:
+                return news
+            pool = [group for collection in state.current for group in collection.groups]
+        drawn_at = [collection.step for collection in state.current for _ in collection.groups]
+        epoch, place = divmod(step - 1 - state.begun, -(-len(pool) // self.batch_size))
+        order = np.random.default_rng([self.seed, 1, state.current[-1].number, epoch]).permutation(len(pool))
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        staleness = float(np.mean([step - 1 - drawn_at[i] for i in chosen]))
+        return replace(news, groups=[pool[i] for i in chosen], metrics={**news.metrics, "staleness": staleness})
+
+    def _advance(self, step: int) -> Taken:
+        """The next collection comes into use, if there is one."""
+        state, started, news = self._state, time.perf_counter(), News()
+        while len(state.waiting) <= self.options.lag:
+            before = len(state.waiting)
+            news = self._collect(step, news)
+            if len(state.waiting) == before:
+                break  # nothing more comes: what waits is still used
+        if not state.waiting:
+            return news.taken(step, time.perf_counter() - started, self._used)
+        state.current = [*state.current, state.waiting.pop(0)][-1 - self.options.replay :]
+        state.begun = step - 1
+        return news.taken(step, time.perf_counter() - started, self._used)
+
+    def _used(self, operations: float, seconds: float) -> float:
+        return utilisation(operations, seconds, self.policy.device, self.policy.precision, self.processes.size)
+
+    def _collect(self, step: int, news: News) -> News:
+        """Draw until the collection holds something (or is full, with `fill`), and put it behind those that wait."""
+        state = self._state
+        for _ in range(MOST_DRAWS):
+            news = self._gather(step, news)
+            if state.gathered and (not self.options.fill or len(state.gathered) >= self.prompts_each):
+                break
+        if not state.gathered and step > 1:
+            return news
+        if not state.gathered:
+            reasons = ", ".join(f"{count} prompts: {reason}" for reason, count in news.dropped.items())
+            raise TrainingError("The completions teach nothing", got=f"after {MOST_DRAWS} draws {reasons}",
+                                expected="completions of one prompt with different rewards",
+                                do="Raise --sampling.num_completions or the temperature, or look at the reward")  # fmt: skip
+        groups = state.gathered[: self.prompts_each]
+        if self._data.groups:
+            groups = [*groups, *self._data.take(state.collections + 1)]
+        state.waiting.append(Collection(number=state.collections, step=step - 1, groups=tuple(groups)))
+        state.collections += 1
+        state.gathered = []
+        return news
+
+    def _gather(self, step: int, news: News) -> News:
+        """One draw, judged: it stays in the state until it is, so that a reward that fails loses nothing."""
+        state = self._state
+        made = None
+        if state.unjudged is None:
+            state.unjudged, made = self._draw(self._order.take(state.draws + 1))
+            state.draws += 1
+        drawn = state.unjudged
+        records = [self.records[group.origin] for group in drawn.groups]
+        groups, verdicts = self.processes.from_main(lambda: judge_draw(drawn, self.judge, records))
+        known = win_rates(groups) if self.opponent is not None and self.selection is None else groups
+        kept, dropped = select_groups(known, self.selection, draw_seed(self.seed, TIES + state.draws))
+        if self.wants_values:
+            kept = self._with_values(kept)
+        state.gathered += kept
+        state.unjudged = None
+        return news.joined(drawn, groups, records, verdicts, dropped, made)
+
+    def drawn(
+        self, prompts: Sequence[Group], judge: Judge, number: int, progress: Callable[[int, int], None],
+        blend: Blend | None = None,
+    ) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
+        """Completions of the policy as it is now, or of a blend; `number` settles the noise."""
+        seed, places = draw_seed(self.seed, number), list(range(len(prompts)))
+        if self.follower is not None and blend is None:
+            follower, adapter = self.follower, adapter_weights(self.policy, self.processes.is_main)
+            return self.processes.from_main(
+                lambda: draw(self.policy.model, judge, prompts, seed, places, progress, server=follower.follow(adapter))
+            )
+        mine = places[self.processes.rank :: self.processes.size]
+        low = torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.precision == "bf16")
+        with self.policy.whole(), nullcontext() if blend is None else blend.around(), low:
+            own = draw(self.policy.model, judge, [prompts[i] for i in mine], seed, mine, progress, blend=blend)
+        return joined_draws(self.processes.gather(own)) if self.processes.size > 1 else own
+
+    def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, Drawn]:
+        """Completions; stops if the trainer's log-probabilities of some of them are not the sampler's."""
+        policy, number, started = self.policy, self._state.draws, time.perf_counter()
+        drawn, ones = self.drawn(prompts, self.judge, number, lambda done, of: self.report.update("sample", done, of))
+        seconds = time.perf_counter() - started
+        few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
+        found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
+        check_agreement(found, self.tolerance)
+        here = self.follower is None
+        operations = work_of(Shape.of(policy.model), drawn.groups).forward if here else 0.0
+        made = Drawn(gap=found.mean, seconds=seconds, must_be_done=operations)
+        if self.opponent is None:
+            return drawn, made
+        once = replace(self.judge, sampling=replace(self.judge.sampling, num_completions=1))
+        opponents, _ = self.drawn(prompts, once, OPPONENTS + number, lambda done, of: None, self.opponent)
+        return with_opponents(drawn, opponents), made
+
+    @torch.no_grad()
+    def _with_values(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups with the scalar head's values as they are at sampling."""
+        found = list(groups)
+        for indices in split_micro_batches(groups, self.layout, self.policy.sharing):
+            batch = collate([groups[i] for i in indices], self.layout, self.policy.sharing)
+            value = score(self.policy, batch, frozenset({"value"})).value
+            assert value is not None
+            parts = iter(value.float().cpu().split(batch.lengths.tolist()))
+            for index in indices:
+                values = tuple(next(parts).numpy() for _ in groups[index].completions)
+                found[index] = replace(groups[index], behaviour_value=values)
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        text = json.dumps(_plain_state(self._state))
+        return {"json": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self._state = _state_of(json.loads(bytes(tensors["json"].numpy()).decode()))
+
+
+def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Draw, list[list[Sampled]]]:
+    """What processes drew of every so-manieth prompt, in the prompts' order."""
+    count = sum(len(draw.groups) for draw, _ in parts)
+    order = [divmod(place, len(parts)) for place in range(count)]
+    return Draw(
+        groups=tuple(parts[rank][0].groups[i] for i, rank in order), texts=tuple(parts[rank][0].texts[i] for i, rank in order),
+        ended=tuple(parts[rank][0].ended[i] for i, rank in order),
+    ), [parts[rank][1][i] for i, rank in order]  # fmt: skip
+
+
+def draw_seed(seed: int, number: int) -> int:
+    """Draws of one run differ, and so do those of two runs with neighbouring seeds."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 2)
+
+
+def _plain_state(state: _State) -> dict[str, Any]:
+    drawn = state.unjudged
+    return {
+        "draws": state.draws, "collections": state.collections, "begun": state.begun,
+        "current": [_plain_collection(one) for one in state.current],
+        "waiting": [_plain_collection(one) for one in state.waiting],
+        "gathered": [plain_group(group) for group in state.gathered],
+        "unjudged": None if drawn is None else {
+            "groups": [plain_group(group) for group in drawn.groups], "texts": drawn.texts, "ended": drawn.ended,
+        },
+    }  # fmt: skip
+
+
+def _state_of(plain: Mapping[str, Any]) -> _State:
+    drawn = plain["unjudged"]
+    return _State(
+        draws=plain["draws"], collections=plain["collections"], begun=plain["begun"],
+        current=[_collection_of(one) for one in plain["current"]], waiting=[_collection_of(one) for one in plain["waiting"]],
+        gathered=[group_of(one) for one in plain["gathered"]],
+        unjudged=None if drawn is None else Draw(
+            groups=tuple(group_of(one) for one in drawn["groups"]), texts=tuple(map(tuple, drawn["texts"])),
+            ended=tuple(map(tuple, drawn["ended"])),
+        ),
+    )  # fmt: skip
+
+
+def _plain_collection(collection: Collection) -> dict[str, Any]:
+    return {"number": collection.number, "step": collection.step, "groups": [plain_group(one) for one in collection.groups]}
+
+
+def _collection_of(plain: Mapping[str, Any]) -> Collection:
+    return Collection(number=plain["number"], step=plain["step"], groups=tuple(group_of(one) for one in plain["groups"]))
+
+
+_ARRAYS = {"completions": np.int32, "scored": np.bool_, "behaviour_logp": np.float32, "behaviour_value": np.float32}
+
+
+def plain_group(group: Group) -> dict[str, Any]:
+    """A group as JSON holds it, without loss: a float32 is a double exactly."""
+    arrays = {name: [array.tolist() for array in getattr(group, name)] for name in _ARRAYS}
+    return {one.name: getattr(group, one.name) for one in fields(Group)} | arrays | {"prompt": group.prompt.tolist()}
+
+
+def group_of(plain: Mapping[str, Any]) -> Group:
+    arrays: dict[str, Any] = {name: tuple(np.array(one, dtype=kind) for one in plain[name]) for name, kind in _ARRAYS.items()}
+    others: dict[str, Any] = {name: tuple(plain[name]) for name in ("probabilities", "labels", "rewards", "sources")}
+    return Group(prompt=np.array(plain["prompt"], dtype=np.int32), pairs=tuple(map(tuple, plain["pairs"])),
+                 origin=plain["origin"], **others, **arrays)  # fmt: skip
