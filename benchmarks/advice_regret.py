@@ -1,10 +1,10 @@
-"""What the advice costs: problems are drawn, everything that their users could run is raced, and the advised choice is compared
-with the best one.
+"""What the advice costs: problems are drawn, everything that their users could run is raced, and the advised
+choice is compared with the best one.
 
     python benchmarks/advice_regret.py --seed S --problems 40 [--workers 2] [--json]
 
-docs/advice.md describes the distribution, the field and the measure. Rules and the habits below were chosen on TUNED_ON alone:
-report other seeds.
+docs/advice.md describes the distribution, the field and the measure. Rules and the habits below were chosen
+on TUNED_ON alone: report other seeds.
 """
 
 import argparse
@@ -49,7 +49,9 @@ def first_seed(seed: int, index: int) -> int:
 def user_sees(draw: Draw, seed: int) -> Evidence:
     """Evidence on the data of the first reported seed, with what the user can afford."""
     found = measured(draw.problem, groups=draw.groups, can_reward=draw.can_reward, seed=seed + TUNING_SEEDS)
-    return found.with_answers(can_sample=draw.rounds > 0, samples=draw.samples, steps=draw.steps, can_hold_reference=True)
+    return found.with_answers(
+        can_sample=draw.rounds > 0, samples=draw.samples, steps=draw.steps, can_hold_reference=True
+    )
 
 
 def advised(evidence: Evidence) -> Choice:
@@ -65,7 +67,9 @@ def case(seed: int, index: int) -> Case:
     evidence = user_sees(draw, first_seed(seed, index))
     choice = advised(evidence)  # before the race
     raced = race(draw, first_seed(seed, index))
-    return Case(draw=draw, raced=raced, evidence=evidence, advised=choice, seconds=time.process_time() - start)
+    return Case(
+        draw=draw, raced=raced, evidence=evidence, advised=choice, seconds=time.process_time() - start
+    )
 
 
 def cases(seed: int, count: int, workers: int) -> list[Case]:
@@ -92,37 +96,61 @@ def report(seed: int, found: list[Case], wall: float) -> dict[str, Any]:
     apart: dict[str, list[float]] = {}
     for one, cost in zip(found, mine, strict=True):
         rewards = "with" if one.draw.can_reward else "without"
-        apart.setdefault("on own samples" if one.draw.on_policy else f"offline, {rewards} rewards", []).append(cost)
+        apart.setdefault(
+            "on own samples" if one.draw.on_policy else f"offline, {rewards} rewards", []
+        ).append(cost)
     return {
-        "seed": seed, "problems": len(found), "tuned_on_seeds": list(TUNED_ON),
-        "advice": dict(summary(mine)) | {"of_range": dict(summary([regret_of_range(one.raced, one.advised) for one in found]))},
+        "seed": seed,
+        "problems": len(found),
+        "tuned_on_seeds": list(TUNED_ON),
+        "advice": dict(summary(mine))
+        | {"of_range": dict(summary([regret_of_range(one.raced, one.advised) for one in found]))},
         "best_single_method_of_tuning": {"habit": str(BEST_SINGLE), **of(BEST_SINGLE)},
         "best_pair_of_methods_of_tuning": {"habit": str(BEST_PAIR), **of(BEST_PAIR)},
-        "advice_where": {name: {"problems": len(part), **summary(part)} for name, part in sorted(apart.items())},
+        "advice_where": {
+            name: {"problems": len(part), **summary(part)} for name, part in sorted(apart.items())
+        },
         "habits": {str(habit): of(habit) for habit in everywhere},
         "seconds": {"wall": round(wall, 1), "processor": round(sum(one.seconds for one in found), 1)},
         "cases": [_told(index, one, mine[index]) for index, one in enumerate(found)],
-    }  # fmt: skip
+    }
 
 
 def _told(index: int, one: Case, cost: float) -> dict[str, Any]:
     draw, raced = one.draw, one.raced
     best = max(raced.returns, key=lambda choice: raced.returns[choice])
     return {
-        "problem": index, "policy": draw.problem.policy, "size": draw.problem.size, "groups": draw.groups,
-        "completions": draw.problem.data.completions, "noise": draw.problem.data.noise, "steps": draw.steps,
-        "rounds": draw.rounds, "can_reward": draw.can_reward, "reward": repr(draw.problem.reward),
-        "reference": repr(draw.problem.reference), "law": repr(draw.problem.data.law),
-        "advised": f"{one.advised.objective} {one.advised.source}", "best": f"{best.objective} {best.source}",
-        "regret": round(cost, 4), "regret_of_range": round(regret_of_range(raced, one.advised), 4), "start": round(raced.start, 4),
-        "returns": {f"{c.objective} {c.source}": [round(value, 4), raced.rates[c]] for c, value in raced.returns.items()},
-        "evidence": as_json(one.evidence), "seconds": round(one.seconds, 1),
-    }  # fmt: skip
+        "problem": index,
+        "policy": draw.problem.policy,
+        "size": draw.problem.size,
+        "groups": draw.groups,
+        "completions": draw.problem.data.completions,
+        "noise": draw.problem.data.noise,
+        "steps": draw.steps,
+        "rounds": draw.rounds,
+        "can_reward": draw.can_reward,
+        "reward": repr(draw.problem.reward),
+        "reference": repr(draw.problem.reference),
+        "law": repr(draw.problem.data.law),
+        "advised": f"{one.advised.objective} {one.advised.source}",
+        "best": f"{best.objective} {best.source}",
+        "regret": round(cost, 4),
+        "regret_of_range": round(regret_of_range(raced, one.advised), 4),
+        "start": round(raced.start, 4),
+        "returns": {
+            f"{c.objective} {c.source}": [round(value, 4), raced.rates[c]]
+            for c, value in raced.returns.items()
+        },
+        "evidence": as_json(one.evidence),
+        "seconds": round(one.seconds, 1),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The regret of the advice on problems of the laboratory.")
-    parser.add_argument("--seed", type=int, required=True, help=f"of the problems; rules were tuned on {TUNED_ON}")
+    parser.add_argument(
+        "--seed", type=int, required=True, help=f"of the problems; rules were tuned on {TUNED_ON}"
+    )
     parser.add_argument("--problems", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="all of it; otherwise a summary")

@@ -1,10 +1,12 @@
-"""The cost model of docs/scaling.md: its formulas, what is measured beside them here, and what they say of 8B and 70B.
+"""The cost model of docs/scaling.md: its formulas, what is measured beside them here, and what they say of 8B
+and 70B.
 
     python benchmarks/cost_model.py [--json]
 
-Measured on decoders of the Llama family with random weights: bytes that PyTorch keeps for the backward pass per position and layer
-(storages that autograd saves, weights aside), and entries that two gloo processes gather and sum in one micro-batch of a model in
-shards. The rest follows from the formulas. Nothing here depends on the clock.
+Measured on decoders of the Llama family with random weights: bytes that PyTorch keeps for the backward pass
+per position and layer (storages that autograd saves, weights aside), and entries that two gloo processes
+gather and sum in one micro-batch of a model in shards. The rest follows from the formulas. Nothing here
+depends on the clock.
 """
 
 import argparse
@@ -22,17 +24,19 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from preftune.model.attention_segments import SEGMENTS
 from preftune.model.layout import LayoutOptions, collate
 from preftune.model.load import make_lean
 from preftune.model.policy import Policy, in_shards, score
-from preftune.model.attention_segments import SEGMENTS
 from preftune.model.shard import ShardOptions
 from preftune.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """A decoder of the Llama family. Widths in entries: of the residual stream, of keys (as of values), of the MLP."""
+    """A decoder of the Llama family. Widths in entries: of the residual stream, of keys (as of values), of
+    the MLP.
+    """
 
     layers: int
     hidden: int
@@ -57,12 +61,14 @@ class Decoder:
     def kept(self, precision: str, checkpointing: bool = False, cpu: bool = True) -> float:
         """Bytes per position and layer that wait for the backward pass.
 
-        fp32: 4 (7 hidden + 2 keys + 2 inner): input and output of two norms; queries, keys, values; the output of
+        fp32: 4 (7 hidden + 2 keys + 2 inner): input and output of two norms; queries, keys, values; the
+            output of
         attention and its copy in a row; gate and up. bf16 under autocast: 28 hidden + 8 keys + 6
-        inner: what norms keep and what attention reads and writes (on a CPU) in fp32; the rest in bf16, the norms' outputs once for
-        each of the five products that read them. Elsewhere than on a CPU norms keep their normalised input too, 8 hidden more.
-        Completions that share a prompt have a copy of its keys and values each, which is not in it. Checkpointed: the layer's
-        input.
+        inner: what norms keep and what attention reads and writes (on a CPU) in fp32; the rest in bf16, the
+            norms' outputs once for
+        each of the five products that read them. Elsewhere than on a CPU norms keep their normalised input
+        too, 8 hidden more. Completions that share a prompt have a copy of its keys and values each, which is
+        not in it. Checkpointed: the layer's input.
         """
         if checkpointing:
             return 4.0 * self.hidden
@@ -83,9 +89,14 @@ SHAPES = {
 def policy_of(shape: Decoder, precision: str, **more: Any) -> Policy:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.hidden // 64, num_key_value_heads=shape.keys // 64, tie_word_embeddings=shape.tied,
-    )  # fmt: skip
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.hidden // 64,
+        num_key_value_heads=shape.keys // 64,
+        tie_word_embeddings=shape.tied,
+    )
     config._attn_implementation = SEGMENTS
     model = LlamaForCausalLM(config).eval()
     make_lean(model)  # as one that is loaded
@@ -94,14 +105,25 @@ def policy_of(shape: Decoder, precision: str, **more: Any) -> Policy:
 
 def group(tokens: int) -> Group:
     ids = (np.arange(tokens) % 900 + 5).astype(np.int32)
-    return Group(prompt=ids[: tokens // 2], completions=(ids[tokens // 2 :], ids[tokens // 2 :]), pairs=((0, 1),), origin="0")
+    return Group(
+        prompt=ids[: tokens // 2],
+        completions=(ids[tokens // 2 :], ids[tokens // 2 :]),
+        pairs=((0, 1),),
+        origin="0",
+    )
 
 
 def kept_bytes(precision: str, checkpointing: bool) -> float:
-    """Measured, per position and layer: the difference of decoders of four and of two layers, so that the head falls out."""
+    """Measured, per position and layer: the difference of decoders of four and of two layers, so that the
+    head falls out.
+    """
     totals = []
     for layers in (2, 4):
-        policy = policy_of(Decoder(**{**vars(BENCH), "layers": layers}), precision, kept_positions=0 if checkpointing else None)
+        policy = policy_of(
+            Decoder(**{**vars(BENCH), "layers": layers}),
+            precision,
+            kept_positions=0 if checkpointing else None,
+        )
         batch = collate([group(400)], LayoutOptions(), "flat")
         saved: dict[int, torch.UntypedStorage] = {}
         weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
@@ -114,7 +136,11 @@ def kept_bytes(precision: str, checkpointing: bool) -> float:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             score(policy, batch)
-        low = sum(p.numel() for p in policy.model.model.layers.parameters()) * 2 if precision == "bf16" and not checkpointing else 0
+        low = (
+            sum(p.numel() for p in policy.model.model.layers.parameters()) * 2
+            if precision == "bf16" and not checkpointing
+            else 0
+        )
         totals.append((sum(storage.nbytes() for storage in saved.values()) - low) / batch.num_positions)
     return (totals[1] - totals[0]) / 2
 
@@ -124,7 +150,9 @@ def collectives(reshard: bool, rank: int, port: int, answer: Any) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    policy = in_shards(policy_of(BENCH, "fp32"), ShardOptions(mode="full", reshard=reshard), torch.device("cpu"))
+    policy = in_shards(
+        policy_of(BENCH, "fp32"), ShardOptions(mode="full", reshard=reshard), torch.device("cpu")
+    )
     batch = collate([group(60)], LayoutOptions(), "flat")
 
     def step() -> None:
@@ -165,29 +193,39 @@ def free_port() -> int:
 
 
 def per_device(shape: Decoder, devices: int) -> dict[str, float]:
-    """GiB on each of some GPUs in shards, all weights training in bf16, no reference beside; and one micro-batch."""
-    unit = 2 * shape.layer_parameters * 2 + 4 * shape.rest  # two layers in bf16, the rest in fp32, while they are gathered
+    """GiB on each of some GPUs in shards, all weights training in bf16, no reference beside; and one
+    micro-batch.
+    """
+    unit = (
+        2 * shape.layer_parameters * 2 + 4 * shape.rest
+    )  # two layers in bf16, the rest in fp32, while they are gathered
     kept = shape.kept("bf16", cpu=False)
     return {
-        "state": 16 * shape.parameters / devices / 2**30, "gathered": unit / 2**30,
+        "state": 16 * shape.parameters / devices / 2**30,
+        "gathered": unit / 2**30,
         "kept per 1000 positions": 1000 * shape.layers * kept / 2**30,
         "checkpointed": (1000 * shape.layers * shape.kept("bf16", True) + 1000 * kept) / 2**30,
-    }  # fmt: skip
+    }
 
 
 def measure() -> dict[str, Any]:
     kept = {
         f"{precision}{', checkpointed' if checkpointing else ''}": {
-            "formula": BENCH.kept(precision, checkpointing), "measured": kept_bytes(precision, checkpointing),
+            "formula": BENCH.kept(precision, checkpointing),
+            "measured": kept_bytes(precision, checkpointing),
         }
-        for precision in ("fp32", "bf16") for checkpointing in (False, True)
-    }  # fmt: skip
+        for precision in ("fp32", "bf16")
+        for checkpointing in (False, True)
+    }
     layers, whole = BENCH.layers * BENCH.layer_parameters, BENCH.parameters
     moved = {}
     for reshard in (True, False):
         found = moved_by_two(reshard)
         moved[f"reshard {str(reshard).lower()}"] = {
-            "gathered": {"formula": 2 * whole if reshard else 2 * whole - layers, "measured": found["gathered"]},
+            "gathered": {
+                "formula": 2 * whole if reshard else 2 * whole - layers,
+                "measured": found["gathered"],
+            },
             "summed": {"formula": whole, "measured": found["summed"]},
         }
     devices = {name: {str(n): per_device(shape, n) for n in (1, 8, 64)} for name, shape in SHAPES.items()}
@@ -195,7 +233,9 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     settings = parser.parse_args()
     found = measure()
@@ -203,15 +243,21 @@ def main() -> None:
         print(json.dumps(found))
         return
     for name, one in found["kept"].items():
-        print(f"kept, {name}: {one['measured']:.0f} bytes per position and layer, by the formula {one['formula']:.0f} "
-              f"({one['measured'] / one['formula']:.3f})")  # fmt: skip
+        print(
+            f"kept, {name}: {one['measured']:.0f} bytes per position and layer, by the formula {one['formula']:.0f} "
+            f"({one['measured'] / one['formula']:.3f})"
+        )
     for name, moves in found["moved"].items():
         for move, one in moves.items():
-            print(f"{move}, {name}: {one['measured']} entries, by the formula {one['formula']} "
-                  f"({one['measured'] / one['formula']:.3f})")  # fmt: skip
+            print(
+                f"{move}, {name}: {one['measured']} entries, by the formula {one['formula']} "
+                f"({one['measured'] / one['formula']:.3f})"
+            )
     for name, sizes in found["per_device"].items():
         for devices, one in sizes.items():
-            print(f"{name} on {devices}: " + ", ".join(f"{what} {size:.2f} GiB" for what, size in one.items()))
+            print(
+                f"{name} on {devices}: " + ", ".join(f"{what} {size:.2f} GiB" for what, size in one.items())
+            )
 
 
 if __name__ == "__main__":

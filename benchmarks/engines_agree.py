@@ -1,10 +1,12 @@
 """Does the quick engine of tokens (fastokens) give what each tokeniser's own engine gives?
 
-    python benchmarks/engines_agree.py [FILE.jsonl[.gz] ...] [--tokenizers PATH/tokenizer.json ...] [--texts 40000] [--json]
+    python benchmarks/engines_agree.py [FILE.jsonl[.gz] ...] [--tokenizers PATH/tokenizer.json ...] [--texts
+    40000] [--json]
 
-Compared are, for each tokeniser: every string in the files; made-up texts of pieces of all kinds, its added tokens among them;
-and every character of the Basic Multilingual Plane between blanks and between digits. Told are texts that differ, how many of
-them the package would have trusted it with (`preftune.data.fast_tokens`), and how much faster it was.
+Compared are, for each tokeniser: every string in the files; made-up texts of pieces of all kinds, its added
+tokens among them; and every character of the Basic Multilingual Plane between blanks and between digits. Told
+are texts that differ, how many of them the package would have trusted it with (`preftune.data.fast_tokens`),
+and how much faster it was.
 """
 
 import argparse
@@ -25,10 +27,41 @@ from preftune.data.fast_tokens import KINDS, agreeing, trusted
 from preftune.model.load import resolve_model
 
 MORE = (
-    "\r", "\x0b", "\x0c", "\x00", "\x85", "\u200b", "\u2028", "①", "٣", "ı", "ǅ", "ﬁ", "👩\u200d👩\u200d👧", "العربية", "हिन्दी",
-    "ไทย", "ª", "ʰ", "\u02bc", "\u0345", "\u20dd", "\ufeff", "\ufffd", "\ue000", "Ⅷ", "㊀", "〇", "<|",
-    "``", "```", "__", "--", "=", "@",
-)  # fmt: skip
+    "\r",
+    "\x0b",
+    "\x0c",
+    "\x00",
+    "\x85",
+    "\u200b",
+    "\u2028",
+    "①",
+    "٣",
+    "ı",
+    "ǅ",
+    "ﬁ",
+    "👩\u200d👩\u200d👧",
+    "العربية",
+    "हिन्दी",
+    "ไทย",
+    "ª",
+    "ʰ",
+    "\u02bc",
+    "\u0345",
+    "\u20dd",
+    "\ufeff",
+    "\ufffd",
+    "\ue000",
+    "Ⅷ",
+    "㊀",
+    "〇",
+    "<|",
+    "``",
+    "```",
+    "__",
+    "--",
+    "=",
+    "@",
+)
 KINDS_OF_TEXTS = ("files", "made_up", "characters")
 _BATCH = 500
 
@@ -45,7 +78,11 @@ def file_texts(paths: list[Path]) -> list[str]:
     texts = []
     for path in paths:
         raw = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
-        rows = [json.loads(line) for line in raw.splitlines() if line.strip()] if ".jsonl" in path.name else json.loads(raw)
+        rows = (
+            [json.loads(line) for line in raw.splitlines() if line.strip()]
+            if ".jsonl" in path.name
+            else json.loads(raw)
+        )
         texts += strings(rows)
     return texts
 
@@ -53,8 +90,10 @@ def file_texts(paths: list[Path]) -> list[str]:
 def made_up(engine: Tokenizer, count: int) -> list[str]:
     draw, pieces = random.Random(0), [*KINDS, *MORE]
     added = [token.content for token in engine.get_added_tokens_decoder().values()][:40] or ["a"]
-    return ["".join(draw.choice(added if draw.random() < 0.07 else pieces) for _ in range(draw.randint(1, 14)))
-            for _ in range(count)]  # fmt: skip
+    return [
+        "".join(draw.choice(added if draw.random() < 0.07 else pieces) for _ in range(draw.randint(1, 14)))
+        for _ in range(count)
+    ]
 
 
 def characters() -> list[str]:
@@ -95,10 +134,13 @@ def compared(engine: Tokenizer, quick: fastokens.Tokenizer, texts: list[str]) ->
     ours = time.perf_counter() - start
     different = [text for text, a, b in zip(texts, expected, found, strict=True) if b is not None and a != b]
     return {
-        "texts": len(texts), "different": len(different), "of_these_trusted": sum(map(trusted, different)),
-        "without_a_token": sum(ids is None for ids in found), "times_as_fast": own / ours,
+        "texts": len(texts),
+        "different": len(different),
+        "of_these_trusted": sum(map(trusted, different)),
+        "without_a_token": sum(ids is None for ids in found),
+        "times_as_fast": own / ours,
         "shortest": sorted(different, key=len)[:3],
-    }  # fmt: skip
+    }
 
 
 def measure(path: Path, texts: list[str], count: int) -> dict[str, object]:
@@ -107,7 +149,11 @@ def measure(path: Path, texts: list[str], count: int) -> dict[str, object]:
     engine.no_padding()
     start = time.perf_counter()
     quick = agreeing(engine)
-    result: dict[str, object] = {"tokenizer": str(path), "load_s": time.perf_counter() - start, "used": quick is not None}
+    result: dict[str, object] = {
+        "tokenizer": str(path),
+        "load_s": time.perf_counter() - start,
+        "used": quick is not None,
+    }
     if quick is not None:
         kinds = {"files": texts, "made_up": made_up(engine, count), "characters": characters()}
         result |= {kind: compared(engine, quick, of_kind) for kind, of_kind in kinds.items() if of_kind}
@@ -115,16 +161,22 @@ def measure(path: Path, texts: list[str], count: int) -> dict[str, object]:
 
 
 def told(result: dict) -> list[str]:
-    lines = [f"{result['tokenizer']}: " + (f"loaded in {result['load_s']:.2f} s" if result["used"] else "not used")]
+    lines = [
+        f"{result['tokenizer']}: " + (f"loaded in {result['load_s']:.2f} s" if result["used"] else "not used")
+    ]
     for kind in KINDS_OF_TEXTS:
         if found := result.get(kind):
-            lines.append(f"    {kind}: {found['different']} of {found['texts']} differ, {found['of_these_trusted']} of them "
-                         f"trusted; {found['times_as_fast']:.1f} times as fast; {found['shortest'] or ''}".rstrip("; "))
+            lines.append(
+                f"    {kind}: {found['different']} of {found['texts']} differ, {found['of_these_trusted']} of them "
+                f"trusted; {found['times_as_fast']:.1f} times as fast; {found['shortest'] or ''}".rstrip("; ")
+            )
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--tokenizers", nargs="*", type=Path)
     parser.add_argument("--texts", type=int, default=40_000)
@@ -138,7 +190,14 @@ def main() -> None:
     for path in paths:
         results.append(measure(path, texts, settings.texts))
         print(json.dumps(results[-1]) if settings.json else "\n".join(told(results[-1])), flush=True)
-    sys.exit(any(result[kind]["of_these_trusted"] for result in results for kind in KINDS_OF_TEXTS if kind in result))
+    sys.exit(
+        any(
+            result[kind]["of_these_trusted"]
+            for result in results
+            for kind in KINDS_OF_TEXTS
+            if kind in result
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python benchmarks/floor.py --data FILE [--pairs 8] [--precision fp32 bf16]
                                [--micro_batch_tokens 512 1024 2048] [--turns 3] [--json]
 
-The floor is the operations that must be done (each prompt once, the head at scored tokens, attention between positions that see
-each other; `preftune.model.cost`) over the rate of a plain matrix product, measured in the same turn, once as the package
-multiplies and once as PyTorch does by itself. For each precision
-and size of micro-batch: forward and backward of all pairs, without the optimiser, in turns; then one pass under PyTorch's profiler,
-whose own cost is in it, by kind of operator.
+The floor is the operations that must be done (each prompt once, the head at scored tokens, attention between
+positions that see each other; `preftune.model.cost`) over the rate of a plain matrix product, measured in the
+same turn, once as the package multiplies and once as PyTorch does by itself. For each precision
+and size of micro-batch: forward and backward of all pairs, without the optimiser, in turns; then one pass
+under PyTorch's profiler, whose own cost is in it, by kind of operator.
 """
 
 import argparse
@@ -23,19 +23,22 @@ import pair_training
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.model.cost import Shape, product_rate, work_of
+from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.model.load import LoadOptions, load_model, quiet_transformers, resolve_model
-from preftune.model.policy import Policy, choose_sharing, score
+from preftune.model.policy import Policy, score
+from preftune.model.proof import choose_sharing
 from preftune.types import Group
 
 KINDS = {  # operators of PyTorch by what they do
     "products": ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"),
-    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",
-                  "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
+    "attention": (
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
     "copies and casts": ("aten::copy_", "aten::cat"),
     "zeros": ("aten::fill_", "aten::zero_"),
-}  # fmt: skip
+}
 
 
 def gradient(policy: Policy, groups: Sequence[Group], tokens: int) -> None:
@@ -55,8 +58,13 @@ def timed(policy: Policy, groups: Sequence[Group], tokens: int) -> float:
 
 
 def pytorch_rate(precision: str) -> float:
-    """Operations per second of PyTorch's own product: `preftune.model.kernels.products` replaces `mm` and leaves `bmm` as it is."""
-    left, best = torch.ones(1, 1024, 1024, dtype=torch.bfloat16 if precision == "bf16" else torch.float32), float("inf")
+    """Operations per second of PyTorch's own product: `preftune.model.kernels.products` replaces `mm` and
+    leaves `bmm` as it is.
+    """
+    left, best = (
+        torch.ones(1, 1024, 1024, dtype=torch.bfloat16 if precision == "bf16" else torch.float32),
+        float("inf"),
+    )
     for _ in range(4):
         started = time.perf_counter()
         torch.bmm(left, left)
@@ -81,8 +89,12 @@ def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
     settings.steps = 0
     groups = [pair_training.as_group(pair, i) for i, pair in enumerate(pair_training.read_pairs(settings))]
     work, sharing = work_of(Shape.of(model), groups), choose_sharing(model, True)[0]
-    cases = [(precision, tokens) for precision in settings.precision for tokens in settings.micro_batch_tokens]
-    policies = {p: Policy(model=model, precision=p, sharing=sharing, sharing_reason="") for p in settings.precision}
+    cases = [
+        (precision, tokens) for precision in settings.precision for tokens in settings.micro_batch_tokens
+    ]
+    policies = {
+        p: Policy(model=model, precision=p, sharing=sharing, sharing_reason="") for p in settings.precision
+    }
     timed(policies[settings.precision[0]], groups[:2], 512)
     seconds: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     floors: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
@@ -94,17 +106,28 @@ def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
             pytorch_floors[precision, tokens].append(work.training / pytorch_rate(precision))
             seconds[precision, tokens].append(timed(policies[precision], groups, tokens))
     return [
-        {"precision": precision, "micro_batch_tokens": tokens, "seconds": float(np.median(seconds[precision, tokens])),
-         "floor": float(np.median(floors[precision, tokens])), "gflop": work.training / 1e9,
-         "mfu": float(np.median(np.array(floors[precision, tokens]) / np.array(seconds[precision, tokens]))),
-         "mfu_of_pytorch": float(np.median(np.array(pytorch_floors[precision, tokens]) / np.array(seconds[precision, tokens]))),
-         "kinds": by_kind(policies[precision], groups, tokens)}
+        {
+            "precision": precision,
+            "micro_batch_tokens": tokens,
+            "seconds": float(np.median(seconds[precision, tokens])),
+            "floor": float(np.median(floors[precision, tokens])),
+            "gflop": work.training / 1e9,
+            "mfu": float(
+                np.median(np.array(floors[precision, tokens]) / np.array(seconds[precision, tokens]))
+            ),
+            "mfu_of_pytorch": float(
+                np.median(np.array(pytorch_floors[precision, tokens]) / np.array(seconds[precision, tokens]))
+            ),
+            "kinds": by_kind(policies[precision], groups, tokens),
+        }
         for precision, tokens in cases
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data")
     parser.add_argument("--mix", choices=(*pair_training.MIXES, "mixed"))
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -123,9 +146,12 @@ def main() -> None:
             print(json.dumps(found), flush=True)
             continue
         kinds = ", ".join(f"{kind} {share:.0%}" for kind, share in found["kinds"].items())
-        print(f"{found['precision']}, micro-batches of {found['micro_batch_tokens']}: {found['seconds']:.2f} s for "
-              f"{found['gflop']:.0f} GFLOP, floor {found['floor']:.2f} s: {found['mfu']:.0%}, "
-              f"{found['mfu_of_pytorch']:.0%} at the rate of PyTorch's own product; {kinds}", flush=True)  # fmt: skip
+        print(
+            f"{found['precision']}, micro-batches of {found['micro_batch_tokens']}: {found['seconds']:.2f} s for "
+            f"{found['gflop']:.0f} GFLOP, floor {found['floor']:.2f} s: {found['mfu']:.0%}, "
+            f"{found['mfu_of_pytorch']:.0%} at the rate of PyTorch's own product; {kinds}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

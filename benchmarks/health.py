@@ -2,9 +2,9 @@
 
     python benchmarks/health.py [--seeds 10 11 12] [--only NAME ...] [--json]
 
-Every scenario is trained once per seed (data, model and sampling all follow from the seed). Prints for each condition how many
-healthy runs it alarmed (watch, act) and how many of the runs broken in its way it caught. Thresholds were set by looking at
-seeds 0 and 1; the default seeds are others.
+Every scenario is trained once per seed (data, model and sampling all follow from the seed). Prints for each
+condition how many healthy runs it alarmed (watch, act) and how many of the runs broken in its way it caught.
+Thresholds were set by looking at seeds 0 and 1; the default seeds are others.
 """
 
 import argparse
@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tiny model i
 from tests.folders import save_tiny_model, tiny_config, write_rows
 
 from preftune.health.conditions import CONDITIONS
+from preftune.model.reference import ReferenceOptions
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.dpo import DPO
 from preftune.objectives.rloo import RLOO
 from preftune.objectives.sft import SFT
-from preftune.train.onpolicy.collect import CollectOptions
 from preftune.sampling.sample import SampleOptions
-from preftune.model.reference import ReferenceOptions
 from preftune.train.loop import train
+from preftune.train.onpolicy.collect import CollectOptions
 
 SEEDS = (10, 11, 12)
 RATE = 1e-3
@@ -116,61 +116,126 @@ def same_answer(random: np.random.Generator) -> tuple[str, str]:
 
 def on_policy(reward: str, **more: Any) -> dict[str, Any]:
     collect = CollectOptions(**more.pop("collect", {}))
-    return {"source": "on-policy", "reward": reward, "objective": RLOO(beta=0.05), "batch_size": 6, "epochs": 4.0,
-            "sampling": SampleOptions(num_completions=4, max_new_tokens=32), "collect": collect,
-            "optim": {"learning_rate": RATE / 2}} | more  # fmt: skip
+    return {
+        "source": "on-policy",
+        "reward": reward,
+        "objective": RLOO(beta=0.05),
+        "batch_size": 6,
+        "epochs": 4.0,
+        "sampling": SampleOptions(num_completions=4, max_new_tokens=32),
+        "collect": collect,
+        "optim": {"learning_rate": RATE / 2},
+    } | more
 
 
 def offline(name: str, rate: float = RATE, **more: Any) -> dict[str, Any]:
-    return {"objective": OBJECTIVES[name](), "batch_size": 8, "epochs": 5.0, "optim": {"learning_rate": rate}} | more
+    return {
+        "objective": OBJECTIVES[name](),
+        "batch_size": 8,
+        "epochs": 5.0,
+        "optim": {"learning_rate": rate},
+    } | more
 
 
 GOOD = rows_of(polite)
 SCENARIOS: dict[str, Scenario] = {
-    **{f"healthy {name}": Scenario(rows=GOOD, settings=offline(name))
-       for name in ("dpo", "bnf", "ipo", "kto", "simpo", "rpo", "sft", "bradley-terry")},
+    **{
+        f"healthy {name}": Scenario(rows=GOOD, settings=offline(name))
+        for name in ("dpo", "bnf", "ipo", "kto", "simpo", "rpo", "sft", "bradley-terry")
+    },
     "healthy rloo": Scenario(rows=GOOD, settings=on_policy("taste"), base="short"),
     "healthy dpo on own samples": Scenario(
-        rows=GOOD, settings=on_policy("taste", objective=DPO(), optim={"learning_rate": RATE / 5}), base="short"),
+        rows=GOOD,
+        settings=on_policy("taste", objective=DPO(), optim={"learning_rate": RATE / 5}),
+        base="short",
+    ),
     "healthy bnf on own samples": Scenario(
-        rows=GOOD, settings=on_policy("taste", objective=OBJECTIVES["bnf"](), optim={"learning_rate": RATE / 5}), base="short"),
-    "rate x100, dpo": Scenario(caught_by=("learning-rate-high",), rows=GOOD, settings=offline("dpo", 100 * RATE)),
-    "rate x1000, bnf": Scenario(caught_by=("learning-rate-high",), rows=GOOD, settings=offline("bnf", 1000 * RATE)),
-    "rate x100, ipo": Scenario(caught_by=("learning-rate-high",), rows=GOOD, settings=offline("ipo", 100 * RATE)),
+        rows=GOOD,
+        settings=on_policy("taste", objective=OBJECTIVES["bnf"](), optim={"learning_rate": RATE / 5}),
+        base="short",
+    ),
+    "rate x100, dpo": Scenario(
+        caught_by=("learning-rate-high",), rows=GOOD, settings=offline("dpo", 100 * RATE)
+    ),
+    "rate x1000, bnf": Scenario(
+        caught_by=("learning-rate-high",), rows=GOOD, settings=offline("bnf", 1000 * RATE)
+    ),
+    "rate x100, ipo": Scenario(
+        caught_by=("learning-rate-high",), rows=GOOD, settings=offline("ipo", 100 * RATE)
+    ),
     "rate x100, rloo": Scenario(
-        caught_by=("learning-rate-high", "kl"), rows=GOOD, settings=on_policy("taste", optim={"learning_rate": 100 * RATE}),
-        base="short"),
-    "rate / 10000, dpo": Scenario(caught_by=("learning-rate-low",), rows=GOOD, settings=offline("dpo", 1e-4 * RATE)),
+        caught_by=("learning-rate-high", "kl"),
+        rows=GOOD,
+        settings=on_policy("taste", optim={"learning_rate": 100 * RATE}),
+        base="short",
+    ),
+    "rate / 10000, dpo": Scenario(
+        caught_by=("learning-rate-low",), rows=GOOD, settings=offline("dpo", 1e-4 * RATE)
+    ),
     "rate / 10000, rloo": Scenario(
-        caught_by=("learning-rate-low",), rows=GOOD, settings=on_policy("taste", optim={"learning_rate": 1e-4 * RATE}),
-        base="short"),
-    "near-identical pairs": Scenario(caught_by=("identical-pairs",), rows=rows_of(alike), settings=offline("dpo")),
+        caught_by=("learning-rate-low",),
+        rows=GOOD,
+        settings=on_policy("taste", optim={"learning_rate": 1e-4 * RATE}),
+        base="short",
+    ),
+    "near-identical pairs": Scenario(
+        caught_by=("identical-pairs",), rows=rows_of(alike), settings=offline("dpo")
+    ),
     "the longer is chosen": Scenario(
-        caught_by=("length-margins",), rows=rows_of(longer), settings=offline("dpo", 3 * RATE, epochs=10.0)),
+        caught_by=("length-margins",), rows=rows_of(longer), settings=offline("dpo", 3 * RATE, epochs=10.0)
+    ),
     "pairs without a rule": Scenario(
-        caught_by=("overfitting", "saturated"), rows=rows_of(coin), settings=offline("dpo", 4 * RATE, epochs=20.0)),
+        caught_by=("overfitting", "saturated"),
+        rows=rows_of(coin),
+        settings=offline("dpo", 4 * RATE, epochs=20.0),
+    ),
     "the same words in two orders": Scenario(
-        caught_by=("displacement",), rows=rows_of(inside), settings=offline("dpo", 2 * RATE, epochs=20.0), base="chosen"),
+        caught_by=("displacement",),
+        rows=rows_of(inside),
+        settings=offline("dpo", 2 * RATE, epochs=20.0),
+        base="chosen",
+    ),
     "one word differs": Scenario(
-        caught_by=("identical-pairs", "overfitting", "saturated"), rows=rows_of(one_word),
-        settings=offline("dpo", 4 * RATE, epochs=20.0)),
+        caught_by=("identical-pairs", "overfitting", "saturated"),
+        rows=rows_of(one_word),
+        settings=offline("dpo", 4 * RATE, epochs=20.0),
+    ),
     "chosen known before": Scenario(
-        caught_by=("rejected-only",), rows=rows_of(same_answer), settings=offline("dpo"), base="chosen"),
+        caught_by=("rejected-only",), rows=rows_of(same_answer), settings=offline("dpo"), base="chosen"
+    ),
     "another model as reference": Scenario(
-        caught_by=("reference",), rows=GOOD, settings=offline("dpo", reference=ReferenceOptions(model="OTHER"))),
-    "rewards all but equal": Scenario(caught_by=("equal-rewards",), rows=GOOD, settings=on_policy("seldom"), base="short"),
+        caught_by=("reference",),
+        rows=GOOD,
+        settings=offline("dpo", reference=ReferenceOptions(model="OTHER")),
+    ),
+    "rewards all but equal": Scenario(
+        caught_by=("equal-rewards",), rows=GOOD, settings=on_policy("seldom"), base="short"
+    ),
     "length as the reward": Scenario(
-        caught_by=("length", "reward-hacking"), rows=GOOD,
-        settings=on_policy("length", objective=RLOO(beta=0.0), optim={"learning_rate": 4 * RATE}), base="short"),
+        caught_by=("length", "reward-hacking"),
+        rows=GOOD,
+        settings=on_policy("length", objective=RLOO(beta=0.0), optim={"learning_rate": 4 * RATE}),
+        base="short",
+    ),
     "one letter as the reward": Scenario(
-        caught_by=("entropy", "kl", "reward-hacking"), rows=GOOD,
-        settings=on_policy("vowels", objective=RLOO(beta=0.0), optim={"learning_rate": 6 * RATE}), base="short"),
+        caught_by=("entropy", "kl", "reward-hacking"),
+        rows=GOOD,
+        settings=on_policy("vowels", objective=RLOO(beta=0.0), optim={"learning_rate": 6 * RATE}),
+        base="short",
+    ),
     "samples of long ago": Scenario(
-        caught_by=("stale-samples",), rows=GOOD,
-        settings=on_policy("taste", objective=DPO(), collect={"prompts": 24, "epochs": 20}, epochs=1.0,
-                           optim={"learning_rate": RATE / 5}),
-        base="short"),
-}  # fmt: skip
+        caught_by=("stale-samples",),
+        rows=GOOD,
+        settings=on_policy(
+            "taste",
+            objective=DPO(),
+            collect={"prompts": 24, "epochs": 20},
+            epochs=1.0,
+            optim={"learning_rate": RATE / 5},
+        ),
+        base="short",
+    ),
+}
 
 
 def base_model(scenario: Scenario, seed: int, folder: Path, data: str) -> Path:
@@ -179,8 +244,17 @@ def base_model(scenario: Scenario, seed: int, folder: Path, data: str) -> Path:
     if scenario.base == "random":
         return start
     steps = {"short": 120, "chosen": 150}[scenario.base]
-    config = tiny_config(start, data, folder / "base", objective=SFT(), batch_size=16, epochs=1000.0, max_steps=steps,
-                         eval_fraction=0.0, optim={"learning_rate": 3e-3})  # fmt: skip
+    config = tiny_config(
+        start,
+        data,
+        folder / "base",
+        objective=SFT(),
+        batch_size=16,
+        epochs=1000.0,
+        max_steps=steps,
+        eval_fraction=0.0,
+        optim={"learning_rate": 3e-3},
+    )
     found = train(config, quiet=True).final
     assert found is not None
     return found
@@ -210,29 +284,42 @@ def judged(name: str, scenario: Scenario, seed: int) -> dict[str, dict[str, Any]
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
-    lines = ["| condition | healthy runs judged | of them watch | act | broken in its way | caught (watch or act) | of them act |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| condition | healthy runs judged | of them watch | act | broken in its way | caught (watch or act) | of them act |",
+        "|---|---|---|---|---|---|---|",
+    ]
     healthy = [run for name, runs in results.items() if not SCENARIOS[name].caught_by for run in runs]
     for condition in CONDITIONS:
         judged = [run[condition.id] for run in healthy if condition.id in run]
-        broken = [run.get(condition.id, "ok") for name, runs in results.items() if condition.id in SCENARIOS[name].caught_by
-                  for run in runs]  # fmt: skip
+        broken = [
+            run.get(condition.id, "ok")
+            for name, runs in results.items()
+            if condition.id in SCENARIOS[name].caught_by
+            for run in runs
+        ]
         lines.append(
             f"| {condition.id} | {len(judged)} | {judged.count('watch')} | {judged.count('act')} | {len(broken)} | "
             f"{len(broken) - broken.count('ok')} | {broken.count('act')} |"
         )
-    caught = [any(run.get(one, "ok") != "ok" for one in SCENARIOS[name].caught_by) or "stopped" in run
-              for name, runs in results.items() if SCENARIOS[name].caught_by for run in runs]  # fmt: skip
+    caught = [
+        any(run.get(one, "ok") != "ok" for one in SCENARIOS[name].caught_by) or "stopped" in run
+        for name, runs in results.items()
+        if SCENARIOS[name].caught_by
+        for run in runs
+    ]
     alarmed = [level for run in healthy for level in [max(run.values(), key=["ok", "watch", "act"].index)]]
     lines += [
-        "", f"Healthy runs: {len(healthy)}, of which {alarmed.count('watch')} had a watch at most and {alarmed.count('act')} "
+        "",
+        f"Healthy runs: {len(healthy)}, of which {alarmed.count('watch')} had a watch at most and {alarmed.count('act')} "
         f"an act. Broken runs: {len(caught)}, of which {sum(caught)} were caught in their way.",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--only", nargs="+", choices=list(SCENARIOS), default=list(SCENARIOS))
     parser.add_argument("--json", action="store_true")
@@ -242,7 +329,9 @@ def main() -> None:
         runs[name] = [judged(name, SCENARIOS[name], seed) for seed in settings.seeds]
         raised = ({k: one["level"] for k, one in run.items() if one["level"] != "ok"} for run in runs[name])
         print(name, *raised, file=sys.stderr, flush=True)
-    levels = {name: [{k: one["level"] for k, one in run.items()} for run in found] for name, found in runs.items()}
+    levels = {
+        name: [{k: one["level"] for k, one in run.items()} for run in found] for name, found in runs.items()
+    }
     print(json.dumps({"runs": runs, "seeds": settings.seeds}) if settings.json else table(levels))
 
 

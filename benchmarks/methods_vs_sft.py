@@ -1,11 +1,14 @@
-"""Time of a step of several methods against an SFT step on the same tokens, the reference cached; alternating, in one process.
+"""Time of a step of several methods against an SFT step on the same tokens, the reference cached;
+alternating, in one process.
 
-    python benchmarks/methods_vs_sft.py [--methods bnf dpo kto] [--model NAME] [--steps 12] [--groups 8] [--json]
+    python benchmarks/methods_vs_sft.py [--methods bnf dpo kto] [--model NAME] [--steps 12] [--groups 8]
+    [--json]
 
-Groups have the lengths of short dialogues: prompts of 30 to 150 tokens, two completions of 10 to 60. The learning rate is 0,
-so that all objectives see the same weights throughout. Prints the median time of each and the ratio of the medians, with the
-spread of the ratio over adjacent steps. A method that scores each prompt also with another group's completions (kto) has its ratio
-with and without these rows, whose forward pass is timed by itself right after the step.
+Groups have the lengths of short dialogues: prompts of 30 to 150 tokens, two completions of 10 to 60. The
+learning rate is 0, so that all objectives see the same weights throughout. Prints the median time of each and
+the ratio of the medians, with the spread of the ratio over adjacent steps. A method that scores each prompt
+also with another group's completions (kto) has its ratio with and without these rows, whose forward pass is
+timed by itself right after the step.
 """
 
 import argparse
@@ -18,10 +21,11 @@ import numpy as np
 import torch
 
 from preftune.model.layout import LayoutOptions, split_micro_batches
+from preftune.model.load import LoadOptions, load_model, resolve_model
+from preftune.model.policy import Policy, score_groups
+from preftune.model.proof import choose_sharing
 from preftune.objectives import OBJECTIVES, Objective
 from preftune.objectives.sft import SFT
-from preftune.model.load import LoadOptions, load_model, resolve_model
-from preftune.model.policy import Policy, choose_sharing, score_groups
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_mismatched, cut_step, make_score
 from preftune.train.optim import make_optimiser
@@ -38,12 +42,20 @@ def random_groups(num: int, vocabulary: int) -> list[Group]:
         return random.integers(5, vocabulary, int(random.integers(low, high))).astype(np.int32)
 
     return [
-        Group(prompt=ids(30, 150), completions=(ids(10, 60), ids(10, 60)), labels=(1, 1), pairs=((0, 1),), origin=f"random:{i}")
+        Group(
+            prompt=ids(30, 150),
+            completions=(ids(10, 60), ids(10, 60)),
+            labels=(1, 1),
+            pairs=((0, 1),),
+            origin=f"random:{i}",
+        )
         for i in range(num)
     ]
 
 
-def reference_of(policy: Policy, groups: Sequence[Group], layout: LayoutOptions) -> dict[str, list[np.ndarray]]:
+def reference_of(
+    policy: Policy, groups: Sequence[Group], layout: LayoutOptions
+) -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = {}
     for indices in split_micro_batches(groups, layout, policy.sharing):
         part = [groups[i] for i in indices]
@@ -53,10 +65,17 @@ def reference_of(policy: Policy, groups: Sequence[Group], layout: LayoutOptions)
 
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
     model, layout = load_model(resolve_model(settings.model), LoadOptions()), LayoutOptions()
-    policy = Policy(model=model, precision="fp32", sharing=choose_sharing(model, True)[0], sharing_reason="",
-                    kept_positions=layout.micro_batch_tokens)  # fmt: skip
+    policy = Policy(
+        model=model,
+        precision="fp32",
+        sharing=choose_sharing(model, True)[0],
+        sharing_reason="",
+        kept_positions=layout.micro_batch_tokens,
+    )
     groups = random_groups(settings.groups, model.config.vocab_size)
-    objectives: dict[str, Objective] = {"sft": SFT(reduction="sequence_mean")} | {m: OBJECTIVES[m]() for m in settings.methods}
+    objectives: dict[str, Objective] = {"sft": SFT(reduction="sequence_mean")} | {
+        m: OBJECTIVES[m]() for m in settings.methods
+    }
     mismatched = {name: cut_mismatched(groups, one, policy, layout) for name, one in objectives.items()}
     known = [group for pieces in mismatched.values() for piece in pieces for group in piece.content.groups]  # type: ignore[attr-defined]
     logps = reference_of(policy, [*groups, *known], layout)
@@ -79,22 +98,29 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
                 times[name].append(done - started)
                 extra[name].append(time.perf_counter() - done if mismatched[name] else 0.0)
     positions = sum(piece.content.batch.num_real_positions for piece in pieces)  # type: ignore[attr-defined]
-    return {"steps": settings.steps, "threads": torch.get_num_threads(), "positions": positions,
-            "sft_seconds": float(np.median(times["sft"])),
-            "methods": {name: compared(times[name], times["sft"], extra[name]) for name in settings.methods}}  # fmt: skip
+    return {
+        "steps": settings.steps,
+        "threads": torch.get_num_threads(),
+        "positions": positions,
+        "sft_seconds": float(np.median(times["sft"])),
+        "methods": {name: compared(times[name], times["sft"], extra[name]) for name in settings.methods},
+    }
 
 
 def compared(mine: Sequence[float], sft: Sequence[float], extra: Sequence[float]) -> dict[str, Any]:
     own = np.array(mine) - np.array(extra)
     return {
-        "seconds": float(np.median(mine)), "ratio": float(np.median(mine) / np.median(sft)),
+        "seconds": float(np.median(mine)),
+        "ratio": float(np.median(mine) / np.median(sft)),
         "ratio_quartiles": [float(q) for q in np.quantile(np.array(mine) / np.array(sft), [0.25, 0.75])],
         "ratio_without_extra_rows": float(np.median(own) / np.median(sft)),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", default=["bnf", "dpo", "kto"])
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--steps", type=int, default=12)
@@ -105,7 +131,9 @@ def main() -> None:
     if settings.json:
         print(json.dumps(result))
         return
-    print(f"{result['positions']} positions a step, {result['threads']} thread(s); sft {result['sft_seconds']:.2f} s")
+    print(
+        f"{result['positions']} positions a step, {result['threads']} thread(s); sft {result['sft_seconds']:.2f} s"
+    )
     for name, one in result["methods"].items():
         low, high = one["ratio_quartiles"]
         rows = one["ratio_without_extra_rows"]

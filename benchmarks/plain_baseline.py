@@ -1,7 +1,7 @@
 """DPO as a good engineer writes it in an hour: the opponent of `pair_training.py` beside TRL.
 
-Padded micro-batches of pairs of like length, the plain Hugging Face forward, the head at the positions of answers only,
-reference log-probabilities computed once. No packing, no shared prompts, no chunks.
+Padded micro-batches of pairs of like length, the plain Hugging Face forward, the head at the positions of
+answers only, reference log-probabilities computed once. No packing, no shared prompts, no chunks.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,9 @@ def micro_batches(pairs: Sequence[Pair]) -> list[list[int]]:
 
 def answer_logps(model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
     """[2, pairs]: summed log-probabilities of the chosen and of the rejected answers."""
-    rows = [prompt + answer for side in (1, 2) for prompt, answer in ((pair[0], pair[side]) for pair in pairs)]
+    rows = [
+        prompt + answer for side in (1, 2) for prompt, answer in ((pair[0], pair[side]) for pair in pairs)
+    ]
     starts = [len(pair[0]) for _ in (1, 2) for pair in pairs]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
@@ -52,7 +54,9 @@ def reference_logps(model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
     return found
 
 
-def step(model: PreTrainedModel, optimiser: torch.optim.Optimizer, pairs: Sequence[Pair], reference: Tensor) -> float:
+def step(
+    model: PreTrainedModel, optimiser: torch.optim.Optimizer, pairs: Sequence[Pair], reference: Tensor
+) -> float:
     """One update on all pairs; returns the loss."""
     optimiser.zero_grad(set_to_none=True)
     total = 0.0

@@ -3,19 +3,22 @@
     python benchmarks/preparation.py [--rows 50000] [--method dpo|kto] [--turns 3] [--processes 2] [--json]
                                      [--memory-rows 10000 200000] [--model smollm2-135m-instruct]
 
-Rows are made up: dialogues of one to three questions, their words drawn from the prompts that the package ships, common words
-more often than rare ones. Both sides run in fresh processes, in turn, the order turned round each time. What is timed:
+Rows are made up: dialogues of one to three questions, their words drawn from the prompts that the package
+ships, common words more often than rare ones. Both sides run in fresh processes, in turn, the order turned
+round each time. What is timed:
 
-    preftune       `prepare`: reading the JSON lines, finding pairs or labels, template, tokens, the proof of each boundary, the
+    preftune       `prepare`: reading the JSON lines, finding pairs or labels, template, tokens, the proof of
+    each boundary, the
                    token store on disk. The store is made anew each time.
     preftune-again the same once the store is there
-    preftune-tokens  what TRL's clock counts, and our store: the rows have been read and turned into records before it starts
-    trl            `_prepare_dataset` of its DPO or KTO trainer and nothing else, with `dataset_num_proc`; the rows are in an
+    preftune-tokens  what TRL's clock counts, and our store: the rows have been read and turned into records
+    before it starts trl            `_prepare_dataset` of its DPO or KTO trainer and nothing else, with
+    `dataset_num_proc`; the rows are in an
                    Arrow file before the clock starts, and nothing is filtered by length
 
-The ids must be the same in every row, apart from what TRL keeps behind the end-of-turn token, or the comparison stops.
-Processor time is that of the process and its children. Memory is the peak of the process beyond what it held before it began;
-for TRL, whose workers come and go, that of the largest process.
+The ids must be the same in every row, apart from what TRL keeps behind the end-of-turn token, or the
+comparison stops. Processor time is that of the process and its children. Memory is the peak of the process
+beyond what it held before it began; for TRL, whose workers come and go, that of the largest process.
 """
 
 import argparse
@@ -44,12 +47,16 @@ VARIANTS = ("preftune", "preftune-again", "preftune-tokens", "trl")
 def words() -> list[str]:
     """Distinct words of the shipped prompts, in the order of their first use."""
     folder = files("preftune") / "demo"
-    text = " ".join(path.read_text() for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".jsonl"))
+    text = " ".join(
+        path.read_text() for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".jsonl")
+    )
     return list(dict.fromkeys(re.findall(r"[A-Za-z]{2,}[,.?!]?", text)))
 
 
 def write_rows(path: Path, count: int, method: str) -> None:
-    """Rows of dpo: prompt, chosen, rejected; of kto: prompt, completion, label. A word's chance falls with its place."""
+    """Rows of dpo: prompt, chosen, rejected; of kto: prompt, completion, label. A word's chance falls with
+    its place.
+    """
     draw, vocabulary = random.Random(0), words()
     weights = [1 / (place + 10) for place in range(len(vocabulary))]
     pool = draw.choices(vocabulary, weights, k=1 << 20)
@@ -62,11 +69,17 @@ def write_rows(path: Path, count: int, method: str) -> None:
         for number in range(count):
             turns = [{"role": "user", "content": f"{number}: {text(5, 40)}"}]
             for _ in range(draw.randint(0, 2)):
-                turns += [{"role": "assistant", "content": text(10, 60)}, {"role": "user", "content": text(5, 40)}]
+                turns += [
+                    {"role": "assistant", "content": text(10, 60)},
+                    {"role": "user", "content": text(5, 40)},
+                ]
             answers = [[{"role": "assistant", "content": text(10, 80)}] for _ in range(2)]
             row: dict[str, Any] = {"prompt": turns}
-            row |= {"completion": answers[0], "label": number % 2 == 0} if method == "kto" else \
-                {"chosen": answers[0], "rejected": answers[1]}  # fmt: skip
+            row |= (
+                {"completion": answers[0], "label": number % 2 == 0}
+                if method == "kto"
+                else {"chosen": answers[0], "rejected": answers[1]}
+            )
             file.write(json.dumps(row) + "\n")
 
 
@@ -84,7 +97,10 @@ def digest(rows: Iterable[tuple[Iterable[int], ...]]) -> str:
 
 def peak() -> float:
     """MiB of the largest process so far: this one or one of its children."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    return (
+        max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        / 1024
+    )
 
 
 def processor() -> float:
@@ -102,15 +118,21 @@ def run_ours(settings: argparse.Namespace) -> dict[str, Any]:
     prepared = prepare(settings.file, tokenizer, signal, DataOptions(max_length=1 << 20))
     wall, cpu, after = time.perf_counter() - wall, processor() - cpu, peak()
     found = digest((group.prompt, *group.completions) for group in prepared.groups)
-    return {"wall": wall, "cpu": cpu, "memory": after - before, "digest": found, "tokens": prepared.report.num_tokens}
+    return {
+        "wall": wall,
+        "cpu": cpu,
+        "memory": after - before,
+        "digest": found,
+        "tokens": prepared.report.num_tokens,
+    }
 
 
 def run_tokens(settings: argparse.Namespace) -> dict[str, Any]:
     from preftune.data.fit import fit
     from preftune.data.options import DataOptions
     from preftune.data.prepare import RecordReader
-    from preftune.data.render import make_renderer
     from preftune.data.record_file import RecordFile
+    from preftune.data.render import make_renderer
     from preftune.data.store import StoredGroups, StoreWriter
     from preftune.model.load import LoadOptions, load_tokenizer, resolve_model
 
@@ -123,7 +145,11 @@ def run_tokens(settings: argparse.Namespace) -> dict[str, Any]:
         before, wall, cpu = peak(), time.perf_counter(), processor()
         renderer, writer = make_renderer(tokenizer, many=True), StoreWriter(Path(folder))
         for group in renderer.render_all(records[index] for index in range(len(records))):
-            fitted = None if isinstance(group, Exception) else fit(group, max_length=1 << 20, truncation="drop", bos=renderer.bos)
+            fitted = (
+                None
+                if isinstance(group, Exception)
+                else fit(group, max_length=1 << 20, truncation="drop", bos=renderer.bos)
+            )
             assert fitted is not None and fitted.group is not None
             writer.add(fitted.group)
         writer.finish({})
@@ -148,7 +174,10 @@ def run_trl(settings: argparse.Namespace) -> dict[str, Any]:
     trainer._tokenizer = tokenizer
     trainer.calculate_KL, trainer.desirable_weight, trainer.undesirable_weight = False, 1.0, 1.0
     options = argparse.Namespace(
-        dataset_num_proc=settings.processes, max_length=None, truncation_mode="keep_start", per_device_train_batch_size=8
+        dataset_num_proc=settings.processes,
+        max_length=None,
+        truncation_mode="keep_start",
+        per_device_train_batch_size=8,
     )
     before, wall, cpu = peak(), time.perf_counter(), processor()
     ready = trainer._prepare_dataset(dataset, tokenizer, options, "train")
@@ -167,11 +196,27 @@ def run_trl(settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def child(variant: str, file: Path, settings: argparse.Namespace, cache: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", variant, "--file", str(file), "--method", settings.method, "--model",
-               settings.model, "--processes", str(settings.processes)]  # fmt: skip
-    bundled = os.path.join(os.environ.get("PREFTUNE_CACHE", os.path.expanduser("~/.cache/preftune")), "models")
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        variant,
+        "--file",
+        str(file),
+        "--method",
+        settings.method,
+        "--model",
+        settings.model,
+        "--processes",
+        str(settings.processes),
+    ]
+    bundled = os.path.join(
+        os.environ.get("PREFTUNE_CACHE", os.path.expanduser("~/.cache/preftune")), "models"
+    )
     os.path.lexists(f"{cache}/models") or os.symlink(bundled, f"{cache}/models")
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PREFTUNE_CACHE": cache})
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PREFTUNE_CACHE": cache}
+    )
     if result.returncode:
         sys.exit(f"{variant} failed:\n{result.stderr[-3000:]}")
     return json.loads(result.stdout.splitlines()[-1])
@@ -195,21 +240,30 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         write_rows(file, settings.rows, settings.method)
-        turns = [one_turn([["preftune", "trl"], ["trl", "preftune"]][turn % 2], file, settings) for turn in range(settings.turns)]
+        turns = [
+            one_turn([["preftune", "trl"], ["trl", "preftune"]][turn % 2], file, settings)
+            for turn in range(settings.turns)
+        ]
         memory: dict[str, dict[str, float]] = {}
         for count in settings.memory_rows:
             write_rows(file, count, settings.method)
-            memory[str(count)] = {name: one["memory"] for name, one in one_turn(["preftune", "trl"], file, settings).items()}
+            memory[str(count)] = {
+                name: one["memory"] for name, one in one_turn(["preftune", "trl"], file, settings).items()
+            }
     rates = {name: [settings.rows / turn[name]["wall"] for turn in turns] for name in VARIANTS}
     ratios = {
         ours: {kind: [turn["trl"][kind] / turn[ours][kind] for turn in turns] for kind in ("wall", "cpu")}
         for ours in ("preftune", "preftune-tokens")
     }
     return {
-        "rows": settings.rows, "method": settings.method, "tokens": turns[0]["preftune"]["tokens"], "rows_per_s": rates,
+        "rows": settings.rows,
+        "method": settings.method,
+        "tokens": turns[0]["preftune"]["tokens"],
+        "rows_per_s": rates,
         "cpu_s": {name: [turn[name]["cpu"] for turn in turns] for name in VARIANTS},
-        "ratio_to_trl": ratios, "memory_mib": memory,
-    }  # fmt: skip
+        "ratio_to_trl": ratios,
+        "memory_mib": memory,
+    }
 
 
 def sentences(result: dict[str, Any]) -> list[str]:
@@ -219,19 +273,26 @@ def sentences(result: dict[str, Any]) -> list[str]:
     for name, rates in result["rows_per_s"].items():
         cpu = statistics.median(result["cpu_s"][name])
         spread = f"{min(rates):.0f} to {max(rates):.0f}"
-        lines.append(f"{name}: {statistics.median(rates):.0f} rows/s ({spread}), {cpu:.1f} s of processor time")
+        lines.append(
+            f"{name}: {statistics.median(rates):.0f} rows/s ({spread}), {cpu:.1f} s of processor time"
+        )
     for ours, kinds in result["ratio_to_trl"].items():
         for kind, ratios in kinds.items():
             told = {"wall": "by the clock", "cpu": "in processor time"}[kind]
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
             lines.append(f"{ours}: {statistics.median(ratios):.2f} times the speed of trl {told} ({spread})")
     for count, memory in result["memory_mib"].items():
-        lines.append(f"peak memory beyond the start, {count} rows: " + ", ".join(f"{k} {v:.0f} MiB" for k, v in memory.items()))
+        lines.append(
+            f"peak memory beyond the start, {count} rows: "
+            + ", ".join(f"{k} {v:.0f} MiB" for k, v in memory.items())
+        )
     return lines
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--method", choices=("dpo", "kto"), default="dpo")
     parser.add_argument("--turns", type=int, default=3)

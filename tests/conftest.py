@@ -23,7 +23,9 @@ def _deterministic():
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """Reference caches of a test stay out of the user's; the bundled model is looked up where the user has it."""
+    """Reference caches of a test stay out of the user's; the bundled model is looked up where the user has
+    it.
+    """
     monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

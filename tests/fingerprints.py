@@ -1,4 +1,5 @@
-"""Write the value and gradient of every objective on fixed random batches to a file, bit for bit. Not collected by pytest.
+"""Write the value and gradient of every objective on fixed random batches to a file, bit for bit. Not
+collected by pytest.
 
     python tests/fingerprints.py OUTPUT.json
 

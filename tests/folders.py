@@ -14,23 +14,45 @@ from preftune.train.options import OptimOptions, TrainConfig
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
 PAIRS = [
-    {"prompt": f"Question {k}: what is {word}?", "chosen": f"It is {word}.", "rejected": f"No idea about {word} at all."}
-    for k, word in enumerate(("the sea", "a poem", "Paris", "France", "the capital", "a blue sea", "tea", "snow"), 1)
+    {
+        "prompt": f"Question {k}: what is {word}?",
+        "chosen": f"It is {word}.",
+        "rejected": f"No idea about {word} at all.",
+    }
+    for k, word in enumerate(
+        ("the sea", "a poem", "Paris", "France", "the capital", "a blue sea", "tea", "snow"), 1
+    )
 ]
 SCORED = [
-    {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Well."], "rewards": [1.0, 0.0, 0.5]} for row in PAIRS
+    {
+        "prompt": row["prompt"],
+        "completions": [row["chosen"], row["rejected"], "Well."],
+        "rewards": [1.0, 0.0, 0.5],
+    }
+    for row in PAIRS
 ]
 
 
 def save_tiny_model(folder: Path, seed: int = 0, std: float = 0.1) -> Path:
-    """A two-layer Llama with random weights and a byte tokeniser that writes ChatML; the vocabularies are of one size."""
+    """A two-layer Llama with random weights and a byte tokeniser that writes ChatML; the vocabularies are of
+    one size.
+    """
     tokenizer = byte_tokenizer(CHATML, eos="<|im_end|>")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, bos_token_id=1, eos_token_id=end, pad_token_id=0,
-        max_position_embeddings=512, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        bos_token_id=1,
+        eos_token_id=end,
+        pad_token_id=0,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -61,15 +83,25 @@ def timeless(rows: Sequence[Mapping[str, object]]) -> list[dict]:
 def tiny_config(model: Path, data: str, output: Path, **settings: Any) -> TrainConfig:
     """Settings under which the tiny model learns a file of pairs in a few steps."""
     optim = settings.pop("optim", {})
-    chosen: dict[str, Any] = {"batch_size": 4, "epochs": 2.0, "eval_fraction": 0.25, "objective": DPO()} | settings
+    chosen: dict[str, Any] = {
+        "batch_size": 4,
+        "epochs": 2.0,
+        "eval_fraction": 0.25,
+        "objective": DPO(),
+    } | settings
     return TrainConfig(
-        data=str(data), output=str(output), model=str(model),
-        optim=OptimOptions(**{"learning_rate": 3e-3, "schedule": "constant"} | optim), **chosen,
-    )  # fmt: skip
+        data=str(data),
+        output=str(output),
+        model=str(model),
+        optim=OptimOptions(**{"learning_rate": 3e-3, "schedule": "constant"} | optim),
+        **chosen,
+    )
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder's safetensors files: of the model or adapter, and of the value head if there is one."""
+    """Every tensor of a folder's safetensors files: of the model or adapter, and of the value head if there
+    is one.
+    """
     paths = list(folder.glob("*.safetensors"))
     assert paths
     return {name: tensor for path in paths for name, tensor in load_file(path).items()}

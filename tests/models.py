@@ -14,41 +14,68 @@ from transformers import (
     MistralConfig,
     PreTrainedModel,
     Qwen3Config,
-)  # fmt: skip
+)
 
 from preftune.model.attention_segments import SEGMENTS
 from preftune.types import Group
 
 VOCAB = 64
 _SHAPE = dict(
-    vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, bos_token_id=1, eos_token_id=2, pad_token_id=0, max_position_embeddings=256,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    max_position_embeddings=256,
+)
 
 CONFIGS = {
     "llama": lambda: LlamaConfig(**_SHAPE),
     "qwen3": lambda: Qwen3Config(**_SHAPE),
-    "qwen3_sliding": lambda: Qwen3Config(**_SHAPE, sliding_window=5, use_sliding_window=True, max_window_layers=1),
-    "gemma3": lambda: Gemma3TextConfig(
-        **_SHAPE, sliding_window=5, layer_types=["sliding_attention", "full_attention"], final_logit_softcapping=4.0
+    "qwen3_sliding": lambda: Qwen3Config(
+        **_SHAPE, sliding_window=5, use_sliding_window=True, max_window_layers=1
     ),
-    "gemma2": lambda: Gemma2Config(**_SHAPE, sliding_window=5, attn_logit_softcapping=3.0, final_logit_softcapping=4.0),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_SHAPE,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"],
+        final_logit_softcapping=4.0,
+    ),
+    "gemma2": lambda: Gemma2Config(
+        **_SHAPE, sliding_window=5, attn_logit_softcapping=3.0, final_logit_softcapping=4.0
+    ),
     "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=5),
     "granite": lambda: GraniteConfig(**_SHAPE, logits_scaling=3.0),
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2, pad_token_id=0
+        vocab_size=VOCAB,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
     ),
-}  # fmt: skip
+}
 
 
 def _norm_in_fp64(module, x):
-    """Hugging Face's RMSNorm computes in fp32 whatever the dtype, which would hide errors of 1e-8 in fp64 tests."""
+    """Hugging Face's RMSNorm computes in fp32 whatever the dtype, which would hide errors of 1e-8 in fp64
+    tests.
+    """
     epsilon = module.variance_epsilon if "variance_epsilon" in vars(module) else module.eps
     scale = 1.0 + module.weight if "Gemma" in type(module).__name__ else module.weight
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * scale
 
 
-def tiny_model(name: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, std: float = 0.25) -> PreTrainedModel:
+def tiny_model(
+    name: str = "llama", dtype: torch.dtype = torch.float32, seed: int = 0, std: float = 0.25
+) -> PreTrainedModel:
     """Every weight matrix drawn with a large spread, so that attention is far from uniform."""
     attention = "eager" if name == "gemma2" else SEGMENTS
     config = CONFIGS[name]()
@@ -75,7 +102,9 @@ def random_groups(seed: int = 0, num_groups: int = 4, most: int = 14, completion
     return [
         Group(
             prompt=ids(int(random.integers(1, most))),
-            completions=tuple(ids(int(random.integers(1, most))) for _ in range(int(random.integers(2, completions + 1)))),
+            completions=tuple(
+                ids(int(random.integers(1, most))) for _ in range(int(random.integers(2, completions + 1)))
+            ),
             pairs=((0, 1),),
             origin=f"rows:{number + 1}",
         )

@@ -2,9 +2,10 @@
 
     python tests/mutants.py [objective ...] [--per-file N] [--seed S] [--parallel 2]
 
-Each mutant is one change in one file of `preftune/objectives`, in a temporary copy of the package, under the contract
-suite and the literal tests that concern the file. Without names all files are mutated, helpers included. Survivors are
-listed with their line; those of `EQUIVALENT` change nothing that a test could see, and the reason stands there.
+Each mutant is one change in one file of `preftune/objectives`, in a temporary copy of the package, under the
+contract suite and the literal tests that concern the file. Without names all files are mutated, helpers
+included. Survivors are listed with their line; those of `EQUIVALENT` change nothing that a test could see,
+and the reason stands there.
 """
 
 import argparse
@@ -44,15 +45,26 @@ EQUIVALENT = {
 """(function, the mutant's description) -> why no test can tell; such mutants are not run."""
 
 SWAPS = {  # names that stand for neighbouring ideas
-    "sum_tokens": "mean_tokens", "mean_tokens": "sum_tokens",
-    "log_ratio": "mean_log_ratio", "mean_log_ratio": "log_ratio",
-    "chosen": "rejected", "rejected": "chosen", "first": "second", "second": "first", "on": "off", "off": "on",
-}  # fmt: skip
+    "sum_tokens": "mean_tokens",
+    "mean_tokens": "sum_tokens",
+    "log_ratio": "mean_log_ratio",
+    "mean_log_ratio": "log_ratio",
+    "chosen": "rejected",
+    "rejected": "chosen",
+    "first": "second",
+    "second": "first",
+    "on": "off",
+    "off": "on",
+}
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 COMPARISONS = {
-    ast.Lt: (ast.LtE, ast.Gt), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.Lt), ast.GtE: (ast.Gt, ast.Lt),
-    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,),
-}  # fmt: skip
+    ast.Lt: (ast.LtE, ast.Gt),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+}
 DROPPED_METHODS = ("detach", "clamp", "square", "exp", "log")
 DROPPED_FUNCTIONS = ("logsigmoid", "bounded_exp", "bounded_expm1", "log_odds", "abs")
 
@@ -105,7 +117,11 @@ def _call_mutations(node: ast.Call) -> Iterator[tuple[str, Callable[[ast.AST], a
         yield f"drop .{node.func.attr}()", lambda n: n.func.value
     if isinstance(node.func, ast.Name) and node.func.id in DROPPED_FUNCTIONS:
         yield f"drop {node.func.id}()", lambda n: n.args[0]
-    if len(node.args) == 2 and isinstance(node.func, ast.Name) and node.func.id in ("binary_kl", "density_ratio_loss"):
+    if (
+        len(node.args) == 2
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("binary_kl", "density_ratio_loss")
+    ):
         yield f"swap arguments of {node.func.id}", lambda n: _with(n, args=n.args[::-1])
     if isinstance(node.func, ast.Name) and node.func.id.startswith("check_"):
         yield f"drop {node.func.id}", lambda n: ast.Constant(value=None)
@@ -118,7 +134,9 @@ def _with(node: ast.AST, **changes: object) -> ast.AST:
 
 
 def mutants_of(path: Path) -> list[Mutant]:
-    """Every single change of a file's defaults, assignments and function bodies; annotations and messages stay."""
+    """Every single change of a file's defaults, assignments and function bodies; annotations and messages
+    stay.
+    """
     tree = ast.parse(path.read_text())
     found, count = [], len(list(_places(tree)))
     for place in range(count):
@@ -164,7 +182,9 @@ def _is_message(node: ast.AST) -> bool:
 
 
 def tests_of(file: str, names: dict[str, str]) -> list[list[str]]:
-    """Arguments of two runs of pytest: literal tests, which notice most, then contracts, of the file's objectives."""
+    """Arguments of two runs of pytest: literal tests, which notice most, then contracts, of the file's
+    objectives.
+    """
     own = [name for name, where in names.items() if where == file]
     if not own:
         return [["tests/objectives"], ["tests/contracts"]]
@@ -187,7 +207,9 @@ def _child(package: str, arguments: list[str]) -> None:
 
 def is_killed(mutant: Mutant, names: dict[str, str]) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(OBJECTIVES.parents[1], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            OBJECTIVES.parents[1], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
         (Path(folder) / "preftune" / "objectives" / mutant.file).write_text(mutant.source)
         return any(_fails(folder, arguments) for arguments in tests_of(mutant.file, names))
 
@@ -207,15 +229,19 @@ def objective_files() -> dict[str, str]:
     tree = ast.parse((OBJECTIVES / "__init__.py").read_text())
     where = {
         alias.name: f"{node.module.rpartition('.')[2]}.py"
-        for node in tree.body if isinstance(node, ast.ImportFrom) and node.module for alias in node.names
-    }  # fmt: skip
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
     table = next(n.value for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.value, ast.Dict))
     return {k.value: where[v.id] for k, v in zip(table.keys, table.values, strict=True)}  # type: ignore[union-attr]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("objective", nargs="*", help="names of the table, or files such as links.py; default: all")
+    parser.add_argument(
+        "objective", nargs="*", help="names of the table, or files such as links.py; default: all"
+    )
     parser.add_argument("--per-file", type=int, help="a random sample of this many mutants of each file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=2)

@@ -11,7 +11,9 @@ from tests.folders import PAIRS, write_rows
 @pytest.fixture
 def diagnosis(tmp_path):
     path = tmp_path / "diagnosis.json"
-    path.write_text(json.dumps({"evidence": {"num_pairs": 500, "noise": 0.25, "can_reward": True}, "findings": []}))
+    path.write_text(
+        json.dumps({"evidence": {"num_pairs": 500, "noise": 0.25, "can_reward": True}, "findings": []})
+    )
     return str(path)
 
 
@@ -38,7 +40,17 @@ def test_settings_of_an_objective_are_flags(tmp_path, capsys):
 
 
 def test_for_programs_and_the_user_s_answers_win(diagnosis, capsys):
-    words = ("--can_sample", "true", "--samples", "900", "--steps", "30", "--can_hold_reference", "false", "--json")
+    words = (
+        "--can_sample",
+        "true",
+        "--samples",
+        "900",
+        "--steps",
+        "30",
+        "--can_hold_reference",
+        "false",
+        "--json",
+    )
     found = json.loads(out(capsys, diagnosis, *words))
     assert found["advice"]["source"][0]["choice"] == "on-policy"
     assert found["advice"]["objective"][0]["choice"] == "reinforce"
@@ -51,11 +63,26 @@ def test_for_programs_and_the_user_s_answers_win(diagnosis, capsys):
 def test_keep_length_takes_effect(tmp_path, capsys):
     path = tmp_path / "long.json"
     path.write_text('{"num_pairs": 500, "length_bias": 0.8}')
-    assert "  1. dpo" in out(capsys, str(path)) and "  1. ln-dpo" in out(capsys, str(path), "--keep_length", "true")
+    assert "  1. dpo" in out(capsys, str(path)) and "  1. ln-dpo" in out(
+        capsys, str(path), "--keep_length", "true"
+    )
 
 
 def test_a_problem_of_the_laboratory_is_measured_from_samples(capsys):
-    found = json.loads(out(capsys, "--problem", "length_min", "--can_sample", "true", "--samples", "500", "--seed", "1", "--json"))
+    found = json.loads(
+        out(
+            capsys,
+            "--problem",
+            "length_min",
+            "--can_sample",
+            "true",
+            "--samples",
+            "500",
+            "--seed",
+            "1",
+            "--json",
+        )
+    )
     assert found["evidence"]["completion_tokens"] > 2 and found["evidence"]["can_reward"] is True
     assert found["advice"]["source"][0]["choice"] == "on-policy"
     other = json.loads(out(capsys, "--problem", "length_min", "--json"))
@@ -103,17 +130,40 @@ def test_a_pilot_race_decides(capsys, tmp_path):
     before = json.loads(out(capsys, "--problem", "overlap", "--json"))["advice"]["objective"]
     after = json.loads(out(capsys, "--problem", "overlap", "--json", *race))["advice"]["objective"]
     comparison = json.loads((tmp_path / "pilot" / "comparison.json").read_text())
-    assert [one["choice"] for one in after[:3]] == [row["method"].partition("(")[0] for row in comparison["places"]]
+    assert [one["choice"] for one in after[:3]] == [
+        row["method"].partition("(")[0] for row in comparison["places"]
+    ]
     assert {before[0]["choice"]} <= {one["choice"] for one in after[:3]}
-    assert after[0]["reason"].startswith("Ended the pilot race at") and "the pilot race in" in after[0]["basis"]
+    assert (
+        after[0]["reason"].startswith("Ended the pilot race at") and "the pilot race in" in after[0]["basis"]
+    )
 
 
 def test_a_pilot_race_on_a_language_model(diagnosis, tiny_folder, capsys, tmp_path):
-    data = write_rows(tmp_path / "many.jsonl", [{**row, "prompt": f"{row['prompt']} {k}"} for k in range(3) for row in PAIRS])
+    data = write_rows(
+        tmp_path / "many.jsonl",
+        [{**row, "prompt": f"{row['prompt']} {k}"} for k in range(3) for row in PAIRS],
+    )
     text = out(
-        capsys, diagnosis, "--race.output", str(tmp_path / "pilot"), "--race.data", data, "--race.model", str(tiny_folder),
-        "--race.rows", "12", "--race.steps", "1", "--race.seeds", "2", "--race.methods", "2", "--race.rates", "[1e-3]",
-    )  # fmt: skip
+        capsys,
+        diagnosis,
+        "--race.output",
+        str(tmp_path / "pilot"),
+        "--race.data",
+        data,
+        "--race.model",
+        str(tiny_folder),
+        "--race.rows",
+        "12",
+        "--race.steps",
+        "1",
+        "--race.seeds",
+        "2",
+        "--race.methods",
+        "2",
+        "--race.rates",
+        "[1e-3]",
+    )
     assert text.count("Ended the pilot race at") == 2 and (tmp_path / "pilot" / "comparison.html").exists()
 
 

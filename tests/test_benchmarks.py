@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from preftune.model.layout import LayoutOptions, collate
 from preftune.model.attention_masks import packed_mask
+from preftune.model.layout import LayoutOptions, collate
 from tests.folders import save_tiny_model
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
@@ -30,7 +30,9 @@ def script(name: str):
 
 
 def run(name: str, *words: str) -> list[dict]:
-    done = subprocess.run([sys.executable, str(FOLDER / name), *words, "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / name), *words, "--json"], capture_output=True, text=True, check=True
+    )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -58,7 +60,9 @@ def test_startup(tiny):
 
 
 def test_cost_model():
-    """Shards move what the formulas say, to the entry; activations lie above theirs by copied keys and values only."""
+    """Shards move what the formulas say, to the entry; activations lie above theirs by copied keys and values
+    only.
+    """
     [found] = run("cost_model.py")
     for moves in found["moved"].values():
         assert all(one["measured"] == one["formula"] for one in moves.values()), found["moved"]
@@ -90,8 +94,21 @@ def test_engines_agree(tiny, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])
 def test_group_update(bench, tiny, objective, monkeypatch, capsys):
     """Left to run, it ends with an error if loss or gradient differ."""
-    monkeypatch.setattr("sys.argv", ["group_update.py", "--model", tiny, "--objective", objective, "--updates", "1",
-                                     "--only", "time", "--json"])  # fmt: skip
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "group_update.py",
+            "--model",
+            tiny,
+            "--objective",
+            objective,
+            "--updates",
+            "1",
+            "--only",
+            "time",
+            "--json",
+        ],
+    )
     bench.main()
     result = json.loads(capsys.readouterr().out)
     assert max(result["agreement"].values()) < 1e-4
@@ -112,16 +129,33 @@ def test_two_that_differ_are_not_compared(bench, tiny):
 
 def test_a_step_costs_no_more_than_it_did():
     """Operations, calls, kept bytes and padding against the committed baseline; times are measured elsewhere."""
-    done = subprocess.run([sys.executable, str(FOLDER / "quick.py"), "--json"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "quick.py"), "--json"], capture_output=True, text=True, check=False
+    )
     worse = {name: one for name, one in json.loads(done.stdout).items() if one["ratio"] > 1.05}
     assert not worse and done.returncode == 0, (worse, done.stderr)
 
 
 def test_pairs_are_trained_alike(tiny):
-    """Ours with a live and a cached reference, TRL and the plain baseline: the benchmark ends where their losses differ."""
+    """Ours with a live and a cached reference, TRL and the plain baseline: the benchmark ends where their
+    losses differ.
+    """
     names = ["preftune-live", "preftune-cached", "trl-cached", "plain"]
-    [found] = run("pair_training.py", "--mix", "long-prompt", "--model", tiny, "--pairs", "2", "--steps", "1", "--turns", "1",
-                  "--variants", *names)  # fmt: skip
+    [found] = run(
+        "pair_training.py",
+        "--mix",
+        "long-prompt",
+        "--model",
+        tiny,
+        "--pairs",
+        "2",
+        "--steps",
+        "1",
+        "--turns",
+        "1",
+        "--variants",
+        *names,
+    )
     assert found["apart"] < 1e-4 and list(found["pairs_per_second"]) == names
     assert found["positions"]["shared"] < found["positions"]["unshared"]
     assert found["ratios"]["preftune-cached / plain"]["clock"] > 0
@@ -131,14 +165,30 @@ def test_methods_against_sft(tiny):
     [found] = run("methods_vs_sft.py", "--model", tiny, "--steps", "1", "--groups", "2")
     assert list(found["methods"]) == ["bnf", "dpo", "kto"]
     kto = found["methods"]["kto"]
-    assert kto["ratio_without_extra_rows"] < kto["ratio"] and found["methods"]["bnf"]["ratio_without_extra_rows"] == found[
-        "methods"]["bnf"]["ratio"]  # fmt: skip
+    assert (
+        kto["ratio_without_extra_rows"] < kto["ratio"]
+        and found["methods"]["bnf"]["ratio_without_extra_rows"] == found["methods"]["bnf"]["ratio"]
+    )
 
 
 def test_the_floor(tiny):
-    found = run("floor.py", "--mix", "short-prompt", "--model", tiny, "--pairs", "2", "--turns", "1", "--micro_batch_tokens", "512")
+    found = run(
+        "floor.py",
+        "--mix",
+        "short-prompt",
+        "--model",
+        tiny,
+        "--pairs",
+        "2",
+        "--turns",
+        "1",
+        "--micro_batch_tokens",
+        "512",
+    )
     assert [one["precision"] for one in found] == ["fp32", "bf16"]
-    assert all(one["floor"] < one["seconds"] and sum(one["kinds"].values()) == pytest.approx(1) for one in found)
+    assert all(
+        one["floor"] < one["seconds"] and sum(one["kinds"].values()) == pytest.approx(1) for one in found
+    )
 
 
 def gpu_lines(gpu, monkeypatch, capsys, *words: str) -> tuple[int, list[dict]]:
@@ -158,10 +208,15 @@ def test_the_dry_run_for_a_gpu_runs_everything(gpu, monkeypatch, capsys):
     assert {line["variant"] for line in lines} == set(gpu.VARIANTS)
     assert {line["variant"] for line in measured} == set(gpu.VARIANTS) - {"preftune-flex"}
     assert {(line["model"], line["method"], line["mix"]) for line in measured} == {
-        (model, method, mix) for model in gpu.shapes(True) for method in gpu.METHODS for mix in mixes
+        (model, method, mix)
+        for model in gpu.shapes(True)
+        for method in gpu.METHODS
+        for mix in mixes
         if method != "rloo" or mix == "groups"
-    }  # fmt: skip
-    assert all("needs a CUDA device" in line["left_out"] for line in lines if line["variant"] == "preftune-flex")
+    }
+    assert all(
+        "needs a CUDA device" in line["left_out"] for line in lines if line["variant"] == "preftune-flex"
+    )
     assert all(0 < line["utilisation"] < 1 and line["tokens_per_second"] > 0 for line in measured)
     assert "tiny, groups, rloo, preftune-sdpa: " in "\n".join(map(gpu.sentence, lines))
 

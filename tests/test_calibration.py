@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from preftune.measures.calibration import calibrate
 from preftune.errors import ConfigError, DataError
+from preftune.measures.calibration import calibrate
 
 
 def logit(p: float) -> float:
@@ -19,7 +19,8 @@ def test_by_hand():
     assert found.accuracy.mean == 0.75 and (found.num_pairs, found.num_prompts) == (4, 4)
     assert found.brier.mean == pytest.approx((0.01 + 0.16 + 0.64 + 0.0009) / 4)
     assert found.nll.mean == pytest.approx(-sum(map(math.log, (0.9, 0.6, 0.2, 0.97))) / 4)
-    # bins of width 0.1 from 0.5: 0.6 falls by rounding into the first or the second; 0.8 likewise; the last holds two
+    # bins of width 0.1 from 0.5: 0.6 falls by rounding into the first or the second; 0.8 likewise; the last
+    # holds two
     assert [one.num_pairs for one in found.bins][-1] == 2
     assert found.bins[-1].confidence == pytest.approx(0.935) and found.bins[-1].accuracy == 1.0
     assert found.ece.mean == pytest.approx((2 * (1 - 0.935) + (1 - 0.6) + 0.8) / 4)
@@ -40,8 +41,9 @@ def test_soft_outcomes():
 
 
 def test_a_model_that_knows_what_it_knows():
-    """Chosen is the better one with the very chance that the model says: the error is small, and of a model twice as
-    sure it is large."""
+    """Chosen is the better one with the very chance that the model says: the error is small, and of a model
+    twice as sure it is large.
+    """
     random = np.random.default_rng(0)
     margin = random.normal(size=4000) * 1.5
     flipped = random.random(4000) > 1 / (1 + np.exp(-margin))
@@ -61,7 +63,11 @@ def test_knowing_nothing():
 def test_intervals_of_shares():
     """Wilson: of 8 of 8 the lower end is 1 / (1 + z^2 / 8) = 0.6756; of 5 of 10 it is 0.2366 to 0.7634."""
     all_right = calibrate([1.0] * 8, range(8)).accuracy
-    assert (all_right.mean, all_right.low, all_right.high) == (1.0, pytest.approx(0.67559, abs=1e-5), pytest.approx(1.0))
+    assert (all_right.mean, all_right.low, all_right.high) == (
+        1.0,
+        pytest.approx(0.67559, abs=1e-5),
+        pytest.approx(1.0),
+    )
     half = calibrate([1.0, -1.0] * 5, range(10)).accuracy
     assert (half.low, half.high) == (pytest.approx(0.23659, abs=1e-5), pytest.approx(0.76341, abs=1e-5))
     brier = calibrate([9.0, -9.0], [0, 1]).brier

@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 
 import preftune
-from preftune.catalogue.entries import entries as catalogue
 from preftune.catalogue.entries import Uses, entries, entry
+from preftune.catalogue.entries import entries as catalogue
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.checks import check_positive
@@ -23,10 +23,15 @@ names = pytest.mark.parametrize("name", OBJECTIVES)
 def test_facts_are_those_of_the_class(name):
     found, objective = entry(name), OBJECTIVES[name]()
     assert found.name == name
-    assert found.uses.signal == {Pairs: "pairs", Labels: "labels", Rewards: "rewards", Hybrid: "hybrid"}[objective.signal]
+    assert (
+        found.uses.signal
+        == {Pairs: "pairs", Labels: "labels", Rewards: "rewards", Hybrid: "hybrid"}[objective.signal]
+    )
     assert set(found.uses.needs) == objective.needs
     assert found.uses.coupled == ("coupling" in objective.needs)
-    assert [(h.name, h.default) for h in found.hyper_parameters] == [(f.name, f.default) for f in fields(objective)]
+    assert [(h.name, h.default) for h in found.hyper_parameters] == [
+        (f.name, f.default) for f in fields(objective)
+    ]
     for field in fields(objective):
         assert field.default is not MISSING
 
@@ -59,21 +64,30 @@ def test_one_entry_by_hand():
     assert found.url == "https://arxiv.org/abs/2309.06657"
     assert found.formula == "checked against public implementations, not against the paper"
     assert found.verified
-    assert found.uses == Uses(signal="pairs", needs=("ref_logp",), reference=True, on_policy=False, coupled=False)
+    assert found.uses == Uses(
+        signal="pairs", needs=("ref_logp",), reference=True, on_policy=False, coupled=False
+    )
     assert found.as_dict()["page"] == "docs/objectives/hinge.md"
     assert not entry("gdpo").verified
     assert entry("ln-dpo").url is None and entry("bnf").formula is None
 
 
 def test_several_papers_stand_in_one_line():
-    assert entry("rpo").citation == "Liu et al., NeurIPS 2024, arXiv 2405.16436; Pang et al., NeurIPS 2024, arXiv 2404.19733"
+    assert (
+        entry("rpo").citation
+        == "Liu et al., NeurIPS 2024, arXiv 2405.16436; Pang et al., NeurIPS 2024, arXiv 2404.19733"
+    )
     assert entry("rpo").url == "https://arxiv.org/abs/2405.16436"
 
 
 def test_a_signal_that_depends_on_a_setting_shows():
     (variation,) = entry("bnf").variations
     assert (variation.setting, variation.value, variation.uses.signal) == ("reduction", "pair_min", "pairs")
-    assert entry("bnf").learns_from("labels") and entry("bnf").learns_from("pairs") and not entry("bnf").learns_from("rewards")
+    assert (
+        entry("bnf").learns_from("labels")
+        and entry("bnf").learns_from("pairs")
+        and not entry("bnf").learns_from("rewards")
+    )
     assert entry("dpo").variations == ()
 
 
@@ -108,8 +122,11 @@ class Changing:
     @property
     def needs(self) -> frozenset[str]:
         wanted = {
-            "kl_to_ref": self.pull > 0, "behaviour_logp": self.ratio > 0, "coupling": self.both, "value": self.scale is not None
-        }  # fmt: skip
+            "kl_to_ref": self.pull > 0,
+            "behaviour_logp": self.ratio > 0,
+            "coupling": self.both,
+            "value": self.scale is not None,
+        }
         return frozenset(name for name, needed in wanted.items() if needed)
 
     @property
@@ -150,14 +167,20 @@ def test_every_score_is_of_the_reference_of_the_sampling_policy_or_of_neither(mo
         monkeypatch.setattr(Changing, "needs", frozenset({need}))
         uses = catalogue._uses(Changing())
         found[need] = (uses.reference, uses.on_policy)
-    assert {need for need, (reference, _) in found.items() if reference} == {need for need in found if "ref" in need}
-    assert {need for need, (_, on_policy) in found.items() if on_policy} == {need for need in found if "behaviour" in need}
+    assert {need for need, (reference, _) in found.items() if reference} == {
+        need for need in found if "ref" in need
+    }
+    assert {need for need, (_, on_policy) in found.items() if on_policy} == {
+        need for need in found if "behaviour" in need
+    }
     assert {"ref_logp", "kl_from_ref", "kl_to_ref", "behaviour_logp"} <= set(found)
 
 
 def test_a_name_that_is_near_is_told():
     for wrong, near in (("bfn", "bnf"), ("DPO", "dpo"), ("sim-po", "simpo")):
-        with pytest.raises(ConfigError, match=rf"no such objective; got {wrong}\. Did you mean .*\b{near}\b.*\?"):
+        with pytest.raises(
+            ConfigError, match=rf"no such objective; got {wrong}\. Did you mean .*\b{near}\b.*\?"
+        ):
             entry(wrong)
     with pytest.raises(ConfigError, match=r"`preftune objectives` lists them"):
         entry("zzzzzz")

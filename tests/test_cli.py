@@ -1,4 +1,6 @@
-"""The command line: light to start, one line for every error with the right exit status, and no text that commands a terminal."""
+"""The command line: light to start, one line for every error with the right exit status, and no text that
+commands a terminal.
+"""
 
 import json
 import os
@@ -10,7 +12,10 @@ import pytest
 from preftune.cli.main import HELP, VERBS, main
 from tests.folders import PAIRS, save_tiny_model, write_rows
 
-ACTIONS = {"lab": ("run", "list", "show", "all", "tune"), "diagnose": ("run", "data")}  # of verbs that have some
+ACTIONS = {
+    "lab": ("run", "list", "show", "all", "tune"),
+    "diagnose": ("run", "data"),
+}  # of verbs that have some
 EVIL = "\x1b[31mred\x07\x1b]0;title\x07\x9b1m\u202eback\x7f"
 
 
@@ -47,7 +52,9 @@ def test_no_garbage_is_looked_for_while_a_verb_is_imported_nor_ever_among_its_li
 
 
 def test_the_installed_command_is_this_one():
-    done = subprocess.run([sys.executable, "-m", "preftune.cli.main", "trian"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "preftune.cli.main", "trian"], capture_output=True, text=True
+    )
     assert done.returncode == 2 and "there is no verb 'trian'" in done.stderr
 
 
@@ -61,7 +68,9 @@ def test_help_names_every_verb(capsys):
 def failure(capsys, *words, code=2) -> str:
     assert main([str(word) for word in words]) == code
     err = capsys.readouterr().err
-    assert err.startswith("preftune ") and err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err
+    assert (
+        err.startswith("preftune ") and err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err
+    )
     return err
 
 
@@ -80,8 +89,14 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
         (("--data", pairs_file, "--format", "labels"), "row 1"),
         (("--data", pairs_file, "--max_length", "3"), "no group is left"),
         (("--data", pairs_file, "--device", "nothing"), "device is not to be had"),
-        (("--data", pairs_file, "--lora_r", "2", "--target_modules", "[nothing]"), "names no layer of the model"),
-        (("--data", pairs_file, "--lora_r", "2", "--target_modules", "[lm_head]"), "an adapter on the head is not supported"),
+        (
+            ("--data", pairs_file, "--lora_r", "2", "--target_modules", "[nothing]"),
+            "names no layer of the model",
+        ),
+        (
+            ("--data", pairs_file, "--lora_r", "2", "--target_modules", "[lm_head]"),
+            "an adapter on the head is not supported",
+        ),
         (("--data", pairs_file, "--reference.model", "/nowhere"), "There is no model"),
     ):
         assert wanted in failure(capsys, *train, *words), words
@@ -91,11 +106,58 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
     failure(capsys, "inspect", "/nowhere", *model)
     failure(capsys, "inspect", pairs_file, "stray", *model)
     failure(capsys, "sample", *model, "--prompts", "/nowhere")
-    failure(capsys, "sample", *model, "--prompts", pairs_file, "--output", "/nowhere/x", "--json", "--max_new_tokens", "2", code=4)
-    failure(capsys, "eval", *model, "--prompts", pairs_file, "--reference", tiny_folder, "--reward", "nothing", "--json")
-    failure(capsys, "eval", *model, "--prompts", pairs_file, "--reference", tiny_folder, "--reward", "json:dumps", "--json",
-            "--max_new_tokens", "2", code=3)  # fmt: skip
-    failure(capsys, "eval", *model, "--prompts", pairs_file, "--reference", tiny_folder, "--reward", "exact(column=gold)", "--json")
+    failure(
+        capsys,
+        "sample",
+        *model,
+        "--prompts",
+        pairs_file,
+        "--output",
+        "/nowhere/x",
+        "--json",
+        "--max_new_tokens",
+        "2",
+        code=4,
+    )
+    failure(
+        capsys,
+        "eval",
+        *model,
+        "--prompts",
+        pairs_file,
+        "--reference",
+        tiny_folder,
+        "--reward",
+        "nothing",
+        "--json",
+    )
+    failure(
+        capsys,
+        "eval",
+        *model,
+        "--prompts",
+        pairs_file,
+        "--reference",
+        tiny_folder,
+        "--reward",
+        "json:dumps",
+        "--json",
+        "--max_new_tokens",
+        "2",
+        code=3,
+    )
+    failure(
+        capsys,
+        "eval",
+        *model,
+        "--prompts",
+        pairs_file,
+        "--reference",
+        tiny_folder,
+        "--reward",
+        "exact(column=gold)",
+        "--json",
+    )
     failure(capsys, "report", "/nowhere")
     failure(capsys, "report", tmp_path)
     failure(capsys, "demo", "--num_prompts", "0")
@@ -104,19 +166,30 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
 
 
 def controls(text: str) -> set[str]:
-    """Characters that a terminal would obey, those of a line's end left out; the pseudo-colours of our own aside."""
-    return {c for c in text if (ord(c) < 32 and c not in "\n\t\r") or 0x7F <= ord(c) < 0xA0 or c in "\u202e\u202d\u2066"}
+    """Characters that a terminal would obey, those of a line's end left out; the pseudo-colours of our own
+    aside.
+    """
+    return {
+        c
+        for c in text
+        if (ord(c) < 32 and c not in "\n\t\r") or 0x7F <= ord(c) < 0xA0 or c in "\u202e\u202d\u2066"
+    }
 
 
 def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
     """Rows, columns, file names and prompts with escape sequences; in results, notes and errors."""
-    rows = [{"prompt": f"{k} {EVIL}", "chosen": f"{EVIL} yes {k}", "rejected": f"{EVIL} no {k}", EVIL: EVIL} for k in range(4)]
+    rows = [
+        {"prompt": f"{k} {EVIL}", "chosen": f"{EVIL} yes {k}", "rejected": f"{EVIL} no {k}", EVIL: EVIL}
+        for k in range(4)
+    ]
     data = write_rows(tmp_path / f"evil{EVIL}.jsonl", rows)
     columns = write_rows(tmp_path / f"columns{EVIL}.jsonl", [{EVIL: "a", f"x{EVIL}": "b"}])
     group = {"prompt": EVIL, "completions": ["a", EVIL], "rewards": [0, 1], EVIL: 1}
     scored = write_rows(tmp_path / f"scored{EVIL}.jsonl", [group])
     wrong = write_rows(tmp_path / f"wrong{EVIL}.jsonl", [{"prompt": "p", "chosen": "c", "rejected": [EVIL]}])
-    judged = write_rows(tmp_path / f"judged{EVIL}.jsonl", [{"prompt": EVIL, "completions": [EVIL], EVIL: EVIL}])
+    judged = write_rows(
+        tmp_path / f"judged{EVIL}.jsonl", [{"prompt": EVIL, "completions": [EVIL], EVIL: EVIL}]
+    )
     cut = tmp_path / f"cut{EVIL}.jsonl"
     cut.write_text('{"prompt": "' + EVIL)
     model = ["--model", str(tiny_folder)]
@@ -154,7 +227,10 @@ def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
         assert main(words) == code, words
         told = capsys.readouterr()
         assert told.out or told.err
-        assert not controls(told.out) and not controls(told.err), (words, controls(told.out) | controls(told.err))
+        assert not controls(told.out) and not controls(told.err), (
+            words,
+            controls(told.out) | controls(told.err),
+        )
 
 
 def test_text_of_a_model_is_cleaned(tmp_path, capsys):
@@ -194,7 +270,19 @@ def test_json_is_all_there_is_on_standard_output(tiny_folder, pairs_file, tmp_pa
         ["train", *model, "--data", pairs_file, "--output", run, "--max_steps", "1"],
         ["inspect", pairs_file, *model],
         ["eval", *model, "--data", pairs_file, "--reference", str(tiny_folder)],
-        ["eval", *model, "--prompts", pairs_file, "--reference", str(tiny_folder), "--reward", "brief", "--max_rows", "1", *draw],
+        [
+            "eval",
+            *model,
+            "--prompts",
+            pairs_file,
+            "--reference",
+            str(tiny_folder),
+            "--reward",
+            "brief",
+            "--max_rows",
+            "1",
+            *draw,
+        ],
         ["sample", *model, "--prompt", "Hi", *draw],
         ["report", run],
         ["reward", samples, "--reward", "regex(pattern=a)", "--output", str(tmp_path / "scored.jsonl")],
@@ -223,7 +311,22 @@ def test_a_chat_remembers_its_turns(tiny_folder, capsys, monkeypatch):
 def test_samples_in_a_file(tiny_folder, tmp_path, capsys):
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Grüße \U0001f600"}, {"prompt": "b"}])
     out = tmp_path / "samples.jsonl"
-    assert main(["sample", "--model", str(tiny_folder), "--prompts", data, "--output", str(out), "--max_new_tokens", "2"]) == 0
+    assert (
+        main(
+            [
+                "sample",
+                "--model",
+                str(tiny_folder),
+                "--prompts",
+                data,
+                "--output",
+                str(out),
+                "--max_new_tokens",
+                "2",
+            ]
+        )
+        == 0
+    )
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in rows] == ["Grüße \U0001f600", "b"]
     assert "2 prompts with 1 completions each" in capsys.readouterr().out
@@ -242,7 +345,9 @@ def test_skipped_rows_are_counted(tiny_folder, tmp_path, capsys):
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     command = f"{sys.executable} -m preftune.cli.main --help | true"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=dict(os.environ)
+    )
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,6 @@
-"""Settings: flags and YAML are the same thing, every key is known, every value checked, and every setting is felt."""
+"""Settings: flags and YAML are the same thing, every key is known, every value checked, and every setting is
+felt.
+"""
 
 import contextlib
 import io
@@ -9,19 +11,23 @@ from dataclasses import fields, is_dataclass
 import pytest
 import yaml
 
-from preftune.race.options import CompareConfig
 from preftune.cli.settings import ALIASES, ELSEWHERE, parse_settings
+from preftune.commands.demo import DemoConfig
+from preftune.commands.eval import EvalConfig
+from preftune.commands.inspect import InspectConfig
+from preftune.commands.report import ReportConfig
+from preftune.commands.sample import SampleConfig
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, PreftuneError
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
+from preftune.race.options import CompareConfig
 from preftune.sampling.client import ServerOptions
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
 from preftune.train.runlog import to_plain
-from preftune.cli.checks import DemoConfig, EvalConfig, InspectConfig, ReportConfig, SampleConfig
 from tests.folders import PAIRS, metric_rows, timeless, weights_of, write_rows
 
 BASE = ["--data", "d", "--output", "o"]
@@ -36,19 +42,43 @@ def refused(*words: str, kind=TrainConfig) -> str:
         parsed(*words, kind=kind)
     told = str(caught.value)
     assert "\n" not in told and told.endswith((".", "?")) and ".." not in told.replace("...", "")
-    assert not any(word in told for word in ("jsonargparse", "<class", "functools", "Literal", "Union", "Traceback"))
+    assert not any(
+        word in told for word in ("jsonargparse", "<class", "functools", "Literal", "Union", "Traceback")
+    )
     return told
 
 
 def test_names_of_every_kind_mean_the_same():
-    wanted = parsed(*BASE, "--optim.learning_rate", "0.5", "--objective.name", "dpo", "--objective.beta", "0.3",
-                    "--rows.max_rows", "7")  # fmt: skip
+    wanted = parsed(
+        *BASE,
+        "--optim.learning_rate",
+        "0.5",
+        "--objective.name",
+        "dpo",
+        "--objective.beta",
+        "0.3",
+        "--rows.max_rows",
+        "7",
+    )
     assert (wanted.optim.learning_rate, wanted.objective, wanted.rows.max_rows) == (0.5, DPO(beta=0.3), 7)
     assert parsed(*BASE, "--learning_rate=0.5", "--objective=dpo", "--beta=0.3", "--max_rows=7") == wanted
-    assert parsed(*BASE, "--learning-rate", "0.5", "--objective", "dpo", "--objective.beta", ".3", "--rows.max-rows", "7") == wanted
-    assert parsed("--dataset_name", "d", "--output_dir", "o", "--lora_r", "4", "--num_train_epochs", "2") == parsed(
-        *BASE, "--lora.rank", "4", "--epochs", "2"
+    assert (
+        parsed(
+            *BASE,
+            "--learning-rate",
+            "0.5",
+            "--objective",
+            "dpo",
+            "--objective.beta",
+            ".3",
+            "--rows.max-rows",
+            "7",
+        )
+        == wanted
     )
+    assert parsed(
+        "--dataset_name", "d", "--output_dir", "o", "--lora_r", "4", "--num_train_epochs", "2"
+    ) == parsed(*BASE, "--lora.rank", "4", "--epochs", "2")
     assert parsed(*BASE, "--columns", '{"chosen": "winner"}').rows.columns == {"chosen": "winner"}
     assert parsed(*BASE, "--target_modules", "[q_proj]", "--lora.rank", "2").lora.target_modules == ["q_proj"]
     assert parsed("DATA", "--model", "m", kind=InspectConfig, positional="data").data == "DATA"
@@ -67,7 +97,9 @@ def test_every_alias_names_a_setting():
     known = {"objective.beta", "objective.label_smoothing"}
     for kind in (TrainConfig, SampleConfig, EvalConfig, CompareConfig):
         for field in fields(kind):
-            value = getattr(kind, field.name, None) if field.default_factory is None else field.default_factory
+            value = (
+                getattr(kind, field.name, None) if field.default_factory is None else field.default_factory
+            )
             inner = value if isinstance(value, type) and is_dataclass(value) else None
             known |= {f"{field.name}.{f.name}" for f in fields(inner)} if inner else {field.name}
     assert set(ALIASES.values()) <= known
@@ -114,8 +146,19 @@ YAMLS = {
 @pytest.mark.parametrize("text", YAMLS.values(), ids=YAMLS)
 def test_yaml_is_flags(text, tmp_path):
     (tmp_path / "c.yaml").write_text(textwrap.dedent(text) + "data: d\n")
-    flags = parsed(*BASE, "--learning_rate", "0.5", "--schedule", "cosine", "--objective", "dpo", "--beta", "0.3",
-                   "--columns", '{"chosen": "win"}')  # fmt: skip
+    flags = parsed(
+        *BASE,
+        "--learning_rate",
+        "0.5",
+        "--schedule",
+        "cosine",
+        "--objective",
+        "dpo",
+        "--beta",
+        "0.3",
+        "--columns",
+        '{"chosen": "win"}',
+    )
     assert parsed("--config", str(tmp_path / "c.yaml"), "--output", "o") == flags
     assert parsed("--output", "o", "--config", str(tmp_path / "c.yaml")) == flags
 
@@ -216,20 +259,48 @@ BAD_OTHERS = {
     "both": (SampleConfig, "--prompt p --prompts f", "exclude each other"),
     "output of a prompt": (SampleConfig, "--prompt p --output f", "output has no effect without prompts"),
     "json chat": (SampleConfig, "--json", "json has no effect in a chat"),
-    "many answers in a chat": (SampleConfig, "--num_completions 2", "num_completions has no effect in a chat"),
-    "length of prompts": (SampleConfig, "--prompts f --max_length 9", "rows.max_length has no effect on prompts"),
-    "rows of a prompt": (SampleConfig, "--prompt p --max_rows 9", "rows.max_rows has no effect on a prompt that is typed"),
-    "greedy many": (SampleConfig, "--prompt p --temperature 0 --num_completions 2", "have no effect at temperature 0"),
+    "many answers in a chat": (
+        SampleConfig,
+        "--num_completions 2",
+        "num_completions has no effect in a chat",
+    ),
+    "length of prompts": (
+        SampleConfig,
+        "--prompts f --max_length 9",
+        "rows.max_length has no effect on prompts",
+    ),
+    "rows of a prompt": (
+        SampleConfig,
+        "--prompt p --max_rows 9",
+        "rows.max_rows has no effect on a prompt that is typed",
+    ),
+    "greedy many": (
+        SampleConfig,
+        "--prompt p --temperature 0 --num_completions 2",
+        "have no effect at temperature 0",
+    ),
     "seed": (SampleConfig, "--prompt p --seed -1", "seed is out of range"),
     "nothing": (EvalConfig, "--model m", "eval wants preference data or prompts; got neither"),
     "everything": (EvalConfig, "--model m --data d --prompts p", "got both"),
     "no reward": (EvalConfig, "--model m --prompts p", "prompts are judged by a reward"),
-    "reward of pairs": (EvalConfig, "--model m --data d --reward brief", "reward has no effect on preference data"),
-    "draw of pairs": (EvalConfig, "--model m --data d --max_new_tokens 3", "sampling has no effect on preference data"),
+    "reward of pairs": (
+        EvalConfig,
+        "--model m --data d --reward brief",
+        "reward has no effect on preference data",
+    ),
+    "draw of pairs": (
+        EvalConfig,
+        "--model m --data d --max_new_tokens 3",
+        "sampling has no effect on preference data",
+    ),
     "seed of pairs": (EvalConfig, "--model m --data d --seed 3", "seed has no effect on preference data"),
     "beta of prompts": (EvalConfig, "--model m --prompts p --reward brief --beta 1", "no effect on prompts"),
     "negative beta": (EvalConfig, "--model m --data d --beta -1", "beta is out of range"),
-    "gap of prompts": (EvalConfig, "--model m --prompts p --reward brief --min_gap 1", "rows.min_gap has no effect"),
+    "gap of prompts": (
+        EvalConfig,
+        "--model m --prompts p --reward brief --min_gap 1",
+        "rows.min_gap has no effect",
+    ),
     "idle examples": (InspectConfig, "--data d --examples 5 --json", "examples has no effect with json"),
     "examples": (InspectConfig, "--data d --examples -1", "examples is out of range"),
     "no data": (InspectConfig, "--model m", "A setting is missing"),
@@ -248,9 +319,13 @@ def test_bad_settings_of_other_verbs_are_told(case):
 
 
 VERBS = {
-    "train": (TrainConfig, [*BASE, "--objective", "dpo", "--beta", "0.3", "--columns", '{"chosen": "w"}', "--max_steps", "3"]),
+    "train": (
+        TrainConfig,
+        [*BASE, "--objective", "dpo", "--beta", "0.3", "--columns", '{"chosen": "w"}', "--max_steps", "3"],
+    ),
     "train with a mixture": (
-        TrainConfig, [*BASE, "--objective", "mixture", "--objective.terms", "dpo(beta=0.3) + 1e-1*sft + -2.5*bco-pair"],
+        TrainConfig,
+        [*BASE, "--objective", "mixture", "--objective.terms", "dpo(beta=0.3) + 1e-1*sft + -2.5*bco-pair"],
     ),
     "train with bnf": (TrainConfig, [*BASE, "--objective.reduction", "pair_min", "--lora_r", "3"]),
     "inspect": (InspectConfig, ["--data", "d", "--json"]),
@@ -273,8 +348,14 @@ def test_what_print_config_prints_is_a_config(verb, tmp_path):
 
 
 def test_what_a_run_writes_is_a_config(tmp_path):
-    for objective in (BNF(reduction="pair_min"), DPO(beta=0.3, label_smoothing=0.1), SFT(reduction="sequence_mean")):
-        config = TrainConfig(data="d", output="o", objective=objective, rows=DataOptions(columns={"chosen": "w"}))
+    for objective in (
+        BNF(reduction="pair_min"),
+        DPO(beta=0.3, label_smoothing=0.1),
+        SFT(reduction="sequence_mean"),
+    ):
+        config = TrainConfig(
+            data="d", output="o", objective=objective, rows=DataOptions(columns={"chosen": "w"})
+        )
         (tmp_path / "c.yaml").write_text(yaml.safe_dump({**to_plain(config), "environment": {"torch": "x"}}))
         assert parsed("--config", str(tmp_path / "c.yaml")) == config
 
@@ -282,8 +363,11 @@ def test_what_a_run_writes_is_a_config(tmp_path):
 # --- no silent no-op: every field of the training settings is felt in a tiny run, or refused ---
 
 REWARDED = [
-    {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."],
-     "rewards": [1.0, 0.0, 0.8 if k < 4 else 0.4]}
+    {
+        "prompt": row["prompt"],
+        "completions": [row["chosen"], row["rejected"], "Perhaps."],
+        "rewards": [1.0, 0.0, 0.8 if k < 4 else 0.4],
+    }
     for k, row in enumerate(PAIRS)
 ]
 ON = "--source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"
@@ -320,10 +404,16 @@ FELT = {
     "collect.replay": (ON, "--collect.replay 1"),
     "collect.lag": (ON, "--collect.lag 1"),
     "collect.opponent": (f"{ON} --objective nash-md", "--collect.opponent reference"),
-    "collect.opponent_share": (f"{ON} --objective nash-md --collect.opponent mixture", "--collect.opponent_share 0.9"),
+    "collect.opponent_share": (
+        f"{ON} --objective nash-md --collect.opponent mixture",
+        "--collect.opponent_share 0.9",
+    ),
     "collect.data_share": (ON, "--collect.data_share 0.5"),
     "collect.selection": (ON, "--collect.selection all-pairs"),
-    "collect.selection_settings": (f"{ON} --collect.selection best-vs-worst", '--collect.selection_settings {"min_gap":2}'),
+    "collect.selection_settings": (
+        f"{ON} --collect.selection best-vs-worst",
+        '--collect.selection_settings {"min_gap":2}',
+    ),
     "collect.fill": (f"{ON} --reward taste.py:half", "--collect.fill true"),
     "collect.eval_completions": (ON, "--collect.eval_completions 2"),
     "collect.sampler_gap": (ON, "--collect.sampler_gap 1e-12"),
@@ -386,14 +476,19 @@ FELT = {
 }
 SERVED = "tests/train/test_serving.py and tests/onpolicy/test_sample_server.py"
 ELSEWHERE_TESTED = {
-    "output": "every run", "gradient_checkpointing": "tests/train/test_runs.py", "reference.mode": "tests/policy/test_reference.py",
-    "reference.contrast_positive": "tests/train/test_anchors.py", "reference.contrast_negative": "tests/train/test_anchors.py",
+    "output": "every run",
+    "gradient_checkpointing": "tests/train/test_runs.py",
+    "reference.mode": "tests/policy/test_reference.py",
+    "reference.contrast_positive": "tests/train/test_anchors.py",
+    "reference.contrast_negative": "tests/train/test_anchors.py",
     "rows.soft_label_temperature": "tests/data/test_prepare.py",
     "sampling.sample_batch": "tests/onpolicy/test_sample_engine.py, where it changes nothing but the memory",
     **{f"server.{field.name}": SERVED for field in fields(ServerOptions)},
-    "shard.reshard": "tests/train/test_shards.py", "shard.offload": "no GPU was at hand; refused without one",
-    "loading.trust_remote_code": "tests/policy/test_load.py", "loading.allow_pickle": "tests/policy/test_load.py",
-}  # fmt: skip
+    "shard.reshard": "tests/train/test_shards.py",
+    "shard.offload": "no GPU was at hand; refused without one",
+    "loading.trust_remote_code": "tests/policy/test_load.py",
+    "loading.allow_pickle": "tests/policy/test_load.py",
+}
 
 
 def leaves(config) -> set[str]:
@@ -433,17 +528,23 @@ _seen: dict[tuple, object] = {}
 def outcome(words: tuple[str, ...], model, output) -> object:
     """What a run came to: metrics, weights, files, or the error."""
     if words not in _seen:
-        base = ("--data pairs.jsonl --objective dpo --batch_size 4 --learning_rate 3e-3 --schedule constant --warmup_ratio 0 "
-                f"--eval_fraction 0.25 --model {model} --output {output}").split()  # fmt: skip
+        base = (
+            "--data pairs.jsonl --objective dpo --batch_size 4 --learning_rate 3e-3 --schedule constant --warmup_ratio 0 "
+            f"--eval_fraction 0.25 --model {model} --output {output}"
+        ).split()
         try:
             result = train(parsed(*base, *words), quiet=True)
         except PreftuneError as error:
             _seen[words] = str(error)
         else:
             rows = timeless(metric_rows(result.folder))
-            files = sorted(path.name for path in (*result.folder.glob("checkpoints/*"), *result.folder.glob("bad_rows*")))
+            files = sorted(
+                path.name for path in (*result.folder.glob("checkpoints/*"), *result.folder.glob("bad_rows*"))
+            )
             shapes = {name: tuple(tensor.shape) for name, tensor in weights_of(result.final).items()}
-            shapes["sum"] = tuple(round(float(t.double().sum()), 7) for t in weights_of(result.final).values())
+            shapes["sum"] = tuple(
+                round(float(t.double().sum()), 7) for t in weights_of(result.final).values()
+            )
             _seen[words] = json.dumps([rows, files, sorted(shapes.items())])
     return _seen[words]
 
@@ -456,6 +557,13 @@ def test_every_setting_is_felt_or_refused(name, playground, tiny_folder, tmp_pat
     without = outcome(tuple(shared.split()), tiny_folder, tmp_path / "without")
     within = outcome(tuple([*shared.split(), *changed.split()]), tiny_folder, tmp_path / "within")
     assert within != without
-    refused = {"device", "rows.format", "collect.sampler_gap", "collect.reward_timeout_s", "process_minutes", "shard.mode"}
+    refused = {
+        "device",
+        "rows.format",
+        "collect.sampler_gap",
+        "collect.reward_timeout_s",
+        "process_minutes",
+        "shard.mode",
+    }
     expected_error = name in refused  # the last two by a run of one process
     assert str(within).startswith("[") != expected_error

@@ -35,11 +35,17 @@ def test_other_failures_pass_unchanged():
     assert caught.value is own
 
 
-@pytest.mark.parametrize("told", [
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
-    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "told",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
 def test_running_out_of_memory_on_a_device_says_what_to_change(told):
     error = torch.OutOfMemoryError(told) if "out of" in told else RuntimeError(told)
-    with pytest.raises(TrainingError, match=r"not enough memory; got CUDA .*micro_batch_tokens"), memory_errors():
+    with (
+        pytest.raises(TrainingError, match=r"not enough memory; got CUDA .*micro_batch_tokens"),
+        memory_errors(),
+    ):
         raise error

@@ -6,17 +6,16 @@ import shutil
 import numpy as np
 import pytest
 
+from preftune.commands.eval import EvalConfig, evaluate_pairs, evaluate_prompts
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import prepare
 from preftune.errors import ConfigError, ModelError
-from preftune.commands.eval import compare_stages, evaluate_pairs, evaluate_prompts
-from preftune.rewards.judged import Judged
-from preftune.sampling.sample import SampleOptions
+from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.model.policy import Policy, score_groups
 from preftune.progress import Reporter
-from preftune.cli.checks import EvalConfig
+from preftune.rewards.judged import Judged, compare_stages
+from preftune.sampling.sample import SampleOptions
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import PAIRS, save_tiny_model, write_rows
 
@@ -31,8 +30,12 @@ def other(tmp_path_factory):
 def totals(folder, data) -> np.ndarray:
     """Summed logp [pair][chosen, rejected]."""
     groups = prepare(data, load_tokenizer(str(folder), LoadOptions()), "pairs", DataOptions()).groups
-    policy = Policy(model=load_model(str(folder), LoadOptions()), precision="fp32", sharing="single", sharing_reason="")
-    return np.array([[logp.sum() for logp in score_groups(policy, [group], LayoutOptions())[0]] for group in groups])
+    policy = Policy(
+        model=load_model(str(folder), LoadOptions()), precision="fp32", sharing="single", sharing_reason=""
+    )
+    return np.array(
+        [[logp.sum() for logp in score_groups(policy, [group], LayoutOptions())[0]] for group in groups]
+    )
 
 
 def test_pairs_by_hand(tiny_folder, other, pairs_file):
@@ -40,26 +43,40 @@ def test_pairs_by_hand(tiny_folder, other, pairs_file):
     margin = 0.5 * (ratio[:, 0] - ratio[:, 1])
     for layout in (LayoutOptions(), LayoutOptions(share_prompts=False, micro_batch_tokens=90)):
         found = evaluate_pairs(
-            EvalConfig(model=str(other), data=pairs_file, reference=str(tiny_folder), beta=0.5, layout=layout), QUIET
+            EvalConfig(
+                model=str(other), data=pairs_file, reference=str(tiny_folder), beta=0.5, layout=layout
+            ),
+            QUIET,
         )
         means = {name: interval.mean for name, interval in found.intervals.items()}
         assert found.num_pairs == 8
-        assert means == pytest.approx({
-            "log_ratios/chosen": ratio[:, 0].mean(), "log_ratios/rejected": ratio[:, 1].mean(), "rewards/margins": margin.mean(),
-            "rewards/accuracies": (margin > 0).mean(),
-        }, rel=1e-5)  # fmt: skip
-        assert found.intervals["rewards/margins"].low < margin.mean() < found.intervals["rewards/margins"].high
+        assert means == pytest.approx(
+            {
+                "log_ratios/chosen": ratio[:, 0].mean(),
+                "log_ratios/rejected": ratio[:, 1].mean(),
+                "rewards/margins": margin.mean(),
+                "rewards/accuracies": (margin > 0).mean(),
+            },
+            rel=1e-5,
+        )
+        assert (
+            found.intervals["rewards/margins"].low < margin.mean() < found.intervals["rewards/margins"].high
+        )
 
 
 def test_a_model_against_itself_is_nothing(tiny_folder, pairs_file):
-    found = evaluate_pairs(EvalConfig(model=str(tiny_folder), data=pairs_file, reference=str(tiny_folder)), QUIET)
+    found = evaluate_pairs(
+        EvalConfig(model=str(tiny_folder), data=pairs_file, reference=str(tiny_folder)), QUIET
+    )
     assert {interval.mean for interval in found.intervals.values()} == {0.0}
 
 
 def test_pairs_of_one_prompt_count_once(tiny_folder, other, tmp_path):
     """Three pairs of one prompt and one of another: two clusters, each with its own mean."""
-    rows = [{"prompt": "p", "completions": ["a", "b", "c"], "rewards": [3, 2, 1]},
-            {"prompt": "q", "completions": ["d", "e"], "rewards": [1, 0]}]  # fmt: skip
+    rows = [
+        {"prompt": "p", "completions": ["a", "b", "c"], "rewards": [3, 2, 1]},
+        {"prompt": "q", "completions": ["d", "e"], "rewards": [1, 0]},
+    ]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     found = evaluate_pairs(EvalConfig(model=str(other), data=data, reference=str(tiny_folder)), QUIET)
     assert found.num_pairs == 4
@@ -77,7 +94,9 @@ def test_the_reference_of_a_run_is_what_it_started_from(tiny_folder, other, pair
     run = tmp_path / "run"
     shutil.copytree(other, run / "final")
     (run / "config.yaml").write_text(f"model: {tiny_folder}\n")
-    named = evaluate_pairs(EvalConfig(model=str(run / "final"), data=pairs_file, reference=str(tiny_folder)), QUIET)
+    named = evaluate_pairs(
+        EvalConfig(model=str(run / "final"), data=pairs_file, reference=str(tiny_folder)), QUIET
+    )
     found = evaluate_pairs(EvalConfig(model=str(run / "final"), data=pairs_file), QUIET)
     assert found == named
     assert found.intervals["rewards/margins"].mean != 0
@@ -88,9 +107,14 @@ def test_the_reference_of_a_run_is_what_it_started_from(tiny_folder, other, pair
 def test_prompts_before_and_after(tiny_folder, other, tmp_path):
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
     settings = EvalConfig(
-        model=str(other), prompts=data, reference=str(tiny_folder), reward="brief", output=str(tmp_path / "out"),
-        sampling=SampleOptions(num_completions=2, max_new_tokens=4), seed=1,
-    )  # fmt: skip
+        model=str(other),
+        prompts=data,
+        reference=str(tiny_folder),
+        reward="brief",
+        output=str(tmp_path / "out"),
+        sampling=SampleOptions(num_completions=2, max_new_tokens=4),
+        seed=1,
+    )
     found = evaluate_prompts(settings, QUIET)
     assert (found.num_prompts, found.reward) == (8, "brief")
     assert found.difference.mean == pytest.approx(found.after.reward.mean - found.before.reward.mean)
@@ -98,14 +122,28 @@ def test_prompts_before_and_after(tiny_folder, other, tmp_path):
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [sample["stage"] for sample in samples] == ["before"] * 16 + ["after"] * 16
     assert np.mean([sample["reward"] for sample in samples[16:]]) == pytest.approx(found.after.reward.mean)
-    same = evaluate_prompts(EvalConfig(model=str(tiny_folder), prompts=data, reference=str(tiny_folder), reward="brief",
-                                       sampling=SampleOptions(max_new_tokens=4)), QUIET)  # fmt: skip
+    same = evaluate_prompts(
+        EvalConfig(
+            model=str(tiny_folder),
+            prompts=data,
+            reference=str(tiny_folder),
+            reward="brief",
+            sampling=SampleOptions(max_new_tokens=4),
+        ),
+        QUIET,
+    )
     assert (same.difference.mean, same.difference.low, same.difference.high) == (0.0, 0.0, 0.0)
 
 
 def judged(prompt, number, reward, ended=True, num_tokens=3):
     return Judged(
-        prompt_index=prompt, sample_index=number, prompt="p", completion="c", reward=reward, ended=ended, num_tokens=num_tokens
+        prompt_index=prompt,
+        sample_index=number,
+        prompt="p",
+        completion="c",
+        reward=reward,
+        ended=ended,
+        num_tokens=num_tokens,
     )
 
 

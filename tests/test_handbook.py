@@ -32,6 +32,7 @@ def refused(capsys, *words: str) -> str:
 @pytest.fixture
 def terminal(monkeypatch, capsys):
     """Output as a terminal of a given width shows it, without colours."""
+
     def shown(width: int, *words: str) -> str:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", str(width))
@@ -42,7 +43,9 @@ def terminal(monkeypatch, capsys):
 
 def test_piped_the_table_has_a_line_for_each_objective(capsys):
     heading, rule, *lines = run(capsys, "objectives").splitlines()
-    assert heading.split() == ["name", "signal", "ref", "on-policy", "hyper-parameters", "paper"] and set(rule) == {"─"}
+    assert heading.split() == ["name", "signal", "ref", "on-policy", "hyper-parameters", "paper"] and set(
+        rule
+    ) == {"─"}
     rows, notes = lines[: len(OBJECTIVES)], lines[len(OBJECTIVES) :]
     for row, (name, one) in zip(rows, entries().items(), strict=True):
         assert row.startswith(f"{name} ") and row.rstrip().endswith(one.citation)
@@ -54,8 +57,13 @@ def test_piped_the_table_has_a_line_for_each_objective(capsys):
     assert re.split(r" {2,}", bnf)[1:4] == ["labels; pairs (reduction pair_min)", "yes", "no"]
     (dpo,) = (row for row in rows if row.startswith("dpo "))
     assert re.split(r" {2,}", dpo.strip()) == [
-        "dpo", "pairs", "yes", "no", "beta 0.1, label_smoothing 0", "Rafailov et al., NeurIPS 2023, arXiv 2305.18290",
-    ]  # fmt: skip
+        "dpo",
+        "pairs",
+        "yes",
+        "no",
+        "beta 0.1, label_smoothing 0",
+        "Rafailov et al., NeurIPS 2023, arXiv 2305.18290",
+    ]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
@@ -71,20 +79,35 @@ def test_the_table_fits_a_terminal(terminal, width):
     assert len(starts) == (6 if width >= 100 else 5)
     rows: list[list[str]] = []
     for line in table:
-        cells = [line[start:end].replace(" ", "") for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        cells = [
+            line[start:end].replace(" ", "") for start, end in zip(starts, [*starts[1:], None], strict=True)
+        ]
         if cells[0]:
             rows.append(cells)
         else:
             rows[-1] = [before + more for before, more in zip(rows[-1], cells, strict=True)]
     for cells, (name, one) in zip(rows, entries().items(), strict=True):
         settings = ",".join(f"{h.name}{shown(h.default)}" for h in one.hyper_parameters)
-        wanted = [name + "*" * (not one.verified), None, "yes" if one.uses.reference else "no", None, settings, one.citation]
+        wanted = [
+            name + "*" * (not one.verified),
+            None,
+            "yes" if one.uses.reference else "no",
+            None,
+            settings,
+            one.citation,
+        ]
         for cell, want in zip(cells, wanted, strict=False):
             assert want is None or cell.startswith(want.replace(" ", "")), (name, cell)
 
 
 def shown(default: object) -> str:
-    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default).replace(" ", "")
+    return (
+        "none"
+        if default is None
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default).replace(" ", "")
+    )
 
 
 def test_filters(capsys):
@@ -111,18 +134,37 @@ def test_the_table_as_data(capsys):
     assert [one["name"] for one in found] == list(OBJECTIVES)
     bnf = next(one for one in found if one["name"] == "bnf")
     assert bnf | {"hyper_parameters": 0} == {
-        "name": "bnf", "title": "bidirectional negative feedback", "signal": "labels", "needs": ["ref_logp"], "reference": True,
-        "on_policy": False, "coupled": False,
-        "variations": [{"setting": "reduction", "value": "pair_min", "signal": "pairs", "needs": ["ref_logp"], "reference": True,
-                        "on_policy": False, "coupled": False}],
+        "name": "bnf",
+        "title": "bidirectional negative feedback",
+        "signal": "labels",
+        "needs": ["ref_logp"],
+        "reference": True,
+        "on_policy": False,
+        "coupled": False,
+        "variations": [
+            {
+                "setting": "reduction",
+                "value": "pair_min",
+                "signal": "pairs",
+                "needs": ["ref_logp"],
+                "reference": True,
+                "on_policy": False,
+                "coupled": False,
+            }
+        ],
         "paper": "Mao et al., As Simple as Fine-tuning: LLM Alignment via Bidirectional Negative Feedback Loss, ICLR 2025, "
         "arXiv 2410.04834",
-        "url": "https://arxiv.org/abs/2410.04834", "formula": None, "verified": True, "page": "docs/objectives/bnf.md",
+        "url": "https://arxiv.org/abs/2410.04834",
+        "formula": None,
+        "verified": True,
+        "page": "docs/objectives/bnf.md",
         "hyper_parameters": 0,
-    }  # fmt: skip
+    }
     (parameter,) = bnf["hyper_parameters"]
     assert (parameter["name"], parameter["default"]) == ("reduction", "sequence_mean")
-    assert parameter["meaning"].startswith("what n is.") and parameter["note"].startswith("n: sequence_mean is the")
+    assert parameter["meaning"].startswith("what n is.") and parameter["note"].startswith(
+        "n: sequence_mean is the"
+    )
 
 
 def test_a_page(capsys, terminal):
@@ -131,7 +173,11 @@ def test_a_page(capsys, terminal):
     wanted = json.loads(json.dumps(entries()["dpo"].as_dict() | {"text": page}))
     assert json.loads(run(capsys, "objectives", "dpo", "--json")) == wanted
     drawn = terminal(72, "objectives", "dpo")
-    assert "dpo: direct preference optimisation" in drawn and "#" not in drawn and "https://arxiv.org/abs/2305.18290" in drawn
+    assert (
+        "dpo: direct preference optimisation" in drawn
+        and "#" not in drawn
+        and "https://arxiv.org/abs/2305.18290" in drawn
+    )
     assert max(map(len, drawn.splitlines())) <= 72
     assert "formula not verified against the paper" in run(capsys, "objectives", "gdpo")
 
@@ -139,9 +185,12 @@ def test_a_page(capsys, terminal):
 def test_objectives_refuses(capsys):
     assert "got bfn. Did you mean bnf?" in refused(capsys, "objectives", "bfn")
     assert "signal has no effect on one page" in refused(capsys, "objectives", "bnf", "--signal", "pairs")
-    assert "reference has no effect on one page" in refused(capsys, "objectives", "bnf", "--reference", "false")
-    assert "signal has a value that it cannot take; got stars; expected pairs, labels, rewards, hybrid" in refused(
-        capsys, "objectives", "--signal", "stars"
+    assert "reference has no effect on one page" in refused(
+        capsys, "objectives", "bnf", "--reference", "false"
+    )
+    assert (
+        "signal has a value that it cannot take; got stars; expected pairs, labels, rewards, hybrid"
+        in refused(capsys, "objectives", "--signal", "stars")
     )
     assert "A word stands alone" in refused(capsys, "objectives", "bnf", "dpo")
 
@@ -162,7 +211,20 @@ def test_curves_of_some(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(capsys, "curves", "sft") == "1 objective in derivative-curves.png\n"
     assert (tmp_path / "derivative-curves.png").read_bytes().startswith(b"\x89PNG")
-    found = json.loads(run(capsys, "curves", "sft", "--output", "new/c.svg", "--ref_prob", "0.5", "--quantity", "logp", "--json"))
+    found = json.loads(
+        run(
+            capsys,
+            "curves",
+            "sft",
+            "--output",
+            "new/c.svg",
+            "--ref_prob",
+            "0.5",
+            "--quantity",
+            "logp",
+            "--json",
+        )
+    )
     assert found["figure"] == "new/c.svg" and (tmp_path / "new" / "c.svg").is_file()
     assert (found["quantity"], found["ref_prob"], found["not_drawn"]) == ("logp", 0.5, {})
     assert set(found["curves"]) == {"sft"}
@@ -198,7 +260,9 @@ def test_what_cannot_be_drawn_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(OBJECTIVES, "odd", Odd)
     output = str(tmp_path / "c.png")
     shown = run(capsys, "curves", "odd", "sft", "--quantity", "logp", "--output", output)
-    assert shown.startswith("odd is not drawn: it reads entropy") and shown.endswith(f"1 objective in {output}\n")
+    assert shown.startswith("odd is not drawn: it reads entropy") and shown.endswith(
+        f"1 objective in {output}\n"
+    )
     (tmp_path / "c.png").unlink()
     assert "None of these objectives has a curve; got odd: it reads entropy" in refused(
         capsys, "curves", "odd", "--quantity", "logp", "--output", output

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from preftune.errors import ConfigError, TrainingError
 from preftune.commands.iterate import IterateConfig, iterate
+from preftune.errors import ConfigError, TrainingError
+from preftune.model.adapters import LoraOptions
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
-from preftune.sampling.sample import SampleOptions
-from preftune.model.adapters import LoraOptions
-from preftune.train.options import OptimOptions
 from preftune.progress import Reporter
+from preftune.sampling.sample import SampleOptions
+from preftune.train.options import OptimOptions
 from tests.folders import same_bits, weights_of, write_rows
 
 QUIET = Reporter(quiet=True)
@@ -27,10 +27,18 @@ def settings(tiny_folder, tmp_path):
     rows = [{"prompt": f"Say {word}."} for word in ("sea", "poem", "tea", "snow", "blue", "Paris", "sun")]
     (tmp_path / "taste.py").write_text(TASTE.format(""))
     return IterateConfig(
-        prompts=write_rows(tmp_path / "prompts.jsonl", rows), reward=f"{tmp_path / 'taste.py'}:taste", output=str(tmp_path / "out"),
-        model=str(tiny_folder), objective=DPO(), rounds=2, prompts_per_round=4, batch_size=2, json=True,
-        sampling=SampleOptions(num_completions=4, max_new_tokens=6), optim=OptimOptions(learning_rate=3e-3),
-    )  # fmt: skip
+        prompts=write_rows(tmp_path / "prompts.jsonl", rows),
+        reward=f"{tmp_path / 'taste.py'}:taste",
+        output=str(tmp_path / "out"),
+        model=str(tiny_folder),
+        objective=DPO(),
+        rounds=2,
+        prompts_per_round=4,
+        batch_size=2,
+        json=True,
+        sampling=SampleOptions(num_completions=4, max_new_tokens=6),
+        optim=OptimOptions(learning_rate=3e-3),
+    )
 
 
 def lines(path: Path) -> list[dict]:
@@ -38,7 +46,9 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_rounds_follow_one_another(settings):
-    """The second one draws from the first one's policy, on the prompts after the first one's; the file's end joins its start."""
+    """The second one draws from the first one's policy, on the prompts after the first one's; the file's end
+    joins its start.
+    """
     found = iterate(settings, QUIET)
     first, second = (Path(settings.output) / f"round-0{n}" for n in (1, 2))
     assert found.final == str(second / "train" / "final") and len(found.rewards) == 2
@@ -57,8 +67,13 @@ def test_the_reference_is_the_last_policy_or_the_start(settings):
     start = iterate(replace(settings, reference="start", output=settings.output + "-start"), QUIET)
     runs = [Path(one.final).parent for one in (last, start)]
     assert [f"model: {settings.model}" in (run / "config.yaml").read_text() for run in runs] == [False, True]
-    same = [same_bits(weights_of(runs[0].parents[1] / f"round-0{n}" / "train" / "final"),
-                      weights_of(runs[1].parents[1] / f"round-0{n}" / "train" / "final")) for n in (1, 2)]  # fmt: skip
+    same = [
+        same_bits(
+            weights_of(runs[0].parents[1] / f"round-0{n}" / "train" / "final"),
+            weights_of(runs[1].parents[1] / f"round-0{n}" / "train" / "final"),
+        )
+        for n in (1, 2)
+    ]
     assert same == [True, False]
 
 
@@ -102,17 +117,22 @@ def test_a_blank_completion_costs_its_row_and_not_the_round(settings, tmp_path, 
 
 
 def test_adapters_and_imitation(settings):
-    found = iterate(replace(settings, objective=SFT(), selection="best-of-n", lora=LoraOptions(rank=2)), QUIET)
+    found = iterate(
+        replace(settings, objective=SFT(), selection="best-of-n", lora=LoraOptions(rank=2)), QUIET
+    )
     assert (Path(found.final) / "adapter_config.json").exists()
 
 
-@pytest.mark.parametrize(("wrong", "told"), [
-    (dict(rounds=0), "rounds is out of range"),
-    (dict(prompts_per_round=0), "prompts_per_round is out of range"),
-    (dict(reward="lenght"), "Unknown reward"),
-    (dict(selection="best"), "There is no such selection"),
-    (dict(selection="best-of-n", min_gap=0.1), "min_gap"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (dict(rounds=0), "rounds is out of range"),
+        (dict(prompts_per_round=0), "prompts_per_round is out of range"),
+        (dict(reward="lenght"), "Unknown reward"),
+        (dict(selection="best"), "There is no such selection"),
+        (dict(selection="best-of-n", min_gap=0.1), "min_gap"),
+    ],
+)
 def test_mistakes_are_told_at_once(wrong, told, settings):
     with pytest.raises(ConfigError, match=told):
         replace(settings, **wrong)

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.main import main
-from preftune.commands.merge import angle, linear, merge_slerp, merge_weights, slerp, towards
 from preftune.model.adapters import LoraOptions, inject_lora
 from preftune.model.load import LoadOptions, load_model
+from preftune.model.merge import angle, linear, merge_slerp, merge_weights, slerp, towards
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 from tests.folders import save_tiny_model, weights_of
 from tests.models import tiny_model
@@ -30,7 +30,9 @@ def test_slerp_at_a_right_angle():
     """Half way between (2, 0) and (0, 2): the arc keeps the length where the line would lose a third of it."""
     close(slerp(vector(2, 0), vector(0, 2), 0.5), math.sqrt(2), math.sqrt(2))
     close(slerp(vector(2, 0), vector(0, 2), 1 / 3), 2 * math.cos(math.pi / 6), 2 * math.sin(math.pi / 6))
-    close(slerp(vector(1, 0), vector(0, 3), 0.5), math.sqrt(0.5), 3 * math.sqrt(0.5))  # lengths are not made equal
+    close(
+        slerp(vector(1, 0), vector(0, 3), 0.5), math.sqrt(0.5), 3 * math.sqrt(0.5)
+    )  # lengths are not made equal
 
 
 def test_slerp_at_sixty_degrees():
@@ -48,7 +50,9 @@ def test_slerp_of_one_direction_is_the_line():
     close(slerp(vector(1, 1), vector(3, 3), 0.25), 1.5, 1.5)
     close(slerp(vector(1, 0), vector(-3, 0), 0.25), 0, 0)
     close(slerp(vector(0, 0), vector(2, 0), 0.25), 0.5, 0)
-    nearly = slerp(vector(1, 0), vector(1, 1e-5), 0.5)  # the formula right beside the line: no digits are lost
+    nearly = slerp(
+        vector(1, 0), vector(1, 1e-5), 0.5
+    )  # the formula right beside the line: no digits are lost
     torch.testing.assert_close(nearly, vector(1, 0.5e-5), rtol=1e-9, atol=1e-10)
 
 
@@ -75,7 +79,9 @@ def test_linear_and_towards():
 
 
 def test_each_tensor_turns_by_itself():
-    """WARP's own formula on two tensors of different angles, then 0.3 of the way from the base; counts stay as they are."""
+    """WARP's own formula on two tensors of different angles, then 0.3 of the way from the base; counts stay
+    as they are.
+    """
     base = {"a": torch.zeros(2), "b": torch.ones(2), "n": torch.tensor(7)}
     one = {"a": torch.tensor([2.0, 0.0]), "b": torch.tensor([2.0, 1.0]), "n": torch.tensor(7)}
     two = {"a": torch.tensor([0.0, 2.0]), "b": torch.tensor([4.0, 1.0]), "n": torch.tensor(7)}
@@ -93,7 +99,9 @@ def test_each_tensor_turns_by_itself():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     home = tmp_path_factory.mktemp("merge")
-    return {name: str(save_tiny_model(home / name, seed=seed)) for seed, name in enumerate(("base", "one", "two"))}
+    return {
+        name: str(save_tiny_model(home / name, seed=seed)) for seed, name in enumerate(("base", "one", "two"))
+    }
 
 
 def test_linear_models(folders, tmp_path, capsys):
@@ -107,7 +115,10 @@ def test_linear_models(folders, tmp_path, capsys):
     for name in one:
         torch.testing.assert_close(found[name], 0.25 * one[name] + 0.75 * two[name], rtol=1e-6, atol=1e-7)
     AutoModelForCausalLM.from_pretrained(out)
-    assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(folders["one"]).chat_template
+    assert (
+        AutoTokenizer.from_pretrained(out).chat_template
+        == AutoTokenizer.from_pretrained(folders["one"]).chat_template
+    )
     assert not [path for path in out.parent.iterdir() if path.name != "merged"]
 
 
@@ -115,8 +126,12 @@ def test_warp(folders, tmp_path, capsys):
     out = tmp_path / "warp"
     words = [folders["one"], folders["two"], "--base", folders["base"], "--method", "slerp", "--share", "0.3"]
     assert main(["merge", *words, "--output", str(out)]) == 0
-    assert "2 models merged (slerp); the first two point 60 degrees apart" in capsys.readouterr().out  # two draws minus a third
-    found, base, one, two = (weights_of(Path(f)) for f in (out, folders["base"], folders["one"], folders["two"]))
+    assert (
+        "2 models merged (slerp); the first two point 60 degrees apart" in capsys.readouterr().out
+    )  # two draws minus a third
+    found, base, one, two = (
+        weights_of(Path(f)) for f in (out, folders["base"], folders["one"], folders["two"])
+    )
     name = "model.layers.0.mlp.up_proj.weight"
     first, second = (one[name] - base[name]).double(), (two[name] - base[name]).double()
     omega = torch.acos((first * second).sum() / (first.norm() * second.norm()))
@@ -126,7 +141,10 @@ def test_warp(folders, tmp_path, capsys):
 
 def test_one_model_towards_its_base(folders, tmp_path):
     out = tmp_path / "liti"
-    assert main(["merge", folders["one"], "--base", folders["base"], "--share", "0.5", "--output", str(out)]) == 0
+    assert (
+        main(["merge", folders["one"], "--base", folders["base"], "--share", "0.5", "--output", str(out)])
+        == 0
+    )
     found, base, one = (weights_of(Path(folder)) for folder in (out, folders["base"], folders["one"]))
     torch.testing.assert_close(found["lm_head.weight"], (base["lm_head.weight"] + one["lm_head.weight"]) / 2)
 
@@ -147,7 +165,9 @@ def test_an_adapter_into_its_base(folders, tmp_path, precision):
     whole = AutoModelForCausalLM.from_pretrained(out)
     assert whole.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     tolerance = 1e-5 if precision == "fp32" else 0.05
-    torch.testing.assert_close(whole(input_ids=torch.tensor([[5, 6, 7]])).logits.float(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        whole(input_ids=torch.tensor([[5, 6, 7]])).logits.float(), expected, rtol=0, atol=tolerance
+    )
 
 
 def test_tied_weights_stay_tied(tmp_path):
@@ -179,7 +199,10 @@ def test_what_cannot_be_merged(folders, tmp_path, capsys):
         ([one, str(tmp_path / "other_words")], "different tokenisers"),
         ([one, two, "--method", "slerp"], "two or more models, and --base"),
         ([one, "--method", "slerp", "--base", base], "two or more models, and --base"),
-        ([one, two, "--method", "slerp", "--base", base, "--weights", "[0.5, 0.5]"], "weights has no effect on slerp"),
+        (
+            [one, two, "--method", "slerp", "--base", base, "--weights", "[0.5, 0.5]"],
+            "weights has no effect on slerp",
+        ),
         ([one, two, "--weights", "[0.5, 0.6]"], "weights do not fit"),
         ([one, two, "--weights", "[1.0]"], "weights do not fit"),
         ([one, two, "--share", "0.5"], "share has no effect without a base"),

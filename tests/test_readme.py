@@ -28,7 +28,9 @@ def home(tmp_path_factory):
     write_rows(home / "pairs.jsonl", PAIRS * 3)
     write_rows(home / "held_out.jsonl", PAIRS)
     write_rows(home / "prompts.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
-    (home / "run.yaml").write_text(yaml.safe_dump({"data": "pairs.jsonl", "output": "runs/yaml", "max_steps": 1}))
+    (home / "run.yaml").write_text(
+        yaml.safe_dump({"data": "pairs.jsonl", "output": "runs/yaml", "max_steps": 1})
+    )
     return home
 
 
@@ -41,7 +43,9 @@ def _at_home(home, monkeypatch):
 
 def run(command: str, home: Path) -> tuple[int, str, str]:
     words = shlex.split(command, comments=True)[1:]
-    words = [str(home / "cache" / "models" / "smollm2-135m-instruct") if word == HUB else word for word in words]
+    words = [
+        str(home / "cache" / "models" / "smollm2-135m-instruct") if word == HUB else word for word in words
+    ]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

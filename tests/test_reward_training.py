@@ -19,12 +19,24 @@ LEARN = ["--learning_rate", "0.01", "--schedule", "constant", "--batch_size", "4
 def files(tmp_path_factory):
     home = tmp_path_factory.mktemp("reward")
     held = [{**row, "prompt": row["prompt"].replace("Question", "Then question")} for row in PAIRS]
-    return {"model": str(save_tiny_model(home / "model")), "data": write_rows(home / "pairs.jsonl", PAIRS),
-            "held": write_rows(home / "held.jsonl", held)}  # fmt: skip
+    return {
+        "model": str(save_tiny_model(home / "model")),
+        "data": write_rows(home / "pairs.jsonl", PAIRS),
+        "held": write_rows(home / "held.jsonl", held),
+    }
 
 
 def train(files, output, *words) -> tuple[int, list[str]]:
-    start = ["--data", files["data"], "--eval_data", files["held"], "--model", files["model"], "--output", str(output)]
+    start = [
+        "--data",
+        files["data"],
+        "--eval_data",
+        files["held"],
+        "--model",
+        files["model"],
+        "--output",
+        str(output),
+    ]
     return main(["train-reward-model", *start, *LEARN, *words])
 
 
@@ -34,7 +46,10 @@ def plainly(folder, rows) -> tuple[list[float], list[float]]:
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     scores = []
     for side in ("chosen", "rejected"):
-        dialogues = [[{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r[side]}] for r in rows]
+        dialogues = [
+            [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r[side]}]
+            for r in rows
+        ]
         batch = tokenizer.apply_chat_template(dialogues, padding=True, return_dict=True, return_tensors="pt")
         with torch.no_grad():
             scores.append(model(**batch).logits[:, 0].tolist())
@@ -52,10 +67,15 @@ def test_it_learns_and_says_how_well(files, tmp_path, capsys, adapter):
     margin = np.array(chosen) - np.array(rejected)
     assert told["evaluation"]["nll"]["mean"] == pytest.approx(np.mean(np.log1p(np.exp(-margin))), rel=1e-4)
     last = [row for row in metric_rows(tmp_path / "run") if row["phase"] == "eval"][-1]
-    assert margin.mean() == pytest.approx(last["eval_rewards/margins"], rel=1e-4)  # the loop saw the same rewards
+    assert margin.mean() == pytest.approx(
+        last["eval_rewards/margins"], rel=1e-4
+    )  # the loop saw the same rewards
     assert json.loads((tmp_path / "run" / "reward_evaluation.json").read_text()) == told["evaluation"]
     page = (tmp_path / "run" / "reward_evaluation.md").read_text()
-    assert page.startswith("# Reward model on 8 held-out pairs of 8 prompts") and page.count("\n| 0.") + page.count("\n| 1.") == 10
+    assert (
+        page.startswith("# Reward model on 8 held-out pairs of 8 prompts")
+        and page.count("\n| 0.") + page.count("\n| 1.") == 10
+    )
     assert not (tmp_path / "run" / "final" / "adapter_config.json").exists()
 
 
@@ -78,13 +98,24 @@ def test_told_in_words(files, tmp_path, capsys):
     assert train(files, tmp_path / "run", "--max_steps", "2", "--num_bins", "2") == 0
     out, err = capsys.readouterr()
     assert "reference" not in err  # log-ratios say nothing of a body that is trained for a head
-    assert "| accuracy |" in out and f"reward model  {tmp_path}/run/final" in out and out.count("to 1.00 |") == 1
+    assert (
+        "| accuracy |" in out and f"reward model  {tmp_path}/run/final" in out and out.count("to 1.00 |") == 1
+    )
     assert main(["sample", "--model", str(tmp_path / "run" / "final"), "--prompt", "Hi"]) == 2
     assert "cannot write text" in capsys.readouterr().err
 
 
 def test_nothing_held_out(files, tmp_path, capsys):
-    words = ["--data", files["data"], "--eval_fraction", "0", "--model", files["model"], "--output", str(tmp_path / "run")]
+    words = [
+        "--data",
+        files["data"],
+        "--eval_fraction",
+        "0",
+        "--model",
+        files["model"],
+        "--output",
+        str(tmp_path / "run"),
+    ]
     assert main(["train-reward-model", *words, "--max_steps", "1"]) == 0
     assert "nothing is held out" in capsys.readouterr().out
     assert not (tmp_path / "run" / "reward_evaluation.json").exists()
@@ -125,7 +156,16 @@ def test_mistakes(files, tmp_path, capsys):
         assert not (tmp_path / "run").exists()
     assert main(["train-reward-model", "--resume"]) == 2
     assert main(["train-reward-model", "--resume", str(tmp_path)]) == 2
-    start = ["--data", files["data"], "--model", files["model"], "--output", str(tmp_path / "dpo"), "--max_steps", "1"]
+    start = [
+        "--data",
+        files["data"],
+        "--model",
+        files["model"],
+        "--output",
+        str(tmp_path / "dpo"),
+        "--max_steps",
+        "1",
+    ]
     assert main(["train", *start, "--objective", "dpo", "--json"]) == 0
     capsys.readouterr()
     assert main(["train-reward-model", "--resume", str(tmp_path / "dpo")]) == 2

@@ -10,10 +10,17 @@ from preftune.cli.main import main
 from tests.folders import write_rows
 
 ROWS = [
-    {"prompt": f"What is {k}?", "completions": [f"It is {k}.", f"No {k}", "x" * k], "ended": [True, False, True],
-     "num_tokens": [4, 3, k], "budget": 8, "answer": f"It is {k}.", "pair": [1, 2, 3]}
+    {
+        "prompt": f"What is {k}?",
+        "completions": [f"It is {k}.", f"No {k}", "x" * k],
+        "ended": [True, False, True],
+        "num_tokens": [4, 3, k],
+        "budget": 8,
+        "answer": f"It is {k}.",
+        "pair": [1, 2, 3],
+    }
     for k in range(1, 8)
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -59,7 +66,16 @@ def test_rewards_beside_every_column(source, tmp_path, capsys):
 
 
 def test_the_result_as_json(source, tmp_path, capsys):
-    rewarded(source, "--reward", "length.mode(mode=4)", "--output", tmp_path / "o.jsonl", "--column", "near", "--json")
+    rewarded(
+        source,
+        "--reward",
+        "length.mode(mode=4)",
+        "--output",
+        tmp_path / "o.jsonl",
+        "--column",
+        "near",
+        "--json",
+    )
     told = capsys.readouterr()
     found = json.loads(told.out)
     values = [reward for row in ROWS for reward in (0, -1, -abs(row["num_tokens"][2] - 4))]
@@ -71,7 +87,9 @@ def test_the_result_as_json(source, tmp_path, capsys):
 
 def test_the_same_line_on_the_command_line_and_in_yaml(source, tmp_path):
     reward = r"-1*ended - 2*regex(pattern='^x{2,3}$', whole=true)"
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"data": source, "reward": reward, "output": str(tmp_path / "a.jsonl")}))
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump({"data": source, "reward": reward, "output": str(tmp_path / "a.jsonl")})
+    )
     rewarded("--config", tmp_path / "run.yaml")
     rewarded(source, f"--reward={reward}", "--output", tmp_path / "b.jsonl")
     found = lines(tmp_path / "a.jsonl")
@@ -80,11 +98,22 @@ def test_the_same_line_on_the_command_line_and_in_yaml(source, tmp_path):
 
 
 def test_columns_arrive_row_by_row(source, tmp_path):
-    body = "return [float(a == c) + e + (p == [1, 2, 3]) + t for a, c, e, p, t in zip(columns['answer'], completions, " \
-        "columns['ended'], columns['pair'], columns['more'])]"  # fmt: skip
+    body = (
+        "return [float(a == c) + e + (p == [1, 2, 3]) + t for a, c, e, p, t in zip(columns['answer'], completions, "
+        "columns['ended'], columns['pair'], columns['more'])]"
+    )
     write_rows(tmp_path / "samples.jsonl", [{**row, "more": [10, 20, 30]} for row in ROWS])
-    rewarded(source, "--reward", counting(tmp_path, body), "--output", tmp_path / "o.jsonl", "--per_completion", "[more]",
-             "--rows_per_call", "3")  # fmt: skip
+    rewarded(
+        source,
+        "--reward",
+        counting(tmp_path, body),
+        "--output",
+        tmp_path / "o.jsonl",
+        "--per_completion",
+        "[more]",
+        "--rows_per_call",
+        "3",
+    )
     assert [row["rewards"] for row in lines(tmp_path / "o.jsonl")] == [[13.0, 21.0, 32.0]] * 7
     assert (tmp_path / "calls.txt").read_text().split() == ["9", "9", "3"]
 
@@ -106,12 +135,22 @@ def test_a_failure_half_way_loses_nothing_and_the_same_command_goes_on(source, t
     assert "goes on after 4 of 7 rows, which were judged before" in told.err
     assert (tmp_path / "calls.txt").read_text().split() == ["6", "3"]  # rows 5 and 6, then 7
     assert [row["prompt"] for row in lines(output)] == [row["prompt"] for row in ROWS]
-    assert all(row["rewards"] == [1.0] * 3 for row in lines(output)) and not (tmp_path / "o.jsonl.part").exists()
+    assert (
+        all(row["rewards"] == [1.0] * 3 for row in lines(output)) and not (tmp_path / "o.jsonl.part").exists()
+    )
 
 
 def test_an_interruption_keeps_what_is_judged(source, tmp_path, capsys):
     body = "assert len(completions) == 3\n    if 'No 3' in completions:\n        raise KeyboardInterrupt\n    return [0.0] * 3"
-    words = (source, "--reward", counting(tmp_path, body), "--output", tmp_path / "o.jsonl", "--rows_per_call", 1)
+    words = (
+        source,
+        "--reward",
+        counting(tmp_path, body),
+        "--output",
+        tmp_path / "o.jsonl",
+        "--rows_per_call",
+        1,
+    )
     rewarded(*words, code=130)
     err = capsys.readouterr().err
     assert "2 of 7 rows are kept in" in err and err.endswith("interrupted.\n")
@@ -142,7 +181,9 @@ def test_what_is_left_of_another_command_is_not_taken(source, tmp_path, capsys):
     failure(capsys, source, "--reward", mine, *words, code=3)
     assert "was begun by another command; got reward" in failure(capsys, source, "--reward", "ended", *words)
     other = write_rows(tmp_path / "other.jsonl", ROWS[1:])
-    assert "was begun by another command; got rows 7; expected rows 6" in failure(capsys, other, "--reward", mine, *words)
+    assert "was begun by another command; got rows 7; expected rows 6" in failure(
+        capsys, other, "--reward", mine, *words
+    )
     (tmp_path / "o.jsonl.part").write_text("nonsense\n")
     assert "is damaged" in failure(capsys, source, "--reward", mine, *words, code=4)
     rewarded(source, "--reward", "ended", *words, "--overwrite")
@@ -158,29 +199,42 @@ def test_mistakes_are_told_before_anything_is_judged(source, tmp_path, capsys):
         (("--reward", "ended", "--column", "ended"), "has a name that cannot be"),
         (("--reward", "ended", "--column", "pair"), "row 1: The row has a column pair already"),
         (("--reward", "ended", "--per_completion", "[nothing]"), "row 1: The field nothing is missing"),
-        (("--reward", "ended", "--per_completion", "[answer]"), "row 1: The field answer does not fit the completions"),
+        (
+            ("--reward", "ended", "--per_completion", "[answer]"),
+            "row 1: The field answer does not fit the completions",
+        ),
         (("--reward", "ended", "--rows_per_call", "0"), "rows_per_call is out of range"),
         (("--reward", "ended", "--timeout_s", "0"), "timeout_s is out of range"),
     ):
         assert wanted in failure(capsys, source, *words, "--output", output)
-    for number, (row, wanted) in enumerate((
-        ({"prompt": "a"}, "The field completions is missing"),
-        ({"prompt": "a", "completions": "b"}, "is not a list of texts"),
-        ({"prompt": "a", "completions": [["b"]]}, "completions[0] has the wrong type"),
-        ({"completions": ["b"]}, "The field prompt is missing"),
-        ({"prompt": "a", "completions": ["b"], "num_tokens": 3}, "The field num_tokens does not fit"),
-    )):  # fmt: skip
+    for number, (row, wanted) in enumerate(
+        (
+            ({"prompt": "a"}, "The field completions is missing"),
+            ({"prompt": "a", "completions": "b"}, "is not a list of texts"),
+            ({"prompt": "a", "completions": [["b"]]}, "completions[0] has the wrong type"),
+            ({"completions": ["b"]}, "The field prompt is missing"),
+            ({"prompt": "a", "completions": ["b"], "num_tokens": 3}, "The field num_tokens does not fit"),
+        )
+    ):
         bad = write_rows(tmp_path / f"bad{number}.jsonl", [*ROWS, row])
         err = failure(capsys, bad, "--reward", "regex(pattern=a)", "--output", output)
         assert wanted in err and "row 8" in err
     assert "cannot be read" in failure(capsys, tmp_path / "no.jsonl", "--reward", "ended", "--output", output)
-    assert "cannot be written" in failure(capsys, source, "--reward", "ended", "--output", tmp_path / "no" / "o.jsonl", code=4)
+    assert "cannot be written" in failure(
+        capsys, source, "--reward", "ended", "--output", tmp_path / "no" / "o.jsonl", code=4
+    )
     assert not output.exists() and not (tmp_path / "o.jsonl.part").exists()
 
 
 def test_a_dialogue_and_odd_characters(tmp_path):
-    rows = [{"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hé?"}], "completions": ["Ja ☺"],
-             "odd": "\ud800", "number": 1e300}]  # fmt: skip
+    rows = [
+        {
+            "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hé?"}],
+            "completions": ["Ja ☺"],
+            "odd": "\ud800",
+            "number": 1e300,
+        }
+    ]
     body = "assert prompts == ['Hé?'] and columns['prompt_turns'][0][0]['role'] == 'system'; return [None]"
     data = write_rows(tmp_path / "d.jsonl", rows)
     rewarded(data, "--reward", counting(tmp_path, body), "--output", tmp_path / "o.jsonl", "--json")
@@ -194,7 +248,9 @@ def test_training_reads_the_result(tiny_folder, source, tmp_path, capsys):
     draw = ["--num_completions", "4", "--max_new_tokens", "6"]
     assert main(["sample", *model, "--prompts", prompts, *draw, "--output", str(samples)]) == 0
     row = lines(samples)[0]
-    assert row["budget"] == 6 and row["answer"] == "0" and [0 < n <= 6 for n in row["num_tokens"]] == [True] * 4
+    assert (
+        row["budget"] == 6 and row["answer"] == "0" and [0 < n <= 6 for n in row["num_tokens"]] == [True] * 4
+    )
     body = "return [None if k % 4 == 3 else float(len(c)) for k, c in enumerate(completions)]"
     rewarded(samples, "--reward", f"{counting(tmp_path, body)}", "--output", output)
     assert "6 without an opinion" in capsys.readouterr().out
@@ -202,5 +258,22 @@ def test_training_reads_the_result(tiny_folder, source, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert "scored" in json.dumps(found)
     run = str(tmp_path / "run")
-    assert main(["train", *model, "--data", str(output), "--objective", "dpo", "--output", run, "--max_steps", "1", "--json"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                *model,
+                "--data",
+                str(output),
+                "--objective",
+                "dpo",
+                "--output",
+                run,
+                "--max_steps",
+                "1",
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert os.path.isdir(run + "/final")

@@ -5,19 +5,30 @@ import json
 import pytest
 
 from preftune.cli.main import main
+from preftune.commands.select import SelectConfig, select
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_records
 from preftune.errors import ConfigError, DataError
-from preftune.commands.select import SelectConfig, select
 from preftune.types import Message
 from tests.folders import SCORED, save_tiny_model, write_rows
 
 ROWS = [
-    {"id": 1, "prompt": "p", "completions": ["a", "b", "c"], "rewards": [0.1, 0.9, None], "ended": [True, False, True]},
-    {"id": 2, "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
-     "completions": ["d", "e", "f"], "rewards": [0.5, 0.2, 0.1], "ended": [True, True, True]},
+    {
+        "id": 1,
+        "prompt": "p",
+        "completions": ["a", "b", "c"],
+        "rewards": [0.1, 0.9, None],
+        "ended": [True, False, True],
+    },
+    {
+        "id": 2,
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}],
+        "completions": ["d", "e", "f"],
+        "rewards": [0.5, 0.2, 0.1],
+        "ended": [True, True, True],
+    },
     {"id": 3, "prompt": "r", "completions": ["g", "h"], "rewards": [1, 1], "ended": [True, True]},
-]  # fmt: skip
+]
 
 
 def selected(tmp_path, rows=ROWS, **settings):
@@ -31,24 +42,35 @@ def selected(tmp_path, rows=ROWS, **settings):
 def test_pairs(tmp_path):
     result, written, again = selected(tmp_path)
     assert again.format == "pairs" and result.num_rows == 2
-    assert written[0] == {"id": 1, "prompt": "p", "chosen": "b", "rejected": "a", "chosen_reward": 0.9, "rejected_reward": 0.1,
-                          "ended": [False, True]}  # fmt: skip
+    assert written[0] == {
+        "id": 1,
+        "prompt": "p",
+        "chosen": "b",
+        "rejected": "a",
+        "chosen_reward": 0.9,
+        "rejected_reward": 0.1,
+        "ended": [False, True],
+    }
     second = again.records[1]
     assert second.prompt == (Message(role="system", content="s"), Message(role="user", content="q"))
     assert second.completions == ("d", "f") and second.pairs == ((0, 1),) and second.columns["id"] == 2
     assert again.records[0].ended == (False, True)
     assert result.lines() == [
-        "3 groups with 8 completions", "dropped 1 group: all rewards are equal", "left out 1 completion: no reward",
-        "left out 1 completion: not selected", f"2 groups, 4 completions, 2 pairs: 2 rows of pairs in {tmp_path}/out.jsonl",
-    ]  # fmt: skip
+        "3 groups with 8 completions",
+        "dropped 1 group: all rewards are equal",
+        "left out 1 completion: no reward",
+        "left out 1 completion: not selected",
+        f"2 groups, 4 completions, 2 pairs: 2 rows of pairs in {tmp_path}/out.jsonl",
+    ]
 
 
 def test_labels(tmp_path):
     result, written, again = selected(tmp_path, selection="label-by-mean")
     assert again.format == "labels"
-    assert [(row["prompt"] if row["id"] == 1 else "", row["completion"], row["label"], row["reward"]) for row in written] == [
-        ("p", "a", -1, 0.1), ("p", "b", 1, 0.9), ("", "d", 1, 0.5), ("", "e", -1, 0.2), ("", "f", -1, 0.1)
-    ]  # fmt: skip
+    assert [
+        (row["prompt"] if row["id"] == 1 else "", row["completion"], row["label"], row["reward"])
+        for row in written
+    ] == [("p", "a", -1, 0.1), ("p", "b", 1, 0.9), ("", "d", 1, 0.5), ("", "e", -1, 0.2), ("", "f", -1, 0.1)]
     assert [record.ended for record in again.records[:2]] == [(), ()] or again.records[1].ended == (False,)
     assert result.counts["preferred_out"] == 2 and result.counts["dispreferred_out"] == 3
 
@@ -77,7 +99,10 @@ def test_a_price_on_length(tmp_path):
     assert written[0]["chosen_reward"] == pytest.approx(-0.9)  # 0 - 0.3 * 3
     rows += [{"prompt": "q", "completions": ["an answer", "no."], "rewards": [9.0, 0.0]}]
     result, _, _ = selected(tmp_path, rows, length_penalty="auto", overwrite=True)
-    assert result.length_penalty == pytest.approx(0.25) and "length penalty 0.25 for each character" in result.lines()
+    assert (
+        result.length_penalty == pytest.approx(0.25)
+        and "length penalty 0.25 for each character" in result.lines()
+    )
 
 
 def test_single_rows_of_a_prompt_are_joined(tmp_path):
@@ -88,11 +113,17 @@ def test_single_rows_of_a_prompt_are_joined(tmp_path):
 
 def test_trajectories(tmp_path):
     def trajectory(text):
-        return [{"role": "assistant", "content": "look"}, {"role": "tool", "content": text}, {"role": "assistant", "content": text}]
+        return [
+            {"role": "assistant", "content": "look"},
+            {"role": "tool", "content": text},
+            {"role": "assistant", "content": text},
+        ]
 
     rows = [{"prompt": "p", "completions": [trajectory("x"), trajectory("y")], "rewards": [0, 1]}]
     _, written, again = selected(tmp_path, rows, write="groups")
-    assert written[0]["completions"][1] == trajectory("y") and again.records[0].completions[1][2].content == "y"
+    assert (
+        written[0]["completions"][1] == trajectory("y") and again.records[0].completions[1][2].content == "y"
+    )
 
 
 @pytest.mark.parametrize("column", ["chosen", "chosen_reward", "probability"])
@@ -107,7 +138,10 @@ def test_mistakes(tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     for words, wanted in (
         (["--selection", "best"], "There is no such selection"),
-        (["--selection", "best-of-n", "--fraction", "0.5"], "fraction has no effect on the selection best-of-n"),
+        (
+            ["--selection", "best-of-n", "--fraction", "0.5"],
+            "fraction has no effect on the selection best-of-n",
+        ),
         (["--write", "labels"], "makes pairs, which cannot be written so"),
         (["--output", "out.csv"], "ends in .jsonl"),
         (["--min_gap", "5"], "leaves nothing of"),
@@ -131,19 +165,38 @@ def test_mistakes(tmp_path, capsys):
     with pytest.raises(ConfigError, match="data file itself"):
         SelectConfig(data=data, output=data, overwrite=True)
     with pytest.raises(DataError, match="have no rewards"):
-        select(SelectConfig(data=write_rows(tmp_path / "p.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}]),
-                            output=str(tmp_path / "o.jsonl")))  # fmt: skip
+        select(
+            SelectConfig(
+                data=write_rows(tmp_path / "p.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}]),
+                output=str(tmp_path / "o.jsonl"),
+            )
+        )
 
 
 def test_json_and_training_on_the_result(tmp_path, capsys):
     model = save_tiny_model(tmp_path / "model")
     data = write_rows(tmp_path / "scored.jsonl", SCORED)
-    objectives = {"best-vs-worst": "dpo", "best-of-n": "sft", "label-by-mean": "bnf", "dynamic-sampling": "rwr"}
+    objectives = {
+        "best-vs-worst": "dpo",
+        "best-of-n": "sft",
+        "label-by-mean": "bnf",
+        "dynamic-sampling": "rwr",
+    }
     for selection, objective in objectives.items():
         out = tmp_path / f"{selection}.jsonl"
         assert main(["select", data, "--output", str(out), "--selection", selection, "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
         assert told["counts"]["groups_out"] == 8 and told["output"] == str(out)
-        run = ["--data", str(out), "--model", str(model), "--output", str(tmp_path / selection), "--max_steps", "1", "--json"]
+        run = [
+            "--data",
+            str(out),
+            "--model",
+            str(model),
+            "--output",
+            str(tmp_path / selection),
+            "--max_steps",
+            "1",
+            "--json",
+        ]
         assert main(["train", *run, "--objective", objective]) == 0, capsys.readouterr().err
         capsys.readouterr()

@@ -55,7 +55,9 @@ def test_mean_interval_worked_by_hand():
 def test_interval_covers_the_true_mean_at_its_level():
     draws = np.random.default_rng(0).normal(2.0, 3.0, size=(1500, 6))
     covered = [interval.low <= 2.0 <= interval.high for interval in map(mean_interval, draws)]
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.017)  # three standard errors: 3 sqrt(0.95 * 0.05 / 1500)
+    assert np.mean(covered) == pytest.approx(
+        0.95, abs=0.017
+    )  # three standard errors: 3 sqrt(0.95 * 0.05 / 1500)
 
 
 def test_one_value_has_no_interval():

@@ -30,5 +30,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "page.html", tmp_path / "file" / "deep" / "page.html"):
-        with pytest.raises(StorageError, match=r"Cannot write the page at .*page\.html"), whole_file(path, "write the page"):
+        with (
+            pytest.raises(StorageError, match=r"Cannot write the page at .*page\.html"),
+            whole_file(path, "write the page"),
+        ):
             pass

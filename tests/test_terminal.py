@@ -9,27 +9,32 @@ from hypothesis import strategies as st
 from preftune.terminal import clean_terminal
 
 
-@pytest.mark.parametrize(("text", "clean"), [
-    ("plain\ttext\nü 😊", "plain\ttext\nü 😊"),
-    ("\x1b[31mred\x1b[0m", "red"),
-    ("\x1b]0;title\x07after", "after"),
-    ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
-    ("\x1bP1;2q...\x1b\\after", "after"),
-    ("\x9b31mred", "red"),
-    ("\x9d0;title\x9cafter", "after"),
-    ("\x1bcreset", "reset"),
-    ("\x1b(Bcharset", "charset"),
-    ("over\rwritten\x08\x7f\x00", "overwritten"),
-    ("\u202eright to left\u202c\u2066x\u2069\u200f", "right to leftx"),
-    ("\x1b\x1b[31m[31mnested", "[31mnested"),
-    ("\x1b]0;never closed", "0;never closed"),
-    ("half \ud800 pair", "half  pair"),
-])
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("plain\ttext\nü 😊", "plain\ttext\nü 😊"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07after", "after"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1bP1;2q...\x1b\\after", "after"),
+        ("\x9b31mred", "red"),
+        ("\x9d0;title\x9cafter", "after"),
+        ("\x1bcreset", "reset"),
+        ("\x1b(Bcharset", "charset"),
+        ("over\rwritten\x08\x7f\x00", "overwritten"),
+        ("\u202eright to left\u202c\u2066x\u2069\u200f", "right to leftx"),
+        ("\x1b\x1b[31m[31mnested", "[31mnested"),
+        ("\x1b]0;never closed", "0;never closed"),
+        ("half \ud800 pair", "half  pair"),
+    ],
+)
 def test_commands_are_taken_out(text, clean):
     assert clean_terminal(text) == clean
 
 
-pieces = st.sampled_from(["\x1b", "[", "]", "31m", "\x07", "\x9b", "\x9d", "\\", "a", "\n", "\u202e", "\x00", "P"])
+pieces = st.sampled_from(
+    ["\x1b", "[", "]", "31m", "\x07", "\x9b", "\x9d", "\\", "a", "\n", "\u202e", "\x00", "P"]
+)
 
 
 @given(st.lists(pieces, max_size=12).map("".join) | st.text())

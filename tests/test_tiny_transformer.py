@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from preftune.sampling.sample import load_sampler
 from preftune.model.load import LoadOptions
+from preftune.sampling.sample import load_sampler
 from preftune.types import Record
 
 SCRIPT = Path(__file__).parents[1] / "runs" / "tiny_transformer.py"
@@ -57,9 +57,17 @@ def test_strings_follow_the_law_and_the_alphabet(tiny):
 def test_a_base_keeps_training_and_held_out_prompts_apart(tiny, base):
     pairs, held = tiny.read_rows(base / "pairs.jsonl"), tiny.read_rows(base / "held_pairs.jsonl")
     assert not {row["prompt"] for row in pairs} & {row["prompt"] for row in held}
-    assert not {row["prompt"] for row in pairs} & {row["prompt"] for row in tiny.read_rows(base / "held_prompts.jsonl")}
+    assert not {row["prompt"] for row in pairs} & {
+        row["prompt"] for row in tiny.read_rows(base / "held_prompts.jsonl")
+    }
     assert all(len(row["chosen"]) < len(row["rejected"]) for row in [*pairs, *held])
-    assert set(json.loads((base / "base.json").read_text())) == {"gap", "length", "completions", "pairs", "ended"}
+    assert set(json.loads((base / "base.json").read_text())) == {
+        "gap",
+        "length",
+        "completions",
+        "pairs",
+        "ended",
+    }
 
 
 def test_log_ratios_are_those_of_plain_logits(tiny, base):
@@ -72,7 +80,9 @@ def test_log_ratios_are_those_of_plain_logits(tiny, base):
         for k, completion in enumerate(group.completions):
             ids = torch.tensor([[*group.prompt, *completion]])
             with torch.no_grad():
-                logps = [one(ids).logits[0, len(group.prompt) - 1 : -1].log_softmax(-1) for one in (model, other)]
+                logps = [
+                    one(ids).logits[0, len(group.prompt) - 1 : -1].log_softmax(-1) for one in (model, other)
+                ]
             plain = [logp.gather(1, torch.tensor(completion).long()[:, None]).sum().item() for logp in logps]
             assert found[g, k] == pytest.approx(plain[0] - plain[1], abs=1e-4)
     assert np.abs(tiny.log_ratios(model, model, groups)).max() == 0
@@ -91,15 +101,21 @@ def test_every_method_runs_and_is_read_again(tiny, base, size, tmp_path):
 
 def test_a_contrast_with_nothing_left_to_teach_counts_with_the_policy_it_reached(tiny, base, tmp_path):
     size = tiny.Size(steps=60, every=30, batch=8, measured=16)
-    found = tiny.run_method(base, tmp_path / "run", "on-dpo", 3e-2, 1, size)  # ends at one token within a few steps
+    found = tiny.run_method(
+        base, tmp_path / "run", "on-dpo", 3e-2, 1, size
+    )  # ends at one token within a few steps
     assert found["steps"] < 30 and found["lengths"] == {"30": 1.0, "60": 1.0}
 
 
 def test_verdicts_on_numbers_worked_out_by_hand(tiny):
     done = {
-        "long": [{"lengths": {"10": x}, "chosen": [1.0, 2.0], "rejected": [0.0, 0.5]} for x in (20.0, 21.0, 22.0)],
-        "short": [{"lengths": {"10": x}, "chosen": [0.0, 0.0], "rejected": [0.0, 0.0]} for x in (10.0, 12.0, 14.0)],
-    }  # fmt: skip
+        "long": [
+            {"lengths": {"10": x}, "chosen": [1.0, 2.0], "rejected": [0.0, 0.5]} for x in (20.0, 21.0, 22.0)
+        ],
+        "short": [
+            {"lengths": {"10": x}, "chosen": [0.0, 0.0], "rejected": [0.0, 0.0]} for x in (10.0, 12.0, 14.0)
+        ],
+    }
     clause = {"id": "x", "longer": "long", "shorter": "short", "at": [10]}
     [row] = tiny.length_verdicts(clause | {"above": 8.9}, done)
     assert row["seeds"] == [10.0, 9.0, 8.0] and row["mean"] == 9.0 and row["verdict"] == "pass"
@@ -116,8 +132,12 @@ def test_verdicts_on_numbers_worked_out_by_hand(tiny):
 def test_every_frozen_clause_can_be_judged(tiny):
     criteria, size = yaml.safe_load(tiny.CRITERIA.read_text()), tiny.Size()
     assert tiny.TUNING_SEED not in criteria["seeds"] and len(set(criteria["seeds"])) == 3
-    assert {(run["method"] in tiny.METHODS, run["rate"] in tiny.RATES) for run in criteria["runs"].values()} == {(True, True)}
+    assert {
+        (run["method"] in tiny.METHODS, run["rate"] in tiny.RATES) for run in criteria["runs"].values()
+    } == {(True, True)}
     for clause in criteria["lengths"]:
         assert {clause["longer"], clause["shorter"]} <= set(criteria["runs"])
         assert all(step % size.every == 0 and step <= size.steps for step in clause["at"])
-    assert {clause[side] for clause in criteria["margins"] for side in ("larger", "smaller")} <= set(criteria["runs"])
+    assert {clause[side] for clause in criteria["margins"] for side in ("larger", "smaller")} <= set(
+        criteria["runs"]
+    )

@@ -57,4 +57,7 @@ def test_no_annotation_hides_its_arrays_in_a_string():
             if isinstance(node, ast.arg | ast.FunctionDef):
                 annotation = node.annotation if isinstance(node, ast.arg) else node.returns
                 if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-                    assert not any(name in annotation.value for name in ("Float[", "Int[", "Bool[")), (path, node.lineno)
+                    assert not any(name in annotation.value for name in ("Float[", "Int[", "Bool[")), (
+                        path,
+                        node.lineno,
+                    )

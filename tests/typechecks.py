@@ -1,6 +1,8 @@
-"""Every call of our own functions is checked against its annotations: by beartype, and by jaxtyping where they speak of arrays.
+"""Every call of our own functions is checked against its annotations: by beartype, and by jaxtyping where
+they speak of arrays.
 
-jaxtyping's import hook puts `jaxtyping.jaxtyped` before every function, and that costs each call some twenty times what beartype
+jaxtyping's import hook puts `jaxtyping.jaxtyped` before every function, and that costs each call some twenty
+times what beartype
 does: nearly half of the suite's time, most of it for functions without an array. These get beartype alone.
 """
 
@@ -16,7 +18,8 @@ _with_shapes: Callable[..., Any] = jaxtyping.jaxtyped
 
 
 def checked(thing: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
-    """In place of `jaxtyping.jaxtyped`: the same for functions with arrays in their annotations, and the checker for others.
+    """In place of `jaxtyping.jaxtyped`: the same for functions with arrays in their annotations, and the
+    checker for others.
 
     Either is off while `jaxtyping.config.jaxtyping_disable` is set.
     """

@@ -1,4 +1,6 @@
-"""Exceptions a user can meet. Each message says what is wrong, what stood there, what was expected and what to do."""
+"""Exceptions a user can meet. Each message says what is wrong, what stood there, what was expected and what
+to do.
+"""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 class PreftuneError(Exception):
-    """Root of all errors that are the user's to mend; the command line prints the message without a traceback."""
+    """Root of all errors that are the user's to mend; the command line prints the message without a
+    traceback.
+    """
 
     exit_code = 2
     saves = False  # whether all processes of a run meet it at the same place, so that they can save a checkpoint together
@@ -64,7 +68,9 @@ class ShortageError(TrainingError):
 
 
 class DivergenceError(TrainingError):
-    """A loss or gradient that is not finite: a fact about the settings of a run, where other stops are about its surroundings."""
+    """A loss or gradient that is not finite: a fact about the settings of a run, where other stops are about
+    its surroundings.
+    """
 
 
 class ElsewhereError(TrainingError):
@@ -88,10 +94,14 @@ class ServerError(PreftuneError, RuntimeError):
 
 
 def storage_error(action: str, path: str | os.PathLike[str], error: OSError) -> StorageError:
-    """The StorageError for an operating-system error met while doing `action` ("write the checkpoint") on `path`."""
+    """The StorageError for an operating-system error met while doing `action` ("write the checkpoint") on
+    `path`.
+    """
     return StorageError(
-        f"Cannot {action} at {os.fspath(path)}", got=error.strerror or str(error),
-        expected="a folder that can be written and has room", do="Free some space or choose another folder",
+        f"Cannot {action} at {os.fspath(path)}",
+        got=error.strerror or str(error),
+        expected="a folder that can be written and has room",
+        do="Free some space or choose another folder",
     )
 
 
@@ -106,6 +116,7 @@ def memory_errors() -> Iterator[None]:
         if isinstance(error, PreftuneError) or not short:
             raise
         raise ShortageError(
-            "There is not enough memory", got=" ".join(str(error).split())[:160] or "no more",
+            "There is not enough memory",
+            got=" ".join(str(error).split())[:160] or "no more",
             do="Lower --layout.micro_batch_tokens or --rows.max_length, or set --gradient_checkpointing true",
         ) from error

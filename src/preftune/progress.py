@@ -1,11 +1,20 @@
-"""What a person sees while a run works: a bar with the time left on a terminal, now and then a line elsewhere."""
+"""What a person sees while a run works: a bar with the time left on a terminal, now and then a line
+elsewhere.
+"""
 
 import sys
 import time
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from preftune.terminal import clean_terminal
 
@@ -29,7 +38,9 @@ class Reporter:
             self.console.print(clean_terminal(text), markup=False, soft_wrap=True)
 
     def update(self, phase: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` of a phase; a new phase (best told with what is done before it starts) has its own bar."""
+        """`done` of `total` of a phase; a new phase (best told with what is done before it starts) has its
+        own bar.
+        """
         if self.quiet:
             return
         if phase != self._phase:
@@ -38,9 +49,15 @@ class Reporter:
             self._told = self._started
             if self.console.is_terminal:
                 self._bar = Progress(
-                    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                    TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=self.console,
-                )  # fmt: skip
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TimeElapsedColumn(),
+                    TextColumn("left"),
+                    TimeRemainingColumn(),
+                    TextColumn("{task.fields[detail]}"),
+                    console=self.console,
+                )
                 self._bar.add_task(phase, total=total, detail="")
                 self._bar.start()
         if self._bar is not None:

@@ -1,7 +1,8 @@
 """Means with their intervals, for rewards before and after training. Pure functions of numbers, numpy only.
 
-The interval is Student's t: rewards and their differences per prompt are bounded or light-tailed, test sets have ten to
-a few hundred prompts, and t has the right width for few of them, where a percentile bootstrap is too narrow.
+The interval is Student's t: rewards and their differences per prompt are bounded or light-tailed, test sets
+have ten to a few hundred prompts, and t has the right width for few of them, where a percentile bootstrap is
+too narrow.
 """
 
 import math
@@ -14,7 +15,8 @@ import numpy as np
 
 from preftune.errors import ConfigError, DataError
 
-# Beyond this many degrees of freedom the expansion around the normal quantile is exact to 1e-8 and costs no series.
+# Beyond this many degrees of freedom the expansion around the normal quantile is exact to 1e-8 and costs no
+# series.
 MAX_SERIES_FREEDOM = 2000
 
 Numbers = Sequence[float | int] | np.ndarray
@@ -22,7 +24,8 @@ Numbers = Sequence[float | int] | np.ndarray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean and the interval that covers the true mean with the chosen probability; `num` independent values.
+    """A mean and the interval that covers the true mean with the chosen probability; `num` independent
+    values.
 
     One value says nothing of the spread, so its interval is the whole line.
     """
@@ -43,7 +46,9 @@ def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
     Values of one prompt are not independent: average them first (`cluster_means`).
     """
     if not 0 < level < 1:
-        raise ConfigError("The level of an interval is a probability", got=level, expected="a number between 0 and 1")
+        raise ConfigError(
+            "The level of an interval is a probability", got=level, expected="a number between 0 and 1"
+        )
     numbers = _finite(values, "values")
     mean = float(numbers.mean())
     if len(numbers) == 1:
@@ -54,7 +59,9 @@ def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
 
 
 def finite(content: Any) -> Any:
-    """Values for JSON: dataclasses as mappings, and null for what is not finite, as the interval of a single value is."""
+    """Values for JSON: dataclasses as mappings, and null for what is not finite, as the interval of a single
+    value is.
+    """
     if is_dataclass(content) and not isinstance(content, type):
         return finite(asdict(content))
     if isinstance(content, Mapping):
@@ -65,21 +72,19 @@ def finite(content: Any) -> Any:
 
 
 def paired_interval(
-    before: Numbers,
-    after: Numbers,
-    clusters: Sequence[int] | np.ndarray,
-    level: float = 0.95,
+    before: Numbers, after: Numbers, clusters: Sequence[int] | np.ndarray, level: float = 0.95
 ) -> Interval:
     """The mean of after - before with its interval; entry i of both belongs to prompt `clusters[i]`.
 
-    Samples of one prompt are averaged first, since they share the prompt's difficulty; so `num` counts prompts, and
-    every prompt weighs the same however often it was sampled.
+    Samples of one prompt are averaged first, since they share the prompt's difficulty; so `num` counts
+    prompts, and every prompt weighs the same however often it was sampled.
     """
     before_values, after_values = _finite(before, "values before"), _finite(after, "values after")
     if len(before_values) != len(after_values):
         raise DataError(
             "A paired difference needs a value after for each value before",
-            got=f"{len(before_values)} before and {len(after_values)} after", do="Average each prompt's samples first",
+            got=f"{len(before_values)} before and {len(after_values)} after",
+            do="Average each prompt's samples first",
         )
     return mean_interval(cluster_means(after_values - before_values, clusters), level)
 
@@ -88,7 +93,9 @@ def cluster_means(values: Numbers, clusters: Sequence[int] | np.ndarray) -> np.n
     """The mean of the values of each cluster, in the order of the sorted cluster indices."""
     numbers, labels = _finite(values, "values"), np.asarray(clusters)
     if labels.shape != numbers.shape:
-        raise DataError("Each value needs its cluster", got=f"{len(numbers)} values and {labels.size} clusters")
+        raise DataError(
+            "Each value needs its cluster", got=f"{len(numbers)} values and {labels.size} clusters"
+        )
     _, which = np.unique(labels, return_inverse=True)
     return np.bincount(which, weights=numbers) / np.bincount(which)
 
@@ -97,13 +104,15 @@ def t_quantile(probability: float, freedom: int) -> float:
     """The t with P(T <= t) = probability, for Student's T with `freedom` degrees; probability in [0.5, 1)."""
     if not (0.5 <= probability < 1 and freedom >= 1):
         raise ConfigError(
-            "The t quantile is outside its domain", got=f"probability {probability}, freedom {freedom}",
+            "The t quantile is outside its domain",
+            got=f"probability {probability}, freedom {freedom}",
             expected="a probability in [0.5, 1) and a freedom of at least 1",
         )
     if freedom > MAX_SERIES_FREEDOM:  # Abramowitz and Stegun 26.7.5
         z = NormalDist().inv_cdf(probability)
         return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    # Bisection on the angle atan(t / sqrt(freedom)), which is bounded where t is not; 60 halvings exhaust a double.
+    # Bisection on the angle atan(t / sqrt(freedom)), which is bounded where t is not; 60 halvings exhaust a
+    # double.
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
@@ -112,7 +121,9 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def _central_mass(angle: float, freedom: int) -> float:
-    """P(|T| <= sqrt(freedom) tan(angle)): the finite series for a whole freedom, Abramowitz and Stegun 26.7.3-4."""
+    """P(|T| <= sqrt(freedom) tan(angle)): the finite series for a whole freedom, Abramowitz and Stegun
+    26.7.3-4.
+    """
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2 == 1
     # Term j over term j - 1 is cos^2 times 2/3, 4/5, ... (odd freedom) or 1/2, 3/4, ... (even freedom).
@@ -127,7 +138,9 @@ def _central_mass(angle: float, freedom: int) -> float:
 def _finite(values: Numbers, what: str) -> np.ndarray:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or len(numbers) == 0:
-        raise DataError(f"There are no {what} to average", got=f"shape {numbers.shape}", expected="a list of numbers")
+        raise DataError(
+            f"There are no {what} to average", got=f"shape {numbers.shape}", expected="a list of numbers"
+        )
     if not np.isfinite(numbers).all():
         bad = int(np.flatnonzero(~np.isfinite(numbers))[0])
         raise DataError(f"The {what} must be finite", got=f"{numbers[bad]} at position {bad}")

@@ -11,13 +11,18 @@ from preftune.errors import storage_error
 def cache_folder() -> Path:
     """PREFTUNE_CACHE, or preftune/ in the user's cache folder."""
     named = os.environ.get("PREFTUNE_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune"
+    return (
+        Path(named)
+        if named
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftune"
+    )
 
 
 @contextmanager
 def whole_file(path: Path, action: str) -> Iterator[Path]:
-    """Gives a temporary file to write in `path`'s place: a reader never sees half a file, and a failed write leaves what was
-    there. `action` is for the message: "write the report"."""
+    """Gives a temporary file to write in `path`'s place: a reader never sees half a file, and a failed write
+    leaves what was there. `action` is for the message: "write the report".
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,9 @@ def plural(count: int, noun: str) -> str:
 
 
 def mean_text(interval: Interval, *, like: Interval | None = None, signed: bool = False) -> str:
-    """The mean, with as many digits as its interval supports, or that of `like` where two means stand side by side."""
+    """The mean, with as many digits as its interval supports, or that of `like` where two means stand side by
+    side.
+    """
     return _fixed(interval.mean, _decimals(like or interval), signed)
 
 

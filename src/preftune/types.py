@@ -1,7 +1,7 @@
 """The frozen dataclasses that flow through preftune, from a file's row to an objective's losses.
 
-Shape legend: N scored completion tokens, C completions, G groups (prompts), P pairs, R rows, S packed sequence positions,
-U units (what a loss averages over), V vocabulary.
+Shape legend: N scored completion tokens, C completions, G groups (prompts), P pairs, R rows, S packed
+sequence positions, U units (what a loss averages over), V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -27,19 +27,20 @@ class Message:
 
 
 Completion = str | tuple[Message, ...]
-"""The text of one answer; or a trajectory: answers of the assistant, at the beginning, at the end and in between, with turns
-of a user or a tool after each but the last."""
+"""The text of one answer; or a trajectory: answers of the assistant, at the beginning, at the end and in
+between, with turns of a user or a tool after each but the last.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """A prompt with K completions as text, and what the data say of them.
 
-    `prompt` is a list of turns that ends with the user's (a system turn may come first) or plain text. What is not known
-    is empty: `pairs` holds (chosen, rejected) indices of completions, `probabilities` one number in [0, 1] per pair, the
-    chance that its chosen completion is the better one, `labels` +1 / -1 / None and `rewards` numbers / None, one each per
-    completion. `ended` is False for a completion that was cut off before its end-of-turn token; empty means that all
-    ended. `sources` says who wrote each completion.
+    `prompt` is a list of turns that ends with the user's (a system turn may come first) or plain text. What
+    is not known is empty: `pairs` holds (chosen, rejected) indices of completions, `probabilities` one number
+    in [0, 1] per pair, the chance that its chosen completion is the better one, `labels` +1 / -1 / None and
+    `rewards` numbers / None, one each per completion. `ended` is False for a completion that was cut off
+    before its end-of-turn token; empty means that all ended. `sources` says who wrote each completion.
     """
 
     prompt: tuple[Message, ...] | str
@@ -51,47 +52,60 @@ class Record:
     ended: tuple[bool, ...] = ()
     sources: tuple[Source, ...] = ()
     origin: str = ""  # "file:row", rows count from 1
-    columns: Mapping[str, object] = field(default_factory=dict)  # every other column of the row, for reward functions
+    columns: Mapping[str, object] = field(
+        default_factory=dict
+    )  # every other column of the row, for reward functions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """A record as token ids: the same knowledge, indices and order.
 
-    A completion includes its end-of-turn token unless it was cut off before it. Of a trajectory only the assistant's
-    tokens are scored, and learned from; the others are context.
+    A completion includes its end-of-turn token unless it was cut off before it. Of a trajectory only the
+    assistant's tokens are scored, and learned from; the others are context.
     """
 
     prompt: np.ndarray  # int32 [tokens], at least one
     completions: tuple[np.ndarray, ...]  # int32 [tokens] each, at least one
-    scored: tuple[np.ndarray, ...] = ()  # bool [tokens] for each completion; empty where all tokens are scored
+    scored: tuple[
+        np.ndarray, ...
+    ] = ()  # bool [tokens] for each completion; empty where all tokens are scored
     pairs: tuple[tuple[int, int], ...] = ()
     probabilities: tuple[float, ...] = ()
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
     sources: tuple[int, ...] = ()
-    behaviour_logp: tuple[np.ndarray, ...] = ()  # float32 [scored tokens], of the distribution that was sampled from
-    behaviour_value: tuple[np.ndarray, ...] = ()  # float32 [scored tokens], of the policy's scalar head when it sampled
+    behaviour_logp: tuple[
+        np.ndarray, ...
+    ] = ()  # float32 [scored tokens], of the distribution that was sampled from
+    behaviour_value: tuple[
+        np.ndarray, ...
+    ] = ()  # float32 [scored tokens], of the policy's scalar head when it sampled
     origin: str = ""
 
     @property
     def num_scored(self) -> tuple[int, ...]:
         """Scored tokens of each completion."""
-        return tuple(map(int, map(np.count_nonzero, self.scored))) if self.scored else tuple(map(len, self.completions))
+        return (
+            tuple(map(int, map(np.count_nonzero, self.scored)))
+            if self.scored
+            else tuple(map(len, self.completions))
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Packed rows of groups, and where the completion tokens are read.
 
-    A row holds whole groups: prompt, then its completions without their last token (which is only ever a target), or
-    with it where `read_at` is wanted.
-    Token i of the flat scored tokens is predicted from position `predict_at[i]` of the flattened [R * S] rows, and stands
-    at `read_at[i]`.
+    A row holds whole groups: prompt, then its completions without their last token (which is only ever a
+    target), or with it where `read_at` is wanted.
+    Token i of the flat scored tokens is predicted from position `predict_at[i]` of the flattened [R * S]
+    rows, and stands at `read_at[i]`.
     """
 
     input_ids: Int[Tensor, "R S"]
-    position_ids: Int[Tensor, "R S"]  # position in its own sequence: completions of a prompt all continue the prompt
+    # position in its own sequence: completions of a prompt all continue the prompt
+    position_ids: Int[Tensor, "R S"]
     group_ids: Int[Tensor, "R S"]  # which group of the row; -1 is row-end padding
     branch_ids: Int[Tensor, "R S"]  # 0 in the prompt, k in the k-th completion of the group
     predict_at: Int[Tensor, " N"]
@@ -125,8 +139,9 @@ class Coupling:
 class TokenScores:
     """What objectives see of the models: numbers per completion token, completions one after another.
 
-    Logs are natural, entropies and divergences in nats. What is said of frozen models alone (`ref_*`, `behaviour_*`,
-    `contrast`) never carries a gradient. What an objective did not declare in its `needs` is None.
+    Logs are natural, entropies and divergences in nats. What is said of frozen models alone (`ref_*`,
+    `behaviour_*`, `contrast`) never carries a gradient. What an objective did not declare in its `needs` is
+    None.
     """
 
     logp: Float[Tensor, " N"]
@@ -137,21 +152,28 @@ class TokenScores:
     target_logit: Float[Tensor, " N"] | None = None
     log_normaliser: Float[Tensor, " N"] | None = None
     log_collision: Float[Tensor, " N"] | None = None  # log sum_v pi(v)^2; never carries a gradient
-    ref_entropy_share: Float[Tensor, " N"] | None = None  # entropy of the reference, of the largest possible: H / log V
+    # entropy of the reference, of the largest possible: H / log V
+    ref_entropy_share: Float[Tensor, " N"] | None = None
     kl_from_ref: Float[Tensor, " N"] | None = None  # KL(ref || pi) over the vocabulary
     kl_to_ref: Float[Tensor, " N"] | None = None  # KL(pi || ref) over the vocabulary
-    contrast: Float[Tensor, " N"] | None = None  # log pi_plus(y_t) - log pi_minus(y_t), of two frozen models for token weights
-    value: Float[Tensor, " N"] | None = None  # of a scalar head: at each position that predicts a completion token
-    value_after: Float[Tensor, " N"] | None = None  # of that head at each completion token itself, once it has been read
-    behaviour_value: Float[Tensor, " N"] | None = None  # of that head when the completion was sampled; no gradient
+    # log pi_plus(y_t) - log pi_minus(y_t), of two frozen models for token weights
+    contrast: Float[Tensor, " N"] | None = None
+    # of a scalar head: at each position that predicts a completion token
+    value: Float[Tensor, " N"] | None = None
+    # of that head at each completion token itself, once it has been read
+    value_after: Float[Tensor, " N"] | None = None
+    # of that head when the completion was sampled; no gradient
+    behaviour_value: Float[Tensor, " N"] | None = None
     coupling: Coupling | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Signal: completion `chosen[p]` is preferred to completion `rejected[p]`; indices into the C completions.
+    """Signal: completion `chosen[p]` is preferred to completion `rejected[p]`; indices into the C
+    completions.
 
-    `probability` is the chance, in [0, 1], that the chosen one really is better; None where the data do not say.
+    `probability` is the chance, in [0, 1], that the chosen one really is better; None where the data do not
+    say.
     """
 
     chosen: Int[Tensor, " P"]
@@ -190,8 +212,8 @@ Signal = Pairs | Labels | Rewards | Hybrid
 class StepView:
     """A whole optimiser step before its first gradient, as an objective sees it that couples units.
 
-    `scores` are those of all completions, `mismatched` those of completions under the prompt of another group: each only
-    if the objective asks for it, and without gradients.
+    `scores` are those of all completions, `mismatched` those of completions under the prompt of another
+    group: each only if the objective asks for it, and without gradients.
     """
 
     lengths: Int[Tensor, " C"]
@@ -205,7 +227,8 @@ class StepView:
 class Losses:
     """What an objective returns: a loss per unit with its weight, and detached numbers to log.
 
-    A metric is one entry per pair or completion it speaks of; the log shows the mean of all entries of a step.
+    A metric is one entry per pair or completion it speaks of; the log shows the mean of all entries of a
+    step.
     """
 
     per_unit: Float[Tensor, " U"]

@@ -1,4 +1,6 @@
-"""Every objective has a page that names its hyper-parameters and all that it logs, and that the index leads to."""
+"""Every objective has a page that names its hyper-parameters and all that it logs, and that the index leads
+to.
+"""
 
 import re
 import shlex
@@ -67,7 +69,9 @@ def test_page_says_whether_there_is_a_reference(name):
 @names
 def test_page_shows_a_command_with_its_own_settings(name, monkeypatch):
     """And one that the command line takes."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: no type checker in the way
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # as for a user: no type checker in the way
     command = section(name, "A command").strip()
     assert f"--objective {name} " in command
     words = shlex.split(command.removeprefix("preftune train "))

@@ -19,7 +19,16 @@ LAYERS = (
     {"train"},
     {"evaluation", "demo", "catalogue", "lab"},
     {"config", "verbs"},
-    {"commands", "handbook", "rewarding", "selecting", "reward_training", "merging", "laboratory", "diagnosing"},
+    {
+        "commands",
+        "handbook",
+        "rewarding",
+        "selecting",
+        "reward_training",
+        "merging",
+        "laboratory",
+        "diagnosing",
+    },
     {"iterating", "comparing"},
     {"advising"},
     {"cli"},
@@ -107,14 +116,22 @@ def test_objectives_are_pure():
     for module, path in MODULES.items():
         if room(module) == "objectives":
             ours = {other for other in imported(path) & set(MODULES)}
-            assert all(any(other == name or other.startswith(f"{name}.") for name in allowed) for other in ours), module
+            assert all(
+                any(other == name or other.startswith(f"{name}.") for name in allowed) for other in ours
+            ), module
 
 
 def test_advice_is_pure():
     """It sees numbers and the table of objectives: no model, no file, no tensor."""
     for module in ("preftune.advice.evidence", "preftune.advice.advice", "preftune.advice.rules"):
         others = imported(MODULES[module])
-        assert {room(other) for other in others & set(MODULES)} <= {"", "diagnose", "errors", "types", "objectives"}, module
+        assert {room(other) for other in others & set(MODULES)} <= {
+            "",
+            "diagnose",
+            "errors",
+            "types",
+            "objectives",
+        }, module
         assert not {"torch", "numpy", "pathlib"} & {other.split(".")[0] for other in others}, module
 
 
@@ -122,7 +139,11 @@ def test_selections_are_pure():
     """They see rewards: no record, no tokens, no torch."""
     pure = {f"preftune.onpolicy.{name}" for name in ("select", "choices", "length_penalty", "explore")}
     for module in pure:
-        ours = {".".join(other.split(".")[:3]) for other in imported(MODULES[module]) if other.startswith("preftune.")}
+        ours = {
+            ".".join(other.split(".")[:3])
+            for other in imported(MODULES[module])
+            if other.startswith("preftune.")
+        }
         assert {name for name in ours if not name.startswith("preftune.errors")} <= pure, module
         assert not {"torch", "transformers"} & {other.split(".")[0] for other in imported(MODULES[module])}
 
@@ -133,19 +154,28 @@ def test_health_is_judged_from_numbers_alone():
     for module in {f"preftune.diagnose.{name}" for name in names}:
         ours = {other for other in imported(MODULES[module]) if other.startswith("preftune.")}
         assert all(room(other) == "diagnose" for other in ours), module
-        assert not {"torch", "numpy", "pathlib", "os", "io"} & {other.split(".")[0] for other in imported(MODULES[module])}, module
+        assert not {"torch", "numpy", "pathlib", "os", "io"} & {
+            other.split(".")[0] for other in imported(MODULES[module])
+        }, module
 
 
 def test_the_laboratory_knows_no_model_library_and_no_data():
-    """It shares the step and the objectives with training, and nothing that loads a model or a file of preferences."""
+    """It shares the step and the objectives with training, and nothing that loads a model or a file of
+    preferences.
+    """
     allowed = {"lab", "types", "errors", "storage", "stats", "objectives", "report", "diagnose"}
     for module, path in MODULES.items():
         if room(module) == "lab":
             others = imported(path)
-            assert not {other.split(".")[0] for other in others} & {"transformers", "datasets", "peft"}, module
+            assert not {other.split(".")[0] for other in others} & {"transformers", "datasets", "peft"}, (
+                module
+            )
             ours = {other for other in others & set(MODULES) if room(other)}
             assert {room(other) for other in ours} <= allowed | {"train"}, module
-            assert {other for other in ours if room(other) == "train"} <= {"preftune.train", "preftune.train.step"}, module
+            assert {other for other in ours if room(other) == "train"} <= {
+                "preftune.train",
+                "preftune.train.step",
+            }, module
 
 
 def test_nothing_grows_too_large():
@@ -163,5 +193,16 @@ def test_nothing_grows_too_large():
 
 
 def test_the_layers_are_the_design_s():
-    order = ["types", "objectives", "data", "policy", "onpolicy", "train", "evaluation", "config", "commands", "cli"]
+    order = [
+        "types",
+        "objectives",
+        "data",
+        "policy",
+        "onpolicy",
+        "train",
+        "evaluation",
+        "config",
+        "commands",
+        "cli",
+    ]
     assert all(LAYER_OF[lower] < LAYER_OF[upper] for lower, upper in pairwise(order))

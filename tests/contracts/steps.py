@@ -1,4 +1,6 @@
-"""Random optimiser steps for the contract suite: groups of completions with any signal, cut up and put together at will."""
+"""Random optimiser steps for the contract suite: groups of completions with any signal, cut up and put
+together at will.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,14 +11,25 @@ from torch import Tensor
 from preftune.objectives import Coupled, Objective, State, reduce_losses
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
 
-WITH_GRADIENT = ("logp", "entropy", "target_logit", "log_normaliser", "kl_from_ref", "kl_to_ref", "value", "value_after")
+WITH_GRADIENT = (
+    "logp",
+    "entropy",
+    "target_logit",
+    "log_normaliser",
+    "kl_from_ref",
+    "kl_to_ref",
+    "value",
+    "value_after",
+)
 FROZEN = ("ref_logp", "behaviour_logp", "behaviour_value", "log_collision", "ref_entropy_share", "contrast")
 SCORES = WITH_GRADIENT + FROZEN
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One group: K completions with a value of every score per token, and everything a signal may say of them."""
+    """One group: K completions with a value of every score per token, and everything a signal may say of
+    them.
+    """
 
     tokens: tuple[dict[str, Tensor], ...]  # per completion: score name -> [tokens]
     pairs: tuple[tuple[int, int], ...]
@@ -42,11 +55,20 @@ def random_step(seed: int, num_groups: int = 5, scale: float = 2.0) -> list[Piec
         logp, target = -scale * uniform(length) - 0.01, normal(length)
         near = [(logp + 0.5 * normal(length)).clamp(max=-1e-3) for _ in range(2)]
         scores = {
-            "logp": logp, "ref_logp": near[0], "behaviour_logp": near[1], "target_logit": target,
-            "log_normaliser": target - logp, "entropy": uniform(length), "ref_entropy_share": uniform(length),
-            "kl_from_ref": uniform(length), "kl_to_ref": uniform(length), "log_collision": -uniform(length),
-            "value": normal(length), "value_after": normal(length), "contrast": normal(length),
-        }  # fmt: skip
+            "logp": logp,
+            "ref_logp": near[0],
+            "behaviour_logp": near[1],
+            "target_logit": target,
+            "log_normaliser": target - logp,
+            "entropy": uniform(length),
+            "ref_entropy_share": uniform(length),
+            "kl_from_ref": uniform(length),
+            "kl_to_ref": uniform(length),
+            "log_collision": -uniform(length),
+            "value": normal(length),
+            "value_after": normal(length),
+            "contrast": normal(length),
+        }
         return scores | {"behaviour_value": scores["value"] + 0.5 * target}
 
     pieces = []
@@ -69,13 +91,20 @@ def random_step(seed: int, num_groups: int = 5, scale: float = 2.0) -> list[Piec
     return pieces
 
 
-def couple(pieces: Sequence[Piece], objective: Objective, state: State | None = None) -> list[Coupling | None]:
+def couple(
+    pieces: Sequence[Piece], objective: Objective, state: State | None = None
+) -> list[Coupling | None]:
     """Each group's share of what couples the whole step; None where the objective is not coupled."""
     if "coupling" not in objective.needs:
         return [None] * len(pieces)
     assert isinstance(objective, Coupled)
-    found, _ = objective.couple(_view(pieces, objective), objective.initial_state() if state is None else state)
-    counts = {"completion": [len(piece.tokens) for piece in pieces], "pair": [len(piece.pairs) for piece in pieces]}
+    found, _ = objective.couple(
+        _view(pieces, objective), objective.initial_state() if state is None else state
+    )
+    counts = {
+        "completion": [len(piece.tokens) for piece in pieces],
+        "pair": [len(piece.pairs) for piece in pieces],
+    }
     cut = {kind: {n: v.split(counts[kind]) for n, v in getattr(found, kind).items()} for kind in counts}
     return [
         Coupling(whole=found.whole, **{kind: {n: parts[i] for n, parts in cut[kind].items()} for kind in cut})
@@ -107,21 +136,29 @@ def _view(pieces: Sequence[Piece], objective: Coupled) -> StepView:
 
 
 def assemble(
-    pieces: Sequence[Piece], objective: Objective, leaf: Tensor | None = None,
+    pieces: Sequence[Piece],
+    objective: Objective,
+    leaf: Tensor | None = None,
     couplings: Sequence[Coupling | None] | None = None,
-) -> tuple[TokenScores, Signal]:  # fmt: skip
+) -> tuple[TokenScores, Signal]:
     """Scores and signal of some groups as one micro-batch; only what the objective declares is there.
 
-    `leaf`, from `policy_scores`, replaces what comes from the policy, to take gradients with respect to it. Without
-    `couplings` the groups are the whole step.
+    `leaf`, from `policy_scores`, replaces what comes from the policy, to take gradients with respect to it.
+    Without `couplings` the groups are the whole step.
     """
     couplings = couple(pieces, objective) if couplings is None else couplings
     scores = _scores([tokens for piece in pieces for tokens in piece.tokens], objective, leaf)
     return replace(scores, coupling=_joined(couplings)), _signal(pieces, objective.signal)
 
 
-def _scores(completions: Sequence[dict[str, Tensor]], objective: Objective, leaf: Tensor | None) -> TokenScores:
-    flat = {name: torch.cat([tokens[name] for tokens in completions]) for name in ("logp", *objective.needs) if name in SCORES}
+def _scores(
+    completions: Sequence[dict[str, Tensor]], objective: Objective, leaf: Tensor | None
+) -> TokenScores:
+    flat = {
+        name: torch.cat([tokens[name] for tokens in completions])
+        for name in ("logp", *objective.needs)
+        if name in SCORES
+    }
     if leaf is not None:
         flat |= dict(zip(leaf_names(objective), leaf, strict=True))
     return TokenScores(lengths=torch.tensor([len(tokens["logp"]) for tokens in completions]), **flat)
@@ -145,7 +182,9 @@ def _signal(pieces: Sequence[Piece], kind: type[Signal]) -> Signal:
         pairs = [(s + c, s + r) for s, piece in zip(starts, pieces, strict=False) for c, r in piece.pairs]
         chosen, rejected = torch.tensor([c for c, _ in pairs]), torch.tensor([r for _, r in pairs])
         if kind is Hybrid:
-            return Hybrid(chosen=chosen, rejected=rejected, source=torch.tensor([s for p in pieces for s in p.sources]))
+            return Hybrid(
+                chosen=chosen, rejected=rejected, source=torch.tensor([s for p in pieces for s in p.sources])
+            )
         chances = [p for piece in pieces for p in piece.probabilities]
         known = torch.tensor(chances, dtype=torch.float64) if chances else None
         return Pairs(chosen=chosen, rejected=rejected, probability=known)
@@ -168,9 +207,11 @@ def policy_scores(pieces: Sequence[Piece], objective: Objective) -> Tensor:
 
 
 def loss_and_gradient(
-    pieces: Sequence[Piece], objective: Objective, weight: float | None = None,
+    pieces: Sequence[Piece],
+    objective: Objective,
+    weight: float | None = None,
     couplings: Sequence[Coupling | None] | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """(loss, d loss / d policy scores [F, N]) of one micro-batch, reduced by the given weight or by its own."""
     leaf = policy_scores(pieces, objective)
     scores, signal = assemble(pieces, objective, leaf, couplings)
@@ -183,15 +224,22 @@ def loss_and_gradient(
 
 def with_scores(pieces: Sequence[Piece], **values: float) -> list[Piece]:
     """The same groups with some scores set to a constant everywhere."""
+
     def changed(tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: torch.full_like(v, values[n]) if n in values else v for n, v in tokens.items()}
 
     return [
-        replace(piece, tokens=tuple(changed(tokens) for tokens in piece.tokens), mismatched=changed(piece.mismatched))
+        replace(
+            piece,
+            tokens=tuple(changed(tokens) for tokens in piece.tokens),
+            mismatched=changed(piece.mismatched),
+        )
         for piece in pieces
-    ]  # fmt: skip
+    ]
 
 
-def call(pieces: Sequence[Piece], objective: Objective, couplings: Sequence[Coupling | None] | None = None) -> Losses:
+def call(
+    pieces: Sequence[Piece], objective: Objective, couplings: Sequence[Coupling | None] | None = None
+) -> Losses:
     scores, signal = assemble(pieces, objective, couplings=couplings)
     return objective(scores, signal)

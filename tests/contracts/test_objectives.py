@@ -54,12 +54,15 @@ def test_order_of_groups_does_not_matter(name, objective):
     sizes = [sum(len(t["logp"]) for t in piece.tokens) for piece in pieces]
     parts = gradient.split(sizes, 1)
     torch.testing.assert_close(shuffled_loss, loss, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(shuffled_gradient, torch.cat([parts[i] for i in order], 1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        shuffled_gradient, torch.cat([parts[i] for i in order], 1), rtol=1e-12, atol=1e-12
+    )
 
 
 @every
 def test_deleting_a_group_leaves_the_units_of_the_others(name, objective):
-    """No unit may look at another group, but through the step's coupling: what is left is what was there, in that order.
+    """No unit may look at another group, but through the step's coupling: what is left is what was there, in
+    that order.
 
     A mixture has the units of one term after those of another, so a group's units need not come first.
     """
@@ -69,7 +72,9 @@ def test_deleting_a_group_leaves_the_units_of_the_others(name, objective):
     assert len(whole.per_unit) > len(rest.per_unit) > 0
     before = zip(whole.per_unit.tolist(), whole.weight.tolist(), strict=True)
     for loss, weight in zip(rest.per_unit.tolist(), rest.weight.tolist(), strict=True):
-        assert any(loss == pytest.approx(other, rel=1e-12, abs=1e-12) and weight == its for other, its in before)
+        assert any(
+            loss == pytest.approx(other, rel=1e-12, abs=1e-12) and weight == its for other, its in before
+        )
 
 
 @every
@@ -88,14 +93,24 @@ def _in_dtype(piece, dtype):
     def low(tokens):
         return {name: values.to(dtype) for name, values in tokens.items()}
 
-    return replace(piece, tokens=tuple(low(tokens) for tokens in piece.tokens), mismatched=low(piece.mismatched))
+    return replace(
+        piece, tokens=tuple(low(tokens) for tokens in piece.tokens), mismatched=low(piece.mismatched)
+    )
 
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("logp", "ref_logp"),
-    [(0.0, 0.0), (-1e-9, -1e-9), (-1e-9, -30.0), (-30.0, -1e-9), (-200.0, -200.0), (-200.0, -1e-3), (-1e-3, -200.0)],
+    [
+        (0.0, 0.0),
+        (-1e-9, -1e-9),
+        (-1e-9, -30.0),
+        (-30.0, -1e-9),
+        (-200.0, -200.0),
+        (-200.0, -1e-3),
+        (-1e-3, -200.0),
+    ],
 )
 def test_extreme_logps_give_finite_losses_and_gradients(name, objective, dtype, logp, ref_logp):
     pieces = with_scores(random_step(seed=5), logp=logp, ref_logp=ref_logp, behaviour_logp=ref_logp)
@@ -156,7 +171,9 @@ def test_weights_are_known_before_any_score(name, objective):
 
 @every
 def test_needs_are_what_is_read(name, objective):
-    """Each declared need changes the loss's gradient or value; without it the objective fails instead of guessing."""
+    """Each declared need changes the loss's gradient or value; without it the objective fails instead of
+    guessing.
+    """
     pieces = random_step(seed=10)
     loss, gradient = loss_and_gradient(pieces, objective)
     for need in objective.needs - {"coupling"}:
@@ -166,11 +183,15 @@ def test_needs_are_what_is_read(name, objective):
 
 
 def settings(name):
-    """The variants of an objective, and its default with each single hyper-parameter that a variant has changed."""
+    """The variants of an objective, and its default with each single hyper-parameter that a variant has
+    changed.
+    """
     found = list(VARIANTS[name])
     for variant in VARIANTS[name][1:]:
         for field in fields(variant):
-            with contextlib.suppress(ConfigError):  # one that has no effect alone is refused; the variants must have it
+            with contextlib.suppress(
+                ConfigError
+            ):  # one that has no effect alone is refused; the variants must have it
                 found.append(OBJECTIVES[name](**{field.name: getattr(variant, field.name)}))
     return found
 
@@ -179,27 +200,35 @@ def settings(name):
 def test_every_hyper_parameter_is_felt(name):
     """Of each field there are two settings that differ in it alone, and they differ in loss or gradient.
 
-    In a first step or in a later one (a momentum has nothing to weigh before that), with data that give the probability of
-    a pair or with data that do not.
+    In a first step or in a later one (a momentum has nothing to weigh before that), with data that give the
+    probability of a pair or with data that do not.
     """
     before, pieces = [random_step(seed=12), random_step(seed=13)], random_step(seed=11, num_groups=9)
     silent = [replace(piece, probabilities=()) for piece in pieces]
     results = []
     for one in settings(name):
         later = couple(pieces, one, state_after(before, one))
-        tries = (loss_and_gradient(pieces, one), loss_and_gradient(pieces, one, couplings=later), loss_and_gradient(silent, one))
+        tries = (
+            loss_and_gradient(pieces, one),
+            loss_and_gradient(pieces, one, couplings=later),
+            loss_and_gradient(silent, one),
+        )
         results.append((asdict(one), [tensor for pair in tries for tensor in pair]))
     for field in fields(OBJECTIVES[name]):
         felt = False
         for (one, first), (other, second) in itertools.combinations(results, 2):
             if {key for key in one if one[key] != other[key]} == {field.name}:
                 felt |= not all(map(torch.equal, first, second))
-        assert felt, f"{name}.{field.name} changes nothing, or no two settings of the suite differ in it alone"
+        assert felt, (
+            f"{name}.{field.name} changes nothing, or no two settings of the suite differ in it alone"
+        )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_bad_hyper_parameters_are_refused(name, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: no type checker in the way
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # as for a user: no type checker in the way
     for field in fields(OBJECTIVES[name]):
         bad = "no such choice" if isinstance(field.default, str) else float("nan")
         with pytest.raises(ConfigError, match=field.name):

@@ -1,4 +1,6 @@
-"""Skeletons of templates: what they write is what the template writes, and templates that do more with texts have none."""
+"""Skeletons of templates: what they write is what the template writes, and templates that do more with texts
+have none.
+"""
 
 import pytest
 from hypothesis import given, settings
@@ -31,10 +33,18 @@ ODD = (  # stripped on one side, written twice, left out, told apart by what com
     "{{ messages | length }}%s{{ '50%' }}{{ (messages | last).role | upper }}{{ '\n' if add_generation_prompt }}"
 )
 WRITING = {
-    "smol": SMOL, "llama2": LLAMA2, "odd": ODD, "chatml": made.CHATML, "llama3": made.LLAMA3, "gemma": made.GEMMA,
-    "mistral": made.MISTRAL, "no end": made.NO_END, "broken boundary": made.BROKEN_BOUNDARY,
-    "thinking": made.THINKING, "two bos": made.TWO_BOS,
-}  # fmt: skip
+    "smol": SMOL,
+    "llama2": LLAMA2,
+    "odd": ODD,
+    "chatml": made.CHATML,
+    "llama3": made.LLAMA3,
+    "gemma": made.GEMMA,
+    "mistral": made.MISTRAL,
+    "no end": made.NO_END,
+    "broken boundary": made.BROKEN_BOUNDARY,
+    "thinking": made.THINKING,
+    "two bos": made.TWO_BOS,
+}
 LOOKING = {
     "at what is in it": "{% for m in messages %}{% if 'x' in m.content %}a{% endif %}{{ m.content }}{% endfor %}",
     "whether it is empty": "{% for m in messages %}{{ m.content or 'nothing' }}{% endfor %}",
@@ -92,7 +102,9 @@ def test_a_template_that_looks_at_texts_is_run(how):
 def test_a_template_is_run_once_for_roles_and_not_for_texts(monkeypatch):
     chat, runs = make_chat_text(made.byte_tokenizer(made.CHATML)), []
     inner = type(chat.tokenizer).apply_chat_template
-    monkeypatch.setattr(type(chat.tokenizer), "apply_chat_template", lambda *a, **k: runs.append(1) or inner(*a, **k))
+    monkeypatch.setattr(
+        type(chat.tokenizer), "apply_chat_template", lambda *a, **k: runs.append(1) or inner(*a, **k)
+    )
     for number in range(9):
         chat.write([Message(role="user", content=str(number))], True)
     assert len(runs) == 2

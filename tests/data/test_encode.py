@@ -27,7 +27,9 @@ def test_the_tokens_of_a_text_are_those_of_its_parts(name, parts, other):
     cut = encoder.last_cut(text)
     assert cut or not any(token in text for token in ("<s>", "<|im_start|>", "<|im_end|>"))
     whole = text + "".join(other)
-    expected, left, right, again = (ids.tolist() for ids in encoder.ids([whole, whole[:cut], whole[cut:], whole]))
+    expected, left, right, again = (
+        ids.tolist() for ids in encoder.ids([whole, whole[:cut], whole[cut:], whole])
+    )
     assert left + right == expected == again
     assert expected == TOKENIZERS[name](whole, add_special_tokens=False)["input_ids"]
 
@@ -67,11 +69,15 @@ def test_where_a_text_may_be_cut(make, cuts):
 
 def test_an_engine_of_words_would_not_bear_a_cut_after_the_first():
     tokenizer = first_only()
-    whole, *parts = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("<s>Hello", "<s>", "Hello"))
+    whole, *parts = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("<s>Hello", "<s>", "Hello")
+    )
     assert whole != [*parts[0], *parts[1]]  # or the case above shows nothing
 
 
-@pytest.mark.parametrize("template", [made.CHATML, made.LLAMA3, made.GEMMA, made.MISTRAL, made.TWO_BOS, made.NO_END])
+@pytest.mark.parametrize(
+    "template", [made.CHATML, made.LLAMA3, made.GEMMA, made.MISTRAL, made.TWO_BOS, made.NO_END]
+)
 @settings(max_examples=15, deadline=None)
 @given(prompt=texts, answers=st.lists(texts, min_size=1, max_size=3))
 def test_groups_are_those_of_a_renderer_that_neither_cuts_nor_skips(template, prompt, answers):
@@ -83,5 +89,7 @@ def test_groups_are_those_of_a_renderer_that_neither_cuts_nor_skips(template, pr
     if isinstance(theirs, Exception):
         assert str(ours) == str(theirs)
     else:
-        one, other = ([ids.tolist() for ids in (group.prompt, *group.completions)] for group in (ours, theirs))
+        one, other = (
+            [ids.tolist() for ids in (group.prompt, *group.completions)] for group in (ours, theirs)
+        )
         assert one == other

@@ -80,7 +80,10 @@ def test_probabilities_stay_with_their_pairs():
     assert fitted(9, "drop", three).group.probabilities == (0.6, 0.7, 0.8)
     after = fitted(3, "cut_completion", three).group
     assert (after.pairs, after.probabilities) == (((0, 2), (2, 1)), (0.7, 0.8))
-    assert fitted(3, "cut_completion", group([5], [10], [10], [20], **pairs)).group.probabilities == (0.7, 0.8)
+    assert fitted(3, "cut_completion", group([5], [10], [10], [20], **pairs)).group.probabilities == (
+        0.7,
+        0.8,
+    )
 
 
 def test_samples_stay_when_a_pair_goes():
@@ -95,16 +98,26 @@ def test_samples_stay_when_a_pair_goes():
 
 
 def test_some_completions_with_all_that_is_known_of_them():
-    known = {"pairs": ((0, 1), (0, 2)), "probabilities": (0.6, 0.7), "labels": (1, -1, None), "rewards": (2.0, 1.0, 0.0)}
+    known = {
+        "pairs": ((0, 1), (0, 2)),
+        "probabilities": (0.6, 0.7),
+        "labels": (1, -1, None),
+        "rewards": (2.0, 1.0, 0.0),
+    }
     some = take_completions(group([5], [10], [11], [12], sources=(0, 1, 2), **known), [0, 2], [1])
     assert [c.tolist() for c in some.completions] == [[10], [12]]
     assert (some.pairs, some.probabilities, some.labels) == (((0, 1),), (0.7,), (1, None))
     assert (some.rewards, some.sources, some.origin) == ((2.0, 0.0), (0, 2), "f:1")
 
 
-@pytest.mark.parametrize(("signal", "kind"), [
-    ({"labels": (1, -1)}, CUT_EQUAL), ({"labels": (1, 1)}, COMPLETION_CUT), ({"rewards": (0.0, 1.0)}, CUT_EQUAL),
-])
+@pytest.mark.parametrize(
+    ("signal", "kind"),
+    [
+        ({"labels": (1, -1)}, CUT_EQUAL),
+        ({"labels": (1, 1)}, COMPLETION_CUT),
+        ({"rewards": (0.0, 1.0)}, CUT_EQUAL),
+    ],
+)
 def test_equal_tokens_with_different_signals_are_dropped(signal, kind):
     assert fitted(3, "cut_completion", group([5, 6], [10, 11], [10, 12], **signal)).kind == kind
 

@@ -27,33 +27,84 @@ HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: So?\n\nAssistant:"
 PAIRS = {
     "pairs: text": ("pairs", {"prompt": "Hi", "chosen": "yes", "rejected": "no"}, "Hi"),
     "pairs: question": ("pairs", {"question": "Hi", "chosen": "yes", "rejected": "no"}, "Hi"),
-    "pairs: system and question": ("pairs", {"system": "Be brief", "question": "Hi", "chosen": "yes", "rejected": "no"},
-                                   SYSTEM),
-    "pairs: empty system": ("pairs", {"system": "", "question": "Hi", "chosen": "yes", "rejected": "no"}, "Hi"),
-    "pairs: alpaca": ("pairs", {"instruction": "Say", "input": "Hi", "chosen": "yes", "rejected": "no"}, "Say\nHi"),
+    "pairs: system and question": (
+        "pairs",
+        {"system": "Be brief", "question": "Hi", "chosen": "yes", "rejected": "no"},
+        SYSTEM,
+    ),
+    "pairs: empty system": (
+        "pairs",
+        {"system": "", "question": "Hi", "chosen": "yes", "rejected": "no"},
+        "Hi",
+    ),
+    "pairs: alpaca": (
+        "pairs",
+        {"instruction": "Say", "input": "Hi", "chosen": "yes", "rejected": "no"},
+        "Say\nHi",
+    ),
     "pairs: alpaca with history": (
-        "pairs", {"instruction": "So?", "input": "", "history": [["Hi", "Hello"]], "chosen": "yes", "rejected": "no"},
-        LONG),
-    "pairs: responses": ("pairs", {"prompt": "Hi", "chosen_response": "yes", "rejected_response": "no"}, "Hi"),
+        "pairs",
+        {"instruction": "So?", "input": "", "history": [["Hi", "Hello"]], "chosen": "yes", "rejected": "no"},
+        LONG,
+    ),
+    "pairs: responses": (
+        "pairs",
+        {"prompt": "Hi", "chosen_response": "yes", "rejected_response": "no"},
+        "Hi",
+    ),
     "pairs: turns": ("pairs", {"prompt": [HI], "chosen": [YES], "rejected": [NO]}, USER),
     "pairs: one turn each": ("pairs", {"prompt": [HI], "chosen": YES, "rejected": NO}, USER),
     "pairs: whole dialogues": ("pairs", {"prompt": "Hi", "chosen": [HI, YES], "rejected": [HI, NO]}, USER),
     "pairs: whole dialogues, long": (
-        "pairs", {"prompt": "Hi", "chosen": [*LONG_TURNS, YES], "rejected": [*LONG_TURNS, NO]}, LONG),
+        "pairs",
+        {"prompt": "Hi", "chosen": [*LONG_TURNS, YES], "rejected": [*LONG_TURNS, NO]},
+        LONG,
+    ),
     "pairs: whole dialogues with a system turn": (
-        "pairs", {"prompt": [HI], "chosen": [turn("system", "Be brief"), HI, YES],
-                  "rejected": [turn("system", "Be brief"), HI, NO]}, SYSTEM),
-    "pairs: messages and rejected_response": ("pairs", {"messages": [HI, YES], "rejected_response": "no"}, USER),
-    "pairs: parts": ("pairs", {"prompt": [turn("user", [{"type": "text", "text": "Hi"}])], "chosen": "yes",
-                               "rejected": "no"}, USER),
+        "pairs",
+        {
+            "prompt": [HI],
+            "chosen": [turn("system", "Be brief"), HI, YES],
+            "rejected": [turn("system", "Be brief"), HI, NO],
+        },
+        SYSTEM,
+    ),
+    "pairs: messages and rejected_response": (
+        "pairs",
+        {"messages": [HI, YES], "rejected_response": "no"},
+        USER,
+    ),
+    "pairs: parts": (
+        "pairs",
+        {"prompt": [turn("user", [{"type": "text", "text": "Hi"}])], "chosen": "yes", "rejected": "no"},
+        USER,
+    ),
     "dialogues: turns": ("dialogues", {"chosen": [*LONG_TURNS, YES], "rejected": [*LONG_TURNS, NO]}, LONG),
     "dialogues: transcript": ("dialogues", {"chosen": HH + " yes", "rejected": HH + " no"}, LONG),
-    "sharegpt": ("sharegpt", {"conversations": [said("human", "Hi")], "chosen": said("gpt", "yes"),
-                              "rejected": said("gpt", "no")}, USER),
-    "sharegpt: system": ("sharegpt", {"conversations": [said("system", "Be brief"), said("human", "Hi")],
-                                      "chosen": said("gpt", "yes"), "rejected": said("gpt", "no")}, SYSTEM),
-    "sharegpt: system beside": ("sharegpt", {"conversations": [said("human", "Hi")], "system": "Be brief",
-                                             "chosen": said("gpt", "yes"), "rejected": said("gpt", "no")}, SYSTEM),
+    "sharegpt": (
+        "sharegpt",
+        {"conversations": [said("human", "Hi")], "chosen": said("gpt", "yes"), "rejected": said("gpt", "no")},
+        USER,
+    ),
+    "sharegpt: system": (
+        "sharegpt",
+        {
+            "conversations": [said("system", "Be brief"), said("human", "Hi")],
+            "chosen": said("gpt", "yes"),
+            "rejected": said("gpt", "no"),
+        },
+        SYSTEM,
+    ),
+    "sharegpt: system beside": (
+        "sharegpt",
+        {
+            "conversations": [said("human", "Hi")],
+            "system": "Be brief",
+            "chosen": said("gpt", "yes"),
+            "rejected": said("gpt", "no"),
+        },
+        SYSTEM,
+    ),
 }
 
 
@@ -66,15 +117,19 @@ def test_pairs(case):
     assert FORMATS[name].convert(row) == expected
 
 
-@pytest.mark.parametrize(("value", "probabilities"), [
-    (0.8, (0.8,)), ("0.8", (0.8,)), (0, (0.0,)), (1, (1.0,)), (None, ()), ("", ()),
-])
+@pytest.mark.parametrize(
+    ("value", "probabilities"),
+    [(0.8, (0.8,)), ("0.8", (0.8,)), (0, (0.0,)), (1, (1.0,)), (None, ()), ("", ())],
+)
 @pytest.mark.parametrize("column", ["probability", "chosen_prob", "chosen_probs"])
-@pytest.mark.parametrize("row", [
-    {"prompt": "Hi", "chosen": "yes", "rejected": "no"},
-    {"chosen": [HI, YES], "rejected": [HI, NO]},
-    {"conversations": [said("human", "Hi")], "chosen": said("gpt", "yes"), "rejected": said("gpt", "no")},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "yes", "rejected": "no"},
+        {"chosen": [HI, YES], "rejected": [HI, NO]},
+        {"conversations": [said("human", "Hi")], "chosen": said("gpt", "yes"), "rejected": said("gpt", "no")},
+    ],
+)
 def test_the_probability_of_a_pair(row, column, value, probabilities):
     row = {**row, column: value, "chosen_probs_win": 0.9}
     record = FORMATS[detect([row]).name].convert(row)
@@ -85,16 +140,42 @@ def test_the_probability_of_a_pair(row, column, value, probabilities):
 TWO = ("yes", "no")
 REWARDS = {
     "scored": ("scored", {"prompt": "Hi", "completions": ["yes", "no"], "rewards": [1, -0.5]}, (1.0, -0.5)),
-    "scored: scores": ("scored", {"prompt": [HI], "responses": [[YES], "no"], "scores": ["1", 2]}, (1.0, 2.0)),
-    "ultrafeedback": ("ultrafeedback", {"instruction": "Hi", "completions": [
-        {"response": "yes", "overall_score": 8.5, "model": "a"}, {"response": "no", "overall_score": 3}]}, (8.5, 3.0)),
-    "ranked": ("ranked", {"prompt": "Hi", "completions": [{"completion": "yes", "rank": 1},
-                                                           {"completion": "no", "rank": 2}]}, (-1.0, -2.0)),
-    "ranked: answers": ("ranked", {"prompt": "Hi", "answers": [{"answer": "yes", "rank": 2.0},
-                                                                {"answer": "no", "rank": 1.0}]}, (-2.0, -1.0)),
-    "ranked: context": ("ranked", {"context": [HI], "completions": [{"rank": 0, "completion": [YES]},
-                                                                    {"rank": 1, "completion": [NO]}]}, (0.0, -1.0)),
-    "ranked: ranks": ("ranked", {"prompt": "Hi", "completions": ["yes", "no"], "ranks": [2, 1]}, (-2.0, -1.0)),
+    "scored: scores": (
+        "scored",
+        {"prompt": [HI], "responses": [[YES], "no"], "scores": ["1", 2]},
+        (1.0, 2.0),
+    ),
+    "ultrafeedback": (
+        "ultrafeedback",
+        {
+            "instruction": "Hi",
+            "completions": [
+                {"response": "yes", "overall_score": 8.5, "model": "a"},
+                {"response": "no", "overall_score": 3},
+            ],
+        },
+        (8.5, 3.0),
+    ),
+    "ranked": (
+        "ranked",
+        {"prompt": "Hi", "completions": [{"completion": "yes", "rank": 1}, {"completion": "no", "rank": 2}]},
+        (-1.0, -2.0),
+    ),
+    "ranked: answers": (
+        "ranked",
+        {"prompt": "Hi", "answers": [{"answer": "yes", "rank": 2.0}, {"answer": "no", "rank": 1.0}]},
+        (-2.0, -1.0),
+    ),
+    "ranked: context": (
+        "ranked",
+        {"context": [HI], "completions": [{"rank": 0, "completion": [YES]}, {"rank": 1, "completion": [NO]}]},
+        (0.0, -1.0),
+    ),
+    "ranked: ranks": (
+        "ranked",
+        {"prompt": "Hi", "completions": ["yes", "no"], "ranks": [2, 1]},
+        (-2.0, -1.0),
+    ),
 }
 
 
@@ -112,12 +193,26 @@ GROUP = {"prompt": "Hi", "completions": ["a", [turn("assistant", "b")], "c"], "p
 
 
 def test_a_group_is_all_that_a_record_can_know():
-    row = {**GROUP, "probabilities": [0.75, 1], "labels": [True, None, -1], "rewards": [0, None, "1.5"],
-           "sources": ["data", "policy", "reference"], "ended": [True, False, True], "extra": 7}
+    row = {
+        **GROUP,
+        "probabilities": [0.75, 1],
+        "labels": [True, None, -1],
+        "rewards": [0, None, "1.5"],
+        "sources": ["data", "policy", "reference"],
+        "ended": [True, False, True],
+        "extra": 7,
+    }
     assert detect([row]).name == "groups"
     assert FORMATS["groups"].convert(row) == Record(
-        prompt="Hi", completions=("a", "b", "c"), pairs=((2, 0), (1, 0)), probabilities=(0.75, 1.0), labels=(1, None, -1),
-        rewards=(0.0, None, 1.5), sources=("data", "policy", "reference"), ended=(True, False, True), columns={"extra": 7},
+        prompt="Hi",
+        completions=("a", "b", "c"),
+        pairs=((2, 0), (1, 0)),
+        probabilities=(0.75, 1.0),
+        labels=(1, None, -1),
+        rewards=(0.0, None, 1.5),
+        sources=("data", "policy", "reference"),
+        ended=(True, False, True),
+        columns={"extra": 7},
     )
 
 
@@ -125,7 +220,9 @@ def test_a_group_is_all_that_a_record_can_know():
 def test_a_group_may_be_samples_only(pairs):
     row = {"prompt": "Hi", "completions": ["a", "b"], "sources": ["policy", "policy"], **pairs}
     assert detect([row]).name == "groups"
-    assert FORMATS["groups"].convert(row) == Record(prompt="Hi", completions=("a", "b"), sources=("policy", "policy"))
+    assert FORMATS["groups"].convert(row) == Record(
+        prompt="Hi", completions=("a", "b"), sources=("policy", "policy")
+    )
 
 
 def test_a_column_sources_of_another_meaning_is_left_alone():
@@ -143,8 +240,11 @@ SINGLES = {
     "labels: turns": ("labels", {"prompt": [HI], "completion": [YES], "label": 0}, -1),
     "messages_label": ("messages_label", {"messages": [HI, YES], "label": False}, -1),
     "messages_label: on the last turn": ("messages_label", {"messages": [HI, {**YES, "label": True}]}, 1),
-    "messages_label: sharegpt": ("messages_label", {"conversations": [said("human", "Hi"), said("gpt", "yes")],
-                                                    "kto_tag": True}, 1),
+    "messages_label: sharegpt": (
+        "messages_label",
+        {"conversations": [said("human", "Hi"), said("gpt", "yes")], "kto_tag": True},
+        1,
+    ),
     "completions": ("completions", {"prompt": "Hi", "completion": "yes"}, 1),
     "completions: messages": ("completions", {"messages": [HI, YES]}, 1),
     "completions: alpaca": ("completions", {"instruction": "Hi", "input": "", "output": "yes"}, 1),
@@ -161,10 +261,24 @@ def test_single_completions(case):
     assert record.prompt in ("Hi", USER) and record.columns == {}
 
 
-@pytest.mark.parametrize(("value", "label"), [
-    (True, 1), (1, 1), (1.0, 1), ("true", 1), ("True", 1), ("1", 1), ("+1", 1),
-    (False, -1), (0, -1), (-1, -1), ("false", -1), ("0", -1), ("-1", -1),
-])
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (True, 1),
+        (1, 1),
+        (1.0, 1),
+        ("true", 1),
+        ("True", 1),
+        ("1", 1),
+        ("+1", 1),
+        (False, -1),
+        (0, -1),
+        (-1, -1),
+        ("false", -1),
+        ("0", -1),
+        ("-1", -1),
+    ],
+)
 def test_labels_are_understood(value, label):
     record = FORMATS["labels"].convert({"prompt": "Hi", "completion": "yes", "label": value})
     assert isinstance(record, Record) and record.labels == (label,)
@@ -185,8 +299,15 @@ def test_prompts_keep_the_other_columns_for_rewards(row):
 
 
 def test_the_binarised_ultrafeedback_row_is_a_pair():
-    row = {"prompt": "Hi", "prompt_id": "x", "chosen": [HI, YES], "rejected": [HI, NO], "messages": [HI, YES],
-           "score_chosen": 9.0, "score_rejected": 4.0}
+    row = {
+        "prompt": "Hi",
+        "prompt_id": "x",
+        "chosen": [HI, YES],
+        "rejected": [HI, NO],
+        "messages": [HI, YES],
+        "score_chosen": 9.0,
+        "score_rejected": 4.0,
+    }
     assert detect([row]).name == "pairs"
     record = FORMATS["pairs"].convert(row)
     assert isinstance(record, Record) and record.prompt == USER
@@ -205,16 +326,22 @@ def test_consecutive_turns_of_a_transcript_are_one_turn():
 def test_an_empty_answer_of_a_transcript_and_equal_answers_are_dropped():
     empty = FORMATS["dialogues"].convert({"chosen": HH + " ", "rejected": HH + " no"})
     assert empty == Drop(reason="empty completion")
-    for row in ({"chosen": HH + " no", "rejected": HH + " no "}, {"prompt": "Hi", "chosen": "a", "rejected": "a"}):
+    for row in (
+        {"chosen": HH + " no", "rejected": HH + " no "},
+        {"prompt": "Hi", "chosen": "a", "rejected": "a"},
+    ):
         assert FORMATS[detect([row]).name].convert(row) == Drop(reason="chosen and rejected are equal")
 
 
-@pytest.mark.parametrize(("chosen", "rejected", "prompt"), [
-    ("Q: hi A: yes", "Q: hi A: no", "Q: hi A:"),
-    ("Q: hi A: yes", "Q: hi A: yet", "Q: hi A:"),  # never inside a word
-    ("one two three", "one two", "one"),
-    ("Q\nA", "Q\nB", "Q\n"),
-])
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("Q: hi A: yes", "Q: hi A: no", "Q: hi A:"),
+        ("Q: hi A: yes", "Q: hi A: yet", "Q: hi A:"),  # never inside a word
+        ("one two three", "one two", "one"),
+        ("Q\nA", "Q\nB", "Q\n"),
+    ],
+)
 def test_two_texts_part_at_a_word_boundary(chosen, rejected, prompt):
     record = FORMATS["dialogues"].convert({"chosen": chosen, "rejected": rejected})
     assert isinstance(record, Record) and record.prompt == prompt

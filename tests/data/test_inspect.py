@@ -28,8 +28,10 @@ def write(path, rows):
 
 def test_the_census_of_pairs(tmp_path, chat):
     long = {**PAIR, "prompt": "Hello " * 200}
-    path = write(tmp_path / "a.jsonl", [PAIR, PAIR, {**PAIR, "chosen": "Yes </s> no"}, long, "{broken",
-                                        {**PAIR, "chosen": "No"}])
+    path = write(
+        tmp_path / "a.jsonl",
+        [PAIR, PAIR, {**PAIR, "chosen": "Yes </s> no"}, long, "{broken", {**PAIR, "chosen": "No"}],
+    )
     found = inspect_data(path, chat, DataOptions(bad_rows="skip", max_length=100))
     assert (found.format, found.template, found.signals) == ("pairs", "chat", ("pairs", "labels", "rewards"))
     assert (found.num_rows, found.num_bad, found.num_records, found.num_completions) == (6, 1, 4, 8)
@@ -42,29 +44,41 @@ def test_the_census_of_pairs(tmp_path, chat):
     rejected = prepare(path, chat, "pairs", DataOptions(bad_rows="skip")).groups[0].completions[1]
     assert found.dispreferred_mean == found.dispreferred_tokens.max == len(rejected)
     told = "\n".join(found.lines())
-    for words in ("signals: pairs, labels, rewards", "length bias +", "2 records repeat a prompt", "broken JSON",
-                  "1 completions hold a special token", "1 records dropped: too long"):
+    for words in (
+        "signals: pairs, labels, rewards",
+        "length bias +",
+        "2 records repeat a prompt",
+        "broken JSON",
+        "1 completions hold a special token",
+        "1 records dropped: too long",
+    ):
         assert words in told
     values = json.loads(json.dumps(found.as_dict()))
     assert values["prompt_tokens"]["max"] > 200 and "groups" not in values
 
 
 def test_ties_and_equal_completions_of_scored_rows(tmp_path, chat):
-    path = write(tmp_path / "a.jsonl", [
-        {"prompt": "Hi", "completions": ["a", "b", "b"], "rewards": [1, 2, 3]},
-        {"prompt": "Ho", "completions": ["Hello there", "b"], "rewards": [1, 1]},
-        {"prompt": "Hu", "completions": ["Hello there", "b"], "rewards": [5, 1]},
-    ])
+    path = write(
+        tmp_path / "a.jsonl",
+        [
+            {"prompt": "Hi", "completions": ["a", "b", "b"], "rewards": [1, 2, 3]},
+            {"prompt": "Ho", "completions": ["Hello there", "b"], "rewards": [1, 1]},
+            {"prompt": "Hu", "completions": ["Hello there", "b"], "rewards": [5, 1]},
+        ],
+    )
     found = inspect_data(path, chat, DataOptions())
     assert (found.identical_completions, found.reward_ties) == (1, 1)
     assert found.preferred_tokens.max > found.dispreferred_tokens.max > 0  # the tie is on neither side
 
 
 def test_labels_give_two_sides_and_prompts_none(tmp_path, chat):
-    labels = write(tmp_path / "a.jsonl", [
-        {"prompt": "Hi", "completion": "Hello there", "label": True},
-        {"prompt": "Ho", "completion": "b", "label": False},
-    ])
+    labels = write(
+        tmp_path / "a.jsonl",
+        [
+            {"prompt": "Hi", "completion": "Hello there", "label": True},
+            {"prompt": "Ho", "completion": "b", "label": False},
+        ],
+    )
     found = inspect_data(labels, chat, DataOptions())
     assert found.signals == ("labels", "rewards")
     assert found.preferred_tokens.max > found.dispreferred_tokens.max
@@ -89,7 +103,7 @@ def test_a_bad_row_stops_unless_it_is_skipped(tmp_path):
 def test_tokens_are_told_apart_by_colour(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", [PAIR])
     (text,) = inspect_data(path, chat, DataOptions()).samples()
-    spans = [(text.plain[span.start: span.end], str(span.style)) for span in text.spans]
+    spans = [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
     assert ("<|eot_id|>", "bold black on yellow") in spans[-4:]
     prompt = "".join(piece for piece, style in spans if "dim" in style)
     completions = "".join(piece for piece, style in spans if "green" in style)
@@ -112,7 +126,9 @@ def test_data_cannot_command_the_terminal(tmp_path, chat):
 
 
 def test_probabilities_are_shown(tmp_path, chat):
-    found = inspect_data(write(tmp_path / "a.jsonl", [{**PAIR, "probability": 0.75}, PAIR]), chat, DataOptions())
+    found = inspect_data(
+        write(tmp_path / "a.jsonl", [{**PAIR, "probability": 0.75}, PAIR]), chat, DataOptions()
+    )
     assert found.num_soft == 1 and "1 pairs have a probability" in found.lines()
     soft, certain = (text.plain for text in found.samples())
     assert "completion 1 chosen, probability 0.75, " in soft and "completion 2 rejected, " in soft

@@ -9,17 +9,33 @@ from preftune.data.options import DataOptions
 from preftune.errors import ConfigError
 
 
-@pytest.mark.parametrize("option", [
-    {"split": ""}, {"min_gap": -0.1}, {"min_gap": float("nan")}, {"min_gap": float("inf")}, {"max_length": 1},
-    {"max_rows": 0}, {"soft_label_temperature": 0.0}, {"soft_label_temperature": float("inf")},
-    {"soft_label_temperature": float("nan")}, {"columns": {"winner": "chosen"}},
-])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"split": ""},
+        {"min_gap": -0.1},
+        {"min_gap": float("nan")},
+        {"min_gap": float("inf")},
+        {"max_length": 1},
+        {"max_rows": 0},
+        {"soft_label_temperature": 0.0},
+        {"soft_label_temperature": float("inf")},
+        {"soft_label_temperature": float("nan")},
+        {"columns": {"winner": "chosen"}},
+    ],
+)
 def test_what_is_out_of_range_is_an_error(option):
     with pytest.raises(ConfigError, match=f"data option {next(iter(option))}"):
         DataOptions(**option)
 
 
-CHOICES = {"format": "pair", "bad_rows": "ignore", "pairing": "some", "template": "chatml", "truncation": "left"}
+CHOICES = {
+    "format": "pair",
+    "bad_rows": "ignore",
+    "pairing": "some",
+    "template": "chatml",
+    "truncation": "left",
+}
 
 
 def test_what_is_no_choice_is_an_error():

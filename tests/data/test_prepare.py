@@ -63,7 +63,10 @@ def test_the_transcripts_of_hh_become_dialogues():
     records = load_records(shared("hh_harmless_base_test.jsonl.gz"), DataOptions()).records
     for record in records:
         roles = [message.role for message in record.prompt]
-        assert roles == ["user" if k % 2 == 0 else "assistant" for k in range(len(roles))] and roles[-1] == "user"
+        assert (
+            roles == ["user" if k % 2 == 0 else "assistant" for k in range(len(roles))]
+            and roles[-1] == "user"
+        )
         assert not any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in record.completions)
 
 
@@ -80,8 +83,13 @@ def test_everything_is_counted(tmp_path, chat):
     lengths = [len(group.prompt) + sum(map(len, group.completions)) for group in prepared.groups]
     assert report.num_tokens == sum(lengths)
     told = "\n".join(report.lines())
-    for words in ("5 rows, format pairs, chat template", "skipped 1 rows", "dropped 1 rows: chosen and rejected",
-                  "1 groups dropped: too long", "2 groups, 4 completions, 2 pairs"):
+    for words in (
+        "5 rows, format pairs, chat template",
+        "skipped 1 rows",
+        "dropped 1 rows: chosen and rejected",
+        "1 groups dropped: too long",
+        "2 groups, 4 completions, 2 pairs",
+    ):
         assert words in told
     assert json.loads(json.dumps(report.as_dict()))["derived"]["num_pairs"] == 3
 
@@ -116,7 +124,10 @@ def test_the_template_option_is_felt(tmp_path, chat):
 
 def test_signals_of_one_file(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", [PAIR])
-    groups = {signal: prepare(path, chat, signal, DataOptions()).groups[0] for signal in ("pairs", "labels", "rewards")}
+    groups = {
+        signal: prepare(path, chat, signal, DataOptions()).groups[0]
+        for signal in ("pairs", "labels", "rewards")
+    }
     assert groups["pairs"].pairs == ((0, 1),) and groups["pairs"].labels == ()
     assert groups["labels"].labels == (1, -1) and groups["labels"].pairs == ()
     assert groups["rewards"].rewards == (1.0, 0.0)
@@ -135,7 +146,9 @@ def test_probabilities_of_some_pairs(tmp_path, chat):
     assert "2 of 3 pairs have a probability, the others count as certain" in prepared.report.lines()
     all_known = prepare(path, chat, "pairs", DataOptions(max_rows=1)).report.lines()
     assert "1 of 1 pairs have a probability" in all_known
-    assert not any("probability" in line for line in prepare(path, chat, "labels", DataOptions()).report.lines())
+    assert not any(
+        "probability" in line for line in prepare(path, chat, "labels", DataOptions()).report.lines()
+    )
     assert prepare(path, chat, None, DataOptions()).groups[1].probabilities == ()
     assert prepare(path, chat, "prompts", DataOptions()).records[0].probabilities == ()
 
@@ -150,11 +163,18 @@ def test_the_soft_label_temperature_is_felt(tmp_path, chat):
 
 
 def test_hybrid_rows_of_one_file(tmp_path, chat):
-    path = write(tmp_path / "a.jsonl", [
-        {"prompt": "Hello", "completions": ["I am", "fine", "the sea", "a poem"], "pairs": [[0, 1]],
-         "sources": ["data", "reference", "policy", "data"]},
-        {"prompt": "Hi", "completions": ["blue", "wide"], "pairs": [], "sources": ["policy", "policy"]},
-    ])
+    path = write(
+        tmp_path / "a.jsonl",
+        [
+            {
+                "prompt": "Hello",
+                "completions": ["I am", "fine", "the sea", "a poem"],
+                "pairs": [[0, 1]],
+                "sources": ["data", "reference", "policy", "data"],
+            },
+            {"prompt": "Hi", "completions": ["blue", "wide"], "pairs": [], "sources": ["policy", "policy"]},
+        ],
+    )
     prepared = prepare(path, chat, "hybrid", DataOptions())
     assert [group.sources for group in prepared.groups] == [(0, 2, 1), (1, 1)]
     assert [group.pairs for group in prepared.groups] == [((0, 1),), ()]
@@ -166,9 +186,7 @@ def test_hybrid_rows_of_one_file(tmp_path, chat):
 
 def test_truncation_options_are_felt(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", [{**PAIR, "prompt": "Hello " * 10, "chosen": "one " * 20}, PAIR])
-    kinds = {
-        "drop": "dropped: too long", "cut_prompt": "prompt cut", "cut_completion": "completions cut",
-    }
+    kinds = {"drop": "dropped: too long", "cut_prompt": "prompt cut", "cut_completion": "completions cut"}
     whole = prepare(path, chat, "pairs", DataOptions()).groups[0]
     limit = len(whole.prompt) + max(map(len, whole.completions)) - 5
     for truncation, kind in kinds.items():

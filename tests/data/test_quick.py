@@ -21,20 +21,78 @@ from preftune.types import Record
 from tests.data import tokenizers_for_tests as made
 
 GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-TEXTS = [*made.CORPUS, "It's 2024, isn't it? 12345 ½ é ß 日本語 Жизнь 한국어 ... !!", "a  b\n\n\nc\t\td   \n"] * 4
+TEXTS = [
+    *made.CORPUS,
+    "It's 2024, isn't it? 12345 ½ é ß 日本語 Жизнь 한국어 ... !!",
+    "a  b\n\n\nc\t\td   \n",
+] * 4
 STEPS = {
     "bytes": (None, pre_tokenizers.ByteLevel(add_prefix_space=False)),
-    "digits": (None, pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                              pre_tokenizers.ByteLevel(add_prefix_space=False)])),
-    "gpt4": (None, pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(GPT4), "isolated"),
-                                            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])),
-    "nfc": (normalizers.NFC(), pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(GPT4), "isolated"),
-                                                        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])),
-}  # fmt: skip
+    "digits": (
+        None,
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+    ),
+    "gpt4": (
+        None,
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(GPT4), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+    ),
+    "nfc": (
+        normalizers.NFC(),
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(GPT4), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+    ),
+}
 ADDED = (AddedToken(" new", normalized=True), AddedToken("x", lstrip=True, rstrip=True, normalized=False))
-PIECES = ["a", "the", " the", "It's", "'LL", " ", "  ", "\n", "\n\n", "\r\n", "\t", "1", "12345", "½", "²", "é", "e\u0301", "\xa0",
-          "日本", "语", "Жи", "한", "Ω", "…", "!", "?!", "<s>", "<|im_end|>", "<|im_", "x", "\u3000", "\u2003", "😀", "\x00", "ﬁ",
-          " new", "new "]  # fmt: skip
+PIECES = [
+    "a",
+    "the",
+    " the",
+    "It's",
+    "'LL",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\t",
+    "1",
+    "12345",
+    "½",
+    "²",
+    "é",
+    "e\u0301",
+    "\xa0",
+    "日本",
+    "语",
+    "Жи",
+    "한",
+    "Ω",
+    "…",
+    "!",
+    "?!",
+    "<s>",
+    "<|im_end|>",
+    "<|im_",
+    "x",
+    "\u3000",
+    "\u2003",
+    "😀",
+    "\x00",
+    "ﬁ",
+    " new",
+    "new ",
+]
 
 
 @cache
@@ -44,8 +102,12 @@ def engine(name: str) -> Tokenizer:
     tokenizer.pre_tokenizer, tokenizer.decoder = before, decoders.ByteLevel()
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=made.SPECIALS, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=made.SPECIALS,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.add_tokens([ADDED[list(STEPS).index(name) % 2]])
     return tokenizer
@@ -69,7 +131,9 @@ def test_the_tokens_are_those_of_the_own_engine(name, parts):
 
 
 def test_added_tokens_that_want_the_same_white_space_are_left_to_the_own_engine():
-    """The one takes the blanks around it first, in the library of the tokeniser alone; however many others were added before."""
+    """The one takes the blanks around it first, in the library of the tokeniser alone; however many others
+    were added before.
+    """
     tokenizer = Tokenizer.from_str(engine("bytes").to_str())
     tokenizer.add_special_tokens([f"<|{number}|>" for number in range(300)])
     assert quick.agreeing(tokenizer) is not None
@@ -79,7 +143,9 @@ def test_added_tokens_that_want_the_same_white_space_are_left_to_the_own_engine(
 
 
 def test_a_tokeniser_that_fails_on_a_probe_is_left_alone():
-    """Its library panics where a token takes blanks of which another is made; that is no exception of Python's usual kind."""
+    """Its library panics where a token takes blanks of which another is made; that is no exception of
+    Python's usual kind.
+    """
     tokenizer = Tokenizer.from_str(engine("bytes").to_str())
     tokenizer.add_tokens([ADDED[1], AddedToken(" ", lstrip=True, normalized=False)])
     with pytest.raises(BaseException, match="bad split") as told:
@@ -88,10 +154,14 @@ def test_a_tokeniser_that_fails_on_a_probe_is_left_alone():
     assert quick.agreeing(tokenizer) is None
 
 
-@pytest.mark.parametrize(("word", "text", "tokens"), [("&<", "&<|20|>", ["&", "<|20|>"]),
-                                                      ("&<|20|>)", "&<|20|>)", ["&", "<|20|>", ")"])])
+@pytest.mark.parametrize(
+    ("word", "text", "tokens"),
+    [("&<", "&<|20|>", ["&", "<|20|>"]), ("&<|20|>)", "&<|20|>)", ["&", "<|20|>", ")"])],
+)
 def test_added_tokens_that_overlap_are_left_to_the_own_engine(word, text, tokens):
-    """Those found before the normaliser go first in the library of the tokeniser alone; wherever they come in the vocabulary."""
+    """Those found before the normaliser go first in the library of the tokeniser alone; wherever they come in
+    the vocabulary.
+    """
     tokenizer = Tokenizer.from_str(engine("bytes").to_str())
     tokenizer.add_special_tokens([f"<|{number}|>" for number in range(30)])
     tokenizer.add_tokens([AddedToken(f"[{number}]", normalized=True) for number in range(300)])
@@ -119,7 +189,9 @@ def test_many_added_tokens_of_one_kind_are_nothing_unusual():
     tokens = [AddedToken(f"<{number}>", normalized=True) for number in range(500)]
     assert quick._unusual(tokens) == []
     assert quick._unusual([*tokens, AddedToken("<s>", normalized=False)]) == ["<s>"]
-    assert quick._unusual([AddedToken("\n\n", normalized=False), AddedToken("<s>", normalized=False)]) == ["\n\n"]
+    assert quick._unusual([AddedToken("\n\n", normalized=False), AddedToken("<s>", normalized=False)]) == [
+        "\n\n"
+    ]
 
 
 def test_characters_that_libraries_may_take_for_something_else_are_left_out():
@@ -194,21 +266,27 @@ def test_it_is_loaded_when_many_texts_are_asked_for_and_changes_nothing():
 
 def test_groups_are_the_same_before_and_after():
     renderer = make_renderer(made.byte_tokenizer(made.CHATML), many=True)
-    records = [Record(prompt=f"What is {k}?", completions=(f"It is {k}.", "No\n"), origin="f:1") for k in range(300)]
+    records = [
+        Record(prompt=f"What is {k}?", completions=(f"It is {k}.", "No\n"), origin="f:1") for k in range(300)
+    ]
     first = list(renderer.render_all(records))
     assert renderer.encoder.quick is not None
     wait(renderer.encoder.quick)
     again = list(renderer.render_all(records))
     slow = replace(renderer, encoder=replace(renderer.encoder, quick=None))
     for one, other, third in zip(first, again, slow.render_all(records), strict=True):
-        for a, b, c in zip(*(list((group.prompt, *group.completions)) for group in (one, other, third)), strict=True):
+        for a, b, c in zip(
+            *(list((group.prompt, *group.completions)) for group in (one, other, third)), strict=True
+        ):
             assert a.tolist() == b.tolist() == c.tolist()
             assert a.dtype == b.dtype == c.dtype == np.int32
 
 
 def test_preparing_many_rows_loads_it(tmp_path, monkeypatch):
     loaded, load = [], quick.fastokens.Tokenizer.from_json_str
-    monkeypatch.setattr(quick.fastokens.Tokenizer, "from_json_str", staticmethod(lambda text: loaded.append(1) or load(text)))
+    monkeypatch.setattr(
+        quick.fastokens.Tokenizer, "from_json_str", staticmethod(lambda text: loaded.append(1) or load(text))
+    )
     tokenizer, file = made.byte_tokenizer(made.CHATML), tmp_path / "rows.jsonl"
     rows = [{"prompt": f"What is {k}?", "chosen": f"It is {k}.", "rejected": "No"} for k in range(300)]
     file.write_text("\n".join(map(json.dumps, rows)))

@@ -13,7 +13,7 @@ from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
 from preftune.errors import ConfigError, DataError
 
-ROWS = [{"prompt": f"p{k}", "chosen": "yes, or\n\"so\"", "rejected": "nö"} for k in range(3)]
+ROWS = [{"prompt": f"p{k}", "chosen": 'yes, or\n"so"', "rejected": "nö"} for k in range(3)]
 
 
 def rows_of(source, **options):
@@ -29,9 +29,17 @@ def write(path, text):
 LINES = "\n".join(json.dumps(row) for row in ROWS)
 TABLE = "prompt,chosen,rejected\n" + "".join(f'p{k},"yes, or\n""so""",nö\n' for k in range(3))
 TEXTS = {
-    "a.jsonl": LINES, "b.jsonl.gz": LINES, "c.json": json.dumps(ROWS), "d.json": json.dumps(ROWS, indent=2),
-    "e.json.gz": json.dumps({"version": 1, "data": ROWS}), "f.json": LINES, "g.csv": TABLE, "h.JSONL": LINES + "\n",
-    "i.json": "\ufeff " + json.dumps(ROWS), "j.csv": "\ufeff" + TABLE, "k.csv.gz": TABLE,
+    "a.jsonl": LINES,
+    "b.jsonl.gz": LINES,
+    "c.json": json.dumps(ROWS),
+    "d.json": json.dumps(ROWS, indent=2),
+    "e.json.gz": json.dumps({"version": 1, "data": ROWS}),
+    "f.json": LINES,
+    "g.csv": TABLE,
+    "h.JSONL": LINES + "\n",
+    "i.json": "\ufeff " + json.dumps(ROWS),
+    "j.csv": "\ufeff" + TABLE,
+    "k.csv.gz": TABLE,
     "l.json": json.dumps({"train": ROWS, "test": ROWS[:1]}),
 }
 
@@ -75,7 +83,14 @@ def test_saved_data_sets(tmp_path):
 
 def test_a_folder_gives_the_files_of_the_split(tmp_path):
     (tmp_path / "data").mkdir()
-    for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl", ".train.jsonl", "dataset_info.json", "train.txt"):
+    for name in (
+        "train-0.jsonl",
+        "train-1.jsonl",
+        "test.jsonl",
+        ".train.jsonl",
+        "dataset_info.json",
+        "train.txt",
+    ):
         write(tmp_path / "data" / name, json.dumps({"prompt": name}))
     assert [row["prompt"] for _, row in rows_of(tmp_path)] == ["train-0.jsonl", "train-1.jsonl"]
     assert [row["prompt"] for _, row in rows_of(tmp_path, split="test")] == ["test.jsonl"]
@@ -111,7 +126,9 @@ def test_max_rows(tmp_path):
 
 
 def test_columns_are_renamed(tmp_path):
-    path = write(tmp_path / "a.jsonl", json.dumps({"winner": "w", "rejected": "r", "prompt": "old", "q": "new"}))
+    path = write(
+        tmp_path / "a.jsonl", json.dumps({"winner": "w", "rejected": "r", "prompt": "old", "q": "new"})
+    )
     row = {"chosen": "w", "rejected": "r", "prompt": "new"}
     assert rows_of(path, columns={"chosen": "winner", "prompt": "q"}) == [(1, row)]
 
@@ -127,7 +144,9 @@ def test_a_file_is_read_as_it_is_asked_for(tmp_path):
 def test_a_line_that_is_too_long_is_passed_over(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 100)
     long = json.dumps({"prompt": "x" * 350})
-    path = write(tmp_path / "a.jsonl", "\n".join([json.dumps({"prompt": "a"}), long, json.dumps({"prompt": "b"})]))
+    path = write(
+        tmp_path / "a.jsonl", "\n".join([json.dumps({"prompt": "a"}), long, json.dumps({"prompt": "b"})])
+    )
     values = [value for _, value in rows_of(path)]
     assert values[0] == {"prompt": "a"} and values[2] == {"prompt": "b"}
     assert isinstance(values[1], DataError) and "row 2: the line is too long" in str(values[1])

@@ -13,7 +13,8 @@ from preftune.types import Message, Record
 from tests.data import tokenizers_for_tests as made
 
 DIALOGUE = (
-    Message(role="user", content="Hello there"), Message(role="assistant", content="I am fine"),
+    Message(role="user", content="Hello there"),
+    Message(role="assistant", content="I am fine"),
     Message(role="user", content="What is the capital?"),
 )
 RECORD = Record(prompt=DIALOGUE, completions=("Paris.", "The sea."), pairs=((0, 1),), origin="f:1")
@@ -48,10 +49,15 @@ def test_a_completion_is_the_answer_and_its_end_of_turn(family):
 def test_prompt_and_completion_read_as_the_template_writes_them(family):
     renderer, _ = family
     group = renderer.render(RECORD)
-    turns = [{"role": m.role, "content": m.content} for m in (*DIALOGUE, Message(role="assistant", content="Paris."))]
+    turns = [
+        {"role": m.role, "content": m.content}
+        for m in (*DIALOGUE, Message(role="assistant", content="Paris."))
+    ]
     whole = renderer.tokenizer.apply_chat_template(turns, tokenize=False)
     both = renderer.decode(np.concatenate([group.prompt, group.completions[0]]))
-    assert whole.startswith(both.removesuffix("</s>") if renderer.after_end and not renderer.template_end else both)
+    assert whole.startswith(
+        both.removesuffix("</s>") if renderer.after_end and not renderer.template_end else both
+    )
 
 
 def test_the_prompt_is_what_the_model_is_asked_with(family):
@@ -118,7 +124,9 @@ def test_a_merge_over_the_boundary_gives_the_completion_its_own_tokens():
 
 
 def test_a_boundary_that_cannot_be_proven_is_an_error_with_both_tails():
-    renderer = make_renderer(made.word_tokenizer())  # a text of its own gets a blank that the whole does not have
+    renderer = make_renderer(
+        made.word_tokenizer()
+    )  # a text of its own gets a blank that the whole does not have
     with pytest.raises(DataError, match=r"f:1: .*first tokens.*'How are y' against 'How are you"):
         renderer.render(Record(prompt="How are y", completions=("ou",), origin="f:1"))
 

@@ -10,7 +10,9 @@ from preftune.types import Record
 
 
 def scored(*rewards, prompt="p", texts=None):
-    return Record(prompt=prompt, completions=tuple(texts or (f"c{k}" for k in range(len(rewards)))), rewards=rewards)
+    return Record(
+        prompt=prompt, completions=tuple(texts or (f"c{k}" for k in range(len(rewards)))), rewards=rewards
+    )
 
 
 def paired(*pairs, texts=("a", "b", "c"), prompt="p"):
@@ -51,7 +53,9 @@ def test_ties_are_dropped_and_counted():
 
 
 def test_equal_texts_are_never_a_pair():
-    records, report = derive([scored(0.0, 1.0, texts=("same", "same")), scored(0.0, 1.0, prompt="q")], "pairs")
+    records, report = derive(
+        [scored(0.0, 1.0, texts=("same", "same")), scored(0.0, 1.0, prompt="q")], "pairs"
+    )
     assert len(records) == 1 and report.dropped == {"equal texts with different rewards": 1}
 
 
@@ -112,21 +116,33 @@ def test_single_rewards_of_a_prompt_join_but_groups_do_not():
     assert [group.pairs for group in groups] == [((0, 1),), ((0, 1),)] and report.merged == 0
 
 
-@pytest.mark.parametrize("option", [{"pairing": "best_worst"}, {"min_gap": 0.5}, {"soft_label_temperature": 1.0}])
-@pytest.mark.parametrize(("records", "signal"), [([paired((0, 1))], "pairs"), ([scored(0.0, 1.0)], "rewards"),
-                                                 ([labelled("a", 1), labelled("b", -1)], "pairs")])
+@pytest.mark.parametrize(
+    "option", [{"pairing": "best_worst"}, {"min_gap": 0.5}, {"soft_label_temperature": 1.0}]
+)
+@pytest.mark.parametrize(
+    ("records", "signal"),
+    [
+        ([paired((0, 1))], "pairs"),
+        ([scored(0.0, 1.0)], "rewards"),
+        ([labelled("a", 1), labelled("b", -1)], "pairs"),
+    ],
+)
 def test_an_option_without_effect_is_an_error(records, signal, option):
     with pytest.raises(ConfigError, match=f"{next(iter(option))} has no effect"):
         derive(records, signal, **option)
 
 
 def test_a_temperature_has_no_effect_on_labels():
-    with pytest.raises(ConfigError, match="soft_label_temperature has no effect here; got labels made of rewards"):
+    with pytest.raises(
+        ConfigError, match="soft_label_temperature has no effect here; got labels made of rewards"
+    ):
         derive([scored(0.0, 1.0)], "labels", soft_label_temperature=1.0)
 
 
 def test_nothing_left_says_why_and_what_the_data_can_give():
-    with pytest.raises(DataError, match=r"give no pairs; got 2 records: only one label.*can give: labels, rewards"):
+    with pytest.raises(
+        DataError, match=r"give no pairs; got 2 records: only one label.*can give: labels, rewards"
+    ):
         derive([labelled("a", 1), labelled("b", 1, "q")], "pairs")
     with pytest.raises(DataError, match=r"no completions.*can give: none"):
         derive([Record(prompt="p", completions=())], "labels")
@@ -155,7 +171,9 @@ def test_pairs_without_a_probability_are_certain_where_others_have_one():
 
 @pytest.mark.parametrize("signal", ["labels", "rewards"])
 def test_other_signals_have_no_probabilities(signal):
-    for record in derive([soft(0.75, 0.5), soft(0.25, 0.5, texts=("a", "d", "e")), paired((0, 1))], signal)[0]:
+    for record in derive([soft(0.75, 0.5), soft(0.25, 0.5, texts=("a", "d", "e")), paired((0, 1))], signal)[
+        0
+    ]:
         assert (record.pairs, record.probabilities) == ((), ())
 
 
@@ -169,7 +187,11 @@ def test_a_temperature_makes_probabilities_of_gaps():
     rows = [scored(0.0, 2.0, 1.0), paired((0, 1), prompt="q")]
     derived, report = derive(rows, "pairs", soft_label_temperature=2.0)
     assert dict(zip(derived[0].pairs, derived[0].probabilities, strict=True)) == pytest.approx(
-        {(1, 0): 0.7310585786, (1, 2): 0.6224593312, (2, 0): 0.6224593312}  # 1 / (1 + e^-1) and 1 / (1 + e^-0.5)
+        {
+            (1, 0): 0.7310585786,
+            (1, 2): 0.6224593312,
+            (2, 0): 0.6224593312,
+        }  # 1 / (1 + e^-1) and 1 / (1 + e^-0.5)
     )
     assert derived[1].probabilities == (1.0,) and report.num_soft == 3
     (best,), _ = derive(rows[:1], "pairs", pairing="best_worst", soft_label_temperature=2.0)
@@ -187,13 +209,21 @@ MIXED = ("data", "policy", "data", "policy")
 
 def test_hybrid_keeps_pairs_and_samples_of_the_policy():
     (record,), report = derive([written(("data", "policy", "data", "reference"), pairs=((2, 0),))], "hybrid")
-    assert (record.completions, record.pairs, record.sources) == (("a", "b", "c"), ((2, 0),), ("data", "policy", "data"))
+    assert (record.completions, record.pairs, record.sources) == (
+        ("a", "b", "c"),
+        ((2, 0),),
+        ("data", "policy", "data"),
+    )
     assert (report.num_pairs, report.num_samples) == (1, 1)
     assert report.left_out == {"in no pair, and not the policy's": 1}
 
 
 def test_samples_alone_are_hybrid_too_and_nothing_is_dropped():
-    rows = [written(MIXED, pairs=((0, 1),)), written(("policy", "policy"), ("x", "y")), written(("data",), ("z",))]
+    rows = [
+        written(MIXED, pairs=((0, 1),)),
+        written(("policy", "policy"), ("x", "y")),
+        written(("data",), ("z",)),
+    ]
     derived, report = derive(rows, "hybrid")
     assert [record.completions for record in derived] == [("a", "b", "d"), ("x", "y")]
     assert [record.sources for record in derived] == [("data", "policy", "policy"), ("policy", "policy")]
@@ -208,9 +238,16 @@ def test_hybrid_pairs_come_from_rewards_and_labels_as_pairs_do():
     assert record.pairs == ((2, 0),)
     with pytest.raises(ConfigError, match="soft_label_temperature has no effect here; got hybrid"):
         derive([rewarded], "hybrid", soft_label_temperature=1.0)
-    rows = [written(("data",), ("a",), labels=(1,)), written(("policy", "data"), ("b", "c"), labels=(None, -1))]
+    rows = [
+        written(("data",), ("a",), labels=(1,)),
+        written(("policy", "data"), ("b", "c"), labels=(None, -1)),
+    ]
     (record,), report = derive(rows, "hybrid")
-    assert (record.completions, record.pairs, record.sources) == (("a", "b", "c"), ((0, 2),), ("data", "policy", "data"))
+    assert (record.completions, record.pairs, record.sources) == (
+        ("a", "b", "c"),
+        ((0, 2),),
+        ("data", "policy", "data"),
+    )
     assert report.merged == 1
 
 
@@ -220,7 +257,10 @@ def test_hybrid_rows_have_no_probabilities():
 
 
 def test_hybrid_needs_to_know_who_wrote_the_completions():
-    rows = [written(MIXED, pairs=((0, 1),)), Record(prompt="p", completions=("a", "b"), pairs=((0, 1),), origin="f:7")]
+    rows = [
+        written(MIXED, pairs=((0, 1),)),
+        Record(prompt="p", completions=("a", "b"), pairs=((0, 1),), origin="f:7"),
+    ]
     with pytest.raises(DataError, match=r"^f:7: .*who wrote.*no column sources.*data, policy, reference"):
         derive(rows, "hybrid")
     assert available_signals(rows) == ("pairs", "labels", "rewards")
@@ -243,7 +283,9 @@ prompts = st.sampled_from(["p", "q"])
 
 @st.composite
 def any_fields(draw):
-    """The fields of a record (records themselves are made in the tests: their type check is not for strategies)."""
+    """The fields of a record (records themselves are made in the tests: their type check is not for
+    strategies).
+    """
     completions = tuple(draw(st.lists(texts, max_size=4)))
     count = len(completions)
     kind = draw(st.sampled_from(["pairs", "labels", "rewards"]))
@@ -289,7 +331,9 @@ def test_deriving_again_changes_nothing(fields, signal):
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.floats(0, 4))
 def test_pairs_of_rewards_are_all_gaps_that_count(rewards, min_gap):
     record = scored(*rewards)
-    expected = {(i, j) for i, a in enumerate(rewards) for j, b in enumerate(rewards) if a > b and a - b >= min_gap}
+    expected = {
+        (i, j) for i, a in enumerate(rewards) for j, b in enumerate(rewards) if a > b and a - b >= min_gap
+    }
     if not expected:
         with pytest.raises(DataError):
             derive([record], "pairs", min_gap=min_gap)
@@ -301,7 +345,9 @@ def test_pairs_of_rewards_are_all_gaps_that_count(rewards, min_gap):
 
 def test_ended_follows_its_completion():
     """Best and worst of three rewards: the middle one goes, and with it its flag; joined records keep theirs."""
-    record = Record(prompt="p", completions=("a", "b", "c"), rewards=(0.0, 1.0, 0.5), ended=(False, True, True))
+    record = Record(
+        prompt="p", completions=("a", "b", "c"), rewards=(0.0, 1.0, 0.5), ended=(False, True, True)
+    )
     [kept], _ = derive([record], "labels", pairing="best_worst")
     assert (kept.completions, kept.labels, kept.ended) == (("a", "b"), (-1, 1), (False, True))
     one = Record(prompt="p", completions=("a",), rewards=(0.0,), ended=(False,))

@@ -1,4 +1,6 @@
-"""The token store: what is read back is what was written, nothing damaged is used, and memory does not grow with the rows."""
+"""The token store: what is read back is what was written, nothing damaged is used, and memory does not grow
+with the rows.
+"""
 
 import json
 import os
@@ -15,8 +17,8 @@ from hypothesis import strategies as st
 
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
-from preftune.data.signals import derive
 from preftune.data.record_file import Places, RecordFile
+from preftune.data.signals import derive
 from preftune.data.store import JoinedGroups, SomeGroups, StoredGroups, StoreWriter, read_meta
 from preftune.data.store_key import store_key
 from preftune.errors import DataError, StorageError
@@ -46,8 +48,15 @@ def plain(group: Group) -> dict[str, object]:
     """For comparison: arrays as lists, with what they hold; a mask that is true everywhere is none."""
     values = {each.name: getattr(group, each.name) for each in fields(group)}
     masks = values.pop("scored")
-    arrays = {"prompt": [group.prompt], "completions": group.completions, "masks": () if all(map(np.all, masks)) else masks}
-    return values | {name: [(one.dtype.name, one.flags.writeable, one.tolist()) for one in some] for name, some in arrays.items()}
+    arrays = {
+        "prompt": [group.prompt],
+        "completions": group.completions,
+        "masks": () if all(map(np.all, masks)) else masks,
+    }
+    return values | {
+        name: [(one.dtype.name, one.flags.writeable, one.tolist()) for one in some]
+        for name, some in arrays.items()
+    }
 
 
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
@@ -57,19 +66,28 @@ ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5)
 def groups(draw):
     completions = [np.array(one, dtype=np.int32) for one in draw(st.lists(ids, max_size=3))]
     count = len(completions)
-    masks = [np.array(draw(st.lists(st.booleans(), min_size=len(one), max_size=len(one)))) for one in completions]
+    masks = [
+        np.array(draw(st.lists(st.booleans(), min_size=len(one), max_size=len(one)))) for one in completions
+    ]
     several = st.lists(st.tuples(*[st.integers(0, count - 1)] * 2), max_size=3) if count else st.just([])
     pairs = tuple(draw(several))
     some = draw(st.booleans())
     numbers = st.none() | st.floats(allow_nan=False)
     return dict(
-        prompt=np.array(draw(ids), dtype=np.int32), completions=tuple(completions), pairs=pairs,
-        scored=tuple(masks) if some else (), origin=draw(st.text(max_size=5)),
-        probabilities=tuple(draw(st.lists(st.floats(0, 1), min_size=len(pairs), max_size=len(pairs)))) if some else (),
-        labels=tuple(draw(st.lists(st.sampled_from([1, -1, None]), min_size=count, max_size=count))) if some else (),
+        prompt=np.array(draw(ids), dtype=np.int32),
+        completions=tuple(completions),
+        pairs=pairs,
+        scored=tuple(masks) if some else (),
+        origin=draw(st.text(max_size=5)),
+        probabilities=tuple(draw(st.lists(st.floats(0, 1), min_size=len(pairs), max_size=len(pairs))))
+        if some
+        else (),
+        labels=tuple(draw(st.lists(st.sampled_from([1, -1, None]), min_size=count, max_size=count)))
+        if some
+        else (),
         rewards=tuple(draw(st.lists(numbers, min_size=count, max_size=count))) if some else (),
         sources=tuple(draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))) if some else (),
-    )  # fmt: skip
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -89,7 +107,11 @@ def test_what_is_read_is_what_was_written(some, tmp_path_factory):
     for view in (stored[::-1], SomeGroups(groups=stored, places=np.arange(len(some))[::-1])):
         assert [plain(group) for group in view] == [plain(group) for group in some[::-1]]
     both = JoinedGroups(first=stored, second=some)
-    assert [plain(group) for group in both] == [plain(group) for group in both[::1]] == [plain(group) for group in [*some, *some]]
+    assert (
+        [plain(group) for group in both]
+        == [plain(group) for group in both[::1]]
+        == [plain(group) for group in [*some, *some]]
+    )
     with pytest.raises(IndexError):
         stored[len(some)]
 
@@ -97,10 +119,15 @@ def test_what_is_read_is_what_was_written(some, tmp_path_factory):
 MESSAGES = [Message(role=role, content=content) for role in ("user", "tool") for content in ("", "a")]
 turns = st.lists(st.sampled_from(MESSAGES), min_size=1, max_size=3).map(tuple)
 records = st.builds(
-    dict, prompt=st.sampled_from(["a", "b", ""]) | turns, completions=st.lists(st.text(max_size=3) | turns, max_size=3).map(tuple),
-    rewards=st.lists(st.none() | st.floats(allow_nan=False), max_size=2).map(tuple), origin=st.text(max_size=3),
-    columns=st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.lists(st.text(max_size=2), max_size=2), max_size=2),
-)  # fmt: skip
+    dict,
+    prompt=st.sampled_from(["a", "b", ""]) | turns,
+    completions=st.lists(st.text(max_size=3) | turns, max_size=3).map(tuple),
+    rewards=st.lists(st.none() | st.floats(allow_nan=False), max_size=2).map(tuple),
+    origin=st.text(max_size=3),
+    columns=st.dictionaries(
+        st.text(max_size=3), st.none() | st.integers() | st.lists(st.text(max_size=2), max_size=2), max_size=2
+    ),
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -125,10 +152,14 @@ def test_rows_far_apart_are_joined_in_the_order_of_the_first(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", rows)
     prepared = prepare(path, chat, "pairs", DataOptions())
     assert [group.origin for group in prepared.groups] == [f"{path}:1", f"{path}:2", f"{path}:3"]
-    assert [chat.decode(group.completions[1]) for group in prepared.groups] == [f"answer {k}<|im_end|>" for k in (5, 3, 4)]
+    assert [chat.decode(group.completions[1]) for group in prepared.groups] == [
+        f"answer {k}<|im_end|>" for k in (5, 3, 4)
+    ]
     assert prepared.report.derived is not None and prepared.report.derived.merged == 3
     in_memory, report = derive(prepared.records, "pairs")
-    assert [record.origin for record in in_memory] == [group.origin for group in prepared.groups] and report.merged == 0
+    assert [record.origin for record in in_memory] == [
+        group.origin for group in prepared.groups
+    ] and report.merged == 0
 
 
 # --- the cache ---
@@ -139,7 +170,10 @@ def contents(prepared):
 
 
 def test_a_second_preparation_reads_the_store_and_tells_the_same(tmp_path, chat, cache, monkeypatch):
-    path = write(tmp_path / "a.jsonl", [PAIR, {"prompt": 1}, {**PAIR, "probability": 0.25}, {**PAIR, "chosen": "The sea"}])
+    path = write(
+        tmp_path / "a.jsonl",
+        [PAIR, {"prompt": 1}, {**PAIR, "probability": 0.25}, {**PAIR, "chosen": "The sea"}],
+    )
     options = DataOptions(bad_rows="skip")
     first = prepare(path, chat, "pairs", options)
     assert [folder.name for folder in cache.iterdir()] == [store_key(str(path), chat, "pairs", options)]
@@ -152,12 +186,17 @@ def test_a_second_preparation_reads_the_store_and_tells_the_same(tmp_path, chat,
 def test_whatever_changes_the_groups_gives_another_store(tmp_path, chat):
     path, options = write(tmp_path / "a.jsonl", [PAIR]), DataOptions()
     keys = [store_key(str(path), chat, "pairs", options)]
-    keys += [store_key(str(path), chat, "labels", options), store_key(str(path), chat, "pairs", replace(options, max_length=9))]
+    keys += [
+        store_key(str(path), chat, "labels", options),
+        store_key(str(path), chat, "pairs", replace(options, max_length=9)),
+    ]
     other = made.byte_tokenizer(made.CHATML, eos="<|im_end|>")
     other.add_tokens(["sea"])
     keys += [store_key(str(path), other, "pairs", options)]
     others = [made.byte_tokenizer(template, eos="<|im_end|>") for template in (None, made.LLAMA3)]
-    keys += [store_key(str(path), one, "pairs", options) for one in (*others, made.byte_tokenizer(made.CHATML))]
+    keys += [
+        store_key(str(path), one, "pairs", options) for one in (*others, made.byte_tokenizer(made.CHATML))
+    ]
     write(path, [PAIR, PAIR])
     keys += [store_key(str(path), chat, "pairs", options), store_key(str(tmp_path), chat, "pairs", options)]
     write(tmp_path / "b.jsonl", [PAIR])
@@ -168,7 +207,11 @@ def test_whatever_changes_the_groups_gives_another_store(tmp_path, chat):
 def test_what_cannot_be_told_is_not_kept(tmp_path, chat, cache):
     path = write(tmp_path / "a.jsonl", [PAIR])
     clock = made.byte_tokenizer("{{ strftime_now('%Y') }}" + made.CHATML)
-    assert store_key(str(path), clock, "pairs", DataOptions()) is store_key("owner/name", chat, "pairs", DataOptions()) is None
+    assert (
+        store_key(str(path), clock, "pairs", DataOptions())
+        is store_key("owner/name", chat, "pairs", DataOptions())
+        is None
+    )
     assert len(prepare(path, clock, "pairs", DataOptions()).groups) == 1 and not cache.exists()
 
 
@@ -272,16 +315,23 @@ def peak(tmp_path, count, method) -> float:
     root = Path(__file__).parents[2]
     paths = os.pathsep.join([str(root / "src"), str(root)])
     environment = {**os.environ, "PREFTUNE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": paths}
-    result = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / f"{count}.jsonl"), str(count), method],
-                            capture_output=True, text=True, env=environment)  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / f"{count}.jsonl"), str(count), method],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     return float(result.stdout.split()[-1])
 
 
 @pytest.mark.parametrize(
-    ("method", "small", "large"), [("labels", 5_000, 25_000), pytest.param("pairs", 10_000, 200_000, marks=pytest.mark.slow)]
+    ("method", "small", "large"),
+    [("labels", 5_000, 25_000), pytest.param("pairs", 10_000, 200_000, marks=pytest.mark.slow)],
 )
 def test_memory_does_not_grow_with_the_rows(method, small, large, tmp_path):
-    """By less than 200 bytes for each further row, of which the texts alone have 250 and the tokens, in memory, more than 300."""
+    """By less than 200 bytes for each further row, of which the texts alone have 250 and the tokens, in
+    memory, more than 300.
+    """
     grown = peak(tmp_path, large, method) - peak(tmp_path, small, method)
     assert grown * 2**20 < 200 * (large - small)

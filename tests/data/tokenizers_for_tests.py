@@ -35,9 +35,7 @@ NO_END = (  # writes nothing but a line break after an answer
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
-NO_GENERATION_PROMPT = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-)
+NO_GENERATION_PROMPT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 BROKEN_BOUNDARY = (  # the last user turn is written differently once an answer follows
     "{% for m in messages %}{% if loop.last and m['role'] == 'user' %}{{ '<|im_start|>user (last)\n' }}"
     "{% else %}{{ '<|im_start|>' + m['role'] + '\n' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -52,8 +50,16 @@ THINKING = (  # an empty thought before the last answer, which the generation pr
 TWO_BOS = "{{ bos_token + bos_token }}" + CHATML
 
 SPECIALS = [
-    "<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-    "<start_of_turn>", "<end_of_turn>",
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
 ]
 
 
@@ -63,7 +69,9 @@ def _byte_bpe() -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=SPECIALS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=500,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
@@ -83,7 +91,9 @@ def byte_tokenizer(
 
 
 def word_tokenizer(template: str | None = None, *, eos: str | None = "</s>") -> PreTrainedTokenizerFast:
-    """A tokeniser in the way of SentencePiece: words with their leading blank, and a blank put before any text."""
+    """A tokeniser in the way of SentencePiece: words with their leading blank, and a blank put before any
+    text.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -92,8 +102,12 @@ def word_tokenizer(template: str | None = None, *, eos: str | None = "</s>") -> 
     return _wrapped(tokenizer, template, "<s>", eos)
 
 
-def _wrapped(tokenizer: Tokenizer, template: str | None, bos: str | None, eos: str | None) -> PreTrainedTokenizerFast:
+def _wrapped(
+    tokenizer: Tokenizer, template: str | None, bos: str | None, eos: str | None
+) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, unk_token="<unk>")
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, unk_token="<unk>"
+    )
     wrapped.chat_template = template
     return wrapped

@@ -1,4 +1,6 @@
-"""The demo's prompts: enough of them, varied, no two alike, and a held-out part spread evenly over the topics."""
+"""The demo's prompts: enough of them, varied, no two alike, and a held-out part spread evenly over the
+topics.
+"""
 
 import json
 import re
@@ -6,7 +8,10 @@ from collections import Counter
 from importlib.resources import files
 from itertools import combinations
 
-ROWS = [json.loads(line) for line in files("preftune.demo").joinpath("prompts.jsonl").read_text("utf-8").splitlines()]
+ROWS = [
+    json.loads(line)
+    for line in files("preftune.demo").joinpath("prompts.jsonl").read_text("utf-8").splitlines()
+]
 PROMPTS = [row["prompt"] for row in ROWS]
 
 
@@ -26,7 +31,8 @@ def overlap(first: str, second: str) -> float:
 
 
 def test_overlap_of_two_prompts():
-    # 3-grams: {why is the, is the sky, the sky blue} and {why is the, is the sea, the sea salty}; one is shared.
+    # 3-grams: {why is the, is the sky, the sky blue} and {why is the, is the sea, the sea salty}; one is
+    # shared.
     assert overlap("Why is the sky blue?", "why is the sea salty") == 1 / 3
     assert overlap("Why is the sky blue?", "Tell me: why is the sky blue?") == 1
 
@@ -35,7 +41,11 @@ def test_every_row_has_the_same_three_fields():
     assert len(ROWS) == 320
     for row in ROWS:
         assert set(row) == {"prompt", "topic", "held_out"}
-        assert isinstance(row["prompt"], str) and isinstance(row["topic"], str) and isinstance(row["held_out"], bool)
+        assert (
+            isinstance(row["prompt"], str)
+            and isinstance(row["topic"], str)
+            and isinstance(row["held_out"], bool)
+        )
         assert row["prompt"] == row["prompt"].strip() and row["prompt"].isprintable()
 
 

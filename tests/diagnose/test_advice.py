@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from preftune.advice.advice import advise
-from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCES
 from preftune.advice.evidence import Evidence
+from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCES
 from preftune.objectives import OBJECTIVES
 
 OFFLINE_PAIRS = {"can_sample": False, "can_reward": False, "num_pairs": 1000}
@@ -31,8 +31,15 @@ def test_own_samples_want_all_three(missing):
 
 
 def test_data_that_own_samples_do_not_reach_are_a_start():
-    assert [one.choice for one in advise(Evidence(**OWN, best_of_data=0.97)).source] == ["offline", "mixed", "on-policy"]
-    assert [one.choice for one in advise(Evidence(**OWN, best_of_data=0.96)).source] == ["on-policy", "offline"]
+    assert [one.choice for one in advise(Evidence(**OWN, best_of_data=0.97)).source] == [
+        "offline",
+        "mixed",
+        "on-policy",
+    ]
+    assert [one.choice for one in advise(Evidence(**OWN, best_of_data=0.96)).source] == [
+        "on-policy",
+        "offline",
+    ]
     assert [one.choice for one in advise(Evidence(can_reward=True, best_of_data=1.0)).source] == ["offline"]
 
 
@@ -42,9 +49,16 @@ def test_objectives_for_own_samples():
     assert first(**OWN, completion_tokens=2.0) == ("on-policy", "dpo")
     assert first(**OWN, num_prompts=4, completions_per_prompt=2.0) == ("on-policy", "nca")
     assert first(**OWN, num_prompts=9, completions_per_prompt=1.0) == ("on-policy", "rloo")
-    assert first(**OWN, num_prompts=4, completions_per_prompt=2.0, completion_tokens=2.0) == ("on-policy", "dpo")
+    assert first(**OWN, num_prompts=4, completions_per_prompt=2.0, completion_tokens=2.0) == (
+        "on-policy",
+        "dpo",
+    )
     assert first(**OWN, can_hold_reference=False) == ("on-policy", "reinforce")
-    once = {"completion_tokens": 2.0, "num_prompts": 251, "completions_per_prompt": 2.0}  # 1000 samples: 1.99 collections
+    once = {
+        "completion_tokens": 2.0,
+        "num_prompts": 251,
+        "completions_per_prompt": 2.0,
+    }  # 1000 samples: 1.99 collections
     assert first(**OWN, **once) == ("on-policy", "rloo")
     assert first(**OWN, **once | {"num_prompts": 250}) == ("on-policy", "dpo")
 
@@ -58,7 +72,11 @@ def test_objectives_for_data():
     assert first(**OFFLINE_PAIRS, off_policy=0.3) == ("offline", "wpo")
     assert first(**OFFLINE_PAIRS, off_policy=-0.3) == ("offline", "dpo")
     assert first(**OFFLINE_PAIRS, noise=0.2) == ("offline", "robust-dpo")
-    assert first(**OFFLINE_PAIRS, noise=0.19) == first(**OFFLINE_PAIRS | {"num_pairs": 199}, noise=0.2) == ("offline", "dpo")
+    assert (
+        first(**OFFLINE_PAIRS, noise=0.19)
+        == first(**OFFLINE_PAIRS | {"num_pairs": 199}, noise=0.2)
+        == ("offline", "dpo")
+    )
     assert advise(Evidence(**OFFLINE_PAIRS, noise=0.3)).objective[0].settings == {"label_smoothing": 0.3}
     assert first(can_reward=True, completion_tokens=1.0) == ("offline", "nca")
     assert first(can_reward=True, completion_tokens=50.0) == ("offline", "dpo")
@@ -71,7 +89,12 @@ def test_length_is_left_out_only_where_the_user_says_so():
 
 
 def test_nothing_that_wants_a_reference_where_there_is_none():
-    for known in (OFFLINE_PAIRS, OFFLINE_PAIRS | {"num_pairs": 0}, OWN, OFFLINE_PAIRS | {"overlap": 0.9, "noise": 0.5}):
+    for known in (
+        OFFLINE_PAIRS,
+        OFFLINE_PAIRS | {"num_pairs": 0},
+        OWN,
+        OFFLINE_PAIRS | {"overlap": 0.9, "noise": 0.5},
+    ):
         found = advise(Evidence(**known, can_hold_reference=False)).objective
         assert all("ref_logp" not in OBJECTIVES[one.choice]().needs for one in found)
 
@@ -100,10 +123,20 @@ def test_what_to_collect(known, choice):
 
 
 def test_nothing_to_collect_where_all_is_well():
-    assert collected(
-        **OWN, leakage=0.0, duplicates=0.05, noise=0.1, zero_spread=0.1, best_of_n={1: 0.0, 4: 0.06}, reward_spread=0.1,
-        num_pairs=200, length_bias=0.5,
-    ) == []  # fmt: skip
+    assert (
+        collected(
+            **OWN,
+            leakage=0.0,
+            duplicates=0.05,
+            noise=0.1,
+            zero_spread=0.1,
+            best_of_n={1: 0.0, 4: 0.06},
+            reward_spread=0.1,
+            num_pairs=200,
+            length_bias=0.5,
+        )
+        == []
+    )
 
 
 def test_advice_shows_what_it_rests_on_and_only_what_is_known():
@@ -114,7 +147,11 @@ def test_advice_shows_what_it_rests_on_and_only_what_is_known():
 
 def test_a_budget_of_steps_says_how_many_samples_each_has():
     assert advise(Evidence(**OWN, steps=40)).source[0].settings == {"new_samples_per_step": 25.0}
-    assert advise(Evidence(**OWN)).source[0].settings == advise(Evidence(**OWN, steps=0)).source[0].settings == {}
+    assert (
+        advise(Evidence(**OWN)).source[0].settings
+        == advise(Evidence(**OWN, steps=0)).source[0].settings
+        == {}
+    )
 
 
 def test_every_rule_names_what_exists():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.model.layout import LayoutOptions
-from preftune.measures.ches import below_quantile, ches, parse_filter
 from preftune.errors import ConfigError, DataError
-from preftune.model.policy import Policy, model_head
+from preftune.measures.ches import below_quantile, ches, parse_filter
 from preftune.measures.probe import ches_scores, mean_logit, probe_groups
+from preftune.model.layout import LayoutOptions
+from preftune.model.policy import Policy, model_head
 from preftune.types import Group
 from tests.models import random_groups, tiny_model
 
@@ -28,7 +28,17 @@ def test_ches_by_hand():
 
 def test_the_grammar_of_the_filter():
     assert parse_filter("ches<0.9") == 0.9 and parse_filter(" ches < .5 ") == 0.5
-    for text in ("ches<1", "ches<0", "ches<0.0", "ches>0.9", "ches", "length<3", "ches<90%", "ches<-0.5", "ches<1e-3"):
+    for text in (
+        "ches<1",
+        "ches<0",
+        "ches<0.0",
+        "ches>0.9",
+        "ches",
+        "length<3",
+        "ches<90%",
+        "ches<-0.5",
+        "ches<1e-3",
+    ):
         with pytest.raises(ConfigError, match=r"filter cannot be understood.*ches<0.9"):
             parse_filter(text)
 
@@ -42,7 +52,9 @@ def test_what_is_below_a_quantile():
 
 
 def alone(model, group: Group, k: int) -> torch.Tensor:
-    """[H]: one sequence by itself; the last layer's states from the prompt's last token to the completion's last but one."""
+    """[H]: one sequence by itself; the last layer's states from the prompt's last token to the completion's
+    last but one.
+    """
     ids = torch.from_numpy(np.concatenate([group.prompt, group.completions[k]])).long()
     states = model(input_ids=ids[None], output_hidden_states=True, use_cache=False).hidden_states[-1][0]
     return states[len(group.prompt) - 1 : -1].sum(0)
@@ -81,11 +93,15 @@ def test_probes_are_the_model_s_own_logits(name):
             target = ids[len(group.prompt) :, None]
             assert probe.logit == pytest.approx(logits.gather(1, target)[:, 0].numpy(), rel=1e-4, abs=1e-4)
             assert probe.mean_logit == pytest.approx(logits.mean(1).numpy(), rel=1e-4, abs=1e-4)
-            assert probe.logp == pytest.approx(logits.log_softmax(1).gather(1, target)[:, 0].numpy(), rel=1e-4, abs=1e-4)
+            assert probe.logp == pytest.approx(
+                logits.log_softmax(1).gather(1, target)[:, 0].numpy(), rel=1e-4, abs=1e-4
+            )
 
 
 def test_a_biased_head_has_the_mean_of_its_bias():
     head = model_head(tiny_model("llama"))
     hidden, bias = torch.randn(4, 32), torch.randn(64)
     biased = type(head)(weight=head.weight, bias=bias, scale=2.0)
-    assert torch.allclose(mean_logit(hidden, biased), 2.0 * (hidden @ head.weight.t() + bias).mean(1), atol=1e-5)
+    assert torch.allclose(
+        mean_logit(hidden, biased), 2.0 * (hidden @ head.weight.t() + bias).mean(1), atol=1e-5
+    )

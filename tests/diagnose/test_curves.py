@@ -8,18 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from preftune.catalogue.entries import entry
-from preftune.catalogue.entries import curves
 from preftune.catalogue.curves import NUM_TOKENS, VALUE, CurveSet, DerivativeCurves, derivative_curves, push
 from preftune.catalogue.curves_figure import write_figure
+from preftune.catalogue.entries import curves, entry
 from preftune.errors import PreftuneError, StorageError
 from preftune.objectives import DPO, OBJECTIVES, SFT
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, StepView, TokenScores
 
 ROOT = Path(__file__).parents[2]
-WRONG_WAY = {
-    "discopop": "with its default tau the loss rises with the margin around 0; its page says so",
-}
+WRONG_WAY = {"discopop": "with its default tau the loss rises with the margin around 0; its page says so"}
 """Objectives that at the reference push a preferred completion down, and why."""
 
 
@@ -44,7 +41,9 @@ def test_sft_pushes_by_what_is_missing():
 
 
 def test_dpo_at_one_point():
-    """p = 0.6 against 0.3: a log-ratio of ln 2, so sigma(-0.1 ln 2) = 1 / (1 + 2^0.1) = 0.48267826, times 0.1 times 0.4."""
+    """p = 0.6 against 0.3: a log-ratio of ln 2, so sigma(-0.1 ln 2) = 1 / (1 + 2^0.1) = 0.48267826, times 0.1
+    times 0.4.
+    """
     assert push(DPO(), 0, 0.6, 0.3) == pytest.approx(0.0193071302, abs=1e-9)
     assert push(DPO(), 1, 0.6, 0.3) == pytest.approx(-0.0206928698, abs=1e-9)
     assert push(DPO(), 0, 0.6, 0.3, "logp") == pytest.approx(0.0482678255, abs=1e-9)
@@ -85,7 +84,10 @@ class Reads:
 def test_every_score_moves_as_it_should(p):
     """Derivatives of each score with respect to the target's logit, the other four tokens sharing 1 - p."""
     q, n = 0.3, 4
-    def entropy(x): return -x * math.log(x) - (1 - x) * math.log((1 - x) / n)
+
+    def entropy(x):
+        return -x * math.log(x) - (1 - x) * math.log((1 - x) / n)
+
     to_ref = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
     wanted = {
         "logp": 1 - p,
@@ -102,19 +104,34 @@ def test_every_score_moves_as_it_should(p):
 def test_every_score_has_its_value():
     q, p = 0.3, 0.6
     reads = Reads(score="logp")
-    everything = curves._every_score(*(torch.tensor([math.log(x * 4 / (1 - x))], dtype=torch.float64) for x in (p, q)))
-    def entropy(x): return -x * math.log(x) - (1 - x) * math.log((1 - x) / 4)
+    everything = curves._every_score(
+        *(torch.tensor([math.log(x * 4 / (1 - x))], dtype=torch.float64) for x in (p, q))
+    )
+
+    def entropy(x):
+        return -x * math.log(x) - (1 - x) * math.log((1 - x) / 4)
+
     wanted = {
-        "logp": math.log(p), "ref_logp": math.log(q), "behaviour_logp": math.log(q), "entropy": entropy(p),
-        "ref_entropy": entropy(q), "target_logit": math.log(6.0), "log_normaliser": math.log(10.0),
-        "log_collision": math.log(p * p + 4 * 0.1 * 0.1), "value": VALUE, "value_after": VALUE,
-        "behaviour_value": VALUE, "contrast": 0.0,
+        "logp": math.log(p),
+        "ref_logp": math.log(q),
+        "behaviour_logp": math.log(q),
+        "entropy": entropy(p),
+        "ref_entropy": entropy(q),
+        "target_logit": math.log(6.0),
+        "log_normaliser": math.log(10.0),
+        "log_collision": math.log(p * p + 4 * 0.1 * 0.1),
+        "value": VALUE,
+        "value_after": VALUE,
+        "behaviour_value": VALUE,
+        "contrast": 0.0,
         "ref_entropy_share": entropy(q) / math.log(5),
         "kl_to_ref": p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)),
         "kl_from_ref": q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)),
-    }  # fmt: skip
+    }
     assert {name: value.item() for name, value in everything.items()} == pytest.approx(wanted, abs=1e-12)
-    assert set(TokenScores.__dataclass_fields__) - set(everything) == {"lengths", "coupling"}, "a score without a model"
+    assert set(TokenScores.__dataclass_fields__) - set(everything) == {"lengths", "coupling"}, (
+        "a score without a model"
+    )
     push(reads, 1, p, q)
     ((scores, signal),) = reads.seen
     moved = [i for i, value in enumerate(scores.logp.tolist()) if value != pytest.approx(math.log(q))]
@@ -134,7 +151,11 @@ def test_every_signal(kind, wanted):
     reads = Reads(score="logp", signal=kind)
     push(reads, 0, 0.5, 0.3)
     ((scores, signal),) = reads.seen
-    assert {name: value if value is None else value.tolist() for name in wanted for value in [getattr(signal, name)]} == wanted
+    assert {
+        name: value if value is None else value.tolist()
+        for name in wanted
+        for value in [getattr(signal, name)]
+    } == wanted
     assert len(scores.lengths) == (4 if kind is Hybrid else 2)
 
 
@@ -167,7 +188,11 @@ def test_every_objective_has_finite_curves(table):
     """Or learns nothing from the probability of a token."""
     assert set(table.not_drawn.values()) <= {"its loss does not depend on the probability of a token"}
     assert set(table.curves) | set(table.not_drawn) == set(OBJECTIVES)
-    assert len(table.probabilities) == 12 and table.probabilities[0] == 0.001 and table.probabilities[-1] == 0.999
+    assert (
+        len(table.probabilities) == 12
+        and table.probabilities[0] == 0.001
+        and table.probabilities[-1] == 0.999
+    )
     for name, one in table.curves.items():
         assert all(map(math.isfinite, one.preferred + one.dispreferred)), name
         assert any(one.preferred + one.dispreferred), f"{name} pushes nothing"
@@ -183,7 +208,9 @@ def test_logp_is_the_coefficient_of_the_log_probability(table):
     """The same divided by 1 - p, for objectives that read nothing else of the policy."""
     found = derivative_curves(["bnf", "dpo"], "logp", num_points=11)
     for name in ("bnf", "dpo"):
-        pairs = zip(found.curves[name].dispreferred, table.curves[name].dispreferred, found.probabilities, strict=True)
+        pairs = zip(
+            found.curves[name].dispreferred, table.curves[name].dispreferred, found.probabilities, strict=True
+        )
         assert all(one == pytest.approx(other / (1 - p)) for one, other, p in pairs)
 
 
@@ -200,8 +227,12 @@ def reason(monkeypatch, objective, quantity="logit") -> str:
 def test_an_objective_without_curves_says_why(monkeypatch):
     unknown = "it reads hidden_state, which a token's probability does not determine"
     assert reason(monkeypatch, Reads(score="hidden_state")) == unknown
-    assert reason(monkeypatch, Reads(score="entropy"), "logp").startswith("it reads entropy beside the log-probability")
-    assert reason(monkeypatch, Reads(score="value")) == "its loss does not depend on the probability of a token"
+    assert reason(monkeypatch, Reads(score="entropy"), "logp").startswith(
+        "it reads entropy beside the log-probability"
+    )
+    assert (
+        reason(monkeypatch, Reads(score="value")) == "its loss does not depend on the probability of a token"
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Steep(Reads):
@@ -275,10 +306,16 @@ def test_what_the_page_says_of_the_figure(table):
     at, last = table.probabilities.index(table.ref_prob), len(table.probabilities) - 1
     both = {name: (one.preferred, one.dispreferred) for name, one in table.curves.items()}
     alike = {name for name in both if entry(name).uses == entry("dpo").uses or name == "bnf"}
-    fading = {name for name in alike if all(abs(side[i]) < 0.02 * max(map(abs, side)) for side in both[name] for i in (0, last))}
+    fading = {
+        name
+        for name in alike
+        if all(abs(side[i]) < 0.02 * max(map(abs, side)) for side in both[name] for i in (0, last))
+    }
     assert fading == {"bnf"}
     assert max(both["bnf"][0]) == both["bnf"][0][at] == pytest.approx(0.7 / 16)
-    assert all(b / a == pytest.approx(0.5) for a, b in list(zip(both["sft"][0], both["bnf"][0], strict=True))[at:])
+    assert all(
+        b / a == pytest.approx(0.5) for a, b in list(zip(both["sft"][0], both["bnf"][0], strict=True))[at:]
+    )
     assert (both["dpo"][1][0], both["dpo"][1][at]) == pytest.approx((-0.0361, -0.0350), abs=5e-5)
     assert both["hinge"][0] == pytest.approx([0.05 * (1 - p) for p in table.probabilities])
     for name, share in (("simper", 0.70), ("bnf", 0.0033)):

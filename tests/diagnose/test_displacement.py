@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from preftune.errors import DataError
 from preftune.measures.displacement import (
     KINDS,
     by_class,
@@ -13,18 +14,25 @@ from preftune.measures.displacement import (
     token_expectations,
     token_kind,
 )
-from preftune.errors import DataError
 
 
 @pytest.mark.parametrize(
     ("text", "place", "ends", "kind"),
     [
-        ("The", 0, False, "first"), ("<|im_end|>", 5, True, "end"), ("<|im_end|>", 0, True, "end"), (" sea", 3, False, "words"),
-        ("\n\n", 1, False, "punctuation"), (" -", 1, False, "punctuation"), ("€", 1, False, "punctuation"),
-        (" 42", 1, False, "digits"), ("3.", 1, False, "digits"),
-        ("4th", 1, False, "words"), ("", 1, False, "words"), ("é", 1, False, "words"),
+        ("The", 0, False, "first"),
+        ("<|im_end|>", 5, True, "end"),
+        ("<|im_end|>", 0, True, "end"),
+        (" sea", 3, False, "words"),
+        ("\n\n", 1, False, "punctuation"),
+        (" -", 1, False, "punctuation"),
+        ("€", 1, False, "punctuation"),
+        (" 42", 1, False, "digits"),
+        ("3.", 1, False, "digits"),
+        ("4th", 1, False, "words"),
+        ("", 1, False, "words"),
+        ("é", 1, False, "words"),
     ],
-)  # fmt: skip
+)
 def test_kinds_of_tokens(text, place, ends, kind):
     assert token_kind(text, place, ends) == kind
 
@@ -40,7 +48,11 @@ def test_classes_split_the_log_ratio():
     assert {name: one.share for name, one in found.items()} == pytest.approx(
         {"first": 0.4, "end": 0.2, "punctuation": 0.0, "digits": 0.0, "words": 0.4}
     )
-    assert found["first"].per_token == 2.0 and found["words"].per_token == -0.5 and found["digits"].per_token is None
+    assert (
+        found["first"].per_token == 2.0
+        and found["words"].per_token == -0.5
+        and found["digits"].per_token is None
+    )
     assert found["end"].per_completion.mean == 0.25  # 0.5 in one completion, none in the other
     assert sum(one.per_completion.mean for one in found.values()) == pytest.approx(np.mean([-0.5, 4.0]))
     with pytest.raises(DataError, match="its class"):
@@ -52,11 +64,15 @@ def test_directions_of_pairs():
     assert {name: one.mean for name, one in found.items()} == pytest.approx(
         {"apart": 1 / 6, "both_rise": 1 / 6, "both_fall": 2 / 6, "wrong_way": 1 / 6}
     )
-    assert directions([-1.0, -1.0, 1.0], [-1.0, -1.0, -1.0], [0, 0, 1])["both_fall"].mean == 0.5  # prompts, not pairs
+    assert (
+        directions([-1.0, -1.0, 1.0], [-1.0, -1.0, -1.0], [0, 0, 1])["both_fall"].mean == 0.5
+    )  # prompts, not pairs
 
 
 def test_samples_estimate_divergences():
-    """A coin that moved from (0.5, 0.5) to (0.8, 0.2): expected shares of samples give both divergences exactly."""
+    """A coin that moved from (0.5, 0.5) to (0.8, 0.2): expected shares of samples give both divergences
+    exactly.
+    """
     ref, policy = np.log([0.5, 0.5]), np.log([0.8, 0.2])
     ratio = policy - ref
     drawn = [np.array([ratio[0]])] * 8 + [np.array([ratio[1]])] * 2

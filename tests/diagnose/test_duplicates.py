@@ -14,7 +14,14 @@ def changed(*places: int) -> str:
 
 
 def test_kinds_of_likeness():
-    rows = [(LONG,), (LONG,), (LONG.upper() + "!",), (changed(0),), (changed(10, 20, 30, 40),), ("something else",)]
+    rows = [
+        (LONG,),
+        (LONG,),
+        (LONG.upper() + "!",),
+        (changed(0),),
+        (changed(10, 20, 30, 40),),
+        ("something else",),
+    ]
     told = repeats(rows)
     assert told.exact == (None, 0, None, None, None, None)
     assert told.normalised == (None, 0, 0, None, None, None)

@@ -8,11 +8,27 @@ from preftune.advice.evidence import Evidence, as_json, evidence_from, read_evid
 from preftune.errors import ConfigError
 
 FULL = {
-    "num_prompts": 10, "num_pairs": 20, "completions_per_prompt": 2.5, "completion_tokens": 40, "off_policy": -0.2,
-    "best_of_data": 0.5, "best_of_n": {"1": 0.1, "4": 0.3}, "reward_spread": 0.2, "zero_spread": 0.0, "noise": 0.1,
-    "length_bias": 0.6, "overlap": 0.3, "duplicates": 0.0, "leakage": 0.0, "can_reward": True, "can_sample": False,
-    "samples": 0, "steps": 100, "can_hold_reference": True, "keep_length": False,
-}  # fmt: skip
+    "num_prompts": 10,
+    "num_pairs": 20,
+    "completions_per_prompt": 2.5,
+    "completion_tokens": 40,
+    "off_policy": -0.2,
+    "best_of_data": 0.5,
+    "best_of_n": {"1": 0.1, "4": 0.3},
+    "reward_spread": 0.2,
+    "zero_spread": 0.0,
+    "noise": 0.1,
+    "length_bias": 0.6,
+    "overlap": 0.3,
+    "duplicates": 0.0,
+    "leakage": 0.0,
+    "can_reward": True,
+    "can_sample": False,
+    "samples": 0,
+    "steps": 100,
+    "can_hold_reference": True,
+    "keep_length": False,
+}
 
 
 def test_out_and_in_again_is_the_same():
@@ -28,7 +44,9 @@ def test_every_field_is_in_the_full_example():
 
 
 def test_a_diagnosis_holds_it_among_other_things():
-    assert read_evidence(json.dumps({"evidence": {"num_pairs": 3}, "findings": []}), "d.json") == Evidence(num_pairs=3)
+    assert read_evidence(json.dumps({"evidence": {"num_pairs": 3}, "findings": []}), "d.json") == Evidence(
+        num_pairs=3
+    )
     assert read_evidence(json.dumps({"num_pairs": 3}), "d.json") == Evidence(num_pairs=3)
 
 
@@ -61,4 +79,6 @@ def test_what_cannot_be_is_refused(text, wanted):
 
 def test_answers_win_and_none_leaves_what_was_known():
     known = Evidence(can_reward=True, samples=5)
-    assert known.with_answers(can_reward=False, samples=None, steps=3) == Evidence(can_reward=False, samples=5, steps=3)
+    assert known.with_answers(can_reward=False, samples=None, steps=3) == Evidence(
+        can_reward=False, samples=5, steps=3
+    )

@@ -9,6 +9,7 @@ import pytest
 
 from preftune.cli.settings import parse_settings
 from preftune.health.conditions import CONDITIONS, health_numbers, judge
+from preftune.health.history import History, Points, Settings, history_of
 from preftune.health.pairs import (
     FALL_IS_MEANT,
     FALL_IS_USUAL,
@@ -43,7 +44,6 @@ from preftune.health.steps import (
     SPIKES,
     START,
 )
-from preftune.health.history import History, Points, Settings, history_of
 from preftune.health.verdict import LEVELS
 from preftune.objectives import OBJECTIVES
 from preftune.rewards import resolve_reward
@@ -52,28 +52,42 @@ from preftune.train.options import TrainConfig
 STEPS = 30
 OFFLINE = Settings(objective="dpo", beta=0.1, learning_rate=1e-6, epochs=1.0, batch_size=8)
 SAMPLES = Settings(
-    objective="rloo", beta=0.05, on_policy=True, learning_rate=1e-6, epochs=1.0, batch_size=8, num_completions=4,
+    objective="rloo",
+    beta=0.05,
+    on_policy=True,
+    learning_rate=1e-6,
+    epochs=1.0,
+    batch_size=8,
+    num_completions=4,
     reward="length.min",
-)  # fmt: skip
+)
 
 
 def points(values, first=1, every=1) -> Points:
-    return Points(steps=tuple(range(first, first + every * len(values), every)), values=tuple(map(float, values)))
+    return Points(
+        steps=tuple(range(first, first + every * len(values), every)), values=tuple(map(float, values))
+    )
 
 
 def history(train=None, held=None, settings=OFFLINE, steps=STEPS) -> History:
-    """Training metrics at steps 1, 2, ...; evaluations at 0, 10, ... A run always logs its learning rate and epoch."""
+    """Training metrics at steps 1, 2, ...; evaluations at 0, 10, ... A run always logs its learning rate and
+    epoch.
+    """
     usual = {"learning_rate": [1e-6] * steps, "epoch": [step / steps for step in range(1, steps + 1)]}
     return History(
         train={name: points(values) for name, values in {**usual, **(train or {})}.items()},
-        evaluation={name: points(values, 0, 10) for name, values in (held or {}).items()}, settings=settings,
-    )  # fmt: skip
+        evaluation={name: points(values, 0, 10) for name, values in (held or {}).items()},
+        settings=settings,
+    )
 
 
 def pair_runs(chosen, rejected, settings=OFFLINE, **held) -> History:
     """Log-ratios at evaluations; both completions begin at -100 nats."""
     logps = {"logps/chosen": [-100.0] * len(chosen), "logps/rejected": [-100.0] * len(chosen)}
-    return history(held={"log_ratios/chosen": chosen, "log_ratios/rejected": rejected, **logps, **held}, settings=settings)
+    return history(
+        held={"log_ratios/chosen": chosen, "log_ratios/rejected": rejected, **logps, **held},
+        settings=settings,
+    )
 
 
 def halves(one, two) -> list[float]:
@@ -89,36 +103,105 @@ def spiky(share) -> History:
 BNF = replace(OFFLINE, objective="bnf", beta=None)
 FITTED = {"rewards/accuracies": [1.0] * STEPS, "loss": [1.0] * 10 + [0.001] * 20}
 CASES = {  # name -> (condition, threshold, a history in which the measure is v)
-    "start": ("reference", START, lambda v: history(held={"log_ratios/chosen": [-50 * v], "logps/chosen": [-50.0]})),
+    "start": (
+        "reference",
+        START,
+        lambda v: history(held={"log_ratios/chosen": [-50 * v], "logps/chosen": [-50.0]}),
+    ),
     "text lost": ("learning-rate-high", CHOSEN_LOST, lambda v: pair_runs([0, -100 * v], [0, -100 * v])),
-    "loss rises": ("learning-rate-high", LOSS_RISE, lambda v: history({"loss": [1.0] + [1 + v] * (STEPS - 1)})),
+    "loss rises": (
+        "learning-rate-high",
+        LOSS_RISE,
+        lambda v: history({"loss": [1.0] + [1 + v] * (STEPS - 1)}),
+    ),
     "spikes": ("learning-rate-high", SPIKES, spiky),
     "gradient": ("learning-rate-high", GRADIENT, lambda v: history({"grad_norm": halves(1.0, v)})),
-    "reward falls": ("learning-rate-high", REWARD_FALL, lambda v: history(
-        {"collect/reward": halves(1.0, 1.0 - 2 * v), "collect/reward_std": [2.0] * STEPS}, settings=SAMPLES)),
+    "reward falls": (
+        "learning-rate-high",
+        REWARD_FALL,
+        lambda v: history(
+            {"collect/reward": halves(1.0, 1.0 - 2 * v), "collect/reward_std": [2.0] * STEPS},
+            settings=SAMPLES,
+        ),
+    ),
     "movement": ("learning-rate-low", MOVEMENT, lambda v: pair_runs([0, v / 2], [0, -v])),
     "distance": ("learning-rate-low", DISTANCE, lambda v: history(held={"kl": [0, v]}, settings=SAMPLES)),
-    "loss change": ("learning-rate-low", LOSS_CHANGE, lambda v: history({"loss": halves(2.0, 2.0 * (1 - v))})),
-    "displacement, bnf": ("displacement", FALL_NOT_USUAL, lambda v: pair_runs([0, -100 * v], [0, -100 * v - 5], BNF)),
+    "loss change": (
+        "learning-rate-low",
+        LOSS_CHANGE,
+        lambda v: history({"loss": halves(2.0, 2.0 * (1 - v))}),
+    ),
+    "displacement, bnf": (
+        "displacement",
+        FALL_NOT_USUAL,
+        lambda v: pair_runs([0, -100 * v], [0, -100 * v - 5], BNF),
+    ),
     "displacement, dpo": ("displacement", FALL_USUAL, lambda v: pair_runs([0, -100 * v], [0, -100 * v - 5])),
     "rejected only": ("rejected-only", REJECTED_SHARE, lambda v: pair_runs([0, 10 * (1 - v)], [0, -10 * v])),
-    "identical pairs": ("identical-pairs", OVERLAP, lambda v: history({"pairs/common_ends": [v - 0.01, v, v + 0.01]})),
-    "length rule": ("length-margins", LENGTH_RULE, lambda v: pair_runs(
-        [0, 5], [0, -5], length_correlation=[-v], length_bias=[-1.0])),
-    "saturated": ("saturated", GENERALISATION_GAP, lambda v: history(FITTED, {"rewards/accuracies": [0.5, 1 - v]})),
-    "overfitting, loss": ("overfitting", HELD_OUT_LOSS, lambda v: history(
-        {"loss": halves(1.0, 0.5)}, {"loss": [0.7, 0.5, 0.5 * (1 + v)]})),
-    "overfitting, margin": ("overfitting", HELD_OUT_MARGIN, lambda v: replace(
-        pair_runs([0, 4, 4 * (1 - v)], [0, -4, -4 * (1 - v)], BNF, loss=[-1, -2, -2]),
-        train=history({"loss": halves(-1.0, -2.0)}).train)),
-    "longer": ("length", LENGTH_DRIFT, lambda v: history(held={"completions/length": [10, 10 * v]}, settings=SAMPLES)),
-    "kl": ("kl", KL_PER_TOKEN, lambda v: history(held={"kl": [0, 20 * v], "completions/length": [10, 20]}, settings=SAMPLES)),
-    "entropy": ("entropy", ENTROPY_LOST, lambda v: history(held={"entropy": [2, 2 * (1 - v)]}, settings=SAMPLES)),
-    "equal rewards": ("equal-rewards", EQUAL_REWARDS, lambda v: history({"collect/equal_rewards": [0, 0, v]}, settings=SAMPLES)),
-    "staleness": ("stale-samples", STALENESS, lambda v: history({"staleness": [v] * STEPS}, settings=SAMPLES)),
-    "clipped": ("stale-samples", CLIPPED, lambda v: history({"ratio/clipped": [v] * STEPS}, settings=SAMPLES)),
-    "sampler gap": ("stale-samples", SAMPLER_GAP, lambda v: history({"sampler_gap": [0, v, 0]}, settings=SAMPLES)),
-}  # fmt: skip
+    "identical pairs": (
+        "identical-pairs",
+        OVERLAP,
+        lambda v: history({"pairs/common_ends": [v - 0.01, v, v + 0.01]}),
+    ),
+    "length rule": (
+        "length-margins",
+        LENGTH_RULE,
+        lambda v: pair_runs([0, 5], [0, -5], length_correlation=[-v], length_bias=[-1.0]),
+    ),
+    "saturated": (
+        "saturated",
+        GENERALISATION_GAP,
+        lambda v: history(FITTED, {"rewards/accuracies": [0.5, 1 - v]}),
+    ),
+    "overfitting, loss": (
+        "overfitting",
+        HELD_OUT_LOSS,
+        lambda v: history({"loss": halves(1.0, 0.5)}, {"loss": [0.7, 0.5, 0.5 * (1 + v)]}),
+    ),
+    "overfitting, margin": (
+        "overfitting",
+        HELD_OUT_MARGIN,
+        lambda v: replace(
+            pair_runs([0, 4, 4 * (1 - v)], [0, -4, -4 * (1 - v)], BNF, loss=[-1, -2, -2]),
+            train=history({"loss": halves(-1.0, -2.0)}).train,
+        ),
+    ),
+    "longer": (
+        "length",
+        LENGTH_DRIFT,
+        lambda v: history(held={"completions/length": [10, 10 * v]}, settings=SAMPLES),
+    ),
+    "kl": (
+        "kl",
+        KL_PER_TOKEN,
+        lambda v: history(held={"kl": [0, 20 * v], "completions/length": [10, 20]}, settings=SAMPLES),
+    ),
+    "entropy": (
+        "entropy",
+        ENTROPY_LOST,
+        lambda v: history(held={"entropy": [2, 2 * (1 - v)]}, settings=SAMPLES),
+    ),
+    "equal rewards": (
+        "equal-rewards",
+        EQUAL_REWARDS,
+        lambda v: history({"collect/equal_rewards": [0, 0, v]}, settings=SAMPLES),
+    ),
+    "staleness": (
+        "stale-samples",
+        STALENESS,
+        lambda v: history({"staleness": [v] * STEPS}, settings=SAMPLES),
+    ),
+    "clipped": (
+        "stale-samples",
+        CLIPPED,
+        lambda v: history({"ratio/clipped": [v] * STEPS}, settings=SAMPLES),
+    ),
+    "sampler gap": (
+        "stale-samples",
+        SAMPLER_GAP,
+        lambda v: history({"sampler_gap": [0, v, 0]}, settings=SAMPLES),
+    ),
+}
 
 
 def found(a_history: History, condition: str):
@@ -145,7 +228,13 @@ def test_every_threshold_has_a_case_and_every_condition_a_name_of_its_own():
     assert all(one in listed for one in cased)
 
 
-HACKED = {"completions/length": [10, 20], "entropy": [2, 0.5], "completions/ended": [0.9, 0.6], "reward": [1, -1], "kl": [0, 30]}
+HACKED = {
+    "completions/length": [10, 20],
+    "entropy": [2, 0.5],
+    "completions/ended": [0.9, 0.6],
+    "reward": [1, -1],
+    "kl": [0, 30],
+}
 RISING = {"collect/reward": halves(0.0, 2.0), "collect/reward_std": [1.0] * STEPS}
 
 
@@ -161,14 +250,20 @@ def test_a_rising_reward_is_suspected_by_the_signs_beside_it():
 
 def test_displacement_is_of_training_pairs_too_and_needs_a_margin_that_grows():
     held = pair_runs([0, 3.0], [0, -3.0], BNF)
-    sides = {"log_ratios/chosen": halves(0, -30), "log_ratios/rejected": halves(0, -60), "logps/chosen": [-100] * STEPS,
-             "logps/rejected": [-100] * STEPS}  # fmt: skip
+    sides = {
+        "log_ratios/chosen": halves(0, -30),
+        "log_ratios/rejected": halves(0, -60),
+        "logps/chosen": [-100] * STEPS,
+        "logps/rejected": [-100] * STEPS,
+    }
     seen = found(replace(held, train=history(sides).train), "displacement")
     assert seen.level == "act"
     assert "-30.00" in seen.evidence
     assert found(pair_runs([0, -30], [0, -20], BNF), "displacement").level == "ok"
     assert found(pair_runs([0, -1.9], [0, -20], BNF), "displacement").level == "ok"  # less than MIN_FALL
-    assert "displacement" not in {one.id for one in judge(pair_runs([0, -30], [0, -60], replace(BNF, objective="apo-down")))}
+    assert "displacement" not in {
+        one.id for one in judge(pair_runs([0, -30], [0, -60], replace(BNF, objective="apo-down")))
+    }
 
 
 def test_a_fall_is_judged_by_what_the_objective_is_made_for():
@@ -194,11 +289,15 @@ def test_a_short_run_has_no_trend_and_a_run_under_way_is_not_called_slow():
     for condition, threshold, make in CASES.values():
         if condition not in ("reference", "identical-pairs", "equal-rewards", "stale-samples"):
             whole = make(threshold.act or threshold.watch)
-            cut = {name: Points(steps=one.steps[:9], values=one.values[:9]) for name, one in whole.train.items()}
+            cut = {
+                name: Points(steps=one.steps[:9], values=one.values[:9]) for name, one in whole.train.items()
+            }
             assert condition not in {one.id for one in judge(replace(whole, train=cut))}, condition
     slow = CASES["movement"][2](0.0)
     assert found(slow, "learning-rate-low").level == "act"
-    assert "learning-rate-low" not in {one.id for one in judge(replace(slow, settings=replace(OFFLINE, epochs=2.1)))}
+    assert "learning-rate-low" not in {
+        one.id for one in judge(replace(slow, settings=replace(OFFLINE, epochs=2.1)))
+    }
 
 
 def test_samples_of_the_policy_are_no_evidence_of_displacement():
@@ -207,8 +306,16 @@ def test_samples_of_the_policy_are_no_evidence_of_displacement():
 
 
 def test_old_runs_that_log_no_share_of_equal_rewards_are_judged_by_the_spread():
-    assert found(history({"reward/std": [1.0] * 20 + [0.0] * 9 + [1.0]}, settings=SAMPLES), "equal-rewards").level == "act"
-    assert found(history({"reward/std": [1.0] * 26 + [0.0] * 4}, settings=SAMPLES), "equal-rewards").level == "ok"
+    assert (
+        found(
+            history({"reward/std": [1.0] * 20 + [0.0] * 9 + [1.0]}, settings=SAMPLES), "equal-rewards"
+        ).level
+        == "act"
+    )
+    assert (
+        found(history({"reward/std": [1.0] * 26 + [0.0] * 4}, settings=SAMPLES), "equal-rewards").level
+        == "ok"
+    )
 
 
 def test_the_worst_comes_first_and_rows_keep_the_order_of_the_table():
@@ -222,11 +329,16 @@ def test_the_worst_comes_first_and_rows_keep_the_order_of_the_table():
 
 def test_a_history_is_read_from_rows_and_a_configuration_of_any_kind():
     rows = [
-        {"step": 0, "phase": "eval", "eval_loss": 1.0}, {"step": 1, "phase": "train", "loss": 2.0, "kl": None, "ok": True},
-        {"step": 1, "phase": "train", "loss": 3.0}, {"step": "x", "phase": "train", "loss": 9.0}, {"step": 2, "phase": "odd"},
+        {"step": 0, "phase": "eval", "eval_loss": 1.0},
+        {"step": 1, "phase": "train", "loss": 2.0, "kl": None, "ok": True},
+        {"step": 1, "phase": "train", "loss": 3.0},
+        {"step": "x", "phase": "train", "loss": 9.0},
+        {"step": 2, "phase": "odd"},
         {"step": 2, "phase": "train", "loss": float("inf")},
-    ]  # fmt: skip
-    read = history_of(rows, {"objective": {"name": "dpo", "beta": 0.1}, "optim": None, "collect": [1], "epochs": "x"})
+    ]
+    read = history_of(
+        rows, {"objective": {"name": "dpo", "beta": 0.1}, "optim": None, "collect": [1], "epochs": "x"}
+    )
     assert read.train == {"loss": Points(steps=(1,), values=(3.0,))}
     assert read.evaluation == {"loss": Points(steps=(0,), values=(1.0,))}
     assert read.settings == Settings(objective="dpo", beta=0.1)
@@ -246,7 +358,9 @@ def test_names_of_objectives_are_names():
 
 @pytest.mark.parametrize("name", [*CASES, "hacking"])
 def test_the_option_to_try_is_one_that_training_takes(name, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: no type checker in the way
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # as for a user: no type checker in the way
     if name == "hacking":
         a_history, condition = history(RISING, HACKED, SAMPLES), "reward-hacking"
     else:

@@ -25,7 +25,9 @@ def test_agreement_is_one_minus_the_noise(exchanged):
 
 
 def test_no_prompt_leaks():
-    """Pairs of a prompt are copies with a direction of their own: seen in another fold they would be known for certain."""
+    """Pairs of a prompt are copies with a direction of their own: seen in another fold they would be known
+    for certain.
+    """
     random = np.random.default_rng(3)
     directions = random.normal(size=(40, 60))
     clusters = np.repeat(np.arange(40), 5)
@@ -62,13 +64,28 @@ def test_fit_is_the_minimum(ridge):
 
 
 def test_contradictions_by_hand():
-    """a > b judged three times, once the other way round: 2 of 3 comparisons disagree. A cycle of three, and one clean pair."""
-    judged = [("p", "a", "b"), ("p", "a", "b"), ("p", "b", "a"), ("q", "a", "b"), ("q", "b", "c"), ("q", "c", "a"), ("r", "a", "b")]
+    """a > b judged three times, once the other way round: 2 of 3 comparisons disagree. A cycle of three, and
+    one clean pair.
+    """
+    judged = [
+        ("p", "a", "b"),
+        ("p", "a", "b"),
+        ("p", "b", "a"),
+        ("q", "a", "b"),
+        ("q", "b", "c"),
+        ("q", "c", "a"),
+        ("r", "a", "b"),
+    ]
     told = contradictions(judged)
     assert told.num_repeated == 3 and told.disagreeing == pytest.approx(2 / 3)
     assert told.exchanged == 0.5 and told.in_cycles == pytest.approx(6 / 7)
     clean = contradictions([("p", "a", "b"), ("q", "b", "a"), ("p", "b", "c"), ("p", "a", "c")])
-    assert clean.num_repeated == 0 and clean.exchanged is None and clean.disagreeing is None and clean.in_cycles == 0
+    assert (
+        clean.num_repeated == 0
+        and clean.exchanged is None
+        and clean.disagreeing is None
+        and clean.in_cycles == 0
+    )
 
 
 def test_exchanged_pairs_are_estimated_from_repetitions():

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftune.measures.overlap import common_tokens, length_bias, overlap, pair_overlap, shared_prefix
 from preftune.errors import DataError
+from preftune.measures.overlap import common_tokens, length_bias, overlap, pair_overlap, shared_prefix
 
 
 def textbook(one, two) -> int:
@@ -28,13 +28,19 @@ def test_overlap_by_hand():
     assert overlap([1, 2, 3, 4], [1, 3, 9]) == pytest.approx(4 / 7)  # 1 3 in common
     assert overlap("kitten", "sitting") == pytest.approx(8 / 13)  # ittn
     assert overlap([], []) == 1 and overlap([1], []) == 0
-    assert shared_prefix([1, 2, 3], [1, 2, 4, 5]) == 2 and shared_prefix([1], [1, 2]) == 1 and shared_prefix([], [1]) == 0
+    assert (
+        shared_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
+        and shared_prefix([1], [1, 2]) == 1
+        and shared_prefix([], [1]) == 0
+    )
 
 
 def test_pair_overlap():
     near = (list(range(20)), [*range(19), 99])  # 19 of 20 in common: 0.95
     told = pair_overlap([([1, 2], [1, 2]), ([1, 2], [3, 4, 5]), near], [0, 0, 1])
-    assert told.overlap.mean == pytest.approx((0.5 + 0.95) / 2) and told.overlap.num == 2  # a prompt's pairs first
+    assert (
+        told.overlap.mean == pytest.approx((0.5 + 0.95) / 2) and told.overlap.num == 2
+    )  # a prompt's pairs first
     assert told.identical == pytest.approx(1 / 3) and told.near_identical == pytest.approx(2 / 3)
     assert told.prefix_tokens == pytest.approx((2 + 0 + 19) / 3)
     assert told.prefix_share == pytest.approx((1 + 0 + 19 / 20) / 3)

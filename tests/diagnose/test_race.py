@@ -2,8 +2,8 @@
 
 import pytest
 
-from preftune.race.schedule import Race, Rung, Trial, holm, models_wanted, next_trials, places, standing
 from preftune.errors import ConfigError
+from preftune.race.schedule import Race, Rung, Trial, holm, models_wanted, next_trials, places, standing
 
 
 def race(rates=(1.0, 2.0, 3.0, 4.0), methods=("a", "b"), tuning_seeds=(9,), seeds=(10, 11), **more) -> Race:
@@ -23,10 +23,17 @@ def run_all(one: Race, score) -> dict[Trial, float | None]:
     return scores
 
 
-@pytest.mark.parametrize(("count", "rungs"), [
-    (1, []), (2, [(2, 0.5)]), (3, [(3, 0.25), (2, 0.5)]), (4, [(4, 0.25), (2, 0.5)]), (5, [(5, 0.125), (3, 0.25), (2, 0.5)]),
-    (8, [(8, 0.125), (4, 0.25), (2, 0.5)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "rungs"),
+    [
+        (1, []),
+        (2, [(2, 0.5)]),
+        (3, [(3, 0.25), (2, 0.5)]),
+        (4, [(4, 0.25), (2, 0.5)]),
+        (5, [(5, 0.125), (3, 0.25), (2, 0.5)]),
+        (8, [(8, 0.125), (4, 0.25), (2, 0.5)]),
+    ],
+)
 def test_each_rung_has_half_the_rates_and_twice_the_budget(count, rungs):
     one = race(rates=tuple(float(k + 1) for k in range(count)))
     assert one.rungs == tuple(Rung(count=number, share=share) for number, share in rungs)
@@ -63,14 +70,19 @@ def test_tuning_seeds_are_averaged():
 
 def test_a_rate_that_fails_on_any_tuning_seed_is_out():
     one = race(rates=(1.0, 2.0), tuning_seeds=(8, 9))
-    assert standing(one, "a", run_all(one, lambda t: None if (t.rate, t.seed) == (2.0, 9) else t.rate)).rate == 1.0
+    assert (
+        standing(one, "a", run_all(one, lambda t: None if (t.rate, t.seed) == (2.0, 9) else t.rate)).rate
+        == 1.0
+    )
 
 
 def test_a_method_of_which_every_rate_fails_ends_there():
     one = race()
     scores = run_all(one, lambda t: None if t.method == "a" else 1.0)
     assert standing(one, "a", scores).is_done and standing(one, "a", scores).rate is None
-    assert len([t for t in scores if t.method == "a"]) == 4 and len([t for t in scores if t.method == "b"]) == 8
+    assert (
+        len([t for t in scores if t.method == "a"]) == 4 and len([t for t in scores if t.method == "b"]) == 8
+    )
 
 
 def test_models_that_may_yet_be_the_best():
@@ -89,7 +101,9 @@ def test_models_that_may_yet_be_the_best():
 
 
 def test_a_difference_by_hand():
-    """1, 2, 3: mean 2, standard error 1/sqrt(3); t at 97.5% with 2 degrees is 4.302653, so half the width is 2.484138."""
+    """1, 2, 3: mean 2, standard error 1/sqrt(3); t at 97.5% with 2 degrees is 4.302653, so half the width is
+    2.484138.
+    """
     interval, level = holm({"x": [1.0, 2.0, 3.0]})["x"]
     assert level == pytest.approx(0.95)
     assert (interval.low, interval.high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
@@ -99,7 +113,9 @@ def test_holm_by_hand():
     """t = 1.5 sqrt(3) / 0.5 = 5.196: above 4.303 (95%), below 6.205 (97.5%), both for 2 degrees of freedom."""
     middle = [1.0, 1.5, 2.0]
     assert holm({"x": middle})["x"][0].excludes_zero
-    both = holm({"x": middle, "y": [-1.0, 0.0, 1.5]})  # judged first, at 97.5%: not rejected, and so nothing is
+    both = holm(
+        {"x": middle, "y": [-1.0, 0.0, 1.5]}
+    )  # judged first, at 97.5%: not rejected, and so nothing is
     assert [both[name][0].excludes_zero for name in "xy"] == [False, False]
     assert both["x"][1] == both["y"][1] == pytest.approx(0.975)
     both = holm({"x": middle, "y": [1.0, 1.1, 1.2]})  # t = 19: rejected at 97.5%, which leaves 95% for x
@@ -118,8 +134,14 @@ def test_what_is_left_stays_at_the_level_that_stopped():
 
 def test_places():
     """Best by mean; equal ones and those within chance are tied; a failed run takes its method out."""
-    scores = {"low": [0.1, 0.21, 0.3], "best": [1.0, 1.1, 1.2], "same": [1.0, 1.1, 1.2], "near": [0.9, 1.15, 1.1],
-              "bad": [2.0, None, 2.0], "none": []}  # fmt: skip
+    scores = {
+        "low": [0.1, 0.21, 0.3],
+        "best": [1.0, 1.1, 1.2],
+        "same": [1.0, 1.1, 1.2],
+        "near": [0.9, 1.15, 1.1],
+        "bad": [2.0, None, 2.0],
+        "none": [],
+    }
     found = places(scores)
     assert [place.method for place in found] == ["best", "same", "near", "low", "bad", "none"]
     assert [place.tied for place in found] == [True, True, True, False, False, False]
@@ -130,7 +152,9 @@ def test_places():
 
 
 def test_pairing_tells_apart_what_overlaps():
-    """Seeds differ by 10, methods by 1 within each: the intervals of the means overlap, that of the difference is narrow."""
+    """Seeds differ by 10, methods by 1 within each: the intervals of the means overlap, that of the
+    difference is narrow.
+    """
     first, second = places({"a": [1.0, 11.0, 21.1], "b": [0.0, 10.0, 20.0]})
     assert first.mean is not None and second.mean is not None and first.mean.low < second.mean.mean
     assert not second.tied
@@ -140,15 +164,18 @@ def test_all_failed():
     assert [place.tied for place in places({"a": [None, None], "b": []})] == [False, False]
 
 
-@pytest.mark.parametrize(("wrong", "told"), [
-    (dict(seeds=(10,)), "One seed gives no interval"),
-    (dict(tuning_seeds=(10,)), "A confirming seed was used for tuning"),
-    (dict(methods=("a",)), "two methods or more"),
-    (dict(methods=("a", "a")), "two methods or more"),
-    (dict(rates=()), "A learning rate is out of range"),
-    (dict(rates=(1.0, 0.0)), "A learning rate is out of range"),
-    (dict(rates=(1.0, 1.0)), "A learning rate is given twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (dict(seeds=(10,)), "One seed gives no interval"),
+        (dict(tuning_seeds=(10,)), "A confirming seed was used for tuning"),
+        (dict(methods=("a",)), "two methods or more"),
+        (dict(methods=("a", "a")), "two methods or more"),
+        (dict(rates=()), "A learning rate is out of range"),
+        (dict(rates=(1.0, 0.0)), "A learning rate is out of range"),
+        (dict(rates=(1.0, 1.0)), "A learning rate is given twice"),
+    ],
+)
 def test_mistakes(wrong, told):
     with pytest.raises(ConfigError, match=told):
         race(**wrong)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from preftune.errors import DataError
 from preftune.measures.shifts import (
     QUANTITIES,
     TokenShifts,
@@ -13,16 +14,17 @@ from preftune.measures.shifts import (
     summarise,
     symmetric_edges,
 )
-from preftune.errors import DataError
 
 
 def tokens(ratio, shift, centred=None) -> TokenShifts:
     ratio, shift = np.array(ratio, dtype=np.float32), np.array(shift, dtype=np.float32)
     ref = np.full(len(ratio), -2.0, dtype=np.float32)
     return TokenShifts(
-        logp=ref + ratio, ref_logp=ref, logit_shift=shift,
+        logp=ref + ratio,
+        ref_logp=ref,
+        logit_shift=shift,
         centred_logit_shift=shift if centred is None else np.array(centred, dtype=np.float32),
-    )  # fmt: skip
+    )
 
 
 def by_differences(values) -> float:
@@ -49,11 +51,19 @@ def test_gini_by_hand():
 def test_a_completion_by_hand():
     found = completion_shifts(tokens([0.5, -1.0, 0.25], [-3.0, 1.0, 0.0], [1.0, -1.0, 1.0]))
     assert set(found) == set(QUANTITIES)
-    assert found == pytest.approx({
-        "log_ratio": -0.25, "mean_log_ratio": -0.25 / 3, "abs_mean_log_ratio": 0.25 / 3,
-        "logit_shift": 4.0, "mean_logit_shift": 4 / 3, "centred_logit_shift": 3.0, "mean_centred_logit_shift": 1.0,
-        "gini": 0.5, "gini_centred": 0.0,  # sorted 0, 1, 3: (-2 * 0 + 0 * 1 + 2 * 3) / (3 * 4)
-    })  # fmt: skip
+    assert found == pytest.approx(
+        {
+            "log_ratio": -0.25,
+            "mean_log_ratio": -0.25 / 3,
+            "abs_mean_log_ratio": 0.25 / 3,
+            "logit_shift": 4.0,
+            "mean_logit_shift": 4 / 3,
+            "centred_logit_shift": 3.0,
+            "mean_centred_logit_shift": 1.0,
+            "gini": 0.5,
+            "gini_centred": 0.0,  # sorted 0, 1, 3: (-2 * 0 + 0 * 1 + 2 * 3) / (3 * 4)
+        }
+    )
 
 
 def test_prompts_count_once():
@@ -61,14 +71,18 @@ def test_prompts_count_once():
     rows = [completion_shifts(tokens([x], [x])) for x in (1.0, 3.0, 6.0)]
     found = summarise(rows, [0, 0, 1])["log_ratio"]
     assert (found.mean, found.num) == (4.0, 2)
-    assert found.high - found.mean == pytest.approx(12.706 * 2.0, rel=1e-4)  # t(0.975, 1) * sd / sqrt(2), sd = sqrt(8)
+    assert found.high - found.mean == pytest.approx(
+        12.706 * 2.0, rel=1e-4
+    )  # t(0.975, 1) * sd / sqrt(2), sd = sqrt(8)
     with pytest.raises(DataError, match="no completions"):
         summarise([], [])
 
 
 def test_pooled_tokens_weigh_the_same():
     found = pooled([tokens([1.0], [3.0]), tokens([0.0, -0.5], [-1.0, 0.0])])
-    assert found == pytest.approx({"num_tokens": 3, "mean_log_ratio": 0.5 / 3, "gini": 0.5, "gini_centred": 0.5})
+    assert found == pytest.approx(
+        {"num_tokens": 3, "mean_log_ratio": 0.5 / 3, "gini": 0.5, "gini_centred": 0.5}
+    )
 
 
 def test_histograms():
@@ -76,7 +90,9 @@ def test_histograms():
     assert edges == pytest.approx([-2, -1, 0, 1, 2])
     assert histogram(np.array([-9.0, -0.5, 0.5, 9.0]), edges) == pytest.approx([0.25, 0.25, 0.25, 0.25])
     assert symmetric_edges(np.zeros(3), num_bins=2) == pytest.approx([-1, 0, 1])
-    rare = symmetric_edges(np.array([0.0] * 999 + [4.0]), num_bins=2)  # most are 0: the reach falls back on the largest
+    rare = symmetric_edges(
+        np.array([0.0] * 999 + [4.0]), num_bins=2
+    )  # most are 0: the reach falls back on the largest
     assert rare == pytest.approx([-4, 0, 4])
 
 

@@ -12,21 +12,34 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.main import main
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import LoadedRecords
 from preftune.data.render import make_renderer
 from preftune.diagnosis.data_findings import BOUNDS, Bound, findings_of
 from preftune.diagnosis.data_model import choose_prompts, measure_own, read_completions
 from preftune.diagnosis.data_rows import Rows, read
-from preftune.sampling.sample import SampleOptions, sample
+from preftune.model.layout import LayoutOptions
 from preftune.progress import Reporter
+from preftune.sampling.sample import SampleOptions, sample
 from preftune.types import Record
 from tests.folders import PAIRS, save_tiny_model, write_rows
 
 EVIDENCE = {
-    "num_prompts", "num_pairs", "completions_per_prompt", "completion_tokens", "off_policy", "best_of_data", "best_of_n",
-    "reward_spread", "zero_spread", "noise", "length_bias", "overlap", "duplicates", "leakage", "can_reward",
-}  # fmt: skip
+    "num_prompts",
+    "num_pairs",
+    "completions_per_prompt",
+    "completion_tokens",
+    "off_policy",
+    "best_of_data",
+    "best_of_n",
+    "reward_spread",
+    "zero_spread",
+    "noise",
+    "length_bias",
+    "overlap",
+    "duplicates",
+    "leakage",
+    "can_reward",
+}
 QUICK = ["--max_new_tokens", "12", "--samples", "3"]
 LONG = "word " * 30
 
@@ -58,45 +71,82 @@ def test_clean_data_without_a_model(pairs_file, capsys):
     assert (evidence["num_prompts"], evidence["num_pairs"], evidence["completions_per_prompt"]) == (8, 8, 2.0)
     assert evidence["duplicates"] == 0 and evidence["can_reward"] is False
     assert evidence["length_bias"] == 0.0  # "No idea about ... at all." is always longer
-    missing = {"completion_tokens", "off_policy", "best_of_data", "best_of_n", "reward_spread", "zero_spread", "noise", "leakage"}
+    missing = {
+        "completion_tokens",
+        "off_policy",
+        "best_of_data",
+        "best_of_n",
+        "reward_spread",
+        "zero_spread",
+        "noise",
+        "leakage",
+    }
     assert all(evidence[name] is None for name in missing) and told["measures"]["unit"] == "words"
     # "It is the sea ." and "No idea about the sea at all ." share three words of 5 + 8; and so on
     assert 0.2 < evidence["overlap"] < 0.6
     told_verdicts = verdicts(told)
     assert told_verdicts.pop("length bias") == "mend this" and set(told_verdicts.values()) == {"good"}
-    assert any("no --model" in one for one in told["left_out"]) and any("no --held_out" in one for one in told["left_out"])
+    assert any("no --model" in one for one in told["left_out"]) and any(
+        "no --held_out" in one for one in told["left_out"]
+    )
 
 
 def test_overlap_and_lengths_in_words(tmp_path, capsys):
     row = {"prompt": "p", "chosen": "It is water.", "rejected": "It was salt, sir."}
     told = diagnose(capsys, write_rows(tmp_path / "d.jsonl", [row]))
-    assert told["evidence"]["overlap"] == pytest.approx(2 * 2 / (4 + 6))  # It and . of "It is water ." and "It was salt , sir ."
-    assert told["measures"]["overlap"]["prefix_tokens"] == 1 and told["measures"]["lengths"]["difference"]["mean"] == -2
+    assert told["evidence"]["overlap"] == pytest.approx(
+        2 * 2 / (4 + 6)
+    )  # It and . of "It is water ." and "It was salt , sir ."
+    assert (
+        told["measures"]["overlap"]["prefix_tokens"] == 1
+        and told["measures"]["lengths"]["difference"]["mean"] == -2
+    )
     assert told["measures"]["lengths"]["difference"]["low"] is None  # one prompt has no interval
     assert told["measures"]["completion_length"] == 5
 
 
 def test_every_fault_is_counted_where_it_is(tmp_path, capsys):
     def row(number, chosen="Yes.", **more):
-        return {"prompt": f"Question {number} of my own", "chosen": f"{number} {chosen}", "rejected": f"No {number}."} | more
+        return {
+            "prompt": f"Question {number} of my own",
+            "chosen": f"{number} {chosen}",
+            "rejected": f"No {number}.",
+        } | more
 
     rows = [
-        row(1), row(2, "Hm.\nHuman: x"), row(3, LONG), row(4, "fiancÃ©"), row(5, "a\x08b"), row(6, "x <|im_end|>"),
-        {**row(7), "prompt": "<s> Hi"}, {**row(8), "rejected": ""},
+        row(1),
+        row(2, "Hm.\nHuman: x"),
+        row(3, LONG),
+        row(4, "fiancÃ©"),
+        row(5, "a\x08b"),
+        row(6, "x <|im_end|>"),
+        {**row(7), "prompt": "<s> Hi"},
+        {**row(8), "rejected": ""},
         {**row(9), "prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
-        {**row(10), "chosen": "same", "rejected": "same"}, row(1),
-    ]  # fmt: skip
+        {**row(10), "chosen": "same", "rejected": "same"},
+        row(1),
+    ]
     told = diagnose(capsys, data := write_rows(tmp_path / "d.jsonl", rows))
     found = told["measures"]["faults"]
     assert {name: (one["rows"], one["example"].rpartition(":")[2]) for name, one in found.items()} == {
-        "role_markers": (1, "2"), "no_end": (1, "3"), "mojibake": (1, "4"), "control_characters": (1, "5"),
-        "special_tokens": (1, "6"), "double_bos": (1, "7"),
-    }  # fmt: skip
+        "role_markers": (1, "2"),
+        "no_end": (1, "3"),
+        "mojibake": (1, "4"),
+        "control_characters": (1, "5"),
+        "special_tokens": (1, "6"),
+        "double_bos": (1, "7"),
+    }
     assert found["mojibake"]["example"] == f"{data}:4" and found["mojibake"]["share"] == 1 / 8
     unusable = {what: one["example"].rpartition(":")[2] for what, one in told["measures"]["unusable"].items()}
-    assert unusable == {"The field rejected is empty": "8", "The dialogue prompt does not end with a turn of the user": "9"}
+    assert unusable == {
+        "The field rejected is empty": "8",
+        "The dialogue prompt does not end with a turn of the user": "9",
+    }
     assert told["measures"]["idle_pairs"] == {"equal texts": 1} and told["evidence"]["num_pairs"] == 8
-    assert told["evidence"]["duplicates"] == 1 / 8 and told["measures"]["duplicate_example"] == f"{data}:11 repeats {data}:1"
+    assert (
+        told["evidence"]["duplicates"] == 1 / 8
+        and told["measures"]["duplicate_example"] == f"{data}:11 repeats {data}:1"
+    )
     assert verdicts(told)["pairs that teach nothing"] == "mend this"
     says = {one["name"]: one["says"] for one in told["findings"]}
     assert "(1, first row 8)" in says["rows that cannot be used"]
@@ -104,11 +154,18 @@ def test_every_fault_is_counted_where_it_is(tmp_path, capsys):
 
 
 def test_leakage(tmp_path, capsys, pairs_file):
-    held = [{**PAIRS[0], "prompt": PAIRS[0]["prompt"].upper()}, {**PAIRS[1], "chosen": "Something new."}, PAIRS[2],
-            {**PAIRS[3], "prompt": "Quite another question about it?"}]  # fmt: skip
+    held = [
+        {**PAIRS[0], "prompt": PAIRS[0]["prompt"].upper()},
+        {**PAIRS[1], "chosen": "Something new."},
+        PAIRS[2],
+        {**PAIRS[3], "prompt": "Quite another question about it?"},
+    ]
     told = diagnose(capsys, pairs_file, "--held_out", write_rows(tmp_path / "h.jsonl", held))
     leaked = told["measures"]["leakage"]
-    assert leaked["prompts"] == {"exact": 0.5, "normalised": 0.75, "near": 0.75} and told["evidence"]["leakage"] == 0.75
+    assert (
+        leaked["prompts"] == {"exact": 0.5, "normalised": 0.75, "near": 0.75}
+        and told["evidence"]["leakage"] == 0.75
+    )
     assert leaked["rows"] == {"exact": 0.25, "normalised": 0.5, "near": 0.5}
     assert verdicts(told)["leakage"] == "mend this"
     clean = diagnose(capsys, pairs_file, "--held_out", write_rows(tmp_path / "h.jsonl", held[3:]))
@@ -116,15 +173,27 @@ def test_leakage(tmp_path, capsys, pairs_file):
 
 
 def test_contradictions(tmp_path, capsys):
-    rows = [*PAIRS, {"prompt": PAIRS[0]["prompt"], "chosen": PAIRS[0]["rejected"].upper(), "rejected": PAIRS[0]["chosen"]}]
+    rows = [
+        *PAIRS,
+        {
+            "prompt": PAIRS[0]["prompt"],
+            "chosen": PAIRS[0]["rejected"].upper(),
+            "rejected": PAIRS[0]["chosen"],
+        },
+    ]
     told = diagnose(capsys, write_rows(tmp_path / "d.jsonl", rows))
     assert told["measures"]["contradictions"]["in_cycles"] == pytest.approx(2 / 9)
     assert verdicts(told)["contradictions"] == "mend this"
 
 
 def test_the_order_of_completions_makes_no_new_row(tmp_path, capsys):
-    rows = [*PAIRS, {"prompt": PAIRS[0]["prompt"], "chosen": PAIRS[0]["rejected"], "rejected": PAIRS[0]["chosen"]}]
-    assert diagnose(capsys, write_rows(tmp_path / "d.jsonl", rows))["evidence"]["duplicates"] == pytest.approx(1 / 9)
+    rows = [
+        *PAIRS,
+        {"prompt": PAIRS[0]["prompt"], "chosen": PAIRS[0]["rejected"], "rejected": PAIRS[0]["chosen"]},
+    ]
+    assert diagnose(capsys, write_rows(tmp_path / "d.jsonl", rows))["evidence"][
+        "duplicates"
+    ] == pytest.approx(1 / 9)
 
 
 def test_rewards_and_labels_become_pairs(tmp_path, capsys):
@@ -135,7 +204,11 @@ def test_rewards_and_labels_become_pairs(tmp_path, capsys):
     assert told["evidence"]["num_pairs"] == 1
     labels = [{"prompt": f"p{k}", "completion": f"c {k}", "label": k % 2 == 0} for k in range(4)]
     told = diagnose(capsys, write_rows(tmp_path / "labels.jsonl", labels))
-    assert told["evidence"]["num_pairs"] == 0 and told["evidence"]["length_bias"] is None and told["evidence"]["overlap"] is None
+    assert (
+        told["evidence"]["num_pairs"] == 0
+        and told["evidence"]["length_bias"] is None
+        and told["evidence"]["overlap"] is None
+    )
     assert any("give no pairs" in one for one in told["left_out"])
 
 
@@ -156,7 +229,11 @@ def test_readings_are_the_model_s(parts, pairs_file):
                 whole = torch.from_numpy(np.concatenate([group.prompt, cut])).long()[None]
                 with torch.no_grad():
                     out = model(whole, output_hidden_states=True)
-                logp = out.logits[0, len(group.prompt) - 1 : -1].log_softmax(-1).gather(1, whole[0, len(group.prompt) :, None])
+                logp = (
+                    out.logits[0, len(group.prompt) - 1 : -1]
+                    .log_softmax(-1)
+                    .gather(1, whole[0, len(group.prompt) :, None])
+                )
                 assert reading.logp == pytest.approx(float(logp.mean()), rel=1e-5)
                 expected = out.hidden_states[-1][0, len(group.prompt) :].mean(0)
                 np.testing.assert_allclose(reading.state, expected.numpy(), rtol=1e-3, atol=1e-5)
@@ -171,19 +248,48 @@ def test_choice_of_prompts_depends_on_the_seed(parts, pairs_file):
 
 def own_rows(model, renderer, count: int, seed: int) -> Rows:
     """Pairs of the tiny model's own completions, as tokens: its bytes do not survive being written as text."""
-    records = [Record(prompt=f"Question {k}", completions=("a", "b"), pairs=((0, 1),), origin=f"own:{k + 1}") for k in range(count)]
+    records = [
+        Record(prompt=f"Question {k}", completions=("a", "b"), pairs=((0, 1),), origin=f"own:{k + 1}")
+        for k in range(count)
+    ]
     groups = [renderer.render(record) for record in records]
-    drawn = sample(model, renderer, [group.prompt for group in groups], SampleOptions(num_completions=2, max_new_tokens=24), seed)
-    groups = [replace(group, completions=tuple(one.token_ids for one in ones)) for group, ones in zip(groups, drawn, strict=True)]
+    drawn = sample(
+        model,
+        renderer,
+        [group.prompt for group in groups],
+        SampleOptions(num_completions=2, max_new_tokens=24),
+        seed,
+    )
+    groups = [
+        replace(group, completions=tuple(one.token_ids for one in ones))
+        for group, ones in zip(groups, drawn, strict=True)
+    ]
     loaded = LoadedRecords(records=tuple(records), format="pairs", num_rows=count, bad_rows=(), dropped={})
-    return Rows(loaded=loaded, records=tuple(records), groups=tuple(groups), prompt=tuple(range(count)), unusable={}, dropped={},
-                idle_pairs={})  # fmt: skip
+    return Rows(
+        loaded=loaded,
+        records=tuple(records),
+        groups=tuple(groups),
+        prompt=tuple(range(count)),
+        unusable={},
+        dropped={},
+        idle_pairs={},
+    )
 
 
 def measured(parts, rows: Rows, seed: int):
     model, renderer = parts
-    return measure_own(rows, model, renderer, None, SampleOptions(num_completions=2, max_new_tokens=24), max_prompts=99, seed=seed,
-                       precision="fp32", layout=LayoutOptions(), report=Reporter(quiet=True))[0]  # fmt: skip
+    return measure_own(
+        rows,
+        model,
+        renderer,
+        None,
+        SampleOptions(num_completions=2, max_new_tokens=24),
+        max_prompts=99,
+        seed=seed,
+        precision="fp32",
+        layout=LayoutOptions(),
+        report=Reporter(quiet=True),
+    )[0]
 
 
 def test_own_samples_are_on_policy_and_random_labels_are_noise(parts):
@@ -192,7 +298,9 @@ def test_own_samples_are_on_policy_and_random_labels_are_noise(parts):
         assert near.off_policy.low < 0 < near.off_policy.high and abs(near.off_policy.mean) < 0.1
         assert near.rank.low < 0.5 < near.rank.high
     assert told.agreement is not None and 0.25 < told.agreement.noise < 0.75
-    assert next(one for one in findings_of(told) if one.name == "noise of the labels").verdict == "look at this"
+    assert (
+        next(one for one in findings_of(told) if one.name == "noise of the labels").verdict == "look at this"
+    )
     assert [one.verdict for one in findings_of(told) if one.name.startswith("off-policy")] == ["good"] * 3
 
 
@@ -218,23 +326,40 @@ def test_other_data_are_off_policy_and_a_plain_rule_is_no_noise(tmp_path, capsys
     rows = [{"prompt": f"Question {k}?", "chosen": f"yes {k}", "rejected": f"no {k} " * 4} for k in range(25)]
     told = diagnose(capsys, write_rows(tmp_path / "d.jsonl", rows), "--model", tiny_folder, *QUICK)
     assert told["evidence"]["noise"] == 0.0 and verdicts(told)["noise of the labels"] == "good"
-    assert told["evidence"]["off_policy"] > BOUNDS["off_policy"].look and verdicts(told)["off-policy"] == "look at this"
+    assert (
+        told["evidence"]["off_policy"] > BOUNDS["off_policy"].look
+        and verdicts(told)["off-policy"] == "look at this"
+    )
     # the byte tokeniser may join letters, so tokens are counted by it, end-of-turn token included
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     sizes = [len(tokenizer(row[side])["input_ids"]) + 1 for row in rows for side in ("chosen", "rejected")]
-    assert told["evidence"]["completion_tokens"] == pytest.approx(np.mean(sizes)) and told["measures"]["unit"] == "tokens"
+    assert (
+        told["evidence"]["completion_tokens"] == pytest.approx(np.mean(sizes))
+        and told["measures"]["unit"] == "tokens"
+    )
 
 
 def test_the_reward_s_peak(tmp_path, tiny_folder, capsys):
-    """length.min is minus the tokens, so everything follows from lengths; own completions are cut off at 12 tokens."""
+    """length.min is minus the tokens, so everything follows from lengths; own completions are cut off at 12
+    tokens.
+    """
     chosen = ["Maybe so, maybe not.", "No.", "No.", "No."]
-    rows = [{"prompt": f"Question {k}?", "chosen": one, "rejected": "Yes indeed, it is."} for k, one in enumerate(chosen)]
+    rows = [
+        {"prompt": f"Question {k}?", "chosen": one, "rejected": "Yes indeed, it is."}
+        for k, one in enumerate(chosen)
+    ]
     data = write_rows(tmp_path / "d.jsonl", rows)
     told = diagnose(capsys, data, "--model", tiny_folder, "--reward", "length.min", *QUICK)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    size = {text: len(tokenizer(text)["input_ids"]) + 1 for row in rows for text in (row["chosen"], row["rejected"])}
+    size = {
+        text: len(tokenizer(text)["input_ids"]) + 1
+        for row in rows
+        for text in (row["chosen"], row["rejected"])
+    }
     own = told["measures"]["own"]
-    assert own["data_rewards"]["chosen"]["mean"] == pytest.approx(-np.mean([size[row["chosen"]] for row in rows]))
+    assert own["data_rewards"]["chosen"]["mean"] == pytest.approx(
+        -np.mean([size[row["chosen"]] for row in rows])
+    )
     assert own["data_rewards"]["rejected"]["mean"] == pytest.approx(-size[rows[0]["rejected"]])
     assert size["No."] < size["Yes indeed, it is."] < size["Maybe so, maybe not."]
     assert own["reward_agreement"]["mean"] == 0.75
@@ -255,7 +380,11 @@ def test_a_flat_reward_and_one_without_an_opinion(tmp_path, tiny_folder, capsys,
     )
     data = write_rows(tmp_path / "d.jsonl", PAIRS)
     told = diagnose(capsys, data, "--model", tiny_folder, "--reward", f"{tmp_path}/flat.py:flat", *QUICK)
-    assert [told["evidence"][name] for name in ("zero_spread", "best_of_data", "reward_spread")] == [1, 0.5, 0]
+    assert [told["evidence"][name] for name in ("zero_spread", "best_of_data", "reward_spread")] == [
+        1,
+        0.5,
+        0,
+    ]
     assert told["measures"]["own"]["reward_agreement"]["mean"] == 0.5
     assert verdicts(told)["prompts whose own rewards are equal"] == "mend this"
     told = diagnose(capsys, data, "--model", tiny_folder, "--reward", f"{tmp_path}/flat.py:none", *QUICK)
@@ -263,25 +392,55 @@ def test_a_flat_reward_and_one_without_an_opinion(tmp_path, tiny_folder, capsys,
 
 
 def test_equal_after_cutting_and_too_long(tmp_path, tiny_folder, capsys):
-    rows = [*PAIRS, {"prompt": "p", "chosen": LONG + "a", "rejected": LONG + "b"}, {"prompt": "q", "chosen": LONG, "rejected": "c"}]
+    rows = [
+        *PAIRS,
+        {"prompt": "p", "chosen": LONG + "a", "rejected": LONG + "b"},
+        {"prompt": "q", "chosen": LONG, "rejected": "c"},
+    ]
     data = write_rows(tmp_path / "d.jsonl", rows)
-    told = diagnose(capsys, data, "--model", tiny_folder, "--max_length", "100", "--truncation", "cut_completion", *QUICK)
-    assert told["measures"]["idle_pairs"] == {"equal tokens after cutting": 1} and told["evidence"]["num_pairs"] == 9
+    told = diagnose(
+        capsys, data, "--model", tiny_folder, "--max_length", "100", "--truncation", "cut_completion", *QUICK
+    )
+    assert (
+        told["measures"]["idle_pairs"] == {"equal tokens after cutting": 1}
+        and told["evidence"]["num_pairs"] == 9
+    )
     told = diagnose(capsys, data, "--model", tiny_folder, "--max_length", "100", *QUICK)
     assert told["measures"]["dropped"] == {"dropped: too long": 2} and told["evidence"]["num_pairs"] == 8
 
 
 def test_few_prompts_are_said_to_be_few(tmp_path, tiny_folder, pairs_file, capsys):
-    words = ["--model", str(tiny_folder), "--max_prompts", "3", "--output", str(tmp_path / "out.json"), *QUICK]
+    words = [
+        "--model",
+        str(tiny_folder),
+        "--max_prompts",
+        "3",
+        "--output",
+        str(tmp_path / "out.json"),
+        *QUICK,
+    ]
     assert main(["diagnose", "data", pairs_file, *words]) == 0
     out = capsys.readouterr().out
     assert "was asked 3 prompts of 8, 3 samples each; with so few, intervals are wide" in out
-    assert re.search(r"off-policy, chosen +.*nats/token", out) and "not measured: noise of the labels: it wants 20 prompts" in out
-    assert re.search(r"\d+% of the data's completions are longer than max_new_tokens", out) and "(the paper" not in out
+    assert (
+        re.search(r"off-policy, chosen +.*nats/token", out)
+        and "not measured: noise of the labels: it wants 20 prompts" in out
+    )
+    assert (
+        re.search(r"\d+% of the data's completions are longer than max_new_tokens", out)
+        and "(the paper" not in out
+    )
     assert out.rstrip().endswith("out.json")
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert set(written["evidence"]) == EVIDENCE and written["used"]["prompts"] == 3 and set(written["thresholds"]) == set(BOUNDS)
-    assert "NaN" not in (tmp_path / "out.json").read_text() and "Infinity" not in (tmp_path / "out.json").read_text()
+    assert (
+        set(written["evidence"]) == EVIDENCE
+        and written["used"]["prompts"] == 3
+        and set(written["thresholds"]) == set(BOUNDS)
+    )
+    assert (
+        "NaN" not in (tmp_path / "out.json").read_text()
+        and "Infinity" not in (tmp_path / "out.json").read_text()
+    )
 
 
 def test_a_file_is_replaced_only_if_that_is_asked(tmp_path, pairs_file, capsys):
@@ -314,7 +473,9 @@ def test_trajectories(tmp_path, tiny_folder, capsys):
 def test_bounds():
     bound = Bound(look=0.1, mend=0.5, reason="")
     assert [bound.verdict(value) for value in (0.1, 0.2, 0.5)] == ["good", "look at this", "mend this"]
-    assert bound.verdict(0.9, mildest=0.05) == "look at this" and bound.verdict(0.9, mildest=0.2) == "mend this"
+    assert (
+        bound.verdict(0.9, mildest=0.05) == "look at this" and bound.verdict(0.9, mildest=0.2) == "mend this"
+    )
     assert Bound(look=0.0, mend=None, reason="").verdict(9.0) == "look at this"
     assert all(bound.reason and (bound.mend is None or bound.mend > bound.look) for bound in BOUNDS.values())
 
@@ -340,7 +501,10 @@ def test_mistakes(tmp_path, tiny_folder, pairs_file, capsys):
         ([pairs_file, "--reward", "brief"], "reward has no effect without a model"),
         ([pairs_file, "--seed", "3"], "seed has no effect without a model"),
         ([pairs_file, "--max_length", "99"], "rows.max_length has no effect on texts without a model"),
-        ([pairs_file, "--soft_label_temperature", "1"], "soft_label_temperature has no effect on a diagnosis"),
+        (
+            [pairs_file, "--soft_label_temperature", "1"],
+            "soft_label_temperature has no effect on a diagnosis",
+        ),
         ([pairs_file, "--min_gap", "1"], "min_gap has no effect here"),
         ([pairs_file, "--output", str(tmp_path)], "output is the file of the diagnosis"),
         ([pairs_file, "--output", pairs_file], "is there already"),

@@ -1,4 +1,6 @@
-"""`diagnose run` end to end on tiny models: against logits taken from the models themselves, and what it refuses."""
+"""`diagnose run` end to end on tiny models: against logits taken from the models themselves, and what it
+refuses.
+"""
 
 import json
 import math
@@ -13,12 +15,12 @@ import torch
 from preftune.cli.main import main
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
-from preftune.measures.shifts import TokenShifts, completion_shifts
 from preftune.diagnosis.run_material import DiagnoseRunConfig, find_material, find_runs
+from preftune.measures.shifts import TokenShifts, completion_shifts
+from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.sft import SFT
-from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.train.loop import train
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import PAIRS, save_tiny_model, tiny_config, write_rows
@@ -39,7 +41,16 @@ def runs(tmp_path_factory, tiny_folder, pairs_file):
 @pytest.fixture(scope="module")
 def diagnosis(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("diagnosis") / "out"
-    words = [str(runs / "dpo"), str(runs / "bnf"), "--output", str(folder), "--samples", "2", "--max_new_tokens", "6"]
+    words = [
+        str(runs / "dpo"),
+        str(runs / "bnf"),
+        "--output",
+        str(folder),
+        "--samples",
+        "2",
+        "--max_new_tokens",
+        "6",
+    ]
     assert main(["diagnose", "run", *words, "--examples", "1", "--json"]) == 0
     return folder
 
@@ -53,20 +64,27 @@ def by_hand(final, start, group, k) -> dict[str, float]:
     """The definitions, from the whole logits of one sequence."""
     ids = torch.from_numpy(np.concatenate([group.prompt, group.completions[k]])).long()
     targets = ids[len(group.prompt) :, None]
+
     def three(model) -> list[np.ndarray]:
         logits = model(input_ids=ids[None]).logits[0, len(group.prompt) - 1 : -1].float()
         z = logits.gather(1, targets)[:, 0]
-        return [one.numpy() for one in (logits.log_softmax(1).gather(1, targets)[:, 0], z, z - logits.mean(1))]
+        return [
+            one.numpy() for one in (logits.log_softmax(1).gather(1, targets)[:, 0], z, z - logits.mean(1))
+        ]
 
     (logp, z, centred), (ref_logp, ref_z, ref_centred) = three(final), three(start)
-    return completion_shifts(TokenShifts(
-        logp=logp, ref_logp=ref_logp, logit_shift=z - ref_z, centred_logit_shift=centred - ref_centred
-    ))  # fmt: skip
+    return completion_shifts(
+        TokenShifts(
+            logp=logp, ref_logp=ref_logp, logit_shift=z - ref_z, centred_logit_shift=centred - ref_centred
+        )
+    )
 
 
 def test_numbers_are_those_of_the_models(runs, diagnosis, tiny_folder):
     found = content(diagnosis)
-    assert [run["name"] for run in found["runs"]] == ["dpo", "bnf"] and found["num_pairs"] == found["num_prompts"] == 2
+    assert [run["name"] for run in found["runs"]] == ["dpo", "bnf"] and found["num_pairs"] == found[
+        "num_prompts"
+    ] == 2
     settings = DiagnoseRunConfig(runs=[str(runs / "dpo")], output="x")
     groups = find_material(settings, find_runs(settings.runs)).groups
     start = load_model(str(tiny_folder), LoadOptions())
@@ -83,7 +101,7 @@ def test_numbers_are_those_of_the_models(runs, diagnosis, tiny_folder):
             total = sum(one["per_completion"]["mean"] for one in kinds.values())
             assert total == pytest.approx(intervals["log_ratio"]["mean"], rel=1e-5)
             assert sum(run["sides"][name]["histogram"]) == pytest.approx(1)
-    first, second = ([run["sides"]["chosen"]["intervals"]["gini"]["mean"] for run in found["runs"]])
+    first, second = [run["sides"]["chosen"]["intervals"]["gini"]["mean"] for run in found["runs"]]
     assert found["differences"][0]["chosen"]["gini"]["mean"] == pytest.approx(second - first)
     assert (found["differences"][0]["run"], found["differences"][0]["minus"]) == ("bnf", "dpo")
 
@@ -101,18 +119,28 @@ def test_what_a_run_evaluated_is_what_is_diagnosed(runs, diagnosis):
 
 def test_samples_gain_what_the_reference_s_lose(diagnosis):
     for run in content(diagnosis)["runs"]:
-        policy, reference = (run["samples"][who]["intervals"]["log_ratio"]["mean"] for who in ("policy", "reference"))
+        policy, reference = (
+            run["samples"][who]["intervals"]["log_ratio"]["mean"] for who in ("policy", "reference")
+        )
         assert policy > reference  # KL(pi || ref) + KL(ref || pi) > 0
         assert 0 < run["samples"]["policy"]["num_tokens"] <= 6
 
 
 def test_tokens_are_those_of_the_completions(runs, diagnosis, pairs_file):
-    rows = [json.loads(line) for line in (diagnosis / "tokens.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(row["run"], row["side"]) for row in rows] == [(run, side) for run in ("dpo", "bnf") for side in ("chosen", "rejected")]
+    rows = [
+        json.loads(line) for line in (diagnosis / "tokens.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert [(row["run"], row["side"]) for row in rows] == [
+        (run, side) for run in ("dpo", "bnf") for side in ("chosen", "rejected")
+    ]
     texts = {row["chosen"] for row in PAIRS} | {row["rejected"] for row in PAIRS}
     for row in rows:
         assert "".join(token["text"] for token in row["tokens"]).removesuffix("<|im_end|>") in texts
-        assert all(math.isfinite(token[name]) for token in row["tokens"] for name in ("logp", "ref_logp", "logit_shift"))
+        assert all(
+            math.isfinite(token[name])
+            for token in row["tokens"]
+            for name in ("logp", "ref_logp", "logit_shift")
+        )
 
 
 def test_the_page_is_whole(diagnosis):
@@ -133,8 +161,24 @@ def test_a_model_that_did_not_move(tiny_folder, pairs_file, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(tiny_folder, run / "final")
     (run / "config.yaml").write_text(f"model: {tiny_folder}\ndata: {pairs_file}\noutput: {run}\n")
-    assert main(["diagnose", "run", str(run), "--data", pairs_file, "--output", str(tmp_path / "out"), "--max_prompts", "1",
-                 "--max_new_tokens", "3"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "diagnose",
+                "run",
+                str(run),
+                "--data",
+                pairs_file,
+                "--output",
+                str(tmp_path / "out"),
+                "--max_prompts",
+                "1",
+                "--max_new_tokens",
+                "3",
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert "diagnosis.html shows it" in told and "run" in told.splitlines()[0]
     found = content(tmp_path / "out")["runs"][0]
@@ -145,12 +189,19 @@ def test_a_model_that_did_not_move(tiny_folder, pairs_file, tmp_path, capsys):
 
 
 def test_hostile_names_and_texts(tiny_folder, tmp_path, capsys):
-    rows = [{"prompt": f"{k}{HOSTILE}", "chosen": f"{HOSTILE} yes", "rejected": f"{HOSTILE} no"} for k in range(3)]
+    rows = [
+        {"prompt": f"{k}{HOSTILE}", "chosen": f"{HOSTILE} yes", "rejected": f"{HOSTILE} no"} for k in range(3)
+    ]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     run = tmp_path / "<b>run"
     shutil.copytree(tiny_folder, run / "final")
     (run / "config.yaml").write_text(f"model: {tiny_folder}\ndata: {data}\noutput: x\n")
-    assert main(["diagnose", "run", str(run), "--data", data, "--output", str(tmp_path / "out"), "--samples", "0"]) == 0
+    assert (
+        main(
+            ["diagnose", "run", str(run), "--data", data, "--output", str(tmp_path / "out"), "--samples", "0"]
+        )
+        == 0
+    )
     told = capsys.readouterr().out
     assert "\x1b" not in told and "\u202e" not in told
     page = (tmp_path / "out" / "diagnosis.html").read_text(encoding="utf-8")
@@ -172,11 +223,24 @@ def test_mistakes_are_one_sentence(runs, tiny_folder, pairs_file, tmp_path, caps
     shutil.copy(runs / "dpo" / "config.yaml", unfinished)
     shutil.copytree(runs / "dpo", words)
     word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(words / "final")
-    other = train(tiny_config(tiny_folder, pairs_file, tmp_path / "seed", seed=1, max_steps=1, objective=SFT()), quiet=True).folder
-    all_in = train(tiny_config(tiny_folder, pairs_file, tmp_path / "all", eval_fraction=0.0, max_steps=1), quiet=True).folder
-    singles = write_rows(tmp_path / "labels.jsonl", [{"prompt": f"p{k}", "completion": "c", "label": k % 2 == 0} for k in range(8)])
-    labels = train(tiny_config(tiny_folder, singles, tmp_path / "labels", objective=BNF(), max_steps=1), quiet=True).folder
-    reward = train(tiny_config(tiny_folder, pairs_file, tmp_path / "rm", objective=BradleyTerry(), max_steps=1), quiet=True).folder
+    other = train(
+        tiny_config(tiny_folder, pairs_file, tmp_path / "seed", seed=1, max_steps=1, objective=SFT()),
+        quiet=True,
+    ).folder
+    all_in = train(
+        tiny_config(tiny_folder, pairs_file, tmp_path / "all", eval_fraction=0.0, max_steps=1), quiet=True
+    ).folder
+    singles = write_rows(
+        tmp_path / "labels.jsonl",
+        [{"prompt": f"p{k}", "completion": "c", "label": k % 2 == 0} for k in range(8)],
+    )
+    labels = train(
+        tiny_config(tiny_folder, singles, tmp_path / "labels", objective=BNF(), max_steps=1), quiet=True
+    ).folder
+    reward = train(
+        tiny_config(tiny_folder, pairs_file, tmp_path / "rm", objective=BradleyTerry(), max_steps=1),
+        quiet=True,
+    ).folder
     for asked, wanted in (
         ((), "missing"),
         ((tmp_path,), "is not a run folder"),
@@ -211,4 +275,6 @@ def test_runs_of_other_seeds_share_named_pairs(runs, tiny_folder, pairs_file, tm
     groups = prepare(held, load_tokenizer(str(start), LoadOptions()), "pairs", DataOptions()).groups
     models = load_model(f"{other}/final", LoadOptions()), load_model(str(start), LoadOptions())
     shift = np.mean([by_hand(*models, group, 0)["log_ratio"] for group in groups])
-    assert found["runs"][0]["sides"]["chosen"]["intervals"]["log_ratio"]["mean"] == pytest.approx(shift, rel=1e-3, abs=1e-5)
+    assert found["runs"][0]["sides"]["chosen"]["intervals"]["log_ratio"]["mean"] == pytest.approx(
+        shift, rel=1e-3, abs=1e-5
+    )

@@ -12,10 +12,10 @@ from preftune.advice.advice import advise
 from preftune.errors import ConfigError
 from preftune.lab.contest import METHODS, Choice, Raced, choices, race
 from preftune.lab.draws import STEPS, Draw, drawn
+from preftune.lab.environment import World
 from preftune.lab.measured_evidence import cyclic_noise, labelled, measured, upper_share
 from preftune.lab.problem import Problem
 from preftune.lab.regret import Habit, habits, regret, regret_of_range, span, summary
-from preftune.lab.environment import World
 from tests.lab.problems import tiny
 
 GROUPS = 400
@@ -51,7 +51,9 @@ def test_evidence_is_what_the_laws_say(policy):
     mean = (law * reward).sum()
     # The standard deviation of 16 draws is nearly unbiased: its mean is a little below the law's.
     assert found.reward_spread == pytest.approx(math.sqrt((law * (reward - mean) ** 2).sum()), rel=0.08)
-    assert found.noise is not None and 0 < found.noise < 0.01  # no pair is exchanged; the upper end is above 0
+    assert (
+        found.noise is not None and 0 < found.noise < 0.01
+    )  # no pair is exchanged; the upper end is above 0
     if policy == "tabular":
         assert found.off_policy == pytest.approx(((law - data) * np.log(law)).sum(), abs=0.05)
         assert found.completion_tokens == 1 and found.length_bias is None
@@ -87,7 +89,9 @@ def test_evidence_is_of_the_data_that_training_uses():
     problem = many("tabular")
     world, found = World(problem, (5,)), measured(problem, groups=GROUPS, can_reward=True, seed=5)
     rewards = world.rewards(world.sample_data(GROUPS, 3), true=True)[0]
-    assert found.num_pairs == sum(int(one[i] != one[j]) for one in rewards for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert found.num_pairs == sum(
+        int(one[i] != one[j]) for one in rewards for i, j in ((0, 1), (0, 2), (1, 2))
+    )
 
 
 def test_labels_and_contradictions_by_hand():
@@ -96,7 +100,8 @@ def test_labels_and_contradictions_by_hand():
     assert straight[0].int().tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 0]]
     turned = labelled(rewards, torch.tensor([[False, True, False]]))  # first against third
     assert turned[0].int().tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
-    # One triple, a cycle: the upper end is 1, cut at the largest share that noise can make, 1/4, at a half exchanged.
+    # One triple, a cycle: the upper end is 1, cut at the largest share that noise can make, 1/4, at a half
+    # exchanged.
     assert cyclic_noise(turned) == pytest.approx(0.5)
     many_straight = straight.expand(1000, 3, 3)
     z2 = 1.645**2
@@ -136,14 +141,19 @@ def test_every_drawn_problem_has_loops_within_its_budget(index):
 
 def test_who_may_take_part():
     problem = tiny("tabular", contexts={"train": 4})
+
     def names(**changes):
-        found = choices(Draw(**{"problem": problem, "groups": 4, "steps": 2, "rounds": 2, "can_reward": True} | changes))
+        found = choices(
+            Draw(**{"problem": problem, "groups": 4, "steps": 2, "rounds": 2, "can_reward": True} | changes)
+        )
         return {(one.source, one.objective) for one in found}
 
     assert len(METHODS) >= 12
     both = names()
     assert ("on-policy", "rloo") in both and ("offline", "rloo") not in both and ("offline", "nca") in both
-    assert names(can_reward=False) == {("offline", n) for n in ("sft", "bnf", "kto", "dpo", "robust-dpo", "ipo", "simpo", "wpo")}
+    assert names(can_reward=False) == {
+        ("offline", n) for n in ("sft", "bnf", "kto", "dpo", "robust-dpo", "ipo", "simpo", "wpo")
+    }
     assert {source for source, _ in names(rounds=0)} == {"offline"}
 
 
@@ -155,7 +165,9 @@ def test_a_race_runs_everything_and_says_the_same_twice():
     assert all(found.returns[choice] == value for choice, value in again.returns.items())
     law, reward = draw.problem.reference_law(), draw.problem.reward_values()
     assert found.start == pytest.approx((law * reward).sum(), abs=1e-5) and found.full_range == 3.0
-    assert all(value > found.start for choice, value in found.returns.items() if choice.objective in ("dpo", "rloo"))
+    assert all(
+        value > found.start for choice, value in found.returns.items() if choice.objective in ("dpo", "rloo")
+    )
 
 
 A, B = Choice(source="offline", objective="dpo"), Choice(source="offline", objective="bnf")
@@ -164,7 +176,9 @@ C = Choice(source="on-policy", objective="rloo")
 
 def raced(**returns: float) -> Raced:
     of = {"a": A, "b": B, "c": C}
-    return Raced(returns={of[name]: value for name, value in returns.items()}, rates={}, start=0.2, full_range=1.0)
+    return Raced(
+        returns={of[name]: value for name, value in returns.items()}, rates={}, start=0.2, full_range=1.0
+    )
 
 
 def test_regret_by_hand():
@@ -183,7 +197,9 @@ def test_habits_by_hand():
     races = [raced(a=0.5, b=0.1, c=0.7), raced(a=0.3, b=0.4)]
     pair, single = Habit(on_policy="rloo", offline="dpo"), Habit(on_policy=None, offline="dpo")
     assert [pair.choice(one) for one in races] == [C, A] and [single.choice(one) for one in races] == [A, A]
-    assert set(habits(races)) == {Habit(on_policy=on, offline=off) for on in (None, "rloo") for off in ("bnf", "dpo")}
+    assert set(habits(races)) == {
+        Habit(on_policy=on, offline=off) for on in (None, "rloo") for off in ("bnf", "dpo")
+    }
 
 
 def test_summary_by_hand():
@@ -195,5 +211,7 @@ def test_summary_by_hand():
 def test_what_is_advised_can_be_run(index):
     draw = drawn(12, index)
     evidence = measured(draw.problem, groups=draw.groups, can_reward=draw.can_reward, seed=index)
-    advice = advise(evidence.with_answers(can_sample=draw.rounds > 0, samples=draw.samples, can_hold_reference=True))
+    advice = advise(
+        evidence.with_answers(can_sample=draw.rounds > 0, samples=draw.samples, can_hold_reference=True)
+    )
     assert Choice(source=advice.source[0].choice, objective=advice.objective[0].choice) in choices(draw)  # type: ignore[arg-type]

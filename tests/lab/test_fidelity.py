@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from preftune.lab.paper_methods import CAST
-from preftune.lab.loop import Loop, run
-from preftune.lab.problem import load_problem
 from preftune.lab.environment import World
+from preftune.lab.loop import Loop, run
+from preftune.lab.paper_methods import CAST
+from preftune.lab.problem import load_problem
 
 OFFICIAL = [0.042, 0.178, 0.242, 0.380, 0.574, 0.655, 0.654, 0.683, 0.688, 0.721, 0.724]
 """Reward after 0, 20, ..., 200 steps of one seed, estimated by samples; onpolicy_paper.md, section 2.6."""

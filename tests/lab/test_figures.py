@@ -6,8 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from preftune.lab import figures
-from preftune.lab.figures import Picture, drawn
 from preftune.lab.figure_specs import PICTURES
+from preftune.lab.figures import Picture, drawn
 from preftune.lab.loop import Track
 
 PANELS = [(name, panel) for name, panels in PICTURES.items() for panel in panels if panel.kind == "curves"]
@@ -33,6 +33,14 @@ def test_a_panel_names_its_axes_and_runs(kind):
     track = Track(steps=[0, 10], measures={"return": values}, counters={"grad_steps": [0, 10]})
     picture = Picture(title="mine", runs=("a", "b"), labels=("first", "second"), kind=kind)
     svg = drawn(picture, {"a": track, "b": track}, "key")
-    for text in ("mine", "first", "second", "expected reward", *(["gradient steps"] if kind == "curves" else [])):
+    for text in (
+        "mine",
+        "first",
+        "second",
+        "expected reward",
+        *(["gradient steps"] if kind == "curves" else []),
+    ):
         assert f">{text}<" in svg
-    assert picture.caption == ("Expected reward, over gradient steps" if kind == "curves" else "Expected reward, at the end")
+    assert picture.caption == (
+        "Expected reward, over gradient steps" if kind == "curves" else "Expected reward, at the end"
+    )

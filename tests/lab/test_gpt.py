@@ -1,4 +1,6 @@
-"""The small transformer: its law over arms, against torch's own layers on one sequence at a time, and against sums by hand."""
+"""The small transformer: its law over arms, against torch's own layers on one sequence at a time, and against
+sums by hand.
+"""
 
 import math
 
@@ -7,9 +9,9 @@ import torch
 from torch import nn
 
 from preftune.errors import TrainingError
+from preftune.lab.environment import World
 from preftune.lab.gpt import HEADS, LAYERS, WIDTH, GPTPolicy, Tree
 from preftune.lab.problem import load_problem
-from preftune.lab.environment import World
 from tests.lab.problems import tiny
 
 TREE = Tree(base=3, length=3)
@@ -34,19 +36,39 @@ class Oracle(nn.Module):
         self.prompt, self.head = nn.Linear(SIZE, WIDTH, bias=False), nn.Linear(WIDTH, TREE.base, bias=False)
         self.tokens, self.positions = nn.Embedding(TREE.base, WIDTH), nn.Embedding(TREE.length, WIDTH)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, activation=nn.GELU(approximate="tanh"),
-                                       norm_first=True, batch_first=True)
+            nn.TransformerEncoderLayer(
+                WIDTH,
+                HEADS,
+                4 * WIDTH,
+                dropout=0.0,
+                activation=nn.GELU(approximate="tanh"),
+                norm_first=True,
+                batch_first=True,
+            )
             for _ in range(LAYERS)
-        )  # fmt: skip
+        )
         self.norm = nn.LayerNorm(WIDTH)
         self.double().eval()
-        self.pairs = [(self.prompt.weight, made.prompt, True), (self.head.weight, made.head, True),
-                      (self.tokens.weight, made.tokens, False), (self.positions.weight, made.positions, False)]  # fmt: skip
+        self.pairs = [
+            (self.prompt.weight, made.prompt, True),
+            (self.head.weight, made.head, True),
+            (self.tokens.weight, made.tokens, False),
+            (self.positions.weight, made.positions, False),
+        ]
         for i, layer in enumerate(self.layers):
             attention, wide, narrow = layer.self_attn, layer.linear1, layer.linear2
-            self.pairs += [(attention.in_proj_weight, made.attends[i], True), (attention.out_proj.weight, made.joins[i], True),
-                           (wide.weight, made.widens[i], True), (narrow.weight, made.narrows[i], True)]  # fmt: skip
-            biases = {"attend": attention.in_proj_bias, "join": attention.out_proj.bias, "widen": wide.bias, "narrow": narrow.bias}
+            self.pairs += [
+                (attention.in_proj_weight, made.attends[i], True),
+                (attention.out_proj.weight, made.joins[i], True),
+                (wide.weight, made.widens[i], True),
+                (narrow.weight, made.narrows[i], True),
+            ]
+            biases = {
+                "attend": attention.in_proj_bias,
+                "join": attention.out_proj.bias,
+                "widen": wide.bias,
+                "narrow": narrow.bias,
+            }
             self.pairs += [(bias, made.biases[f"{name}{i}"], False) for name, bias in biases.items()]
         norms = [norm for layer in self.layers for norm in (layer.norm1, layer.norm2)] + [self.norm]
         self.norm_pairs = list(zip(norms, made.norms, strict=True))
@@ -59,7 +81,9 @@ class Oracle(nn.Module):
                 norm.bias.copy_(both[seed, 1])
 
     def log_prob(self, context: torch.Tensor, digits: list[int]) -> torch.Tensor:
-        read = torch.cat([self.prompt(context)[None], self.tokens(torch.tensor(digits[:-1], dtype=torch.long))])
+        read = torch.cat(
+            [self.prompt(context)[None], self.tokens(torch.tensor(digits[:-1], dtype=torch.long))]
+        )
         hidden = (read + self.positions.weight)[None]
         hidden_from = nn.Transformer.generate_square_subsequent_mask(len(digits), dtype=torch.float64)
         for layer in self.layers:
@@ -74,7 +98,9 @@ def test_the_law_and_its_gradient_are_those_of_one_sequence_at_a_time():
     contexts = torch.rand((2, 2, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = TREE.log_law(made(contexts))
     arms = [[a // 9, a // 3 % 3, a % 3] for a in range(27)]
-    expected = torch.stack([torch.stack([oracle.log_prob(context, arm) for arm in arms]) for context in contexts[seed]])
+    expected = torch.stack(
+        [torch.stack([oracle.log_prob(context, arm) for arm in arms]) for context in contexts[seed]]
+    )
     torch.testing.assert_close(found[seed], expected, rtol=1e-10, atol=1e-10)
     assert found[seed].std() > 0.5 and (found[0] - found[1]).abs().max() > 0.5
     assert found.exp().sum(-1).tolist() == [pytest.approx([1, 1], abs=1e-12)] * 2
@@ -87,7 +113,9 @@ def test_the_law_and_its_gradient_are_those_of_one_sequence_at_a_time():
         gradient = theirs.grad[seed].T if turned else theirs.grad[seed].reshape(mine.shape)
         torch.testing.assert_close(gradient, mine.grad, rtol=1e-9, atol=1e-10)
     for norm, both in oracle.norm_pairs:
-        torch.testing.assert_close(both.grad[seed], torch.stack([norm.weight.grad, norm.bias.grad]), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            both.grad[seed], torch.stack([norm.weight.grad, norm.bias.grad]), rtol=1e-9, atol=1e-10
+        )
 
 
 def test_arms_as_rows_and_digits():
@@ -113,7 +141,20 @@ def test_tokens_of_prompts_and_seeds():
     completions = torch.tensor([[[5], [0], [8]], [[1], [2], [3]]])
     tokens = world.tokens(completions)
     assert tokens.lengths.tolist() == [2] * 6
-    assert tokens.row.tolist() == [0, 2, 4, 5, 8, 11, 12, 13, 16, 17, 20, 22]  # four rows for each prompt, three prompts
+    assert tokens.row.tolist() == [
+        0,
+        2,
+        4,
+        5,
+        8,
+        11,
+        12,
+        13,
+        16,
+        17,
+        20,
+        22,
+    ]  # four rows for each prompt, three prompts
     assert tokens.target.tolist() == [1, 2, 0, 0, 2, 2, 0, 1, 0, 2, 1, 0]
     assert world.tokens(completions, shift=1).row.tolist()[:6] == [4, 6, 8, 9, 0, 3]
 
@@ -122,7 +163,9 @@ def test_samples_and_exact_measures_are_of_the_same_law():
     world = World(tiny("gpt"), (0,), torch.float64)
     made = world.policy()
     with torch.no_grad():
-        made.head += torch.randn(made.head.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        made.head += torch.randn(
+            made.head.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         logits = made(world.train_prompts)
         law = world.log_law(logits)[0].exp()
     drawn = world.sample(logits, 3, 6000)[0]
@@ -132,18 +175,31 @@ def test_samples_and_exact_measures_are_of_the_same_law():
     measured = world.measure(made)
     held = world.log_law(made(world.held_out))[0]
     assert measured["entropy"].item() == pytest.approx(-(held.exp() * held).sum(-1).mean().item())
-    assert measured["kl"].item() == pytest.approx((held.exp() * (held - world.ref_logp)).sum(-1).mean().item())
+    assert measured["kl"].item() == pytest.approx(
+        (held.exp() * (held - world.ref_logp)).sum(-1).mean().item()
+    )
     assert measured["return"].item() == pytest.approx((held.exp() * world.reward).sum(-1).mean().item())
 
 
 def test_it_starts_at_the_reference_or_says_that_it_does_not():
     found = World(load_problem("gpt_r1"), (0, 1)).measure(World(load_problem("gpt_r1"), (0, 1)).policy())
     assert found["kl"].max() < 1e-3 and found["kl_reverse"].max() < 1e-3
-    assert found["return"] == pytest.approx([0.0390, 0.0390], abs=2e-3) and abs(found["entropy"] - 4.117).max() < 0.02
+    assert (
+        found["return"] == pytest.approx([0.0390, 0.0390], abs=2e-3)
+        and abs(found["entropy"] - 4.117).max() < 0.02
+    )
     assert found["entropy"].max() < math.log(100)
-    parity = {"kind": "table", "table": [(0.999 if bin(arm).count("1") % 2 else 0.001) / 32 for arm in range(64)]}
+    parity = {
+        "kind": "table",
+        "table": [(0.999 if bin(arm).count("1") % 2 else 0.001) / 32 for arm in range(64)],
+    }
     with pytest.raises(TrainingError, match=r"gpt did not reach the reference before training; got KL 2.7"):
-        World(tiny("gpt", size=64, length=6, reference=parity, reward={"kind": "bump", "centre": 1, "width": 9}), (0,)).policy()
+        World(
+            tiny(
+                "gpt", size=64, length=6, reference=parity, reward={"kind": "bump", "centre": 1, "width": 9}
+            ),
+            (0,),
+        ).policy()
     one_of_two = {"kind": "table", "table": [0.5, 0, 0, 0, 0.5, 0]}
     with pytest.raises(TrainingError, match=r"mlp did not reach the reference before training; got KL 0.693"):
         World(tiny("mlp", reference=one_of_two), (0,)).policy()

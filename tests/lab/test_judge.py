@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from preftune.errors import ConfigError
-from preftune.lab.experiments import PLANS, SWEPT, grid_of, plans
-from preftune.lab.findings import FIRST_SEED, THEORY, TUNING_SEEDS, area, load_rates, needed
-from preftune.lab.figure_specs import runs_shown
 from preftune.lab.criteria import Clause, Criteria, judge, load_criteria, measured
+from preftune.lab.experiments import PLANS, SWEPT, grid_of, plans
+from preftune.lab.figure_specs import runs_shown
+from preftune.lab.findings import FIRST_SEED, THEORY, TUNING_SEEDS, area, load_rates, needed
 from preftune.lab.loop import Track
 
 
@@ -28,22 +28,33 @@ def verdict(**clause) -> tuple[float, str]:
     return found.clauses[0].estimate, found.verdict
 
 
-@pytest.mark.parametrize(("clause", "estimate", "expected"), [
-    ({"kind": "value", "of": ("high",), "above": 0.5}, 1.0, "reproduced"),  # 1.0 +- 0.25
-    ({"kind": "value", "of": ("high",), "above": 0.8}, 1.0, "fragile"),
-    ({"kind": "value", "of": ("high",), "above": 1.1}, 1.0, "fragile"),
-    ({"kind": "value", "of": ("high",), "above": 1.3}, 1.0, "not reproduced"),
-    ({"kind": "value", "of": ("high",), "below": 1.3}, 1.0, "reproduced"),
-    ({"kind": "value", "of": ("high",), "below": 0.7}, 1.0, "not reproduced"),
-    ({"kind": "difference", "of": ("high", "low"), "above": 0.79}, 0.8, "reproduced"),  # paired: the same in every seed
-    ({"kind": "difference", "of": ("wide", "low"), "above": 0.0}, 0.3, "fragile"),
-    ({"kind": "spread", "of": ("high", "low"), "below": 0.81}, 0.8, "reproduced"),
-    ({"kind": "falls", "of": ("high", "low"), "above": 0.0}, 0.8, "reproduced"),
-    ({"kind": "falls", "of": ("high", "low", "high"), "above": 0.0}, -0.8, "not reproduced"),
-    ({"kind": "value", "of": ("high",), "at": "10", "above": 0.2}, 0.5, "reproduced"),
-    ({"kind": "value", "of": ("high",), "at": "stopped", "above": 0.2}, 0.5, "reproduced"),
-    ({"kind": "ratio", "of": ("low", "high"), "reaches": 0.4, "above": 1.9}, 2.0, "reproduced"),  # never: 20 steps against 10
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("clause", "estimate", "expected"),
+    [
+        ({"kind": "value", "of": ("high",), "above": 0.5}, 1.0, "reproduced"),  # 1.0 +- 0.25
+        ({"kind": "value", "of": ("high",), "above": 0.8}, 1.0, "fragile"),
+        ({"kind": "value", "of": ("high",), "above": 1.1}, 1.0, "fragile"),
+        ({"kind": "value", "of": ("high",), "above": 1.3}, 1.0, "not reproduced"),
+        ({"kind": "value", "of": ("high",), "below": 1.3}, 1.0, "reproduced"),
+        ({"kind": "value", "of": ("high",), "below": 0.7}, 1.0, "not reproduced"),
+        (
+            {"kind": "difference", "of": ("high", "low"), "above": 0.79},
+            0.8,
+            "reproduced",
+        ),  # paired: the same in every seed
+        ({"kind": "difference", "of": ("wide", "low"), "above": 0.0}, 0.3, "fragile"),
+        ({"kind": "spread", "of": ("high", "low"), "below": 0.81}, 0.8, "reproduced"),
+        ({"kind": "falls", "of": ("high", "low"), "above": 0.0}, 0.8, "reproduced"),
+        ({"kind": "falls", "of": ("high", "low", "high"), "above": 0.0}, -0.8, "not reproduced"),
+        ({"kind": "value", "of": ("high",), "at": "10", "above": 0.2}, 0.5, "reproduced"),
+        ({"kind": "value", "of": ("high",), "at": "stopped", "above": 0.2}, 0.5, "reproduced"),
+        (
+            {"kind": "ratio", "of": ("low", "high"), "reaches": 0.4, "above": 1.9},
+            2.0,
+            "reproduced",
+        ),  # never: 20 steps against 10
+    ],
+)
 def test_clauses(clause, estimate, expected):
     found, said = verdict(**clause)
     assert found == pytest.approx(estimate, abs=1e-9) and said == expected
@@ -77,13 +88,21 @@ def test_area_is_the_mean_of_the_trapezoids():
 
 
 def test_the_files_fit_one_another():
-    """Every run that a clause or a figure names is planned and tuned on all of its grid, on seeds that no confirming run uses."""
+    """Every run that a clause or a figure names is planned and tuned on all of its grid, on seeds that no
+    confirming run uses.
+    """
     criteria, rates, planned = load_criteria(), load_rates(), plans()
-    used = {name: set(runs) for name, runs in needed(criteria, runs_shown()).items() if name not in (*THEORY, *SWEPT)}
+    used = {
+        name: set(runs)
+        for name, runs in needed(criteria, runs_shown()).items()
+        if name not in (*THEORY, *SWEPT)
+    }
     assert set.union(*used.values()) == set(planned) == set(rates)
     for tier, made in PLANS.items():
         assert set.union(*(runs for name, runs in used.items() if criteria[name].tier == tier)) == set(made())
     for run, tuned in rates.items():
-        assert tuple(tuned.scores) == grid_of(planned[run].problem) and tuned.scores[tuned.rate] == max(tuned.scores.values())
+        assert tuple(tuned.scores) == grid_of(planned[run].problem) and tuned.scores[tuned.rate] == max(
+            tuned.scores.values()
+        )
     assert set(runs_shown()) | set(THEORY) | set(SWEPT) == set(criteria)
     assert max(TUNING_SEEDS) < FIRST_SEED

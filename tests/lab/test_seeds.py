@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from preftune.lab.environment import World
 from preftune.lab.loop import Loop, run
 from preftune.lab.methods import EXCLUDED, Method, all_methods, default_method
 from preftune.lab.steps import make_step, seed_losses, token_scores
-from preftune.lab.environment import World
 from preftune.objectives import OBJECTIVES, Coupled
 from preftune.objectives.dpo import DPO
 from preftune.objectives.ipo import IPO
@@ -48,7 +48,10 @@ def test_each_seed_s_gradient_is_that_of_its_own_run(name, policy):
         alone = World(together.problem, (seed,), torch.float64)
         part = slice(s, s + 1)
         torch.testing.assert_close(
-            found[part], gradient(alone, method, logits[part], completions[part], rewards[part]), rtol=1e-10, atol=1e-12
+            found[part],
+            gradient(alone, method, logits[part], completions[part], rewards[part]),
+            rtol=1e-10,
+            atol=1e-12,
         )
     assert found.abs().max() > 0
 
@@ -69,20 +72,32 @@ def test_each_seed_s_gradient_is_that_of_its_own_run(name, policy):
 )
 @pytest.mark.parametrize("source", ["data", "policy"])
 def test_whole_runs_do_not_depend_on_who_runs_beside(name, policy, source):
-    loop = Loop(source=source, steps=6, eval_every=3, collection=12, minibatch=4, epochs=2 if source == "policy" else None)
+    loop = Loop(
+        source=source,
+        steps=6,
+        eval_every=3,
+        collection=12,
+        minibatch=4,
+        epochs=2 if source == "policy" else None,
+    )
     problem, method = tiny(policy), default_method(name)
     together = run(World(problem, SEEDS, torch.float64), method, loop, 0.05)
     for s, seed in enumerate(SEEDS):
         alone = run(World(problem, (seed,), torch.float64), method, loop, 0.05)
         for measure, values in alone.measures.items():
             torch.testing.assert_close(
-                torch.tensor(together.measures[measure][:, s]), torch.tensor(values[:, 0]), rtol=1e-7, atol=1e-9
+                torch.tensor(together.measures[measure][:, s]),
+                torch.tensor(values[:, 0]),
+                rtol=1e-7,
+                atol=1e-9,
             )
     assert abs(together.final("return") - together.measures["return"][0]).max() > 1e-3
 
 
 def test_a_seed_s_loss_is_divided_by_its_own_pairs():
-    """By hand: two seeds, one group of three; the first has rewards 1, 0, 0 (two pairs), the second 2, 1, 0 (three)."""
+    """By hand: two seeds, one group of three; the first has rewards 1, 0, 0 (two pairs), the second 2, 1, 0
+    (three).
+    """
     world = World(tiny("tabular"), (0, 1), torch.float64)
     rewards = torch.tensor([[[1.0, 0.0, 0.0]], [[2.0, 1.0, 0.0]]], dtype=torch.float64)
     step = make_step(world, Method(objective=IPO(tau=0.5)), torch.tensor([[[0, 1, 2]], [[0, 1, 2]]]), rewards)
@@ -142,6 +157,8 @@ def test_every_objective_runs_or_is_left_out_with_a_reason():
 def test_noise_exchanges_the_sides_of_pairs(noise):
     """Pairs that are a coin's toss teach nothing of the reward; without noise the return rises."""
     problem = tiny("tabular", data={"completions": 8, "noise": noise}, contexts={"train": 60})
-    track = run(World(problem, range(4), torch.float64), Method(objective=DPO(beta=1.0)), Loop(steps=60), 0.05)
+    track = run(
+        World(problem, range(4), torch.float64), Method(objective=DPO(beta=1.0)), Loop(steps=60), 0.05
+    )
     gain = track.final("return").mean() - track.measures["return"][0].mean()
     assert gain > 0.4 if noise == 0 else abs(gain) < 0.15

@@ -34,7 +34,11 @@ def test_numbers_on_record():
 def test_directions_are_gradients(direction):
     z, q = torch.tensor(np.log(P), requires_grad=True), torch.tensor(Q)
     logp = z.log_softmax(0)
-    loss = (q * (q.log() - logp)).sum() if direction is forward_direction else (logp.exp() * (logp - q.log())).sum()
+    loss = (
+        (q * (q.log() - logp)).sum()
+        if direction is forward_direction
+        else (logp.exp() * (logp - q.log())).sum()
+    )
     (gradient,) = torch.autograd.grad(loss, z)
     assert -gradient.numpy() == pytest.approx(direction(P, Q), abs=1e-12)
 
@@ -68,7 +72,9 @@ def test_the_sign_of_the_product_says_whether_a_negative_gradient_helps():
 
 
 def test_the_page_s_toy_comes_out_with_its_labels_exchanged():
-    forward, reverse = (descended(*PAGE_TOY, direction, 0.3, 10) for direction in (forward_direction, reverse_direction))
+    forward, reverse = (
+        descended(*PAGE_TOY, direction, 0.3, 10) for direction in (forward_direction, reverse_direction)
+    )
     assert forward == pytest.approx([0.250, 0.201, 0.348, 0.201], abs=5e-4)
     assert reverse == pytest.approx([0.318, 0.219, 0.244, 0.219], abs=5e-4)
 
@@ -86,8 +92,11 @@ def test_the_flow_is_that_of_the_objective(fallen):
     """d logit / dt is minus the gradient of BNF on one dispreferred token."""
     start = np.log(0.1)
     log_odds = torch.tensor(np.log(0.1 / 0.9) - fallen, dtype=torch.float64, requires_grad=True)
-    scores = TokenScores(logp=torch.nn.functional.logsigmoid(log_odds)[None], lengths=torch.tensor([1]),
-                         ref_logp=torch.tensor([start], dtype=torch.float64))  # fmt: skip
+    scores = TokenScores(
+        logp=torch.nn.functional.logsigmoid(log_odds)[None],
+        lengths=torch.tensor([1]),
+        ref_logp=torch.tensor([start], dtype=torch.float64),
+    )
     loss = BNF()(scores, Labels(label=torch.tensor([-1]))).per_unit.sum()
     (gradient,) = torch.autograd.grad(loss, log_odds)
     slope = -np.exp(-fallen) / (1 + np.exp(log_odds.item()))

@@ -11,8 +11,14 @@ from preftune.cli.main import main
 from preftune.lab.criteria import load_criteria
 from preftune.lab.problem import shipped_problems
 
-PROBLEM = {"name": "mine", "policy": "tabular", "size": 5, "reward": {"kind": "table", "table": [0, 1, 2, 3, 4]},
-           "reference": {"kind": "tilted", "tilt": -2}, "contexts": {"train": 4}}  # fmt: skip
+PROBLEM = {
+    "name": "mine",
+    "policy": "tabular",
+    "size": 5,
+    "reward": {"kind": "table", "table": [0, 1, 2, 3, 4]},
+    "reference": {"kind": "tilted", "tilt": -2},
+    "contexts": {"train": 4},
+}
 
 
 def lab(capsys, *words: str, code: int = 0) -> str:
@@ -45,8 +51,24 @@ def test_list_and_show(capsys, tmp_path):
 def test_a_problem_of_one_s_own(capsys, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(PROBLEM))
-    words = ["run", path, "--objectives", "bnf,dpo,kto", "--output", tmp_path / "out", "--seeds", "3", "--tuning_seeds", "2",
-             "--rates", "[0.01,0.1]", "--steps", "30", "--workers", "1"]  # fmt: skip
+    words = [
+        "run",
+        path,
+        "--objectives",
+        "bnf,dpo,kto",
+        "--output",
+        tmp_path / "out",
+        "--seeds",
+        "3",
+        "--tuning_seeds",
+        "2",
+        "--rates",
+        "[0.01,0.1]",
+        "--steps",
+        "30",
+        "--workers",
+        "1",
+    ]
     told = lab(capsys, *words)
     assert "bnf" in told and "result.json" in told
     result = json.loads((tmp_path / "out" / "result.json").read_text())
@@ -54,9 +76,14 @@ def test_a_problem_of_one_s_own(capsys, tmp_path):
     assert result["seeds"] == [1000, 1001, 1002] and result["tuning_seeds"] == [998, 999]
     for entry in result["objectives"].values():
         scores = {float(rate): score for rate, score in entry["tuning"].items()}
-        assert set(scores) == {0.01, 0.1} and entry["learning_rate"] == max(scores, key=lambda rate: scores[rate])
+        assert set(scores) == {0.01, 0.1} and entry["learning_rate"] == max(
+            scores, key=lambda rate: scores[rate]
+        )
         reward = entry["measures"]["return"]
-        assert reward["low"][-1] <= reward["mean"][-1] <= reward["high"][-1] and reward["mean"][-1] > reward["mean"][0]
+        assert (
+            reward["low"][-1] <= reward["mean"][-1] <= reward["high"][-1]
+            and reward["mean"][-1] > reward["mean"][0]
+        )
     assert (tmp_path / "out" / "result.svg").read_text().count("<svg") == 1
     assert "exists" in lab(capsys, *words, code=2)
     again = json.loads(lab(capsys, *words, "--overwrite", "--json"))
@@ -71,35 +98,45 @@ def test_the_same_seeds_give_the_same_verdicts(capsys, tmp_path):
     one, two = ((tmp_path / name / "verdicts.json").read_bytes() for name in ("one", "two"))
     assert one == two
     verdicts = json.loads(one)
-    assert [entry["id"] for entry in verdicts["verdicts"]] == ["Xc", "Xh"] and verdicts["seeds"] == [1000, 1001, 1002]
+    assert [entry["id"] for entry in verdicts["verdicts"]] == ["Xc", "Xh"] and verdicts["seeds"] == [
+        1000,
+        1001,
+        1002,
+    ]
     page = (tmp_path / "one" / "lab.html").read_text()
     assert "<script" not in page and page.count("<svg") == 2 and load_criteria()["Xc"].claim in page
     assert "Verdict: " in lab(capsys, "show", "Xc", "--output", tmp_path / "one")
     assert (tmp_path / "one" / "figures" / "Xc.svg").is_file()
 
 
-@pytest.mark.parametrize(("words", "wanted"), [
-    (("walk",), "There is no such action"),
-    (("show", "quark"), "There is no such experiment or problem; got quark. `preftune lab list` lists them."),
-    (("show", "e4"), "Did you mean E4?"),
-    (("show", ""), "There is no such experiment or problem; got nothing."),
-    (("run", "r1", "--seeds", "1000000"), "seeds is out of range"),
-    (("all", "--first_seed", "1000000000000000000000"), "first_seed is out of range"),
-    (("all", "--only", "[E11]"), "E11 is not in the tier small. Give --tier gpt."),
-    (("tune", "x.yaml", "--tier", "all"), "tier has a value that it cannot take"),
-    (("run", "/nowhere"), "There is no such problem"),
-    (("run", "r1", "--objectives", "hypo"), "samples that nobody judged"),
-    (("run", "r1", "--objectives", "magic"), "no objective of the table"),
-    (("run", "r1", "--objectives", ","), "No objective is named"),
-    (("run", "r1", "--rates", "[-1.0]"), "A learning rate is out of range"),
-    (("run", "r1", "--epochs", "3"), "epochs has no effect"),
-    (("run", "r1", "--seeds", "1"), "seeds is out of range"),
-    (("all", "--first_seed", "3"), "first_seed is out of range"),
-    (("all", "--only", "[E99]"), "There is no such experiment"),
-    (("all", "--workers", "0"), "workers is out of range"),
-    (("tune", "/dev/null/x"), "Cannot write"),
-    (("list", "--colour", "red"), "There is no setting of this name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("walk",), "There is no such action"),
+        (
+            ("show", "quark"),
+            "There is no such experiment or problem; got quark. `preftune lab list` lists them.",
+        ),
+        (("show", "e4"), "Did you mean E4?"),
+        (("show", ""), "There is no such experiment or problem; got nothing."),
+        (("run", "r1", "--seeds", "1000000"), "seeds is out of range"),
+        (("all", "--first_seed", "1000000000000000000000"), "first_seed is out of range"),
+        (("all", "--only", "[E11]"), "E11 is not in the tier small. Give --tier gpt."),
+        (("tune", "x.yaml", "--tier", "all"), "tier has a value that it cannot take"),
+        (("run", "/nowhere"), "There is no such problem"),
+        (("run", "r1", "--objectives", "hypo"), "samples that nobody judged"),
+        (("run", "r1", "--objectives", "magic"), "no objective of the table"),
+        (("run", "r1", "--objectives", ","), "No objective is named"),
+        (("run", "r1", "--rates", "[-1.0]"), "A learning rate is out of range"),
+        (("run", "r1", "--epochs", "3"), "epochs has no effect"),
+        (("run", "r1", "--seeds", "1"), "seeds is out of range"),
+        (("all", "--first_seed", "3"), "first_seed is out of range"),
+        (("all", "--only", "[E99]"), "There is no such experiment"),
+        (("all", "--workers", "0"), "workers is out of range"),
+        (("tune", "/dev/null/x"), "Cannot write"),
+        (("list", "--colour", "red"), "There is no setting of this name"),
+    ],
+)
 def test_mistakes_are_one_line(words, wanted, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = lab(capsys, *words, code=2)

@@ -1,13 +1,15 @@
-"""Problems made concrete: laws, samples, exact measures and the fitted network, against numbers from elsewhere."""
+"""Problems made concrete: laws, samples, exact measures and the fitted network, against numbers from
+elsewhere.
+"""
 
 import numpy as np
 import pytest
 import torch
 
+from preftune.lab.environment import World
+from preftune.lab.length_reward import fitted_reward
 from preftune.lab.policies import hazard_log_odds, stopping_law
 from preftune.lab.problem import Truncated, load_problem, shipped_problems
-from preftune.lab.length_reward import fitted_reward
-from preftune.lab.environment import World
 from tests.lab.problems import tiny
 
 
@@ -15,13 +17,24 @@ def test_the_paper_s_reference_in_numbers():
     """Of onpolicy_paper.md, section 2.1: exact bins of tanh of a Cauchy variable."""
     law = load_problem("r1").reference_law()
     assert -(law * np.log(law)).sum() == pytest.approx(4.117, abs=5e-4)
-    assert law[60:81].sum() == pytest.approx(0.0457, abs=5e-5) and law[10:31].sum() == pytest.approx(0.454, abs=5e-4)
+    assert law[60:81].sum() == pytest.approx(0.0457, abs=5e-5) and law[10:31].sum() == pytest.approx(
+        0.454, abs=5e-4
+    )
     assert (law * load_problem("r1").reward_values()).sum() == pytest.approx(0.0390, abs=5e-5)
     assert (law * load_problem("r2").reward_values()).sum() == pytest.approx(0.3772, abs=5e-5)
 
 
 def test_every_shipped_problem_loads():
-    assert {"r1", "r2", "r1_width20", "r1_width30", "tokens", "length_min", "length_mode", "length_skew"} <= set(shipped_problems())
+    assert {
+        "r1",
+        "r2",
+        "r1_width20",
+        "r1_width30",
+        "tokens",
+        "length_min",
+        "length_mode",
+        "length_skew",
+    } <= set(shipped_problems())
     for name in shipped_problems():
         assert load_problem(name).data_law().sum() == pytest.approx(1)
 
@@ -41,7 +54,9 @@ def test_other_policies_start_at_it_exactly(policy):
     law = world.ref_law
     assert found["return"].item() == pytest.approx((law * world.reward).sum().item(), abs=1e-12)
     per_token = -(law * law.log()).sum().item()
-    assert found["entropy"].item() == pytest.approx(per_token * (3 if policy == "positions" else 1), abs=1e-12)
+    assert found["entropy"].item() == pytest.approx(
+        per_token * (3 if policy == "positions" else 1), abs=1e-12
+    )
 
 
 def test_a_law_of_lengths_and_its_hazards_are_the_same_thing():
@@ -77,7 +92,9 @@ def test_the_reward_model_orders_lengths_as_the_truth_does():
     value = fitted_reward(pairs, reward, 5, 1e-3)
     assert (value.diff(dim=1)[:, :-1] < 0).all()  # the last outcome is as long as the one before
     over = value.gather(1, pairs.flatten(1))
-    assert over.mean(1).tolist() == pytest.approx([0, 0], abs=1e-12) and over.std(1).tolist() == pytest.approx([1, 1])
+    assert over.mean(1).tolist() == pytest.approx([0, 0], abs=1e-12) and over.std(
+        1
+    ).tolist() == pytest.approx([1, 1])
 
 
 def test_the_reward_model_is_the_minimum_of_its_loss():
@@ -89,8 +106,9 @@ def test_the_reward_model_is_the_minimum_of_its_loss():
     drawn = features[pairs[0]].flatten(0, 1)
     scaled = (features - drawn.mean(0)) / drawn.std(0)
     weight = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15,
-                                  line_search_fn="strong_wolfe")  # fmt: skip
+    optimiser = torch.optim.LBFGS(
+        [weight], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
     told_apart = pairs[0][reward[pairs[0][:, 0]] != reward[pairs[0][:, 1]]]
 
     def closure() -> torch.Tensor:

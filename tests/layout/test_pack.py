@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preftune.errors import ConfigError, DataError
 from preftune.model.layout import (
     LayoutOptions,
     batch_signal,
@@ -14,8 +15,7 @@ from preftune.model.layout import (
     pack_rows,
     segments,
     split_micro_batches,
-)  # fmt: skip
-from preftune.errors import ConfigError, DataError
+)
 from preftune.types import Group, Hybrid, Labels, Pairs, Rewards
 from tests.models import random_groups
 
@@ -23,8 +23,9 @@ from tests.models import random_groups
 def group(prompt: list[int], *completions: list[int], **known) -> Group:
     return Group(
         prompt=np.array(prompt, dtype=np.int32),
-        completions=tuple(np.array(completion, dtype=np.int32) for completion in completions), **known,
-    )  # fmt: skip
+        completions=tuple(np.array(completion, dtype=np.int32) for completion in completions),
+        **known,
+    )
 
 
 SMALL = group([1, 2, 3], [4, 5, 9], [6, 9])
@@ -32,32 +33,53 @@ SMALL = group([1, 2, 3], [4, 5, 9], [6, 9])
 
 def test_a_shared_row_by_hand():
     batch = collate([SMALL], LayoutOptions(), "shared")
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6]]  # the last token of each completion is only a target
+    assert batch.input_ids.tolist() == [
+        [1, 2, 3, 4, 5, 6]
+    ]  # the last token of each completion is only a target
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
     assert batch.group_ids.tolist() == [[0] * 6]
     assert batch.branch_ids.tolist() == [[0, 0, 0, 1, 1, 2]]
-    assert batch.predict_at.tolist() == [2, 3, 4, 2, 5]  # both first tokens are predicted from the prompt's end
+    assert batch.predict_at.tolist() == [
+        2,
+        3,
+        4,
+        2,
+        5,
+    ]  # both first tokens are predicted from the prompt's end
     assert batch.targets.tolist() == [4, 5, 9, 6, 9]
     assert batch.lengths.tolist() == [3, 2]
 
 
-@pytest.mark.parametrize(("sharing", "rows", "at"), [
-    ("shared", [[1, 2, 3, 4, 5, 6, 7, 8]], [2, 5, 6, 2]), ("packed", [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 8, 0, 0, 0]], [2, 5, 6, 9]),
-])
+@pytest.mark.parametrize(
+    ("sharing", "rows", "at"),
+    [
+        ("shared", [[1, 2, 3, 4, 5, 6, 7, 8]], [2, 5, 6, 2]),
+        ("packed", [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 8, 0, 0, 0]], [2, 5, 6, 9]),
+    ],
+)
 def test_context_is_read_and_not_predicted(sharing, rows, at):
-    """4 and 7, 9 are the assistant's, 5 and 6 are not; of the other completion only 8 is scored, and 9 dangles."""
+    """4 and 7, 9 are the assistant's, 5 and 6 are not; of the other completion only 8 is scored, and 9
+    dangles.
+    """
     scored = (np.array([True, False, False, True, True]), np.array([True, False]))
-    batch = collate([group([1, 2, 3], [4, 5, 6, 7, 9], [8, 9], scored=scored)], LayoutOptions(micro_batch_tokens=32), sharing)
+    batch = collate(
+        [group([1, 2, 3], [4, 5, 6, 7, 9], [8, 9], scored=scored)],
+        LayoutOptions(micro_batch_tokens=32),
+        sharing,
+    )
     assert batch.input_ids.tolist() == rows
     assert batch.predict_at.tolist() == at
     assert batch.targets.tolist() == [4, 7, 9, 8]
     assert batch.lengths.tolist() == [3, 1]
 
 
-@pytest.mark.parametrize(("sharing", "rows", "read"), [
-    ("shared", [[1, 2, 3, 4, 5, 9, 6, 9]], [3, 4, 5, 6, 7]),
-    ("packed", [[1, 2, 3, 4, 5, 9], [1, 2, 3, 6, 9, 0]], [3, 4, 5, 9, 10]),
-])
+@pytest.mark.parametrize(
+    ("sharing", "rows", "read"),
+    [
+        ("shared", [[1, 2, 3, 4, 5, 9, 6, 9]], [3, 4, 5, 6, 7]),
+        ("packed", [[1, 2, 3, 4, 5, 9], [1, 2, 3, 6, 9, 0]], [3, 4, 5, 9, 10]),
+    ],
+)
 def test_last_tokens_are_inputs_where_their_state_is_read(sharing, rows, read):
     batch = collate([SMALL], LayoutOptions(micro_batch_tokens=24), sharing, read_last=True)
     assert batch.input_ids.tolist() == rows
@@ -68,8 +90,14 @@ def test_last_tokens_are_inputs_where_their_state_is_read(sharing, rows, read):
 
 def test_of_a_trajectory_the_scored_tokens_are_read():
     scored = (np.array([True, False, False, True, True]),)
-    batch = collate([group([1, 2, 3], [4, 5, 6, 7, 9], scored=scored)], LayoutOptions(), "shared", read_last=True)
-    assert batch.read_at is not None and batch.read_at.tolist() == [3, 6, 7] and batch.predict_at.tolist() == [2, 5, 6]
+    batch = collate(
+        [group([1, 2, 3], [4, 5, 6, 7, 9], scored=scored)], LayoutOptions(), "shared", read_last=True
+    )
+    assert (
+        batch.read_at is not None
+        and batch.read_at.tolist() == [3, 6, 7]
+        and batch.predict_at.tolist() == [2, 5, 6]
+    )
 
 
 def test_an_unshared_row_by_hand():
@@ -88,7 +116,11 @@ def test_single_sequences_are_padded_at_the_end():
     assert (batch.num_positions, batch.num_real_positions) == (10, 9)
 
 
-@given(seed=st.integers(0, 10_000), row=st.integers(1, 60), sharing=st.sampled_from(["flat", "shared", "packed", "single"]))
+@given(
+    seed=st.integers(0, 10_000),
+    row=st.integers(1, 60),
+    sharing=st.sampled_from(["flat", "shared", "packed", "single"]),
+)
 def test_every_token_is_predicted_from_the_one_before_it(seed, row, sharing):
     groups = random_groups(seed)
     batch = collate(groups, LayoutOptions(micro_batch_tokens=4 * row), sharing)
@@ -108,7 +140,9 @@ def test_every_token_is_predicted_from_the_one_before_it(seed, row, sharing):
 def test_rows_hold_every_segment_once_and_keep_to_their_capacity(seed, row, sharing):
     found = segments(random_groups(seed), sharing)
     rows = pack_rows(found, row, sharing)
-    assert sorted((s.group, s.completions) for r in rows for s in r) == sorted((s.group, s.completions) for s in found)
+    assert sorted((s.group, s.completions) for r in rows for s in r) == sorted(
+        (s.group, s.completions) for s in found
+    )
     longest = max(s.num_positions for s in found)
     assert all(sum(s.num_positions for s in r) <= max(row, longest) for r in rows)
 
@@ -118,8 +152,11 @@ def test_micro_batches_cut_no_group_and_keep_to_the_budget(seed, budget):
     groups = random_groups(seed, num_groups=9)
     options = LayoutOptions(micro_batch_tokens=budget)
     read = split_micro_batches(groups, options, "shared", read_last=True)
-    assert all(len(batch) == 1 or sum(s.num_positions for s in segments([groups[i] for i in batch], "shared", True)) <= budget
-               for batch in read)  # fmt: skip
+    assert all(
+        len(batch) == 1
+        or sum(s.num_positions for s in segments([groups[i] for i in batch], "shared", True)) <= budget
+        for batch in read
+    )
     batches = split_micro_batches(groups, options, "shared")
     assert sorted(index for batch in batches for index in batch) == list(range(9))
     for batch in batches:
@@ -131,7 +168,11 @@ def test_micro_batches_cut_no_group_and_keep_to_the_budget(seed, budget):
 def test_a_flat_row_holds_all_and_nothing_else(seed, budget):
     batch = collate(random_groups(seed), LayoutOptions(micro_batch_tokens=budget), "flat")
     assert len(batch.input_ids) == 1
-    assert batch.num_positions == batch.num_real_positions == sum(s.num_positions for s in segments(random_groups(seed), "shared"))
+    assert (
+        batch.num_positions
+        == batch.num_real_positions
+        == sum(s.num_positions for s in segments(random_groups(seed), "shared"))
+    )
 
 
 def test_sharing_saves_the_prompt():
@@ -175,7 +216,9 @@ def test_hybrid_signals_index_the_completions_of_all_groups():
     assert (hybrid.chosen.tolist(), hybrid.rejected.tolist()) == ([2, 4], [0, 5])
     assert hybrid.source.tolist() == [0, 1, 2, 1, 0, 0]
     samples = batch_signal([two], Hybrid)
-    assert isinstance(samples, Hybrid) and samples.chosen.shape == (0,) and samples.source.dtype == torch.int64
+    assert (
+        isinstance(samples, Hybrid) and samples.chosen.shape == (0,) and samples.source.dtype == torch.int64
+    )
     with pytest.raises(DataError, match=r"rows:3: who wrote the completions is not known"):
         batch_signal([one, group([1], [2], origin="rows:3")], Hybrid)
 
@@ -201,5 +244,8 @@ def test_pairs_of_a_group_follow_from_what_it_knows():
     completions = ([2], [3], [4])
     assert group_pairs(group([1], *completions, pairs=((2, 0),), labels=(1, -1, 1))) == ((2, 0),)
     assert group_pairs(group([1], *completions, labels=(1, -1, 1))) == ((0, 1), (2, 1))
-    assert group_pairs(group([1], *completions, rewards=(0.5, 0.5, 2.0))) == ((2, 0), (2, 1))  # a tie is no preference
+    assert group_pairs(group([1], *completions, rewards=(0.5, 0.5, 2.0))) == (
+        (2, 0),
+        (2, 1),
+    )  # a tie is no preference
     assert group_pairs(group([1], *completions)) == ()

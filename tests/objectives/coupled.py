@@ -12,7 +12,9 @@ from tests.objectives.golden import spread
 def make_step_scores(logp, ref=None, lengths=None) -> TokenScores:
     lengths = lengths or [1] * len(logp)
     ref_logp = None if ref is None else spread(ref, lengths)
-    return TokenScores(logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, lengths=torch.tensor(lengths))
+    return TokenScores(
+        logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, lengths=torch.tensor(lengths)
+    )
 
 
 def pairs_of(count: int) -> Pairs:
@@ -26,9 +28,17 @@ def rewards_of(*groups: tuple[float, ...]) -> Rewards:
 
 
 def couple(
-    objective: Coupled, scores: TokenScores, signal: Signal, state: State | None = None, *, prompt=None, mismatched=None
+    objective: Coupled,
+    scores: TokenScores,
+    signal: Signal,
+    state: State | None = None,
+    *,
+    prompt=None,
+    mismatched=None,
 ) -> tuple[Coupling, dict[str, torch.Tensor]]:
-    """What couples a step that holds these scores; each completion has a prompt of its own unless prompts are given."""
+    """What couples a step that holds these scores; each completion has a prompt of its own unless prompts are
+    given.
+    """
     view = StepView(
         lengths=scores.lengths,
         prompt=torch.arange(len(scores.lengths)) if prompt is None else torch.tensor(prompt),
@@ -39,7 +49,9 @@ def couple(
     return objective.couple(view, objective.initial_state() if state is None else state)
 
 
-def coupled(objective: Coupled, scores: TokenScores, signal: Signal, state: State | None = None, **more) -> TokenScores:
+def coupled(
+    objective: Coupled, scores: TokenScores, signal: Signal, state: State | None = None, **more
+) -> TokenScores:
     """The scores of a whole step with what couples them."""
     return replace(scores, coupling=couple(objective, scores, signal, state, **more)[0])
 

@@ -1,6 +1,7 @@
 """The pair on which objectives are worked out by hand: logp -10 / -14, reference -11 / -13, 5 and 8 tokens.
 
-Log-ratios are 1 and -1, so D = 2; log-probabilities per token are -2 and -1.75, log-ratios per token 0.2 and -0.125.
+Log-ratios are 1 and -1, so D = 2; log-probabilities per token are -2 and -1.75, log-ratios per token 0.2 and
+-0.125.
 """
 
 import math
@@ -26,21 +27,29 @@ def log_sigma(x: float) -> float:
 
 def spread(totals: Sequence[float], lengths: Sequence[int]) -> torch.Tensor:
     """Sums spread evenly over the tokens of completions."""
-    parts = [torch.full((n,), total / n, dtype=torch.float64) for total, n in zip(totals, lengths, strict=True)]
+    parts = [
+        torch.full((n,), total / n, dtype=torch.float64) for total, n in zip(totals, lengths, strict=True)
+    ]
     return torch.cat(parts)
 
 
-def make_scores(objective: Objective, logp, ref, lengths, behaviour=None, **more: Sequence[float]) -> TokenScores:
-    """Scores that hold the reference and the behaviour policy (the reference, if not given) only if asked for.
+def make_scores(
+    objective: Objective, logp, ref, lengths, behaviour=None, **more: Sequence[float]
+) -> TokenScores:
+    """Scores that hold the reference and the behaviour policy (the reference, if not given) only if asked
+    for.
 
     `more` are other scores, as sums.
     """
     ref_logp = spread(ref, lengths) if "ref_logp" in objective.needs else None
     behaviour_logp = spread(behaviour or ref, lengths) if "behaviour_logp" in objective.needs else None
     return TokenScores(
-        logp=spread(logp, lengths).requires_grad_(), ref_logp=ref_logp, behaviour_logp=behaviour_logp,
-        lengths=torch.tensor(list(lengths)), **{name: spread(totals, lengths) for name, totals in more.items()},
-    )  # fmt: skip
+        logp=spread(logp, lengths).requires_grad_(),
+        ref_logp=ref_logp,
+        behaviour_logp=behaviour_logp,
+        lengths=torch.tensor(list(lengths)),
+        **{name: spread(totals, lengths) for name, totals in more.items()},
+    )
 
 
 def gradient(losses: Losses, scores: TokenScores) -> list[float]:
@@ -73,8 +82,13 @@ def check_pair(
     assert losses.per_unit.tolist() == pytest.approx([value], abs=6e-7, rel=6e-7)
     expected = [slopes[0]] * lengths[0] + [slopes[1]] * lengths[1] if len(slopes) == 2 else list(slopes)
     assert gradient(losses, scores) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    metrics = dict(zip(("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"), (*logp, *rewards),
-                       strict=True))  # fmt: skip
+    metrics = dict(
+        zip(
+            ("logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected"),
+            (*logp, *rewards),
+            strict=True,
+        )
+    )
     if "ref_logp" in objective.needs:
         metrics |= {"log_ratios/chosen": logp[0] - ref[0], "log_ratios/rejected": logp[1] - ref[1]}
     margin = rewards[0] - rewards[1]
@@ -89,7 +103,9 @@ def random_scores(seed: int = 0, lengths=(3, 5, 2, 4), reference: bool = True) -
     random = torch.Generator().manual_seed(seed)
     draw = -2 * torch.rand(2, sum(lengths), generator=random, dtype=torch.float64)
     scores = TokenScores(
-        logp=draw[0].clone().requires_grad_(), ref_logp=draw[1] if reference else None, lengths=torch.tensor(lengths)
+        logp=draw[0].clone().requires_grad_(),
+        ref_logp=draw[1] if reference else None,
+        lengths=torch.tensor(lengths),
     )
     return scores, Pairs(chosen=torch.tensor([0, 3]), rejected=torch.tensor([1, 2]))
 
@@ -98,7 +114,9 @@ def as_rewards(pairs: Pairs) -> Rewards:
     """Disjoint pairs as groups of two with rewards 1 and 0."""
     reward = torch.zeros(2 * len(pairs.chosen), dtype=torch.float64)
     group = torch.zeros(2 * len(pairs.chosen), dtype=torch.long)
-    for number, (chosen, rejected) in enumerate(zip(pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True)):
+    for number, (chosen, rejected) in enumerate(
+        zip(pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True)
+    ):
         reward[chosen], group[chosen], group[rejected] = 1.0, number, number
     return Rewards(reward=reward, group=group)
 

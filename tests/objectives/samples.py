@@ -1,7 +1,9 @@
-"""The prompt on which policy-gradient objectives are worked out by hand: two sampled completions, of 2 tokens and of 1.
+"""The prompt on which policy-gradient objectives are worked out by hand: two sampled completions, of 2 tokens
+and of 1.
 
-Rewards 3 and 1: mean 2, standard deviation sqrt 2. Ratios to the behaviour policy 1.5, 0.5 and 0.7; log-ratios to the
-reference 0.5, -0.25 and -0.5, that is 0.25 and -0.5 of the completions. Values of the critic 1, 2 and 0.5, at sampling
+Rewards 3 and 1: mean 2, standard deviation sqrt 2. Ratios to the behaviour policy 1.5, 0.5 and 0.7;
+log-ratios to the reference 0.5, -0.25 and -0.5, that is 0.25 and -0.5 of the completions. Values of the
+critic 1, 2 and 0.5, at sampling
 0.5, 2.5 and 0.25.
 """
 
@@ -42,9 +44,11 @@ def couple(
 ) -> tuple[Coupling, dict[str, torch.Tensor]]:
     """`couple` on these completions as a whole step; it sees the scores only if it asks for them."""
     view = StepView(
-        lengths=scores.lengths, prompt=torch.zeros(len(scores.lengths), dtype=torch.long), signal=signal,
+        lengths=scores.lengths,
+        prompt=torch.zeros(len(scores.lengths), dtype=torch.long),
+        signal=signal,
         scores=scores if "scores" in objective.couples else None,
-    )  # fmt: skip
+    )
     return objective.couple(view, objective.initial_state() if state is None else state)
 
 
@@ -65,7 +69,9 @@ def check_samples(
     signal: Rewards = SAMPLES,
     weight: Sequence[float] | None = None,
 ) -> None:
-    """Losses of all units, their slope on each token's logp, and every metric beside the pair's that all have."""
+    """Losses of all units, their slope on each token's logp, and every metric beside the pair's that all
+    have.
+    """
     losses, scores = losses_of(objective, signal)
     assert losses.per_unit.tolist() == pytest.approx(list(units), rel=1e-9, abs=1e-12)
     assert losses.weight.tolist() == ([1.0] * len(units) if weight is None else list(weight))
@@ -75,7 +81,9 @@ def check_samples(
     own = {name: value.tolist() for name, value in losses.metrics.items() if not name.startswith(of_pairs)}
     first, second = signal.reward.tolist()
     always = {"reward": [first, second], "reward/std": [abs(first - second) / math.sqrt(2)]}
-    assert own == {name: pytest.approx(list(value), rel=1e-9, abs=1e-12) for name, value in (always | metrics).items()}
+    assert own == {
+        name: pytest.approx(list(value), rel=1e-9, abs=1e-12) for name, value in (always | metrics).items()
+    }
 
 
 K3 = [math.expm1(-x) + x for x in (0.5, -0.25, -0.5)]

@@ -13,7 +13,7 @@ from preftune.objectives.advantages import (
     reward_to_go,
     standardised,
     whitened,
-)  # fmt: skip
+)
 from preftune.types import Rewards
 
 REWARD = torch.tensor([3.0, 0.0, 1.0, 2.0, 5.0, 7.0], dtype=torch.float64)
@@ -44,7 +44,11 @@ def test_equal_rewards_have_no_advantage_whatever_the_rounding():
     reward = torch.full((3,), 0.1)
     signal = Rewards(reward=reward, group=torch.zeros(3, dtype=torch.long))
     assert float(reward.sum()) / 3 != float(reward[0])
-    for advantage in (centred(reward, signal), leave_one_out(reward, signal), standardised(reward, signal, 1e-12)):
+    for advantage in (
+        centred(reward, signal),
+        leave_one_out(reward, signal),
+        standardised(reward, signal, 1e-12),
+    ):
         assert advantage.tolist() == [0.0, 0.0, 0.0]
 
 
@@ -55,7 +59,9 @@ def test_three_baselines_are_one_up_to_a_factor():
     signal = Rewards(reward=reward, group=torch.arange(12) % 3)
     middle = centred(reward, signal)
     torch.testing.assert_close(leave_one_out(reward, signal), 4 / 3 * middle)
-    others = torch.stack([reward[(signal.group == signal.group[i]) & (torch.arange(12) != i)].mean() for i in range(12)])
+    others = torch.stack(
+        [reward[(signal.group == signal.group[i]) & (torch.arange(12) != i)].mean() for i in range(12)]
+    )
     torch.testing.assert_close(leave_one_out(reward, signal), reward - others)
     deviation = torch.stack([reward[signal.group == g].std() for g in signal.group])
     torch.testing.assert_close(standardised(reward, signal, 1e-3), middle / (deviation + 1e-3))
@@ -70,7 +76,9 @@ def test_at_last_token():
 
 def test_gae():
     """gamma = .5, lam = .4: d = 1 + 1 - 1, 0 + 2 - 2, 2 - 4 = 1, 0, -2; A = -2, 0 + .2 * -2, 1 + .2 * -.4."""
-    rewards, values = (torch.tensor(x, dtype=torch.float64) for x in ([1.0, 0.0, 2.0, 3.0], [1.0, 2.0, 4.0, 1.0]))
+    rewards, values = (
+        torch.tensor(x, dtype=torch.float64) for x in ([1.0, 0.0, 2.0, 3.0], [1.0, 2.0, 4.0, 1.0])
+    )
     found = gae(rewards, values, LENGTHS, gamma=0.5, lam=0.4)
     assert found.tolist() == pytest.approx([0.92, -0.4, -2.0, 2.0])
 

@@ -1,4 +1,6 @@
-"""AlphaDPO: two pairs, completions of 2, 1, 1 and 2 tokens; M is .5 and 2.5, so the mean is 1.5, the deviation sqrt 2."""
+"""AlphaDPO: two pairs, completions of 2, 1, 1 and 2 tokens; M is .5 and 2.5, so the mean is 1.5, the
+deviation sqrt 2.
+"""
 
 import math
 
@@ -28,7 +30,9 @@ def test_golden():
     margins = [0.5 * 2 - 0.2 - 0.2 * number for number in z]
     assert losses.per_unit.tolist() == pytest.approx([-log_sigma(margin) for margin in margins], rel=1e-9)
     first, second = (-0.5 * sigma(-margin) for margin in margins)
-    assert gradient(losses, scores) == pytest.approx([first / 2, first / 2, -first, second, -second / 2, -second / 2], rel=1e-9)
+    assert gradient(losses, scores) == pytest.approx(
+        [first / 2, first / 2, -first, second, -second / 2, -second / 2], rel=1e-9
+    )
     assert losses.metrics["alpha_dpo/margin"].tolist() == pytest.approx([0.2 + 0.2 * number for number in z])
     assert losses.metrics["rewards/chosen"].tolist() == pytest.approx([-0.5, -0.5])
     assert losses.metrics["log_ratios/chosen"].tolist() == pytest.approx([1.0, 1.0])
@@ -37,12 +41,22 @@ def test_golden():
 def test_moments_run_over_the_steps():
     """A second step with the same M, but for a new mean of 0."""
     _, state = couple(OBJECTIVE, step(), pairs_of(2))
-    assert numbers(state) == {"mean": pytest.approx(0.15), "std": pytest.approx(0.1 * math.sqrt(2)), "steps": 1}
+    assert numbers(state) == {
+        "mean": pytest.approx(0.15),
+        "std": pytest.approx(0.1 * math.sqrt(2)),
+        "steps": 1,
+    }
     moved = make_step_scores(LOGP, [-1.0 - 1.0 + 2.0, -3.0, -2.0 + 1.5, -3.0], LENGTHS)  # M -1 and 1
     found, later = couple(OBJECTIVE, moved, pairs_of(2), state)
     mean = 9 * 1.5 / 19
-    assert found.pair["z"].tolist() == pytest.approx([(-1 - mean) / math.sqrt(2), (1 - mean) / math.sqrt(2)], rel=1e-9)
-    assert numbers(later) == {"mean": pytest.approx(0.135), "std": pytest.approx(0.19 * math.sqrt(2)), "steps": 2}
+    assert found.pair["z"].tolist() == pytest.approx(
+        [(-1 - mean) / math.sqrt(2), (1 - mean) / math.sqrt(2)], rel=1e-9
+    )
+    assert numbers(later) == {
+        "mean": pytest.approx(0.135),
+        "std": pytest.approx(0.19 * math.sqrt(2)),
+        "steps": 2,
+    }
 
 
 def test_without_alpha_it_is_simpo():

@@ -1,4 +1,6 @@
-"""AOT: three pairs of one token each, log-ratios 1, -1, 3 of the chosen and 2, -3, 0 of the rejected completions."""
+"""AOT: three pairs of one token each, log-ratios 1, -1, 3 of the chosen and 2, -3, 0 of the rejected
+completions.
+"""
 
 import pytest
 import torch
@@ -29,7 +31,9 @@ def slope(margin, e):
 
 @pytest.mark.parametrize("e", [0.0, 0.2])
 def test_paired_golden(e):
-    """Margins 2, 2, 5 meet 0, 2, 3: the tie goes by prompt, so the first pair has rank 1. Differences 2, 0, 2."""
+    """Margins 2, 2, 5 meet 0, 2, 3: the tie goes by prompt, so the first pair has rank 1. Differences 2, 0,
+    2.
+    """
     objective = AOT(beta=0.5, label_smoothing=e)
     scores = coupled(objective, step(), pairs_of(3))
     assert scores.coupling.pair["reference_margin"].tolist() == [0, 2, 3]
@@ -44,15 +48,25 @@ def test_paired_golden(e):
 
 @pytest.mark.parametrize("e", [0.0, 0.2])
 def test_unpaired_golden(e):
-    """-1, 1, 3 meet -3, 0, 2: differences 2, 1, 1. A unit holds half of its chosen side's term and of its rejected one's."""
+    """-1, 1, 3 meet -3, 0, 2: differences 2, 1, 1. A unit holds half of its chosen side's term and of its
+    rejected one's.
+    """
     objective = AOT(beta=0.5, pairing="unpaired", label_smoothing=e)
     scores = coupled(objective, step(), pairs_of(3))
-    assert {n: v.tolist() for n, v in scores.coupling.pair.items()} == {"rejected": [0, -3, 2], "chosen": [3, -1, 1]}
+    assert {n: v.tolist() for n, v in scores.coupling.pair.items()} == {
+        "rejected": [0, -3, 2],
+        "chosen": [3, -1, 1],
+    }
     losses = objective(scores, pairs_of(3))
-    chosen, rejected = [0.5, 1.0, 0.5], [0.5, 1.0, 0.5]  # beta times the difference, of each pair's two completions
+    chosen, rejected = (
+        [0.5, 1.0, 0.5],
+        [0.5, 1.0, 0.5],
+    )  # beta times the difference, of each pair's two completions
     expected = [(smoothed(c, e) + smoothed(r, e)) / 2 for c, r in zip(chosen, rejected, strict=True)]
     assert losses.per_unit.tolist() == pytest.approx(expected, rel=1e-12)
-    slopes = [s for c, r in zip(chosen, rejected, strict=True) for s in (0.5 * slope(c, e), -0.5 * slope(r, e))]
+    slopes = [
+        s for c, r in zip(chosen, rejected, strict=True) for s in (0.5 * slope(c, e), -0.5 * slope(r, e))
+    ]
     assert gradient(losses, scores) == pytest.approx(slopes, rel=1e-9)
 
 
@@ -92,7 +106,9 @@ def test_one_pair_is_dpo(pairing):
 
 @pytest.mark.parametrize("objective", [PAIRED, UNPAIRED])
 def test_ties_do_not_depend_on_the_order_of_the_groups(objective):
-    """Every value of the policy is tied, those of the reference are not; prompts, and then lengths, break the tie."""
+    """Every value of the policy is tied, those of the reference are not; prompts, and then lengths, break the
+    tie.
+    """
     logp, ref = [-3.0, -3.0, -3.0, -3.0, -3.0, -3.0], [-1.0, -2.0, -5.0, -3.0, -3.0, -6.0]
     if objective is UNPAIRED:
         ref = [-3.0, -2.0, -3.0, -4.0, -3.0, -6.0]
@@ -100,10 +116,14 @@ def test_ties_do_not_depend_on_the_order_of_the_groups(objective):
         found = {}
         for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
             places = [place for pair in order for place in (2 * pair, 2 * pair + 1)]
-            scores = step([logp[i] for i in places], [ref[i] for i in places], lengths and [lengths[i] for i in places])
+            scores = step(
+                [logp[i] for i in places], [ref[i] for i in places], lengths and [lengths[i] for i in places]
+            )
             couplings, _ = couple(objective, scores, pairs_of(3), prompt=[prompt[i] for i in places])
             for name, values in couplings.pair.items():
-                found.setdefault(name, []).append([round(values[order.index(pair)].item(), 9) for pair in range(3)])
+                found.setdefault(name, []).append(
+                    [round(values[order.index(pair)].item(), 9) for pair in range(3)]
+                )
         assert all(one == values[0] for values in found.values() for one in values)
         assert any(len(set(values[0])) > 1 for values in found.values())
 

@@ -18,9 +18,12 @@ def test_zero():
 def test_zero_sides_are_apart():
     """Implicit rewards .1 and .3: 1 - sigma(.1) + sigma(.3)."""
     check_pair(
-        APOZero(), ref=(-11.0, -17.0), value=1 - sigma(0.1) + sigma(0.3),
-        slopes=(-0.1 * sigma(0.1) * sigma(-0.1), 0.1 * sigma(0.3) * sigma(-0.3)), rewards=(0.1, 0.3),
-    )  # fmt: skip
+        APOZero(),
+        ref=(-11.0, -17.0),
+        value=1 - sigma(0.1) + sigma(0.3),
+        slopes=(-0.1 * sigma(0.1) * sigma(-0.1), 0.1 * sigma(0.3) * sigma(-0.3)),
+        rewards=(0.1, 0.3),
+    )
 
 
 def test_down():
@@ -50,7 +53,12 @@ def test_singles_golden():
     losses = APOZero(unit="completion")(scores, Labels(label=torch.tensor([1, -1])))
     ratio = (scores.logp - scores.ref_logp).tolist()
     assert losses.per_unit.tolist() == pytest.approx([1 - sigma(0.1 * ratio[0]), sigma(0.1 * ratio[1])])
-    assert set(losses.metrics) == {"logps/chosen", "logps/rejected", "log_ratios/chosen", "log_ratios/rejected"}
+    assert set(losses.metrics) == {
+        "logps/chosen",
+        "logps/rejected",
+        "log_ratios/chosen",
+        "log_ratios/rejected",
+    }
 
 
 def test_a_completion_without_a_label_weighs_nothing():

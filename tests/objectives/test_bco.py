@@ -1,4 +1,6 @@
-"""BCO: log-ratios 1, -2, 9 (without a label) and 4 at beta .5, so implicit rewards .5, -1 and 2 count, with mean .5."""
+"""BCO: log-ratios 1, -2, 9 (without a label) and 4 at beta .5, so implicit rewards .5, -1 and 2 count, with
+mean .5.
+"""
 
 import pytest
 import torch
@@ -29,9 +31,12 @@ def test_golden():
     assert gradient(losses, scores) == pytest.approx([-0.25, low, low, 0, high], rel=1e-9)
     metrics = {name: value.tolist() for name, value in losses.metrics.items()}
     assert metrics == {
-        "bco/delta": pytest.approx([0.5]), "logps/chosen": pytest.approx([-1.0]), "logps/rejected": pytest.approx([-5.0, -1.0]),
-        "log_ratios/chosen": pytest.approx([1.0]), "log_ratios/rejected": pytest.approx([-2.0, 4.0]),
-    }  # fmt: skip
+        "bco/delta": pytest.approx([0.5]),
+        "logps/chosen": pytest.approx([-1.0]),
+        "logps/rejected": pytest.approx([-5.0, -1.0]),
+        "log_ratios/chosen": pytest.approx([1.0]),
+        "log_ratios/rejected": pytest.approx([-2.0, 4.0]),
+    }
 
 
 def test_delta_is_the_mean_of_all_steps_this_one_included():
@@ -42,7 +47,10 @@ def test_delta_is_the_mean_of_all_steps_this_one_included():
     second, later = couple(BETA, other, Labels(label=torch.tensor([1, -1])), state)
     assert second.whole["delta"].item() == pytest.approx(4.5 / 5)
     assert numbers(later) == {"sum": pytest.approx(4.5), "count": 5}
-    assert {name: tensor.dtype for name, tensor in later.items()} == {"sum": torch.float64, "count": torch.int64}
+    assert {name: tensor.dtype for name, tensor in later.items()} == {
+        "sum": torch.float64,
+        "count": torch.int64,
+    }
     assert numbers(state) == {"sum": pytest.approx(1.5), "count": 3}  # what came in is as it was
 
 
@@ -69,6 +77,14 @@ def test_with_delta_zero_the_two_of_a_pair_are_bco_pair():
 def test_a_state_of_another_shape_is_refused():
     good = BETA.initial_state()
     vector = torch.zeros(1, dtype=torch.int64)
-    for state in ({}, good | {"more": good["sum"]}, good | {"sum": good["sum"].float()}, good | {"count": vector}):
-        with pytest.raises(StorageError, match=r"The state of bco does not fit; got .*; expected count \(int64, 0 axes\), sum"):
+    for state in (
+        {},
+        good | {"more": good["sum"]},
+        good | {"sum": good["sum"].float()},
+        good | {"count": vector},
+    ):
+        with pytest.raises(
+            StorageError,
+            match=r"The state of bco does not fit; got .*; expected count \(int64, 0 axes\), sum",
+        ):
             couple(BETA, step(), LABELS, state)

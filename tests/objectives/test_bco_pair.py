@@ -14,9 +14,12 @@ def test_golden():
 def test_the_sides_are_apart():
     """Implicit rewards .1 and .3: -log sigma(.1) - log sigma(-.3)."""
     check_pair(
-        BCOPair(beta=0.1), ref=(-11.0, -17.0), value=-log_sigma(0.1) - log_sigma(-0.3),
-        slopes=(-0.1 * sigma(-0.1), 0.1 * sigma(0.3)), rewards=(0.1, 0.3),
-    )  # fmt: skip
+        BCOPair(beta=0.1),
+        ref=(-11.0, -17.0),
+        value=-log_sigma(0.1) - log_sigma(-0.3),
+        slopes=(-0.1 * sigma(-0.1), 0.1 * sigma(0.3)),
+        rewards=(0.1, 0.3),
+    )
 
 
 def test_it_is_gsil_without_its_offset():

@@ -65,7 +65,9 @@ def test_without_a_bound_all_are_pushed():
     assert slopes[-1] == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize(("min_ratio", "pushed"), [(math.exp(-2.0) - 1e-9, 1.0), (math.exp(-2.0) + 1e-9, 0.0)])
+@pytest.mark.parametrize(
+    ("min_ratio", "pushed"), [(math.exp(-2.0) - 1e-9, 1.0), (math.exp(-2.0) + 1e-9, 0.0)]
+)
 def test_the_bound(min_ratio, pushed):
     """-3.5 is 2 nats behind -1.5."""
     assert run(BestOfN(min_ratio=min_ratio))[2]["negatives/pushed"] == [1.0, pushed, 0.0]

@@ -22,7 +22,9 @@ def step(margins=MARGINS, lengths=None):
 def fixed(mean, std, steps):
     """A state so old that a step with these very moments leaves it as it is."""
     number = {"mean": mean, "std": std}
-    return {n: torch.tensor(v, dtype=torch.float64) for n, v in number.items()} | {"steps": torch.tensor(steps)}
+    return {n: torch.tensor(v, dtype=torch.float64) for n, v in number.items()} | {
+        "steps": torch.tensor(steps)
+    }
 
 
 def usual(margins, mean, std):
@@ -30,19 +32,30 @@ def usual(margins, mean, std):
 
 
 def test_golden():
-    """Three of four are kept: those with the largest weight over an exponential draw, which the step's number seeds."""
+    """Three of four are kept: those with the largest weight over an exponential draw, which the step's number
+    seeds.
+    """
     objective = BetaDPO(beta=0.2, alpha=0.3, keep=0.75)
-    draw = torch.empty(4, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(0)).tolist()
+    draw = (
+        torch.empty(4, dtype=torch.float64).exponential_(generator=torch.Generator().manual_seed(0)).tolist()
+    )
     weights = usual(MARGINS, 4.0, math.sqrt(50 / 3))
     dropped = min(range(4), key=lambda pair: weights[pair] / draw[pair])
     kept = [margin for pair, margin in enumerate(MARGINS) if pair != dropped]
     beta = 0.2 * (1 + 0.3 * (sum(kept) / 3 - 4.0))
     scores = coupled(objective, step(), pairs_of(4))
     losses = objective(scores, pairs_of(4))
-    expected = [0.0 if pair == dropped else -4 / 3 * log_sigma(beta * margin) for pair, margin in enumerate(MARGINS)]
+    expected = [
+        0.0 if pair == dropped else -4 / 3 * log_sigma(beta * margin) for pair, margin in enumerate(MARGINS)
+    ]
     assert losses.per_unit.tolist() == pytest.approx(expected, rel=1e-9)
-    slopes = [0.0 if pair == dropped else -4 / 3 * beta * sigma(-beta * margin) for pair, margin in enumerate(MARGINS)]
-    assert gradient(losses, scores) == pytest.approx([s for slope in slopes for s in (slope, -slope)], rel=1e-9, abs=1e-15)
+    slopes = [
+        0.0 if pair == dropped else -4 / 3 * beta * sigma(-beta * margin)
+        for pair, margin in enumerate(MARGINS)
+    ]
+    assert gradient(losses, scores) == pytest.approx(
+        [s for slope in slopes for s in (slope, -slope)], rel=1e-9, abs=1e-15
+    )
     assert losses.weight.tolist() == [1, 1, 1, 1]
     assert losses.metrics["beta_dpo/beta"].tolist() == pytest.approx([beta])
     assert losses.metrics["beta_dpo/kept"].tolist() == [float(pair != dropped) for pair in range(4)]
@@ -50,11 +63,17 @@ def test_golden():
 
 
 def test_beta_follows_the_running_mean():
-    """Means 4, then 2: the running one is (9 * 4 + 10 * 2) / 19; with all pairs kept beta grows with the difference."""
+    """Means 4, then 2: the running one is (9 * 4 + 10 * 2) / 19; with all pairs kept beta grows with the
+    difference.
+    """
     objective = BetaDPO(beta=0.2, alpha=0.3, keep=1.0)
     found, state = couple(objective, step(), pairs_of(4))
     assert found.whole["beta"].item() == pytest.approx(0.2)
-    assert numbers(state) == {"mean": pytest.approx(0.4), "std": pytest.approx(0.1 * math.sqrt(50 / 3)), "steps": 1}
+    assert numbers(state) == {
+        "mean": pytest.approx(0.4),
+        "std": pytest.approx(0.1 * math.sqrt(50 / 3)),
+        "steps": 1,
+    }
     found, state = couple(objective, step([1.0, 3.0]), pairs_of(2), state)
     assert found.whole["beta"].item() == pytest.approx(0.2 * (1 + 0.3 * (2 - 56 / 19)), rel=1e-9)
     assert numbers(state)["steps"] == 2
@@ -73,10 +92,14 @@ def test_without_alpha_and_with_all_pairs_it_is_dpo():
     assert gradient(one, scores) == pytest.approx(gradient(other, scores), rel=1e-12)
 
 
-@pytest.mark.parametrize(("keep", "pairs", "count"), [(0.8, 1, 1), (0.8, 2, 2), (0.8, 3, 2), (0.8, 4, 3), (0.1, 4, 1), (1.0, 4, 4)])
+@pytest.mark.parametrize(
+    ("keep", "pairs", "count"), [(0.8, 1, 1), (0.8, 2, 2), (0.8, 3, 2), (0.8, 4, 3), (0.1, 4, 1), (1.0, 4, 4)]
+)
 def test_how_many_are_kept(keep, pairs, count):
     found, _ = couple(BetaDPO(keep=keep), step(MARGINS[:pairs]), pairs_of(pairs))
-    assert sorted(found.pair["factor"].tolist()) == pytest.approx([0.0] * (pairs - count) + [pairs / count] * count)
+    assert sorted(found.pair["factor"].tolist()) == pytest.approx(
+        [0.0] * (pairs - count) + [pairs / count] * count
+    )
 
 
 def chances(weights, count):
@@ -98,7 +121,9 @@ def test_pairs_are_drawn_by_their_weights(count):
     margins, mean, std = [0.0, 1.0, 3.0], 4 / 3, math.sqrt(7 / 3)
     total = torch.zeros(3, dtype=torch.float64)
     for number in range(1500):
-        found, _ = couple(BetaDPO(keep=count / 3), step(margins), pairs_of(3), fixed(mean, std, 1000 + number))
+        found, _ = couple(
+            BetaDPO(keep=count / 3), step(margins), pairs_of(3), fixed(mean, std, 1000 + number)
+        )
         total += found.pair["factor"] > 0
     expected = chances(usual(margins, mean, std), count)
     assert (total / 1500).tolist() == pytest.approx(expected, abs=3.5 * 0.5 / math.sqrt(1500))
@@ -113,13 +138,17 @@ def kept_in(order, margins, prompts, lengths, number):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "lengths"), [([9, 4, 7, 5], [1] * 4), ([4] * 4, [3, 1, 2, 4]), ([4] * 4, [1] * 4)],
+    ("prompts", "lengths"),
+    [([9, 4, 7, 5], [1] * 4), ([4] * 4, [3, 1, 2, 4]), ([4] * 4, [1] * 4)],
     ids=["by prompt", "by length", "by margin"],
 )
 def test_the_draw_does_not_depend_on_the_order_of_the_groups(prompts, lengths):
     drawn = set()
     for number in range(20):
-        kept = [kept_in(order, MARGINS, prompts, lengths, number) for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0])]
+        kept = [
+            kept_in(order, MARGINS, prompts, lengths, number)
+            for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0])
+        ]
         assert kept[0] == kept[1] == kept[2]
         drawn.add(frozenset(kept[0]))
     assert len(drawn) > 3
@@ -128,7 +157,10 @@ def test_the_draw_does_not_depend_on_the_order_of_the_groups(prompts, lengths):
 def test_rounding_does_not_change_the_draw():
     """Two pairs of one prompt whose margins differ by rounding only, this way or that."""
     for number in range(20):
-        one, other = (kept_in([0, 1], margins, [4, 4], [1, 2], number) for margins in ([1.0, 1.0 + 1e-9], [1.0 + 1e-9, 1.0]))
+        one, other = (
+            kept_in([0, 1], margins, [4, 4], [1, 2], number)
+            for margins in ([1.0, 1.0 + 1e-9], [1.0 + 1e-9, 1.0])
+        )
         assert one == other
 
 

@@ -24,7 +24,9 @@ def token(target: int, label: int, logits=LOGITS) -> tuple[torch.Tensor, torch.T
     """(loss, gradient on the logits) of one completion of one token."""
     z = logits.clone().requires_grad_()
     scores = TokenScores(
-        logp=z.log_softmax(-1)[target, None], ref_logp=REF_LOGITS.log_softmax(-1)[target, None], lengths=torch.tensor([1])
+        logp=z.log_softmax(-1)[target, None],
+        ref_logp=REF_LOGITS.log_softmax(-1)[target, None],
+        lengths=torch.tensor([1]),
     )
     losses = BNF()(scores, Labels(label=torch.tensor([label])))
     (gradient,) = torch.autograd.grad(losses.per_unit.sum(), z)
@@ -41,7 +43,9 @@ def test_golden_token(target, f, value, gradient, w, label):
     assert loss.item() == pytest.approx(-label * expected, abs=1e-9)
     # and the oracle is the paper's definition
     assert full_target(LOGITS, REF_LOGITS, target)[target].item() == pytest.approx(f, abs=6e-7)
-    assert full_bnf_loss(LOGITS[None], REF_LOGITS[None], torch.tensor([target])).item() == pytest.approx(value, abs=6e-7)
+    assert full_bnf_loss(LOGITS[None], REF_LOGITS[None], torch.tensor([target])).item() == pytest.approx(
+        value, abs=6e-7
+    )
 
 
 def test_weight_is_a_ratio_of_odds():
@@ -51,7 +55,9 @@ def test_weight_is_a_ratio_of_odds():
 
 
 def test_push_peaks_at_the_reference_and_fades_on_both_sides():
-    """|d L / d z_y| = |p_y - f| is largest at p_y = q_y, where it is 1 - q_y, and goes to 0 for p_y -> 0 and p_y -> 1."""
+    """|d L / d z_y| = |p_y - f| is largest at p_y = q_y, where it is 1 - q_y, and goes to 0 for p_y -> 0 and
+    p_y -> 1.
+    """
     q = torch.tensor(0.3, dtype=torch.float64)
     p = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     weight = odds_weight(p.log(), q.log().expand(999))
@@ -64,7 +70,9 @@ def test_push_peaks_at_the_reference_and_fades_on_both_sides():
 
 def test_weight_carries_no_gradient():
     logp = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
-    scores = TokenScores(logp=logp, ref_logp=torch.tensor([-0.5, -0.5], dtype=torch.float64), lengths=torch.tensor([2]))
+    scores = TokenScores(
+        logp=logp, ref_logp=torch.tensor([-0.5, -0.5], dtype=torch.float64), lengths=torch.tensor([2])
+    )
     (gradient,) = torch.autograd.grad(BNF()(scores, Labels(label=torch.tensor([1]))).per_unit.sum(), logp)
     # w_t = odds(e^-1)/odds(e^-.5): odds(.367879) = .581977, odds(.606531) = 1.541494, odds(.135335) = .156518
     expected = -torch.tensor([0.581977 / 1.541494, 0.156518 / 1.541494], dtype=torch.float64) / 2
@@ -87,12 +95,16 @@ def test_potential_is_what_the_weight_is_the_slope_of(q):
 def test_potential_of_tiny_probabilities():
     """p = q / e, both far below rounding: (1/q) * log((1 - q)/(1 - p)) -> -(1 - 1/e)."""
     for dtype in (torch.float32, torch.float64):
-        value = potential(torch.tensor([-61.0, -15.0], dtype=dtype), torch.tensor([-60.0, -14.0], dtype=dtype))
+        value = potential(
+            torch.tensor([-61.0, -15.0], dtype=dtype), torch.tensor([-60.0, -14.0], dtype=dtype)
+        )
         assert value.tolist() == pytest.approx([math.exp(-1) - 1] * 2, abs=2e-6)
 
 
 def pair_scores(lengths: tuple[int, int]) -> TokenScores:
-    """logp = -1 everywhere, ref_logp = -2 for the first completion (F = 1) and 0.5 lower for the other (F = 0.5)."""
+    """logp = -1 everywhere, ref_logp = -2 for the first completion (F = 1) and 0.5 lower for the other (F =
+    0.5).
+    """
     n, m = lengths
     ref = torch.cat([torch.full((n,), -2.0), torch.full((m,), -1.5)]).double()
     return TokenScores(logp=torch.full((n + m,), -1.0).double(), ref_logp=ref, lengths=torch.tensor(lengths))
@@ -108,7 +120,9 @@ def test_reductions():
     singles = BNF()(scores, Labels(label=torch.tensor([1, -1])))
     torch.testing.assert_close(singles.per_unit, torch.tensor([-1.0, 0.5]).double())
     pairs = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
-    torch.testing.assert_close(BNF(reduction="pair_min")(scores, pairs).per_unit, torch.tensor([0.0]).double())
+    torch.testing.assert_close(
+        BNF(reduction="pair_min")(scores, pairs).per_unit, torch.tensor([0.0]).double()
+    )
 
 
 def test_pair_min_where_the_rejected_one_is_shorter():
@@ -120,8 +134,12 @@ def test_pair_min_where_the_rejected_one_is_shorter():
 
 def test_reductions_agree_for_equal_lengths():
     scores = pair_scores((3, 3))
-    pair = BNF(reduction="pair_min")(scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))).per_unit
-    torch.testing.assert_close(pair.mean(), BNF()(scores, Labels(label=torch.tensor([1, -1]))).per_unit.mean())
+    pair = BNF(reduction="pair_min")(
+        scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
+    ).per_unit
+    torch.testing.assert_close(
+        pair.mean(), BNF()(scores, Labels(label=torch.tensor([1, -1]))).per_unit.mean()
+    )
 
 
 def test_metrics():
@@ -131,23 +149,34 @@ def test_metrics():
     )
     metrics = BNF()(scores, Labels(label=torch.tensor([1, -1]))).metrics
     expected = {
-        "logps/chosen": -1.0, "logps/rejected": -0.1, "log_ratios/chosen": -0.5, "log_ratios/rejected": 0.9,
-        "bnf/weight_chosen": 0.581977 / 1.541494, "bnf/weight_rejected": 1.0,
-    }  # fmt: skip
+        "logps/chosen": -1.0,
+        "logps/rejected": -0.1,
+        "log_ratios/chosen": -0.5,
+        "log_ratios/rejected": 0.9,
+        "bnf/weight_chosen": 0.581977 / 1.541494,
+        "bnf/weight_rejected": 1.0,
+    }
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, rel=1e-5)
 
 
 def test_completions_in_no_pair_play_no_part():
     """The third completion is in neither role: no loss of its own, and in no metric."""
     scores = TokenScores(
-        logp=torch.tensor([-1.0, -0.1, -3.0]), ref_logp=torch.tensor([-0.5, -1.0, -3.0]),
+        logp=torch.tensor([-1.0, -0.1, -3.0]),
+        ref_logp=torch.tensor([-0.5, -1.0, -3.0]),
         lengths=torch.tensor([1, 1, 1]),
-    )  # fmt: skip
-    metrics = BNF(reduction="pair_min")(scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))).metrics
+    )
+    metrics = BNF(reduction="pair_min")(
+        scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
+    ).metrics
     expected = {
-        "logps/chosen": [-1.0], "logps/rejected": [-0.1], "log_ratios/chosen": [-0.5], "log_ratios/rejected": [0.9],
-        "bnf/weight_chosen": [0.581977 / 1.541494], "bnf/weight_rejected": [1.0],
-    }  # fmt: skip
+        "logps/chosen": [-1.0],
+        "logps/rejected": [-0.1],
+        "log_ratios/chosen": [-0.5],
+        "log_ratios/rejected": [0.9],
+        "bnf/weight_chosen": [0.581977 / 1.541494],
+        "bnf/weight_rejected": [1.0],
+    }
     assert {name: value.tolist() for name, value in metrics.items()} == {
         name: pytest.approx(value, rel=1e-5) for name, value in expected.items()
     }

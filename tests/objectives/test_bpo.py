@@ -54,9 +54,11 @@ def test_it_is_its_kin_where_the_reference_sampled_the_pairs(link, kin):
     for objective in (BPO(beta=0.4, link=link), kin):
         given, pairs = random_scores()
         scores = TokenScores(
-            logp=given.logp.detach().requires_grad_(), lengths=given.lengths, ref_logp=given.ref_logp,
+            logp=given.logp.detach().requires_grad_(),
+            lengths=given.lengths,
+            ref_logp=given.ref_logp,
             behaviour_logp=given.ref_logp,
-        )  # fmt: skip
+        )
         losses = objective(scores, pairs)
         results.append((losses.per_unit.detach(), torch.tensor(gradient(losses, scores))))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)

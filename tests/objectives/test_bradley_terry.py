@@ -45,9 +45,16 @@ def test_golden(objective, value, chosen, rejected):
 
 def test_a_soft_label_is_the_mean_of_both_outcomes():
     """p = .7: with either outcome the better completion should win by the margin."""
-    scores, pair = head(), Pairs(chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.tensor([0.7], dtype=torch.float64))
+    scores, pair = (
+        head(),
+        Pairs(
+            chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.tensor([0.7], dtype=torch.float64)
+        ),
+    )
     losses = BradleyTerry(margin=0.25, centring=0.0)(scores, pair)
-    assert losses.per_unit.tolist() == pytest.approx([-0.7 * log_sigma(0.75) - 0.3 * log_sigma(-1.25)], rel=1e-6)
+    assert losses.per_unit.tolist() == pytest.approx(
+        [-0.7 * log_sigma(0.75) - 0.3 * log_sigma(-1.25)], rel=1e-6
+    )
     slope = -0.7 * sigma(-0.75) + 0.3 * sigma(1.25)
     assert slopes(losses, scores) == pytest.approx([0, 0, slope, 0, -slope], rel=1e-6)
 
@@ -55,7 +62,9 @@ def test_a_soft_label_is_the_mean_of_both_outcomes():
 def test_a_soft_label_of_one_is_no_soft_label():
     sure = Pairs(chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.ones(1))
     objective = BradleyTerry(margin=0.5)
-    assert objective(head(), sure).per_unit.item() == pytest.approx(objective(head(), PAIR).per_unit.item(), rel=1e-12)
+    assert objective(head(), sure).per_unit.item() == pytest.approx(
+        objective(head(), PAIR).per_unit.item(), rel=1e-12
+    )
 
 
 def test_rewards_that_differ_by_the_log_odds_are_the_optimum():
@@ -82,8 +91,11 @@ def test_it_is_dpo_on_the_heads_value():
 def test_metrics_are_rewards_and_no_log_probabilities():
     metrics = BradleyTerry()(head(), PAIR).metrics
     assert {name: entry.tolist() for name, entry in metrics.items()} == {
-        "rewards/chosen": [1.5], "rewards/rejected": [0.5], "rewards/margins": [1.0], "rewards/accuracies": [1.0]
-    }  # fmt: skip
+        "rewards/chosen": [1.5],
+        "rewards/rejected": [0.5],
+        "rewards/margins": [1.0],
+        "rewards/accuracies": [1.0],
+    }
     tied = BradleyTerry()(head((1.0, 1.0), (1, 1)), PAIR).metrics
     assert tied["rewards/accuracies"].item() == 0.0  # an equal reward is not accurate
 

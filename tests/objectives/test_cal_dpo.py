@@ -11,7 +11,9 @@ from tests.objectives.golden import assert_same, check_pair, random_scores, sigm
 def test_golden():
     """log(1 + e^-2) + 16 + 16 = 32.126928; slopes -sigma(-2) - 8 and sigma(-2) + 8."""
     slope = -sigma(-2) - 8
-    check_pair(CalDPO(beta=0.1, calibration_weight=1.0), value=32.126928, slopes=(slope, -slope), rewards=(0.1, -0.1))
+    check_pair(
+        CalDPO(beta=0.1, calibration_weight=1.0), value=32.126928, slopes=(slope, -slope), rewards=(0.1, -0.1)
+    )
 
 
 def test_it_is_dpo_of_beta_1_plus_sppo():

@@ -12,7 +12,7 @@ from preftune.objectives.clipping import (
     mean_ratio,
     sequence_ratio,
     token_ratio,
-)  # fmt: skip
+)
 from preftune.objectives.grpo import GRPO
 from tests.objectives.samples import numbers, sample_scores
 

@@ -35,23 +35,37 @@ def test_keys_of_a_pair():
 
 
 def test_moments_fade_by_a_tenth_a_step():
-    """Steps of mean 2 and deviation sqrt 2, then of mean 4 and 0, weigh 9 to 10; the state holds undivided sums."""
+    """Steps of mean 2 and deviation sqrt 2, then of mean 4 and 0, weigh 9 to 10; the state holds undivided
+    sums.
+    """
     mean, std, state = update_moments(torch.tensor([1.0, 3.0]), initial_moments())
     assert (mean.item(), std.item()) == pytest.approx((2.0, math.sqrt(2.0)), rel=1e-12)
-    assert numbers(state) == {"mean": pytest.approx(0.2), "std": pytest.approx(0.1 * math.sqrt(2)), "steps": 1}
+    assert numbers(state) == {
+        "mean": pytest.approx(0.2),
+        "std": pytest.approx(0.1 * math.sqrt(2)),
+        "steps": 1,
+    }
     mean, std, later = update_moments(torch.tensor([4.0, 4.0]), state)
     assert (mean.item(), std.item()) == pytest.approx((58 / 19, 9 * math.sqrt(2) / 19), rel=1e-12)
-    assert numbers(later) == {"mean": pytest.approx(0.58), "std": pytest.approx(0.09 * math.sqrt(2)), "steps": 2}
+    assert numbers(later) == {
+        "mean": pytest.approx(0.58),
+        "std": pytest.approx(0.09 * math.sqrt(2)),
+        "steps": 2,
+    }
     assert numbers(state)["steps"] == 1  # what came in is as it was
     assert {name: (tensor.dtype, tensor.ndim) for name, tensor in later.items()} == {
-        "mean": (torch.float64, 0), "std": (torch.float64, 0), "steps": (torch.int64, 0),
-    }  # fmt: skip
+        "mean": (torch.float64, 0),
+        "std": (torch.float64, 0),
+        "steps": (torch.int64, 0),
+    }
 
 
 def test_a_single_value_leaves_the_deviation():
     _, std, state = update_moments(torch.tensor([4.0]), initial_moments())
     assert (std.item(), numbers(state)) == (0.0, {"mean": pytest.approx(0.4), "std": 0.0, "steps": 1})
-    _, _, two = update_moments(torch.tensor([1.0, 3.0]), update_moments(torch.tensor([1.0, 5.0]), initial_moments())[2])
+    _, _, two = update_moments(
+        torch.tensor([1.0, 3.0]), update_moments(torch.tensor([1.0, 5.0]), initial_moments())[2]
+    )
     before = (9 * math.sqrt(8) + 10 * math.sqrt(2)) / 19
     mean, std, _ = update_moments(torch.tensor([4.0]), two)
     assert (mean.item(), std.item()) == pytest.approx(((8.1 * 3 + 9 * 2 + 10 * 4) / 27.1, before), rel=1e-12)
@@ -74,5 +88,7 @@ def test_a_state_has_the_names_dtypes_and_axes_of_the_initial_one():
     for bad in ({}, good | {"std": vector}, good | {"steps": torch.zeros(())}, good | {"u": good["std"]}):
         with pytest.raises(StorageError, match="The state of x does not fit; got "):
             check_state("x", bad, initial_moments())
-    with pytest.raises(StorageError, match=r"got nothing; expected mean \(float64, 0 axes\), std .*, steps \(int64, 0 axes\)"):
+    with pytest.raises(
+        StorageError, match=r"got nothing; expected mean \(float64, 0 axes\), std .*, steps \(int64, 0 axes\)"
+    ):
         check_state("x", {}, good)

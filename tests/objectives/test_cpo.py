@@ -17,9 +17,12 @@ def test_golden():
 def test_golden_with_the_sum_of_the_paper():
     push = 0.1 * sigma(-0.4)
     check_pair(
-        CPO(nll_weight=0.3, nll_scale="sum"), value=-log_sigma(0.4) + 3.0, slopes=(-push - 0.3, push),
-        rewards=(-1.0, -1.4), extra={"nll": 10.0},
-    )  # fmt: skip
+        CPO(nll_weight=0.3, nll_scale="sum"),
+        value=-log_sigma(0.4) + 3.0,
+        slopes=(-push - 0.3, push),
+        rewards=(-1.0, -1.4),
+        extra={"nll": 10.0},
+    )
 
 
 def test_it_is_rpo_with_a_uniform_reference():
@@ -28,5 +31,6 @@ def test_it_is_rpo_with_a_uniform_reference():
     uniform = TokenScores(logp=scores.logp, ref_logp=torch.zeros_like(scores.logp), lengths=scores.lengths)
     alone = TokenScores(logp=scores.logp, lengths=scores.lengths)
     torch.testing.assert_close(
-        CPO(beta=0.3, nll_weight=0.4)(alone, pairs).per_unit, RPO(beta=0.3, nll_weight=0.4)(uniform, pairs).per_unit
+        CPO(beta=0.3, nll_weight=0.4)(alone, pairs).per_unit,
+        RPO(beta=0.3, nll_weight=0.4)(uniform, pairs).per_unit,
     )

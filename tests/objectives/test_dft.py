@@ -37,18 +37,24 @@ def test_golden(objective, d):
     weight = [math.exp(d[0] - first), math.exp(d[1] - first), math.exp(d[2] - second)]
     scores = coupled(objective, step(REF if objective is DFT1 else None), SIGNAL, prompt=PROMPTS)
     losses = objective(scores, SIGNAL)
-    assert losses.per_unit.tolist() == pytest.approx([
-        -score[0] + (weight[0] * score[1] + weight[1] * score[2]) / 2,
-        -(score[3] + score[4]) / 2 + weight[2] * score[5],
-    ])  # fmt: skip
+    assert losses.per_unit.tolist() == pytest.approx(
+        [
+            -score[0] + (weight[0] * score[1] + weight[1] * score[2]) / 2,
+            -(score[3] + score[4]) / 2 + weight[2] * score[5],
+        ]
+    )
     assert losses.weight.tolist() == [1, 1]
     slopes = [-1.0, weight[0] / 2, weight[1] / 2, -0.5, -0.5, weight[2]]
     share = [1] * 6 if objective is DFT1 else LENGTHS
-    expected = [slope / n for slope, n, count in zip(slopes, share, LENGTHS, strict=True) for _ in range(count)]
+    expected = [
+        slope / n for slope, n, count in zip(slopes, share, LENGTHS, strict=True) for _ in range(count)
+    ]
     assert gradient(losses, scores) == pytest.approx(expected, rel=1e-9)
     assert losses.metrics["dft/u"].tolist() == pytest.approx([first, first, second])
     assert losses.metrics["dft/weight"].tolist() == pytest.approx(weight)
-    assert losses.metrics["rewards/chosen"].tolist() == pytest.approx([score[k] / objective.tau for k in (0, 0, 2, 3, 4)])
+    assert losses.metrics["rewards/chosen"].tolist() == pytest.approx(
+        [score[k] / objective.tau for k in (0, 0, 2, 3, 4)]
+    )
     assert ("log_ratios/chosen" in losses.metrics) == (objective is DFT1)
 
 
@@ -64,7 +70,10 @@ def test_u_is_kept_for_each_prompt():
     assert found.completion["weight"].tolist() == pytest.approx(
         [0, math.exp(D1[0] - new), math.exp(D1[1] - new), 0, 0, math.exp(D1[2] - again)]
     )
-    assert {name: tensor.dtype for name, tensor in later.items()} == {"prompt": torch.int64, "u": torch.float64}
+    assert {name: tensor.dtype for name, tensor in later.items()} == {
+        "prompt": torch.int64,
+        "u": torch.float64,
+    }
     assert numbers(state)["prompt"] == [30, 70]  # what came in is as it was
 
 
@@ -80,7 +89,9 @@ def test_without_memory_the_gradient_is_the_target_s():
     signal, objective = rewards_of((1.0, 0.0, 0.0, 0.0, 0.0, 0.0)), DFT(tau=2.0, gamma=1.0)
     state = {"prompt": torch.tensor([3]), "u": torch.tensor([900.0], dtype=torch.float64)}
     scores = coupled(objective, step(), signal, state, prompt=[3] * 6)
-    logp, ref = (torch.segment_reduce(x, "sum", lengths=scores.lengths) for x in (scores.logp, scores.ref_logp))
+    logp, ref = (
+        torch.segment_reduce(x, "sum", lengths=scores.lengths) for x in (scores.logp, scores.ref_logp)
+    )
     target = -logp[0] + 2.0 * ((logp[1:] / 2.0 - ref[1:]).logsumexp(0) - math.log(5))
     expected = torch.autograd.grad(target, scores.logp)[0].tolist()
     assert gradient(objective(scores, signal), scores) == pytest.approx(expected, rel=1e-9)

@@ -31,7 +31,9 @@ def test_it_rises_for_a_while_near_zero():
     """At rho = 0: (1 - ln 2) / (4 tau) - 1/4 - 1/2 = .7843 with tau = .05."""
     objective = DiscoPOP(beta=1.0)
     scores = make_scores(objective, (-10.0, -14.0), (-10.0, -14.0), (1, 1))
-    assert gradient(objective(scores, PAIR), scores)[0] == pytest.approx((1 - math.log(2)) / 0.2 - 0.75, rel=1e-9)
+    assert gradient(objective(scores, PAIR), scores)[0] == pytest.approx(
+        (1 - math.log(2)) / 0.2 - 0.75, rel=1e-9
+    )
 
 
 def test_a_wrongly_ordered_pair_is_logistic():

@@ -13,8 +13,12 @@ PAIR = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
 
 def pair_scores(logp=(-10.0, -14.0), ref=(-11.0, -13.0), lengths=(5, 8)) -> tuple[TokenScores, torch.Tensor]:
     """Sums spread evenly over the tokens."""
-    spread = [torch.full((n,), total / n, dtype=torch.float64) for total, n in zip(logp, lengths, strict=True)]
-    spread_ref = [torch.full((n,), total / n, dtype=torch.float64) for total, n in zip(ref, lengths, strict=True)]
+    spread = [
+        torch.full((n,), total / n, dtype=torch.float64) for total, n in zip(logp, lengths, strict=True)
+    ]
+    spread_ref = [
+        torch.full((n,), total / n, dtype=torch.float64) for total, n in zip(ref, lengths, strict=True)
+    ]
     leaf = torch.cat(spread).requires_grad_()
     return TokenScores(logp=leaf, ref_logp=torch.cat(spread_ref), lengths=torch.tensor(lengths)), leaf
 
@@ -54,9 +58,15 @@ def test_metrics():
     scores, _ = pair_scores()
     metrics = {name: value.item() for name, value in DPO(beta=0.1)(scores, PAIR).metrics.items()}
     expected = {
-        "logps/chosen": -10, "logps/rejected": -14, "log_ratios/chosen": 1, "log_ratios/rejected": -1,
-        "rewards/chosen": 0.1, "rewards/rejected": -0.1, "rewards/margins": 0.2, "rewards/accuracies": 1,
-    }  # fmt: skip
+        "logps/chosen": -10,
+        "logps/rejected": -14,
+        "log_ratios/chosen": 1,
+        "log_ratios/rejected": -1,
+        "rewards/chosen": 0.1,
+        "rewards/rejected": -0.1,
+        "rewards/margins": 0.2,
+        "rewards/accuracies": 1,
+    }
     assert metrics == pytest.approx(expected, rel=1e-9)
 
 
@@ -70,7 +80,11 @@ def test_one_completion_in_several_pairs():
 
 
 def pair_of(probability: float) -> Pairs:
-    return Pairs(chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.tensor([probability], dtype=torch.float64))
+    return Pairs(
+        chosen=PAIR.chosen,
+        rejected=PAIR.rejected,
+        probability=torch.tensor([probability], dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +104,9 @@ def test_soft_labels(objective, probability, target):
     scores, leaf = pair_scores()
     losses = objective(scores, pair_of(probability))
     (gradient,) = torch.autograd.grad(losses.per_unit.sum(), leaf)
-    assert losses.per_unit.item() == pytest.approx(target * math.log1p(math.exp(-0.2)) + (1 - target) * math.log1p(math.exp(0.2)))
+    assert losses.per_unit.item() == pytest.approx(
+        target * math.log1p(math.exp(-0.2)) + (1 - target) * math.log1p(math.exp(0.2))
+    )
     slope = -0.1 * (target / (1 + math.exp(0.2)) - (1 - target) / (1 + math.exp(-0.2)))
     assert gradient.tolist() == pytest.approx([slope] * 5 + [-slope] * 8, rel=1e-9)
 

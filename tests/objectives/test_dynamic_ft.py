@@ -1,4 +1,6 @@
-"""Dynamic fine-tuning: tokens of probability 1/2 and 1/4 of a preferred completion, 1/8 of a dispreferred one."""
+"""Dynamic fine-tuning: tokens of probability 1/2 and 1/4 of a preferred completion, 1/8 of a dispreferred
+one.
+"""
 
 import math
 
@@ -26,6 +28,7 @@ def test_golden():
     assert slopes.tolist() == pytest.approx([-1 / 6, -1 / 12, 0, 0, -1 / 3])
     assert {name: value.tolist() for name, value in losses.metrics.items()} == {
         "dynamic_ft/probability": pytest.approx([1 / 2, 1 / 4, 1.0]),
-        "logps/chosen": pytest.approx([math.log(1 / 8), 0.0]), "logps/rejected": pytest.approx([math.log(1 / 8)]),
-    }  # fmt: skip
+        "logps/chosen": pytest.approx([math.log(1 / 8), 0.0]),
+        "logps/rejected": pytest.approx([math.log(1 / 8)]),
+    }
     torch.testing.assert_close(slopes, torch.autograd.grad(-(leaf.exp() * losses.weight).sum() / 3, leaf)[0])

@@ -14,7 +14,9 @@ def test_golden():
     """KL(sigma(1) || sigma(4)); slope sigma(4) - sigma(1)."""
     value = sigma(1) * (log_sigma(1) - log_sigma(4)) + sigma(-1) * (log_sigma(-1) - log_sigma(-4))
     slope = sigma(4) - sigma(1)
-    check_pair(ERA(beta=0.5, gamma=0.25), value=value, slopes=(slope, -slope), rewards=(-10.0, -14.0), signal=REWARDS)
+    check_pair(
+        ERA(beta=0.5, gamma=0.25), value=value, slopes=(slope, -slope), rewards=(-10.0, -14.0), signal=REWARDS
+    )
 
 
 def test_rests_at_the_tilted_distribution():

@@ -42,7 +42,9 @@ def test_rests_where_cdpo_rests():
 
 
 def test_the_authors_target_is_a_smoothing_of_4_5e_5():
-    """Log target (0, -10), unnormalised: q log q + (1 - q)(log(1 - q) + 10), larger by the log-sum of the target."""
+    """Log target (0, -10), unnormalised: q log q + (1 - q)(log(1 - q) + 10), larger by the log-sum of the
+    target.
+    """
     scores = make_scores(EXO(), (-10.0, -14.0), (-11.0, -13.0), (5, 8))
     theirs = sigma(0.2) * log_sigma(0.2) + sigma(-0.2) * (log_sigma(-0.2) + 10)
     ours = EXO(label_smoothing=sigma(-10))(scores, PAIR).per_unit.item()
@@ -55,12 +57,16 @@ def test_wrongly_ordered_pairs_get_little_push():
     objective = EXO(beta=1.0)
     scores = make_scores(objective, (-110.0, -10.0), (-10.0, -10.0), (1, 1))
     assert abs(gradient(objective(scores, PAIR), scores)[0]) < 1e-30
-    torch.testing.assert_close(torch.tensor(gradient(DPO(beta=1.0)(scores, PAIR), scores)), torch.tensor([-1.0, 1.0]))
+    torch.testing.assert_close(
+        torch.tensor(gradient(DPO(beta=1.0)(scores, PAIR), scores)), torch.tensor([-1.0, 1.0])
+    )
 
 
 # --- over groups ---
 
-GROUPS = Rewards(reward=torch.tensor([3.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64), group=torch.tensor([7, 4, 7, 7, 4]))
+GROUPS = Rewards(
+    reward=torch.tensor([3.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64), group=torch.tensor([7, 4, 7, 7, 4])
+)
 
 
 def group_losses(objective):

@@ -17,16 +17,27 @@ E = math.e
     ("objective", "value", "margin", "push", "rewards"),
     [
         # g = -exp(-h), g' = exp(-h): margin .1 (e - 1/e)
-        (FDPO(divergence="forward_kl"), 0.582517, 0.1 * (E - 1 / E), (1 / E, E), (0.1 * (1 - 1 / E), 0.1 * (1 - E))),
+        (
+            FDPO(divergence="forward_kl"),
+            0.582517,
+            0.1 * (E - 1 / E),
+            (1 / E, E),
+            (0.1 * (1 - 1 / E), 0.1 * (1 - E)),
+        ),
         # g = log sigma(h), g' = sigma(-h): log sigma(1) - log sigma(-1) = 1, margin .1
         (FDPO(), 0.644397, 0.1, (sigma(-1), sigma(1)), (0.1 * log_sigma(1), 0.1 * log_sigma(-1))),
         # g = -2 exp(-h/2), g' = exp(-h/2): margin .2 (e^.5 - e^-.5)
-        (FDPO(divergence="alpha", alpha=0.5), 0.594349, 0.2 * (E**0.5 - E**-0.5), (E**-0.5, E**0.5),
-         (0.2 * (1 - E**-0.5), 0.2 * (1 - E**0.5))),
+        (
+            FDPO(divergence="alpha", alpha=0.5),
+            0.594349,
+            0.2 * (E**0.5 - E**-0.5),
+            (E**-0.5, E**0.5),
+            (0.2 * (1 - E**-0.5), 0.2 * (1 - E**0.5)),
+        ),
         (FDPO(divergence="reverse_kl"), 0.598139, 0.2, (1, 1), (0.1, -0.1)),
     ],
     ids=["forward_kl", "js", "alpha", "reverse_kl"],
-)  # fmt: skip
+)
 def test_golden(objective, value, margin, push, rewards):
     """slope on a side = -+ sigma(-margin) * beta * g'(h)."""
     slopes = (-sigma(-margin) * 0.1 * push[0], sigma(-margin) * 0.1 * push[1])

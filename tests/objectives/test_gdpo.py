@@ -11,7 +11,11 @@ from tests.objectives.golden import PAIR, assert_same, check_pair, gradient, mak
 
 
 def soft(*probabilities: float) -> Pairs:
-    return Pairs(chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.tensor(probabilities, dtype=torch.float64))
+    return Pairs(
+        chosen=PAIR.chosen,
+        rejected=PAIR.rejected,
+        probability=torch.tensor(probabilities, dtype=torch.float64),
+    )
 
 
 def test_golden():

@@ -32,7 +32,9 @@ def scores() -> TokenScores:
     lengths = torch.tensor([2, 1, 3, 1, 2, 2, 4, 1])
     random = torch.Generator().manual_seed(4)
     draw = -2 * torch.rand(2, int(lengths.sum()), generator=random, dtype=torch.float64)
-    return TokenScores(logp=draw[0].clone().requires_grad_(), ref_logp=draw[1], behaviour_logp=draw[1], lengths=lengths)
+    return TokenScores(
+        logp=draw[0].clone().requires_grad_(), ref_logp=draw[1], behaviour_logp=draw[1], lengths=lengths
+    )
 
 
 def residuals(given: TokenScores, beta: float) -> torch.Tensor:
@@ -98,26 +100,38 @@ def test_gradient_is_that_of_rloo_times_a_number(kind, factor):
 
 
 def test_reward_distillation_is_copg_over_the_number_of_completions():
-    """The weights of a group's pairs there are 2 / (G (G - 1)): the sum of squares is 2 / G of CoPG's, over all pairs."""
+    """The weights of a group's pairs there are 2 / (G (G - 1)): the sum of squares is 2 / G of CoPG's, over
+    all pairs.
+    """
     given = scores()
     distilled = RewardDistillation(beta=0.3)(given, REWARDS)
     copg = CoPG(beta=0.3)(given, REWARDS).per_unit
     expected = copg[1] * 2 / 4 + copg[2] * 2 / 3
-    torch.testing.assert_close((distilled.per_unit * distilled.weight).sum(), expected, rtol=1e-6, atol=0)  # fp32 weights
+    torch.testing.assert_close(
+        (distilled.per_unit * distilled.weight).sum(), expected, rtol=1e-6, atol=0
+    )  # fp32 weights
 
 
 @pytest.mark.parametrize("kind", [CoPG, AGRO, GVPO])
 def test_it_rests_at_the_optimum_of_the_regularised_reward(kind):
-    """log pi = log ref + r / beta up to a constant of the prompt: no loss and no gradient, whatever was sampled."""
+    """log pi = log ref + r / beta up to a constant of the prompt: no loss and no gradient, whatever was
+    sampled.
+    """
     ref = torch.tensor([-2.0, -1.0, -3.0], dtype=torch.float64)
-    signal = Rewards(reward=torch.tensor([0.2, 1.0, -0.5], dtype=torch.float64), group=torch.zeros(3, dtype=torch.long))
+    signal = Rewards(
+        reward=torch.tensor([0.2, 1.0, -0.5], dtype=torch.float64), group=torch.zeros(3, dtype=torch.long)
+    )
     given = TokenScores(
-        logp=(ref + signal.reward / 0.5 - 1.7).requires_grad_(), ref_logp=ref, behaviour_logp=ref,
+        logp=(ref + signal.reward / 0.5 - 1.7).requires_grad_(),
+        ref_logp=ref,
+        behaviour_logp=ref,
         lengths=torch.ones(3, dtype=torch.long),
-    )  # fmt: skip
+    )
     loss = reduce_losses(kind(beta=0.5)(given, signal), 1.0)
     assert loss.item() == pytest.approx(0.0, abs=1e-12)
-    torch.testing.assert_close(torch.autograd.grad(loss, given.logp)[0], torch.zeros(3).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, given.logp)[0], torch.zeros(3).double(), rtol=0, atol=1e-12
+    )
 
 
 def test_gvpo_is_anchored_at_the_sampling_policy():

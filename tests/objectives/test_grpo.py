@@ -20,19 +20,22 @@ FLAT = (-1.2 * A, -0.5 * A, 0.8 * A)  # above and good: flat at 1.2; below and g
 def test_grpo_without_a_reference():
     """The mean over the tokens of each completion; of three ratios two are clipped."""
     check_samples(
-        GRPO(beta=0.0), units=[(FLAT[0] + FLAT[1]) / 2, FLAT[2]], slopes=[0.0, -0.5 * A / 2, 0.0],
+        GRPO(beta=0.0),
+        units=[(FLAT[0] + FLAT[1]) / 2, FLAT[2]],
+        slopes=[0.0, -0.5 * A / 2, 0.0],
         metrics={"advantage/abs": [A, A], **CLIPPED},
-    )  # fmt: skip
+    )
 
 
 def test_grpo():
     """k3 has the slope 1 - e^-x, which is there even where the ratio is clipped."""
     slopes = [0.04 * (1 - math.exp(-x)) for x in (0.5, -0.25, -0.5)]
     check_samples(
-        GRPO(), units=[(FLAT[0] + FLAT[1] + 0.04 * (K3[0] + K3[1])) / 2, FLAT[2] + 0.04 * K3[2]],
+        GRPO(),
+        units=[(FLAT[0] + FLAT[1] + 0.04 * (K3[0] + K3[1])) / 2, FLAT[2] + 0.04 * K3[2]],
         slopes=[slopes[0] / 2, (slopes[1] - 0.5 * A) / 2, slopes[2]],
         metrics={"advantage/abs": [A, A], "kl": K3, **CLIPPED},
-    )  # fmt: skip
+    )
 
 
 def test_grpo_with_the_other_estimator():
@@ -44,34 +47,43 @@ def test_grpo_with_the_other_estimator():
             0.7 / (math.sqrt(2) + 0.5) + 0.4 * 0.125,
         ],
         slopes=[
-            (-1.5 / (math.sqrt(2) + 0.5) + 0.4 * 0.5) / 2, (-0.5 / (math.sqrt(2) + 0.5) - 0.4 * 0.25) / 2,
+            (-1.5 / (math.sqrt(2) + 0.5) + 0.4 * 0.5) / 2,
+            (-0.5 / (math.sqrt(2) + 0.5) - 0.4 * 0.25) / 2,
             0.7 / (math.sqrt(2) + 0.5) - 0.4 * 0.5,
         ],
         metrics={
-            "advantage/abs": [1 / (math.sqrt(2) + 0.5)] * 2, "kl": K3, "ratio/mean": [1.5, 0.5, 0.7],
+            "advantage/abs": [1 / (math.sqrt(2) + 0.5)] * 2,
+            "kl": K3,
+            "ratio/mean": [1.5, 0.5, 0.7],
             "ratio/clipped": [0.0] * 3,
         },
-    )  # fmt: skip
+    )
 
 
 def test_dr_grpo():
     """A = 1 and -1, not divided; sums over tokens by 8."""
     check_samples(
-        DrGRPO(max_tokens=8), units=[-1.7 / 8, 0.8 / 8], slopes=[0.0, -0.5 / 8, 0.0],
+        DrGRPO(max_tokens=8),
+        units=[-1.7 / 8, 0.8 / 8],
+        slopes=[0.0, -0.5 / 8, 0.0],
         metrics={"advantage/abs": [1.0, 1.0], **CLIPPED},
-    )  # fmt: skip
+    )
 
 
 def test_dapo():
     """Every token a unit; 1.28 above."""
     check_samples(
-        DAPO(), units=[-1.28 * A, -0.5 * A, 0.8 * A], slopes=[0.0, -0.5 * A, 0.0],
+        DAPO(),
+        units=[-1.28 * A, -0.5 * A, 0.8 * A],
+        slopes=[0.0, -0.5 * A, 0.0],
         metrics={"advantage/abs": [A, A], **CLIPPED},
-    )  # fmt: skip
+    )
 
 
 def test_dapo_has_no_weight_on_groups_with_equal_rewards():
-    """Completions of 1, 2, 1 and 1 tokens; 0.1 three times, whose deviation would not be 0 in fp32 by the mean."""
+    """Completions of 1, 2, 1 and 1 tokens; 0.1 three times, whose deviation would not be 0 in fp32 by the
+    mean.
+    """
     signal = Rewards(reward=torch.tensor([0.1, 1.0, 0.1, 0.1, 2.0]), group=torch.tensor([0, 1, 0, 0, 1]))
     lengths = torch.tensor([1, 2, 1, 1, 1])
     assert DAPO().weights(lengths, signal).tolist() == [0.0, 1.0, 1.0, 0.0, 0.0, 1.0]
@@ -84,24 +96,32 @@ def test_dapo_has_no_weight_on_groups_with_equal_rewards():
 
 
 def test_gspo():
-    """s = sqrt .75 = .866, and good: no clip, its slope on each of two tokens half of it. s = .7, and bad: flat."""
+    """s = sqrt .75 = .866, and good: no clip, its slope on each of two tokens half of it. s = .7, and bad:
+    flat.
+    """
     s = math.sqrt(0.75)
     check_samples(
-        GSPO(), units=[-s * A, (1 - 3e-4) * A], slopes=[-s * A / 2, -s * A / 2, 0.0],
+        GSPO(),
+        units=[-s * A, (1 - 3e-4) * A],
+        slopes=[-s * A / 2, -s * A / 2, 0.0],
         metrics={"advantage/abs": [A, A], "ratio/mean": [s, 0.7], "ratio/clipped": [0.0, 1.0]},
-    )  # fmt: skip
+    )
 
 
 def test_gspo_s_upper_clip():
     """Rewards the other way round: .866 is bad and flat at .9, .7 good."""
     other = Rewards(reward=numbers([1.0, 3.0]), group=torch.tensor([0, 0]))
     check_samples(
-        GSPO(clip_low=0.1, eps=0.5), units=[0.9 / (2**0.5 + 0.5), -0.7 / (2**0.5 + 0.5)],
-        slopes=[0.0, 0.0, -0.7 / (2**0.5 + 0.5)], signal=other,
+        GSPO(clip_low=0.1, eps=0.5),
+        units=[0.9 / (2**0.5 + 0.5), -0.7 / (2**0.5 + 0.5)],
+        slopes=[0.0, 0.0, -0.7 / (2**0.5 + 0.5)],
+        signal=other,
         metrics={
-            "advantage/abs": [1 / (2**0.5 + 0.5)] * 2, "ratio/mean": [math.sqrt(0.75), 0.7], "ratio/clipped": [1.0, 0.0],
+            "advantage/abs": [1 / (2**0.5 + 0.5)] * 2,
+            "ratio/mean": [math.sqrt(0.75), 0.7],
+            "ratio/clipped": [1.0, 0.0],
         },
-    )  # fmt: skip
+    )
 
 
 def random_tokens() -> tuple[TokenScores, Rewards]:
@@ -109,7 +129,9 @@ def random_tokens() -> tuple[TokenScores, Rewards]:
     random = torch.Generator().manual_seed(0)
     logp, behaviour = -torch.rand(2, 6, generator=random, dtype=torch.float64)
     reward = torch.randn(6, generator=random, dtype=torch.float64)
-    scores = TokenScores(logp=logp.requires_grad_(), behaviour_logp=behaviour, lengths=torch.ones(6, dtype=torch.long))
+    scores = TokenScores(
+        logp=logp.requires_grad_(), behaviour_logp=behaviour, lengths=torch.ones(6, dtype=torch.long)
+    )
     return scores, Rewards(reward=reward, group=torch.tensor([0, 0, 1, 0, 1, 1]))
 
 

@@ -15,15 +15,8 @@ from preftune.objectives.groupwise import (
     group_sum,
     group_weights,
     reward_softmax,
-)  # fmt: skip
-from preftune.objectives.links import (
-    binary_kl,
-    bounded_exp,
-    bounded_expm1,
-    hinge,
-    log_odds,
-    logistic,
-)  # fmt: skip
+)
+from preftune.objectives.links import binary_kl, bounded_exp, bounded_expm1, hinge, log_odds, logistic
 from preftune.objectives.pairwise import flip_chance
 from preftune.types import Pairs, Rewards, TokenScores
 from tests.objectives.golden import log_sigma
@@ -68,7 +61,9 @@ def test_binary_kl():
 
 def test_bounded_exponentials():
     x = torch.tensor([-1e-9, 2.0, 80.0, 80.1, 5000.0], dtype=torch.float64)
-    assert bounded_exp(x).tolist() == pytest.approx([math.exp(-1e-9), math.exp(2)] + [math.exp(80)] * 3, rel=1e-12)
+    assert bounded_exp(x).tolist() == pytest.approx(
+        [math.exp(-1e-9), math.exp(2)] + [math.exp(80)] * 3, rel=1e-12
+    )
     assert bounded_expm1(x)[:2].tolist() == pytest.approx([-1e-9, math.expm1(2)], rel=1e-8)
     assert bool(torch.isfinite(bounded_exp(x.float())).all())
 
@@ -115,7 +110,9 @@ def test_reward_softmax():
 def test_all_pairs():
     """Group 7: (0, 2), (0, 3) and the tie (2, 3) in the order given; group 4: 4 over 1; group 9 has none."""
     pairs, weight = all_pairs(GROUPS)
-    found = dict(zip(zip(pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True), weight.tolist(), strict=True))
+    found = dict(
+        zip(zip(pairs.chosen.tolist(), pairs.rejected.tolist(), strict=True), weight.tolist(), strict=True)
+    )
     third = pytest.approx(1 / 3)
     assert found == {(0, 2): third, (0, 3): third, (2, 3): third, (4, 1): 1.0}
 
@@ -133,9 +130,13 @@ def test_score_metrics_of_a_tie():
     pair = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
     metrics = score_metrics(scores, pair, torch.tensor([2.0, 2.0]))
     assert {name: value.item() for name, value in metrics.items()} == {
-        "logps/chosen": -1.0, "logps/rejected": -5.0, "rewards/chosen": 2.0, "rewards/rejected": 2.0,
-        "rewards/margins": 0.0, "rewards/accuracies": 0.0,
-    }  # fmt: skip
+        "logps/chosen": -1.0,
+        "logps/rejected": -5.0,
+        "rewards/chosen": 2.0,
+        "rewards/rejected": 2.0,
+        "rewards/margins": 0.0,
+        "rewards/accuracies": 0.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,9 @@ def test_every_value_is_checked():
 def test_implicit_rewards_of_pairs_are_beta_times_summed_log_ratios():
     """Completions of two tokens and one: log-ratios 1.5 and -0.5; at beta .2 rewards of .3 and -.1."""
     scores = TokenScores(
-        logp=torch.tensor([-1.0, -1.5, -3.0]), ref_logp=torch.tensor([-2.0, -2.0, -2.5]), lengths=torch.tensor([2, 1])
+        logp=torch.tensor([-1.0, -1.5, -3.0]),
+        ref_logp=torch.tensor([-2.0, -2.0, -2.5]),
+        lengths=torch.tensor([2, 1]),
     )
     found = pair_metrics(scores, Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1])), 0.2)
     assert found["log_ratios/chosen"].tolist() == pytest.approx([1.5])

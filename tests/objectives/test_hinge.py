@@ -26,16 +26,23 @@ def test_slic_beyond_the_margin_is_likelihood():
 def test_slic_within_the_margin():
     """5 - 4 + .5 * 10; slopes -1 - .5 and 1."""
     check_pair(
-        SLiC(delta=5.0, nll_weight=0.5), value=6.0, slopes=(-1.5, 1.0), rewards=(-10.0, -14.0), extra={"nll": 10.0}
+        SLiC(delta=5.0, nll_weight=0.5),
+        value=6.0,
+        slopes=(-1.5, 1.0),
+        rewards=(-10.0, -14.0),
+        extra={"nll": 10.0},
     )
 
 
 def test_slic_with_the_mean_over_tokens():
     """5 - 4 + .5 * 10 / 5; slopes -1 - .5 / 5 and 1."""
     check_pair(
-        SLiC(delta=5.0, nll_weight=0.5, nll_scale="mean"), value=2.0, slopes=(-1.1, 1.0), rewards=(-10.0, -14.0),
+        SLiC(delta=5.0, nll_weight=0.5, nll_scale="mean"),
+        value=2.0,
+        slopes=(-1.1, 1.0),
+        rewards=(-10.0, -14.0),
         extra={"nll": 2.0},
-    )  # fmt: skip
+    )
 
 
 def test_slic_far_beyond_the_margin_is_sft_on_the_chosen():

@@ -9,10 +9,12 @@ from preftune.objectives.hypo import HyPO
 from preftune.types import Hybrid, Pairs, StepView, TokenScores
 from tests.objectives.golden import log_sigma, sigma
 
-# Completion 0 over 1 and over 2 (of the data); 3, 5 and 6 in no pair: a sample of the policy, one of the data, and a
-# sample of the policy; 4 over 1, by the policy.
+# Completion 0 over 1 and over 2 (of the data); 3, 5 and 6 in no pair: a sample of the policy, one of the
+# data, and a sample of the policy; 4 over 1, by the policy.
 HYBRID = Hybrid(
-    chosen=torch.tensor([0, 0, 4]), rejected=torch.tensor([1, 2, 1]), source=torch.tensor([0, 0, 0, 1, 1, 0, 1])
+    chosen=torch.tensor([0, 0, 4]),
+    rejected=torch.tensor([1, 2, 1]),
+    source=torch.tensor([0, 0, 0, 1, 1, 0, 1]),
 )
 RATIOS = [1.0, -1.0, 0.5, 3.0, 2.0, 9.0, -1.0]
 
@@ -62,7 +64,9 @@ def test_coupling_holds_the_two_counts_of_the_step():
     objective = HyPO()
     assert objective.couples == frozenset()
     whole = scores(objective).coupling.whole
-    assert {name: value.item() for name, value in whole.items()} == pytest.approx({"pair": 5 / 3, "sample": 5 / 2})
+    assert {name: value.item() for name, value in whole.items()} == pytest.approx(
+        {"pair": 5 / 3, "sample": 5 / 2}
+    )
 
 
 def test_one_pair_and_one_sample_are_each_counted_in_full():

@@ -27,16 +27,23 @@ def test_dil(link, value, slopes):
     [
         ("bernoulli", -log_sigma(0.75) - log_sigma(0.25), -sigma(-0.75), sigma(-0.25)),
         # d/da sigma(-a)^2 = -2 sigma(-a)^2 sigma(a); d/db sigma(b)^2 = 2 sigma(b)^2 sigma(-b)
-        ("brier", sigma(-0.75) ** 2 + sigma(-0.25) ** 2, -2 * sigma(-0.75) ** 2 * sigma(0.75),
-         2 * sigma(-0.25) ** 2 * sigma(0.25)),
+        (
+            "brier",
+            sigma(-0.75) ** 2 + sigma(-0.25) ** 2,
+            -2 * sigma(-0.75) ** 2 * sigma(0.75),
+            2 * sigma(-0.25) ** 2 * sigma(0.25),
+        ),
         ("hinge", 0.25 + 0.75, -1, 1),
         ("kliep", -0.75 + exp(-0.25), -1, exp(-0.25)),
         ("lsif", -exp(0.75) + exp(-0.5) / 2, -exp(0.75), exp(-0.5)),
     ],
-)  # fmt: skip
+)
 def test_gsil(link, value, chosen, rejected):
     check_pair(
-        GSIL(beta=0.5, offset=0.25, link=link), value=value, slopes=(0.5 * chosen, 0.5 * rejected), rewards=(0.5, -0.5)
+        GSIL(beta=0.5, offset=0.25, link=link),
+        value=value,
+        slopes=(0.5 * chosen, 0.5 * rejected),
+        rewards=(0.5, -0.5),
     )
 
 

@@ -23,8 +23,9 @@ def mismatched(*ratios):
 
 
 def test_golden():
-    """1 - sigma(.5 (1 - 3)) = sigma(1), 1 - sigma(.5 (3 + 2)) = sigma(-2.5), 1 - sigma(.5 (3 - 3)) = .5; the weights are
-    factors of the loss, and not of the mean."""
+    """1 - sigma(.5 (1 - 3)) = sigma(1), 1 - sigma(.5 (3 + 2)) = sigma(-2.5), 1 - sigma(.5 (3 - 3)) = .5; the
+    weights are factors of the loss, and not of the mean.
+    """
     objective = KTO(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
     scores = coupled(objective, step(), LABELS, mismatched=mismatched(2.0, 4.0))
     losses = objective(scores, LABELS)
@@ -39,9 +40,12 @@ def test_golden():
     assert gradient(losses, scores) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     metrics = {name: value.tolist() for name, value in losses.metrics.items()}
     assert metrics == {
-        "kto/z0": pytest.approx([3.0]), "logps/chosen": pytest.approx([-1.0]), "logps/rejected": pytest.approx([-5.0, -1.0]),
-        "log_ratios/chosen": pytest.approx([1.0]), "log_ratios/rejected": pytest.approx([-2.0, 3.0]),
-    }  # fmt: skip
+        "kto/z0": pytest.approx([3.0]),
+        "logps/chosen": pytest.approx([-1.0]),
+        "logps/rejected": pytest.approx([-5.0, -1.0]),
+        "log_ratios/chosen": pytest.approx([1.0]),
+        "log_ratios/rejected": pytest.approx([-2.0, 3.0]),
+    }
 
 
 def test_z0_is_the_mean_over_completions_or_zero():
@@ -70,4 +74,6 @@ def test_what_it_declares():
     assert KTO().couples == {"mismatched"}
     assert KTO().initial_state() == {}
     with pytest.raises(StorageError, match=r"kto does not fit; got z0 \(float64, 0 axes\); expected nothing"):
-        couple(KTO(), step(), LABELS, {"z0": torch.zeros((), dtype=torch.float64)}, mismatched=mismatched(1.0))
+        couple(
+            KTO(), step(), LABELS, {"z0": torch.zeros((), dtype=torch.float64)}, mismatched=mismatched(1.0)
+        )

@@ -18,7 +18,10 @@ def test_ld_dpo():
     """m = 5: d(chosen) = 1, d(rejected) = -(5 + 3 / 2) / 8 = -.8125, so the margin is .18125."""
     push = 0.1 * sigma(-0.18125)
     check_pair(
-        LDDPO(), value=-log_sigma(0.18125), slopes=[-push] * 5 + [push] * 5 + [push / 2] * 3, rewards=(0.1, -0.1)
+        LDDPO(),
+        value=-log_sigma(0.18125),
+        slopes=[-push] * 5 + [push] * 5 + [push / 2] * 3,
+        rewards=(0.1, -0.1),
     )
 
 
@@ -26,13 +29,18 @@ def test_ld_dpo_where_the_chosen_one_is_longer():
     """8 and 5 tokens: d(chosen) = (5 + 3 * .25) / 8 = .71875, d(rejected) = -1: margin .171875."""
     push = 0.1 * sigma(-0.171875)
     check_pair(
-        LDDPO(alpha=0.25), lengths=(8, 5), value=-log_sigma(0.171875),
-        slopes=[-push] * 5 + [-push / 4] * 3 + [push] * 5, rewards=(0.1, -0.1),
-    )  # fmt: skip
+        LDDPO(alpha=0.25),
+        lengths=(8, 5),
+        value=-log_sigma(0.171875),
+        slopes=[-push] * 5 + [-push / 4] * 3 + [push] * 5,
+        rewards=(0.1, -0.1),
+    )
 
 
 def test_ld_dpo_lengths_are_those_of_each_pair():
-    """One chosen completion of 3 tokens against two of 1 and 2: its last tokens are damped differently in each pair."""
+    """One chosen completion of 3 tokens against two of 1 and 2: its last tokens are damped differently in
+    each pair.
+    """
     logp = torch.full((6,), -1.0, dtype=torch.float64, requires_grad=True)
     scores = TokenScores(logp=logp, ref_logp=torch.full((6,), -1.0).double(), lengths=torch.tensor([3, 1, 2]))
     pairs = Pairs(chosen=torch.tensor([0, 0]), rejected=torch.tensor([1, 2]))

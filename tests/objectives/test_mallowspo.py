@@ -10,7 +10,16 @@ from preftune.errors import ConfigError
 from preftune.objectives.dpo import DPO
 from preftune.objectives.mallowspo import MallowsPO
 from preftune.types import Coupling, Pairs, StepView, TokenScores
-from tests.objectives.golden import PAIR, assert_same, check_pair, gradient, log_sigma, make_scores, random_scores, sigma
+from tests.objectives.golden import (
+    PAIR,
+    assert_same,
+    check_pair,
+    gradient,
+    log_sigma,
+    make_scores,
+    random_scores,
+    sigma,
+)
 
 
 def test_fixed_scale():
@@ -18,17 +27,24 @@ def test_fixed_scale():
     phi = 0.29 * math.log(5)
     push = 0.1 * phi * sigma(-0.2 * phi)
     check_pair(
-        MallowsPO(scale=0.29), value=-log_sigma(0.2 * phi), slopes=(-push, push), rewards=(0.1, -0.1),
-        more={"ref_entropy_share": (0.5, 2.4)}, extra={"dispersion": phi},
-    )  # fmt: skip
+        MallowsPO(scale=0.29),
+        value=-log_sigma(0.2 * phi),
+        slopes=(-push, push),
+        rewards=(0.1, -0.1),
+        more={"ref_entropy_share": (0.5, 2.4)},
+        extra={"dispersion": phi},
+    )
 
 
 @pytest.mark.parametrize(
-    ("share", "phi"), [(0.0, 6 * math.log(10)), (1e-9, 6 * math.log(10)), (1e-5, 5 * math.log(10)), (1.0, 0.0), (1.0001, 0.0)]
+    ("share", "phi"),
+    [(0.0, 6 * math.log(10)), (1e-9, 6 * math.log(10)), (1e-5, 5 * math.log(10)), (1.0, 0.0), (1.0001, 0.0)],
 )
 def test_dispersion_is_bounded(share, phi):
     """A reference that is certain gives 13.8; one that knows nothing gives 0, and never a negative number."""
-    scores = make_scores(MallowsPO(), (-10.0, -14.0), (-11.0, -13.0), (5, 8), ref_entropy_share=(5 * share, 8 * share))
+    scores = make_scores(
+        MallowsPO(), (-10.0, -14.0), (-11.0, -13.0), (5, 8), ref_entropy_share=(5 * share, 8 * share)
+    )
     losses = MallowsPO(beta=0.7, scale=1.0)(scores, PAIR)
     assert losses.metrics["dispersion"].item() == pytest.approx(phi, abs=1e-12)
     assert gradient(losses, scores)[0] == pytest.approx(-0.7 * phi * sigma(-1.4 * phi), abs=1e-12)
@@ -44,9 +60,10 @@ def coupled(shares: list[float]) -> tuple[TokenScores, Pairs, Coupling]:
     count = len(shares)
     scores = TokenScores(
         logp=torch.full((2 * count,), -1.0, dtype=torch.float64, requires_grad=True),
-        ref_logp=torch.full((2 * count,), -1.0, dtype=torch.float64), lengths=torch.ones(2 * count, dtype=torch.long),
+        ref_logp=torch.full((2 * count,), -1.0, dtype=torch.float64),
+        lengths=torch.ones(2 * count, dtype=torch.long),
         ref_entropy_share=torch.tensor(shares, dtype=torch.float64).repeat_interleave(2),
-    )  # fmt: skip
+    )
     pairs = Pairs(chosen=torch.arange(0, 2 * count, 2), rejected=torch.arange(1, 2 * count, 2))
     view = StepView(lengths=scores.lengths, prompt=torch.arange(2 * count), signal=pairs, scores=scores)
     coupling, state = MallowsPO().couple(view, MallowsPO().initial_state())
@@ -55,7 +72,9 @@ def coupled(shares: list[float]) -> tuple[TokenScores, Pairs, Coupling]:
 
 
 def test_scale_of_the_step():
-    """-log of .2 and .5: their mean is log(10) / 2, and the dispersions are 2 log 5 / log 10 and 2 log 2 / log 10."""
+    """-log of .2 and .5: their mean is log(10) / 2, and the dispersions are 2 log 5 / log 10 and 2 log 2 /
+    log 10.
+    """
     scores, pairs, coupling = coupled([0.2, 0.5])
     assert coupling.whole["scale"].item() == pytest.approx(2 / math.log(10), rel=1e-12)
     losses = MallowsPO(beta=0.4)(scores, pairs)

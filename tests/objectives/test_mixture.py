@@ -28,7 +28,9 @@ from tests.objectives.golden import PAIR, log_sigma, make_scores, sigma
 
 def view(lengths, signal, scores=None, mismatched=None) -> StepView:
     prompt = torch.zeros(len(lengths), dtype=torch.long)
-    return StepView(lengths=torch.tensor(lengths), prompt=prompt, signal=signal, scores=scores, mismatched=mismatched)
+    return StepView(
+        lengths=torch.tensor(lengths), prompt=prompt, signal=signal, scores=scores, mismatched=mismatched
+    )
 
 
 def coupled(objective, scores, signal) -> TokenScores:
@@ -93,7 +95,10 @@ def test_units_scales_and_what_is_logged_by_hand():
 @pytest.mark.parametrize(
     ("spec", "terms"),
     [
-        ("0.8*dpo(beta=0.3)+0.2*bco-pair+cpo", [(0.8, DPO(beta=0.3)), (0.2, BCOPair()), (1.0, OBJECTIVES["cpo"]())]),
+        (
+            "0.8*dpo(beta=0.3)+0.2*bco-pair+cpo",
+            [(0.8, DPO(beta=0.3)), (0.2, BCOPair()), (1.0, OBJECTIVES["cpo"]())],
+        ),
         ("bnf+0.1*sft", [(1.0, BNF()), (0.1, SFT())]),
         ("-2*sft(reduction=sequence_mean)+3*bnf", [(-2.0, SFT(reduction="sequence_mean")), (3.0, BNF())]),
         ("0.5*nca + 2*reward-distillation", [(0.5, NCA()), (2.0, RewardDistillation())]),
@@ -108,15 +113,22 @@ def test_the_loss_is_the_weighted_sum_of_the_terms_losses(spec, terms):
     torch.testing.assert_close(gradient, sum(w * slope for w, _, slope in alone), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("spec", ["bnf + sft", "nca + 2*reward-distillation", "sft(reduction=sequence_mean)+bnf"])
+@pytest.mark.parametrize(
+    "spec", ["bnf + sft", "nca + 2*reward-distillation", "sft(reduction=sequence_mean)+bnf"]
+)
 def test_each_terms_loss_is_logged_as_if_it_were_alone(spec):
     """The mean of the entries of all pieces, whatever the units weigh."""
     pieces, objective = random_step(seed=22), Mixture(terms=spec)
     couplings = couple(pieces, objective)
-    parts = [call([piece], objective, [coupling]).metrics for piece, coupling in zip(pieces, couplings, strict=True)]
+    parts = [
+        call([piece], objective, [coupling]).metrics
+        for piece, coupling in zip(pieces, couplings, strict=True)
+    ]
     for term in objective.parsed:
         entries = torch.cat([part[f"loss/{term.label}"] for part in parts])
-        assert entries.mean().item() == pytest.approx(loss_and_gradient(pieces, term.objective)[0].item(), rel=1e-6)
+        assert entries.mean().item() == pytest.approx(
+            loss_and_gradient(pieces, term.objective)[0].item(), rel=1e-6
+        )
 
 
 def test_kin():
@@ -143,7 +155,9 @@ def test_a_term_without_weight_in_a_step_adds_nothing():
     loss = reduced(mixture, scores, signal)
     alone = 2 * reduce_losses(BNF()(scores, signal), 2.0)
     assert loss.item() == pytest.approx(alone.item(), rel=1e-12)
-    assert torch.autograd.grad(loss, logp)[0].tolist() == pytest.approx(torch.autograd.grad(alone, logp)[0].tolist())
+    assert torch.autograd.grad(loss, logp)[0].tolist() == pytest.approx(
+        torch.autograd.grad(alone, logp)[0].tolist()
+    )
     metrics = mixture(coupled(mixture, scores, signal), signal).metrics
     assert (metrics["loss/sft"].tolist(), len(metrics["loss/bnf"])) == ([], 2)
 
@@ -156,16 +170,18 @@ def test_names_of_metrics():
     metrics = call(random_step(seed=24), Mixture(terms="dpo + simpo + dpo(beta=1)")).metrics
     policy = {f"{name}/{side}" for name in ("logps", "log_ratios") for side in ("chosen", "rejected")}
     rewards = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
-    assert set(metrics) == policy | rewards | {f"{term}/{name}" for term in ("simpo", "dpo-2") for name in rewards} | {
-        "loss/dpo", "loss/simpo", "loss/dpo-2"
-    }  # fmt: skip
+    assert set(metrics) == policy | rewards | {
+        f"{term}/{name}" for term in ("simpo", "dpo-2") for name in rewards
+    } | {"loss/dpo", "loss/simpo", "loss/dpo-2"}
     torch.testing.assert_close(metrics["dpo-2/rewards/margins"], 10 * metrics["rewards/margins"])
 
 
 def test_a_term_sees_what_it_declares_and_no_more():
     """sft alone logs no log-ratios, and in a mixture neither, though another term's reference is there."""
     metrics = call(random_step(seed=25), Mixture(terms="sft + 2*dpo")).metrics
-    assert len(metrics["log_ratios/chosen"]) == len(metrics["rewards/margins"]) != len(metrics["logps/chosen"])
+    assert (
+        len(metrics["log_ratios/chosen"]) == len(metrics["rewards/margins"]) != len(metrics["logps/chosen"])
+    )
 
 
 # --- signals ---
@@ -173,7 +189,11 @@ def test_a_term_sees_what_it_declares_and_no_more():
 
 def test_labels_out_of_pairs():
     """Completions: chosen twice, rejected, in no pair, chosen and rejected, rejected."""
-    pairs = Pairs(chosen=torch.tensor([0, 0, 3]), rejected=torch.tensor([1, 3, 4]), probability=torch.tensor([1.0, 0.9, 0.6]))
+    pairs = Pairs(
+        chosen=torch.tensor([0, 0, 3]),
+        rejected=torch.tensor([1, 3, 4]),
+        probability=torch.tensor([1.0, 0.9, 0.6]),
+    )
     found = derived_signal(pairs, Labels, 5)
     assert isinstance(found, Labels)
     assert found.label.tolist() == [1, -1, 0, 0, -1]
@@ -191,7 +211,9 @@ def test_labels_are_those_that_data_of_pairs_imply():
     from tests.models import random_groups
 
     for group in random_groups(seed=3, num_groups=6):
-        chosen, rejected = (torch.tensor([pair[side] for pair in group.pairs], dtype=torch.long) for side in (0, 1))
+        chosen, rejected = (
+            torch.tensor([pair[side] for pair in group.pairs], dtype=torch.long) for side in (0, 1)
+        )
         found = derived_signal(Pairs(chosen=chosen, rejected=rejected), Labels, len(group.completions))
         assert found.label.tolist() == group_labels(replace(group, labels=()))  # type: ignore[union-attr]
 
@@ -199,17 +221,25 @@ def test_labels_are_those_that_data_of_pairs_imply():
 @pytest.mark.parametrize(
     ("kinds", "common"),
     [
-        ([Labels, Labels], Labels), ([Rewards, Rewards], Rewards), ([Pairs], Pairs), ([Hybrid, Hybrid], Hybrid),
-        ([Labels, Pairs], Pairs), ([Pairs, Labels], Pairs), ([Labels, Hybrid], Hybrid), ([Pairs, Hybrid, Labels], Hybrid),
+        ([Labels, Labels], Labels),
+        ([Rewards, Rewards], Rewards),
+        ([Pairs], Pairs),
+        ([Hybrid, Hybrid], Hybrid),
+        ([Labels, Pairs], Pairs),
+        ([Pairs, Labels], Pairs),
+        ([Labels, Hybrid], Hybrid),
+        ([Pairs, Hybrid, Labels], Hybrid),
     ],
-)  # fmt: skip
+)
 def test_common_signal(kinds, common):
     assert common_signal(kinds) is common
 
 
 @pytest.mark.parametrize("spec", ["nca + dpo", "sft + nca", "rwr+dpo+sft"])
 def test_rewards_go_with_rewards_only(spec):
-    with pytest.raises(ConfigError, match=r"signals that do not go together; got .*rewards; expected rewards for all terms"):
+    with pytest.raises(
+        ConfigError, match=r"signals that do not go together; got .*rewards; expected rewards for all terms"
+    ):
         Mixture(terms=spec)
 
 
@@ -244,12 +274,16 @@ class Drift:
 
     def couple(self, step, state):
         assert set(state) == {"mean"}
-        assert step.scores.ref_logp is None and step.scores.entropy is not None  # as alone, though dpo needs a reference
+        assert (
+            step.scores.ref_logp is None and step.scores.entropy is not None
+        )  # as alone, though dpo needs a reference
         assert (step.mismatched is not None) == self.loud
         drift = torch.tensor(0.0) if step.mismatched is None else step.mismatched.logp.mean()
         mean = (1 - self.rate) * state["mean"] + self.rate * step.scores.logp.mean() + drift
         number = torch.arange(len(step.signal.chosen), dtype=torch.float64)
-        found = Coupling(whole={"mean": mean}, completion={"length": step.lengths.double()}, pair={"number": number})
+        found = Coupling(
+            whole={"mean": mean}, completion={"length": step.lengths.double()}, pair={"number": number}
+        )
         return found, {"mean": mean}
 
     def __call__(self, scores, signal):
@@ -257,7 +291,9 @@ class Drift:
         assert (set(own.whole), set(own.completion), set(own.pair)) == ({"mean"}, {"length"}, {"number"})
         margin = pair_margin(sum_tokens(scores.logp, scores.lengths) / own.completion["length"], signal)
         per_unit = (margin - own.whole["mean"]).square() + own.pair["number"]
-        return Losses(per_unit=per_unit, weight=pair_weights(signal).to(per_unit.dtype), metrics={"m": margin.detach()})
+        return Losses(
+            per_unit=per_unit, weight=pair_weights(signal).to(per_unit.dtype), metrics={"m": margin.detach()}
+        )
 
 
 @pytest.fixture
@@ -277,7 +313,12 @@ def test_coupled_terms_are_coupled_as_if_alone(with_drift, loud):
     for seed in (31, 32, 33):
         pieces = random_step(seed)
         scores, signal = assemble(pieces, mixture, couplings=[None] * len(pieces))
-        step = view(scores.lengths.tolist(), signal, scores, replace(scores, logp=2 * scores.logp) if alone.loud else None)
+        step = view(
+            scores.lengths.tolist(),
+            signal,
+            scores,
+            replace(scores, logp=2 * scores.logp) if alone.loud else None,
+        )
         mixed, states[2] = mixture.couple(step, states[2])
         bare = replace(step, scores=replace(scores, ref_logp=None))
         found, states[0] = alone.couple(bare, states[0])
@@ -295,7 +336,9 @@ def test_coupled_terms_add_up(with_drift):
     terms = [(1.0, DPO()), (0.5, Drift(rate=0.2))]
     alone = [(weight, *loss_and_gradient(pieces, objective)) for weight, objective in terms]
     torch.testing.assert_close(loss, sum(w * value for w, value, _ in alone), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient[0], sum(w * slope[0] for w, _, slope in alone), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        gradient[0], sum(w * slope[0] for w, _, slope in alone), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_a_term_that_is_not_coupled_gets_no_coupling():
@@ -316,8 +359,10 @@ def test_a_term_that_is_not_coupled_gets_no_coupling():
 
 
 def test_specs(with_drift):
-    found = parse_terms(" 1e+2 * dpo ( beta = 1e+1 , label_smoothing=0.2 ) + bco-pair+-.5*f-dpo(divergence=alpha,alpha=3e-1)"
-                        "+2.e+0*f-dpo(alpha=null)+ sft() + 7*drift(steps=5, loud=true)+drift(loud=false)")  # fmt: skip
+    found = parse_terms(
+        " 1e+2 * dpo ( beta = 1e+1 , label_smoothing=0.2 ) + bco-pair+-.5*f-dpo(divergence=alpha,alpha=3e-1)"
+        "+2.e+0*f-dpo(alpha=null)+ sft() + 7*drift(steps=5, loud=true)+drift(loud=false)"
+    )
     assert [(term.weight, term.objective, term.label) for term in found] == [
         (100.0, DPO(beta=10.0, label_smoothing=0.2), "dpo"),
         (1.0, BCOPair(), "bco-pair"),
@@ -362,7 +407,9 @@ BAD = {
 
 @pytest.mark.parametrize("spec", BAD)
 def test_bad_specs_are_told(spec, with_drift, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: no type checker in the way
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # as for a user: no type checker in the way
     with pytest.raises(ConfigError, match=r"^mixture: terms ") as caught:
         Mixture(terms=spec)
     assert BAD[spec] in str(caught.value)
@@ -371,8 +418,10 @@ def test_bad_specs_are_told(spec, with_drift, monkeypatch):
 
 def test_values_out_of_range_are_told_by_the_objective(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    for spec, told in (("dpo(beta=nan)", "dpo: beta is out of range; got nan"),
-                       ("sft(reduction=sum)", "sft: reduction is unknown; got sum")):  # fmt: skip
+    for spec, told in (
+        ("dpo(beta=nan)", "dpo: beta is out of range; got nan"),
+        ("sft(reduction=sum)", "sft: reduction is unknown; got sum"),
+    ):
         with pytest.raises(ConfigError, match=told):
             Mixture(terms=spec)
 
@@ -389,5 +438,7 @@ def test_any_weight_of_mpo_can_be_written_in_a_spec():
     """However small or large: the sign in 1e+30 is not that of a sum."""
     found = MPO(dpo_weight=1e-30, bco_weight=1e30, sft_weight=0.1 + 0.2, beta=1e-5).mixture.parsed
     assert [(term.weight, term.objective) for term in found] == [
-        (1e-30, DPO(beta=1e-5)), (1e30, BCOPair(beta=1e-5)), (0.1 + 0.2, SFT())
-    ]  # fmt: skip
+        (1e-30, DPO(beta=1e-5)),
+        (1e30, BCOPair(beta=1e-5)),
+        (0.1 + 0.2, SFT()),
+    ]

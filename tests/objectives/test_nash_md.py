@@ -77,7 +77,9 @@ def test_a_penalty_of_each_token_on_itself_is_not_the_kl():
     divergence = (tokens.sum(1).exp() * (tokens - sequences(ref)).sum(1)).sum()
     (exact,) = torch.autograd.grad(divergence, policy, retain_graph=True)
     biased = expected_gradient(policy, own)
-    torch.testing.assert_close(biased[1:], exact[1:], rtol=1e-10, atol=1e-12)  # the last token has nothing after it
+    torch.testing.assert_close(
+        biased[1:], exact[1:], rtol=1e-10, atol=1e-12
+    )  # the last token has nothing after it
     assert (biased[0] - exact[0]).abs().max() > 0.04
 
 

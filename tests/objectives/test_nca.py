@@ -21,18 +21,17 @@ def test_nca_on_a_pair_with_a_soft_target():
     """p = softmax(1, 0) at temperature 1 = sigma(1), sigma(-1)."""
     p = sigma(1.0)
     value = -p * log_sigma(0.1) - (1 - p) * log_sigma(-0.1) - 0.5 * log_sigma(-0.1) - 0.5 * log_sigma(0.1)
-    slopes = (
-        0.1 * (-p * sigma(-0.1) + 0.5 * sigma(0.1)),
-        0.1 * (-(1 - p) * sigma(0.1) + 0.5 * sigma(-0.1)),
-    )
+    slopes = (0.1 * (-p * sigma(-0.1) + 0.5 * sigma(0.1)), 0.1 * (-(1 - p) * sigma(0.1) + 0.5 * sigma(-0.1)))
     check_pair(NCA(beta=0.1), value=value, slopes=slopes, rewards=(0.1, -0.1))
 
 
 def test_infonca_on_a_pair_is_dpo():
     check_pair(
-        InfoNCA(beta=0.1, reward_temperature=0.0), value=0.598139, slopes=(-0.1 * sigma(-0.2), 0.1 * sigma(-0.2)),
+        InfoNCA(beta=0.1, reward_temperature=0.0),
+        value=0.598139,
+        slopes=(-0.1 * sigma(-0.2), 0.1 * sigma(-0.2)),
         rewards=(0.1, -0.1),
-    )  # fmt: skip
+    )
     assert_same(InfoNCA(beta=0.4, reward_temperature=0.0), DPO(beta=0.4))
 
 
@@ -48,7 +47,9 @@ GROUPS = Rewards(reward=torch.tensor([3.0, 0.0, 1.0, 1.0, 1.0]), group=torch.ten
 
 def group_scores() -> TokenScores:
     ref = torch.full((5,), -3.0, dtype=torch.float64)
-    return TokenScores(logp=(ref + RATIOS).requires_grad_(), ref_logp=ref, lengths=torch.ones(5, dtype=torch.long))
+    return TokenScores(
+        logp=(ref + RATIOS).requires_grad_(), ref_logp=ref, lengths=torch.ones(5, dtype=torch.long)
+    )
 
 
 def softmax(*x: float) -> list[float]:
@@ -57,7 +58,9 @@ def softmax(*x: float) -> list[float]:
 
 
 def test_infonca_on_groups():
-    """Units in the order of the group ids: group 4 holds completions 1 and 4, group 7 holds 0, 2 and 3; T = 2."""
+    """Units in the order of the group ids: group 4 holds completions 1 and 4, group 7 holds 0, 2 and 3; T =
+    2.
+    """
     losses = InfoNCA(beta=0.5, reward_temperature=2.0)(group_scores(), GROUPS)
     four = -sum(p * math.log(q) for p, q in zip(softmax(0.0, 0.5), softmax(-0.5, -1.0), strict=True))
     seven = -sum(p * math.log(q) for p, q in zip(softmax(1.5, 0.5, 0.5), softmax(0.5, 0.0, 1.0), strict=True))
@@ -78,12 +81,16 @@ def test_nca_on_groups():
     losses = NCA(beta=0.5, reward_temperature=2.0)(group_scores(), GROUPS)
     target, implicit = softmax(1.5, 0.5, 0.5), (0.5, 0.0, 1.0)
     seven = sum(-p * log_sigma(r) - log_sigma(-r) / 3 for p, r in zip(target, implicit, strict=True))
-    four = sum(-p * log_sigma(r) - log_sigma(-r) / 2 for p, r in zip(softmax(0.0, 0.5), (-0.5, -1.0), strict=True))
+    four = sum(
+        -p * log_sigma(r) - log_sigma(-r) / 2 for p, r in zip(softmax(0.0, 0.5), (-0.5, -1.0), strict=True)
+    )
     assert losses.per_unit.tolist() == pytest.approx([four, seven], rel=1e-6)
 
 
 def test_metrics_are_over_pairs_whose_rewards_differ():
-    """Group 4: 4 over 1 (implicit rewards -1, -.5). Group 7: 0 over 2 and 3 (.5 against 0 and 1); 2 and 3 tie."""
+    """Group 4: 4 over 1 (implicit rewards -1, -.5). Group 7: 0 over 2 and 3 (.5 against 0 and 1); 2 and 3
+    tie.
+    """
     metrics = InfoNCA(beta=0.5)(group_scores(), GROUPS).metrics
     assert sorted(metrics["rewards/margins"].tolist()) == [-0.5, -0.5, 0.5]
     assert metrics["rewards/accuracies"].mean().item() == pytest.approx(1 / 3)
@@ -91,9 +98,7 @@ def test_metrics_are_over_pairs_whose_rewards_differ():
 
 
 def test_a_group_of_one_has_nothing_to_compare():
-    scores = TokenScores(
-        logp=torch.tensor([-1.0]), ref_logp=torch.tensor([-2.0]), lengths=torch.tensor([1])
-    )
+    scores = TokenScores(logp=torch.tensor([-1.0]), ref_logp=torch.tensor([-2.0]), lengths=torch.tensor([1]))
     losses = InfoNCA()(scores, Rewards(reward=torch.tensor([3.0]), group=torch.tensor([0])))
     assert losses.per_unit.tolist() == [0.0]
     assert losses.metrics["rewards/margins"].numel() == 0

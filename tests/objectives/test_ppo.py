@@ -9,7 +9,16 @@ import torch
 
 from preftune.errors import ConfigError
 from preftune.objectives.ppo import PPO
-from tests.objectives.samples import K3, LOGP, RATIOS, SAMPLES, check_samples, couple, losses_of, sample_scores
+from tests.objectives.samples import (
+    K3,
+    LOGP,
+    RATIOS,
+    SAMPLES,
+    check_samples,
+    couple,
+    losses_of,
+    sample_scores,
+)
 
 BEHAVIOUR = [p - math.log(r) for p, r in zip(LOGP, RATIOS, strict=True)]
 
@@ -34,13 +43,16 @@ def test_without_a_penalty():
     policy = [-1.5 * a[0], -0.5 * a[1], -0.8 * a[2]]
     objective = PPO(kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=0.6)
     check_samples(
-        objective, units=[p + 0.6 * c for p, c in zip(policy, critic, strict=True)],
+        objective,
+        units=[p + 0.6 * c for p, c in zip(policy, critic, strict=True)],
         slopes=[-1.5 * a[0], -0.5 * a[1], 0.0],
         metrics={
-            "advantage/abs": [abs(x) for x in a], "ratio/mean": [1.5, 0.5, 0.7], "ratio/clipped": [0.0, 0.0, 1.0],
+            "advantage/abs": [abs(x) for x in a],
+            "ratio/mean": [1.5, 0.5, 0.7],
+            "ratio/clipped": [0.0, 0.0, 1.0],
             "value_loss": critic,
         },
-    )  # fmt: skip
+    )
     assert value_slopes(objective) == pytest.approx([0.6 * x for x in (-0.2, -1.0, -0.5)])
 
 
@@ -51,31 +63,38 @@ def test_the_penalty_is_the_sampler_s_log_ratio():
     a, critic = white(raw), [x * x / 2 for x in raw]
     assert [x > 0 for x in a] == [True, False, False]
     check_samples(
-        PPO(kl_coef=0.4, lam=1.0, clip=0.6, vf_coef=0.0), units=[-q * x for q, x in zip(RATIOS, a, strict=True)],
+        PPO(kl_coef=0.4, lam=1.0, clip=0.6, vf_coef=0.0),
+        units=[-q * x for q, x in zip(RATIOS, a, strict=True)],
         slopes=[-q * x for q, x in zip(RATIOS, a, strict=True)],
         metrics={
-            "advantage/abs": [abs(x) for x in a], "kl": K3, "ratio/mean": [1.5, 0.5, 0.7], "ratio/clipped": [0.0] * 3,
+            "advantage/abs": [abs(x) for x in a],
+            "kl": K3,
+            "ratio/mean": [1.5, 0.5, 0.7],
+            "ratio/clipped": [0.0] * 3,
             "value_loss": critic,
         },
-    )  # fmt: skip
+    )
 
 
 def test_clipped_values_are_measured_from_those_at_sampling():
     """V at sampling .5, 2.5, .25: d = .75, .5, .75; A' = .85, .5, .75; R = 1.35, 3, 1.
 
-    V within .3 of them: .8, 2.2, .5. The first is outside on the way to R: flat at (.8 - 1.35)^2 / 2. The second has
-    fallen away from R: (2 - 3)^2 / 2 is more than (2.2 - 3)^2 / 2, and has its gradient.
+    V within .3 of them: .8, 2.2, .5. The first is outside on the way to R: flat at (.8 - 1.35)^2 / 2. The
+    second has fallen away from R: (2 - 3)^2 / 2 is more than (2.2 - 3)^2 / 2, and has its gradient.
     """
     a, critic = white([0.85, 0.5, 0.75]), [0.15125, 0.5, 0.125]
     objective = PPO(kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=1.0, value_clip=0.3, clip=0.6)
     check_samples(
-        objective, units=[-q * x + c for q, x, c in zip(RATIOS, a, critic, strict=True)],
+        objective,
+        units=[-q * x + c for q, x, c in zip(RATIOS, a, critic, strict=True)],
         slopes=[-q * x for q, x in zip(RATIOS, a, strict=True)],
         metrics={
-            "advantage/abs": [abs(x) for x in a], "ratio/mean": [1.5, 0.5, 0.7], "ratio/clipped": [0.0] * 3,
+            "advantage/abs": [abs(x) for x in a],
+            "ratio/mean": [1.5, 0.5, 0.7],
+            "ratio/clipped": [0.0] * 3,
             "value_loss": critic,
         },
-    )  # fmt: skip
+    )
     assert value_slopes(objective) == pytest.approx([0.0, -1.0, -0.5])
 
 
@@ -83,13 +102,16 @@ def test_dual_clip():
     """1.5 and bad: at most 1.2 times the advantage, and flat."""
     a = white([0.2, 1.0, 0.5])
     check_samples(
-        PPO(kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=0.0, dual_clip=1.2), units=[-1.2 * a[0], -0.5 * a[1], -0.8 * a[2]],
+        PPO(kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=0.0, dual_clip=1.2),
+        units=[-1.2 * a[0], -0.5 * a[1], -0.8 * a[2]],
         slopes=[0.0, -0.5 * a[1], 0.0],
         metrics={
-            "advantage/abs": [abs(x) for x in a], "ratio/mean": [1.5, 0.5, 0.7], "ratio/clipped": [1.0, 0.0, 1.0],
+            "advantage/abs": [abs(x) for x in a],
+            "ratio/mean": [1.5, 0.5, 0.7],
+            "ratio/clipped": [1.0, 0.0, 1.0],
             "value_loss": [0.02, 0.5, 0.125],
         },
-    )  # fmt: skip
+    )
 
 
 def test_couple_gives_the_moments_of_the_step_and_remembers_nothing():
@@ -126,5 +148,10 @@ def test_ranges_of_what_is_off_by_default(field, taken, refused, monkeypatch):
 def test_needs():
     assert PPO().needs == {"behaviour_logp", "coupling", "value", "ref_logp"}
     assert PPO(kl_coef=0.0).needs == {"behaviour_logp", "coupling", "value"}
-    assert PPO(kl_coef=0.0, value_clip=0.2).needs == {"behaviour_logp", "coupling", "value", "behaviour_value"}
+    assert PPO(kl_coef=0.0, value_clip=0.2).needs == {
+        "behaviour_logp",
+        "coupling",
+        "value",
+        "behaviour_value",
+    }
     assert PPO().couples == {"scores"}

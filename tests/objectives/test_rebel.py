@@ -25,22 +25,28 @@ def test_golden_without_kl():
 def test_golden_with_kl():
     """KL at sampling: .5 and 1, so R = 2.5 - .2 * .5 = 2.4 and .5 - .2 * 1 = .3; (2.5 - .5 * 2.1)^2 = 1.45^2."""
     check_pair(
-        REBEL(eta=0.5, kl_coef=0.2), behaviour=BEHAVIOUR, value=2.1025, slopes=(2.9, -2.9), rewards=(1.0, -4.0),
+        REBEL(eta=0.5, kl_coef=0.2),
+        behaviour=BEHAVIOUR,
+        value=2.1025,
+        slopes=(2.9, -2.9),
+        rewards=(1.0, -4.0),
         signal=GAP,
-    )  # fmt: skip
+    )
 
 
 def group_scores() -> TokenScores:
     """Groups of 3, 1 and 2 single tokens; behaviour and reference both -2."""
     return TokenScores(
         logp=torch.tensor([-1.0, -2.0, -4.0, -3.0, -1.0, -2.0], dtype=torch.float64, requires_grad=True),
-        ref_logp=torch.full((6,), -2.0).double(), behaviour_logp=torch.full((6,), -2.0).double(),
+        ref_logp=torch.full((6,), -2.0).double(),
+        behaviour_logp=torch.full((6,), -2.0).double(),
         lengths=torch.ones(6, dtype=torch.long),
-    )  # fmt: skip
+    )
 
 
 REWARDS = Rewards(
-    reward=torch.tensor([0.5, 2.0, 1.0, 7.0, -1.0, 3.0], dtype=torch.float64), group=torch.tensor([0, 0, 0, 1, 2, 2])
+    reward=torch.tensor([0.5, 2.0, 1.0, 7.0, -1.0, 3.0], dtype=torch.float64),
+    group=torch.tensor([0, 0, 0, 1, 2, 2]),
 )
 
 
@@ -59,4 +65,6 @@ def test_reward_distillation_is_rebel_from_the_reference(beta):
 
 
 def test_every_group_of_two_or_more_weighs_the_same():
-    assert sorted(REBEL().weights(group_scores().lengths, REWARDS).tolist()) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
+    assert sorted(REBEL().weights(group_scores().lengths, REWARDS).tolist()) == pytest.approx(
+        [1 / 3, 1 / 3, 1 / 3, 1.0]
+    )

@@ -17,36 +17,46 @@ def test_baselines(baseline, advantage):
     """-A * logp, with logp -3 and -1.5; every token of a completion gets -A."""
     a, b = advantage
     check_samples(
-        REINFORCE(baseline=baseline), units=[3 * a, 1.5 * b], slopes=[-a, -a, -b],
+        REINFORCE(baseline=baseline),
+        units=[3 * a, 1.5 * b],
+        slopes=[-a, -a, -b],
         metrics={"advantage/abs": [abs(a), abs(b)]},
-    )  # fmt: skip
+    )
 
 
 def test_the_penalty_is_in_the_reward():
     """r - .4 * h: 3 - .1 and 1 + .2, the log-ratios being .25 and -.5; no gradient flows through it."""
     check_samples(
-        REINFORCE(baseline="none", beta=0.4), units=[3 * 2.9, 1.5 * 1.2], slopes=[-2.9, -2.9, -1.2],
+        REINFORCE(baseline="none", beta=0.4),
+        units=[3 * 2.9, 1.5 * 1.2],
+        slopes=[-2.9, -2.9, -1.2],
         metrics={"advantage/abs": [2.9, 1.2], "kl": K3},
-    )  # fmt: skip
+    )
 
 
 def test_the_penalty_is_in_the_baseline_too():
     """2.9 and 1.2: each less the other."""
     check_samples(
-        REINFORCE(beta=0.4), units=[3 * 1.7, -1.5 * 1.7], slopes=[-1.7, -1.7, 1.7],
+        REINFORCE(beta=0.4),
+        units=[3 * 1.7, -1.5 * 1.7],
+        slopes=[-1.7, -1.7, 1.7],
         metrics={"advantage/abs": [1.7, 1.7], "kl": K3},
-    )  # fmt: skip
+    )
 
 
 def test_first_step_of_the_moving_average_is_the_step_s_own_mean():
     check_samples(
-        REINFORCE(baseline="moving_average", momentum=0.5), units=[3.0, -1.5], slopes=[-1.0, -1.0, 1.0],
+        REINFORCE(baseline="moving_average", momentum=0.5),
+        units=[3.0, -1.5],
+        slopes=[-1.0, -1.0, 1.0],
         metrics={"advantage/abs": [1.0, 1.0]},
-    )  # fmt: skip
+    )
 
 
 def test_moving_average_over_four_steps():
-    """Means 2, 6, 2, -1 at momentum .75: 2; .75 * 2 + .25 * 2 = 2; .75 * 2 + .25 * 6 = 3; .75 * 3 + .25 * 2 = 2.75."""
+    """Means 2, 6, 2, -1 at momentum .75: 2; .75 * 2 + .25 * 2 = 2; .75 * 2 + .25 * 6 = 3; .75 * 3 + .25 * 2 =
+    2.75.
+    """
     objective = REINFORCE(baseline="moving_average", momentum=0.75)
     scores, state, found = sample_scores(objective), None, []
     for rewards in ([3.0, 1.0], [5.0, 7.0], [2.0, 2.0], [-1.0, -1.0]):

@@ -9,20 +9,33 @@ import torch
 from preftune.objectives.ppo import PPO
 from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from preftune.types import Rewards
-from tests.objectives.samples import K3, LOGP, RATIOS, check_samples, couple, losses_of, numbers, sample_scores
+from tests.objectives.samples import (
+    K3,
+    LOGP,
+    RATIOS,
+    check_samples,
+    couple,
+    losses_of,
+    numbers,
+    sample_scores,
+)
 
 
 def test_without_a_penalty():
-    """gamma = .5: returns 1.5, 3 and 1; mean 5.5 / 3, variance (1 + 12.25 + 6.25) / 9 / 2 = 13 / 12. Ratios 1.5 (bad:
-    on), .5 (good: on), .7 (bad: flat at .8)."""
+    """gamma = .5: returns 1.5, 3 and 1; mean 5.5 / 3, variance (1 + 12.25 + 6.25) / 9 / 2 = 13 / 12. Ratios
+    1.5 (bad: on), .5 (good: on), .7 (bad: flat at .8).
+    """
     a = [(x - 5.5 / 3) / math.sqrt(13 / 12 + 1e-8) for x in (1.5, 3.0, 1.0)]
     check_samples(
-        ReinforcePlusPlus(beta=0.0, gamma=0.5), units=[-1.5 * a[0], -0.5 * a[1], -0.8 * a[2]],
+        ReinforcePlusPlus(beta=0.0, gamma=0.5),
+        units=[-1.5 * a[0], -0.5 * a[1], -0.8 * a[2]],
         slopes=[-1.5 * a[0], -0.5 * a[1], 0.0],
         metrics={
-            "advantage/abs": [abs(x) for x in a], "ratio/mean": [1.5, 0.5, 0.7], "ratio/clipped": [0.0, 0.0, 1.0],
+            "advantage/abs": [abs(x) for x in a],
+            "ratio/mean": [1.5, 0.5, 0.7],
+            "ratio/clipped": [0.0, 0.0, 1.0],
         },
-    )  # fmt: skip
+    )
 
 
 def test_the_penalty_is_the_sampler_s_log_ratio():
@@ -35,12 +48,16 @@ def test_the_penalty_is_the_sampler_s_log_ratio():
     a = [(x - mean) / math.sqrt(variance + 1e-8) for x in returns]
     assert (a[0] > 0, a[1] > 0, a[2] > 0) == (True, True, False)
     check_samples(
-        ReinforcePlusPlus(beta=0.4, clip=0.6), units=[-1.5 * a[0], -0.5 * a[1], -0.7 * a[2]],
+        ReinforcePlusPlus(beta=0.4, clip=0.6),
+        units=[-1.5 * a[0], -0.5 * a[1], -0.7 * a[2]],
         slopes=[-1.5 * a[0], -0.5 * a[1], -0.7 * a[2]],
         metrics={
-            "advantage/abs": [abs(x) for x in a], "kl": K3, "ratio/mean": [1.5, 0.5, 0.7], "ratio/clipped": [0.0] * 3,
+            "advantage/abs": [abs(x) for x in a],
+            "kl": K3,
+            "ratio/mean": [1.5, 0.5, 0.7],
+            "ratio/clipped": [0.0] * 3,
         },
-    )  # fmt: skip
+    )
 
 
 def test_couple_gives_the_moments_of_the_step_and_remembers_nothing():

@@ -23,26 +23,35 @@ def test_golden_backward():
     """Target sigma(.5 * 2), policy sigma(.2); slope .1 (sigma(.2) - sigma(1))."""
     slope = 0.1 * (sigma(0.2) - sigma(1.0))
     check_pair(
-        RewardAwareRPO(beta=0.1, eta=0.5), value=kl(sigma(1.0), sigma(0.2)), slopes=(slope, -slope), rewards=(0.1, -0.1),
+        RewardAwareRPO(beta=0.1, eta=0.5),
+        value=kl(sigma(1.0), sigma(0.2)),
+        slopes=(slope, -slope),
+        rewards=(0.1, -0.1),
         signal=GAP,
-    )  # fmt: skip
+    )
 
 
 def test_golden_forward():
     """The arguments swapped; slope .1 q (1 - q) (.2 - 1)."""
     slope = 0.1 * sigma(0.2) * sigma(-0.2) * (0.2 - 1.0)
     check_pair(
-        RewardAwareRPO(beta=0.1, eta=0.5, distance="forward_kl"), value=kl(sigma(0.2), sigma(1.0)),
-        slopes=(slope, -slope), rewards=(0.1, -0.1), signal=GAP,
-    )  # fmt: skip
+        RewardAwareRPO(beta=0.1, eta=0.5, distance="forward_kl"),
+        value=kl(sigma(0.2), sigma(1.0)),
+        slopes=(slope, -slope),
+        rewards=(0.1, -0.1),
+        signal=GAP,
+    )
 
 
 def test_golden_squared():
     """(.2 - 1)^2, slope 2 * -.8 * .1."""
     check_pair(
-        RewardAwareRPO(beta=0.1, eta=0.5, distance="squared"), value=0.64, slopes=(-0.16, 0.16), rewards=(0.1, -0.1),
+        RewardAwareRPO(beta=0.1, eta=0.5, distance="squared"),
+        value=0.64,
+        slopes=(-0.16, 0.16),
+        rewards=(0.1, -0.1),
         signal=GAP,
-    )  # fmt: skip
+    )
 
 
 def test_squared_is_reward_distillation():
@@ -57,7 +66,9 @@ def test_forward_is_exo_with_its_smoothing_set_by_the_rewards():
 
 def test_backward_is_era_with_a_uniform_reference():
     """ERA with gamma -> 0 has no reference; here one that gives every completion the same."""
-    rewards = Rewards(reward=torch.tensor([0.3, 1.5, -0.2, 0.9], dtype=torch.float64), group=torch.tensor([0, 0, 0, 1]))
+    rewards = Rewards(
+        reward=torch.tensor([0.3, 1.5, -0.2, 0.9], dtype=torch.float64), group=torch.tensor([0, 0, 0, 1])
+    )
     results = []
     for objective in (RewardAwareRPO(beta=1.0, eta=0.7), ERA(beta=0.7, gamma=0.0)):
         given, _ = random_scores()

@@ -10,16 +10,18 @@ from tests.objectives.golden import check_pair
 
 LOGP = [-1.0, -2.0, -4.0, -3.0, -1.0, -2.0]
 REWARDS = Rewards(
-    reward=torch.tensor([0.5, 2.0, 1.0, 7.0, -1.0, 3.0], dtype=torch.float64), group=torch.tensor([0, 0, 0, 1, 2, 2])
+    reward=torch.tensor([0.5, 2.0, 1.0, 7.0, -1.0, 3.0], dtype=torch.float64),
+    group=torch.tensor([0, 0, 0, 1, 2, 2]),
 )
 
 
 def group_scores() -> TokenScores:
     """Single tokens, reference -2: log-ratios 1, 0, -2 | -1 | 1, 0; groups of 3, 1 and 2."""
     return TokenScores(
-        logp=torch.tensor(LOGP, dtype=torch.float64, requires_grad=True), ref_logp=torch.full((6,), -2.0).double(),
+        logp=torch.tensor(LOGP, dtype=torch.float64, requires_grad=True),
+        ref_logp=torch.full((6,), -2.0).double(),
         lengths=torch.ones(6, dtype=torch.long),
-    )  # fmt: skip
+    )
 
 
 def test_golden():
@@ -40,13 +42,17 @@ def test_every_group_weighs_the_same():
     """Three pairs of the first group, none of the second, one of the third: ((mean of 3) + (1)) / 2."""
     scores, objective = group_scores(), RewardDistillation(beta=0.5)
     residuals = [  # 0.5 * difference of log-ratios - difference of rewards
-        0.5 * (1 - 0) - (0.5 - 2.0), 0.5 * (1 + 2) - (0.5 - 1.0), 0.5 * (0 + 2) - (2.0 - 1.0),
+        0.5 * (1 - 0) - (0.5 - 2.0),
+        0.5 * (1 + 2) - (0.5 - 1.0),
+        0.5 * (0 + 2) - (2.0 - 1.0),
         0.5 * (1 - 0) - (-1.0 - 3.0),
-    ]  # fmt: skip
+    ]
     weight = objective.weights(scores.lengths, REWARDS)
     assert sorted(weight.tolist()) == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
     loss = reduce_losses(objective(scores, REWARDS), float(weight.sum()))
-    assert loss.item() == pytest.approx((sum(r**2 for r in residuals[:3]) / 3 + residuals[3] ** 2) / 2, rel=1e-6)
+    assert loss.item() == pytest.approx(
+        (sum(r**2 for r in residuals[:3]) / 3 + residuals[3] ** 2) / 2, rel=1e-6
+    )
 
 
 def test_all_pairs_are_the_variance_of_the_residual():

@@ -17,25 +17,38 @@ from tests.objectives.samples import K3, SAMPLES, check_samples, losses_of, samp
 def test_plain():
     """R = 3 - .4 * .25 and 1 + .4 * .5 = 2.9 and 1.2: each less the other."""
     check_samples(
-        RLOO(beta=0.4), units=[3 * 1.7, -1.5 * 1.7], slopes=[-1.7, -1.7, 1.7],
+        RLOO(beta=0.4),
+        units=[3 * 1.7, -1.5 * 1.7],
+        slopes=[-1.7, -1.7, 1.7],
         metrics={"advantage/abs": [1.7, 1.7], "kl": K3},
-    )  # fmt: skip
+    )
 
 
 def test_clipped():
-    """Ratios of the completions .75 and .7, A = 2 and -2. Good and below: -.75 * 2. Bad and below .8: flat at .8 * 2."""
+    """Ratios of the completions .75 and .7, A = 2 and -2. Good and below: -.75 * 2. Bad and below .8: flat at
+    .8 * 2.
+    """
     check_samples(
-        RLOO(beta=0.0, clip=0.2), units=[-1.5, 1.6], slopes=[-1.5, -1.5, 0.0],
+        RLOO(beta=0.0, clip=0.2),
+        units=[-1.5, 1.6],
+        slopes=[-1.5, -1.5, 0.0],
         metrics={"advantage/abs": [2.0, 2.0], "ratio/mean": [0.75, 0.7], "ratio/clipped": [0.0, 1.0]},
-    )  # fmt: skip
+    )
 
 
 def test_clipped_with_a_penalty():
     """A = 1.7 and -1.7; at .4 nothing is clipped."""
     check_samples(
-        RLOO(beta=0.4, clip=0.4), units=[-0.75 * 1.7, 0.7 * 1.7], slopes=[-0.75 * 1.7, -0.75 * 1.7, 0.7 * 1.7],
-        metrics={"advantage/abs": [1.7, 1.7], "kl": K3, "ratio/mean": [0.75, 0.7], "ratio/clipped": [0.0, 0.0]},
-    )  # fmt: skip
+        RLOO(beta=0.4, clip=0.4),
+        units=[-0.75 * 1.7, 0.7 * 1.7],
+        slopes=[-0.75 * 1.7, -0.75 * 1.7, 0.7 * 1.7],
+        metrics={
+            "advantage/abs": [1.7, 1.7],
+            "kl": K3,
+            "ratio/mean": [0.75, 0.7],
+            "ratio/clipped": [0.0, 0.0],
+        },
+    )
 
 
 def test_it_is_reinforce_with_the_others_mean():
@@ -45,7 +58,9 @@ def test_it_is_reinforce_with_the_others_mean():
 
 
 def test_on_the_policy_s_own_samples_the_clip_changes_no_gradient():
-    scores = replace(sample_scores(RLOO(beta=0.4, clip=0.2)), behaviour_logp=sample_scores(RLOO()).logp.detach())
+    scores = replace(
+        sample_scores(RLOO(beta=0.4, clip=0.2)), behaviour_logp=sample_scores(RLOO()).logp.detach()
+    )
     slopes = [
         torch.autograd.grad(RLOO(beta=0.4, clip=clip)(scores, SAMPLES).per_unit.sum(), scores.logp)[0]
         for clip in (None, 0.2)
@@ -58,7 +73,8 @@ def test_on_the_policy_s_own_samples_it_is_dr_grpo_up_to_a_factor():
     objective = DrGRPO(max_tokens=8)
     scores = replace(sample_scores(objective), behaviour_logp=sample_scores(RLOO()).logp.detach())
     slopes = [
-        torch.autograd.grad(one(scores, SAMPLES).per_unit.sum(), scores.logp)[0] for one in (RLOO(beta=0.0), objective)
+        torch.autograd.grad(one(scores, SAMPLES).per_unit.sum(), scores.logp)[0]
+        for one in (RLOO(beta=0.0), objective)
     ]
     torch.testing.assert_close(slopes[0], 2 * 8 * slopes[1])
 
@@ -66,9 +82,11 @@ def test_on_the_policy_s_own_samples_it_is_dr_grpo_up_to_a_factor():
 def test_preference_matching():
     """R = 3 + 3 and 1 + 1.5: advantages 3.5 and -3.5."""
     check_samples(
-        PreferenceMatching(), units=[3 * 3.5, -1.5 * 3.5], slopes=[-3.5, -3.5, 3.5],
+        PreferenceMatching(),
+        units=[3 * 3.5, -1.5 * 3.5],
+        slopes=[-3.5, -3.5, 3.5],
         metrics={"advantage/abs": [3.5, 3.5]},
-    )  # fmt: skip
+    )
 
 
 def test_preference_matching_is_rloo_with_a_flat_reference():

@@ -11,7 +11,9 @@ from tests.objectives.golden import PAIR, assert_same, check_pair, make_scores, 
 def test_golden():
     """(.9 * .598139 - .1 * .798139) / .8; slope beta (-.9 sigma(-.2) - .1 sigma(.2)) / .8."""
     slope = 0.1 * (-0.9 * sigma(-0.2) - 0.1 * sigma(0.2)) / 0.8
-    check_pair(RobustDPO(beta=0.1, label_smoothing=0.1), value=0.573139, slopes=(slope, -slope), rewards=(0.1, -0.1))
+    check_pair(
+        RobustDPO(beta=0.1, label_smoothing=0.1), value=0.573139, slopes=(slope, -slope), rewards=(0.1, -0.1)
+    )
 
 
 def test_without_noise_it_is_dpo():

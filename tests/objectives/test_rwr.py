@@ -11,7 +11,9 @@ from preftune.objectives.sft import SFT
 from preftune.types import Labels, Rewards, TokenScores
 
 LOGP = [-1.0, -7.0, -9.0, -2.0, -3.0, -4.0]
-REWARDS = Rewards(reward=torch.tensor([0.0, math.log(3), 9.0], dtype=torch.float64), group=torch.tensor([0, 0, 0]))
+REWARDS = Rewards(
+    reward=torch.tensor([0.0, math.log(3), 9.0], dtype=torch.float64), group=torch.tensor([0, 0, 0])
+)
 
 
 def run(objective, signal) -> tuple[float, list[float], dict]:

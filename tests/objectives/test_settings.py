@@ -59,7 +59,13 @@ DEFAULTS = {
     "nca": {"beta": 0.01, "reward_temperature": 1.0},
     "orpo": {"odds_weight": 0.1},
     "ppo": {
-        "kl_coef": 0.05, "clip": 0.2, "vf_coef": 0.1, "gamma": 1.0, "lam": 0.95, "value_clip": None, "dual_clip": None,
+        "kl_coef": 0.05,
+        "clip": 0.2,
+        "vf_coef": 0.1,
+        "gamma": 1.0,
+        "lam": 0.95,
+        "value_clip": None,
+        "dual_clip": None,
     },
     "preference-matching": {},
     "r-dpo": {"beta": 0.1, "alpha": 0.01},
@@ -88,11 +94,20 @@ ABOVE_ZERO = ([1e-6], [0.0, -1.0, math.inf])
 FROM_ZERO = ([0.0], [-1e-6, math.inf])
 ANY = ([-1.0, 0.0], [math.inf])
 RANGES = {  # field -> (edges that are taken, values that are refused)
-    **dict.fromkeys(("beta", "tau", "eta", "scale", "delta", "odds_weight", "temperature", "max_weight"), ABOVE_ZERO),
-    **dict.fromkeys(("nll_weight", "calibration_weight", "penalty", "reward_temperature", "kl_coef", "kl_weight"), FROM_ZERO),
-    **dict.fromkeys(("beta", "tau", "scale", "delta", "odds_weight", "temperature", "max_weight"), ABOVE_ZERO),
+    **dict.fromkeys(
+        ("beta", "tau", "eta", "scale", "delta", "odds_weight", "temperature", "max_weight"), ABOVE_ZERO
+    ),
+    **dict.fromkeys(
+        ("nll_weight", "calibration_weight", "penalty", "reward_temperature", "kl_coef", "kl_weight"),
+        FROM_ZERO,
+    ),
+    **dict.fromkeys(
+        ("beta", "tau", "scale", "delta", "odds_weight", "temperature", "max_weight"), ABOVE_ZERO
+    ),
     **dict.fromkeys(("dpo_weight", "bco_weight", "sft_weight"), ABOVE_ZERO),
-    **dict.fromkeys(("margin", "centring", "nll_weight", "calibration_weight", "penalty", "reward_temperature"), FROM_ZERO),
+    **dict.fromkeys(
+        ("margin", "centring", "nll_weight", "calibration_weight", "penalty", "reward_temperature"), FROM_ZERO
+    ),
     **dict.fromkeys(("desirable_weight", "undesirable_weight"), ABOVE_ZERO),
     "keep": ([1e-6, 1.0], [0.0, 1.000001]),
     **dict.fromkeys(("nll_weight", "calibration_weight", "penalty", "reward_temperature"), FROM_ZERO),
@@ -120,7 +135,9 @@ OWN_RANGES = {  # where a field of that name has another range
     ("cpo-simpo", "gamma"): ANY,
     ("era", "gamma"): FROM_ZERO,
     **dict.fromkeys((("ppo", "gamma"), ("reinforce-plus-plus", "gamma")), ([1e-6, 1.0], [0.0, 1.000001])),
-    **dict.fromkeys(((name, "beta") for name in ("grpo", "reinforce", "reinforce-plus-plus", "rloo")), FROM_ZERO),
+    **dict.fromkeys(
+        ((name, "beta") for name in ("grpo", "reinforce", "reinforce-plus-plus", "rloo")), FROM_ZERO
+    ),
     ("dr-grpo", "max_tokens"): ([1], [0, -1]),
     ("topr", "positive_low"): ([0.0, 1.0], [-1e-6, math.inf]),
     ("topr", "positive_high"): ([1.0], [-1e-6, math.inf]),
@@ -138,7 +155,10 @@ OWN_RANGES = {  # where a field of that name has another range
     ("exo", "label_smoothing"): ([1e-6, 0.499999], [0.0, 0.5]),
 }
 FIELDS = [
-    (name, field) for name, fields in DEFAULTS.items() for field, value in fields.items() if isinstance(value, (int, float))
+    (name, field)
+    for name, fields in DEFAULTS.items()
+    for field, value in fields.items()
+    if isinstance(value, (int, float))
 ]
 
 
@@ -149,7 +169,9 @@ def test_defaults():
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
 def test_ranges(name, field, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: no type checker in the way
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # as for a user: no type checker in the way
     taken, refused = OWN_RANGES.get((name, field)) or RANGES[field]
     for value in taken:
         OBJECTIVES[name](**{field: value})

@@ -19,9 +19,12 @@ def test_cpo_simpo(scale, nll, slope):
     """1.701413 as for SimPO, plus .5 times the likelihood: 10 nats, or 2 per token."""
     push = 2 * sigma(1.5)
     check_pair(
-        CPOSimPO(beta=2.0, gamma=1.0, nll_weight=0.5, nll_scale=scale), value=1.701413 + 0.5 * nll,
-        slopes=(-push / 5 - 0.5 * slope, push / 8), rewards=(-4.0, -3.5), extra={"nll": nll},
-    )  # fmt: skip
+        CPOSimPO(beta=2.0, gamma=1.0, nll_weight=0.5, nll_scale=scale),
+        value=1.701413 + 0.5 * nll,
+        slopes=(-push / 5 - 0.5 * slope, push / 8),
+        rewards=(-4.0, -3.5),
+        extra={"nll": nll},
+    )
 
 
 def test_cpo_simpo_without_likelihood_is_simpo():
@@ -33,9 +36,11 @@ def test_alphapo():
     chosen, rejected = 10 * (1 - math.exp(0.5)), 10 * (1 - math.exp(0.4375))
     push = 2.5 * sigma(-(chosen - rejected - 0.1))
     check_pair(
-        AlphaPO(), value=1.386517, slopes=(-push * math.exp(0.5) / 5, push * math.exp(0.4375) / 8),
+        AlphaPO(),
+        value=1.386517,
+        slopes=(-push * math.exp(0.5) / 5, push * math.exp(0.4375) / 8),
         rewards=(chosen, rejected),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-11, -1e-11])

@@ -8,7 +8,10 @@ from preftune.objectives.spo import SPO, win_rates
 from preftune.types import Rewards
 from tests.objectives.golden import gradient, make_scores, sigma
 
-GROUPS = Rewards(reward=torch.tensor([2.0, 7.0, 1.0, 2.0, 0.5, 0.5], dtype=torch.float64), group=torch.tensor([3, 1, 3, 3, 4, 4]))
+GROUPS = Rewards(
+    reward=torch.tensor([2.0, 7.0, 1.0, 2.0, 0.5, 0.5], dtype=torch.float64),
+    group=torch.tensor([3, 1, 3, 3, 4, 4]),
+)
 LOGP, LENGTHS = (-1.0, -2.0, -3.0, -4.0, -5.0, -6.0), (1, 2, 1, 2, 1, 3)
 
 
@@ -70,7 +73,9 @@ def test_on_win_rates_it_is_nash_md_without_kl_times_k_over_k_minus_one(win):
 
 
 def test_expected_gradient_is_that_of_the_win_rate_against_oneself():
-    """Every pair of samples of three arms, by its probability: K / (K - 1) = 2 times the gradient of P(y > y'), y' ~ sg(pi)."""
+    """Every pair of samples of three arms, by its probability: K / (K - 1) = 2 times the gradient of P(y >
+    y'), y' ~ sg(pi).
+    """
     logits = torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64, requires_grad=True)
     reward = torch.tensor([0.2, 1.5, -0.3], dtype=torch.float64)
     logp = logits.log_softmax(0)

@@ -9,7 +9,15 @@ import torch
 from preftune.errors import ConfigError
 from preftune.objectives.dpo import DPO
 from preftune.objectives.tdpo import TDPO
-from tests.objectives.golden import PAIR, assert_same, check_pair, log_sigma, make_scores, random_scores, sigma
+from tests.objectives.golden import (
+    PAIR,
+    assert_same,
+    check_pair,
+    log_sigma,
+    make_scores,
+    random_scores,
+    sigma,
+)
 
 KL = {"kl_from_ref": (0.5, 1.5)}  # K(chosen), K(rejected)
 LOGGED = {"kl/chosen": 0.5, "kl/rejected": 1.5}
@@ -19,7 +27,12 @@ def test_tdpo1():
     """.1 (2 - (1.5 - .5)) = .1; rewards .1 (1 + .5) and .1 (-1 + 1.5)."""
     push = 0.1 * sigma(-0.1)
     check_pair(
-        TDPO(variant="tdpo1"), value=0.644397, slopes=(-push, push), rewards=(0.15, 0.05), more=KL, extra=LOGGED
+        TDPO(variant="tdpo1"),
+        value=0.644397,
+        slopes=(-push, push),
+        rewards=(0.15, 0.05),
+        more=KL,
+        extra=LOGGED,
     )
 
 
@@ -28,7 +41,12 @@ def test_tdpo2(alpha):
     """.1 (2 - .5 (1.5 - .5)) = .15; rewards .1 (1 + .25) and .1 (-1 + .75)."""
     push = 0.1 * sigma(-0.15)
     check_pair(
-        TDPO(alpha=alpha), value=-log_sigma(0.15), slopes=(-push, push), rewards=(0.125, -0.025), more=KL, extra=LOGGED
+        TDPO(alpha=alpha),
+        value=-log_sigma(0.15),
+        slopes=(-push, push),
+        rewards=(0.125, -0.025),
+        more=KL,
+        extra=LOGGED,
     )
 
 
@@ -51,7 +69,9 @@ def test_gradient_of_the_divergences(objective, of_chosen, of_rejected):
 
 @pytest.mark.parametrize("variant", ["tdpo1", "tdpo2"])
 def test_dpo_where_nothing_has_moved(variant):
-    assert_same(TDPO(beta=0.3, variant=variant), DPO(beta=0.3), kl_from_ref=torch.zeros(14, dtype=torch.float64))
+    assert_same(
+        TDPO(beta=0.3, variant=variant), DPO(beta=0.3), kl_from_ref=torch.zeros(14, dtype=torch.float64)
+    )
 
 
 def test_dpo_as_alpha_vanishes():

@@ -1,4 +1,6 @@
-"""TIS-DPO: token weights by hand on either side of a pair, their bounds, and DPO where all tokens weigh the same."""
+"""TIS-DPO: token weights by hand on either side of a pair, their bounds, and DPO where all tokens weigh the
+same.
+"""
 
 import math
 from dataclasses import replace
@@ -30,7 +32,9 @@ def scores_of(objective: TISDPO) -> TokenScores:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0])
 def test_by_hand(alpha):
-    """Contrasts are clamped to 1, -.5 | .2, 1.5: weights e, e^-.5 on the chosen, e^-.2, e^-1.5 on the rejected one."""
+    """Contrasts are clamped to 1, -.5 | .2, 1.5: weights e, e^-.5 on the chosen, e^-.2, e^-1.5 on the
+    rejected one.
+    """
     objective = TISDPO(beta=0.4, alpha=alpha)
     scores = scores_of(objective)
     weight = [E, E**-0.5, E**-0.2, E**-1.5]
@@ -46,11 +50,20 @@ def test_by_hand(alpha):
         (of_kl,) = torch.autograd.grad(objective(scores, PAIR).per_unit.sum(), scores.kl_to_ref)
         assert of_kl.tolist() == pytest.approx([-alpha * slope for slope in slopes], rel=1e-9)
     logged = {name: value.item() for name, value in losses.metrics.items()}
-    assert logged == pytest.approx({
-        "logps/chosen": -3.0, "logps/rejected": -4.0, "log_ratios/chosen": 0.0, "log_ratios/rejected": 0.0,
-        "rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.0, "rewards/accuracies": 0.0,
-        "token_weights/chosen": (weight[0] + weight[1]) / 2, "token_weights/rejected": (weight[2] + weight[3]) / 2,
-    })  # fmt: skip
+    assert logged == pytest.approx(
+        {
+            "logps/chosen": -3.0,
+            "logps/rejected": -4.0,
+            "log_ratios/chosen": 0.0,
+            "log_ratios/rejected": 0.0,
+            "rewards/chosen": 0.0,
+            "rewards/rejected": 0.0,
+            "rewards/margins": 0.0,
+            "rewards/accuracies": 0.0,
+            "token_weights/chosen": (weight[0] + weight[1]) / 2,
+            "token_weights/rejected": (weight[2] + weight[3]) / 2,
+        }
+    )
 
 
 def test_rewards_are_those_of_dpo():
@@ -65,9 +78,11 @@ def test_a_completion_may_be_on_both_sides():
     """Its tokens weigh e^contrast in one pair and e^-contrast in the other."""
     objective = TISDPO(beta=1.0, alpha=0.0)
     scores = TokenScores(
-        logp=torch.full((3,), -1.0, dtype=torch.float64, requires_grad=True), ref_logp=torch.full((3,), -1.0).double(),
-        contrast=torch.tensor([0.0, 0.3, 0.0], dtype=torch.float64), lengths=torch.tensor([1, 1, 1]),
-    )  # fmt: skip
+        logp=torch.full((3,), -1.0, dtype=torch.float64, requires_grad=True),
+        ref_logp=torch.full((3,), -1.0).double(),
+        contrast=torch.tensor([0.0, 0.3, 0.0], dtype=torch.float64),
+        lengths=torch.tensor([1, 1, 1]),
+    )
     pairs = Pairs(chosen=torch.tensor([0, 1]), rejected=torch.tensor([1, 2]))
     slopes = gradient(objective(scores, pairs), scores)
     assert slopes == pytest.approx([-0.5, 0.5 * (E**-0.3 - E**0.3), 0.5])

@@ -18,9 +18,12 @@ def rewarded(first: float, second: float) -> Rewards:
 def test_good_samples_count_in_full_and_bad_ones_by_their_ratio():
     """Rewards 2 and -3: weights 1 and .7, held constant; logp -3 and -1.5."""
     check_samples(
-        TOPR(), units=[2 * 3.0, -0.7 * 3 * 1.5], slopes=[-2.0, -2.0, 0.7 * 3], signal=rewarded(2.0, -3.0),
+        TOPR(),
+        units=[2 * 3.0, -0.7 * 3 * 1.5],
+        slopes=[-2.0, -2.0, 0.7 * 3],
+        signal=rewarded(2.0, -3.0),
         metrics={"advantage/abs": [2.0, 3.0], "ratio/mean": [0.75, 0.7], "topr/taper": [1.0, 0.7]},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ def golden(sources: tuple[int, int], objective=None):
     ],
 )
 def test_golden(sources, bonus, slopes):
-    """DPO's .598139 and -+ .1 sigma(-.2); the likelihood of the reference's completion adds to the loss, so it falls."""
+    """DPO's .598139 and -+ .1 sigma(-.2); the likelihood of the reference's completion adds to the loss, so
+    it falls.
+    """
     losses, found = golden(sources)
     assert losses.per_unit.tolist() == pytest.approx([0.598139 + bonus], abs=6e-7)
     push = 0.1 * sigma(-0.2)

@@ -14,12 +14,16 @@ Reply = str | tuple[int, str] | tuple[int, str, dict[str, str]] | None
 
 
 def chat(content: object) -> str:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]})
+    return json.dumps(
+        {"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}]}
+    )
 
 
 @dataclass
 class Peer:
-    """What was asked, and how to answer: `answer(question, number)` with the number of requests so far, from 0."""
+    """What was asked, and how to answer: `answer(question, number)` with the number of requests so far, from
+    0.
+    """
 
     url: str
     port: int
@@ -58,7 +62,10 @@ def serving(
                 return
             status, text, *more = (200, chat(reply)) if isinstance(reply, str) else reply
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(text.encode())), **(more[0] if more else {})}.items():
+            for name, value in {
+                "Content-Length": str(len(text.encode())),
+                **(more[0] if more else {}),
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             for start in range(0, len(text.encode()), chunk):

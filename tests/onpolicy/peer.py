@@ -1,12 +1,14 @@
-"""A small HTTP server that speaks the OpenAI protocol, as a process of its own. Its completions follow from the request.
+"""A small HTTP server that speaks the OpenAI protocol, as a process of its own. Its completions follow from
+the request.
 
     python peer.py PORT_FILE '{"style": "tokens", "fail": 0, ...}'
 
-`style`: "tokens" takes token ids and tells token ids and log-probabilities; "bare" takes token ids and tells text alone;
-"transformers" takes messages with a generation configuration and refuses fields it does not know; "chat" takes messages
-alone. Faults, each for so many of the first requests for a completion: `fail` (status 500), `busy` (429 with Retry-After),
-`malformed` (half a JSON object), `incomplete` (JSON without choices), `hang` (no answer); `die_after` ends the process in
-the middle of an answer once so many have been given; `key` is the key that is wanted.
+`style`: "tokens" takes token ids and tells token ids and log-probabilities; "bare" takes token ids and tells
+text alone; "transformers" takes messages with a generation configuration and refuses fields it does not know;
+"chat" takes messages alone. Faults, each for so many of the first requests for a completion: `fail` (status
+500), `busy` (429 with Retry-After), `malformed` (half a JSON object), `incomplete` (JSON without choices),
+`hang` (no answer); `die_after` ends the process in the middle of an answer once so many have been given;
+`key` is the key that is wanted.
 """
 
 import hashlib
@@ -17,7 +19,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-SETTINGS = {"style": "tokens", "die_after": -1, "key": "", "eos": True, "delay": 0.0} | json.loads(sys.argv[2])
+SETTINGS = {"style": "tokens", "die_after": -1, "key": "", "eos": True, "delay": 0.0} | json.loads(
+    sys.argv[2]
+)
 FAULTS = {name: SETTINGS.get(name, 0) for name in ("fail", "busy", "malformed", "incomplete", "hang")}
 STATS = {"requests": 0, "answered": 0, "running": 0, "most": 0, "bodies": [], "adapters": []}
 LOCK = threading.Lock()
@@ -105,7 +109,9 @@ class Handler(BaseHTTPRequestHandler):
             return f"there is no model {body['model']}"
         if SETTINGS["style"] in ("tokens", "bare"):
             return "" if self.path == "/v1/completions" else "no chat here"
-        known = COMMON | {"messages"} | ({"generation_config"} if SETTINGS["style"] == "transformers" else set())
+        known = (
+            COMMON | {"messages"} | ({"generation_config"} if SETTINGS["style"] == "transformers" else set())
+        )
         return "" if set(body) <= known else f"Unexpected fields in the request: {sorted(set(body) - known)}"
 
     def complete(self, body) -> None:
@@ -115,8 +121,11 @@ class Handler(BaseHTTPRequestHandler):
             choice["text"] = text_of(ids)
             if SETTINGS["style"] == "tokens":
                 kept = ids if SETTINGS["eos"] or not ended else ids[:-1]
-                choice |= {"token_ids": kept, "stop_reason": None,
-                           "logprobs": {"tokens": [f"token_id:{token}" for token in ids], "token_logprobs": logps}}  # fmt: skip
+                choice |= {
+                    "token_ids": kept,
+                    "stop_reason": None,
+                    "logprobs": {"tokens": [f"token_id:{token}" for token in ids], "token_logprobs": logps},
+                }
         else:
             choice["message"] = {"role": "assistant", "content": text_of(ids)}
         text = json.dumps({"object": "text_completion", "choices": [choice]})

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.model.layout import LayoutOptions
 from preftune.errors import TrainingError
+from preftune.model.layout import LayoutOptions
+from preftune.model.policy import Policy
 from preftune.sampling.agreement import Agreement, agreement, check_agreement, compare_logps
 from preftune.sampling.sample import SampleOptions, sample
-from preftune.model.policy import Policy
 from tests.models import tiny_model
 from tests.onpolicy.test_sample_engine import PROMPTS, RENDERER
 
@@ -28,7 +28,9 @@ def test_by_hand():
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_p": 0.9}], ids=str)
 def test_the_same_model_agrees_and_another_does_not(settings):
     model = tiny_model("qwen3")
-    drawn = sample(model, RENDERER, PROMPTS, SampleOptions(num_completions=4, max_new_tokens=12, **settings), 0)
+    drawn = sample(
+        model, RENDERER, PROMPTS, SampleOptions(num_completions=4, max_new_tokens=12, **settings), 0
+    )
     layout = LayoutOptions(micro_batch_tokens=40)  # several micro-batches, in an order of their own
     found = agreement(policy_of(model), PROMPTS, drawn, layout)
     assert found.num_tokens == sum(len(one.token_ids) for ones in drawn for one in ones)

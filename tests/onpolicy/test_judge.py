@@ -19,7 +19,9 @@ FAST = "retries=2, backoff_s=0.01, timeout_s=5"
 
 def judged(peer, completions, prompts=None, settings=FAST, **columns) -> Verdicts:
     spec = f"judge(url={peer.url}, model=m, {settings})"
-    return ask(resolve_reward(spec), "judge", prompts or ["Why?"] * len(completions), list(completions), columns)
+    return ask(
+        resolve_reward(spec), "judge", prompts or ["Why?"] * len(completions), list(completions), columns
+    )
 
 
 def part(question: str, name: str) -> str:
@@ -41,21 +43,43 @@ def longer(question: str, number: int) -> str:
 @pytest.mark.parametrize(
     "answer, score",
     [
-        ("Fine.\nScore: 8", 8), ("**Score: 8**", 8), ("score = 7.5\n\n", 7.5), ("Score: 8/10", 8), ("Score:10.", 10),
-        ("### Score\n 3", None), ("Score: 0", None), ("Score: 11", None), ("Score: -5", None), ("Score: 4/5", None),
-        ("Score: 7-8", None), ("Score: 7 or 8", None), ("Score: 8\nBut who knows", None), ("8", None), ("I give it 8", None),
-        ("Score: eight", None), ("", None), ("\n \n", None),
+        ("Fine.\nScore: 8", 8),
+        ("**Score: 8**", 8),
+        ("score = 7.5\n\n", 7.5),
+        ("Score: 8/10", 8),
+        ("Score:10.", 10),
+        ("### Score\n 3", None),
+        ("Score: 0", None),
+        ("Score: 11", None),
+        ("Score: -5", None),
+        ("Score: 4/5", None),
+        ("Score: 7-8", None),
+        ("Score: 7 or 8", None),
+        ("Score: 8\nBut who knows", None),
+        ("8", None),
+        ("I give it 8", None),
+        ("Score: eight", None),
+        ("", None),
+        ("\n \n", None),
     ],
-)  # fmt: skip
+)
 def test_a_score_is_read_or_it_is_not(answer, score):
     assert parsed_score(answer, 1, 10) == score
 
 
 @pytest.mark.parametrize(
     "answer, share",
-    [("Better: A", 1), ("x\n**Better: b**", 0), ("Better: Tie.", 0.5), ("Better: A or B", None), ("A", None),
-     ("Better: both", None), ("Better: A\nWell.", None), ("", None)],
-)  # fmt: skip
+    [
+        ("Better: A", 1),
+        ("x\n**Better: b**", 0),
+        ("Better: Tie.", 0.5),
+        ("Better: A or B", None),
+        ("A", None),
+        ("Better: both", None),
+        ("Better: A\nWell.", None),
+        ("", None),
+    ],
+)
 def test_a_choice_is_read_or_it_is_not(answer, share):
     assert parsed_better(answer) == share
 
@@ -67,7 +91,9 @@ def test_scores_and_what_the_judge_is_asked():
     with serving(by_length) as peer:
         found = judged(peer, ["abc", "abcdefgh"], ["Why {completion}?", "How?"])
     assert found == Verdicts(rewards=[3.0, 8.0])
-    assert {body["model"] for body in peer.bodies} == {"m"} and {body["temperature"] for body in peer.bodies} == {0.0}
+    assert {body["model"] for body in peer.bodies} == {"m"} and {
+        body["temperature"] for body in peer.bodies
+    } == {0.0}
     asked = sorted(peer.questions, key=len)
     assert "[Question]\nHow?\n" in asked[0] and "from 1 (useless) to 10 (could" in asked[0]
     assert "Why {completion}?" in asked[1]  # a place within a text is not filled
@@ -78,7 +104,10 @@ def test_a_dialogue_is_shown_whole():
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     with serving(by_length) as peer:
         judged(peer, ["abc", "abcd"], ["Hi", "Hi"], prompt_turns=[turns, turns[1:]])
-    assert sorted(part(question, "Question") for question in peer.questions) == ["Hi", "System: Be kind.\n\nUser: Hi"]
+    assert sorted(part(question, "Question") for question in peer.questions) == [
+        "Hi",
+        "System: Be kind.\n\nUser: Hi",
+    ]
 
 
 def test_a_question_and_a_scale_of_ones_own(tmp_path, monkeypatch):
@@ -86,7 +115,9 @@ def test_a_question_and_a_scale_of_ones_own(tmp_path, monkeypatch):
     path.write_text("Q {prompt} A {completion} from {low} to {high}, {else}")
     monkeypatch.setenv("A_KEY", "secret")
     with serving(lambda question, number: "Score: 0") as peer:
-        found = judged(peer, ["{prompt}"], settings=f"prompt={path}, low=0, high=5, api_key_env=A_KEY, {FAST}")
+        found = judged(
+            peer, ["{prompt}"], settings=f"prompt={path}, low=0, high=5, api_key_env=A_KEY, {FAST}"
+        )
     assert peer.questions == ["Q Why? A {prompt} from 0 to 5, {else}"]
     assert peer.headers[0]["Authorization"] == "Bearer secret" and found.rewards == [0.0]
 
@@ -116,7 +147,9 @@ def test_a_single_judged_part_of_a_sum():
 
 def test_win_rates_over_both_orders():
     with serving(longer) as peer:
-        found = judged(peer, ["a", "abc", "ab", "xy", "x"], ["p"] * 3 + ["q"] * 2, settings=f"mode=pairwise, {FAST}")
+        found = judged(
+            peer, ["a", "abc", "ab", "xy", "x"], ["p"] * 3 + ["q"] * 2, settings=f"mode=pairwise, {FAST}"
+        )
     assert found == Verdicts(rewards=[0.0, 1.0, 0.5, 1.0, 0.0]) and len(peer.questions) == 3 * 2 + 2
 
 
@@ -132,8 +165,12 @@ def test_a_pair_counts_only_if_both_orders_were_understood():
 
     with serving(answer) as peer:
         found = judged(peer, ["a", "abc", "ab"], settings=f"mode=pairwise, {FAST}")
-        assert found == Verdicts(rewards=[0.0, 1.0, 0.5], parse_failures=1)  # a lost to ab, abc won against ab
-        assert judged(peer, ["a", "abc"], settings=f"mode=pairwise, {FAST}") == Verdicts(rewards=[None, None], parse_failures=1)
+        assert found == Verdicts(
+            rewards=[0.0, 1.0, 0.5], parse_failures=1
+        )  # a lost to ab, abc won against ab
+        assert judged(peer, ["a", "abc"], settings=f"mode=pairwise, {FAST}") == Verdicts(
+            rewards=[None, None], parse_failures=1
+        )
 
 
 def test_pairs_against_a_column():
@@ -144,7 +181,10 @@ def test_pairs_against_a_column():
 
 
 def test_pairs_of_a_single_completion():
-    with serving(longer) as peer, pytest.raises(ConfigError, match="nothing to compare with; got a single completion 2, 'c'"):
+    with (
+        serving(longer) as peer,
+        pytest.raises(ConfigError, match="nothing to compare with; got a single completion 2, 'c'"),
+    ):
         judged(peer, "abc", ["p", "p", "q"], settings=f"mode=pairwise, {FAST}")
 
 
@@ -159,14 +199,19 @@ def test_a_server_that_fails_twice_is_asked_again():
 
 
 def test_the_wait_that_the_server_asks_for_is_kept():
-    with serving(lambda question, number: "Score: 4" if number else (429, "slow", {"Retry-After": "1"})) as peer:
+    with serving(
+        lambda question, number: "Score: 4" if number else (429, "slow", {"Retry-After": "1"})
+    ) as peer:
         started = time.monotonic()
         assert judged(peer, ["a"]).rewards == [4.0]
     assert time.monotonic() - started >= 1
 
 
 def test_http_500_for_good_is_an_error():
-    with serving(lambda question, number: (500, "out of memory")) as peer, pytest.raises(TrainingError) as caught:
+    with (
+        serving(lambda question, number: (500, "out of memory")) as peer,
+        pytest.raises(TrainingError) as caught,
+    ):
         judged(peer, ["a"])
     assert str(caught.value) == (
         f"The judge at {peer.url}/chat/completions does not answer, asked 3 times; got HTTP 500 'out of memory'. "
@@ -176,14 +221,20 @@ def test_http_500_for_good_is_an_error():
 
 
 def test_a_refusal_is_not_repeated():
-    with serving(lambda question, number: (401, "no key")) as peer, pytest.raises(TrainingError, match="got HTTP 401 'no key'"):
+    with (
+        serving(lambda question, number: (401, "no key")) as peer,
+        pytest.raises(TrainingError, match="got HTTP 401 'no key'"),
+    ):
         judged(peer, ["a"])
     assert len(peer.questions) == 1
 
 
 @pytest.mark.parametrize("body", ["hello", "{}", '{"choices": []}', "[]", '{"choices": [{"text": "x"}]}'])
 def test_what_is_no_chat_endpoint(body):
-    with serving(lambda question, number: (200, body)) as peer, pytest.raises(TrainingError, match="is no chat endpoint"):
+    with (
+        serving(lambda question, number: (200, body)) as peer,
+        pytest.raises(TrainingError, match="is no chat endpoint"),
+    ):
         judged(peer, ["a"])
 
 
@@ -232,11 +283,22 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, capsys):
         return by_length(question, number) if number < 8 else None
 
     with serving(dying) as peer:
-        words = ["reward", data, "--reward", f"judge(url={peer.url}, model=m, {FAST})", "--output", str(output),
-                 "--rows_per_call", "2", "--json"]  # fmt: skip
+        words = [
+            "reward",
+            data,
+            "--reward",
+            f"judge(url={peer.url}, model=m, {FAST})",
+            "--output",
+            str(output),
+            "--rows_per_call",
+            "2",
+            "--json",
+        ]
         assert main(words) == 3
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "does not answer" in err and f"4 of 6 rows are kept in {output}.part" in err
+    assert (
+        err.count("\n") == 1 and "does not answer" in err and f"4 of 6 rows are kept in {output}.part" in err
+    )
     with serving(by_length, peer.port) as again:
         assert main(words) == 0
     assert len(again.questions) == 4  # rows 5 and 6 only
@@ -248,17 +310,32 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, capsys):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ("url=localhost, model=m", "url of reward 'judge' is no address; got localhost; expected such as http://localhost"),
+        (
+            "url=localhost, model=m",
+            "url of reward 'judge' is no address; got localhost; expected such as http://localhost",
+        ),
         ("url=http://x", "Reward 'judge' needs a setting; got no model"),
-        ("url=http://x, model=m, mode=best", "mode of reward 'judge' is unknown; got best; expected score or pairwise."),
+        (
+            "url=http://x, model=m, mode=best",
+            "mode of reward 'judge' is unknown; got best; expected score or pairwise.",
+        ),
         ("url=http://x, model=m, against=gold", "against of reward 'judge' has no effect on scores"),
-        ("url=http://x, model=m, mode=pairwise, high=5", "low and high of reward 'judge' have no effect on pairs"),
+        (
+            "url=http://x, model=m, mode=pairwise, high=5",
+            "low and high of reward 'judge' have no effect on pairs",
+        ),
         ("url=http://x, model=m, low=3, high=3", "low of reward 'judge' is not below high"),
-        ("url=http://x, model=m, concurrency=0", "concurrency of reward 'judge' is out of range; got 0; expected at least 1."),
+        (
+            "url=http://x, model=m, concurrency=0",
+            "concurrency of reward 'judge' is out of range; got 0; expected at least 1.",
+        ),
         ("url=http://x, model=m, retries=-1", "retries of reward 'judge' is out of range"),
         ("url=http://x, model=m, timeout_s=0", "timeout_s of reward 'judge' is out of range"),
         ("url=http://x, model=m, prompt=/no/such", "prompt of reward 'judge' cannot be read"),
-        ("url=http://x, model=m, api_key_env=NO_SUCH_KEY", "api_key_env of reward 'judge' names no key; got $NO_SUCH_KEY is not"),
+        (
+            "url=http://x, model=m, api_key_env=NO_SUCH_KEY",
+            "api_key_env of reward 'judge' names no key; got $NO_SUCH_KEY is not",
+        ),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
@@ -267,7 +344,9 @@ def test_settings_that_cannot_be(settings, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("mode, text, place", [("score", "{prompt}", "completion"), ("pairwise", "{prompt} {first}", "second")])
+@pytest.mark.parametrize(
+    "mode, text, place", [("score", "{prompt}", "completion"), ("pairwise", "{prompt} {first}", "second")]
+)
 def test_a_question_without_a_place_for_what_is_judged(mode, text, place, tmp_path):
     path = tmp_path / "ask.txt"
     path.write_text(text)

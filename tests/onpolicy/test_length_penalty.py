@@ -12,9 +12,11 @@ def test_the_price_is_paid_by_length():
 
 
 def test_the_balance_by_hand():
-    """Group 1: the long one (30 longer) leads by 3 and changes sides at 0.1; group 2: the long one (10 longer) leads by 4, at 0.4.
+    """Group 1: the long one (30 longer) leads by 3 and changes sides at 0.1; group 2: the long one (10
+    longer) leads by 4, at 0.4.
 
-    Excess: (30 + 10) / 2 = 20 below 0.1, (-30 + 10) / 2 = -10 from there to 0.4: the jump is at 0.1, and -10 is nearer to 0.
+    Excess: (30 + 10) / 2 = 20 below 0.1, (-30 + 10) / 2 = -10 from there to 0.4: the jump is at 0.1, and -10
+    is nearer to 0.
     """
     alpha = balanced_alpha([[3.0, 0.0], [4.0, 0.0]], [[40, 10], [20, 10]])
     assert alpha == pytest.approx(0.1, rel=1e-9) and alpha >= 0.1
@@ -23,10 +25,16 @@ def test_the_balance_by_hand():
 
 
 def test_the_nearer_side_of_a_jump():
-    """The first group changes sides at 0.01 (100 characters for a lead of 1); the second never does below 0.8."""
-    after = balanced_alpha([[1.0, 0.0], [4.0, 0.0]], [[110, 10], [15, 10]])  # (100 + 5) / 2 before, (-100 + 5) / 2 after
+    """The first group changes sides at 0.01 (100 characters for a lead of 1); the second never does below
+    0.8.
+    """
+    after = balanced_alpha(
+        [[1.0, 0.0], [4.0, 0.0]], [[110, 10], [15, 10]]
+    )  # (100 + 5) / 2 before, (-100 + 5) / 2 after
     assert after == pytest.approx(0.01) and after >= 0.01
-    before = balanced_alpha([[1.0, 0.0], [9.0, 0.0]], [[110, 10], [10, 105]])  # (100 - 95) / 2 before, (-100 - 95) / 2 after
+    before = balanced_alpha(
+        [[1.0, 0.0], [9.0, 0.0]], [[110, 10], [10, 105]]
+    )  # (100 - 95) / 2 before, (-100 - 95) / 2 after
     assert before == pytest.approx(0.01) and before < 0.01
 
 

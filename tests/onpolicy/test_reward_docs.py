@@ -1,4 +1,6 @@
-"""The page of rewards names every built-in and every setting with its default, and says them as the docstrings do."""
+"""The page of rewards names every built-in and every setting with its default, and says them as the
+docstrings do.
+"""
 
 import re
 from dataclasses import MISSING, fields

@@ -1,4 +1,6 @@
-"""What a reward may do wrong beside what test_rewards.py has: it hangs, it is async, it exits, a package is missing."""
+"""What a reward may do wrong beside what test_rewards.py has: it hangs, it is async, it exits, a package is
+missing.
+"""
 
 import asyncio
 import importlib.util
@@ -95,7 +97,8 @@ def test_without_a_limit_the_function_runs_in_the_callers_thread():
 
 
 @pytest.mark.parametrize(
-    "spec, package", [("maths", "math-verify"), ("instructions", "if-verifiable"), ("sentiment", "vaderSentiment")]
+    "spec, package",
+    [("maths", "math-verify"), ("instructions", "if-verifiable"), ("sentiment", "vaderSentiment")],
 )
 def test_a_package_that_is_missing(spec, package, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -32,18 +32,33 @@ def test_the_nearer_to_the_mode_the_better(lengths, mode):
     "spec, message",
     [
         ("length.mode", "Reward 'length.mode' needs a setting; got no mode; expected length.mode(mode=...)."),
-        ("length.mode(mode=-1)", "mode of reward 'length.mode' is out of range; got -1.0; expected 0 or more tokens."),
-        ("length.mode(mode=inf)", "mode of reward 'length.mode' is out of range; got inf; expected 0 or more tokens."),
-        ("length.mode(mode=x)", "mode of reward 'length.mode' has a value that it cannot take; got x; expected a number."),
+        (
+            "length.mode(mode=-1)",
+            "mode of reward 'length.mode' is out of range; got -1.0; expected 0 or more tokens.",
+        ),
+        (
+            "length.mode(mode=inf)",
+            "mode of reward 'length.mode' is out of range; got inf; expected 0 or more tokens.",
+        ),
+        (
+            "length.mode(mode=x)",
+            "mode of reward 'length.mode' has a value that it cannot take; got x; expected a number.",
+        ),
         ("regex", "Reward 'regex' needs a setting; got no pattern; expected regex(pattern=...)."),
-        ("regex(pattern='(')", "pattern of reward 'regex' is no regular expression; got '('; expected one that compiles"),
+        (
+            "regex(pattern='(')",
+            "pattern of reward 'regex' is no regular expression; got '('; expected one that compiles",
+        ),
         ("exact(pattern='[')", "pattern of reward 'exact' is no regular expression"),
-        ("regex(pattern=a, whole=maybe)", "whole of reward 'regex' has a value that it cannot take; got maybe; expected true or "),
+        (
+            "regex(pattern=a, whole=maybe)",
+            "whole of reward 'regex' has a value that it cannot take; got maybe; expected true or ",
+        ),
         ("format(tags='a a')", "tags of reward 'format' are not usable; got a a"),
         ("format(tags='')", "tags of reward 'format' are not usable"),
         ("maths(limit_s=0)", "limit_s of reward 'maths' is out of range"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be(spec, message):
     with pytest.raises(ConfigError) as caught:
         resolve_reward(spec)
@@ -136,7 +151,9 @@ def test_a_sum_names_the_part_that_fails(tmp_path):
     path = tmp_path / "it's (mine).py"
     path.write_text("def score(prompts, completions, **columns):\n    return [1.0, float('nan')]\n")
     spec = f"0.5*ended + 2*{path}:score"
-    with pytest.raises(TrainingError, match=r"mine\).py:score.* is not a finite number for completion 1, 'b'; got nan"):
+    with pytest.raises(
+        TrainingError, match=r"mine\).py:score.* is not a finite number for completion 1, 'b'; got nan"
+    ):
         judged(spec, "ab", ended=[True, True])
     with pytest.raises(ConfigError, match=r"Reward 'length\.min' lacks columns"):
         judged("ended + length.min", "ab", ended=[True, True])
@@ -145,7 +162,13 @@ def test_a_sum_names_the_part_that_fails(tmp_path):
 def test_failures_to_understand_a_judge_add_up():
     verdicts = Verdicts(rewards=[1.0, None, 3.0, None], parse_failures=1)
     report = verdicts.report()
-    assert (report.num_asked, report.num_none, report.parse_failures, report.mean, report.std) == (4, 2, 1, 2.0, 1.0)
+    assert (report.num_asked, report.num_none, report.parse_failures, report.mean, report.std) == (
+        4,
+        2,
+        1,
+        2.0,
+        1.0,
+    )
     nothing = Verdicts(rewards=[None]).report()
     assert (nothing.num_asked, nothing.num_none, nothing.mean, nothing.std) == (1, 1, None, None)
 
@@ -158,7 +181,10 @@ def test_failures_to_understand_a_judge_add_up():
         ("brief + (x=1)", "A reward has no name"),
         ("1e999*brief", "The weight of a reward is out of range"),
         ("brief(x=1)", "Reward 'brief' has no such setting; got x; expected none."),
-        ("regex(patern=a)", "has no such setting; got patern; expected pattern, whole. Perhaps you meant 'pattern'."),
+        (
+            "regex(patern=a)",
+            "has no such setting; got patern; expected pattern, whole. Perhaps you meant 'pattern'.",
+        ),
         ("regex(a)", "A setting of reward 'regex' is not understood; got 'a'; expected key=value."),
         ("regex(pattern='a' 'b')", "pattern of reward 'regex' is not understood"),
         ("regex(pattern=a, pattern=b)", "A setting of reward 'regex' is given twice; got pattern."),
@@ -179,7 +205,12 @@ PIECES = st.sampled_from(["ended", "length.min", "length.mode(mode=3)", "regex(p
 @given(st.lists(st.tuples(NUMBERS, PIECES), min_size=1, max_size=5))
 def test_any_sum_is_read_back(terms):
     spec = " + ".join(f"{weight}*{name}" for weight, name in terms)
-    value = {"ended": 1.0, "length.min": -5.0, "length.mode(mode=3)": -2.0, "regex(pattern='a + b, (c)')": 0.0}
+    value = {
+        "ended": 1.0,
+        "length.min": -5.0,
+        "length.mode(mode=3)": -2.0,
+        "regex(pattern='a + b, (c)')": 0.0,
+    }
     expected = math.fsum(weight * value[name] for weight, name in terms)
     assert judged(spec, ["x"], ended=[True], num_tokens=[5]) == [pytest.approx(expected, abs=1e-9)]
 
@@ -212,15 +243,32 @@ def test_instructions():
     assert followed("instructions(score=share)", "", BEE, NO_COMMA) == 0
     assert followed("instructions", '*"A bee"*', QUOTED) == 0
     assert followed("instructions(mode=loose)", '*"A bee"*', QUOTED) == 1
-    assert followed("instructions", "Das ist ein deutscher Satz.", ("language:response_language", {"language": "de"})) == 1
+    assert (
+        followed(
+            "instructions", "Das ist ein deutscher Satz.", ("language:response_language", {"language": "de"})
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
     "names, kwargs, message",
     [
-        (["keywords:all"], [{}], "There is no instruction 'keywords:all' for completion 0, 'x'; expected one of keywords:exis"),
-        (["keywords:existence"], [{"keywords": None}], "has other settings than its checker; got none; expected keywords."),
-        (["punctuation:no_comma"], [{"most": 3}], "has other settings than its checker; got most; expected none."),
+        (
+            ["keywords:all"],
+            [{}],
+            "There is no instruction 'keywords:all' for completion 0, 'x'; expected one of keywords:exis",
+        ),
+        (
+            ["keywords:existence"],
+            [{"keywords": None}],
+            "has other settings than its checker; got none; expected keywords.",
+        ),
+        (
+            ["punctuation:no_comma"],
+            [{"most": 3}],
+            "has other settings than its checker; got most; expected none.",
+        ),
         (["punctuation:no_comma"], [], "are not understood"),
         (None, [{}], "are not understood"),
     ],
@@ -235,5 +283,11 @@ def test_an_instruction_that_needs_word_lists(monkeypatch):
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [])
-    with pytest.raises(ConfigError, match=r"needs the word lists of nltk.*python -m nltk\.downloader punkt_tab"):
-        followed("instructions", "One. Two.", ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"}))
+    with pytest.raises(
+        ConfigError, match=r"needs the word lists of nltk.*python -m nltk\.downloader punkt_tab"
+    ):
+        followed(
+            "instructions",
+            "One. Two.",
+            ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"}),
+        )

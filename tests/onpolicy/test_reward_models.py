@@ -39,10 +39,19 @@ def draw(model, seed=0, std=0.3):
 def save_reward_model(folder, template=CHATML, num_labels=1, pad=0, **settings):
     tokenizer = byte_tokenizer(template, eos="<|im_end|>")
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, pad_token_id=pad, eos_token_id=tokenizer.eos_token_id, num_labels=num_labels,
-        max_position_embeddings=128, **settings,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
+        num_labels=num_labels,
+        max_position_embeddings=128,
+        **settings,
+    )
     draw(AutoModelForSequenceClassification.from_config(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -60,14 +69,22 @@ def judged(spec, prompts=PROMPTS, completions=COMPLETIONS, **columns):
 @torch.no_grad()
 def by_transformers(folder, texts):
     """The definition: the library itself, one text at a time, as a model card does it."""
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    return [model(**tokenizer(t, add_special_tokens=False, return_tensors="pt")).logits[0].tolist() for t in texts]
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    return [
+        model(**tokenizer(t, add_special_tokens=False, return_tensors="pt")).logits[0].tolist() for t in texts
+    ]
 
 
 def chat_texts(folder, prompts=PROMPTS, completions=COMPLETIONS):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     dialogues = [
-        [*([{"role": "user", "content": p}] if isinstance(p, str) else p), {"role": "assistant", "content": c}]
+        [
+            *([{"role": "user", "content": p}] if isinstance(p, str) else p),
+            {"role": "assistant", "content": c},
+        ]
         for p, c in zip(prompts, completions, strict=True)
     ]
     return [tokenizer.apply_chat_template(dialogue, tokenize=False) for dialogue in dialogues]
@@ -113,7 +130,9 @@ def test_a_model_without_a_padding_token(tmp_path):
 
 def test_plain_text(tmp_path):
     folder = save_reward_model(tmp_path / "model", template=None)
-    texts = [f"{prompt}{completion}<|im_end|>" for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)]
+    texts = [
+        f"{prompt}{completion}<|im_end|>" for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)
+    ]
     expected = [scores[0] for scores in by_transformers(folder, texts)]
     assert judged(f"model:{folder}") == pytest.approx(expected, abs=1e-5)
 
@@ -121,18 +140,31 @@ def test_plain_text(tmp_path):
 def test_a_pair_of_texts(tmp_path):
     """An encoder with segments, as BERT's."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_tokenizer(None).backend_tokenizer, cls_token="<s>", sep_token="</s>", pad_token="<unk>",
+        tokenizer_object=byte_tokenizer(None).backend_tokenizer,
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<unk>",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )  # fmt: skip
+    )
     ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ids
     )
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-                        num_labels=1, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     draw(BertForSequenceClassification(config)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    model, again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
+    model, again = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path).eval(),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
     with torch.no_grad():
         pairs = [again(p, c, return_tensors="pt") for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
         assert all(pair["token_type_ids"].max() == 1 for pair in pairs)
@@ -147,7 +179,9 @@ def test_one_of_several_labels(tmp_path):
     assert judged(f"model(path={folder}, label=good)") == pytest.approx(expected, abs=1e-5)
     assert judged(f"model(path={folder}, label=2)") == pytest.approx(expected, abs=1e-5)
     for setting, told in (("", "no label"), (", label=best", "label best")):
-        with pytest.raises(ConfigError, match=f"several outputs; got {told}; expected one of bad, fine, good"):
+        with pytest.raises(
+            ConfigError, match=f"several outputs; got {told}; expected one of bad, fine, good"
+        ):
             resolve_reward(f"model(path={folder}{setting})")
 
 
@@ -170,7 +204,9 @@ def test_models_that_cannot_serve(folder, tiny_folder, tmp_path):
 
 
 def test_a_text_that_is_too_long(folder):
-    with pytest.raises(TrainingError, match=r"too long for reward 'model': completion 1, 'x x.*; expected at most 128"):
+    with pytest.raises(
+        TrainingError, match=r"too long for reward 'model': completion 1, 'x x.*; expected at most 128"
+    ):
         judged(f"model:{folder}", ["Hi", "Hi"], ["a", "x " * 200])
     with pytest.raises(TrainingError, match="expected at most 8"):
         judged(f"model(path={folder}, max_length=8)")
@@ -202,7 +238,9 @@ def by_hand(policy, reference, prompt, completion, ended=True):
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     head = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     start = tokenizer(head, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([tokenizer(head + completion + "<|im_end|>" * ended, add_special_tokens=False)["input_ids"]])
+    ids = torch.tensor(
+        [tokenizer(head + completion + "<|im_end|>" * ended, add_special_tokens=False)["input_ids"]]
+    )
     sums = []
     for name in (policy, reference):
         logp = AutoModelForCausalLM.from_pretrained(name).eval()(ids).logits[0].double().log_softmax(-1)
@@ -214,16 +252,22 @@ def test_implicit_reward(tuned_folder, tiny_folder):
     ratios = [by_hand(tuned_folder, tiny_folder, p, c) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
     pair = f"policy={tuned_folder}, reference={tiny_folder}"
     assert len({round(ratio, 2) for ratio, _ in ratios}) == 3
-    assert judged(f"implicit({pair}, beta=0.5)") == pytest.approx([0.5 * ratio for ratio, _ in ratios], abs=1e-4)
+    assert judged(f"implicit({pair}, beta=0.5)") == pytest.approx(
+        [0.5 * ratio for ratio, _ in ratios], abs=1e-4
+    )
     mean = judged(f"implicit({pair}, beta=1, length=mean, length_penalty=0.01)")
     assert mean == pytest.approx([ratio / tokens - 0.01 * tokens for ratio, tokens in ratios], abs=1e-4)
 
 
 def test_implicit_reward_of_a_dialogue_and_of_what_was_cut_off(tuned_folder, tiny_folder):
     spec = f"implicit(policy={tuned_folder}, reference={tiny_folder}, beta=1)"
-    found = judged(spec, ["Hi"] * 3, ["Hello there"] * 3, prompt_turns=[TURNS, None, None], ended=[True, True, False])
-    expected = [by_hand(tuned_folder, tiny_folder, prompt, "Hello there", ended)[0]
-                for prompt, ended in ((TURNS, True), ("Hi", True), ("Hi", False))]  # fmt: skip
+    found = judged(
+        spec, ["Hi"] * 3, ["Hello there"] * 3, prompt_turns=[TURNS, None, None], ended=[True, True, False]
+    )
+    expected = [
+        by_hand(tuned_folder, tiny_folder, prompt, "Hello there", ended)[0]
+        for prompt, ended in ((TURNS, True), ("Hi", True), ("Hi", False))
+    ]
     assert found == pytest.approx(expected, abs=1e-4) and len({round(value, 2) for value in found}) == 3
 
 

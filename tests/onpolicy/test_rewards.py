@@ -19,13 +19,19 @@ KNOWN = ", ".join(REWARDS)
 GOOD = "They collect nectar from flowers and dry it until it turns thick."
 
 
-def one_brief(completion: str = GOOD, prompt: str = PROMPT, ended: bool = True, num_tokens: int = 16, budget: int = 64):
-    (reward,) = REWARDS["brief"]()([prompt], [completion], ended=[ended], num_tokens=[num_tokens], budget=budget)
+def one_brief(
+    completion: str = GOOD, prompt: str = PROMPT, ended: bool = True, num_tokens: int = 16, budget: int = 64
+):
+    (reward,) = REWARDS["brief"]()(
+        [prompt], [completion], ended=[ended], num_tokens=[num_tokens], budget=budget
+    )
     return reward
 
 
 def called(function, completions=("first", "second", "third"), **columns):
-    return call_reward(function, "mine", [f"prompt {text}" for text in completions], list(completions), columns)
+    return call_reward(
+        function, "mine", [f"prompt {text}" for text in completions], list(completions), columns
+    )
 
 
 def names(number: int, of: int) -> str:
@@ -60,15 +66,28 @@ def test_brief_is_zero_when_repetitive_or_an_echo():
 
 def test_brief_scores_each_completion_by_its_own_row():
     rewards = REWARDS["brief"]()(
-        [PROMPT, PROMPT, PROMPT], [GOOD, GOOD, "No."], ended=[True, False, True], num_tokens=[8, 8, 2], budget=32
+        [PROMPT, PROMPT, PROMPT],
+        [GOOD, GOOD, "No."],
+        ended=[True, False, True],
+        num_tokens=[8, 8, 2],
+        budget=32,
     )
     assert rewards == [0.875, 0.0, 0.0]  # 1 - 0.5 * 8 / 32
 
 
 @pytest.mark.parametrize(
-    "text", ["It is a fish.", "Is it a fish?", "What a fine day!", "Well, it depends on…", 'He said: "It is late."',
-             "It is late (for me.)", "**It is a fish.**", "It is a fish. \n"]
-)  # fmt: skip
+    "text",
+    [
+        "It is a fish.",
+        "Is it a fish?",
+        "What a fine day!",
+        "Well, it depends on…",
+        'He said: "It is late."',
+        "It is late (for me.)",
+        "**It is a fish.**",
+        "It is a fish. \n",
+    ],
+)
 def test_a_sentence(text):
     assert is_sentence(text)
 
@@ -106,7 +125,11 @@ def test_the_texts_above_have_as_many_words_as_they_say(number, of):
         ("Why is the sky blue?", "Why is the sky blue?", True),
         ("Why is the sky blue?", "The sky is very blue.", True),  # 4 of 5 words is 80%
         ("Why is the sky blue?", "Air scatters the blue.", False),  # 2 of 4
-        ("Why is the sky blue?", "The sky is blue, the blue sky.", False),  # 7 of 7, but longer than the 5 asked
+        (
+            "Why is the sky blue?",
+            "The sky is blue, the blue sky.",
+            False,
+        ),  # 7 of 7, but longer than the 5 asked
         ("Why is the sky so blue today?", "The sky is blue, it is.", True),  # 5 of 6 is 83%
         ("Why is the sky so blue today?", "The sky is grey for now.", False),  # 3 of 6
         ("Is a whale a fish or a mammal?", "A whale is a mammal.", True),  # the price of the rule
@@ -142,7 +165,9 @@ def test_a_missing_column_is_named_with_its_meaning(name, columns, lacking):
     assert all(part in str(caught.value) for part in [f"Reward {name!r} lacks columns", *lacking])
 
 
-TEXTS = st.text(alphabet="ab .!?…\"'\n", max_size=60) | st.sampled_from([GOOD, PROMPT, names(21, 8), names(25, 10)])
+TEXTS = st.text(alphabet="ab .!?…\"'\n", max_size=60) | st.sampled_from(
+    [GOOD, PROMPT, names(21, 8), names(25, 10)]
+)
 
 
 @settings(deadline=None)
@@ -168,7 +193,9 @@ def test_no_prompt_is_an_answer_to_itself(prompt):
 # From a name to a function
 
 
-@pytest.mark.parametrize("name, reward", [("brief", 0.75), ("ended", 1.0), ("length.min", -4.0), ("length.skew", -4.0)])
+@pytest.mark.parametrize(
+    "name, reward", [("brief", 0.75), ("ended", 1.0), ("length.min", -4.0), ("length.skew", -4.0)]
+)
 def test_built_ins_by_name_take_any_column(name, reward):
     assert resolve_reward(name) == REWARDS[name]()
     columns = {"ended": [True], "num_tokens": [4], "budget": 8, "answer": ["x"], "spare": None}
@@ -190,7 +217,9 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("preftune_reward_file_my_reward_module", None)
 
 
-FUNCTION = "def score(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+FUNCTION = (
+    "def score(prompts, completions, **columns):\n    return [float(len(text)) for text in completions]\n"
+)
 
 
 def test_a_users_function_by_module_and_by_path(module):
@@ -211,31 +240,44 @@ def test_a_callable_that_does_not_tell_its_signature_is_let_through():
 
 
 def test_a_file_may_define_dataclasses(module):
-    source = (
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Box:\n    side: int\n"
-    )
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Box:\n    side: int\n"
     assert resolve_reward(f"{module(source + FUNCTION)}:score")
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("breif", f"Unknown reward; got 'breif'; expected one of {KNOWN}, or 'module:function'. Perhaps you meant 'brief'."),
+        (
+            "breif",
+            f"Unknown reward; got 'breif'; expected one of {KNOWN}, or 'module:function'. Perhaps you meant 'brief'.",
+        ),
         ("zzz", f"Unknown reward; got 'zzz'; expected one of {KNOWN}, or 'module:function'."),
         (":score", "A reward's name is not complete; got ':score'; expected 'module:function'."),
         ("my_module:", "A reward's name is not complete; got 'my_module:'; expected 'module:function'."),
-        ("no_such_module:f", "Reward 'no_such_module:f' cannot be found: there is no module 'no_such_module'. "
-                             "Install the module, or give the path of its file: 'path/to/file.py:function'."),
-        ("math.no_such:f", "Reward 'math.no_such:f' cannot be found: there is no module 'math.no_such'. "
-                           "Install the module, or give the path of its file: 'path/to/file.py:function'."),
-        ("./here:f", "Reward './here:f' cannot be found: there is no module './here'. "
-                     "Install the module, or give the path of its file: 'path/to/file.py:function'."),
+        (
+            "no_such_module:f",
+            "Reward 'no_such_module:f' cannot be found: there is no module 'no_such_module'. "
+            "Install the module, or give the path of its file: 'path/to/file.py:function'.",
+        ),
+        (
+            "math.no_such:f",
+            "Reward 'math.no_such:f' cannot be found: there is no module 'math.no_such'. "
+            "Install the module, or give the path of its file: 'path/to/file.py:function'.",
+        ),
+        (
+            "./here:f",
+            "Reward './here:f' cannot be found: there is no module './here'. "
+            "Install the module, or give the path of its file: 'path/to/file.py:function'.",
+        ),
         ("no/such.py:f", "Reward 'no/such.py:f' cannot be found: there is no file 'no/such.py'."),
-        ("math:sqr", "Reward 'math:sqr' cannot be found: 'math' has no attribute 'sqr'. Perhaps you meant 'sqrt'."),
+        (
+            "math:sqr",
+            "Reward 'math:sqr' cannot be found: 'math' has no attribute 'sqr'. Perhaps you meant 'sqrt'.",
+        ),
         ("math:qqq", "Reward 'math:qqq' cannot be found: 'math' has no attribute 'qqq'."),
         ("math:pi", "Reward 'math:pi' is not callable; got 3.141592653589793; expected a function."),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_cannot_be_resolved(name, message):
     with pytest.raises(ConfigError) as caught:
         resolve_reward(name)
@@ -300,7 +342,9 @@ def test_columns_arrive_and_the_function_cannot_change_the_callers_lists():
         return (0.0, 1.0)
 
     completions, answer = ["c", "d"], ["e", "f"]
-    rewards = call_reward(function, "mine", ["a", "b"], completions, {"answer": answer, "budget": 9, "spare": "x"})
+    rewards = call_reward(
+        function, "mine", ["a", "b"], completions, {"answer": answer, "budget": 9, "spare": "x"}
+    )
     assert rewards == [0.0, 1.0]
     assert seen == {"prompts": ["a", "b"], "answer": ["e", "f"], "budget": 9, "spare": "x"}
     assert completions == ["c", "d"] and answer == ["e", "f"]
@@ -352,7 +396,9 @@ def test_the_first_completion_that_raises_is_found_with_few_calls(count, data):
     with pytest.raises(TrainingError) as caught:
         called(function, [f"text {index}" for index in range(count)], num_tokens=tokens, budget=3)
     first = min(offenders)
-    assert f"raised ZeroDivisionError('division by zero'), completion {first}, 'text {first}'" in str(caught.value)
+    assert f"raised ZeroDivisionError('division by zero'), completion {first}, 'text {first}'" in str(
+        caught.value
+    )
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert calls <= 2 + math.ceil(math.log2(count))
 

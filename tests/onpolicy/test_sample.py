@@ -9,11 +9,11 @@ import torch
 from transformers import GenerationConfig
 
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
 from preftune.data.render import make_renderer
-from preftune.sampling.sample import SampleOptions, sample
+from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.model.policy import Policy, score_groups
+from preftune.sampling.sample import SampleOptions, sample
 from preftune.types import Group, Record
 
 
@@ -29,7 +29,11 @@ def renderer(tiny_folder):
 
 @pytest.fixture(scope="module")
 def prompts(renderer):
-    texts = ["Hi", "What is the capital of France?", "Write a short poem about the sea, please, and a long one too."]
+    texts = [
+        "Hi",
+        "What is the capital of France?",
+        "Write a short poem about the sea, please, and a long one too.",
+    ]
     return [renderer.render(Record(prompt=text, completions=())).prompt for text in texts]
 
 
@@ -77,7 +81,9 @@ def test_company_and_padding_change_nothing(options, model, renderer, prompts):
 
 @pytest.mark.parametrize("sample_batch", [1, 2, 4])
 def test_every_prompt_gets_its_own_completions(sample_batch, model, renderer, prompts):
-    options = SampleOptions(num_completions=2, max_new_tokens=3, top_k=1, sample_batch=sample_batch)  # top 1 is greedy
+    options = SampleOptions(
+        num_completions=2, max_new_tokens=3, top_k=1, sample_batch=sample_batch
+    )  # top 1 is greedy
     told = []
     drawn = sample(model, renderer, prompts, options, 0, lambda done, of: told.append((done, of)))
     greedy = ids(sample(model, renderer, prompts, SampleOptions(temperature=0.0, max_new_tokens=3), 0))
@@ -106,7 +112,8 @@ def test_ended_and_cut_off(model, renderer, prompts):
     for [one] in sample(model, renderer, prompts, SampleOptions(max_new_tokens=5, top_k=1), 0):
         assert renderer.end_of_turn not in one.token_ids
         assert (len(one.token_ids), one.ended) == (5, False)
-    # Among many draws some end: their last token is the end of the turn, nothing follows it, and the text leaves it out.
+    # Among many draws some end: their last token is the end of the turn, nothing follows it, and the text
+    # leaves it out.
     options = SampleOptions(num_completions=200, max_new_tokens=12)
     drawn = [one for ones in sample(model, renderer, prompts, options, 1) for one in ones]
     ended = [one for one in drawn if one.ended]
@@ -120,7 +127,10 @@ def test_ended_and_cut_off(model, renderer, prompts):
 
 def test_top_p_and_temperature_are_felt(model, renderer, prompts):
     greedy = ids(sample(model, renderer, prompts, SampleOptions(temperature=0.0, max_new_tokens=6), 0))
-    for options in (SampleOptions(max_new_tokens=6, top_p=1e-6), SampleOptions(max_new_tokens=6, temperature=1e-4)):
+    for options in (
+        SampleOptions(max_new_tokens=6, top_p=1e-6),
+        SampleOptions(max_new_tokens=6, temperature=1e-4),
+    ):
         assert ids(sample(model, renderer, prompts, options, 3)) == greedy
     assert ids(sample(model, renderer, prompts, SampleOptions(max_new_tokens=6), 3)) != greedy
 
@@ -129,12 +139,26 @@ def test_what_the_model_recommends_does_not_mix_in(model, renderer, prompts, tin
     """Otherwise the draw would not be the policy's, and its log-probabilities not those of the completions."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     path = folder / "generation_config.json"
-    extra = {"repetition_penalty": 50.0, "temperature": 0.01, "do_sample": True, "top_k": 1, "min_new_tokens": 9,
-             "suppress_tokens": list(range(20, 300)), "max_length": 3}  # fmt: skip
+    extra = {
+        "repetition_penalty": 50.0,
+        "temperature": 0.01,
+        "do_sample": True,
+        "top_k": 1,
+        "min_new_tokens": 9,
+        "suppress_tokens": list(range(20, 300)),
+        "max_length": 3,
+    }
     path.write_text(json.dumps(json.loads(path.read_text()) | extra))
     opinionated = load_model(str(folder), LoadOptions())
     assert opinionated.generation_config.repetition_penalty == 50.0
-    for options in (SampleOptions(temperature=0.0, max_new_tokens=12), SampleOptions(num_completions=20, max_new_tokens=12)):
-        assert ids(sample(opinionated, renderer, prompts, options, 1)) == ids(sample(model, renderer, prompts, options, 1))
+    for options in (
+        SampleOptions(temperature=0.0, max_new_tokens=12),
+        SampleOptions(num_completions=20, max_new_tokens=12),
+    ):
+        assert ids(sample(opinionated, renderer, prompts, options, 1)) == ids(
+            sample(model, renderer, prompts, options, 1)
+        )
     assert isinstance(opinionated.generation_config, GenerationConfig)
-    assert opinionated.generation_config.repetition_penalty == 50.0  # it stays for who uses the model elsewhere
+    assert (
+        opinionated.generation_config.repetition_penalty == 50.0
+    )  # it stays for who uses the model elsewhere

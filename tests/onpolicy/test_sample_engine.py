@@ -1,4 +1,6 @@
-"""The engine: draws follow the model's exact distribution, log-probabilities are those of scoring, company changes nothing."""
+"""The engine: draws follow the model's exact distribution, log-probabilities are those of scoring, company
+changes nothing.
+"""
 
 import itertools
 from collections import Counter
@@ -19,33 +21,45 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
-)  # fmt: skip
+)
 
-from preftune.model.layout import LayoutOptions
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, DataError, ModelError
+from preftune.model.attention_segments import SEGMENTS
+from preftune.model.layout import LayoutOptions
+from preftune.model.policy import Policy, score_groups
+from preftune.model.proof import choose_sharing
 from preftune.sampling.engine import choose_engine, start_rows
 from preftune.sampling.sample import SampleOptions, sample
-from preftune.model.policy import Policy, choose_sharing, score_groups
-from preftune.model.attention_segments import SEGMENTS
 from preftune.types import Group
 from tests.data.tokenizers_for_tests import byte_tokenizer
 from tests.models import _SHAPE, CONFIGS, tiny_model
 
 END = 2
 RENDERER = replace(make_renderer(byte_tokenizer()), start=(), bos=None, end_of_turn=END)
-PROMPTS = [np.array(ids, dtype=np.int32) for ids in ([5, 9, 30, 7, 7, 12, 40, 3], [8], [11, 4, 6, 20], [22, 31, 9], [6, 5, 4, 3])]
+PROMPTS = [
+    np.array(ids, dtype=np.int32)
+    for ids in ([5, 9, 30, 7, 7, 12, 40, 3], [8], [11, 4, 6, 20], [22, 31, 9], [6, 5, 4, 3])
+]
 
 MORE = {
-    "gpt_oss": lambda: GptOssConfig(**_SHAPE, num_local_experts=2, num_experts_per_tok=2, sliding_window=5, rope_parameters={
-        "rope_type": "default", "rope_theta": 10000.0}),
+    "gpt_oss": lambda: GptOssConfig(
+        **_SHAPE,
+        num_local_experts=2,
+        num_experts_per_tok=2,
+        sliding_window=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
     "lfm2": lambda: Lfm2Config(**_SHAPE, layer_types=["conv", "full_attention"]),
     "bloom": lambda: BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
     "mamba": lambda: MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=8),
-}  # fmt: skip
+}
 ENGINES = {name: "shared" for name in CONFIGS} | {
-    "gpt_oss": "shared", "lfm2": "repeated", "bloom": "repeated", "mamba": "recomputed",
-}  # fmt: skip
+    "gpt_oss": "shared",
+    "lfm2": "repeated",
+    "bloom": "repeated",
+    "mamba": "recomputed",
+}
 
 
 def model_of(name: str):
@@ -80,32 +94,50 @@ def small_model():
 
 def every_completion(budget: int) -> list[tuple[int, ...]]:
     open_ones = [tokens for tokens in itertools.product(range(6), repeat=budget) if END not in tokens[:-1]]
-    ended = [(*tokens, END) for size in range(budget - 1) for tokens in itertools.product((0, 1, 3, 4, 5), repeat=size)]
+    ended = [
+        (*tokens, END)
+        for size in range(budget - 1)
+        for tokens in itertools.product((0, 1, 3, 4, 5), repeat=size)
+    ]
     return ended + open_ones
 
 
 @torch.no_grad()
 def exact(model, prompt, options) -> dict[tuple[int, ...], tuple[float, float]]:
-    """(probability drawn with, probability under the model as it is) of each completion; transformers' own warpers truncate."""
+    """(probability drawn with, probability under the model as it is) of each completion; transformers' own
+    warpers truncate.
+    """
     warpers = [TemperatureLogitsWarper(options.temperature)] if options.temperature != 1 else []
     warpers += [TopKLogitsWarper(options.top_k)] if options.top_k else []
     warpers += [TopPLogitsWarper(options.top_p)] if options.top_p < 1 else []
     warpers += [MinPLogitsWarper(options.min_p)] if options.min_p else []
     found = {}
     for tokens in every_completion(options.max_new_tokens):
-        logits = model(torch.tensor([[*prompt, *tokens]]), use_cache=False).logits[0, len(prompt) - 1 : -1].double()
+        logits = (
+            model(torch.tensor([[*prompt, *tokens]]), use_cache=False)
+            .logits[0, len(prompt) - 1 : -1]
+            .double()
+        )
         warped = LogitsProcessorList(warpers)(None, logits).log_softmax(-1)
         at = torch.tensor(tokens)[:, None]
-        found[tokens] = tuple(float(one.gather(1, at).sum().exp()) for one in (warped, logits.log_softmax(-1)))
+        found[tokens] = tuple(
+            float(one.gather(1, at).sum().exp()) for one in (warped, logits.log_softmax(-1))
+        )
     return found
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.75}, {"min_p": 0.3},
-     {"temperature": 1.7, "top_k": 5, "top_p": 0.9, "min_p": 0.05}],
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 3},
+        {"top_p": 0.75},
+        {"min_p": 0.3},
+        {"temperature": 1.7, "top_k": 5, "top_p": 0.9, "min_p": 0.05},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_completions_follow_the_exact_distribution(settings):
     model, count = small_model(), 6000
     options = SampleOptions(num_completions=count, max_new_tokens=3, **settings)
@@ -121,7 +153,9 @@ def test_completions_follow_the_exact_distribution(settings):
         if rest > 1e-6:
             cells.append((count - sum(seen for seen, _ in cells), rest))
         statistic = sum((seen - expected) ** 2 / expected for seen, expected in cells)
-        p_value = float(torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)))
+        p_value = float(
+            torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2))
+        )
         assert p_value > 1e-3, (statistic, len(cells))
         for one in drawn[:200]:
             drawn_with, plain = probability[tuple(one.token_ids.tolist())]
@@ -154,7 +188,8 @@ def test_log_probabilities_are_those_of_scoring(name):
     lengths = {len(one.token_ids) for ones in drawn for one in ones}
     assert len(lengths) > 1  # some ended early, so that rows were dropped on the way
     groups = [
-        Group(prompt=prompt, completions=tuple(one.token_ids for one in ones)) for prompt, ones in zip(PROMPTS, drawn, strict=True)
+        Group(prompt=prompt, completions=tuple(one.token_ids for one in ones))
+        for prompt, ones in zip(PROMPTS, drawn, strict=True)
     ]
     policy = Policy(model=model, precision="fp32", sharing=sharing, sharing_reason="")
     for ones, logps in zip(drawn, score_groups(policy, groups, LayoutOptions()), strict=True):
@@ -185,11 +220,15 @@ def test_bf16_and_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         drawn = sample(model, RENDERER, PROMPTS, options, 0)
     policy = Policy(model=model, precision="bf16", sharing=sharing, sharing_reason="")
-    groups = [Group(prompt=p, completions=tuple(one.token_ids for one in ones)) for p, ones in zip(PROMPTS, drawn, strict=True)]
+    groups = [
+        Group(prompt=p, completions=tuple(one.token_ids for one in ones))
+        for p, ones in zip(PROMPTS, drawn, strict=True)
+    ]
     off = [
-        np.abs(one.logp - logp) for ones, logps in zip(drawn, score_groups(policy, groups, LayoutOptions()), strict=True)
+        np.abs(one.logp - logp)
+        for ones, logps in zip(drawn, score_groups(policy, groups, LayoutOptions()), strict=True)
         for one, logp in zip(ones, logps, strict=True)
-    ]  # fmt: skip
+    ]
     assert np.concatenate(off).mean() < 0.05
     low = tiny_model("llama", torch.bfloat16)
     assert choose_engine(low)[0] == "shared"
@@ -200,7 +239,9 @@ def test_an_engine_that_is_not_exact_is_not_chosen():
     model = tiny_model("llama")
     rotary = model.model.rotary_emb
     forward = rotary.forward
-    rotary.forward = lambda x, position_ids: forward(x, position_ids * 0 + torch.arange(x.shape[1]))  # blind to a cache
+    rotary.forward = lambda x, position_ids: forward(
+        x, position_ids * 0 + torch.arange(x.shape[1])
+    )  # blind to a cache
     engine, reason = choose_engine(model)
     assert engine == "recomputed" and reason.startswith("shared prompts change its logits (by 0.")
     head = model.get_output_embeddings()
@@ -234,12 +275,17 @@ def test_company_changes_nothing(settings):
     for batch in (1, 8, 12):
         other = SampleOptions(num_completions=4, max_new_tokens=12, sample_batch=batch, **settings)
         assert ids(sample(model, RENDERER, PROMPTS, other, 9, keys=keys)) == expected
-    alone = [ids(sample(model, RENDERER, [p], options, 9, keys=[key]))[0] for p, key in zip(PROMPTS, keys, strict=True)]
+    alone = [
+        ids(sample(model, RENDERER, [p], options, 9, keys=[key]))[0]
+        for p, key in zip(PROMPTS, keys, strict=True)
+    ]
     assert alone == expected
     backwards = sample(model, RENDERER, PROMPTS[::-1], options, 9, keys=keys[::-1])
     assert ids(backwards)[::-1] == expected
     fewer = SampleOptions(num_completions=2, max_new_tokens=5, **settings)
-    assert ids(sample(model, RENDERER, PROMPTS, fewer, 9, keys=keys)) == [[one[:5] for one in ones[:2]] for ones in expected]
+    assert ids(sample(model, RENDERER, PROMPTS, fewer, 9, keys=keys)) == [
+        [one[:5] for one in ones[:2]] for ones in expected
+    ]
 
 
 def test_keys_are_places_unless_they_are_given():
@@ -320,9 +366,13 @@ def test_stop_texts_cut_after_the_token_that_completes_them():
 
 @pytest.mark.parametrize(
     "settings, message",
-    [({"min_p": 1.0}, "min_p is out of range"), ({"min_p": -0.1}, "min_p is out of range"),
-     ({"stop": ["a", ""]}, "stop holds an empty text"), ({"temperature": 0.0, "min_p": 0.1}, "no effect at temperature 0")],
-)  # fmt: skip
+    [
+        ({"min_p": 1.0}, "min_p is out of range"),
+        ({"min_p": -0.1}, "min_p is out of range"),
+        ({"stop": ["a", ""]}, "stop holds an empty text"),
+        ({"temperature": 0.0, "min_p": 0.1}, "no effect at temperature 0"),
+    ],
+)
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ConfigError, match=message):
         SampleOptions(**settings)
@@ -333,7 +383,9 @@ def test_prompts_and_keys_that_cannot_be_used():
     long = np.full(250, 5, dtype=np.int32)
     fits = SampleOptions(max_new_tokens=7)
     assert len(sample(model, RENDERER, [long], fits, 0)[0][0].token_ids) == 7
-    with pytest.raises(DataError, match="Prompt 1 leaves no room for a completion; got 250 tokens and a budget of 8"):
+    with pytest.raises(
+        DataError, match="Prompt 1 leaves no room for a completion; got 250 tokens and a budget of 8"
+    ):
         sample(model, RENDERER, [PROMPTS[0], long], SampleOptions(max_new_tokens=8), 0)
     with pytest.raises(DataError, match="Prompt 0 has no tokens"):
         sample(model, RENDERER, [np.zeros(0, dtype=np.int32)], fits, 0)

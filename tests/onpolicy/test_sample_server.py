@@ -1,4 +1,6 @@
-"""Completions from a server: a peer process that speaks the protocol, with its faults, and a real `transformers serve`."""
+"""Completions from a server: a peer process that speaks the protocol, with its faults, and a real
+`transformers serve`.
+"""
 
 import json
 import socket
@@ -17,15 +19,26 @@ from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, ModelError, ServerError
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
-from preftune.sampling.server import _Prompt, _read_tokens, _sampled, load_adapter, sample_server, unload_adapter
+from preftune.sampling.server import (
+    _Prompt,
+    _read_tokens,
+    _sampled,
+    load_adapter,
+    sample_server,
+    unload_adapter,
+)
 from preftune.types import Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
 RENDERER = make_renderer(byte_tokenizer(CHATML, eos="<|im_end|>"))
 RECORDS = [
-    Record(prompt="Hi", completions=()), Record(prompt="What is tea?", completions=()),
-    Record(prompt=(Message(role="system", content="Be brief."), Message(role="user", content="And coffee?")), completions=()),
-]  # fmt: skip
+    Record(prompt="Hi", completions=()),
+    Record(prompt="What is tea?", completions=()),
+    Record(
+        prompt=(Message(role="system", content="Be brief."), Message(role="user", content="And coffee?")),
+        completions=(),
+    ),
+]
 OPTIONS = SampleOptions(num_completions=4, max_new_tokens=6)
 
 
@@ -38,7 +51,9 @@ def peer(tmp_path, monkeypatch):
     def start(**settings) -> ServerOptions:
         where = tmp_path / f"port{len(processes)}"
         script = Path(__file__).with_name("peer.py")
-        processes.append(subprocess.Popen([sys.executable, script, where, json.dumps(settings)], stderr=subprocess.DEVNULL))
+        processes.append(
+            subprocess.Popen([sys.executable, script, where, json.dumps(settings)], stderr=subprocess.DEVNULL)
+        )
         wait_for(where.exists)
         return ServerOptions(url=f"http://127.0.0.1:{where.read_text()}", backoff_s=0.01, timeout_s=20.0)
 
@@ -80,13 +95,24 @@ def test_token_ids_go_and_come(peer):
         assert one.logp.shape == one.token_ids.shape and one.logp.dtype == np.float32
         assert one.behaviour_logp.tolist() == one.logp.tolist()
     assert told[0] == (0, 12) and told[-1] == (12, 12) and told == sorted(told)
-    bodies = [body for path, body in stats(server)["bodies"] if path == "/v1/completions"][1:]  # the first is the probe
+    bodies = [body for path, body in stats(server)["bodies"] if path == "/v1/completions"][
+        1:
+    ]  # the first is the probe
     prompts = [RENDERER.render(record).prompt.tolist() for record in RECORDS]
     assert sorted(body["prompt"] for body in bodies) == sorted(prompts * 4)
     assert len({body["seed"] for body in bodies}) == 12
     for body in bodies:
-        sent = {"model": "tiny", "max_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0,
-                "repetition_penalty": 1.0, "logprobs": 1, "stop_token_ids": [RENDERER.end_of_turn]}  # fmt: skip
+        sent = {
+            "model": "tiny",
+            "max_tokens": 6,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "logprobs": 1,
+            "stop_token_ids": [RENDERER.end_of_turn],
+        }
         assert {name: body[name] for name in sent} == sent
 
 
@@ -114,17 +140,24 @@ def test_an_end_of_turn_token_that_is_left_out_is_added(peer):
 
 @pytest.mark.parametrize(
     "options, logprobs, logp, behaviour",
-    [({}, "raw", True, True), ({}, "processed", True, True), ({"temperature": 0.5}, "raw", True, False),
-     ({"temperature": 0.5}, "processed", False, True), ({"top_p": 0.9}, "raw", True, False),
-     ({"min_p": 0.1}, "processed", False, True)],
-)  # fmt: skip
+    [
+        ({}, "raw", True, True),
+        ({}, "processed", True, True),
+        ({"temperature": 0.5}, "raw", True, False),
+        ({"temperature": 0.5}, "processed", False, True),
+        ({"top_p": 0.9}, "raw", True, False),
+        ({"min_p": 0.1}, "processed", False, True),
+    ],
+)
 def test_what_log_probabilities_are_of(peer, options, logprobs, logp, behaviour):
     server = replace(peer(), logprobs=logprobs)
     [[one]] = sample_server(server, RENDERER, RECORDS[:1], SampleOptions(max_new_tokens=6, **options), 0)
     assert (one.logp is not None, one.behaviour_logp is not None) == (logp, behaviour)
 
 
-@pytest.mark.parametrize("style, api", [("bare", "tokens"), ("transformers", "transformers"), ("chat", "chat")])
+@pytest.mark.parametrize(
+    "style, api", [("bare", "tokens"), ("transformers", "transformers"), ("chat", "chat")]
+)
 def test_a_server_that_tells_text_alone(peer, style, api):
     server = peer(style=style)
     drawn = sample_server(server, RENDERER, RECORDS, OPTIONS, 3)
@@ -135,7 +168,9 @@ def test_a_server_that_tells_text_alone(peer, style, api):
         assert one.logp is None and one.behaviour_logp is None
         assert RENDERER.decode(one.token_ids) == one.text + ("<|im_end|>" if one.ended else "")
     requests = stats(server)["bodies"][-12:]
-    assert {path for path, _ in requests} == {"/v1/completions" if style == "bare" else "/v1/chat/completions"}
+    assert {path for path, _ in requests} == {
+        "/v1/completions" if style == "bare" else "/v1/chat/completions"
+    }
     if style == "bare":
         return
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "And coffee?"}]
@@ -143,9 +178,15 @@ def test_a_server_that_tells_text_alone(peer, style, api):
     assert len(others) == 3
     if style == "transformers":
         assert json.loads(body["generation_config"]) == {
-            "do_sample": True, "max_new_tokens": 6, "repetition_penalty": 1.0, "eos_token_id": RENDERER.end_of_turn,
-            "pad_token_id": RENDERER.end_of_turn, "temperature": 1.0, "top_p": 1.0, "top_k": 0,
-        }  # fmt: skip
+            "do_sample": True,
+            "max_new_tokens": 6,
+            "repetition_penalty": 1.0,
+            "eos_token_id": RENDERER.end_of_turn,
+            "pad_token_id": RENDERER.end_of_turn,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+        }
 
 
 def test_what_a_chat_server_does_not_know_is_its_refusal(peer):
@@ -156,18 +197,52 @@ def test_what_a_chat_server_does_not_know_is_its_refusal(peer):
 
 @pytest.mark.parametrize(
     "choice, ids, ended, told",
-    [({"token_ids": [50, 4], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.0, -2.0]}}, [50, 4], True, True),
-     ({"token_ids": [50], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.0]}}, [50, 4], True, False),
-     ({"token_ids": [], "finish_reason": "stop"}, [4], True, False),
-     ({"token_ids": [50, 2], "finish_reason": "stop"}, [50, 2], True, False),  # another special token ended it
-     ({"token_ids": [50], "finish_reason": "length", "logprobs": {"token_logprobs": [-1.0]}}, [50], False, True),
-     ({"token_ids": [50], "finish_reason": "stop", "stop_reason": "I"}, [50], True, False),
-     ({"token_ids": [50], "finish_reason": "stop", "matched_stop": "I"}, [50], True, False),
-     ({"token_ids": [51], "finish_reason": "stop", "matched_stop": 4}, [51, 4], True, False),
-     ({"token_ids": [50], "finish_reason": "stop", "text": "I"}, [50], True, False),  # it says nothing, the text does
-     ({"finish_reason": "length", "logprobs": {"tokens": ["token_id:50", "token_id:51"], "token_logprobs": [-1.0, -2.0]}},
-      [50, 51], False, True)],
-)  # fmt: skip
+    [
+        (
+            {"token_ids": [50, 4], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.0, -2.0]}},
+            [50, 4],
+            True,
+            True,
+        ),
+        (
+            {"token_ids": [50], "finish_reason": "stop", "logprobs": {"token_logprobs": [-1.0]}},
+            [50, 4],
+            True,
+            False,
+        ),
+        ({"token_ids": [], "finish_reason": "stop"}, [4], True, False),
+        (
+            {"token_ids": [50, 2], "finish_reason": "stop"},
+            [50, 2],
+            True,
+            False,
+        ),  # another special token ended it
+        (
+            {"token_ids": [50], "finish_reason": "length", "logprobs": {"token_logprobs": [-1.0]}},
+            [50],
+            False,
+            True,
+        ),
+        ({"token_ids": [50], "finish_reason": "stop", "stop_reason": "I"}, [50], True, False),
+        ({"token_ids": [50], "finish_reason": "stop", "matched_stop": "I"}, [50], True, False),
+        ({"token_ids": [51], "finish_reason": "stop", "matched_stop": 4}, [51, 4], True, False),
+        (
+            {"token_ids": [50], "finish_reason": "stop", "text": "I"},
+            [50],
+            True,
+            False,
+        ),  # it says nothing, the text does
+        (
+            {
+                "finish_reason": "length",
+                "logprobs": {"tokens": ["token_id:50", "token_id:51"], "token_logprobs": [-1.0, -2.0]},
+            },
+            [50, 51],
+            False,
+            True,
+        ),
+    ],
+)
 def test_ends_as_servers_tell_them(choice, ids, ended, told):
     row = _read_tokens(json.dumps({"choices": [{"text": ""} | choice]}))
     prompt = _Prompt(tokens=np.array([1], dtype=np.int32), record=None)
@@ -176,9 +251,15 @@ def test_ends_as_servers_tell_them(choice, ids, ended, told):
 
 
 @pytest.mark.parametrize(
-    "choice", [{}, {"text": None, "finish_reason": "stop"}, {"text": "", "finish_reason": "abort"},
-               {"text": "", "finish_reason": "stop", "token_ids": [None]}], ids=str
-)  # fmt: skip
+    "choice",
+    [
+        {},
+        {"text": None, "finish_reason": "stop"},
+        {"text": "", "finish_reason": "abort"},
+        {"text": "", "finish_reason": "stop", "token_ids": [None]},
+    ],
+    ids=str,
+)
 def test_answers_that_cannot_be_used(choice):
     with pytest.raises((KeyError, TypeError, ValueError)):
         _read_tokens(json.dumps({"choices": [choice]}))
@@ -194,14 +275,20 @@ def test_what_fails_is_tried_again_and_nothing_changes(peer, fault):
     expected = as_lists(sample_server(peer(), RENDERER, RECORDS, OPTIONS, 5))
     assert as_lists(sample_server(server, RENDERER, RECORDS, OPTIONS, 5)) == expected
     requests = stats(server)["requests"]
-    assert requests == 12 + 1 + times or (fault == "hang" and requests > 14)  # a busy machine may be late by itself
+    assert requests == 12 + 1 + times or (
+        fault == "hang" and requests > 14
+    )  # a busy machine may be late by itself
 
 
 @pytest.mark.parametrize(
     "fault, message",
-    [("fail", "gave no answer to /v1/completions in 3 tries; got status 500: 'out of order'"), ("malformed", "JSONDecodeError"),
-     ("incomplete", "IndexError"), ("hang", "Timeout")],
-)  # fmt: skip
+    [
+        ("fail", "gave no answer to /v1/completions in 3 tries; got status 500: 'out of order'"),
+        ("malformed", "JSONDecodeError"),
+        ("incomplete", "IndexError"),
+        ("hang", "Timeout"),
+    ],
+)
 def test_a_server_that_goes_on_failing_is_an_error(peer, fault, message):
     server = replace(peer(**{fault: 1000}), retries=2, timeout_s=0.3 if fault == "hang" else 20.0)
     with pytest.raises(ServerError, match=message):
@@ -227,7 +314,9 @@ def test_refusals_are_not_tried_again(peer, monkeypatch):
     assert "wrong" not in str(caught.value)
     monkeypatch.setenv("TEST_KEY", "secret")
     assert len(sample_server(server, RENDERER, RECORDS, OPTIONS, 0)) == 3
-    with pytest.raises(ServerError, match=r"takes no request for a completion; got api tokens: .*there is no model other"):
+    with pytest.raises(
+        ServerError, match=r"takes no request for a completion; got api tokens: .*there is no model other"
+    ):
         sample_server(replace(server, model="other"), RENDERER, RECORDS, OPTIONS, 0)
 
 
@@ -242,13 +331,17 @@ def test_what_was_drawn_outlives_the_server(peer, tmp_path):
         file.write('{"request": "half a li')
     server = peer()
     told = []
-    drawn = sample_server(server, RENDERER, RECORDS, OPTIONS, 5, lambda done, of: told.append((done, of)), journal=journal)
+    drawn = sample_server(
+        server, RENDERER, RECORDS, OPTIONS, 5, lambda done, of: told.append((done, of)), journal=journal
+    )
     assert told[0] == (5, 12)
     assert stats(server)["requests"] == 1 + 7
     assert as_lists(drawn) == as_lists(sample_server(server, RENDERER, RECORDS, OPTIONS, 5))
     assert as_lists(sample_server(server, RENDERER, RECORDS, OPTIONS, 5, journal=journal)) == as_lists(drawn)
     before = stats(server)["requests"]
-    sample_server(server, RENDERER, RECORDS, OPTIONS, 6, journal=journal)  # another seed: nothing of it was drawn before
+    sample_server(
+        server, RENDERER, RECORDS, OPTIONS, 6, journal=journal
+    )  # another seed: nothing of it was drawn before
     assert stats(server)["requests"] == before + 1 + 12
 
 
@@ -257,12 +350,15 @@ def test_what_was_drawn_outlives_the_server(peer, tmp_path):
 
 @pytest.mark.parametrize(
     "settings, message",
-    [({"url": "localhost:8000"}, "server.url is no address"),
-     ({"concurrency": 4}, "server.concurrency has no effect without a server"),
-     ({"url": "http://x", "concurrency": 0}, "server.concurrency is out of range"),
-     ({"url": "http://x", "retries": -1}, "retries"), ({"url": "http://x", "timeout_s": 0.0}, "timeout_s"),
-     ({"url": "http://x", "backoff_s": -1.0}, "backoff_s")],
-)  # fmt: skip
+    [
+        ({"url": "localhost:8000"}, "server.url is no address"),
+        ({"concurrency": 4}, "server.concurrency has no effect without a server"),
+        ({"url": "http://x", "concurrency": 0}, "server.concurrency is out of range"),
+        ({"url": "http://x", "retries": -1}, "retries"),
+        ({"url": "http://x", "timeout_s": 0.0}, "timeout_s"),
+        ({"url": "http://x", "backoff_s": -1.0}, "backoff_s"),
+    ],
+)
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ConfigError, match=message):
         ServerOptions(**settings)
@@ -293,22 +389,42 @@ def test_an_adapter_is_swapped_while_the_server_runs(peer):
 def test_the_verb_draws_from_a_server_and_goes_on_after_a_fault(peer, tiny_folder, tmp_path, capsys):
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "drawn.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"Question {k}"}) + "\n" for k in range(5)))
-    words = ["sample", "--model", str(tiny_folder), "--prompts", str(prompts), "--output", str(output),
-             "--num_completions", "2", "--max_new_tokens", "6", "--server.backoff_s", "0.01", "--server.retries", "1",
-             "--server.concurrency", "1"]  # fmt: skip
+    words = [
+        "sample",
+        "--model",
+        str(tiny_folder),
+        "--prompts",
+        str(prompts),
+        "--output",
+        str(output),
+        "--num_completions",
+        "2",
+        "--max_new_tokens",
+        "6",
+        "--server.backoff_s",
+        "0.01",
+        "--server.retries",
+        "1",
+        "--server.concurrency",
+        "1",
+    ]
     assert main([*words, "--server.url", peer(die_after=5).url]) == 5
     journal = Path(f"{output}.journal")
     told = capsys.readouterr().err
     assert journal.exists() and not output.exists()
-    assert f"what was drawn is kept in {journal}" in told and "gave no answer" in told and "Traceback" not in told
+    assert (
+        f"what was drawn is kept in {journal}" in told
+        and "gave no answer" in told
+        and "Traceback" not in told
+    )
     server = peer()
     assert main([*words, "--server.url", server.url]) == 0
     assert "going on with what" in capsys.readouterr().err
     assert stats(server)["requests"] == 1 + 10 - 4
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["prompt"][0]["content"] if isinstance(row["prompt"], list) else row["prompt"] for row in rows] == [
-        f"Question {k}" for k in range(5)
-    ]
+    assert [
+        row["prompt"][0]["content"] if isinstance(row["prompt"], list) else row["prompt"] for row in rows
+    ] == [f"Question {k}" for k in range(5)]
     assert all(len(row["completions"]) == len(row["ended"]) == 2 for row in rows)
     assert not journal.exists()
     assert main(["sample", "--server.url", server.url, "--prompt", "Hi", "--device", "cpu"]) == 2
@@ -326,8 +442,19 @@ def test_transformers_serve(tiny_folder, tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tiny_folder), "--host", "127.0.0.1",
-               "--port", str(port), "--device", "cpu"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        str(tiny_folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
     log = open(tmp_path / "log", "w")  # noqa: SIM115
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -350,17 +477,24 @@ def test_transformers_serve(tiny_folder, tmp_path, monkeypatch):
 
 
 def greedy_here(folder, records, options):
-    from preftune.sampling.sample import load_sampler, sample
     from preftune.model.load import LoadOptions
+    from preftune.sampling.sample import load_sampler, sample
 
     model, renderer = load_sampler(str(folder), LoadOptions(), "fp32", "cpu")
     drawn = sample(model, renderer, [renderer.render(record).prompt for record in records], options, 0)
     # A server tells text: what the tokens of it are is the tokeniser's word.
     return [
-        [replace(one, token_ids=renderer.render(
-            Record(prompt=record.prompt, completions=(one.text,), ended=(one.ended,))).completions[0]) for one in ones]
+        [
+            replace(
+                one,
+                token_ids=renderer.render(
+                    Record(prompt=record.prompt, completions=(one.text,), ended=(one.ended,))
+                ).completions[0],
+            )
+            for one in ones
+        ]
         for record, ones in zip(records, drawn, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def answers(port: int) -> bool:

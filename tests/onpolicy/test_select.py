@@ -54,8 +54,14 @@ def test_best_of_n():
     assert found.choices[1] in (kept(0), kept(1))
     assert found.dropped == {NO_REWARD: 1} and found.left_out == {NO_REWARD: 1, NOT_CHOSEN: 2 + 1 + 2}
     assert found.makes == "labels"
-    assert found.counts() == {"groups_in": 5, "groups_out": 4, "completions_out": 4, "pairs_out": 0, "preferred_out": 4,
-                              "dispreferred_out": 0}  # fmt: skip
+    assert found.counts() == {
+        "groups_in": 5,
+        "groups_out": 4,
+        "completions_out": 4,
+        "pairs_out": 0,
+        "preferred_out": 4,
+        "dispreferred_out": 0,
+    }
 
 
 def test_top_fraction_of_the_collection():
@@ -69,7 +75,9 @@ def test_top_fraction_of_each_group():
     """Half of 3, 1 and 3 completions with a reward, rounded up: 2, 1, 2."""
     found = TopFraction(fraction=0.5, scope="group")(REWARDS)
     assert [found.choices[g] for g in (0, 2, 3, 4)] == [kept(1, 2), None, kept(0), kept(1, 2)]
-    assert len(TopFraction(fraction=0.1)([[float(k) for k in range(30)]]).choices[0].kept) == 3  # 0.1 * 30 > 3 in floats
+    assert (
+        len(TopFraction(fraction=0.1)([[float(k) for k in range(30)]]).choices[0].kept) == 3
+    )  # 0.1 * 30 > 3 in floats
 
 
 def test_rest_grows_its_threshold():
@@ -82,7 +90,10 @@ def test_rest_grows_its_threshold():
 def test_best_vs_worst():
     found = BestVsWorst()(REWARDS)
     assert found.choices == (pairs((1, 0)), None, None, None, pairs((2, 0)))
-    assert found.dropped == {EQUAL: 1, NO_REWARD: 1, SINGLE: 1} and found.left_out == {NO_REWARD: 1, NOT_CHOSEN: 2}
+    assert found.dropped == {EQUAL: 1, NO_REWARD: 1, SINGLE: 1} and found.left_out == {
+        NO_REWARD: 1,
+        NOT_CHOSEN: 2,
+    }
     wide = BestVsWorst(min_gap=0.5)(REWARDS)
     assert wide.choices == (pairs((1, 0)), None, None, None, None) and wide.dropped[SMALL_GAP] == 1
 
@@ -97,14 +108,21 @@ def test_all_pairs():
 def test_labels():
     by_threshold = LabelByThreshold(threshold=0.5)(REWARDS)
     assert by_threshold.choices == (
-        Choice(kept=(0, 1), labels=(-1, 1)), kept(0, 1), None, Choice(kept=(0,), labels=(-1,)),
+        Choice(kept=(0, 1), labels=(-1, 1)),
+        kept(0, 1),
+        None,
+        Choice(kept=(0,), labels=(-1,)),
         Choice(kept=(0, 1, 2), labels=(-1, -1, -1)),
-    )  # fmt: skip
+    )
     assert by_threshold.left_out == {NO_REWARD: 1, ON_LINE: 1}
     by_mean = LabelByMean()(REWARDS)  # means 0.5333 and 0.2; the mean of 0.1, 0.2, 0.3 is not 0.2 in floats
     assert by_mean.choices == (
-        Choice(kept=(0, 1, 2), labels=(-1, 1, -1)), None, None, None, Choice(kept=(0, 2), labels=(-1, 1)),
-    )  # fmt: skip
+        Choice(kept=(0, 1, 2), labels=(-1, 1, -1)),
+        None,
+        None,
+        None,
+        Choice(kept=(0, 2), labels=(-1, 1)),
+    )
     assert by_mean.dropped == {EQUAL: 1, NO_REWARD: 1, SINGLE: 1}
     assert LabelByMean(min_gap=0.5)(REWARDS).dropped[SMALL_GAP] == 1
 
@@ -119,7 +137,9 @@ def test_ties_are_broken_at_random():
     """Each of three equal rewards is the best a third of the time, and groups draw apart."""
     found = BestOfN()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=5)
     counts = Counter(choice.kept[0] for choice in found.choices)
-    assert set(counts) == {0, 1, 2} and chi_square(counts, {k: 1 / 3 for k in range(3)}) < 13.8  # 99.9%, 2 degrees
+    assert (
+        set(counts) == {0, 1, 2} and chi_square(counts, {k: 1 / 3 for k in range(3)}) < 13.8
+    )  # 99.9%, 2 degrees
     assert found == BestOfN()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=5)
     assert found != BestOfN()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=6)
 
@@ -139,7 +159,9 @@ def chi_square(counts: dict, chances: dict) -> float:
 
 
 def test_rejection_sampling_draws_from_the_tilted_policy():
-    """Candidates drawn from a known pi over four texts: the accepted ones follow pi(y) exp(r / temperature) / Z."""
+    """Candidates drawn from a known pi over four texts: the accepted ones follow pi(y) exp(r / temperature) /
+    Z.
+    """
     pi, reward, temperature = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.0, 0.3, 0.5, 0.8]), 0.5
     tilted = pi * np.exp(reward / temperature)
     chances = dict(enumerate(tilted / tilted.sum()))
@@ -167,13 +189,17 @@ def first_accepted(rewards: list[float], temperature: float) -> dict[int, float]
 
 
 def test_few_candidates_enumerated():
-    """With r = (-T ln 2, 0) the worse one is first with chance 1/2 and then accepted with 1/2: a quarter in all."""
+    """With r = (-T ln 2, 0) the worse one is first with chance 1/2 and then accepted with 1/2: a quarter in
+    all.
+    """
     temperature = 0.7
     rewards = [-temperature * math.log(2), 0.0]
     assert first_accepted(rewards, temperature) == pytest.approx({0: 0.25, 1: 0.75})
     rewards = [0.1, 0.6, 0.4]
     random = np.random.default_rng(1)
-    counts = Counter(rejection_sample(dict(enumerate(rewards)), temperature, 1, random)[0] for _ in range(6000))
+    counts = Counter(
+        rejection_sample(dict(enumerate(rewards)), temperature, 1, random)[0] for _ in range(6000)
+    )
     assert chi_square(counts, first_accepted(rewards, temperature)) < 13.8
 
 
@@ -203,7 +229,11 @@ def test_rejection_without_rejecting_is_refused():
 # --- every selection ---
 
 GROUPS = st.lists(
-    st.lists(st.one_of(st.none(), st.sampled_from([-1.0, 0.0, 0.1, 0.2, 0.3, 1.0]), st.floats(-1e6, 1e6)), max_size=6), max_size=5
+    st.lists(
+        st.one_of(st.none(), st.sampled_from([-1.0, 0.0, 0.1, 0.2, 0.3, 1.0]), st.floats(-1e6, 1e6)),
+        max_size=6,
+    ),
+    max_size=5,
 )
 
 
@@ -221,7 +251,9 @@ def test_promises(name, rewards, seed):
         assert choice.kept and list(choice.kept) == sorted(set(choice.kept))
         assert all(group[k] is not None for k in choice.kept)
         assert all(group[c] > group[r] and {c, r} <= set(choice.kept) for c, r in choice.pairs)
-        assert bool(choice.pairs) == (found.makes == "pairs") and bool(choice.labels) == (found.makes == "labels")
+        assert bool(choice.pairs) == (found.makes == "pairs") and bool(choice.labels) == (
+            found.makes == "labels"
+        )
         assert len(choice.labels) in (0, len(choice.kept))
     stay = [group for group, choice in zip(rewards, found.choices, strict=True) if choice is not None]
     assert sum(found.dropped.values()) == len(rewards) - len(stay)
@@ -237,13 +269,22 @@ def test_a_reward_that_is_no_number_is_an_error(name):
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("top-fraction", {"fraction": 0.0}), ("top-fraction", {"fraction": 1.1}),
-        ("rest", {"thresholds": []}), ("rest", {"thresholds": [1.0, 0.5]}), ("rest", {"improve_step": 7}),
-        ("rest", {"improve_step": 0}), ("rso", {"temperature": 0.0}), ("rso", {"num_kept": 1}),
-        ("best-vs-worst", {"min_gap": -1.0}), ("all-pairs", {"min_gap": math.inf}), ("label-by-threshold", {"threshold": math.nan}),
-        ("label-by-mean", {"min_gap": math.nan}), ("best-of-n", {"fraction": 0.5}), ("best", {}),
+        ("top-fraction", {"fraction": 0.0}),
+        ("top-fraction", {"fraction": 1.1}),
+        ("rest", {"thresholds": []}),
+        ("rest", {"thresholds": [1.0, 0.5]}),
+        ("rest", {"improve_step": 7}),
+        ("rest", {"improve_step": 0}),
+        ("rso", {"temperature": 0.0}),
+        ("rso", {"num_kept": 1}),
+        ("best-vs-worst", {"min_gap": -1.0}),
+        ("all-pairs", {"min_gap": math.inf}),
+        ("label-by-threshold", {"threshold": math.nan}),
+        ("label-by-mean", {"min_gap": math.nan}),
+        ("best-of-n", {"fraction": 0.5}),
+        ("best", {}),
     ],
-)  # fmt: skip
+)
 def test_wrong_parameters_are_refused(name, given):
     with pytest.raises(ConfigError):
         make_selection(name, **given)
@@ -253,12 +294,15 @@ def test_a_parameter_that_is_not_given_takes_its_default():
     assert make_selection("rest", thresholds=None, improve_step=2) == Rest(improve_step=2)
 
 
-@pytest.mark.parametrize(("name", "given", "told"), [
-    ("best-vs-worst", {"min_gap": "much"}, "min_gap is out of range; got much; expected a float"),
-    ("rso", {"num_kept": 2.5}, "num_kept is out of range; got 2.5; expected a int"),
-    ("rso", {"num_kept": True}, "num_kept is out of range"),
-    ("rest", {"thresholds": 0.5}, "thresholds is out of range; got 0.5; expected a list of numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("best-vs-worst", {"min_gap": "much"}, "min_gap is out of range; got much; expected a float"),
+        ("rso", {"num_kept": 2.5}, "num_kept is out of range; got 2.5; expected a int"),
+        ("rso", {"num_kept": True}, "num_kept is out of range"),
+        ("rest", {"thresholds": 0.5}, "thresholds is out of range; got 0.5; expected a list of numbers"),
+    ],
+)
 def test_parameters_of_another_kind_are_told(name, given, told):
     with pytest.raises(ConfigError, match=told):
         make_selection(name, **given)

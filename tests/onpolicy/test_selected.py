@@ -1,4 +1,6 @@
-"""A selection applied to records and to groups of tokens: only what was chosen stays, and it stays consistent."""
+"""A selection applied to records and to groups of tokens: only what was chosen stays, and it stays
+consistent.
+"""
 
 from dataclasses import replace
 
@@ -6,8 +8,8 @@ import numpy as np
 import pytest
 
 from preftune.errors import DataError
-from preftune.selection.rules import AllPairs, BestOfN, BestVsWorst, DynamicSampling, LabelByMean
 from preftune.selection.apply import EQUAL_PAIRS, apply
+from preftune.selection.rules import AllPairs, BestOfN, BestVsWorst, DynamicSampling, LabelByMean
 from preftune.types import Group, Record
 
 
@@ -16,25 +18,53 @@ def record(*texts: str, rewards, **known) -> Record:
 
 
 def group(*ids: list[int], rewards, **known) -> Group:
-    return Group(prompt=np.array([1, 2], dtype=np.int32), completions=tuple(np.array(i, dtype=np.int32) for i in ids),
-                 rewards=rewards, origin="f:1", **known)  # fmt: skip
+    return Group(
+        prompt=np.array([1, 2], dtype=np.int32),
+        completions=tuple(np.array(i, dtype=np.int32) for i in ids),
+        rewards=rewards,
+        origin="f:1",
+        **known,
+    )
 
 
 def test_records():
-    one = record("a", "b", "c", "d", rewards=(0.5, 0.1, None, 0.9), ended=(True, False, True, True), pairs=((0, 1),),
-                 probabilities=(0.7,), labels=(1, -1, None, None), sources=("policy", "policy", "data", "policy"))  # fmt: skip
+    one = record(
+        "a",
+        "b",
+        "c",
+        "d",
+        rewards=(0.5, 0.1, None, 0.9),
+        ended=(True, False, True, True),
+        pairs=((0, 1),),
+        probabilities=(0.7,),
+        labels=(1, -1, None, None),
+        sources=("policy", "policy", "data", "policy"),
+    )
     ([best_worst], _) = apply(BestVsWorst(), [one])
     assert best_worst == replace(
-        one, completions=("b", "d"), rewards=(0.1, 0.9), ended=(False, True), pairs=((1, 0),), probabilities=(), labels=(),
+        one,
+        completions=("b", "d"),
+        rewards=(0.1, 0.9),
+        ended=(False, True),
+        pairs=((1, 0),),
+        probabilities=(),
+        labels=(),
         sources=("policy", "policy"),
-    )  # fmt: skip
+    )
     ([labelled], _) = apply(LabelByMean(), [one])
     assert labelled.completions == ("b", "d") and labelled.labels == (-1, 1) and labelled.pairs == ()
 
 
 def test_groups():
-    one = group([3, 4], [5], [6, 7, 8], rewards=(0.2, None, 0.6), labels=(1, None, None), sources=(1, 1, 0),
-                scored=tuple(np.array(mask) for mask in ([True, True], [True], [True, False, True])))  # fmt: skip
+    one = group(
+        [3, 4],
+        [5],
+        [6, 7, 8],
+        rewards=(0.2, None, 0.6),
+        labels=(1, None, None),
+        sources=(1, 1, 0),
+        scored=tuple(np.array(mask) for mask in ([True, True], [True], [True, False, True])),
+    )
     ([found], selected) = apply(BestVsWorst(), [one])
     assert [ids.tolist() for ids in found.completions] == [[3, 4], [6, 7, 8]] and found.pairs == ((1, 0),)
     assert found.rewards == (0.2, 0.6) and found.sources == (1, 0) and found.labels == ()
@@ -53,7 +83,9 @@ def test_equal_completions_are_told_apart_by_nothing():
     assert selected.dropped == {"only equal completions with different rewards": 1}
     odd = record("a", "a", "b", "c", rewards=(0.9, 0.1, 0.4, 0.7))
     ([labels], selected) = apply(LabelByMean(), [odd])
-    assert (labels.completions, labels.labels) == (("b", "c"), (-1, 1)) and selected.left_out == {EQUAL_PAIRS: 2}
+    assert (labels.completions, labels.labels) == (("b", "c"), (-1, 1)) and selected.left_out == {
+        EQUAL_PAIRS: 2
+    }
     tokens = group([3], [3], [4], rewards=(0.9, 0.1, 0.5))
     assert apply(BestVsWorst(), [tokens])[0] == []
     masks = tuple(np.array([flag, True]) for flag in (True, False))

@@ -1,4 +1,6 @@
-"""BNF as the paper defines it: the full target distribution over the vocabulary, frozen, and a cross-entropy with it."""
+"""BNF as the paper defines it: the full target distribution over the vocabulary, frozen, and a cross-entropy
+with it.
+"""
 
 import torch
 from torch import Tensor
@@ -15,7 +17,9 @@ def full_target(logits: Tensor, ref_logits: Tensor, target: int) -> Tensor:
 
 def full_bnf_loss(logits: Tensor, ref_logits: Tensor, targets: Tensor) -> Tensor:
     """- sum_v f_v log p_v of each position, for label +1; logits [n, V] -> [n]."""
-    return torch.stack([
-        -(full_target(z, z_ref, int(y)) * z.log_softmax(-1)).sum()
-        for z, z_ref, y in zip(logits, ref_logits, targets, strict=True)
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            -(full_target(z, z_ref, int(y)) * z.log_softmax(-1)).sum()
+            for z, z_ref, y in zip(logits, ref_logits, targets, strict=True)
+        ]
+    )

@@ -1,7 +1,8 @@
-"""Policy gradients on a bandit, in expectation: every group of samples that there could be, weighted by its probability.
+"""Policy gradients on a bandit, in expectation: every group of samples that there could be, weighted by its
+probability.
 
-A completion is one token, drawn from K arms by a softmax policy; a group is G such draws. The expectation of an
-objective's gradient over all K^G groups is compared with that of the expected reward, found by autograd.
+A completion is one token, drawn from K arms by a softmax policy; a group is G such draws. The expectation of
+an objective's gradient over all K^G groups is compared with that of the expected reward, found by autograd.
 """
 
 import itertools
@@ -34,7 +35,9 @@ REWARD, VALUE = tensor(1.0, -2.0, 0.5, 3.0), tensor(0.7, 0.7, 0.7, 0.7)
 def expected_gradient(
     objective: Objective, sampler: Tensor = LOGITS, reward: Tensor = REWARD, size: int = SIZE, **whole: float
 ) -> Tensor:
-    """d E[loss] / d logits, the expectation being over groups of draws from `sampler`; `whole` is the coupling."""
+    """d E[loss] / d logits, the expectation being over groups of draws from `sampler`; `whole` is the
+    coupling.
+    """
     logits = LOGITS.clone().requires_grad_()
     arms = torch.tensor(list(itertools.product(range(ARMS), repeat=size))).flatten()
     group = torch.arange(ARMS**size).repeat_interleave(size)
@@ -42,10 +45,11 @@ def expected_gradient(
     weight = behaviour.view(-1, size).sum(1).exp()[group] / size
     known = {"ref_logp": REF.log_softmax(0)[arms], "behaviour_logp": behaviour, "value": VALUE[arms]}
     scores = TokenScores(
-        logp=logits.log_softmax(0)[arms], lengths=torch.ones(len(arms), dtype=torch.long),
+        logp=logits.log_softmax(0)[arms],
+        lengths=torch.ones(len(arms), dtype=torch.long),
         coupling=Coupling(whole={name: tensor(number)[0] for name, number in whole.items()}),
         **{name: values for name, values in known.items() if name in objective.needs},
-    )  # fmt: skip
+    )
     losses = objective(scores, Rewards(reward=reward[arms], group=group))
     return torch.autograd.grad((losses.per_unit * weight).sum(), logits)[0]
 
@@ -84,12 +88,15 @@ def test_a_mean_that_holds_the_sample_itself_shrinks_the_gradient(beta):
 
 @pytest.mark.parametrize(("baseline", "factor"), [("mean", 1.0), ("leave_one_out", ARMS / (ARMS - 1))])
 def test_over_all_arms_once_it_is_the_other_way_round(baseline, factor):
-    """With each arm once in a single group, weighted by its probability, the mean is a constant of the bandit, so it is
-    exact; leaving one out is larger by K / (K - 1)."""
+    """With each arm once in a single group, weighted by its probability, the mean is a constant of the
+    bandit, so it is exact; leaving one out is larger by K / (K - 1).
+    """
     logits = LOGITS.clone().requires_grad_()
     logp = logits.log_softmax(0)
     scores = TokenScores(logp=logp, lengths=torch.ones(ARMS, dtype=torch.long))
-    losses = REINFORCE(baseline=baseline)(scores, Rewards(reward=REWARD, group=torch.zeros(ARMS, dtype=torch.long)))
+    losses = REINFORCE(baseline=baseline)(
+        scores, Rewards(reward=REWARD, group=torch.zeros(ARMS, dtype=torch.long))
+    )
     found = torch.autograd.grad((losses.per_unit * logp.detach().exp()).sum(), logits)[0]
     assert_same(found, factor * exact_gradient())
 
@@ -117,8 +124,9 @@ def test_dr_grpo_on_the_policy_s_own_samples():
 
 @pytest.mark.parametrize("objective", [GRPO(beta=0.0, eps=1e-12), DAPO(eps=1e-12), GSPO(eps=1e-12)])
 def test_with_two_samples_a_deviation_leaves_only_who_won(objective):
-    """The advantage of two rewards is +-1 / sqrt 2 whatever their gap: any increasing function of the reward has the
-    same gradient, which is that of winning against a fresh sample and not that of the reward."""
+    """The advantage of two rewards is +-1 / sqrt 2 whatever their gap: any increasing function of the reward
+    has the same gradient, which is that of winning against a fresh sample and not that of the reward.
+    """
     found = expected_gradient(objective, size=2)
     assert_same(found, expected_gradient(objective, size=2, reward=REWARD**3))
     logits = LOGITS.clone().requires_grad_()
@@ -174,7 +182,9 @@ def test_topr_is_exact_where_only_likely_enough_samples_are_bad():
 
 
 def test_rloo_with_a_clip_never_reached_is_exact_on_a_neighbour_s_samples():
-    """The ratio turns the sampler's expectation into the policy's, and the others' mean knows nothing of the sample."""
+    """The ratio turns the sampler's expectation into the policy's, and the others' mean knows nothing of the
+    sample.
+    """
     wide = RLOO(beta=0.0, clip=0.99)
     near = LOGITS + 0.05 * (SAMPLER - LOGITS)
     ratio = LOGITS.softmax(0) / near.softmax(0)

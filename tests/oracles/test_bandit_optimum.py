@@ -1,4 +1,6 @@
-"""Optima in closed form, reached numerically: a bandit is a completion of one token, all arms enumerated by probability."""
+"""Optima in closed form, reached numerically: a bandit is a completion of one token, all arms enumerated by
+probability.
+"""
 
 import math
 from collections.abc import Callable
@@ -22,15 +24,18 @@ ARMS = len(REF)
 def scores_of(logits: Tensor, arms: Tensor) -> TokenScores:
     """One completion of one token for each entry of `arms`."""
     return TokenScores(
-        logp=logits.log_softmax(0)[arms], ref_logp=REF.log()[arms], lengths=torch.ones(len(arms), dtype=torch.long)
+        logp=logits.log_softmax(0)[arms],
+        ref_logp=REF.log()[arms],
+        lengths=torch.ones(len(arms), dtype=torch.long),
     )
 
 
 def minimised(loss: Callable[[Tensor], Tensor]) -> Tensor:
     """The policy at the loss's minimum, from the reference."""
     logits = REF.log().clone().requires_grad_()
-    optimiser = torch.optim.LBFGS([logits], max_iter=3000, tolerance_grad=1e-13, tolerance_change=1e-16,
-                                  line_search_fn="strong_wolfe")  # fmt: skip
+    optimiser = torch.optim.LBFGS(
+        [logits], max_iter=3000, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
@@ -43,7 +48,9 @@ def minimised(loss: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def every_pair(preference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(chosen, rejected, chance) of all ordered pairs of two draws from the reference, labelled by a preference."""
+    """(chosen, rejected, chance) of all ordered pairs of two draws from the reference, labelled by a
+    preference.
+    """
     chosen, rejected = torch.nonzero(1 - torch.eye(ARMS), as_tuple=True)
     return chosen, rejected, REF[chosen] * REF[rejected] * preference[chosen, rejected]
 
@@ -51,7 +58,9 @@ def every_pair(preference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def expected_pair_loss(objective, preference: Tensor) -> Callable[[Tensor], Tensor]:
     chosen, rejected, chance = every_pair(preference)
     pairs = Pairs(chosen=chosen, rejected=rejected)
-    return lambda logits: (objective(scores_of(logits, torch.arange(ARMS)), pairs).per_unit * chance).sum() / chance.sum()
+    return lambda logits: (
+        (objective(scores_of(logits, torch.arange(ARMS)), pairs).per_unit * chance).sum() / chance.sum()
+    )
 
 
 BRADLEY_TERRY = torch.sigmoid(REWARD[:, None] - REWARD[None, :])
@@ -61,12 +70,16 @@ BRADLEY_TERRY = torch.sigmoid(REWARD[:, None] - REWARD[None, :])
 def test_dpo_ends_at_the_tilted_reference(beta):
     """pi = ref * exp(r / beta) / Z where preferences follow Bradley and Terry."""
     tilted = (REF.log() + REWARD / beta).softmax(0)
-    torch.testing.assert_close(minimised(expected_pair_loss(DPO(beta=beta), BRADLEY_TERRY)), tilted, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        minimised(expected_pair_loss(DPO(beta=beta), BRADLEY_TERRY)), tilted, rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("tau", [0.2, 1.0])
 def test_ipo_ends_where_log_ratios_are_win_rates(tau):
-    """pi = ref * exp(p(y) / tau) / Z with p(y) the chance to beat a draw from the reference, for any preferences."""
+    """pi = ref * exp(p(y) / tau) / Z with p(y) the chance to beat a draw from the reference, for any
+    preferences.
+    """
     random = torch.Generator().manual_seed(0)
     upper = torch.rand((ARMS, ARMS), generator=random, dtype=torch.float64).triu(1)
     preference = upper + (1 - upper).triu(1).T + 0.5 * torch.eye(ARMS)
@@ -83,15 +96,19 @@ def expected_bnf(net: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def test_bnf_ends_at_the_net_frequencies_of_what_is_preferred():
-    """What is preferred by balance gets its share of the balance, where that is above the reference; the rest vanishes."""
+    """What is preferred by balance gets its share of the balance, where that is above the reference; the rest
+    vanishes.
+    """
     net = torch.tensor([0.5, 0.3, -0.1, -0.1], dtype=torch.float64)
     expected = torch.tensor([0.5, 0.3, 0.0, 0.0], dtype=torch.float64) / 0.8
     torch.testing.assert_close(minimised(expected_bnf(net)), expected, rtol=0, atol=1e-3)
 
 
 def test_bnf_leaves_what_falls_below_the_reference_to_its_odds():
-    """The shares of the balance, (.6, .02, .01) / .63, are below the reference for the second arm: it is held up by less
-    than likelihood would, and falls until 1 - p = net (1 - q) / (q S), or, as that cannot be met here, vanishes."""
+    """The shares of the balance, (.6, .02, .01) / .63, are below the reference for the second arm: it is held
+    up by less than likelihood would, and falls until 1 - p = net (1 - q) / (q S), or, as that cannot be met
+    here, vanishes.
+    """
     net = torch.tensor([0.6, 0.02, 0.0, -0.1], dtype=torch.float64)
     found = minimised(expected_bnf(net))
     assert found[0] > 0.99
@@ -99,7 +116,9 @@ def test_bnf_leaves_what_falls_below_the_reference_to_its_odds():
 
 
 def test_bnf_on_dispreferred_arms_alone_moves_their_mass_to_the_others():
-    """The labelled arms vanish, and the loss stays above its bound: minus the mean of (1 - q) / q * |log(1 - q)|."""
+    """The labelled arms vanish, and the loss stays above its bound: minus the mean of (1 - q) / q * |log(1 -
+    q)|.
+    """
     net = torch.tensor([0.0, 0.0, -0.5, -0.5], dtype=torch.float64)
     found = minimised(expected_bnf(net))
     assert found[2:].max() < 2e-3
@@ -118,7 +137,10 @@ def test_bnf_at_the_reference_is_plain_reinforcement():
 
 def expected_kto(net: Tensor, z0: float) -> Callable[[Tensor], Tensor]:
     """Loss of KTO at beta 1 where arm i is seen as preferred minus dispreferred `net[i]` of the time."""
-    labels, coupling = Labels(label=torch.sign(net).long()), Coupling(whole={"z0": torch.tensor(z0, dtype=net.dtype)})
+    labels, coupling = (
+        Labels(label=torch.sign(net).long()),
+        Coupling(whole={"z0": torch.tensor(z0, dtype=net.dtype)}),
+    )
 
     def loss(logits: Tensor) -> Tensor:
         scores = replace(scores_of(logits, torch.arange(ARMS)), coupling=coupling)
@@ -138,7 +160,9 @@ def test_kto_ends_at_shares_of_geometric_means(z0):
 
 
 def test_kto_shares_the_whole_among_what_is_preferred():
-    """Dispreferred arms vanish; the others share as above, with their part Q of the reference: (1 + Q) root - q."""
+    """Dispreferred arms vanish; the others share as above, with their part Q of the reference: (1 + Q) root -
+    q.
+    """
     net = torch.tensor([0.5, 0.4, -0.2, -0.2], dtype=torch.float64)
     root = (net * REF)[:2].sqrt()
     expected = (1 + REF[:2].sum()) * root / root.sum() - REF[:2]

@@ -1,13 +1,15 @@
-"""Gradient of the cheap form = gradient of the full target distribution, through a real tiny model's parameters."""
+"""Gradient of the cheap form = gradient of the full target distribution, through a real tiny model's
+parameters.
+"""
 
 import numpy as np
 import pytest
 import torch
 
 from preftune.model.layout import LayoutOptions, collate
+from preftune.model.policy import Policy, score
 from preftune.objectives import reduce_losses
 from preftune.objectives.bnf import BNF
-from preftune.model.policy import Policy, score
 from preftune.types import Labels, TokenScores
 from tests.models import random_groups, tiny_model
 from tests.oracles.bnf import full_bnf_loss

@@ -1,7 +1,7 @@
 """Objectives on the policy's own samples: the gradient of their expected loss in closed form, group by group.
 
-All K^G groups of draws from a softmax policy over K arms are enumerated. What an objective says of a group is its loss,
-reduced over that group; the expectation weighs it by the group's probability.
+All K^G groups of draws from a softmax policy over K arms are enumerated. What an objective says of a group is
+its loss, reduced over that group; the expectation weighs it by the group's probability.
 """
 
 import itertools
@@ -30,8 +30,12 @@ from tests.oracles.test_bandit_gradient import ARMS, LOGITS, REF, REWARD, SIZE, 
 BETA = 0.7
 
 
-def expected_gradient(objective: Objective, *, reward: Tensor = REWARD, size: int = SIZE, ref: Tensor = REF) -> Tensor:
-    """d E[loss of a group] / d logits, on groups that the policy draws; pairs are two draws with the chance that the first wins."""
+def expected_gradient(
+    objective: Objective, *, reward: Tensor = REWARD, size: int = SIZE, ref: Tensor = REF
+) -> Tensor:
+    """d E[loss of a group] / d logits, on groups that the policy draws; pairs are two draws with the chance
+    that the first wins.
+    """
     logits = LOGITS.clone().requires_grad_()
     pairs = objective.signal is Pairs
     size = 2 if pairs else size
@@ -40,12 +44,17 @@ def expected_gradient(objective: Objective, *, reward: Tensor = REWARD, size: in
     chance = LOGITS.log_softmax(0)[arms].view(-1, size).sum(1).exp()
     known = {"ref_logp": ref.log_softmax(0)[arms], "behaviour_logp": LOGITS.log_softmax(0)[arms]}
     scores = TokenScores(
-        logp=logits.log_softmax(0)[arms], lengths=torch.ones(len(arms), dtype=torch.long),
+        logp=logits.log_softmax(0)[arms],
+        lengths=torch.ones(len(arms), dtype=torch.long),
         **{name: values for name, values in known.items() if name in objective.needs},
-    )  # fmt: skip
+    )
     if pairs:
         first, second = torch.arange(num_groups) * 2, torch.arange(num_groups) * 2 + 1
-        signal = Pairs(chosen=first, rejected=second, probability=torch.sigmoid(reward[arms[first]] - reward[arms[second]]))
+        signal = Pairs(
+            chosen=first,
+            rejected=second,
+            probability=torch.sigmoid(reward[arms[first]] - reward[arms[second]]),
+        )
     else:
         signal = Rewards(reward=reward[arms], group=torch.arange(num_groups).repeat_interleave(size))
     losses = objective(scores, signal)
@@ -72,17 +81,22 @@ LOGISTIC = torch.sigmoid(REWARD[:, None] - REWARD[None, :])
 ORDER = (torch.sign(REWARD[:, None] - REWARD[None, :]) + 1) / 2
 
 
-@pytest.mark.parametrize(("objective", "beta", "factor"), [
-    # A pair's expected gradient is twice the covariance of reward and score; the square brings another two.
-    (RewardDistillation(beta=BETA), BETA, 4 * BETA),
-    (REBEL(eta=0.3, kl_coef=BETA), BETA, 4 * 0.3),
-    (REBEL(eta=0.3, kl_coef=0.0), 0.0, 4 * 0.3),
-    (CoPG(beta=BETA), BETA, 2 * BETA * SIZE),
-    (AGRO(beta=BETA), BETA, BETA),
-    (GVPO(beta=BETA), 0.0, 2 * BETA * (SIZE - 1) / SIZE),
-    (NashMD(beta=BETA), BETA, 1.0),
-    (NashMD(beta=0.0), 0.0, 1.0),
-], ids=lambda value: type(value).__name__ if isinstance(value, Objective) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("objective", "beta", "factor"),
+    [
+        # A pair's expected gradient is twice the covariance of reward and score; the square brings another
+        # two.
+        (RewardDistillation(beta=BETA), BETA, 4 * BETA),
+        (REBEL(eta=0.3, kl_coef=BETA), BETA, 4 * 0.3),
+        (REBEL(eta=0.3, kl_coef=0.0), 0.0, 4 * 0.3),
+        (CoPG(beta=BETA), BETA, 2 * BETA * SIZE),
+        (AGRO(beta=BETA), BETA, BETA),
+        (GVPO(beta=BETA), 0.0, 2 * BETA * (SIZE - 1) / SIZE),
+        (NashMD(beta=BETA), BETA, 1.0),
+        (NashMD(beta=0.0), 0.0, 1.0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Objective) else "",
+)
 def test_regressions_follow_the_policy_gradient(objective, beta, factor):
     """On the policy's own samples all of them descend on KL(pi || optimum), each at its own scale."""
     assert_same(expected_gradient(objective), factor * exact_gradient(beta))
@@ -115,14 +129,20 @@ def test_spo_raises_the_chance_to_win(win, law):
     assert_same(expected_gradient(SPO(win=win)), SIZE / (SIZE - 1) * win_gradient(law))
 
 
-@pytest.mark.parametrize(("objective", "factor"), [
-    (DPO(beta=BETA), 2 * BETA),
-    (IPO(tau=BETA, reduction="sum"), 4 / BETA),
-    (BPO(beta=BETA), 2 * BETA),
-    (BPO(beta=BETA, link="square"), 4 / BETA),
-], ids=lambda value: type(value).__name__ if isinstance(value, Objective) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("objective", "factor"),
+    [
+        (DPO(beta=BETA), 2 * BETA),
+        (IPO(tau=BETA, reduction="sum"), 4 / BETA),
+        (BPO(beta=BETA), 2 * BETA),
+        (BPO(beta=BETA, link="square"), 4 / BETA),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Objective) else "",
+)
 def test_pairs_of_own_samples_raise_the_chance_to_win(objective, factor):
-    """Where policy and reference are equal, an online step of a contrastive loss is a policy gradient on win rates."""
+    """Where policy and reference are equal, an online step of a contrastive loss is a policy gradient on win
+    rates.
+    """
     assert_same(expected_gradient(objective, ref=LOGITS), factor * win_gradient(LOGISTIC))
 
 
@@ -165,8 +185,9 @@ WITHOUT = {
 def test_every_objective_that_learns_from_own_samples_is_here_or_said_not_to_be():
     elsewhere = {name for name, kind in OBJECTIVES.items() if kind in vars(test_bandit_gradient).values()}
     wanted = {
-        name for name, kind in OBJECTIVES.items()
+        name
+        for name, kind in OBJECTIVES.items()
         if kind().signal is Rewards or any(need.startswith("behaviour_") for need in kind().needs)
-    }  # fmt: skip
+    }
     assert wanted == elsewhere | HERE | set(WITHOUT)
     assert not HERE & set(WITHOUT)

@@ -32,11 +32,9 @@ from tests.parity.trl_losses import (
     theirs,
     tiny_dataset,
     tokenizer,
-)  # fmt: skip
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
-]
+pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
 RAGGED = random_examples(3, chosen_lengths=(5, 2, 7), rejected_lengths=(3, 6, 1))
 LEVEL = random_examples(4, chosen_lengths=(4, 4, 4), rejected_lengths=(3, 6, 1))  # token mean = mean of means
 
@@ -65,8 +63,20 @@ def dpo(tmp_path_factory):
     return trainer, policy, reference
 
 
-def trl_dpo(dpo, examples, loss_type="sigmoid", *, beta, label_smoothing=0.0, ld_alpha=None,
-            divergence="reverse_kl", alpha=1.0, tau=0.05, loss_types=None, loss_weights=None):  # fmt: skip
+def trl_dpo(
+    dpo,
+    examples,
+    loss_type="sigmoid",
+    *,
+    beta,
+    label_smoothing=0.0,
+    ld_alpha=None,
+    divergence="reverse_kl",
+    alpha=1.0,
+    tau=0.05,
+    loss_types=None,
+    loss_weights=None,
+):
     trainer, policy, _ = dpo
     trainer.loss_types, trainer.loss_weights = loss_types or [loss_type], loss_weights or [1.0]
     trainer.beta, trainer.label_smoothing, trainer.ld_alpha = beta, label_smoothing, ld_alpha
@@ -84,8 +94,14 @@ def trl_dpo(dpo, examples, loss_type="sigmoid", *, beta, label_smoothing=0.0, ld
         (LDDPO(beta=0.4, alpha=0.3), dict(beta=0.4, ld_alpha=0.3)),
         (FDPO(beta=0.4, divergence="forward_kl"), dict(beta=0.4, divergence="forward_kl")),
         (FDPO(beta=0.4, divergence="js"), dict(beta=0.4, divergence="js_divergence")),
-        (FDPO(beta=0.4, divergence="alpha", alpha=0.5), dict(beta=0.4, divergence="alpha_divergence", alpha=0.5)),
-        (FDPO(beta=0.4, divergence="alpha", alpha=0.3), dict(beta=0.4, divergence="alpha_divergence", alpha=0.7)),
+        (
+            FDPO(beta=0.4, divergence="alpha", alpha=0.5),
+            dict(beta=0.4, divergence="alpha_divergence", alpha=0.5),
+        ),
+        (
+            FDPO(beta=0.4, divergence="alpha", alpha=0.3),
+            dict(beta=0.4, divergence="alpha_divergence", alpha=0.7),
+        ),
         (IPO(tau=0.4), dict(loss_type="ipo", beta=0.4)),
         (Hinge(beta=0.4), dict(loss_type="hinge", beta=0.4)),
         (EXO(beta=0.4, label_smoothing=0.01), dict(loss_type="exo_pair", beta=0.4, label_smoothing=0.01)),
@@ -97,7 +113,9 @@ def trl_dpo(dpo, examples, loss_type="sigmoid", *, beta, label_smoothing=0.0, ld
         (DiscoPOP(beta=0.4, tau=0.3), dict(loss_type="discopop", beta=0.4, tau=0.3)),
         (SPPO(beta=0.4, scale=1.0), dict(loss_type="sppo_hard", beta=0.4)),
     ],
-    ids=lambda value: type(value).__name__ if not isinstance(value, dict) else value.get("loss_type", "sigmoid"),
+    ids=lambda value: (
+        type(value).__name__ if not isinstance(value, dict) else value.get("loss_type", "sigmoid")
+    ),
 )
 def test_dpo_trainer(dpo, objective, settings):
     assert_parity(ours(objective, RAGGED, *dpo[1:]), trl_dpo(dpo, RAGGED, **settings))
@@ -184,7 +202,9 @@ def test_cpo_trainer(cpo, objective, settings):
 
 
 def test_cpo_likelihood_is_trls_where_chosen_lengths_are_equal(cpo):
-    """TRL's is a mean over all chosen tokens of the micro-batch, so it depends on how a step is cut; ours does not."""
+    """TRL's is a mean over all chosen tokens of the micro-batch, so it depends on how a step is cut; ours
+    does not.
+    """
     objective = CPO(beta=0.4, nll_weight=0.7)
     settings = dict(loss_type="sigmoid", beta=0.4, cpo_alpha=0.7)
     assert_parity(ours(objective, LEVEL, *cpo[1:]), trl_cpo(cpo, LEVEL, **settings))
@@ -206,7 +226,9 @@ def test_trl_adds_likelihood_to_simpo_unless_told_not_to(cpo):
 
 
 def test_orpo_but_for_the_prompts_likelihood(tmp_path):
-    """TRL's likelihood covers prompt and completion; the odds-ratio part is ours, and so is the rest without prompt."""
+    """TRL's likelihood covers prompt and completion; the odds-ratio part is ours, and so is the rest without
+    prompt.
+    """
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     policy, reference = models()

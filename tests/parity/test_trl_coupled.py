@@ -1,4 +1,5 @@
-"""Parity with TRL 1.16's KTO, AOT and dynamic fine-tuning, the whole step being one micro-batch of TRL's; and departures.
+"""Parity with TRL 1.16's KTO, AOT and dynamic fine-tuning, the whole step being one micro-batch of TRL's; and
+departures.
 
 TRL 1.16 has no BCO trainer any more.
 """
@@ -22,11 +23,9 @@ from tests.parity.trl_losses import (
     theirs,
     tiny_dataset,
     tokenizer,
-)  # fmt: skip
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
-]
+pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
 
 # --- KTO ---
 
@@ -51,7 +50,9 @@ def trl_kto(tmp_path, policy, reference, **settings):
 
 @pytest.mark.parametrize("above", [True, False], ids=["z0 above zero", "z0 zero"])
 def test_kto(tmp_path, above):
-    """The mean log-ratio of the mismatched completions changes its sign when policy and reference change places."""
+    """The mean log-ratio of the mismatched completions changes its sign when policy and reference change
+    places.
+    """
     objective = KTO(beta=0.4, desirable_weight=1.3, undesirable_weight=0.6)
     pair = models()
     found = scores_of(objective, SHIFTED, *pair)
@@ -76,13 +77,18 @@ def test_aot(dpo, pairing, label_smoothing):  # noqa: F811
     trl = trl_dpo(dpo, MIXED, kind, beta=0.4, label_smoothing=label_smoothing)
     mine = ours(objective, MIXED, *dpo[1:])
     assert_parity(mine, trl)
-    assert abs((mine[0] - ours(DPO(beta=0.4, label_smoothing=label_smoothing), MIXED, *dpo[1:])[0]).item()) > 1e-2
+    assert (
+        abs((mine[0] - ours(DPO(beta=0.4, label_smoothing=label_smoothing), MIXED, *dpo[1:])[0]).item())
+        > 1e-2
+    )
 
 
 def test_trl_sorts_within_a_micro_batch(dpo):  # noqa: F811
     """With one pair in each, its AOT is DPO; ours is that of the step, however it is cut."""
     pieces = [trl_dpo(dpo, [example], "aot", beta=0.4)[0] for example in MIXED]
-    torch.testing.assert_close(sum(pieces) / len(pieces), ours(DPO(beta=0.4), MIXED, *dpo[1:])[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        sum(pieces) / len(pieces), ours(DPO(beta=0.4), MIXED, *dpo[1:])[0], rtol=1e-5, atol=1e-6
+    )
 
 
 # --- dynamic fine-tuning ---

@@ -1,4 +1,6 @@
-"""Parity with TRL 1.16's loss code where it adds losses up (MPO, CPO-SimPO) and where it trains a reward model."""
+"""Parity with TRL 1.16's loss code where it adds losses up (MPO, CPO-SimPO) and where it trains a reward
+model.
+"""
 
 import pytest
 import torch
@@ -22,11 +24,9 @@ from tests.parity.trl_losses import (
     theirs,
     tiny_dataset,
     tokenizer,
-)  # fmt: skip
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
-]
+pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
 RAGGED = random_examples(5, chosen_lengths=(5, 2, 7), rejected_lengths=(3, 6, 1))
 LEVEL = random_examples(6, chosen_lengths=(4, 4, 4), rejected_lengths=(3, 6, 1))  # token mean = mean of means
 
@@ -46,7 +46,11 @@ def dpo(tmp_path_factory):
     policy, reference = models()
     data = tiny_dataset(chosen=["w5", "w6"], rejected=["w7", "w8"])
     args = DPOConfig(output_dir=str(tmp_path_factory.mktemp("dpo")), **COMMON)
-    return DPOTrainer(policy, reference, args=args, train_dataset=data, processing_class=tokenizer()), policy, reference
+    return (
+        DPOTrainer(policy, reference, args=args, train_dataset=data, processing_class=tokenizer()),
+        policy,
+        reference,
+    )
 
 
 def trl_sum(dpo, examples, weights: dict[str, float], beta: float):
@@ -59,18 +63,25 @@ def trl_sum(dpo, examples, weights: dict[str, float], beta: float):
     ("objective", "weights"),
     [
         (MPO(beta=0.4), {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}),
-        (MPO(dpo_weight=0.3, bco_weight=2.0, sft_weight=0.1, beta=0.4), {"sigmoid": 0.3, "bco_pair": 2.0, "sft": 0.1}),
+        (
+            MPO(dpo_weight=0.3, bco_weight=2.0, sft_weight=0.1, beta=0.4),
+            {"sigmoid": 0.3, "bco_pair": 2.0, "sft": 0.1},
+        ),
         (Mixture(terms="0.5*hinge(beta=0.4) + sft + 2*ipo(tau=0.4)"), {"hinge": 0.5, "sft": 1.0, "ipo": 2.0}),
         (Mixture(terms="apo-zero(beta=0.4) + -0.5*apo-down(beta=0.4)"), {"apo_zero": 1.0, "apo_down": -0.5}),
     ],
 )
 def test_sums_of_losses(dpo, objective, weights):
-    """On ragged completions: both means run over all chosen tokens, TRL's of the micro-batch, ours of the step."""
+    """On ragged completions: both means run over all chosen tokens, TRL's of the micro-batch, ours of the
+    step.
+    """
     assert_parity(ours(objective, RAGGED, *dpo[1:]), trl_sum(dpo, RAGGED, weights, beta=0.4))
 
 
 def test_trls_likelihood_depends_on_how_a_step_is_cut(dpo):
-    """The mean of the micro-batches' means is not the mean over the step's tokens; ours is that, however it is cut."""
+    """The mean of the micro-batches' means is not the mean over the step's tokens; ours is that, however it
+    is cut.
+    """
     weights = {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}
     pieces = [trl_sum(dpo, [example], weights, beta=0.4)[0] for example in RAGGED]
     whole = trl_sum(dpo, RAGGED, weights, beta=0.4)[0]
@@ -87,8 +98,14 @@ def cpo(tmp_path_factory):
 
     policy, reference = models()
     data = tiny_dataset(chosen=["w5", "w6"], rejected=["w7", "w8"])
-    args = CPOConfig(output_dir=str(tmp_path_factory.mktemp("cpo")), loss_type="simpo", beta=1.5, simpo_gamma=0.4,
-                     cpo_alpha=0.7, **COMMON)  # fmt: skip
+    args = CPOConfig(
+        output_dir=str(tmp_path_factory.mktemp("cpo")),
+        loss_type="simpo",
+        beta=1.5,
+        simpo_gamma=0.4,
+        cpo_alpha=0.7,
+        **COMMON,
+    )
     return CPOTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer()), policy, reference
 
 

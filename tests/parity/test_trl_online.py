@@ -1,4 +1,6 @@
-"""Parity with TRL 1.16's online DPO, completions and rewards given, and of EXO over groups with its pairwise loss."""
+"""Parity with TRL 1.16's online DPO, completions and rewards given, and of EXO over groups with its pairwise
+loss.
+"""
 
 import math
 
@@ -20,14 +22,18 @@ from tests.parity.trl_losses import (
     theirs,
     tiny_dataset,
     tokenizer,
-)  # fmt: skip
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'"),
 ]
 RAGGED = random_examples(5, chosen_lengths=(5, 2, 7), rejected_lengths=(3, 6, 1))
-FIRST_WINS = (True, False, True)  # TRL draws two completions of a prompt and finds out which has the higher reward
+FIRST_WINS = (
+    True,
+    False,
+    True,
+)  # TRL draws two completions of a prompt and finds out which has the higher reward
 
 
 def assert_parity(mine, other):
@@ -36,7 +42,9 @@ def assert_parity(mine, other):
 
 
 def sampled():
-    """What TRL's sampler returns: prompts padded on the left, completions of the first draw and then of the second."""
+    """What TRL's sampler returns: prompts padded on the left, completions of the first draw and then of the
+    second.
+    """
     first = [e.chosen if wins else e.rejected for e, wins in zip(RAGGED, FIRST_WINS, strict=True)]
     second = [e.rejected if wins else e.chosen for e, wins in zip(RAGGED, FIRST_WINS, strict=True)]
     prompts = [e.prompt for e in RAGGED] * 2
@@ -55,9 +63,13 @@ def online(tmp_path_factory):
     args = OnlineDPOConfig(output_dir=str(tmp_path_factory.mktemp("online")), max_new_tokens=8, **COMMON)
     wins = [1.0 if first else 0.0 for first in FIRST_WINS]
     trainer = OnlineDPOTrainer(
-        policy, reference, reward_funcs=lambda **_: wins + [1 - w for w in wins], args=args,
-        train_dataset=tiny_dataset(), processing_class=tokenizer(),
-    )  # fmt: skip
+        policy,
+        reference,
+        reward_funcs=lambda **_: wins + [1 - w for w in wins],
+        args=args,
+        train_dataset=tiny_dataset(),
+        processing_class=tokenizer(),
+    )
     trainer._generate = lambda *_: sampled()
     return trainer, policy, reference
 
@@ -82,7 +94,9 @@ def trl_online(online, loss_type: str, beta: float):
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
 )
 def test_online_dpo(online, objective, loss_type):
-    """Sums over tokens in both links. BPO has TRL's loss with the sampling policy where TRL has the reference."""
+    """Sums over tokens in both links. BPO has TRL's loss with the sampling policy where TRL has the
+    reference.
+    """
     assert_parity(ours(objective, RAGGED, *online[1:]), trl_online(online, loss_type, 0.4))
 
 

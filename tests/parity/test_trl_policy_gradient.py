@@ -1,7 +1,9 @@
-"""Parity with TRL 1.16's GRPO and RLOO trainers, advantages included, on ragged samples of another policy; in fp32.
+"""Parity with TRL 1.16's GRPO and RLOO trainers, advantages included, on ragged samples of another policy; in
+fp32.
 
-TRL samples nothing here: its generation is handed the completions, and everything after that is its own. It has no PPO
-and no REINFORCE++ any more; its clipped loss takes advantages per token, so their policy part is compared with that.
+TRL samples nothing here: its generation is handed the completions, and everything after that is its own. It
+has no PPO and no REINFORCE++ any more; its clipped loss takes advantages per token, so their policy part is
+compared with that.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,15 @@ from preftune.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from preftune.objectives.rloo import RLOO
 from preftune.types import Rewards, StepView, TokenScores
 from tests.models import VOCAB, tiny_model
-from tests.parity.trl_losses import COMMON, completion_logp, gradient_of, models, theirs, tiny_dataset, tokenizer
+from tests.parity.trl_losses import (
+    COMMON,
+    completion_logp,
+    gradient_of,
+    models,
+    theirs,
+    tiny_dataset,
+    tokenizer,
+)
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
 PROMPTS, SIZE, MAX_TOKENS = ([3], [4]), 3, 12
@@ -50,7 +60,9 @@ HALF_EQUAL = replace(RAGGED, rewards=(1.0, -0.5, 0.25, 0.7, 0.7, 0.7))
 
 @pytest.fixture(scope="module")
 def three():
-    """(policy, reference, behaviour): the behaviour policy is near, so that some ratios are clipped and some are not."""
+    """(policy, reference, behaviour): the behaviour policy is near, so that some ratios are clipped and some
+    are not.
+    """
     policy, reference = models()
     behaviour = tiny_model(seed=1, std=0.12)
     noise = tiny_model(seed=3, std=0.03)
@@ -67,13 +79,19 @@ def three():
 
 def make_trainer(kind, config, folder, policy, reference):
     args = config(
-        output_dir=str(folder), num_generations=SIZE, max_completion_length=MAX_TOKENS, beta=0.0,
+        output_dir=str(folder),
+        num_generations=SIZE,
+        max_completion_length=MAX_TOKENS,
+        beta=0.0,
         **{**{k: v for k, v in COMMON.items() if k != "max_length"}, "per_device_train_batch_size": 2 * SIZE},
-    )  # fmt: skip
+    )
     trainer = kind(
-        policy, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args, train_dataset=tiny_dataset(),
+        policy,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=args,
+        train_dataset=tiny_dataset(),
         processing_class=tokenizer(),
-    )  # fmt: skip
+    )
     trainer.ref_model, trainer.num_generations_eval = reference, SIZE
     trainer.num_iterations = 2  # samples are used twice, so TRL scores the policy that sampled
     return trainer
@@ -100,13 +118,28 @@ def prepared(trainer, samples: Sampled, sampler, with_logps: bool) -> dict[str, 
     trainer.reward_funcs = [lambda completions, **_: list(samples.rewards)]
     policy, trainer.model = trainer.model, sampler
     try:
-        return trainer._generate_and_score_completions([{"prompt": f"w{prompt[0]}"} for prompt in samples.prompts])
+        return trainer._generate_and_score_completions(
+            [{"prompt": f"w{prompt[0]}"} for prompt in samples.prompts]
+        )
     finally:
         trainer.model = policy
 
 
-def trl_grpo(trainer, three, samples, loss_type, *, beta=0.0, low=0.2, high=None, scale="group", level="token",
-             delta=None, advantages=None, weighted_kl=False):  # fmt: skip
+def trl_grpo(
+    trainer,
+    three,
+    samples,
+    loss_type,
+    *,
+    beta=0.0,
+    low=0.2,
+    high=None,
+    scale="group",
+    level="token",
+    delta=None,
+    advantages=None,
+    weighted_kl=False,
+):
     trainer.loss_type, trainer.beta, trainer.scale_rewards = loss_type, beta, scale
     trainer.epsilon_low, trainer.epsilon_high = low, low if high is None else high
     trainer.importance_sampling_level, trainer.args.delta = level, delta
@@ -134,15 +167,18 @@ def our_scores(objective: Objective, three, samples: Sampled, sampler=None) -> t
     random = torch.Generator().manual_seed(7)
     with torch.no_grad():
         known = {
-            "ref_logp": logp(reference), "behaviour_logp": logp(sampler or behaviour),
+            "ref_logp": logp(reference),
+            "behaviour_logp": logp(sampler or behaviour),
             "value": torch.randn(int(lengths.sum()), generator=random),
-        }  # fmt: skip
+        }
     needed = {name: values for name, values in known.items() if name in objective.needs}
     scores = TokenScores(logp=logp(policy), lengths=lengths, **needed)
     signal = Rewards(reward=torch.tensor(samples.rewards), group=torch.arange(len(lengths)) // SIZE)
     if "coupling" in objective.needs:
         assert isinstance(objective, Coupled)
-        view = StepView(lengths=lengths, prompt=torch.zeros(len(lengths), dtype=torch.long), signal=signal, scores=scores)
+        view = StepView(
+            lengths=lengths, prompt=torch.zeros(len(lengths), dtype=torch.long), signal=signal, scores=scores
+        )
         with torch.no_grad():
             scores = replace(scores, coupling=objective.couple(view, objective.initial_state())[0])
     return scores, signal
@@ -211,8 +247,9 @@ def test_trl_s_own_defaults_are_dapo_s_loss_without_its_upper_clip(grpo, three):
 
 
 def test_groups_with_equal_rewards_count_in_trl_s_denominator(grpo, three):
-    """DAPO draws others in their place. Of TRL's tokens ours are those of the first group; the gradient is the same
-    but for that factor."""
+    """DAPO draws others in their place. Of TRL's tokens ours are those of the first group; the gradient is
+    the same but for that factor.
+    """
     other = trl_grpo(grpo, three, HALF_EQUAL, "dapo", high=0.28)
     lengths = [len(c) for c in RAGGED.completions]
     share = sum(lengths[:SIZE]) / sum(lengths)
@@ -272,7 +309,8 @@ def raw_advantages(objective, scores: TokenScores, signal: Rewards) -> Tensor:
 def test_rloo_trainer(rloo, three, clip):
     """Samples of another policy, no penalty."""
     assert_parity(
-        ours(RLOO(beta=0.0, clip=clip), three, RAGGED), trl_rloo(rloo, three, RAGGED, beta=0.0, clip=clip, sampler=three[2])
+        ours(RLOO(beta=0.0, clip=clip), three, RAGGED),
+        trl_rloo(rloo, three, RAGGED, beta=0.0, clip=clip, sampler=three[2]),
     )
 
 
@@ -285,8 +323,9 @@ def test_rloo_with_a_penalty_on_the_policy_s_own_samples(rloo, three):
 
 
 def test_trl_s_penalty_is_that_of_the_policy_that_sampled(rloo, three):
-    """Ours is that of the policy that trains, which is what the gradient of the penalised reward has; the two agree on
-    its own samples only."""
+    """Ours is that of the policy that trains, which is what the gradient of the penalised reward has; the two
+    agree on its own samples only.
+    """
     mine = ours(RLOO(beta=0.4, clip=0.2), three, RAGGED)
     other = trl_rloo(rloo, three, RAGGED, beta=0.4, clip=0.2, sampler=three[2])
     assert abs((mine[0] - other[0]).item()) > 1e-3

@@ -1,14 +1,16 @@
-"""Parity with TRL 1.16's WPO weighting, our scores going the whole way from hidden states; and where the two depart."""
+"""Parity with TRL 1.16's WPO weighting, our scores going the whole way from hidden states; and where the two
+depart.
+"""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from preftune.objectives import Objective, reduce_losses
-from preftune.objectives.wpo import WPO
 from preftune.model.policy import model_head
 from preftune.model.scoring import score_tokens
+from preftune.objectives import Objective, reduce_losses
+from preftune.objectives.wpo import WPO
 from preftune.types import Losses, Pairs, TokenScores
 from tests.parity.trl_losses import (
     COMMON,
@@ -20,11 +22,9 @@ from tests.parity.trl_losses import (
     theirs,
     tiny_dataset,
     tokenizer,
-)  # fmt: skip
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
-]
+pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
 RAGGED = random_examples(3, chosen_lengths=(5, 2, 7), rejected_lengths=(3, 6, 1))
 
 
@@ -44,20 +44,26 @@ def scores_of(model, prompt: list[int], completion: list[int]) -> tuple[torch.Te
     """(logp, log collision) of the completion's tokens, by our own operation on the hidden states."""
     ids = torch.tensor([prompt + completion])
     hidden = model.get_decoder()(ids).last_hidden_state[0, len(prompt) - 1 : -1]
-    found = score_tokens(hidden, model_head(model), torch.tensor(completion), wanted=frozenset({"log_collision"}))
+    found = score_tokens(
+        hidden, model_head(model), torch.tensor(completion), wanted=frozenset({"log_collision"})
+    )
     return found.logp, found.log_collision
 
 
-def mine(objective: Objective, examples: list[Example], policy, reference) -> tuple[Losses, torch.Tensor, torch.Tensor]:
+def mine(
+    objective: Objective, examples: list[Example], policy, reference
+) -> tuple[Losses, torch.Tensor, torch.Tensor]:
     """(losses, loss, gradient); completion 2i is chosen, 2i + 1 rejected."""
     completions = [(e.prompt, c) for e in examples for c in (e.chosen, e.rejected)]
     found = [scores_of(policy, p, c) for p, c in completions]
     with torch.no_grad():
         ref_logp = torch.cat([scores_of(reference, p, c)[0] for p, c in completions])
     scores = TokenScores(
-        logp=torch.cat([logp for logp, _ in found]), log_collision=torch.cat([collision for _, collision in found]),
-        ref_logp=ref_logp, lengths=torch.tensor([len(c) for _, c in completions]),
-    )  # fmt: skip
+        logp=torch.cat([logp for logp, _ in found]),
+        log_collision=torch.cat([collision for _, collision in found]),
+        ref_logp=ref_logp,
+        lengths=torch.tensor([len(c) for _, c in completions]),
+    )
     even = torch.arange(0, len(completions), 2)
     losses = objective(scores, Pairs(chosen=even, rejected=even + 1))
     loss = reduce_losses(losses, float(losses.weight.sum()))
@@ -65,7 +71,10 @@ def mine(objective: Objective, examples: list[Example], policy, reference) -> tu
 
 
 def likely(model, examples: list[Example]) -> list[Example]:
-    """The same prompts, both completions of the policy's likeliest tokens: above what it draws on average, and D = 0."""
+    """The same prompts, both completions of the policy's likeliest tokens: above what it draws on average,
+    and D = 0.
+    """
+
     def greedy(prompt: list[int], length: int) -> list[int]:
         ids = list(prompt)
         for _ in range(length):

@@ -15,9 +15,14 @@ from preftune.types import Labels, Pairs, Rewards, Signal, StepView, TokenScores
 from tests.models import VOCAB, tiny_model
 
 COMMON = dict(
-    report_to=[], use_cpu=True, per_device_train_batch_size=2, max_length=64, disable_tqdm=True, bf16=False,
+    report_to=[],
+    use_cpu=True,
+    per_device_train_batch_size=2,
+    max_length=64,
+    disable_tqdm=True,
+    bf16=False,
     activation_checkpointing=False,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class Example:
     rejected: list[int]
 
 
-def random_examples(seed: int, chosen_lengths: Sequence[int], rejected_lengths: Sequence[int]) -> list[Example]:
+def random_examples(
+    seed: int, chosen_lengths: Sequence[int], rejected_lengths: Sequence[int]
+) -> list[Example]:
     random = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> list[int]:
@@ -107,7 +114,10 @@ Completion = tuple[list[int], list[int]]
 
 
 def scores_of(
-    objective: Objective, completions: Sequence[Completion], policy: PreTrainedModel, reference: PreTrainedModel
+    objective: Objective,
+    completions: Sequence[Completion],
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
 ) -> TokenScores:
     with torch.no_grad():
         ref_logp = torch.cat([completion_logp(reference, p, c) for p, c in completions])
@@ -120,9 +130,12 @@ def scores_of(
 
 
 def ours(
-    objective: Objective, examples: Sequence[Example], policy: PreTrainedModel, reference: PreTrainedModel,
+    objective: Objective,
+    examples: Sequence[Example],
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
     mismatched: Sequence[Completion] = (),
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """(loss, gradient of the policy's parameters) of a step; completion 2i is chosen, 2i + 1 rejected."""
     completions = [(e.prompt, c) for e in examples for c in (e.chosen, e.rejected)]
     scores = scores_of(objective, completions, policy, reference)
@@ -142,10 +155,14 @@ def ours(
 
 
 @torch.no_grad()
-def coupled(objective: Coupled, scores: TokenScores, signal: Signal, mismatched: TokenScores | None) -> TokenScores:
+def coupled(
+    objective: Coupled, scores: TokenScores, signal: Signal, mismatched: TokenScores | None
+) -> TokenScores:
     """The scores with what couples them, as the first step of a run."""
     prompt = torch.arange(len(scores.lengths)) // 2
-    view = StepView(lengths=scores.lengths, prompt=prompt, signal=signal, scores=scores, mismatched=mismatched)
+    view = StepView(
+        lengths=scores.lengths, prompt=prompt, signal=signal, scores=scores, mismatched=mismatched
+    )
     return replace(scores, coupling=objective.couple(view, objective.initial_state())[0])
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from preftune.model.layout import LayoutOptions, collate
 from preftune.model.adapters import LoraOptions, inject_lora
 from preftune.model.cost import Shape, Work, product_rate, work_of
+from preftune.model.layout import LayoutOptions, collate
 from preftune.model.policy import Policy, score
 from preftune.types import Group
 from tests.models import random_groups, tiny_model
@@ -18,7 +18,9 @@ def ids(count: int) -> np.ndarray:
 
 
 def test_by_hand():
-    """One layer of width 4 and a window of 2: of 3 + 2 positions, (1 + 2 + 2) pairs in the prompt, 2 for each that follows."""
+    """One layer of width 4 and a window of 2: of 3 + 2 positions, (1 + 2 + 2) pairs in the prompt, 2 for each
+    that follows.
+    """
     shape = Shape(body=10, trained_body=6, head=20, trains_head=False, attention=((4, 2), (4, None)))
     group = Group(prompt=ids(3), completions=(ids(2), ids(2)), origin="a")
     forward = 2.0 * 10 * 5 + 2 * 20 * 4 + 4 * 4 * (5 + 2 + 2) + 4 * 4 * (6 + 4 + 4)
@@ -29,7 +31,9 @@ def test_by_hand():
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_products_are_those_that_run(rank):
-    """Without attention, whose kernel computes the halves of squares too. One token of the head's four products is recomputed."""
+    """Without attention, whose kernel computes the halves of squares too. One token of the head's four
+    products is recomputed.
+    """
     model, groups = tiny_model("llama"), random_groups(1)
     if rank:
         inject_lora(model, LoraOptions(rank=rank))

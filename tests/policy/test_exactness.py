@@ -1,12 +1,15 @@
-"""Shared = unshared = one sequence at a time, values and gradients of all parameters, on several architectures."""
+"""Shared = unshared = one sequence at a time, values and gradients of all parameters, on several
+architectures.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from preftune.model.layout import LayoutOptions, collate
 from preftune.errors import ModelError
-from preftune.model.policy import Policy, choose_sharing, model_head, score
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.policy import Policy, model_head, score
+from preftune.model.proof import choose_sharing
 from tests.models import CONFIGS, random_groups, tiny_model
 
 GROUPS = random_groups(seed=5, num_groups=4)
@@ -19,7 +22,9 @@ def plain(model, groups) -> torch.Tensor:
         for completion in group.completions:
             ids = torch.from_numpy(np.concatenate([group.prompt, completion])).long()
             logp = model(input_ids=ids[None], use_cache=False).logits[0].to(model.dtype).log_softmax(-1)
-            parts.append(logp[len(group.prompt) - 1 : -1].gather(1, ids[len(group.prompt) :, None]).squeeze(1))
+            parts.append(
+                logp[len(group.prompt) - 1 : -1].gather(1, ids[len(group.prompt) :, None]).squeeze(1)
+            )
     return torch.cat(parts)
 
 
@@ -53,7 +58,11 @@ def test_every_layout_is_exact(name, dtype, tolerance, sharing):
     largest = max(gradient.abs().max() for gradient in wanted.values())
     for parameter, gradient in wanted.items():
         torch.testing.assert_close(
-            gradients[parameter] / largest, gradient / largest, rtol=0, atol=tolerance, msg=lambda m, p=parameter: f"{p}: {m}"
+            gradients[parameter] / largest,
+            gradient / largest,
+            rtol=0,
+            atol=tolerance,
+            msg=lambda m, p=parameter: f"{p}: {m}",
         )
 
 
@@ -75,7 +84,9 @@ def test_the_head_after_each_token_is_exact(name, sharing):
     batch = collate(GROUPS, LayoutOptions(micro_batch_tokens=120), sharing, read_last=True)
     policy = Policy(model=model, precision="fp32", sharing=sharing, sharing_reason="", value_head=head)
     found = score(policy, batch, frozenset({"value", "value_after"}))
-    torch.testing.assert_close(found.value_after, torch.cat([one[1:] for one in expected]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.value_after, torch.cat([one[1:] for one in expected]), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(found.value, torch.cat([one[:-1] for one in expected]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.logp, plain(model, GROUPS), rtol=1e-4, atol=1e-4)
 
@@ -96,7 +107,9 @@ def test_layers_that_a_mask_cannot_express_fall_back():
 
 
 def test_a_head_that_does_more_than_it_says_is_refused():
-    """The model's own logits are scaled where no configuration tells: nothing can be scored, and it must not be silent."""
+    """The model's own logits are scaled where no configuration tells: nothing can be scored, and it must not
+    be silent.
+    """
     model = tiny_model("llama")
     head = model.get_output_embeddings()
     model.forward = lambda **kw: type("Out", (), {"logits": 2 * head(model.model(**kw).last_hidden_state)})()

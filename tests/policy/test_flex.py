@@ -1,6 +1,7 @@
 """FlexAttention on packed rows: the mask entry by entry, values and gradients of SDPA, and when it is chosen.
 
-On a CPU torch has an unfused form of it, and refuses that form's backward pass: `unfused` allows it, and compiles nothing.
+On a CPU torch has an unfused form of it, and refuses that form's backward pass: `unfused` allows it, and
+compiles nothing.
 """
 
 import copy
@@ -14,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.integrations import flex_attention as transformers_flex
 
-from preftune.model.layout import LayoutOptions, collate
 from preftune.errors import ConfigError
+from preftune.model.attention_masks import FLEX, block_mask, mask_rule, packed_mask, set_attention
+from preftune.model.attention_segments import SEGMENTS
+from preftune.model.classifier import check_classifier
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.policy import Policy, score
+from preftune.model.proof import choose_layout, prove_flex
+from preftune.model.reference import weights_digest
 from preftune.sampling.engine import choose_engine
 from preftune.sampling.sample import evaluating
-from preftune.model.attention_masks import FLEX, block_mask, mask_rule, packed_mask, set_attention
-from preftune.model.policy import Policy, choose_layout, prove_flex, score
-from preftune.model.reference import weights_digest
-from preftune.model.classifier import check_classifier
-from preftune.model.attention_segments import SEGMENTS
 from tests.models import CONFIGS, random_groups, tiny_model
 from tests.policy.test_exactness import values_and_gradients
 
@@ -57,9 +59,12 @@ def largest_difference(one, two) -> float:
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1), row=st.integers(1, 80), sharing=st.sampled_from(["shared", "packed"]),
-    window=st.none() | st.integers(1, 30), read_last=st.booleans(),
-)  # fmt: skip
+    seed=st.integers(0, 2**32 - 1),
+    row=st.integers(1, 80),
+    sharing=st.sampled_from(["shared", "packed"]),
+    window=st.none() | st.integers(1, 30),
+    read_last=st.booleans(),
+)
 def test_the_rule_is_the_mask_entry_by_entry(seed, row, sharing, window, read_last):
     options = LayoutOptions(micro_batch_tokens=4 * row)
     batch = collate(random_groups(seed, num_groups=3), options, sharing, read_last)
@@ -103,7 +108,9 @@ def test_rows_of_several_blocks(unfused):
 
 
 def test_under_autocast_and_with_gradient_checkpointing(unfused, monkeypatch):
-    """Rotary embeddings give fp32 queries beside bf16 values; a layer is computed again outside of the forward pass."""
+    """Rotary embeddings give fp32 queries beside bf16 values; a layer is computed again outside of the
+    forward pass.
+    """
     kinds = set()
 
     def noting(query, key, value, training, **settings):
@@ -135,7 +142,9 @@ def test_the_probe_gives_flex_attention_where_it_changes_nothing(name, precision
     assert prove_flex(model, "shared", precision) == ""
 
 
-@pytest.mark.parametrize(("name", "failure"), [("llama", "not support backward on CPU"), ("gpt2", "AttributeError")])
+@pytest.mark.parametrize(
+    ("name", "failure"), [("llama", "not support backward on CPU"), ("gpt2", "AttributeError")]
+)
 def test_the_probe_leaves_a_model_as_it_is_where_flex_does_not_run(name, failure, monkeypatch):
     """On a CPU its backward pass is refused; GPT-2 wants to know how many dimensions a mask has."""
     monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", uncompiled)
@@ -185,7 +194,9 @@ def test_what_cannot_be_had_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="cannot express this model's soft-capped"):
         choose_layout(tiny_model("gemma2"), LayoutOptions(attention="sdpa"), "fp32")
     with monkeypatch.context() as patch:
-        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for a user: no type checker in the way
+        patch.setattr(
+            jaxtyping.config, "jaxtyping_disable", True
+        )  # as for a user: no type checker in the way
         with pytest.raises(ConfigError, match="attention is not known"):
             LayoutOptions(attention="fast")  # type: ignore[arg-type]
 
@@ -196,7 +207,10 @@ def test_on_a_cpu_attention_is_plain_or_what_was_asked_for():
     assert model.config._attn_implementation == SEGMENTS
     batch = collate(GROUPS, LayoutOptions(), "shared")
     expected = scores_and_gradients(model, batch)
-    assert choose_layout(model, LayoutOptions(attention="eager"), "fp32") == ("shared", "its attention is eager")
+    assert choose_layout(model, LayoutOptions(attention="eager"), "fp32") == (
+        "shared",
+        "its attention is eager",
+    )
     assert model.config._attn_implementation == "eager"
     assert 0 < largest_difference(expected, scores_and_gradients(model, batch)) < 1e-5
     check_classifier(model)

@@ -36,7 +36,9 @@ def test_derivatives_are_those_of_differences():
 @pytest.mark.parametrize("trains", [True, False])
 def test_derivatives_through_the_product_are_those_of_differences(trains):
     draw = torch.Generator().manual_seed(2)
-    gate, up = (torch.randn(1, 4, 5, generator=draw, dtype=torch.double, requires_grad=True) for _ in range(2))
+    gate, up = (
+        torch.randn(1, 4, 5, generator=draw, dtype=torch.double, requires_grad=True) for _ in range(2)
+    )
     weight = torch.randn(3, 5, generator=draw, dtype=torch.double, requires_grad=trains)
     assert torch.autograd.gradcheck(down_of_silu_times, (gate, up, weight))
 

@@ -51,7 +51,9 @@ def adapter(tiny_folder, tmp_path):
     """A LoRA adapter that does something, as peft saves it."""
     model = load_model(str(tiny_folder), LoadOptions())
     with quiet_peft():
-        settings = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+        settings = LoraConfig(
+            r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+        )
         wrapped = get_peft_model(model, settings)
     wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     return tmp_path / "adapter"
@@ -76,7 +78,10 @@ def test_model_code_does_not_run(copy, canary, capsys, pairs_file, tmp_path):
     words = ["train", "--model", str(copy), "--data", pairs_file, "--output", str(tmp_path / "run"), "--json"]
     assert main(words) == 2
     told = capsys.readouterr().err
-    assert "carries Python code. Set --trust_remote_code true if you trust its authors." in told and told.count("\n") == 1
+    assert (
+        "carries Python code. Set --trust_remote_code true if you trust its authors." in told
+        and told.count("\n") == 1
+    )
     assert not canary.exists() and not (tmp_path / "run").exists()
 
 
@@ -101,7 +106,9 @@ def test_pickled_weights_want_the_flag(copy, tiny_folder):
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
     assert "--allow_pickle true" in refused(copy)
-    assert same_bits(load_model(str(copy), ASKED).state_dict(), load_model(str(tiny_folder), LoadOptions()).state_dict())
+    assert same_bits(
+        load_model(str(copy), ASKED).state_dict(), load_model(str(tiny_folder), LoadOptions()).state_dict()
+    )
 
 
 @pytest.mark.parametrize("options", [LoadOptions(), ASKED], ids=["without the flag", "with the flag"])
@@ -134,7 +141,9 @@ def test_pickled_adapters_want_the_flag(adapter, canary):
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("damage", ["no base", "itself", "no JSON", "base gone", "weights cut", "another base"])
+@pytest.mark.parametrize(
+    "damage", ["no base", "itself", "no JSON", "base gone", "weights cut", "another base"]
+)
 def test_damaged_adapters_are_told(damage, adapter, tmp_path):
     config = adapter / "adapter_config.json"
     if damage == "no JSON":
@@ -142,7 +151,9 @@ def test_damaged_adapters_are_told(damage, adapter, tmp_path):
     elif damage == "weights cut":
         os.truncate(adapter / "adapter_model.safetensors", 50)
     elif damage == "another base":
-        base = shutil.copytree(load_model(str(adapter), LoadOptions()).config._name_or_path, tmp_path / "wide")
+        base = shutil.copytree(
+            load_model(str(adapter), LoadOptions()).config._name_or_path, tmp_path / "wide"
+        )
         edit(base / "config.json", hidden_size=64)
         edit(config, base_model_name_or_path=str(base))
     else:
@@ -151,7 +162,9 @@ def test_damaged_adapters_are_told(damage, adapter, tmp_path):
     refused(adapter)
 
 
-@pytest.mark.parametrize("damage", ["weights cut", "weights gone", "config no JSON", "config gone", "tensor gone", "unknown kind"])
+@pytest.mark.parametrize(
+    "damage", ["weights cut", "weights gone", "config no JSON", "config gone", "tensor gone", "unknown kind"]
+)
 def test_damaged_models_are_told(damage, copy, tmp_path):
     if damage == "weights cut":
         os.truncate(copy / "model.safetensors", 500)

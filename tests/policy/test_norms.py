@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from preftune.model.kernels.norms import quicken_norms, rms_norm
 from preftune.model.layout import LayoutOptions, collate
 from preftune.model.load import LoadOptions, load_model
-from preftune.model.kernels.norms import quicken_norms, rms_norm
 from preftune.model.policy import Policy, score
 from tests.models import CONFIGS, random_groups, tiny_model
 
 GROUPS = random_groups(seed=7, num_groups=3)
 QUICK = {"llama": 5, "mistral": 5, "granite": 5, "qwen3": 9, "qwen3_sliding": 9}
-"""Two norms in each of two layers, one at the end; Qwen3 norms queries and keys too. Gemma's add 1 to the weight."""
+"""Two norms in each of two layers, one at the end; Qwen3 norms queries and keys too. Gemma's add 1 to the
+weight.
+"""
 
 
 def test_the_equation_by_hand():
@@ -33,7 +35,12 @@ def test_the_equation_by_hand():
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 5), width=st.integers(1, 9), eps=st.sampled_from([1e-6, 1e-2, 1.0]), seed=st.integers(0, 99))
+@given(
+    rows=st.integers(1, 5),
+    width=st.integers(1, 9),
+    eps=st.sampled_from([1e-6, 1e-2, 1.0]),
+    seed=st.integers(0, 99),
+)
 def test_derivatives_are_those_of_differences(rows, width, eps, seed):
     draw = torch.Generator().manual_seed(seed)
     states = torch.randn(2, rows, width, generator=draw, dtype=torch.double, requires_grad=True)
@@ -142,4 +149,6 @@ def test_what_computes_something_else_stays_as_it_is():
 def test_a_loaded_model_has_quick_norms(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     model = load_model(str(tmp_path), LoadOptions())
-    assert sum("forward" in vars(module) for module in model.modules() if "Norm" in type(module).__name__) == 5
+    assert (
+        sum("forward" in vars(module) for module in model.modules() if "Norm" in type(module).__name__) == 5
+    )

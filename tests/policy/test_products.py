@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from preftune.model.kernels import products
-from preftune.model.kernels.products import has_bf16, leaves_half_idle, onednn_product, product_in_fp32, use_fast_products
+from preftune.model.kernels.products import (
+    has_bf16,
+    leaves_half_idle,
+    onednn_product,
+    product_in_fp32,
+    use_fast_products,
+)
 
 ROWS, INNER, COLUMNS = 65, 129, 300
 SHAPES = {
@@ -15,10 +21,15 @@ SHAPES = {
     "left transposed": lambda: (torch.randn(INNER, ROWS).t(), torch.randn(INNER, COLUMNS)),
     "right transposed": lambda: (torch.randn(ROWS, INNER), torch.randn(COLUMNS, INNER).t()),
     "one number for all": lambda: (torch.randn(1, 1).expand(ROWS, INNER), torch.randn(INNER, COLUMNS)),
-    "one row for all": lambda: (torch.randn(1, INNER).expand(ROWS, INNER), torch.randn(INNER, 1).expand(INNER, COLUMNS)),
+    "one row for all": lambda: (
+        torch.randn(1, INNER).expand(ROWS, INNER),
+        torch.randn(INNER, 1).expand(INNER, COLUMNS),
+    ),
     "every second": lambda: (torch.randn(ROWS, 2 * INNER)[:, ::2], torch.randn(2 * INNER, COLUMNS)[::2]),
 }
-needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN")
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN"
+)
 
 
 @needs_onednn
@@ -41,12 +52,16 @@ def test_product_in_fp32_against_fp64(shape, biased, piece, monkeypatch):
     """Whole or in pieces: the sum of exact products, rounded to bf16 once."""
     monkeypatch.setattr(products, "_PIECE", piece)
     torch.manual_seed(0)
-    left, right = SHAPES[shape]() if shape in SHAPES else (torch.randn(COLUMNS, INNER), torch.randn(INNER, ROWS))
+    left, right = (
+        SHAPES[shape]() if shape in SHAPES else (torch.randn(COLUMNS, INNER), torch.randn(INNER, ROWS))
+    )
     left, right = left.bfloat16(), right.bfloat16()
     bias = torch.randn(right.shape[1]).bfloat16() if biased else None
     exact = left.double() @ right.double() + (0.0 if bias is None else bias.double())
     found = product_in_fp32(left, right, bias)
-    room = 1e-6 * (left.double().abs() @ right.double().abs()) + exact.abs() * 2**-8  # half a unit in the last place of bf16
+    room = (
+        1e-6 * (left.double().abs() @ right.double().abs()) + exact.abs() * 2**-8
+    )  # half a unit in the last place of bf16
     assert found.dtype == torch.bfloat16
     assert ((found.double() - exact).abs() <= room).all()
 
@@ -144,7 +159,9 @@ def test_what_a_processor_needs():
 
 @needs_onednn
 def test_rows_of_new_lengths_do_not_fill_the_memory():
-    """oneDNN and PyTorch's layer above it keep what they prepared for a shape: 276 MiB for these, if nobody stops them."""
+    """oneDNN and PyTorch's layer above it keep what they prepared for a shape: 276 MiB for these, if nobody
+    stops them.
+    """
     code = """
 import re, torch
 from preftune.model.kernels.products import onednn_product, use_fast_products
@@ -158,5 +175,7 @@ for rows in range(100, 500):
     onednn_product(torch.ones(rows, 256), right)
 print(resident() - before)
 """
-    grown = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    grown = float(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    )
     assert grown < 150, f"{grown:.0f} MiB"

@@ -1,4 +1,6 @@
-"""Layers that are computed a second time, and gradients as large as the vocabulary, held once: the same numbers with less."""
+"""Layers that are computed a second time, and gradients as large as the vocabulary, held once: the same
+numbers with less.
+"""
 
 import copy
 
@@ -9,13 +11,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OPTConfig, OPTForCausalLM
 
-from preftune.model.layout import LayoutOptions, collate
 from preftune.errors import ModelError
-from preftune.objectives.dpo import DPO
 from preftune.model import scoring
 from preftune.model.kernels.gated import lighten_mlps
-from preftune.model.policy import Policy, score
 from preftune.model.kernels.recompute import check_recomputes, kept_as, layers_of, num_recomputed, recomputing
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.policy import Policy, score
+from preftune.objectives.dpo import DPO
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.step import run_step
@@ -110,7 +112,9 @@ def test_a_layers_last_product_is_not_computed_twice(precision):
 
 def test_what_a_long_row_keeps_in_positions():
     assert [kept_as(n, 100) for n in (50, 100, 300, 2000)] == [50.0, 100.0, 100.0, 160.0]
-    assert kept_as(300, None) == kept_as(300, 0) == 300.0  # all of it, and the inputs of all: in proportion to the positions
+    assert (
+        kept_as(300, None) == kept_as(300, 0) == 300.0
+    )  # all of it, and the inputs of all: in proportion to the positions
 
 
 def test_nothing_is_computed_twice_without_a_gradient():
@@ -132,8 +136,15 @@ def test_layers_are_given_back_after_an_error():
 def opt_with_dropout() -> OPTForCausalLM:
     """Its layers drop out themselves, in their own forward, and not through a module of theirs."""
     torch.manual_seed(0)
-    config = OPTConfig(vocab_size=64, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.5,
-                       word_embed_proj_dim=16)  # fmt: skip
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        dropout=0.5,
+        word_embed_proj_dim=16,
+    )
     return OPTForCausalLM(config).eval()
 
 
@@ -160,7 +171,9 @@ def tied_model(name):
 
 def untied_model(name):
     model = tiny_model(name)
-    model.get_output_embeddings().weight = torch.nn.Parameter(model.get_output_embeddings().weight.detach().clone())
+    model.get_output_embeddings().weight = torch.nn.Parameter(
+        model.get_output_embeddings().weight.detach().clone()
+    )
     return model
 
 
@@ -188,7 +201,12 @@ def test_no_second_gradient_of_the_vocabulary_is_made(monkeypatch):
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            if torch.is_tensor(out) and not out.is_sparse and out.shape == shape and out.untyped_storage().data_ptr() not in held:
+            if (
+                torch.is_tensor(out)
+                and not out.is_sparse
+                and out.shape == shape
+                and out.untyped_storage().data_ptr() not in held
+            ):
                 made.append(func)
             return out
 
@@ -210,13 +228,17 @@ def test_a_kept_chunk_may_be_worked_on_in_any_pieces(tokens, monkeypatch):
     monkeypatch.setattr(scoring, "_WORK_ELEMENTS", 1)
     monkeypatch.setattr(scoring, "_WORK_TOKENS", tokens)
     found = scored(policy_of(tiny_model("gemma3")))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * max(float(g.abs().max()) for g in expected[1].values()))
+    torch.testing.assert_close(
+        found, expected, rtol=1e-5, atol=1e-5 * max(float(g.abs().max()) for g in expected[1].values())
+    )
 
 
 def test_weights_in_bf16_do_not_sum_their_gradient_in_bf16():
     untied = untied_model("llama").bfloat16()
     score(policy_of(untied), collate(GROUPS, LayoutOptions(), "shared"), into_grad=True)
-    assert untied.get_output_embeddings().weight.grad is None  # autograd is given it whole; of a head in fp32 there is one by now
+    assert (
+        untied.get_output_embeddings().weight.grad is None
+    )  # autograd is given it whole; of a head in fp32 there is one by now
 
 
 @pytest.mark.parametrize("trains", ["neither", "embedding", "head"])
@@ -234,12 +256,20 @@ def test_what_does_not_train_gets_no_gradient(trains):
 
 def test_a_step_casts_each_weight_once_and_the_gradient_is_the_same():
     objective, layout = DPO(), LayoutOptions(micro_batch_tokens=1)
-    anchors = Anchors(reference=lambda part: [[-torch.ones(len(ids)).numpy() for ids in group.completions] for group in part])
+    anchors = Anchors(
+        reference=lambda part: [
+            [-torch.ones(len(ids)).numpy() for ids in group.completions] for group in part
+        ]
+    )
     casts: list[int] = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten._to_copy.default and args[0] is weight and (kwargs or {}).get("dtype") == torch.bfloat16:
+            if (
+                func is torch.ops.aten._to_copy.default
+                and args[0] is weight
+                and (kwargs or {}).get("dtype") == torch.bfloat16
+            ):
                 casts.append(1)
             return func(*args, **(kwargs or {}))
 

@@ -1,4 +1,6 @@
-"""The reference's numbers: the same from the cache, live and with the adapter off; never stale, never damaged unseen."""
+"""The reference's numbers: the same from the cache, live and with the adapter off; never stale, never damaged
+unseen.
+"""
 
 import math
 import os
@@ -8,11 +10,11 @@ import numpy as np
 import pytest
 
 from preftune.errors import ModelError, StorageError, TrainingError
-from preftune.objectives.dpo import DPO
 from preftune.model.adapters import LoraOptions
 from preftune.model.reference import ReferenceOptions
-from preftune.train.loop import train
+from preftune.objectives.dpo import DPO
 from preftune.progress import Reporter
+from preftune.train.loop import train
 from preftune.train.setup import build_job
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import metric_rows, save_tiny_model, timeless, tiny_config
@@ -32,12 +34,18 @@ def test_cache_live_and_adapter_off_agree(tiny_folder, pairs_file, tmp_path, cac
     rows = {}
     for mode in ("cache", "live", "adapter"):
         config = tiny_config(
-            tiny_folder, pairs_file, tmp_path / mode, lora=LoraOptions(rank=2), reference=ReferenceOptions(mode=mode),
+            tiny_folder,
+            pairs_file,
+            tmp_path / mode,
+            lora=LoraOptions(rank=2),
+            reference=ReferenceOptions(mode=mode),
             optim={"learning_rate": 0.01},
-        )  # fmt: skip
+        )
         rows[mode] = timeless(metric_rows(train(config, quiet=True).folder))
     first = rows["cache"][1]
-    assert first["loss"] == pytest.approx(math.log(2.0), abs=1e-6) and first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert first["loss"] == pytest.approx(math.log(2.0), abs=1e-6) and first[
+        "rewards/margins"
+    ] == pytest.approx(0, abs=1e-4)
     assert rows["cache"][-1]["eval_rewards/margins"] > 0.1
     for mode in ("live", "adapter"):
         for one, two in zip(rows["cache"], rows[mode], strict=True):
@@ -63,7 +71,9 @@ def test_a_second_run_takes_everything_from_the_cache(tiny_folder, pairs_file, t
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == found
     # Other weights are another reference, and so is another precision.
     other = save_tiny_model(tmp_path / "other", seed=1)
-    assert "8 groups computed, 0 from the cache" in notes_of(tiny_config(other, pairs_file, tmp_path / "run"), capsys)
+    assert "8 groups computed, 0 from the cache" in notes_of(
+        tiny_config(other, pairs_file, tmp_path / "run"), capsys
+    )
     low = tiny_config(tiny_folder, pairs_file, tmp_path / "run", precision="bf16")
     assert "8 groups computed, 0 from the cache" in notes_of(low, capsys)
 
@@ -73,7 +83,9 @@ def test_a_stale_cache_is_refused(tiny_folder, pairs_file, tmp_path, cache):
     build_job(config, Reporter(quiet=True))
     (shard,) = shards(cache)
     np.save(shard, np.load(shard) * np.float32(1.01))
-    with pytest.raises(TrainingError, match=r"The cached reference differs from the model .*Delete .*references"):
+    with pytest.raises(
+        TrainingError, match=r"The cached reference differs from the model .*Delete .*references"
+    ):
         build_job(config, Reporter(quiet=True))
 
 
@@ -104,9 +116,15 @@ def test_another_model_as_reference(tiny_folder, pairs_file, tmp_path, cache):
     losses = {}
     for mode in ("cache", "live"):
         config = tiny_config(
-            tiny_folder, pairs_file, tmp_path / mode, objective=DPO(), reference=ReferenceOptions(mode=mode, model=str(other))
+            tiny_folder,
+            pairs_file,
+            tmp_path / mode,
+            objective=DPO(),
+            reference=ReferenceOptions(mode=mode, model=str(other)),
         )
-        losses[mode] = [row["loss"] for row in metric_rows(train(config, quiet=True).folder) if row["phase"] == "train"]
+        losses[mode] = [
+            row["loss"] for row in metric_rows(train(config, quiet=True).folder) if row["phase"] == "train"
+        ]
     assert losses["cache"] == pytest.approx(losses["live"], rel=1e-6)
     assert abs(losses["cache"][0] - math.log(2.0)) > 1e-3  # the policy does not start at its reference
 
@@ -121,6 +139,8 @@ def test_full_tuning_and_adapters_share_a_cache(tiny_folder, pairs_file, tmp_pat
 def test_a_reference_of_another_tokeniser_is_refused(tiny_folder, pairs_file, tmp_path):
     folder = save_tiny_model(tmp_path / "words")
     word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(folder)
-    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", reference=ReferenceOptions(model=str(folder)))
+    config = tiny_config(
+        tiny_folder, pairs_file, tmp_path / "run", reference=ReferenceOptions(model=str(folder))
+    )
     with pytest.raises(ModelError, match="different tokenisers"):
         build_job(config, Reporter(quiet=True))

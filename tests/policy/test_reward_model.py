@@ -8,32 +8,54 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config
 
-from preftune.model.layout import LayoutOptions, collate
 from preftune.data.render import make_renderer
 from preftune.errors import ModelError
 from preftune.model.adapters import LoraOptions, inject_lora
+from preftune.model.classifier import PAD, check_classifier, reward_tokenizer, save_reward_model
+from preftune.model.layout import LayoutOptions, collate
 from preftune.model.load import LoadOptions, load_model
 from preftune.model.policy import Policy, score
-from preftune.model.classifier import PAD, check_classifier, reward_tokenizer, save_reward_model
 from preftune.types import Record
-from tests.data.tokenizers_for_tests import CHATML, GEMMA, LLAMA3, MISTRAL, NO_END, byte_tokenizer, word_tokenizer
+from tests.data.tokenizers_for_tests import (
+    CHATML,
+    GEMMA,
+    LLAMA3,
+    MISTRAL,
+    NO_END,
+    byte_tokenizer,
+    word_tokenizer,
+)
 from tests.models import CONFIGS, tiny_model
 
-FAMILIES = {**CONFIGS, "qwen2": lambda: Qwen2Config(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    tie_word_embeddings=True, max_position_embeddings=256)}  # fmt: skip
+FAMILIES = {
+    **CONFIGS,
+    "qwen2": lambda: Qwen2Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=256,
+    ),
+}
 WITHOUT = {"granite"}  # transformers has no sequence classifier of it
 RECORDS = [
-    Record(prompt="What is the sea?", completions=("Wide and blue.", "No", "I am fine, thank you, and how are you today"),
-           ended=(True, True, False)),
+    Record(
+        prompt="What is the sea?",
+        completions=("Wide and blue.", "No", "I am fine, thank you, and how are you today"),
+        ended=(True, True, False),
+    ),
     Record(prompt="Hi", completions=("Hello there!", "?")),
-]  # fmt: skip
+]
 
 
 def model_of(family: str, vocabulary: int):
     config = FAMILIES[family]()
     config.vocab_size = vocabulary
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if family == "gemma2" else "sdpa").eval()
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager" if family == "gemma2" else "sdpa"
+    ).eval()
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -45,7 +67,9 @@ def model_of(family: str, vocabulary: int):
 def policy_of(model, **known) -> Policy:
     head = torch.nn.Linear(32, 1, bias=False)
     torch.nn.init.normal_(head.weight, std=0.5, generator=torch.Generator().manual_seed(2))
-    return Policy(model=model, precision="fp32", sharing="shared", sharing_reason="", value_head=head, **known)
+    return Policy(
+        model=model, precision="fp32", sharing="shared", sharing_reason="", value_head=head, **known
+    )
 
 
 @torch.no_grad()
@@ -60,7 +84,11 @@ def plain_scores(folder, groups, side: str, attention: str | None = None) -> lis
     """transformers and nothing of ours: the tokeniser pads, the classifier scores the whole batch at once."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation=attention).eval()
-    rows = [{"input_ids": np.concatenate([group.prompt, ids]).tolist()} for group in groups for ids in group.completions]
+    rows = [
+        {"input_ids": np.concatenate([group.prompt, ids]).tolist()}
+        for group in groups
+        for ids in group.completions
+    ]
     batch = tokenizer.pad(rows, return_tensors="pt")
     assert batch["input_ids"].shape[0] == 5 and model.config.num_labels == 1
     assert (batch["attention_mask"] == 0).any()
@@ -105,7 +133,10 @@ def test_an_adapter_is_merged(dtype, tmp_path):
 
 
 def test_an_architecture_without_a_classifier_is_refused():
-    with pytest.raises(ModelError, match=r"GraniteForCausalLM cannot become a reward model .* no sequence classification class"):
+    with pytest.raises(
+        ModelError,
+        match=r"GraniteForCausalLM cannot become a reward model .* no sequence classification class",
+    ):
         check_classifier(tiny_model("granite"))
 
 
@@ -136,12 +167,15 @@ def test_a_reward_model_is_no_policy(tmp_path):
 @pytest.mark.parametrize(
     ("tokenizer", "template"),
     [
-        (lambda: byte_tokenizer(CHATML, eos="<|im_end|>"), "trimmed"), (lambda: byte_tokenizer(CHATML), "trimmed"),
-        (lambda: byte_tokenizer(LLAMA3, eos="<|eot_id|>"), "same"), (lambda: byte_tokenizer(GEMMA, eos="<end_of_turn>"), "trimmed"),
-        (lambda: byte_tokenizer(MISTRAL), "same"), (lambda: byte_tokenizer(NO_END), "trimmed"),
+        (lambda: byte_tokenizer(CHATML, eos="<|im_end|>"), "trimmed"),
+        (lambda: byte_tokenizer(CHATML), "trimmed"),
+        (lambda: byte_tokenizer(LLAMA3, eos="<|eot_id|>"), "same"),
+        (lambda: byte_tokenizer(GEMMA, eos="<end_of_turn>"), "trimmed"),
+        (lambda: byte_tokenizer(MISTRAL), "same"),
+        (lambda: byte_tokenizer(NO_END), "trimmed"),
         (lambda: word_tokenizer(CHATML, eos="<|im_end|>"), "trimmed"),
     ],
-)  # fmt: skip
+)
 def test_padding_and_template(tokenizer, template):
     """Padding is no token that ends a completion; the template ends with the completion's last token."""
     renderer = make_renderer(tokenizer())
@@ -155,7 +189,9 @@ def test_padding_and_template(tokenizer, template):
     assert prompt == group.prompt.tolist()
     whole = made.apply_chat_template(turns)["input_ids"]
     assert whole[-1] == group.completions[0][-1] == renderer.end_of_turn
-    assert renderer.decode(whole) == renderer.decode([*prompt, *group.completions[0].tolist()])  # tokens may merge between them
+    assert renderer.decode(whole) == renderer.decode(
+        [*prompt, *group.completions[0].tolist()]
+    )  # tokens may merge between them
 
 
 def test_padding_that_is_the_end_of_turn_is_replaced():

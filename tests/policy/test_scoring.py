@@ -51,16 +51,21 @@ def naive(hidden, head, targets, temperature, reference=None) -> dict[str, torch
         return values.gather(1, targets[:, None]).squeeze(1)
 
     found = {
-        "logp": at_target(logp), "entropy": -(p * logp).sum(-1), "target_logit": at_target(z),
-        "log_normaliser": z.logsumexp(-1), "log_collision": (2 * z).logsumexp(-1) - 2 * z.logsumexp(-1),
-    }  # fmt: skip
+        "logp": at_target(logp),
+        "entropy": -(p * logp).sum(-1),
+        "target_logit": at_target(z),
+        "log_normaliser": z.logsumexp(-1),
+        "log_collision": (2 * z).logsumexp(-1) - 2 * z.logsumexp(-1),
+    }
     if reference is not None:
         logq = plain_logits(*reference, temperature).log_softmax(-1)
         q = logq.exp()
         found |= {
-            "ref_logp": at_target(logq), "ref_entropy_share": -(q * logq).sum(-1) / math.log(V),
-            "kl_from_ref": (q * (logq - logp)).sum(-1), "kl_to_ref": (p * (logp - logq)).sum(-1),
-        }  # fmt: skip
+            "ref_logp": at_target(logq),
+            "ref_entropy_share": -(q * logq).sum(-1) / math.log(V),
+            "kl_from_ref": (q * (logq - logp)).sum(-1),
+            "kl_to_ref": (p * (logp - logq)).sum(-1),
+        }
     return found
 
 
@@ -74,16 +79,25 @@ def gradients(found: dict[str, torch.Tensor], leaves):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("scale", "softcap", "temperature"), [(1.0, None, 1.0), (0.5, None, 0.7), (1.0, 3.0, 1.0), (1.3, 2.0, 1.7)]
+    ("scale", "softcap", "temperature"),
+    [(1.0, None, 1.0), (0.5, None, 0.7), (1.0, 3.0, 1.0), (1.3, 2.0, 1.7)],
 )
 @pytest.mark.parametrize("chunk", [1, 6 * V, 100 * V])
-@pytest.mark.parametrize("wanted", [ALL, ALL - {name for name in ALL if "ref" in name}], ids=["all", "no reference"])
+@pytest.mark.parametrize(
+    "wanted", [ALL, ALL - {name for name in ALL if "ref" in name}], ids=["all", "no reference"]
+)
 def test_equals_the_definition(bias, scale, softcap, temperature, chunk, wanted):
     hidden, weight, shift, targets = inputs(bias=bias)
     head = Head(weight=weight, bias=shift, scale=scale, softcap=softcap)
     reference = other_model() if wanted == ALL else None
     got = score_tokens(
-        hidden, head, targets, wanted=wanted, reference=reference, temperature=temperature, chunk_elements=chunk
+        hidden,
+        head,
+        targets,
+        wanted=wanted,
+        reference=reference,
+        temperature=temperature,
+        chunk_elements=chunk,
     )
     expected = naive(hidden, head, targets, temperature, reference)
     assert expected.keys() == wanted
@@ -100,14 +114,17 @@ def test_each_score_alone(name):
     """Each gradient by itself, and nothing beside it is there."""
     hidden, weight, shift, targets = inputs()
     head = Head(weight=weight, bias=shift, scale=0.8, softcap=2.5)
-    got = score_tokens(hidden, head, targets, wanted=frozenset({name}), reference=other_model(), temperature=1.2)
+    got = score_tokens(
+        hidden, head, targets, wanted=frozenset({name}), reference=other_model(), temperature=1.2
+    )
     assert {other for other in ALL if getattr(got, other) is not None} == {name, "logp"}
     expected = naive(hidden, head, targets, 1.2, other_model())[name]
     leaves = (hidden, weight, shift)
     for value, correct in zip(
-        torch.autograd.grad(getattr(got, name).square().sum(), leaves), torch.autograd.grad(expected.square().sum(), leaves),
+        torch.autograd.grad(getattr(got, name).square().sum(), leaves),
+        torch.autograd.grad(expected.square().sum(), leaves),
         strict=True,
-    ):  # fmt: skip
+    ):
         torch.testing.assert_close(value, correct, rtol=1e-10, atol=1e-11)
 
 
@@ -140,7 +157,9 @@ def test_frozen_parts_get_no_gradient():
 def test_the_reference_and_the_collision_carry_no_gradient():
     hidden, weight, shift, targets = inputs()
     ref_hidden, ref_head = other_model()
-    got = score_tokens(hidden, Head(weight=weight, bias=shift), targets, wanted=ALL, reference=(ref_hidden, ref_head))
+    got = score_tokens(
+        hidden, Head(weight=weight, bias=shift), targets, wanted=ALL, reference=(ref_hidden, ref_head)
+    )
     assert {name for name in ALL if not getattr(got, name).requires_grad} == FROZEN
     sum(getattr(got, name).sum() for name in ALL - FROZEN).backward()
     assert (ref_hidden.grad, ref_head.weight.grad, ref_head.bias.grad) == (None, None, None)
@@ -170,7 +189,9 @@ def test_known_distributions():
     assert got.log_collision.item() == pytest.approx(math.log(3 / 8), rel=1e-14)
     assert got.ref_logp.item() == pytest.approx(-math.log(3), rel=1e-14)
     assert got.ref_entropy_share.item() == pytest.approx(1.0, rel=1e-14)
-    assert got.kl_to_ref.item() == pytest.approx(math.log(3) - 1.5 * math.log(2), rel=1e-13)  # log V minus the entropy
+    assert got.kl_to_ref.item() == pytest.approx(
+        math.log(3) - 1.5 * math.log(2), rel=1e-13
+    )  # log V minus the entropy
     assert got.kl_from_ref.item() == pytest.approx(-math.log(3) + (5 / 3) * math.log(2), rel=1e-13)
     backwards = score_tokens(hidden, uniform[1], torch.tensor([0]), wanted=ALL, reference=(hidden, head))
     assert backwards.kl_to_ref.item() == pytest.approx(got.kl_from_ref.item(), rel=1e-13)
@@ -196,12 +217,16 @@ def test_low_precision_input_is_accumulated_in_fp32():
     hidden, weight, _, targets = inputs(torch.float32, bias=False)
     ref_hidden, ref_head = other_model(torch.float32)
     reference = (ref_hidden.bfloat16(), Head(weight=ref_head.weight.bfloat16(), scale=0.9, softcap=2.5))
-    low = score_tokens(hidden.bfloat16(), Head(weight=weight.bfloat16()), targets, wanted=ALL, reference=reference)
+    low = score_tokens(
+        hidden.bfloat16(), Head(weight=weight.bfloat16()), targets, wanted=ALL, reference=reference
+    )
     rounded = (reference[0].float(), Head(weight=reference[1].weight.float(), scale=0.9, softcap=2.5))
     exact = naive(hidden.bfloat16().float(), Head(weight=weight.bfloat16().float()), targets, 1.0, rounded)
     for name, values in exact.items():
         assert getattr(low, name).dtype == torch.float32
-        torch.testing.assert_close(getattr(low, name), values, rtol=0, atol=0.06)  # the products themselves are bf16
+        torch.testing.assert_close(
+            getattr(low, name), values, rtol=0, atol=0.06
+        )  # the products themselves are bf16
 
 
 def test_autocast_reaches_both_models():
@@ -210,13 +235,17 @@ def test_autocast_reaches_both_models():
     ref_hidden, ref_head = other_model(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         got = score_tokens(hidden, Head(weight=weight), targets, wanted=ALL, reference=(ref_hidden, ref_head))
-    low = Head(weight=ref_head.weight.bfloat16(), bias=ref_head.bias, scale=ref_head.scale, softcap=ref_head.softcap)
+    low = Head(
+        weight=ref_head.weight.bfloat16(), bias=ref_head.bias, scale=ref_head.scale, softcap=ref_head.softcap
+    )
     head, reference = Head(weight=weight.bfloat16()), (ref_hidden.bfloat16(), low)
     same = score_tokens(hidden.bfloat16(), head, targets, wanted=ALL, reference=reference)
     for name in ALL:
         assert torch.equal(getattr(got, name), getattr(same, name)), name
     for name in ALL - FROZEN:
-        mine, other = (torch.autograd.grad(getattr(s, name).sum(), hidden, retain_graph=True)[0] for s in (got, same))
+        mine, other = (
+            torch.autograd.grad(getattr(s, name).sum(), hidden, retain_graph=True)[0] for s in (got, same)
+        )
         torch.testing.assert_close(mine, other, rtol=1e-2, atol=1e-2)
 
 
@@ -265,9 +294,13 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize(("wanted", "most"), [({"logp"}, 256), ({"entropy"}, 450), ({"kl_from_ref", "kl_to_ref"}, 350)])
+@pytest.mark.parametrize(
+    ("wanted", "most"), [({"logp"}, 256), ({"entropy"}, 450), ({"kl_from_ref", "kl_to_ref"}, 350)]
+)
 def test_peak_memory_is_a_few_chunks(wanted, most):
-    """All logits of a model would be 4096 * 32768 * 4 bytes = 512 MiB, a chunk is 64 MiB, of both models together too."""
+    """All logits of a model would be 4096 * 32768 * 4 bytes = 512 MiB, a chunk is 64 MiB, of both models
+    together too.
+    """
     script = _PEAK.replace("{WANTED}", repr(wanted))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(done.stdout) < most

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from preftune.model.layout import LayoutOptions, collate
 from preftune.model.attention_masks import packed_mask
-from preftune.model.load import LoadOptions, load_model
-from preftune.model.policy import choose_sharing
 from preftune.model.attention_segments import SEGMENTS, attend, segment_lengths, window_inputs
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.load import LoadOptions, load_model
+from preftune.model.proof import choose_sharing
 from preftune.types import Group
 from tests.models import CONFIGS, random_groups, tiny_model
 
@@ -29,13 +29,21 @@ def test_lengths_by_hand():
     assert segment_lengths(batch) == ((3, 2, 1), (1, 1))
 
 
-@given(seed=st.integers(0, 10_000), window=st.sampled_from([0, 1, 3, 8, 50]), key_heads=st.sampled_from([1, 2, 4]))
+@given(
+    seed=st.integers(0, 10_000),
+    window=st.sampled_from([0, 1, 3, 8, 50]),
+    key_heads=st.sampled_from([1, 2, 4]),
+)
 def test_segments_are_the_masked_attention(seed, window, key_heads):
     batch = collate(random_groups(seed), LayoutOptions(), "flat")
     length, random = batch.input_ids.shape[1], torch.Generator().manual_seed(seed)
 
     def states(heads: int) -> torch.Tensor:
-        return torch.randn(1, length, heads, 6, generator=random, dtype=torch.float64).transpose(1, 2).requires_grad_()
+        return (
+            torch.randn(1, length, heads, 6, generator=random, dtype=torch.float64)
+            .transpose(1, 2)
+            .requires_grad_()
+        )
 
     inputs = states(4), states(key_heads), states(key_heads)
     direction = torch.randn(1, length, 4, 6, generator=random, dtype=torch.float64)
@@ -44,7 +52,11 @@ def test_segments_are_the_masked_attention(seed, window, key_heads):
     expected = scaled_dot_product_attention(inputs[0], *repeated, attn_mask=mask, scale=0.3).transpose(1, 2)
     wanted = torch.autograd.grad(expected, inputs, direction)
     got, _ = attend(
-        torch.nn.Module(), *inputs, torch.full((1, 1, 1, 1), window), preftune_segments=segment_lengths(batch), scaling=0.3
+        torch.nn.Module(),
+        *inputs,
+        torch.full((1, 1, 1, 1), window),
+        preftune_segments=segment_lengths(batch),
+        scaling=0.3,
     )
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for mine, theirs in zip(torch.autograd.grad(got, inputs, direction), wanted, strict=True):
@@ -56,7 +68,10 @@ def test_each_kind_of_layer_is_told_its_window():
     assert window_inputs(CONFIGS["mistral"]()) == torch.full((1, 1, 1, 1), 5)
     kinds = window_inputs(CONFIGS["gemma3"]())
     assert isinstance(kinds, dict)
-    assert {kind: int(window) for kind, window in kinds.items()} == {"sliding_attention": 5, "full_attention": 0}
+    assert {kind: int(window) for kind, window in kinds.items()} == {
+        "sliding_attention": 5,
+        "full_attention": 0,
+    }
 
 
 def test_without_segments_it_is_the_attention_of_the_model():
@@ -71,7 +86,15 @@ def test_without_segments_it_is_the_attention_of_the_model():
 def test_soft_capped_scores_are_not_for_segments():
     states = torch.zeros(1, 1, 1, 2)
     with pytest.raises(NotImplementedError, match="soft-capped"):
-        attend(torch.nn.Module(), states, states, states, torch.zeros(1, 1, 1, 1), preftune_segments=((1,),), softcap=3.0)
+        attend(
+            torch.nn.Module(),
+            states,
+            states,
+            states,
+            torch.zeros(1, 1, 1, 1),
+            preftune_segments=((1,),),
+            softcap=3.0,
+        )
 
 
 def test_another_attention_keeps_its_masks():

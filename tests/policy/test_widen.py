@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from preftune.sampling.engine import choose_engine
-from preftune.model.load import LoadOptions, load_model, resolve_model
-from preftune.model.policy import choose_sharing
 from preftune.model.kernels.recompute import layers_of
 from preftune.model.kernels.widen import in_fp32
+from preftune.model.load import LoadOptions, load_model, resolve_model
+from preftune.model.proof import choose_sharing
+from preftune.sampling.engine import choose_engine
 from tests.models import tiny_model
 
 IDS = torch.tensor([[3, 5, 1, 7, 2, 9]])
@@ -26,8 +26,13 @@ def test_it_is_the_model_in_fp32(name, dtype):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with in_fp32(model):
         found = model(input_ids=IDS).logits
-        assert {p.dtype for layer in layers_of(model) for p in layer.parameters()} == {dtype}  # one layer at a time
-    assert torch.equal(found, copy.deepcopy(model).float()(input_ids=IDS).logits) and found.dtype == torch.float32
+        assert {p.dtype for layer in layers_of(model) for p in layer.parameters()} == {
+            dtype
+        }  # one layer at a time
+    assert (
+        torch.equal(found, copy.deepcopy(model).float()(input_ids=IDS).logits)
+        and found.dtype == torch.float32
+    )
     assert model.state_dict().keys() == before.keys()
     for key, value in model.state_dict().items():
         assert value.dtype == before[key].dtype and torch.equal(value, before[key])
@@ -69,7 +74,9 @@ def test_a_finer_model_is_left_alone(dtype):
 
 @pytest.mark.real_model
 def test_rounding_does_not_hide_what_is_exact():
-    """SmolLM2 in bf16 is off by nats on the probes, whatever the layout; in fp32 its layouts and engines are equal."""
+    """SmolLM2 in bf16 is off by nats on the probes, whatever the layout; in fp32 its layouts and engines are
+    equal.
+    """
     model = load_model(resolve_model("smollm2-135m-instruct"), LoadOptions(), torch.bfloat16)
     assert choose_sharing(model, True) == ("flat", "")
     assert choose_engine(model) == ("shared", "")

@@ -42,7 +42,8 @@ def pages(tmp_path_factory):
     diagnosis.mkdir()
     write_tokens(diagnosis, runs=("plain", HOSTILE), num_pairs=6, texts=TRICKS, prompt=HOSTILE)
     return {
-        "plain": write_report(plain), "hostile": write_report(hostile),
+        "plain": write_report(plain),
+        "hostile": write_report(hostile),
         "comparison": write_comparison([plain, hostile], root / "compare.html"),
         "diagnosis": write_diagnosis(diagnosis_content(["plain", HOSTILE]), diagnosis),
     }
@@ -52,11 +53,16 @@ def open_page(browser, path, width, scheme="light"):
     """The page and everything that it complained of or asked for."""
     page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
     faults: list[str] = []
-    page.on("console", lambda message: faults.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: faults.append(message.text) if message.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("requestfailed", lambda request: faults.append(request.url))
     page.on("dialog", lambda dialog: (faults.append(dialog.message), dialog.dismiss()))
-    page.on("request", lambda request: request.url.startswith(("file:", "data:")) or faults.append(request.url))
+    page.on(
+        "request", lambda request: request.url.startswith(("file:", "data:")) or faults.append(request.url)
+    )
     page.goto(path.as_uri(), wait_until="load")
     return page, faults
 
@@ -78,7 +84,9 @@ def test_a_page_is_whole_at_any_width(browser, pages, name, width):
 
 def test_text_in_figures_is_large_enough_on_a_phone(browser, pages):
     page, _ = open_page(browser, pages["plain"], 360)
-    heights = page.eval_on_selector_all("svg text", "all => all.map(one => one.getBoundingClientRect().height)")
+    heights = page.eval_on_selector_all(
+        "svg text", "all => all.map(one => one.getBoundingClientRect().height)"
+    )
     assert min(heights) > 8
     page.context.close()
 
@@ -88,10 +96,12 @@ def test_figures_follow_the_colour_scheme(browser, pages):
     for scheme in ("light", "dark"):
         page, faults = open_page(browser, pages["plain"], 1280, scheme)
         assert faults == []
-        seen.append(page.evaluate(
-            "() => { const style = (name) => getComputedStyle(document.querySelector(name));"
-            " return [style('body').backgroundColor, style('svg text').fill] }"
-        ))
+        seen.append(
+            page.evaluate(
+                "() => { const style = (name) => getComputedStyle(document.querySelector(name));"
+                " return [style('body').backgroundColor, style('svg text').fill] }"
+            )
+        )
         page.context.close()
     (light_page, light_ink), (dark_page, dark_ink) = seen
     assert light_page != dark_page
@@ -111,7 +121,11 @@ def test_a_click_sorts_numbers_as_numbers(browser, pages):
     values = [float(value) for value, _ in cells(page, "#tested", 1)]
     assert values == list(KIND_MEANS)
     header = table.locator("thead th").nth(1)
-    for state, expected in (("ascending", sorted(values)), ("descending", sorted(values, reverse=True)), (None, values)):
+    for state, expected in (
+        ("ascending", sorted(values)),
+        ("descending", sorted(values, reverse=True)),
+        (None, values),
+    ):
         header.get_by_role("button").click()
         assert header.get_attribute("aria-sort") == state
         assert [float(value) for value, _ in cells(page, "#tested", 1)] == expected
@@ -123,7 +137,9 @@ def test_a_click_sorts_numbers_as_numbers(browser, pages):
 def test_a_key_sorts_and_what_is_missing_stays_last(browser, pages):
     page, faults = open_page(browser, pages["comparison"], 1280)
     names = page.locator("table.sortable thead th").all_inner_texts()
-    column = next(index for index, name in enumerate(names) if name.startswith("accuracy"))  # the hostile run has none
+    column = next(
+        index for index, name in enumerate(names) if name.startswith("accuracy")
+    )  # the hostile run has none
     for key in ("Enter", "Space"):
         button = page.locator("table.sortable thead th").nth(column).get_by_role("button")
         button.focus()
@@ -161,7 +177,12 @@ def test_hostile_text_stays_text(browser, pages, name):
     assert by_trick["nul\x00"] == "nul⟨U+0000⟩" and by_trick["\x1b[31mred"] == "⟨U+001B⟩[31mred"
     assert by_trick["\u2028"] == "⟨U+2028⟩"
     assert by_trick["\u202eright to left"] == "⟨U+202E⟩right to left"
-    assert page.locator(".tokens img, .tokens script, .tokens [onmouseover], main script, main a[href^=javascript]").count() == 0
+    assert (
+        page.locator(
+            ".tokens img, .tokens script, .tokens [onmouseover], main script, main a[href^=javascript]"
+        ).count()
+        == 0
+    )
     assert HOSTILE in page.locator("body").inner_text()
     assert page.locator(".tokens").first.evaluate("one => getComputedStyle(one).unicodeBidi") == "isolate"
     assert faults == []
@@ -171,7 +192,11 @@ def test_hostile_text_stays_text(browser, pages, name):
 def test_the_policy_stops_a_script_that_slipped_through(browser, pages, tmp_path):
     html = pages["plain"].read_text(encoding="utf-8")
     spoiled = tmp_path / "spoiled.html"
-    spoiled.write_text(html.replace("<main>", "<main><script>document.title = 'taken'</script><b onclick='alert(1)'>x</b>", 1))
+    spoiled.write_text(
+        html.replace(
+            "<main>", "<main><script>document.title = 'taken'</script><b onclick='alert(1)'>x</b>", 1
+        )
+    )
     page, faults = open_page(browser, spoiled, 1280)
     assert page.title() != "taken"
     page.locator("b[onclick]").click()
@@ -193,7 +218,9 @@ def test_text_on_coloured_tokens_can_be_read(browser, pages, scheme):
     page, _ = open_page(browser, pages["plain"], 1280, scheme)
     ratios = page.eval_on_selector_all(".swatches li:not(.even)", CONTRAST)
     assert len(ratios) == 10 and min(ratios) >= 4.5
-    colours = page.eval_on_selector_all(".swatches li", "all => all.map(one => getComputedStyle(one).backgroundColor)")
+    colours = page.eval_on_selector_all(
+        ".swatches li", "all => all.map(one => getComputedStyle(one).backgroundColor)"
+    )
     assert len(set(colours)) == 11
     page.context.close()
 
@@ -204,9 +231,15 @@ def test_paper_shows_everything(browser, pages):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("details:not([open])").count() == 0
-    assert page.locator("th button").first.evaluate("one => getComputedStyle(one, '::after').content") in ("none", "normal")
+    assert page.locator("th button").first.evaluate("one => getComputedStyle(one, '::after').content") in (
+        "none",
+        "normal",
+    )
     assert page.locator(".text").first.evaluate("one => getComputedStyle(one).maxHeight") == "none"
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") in ("rgb(246, 247, 248)", "rgb(255, 255, 255)")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") in (
+        "rgb(246, 247, 248)",
+        "rgb(255, 255, 255)",
+    )
     assert page.locator("figure").first.evaluate("one => getComputedStyle(one).breakInside") == "avoid"
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.locator("details[open]").count() == 0

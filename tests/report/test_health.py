@@ -15,14 +15,24 @@ def test_a_page_begins_with_what_is_wrong(tmp_path):
     last = max(row["step"] for row in rows)
     for row in rows:
         if row["phase"] == "eval" and row["step"] == last:
-            row |= {"eval_log_ratios/chosen": -40.0, "eval_log_ratios/rejected": -90.0, "eval_logps/chosen": -122.0}
+            row |= {
+                "eval_log_ratios/chosen": -40.0,
+                "eval_log_ratios/rejected": -90.0,
+                "eval_logps/chosen": -122.0,
+            }
         if row["phase"] == "eval":
             row |= {"eval_logps/chosen": row.get("eval_logps/chosen", -82.0), "eval_logps/rejected": -95.0}
     write_lines(folder / "metrics.jsonl", rows)
     html = write_report(folder).read_text(encoding="utf-8")
     assert html.index("<h2>Health</h2>") < html.index("<h2>Training</h2>")
-    for words in ("Displacement", "log-ratio of chosen -40.00", "Try <code>--learning_rate 6.7e-07</code>", "Threshold: share of",
-                  "this objective pushes the chosen completion up", "Here it is 0.4"):  # fmt: skip
+    for words in (
+        "Displacement",
+        "log-ratio of chosen -40.00",
+        "Try <code>--learning_rate 6.7e-07</code>",
+        "Threshold: share of",
+        "this objective pushes the chosen completion up",
+        "Here it is 0.4",
+    ):
         assert words in html, words
     found = health(read_run(folder))
     assert found is not None
@@ -36,7 +46,9 @@ def test_numbers_that_are_logged_for_health_are_not_drawn_beside_it(tmp_path):
     folder = build_run(tmp_path / "run", steps=16)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     before = write_report(folder).read_text().count("<svg")
-    write_lines(folder / "metrics.jsonl", [row | ({"health/kl": 2} if row["phase"] == "eval" else {}) for row in rows])
+    write_lines(
+        folder / "metrics.jsonl", [row | ({"health/kl": 2} if row["phase"] == "eval" else {}) for row in rows]
+    )
     assert write_report(folder).read_text().count("<svg") == before
 
 

@@ -12,10 +12,18 @@ import pytest
 
 from preftune.errors import ConfigError, StorageError
 from preftune.report import read_run, write_comparison, write_report
-from preftune.report.page import MAX_CHARACTERS, NUM_FOLDED, NUM_SHOWN, clean, distinct_names, run_page, sample_rows
+from preftune.report.page import (
+    MAX_CHARACTERS,
+    NUM_FOLDED,
+    NUM_SHOWN,
+    clean,
+    distinct_names,
+    run_page,
+    sample_rows,
+)
 from preftune.report.summary import changes, objective_text, settings_that_differ, verdict, what_was_done
-from preftune.text import describe, interval_text, mean_text, value_text
 from preftune.stats import Interval
+from preftune.text import describe, interval_text, mean_text, value_text
 
 from .runs import HOSTILE, HOSTILE_NAME, PROMPTS, build_run, sample, spoil, write_lines
 
@@ -62,23 +70,39 @@ def page_of(folder):
 def test_the_page_of_a_finished_run(folder):
     page = page_of(folder)
     text = " ".join(page.text.split())
-    assert "smollm2-135m-instruct was trained with bnf on preferences.jsonl: 16 steps, 0.5 epochs, 23,200 tok" in text
+    assert (
+        "smollm2-135m-instruct was trained with bnf on preferences.jsonl: 16 steps, 0.5 epochs, 23,200 tok"
+        in text
+    )
     assert "parameters 134,515,008" in text
-    for words in ("The mean reward rose", "Log-ratios", "Every other metric", "256 records read", "seed: 0", "9346766"):
+    for words in (
+        "The mean reward rose",
+        "Log-ratios",
+        "Every other metric",
+        "256 records read",
+        "seed: 0",
+        "9346766",
+    ):
         assert words in text
     assert f"preftune sample --model '{folder}/final' --prompt" in text
     assert page.tags.count("svg") == 7 + 4 + 1
-    assert len({value for name, value in page.attributes if name == "id"}) == sum(n == "id" for n, _ in page.attributes)
+    assert len({value for name, value in page.attributes if name == "id"}) == sum(
+        n == "id" for n, _ in page.attributes
+    )
 
 
 def test_the_page_loads_nothing_and_forbids_all_scripts_but_its_own(folder):
     html = write_report(folder).read_text(encoding="utf-8")
     page = Page(html)
-    policies = [value for name, value in page.attributes if name == "content" and value.startswith("default-src")]
+    policies = [
+        value for name, value in page.attributes if name == "content" and value.startswith("default-src")
+    ]
     assert len(policies) == 1
     script = html.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert policies[0].startswith(f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:")
+    assert policies[0].startswith(
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:"
+    )
     assert page.tags.count("script") == 1
     assert not {"img", "iframe", "object"} & set(page.tags)
     sources = [value for name, value in page.attributes if name in ("src", "href", "xlink:href", "action")]
@@ -111,8 +135,15 @@ def test_control_characters_and_surrogates_are_removed(folder):
 
 
 def test_reward_before_and_after_over_the_prompts_that_have_both(folder):
-    rows = [sample("before", 0, 0.0), sample("before", 0, 1.0, 1), sample("after", 0, 2.0), sample("before", 1, 3.0),
-            sample("after", 1, 4.5), sample("before", 2, 100.0), sample("after", 3, None)]
+    rows = [
+        sample("before", 0, 0.0),
+        sample("before", 0, 1.0, 1),
+        sample("after", 0, 2.0),
+        sample("before", 1, 3.0),
+        sample("after", 1, 4.5),
+        sample("before", 2, 100.0),
+        sample("after", 3, None),
+    ]
     write_lines(folder / "samples.jsonl", rows)
     reward, ended, length = changes(read_run(folder).samples)
     assert (reward.before.mean, reward.after.mean, reward.difference.mean) == (1.75, 3.25, 1.5)
@@ -139,8 +170,12 @@ def test_the_verdict_claims_no_more_than_the_interval(folder):
 
 
 def test_samples_stand_in_the_order_of_prompts_not_of_rewards(folder):
-    rows = [sample(stage, prompt, -prompt if stage == "after" else 0.0, index)
-            for prompt in reversed(range(20)) for index in (1, 0) for stage in ("after", "before")]
+    rows = [
+        sample(stage, prompt, -prompt if stage == "after" else 0.0, index)
+        for prompt in reversed(range(20))
+        for index in (1, 0)
+        for stage in ("after", "before")
+    ]
     write_lines(folder / "samples.jsonl", rows)
     shown, folded = sample_rows(read_run(folder).samples)
     assert [row.label for row in shown] == [f"prompt {n}, sample 1" for n in range(1, NUM_SHOWN + 1)]
@@ -153,7 +188,9 @@ def test_samples_stand_in_the_order_of_prompts_not_of_rewards(folder):
 
 def test_long_and_many_samples_are_cut_and_the_page_says_so(folder):
     many = NUM_SHOWN + NUM_FOLDED + 7
-    rows = [sample("after", i, 1.0, completion="x" * (MAX_CHARACTERS + 5) if i == 0 else "y") for i in range(many)]
+    rows = [
+        sample("after", i, 1.0, completion="x" * (MAX_CHARACTERS + 5) if i == 0 else "y") for i in range(many)
+    ]
     write_lines(folder / "samples.jsonl", rows)
     text = page_of(folder).text
     assert "(5 more characters in samples.jsonl)" in text
@@ -166,8 +203,11 @@ def test_long_and_many_samples_are_cut_and_the_page_says_so(folder):
 def test_a_run_that_did_not_finish_says_so(folder, state):
     (folder / "status.json").write_text(json.dumps({"state": state, "message": "loss is nan"}))
     text = page_of(folder).text
-    assert {"running": "still going, or it was cut", "interrupted": "interrupted: loss is nan",
-            "failed": "stopped by an error: loss is nan"}[state] in text
+    assert {
+        "running": "still going, or it was cut",
+        "interrupted": "interrupted: loss is nan",
+        "failed": "stopped by an error: loss is nan",
+    }[state] in text
 
 
 def test_a_run_with_nothing_yet_still_has_a_page(tmp_path):
@@ -205,14 +245,24 @@ def test_the_page_is_replaced_whole_or_not_at_all(folder, monkeypatch):
 def test_a_comparison(tmp_path):
     runs = [
         build_run(tmp_path / "a" / "run", steps=16, num_prompts=3),
-        build_run(tmp_path / "b" / "run", steps=8, num_prompts=3, seed=1, objective={"name": "dpo", "beta": 0.1}),
+        build_run(
+            tmp_path / "b" / "run", steps=8, num_prompts=3, seed=1, objective={"name": "dpo", "beta": 0.1}
+        ),
     ]
     output = write_comparison(runs, tmp_path / "out" / "compare.html")
     page = Page(output.read_text(encoding="utf-8"))
     text = " ".join(page.text.split())
-    for words in ("a/run finished 16", "b/run finished 8", "objective.beta – 0.1", "seed 0 1", "different scales"):
+    for words in (
+        "a/run finished 16",
+        "b/run finished 8",
+        "objective.beta – 0.1",
+        "seed 0 1",
+        "different scales",
+    ):
         assert words in text
-    assert re.search(r"properly ended, % .* 0\.\d+ → 0\.\d+ \+0\.\d+ \(", text)  # the mean reward and its difference
+    assert re.search(
+        r"properly ended, % .* 0\.\d+ → 0\.\d+ \+0\.\d+ \(", text
+    )  # the mean reward and its difference
     assert "learning_rate" not in text.split("Where they ended")[0]
     assert page.tags.count("svg") == 7 + 4
     assert "different scales" not in write_comparison(runs[:1], output).read_text(encoding="utf-8")
@@ -239,13 +289,20 @@ def test_names_that_tell_runs_apart(tmp_path):
 
 def test_settings_that_differ_are_found_at_any_depth(folder):
     run = read_run(folder)
-    other = dataclasses.replace(run, config={**run.config, "objective": {"name": "bnf", "deep": {"er": [1, 2.5]}}})
+    other = dataclasses.replace(
+        run, config={**run.config, "objective": {"name": "bnf", "deep": {"er": [1, 2.5]}}}
+    )
     assert settings_that_differ([run, other]) == {"objective.deep.er": ["–", "1, 2.5"]}
 
 
 def test_numbers_and_settings_as_words():
     assert [value_text(v) for v in (0.0, -0.5, 1.2345, 12345.6, 2e-6, float("nan"))] == [
-        "0", "−0.500", "1.23", "12,346", "2.00e−06", "not finite",
+        "0",
+        "−0.500",
+        "1.23",
+        "12,346",
+        "2.00e−06",
+        "not finite",
     ]
     interval = Interval(mean=0.2941, low=0.2012, high=0.387, num=9)
     assert interval_text(interval, signed=True) == "+0.294 (+0.201 to +0.387)"

@@ -31,7 +31,9 @@ def test_a_finished_run_is_read_whole(folder):
     assert run.last_step == 16
     assert len(run.samples) == 3 * 2 * 2
     assert [(s.prompt_index, s.sample_index, s.stage) for s in run.samples[:3]] == [
-        (0, 0, "before"), (0, 0, "after"), (0, 1, "before"),
+        (0, 0, "before"),
+        (0, 0, "after"),
+        (0, 1, "before"),
     ]
     assert len(run.data_lines) == 2
     assert run.has_final
@@ -74,11 +76,23 @@ def test_steps_logged_again_after_a_resume_stand_last(folder):
 
 
 def test_values_that_are_no_numbers(folder):
-    write_lines(folder / "metrics.jsonl", [
-        {"step": 1, "phase": "train", "loss": math.nan, "a": True, "b": "text", "c": 10**400, "d": None, "e": [1]},
-        {"step": "two", "phase": "train", "loss": 1.0},
-        {"step": 2, "phase": "valid", "loss": 1.0},
-    ])
+    write_lines(
+        folder / "metrics.jsonl",
+        [
+            {
+                "step": 1,
+                "phase": "train",
+                "loss": math.nan,
+                "a": True,
+                "b": "text",
+                "c": 10**400,
+                "d": None,
+                "e": [1],
+            },
+            {"step": "two", "phase": "train", "loss": 1.0},
+            {"step": 2, "phase": "valid", "loss": 1.0},
+        ],
+    )
     run = read_run(folder)
     assert set(run.train) == {"loss", "c"}
     assert math.isnan(run.train["loss"].last)
@@ -88,12 +102,25 @@ def test_values_that_are_no_numbers(folder):
 
 def test_samples_with_faults(folder):
     good = {
-        "stage": "after", "step": 1, "prompt_index": 0, "sample_index": 0, "prompt": "p", "completion": "line\u2028two",
-        "reward": math.nan, "ended": True, "num_tokens": 2,
+        "stage": "after",
+        "step": 1,
+        "prompt_index": 0,
+        "sample_index": 0,
+        "prompt": "p",
+        "completion": "line\u2028two",
+        "reward": math.nan,
+        "ended": True,
+        "num_tokens": 2,
     }
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (
-        good, {**good, "sample_index": 1, "reward": None}, {**good, "stage": "during"}, {**good, "prompt_index": None},
-    ))
+    text = "".join(
+        json.dumps(row, ensure_ascii=False) + "\n"
+        for row in (
+            good,
+            {**good, "sample_index": 1, "reward": None},
+            {**good, "stage": "during"},
+            {**good, "prompt_index": None},
+        )
+    )
     (folder / "samples.jsonl").write_text(text, encoding="utf-8")
     run = read_run(folder)
     assert [s.reward for s in run.samples] == [None, None]

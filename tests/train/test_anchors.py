@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.objectives.tis_dpo import TISDPO
 from preftune.model.adapters import LoraOptions
 from preftune.model.load import load_model, resolve_model
 from preftune.model.policy import score_groups
 from preftune.model.reference import ReferenceOptions
+from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.objectives.tis_dpo import TISDPO
+from preftune.progress import Reporter
 from preftune.train.anchors import chosen_mode, follow, following_tensors
 from preftune.train.loop import train
-from preftune.progress import Reporter
 from preftune.train.setup import build_job
 from tests.folders import metric_rows, save_tiny_model, tiny_config
 
@@ -25,11 +25,19 @@ LN2 = math.log(2.0)
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_reference_that_is_copied_every_two_steps(rank, tiny_folder, pairs_file, tmp_path):
-    """Right after a copy policy and reference are the same, so DPO's loss is ln 2; at the steps between it is not."""
+    """Right after a copy policy and reference are the same, so DPO's loss is ln 2; at the steps between it is
+    not.
+    """
     config = tiny_config(
-        tiny_folder, pairs_file, tmp_path / "run", batch_size=6, epochs=5.0, lora=LoraOptions(rank=rank),
-        reference=ReferenceOptions(update_every=2), optim={"learning_rate": 0.01},
-    )  # fmt: skip
+        tiny_folder,
+        pairs_file,
+        tmp_path / "run",
+        batch_size=6,
+        epochs=5.0,
+        lora=LoraOptions(rank=rank),
+        reference=ReferenceOptions(update_every=2),
+        optim={"learning_rate": 0.01},
+    )
     losses = [row["loss"] for row in metric_rows(train(config, quiet=True).folder) if row["phase"] == "train"]
     for step, loss in enumerate(losses, 1):
         assert (abs(loss - LN2) < 1e-6) == (step % 2 == 1), (step, loss)
@@ -38,9 +46,12 @@ def test_a_reference_that_is_copied_every_two_steps(rank, tiny_folder, pairs_fil
 @pytest.mark.parametrize("rank", [0, 2])
 def test_how_far_it_moves(rank, tiny_folder, pairs_file, tmp_path):
     config = tiny_config(
-        tiny_folder, pairs_file, tmp_path / "run", lora=LoraOptions(rank=rank),
+        tiny_folder,
+        pairs_file,
+        tmp_path / "run",
+        lora=LoraOptions(rank=rank),
         reference=ReferenceOptions(update_every=3, update_rate=0.25),
-    )  # fmt: skip
+    )
     job = build_job(config, Reporter(quiet=True))
     assert job.anchors.following is not None
     moving = following_tensors(job.anchors.following, job.policy)
@@ -49,7 +60,9 @@ def test_how_far_it_moves(rank, tiny_folder, pairs_file, tmp_path):
     with torch.no_grad():
         for parameter in job.policy.trainable().values():
             parameter.add_(0.5)
-    assert all(torch.equal(moving[name], before[name]) for name in moving)  # a copy, not the policy's own weights
+    assert all(
+        torch.equal(moving[name], before[name]) for name in moving
+    )  # a copy, not the policy's own weights
     follow(job.anchors.following, job.policy, 2, config.reference)
     assert all(torch.equal(moving[name], before[name]) for name in moving)
     follow(job.anchors.following, job.policy, 3, config.reference)
@@ -77,18 +90,36 @@ def test_a_contrast_is_between_the_two_models_named(tiny_folder, pairs_file, tmp
         job = build_job(config, Reporter(quiet=True))
         part = job.source.take(1)[:1]
         assert job.anchors.contrast is not None
-        apart = [score_groups(replace(job.policy, model=load_model(resolve_model(str(m)), config.loading)), part, config.layout)
-                 for m in (positive, negative)]  # fmt: skip
+        apart = [
+            score_groups(
+                replace(job.policy, model=load_model(resolve_model(str(m)), config.loading)),
+                part,
+                config.layout,
+            )
+            for m in (positive, negative)
+        ]
         for found, a, b in zip(job.anchors.contrast(part)[0], apart[0][0], apart[1][0], strict=True):
             np.testing.assert_allclose(found, a - b, rtol=1e-4, atol=1e-5)
-        losses[name] = [row["loss"] for row in metric_rows(train(config, quiet=True).folder) if row["phase"] == "train"]
+        losses[name] = [
+            row["loss"] for row in metric_rows(train(config, quiet=True).folder) if row["phase"] == "train"
+        ]
     assert losses["one"] != losses["other"]
 
 
 def test_the_scalar_head_trains_and_is_saved(tiny_folder, pairs_file, tmp_path):
-    """Bradley-Terry starts at rewards of 0, so at ln 2, learns, and its head goes on from a checkpoint bit for bit."""
-    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", objective=BradleyTerry(centring=0.0), epochs=20.0, save_every=1,
-                         keep_checkpoints=99, optim={"learning_rate": 0.01})  # fmt: skip
+    """Bradley-Terry starts at rewards of 0, so at ln 2, learns, and its head goes on from a checkpoint bit
+    for bit.
+    """
+    config = tiny_config(
+        tiny_folder,
+        pairs_file,
+        tmp_path / "run",
+        objective=BradleyTerry(centring=0.0),
+        epochs=20.0,
+        save_every=1,
+        keep_checkpoints=99,
+        optim={"learning_rate": 0.01},
+    )
     done = train(config, quiet=True)
     losses = [row["loss"] for row in metric_rows(done.folder) if row["phase"] == "train"]
     assert losses[0] == pytest.approx(LN2, abs=1e-6)

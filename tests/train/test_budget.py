@@ -7,11 +7,11 @@ import pytest
 
 from preftune.errors import ConfigError
 from preftune.objectives.rloo import RLOO
-from preftune.train.onpolicy.collect import CollectOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.budget import STEPS_UNTIMED, has_room, planned_steps
 from preftune.train.checkpoint import Counters
 from preftune.train.loop import train
+from preftune.train.onpolicy.collect import CollectOptions
 from tests.folders import metric_rows, tiny_config, write_rows
 
 
@@ -20,29 +20,46 @@ def own_samples(tiny_folder, tmp_path, name="run", collect=None, **settings):
     taste = "def taste(prompts, completions, **columns):\n    return [float(len(c)) for c in completions]\n"
     (tmp_path / "taste.py").write_text(taste)
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Say {k}."} for k in range(8)])
-    return tiny_config(tiny_folder, data, tmp_path / name, source="on-policy", reward=f"{tmp_path / 'taste.py'}:taste",
-                       objective=RLOO(), sampling=SampleOptions(num_completions=4, max_new_tokens=4),
-                       collect=collect or CollectOptions(),
-                       **{"batch_size": 2, "epochs": 100.0, "eval_fraction": 0.25} | settings)  # fmt: skip
+    return tiny_config(
+        tiny_folder,
+        data,
+        tmp_path / name,
+        source="on-policy",
+        reward=f"{tmp_path / 'taste.py'}:taste",
+        objective=RLOO(),
+        sampling=SampleOptions(num_completions=4, max_new_tokens=4),
+        collect=collect or CollectOptions(),
+        **{"batch_size": 2, "epochs": 100.0, "eval_fraction": 0.25} | settings,
+    )
 
 
-@pytest.mark.parametrize(("collect", "samples", "steps", "drawn"), [
-    ({}, 24, 3, 24),
-    ({}, 31, 3, 24),  # a fourth draw would pass it
-    ({"prompts": 4}, 40, 5, 40),  # 16 for two steps, the 8 left of a pass for one, 16 for two
-    ({"prompts": 4}, 39, 3, 24),
-    ({"epochs": 2}, 16, 4, 16),
-    ({"lag": 1}, 24, 2, 24),  # the first step draws two collections
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("collect", "samples", "steps", "drawn"),
+    [
+        ({}, 24, 3, 24),
+        ({}, 31, 3, 24),  # a fourth draw would pass it
+        ({"prompts": 4}, 40, 5, 40),  # 16 for two steps, the 8 left of a pass for one, 16 for two
+        ({"prompts": 4}, 39, 3, 24),
+        ({"epochs": 2}, 16, 4, 16),
+        ({"lag": 1}, 24, 2, 24),  # the first step draws two collections
+    ],
+)
 def test_samples(collect, samples, steps, drawn, tiny_folder, tmp_path):
-    config = own_samples(tiny_folder, tmp_path, collect=CollectOptions(**collect), max_samples=samples,
-                         optim={"schedule": "linear", "warmup_ratio": 0.0, "learning_rate": 1e-3})  # fmt: skip
+    config = own_samples(
+        tiny_folder,
+        tmp_path,
+        collect=CollectOptions(**collect),
+        max_samples=samples,
+        optim={"schedule": "linear", "warmup_ratio": 0.0, "learning_rate": 1e-3},
+    )
     run = train(config, quiet=True)
     rows = metric_rows(run.folder)
     trained = [row for row in rows if row["phase"] == "train"]
     assert (run.step, run.state, trained[-1]["samples_drawn"]) == (steps, "finished", drawn)
     assert rows[-1]["phase"] == "eval" and rows[-1]["step"] == steps
-    assert [row["learning_rate"] for row in trained] == pytest.approx([1e-3 * (1 - k / steps) for k in range(steps)])
+    assert [row["learning_rate"] for row in trained] == pytest.approx(
+        [1e-3 * (1 - k / steps) for k in range(steps)]
+    )
 
 
 def test_minutes_by_hand():
@@ -57,22 +74,32 @@ def test_minutes_by_hand():
 
 def test_minutes(tiny_folder, pairs_file, tmp_path):
     """The clock is that of the steps: it stops well before the thousands of steps that the epochs ask for."""
-    run = train(tiny_config(tiny_folder, pairs_file, tmp_path / "run", max_minutes=0.005, epochs=1e4), quiet=True)
+    run = train(
+        tiny_config(tiny_folder, pairs_file, tmp_path / "run", max_minutes=0.005, epochs=1e4), quiet=True
+    )
     rows = metric_rows(run.folder)
     seconds = [row["step_time"] for row in rows if row["phase"] == "train"]
     assert run.state == "finished" and len(seconds) == run.step and rows[-1]["step"] == run.step
-    before = sum(seconds[:-1])  # the last step was to fit at the mean of these, and another would not have fitted
+    before = sum(
+        seconds[:-1]
+    )  # the last step was to fit at the mean of these, and another would not have fitted
     assert run.step == 1 or before * run.step / (run.step - 1) <= 0.3 * (1 + 1e-9)
     assert sum(seconds) * (1 + 1 / run.step) > 0.3
     assert json.loads((run.folder / "status.json").read_text())["step"] == run.step
 
 
-@pytest.mark.parametrize(("settings", "told"), [
-    (dict(max_samples=7), "max_samples does not reach to the first step"),
-    (dict(max_samples=15, collect=CollectOptions(lag=1)), "max_samples does not reach to the first step"),
-    (dict(max_samples=64, collect=CollectOptions(fill=True)), "collect.fill draws until a collection is full"),
-    (dict(max_minutes=0.0), "max_minutes is out of range"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (dict(max_samples=7), "max_samples does not reach to the first step"),
+        (dict(max_samples=15, collect=CollectOptions(lag=1)), "max_samples does not reach to the first step"),
+        (
+            dict(max_samples=64, collect=CollectOptions(fill=True)),
+            "collect.fill draws until a collection is full",
+        ),
+        (dict(max_minutes=0.0), "max_minutes is out of range"),
+    ],
+)
 def test_mistakes(settings, told, tiny_folder, tmp_path):
     with pytest.raises(ConfigError, match=told):
         own_samples(tiny_folder, tmp_path, **settings)

@@ -1,4 +1,6 @@
-"""What a run will cost: counts by hand, the memory of a real allocation, refusals, and that nothing is left behind."""
+"""What a run will cost: counts by hand, the memory of a real allocation, refusals, and that nothing is left
+behind.
+"""
 
 import json
 import mmap
@@ -13,10 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from preftune.cli.main import main
 from preftune.model.cost import Shape, work_of
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
+from preftune.progress import Reporter
 from preftune.train.dry_run import available, dry_run, in_memory, peak, reset_peak
 from preftune.train.loop import train
 from preftune.train.processes import ALONE
-from preftune.progress import Reporter
 from tests.folders import metric_rows, tiny_config
 from tests.models import random_groups
 
@@ -36,9 +38,9 @@ def test_memory_is_that_of_the_process():
     assert 2**28 < available(CPU) < 2**46
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"gradient_checkpointing": True}, {"eval_fraction": 0.0, "epochs": 3.0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_checkpointing": True}, {"eval_fraction": 0.0, "epochs": 3.0}]
+)
 def test_a_forecast_of_pairs(settings, tiny_folder, pairs_file, tmp_path):
     config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", **settings)
     found = dry_run(config, Reporter(quiet=True), ALONE)
@@ -46,7 +48,9 @@ def test_a_forecast_of_pairs(settings, tiny_folder, pairs_file, tmp_path):
     run = train(config, quiet=True)
     rows = [row for row in metric_rows(run.folder) if row["phase"] == "train"]
     assert found.num_steps == len(rows)
-    assert found.largest_positions == max(np.diff([0, *(row["num_tokens"] for row in rows)]))  # a step is one micro-batch
+    assert found.largest_positions == max(
+        np.diff([0, *(row["num_tokens"] for row in rows)])
+    )  # a step is one micro-batch
     assert found.total_seconds == pytest.approx(
         found.start_seconds + found.evaluation_seconds + found.num_steps * found.step_seconds, rel=1e-6
     )
@@ -57,7 +61,16 @@ def test_a_forecast_of_pairs(settings, tiny_folder, pairs_file, tmp_path):
 
 def test_the_weights_do_not_move(tiny_folder, pairs_file, tmp_path, capsys):
     before = load_model(str(tiny_folder), LoadOptions()).state_dict()
-    words = ["--model", str(tiny_folder), "--data", pairs_file, "--output", str(tmp_path / "run"), "--batch_size", "4"]
+    words = [
+        "--model",
+        str(tiny_folder),
+        "--data",
+        pairs_file,
+        "--output",
+        str(tmp_path / "run"),
+        "--batch_size",
+        "4",
+    ]
     assert main(["train", *words, "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["num_steps"] == 2 and found["device"] == "cpu"
@@ -70,7 +83,9 @@ def test_the_weights_do_not_move(tiny_folder, pairs_file, tmp_path, capsys):
 
 
 def test_own_samples_are_drawn_once(tiny_folder, pairs_file, tmp_path):
-    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", source="on-policy", reward="length.min", max_steps=3)
+    config = tiny_config(
+        tiny_folder, pairs_file, tmp_path / "run", source="on-policy", reward="length.min", max_steps=3
+    )
     found = dry_run(config, Reporter(quiet=True), ALONE)
     assert found.num_steps == 3
     assert found.largest_positions == config.layout.micro_batch_tokens  # the longest completions may yet come
@@ -78,7 +93,16 @@ def test_own_samples_are_drawn_once(tiny_folder, pairs_file, tmp_path):
 
 
 def test_shards_are_not_rehearsed(tiny_folder, pairs_file, tmp_path, capsys):
-    words = ["--model", str(tiny_folder), "--data", pairs_file, "--output", str(tmp_path / "run"), "--shard.mode", "full"]
+    words = [
+        "--model",
+        str(tiny_folder),
+        "--data",
+        pairs_file,
+        "--output",
+        str(tmp_path / "run"),
+        "--shard.mode",
+        "full",
+    ]
     assert main(["train", *words, "--dry-run"]) == 2
     assert "A dry run is for one process; got 1 processes, shard.mode full" in capsys.readouterr().err
 
@@ -99,7 +123,16 @@ def test_what_does_not_fit_is_refused(tiny_folder, pairs_file, tmp_path):
     config.vocab_size, config.hidden_size = 102_400, 128
     LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
     load_tokenizer(str(tiny_folder), LoadOptions()).save_pretrained(tmp_path / "wide")
-    words = ["train", "--model", str(tmp_path / "wide"), "--data", pairs_file, "--output", str(tmp_path / "run"), "--dry-run"]
+    words = [
+        "train",
+        "--model",
+        str(tmp_path / "wide"),
+        "--data",
+        pairs_file,
+        "--output",
+        str(tmp_path / "run"),
+        "--dry-run",
+    ]
     program = LIMITED.format(room=380, words=words)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from preftune.model.layout import LayoutOptions, collate
+from preftune.model.policy import Policy, hidden_states, make_value_head, model_head, score_groups
+from preftune.model.reference import VOCABULARY_SCORES
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.nca import NCA
 from preftune.objectives.simpo import SimPO
-from preftune.model.policy import Policy, hidden_states, make_value_head, model_head, score_groups
-from preftune.model.reference import VOCABULARY_SCORES
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_mismatched, cut_step, make_score, reads_last
 from preftune.train.evaluate import evaluate
@@ -47,14 +47,18 @@ def logps_of(policy: Policy):
 def reference_hidden(groups):
     batch = collate(groups, WHOLE, REFERENCE.sharing)
     with torch.no_grad():
-        return hidden_states(REFERENCE.model, batch, REFERENCE.sharing)[batch.predict_at], model_head(REFERENCE.model)
+        return hidden_states(REFERENCE.model, batch, REFERENCE.sharing)[batch.predict_at], model_head(
+            REFERENCE.model
+        )
 
 
 def anchors_for(objective) -> Anchors:
     """Every anchor that the objective needs, each another model."""
     every = {"ref_logp": "reference", "behaviour_logp": "behaviour", "contrast": "contrast"}
     given = {role: logps_of(ANCHORS[role]) for need, role in every.items() if need in objective.needs}
-    return Anchors(**given, reference_hidden=reference_hidden if objective.needs & VOCABULARY_SCORES else None)
+    return Anchors(
+        **given, reference_hidden=reference_hidden if objective.needs & VOCABULARY_SCORES else None
+    )
 
 
 def gradient(objective, layout) -> tuple[int, float, torch.Tensor]:
@@ -63,7 +67,9 @@ def gradient(objective, layout) -> tuple[int, float, torch.Tensor]:
     for parameter in POLICY.trainable().values():
         parameter.grad = None
     score = make_score(POLICY, objective, anchors_for(objective))
-    couplings, _ = couple_step(pieces, cut_mismatched(GROUPS, objective, POLICY, layout), objective, score, None)
+    couplings, _ = couple_step(
+        pieces, cut_mismatched(GROUPS, objective, POLICY, layout), objective, score, None
+    )
     loss, meter = accumulate_gradient(pieces, objective, score, couplings, global_weight(pieces, objective))
     metrics = meter.means()
     assert metrics

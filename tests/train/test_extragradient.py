@@ -7,13 +7,13 @@ import torch
 
 from preftune.cli.settings import settings_from_run
 from preftune.errors import ConfigError
+from preftune.model.reference import ReferenceOptions
 from preftune.objectives.grpo import GRPO
 from preftune.objectives.ipo import IPO
-from preftune.train.onpolicy.collect import CollectOptions
 from preftune.sampling.sample import SampleOptions
-from preftune.model.reference import ReferenceOptions
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
+from preftune.train.onpolicy.collect import CollectOptions
 from preftune.train.optim import HalfStep, make_optimiser
 from preftune.train.options import OptimOptions, TrainConfig
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
@@ -33,20 +33,27 @@ def config(tiny_folder, tmp_path):
 
     def made(name="run", **settings):
         chosen = {
-            "source": "on-policy", "reward": f"{rewards}:vowels", "objective": IPO(), "batch_size": 3, "max_steps": 4,
-            "epochs": 9.0, "eval_fraction": 0.0, "sampling": SampleOptions(num_completions=3, max_new_tokens=6),
+            "source": "on-policy",
+            "reward": f"{rewards}:vowels",
+            "objective": IPO(),
+            "batch_size": 3,
+            "max_steps": 4,
+            "epochs": 9.0,
+            "eval_fraction": 0.0,
+            "sampling": SampleOptions(num_completions=3, max_new_tokens=6),
             "optim": {"extragradient": True},
-        } | settings  # fmt: skip
+        } | settings
         return tiny_config(tiny_folder, prompts, tmp_path / name, **chosen)
 
     return made
 
 
 def test_a_rotation_is_only_damped_by_the_extragradient():
-    """min over x, max over y of x y: plain gradient steps move away from the saddle point, extragradient steps towards it.
+    """min over x, max over y of x y: plain gradient steps move away from the saddle point, extragradient
+    steps towards it.
 
-    With plain steps of size h the squared distance grows by 1 + h^2 a step; with (x, y) -> z - h F(z - h F(z)) it becomes
-    (1 - h^2)^2 + h^2 of what it was.
+    With plain steps of size h the squared distance grows by 1 + h^2 a step; with (x, y) -> z - h F(z - h
+    F(z)) it becomes (1 - h^2)^2 + h^2 of what it was.
     """
     point = torch.nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.float64))
     optimiser = torch.optim.SGD([point], lr=0.1)
@@ -79,12 +86,17 @@ def test_moments_are_put_back_too():
     half.put_back()
     after = optimiser.state_dict()["state"][0]
     assert torch.equal(parameter, before)
-    assert all(torch.equal(after[name], moments["state"][0][name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+    assert all(
+        torch.equal(after[name], moments["state"][0][name]) for name in ("step", "exp_avg", "exp_avg_sq")
+    )
 
 
 def test_a_run_saves_whole_steps_alone_and_resumes(config, tmp_path):
     train(config("whole", save_every=2, keep_checkpoints=9, max_steps=6), quiet=True)
-    assert [path.name for path in checkpoints(tmp_path / "whole" / "checkpoints")] == ["step-000002", "step-000004"]
+    assert [path.name for path in checkpoints(tmp_path / "whole" / "checkpoints")] == [
+        "step-000002",
+        "step-000004",
+    ]
     whole = weights_of(tmp_path / "whole" / "final")
     plain = config("plain", optim={}, max_steps=6)
     train(plain, quiet=True)
@@ -93,7 +105,10 @@ def test_a_run_saves_whole_steps_alone_and_resumes(config, tmp_path):
     (tmp_path / "whole" / "final").rename(tmp_path / "kept")
     (tmp_path / "whole" / "status.json").write_text('{"state": "interrupted", "step": 4, "message": ""}')
     resume(settings_from_run(TrainConfig, tmp_path / "whole"), quiet=True)
-    assert same_bits(weights_of(tmp_path / "whole" / "final"), whole) and timeless(metric_rows(tmp_path / "whole")) == rows
+    assert (
+        same_bits(weights_of(tmp_path / "whole" / "final"), whole)
+        and timeless(metric_rows(tmp_path / "whole")) == rows
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,26 +11,29 @@ import pytest
 
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.errors import ConfigError, TrainingError
+from preftune.model.policy import score_groups
+from preftune.model.reference import ReferenceOptions
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.grpo import GRPO
 from preftune.objectives.ppo import PPO
 from preftune.objectives.rloo import RLOO
-from preftune.train.onpolicy.collect import CollectOptions
-from preftune.sampling.sample import SampleOptions
-from preftune.model.policy import score_groups
-from preftune.model.reference import ReferenceOptions
-from preftune.train.onpolicy.source import OnPolicySource, group_of, plain_group
-from preftune.train.loop import resume, train
-from preftune.train.options import TrainConfig
 from preftune.progress import Reporter
+from preftune.sampling.sample import SampleOptions
+from preftune.train.loop import resume, train
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.train.onpolicy.source import OnPolicySource, group_of, plain_group
+from preftune.train.options import TrainConfig
 from preftune.train.setup import build_job
 from preftune.types import Group
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = [{"prompt": f"Say {word}.", "word": word} for word in ("sea", "poem", "tea", "snow", "blue", "Paris", "sun", "red")]
+PROMPTS = [
+    {"prompt": f"Say {word}.", "word": word}
+    for word in ("sea", "poem", "tea", "snow", "blue", "Paris", "sun", "red")
+]
 REWARD = '''
 def vowels(prompts, completions, **columns):
     """Share of a completion's characters that are vowels; a wrong but cheap taste."""
@@ -61,9 +64,17 @@ def config(tiny_folder, prompts_file, rewards_file, tmp_path):
     def made(name="run", **settings) -> TrainConfig:
         sampling = SampleOptions(**{"num_completions": 4, "max_new_tokens": 6} | settings.pop("sampling", {}))
         collect = CollectOptions(**settings.pop("collect", {}))
-        chosen = {"source": "on-policy", "reward": f"{rewards_file}:vowels", "objective": RLOO(), "batch_size": 2,
-                  "eval_fraction": 0.0, "epochs": 1.0} | settings  # fmt: skip
-        return tiny_config(tiny_folder, prompts_file, tmp_path / name, sampling=sampling, collect=collect, **chosen)
+        chosen = {
+            "source": "on-policy",
+            "reward": f"{rewards_file}:vowels",
+            "objective": RLOO(),
+            "batch_size": 2,
+            "eval_fraction": 0.0,
+            "epochs": 1.0,
+        } | settings
+        return tiny_config(
+            tiny_folder, prompts_file, tmp_path / name, sampling=sampling, collect=collect, **chosen
+        )
 
     return made
 
@@ -100,7 +111,9 @@ def test_an_epoch_goes_over_all_prompts_once(config):
     assert sorted(row["prompt"] for row in drawn) == sorted(row["prompt"] for row in PROMPTS)
     assert {row["step"] for row in drawn} == {1, 2, 3, 4}
     for row in drawn:
-        assert len(row["completions"]) == len(row["rewards"]) == len(row["ended"]) == len(row["num_tokens"]) == 4
+        assert (
+            len(row["completions"]) == len(row["rewards"]) == len(row["ended"]) == len(row["num_tokens"]) == 4
+        )
 
 
 def test_a_replayed_collection_is_gone_over_beside_the_newest(config):
@@ -124,7 +137,9 @@ def test_samples_are_of_the_policy_and_its_numbers_are_theirs(config):
 
 
 def test_a_sampler_that_disagrees_stops_the_run(config):
-    with pytest.raises(TrainingError, match=r"trainer and the sampler disagree .* expected at most 1e-12 on average"):
+    with pytest.raises(
+        TrainingError, match=r"trainer and the sampler disagree .* expected at most 1e-12 on average"
+    ):
         train(config(collect={"sampler_gap": 1e-12}), quiet=True)
 
 
@@ -132,7 +147,9 @@ def test_values_at_sampling_reach_ppo(config):
     job = build_job(config(objective=PPO(value_clip=0.2)), Reporter(quiet=True))
     group = job.source.supply(1).groups[0]
     assert [len(one) for one in group.behaviour_value] == [len(ids) for ids in group.completions]
-    run = train(config(objective=PPO(value_clip=0.2), max_steps=4, epochs=9.0, collect={"epochs": 2}), quiet=True)
+    run = train(
+        config(objective=PPO(value_clip=0.2), max_steps=4, epochs=9.0, collect={"epochs": 2}), quiet=True
+    )
     assert run.step == 4
 
 
@@ -141,35 +158,54 @@ def test_completions_without_a_reward_are_left_out_and_counted(config, rewards_f
     drawn = [json.loads(line) for line in (run.folder / "completions.jsonl").read_text().splitlines()]
     without = [sum(one is None for one in row["rewards"]) for row in drawn]
     assert sum(without) > 0
-    assert [row["collect/no_reward"] for row in trained(metric_rows(run.folder))] == [sum(without[:2]), sum(without[2:])]
+    assert [row["collect/no_reward"] for row in trained(metric_rows(run.folder))] == [
+        sum(without[:2]),
+        sum(without[2:]),
+    ]
 
 
 def test_rewards_that_tell_nothing_apart_stop_a_contrast(config, rewards_file):
-    with pytest.raises(TrainingError, match="The completions teach nothing; got after 10 draws 20 prompts: all rewards are equal"):
+    with pytest.raises(
+        TrainingError,
+        match="The completions teach nothing; got after 10 draws 20 prompts: all rewards are equal",
+    ):
         train(config(reward=f"{rewards_file}:equal", objective=DPO()), quiet=True)
 
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_a_policy_that_has_learned_all_there_is_ends_its_run(lag, config, tmp_path):
-    """After two collections all rewards are equal: these are used, and the run is finished, with its model, and not failed."""
+    """After two collections all rewards are equal: these are used, and the run is finished, with its model,
+    and not failed.
+    """
     path = tmp_path / "sated.py"
     calls = str(tmp_path / "calls")
-    path.write_text(f"import pathlib\np = pathlib.Path({calls!r})\n"
-                    "def taste(prompts, completions, **columns):\n"
-                    "    n = len(p.read_text()) if p.exists() else 0\n    p.write_text('x' * (n + 1))\n"
-                    "    return [float(c.count('e') + len(c) % 3) if n < 2 else 1.0 for c in completions]\n")  # fmt: skip
-    run = train(config(reward=f"{path}:taste", objective=DPO(), max_steps=6, epochs=9.0, collect={"lag": lag}), quiet=True)
+    path.write_text(
+        f"import pathlib\np = pathlib.Path({calls!r})\n"
+        "def taste(prompts, completions, **columns):\n"
+        "    n = len(p.read_text()) if p.exists() else 0\n    p.write_text('x' * (n + 1))\n"
+        "    return [float(c.count('e') + len(c) % 3) if n < 2 else 1.0 for c in completions]\n"
+    )
+    run = train(
+        config(reward=f"{path}:taste", objective=DPO(), max_steps=6, epochs=9.0, collect={"lag": lag}),
+        quiet=True,
+    )
     assert (run.state, run.step) == ("finished", 2)
     assert run.final is not None and (run.final / "config.json").exists()
 
 
 def test_fill_replaces_prompts_that_teach_nothing(config, tmp_path):
-    """Half of the prompts get equal rewards; a filled collection holds the others alone, as many as were asked for."""
+    """Half of the prompts get equal rewards; a filled collection holds the others alone, as many as were
+    asked for.
+    """
     path = tmp_path / "half.py"
-    path.write_text("def half(prompts, completions, **columns):\n"
-                    "    return [float(len(c)) * (len(w) == 3) for c, w in zip(completions, columns['word'])]\n")  # fmt: skip
+    path.write_text(
+        "def half(prompts, completions, **columns):\n"
+        "    return [float(len(c)) * (len(w) == 3) for c, w in zip(completions, columns['word'])]\n"
+    )
     settings = dict(reward=f"{path}:half", objective=GRPO(), batch_size=3)
-    job = build_job(config(collect={"selection": "dynamic-sampling", "fill": True}, **settings), Reporter(quiet=True))
+    job = build_job(
+        config(collect={"selection": "dynamic-sampling", "fill": True}, **settings), Reporter(quiet=True)
+    )
     groups = job.source.supply(1).groups
     assert len(groups) == 3
     assert all(len(set(group.rewards)) > 1 for group in groups)
@@ -180,7 +216,10 @@ def test_fill_replaces_prompts_that_teach_nothing(config, tmp_path):
 
 def test_a_share_of_the_groups_comes_from_the_data(config, pairs_file):
     settings = dict(data=pairs_file, objective=DPO(), collect={"data_share": 0.5}, batch_size=4)
-    job = build_job(replace(config(**{k: v for k, v in settings.items() if k != "data"}), data=pairs_file), Reporter(quiet=True))
+    job = build_job(
+        replace(config(**{k: v for k, v in settings.items() if k != "data"}), data=pairs_file),
+        Reporter(quiet=True),
+    )
     taken = job.source.supply(1)
     later = job.source.supply(2)
     from_data = [not group.behaviour_logp for group in [*taken.groups, *later.groups]]
@@ -200,7 +239,10 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_ends_bit_for_bit(variant, config):
     """From every checkpoint, in the middle of a collection too."""
-    settings = dict(save_every=1, keep_checkpoints=9, max_steps=6, epochs=9.0, eval_fraction=0.25, eval_every=3) | VARIANTS[variant]
+    settings = (
+        dict(save_every=1, keep_checkpoints=9, max_steps=6, epochs=9.0, eval_fraction=0.25, eval_every=3)
+        | VARIANTS[variant]
+    )
     whole = train(config("whole", **settings), quiet=True).folder
     for cut in (1, 2, 5):
         again = config(f"cut-{cut}", **settings)
@@ -216,7 +258,9 @@ def test_a_resumed_run_ends_bit_for_bit(variant, config):
 
 
 def test_a_reward_that_fails_loses_no_completion(config, tmp_path):
-    """The third call raises; after it is mended, the run goes on with the completions that were drawn, as if nothing had been."""
+    """The third call raises; after it is mended, the run goes on with the completions that were drawn, as if
+    nothing had been.
+    """
     path = tmp_path / "flaky.py"
     body = "def taste(prompts, completions, **columns):\n{}    return [float(c.count('e')) for c in completions]\n"
     calls = str(tmp_path / "calls")
@@ -224,13 +268,20 @@ def test_a_reward_that_fails_loses_no_completion(config, tmp_path):
     fails += "    p.write_text('x' * (n + 1))\n    assert n < 2, 'no more'\n"
     path.write_text(body.format(fails))
     settings = dict(reward=f"{path}:taste", max_steps=4, epochs=9.0)
-    with pytest.raises(TrainingError, match=r"Step 3 stopped: Reward .*flaky.py:taste' raised .*no more.* are in .*step-000002"):
+    with pytest.raises(
+        TrainingError,
+        match=r"Step 3 stopped: Reward .*flaky.py:taste' raised .*no more.* are in .*step-000002",
+    ):
         train(config("cut", **settings), quiet=True)
     path.write_text(body.format(""))
     whole = train(config("whole", **settings), quiet=True)
     cut = resume(settings_from_run(TrainConfig, whole.folder.parent / "cut"), quiet=True)
     assert same_bits(weights_of(cut.final), weights_of(whole.final))
-    assert trained(metric_rows(cut.folder))[-1]["samples_drawn"] == trained(metric_rows(whole.folder))[-1]["samples_drawn"] == 32
+    assert (
+        trained(metric_rows(cut.folder))[-1]["samples_drawn"]
+        == trained(metric_rows(whole.folder))[-1]["samples_drawn"]
+        == 32
+    )
 
 
 def test_a_reward_that_fails_at_the_first_step_loses_no_completion(config, tmp_path):
@@ -239,7 +290,9 @@ def test_a_reward_that_fails_at_the_first_step_loses_no_completion(config, tmp_p
     settings = dict(reward=f"{path}:taste", max_steps=2)
     with pytest.raises(TrainingError, match=r"Step 1 stopped: .*off.* are in .*step-000000"):
         train(config("cut", **settings), quiet=True)
-    path.write_text("def taste(prompts, completions, **columns):\n    return [float(c.count('e')) for c in completions]\n")
+    path.write_text(
+        "def taste(prompts, completions, **columns):\n    return [float(c.count('e')) for c in completions]\n"
+    )
     folder = config("cut", **settings).output
     result = resume(config("cut", **settings), quiet=True)
     assert str(result.folder) == folder and result.step == 2
@@ -248,11 +301,18 @@ def test_a_reward_that_fails_at_the_first_step_loses_no_completion(config, tmp_p
 def test_a_group_as_json_is_the_same_group():
     random = np.random.default_rng(0)
     group = Group(
-        prompt=np.array([3, 1], dtype=np.int32), completions=(np.array([5, 6], dtype=np.int32), np.array([7], dtype=np.int32)),
-        scored=(np.array([True, False]), np.array([True])), pairs=((0, 1),), probabilities=(0.7,), labels=(1, None),
-        rewards=(0.1, None), sources=(1, 1), behaviour_logp=(random.normal(size=1).astype(np.float32),) * 2,
-        behaviour_value=(random.normal(size=1).astype(np.float32),) * 2, origin="f:1",
-    )  # fmt: skip
+        prompt=np.array([3, 1], dtype=np.int32),
+        completions=(np.array([5, 6], dtype=np.int32), np.array([7], dtype=np.int32)),
+        scored=(np.array([True, False]), np.array([True])),
+        pairs=((0, 1),),
+        probabilities=(0.7,),
+        labels=(1, None),
+        rewards=(0.1, None),
+        sources=(1, 1),
+        behaviour_logp=(random.normal(size=1).astype(np.float32),) * 2,
+        behaviour_value=(random.normal(size=1).astype(np.float32),) * 2,
+        origin="f:1",
+    )
     again = group_of(json.loads(json.dumps(plain_group(group))))
     assert plain_group(again) == plain_group(group)
     assert again.behaviour_logp[0].dtype == np.float32 and again.completions[0].dtype == np.int32
@@ -265,7 +325,9 @@ LEARNERS = ("bnf", "dpo", "rloo", "ppo", "best-of-n", "sft")
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_reward_rises(name, config):
     """Thirty strictly on-policy steps of a tiny model, on its own samples."""
-    settings = dict(objective=OBJECTIVES[name](), max_steps=30, epochs=99.0, batch_size=4, sampling={"num_completions": 8})
+    settings = dict(
+        objective=OBJECTIVES[name](), max_steps=30, epochs=99.0, batch_size=4, sampling={"num_completions": 8}
+    )
     if name == "sft":
         settings["collect"] = {"selection": "best-of-n"}
     rows = trained(metric_rows(train(config(**settings, optim={"learning_rate": 3e-3}), quiet=True).folder))
@@ -275,15 +337,33 @@ def test_the_reward_rises(name, config):
 
 REFUSED = {
     "no reward": (dict(reward=None), "On-policy samples are judged by a reward"),
-    "cached reference": (dict(reference=ReferenceOptions(mode="cache")), "A cached reference knows no completions"),
-    "truncated ratios": (dict(objective=GRPO(), sampling={"top_k": 5}), "importance ratios, which truncated sampling makes wrong"),
-    "ratios of data": (dict(objective=GRPO(), collect={"data_share": 0.5}), "grpo needs to know how probable a completion was"),
-    "one completion": (dict(objective=DPO(), sampling={"num_completions": 1}), "One completion per prompt has nothing"),
+    "cached reference": (
+        dict(reference=ReferenceOptions(mode="cache")),
+        "A cached reference knows no completions",
+    ),
+    "truncated ratios": (
+        dict(objective=GRPO(), sampling={"top_k": 5}),
+        "importance ratios, which truncated sampling makes wrong",
+    ),
+    "ratios of data": (
+        dict(objective=GRPO(), collect={"data_share": 0.5}),
+        "grpo needs to know how probable a completion was",
+    ),
+    "one completion": (
+        dict(objective=DPO(), sampling={"num_completions": 1}),
+        "One completion per prompt has nothing",
+    ),
     "held-out data": (dict(eval_data="x", eval_fraction=0.1), "eval_data has no effect on-policy"),
-    "wrong selection": (dict(collect={"selection": "best-vs-worst"}), "The selection best-vs-worst makes pairs"),
+    "wrong selection": (
+        dict(collect={"selection": "best-vs-worst"}),
+        "The selection best-vs-worst makes pairs",
+    ),
     "no such selection": (dict(collect={"selection": "best"}), "There is no such selection; got best"),
     "other models": (dict(objective=OBJECTIVES["hypo"]()), "hypo needs completions of other sources"),
-    "settings alone": (dict(collect={"selection_settings": {"min_gap": 1}}), "collect.selection_settings belong to a selection"),
+    "settings alone": (
+        dict(collect={"selection_settings": {"min_gap": 1}}),
+        "collect.selection_settings belong to a selection",
+    ),
     "no epochs": (dict(collect={"epochs": 0}), "collect.epochs is out of range"),
     "all data": (dict(collect={"data_share": 1.0}), "collect.data_share is out of range"),
     "no time": (dict(collect={"reward_timeout_s": 0.0}), "collect.reward_timeout_s is out of range"),
@@ -297,9 +377,14 @@ def test_what_does_not_apply_is_refused(name, config):
         config(**settings)
 
 
-@pytest.mark.parametrize("setting", [
-    {"reward": "brief"}, {"sampling": SampleOptions(num_completions=2)}, {"collect": CollectOptions(epochs=2)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"reward": "brief"},
+        {"sampling": SampleOptions(num_completions=2)},
+        {"collect": CollectOptions(epochs=2)},
+    ],
+)
 def test_offline_has_no_use_for_them(setting, tiny_folder, pairs_file, tmp_path):
     (name,) = setting
     with pytest.raises(ConfigError, match=f"{name} has no effect offline"):
@@ -307,7 +392,9 @@ def test_offline_has_no_use_for_them(setting, tiny_folder, pairs_file, tmp_path)
 
 
 def test_held_out_prompts_are_sampled_and_judged(config):
-    run = train(config(objective=BNF(), eval_fraction=0.25, eval_every=2, sampling={"max_new_tokens": 5}), quiet=True)
+    run = train(
+        config(objective=BNF(), eval_fraction=0.25, eval_every=2, sampling={"max_new_tokens": 5}), quiet=True
+    )
     rows = [row for row in metric_rows(run.folder) if row["phase"] == "eval"]
     assert rows[0]["step"] == 0 and rows[0]["eval_kl"] == pytest.approx(0, abs=1e-4)
     assert rows[-1]["eval_kl"] != rows[0]["eval_kl"]
@@ -320,11 +407,23 @@ def test_the_source_is_the_runs(config):
     assert isinstance(job.source, OnPolicySource) and job.samples is job.source
 
 
-RECIPES = re.findall(r"^\| .* \| `(--[^`]*)`", (ROOT / "docs" / "on_policy.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+RECIPES = re.findall(
+    r"^\| .* \| `(--[^`]*)`", (ROOT / "docs" / "on_policy.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("flags", RECIPES)
 def test_the_recipes_of_the_docs_are_settings(flags):
-    words = ["--source", "on-policy", "--data", "prompts.jsonl", "--reward", "brief", "--output", "run", *flags.split()]
+    words = [
+        "--source",
+        "on-policy",
+        "--data",
+        "prompts.jsonl",
+        "--reward",
+        "brief",
+        "--output",
+        "run",
+        *flags.split(),
+    ]
     config = parse_settings(TrainConfig, words, prog="preftune train", description="")
     assert config.source == "on-policy" and len(RECIPES) >= 10

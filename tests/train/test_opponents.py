@@ -1,4 +1,6 @@
-"""Opponents on-policy: what they draw from, what becomes of their completions, and the two objectives that want them."""
+"""Opponents on-policy: what they draw from, what becomes of their completions, and the two objectives that
+want them.
+"""
 
 from dataclasses import replace
 
@@ -8,17 +10,17 @@ import torch
 
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError
+from preftune.model.adapters import LoraOptions
+from preftune.model.load import LoadOptions, load_model, load_tokenizer, resolve_model
+from preftune.model.policy import score_groups
 from preftune.objectives.dpo import DPO
 from preftune.objectives.hypo import HyPO
 from preftune.objectives.nash_md import NashMD
 from preftune.objectives.xpo import XPO
-from preftune.train.onpolicy.collect import CollectOptions, win_rates
-from preftune.sampling.sample import Blend, SampleOptions, sample
-from preftune.model.adapters import LoraOptions
-from preftune.model.load import LoadOptions, load_model, load_tokenizer, resolve_model
-from preftune.model.policy import score_groups
-from preftune.train.loop import train
 from preftune.progress import Reporter
+from preftune.sampling.sample import Blend, SampleOptions, sample
+from preftune.train.loop import train
+from preftune.train.onpolicy.collect import CollectOptions, win_rates
 from preftune.train.setup import build_job
 from preftune.types import Group
 from tests.folders import metric_rows, save_tiny_model, tiny_config, write_rows
@@ -34,7 +36,9 @@ def vowels(prompts, completions, **columns):
 def two_models(tiny_folder, tmp_path_factory):
     other = save_tiny_model(tmp_path_factory.mktemp("other") / "model", seed=7, std=0.3)
     renderer = make_renderer(load_tokenizer(resolve_model(str(tiny_folder)), LoadOptions()))
-    return [load_model(resolve_model(str(folder)), LoadOptions()) for folder in (tiny_folder, other)], renderer
+    return [
+        load_model(resolve_model(str(folder)), LoadOptions()) for folder in (tiny_folder, other)
+    ], renderer
 
 
 @pytest.fixture
@@ -46,9 +50,16 @@ def config(tiny_folder, tmp_path):
     def made(objective, opponent, **settings):
         sampling = SampleOptions(**{"num_completions": 3, "max_new_tokens": 6} | settings.pop("sampling", {}))
         chosen = {
-            "source": "on-policy", "reward": f"{rewards}:vowels", "objective": objective, "batch_size": 3, "sampling": sampling,
-            "eval_fraction": 0.0, "max_steps": 3, "epochs": 9.0, "collect": CollectOptions(opponent=opponent),
-        } | settings  # fmt: skip
+            "source": "on-policy",
+            "reward": f"{rewards}:vowels",
+            "objective": objective,
+            "batch_size": 3,
+            "sampling": sampling,
+            "eval_fraction": 0.0,
+            "max_steps": 3,
+            "epochs": 9.0,
+            "collect": CollectOptions(opponent=opponent),
+        } | settings
         return tiny_config(tiny_folder, prompts, tmp_path / "run", **chosen)
 
     return made
@@ -77,7 +88,10 @@ def test_a_blend_is_the_geometric_mixture(two_models, temperature):
 
 def test_a_share_of_one_is_the_other_model_alone(two_models):
     (one, two), renderer = two_models
-    prompts, options = [np.array([5, 9, 17], dtype=np.int32)], SampleOptions(num_completions=4, max_new_tokens=5)
+    prompts, options = (
+        [np.array([5, 9, 17], dtype=np.int32)],
+        SampleOptions(num_completions=4, max_new_tokens=5),
+    )
     blended = sample(one, renderer, prompts, options, 3, blend=Blend(model=two, share=1.0))
     alone = sample(two, renderer, prompts, options, 3)
     assert [c.token_ids.tolist() for c in blended[0]] == [c.token_ids.tolist() for c in alone[0]]
@@ -88,14 +102,21 @@ def test_win_rates_by_hand():
     group = Group(prompt=ids, completions=(ids,) * 4, rewards=(0.2, 0.5, 0.7, 0.5), sources=(1, 1, 1, 2))
     silent = replace(group, rewards=(0.2, None, 0.7, None))
     partly = replace(group, rewards=(0.2, None, 0.7, 0.1))
-    assert [one.rewards for one in win_rates([group, silent, partly])] == [(0.0, 0.5, 1.0), (None,) * 3, (1.0, None, 1.0)]
+    assert [one.rewards for one in win_rates([group, silent, partly])] == [
+        (0.0, 0.5, 1.0),
+        (None,) * 3,
+        (1.0, None, 1.0),
+    ]
     assert all(len(one.completions) == 3 and one.sources == () for one in win_rates([group]))
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_opponents_of_xpo_are_the_reference_s(config, rank):
     """After a step the policy has moved; what opponents write is still scored as the start would score it."""
-    job = build_job(config(XPO(), "reference", lora=LoraOptions(rank=rank), sampling={"num_completions": 1}), Reporter(quiet=True))
+    job = build_job(
+        config(XPO(), "reference", lora=LoraOptions(rank=rank), sampling={"num_completions": 1}),
+        Reporter(quiet=True),
+    )
     with torch.no_grad():
         for parameter in job.policy.trainable().values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
@@ -110,7 +131,9 @@ def test_opponents_of_xpo_are_the_reference_s(config, rank):
             assert not np.allclose(group.behaviour_logp[k], others[k], atol=1e-2)
 
 
-@pytest.mark.parametrize(("objective", "opponent"), [(XPO(), "reference"), (NashMD(), "mixture"), (NashMD(beta=0.0), "reference")])
+@pytest.mark.parametrize(
+    ("objective", "opponent"), [(XPO(), "reference"), (NashMD(), "mixture"), (NashMD(beta=0.0), "reference")]
+)
 def test_runs_against_opponents(config, tmp_path, objective, opponent):
     result = train(config(objective, opponent), quiet=True)
     rows = [row for row in metric_rows(tmp_path / "run") if row["phase"] == "train"]
@@ -130,7 +153,12 @@ def test_runs_against_opponents(config, tmp_path, objective, opponent):
         (HyPO(), "reference", {}, "hypo needs completions of other sources"),
         (DPO(), "reference", {}, "dpo has another use of opponents"),
         (NashMD(), "mixture", {"collect": CollectOptions(opponent="mixture", data_share=0.5)}, "no opponent"),
-        (NashMD(), "mixture", {"collect": CollectOptions(opponent="mixture", selection="top-fraction")}, "no place"),
+        (
+            NashMD(),
+            "mixture",
+            {"collect": CollectOptions(opponent="mixture", selection="top-fraction")},
+            "no place",
+        ),
     ],
 )
 def test_what_opponents_are_not_for(config, objective, opponent, settings, message):

@@ -1,4 +1,6 @@
-"""Two processes train as one does: the same weights, the same lines in the log, offline and on-policy, through the command line."""
+"""Two processes train as one does: the same weights, the same lines in the log, offline and on-policy,
+through the command line.
+"""
 
 import json
 import re
@@ -68,12 +70,28 @@ def test_two_processes_are_one(case, runs, tiny_folder, tmp_path, monkeypatch):
 
 @ONCE
 def test_weights_in_bf16_are_rounded_alike(runs, tiny_folder, tmp_path, monkeypatch):
-    """Gradients of two processes may differ from one's in their last bit, and a chance may then fall otherwise: by one step of
-    bf16, in few places."""
+    """Gradients of two processes may differ from one's in their last bit, and a chance may then fall
+    otherwise: by one step of bf16, in few places.
+    """
     monkeypatch.chdir(runs)
-    assert main(["train", *COMMON.split(), *LOW.split(), "--model", str(tiny_folder), "--output", str(tmp_path / "alone")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                *COMMON.split(),
+                *LOW.split(),
+                "--model",
+                str(tiny_folder),
+                "--output",
+                str(tmp_path / "alone"),
+            ]
+        )
+        == 0
+    )
     ours, theirs = weights_of(tmp_path / "alone" / "final"), weights_of(runs / "low" / "final")
-    different = sum(int((ours[name] != theirs[name]).sum()) for name in ours) / sum(t.numel() for t in ours.values())
+    different = sum(int((ours[name] != theirs[name]).sum()) for name in ours) / sum(
+        t.numel() for t in ours.values()
+    )
     assert ours.keys() == theirs.keys() and different < 0.01
     for name in ours:
         torch.testing.assert_close(ours[name].float(), theirs[name].float(), rtol=2**-6, atol=1e-3)
@@ -92,7 +110,10 @@ ERRORS = {
     "--data nothing.jsonl": (2, "nothing.jsonl"),
     "--data pairs.jsonl --learning_rate 1e30 --epochs 3": (3, "not finite"),
     "--data pairs.jsonl --source on-policy --reward broken.py:broken": (3, "broken"),
-    "--data pairs.jsonl --learning_rate 1e30 --epochs 3 --shard.mode full": (3, "weights before it are in 3/checkpoints"),
+    "--data pairs.jsonl --learning_rate 1e30 --epochs 3 --shard.mode full": (
+        3,
+        "weights before it are in 3/checkpoints",
+    ),
     "--data pairs.jsonl --source on-policy --reward broken.py:broken --shard.mode full": (3, "broken"),
 }
 
@@ -100,7 +121,9 @@ ERRORS = {
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory):
     folder = write_files(tmp_path_factory.mktemp("failing"))
-    (folder / "broken.py").write_text("def broken(prompts, completions, **columns):\n    raise ValueError('no')\n")
+    (folder / "broken.py").write_text(
+        "def broken(prompts, completions, **columns):\n    raise ValueError('no')\n"
+    )
     return folder
 
 
@@ -119,14 +142,20 @@ def test_an_error_is_told_once_and_ends_all(words, errors):
     told = [line for text in texts for line in text.splitlines() if line.startswith("preftune train:")]
     assert len(told) == 1 and message in told[0]
     assert all(statuses) and status in statuses
-    assert not any("preftune/" in line for text in texts for line in text.splitlines() if line not in told)  # no traceback
+    assert not any(
+        "preftune/" in line for text in texts for line in text.splitlines() if line not in told
+    )  # no traceback
 
 
 def test_a_job_that_fails_is_one_that_torchrun_calls_failed(failing, tiny_folder):
-    done = torchrun("train", "--data", "nothing.jsonl", "--model", str(tiny_folder), "--output", "run", cwd=failing)
+    done = torchrun(
+        "train", "--data", "nothing.jsonl", "--model", str(tiny_folder), "--output", "run", cwd=failing
+    )
     assert done.returncode != 0 and re.search(r"exitcode\s*: 2", done.stderr)
     assert len([line for line in done.stderr.splitlines() if line.startswith("preftune train:")]) == 1
-    assert "preftune/" not in re.sub(r"^preftune train:.*$", "", done.stderr, flags=re.MULTILINE)  # no traceback of ours
+    assert "preftune/" not in re.sub(
+        r"^preftune train:.*$", "", done.stderr, flags=re.MULTILINE
+    )  # no traceback of ours
 
 
 def test_shares_are_whole_and_level():

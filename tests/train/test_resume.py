@@ -15,12 +15,12 @@ import yaml
 
 from preftune.cli.main import main
 from preftune.cli.settings import settings_from_run
+from preftune.model.adapters import LoraOptions
+from preftune.model.reference import ReferenceOptions
 from preftune.objectives.bco import BCO
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.dpo import DPO
-from preftune.model.adapters import LoraOptions
-from preftune.model.reference import ReferenceOptions
 from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of
@@ -55,20 +55,57 @@ def stop_at(process, run, step, number) -> str:
 
 
 @pytest.mark.parametrize("source", ["offline", "on-policy"])
-def test_killed_and_interrupted_runs_end_bit_for_bit(source, tiny_folder, pairs_file, tmp_path, monkeypatch, capsys):
+def test_killed_and_interrupted_runs_end_bit_for_bit(
+    source, tiny_folder, pairs_file, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
 
     taste = tmp_path / "taste.py"
-    taste.write_text("def taste(prompts, completions, **columns):\n    return [float(c.count('e')) for c in completions]\n")
-    learning = ["--objective", "dpo", "--epochs", "30"] if source == "offline" else [
-        "--source", "on-policy", "--objective", "rloo", "--epochs", "15", "--reward", f"{taste}:taste",
-        "--sampling.max_new_tokens", "5", "--sampling.num_completions", "2", "--collect.epochs", "2",
-    ]  # fmt: skip
+    taste.write_text(
+        "def taste(prompts, completions, **columns):\n    return [float(c.count('e')) for c in completions]\n"
+    )
+    learning = (
+        ["--objective", "dpo", "--epochs", "30"]
+        if source == "offline"
+        else [
+            "--source",
+            "on-policy",
+            "--objective",
+            "rloo",
+            "--epochs",
+            "15",
+            "--reward",
+            f"{taste}:taste",
+            "--sampling.max_new_tokens",
+            "5",
+            "--sampling.num_completions",
+            "2",
+            "--collect.epochs",
+            "2",
+        ]
+    )
 
-    words = ["train", "--model", str(tiny_folder), "--data", pairs_file, *learning, "--batch_size", "4", "--learning_rate", "1e-3",
-             "--eval_fraction", "0.25", "--save_every", "1", "--eval_every", "3", "--output"]  # fmt: skip
+    words = [
+        "train",
+        "--model",
+        str(tiny_folder),
+        "--data",
+        pairs_file,
+        *learning,
+        "--batch_size",
+        "4",
+        "--learning_rate",
+        "1e-3",
+        "--eval_fraction",
+        "0.25",
+        "--save_every",
+        "1",
+        "--eval_every",
+        "3",
+        "--output",
+    ]
     assert main([*words, str(whole)]) == 0  # 6 pairs for training: 60 steps
     stop_at(started(command(*words, cut), environment), cut, 5, signal.SIGKILL)
     first = last_step(cut)
@@ -95,8 +132,12 @@ def test_killed_and_interrupted_runs_end_bit_for_bit(source, tiny_folder, pairs_
     out, err = capsys.readouterr()
     assert err == ""
     assert json.loads(out) | {"evaluation": None} == {
-        "folder": str(moved), "final": str(moved / "final"), "step": 60, "state": "finished", "evaluation": None,
-    }  # fmt: skip
+        "folder": str(moved),
+        "final": str(moved / "final"),
+        "step": 60,
+        "state": "finished",
+        "evaluation": None,
+    }
     assert same_bits(weights_of(moved / "final"), weights_of(whole / "final"))
     assert timeless(metric_rows(moved)) == timeless(metric_rows(whole))
     assert not [path for path in moved.rglob(".*")]
@@ -105,9 +146,13 @@ def test_killed_and_interrupted_runs_end_bit_for_bit(source, tiny_folder, pairs_
 VARIANTS = {
     "bnf": dict(objective=BNF()),
     "lora": dict(objective=DPO(), lora=LoraOptions(rank=2)),
-    "adapter as reference": dict(objective=DPO(), lora=LoraOptions(rank=2), reference=ReferenceOptions(mode="adapter")),
+    "adapter as reference": dict(
+        objective=DPO(), lora=LoraOptions(rank=2), reference=ReferenceOptions(mode="adapter")
+    ),
     "live reference": dict(objective=DPO(), reference=ReferenceOptions(mode="live")),
-    "reference that follows": dict(objective=DPO(), reference=ReferenceOptions(update_every=3, update_rate=0.7)),
+    "reference that follows": dict(
+        objective=DPO(), reference=ReferenceOptions(update_every=3, update_rate=0.7)
+    ),
     "adapter that follows": dict(
         objective=DPO(), lora=LoraOptions(rank=2), reference=ReferenceOptions(update_every=1, update_rate=0.2)
     ),
@@ -121,7 +166,9 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_kind_of_run_resumes(variant, tiny_folder, pairs_file, tmp_path):
     """A crash after any step leaves the files up to there; the rest of the run gives the same bits."""
-    config = tiny_config(tiny_folder, pairs_file, tmp_path / "whole", save_every=1, keep_checkpoints=9, **VARIANTS[variant])
+    config = tiny_config(
+        tiny_folder, pairs_file, tmp_path / "whole", save_every=1, keep_checkpoints=9, **VARIANTS[variant]
+    )
     whole = train(replace(config, epochs=3.0), quiet=True)
     cut = tmp_path / "cut"
     shutil.copytree(whole.folder, cut, ignore=shutil.ignore_patterns("final", "report.html", "step-*"))
@@ -140,7 +187,8 @@ def test_every_kind_of_run_resumes(variant, tiny_folder, pairs_file, tmp_path):
 def test_a_run_interrupted_before_its_first_step_goes_on(tiny_folder, pairs_file, tmp_path):
     """Its only checkpoint is that of step 0, and the evaluation there is not written twice."""
     config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", max_steps=2)
-    # A signal that comes while the run is being set up would end it; one on the first evaluation ends it after that.
+    # A signal that comes while the run is being set up would end it; one on the first evaluation ends it
+    # after that.
     whole = train(config, quiet=True)
     wanted = timeless(metric_rows(whole.folder))
     other = tiny_config(tiny_folder, pairs_file, tmp_path / "other", max_steps=2)

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from preftune.errors import ConfigError
-from preftune.objectives.dpo import DPO
 from preftune.model.adapters import LoraOptions
 from preftune.model.reference import ReferenceOptions
 from preftune.model.shard import ShardOptions
+from preftune.objectives.dpo import DPO
+from preftune.progress import Reporter
 from preftune.train.batches import cut_step, make_score
 from preftune.train.loop import train
 from preftune.train.optim import make_optimiser
 from preftune.train.options import OptimOptions
-from preftune.progress import Reporter
 from preftune.train.rounding import RoundedAdamW, draw_noise, round_by_chance, sum_gradients_exactly
 from preftune.train.setup import build_job
 from preftune.train.step import accumulate_gradient, global_weight
@@ -70,7 +70,9 @@ def low_parameter(values) -> nn.Parameter:
 
 
 def test_one_step_is_adamws_rounded_up_or_down():
-    """From the same bf16 weights and moments PyTorch's AdamW in fp32 makes a number; ours is its neighbour, right in the mean."""
+    """From the same bf16 weights and moments PyTorch's AdamW in fp32 makes a number; ours is its neighbour,
+    right in the mean.
+    """
     start, first, second = some((4, 5), scale=0.1), some((4, 5), 1), some((4, 5), 2)
     found = []
     for seed in range(400):
@@ -78,16 +80,26 @@ def test_one_step_is_adamws_rounded_up_or_down():
         optimiser = RoundedAdamW([parameter], **SETTINGS, seed=seed)
         parameter.grad = first.clone()
         optimiser.step()
-        before = [t.detach().float() for t in (parameter, *(optimiser.state[parameter][k] for k in ("exp_avg", "exp_avg_sq")))]
+        before = [
+            t.detach().float()
+            for t in (parameter, *(optimiser.state[parameter][k] for k in ("exp_avg", "exp_avg_sq")))
+        ]
         plain = nn.Parameter(before[0].clone())
         oracle = torch.optim.AdamW([plain], **{k: SETTINGS[k] for k in SETTINGS})
-        oracle.state[plain] = {"step": torch.tensor(1.0), "exp_avg": before[1].clone(), "exp_avg_sq": before[2].clone()}
+        oracle.state[plain] = {
+            "step": torch.tensor(1.0),
+            "exp_avg": before[1].clone(),
+            "exp_avg_sq": before[2].clone(),
+        }
         parameter.grad, plain.grad = second.clone(), second.clone()
         optimiser.step()
         oracle.step()
         state = optimiser.state[parameter]
         assert state["step"] == 2
-        for low, high in ((parameter, plain), *((state[k], oracle.state[plain][k]) for k in ("exp_avg", "exp_avg_sq"))):
+        for low, high in (
+            (parameter, plain),
+            *((state[k], oracle.state[plain][k]) for k in ("exp_avg", "exp_avg_sq")),
+        ):
             exact = high.detach()
             assert low.dtype == torch.bfloat16
             assert ((low.float() - exact).abs() <= exact.abs() * 2**-7).all()
@@ -108,7 +120,9 @@ def test_steps_far_below_the_weights_are_not_lost():
         ours.step()
         plain.step()
     assert (nearest == 1.0).all()
-    assert 1.0 - by_chance.detach().double().mean().item() == pytest.approx(steps * rate, rel=0.02)  # one sigma: 0.5%
+    assert 1.0 - by_chance.detach().double().mean().item() == pytest.approx(
+        steps * rate, rel=0.02
+    )  # one sigma: 0.5%
 
 
 @pytest.mark.parametrize("pieces", [7, 64, 10_000])
@@ -116,7 +130,10 @@ def test_pieces_are_of_no_matter_but_for_the_noise(pieces):
     """Weights whose every number bf16 can hold: whatever the noise, all are as AdamW has them."""
     parameter, plain = low_parameter(torch.ones(3, 50)), nn.Parameter(torch.ones(3, 50))
     settings = {"lr": 0.5, "betas": (0.5, 0.5), "eps": 1e-30, "weight_decay": 0.0}
-    ours, oracle = RoundedAdamW([parameter], **settings, seed=0, piece=pieces), torch.optim.AdamW([plain], **settings)
+    ours, oracle = (
+        RoundedAdamW([parameter], **settings, seed=0, piece=pieces),
+        torch.optim.AdamW([plain], **settings),
+    )
     gradient = torch.where(some((3, 50)) > 0, 1.0, -1.0)
     parameter.grad, plain.grad = gradient.clone(), gradient.clone()
     ours.step()
@@ -144,7 +161,9 @@ def test_the_chances_hang_on_seed_step_and_place():
     optimiser = RoundedAdamW([parameter], **SETTINGS, seed=0)
     ends = []
     for step in (0, 1):
-        state = {"step": torch.tensor(float(step))} | {k: torch.zeros(40, 40).bfloat16() for k in ("exp_avg", "exp_avg_sq")}
+        state = {"step": torch.tensor(float(step))} | {
+            k: torch.zeros(40, 40).bfloat16() for k in ("exp_avg", "exp_avg_sq")
+        }
         optimiser.state[parameter] = state
         with torch.no_grad():
             parameter.copy_(some((40, 40), scale=0.1))
@@ -158,7 +177,10 @@ def test_the_chances_hang_on_seed_step_and_place():
 def test_weights_in_fp32_get_the_plain_update():
     """A head in fp32 on weights in bf16; and a weight without gradient stays."""
     head, plain, still = nn.Parameter(some(30)), nn.Parameter(some(30)), low_parameter(some(30))
-    ours, oracle = RoundedAdamW([head, still], **SETTINGS, seed=0), torch.optim.AdamW([plain], **SETTINGS, fused=True)
+    ours, oracle = (
+        RoundedAdamW([head, still], **SETTINGS, seed=0),
+        torch.optim.AdamW([plain], **SETTINGS, fused=True),
+    )
     for step in range(3):
         head.grad, plain.grad = some(30, step), some(30, step)
         ours.step()
@@ -168,7 +190,9 @@ def test_weights_in_fp32_get_the_plain_update():
 
 
 def test_the_options_reach_the_optimiser():
-    chosen = OptimOptions(weights="bf16", learning_rate=0.1, adam_beta1=0.5, adam_beta2=0.6, adam_epsilon=0.7, weight_decay=0.8)
+    chosen = OptimOptions(
+        weights="bf16", learning_rate=0.1, adam_beta1=0.5, adam_beta2=0.6, adam_epsilon=0.7, weight_decay=0.8
+    )
     optimiser = make_optimiser([low_parameter(some(3))], chosen, 9)
     assert isinstance(optimiser, RoundedAdamW) and optimiser._seed == 9
     group = optimiser.param_groups[0]
@@ -179,20 +203,39 @@ def test_the_options_reach_the_optimiser():
 
 
 def test_gradients_of_a_step_are_summed_in_fp32(tiny_folder, pairs_file, tmp_path):
-    """Also those that head and embedding add to `.grad` themselves: equal to the sum of what pieces give alone, each in bf16."""
-    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", precision="bf16", objective=DPO(), eval_fraction=0.0,
-                         seed=4, optim={"weights": "bf16"})  # fmt: skip
+    """Also those that head and embedding add to `.grad` themselves: equal to the sum of what pieces give
+    alone, each in bf16.
+    """
+    config = tiny_config(
+        tiny_folder,
+        pairs_file,
+        tmp_path / "run",
+        precision="bf16",
+        objective=DPO(),
+        eval_fraction=0.0,
+        seed=4,
+        optim={"weights": "bf16"},
+    )
     job = build_job(config, Reporter(quiet=True))
     assert isinstance(job.optimiser, RoundedAdamW) and job.optimiser._seed == 4
     groups, parameters = job.source.take(1), job.policy.trainable()
-    pieces = [piece for group in groups for piece in cut_step([group], DPO().signal, job.policy, config.layout)]
-    score, total = make_score(job.policy, config.objective, job.anchors), global_weight(pieces, config.objective)
+    pieces = [
+        piece for group in groups for piece in cut_step([group], DPO().signal, job.policy, config.layout)
+    ]
+    score, total = (
+        make_score(job.policy, config.objective, job.anchors),
+        global_weight(pieces, config.objective),
+    )
     expected = {name: torch.zeros(p.shape) for name, p in parameters.items()}
     for piece in pieces:
         job.optimiser.zero_grad()
         accumulate_gradient([piece], config.objective, score, [None], total)
         for name, parameter in parameters.items():
-            assert parameter.dtype == torch.bfloat16 and parameter.grad is not None and parameter.grad.dtype == torch.float32
+            assert (
+                parameter.dtype == torch.bfloat16
+                and parameter.grad is not None
+                and parameter.grad.dtype == torch.float32
+            )
             expected[name] += parameter.grad
     job.optimiser.zero_grad()
     accumulate_gradient(pieces, config.objective, score, [None] * len(pieces), total)
@@ -202,15 +245,25 @@ def test_gradients_of_a_step_are_summed_in_fp32(tiny_folder, pairs_file, tmp_pat
 
 
 def test_a_run_learns_as_with_weights_in_fp32(tiny_folder, pairs_file, tmp_path):
-    """At a rate at which a step moves a weight by less than half of what bf16 can tell apart: held-out losses agree."""
+    """At a rate at which a step moves a weight by less than half of what bf16 can tell apart: held-out losses
+    agree.
+    """
     losses = {}
     for weights in ("fp32", "bf16"):
-        config = tiny_config(tiny_folder, pairs_file, tmp_path / weights, precision="bf16", epochs=40.0,
-                             optim={"weights": weights, "learning_rate": 3e-4})  # fmt: skip
+        config = tiny_config(
+            tiny_folder,
+            pairs_file,
+            tmp_path / weights,
+            precision="bf16",
+            epochs=40.0,
+            optim={"weights": weights, "learning_rate": 3e-4},
+        )
         result = train(config, quiet=True)
         rows = [row for row in metric_rows(result.folder) if row["phase"] == "eval"]
         losses[weights] = [row["eval_loss"] for row in rows]
-        assert {t.dtype for t in weights_of(result.final).values()} == {torch.bfloat16 if weights == "bf16" else torch.float32}
+        assert {t.dtype for t in weights_of(result.final).values()} == {
+            torch.bfloat16 if weights == "bf16" else torch.float32
+        }
     assert losses["fp32"][-1] < 0.5
     assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.06)
 
@@ -221,9 +274,17 @@ def test_a_run_learns_as_with_weights_in_fp32(tiny_folder, pairs_file, tmp_path)
         (dict(precision="fp32"), "computes in bf16.*precision fp32"),
         (dict(lora=LoraOptions(rank=2)), "no effect on adapters"),
         (dict(shard=ShardOptions(mode="full")), "sums gradients in fp32"),
-        (dict(reference=ReferenceOptions(update_every=2, update_rate=0.5)), "lost in rounding.*update_rate 0.5"),
+        (
+            dict(reference=ReferenceOptions(update_every=2, update_rate=0.5)),
+            "lost in rounding.*update_rate 0.5",
+        ),
     ],
 )
 def test_what_cannot_train_in_bf16_is_refused(settings, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        tiny_config(tmp_path, "pairs.jsonl", tmp_path / "run", **({"precision": "bf16", "optim": {"weights": "bf16"}} | settings))
+        tiny_config(
+            tmp_path,
+            "pairs.jsonl",
+            tmp_path / "run",
+            **({"precision": "bf16", "optim": {"weights": "bf16"}} | settings),
+        )

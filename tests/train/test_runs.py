@@ -14,19 +14,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.settings import settings_from_run
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import prepare
 from preftune.errors import ConfigError
+from preftune.model.adapters import LoraOptions, quiet_peft
+from preftune.model.layout import LayoutOptions
+from preftune.model.load import LoadOptions, load_model, load_tokenizer
+from preftune.model.policy import Policy, score, score_groups
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
-from preftune.model.adapters import LoraOptions, quiet_peft
-from preftune.model.load import LoadOptions, load_model, load_tokenizer
-from preftune.model.policy import Policy, score, score_groups
+from preftune.progress import Reporter
 from preftune.train.batches import cut_step
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
-from preftune.progress import Reporter
 from preftune.train.setup import build_job, load_policy
 from tests.folders import PAIRS, metric_rows, tiny_config, weights_of, write_rows
 
@@ -39,13 +39,19 @@ def plain_logps(model, groups):
             ids = torch.from_numpy(np.concatenate([group.prompt, completion])).long()[None]
             with torch.no_grad():
                 logp = model(ids, use_cache=False).logits[0].log_softmax(-1)
-            found.append(logp[len(group.prompt) - 1 : -1].gather(1, ids[0, len(group.prompt) :, None]).squeeze(1))
+            found.append(
+                logp[len(group.prompt) - 1 : -1].gather(1, ids[0, len(group.prompt) :, None]).squeeze(1)
+            )
     return torch.cat(found)
 
 
 def our_logps(source, groups):
-    policy = Policy(model=load_model(str(source), LoadOptions()), precision="fp32", sharing="shared", sharing_reason="")
-    return torch.from_numpy(np.concatenate([one for group in score_groups(policy, groups, LayoutOptions()) for one in group]))
+    policy = Policy(
+        model=load_model(str(source), LoadOptions()), precision="fp32", sharing="shared", sharing_reason=""
+    )
+    return torch.from_numpy(
+        np.concatenate([one for group in score_groups(policy, groups, LayoutOptions()) for one in group])
+    )
 
 
 def groups_of(folder, data):
@@ -55,7 +61,9 @@ def groups_of(folder, data):
 @pytest.mark.parametrize("objective", [BNF(), BNF(reduction="pair_min"), DPO(), SFT()], ids=repr)
 def test_four_pairs_are_learned_by_heart(objective, tiny_folder, tmp_path):
     data = write_rows(tmp_path / "four.jsonl", PAIRS[:4])
-    config = tiny_config(tiny_folder, data, tmp_path / "run", objective=objective, epochs=25.0, eval_fraction=0.0)
+    config = tiny_config(
+        tiny_folder, data, tmp_path / "run", objective=objective, epochs=25.0, eval_fraction=0.0
+    )
     result = train(config, quiet=True)
     rows = [row for row in metric_rows(result.folder) if row["phase"] == "train"]
     first, last = rows[0], rows[-1]
@@ -74,29 +82,64 @@ def test_four_pairs_are_learned_by_heart(objective, tiny_folder, tmp_path):
 
 
 def test_the_run_folder_holds_everything(tiny_folder, pairs_file, tmp_path):
-    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", objective=DPO(beta=0.3), save_every=1, keep_checkpoints=2)
+    config = tiny_config(
+        tiny_folder, pairs_file, tmp_path / "run", objective=DPO(beta=0.3), save_every=1, keep_checkpoints=2
+    )
     result = train(config, quiet=True)
     assert (result.state, result.step) == ("finished", 4)  # 6 of 8 pairs in steps of 4, twice
     assert settings_from_run(TrainConfig, result.folder) == config
-    assert set(yaml.safe_load((result.folder / "config.yaml").read_text())["environment"]) >= {"torch", "git", "device"}
+    assert set(yaml.safe_load((result.folder / "config.yaml").read_text())["environment"]) >= {
+        "torch",
+        "git",
+        "device",
+    }
     rows = metric_rows(result.folder)
     assert [(row["step"], row["phase"]) for row in rows] == [
-        (0, "eval"), *((step, phase) for step in range(1, 5) for phase in ("train", "eval"))
-    ]  # fmt: skip
-    sides = {f"{name}/{side}" for name in ("logps", "log_ratios", "rewards") for side in ("chosen", "rejected")}
+        (0, "eval"),
+        *((step, phase) for step in range(1, 5) for phase in ("train", "eval")),
+    ]
+    sides = {
+        f"{name}/{side}" for name in ("logps", "log_ratios", "rewards") for side in ("chosen", "rejected")
+    }
     pairwise = sides | {"rewards/margins", "rewards/accuracies"}
     assert set(rows[1]) == pairwise | {
-        "step", "phase", "loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "prompts_seen", "samples_drawn",
-        "reward_queries", "step_time", "tokens_per_second", "packing", "mfu", "pairs/common_ends",
-    }  # fmt: skip
-    assert set(rows[0]) == {"step", "phase", "eval_loss", "eval_mfu", "health/reference"} | {f"eval_{name}" for name in pairwise}
+        "step",
+        "phase",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "epoch",
+        "num_tokens",
+        "prompts_seen",
+        "samples_drawn",
+        "reward_queries",
+        "step_time",
+        "tokens_per_second",
+        "packing",
+        "mfu",
+        "pairs/common_ends",
+    }
+    assert set(rows[0]) == {"step", "phase", "eval_loss", "eval_mfu", "health/reference"} | {
+        f"eval_{name}" for name in pairwise
+    }
     assert [row["prompts_seen"] for row in rows if row["phase"] == "train"] == [4, 6, 10, 12]
     assert json.loads((result.folder / "status.json").read_text())["state"] == "finished"
-    assert sorted(path.name for path in (result.folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
+    assert sorted(path.name for path in (result.folder / "checkpoints").iterdir()) == [
+        "step-000002",
+        "step-000003",
+    ]
     assert {path.name for path in result.folder.iterdir()} == {
-        "config.yaml", "metrics.jsonl", "data_report.json", "status.json", "checkpoints", "final", "report.html", "report.md",
-        "tokens.jsonl", "health.json",
-    }  # fmt: skip
+        "config.yaml",
+        "metrics.jsonl",
+        "data_report.json",
+        "status.json",
+        "checkpoints",
+        "final",
+        "report.html",
+        "report.md",
+        "tokens.jsonl",
+        "health.json",
+    }
     assert result.evaluation["loss"] == rows[-1]["eval_loss"]
 
 
@@ -113,7 +156,12 @@ def test_final_is_a_plain_transformers_model(tiny_folder, pairs_file, tmp_path):
 
 def test_an_adapter_loads_with_plain_peft_and_as_a_model(tiny_folder, pairs_file, tmp_path):
     config = tiny_config(
-        tiny_folder, pairs_file, tmp_path / "run", lora=LoraOptions(rank=2), optim={"learning_rate": 0.02}, eval_fraction=0.0
+        tiny_folder,
+        pairs_file,
+        tmp_path / "run",
+        lora=LoraOptions(rank=2),
+        optim={"learning_rate": 0.02},
+        eval_fraction=0.0,
     )
     final = train(config, quiet=True).final
     assert sorted(path.name for path in final.glob("*.safetensors")) == ["adapter_model.safetensors"]
@@ -125,30 +173,47 @@ def test_an_adapter_loads_with_plain_peft_and_as_a_model(tiny_folder, pairs_file
     assert (plain - our_logps(tiny_folder, groups)).abs().max() > 0.1
     # An adapter trained on top of it stands on both.
     second = train(
-        tiny_config(final, pairs_file, tmp_path / "run2", lora=LoraOptions(rank=2), max_steps=1, optim={"learning_rate": 1e-6},
-                    eval_fraction=0.0), quiet=True
-    ).final  # fmt: skip
+        tiny_config(
+            final,
+            pairs_file,
+            tmp_path / "run2",
+            lora=LoraOptions(rank=2),
+            max_steps=1,
+            optim={"learning_rate": 1e-6},
+            eval_fraction=0.0,
+        ),
+        quiet=True,
+    ).final
     torch.testing.assert_close(our_logps(second, groups), plain, rtol=1e-3, atol=1e-3)
 
 
 def test_an_adapter_without_a_tokeniser_takes_its_base_s(tiny_folder, pairs_file, tmp_path):
-    config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", lora=LoraOptions(rank=2), max_steps=1, eval_fraction=0.0)
+    config = tiny_config(
+        tiny_folder, pairs_file, tmp_path / "run", lora=LoraOptions(rank=2), max_steps=1, eval_fraction=0.0
+    )
     final = train(config, quiet=True).final
     for path in final.glob("*token*"):
         path.unlink()
     (final / "chat_template.jinja").unlink()
-    assert load_tokenizer(str(final), LoadOptions()).get_vocab() == load_tokenizer(str(tiny_folder), LoadOptions()).get_vocab()
+    assert (
+        load_tokenizer(str(final), LoadOptions()).get_vocab()
+        == load_tokenizer(str(tiny_folder), LoadOptions()).get_vocab()
+    )
 
 
 def test_attention_that_is_not_to_be_had_is_told_before_anything_is_read(tmp_path):
-    config = tiny_config(tmp_path / "no model", "no data.jsonl", tmp_path / "run", layout=LayoutOptions(attention="flex"))
+    config = tiny_config(
+        tmp_path / "no model", "no data.jsonl", tmp_path / "run", layout=LayoutOptions(attention="flex")
+    )
     with pytest.raises(ConfigError, match="flex needs a CUDA device"):
         build_job(config, Reporter(quiet=True))
 
 
 @pytest.mark.parametrize("has", [True, False])
 def test_bf16_without_the_instructions_is_said(has, tiny_folder, pairs_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("preftune.train.setup.has_bf16", lambda: has)  # as on a processor with or without them
+    monkeypatch.setattr(
+        "preftune.train.setup.has_bf16", lambda: has
+    )  # as on a processor with or without them
     for precision in ("bf16", "fp32"):
         told = io.StringIO()
         config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", precision=precision)
@@ -159,9 +224,14 @@ def test_bf16_without_the_instructions_is_said(has, tiny_folder, pairs_file, tmp
 @pytest.mark.parametrize("lora", [0, 2])
 def test_bf16_trains(lora, tiny_folder, pairs_file, tmp_path):
     config = tiny_config(
-        tiny_folder, pairs_file, tmp_path / "run", precision="bf16", lora=LoraOptions(rank=lora), epochs=10.0,
+        tiny_folder,
+        pairs_file,
+        tmp_path / "run",
+        precision="bf16",
+        lora=LoraOptions(rank=lora),
+        epochs=10.0,
         optim={"learning_rate": 0.02 if lora else 3e-3},
-    )  # fmt: skip
+    )
     result = train(config, quiet=True)
     rows = metric_rows(result.folder)
     assert rows[0]["eval_loss"] == pytest.approx(math.log(2.0), abs=1e-2)
@@ -175,14 +245,20 @@ def test_gradient_checkpointing_changes_nothing(lora, tiny_folder, pairs_file, t
     finals, calls = [], []
     for wanted in (False, True):
         config = tiny_config(
-            tiny_folder, pairs_file, tmp_path / f"run{wanted}", gradient_checkpointing=wanted, lora=LoraOptions(rank=lora),
+            tiny_folder,
+            pairs_file,
+            tmp_path / f"run{wanted}",
+            gradient_checkpointing=wanted,
+            lora=LoraOptions(rank=lora),
             eval_fraction=0.0,
-        )  # fmt: skip
+        )
         finals.append(weights_of(train(config, quiet=True).final))
         job = build_job(config, Reporter(quiet=True))
         assert job.policy.kept_positions == (0 if wanted else config.layout.micro_batch_tokens)
         count = []
-        job.policy.model.get_decoder().layers[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        job.policy.model.get_decoder().layers[0].mlp.register_forward_pre_hook(
+            lambda *_, count=count: count.append(1)
+        )
         (piece,) = cut_step(job.source.take(1), DPO().signal, job.policy, config.layout)
         score(job.policy, piece.content.batch).logp.sum().backward()
         calls.append(len(count))
@@ -194,7 +270,11 @@ def test_gradient_checkpointing_changes_nothing(lora, tiny_folder, pairs_file, t
 def test_tokens_of_held_out_pairs_are_kept(tiny_folder, pairs_file, tmp_path):
     """Under the tuned model and under the one it started from, as these two models score them themselves."""
     result = train(tiny_config(tiny_folder, pairs_file, tmp_path / "run"), quiet=True)
-    rows = [json.loads(line) for line in (result.folder / "tokens.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    rows = [
+        json.loads(line)
+        for line in (result.folder / "tokens.jsonl").read_text(encoding="utf-8").split("\n")
+        if line
+    ]
     assert [(row["run"], row["pair"], row["side"]) for row in rows] == [
         ("run", pair, side) for pair in (0, 1) for side in ("chosen", "rejected")
     ]
@@ -208,7 +288,9 @@ def test_tokens_of_held_out_pairs_are_kept(tiny_folder, pairs_file, tmp_path):
 
 
 def test_without_held_out_pairs_there_are_no_tokens(tiny_folder, pairs_file, tmp_path):
-    result = train(tiny_config(tiny_folder, pairs_file, tmp_path / "run", eval_fraction=0.0, max_steps=1), quiet=True)
+    result = train(
+        tiny_config(tiny_folder, pairs_file, tmp_path / "run", eval_fraction=0.0, max_steps=1), quiet=True
+    )
     assert not (result.folder / "tokens.jsonl").exists()
 
 

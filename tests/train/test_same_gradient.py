@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from preftune.model.layout import LayoutOptions, split_micro_batches
+from preftune.model.policy import Policy, score_groups
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
-from preftune.model.policy import Policy, score_groups
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.step import run_step
@@ -31,17 +31,23 @@ def three_steps(objective, layout, sharing) -> dict[str, torch.Tensor]:
     """SGD, which hides no scale of the gradient as AdamW would."""
     model = tiny_model("llama", std=0.15)
     policy = Policy(model=model, precision="fp32", sharing=sharing, sharing_reason="")
-    anchor = Policy(model=tiny_model("llama", std=0.15, seed=1), precision="fp32", sharing="single", sharing_reason="")
+    anchor = Policy(
+        model=tiny_model("llama", std=0.15, seed=1), precision="fp32", sharing="single", sharing_reason=""
+    )
     known = {id(group): score_groups(anchor, [group], LayoutOptions())[0] for group in GROUPS}
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
-    scorer = make_score(policy, objective, Anchors(reference=lambda part: [known[id(group)] for group in part]))
+    scorer = make_score(
+        policy, objective, Anchors(reference=lambda part: [known[id(group)] for group in part])
+    )
     for start in (0, 3, 6):
         pieces = cut_step(GROUPS[start : start + 3], objective.signal, policy, layout)
         run_step(pieces, objective, scorer, list(policy.trainable().values()), optimiser, max_grad_norm=1.0)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("objective", [BNF(), BNF(reduction="pair_min"), DPO(), SFT(), SFT(reduction="sequence_mean")], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [BNF(), BNF(reduction="pair_min"), DPO(), SFT(), SFT(reduction="sequence_mean")], ids=repr
+)
 def test_three_steps_do_not_depend_on_the_cut(objective):
     start = tiny_model("llama", std=0.15).state_dict()
     wanted = three_steps(objective, *LAYOUTS["one piece"])
@@ -55,8 +61,13 @@ def test_three_steps_do_not_depend_on_the_cut(objective):
 
 
 def test_the_layouts_of_this_test_do_differ():
-    counts = {name: len(split_micro_batches(GROUPS[:3], layout, sharing)) for name, (layout, sharing) in LAYOUTS.items()}
+    counts = {
+        name: len(split_micro_batches(GROUPS[:3], layout, sharing))
+        for name, (layout, sharing) in LAYOUTS.items()
+    }
     assert counts["one piece"] == counts["flat"] == 1 and counts["one group a piece"] == 3
     assert 1 < counts["uneven pieces"] <= 3 and 1 < counts["flat, uneven pieces"] <= 3
     assert sum(len(completion) for group in GROUPS for completion in group.completions) > 100
-    assert len({int(np.sum([len(group.completions) for group in GROUPS[i : i + 3]])) for i in (0, 3, 6)}) > 1  # uneven steps
+    assert (
+        len({int(np.sum([len(group.completions) for group in GROUPS[i : i + 3]])) for i in (0, 3, 6)}) > 1
+    )  # uneven steps

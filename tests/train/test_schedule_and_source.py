@@ -17,11 +17,19 @@ def rates(num_steps, **options):
 
 def test_schedules_by_hand():
     # Two warm-up steps at 1/3 and 2/3 of the peak, then from the peak down: 1, 3/4, 2/4, 1/4 of it.
-    assert rates(6, learning_rate=3.0, schedule="linear", warmup_ratio=1 / 3) == pytest.approx([1.0, 2.0, 3.0, 2.25, 1.5, 0.75])
+    assert rates(6, learning_rate=3.0, schedule="linear", warmup_ratio=1 / 3) == pytest.approx(
+        [1.0, 2.0, 3.0, 2.25, 1.5, 0.75]
+    )
     # cos(0) = 1, cos(pi/4) = .70711, cos(pi/2) = 0, cos(3 pi/4) = -.70711; half of one more than that.
-    assert rates(4, learning_rate=1.0, schedule="cosine", warmup_ratio=0.0) == pytest.approx([1.0, 0.8535534, 0.5, 0.1464466])
-    assert rates(4, learning_rate=2.0, schedule="constant", warmup_ratio=0.25) == pytest.approx([1.0, 2.0, 2.0, 2.0])
-    assert rates(3, learning_rate=1.0, schedule="linear", warmup_ratio=1.0) == pytest.approx([0.25, 0.5, 0.75])
+    assert rates(4, learning_rate=1.0, schedule="cosine", warmup_ratio=0.0) == pytest.approx(
+        [1.0, 0.8535534, 0.5, 0.1464466]
+    )
+    assert rates(4, learning_rate=2.0, schedule="constant", warmup_ratio=0.25) == pytest.approx(
+        [1.0, 2.0, 2.0, 2.0]
+    )
+    assert rates(3, learning_rate=1.0, schedule="linear", warmup_ratio=1.0) == pytest.approx(
+        [0.25, 0.5, 0.75]
+    )
     assert rates(1, learning_rate=1.0, warmup_ratio=0.1) == [1.0]
     assert all(rate > 0 for rate in rates(7, learning_rate=1e-6, schedule="cosine"))
 
@@ -29,7 +37,10 @@ def test_schedules_by_hand():
 def numbered_groups(count: int, prompts: int) -> list[Group]:
     """Groups 0, 1, 2, ... of which several have one prompt; the completion is the number."""
     return [
-        Group(prompt=np.array([5, number % prompts], dtype=np.int32), completions=(np.array([number], dtype=np.int32),))
+        Group(
+            prompt=np.array([5, number % prompts], dtype=np.int32),
+            completions=(np.array([number], dtype=np.int32),),
+        )
         for number in range(count)
     ]
 
@@ -42,7 +53,10 @@ def numbers(groups) -> list[int]:
 def test_each_group_comes_once_an_epoch(count, batch_size):
     source = OfflineSource(groups=numbered_groups(count, count), batch_size=batch_size, seed=3)
     per_epoch = source.steps_per_epoch
-    epochs = [[numbers(source.take(epoch * per_epoch + step)) for step in range(1, per_epoch + 1)] for epoch in range(3)]
+    epochs = [
+        [numbers(source.take(epoch * per_epoch + step)) for step in range(1, per_epoch + 1)]
+        for epoch in range(3)
+    ]
     for steps in epochs:
         assert sorted(n for step in steps for n in step) == list(range(count))
         assert [len(step) for step in steps[:-1]] == [batch_size] * (per_epoch - 1)
@@ -61,7 +75,10 @@ def test_no_prompt_is_on_both_sides(fraction):
         assert not {group.prompt.tobytes() for group in train} & {group.prompt.tobytes() for group in held}
         assert Counter(numbers(train) + numbers(held)) == Counter(range(200))
         assert len({group.prompt.tobytes() for group in held}) == min(round(40 * fraction), 39)
-        assert (numbers(train), numbers(held)) == (sorted(numbers(train)), sorted(numbers(held)))  # the order stays
+        assert (numbers(train), numbers(held)) == (
+            sorted(numbers(train)),
+            sorted(numbers(held)),
+        )  # the order stays
     if 0 < fraction < 0.99:
         assert len({tuple(numbers(hold_out(groups, fraction, seed)[1])) for seed in range(5)}) > 1
 

@@ -1,4 +1,6 @@
-"""Runs whose completions a server draws: it gets the adapter before every draw, and one that does not follow is found out."""
+"""Runs whose completions a server draws: it gets the adapter before every draw, and one that does not follow
+is found out.
+"""
 
 import json
 import threading
@@ -15,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from preftune.cli.main import main
 from preftune.cli.settings import settings_from_run
 from preftune.errors import ConfigError, ServerError, TrainingError
+from preftune.model.adapters import LoraOptions, quiet_peft
 from preftune.objectives.bnf import BNF
 from preftune.objectives.grpo import GRPO
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
-from preftune.model.adapters import LoraOptions, quiet_peft
 from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
 from tests.folders import metric_rows, tiny_config, write_rows
@@ -95,7 +97,12 @@ def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    served = Served(url=f"http://127.0.0.1:{server.server_port}", folder=folder, follows=follows, tells_tokens=tells_tokens)
+    served = Served(
+        url=f"http://127.0.0.1:{server.server_port}",
+        folder=folder,
+        follows=follows,
+        tells_tokens=tells_tokens,
+    )
     try:
         yield served
     finally:
@@ -112,10 +119,19 @@ def config(tiny_folder, tmp_path, monkeypatch):
 
     def made(server: ServerOptions, **settings):
         chosen = {
-            "source": "on-policy", "reward": f"{rewards}:vowels", "objective": BNF(), "batch_size": 2, "eval_fraction": 0.34,
-            "epochs": 3.0, "max_steps": 4, "eval_every": 4, "lora": LoraOptions(rank=4), "server": server,
-            "sampling": SampleOptions(num_completions=4, max_new_tokens=6), "optim": {"learning_rate": 0.05},
-        } | settings  # fmt: skip
+            "source": "on-policy",
+            "reward": f"{rewards}:vowels",
+            "objective": BNF(),
+            "batch_size": 2,
+            "eval_fraction": 0.34,
+            "epochs": 3.0,
+            "max_steps": 4,
+            "eval_every": 4,
+            "lora": LoraOptions(rank=4),
+            "server": server,
+            "sampling": SampleOptions(num_completions=4, max_new_tokens=6),
+            "optim": {"learning_rate": 0.05},
+        } | settings
         return tiny_config(tiny_folder, prompts, tmp_path / "run", **chosen)
 
     return made
@@ -132,15 +148,22 @@ def test_the_server_follows_the_adapter(config, tiny_folder, tmp_path):
     assert result.state == "finished"
     gaps = [row["sampler_gap"] for row in rows if "sampler_gap" in row]
     assert len(gaps) == 4 and max(gaps) < 1e-5
-    assert abs(rows[0]["eval_kl"]) < 1e-4 and abs(rows[-1]["eval_kl"]) > 1e-3  # the policy has moved, and the gap has not
-    assert served.requests == 4 * 2 * 4 + 2 * 2  # four draws of two prompts, and two evaluations on two held-out prompts
+    assert (
+        abs(rows[0]["eval_kl"]) < 1e-4 and abs(rows[-1]["eval_kl"]) > 1e-3
+    )  # the policy has moved, and the gap has not
+    assert (
+        served.requests == 4 * 2 * 4 + 2 * 2
+    )  # four draws of two prompts, and two evaluations on two held-out prompts
     loads = [name for what, name in served.calls if what == "load"]
     assert len(set(loads)) == 6 and [name for what, name in served.calls if what == "unload"] == loads[:-1]
     assert [path.name for path in (tmp_path / "run" / "server").iterdir()] == loads[-1:]
 
 
 def test_a_server_that_does_not_follow_stops_the_run(config, tiny_folder):
-    with serving(tiny_folder, follows=False) as served, pytest.raises(TrainingError, match="disagree") as stopped:
+    with (
+        serving(tiny_folder, follows=False) as served,
+        pytest.raises(TrainingError, match="disagree") as stopped,
+    ):
         train(config(options(served)), quiet=True)
     assert "Step 2 stopped" in str(stopped.value)  # at the first draw the adapter changes nothing yet
 
@@ -152,10 +175,14 @@ def test_what_was_drawn_is_learned_from_after_a_resume(config, tiny_folder, tmp_
         for name in ("final", "status.json"):
             path = tmp_path / "run" / name
             path.rename(tmp_path / name)
-        (tmp_path / "run" / "status.json").write_text(json.dumps({"state": "interrupted", "step": 2, "message": ""}))
+        (tmp_path / "run" / "status.json").write_text(
+            json.dumps({"state": "interrupted", "step": 2, "message": ""})
+        )
         assert resume(settings_from_run(TrainConfig, tmp_path / "run"), quiet=True).state == "finished"
     again = metric_rows(tmp_path / "run")[-1]
-    assert again["eval_reward"] == last["eval_reward"] and again["eval_kl"] == pytest.approx(last["eval_kl"], rel=1e-6)
+    assert again["eval_reward"] == last["eval_reward"] and again["eval_kl"] == pytest.approx(
+        last["eval_kl"], rel=1e-6
+    )
 
 
 def test_objectives_with_ratios_get_the_server_s_log_probabilities(config, tiny_folder, tmp_path):
@@ -166,7 +193,10 @@ def test_objectives_with_ratios_get_the_server_s_log_probabilities(config, tiny_
 
 
 def test_a_server_of_text_is_refused(config, tiny_folder):
-    with serving(tiny_folder, tells_tokens=False) as served, pytest.raises(ServerError, match="tells no token ids"):
+    with (
+        serving(tiny_folder, tells_tokens=False) as served,
+        pytest.raises(ServerError, match="tells no token ids"),
+    ):
         train(config(options(served)), quiet=True)
 
 
@@ -182,7 +212,11 @@ COOLER = SampleOptions(num_completions=4, temperature=0.7)
         (ServerOptions(url=SOMEWHERE.url, api="chat"), {}, "needs its token ids"),
         (SOMEWHERE, {"objective": GRPO(), "sampling": COOLER}, "this run needs both"),
         (ServerOptions(url=SOMEWHERE.url, logprobs="processed"), {"sampling": COOLER}, "this run needs both"),
-        (SOMEWHERE, {"source": "offline", "reward": None, "sampling": SampleOptions(num_completions=4)}, "server has no effect"),
+        (
+            SOMEWHERE,
+            {"source": "offline", "reward": None, "sampling": SampleOptions(num_completions=4)},
+            "server has no effect",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_starts(config, server, settings, message):
@@ -192,8 +226,25 @@ def test_what_cannot_work_is_refused_before_it_starts(config, server, settings, 
 
 def test_no_server_is_one_sentence(tiny_folder, tmp_path, capsys):
     prompts = write_rows(tmp_path / "prompts.jsonl", PROMPTS)
-    words = ["train", "--model", str(tiny_folder), "--data", prompts, "--output", str(tmp_path / "run"), "--source", "on-policy",
-             "--reward", "brief", "--lora.rank", "4", "--server.url", SOMEWHERE.url, "--server.retries", "0"]  # fmt: skip
+    words = [
+        "train",
+        "--model",
+        str(tiny_folder),
+        "--data",
+        prompts,
+        "--output",
+        str(tmp_path / "run"),
+        "--source",
+        "on-policy",
+        "--reward",
+        "brief",
+        "--lora.rank",
+        "4",
+        "--server.url",
+        SOMEWHERE.url,
+        "--server.retries",
+        "0",
+    ]
     assert main(words) == 5
     told = capsys.readouterr().err
     assert "gave no answer" in told and "Traceback" not in told

@@ -19,14 +19,16 @@ from tests.folders import same_bits, weights_of
 from tests.train.likeness import COMMON, same, write_files
 from tests.train.together import run_all, torchrun
 
-SAMPLES = "--data pairs.jsonl --source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"
+SAMPLES = (
+    "--data pairs.jsonl --source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"
+)
 CASES = {
     "pairs": "--data pairs.jsonl --objective dpo --max_steps 20 --epochs 9 --save_every 8 --keep_checkpoints 2",
     "live": "--data pairs.jsonl --objective dpo --epochs 2 --reference.mode live --gradient_checkpointing true",
     "idle": "--data pairs.jsonl --objective dpo --batch_size 1 --max_steps 6",
     "coupled": "--data pairs.jsonl --objective kto --batch_size 3 --epochs 2",
     "adapter": "--data pairs.jsonl --objective dpo --lora_r 3 --reference.update_every 2 --reference.update_rate 0.5 --epochs 3"
-               " --save_every 4",
+    " --save_every 4",
     "rewards": "--data pairs.jsonl --objective bradley-terry --lora_r 4 --epochs 2",
     "samples": SAMPLES,
     "values": f"{SAMPLES} --objective ppo --objective.value_clip 0.2 --lora_r 4",
@@ -48,9 +50,14 @@ def files(tmp_path_factory, tiny_folder):
 
 @pytest.fixture(scope="module")
 def folder(files):
-    """Every case, run by two processes in shards; the small runs in one process follow where they are compared."""
+    """Every case, run by two processes in shards; the small runs in one process follow where they are
+    compared.
+    """
     shards = {case: ["--shard.mode", "full", *OWN.get(case, "").split()] for case in CASES}
-    run_all([[*words_of(case), *shards[case], "--model", "tiny", "--output", f"{case}-two"] for case in CASES], cwd=files)
+    run_all(
+        [[*words_of(case), *shards[case], "--model", "tiny", "--output", f"{case}-two"] for case in CASES],
+        cwd=files,
+    )
     return files
 
 
@@ -88,16 +95,21 @@ def interrupted(run: Path, name: str, step: int, **settings) -> Path:
 
 @ONCE
 def test_a_run_in_shards_goes_on_with_any_number_of_processes(folder, monkeypatch):
-    """2 -> 2, of an adapter and its moving reference bit for bit; 2 -> 1, where the model is whole; 1 -> 2, into shards, and with
-    replicas."""
+    """2 -> 2, of an adapter and its moving reference bit for bit; 2 -> 1, where the model is whole; 1 -> 2,
+    into shards, and with replicas.
+    """
     monkeypatch.chdir(folder)
     two, one = folder / "pairs-two", alone("pairs", folder)
-    assert {path.name for path in (two / "checkpoints" / "step-000008" / "shards").iterdir()} >= {".metadata", "__1_0.distcp"}
+    assert {path.name for path in (two / "checkpoints" / "step-000008" / "shards").iterdir()} >= {
+        ".metadata",
+        "__1_0.distcp",
+    }
     copies = {
-        "two-two": interrupted(two, "two-two", 8), "one-two": interrupted(one, "one-two", 8, mode="full"),
+        "two-two": interrupted(two, "two-two", 8),
+        "one-two": interrupted(one, "one-two", 8, mode="full"),
         "two-replicas": interrupted(two, "two-replicas", 16, mode="none"),
         "adapters": interrupted(folder / "adapter-two", "adapters", 8),
-    }  # fmt: skip
+    }
     run_all([["train", "--resume", name] for name in copies], cwd=folder)
     assert main(["train", "--resume", str(interrupted(two, "two-one", 8))]) == 0
 
@@ -123,8 +135,10 @@ def taste(prompts, completions, **columns):
     return [float(len(c)) for c in completions]
 """
 DEATHS = {
-    "killed": "os.kill(os.getpid(), signal.SIGKILL)", "an exception": "raise ZeroDivisionError", "stuck": "time.sleep(15)"
-}  # fmt: skip
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "an exception": "raise ZeroDivisionError",
+    "stuck": "time.sleep(15)",
+}
 
 
 @pytest.mark.parametrize("how", DEATHS)
@@ -132,7 +146,17 @@ def test_a_process_that_dies_ends_the_run_soon(how, files):
     """The others do not wait for it: one sentence, no hang, and a status that says so."""
     name = re.sub(r"\W", "_", how)
     (files / f"{name}.py").write_text(DYING.format(how=DEATHS[how]))
-    words = [*words_of("samples"), "--epochs", "100000", "--reward", f"{name}.py:taste", "--model", "tiny", "--output", name]
+    words = [
+        *words_of("samples"),
+        "--epochs",
+        "100000",
+        "--reward",
+        f"{name}.py:taste",
+        "--model",
+        "tiny",
+        "--output",
+        name,
+    ]
     started = time.monotonic()
     patience = ["--process_minutes", "0.1"] if how == "stuck" else []
     done = torchrun(*words, *patience, "--shard.mode", "full", cwd=files)

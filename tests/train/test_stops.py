@@ -1,4 +1,6 @@
-"""A run that cannot go on stops before harm is done, says why in one sentence, and leaves nothing half-written."""
+"""A run that cannot go on stops before harm is done, says why in one sentence, and leaves nothing
+half-written.
+"""
 
 import contextlib
 import json
@@ -22,8 +24,21 @@ from tests.folders import PAIRS, metric_rows, save_tiny_model, weights_of, write
 
 ODD = "zyx~^`"  # characters that no other row has
 ROWS = [{**row, "chosen": f"{row['chosen']} {ODD}"} if k == 5 else row for k, row in enumerate(PAIRS)]
-ALONE = ["--batch_size", "1", "--micro_batch_tokens", "1", "--eval_fraction", "0", "--schedule", "constant",
-         "--learning_rate", "1e-3", "--warmup_ratio", "0", "--json"]  # fmt: skip
+ALONE = [
+    "--batch_size",
+    "1",
+    "--micro_batch_tokens",
+    "1",
+    "--eval_fraction",
+    "0",
+    "--schedule",
+    "constant",
+    "--learning_rate",
+    "1e-3",
+    "--warmup_ratio",
+    "0",
+    "--json",
+]
 
 
 NOTHING: dict = {"reference": {}, "estimators": {}, "source": {}}
@@ -50,7 +65,11 @@ def one_line(capsys) -> str:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_update(value, tmp_path, capsys):
-    model, data, run = poisoned_folder(tmp_path / "model", value), write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "run"
+    model, data, run = (
+        poisoned_folder(tmp_path / "model", value),
+        write_rows(tmp_path / "rows.jsonl", ROWS),
+        tmp_path / "run",
+    )
     capsys.readouterr()
     words = ["train", "--model", model, "--data", data, "--objective", "sft", *ALONE]
     assert main([*words, "--seed", "0", "--output", str(run)]) == 3
@@ -74,7 +93,23 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(value, tmp_path, caps
 def test_a_reference_that_is_not_finite_names_the_row(tmp_path, capsys):
     model, data = poisoned_folder(tmp_path / "model", float("nan")), write_rows(tmp_path / "rows.jsonl", ROWS)
     capsys.readouterr()
-    assert main(["train", "--model", model, "--data", data, "--objective", "dpo", "--output", str(tmp_path / "run"), *ALONE]) == 3
+    assert (
+        main(
+            [
+                "train",
+                "--model",
+                model,
+                "--data",
+                data,
+                "--objective",
+                "dpo",
+                "--output",
+                str(tmp_path / "run"),
+                *ALONE,
+            ]
+        )
+        == 3
+    )
     assert f"{data}:6" in one_line(capsys)
 
 
@@ -83,7 +118,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
     theta = torch.nn.Parameter(torch.tensor([4.0, 1.0, 0.0, 9.0]))
     optimiser = torch.optim.AdamW([theta], lr=0.1)
     one, plus = torch.tensor([1]), Labels(label=torch.tensor([1]))
-    pieces = [MicroBatch(content=[k], lengths=one, prompt=one, signal=plus, origins=(f"rows:{k + 1}",)) for k in range(4)]
+    pieces = [
+        MicroBatch(content=[k], lengths=one, prompt=one, signal=plus, origins=(f"rows:{k + 1}",))
+        for k in range(4)
+    ]
 
     def score(piece: MicroBatch) -> TokenScores:
         return TokenScores(logp=-theta[piece.content].sqrt(), lengths=piece.lengths)
@@ -93,7 +131,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
     assert theta.tolist() == [4.0, 1.0, 0.0, 9.0] and not optimiser.state
     with torch.no_grad():
         theta[2] = 1.0
-    assert run_step(pieces, SFT(), score, [theta], optimiser, max_grad_norm=0.0).loss == pytest.approx((2 + 1 + 1 + 3) / 4)
+    assert run_step(pieces, SFT(), score, [theta], optimiser, max_grad_norm=0.0).loss == pytest.approx(
+        (2 + 1 + 1 + 3) / 4
+    )
     assert (theta < torch.tensor([4.0, 1.0, 1.0, 9.0])).all()
 
 
@@ -117,12 +157,21 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path):
     good = save_checkpoint(folder, parameters, optimiser, Counters(step=1), keep=1, extra=NOTHING)
     kept, moments = weight.detach().clone(), optimiser.state[weight]["exp_avg"].clone()
     optimiser.step()
-    with files_of_at_most(100_000), pytest.raises(StorageError, match=r"Cannot write the checkpoint at .*step-000002"):
+    with (
+        files_of_at_most(100_000),
+        pytest.raises(StorageError, match=r"Cannot write the checkpoint at .*step-000002"),
+    ):
         save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1, extra=NOTHING)
-    with files_of_at_most(500_000), pytest.raises(StorageError, match="Cannot write the checkpoint"):  # the second file fails
+    with (
+        files_of_at_most(500_000),
+        pytest.raises(StorageError, match="Cannot write the checkpoint"),
+    ):  # the second file fails
         save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1, extra=NOTHING)
     assert list(folder.iterdir()) == [good]
-    assert load_checkpoint(good, parameters, optimiser, {}) == (Counters(step=1), {"estimators": {}, "source": {}})
+    assert load_checkpoint(good, parameters, optimiser, {}) == (
+        Counters(step=1),
+        {"estimators": {}, "source": {}},
+    )
     assert torch.equal(weight, kept) and torch.equal(optimiser.state[weight]["exp_avg"], moments)
 
 
@@ -130,7 +179,9 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     weight = torch.nn.Parameter(torch.ones(3))
     (tmp_path / ".writing-1").mkdir()
     (tmp_path / ".writing-1" / "policy.safetensors").write_bytes(b"half")
-    good = save_checkpoint(tmp_path, {"weight": weight}, torch.optim.AdamW([weight]), Counters(step=1), keep=1, extra=NOTHING)
+    good = save_checkpoint(
+        tmp_path, {"weight": weight}, torch.optim.AdamW([weight]), Counters(step=1), keep=1, extra=NOTHING
+    )
     assert list(tmp_path.iterdir()) == [good]
 
 
@@ -145,7 +196,9 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
         parameters = {"other": weight}
     else:
         (path / "state.json").write_text("{}x" if damage == "not JSON" else '{"stepp": 1}')
-    with pytest.raises(StorageError, match="is damaged" if damage != "another model" else "belongs to another model"):
+    with pytest.raises(
+        StorageError, match="is damaged" if damage != "another model" else "belongs to another model"
+    ):
         load_checkpoint(path, parameters, optimiser, {})
 
 
@@ -153,8 +206,23 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
 def test_a_full_disk_leaves_nothing_half_written(words, tiny_folder, pairs_file, tmp_path, capsys):
     run = tmp_path / "run"
     with files_of_at_most(120_000):  # metrics fit, 160 kB of weights do not
-        code = main(["train", "--model", str(tiny_folder), "--data", pairs_file, "--output", str(run), "--objective", "dpo",
-                     "--batch_size", "2", "--json", *words])  # fmt: skip
+        code = main(
+            [
+                "train",
+                "--model",
+                str(tiny_folder),
+                "--data",
+                pairs_file,
+                "--output",
+                str(run),
+                "--objective",
+                "dpo",
+                "--batch_size",
+                "2",
+                "--json",
+                *words,
+            ]
+        )
     assert code == 4
     assert "Cannot write" in one_line(capsys)
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
@@ -166,7 +234,9 @@ def train_words(model, data, output, *more) -> list[str]:
     return ["train", "--model", str(model), "--data", data, "--output", str(output), "--json", *more]
 
 
-def test_an_output_that_cannot_be_used_is_refused_before_work(tiny_folder, pairs_file, tmp_path, capsys, monkeypatch):
+def test_an_output_that_cannot_be_used_is_refused_before_work(
+    tiny_folder, pairs_file, tmp_path, capsys, monkeypatch
+):
     taken, file = tmp_path / "taken", tmp_path / "file"
     taken.mkdir()
     (taken / "something").touch()

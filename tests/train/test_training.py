@@ -18,7 +18,8 @@ SURROGATES = {
     "nash-md": "the advantage is held fixed and contains the policy's log-ratio, which moves",
     "rloo": "the advantage is held fixed and contains the policy's log-ratio, which moves",
 }
-"""Objectives whose value is not what their gradient lowers: their loss must move, and no more is asked of it."""
+"""Objectives whose value is not what their gradient lowers: their loss must move, and no more is asked of it.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +29,23 @@ def playground(tmp_path_factory):
     save_tiny_model(folder / "third", seed=2)
     write_rows(folder / "pairs.jsonl", PAIRS)
     rewarded = [
-        {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."], "rewards": [1.0, 0.0, 0.4]}
+        {
+            "prompt": row["prompt"],
+            "completions": [row["chosen"], row["rejected"], "Perhaps."],
+            "rewards": [1.0, 0.0, 0.4],
+        }
         for row in PAIRS
     ]
     write_rows(folder / "rewarded.jsonl", rewarded)
     hybrid = [
-        {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Perhaps."], "pairs": [[0, 1]],
-         "sources": ["policy", "reference", "policy"]}
+        {
+            "prompt": row["prompt"],
+            "completions": [row["chosen"], row["rejected"], "Perhaps."],
+            "pairs": [[0, 1]],
+            "sources": ["policy", "reference", "policy"],
+        }
         for row in PAIRS
-    ]  # fmt: skip
+    ]
     write_rows(folder / "hybrid.jsonl", hybrid)
     return folder
 
@@ -46,8 +55,10 @@ def test_it_trains(name, playground, tiny_folder, tmp_path, monkeypatch, capsys)
     """20 steps on all of a small file at once, so that the losses of two steps can be compared."""
     monkeypatch.chdir(playground)
     monkeypatch.setenv("PREFTUNE_CACHE", str(playground / "cache"))
-    words = (f"train --objective {name} --data {DATA[OBJECTIVES[name]().signal]} --model {tiny_folder} --output {tmp_path / 'run'} "
-             f"--batch_size 8 --max_steps 20 --epochs 20 --learning_rate 3e-3 --schedule constant --eval_fraction 0")  # fmt: skip
+    words = (
+        f"train --objective {name} --data {DATA[OBJECTIVES[name]().signal]} --model {tiny_folder} --output {tmp_path / 'run'} "
+        f"--batch_size 8 --max_steps 20 --epochs 20 --learning_rate 3e-3 --schedule constant --eval_fraction 0"
+    )
     assert main([*words.split(), *FLAGS.get(name, "").split()]) == 0, capsys.readouterr().err
     losses = [row["loss"] for row in metric_rows(tmp_path / "run")]
     assert len(losses) == 20

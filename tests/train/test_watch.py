@@ -11,15 +11,15 @@ from rich.console import Console
 from preftune.health.conditions import CONDITIONS, judge
 from preftune.health.history import history_of
 from preftune.objectives.dpo import DPO
-from preftune.train.onpolicy.collect import CollectOptions
-from preftune.sampling.sample import SampleOptions
+from preftune.progress import Reporter
 from preftune.report.health import history_of_run
 from preftune.report.read import read_run
+from preftune.sampling.sample import SampleOptions
 from preftune.train import loop
 from preftune.train.evaluate import length_metrics
-from preftune.progress import Reporter
-from preftune.train.runlog import RunFolder, to_plain
 from preftune.train.health_monitor import Watch, common_ends
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.train.runlog import RunFolder, to_plain
 from preftune.types import Group
 from tests.folders import PAIRS, metric_rows, tiny_config, write_rows
 
@@ -30,7 +30,9 @@ def ids(*numbers) -> np.ndarray:
 
 def test_overlap_is_counted_from_both_ends():
     def overlap(one, two):
-        return common_ends([Group(prompt=ids(1), completions=(one, two), pairs=((0, 1),))])["pairs/common_ends"]
+        return common_ends([Group(prompt=ids(1), completions=(one, two), pairs=((0, 1),))])[
+            "pairs/common_ends"
+        ]
 
     assert overlap(ids(5, 6, 7, 8), ids(5, 9, 7, 8)) == 0.75
     assert overlap(ids(5, 6), ids(7, 8)) == 0.0
@@ -63,8 +65,14 @@ def test_a_condition_is_said_once_when_it_comes_to_a_level(tmp_path):
     watch, text = heard(run)
 
     def evaluated(step, fall):
-        row = {"step": step, "phase": "eval", "eval_log_ratios/chosen": -fall, "eval_log_ratios/rejected": -fall - 9.0,
-               "eval_logps/chosen": -100.0 - fall, "eval_logps/rejected": -109.0 - fall}  # fmt: skip
+        row = {
+            "step": step,
+            "phase": "eval",
+            "eval_log_ratios/chosen": -fall,
+            "eval_log_ratios/rejected": -fall - 9.0,
+            "eval_logps/chosen": -100.0 - fall,
+            "eval_logps/rejected": -109.0 - fall,
+        }
         levels = {one.id: one.level for one in watch.findings(row)}
         run.append("metrics.jsonl", row)
         return levels.get("displacement"), text.getvalue().count("Displacement")
@@ -97,13 +105,19 @@ def test_a_healthy_run_is_told_so_in_its_rows_and_file(tiny_folder, pairs_file, 
 
 
 BROKEN = {
-    "identical-pairs": dict(data=[
-        {**row, "chosen": "It is as it is, they say, and so it is, a.",
-         "rejected": "It is as it is, they say, and so it is, b."} for row in PAIRS
-    ]),
+    "identical-pairs": dict(
+        data=[
+            {
+                **row,
+                "chosen": "It is as it is, they say, and so it is, a.",
+                "rejected": "It is as it is, they say, and so it is, b.",
+            }
+            for row in PAIRS
+        ]
+    ),
     "learning-rate-high": dict(optim={"learning_rate": 0.5}),
     "learning-rate-low": dict(optim={"learning_rate": 1e-8}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("condition", BROKEN)
@@ -114,7 +128,9 @@ def test_a_run_broken_on_purpose_is_told_so_once(condition, tiny_folder, pairs_f
     title = next(one.title for one in CONDITIONS if one.id == condition)
     told = [line for line in capsys.readouterr().err.splitlines() if f": {title}: " in line]
     assert len(told) == len({line.split(title)[0] for line in told}) >= 1  # one line for each level at most
-    assert {one["id"]: one["level"] for one in json.loads((run / "health.json").read_text())["findings"]}[condition] == "act"
+    assert {one["id"]: one["level"] for one in json.loads((run / "health.json").read_text())["findings"]}[
+        condition
+    ] == "act"
 
 
 def test_equal_rewards_and_lengths_are_counted_within_prompts(tiny_folder, pairs_file, tmp_path):
@@ -123,15 +139,26 @@ def test_equal_rewards_and_lengths_are_counted_within_prompts(tiny_folder, pairs
         "    return [float(n) if 'sea' in p or 'tea' in p else 1.0 for p, n in zip(prompts, columns['num_tokens'])]\n"
     )
     config = tiny_config(
-        tiny_folder, pairs_file, tmp_path / "run", source="on-policy", reward=f"{tmp_path / 'taste.py'}:half", batch_size=8,
-        sampling=SampleOptions(num_completions=8, max_new_tokens=40), collect=CollectOptions(), eval_fraction=0.0, max_steps=1,
-    )  # fmt: skip
+        tiny_folder,
+        pairs_file,
+        tmp_path / "run",
+        source="on-policy",
+        reward=f"{tmp_path / 'taste.py'}:half",
+        batch_size=8,
+        sampling=SampleOptions(num_completions=8, max_new_tokens=40),
+        collect=CollectOptions(),
+        eval_fraction=0.0,
+        max_steps=1,
+    )
     run = loop.train(config, quiet=True).folder
     (row,) = metric_rows(run)
     drawn = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
     assert row["collect/equal_rewards"] == np.mean([len(set(one["rewards"])) == 1 for one in drawn]) > 0.5
-    centred = [(r - np.mean(one["rewards"]), n - np.mean(one["num_tokens"])) for one in drawn
-               for r, n in zip(one["rewards"], one["num_tokens"], strict=True)]  # fmt: skip
+    centred = [
+        (r - np.mean(one["rewards"]), n - np.mean(one["num_tokens"]))
+        for one in drawn
+        for r, n in zip(one["rewards"], one["num_tokens"], strict=True)
+    ]
     if "collect/length_correlation" in row:
         assert row["collect/length_correlation"] == pytest.approx(np.corrcoef(np.transpose(centred))[0, 1])
 

@@ -1,4 +1,6 @@
-"""Several runs of the command line, one after another, in processes that torchrun starts once: starting them is what is slow."""
+"""Several runs of the command line, one after another, in processes that torchrun starts once: starting them
+is what is slow.
+"""
 
 import json
 import os
@@ -20,16 +22,24 @@ def environment() -> dict[str, str]:
 def torchrun(*words: str, processes: int = 2, cwd: Path) -> subprocess.CompletedProcess:
     """`preftune WORDS` under torchrun."""
     command = [*COMMAND, str(processes), "-m", "preftune"]
-    return subprocess.run([*command, *words], capture_output=True, text=True, cwd=cwd, timeout=300, env=environment())
+    return subprocess.run(
+        [*command, *words], capture_output=True, text=True, cwd=cwd, timeout=300, env=environment()
+    )
 
 
-def run_all(jobs: Sequence[Sequence[str]], cwd: Path, processes: int = 2, *how: str) -> subprocess.CompletedProcess:
+def run_all(
+    jobs: Sequence[Sequence[str]], cwd: Path, processes: int = 2, *how: str
+) -> subprocess.CompletedProcess:
     """Each job is the words after `preftune`; an error if one does not end well in all processes."""
     (cwd / "jobs.json").write_text(json.dumps(list(zip(free_ports(len(jobs)), jobs, strict=True))))
     done = subprocess.run(
-        [*COMMAND, str(processes), __file__, "jobs.json", *how], capture_output=True, text=True, cwd=cwd, timeout=300,
+        [*COMMAND, str(processes), __file__, "jobs.json", *how],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
         env=environment(),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done
 
@@ -61,7 +71,8 @@ def free_ports(count: int) -> list[int]:
 def _run_jobs(path: str, may_fail: bool) -> int:
     from preftune.cli.main import main
 
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each run meets anew, which torchrun's own store is not made for
+    # each run meets anew, which torchrun's own store is not made for
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     for index, (port, words) in enumerate(json.loads(Path(path).read_text())):
         os.environ["MASTER_PORT"] = str(port)
         if may_fail:

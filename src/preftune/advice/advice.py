@@ -1,11 +1,13 @@
-"""Advice: from evidence to where completions should come from, which objective to train with, and what to collect next."""
+"""Advice: from evidence to where completions should come from, which objective to train with, and what to
+collect next.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCES, Rule
 from preftune.advice.evidence import Evidence
+from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCES, Rule
 from preftune.objectives import OBJECTIVES
 from preftune.types import Pairs, Rewards
 
@@ -18,7 +20,8 @@ class Recommendation:
         choice: what to take or do.
         reason: a sentence.
         basis: the finding, page or paper that it rests on.
-        settings: of an objective, where they matter, and defaults elsewhere; of own samples, what the budget comes to.
+        settings: of an objective, where they matter, and defaults elsewhere; of own samples, what the budget
+            comes to.
         evidence: the numbers that it rests on, by name; without those that are not known.
     """
 
@@ -31,7 +34,9 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Recommendations, the best first: where completions come from, the objective for the first of them, what to collect."""
+    """Recommendations, the best first: where completions come from, the objective for the first of them, what
+    to collect.
+    """
 
     source: tuple[Recommendation, ...]
     objective: tuple[Recommendation, ...]
@@ -45,8 +50,12 @@ def advise(evidence: Evidence) -> Advice:
     """All that the rules say of this evidence; what is not known makes no rule hold."""
     source = _recommended(SOURCES, evidence)
     offline = source[0].choice == "offline"
-    feasible = [rule for rule in (OFFLINE if offline else ON_POLICY) if _feasible(rule.choice, evidence, offline)]
-    return Advice(source=source, objective=_recommended(feasible, evidence), collect=_recommended(COLLECT, evidence))
+    feasible = [
+        rule for rule in (OFFLINE if offline else ON_POLICY) if _feasible(rule.choice, evidence, offline)
+    ]
+    return Advice(
+        source=source, objective=_recommended(feasible, evidence), collect=_recommended(COLLECT, evidence)
+    )
 
 
 def _recommended(rules: Sequence[Rule], evidence: Evidence) -> tuple[Recommendation, ...]:
@@ -55,8 +64,13 @@ def _recommended(rules: Sequence[Rule], evidence: Evidence) -> tuple[Recommendat
     for rule in rules:
         if rule.choice not in found and rule.when(evidence):
             known = {name: value for name in rule.rests_on if (value := getattr(evidence, name)) is not None}
-            found[rule.choice] = Recommendation(choice=rule.choice, reason=rule.reason, basis=rule.basis,
-                                                settings=rule.settings(evidence), evidence=known)  # fmt: skip
+            found[rule.choice] = Recommendation(
+                choice=rule.choice,
+                reason=rule.reason,
+                basis=rule.basis,
+                settings=rule.settings(evidence),
+                evidence=known,
+            )
     return tuple(found.values())
 
 

@@ -27,9 +27,10 @@ class Evidence:
         num_pairs: pairs of a chosen and a rejected completion.
         completions_per_prompt: mean number of completions of a prompt.
         completion_tokens: mean length of a completion.
-        off_policy: mean logp per token of own samples less that of the data's completions, under the reference, in nats. Above 0
-            the data are less likely than what the model would write.
-        best_of_data: mean over prompts of P(reward of an own sample < reward of the data's best completion), ties half.
+        off_policy: mean logp per token of own samples less that of the data's completions, under the
+            reference, in nats. Above 0 the data are less likely than what the model would write.
+        best_of_data: mean over prompts of P(reward of an own sample < reward of the data's best completion),
+            ties half.
         best_of_n: for each n the mean over prompts of the expected best reward of n own samples.
         reward_spread: mean standard deviation of own rewards within a prompt.
         zero_spread: share of prompts whose own rewards are all the same.
@@ -42,7 +43,8 @@ class Evidence:
         can_sample: whether own samples can be drawn in training.
         samples: how many of them can be paid.
         steps: gradient steps that can be paid.
-        can_hold_reference: whether a reference can be scored, at the price of one pass over the data or of its memory.
+        can_hold_reference: whether a reference can be scored, at the price of one pass over the data or of
+            its memory.
         keep_length: whether answers must not grow longer, though longer ones are preferred in the data.
     """
 
@@ -83,15 +85,25 @@ class Evidence:
 
 
 def evidence_from(content: object, where: str) -> Evidence:
-    """From JSON; a key that is not known, and a value that is none, are refused with a sentence that names `where`."""
+    """From JSON; a key that is not known, and a value that is none, are refused with a sentence that names
+    `where`.
+    """
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{where} holds no evidence", got=content, expected="an object with the evidence's names and numbers")
+        raise ConfigError(
+            f"{where} holds no evidence",
+            got=content,
+            expected="an object with the evidence's names and numbers",
+        )
     known = [field.name for field in fields(Evidence)]
     for key in content:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            raise ConfigError(f"{where} has evidence of an unknown name", got=str(key), expected=", ".join(known),
-                              do=f"Did you mean {near[0]}?" if near else None)  # fmt: skip
+            raise ConfigError(
+                f"{where} has evidence of an unknown name",
+                got=str(key),
+                expected=", ".join(known),
+                do=f"Did you mean {near[0]}?" if near else None,
+            )
     values: dict[str, Any] = dict(content)
     if isinstance(values.get("best_of_n"), Mapping):
         values["best_of_n"] = {_whole(n, where): value for n, value in values["best_of_n"].items()}
@@ -99,17 +111,23 @@ def evidence_from(content: object, where: str) -> Evidence:
         if value is not None:
             _check(name, value)
             if name not in (*COUNTS, *ANSWERS):  # JSON writes 1 for 1.0
-                values[name] = {n: float(best) for n, best in value.items()} if name == "best_of_n" else float(value)
+                values[name] = (
+                    {n: float(best) for n, best in value.items()} if name == "best_of_n" else float(value)
+                )
     return Evidence(**values)
 
 
 def read_evidence(text: str, where: str) -> Evidence:
-    """From the text of a JSON file: what `preftune diagnose data` writes, which holds it as `evidence`, or the evidence alone."""
+    """From the text of a JSON file: what `preftune diagnose data` writes, which holds it as `evidence`, or
+    the evidence alone.
+    """
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{where} is not valid JSON", got=str(error), do="`preftune diagnose data --output` writes such a file"
+            f"{where} is not valid JSON",
+            got=str(error),
+            do="`preftune diagnose data --output` writes such a file",
         ) from error
     if isinstance(content, Mapping) and "evidence" in content:
         content = content["evidence"]
@@ -141,7 +159,10 @@ def _check(name: str, value: object) -> None:
     elif name in ANSWERS:
         good, expected = isinstance(value, bool), "true or false"
     elif name in COUNTS:
-        good, expected = isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number of at least 0"
+        good, expected = (
+            isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+            "a whole number of at least 0",
+        )
     else:
         low, high, expected = -math.inf, math.inf, "a finite number"
         if name in SHARES:
@@ -150,7 +171,9 @@ def _check(name: str, value: object) -> None:
             low, expected = 0, "a finite number of at least 0"
         good = _is_number(value) and low <= value <= high  # type: ignore[operator]
     if not good:
-        raise ConfigError(f"The evidence {name} has a value that it cannot take", got=value, expected=expected)
+        raise ConfigError(
+            f"The evidence {name} has a value that it cannot take", got=value, expected=expected
+        )
 
 
 def _is_number(value: object) -> bool:

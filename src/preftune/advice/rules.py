@@ -1,7 +1,7 @@
 """The rules of advice: tables, read from the top; the first that holds is the first recommendation.
 
-Thresholds are named, with their reasons. What was tuned in the laboratory, on which seeds, and what the advice costs against the
-best choice stands in docs/advice.md.
+Thresholds are named, with their reasons. What was tuned in the laboratory, on which seeds, and what the
+advice costs against the best choice stands in docs/advice.md.
 """
 
 from collections.abc import Callable, Mapping
@@ -82,17 +82,23 @@ def gain_of_four(e: Evidence) -> float | None:
 
 SOURCES = (
     Rule(
-        choice="offline", when=lambda e: _above(e.best_of_data, GOOD_DATA), rests_on=("best_of_data",),
+        choice="offline",
+        when=lambda e: _above(e.best_of_data, GOOD_DATA),
+        rests_on=("best_of_data",),
         reason="The data hold better answers than own samples reach: fixed data suffice, and cost no samples.",
         basis=f"Xg, E6 of docs/lab.md; {PAPER}, F0; {RACE}",
     ),
     Rule(
-        choice="mixed", when=lambda e: own_samples(e) and _above(e.best_of_data, GOOD_DATA), rests_on=("best_of_data", "samples"),
+        choice="mixed",
+        when=lambda e: own_samples(e) and _above(e.best_of_data, GOOD_DATA),
+        rests_on=("best_of_data", "samples"),
         reason="First the data, then own samples, which from there on may go beyond them.",
         basis=f"{PAPER}, F0; not raced",
     ),
     Rule(
-        choice="on-policy", when=own_samples, rests_on=("samples", "steps", "best_of_data", "reward_spread"),
+        choice="on-policy",
+        when=own_samples,
+        rests_on=("samples", "steps", "best_of_data", "reward_spread"),
         settings=_fresh_per_step,
         reason="Own samples show what the policy gets wrong now and reach answers that no data hold; they decide where good "
         "answers are rare, and cost little where they are frequent. Where a step wants more of them than the budget has, each "
@@ -100,154 +106,205 @@ SOURCES = (
         basis=f"E1, E2, E3, E7 of docs/lab.md; {PAPER}, F0, F1, F4, F9",
     ),
     Rule(
-        choice="offline", when=_always, rests_on=("can_sample", "can_reward", "samples"),
+        choice="offline",
+        when=_always,
+        rests_on=("can_sample", "can_reward", "samples"),
         reason="The data as they are: what remains where own samples cannot be drawn, judged or paid; it suffices where the data "
         "lean to the good answers or the policy already gives them.",
         basis=f"E2, E6 of docs/lab.md; {PAPER}, F0",
     ),
-)  # fmt: skip
+)
 
 ON_POLICY = (
     Rule(
-        choice="nca", when=lambda e: not _above(e.completion_tokens, LONG) and _few_together(e),
-        rests_on=("num_prompts", "completions_per_prompt"), basis=RACE,
+        choice="nca",
+        when=lambda e: not _above(e.completion_tokens, LONG) and _few_together(e),
+        rests_on=("num_prompts", "completions_per_prompt"),
+        basis=RACE,
         reason="So few samples in a collection are often all bad, and a baseline among them then says nothing; judged one by one "
         "they still move the policy away from what it has tried.",
     ),
     Rule(
-        choice="rloo", when=lambda e: _above(e.completion_tokens, LONG) and _single_round(e), rests_on=("samples", "num_prompts"),
+        choice="rloo",
+        when=lambda e: _above(e.completion_tokens, LONG) and _single_round(e),
+        rests_on=("samples", "num_prompts"),
         reason="One collection has to serve all steps; the KL penalty holds the policy near what the collection can tell.",
         basis=f"{PAPER}, F4; {RACE}",
     ),
     Rule(
-        choice="dpo", when=lambda e: _above(e.completion_tokens, LONG), rests_on=("completion_tokens", "samples"),
+        choice="dpo",
+        when=lambda e: _above(e.completion_tokens, LONG),
+        rests_on=("completion_tokens", "samples"),
         reason="A contrastive loss on own samples gains as much as a policy gradient with many of them and more with few, and the "
         "scale of the reward does not enter.",
         basis=f"E10 of docs/lab.md; {PAPER}, F9; {RACE}",
     ),
     Rule(
-        choice="rloo", when=_always, rests_on=("reward_spread",),
+        choice="rloo",
+        when=_always,
+        rests_on=("reward_spread",),
         reason="An exact baseline from the other samples of the prompt, and a KL penalty that keeps the policy exploring.",
         basis=f"docs/objectives/rloo.md; {RACE}",
     ),
     Rule(
-        choice="reinforce", when=_always,
+        choice="reinforce",
+        when=_always,
         reason="The same without a reference: the learning rate alone keeps the policy near its start.",
         basis="docs/objectives/reinforce.md",
     ),
-)  # fmt: skip
+)
 
 OFFLINE = (
     Rule(
-        choice="bnf", when=lambda e: e.num_pairs == 0 and e.can_reward is not True, rests_on=("num_pairs",),
+        choice="bnf",
+        when=lambda e: e.num_pairs == 0 and e.can_reward is not True,
+        rests_on=("num_pairs",),
         reason="Single labelled completions are what it is made for: nothing to pair and nothing to tune.",
         basis="B1 of docs/lab.md; docs/objectives/bnf.md",
     ),
     Rule(
-        choice="kto", when=lambda e: e.num_pairs == 0 and e.can_reward is not True, rests_on=("num_pairs",),
+        choice="kto",
+        when=lambda e: e.num_pairs == 0 and e.can_reward is not True,
+        rests_on=("num_pairs",),
         reason="Learns from single labels too, with a threshold that follows the policy; it needs two prompts in a step.",
         basis="docs/objectives/kto.md",
     ),
     Rule(
-        choice="ln-dpo", when=lambda e: e.keep_length is True and _above(e.length_bias, LONGER), rests_on=("length_bias",),
+        choice="ln-dpo",
+        when=lambda e: e.keep_length is True and _above(e.length_bias, LONGER),
+        rests_on=("length_bias",),
         reason="The data prefer the longer side; log-ratios per token leave length out of the margin.",
         basis="docs/objectives/ln-dpo.md",
     ),
     Rule(
-        choice="simpo", when=lambda e: e.can_hold_reference is False, rests_on=("can_hold_reference",),
+        choice="simpo",
+        when=lambda e: e.can_hold_reference is False,
+        rests_on=("can_hold_reference",),
         reason="Log-probabilities per token with a margin: no reference, and no gain from length.",
         basis="docs/objectives/simpo.md",
     ),
     Rule(
-        choice="cpo", when=lambda e: e.can_hold_reference is False, rests_on=("can_hold_reference",),
+        choice="cpo",
+        when=lambda e: e.can_hold_reference is False,
+        rests_on=("can_hold_reference",),
         reason="DPO with a uniform reference, and likelihood of the chosen side to hold it up.",
         basis="docs/objectives/cpo.md",
     ),
     Rule(
-        choice="bnf", when=lambda e: _above(e.overlap, ALIKE), rests_on=("overlap",),
+        choice="bnf",
+        when=lambda e: _above(e.overlap, ALIKE),
+        rests_on=("overlap",),
         reason="The two sides share most of their tokens, and a margin takes from both; feedback that fades keeps the chosen side.",
         basis="B2 of docs/lab.md",
     ),
     Rule(
-        choice="dpop", when=lambda e: _above(e.overlap, ALIKE), rests_on=("overlap",),
+        choice="dpop",
+        when=lambda e: _above(e.overlap, ALIKE),
+        rests_on=("overlap",),
         reason="DPO with a wall against the fall of the chosen side, which near-identical pairs cause.",
         basis="docs/objectives/dpop.md; E8 of docs/lab.md",
     ),
     Rule(
-        choice="nca", when=lambda e: e.can_reward is True and not _above(e.completion_tokens, LONG), rests_on=("can_reward",),
+        choice="nca",
+        when=lambda e: e.can_reward is True and not _above(e.completion_tokens, LONG),
+        rests_on=("can_reward",),
         reason="The data can be judged by the reward itself, whose sizes say more than the order of pairs, and which nobody "
         "exchanges.",
         basis=RACE,
     ),
     Rule(
-        choice="robust-dpo", when=_noisy, rests_on=("noise", "num_pairs"),
+        choice="robust-dpo",
+        when=_noisy,
+        rests_on=("noise", "num_pairs"),
         settings=lambda e: {"label_smoothing": round(min(e.noise or 0.0, 0.4), 2)},
         reason="Many pairs are exchanged; a loss that is unbiased under that share does not learn them by heart.",
         basis="docs/objectives/robust-dpo.md",
     ),
     Rule(
-        choice="wpo", when=lambda e: _above(e.off_policy, FAR), rests_on=("off_policy",),
+        choice="wpo",
+        when=lambda e: _above(e.off_policy, FAR),
+        rests_on=("off_policy",),
         reason="The data are unlike what the policy writes: pairs that it would not write itself count less.",
         basis=f"docs/objectives/wpo.md; {PAPER}, F0",
     ),
     Rule(
-        choice="dpo", when=_always, rests_on=("num_pairs", "noise"),
+        choice="dpo",
+        when=_always,
+        rests_on=("num_pairs", "noise"),
         reason="A contrastive loss is ahead of likelihood on fixed data, the more so the rarer the good answers are.",
         basis=f"E4, E6 of docs/lab.md; {PAPER}, F5",
     ),
     Rule(
-        choice="bnf", when=_always,
+        choice="bnf",
+        when=_always,
         reason="Nothing to tune, and it stays near what the data hold: the safe choice where good answers are frequent.",
         basis="B4, B5 of docs/lab.md",
     ),
-)  # fmt: skip
+)
 
 COLLECT = (
     Rule(
-        choice="take the held-out prompts out of the training data", when=lambda e: (e.leakage or 0) > 0, rests_on=("leakage",),
-        reason="A prompt that is trained on makes the held-out figure too good.", basis="docs/data.md",
+        choice="take the held-out prompts out of the training data",
+        when=lambda e: (e.leakage or 0) > 0,
+        rests_on=("leakage",),
+        reason="A prompt that is trained on makes the held-out figure too good.",
+        basis="docs/data.md",
     ),
     Rule(
-        choice="remove repeated rows", when=lambda e: _above(e.duplicates, REPEATED), rests_on=("duplicates",),
-        reason="A repeated row has more weight than its author meant.", basis="docs/data.md",
+        choice="remove repeated rows",
+        when=lambda e: _above(e.duplicates, REPEATED),
+        rests_on=("duplicates",),
+        reason="A repeated row has more weight than its author meant.",
+        basis="docs/data.md",
     ),
     Rule(
-        choice="a second judgement of each pair", when=_noisy, rests_on=("noise", "num_pairs"),
+        choice="a second judgement of each pair",
+        when=_noisy,
+        rests_on=("noise", "num_pairs"),
         reason="Many pairs may be exchanged; pairs on which two judges agree teach more than twice as many that nobody checked.",
         basis="docs/reward_models.md",
     ),
     Rule(
-        choice="a reward: a rule, a judge, or a reward model of these pairs", when=lambda e: e.can_reward is not True,
-        rests_on=("can_reward",), basis=f"E1, E7 of docs/lab.md; {PAPER}, T1; docs/rewards.md",
+        choice="a reward: a rule, a judge, or a reward model of these pairs",
+        when=lambda e: e.can_reward is not True,
+        rests_on=("can_reward",),
+        basis=f"E1, E7 of docs/lab.md; {PAPER}, T1; docs/rewards.md",
         reason="With one, own samples can be learned from, which gains most where good answers are rare, though it is fitted to "
         "the same data.",
     ),
     Rule(
-        choice="a budget of own samples", when=lambda e: e.can_reward is True and not own_samples(e),
+        choice="a budget of own samples",
+        when=lambda e: e.can_reward is True and not own_samples(e),
         rests_on=("samples", "can_sample"),
         reason="There is a reward and nothing to judge by it; a few collections, each gone through several times, gain nearly all.",
         basis=f"E3, X1 of docs/lab.md; {PAPER}, F4",
     ),
     Rule(
-        choice="prompts on which the policy both fails and succeeds", when=lambda e: _above(e.zero_spread, SILENT),
-        rests_on=("zero_spread",), basis="docs/on_policy.md, dynamic sampling",
+        choice="prompts on which the policy both fails and succeeds",
+        when=lambda e: _above(e.zero_spread, SILENT),
+        rests_on=("zero_spread",),
+        basis="docs/on_policy.md, dynamic sampling",
         reason="On most prompts all own samples have the same reward, and teach nothing.",
     ),
     Rule(
-        choice="answers of a better author, to begin with", basis=f"Xg of docs/lab.md; {PAPER}, F0",
-        when=lambda e: (gain := gain_of_four(e)) is not None and gain < FLAT, rests_on=("best_of_n", "reward_spread"),
+        choice="answers of a better author, to begin with",
+        basis=f"Xg of docs/lab.md; {PAPER}, F0",
+        when=lambda e: (gain := gain_of_four(e)) is not None and gain < FLAT,
+        rests_on=("best_of_n", "reward_spread"),
         reason="Even the best of four own samples is hardly above their mean: good answers are too rare to be found by sampling.",
     ),
     Rule(
         choice="more prompts rather than more completions of each",
         when=lambda e: e.num_pairs is not None and 0 < e.num_pairs < FEW_PAIRS,
-        rests_on=("num_pairs", "num_prompts"), basis=f"E8 of docs/lab.md; {PAPER}, F8",
+        rests_on=("num_pairs", "num_prompts"),
+        basis=f"E8 of docs/lab.md; {PAPER}, F8",
         reason="There are few pairs; what is learned on them is learned by heart, and nothing measured on them is sharp.",
     ),
     Rule(
-        choice="pairs in which the shorter side is the better one", when=lambda e: _above(e.length_bias, LONGER),
+        choice="pairs in which the shorter side is the better one",
+        when=lambda e: _above(e.length_bias, LONGER),
         rests_on=("length_bias",),
         reason="The longer side is mostly chosen. If that is not what is wanted, say --keep_length true, and balance the data.",
         basis="docs/objectives/index.md, answers that grow too long",
     ),
-)  # fmt: skip
+)

@@ -1,10 +1,11 @@
-"""How hard an objective pushes a token up or down, as a function of the token's probability: from autograd, for any
-objective of the table.
+"""How hard an objective pushes a token up or down, as a function of the token's probability: from autograd,
+for any objective of the table.
 
-A step of its own is made for each probability: one group, in which one token of one completion has probability p and
-every other token has the reference's probability under the policy, too. At each position the vocabulary has five
-tokens: the target, and the others equally likely. All scores follow from the target's logits, so that the derivative
-with respect to the logit of the token that moves is exact, whatever scores the objective reads.
+A step of its own is made for each probability: one group, in which one token of one completion has
+probability p and every other token has the reference's probability under the policy, too. At each position
+the vocabulary has five
+tokens: the target, and the others equally likely. All scores follow from the target's logits, so that the
+derivative with respect to the logit of the token that moves is exact, whatever scores the objective reads.
 """
 
 import math
@@ -58,10 +59,12 @@ def derivative_curves(
     probabilities = sorted({*np.linspace(0.001, 0.999, num_points).tolist(), ref_prob})
     found = {name: _curves_of(OBJECTIVES[name](), quantity, ref_prob, probabilities) for name in names}
     return CurveSet(
-        quantity=quantity, ref_prob=ref_prob, probabilities=tuple(probabilities),
+        quantity=quantity,
+        ref_prob=ref_prob,
+        probabilities=tuple(probabilities),
         curves={name: one for name, one in found.items() if isinstance(one, DerivativeCurves)},
         not_drawn={name: one for name, one in found.items() if isinstance(one, str)},
-    )  # fmt: skip
+    )
 
 
 def _curves_of(
@@ -73,7 +76,9 @@ def _curves_of(
         return f"it reads {', '.join(sorted(unknown))}, which a token's probability does not determine"
     others = objective.needs & OTHER_POLICY_SCORES
     if quantity == "logp" and others:
-        return f"it reads {', '.join(sorted(others))} beside the log-probability; --quantity logit has a curve"
+        return (
+            f"it reads {', '.join(sorted(others))} beside the log-probability; --quantity logit has a curve"
+        )
     try:
         preferred, dispreferred = (
             tuple(push(objective, side, p, ref_prob, quantity) for p in probabilities) for side in (0, 1)
@@ -86,8 +91,12 @@ def _curves_of(
     return DerivativeCurves(preferred=preferred, dispreferred=dispreferred)
 
 
-def push(objective: Objective, side: int, probability: float, ref_prob: float, quantity: Quantity = "logit") -> float:
-    """-d loss / d quantity of the token that moves; `side` is 0 in the preferred and 1 in the dispreferred completion."""
+def push(
+    objective: Objective, side: int, probability: float, ref_prob: float, quantity: Quantity = "logit"
+) -> float:
+    """-d loss / d quantity of the token that moves; `side` is 0 in the preferred and 1 in the dispreferred
+    completion.
+    """
     signal = _signal(objective.signal)
     num_completions = len(signal.source) if isinstance(signal, Hybrid) else 2
     rest = torch.full((num_completions * NUM_TOKENS,), _logit(ref_prob), dtype=torch.float64)
@@ -114,7 +123,9 @@ def _logit(probability: float) -> float:
 
 
 def _signal(kind: type[Signal]) -> Signal:
-    """Completion 0 is preferred, 1 dispreferred. A hybrid signal has a sample of the policy and one of the reference beside."""
+    """Completion 0 is preferred, 1 dispreferred. A hybrid signal has a sample of the policy and one of the
+    reference beside.
+    """
     first, second = torch.tensor([0]), torch.tensor([1])
     if kind is Pairs:
         return Pairs(chosen=first, rejected=second)
@@ -126,8 +137,9 @@ def _signal(kind: type[Signal]) -> Signal:
 
 
 def _every_score(target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -> dict[str, Tensor]:
-    """All that an objective can ask for beside logp and a coupling, and logp, from the targets' logits under the policy
-    and under the reference."""
+    """All that an objective can ask for beside logp and a coupling, and logp, from the targets' logits under
+    the policy and under the reference.
+    """
     others = torch.zeros(len(target), VOCABULARY - 1, dtype=target.dtype)
     logits = torch.cat([target[:, None], others], 1)
     logp = logits.log_softmax(1)
@@ -153,11 +165,16 @@ def _every_score(target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -
 
 
 def _scores(
-    objective: Objective, target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"], coupling: Coupling | None = None
+    objective: Objective,
+    target: Float[Tensor, " N"],
+    ref_target: Float[Tensor, " N"],
+    coupling: Coupling | None = None,
 ) -> TokenScores:
     """What the objective needs, and no more."""
     wanted = {"logp", *objective.needs}
-    scores: Mapping[str, Tensor] = {name: v for name, v in _every_score(target, ref_target).items() if name in wanted}
+    scores: Mapping[str, Tensor] = {
+        name: v for name, v in _every_score(target, ref_target).items() if name in wanted
+    }
     return TokenScores(lengths=_lengths(target), coupling=coupling, **scores)
 
 
@@ -168,7 +185,9 @@ def _lengths(target: Float[Tensor, " N"]) -> Int[Tensor, " C"]:
 def _couple(
     objective: Coupled, signal: Signal, target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]
 ) -> Coupling:
-    """The step's coupling: the group is the whole step, and its first. A mismatched completion is as under the reference."""
+    """The step's coupling: the group is the whole step, and its first. A mismatched completion is as under
+    the reference.
+    """
     lengths, apart = _lengths(target), ref_target[:NUM_TOKENS]
     step = StepView(
         lengths=lengths,

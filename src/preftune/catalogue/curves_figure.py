@@ -24,7 +24,11 @@ WHAT = {"logit": "the token's logit", "logp": "the token's log-probability"}
 
 def write_figure(found: CurveSet, path: Path) -> Path:
     """Draws the curves, sorted by name; the file's ending says which format. Whole or not at all."""
-    undated: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {"Software": None}}
+    undated: dict[str, Any] = {
+        ".svg": {"Date": None},
+        ".pdf": {"CreationDate": None},
+        ".png": {"Software": None},
+    }
     with whole_file(path, "write the figure") as file, mpl.rc_context({**STYLE, "font.size": 9}):
         _drawn(found).savefig(file, dpi=150, metadata=undated[path.suffix.lower()], facecolor="white")
         if path.suffix.lower() == ".svg":
@@ -43,7 +47,12 @@ def _drawn(found: CurveSet) -> Figure:
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     # By hand: matplotlib's own layout of some eighty panels takes longer than their curves.
     figure.subplots_adjust(
-        left=LEFT / across, right=1 - 0.1 / across, top=1 - ABOVE / down, bottom=BELOW / down, wspace=0.16, hspace=0.36
+        left=LEFT / across,
+        right=1 - 0.1 / across,
+        top=1 - ABOVE / down,
+        bottom=BELOW / down,
+        wspace=0.16,
+        hspace=0.36,
     )
     for panel in panels.flat[count:]:
         panel.set_axis_off()
@@ -53,25 +62,52 @@ def _drawn(found: CurveSet) -> Figure:
     for column in range(columns):  # the last panel of each column, which need not be in the last row
         panels[(count - 1 - column) // columns, column].tick_params(labelbottom=True)
     middle = (LEFT + across) / 2 / across
-    figure.text(middle, 0.1 / down, "probability of the token", ha="center", va="bottom", fontsize=10, color=MUTED)
+    figure.text(
+        middle, 0.1 / down, "probability of the token", ha="center", va="bottom", fontsize=10, color=MUTED
+    )
     pushed = f"push on {WHAT[found.quantity]}" + ("\n" if rows == 1 else " ") + "(largest of the panel: 1)"
-    figure.text(0.05 / across, (BELOW + rows * height / 2) / down, pushed, ha="left", va="center", fontsize=10, color=MUTED,
-                rotation=90, multialignment="center")  # fmt: skip
-    looks = [(PREFERRED, 2, "-", "preferred"), (DISPREFERRED, 2, "-", "dispreferred"),
-             (MUTED, 1, DOTS, f"reference, {found.ref_prob:g}")]  # fmt: skip
-    lines = [Line2D([], [], color=c, linewidth=w, linestyle=style, label=label) for c, w, style, label in looks]
-    figure.legend(handles=lines, loc="upper center", bbox_to_anchor=(middle, 1.0), frameon=False, labelcolor=INK, fontsize=10,
-                  ncols=3)  # fmt: skip
+    figure.text(
+        0.05 / across,
+        (BELOW + rows * height / 2) / down,
+        pushed,
+        ha="left",
+        va="center",
+        fontsize=10,
+        color=MUTED,
+        rotation=90,
+        multialignment="center",
+    )
+    looks = [
+        (PREFERRED, 2, "-", "preferred"),
+        (DISPREFERRED, 2, "-", "dispreferred"),
+        (MUTED, 1, DOTS, f"reference, {found.ref_prob:g}"),
+    ]
+    lines = [
+        Line2D([], [], color=c, linewidth=w, linestyle=style, label=label) for c, w, style, label in looks
+    ]
+    figure.legend(
+        handles=lines,
+        loc="upper center",
+        bbox_to_anchor=(middle, 1.0),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=10,
+        ncols=3,
+    )
     return figure
 
 
 def _draw(panel: Axes, found: CurveSet, curves: DerivativeCurves) -> None:
-    """Both curves divided by the larger one's largest absolute value, so that shapes can be compared across panels."""
+    """Both curves divided by the larger one's largest absolute value, so that shapes can be compared across
+    panels.
+    """
     largest = max(map(abs, (*curves.preferred, *curves.dispreferred))) or 1.0
     panel.axhline(0.0, color=MUTED, linewidth=0.8, zorder=1)
     panel.axvline(found.ref_prob, color=MUTED, linewidth=1, linestyle=DOTS, zorder=1)
     for values, colour in ((curves.preferred, PREFERRED), (curves.dispreferred, DISPREFERRED)):
-        (line,) = panel.plot(found.probabilities, [value / largest for value in values], color=colour, linewidth=1.8, zorder=3)
+        (line,) = panel.plot(
+            found.probabilities, [value / largest for value in values], color=colour, linewidth=1.8, zorder=3
+        )
         line.get_path().should_simplify = True  # which matplotlib does by itself from 128 points on
     panel.set(xlim=(0, 1), ylim=(-1.1, 1.1), xticks=[0, 0.5, 1], yticks=[-1, 0, 1])
     panel.set_xticklabels(["0", "0.5", "1"])

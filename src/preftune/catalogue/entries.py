@@ -1,7 +1,7 @@
 """The table of objectives as facts: each is read from the one place that states it.
 
-Signal and scores come from the class, defaults from its fields, meanings from its docstring, the paper and whether the
-formula was verified from its page.
+Signal and scores come from the class, defaults from its fields, meanings from its docstring, the paper and
+whether the formula was verified from its page.
 """
 
 import difflib
@@ -29,8 +29,9 @@ class HyperParameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uses:
-    """What an objective learns from. `on_policy`: completions of the policy's own, with their log-probability when they
-    were sampled, or beside the pairs."""
+    """What an objective learns from. `on_policy`: completions of the policy's own, with their log-probability
+    when they were sampled, or beside the pairs.
+    """
 
     signal: str
     needs: tuple[str, ...]
@@ -41,7 +42,9 @@ class Uses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variation:
-    """What one hyper-parameter changes in what the objective learns from: "with `setting` at `value` it uses `uses`"."""
+    """What one hyper-parameter changes in what the objective learns from: "with `setting` at `value` it uses
+    `uses`".
+    """
 
     setting: str
     value: str
@@ -70,12 +73,19 @@ class Entry:
     def as_dict(self) -> dict[str, Any]:
         """As JSON, without the page's text."""
         return {
-            "name": self.name, "title": self.title, **asdict(self.uses),
-            "variations": [{"setting": v.setting, "value": v.value, **asdict(v.uses)} for v in self.variations],
+            "name": self.name,
+            "title": self.title,
+            **asdict(self.uses),
+            "variations": [
+                {"setting": v.setting, "value": v.value, **asdict(v.uses)} for v in self.variations
+            ],
             "hyper_parameters": [asdict(parameter) for parameter in self.hyper_parameters],
-            "paper": self.paper, "url": self.url, "formula": self.formula, "verified": self.verified,
+            "paper": self.paper,
+            "url": self.url,
+            "formula": self.formula,
+            "verified": self.verified,
             "page": f"docs/objectives/{self.name}.md",
-        }  # fmt: skip
+        }
 
 
 def entries() -> dict[str, Entry]:
@@ -90,9 +100,14 @@ def entry(name: str) -> Entry:
     uses = _uses(kind())
     variations = tuple(v for v in _variations(kind) if v.uses != uses)
     return Entry(
-        name=name, uses=uses, variations=variations, hyper_parameters=_hyper_parameters(kind, page), page=page,
-        verified=UNVERIFIED not in " ".join(page.split()), **_header(page),
-    )  # fmt: skip
+        name=name,
+        uses=uses,
+        variations=variations,
+        hyper_parameters=_hyper_parameters(kind, page),
+        page=page,
+        verified=UNVERIFIED not in " ".join(page.split()),
+        **_header(page),
+    )
 
 
 def check_names(names: list[str]) -> None:
@@ -100,8 +115,11 @@ def check_names(names: list[str]) -> None:
     for name in names:
         if name not in OBJECTIVES:
             near = difflib.get_close_matches(name.lower(), OBJECTIVES, n=1, cutoff=0.5)
-            raise ConfigError("There is no such objective", got=name,
-                              do=f"Did you mean {near[0]}?" if near else "`preftune objectives` lists them")  # fmt: skip
+            raise ConfigError(
+                "There is no such objective",
+                got=name,
+                do=f"Did you mean {near[0]}?" if near else "`preftune objectives` lists them",
+            )
 
 
 def page_of(name: str) -> str:
@@ -110,8 +128,11 @@ def page_of(name: str) -> str:
         return resources.files("preftune").joinpath("pages", f"{name}.md").read_text(encoding="utf-8")
     except OSError as error:
         # A checkout without symbolic links (Windows) has a file in the place of the folder.
-        raise ConfigError(f"The page of {name} is not installed", got=error.strerror or str(error),
-                          do="Install preftune from a wheel, or read docs/objectives in the repository") from error  # fmt: skip
+        raise ConfigError(
+            f"The page of {name} is not installed",
+            got=error.strerror or str(error),
+            do="Install preftune from a wheel, or read docs/objectives in the repository",
+        ) from error
 
 
 # --- from the class ---
@@ -130,7 +151,9 @@ def _uses(objective: Objective) -> Uses:
 
 
 def _variations(kind: type[Any]) -> Iterator[Variation]:
-    """The objective with one hyper-parameter elsewhere: each other choice, and numbers at 0, away from it, or given."""
+    """The objective with one hyper-parameter elsewhere: each other choice, and numbers at 0, away from it, or
+    given.
+    """
     hints = get_type_hints(kind)
     for field in fields(kind):
         for shown, value in _elsewhere(hints[field.name], field.default):
@@ -155,13 +178,21 @@ def _elsewhere(hint: Any, default: Any) -> list[tuple[str, object]]:
 
 
 def _hyper_parameters(kind: type[Any], page: str) -> tuple[HyperParameter, ...]:
-    meanings, notes = _meanings(kind), dict(re.findall(r"^\| `(\w+)` \| [^|]* \| (.*) \|$", page, flags=re.MULTILINE))
+    meanings, notes = (
+        _meanings(kind),
+        dict(re.findall(r"^\| `(\w+)` \| [^|]* \| (.*) \|$", page, flags=re.MULTILINE)),
+    )
     found = []
     for field in fields(kind):
         assert field.default is not MISSING, f"{kind.__name__}.{field.name} has no default"
-        found.append(HyperParameter(
-            name=field.name, default=field.default, meaning=meanings.get(field.name, ""), note=plain(notes.get(field.name, "")),
-        ))  # fmt: skip
+        found.append(
+            HyperParameter(
+                name=field.name,
+                default=field.default,
+                meaning=meanings.get(field.name, ""),
+                note=plain(notes.get(field.name, "")),
+            )
+        )
     return tuple(found)
 
 
@@ -186,9 +217,11 @@ def _header(page: str) -> dict[str, Any]:
     without_title = re.sub(r"\*(\\.|[^*\\])+\*( \([^)]*\))?(, )?", "", paper)
     return {
         "title": heading.partition(": ")[2],
-        "paper": plain(paper).rstrip("."), "citation": plain(without_title).rstrip("."),
-        "url": link[1] if link else None, "formula": formula[1] if formula else None,
-    }  # fmt: skip
+        "paper": plain(paper).rstrip("."),
+        "citation": plain(without_title).rstrip("."),
+        "url": link[1] if link else None,
+        "formula": formula[1] if formula else None,
+    }
 
 
 def plain(markdown: str) -> str:

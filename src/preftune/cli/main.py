@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -42,8 +41,9 @@ preftune VERB --help lists them; preftune VERB ... --print_config shows what the
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit status: 0 done, 1 our bug, 2 a mistake in what was asked, 3 training stopped,
-    4 a file could not be written or read, 5 a server refused or did not answer, 130 interrupted."""
+    """Run a verb; returns the exit status: 0 done, 1 our bug, 2 a mistake in what was asked, 3 training
+    stopped, 4 a file could not be written or read, 5 a server refused or did not answer, 130 interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _run(words)
@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_told_elsewhere(error: PreftuneError) -> bool:
-    """Of several processes of one run, the one where an error arose tells it; a mistake in what was asked, the first."""
+    """Of several processes of one run, the one where an error arose tells it; a mistake in what was asked,
+    the first.
+    """
     asked = isinstance(error, ConfigError | DataError | ModelError)
     return isinstance(error, ElsewhereError) or (asked and os.environ.get("RANK", "0") != "0")
 
@@ -76,15 +78,20 @@ def _run(words: list[str]) -> int:
         return 0
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
-        print(f"preftune: there is no verb {clean_terminal(verb)!r}; expected one of {', '.join(VERBS)}.", file=sys.stderr)
+        print(
+            f"preftune: there is no verb {clean_terminal(verb)!r}; expected one of {', '.join(VERBS)}.",
+            file=sys.stderr,
+        )
         return 2
-    return _module_of(verb).COMMANDS[verb](rest)
+    return _module_of(verb).run(rest)
 
 
 def _module_of(verb: str) -> ModuleType:
-    """The module that holds a verb. Libraries make a million objects that stay as long as the process: looking for garbage among
-    them, while they are imported and ever again after that, would take a seventh of the time."""
-    name = f"preftune.{VERBS[verb]}"
+    """The module that holds a verb. Libraries make a million objects that stay as long as the process:
+    looking for garbage among them, while they are imported and ever again after that, would take a seventh of
+    the time.
+    """
+    name = f"preftune.commands.{verb.replace('-', '_')}"
     if name in sys.modules or not gc.isenabled():
         return importlib.import_module(name)
     gc.disable()
@@ -96,25 +103,26 @@ def _module_of(verb: str) -> ModuleType:
     return module
 
 
-_VERBS_OF = {  # imported once a verb is known: looking something up does not wait for the model libraries
-    "commands": ("demo", "inspect", "train", "sample", "eval", "report"),
-    "rewarding": ("reward",),
-    "selecting": ("select",),
-    "merging": ("merge",),
-    "iterating": ("iterate",),
-    "comparing.verb": ("compare",),
-    "reward_training": ("train-reward-model",),
-    "diagnosing.verb": ("diagnose",),
-    "advising": ("advise",),
-    "handbook": ("objectives", "curves"),
-    "laboratory": ("lab",),
-}
-VERBS = {verb: module for module, verbs in _VERBS_OF.items() for verb in verbs}
-"""Which module of the package holds a verb, in its COMMANDS."""
-
-
-def print_json(content: object) -> None:
-    print(json.dumps(content, indent=2))  # ASCII: what would command a terminal stays an escape
+VERBS = (
+    "demo",
+    "inspect",
+    "train",
+    "sample",
+    "reward",
+    "select",
+    "iterate",
+    "compare",
+    "eval",
+    "train-reward-model",
+    "merge",
+    "diagnose",
+    "advise",
+    "report",
+    "objectives",
+    "curves",
+    "lab",
+)
+"""The commands; the module of one is `preftune.commands.NAME`, with `_` for `-`."""
 
 
 if __name__ == "__main__":

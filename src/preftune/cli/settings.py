@@ -1,8 +1,10 @@
-"""From flags and YAML to the settings of a verb. Flags and YAML are the same thing; a key that is not known is an error.
+"""From flags and YAML to the settings of a verb. Flags and YAML are the same thing; a key that is not known
+is an error.
 
-Every setting has a full name, such as `optim.learning_rate`. Its last part alone (`learning_rate`) works wherever no other
-setting of the verb has that name at the top. An objective is named by `objective` and its hyper-parameters by
-`objective.beta`. The names that the ecosystem uses work where they mean the same thing here.
+Every setting has a full name, such as `optim.learning_rate`. Its last part alone (`learning_rate`) works
+wherever no other setting of the verb has that name at the top. An objective is named by `objective` and its
+hyper-parameters by `objective.beta`. The names that the ecosystem uses work where they mean the same thing
+here.
 """
 
 import difflib
@@ -22,14 +24,27 @@ from preftune.objectives import OBJECTIVES
 T = TypeVar("T")
 
 ALIASES = {
-    "model_name_or_path": "model", "dataset_name": "data", "output_dir": "output", "num_train_epochs": "epochs",
-    "dataset_train_split": "rows.split", "eval_steps": "eval_every", "save_steps": "save_every",
-    "save_total_limit": "keep_checkpoints", "lr_scheduler_type": "optim.schedule",
-    "lora_r": "lora.rank", "lora_alpha": "lora.alpha", "lora_target_modules": "lora.target_modules",
-    "beta": "objective.beta", "label_smoothing": "objective.label_smoothing",
-    "max_steps": "budget.steps", "max_samples": "budget.samples", "max_minutes": "budget.minutes",  # where runs are compared
-    "steps": "budget.steps", "max_completion_length": "sampling.max_new_tokens", "num_generations": "sampling.num_completions",
-}  # fmt: skip
+    "model_name_or_path": "model",
+    "dataset_name": "data",
+    "output_dir": "output",
+    "num_train_epochs": "epochs",
+    "dataset_train_split": "rows.split",
+    "eval_steps": "eval_every",
+    "save_steps": "save_every",
+    "save_total_limit": "keep_checkpoints",
+    "lr_scheduler_type": "optim.schedule",
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_target_modules": "lora.target_modules",
+    "beta": "objective.beta",
+    "label_smoothing": "objective.label_smoothing",
+    "max_steps": "budget.steps",
+    "max_samples": "budget.samples",
+    "max_minutes": "budget.minutes",  # where runs are compared
+    "steps": "budget.steps",
+    "max_completion_length": "sampling.max_new_tokens",
+    "num_generations": "sampling.num_completions",
+}
 """Names of the ecosystem for settings that mean the same thing here."""
 
 ELSEWHERE = {
@@ -56,13 +71,19 @@ def parse_settings(
     names = _names(kind)
     tokens = _expand(arguments, names, positional)
     sources = [_read_yaml(tokens[i + 1], names) for i, token in enumerate(tokens[:-1]) if token == "--config"]
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="a YAML file with settings; flags win over it")
     objective = _objective_class(kind, tokens, sources)
     parser.add_class_arguments(kind, skip={"objective"} if objective else set())
     if objective:
-        parser.add_argument("--objective.name", type=str, default=next(n for n, k in OBJECTIVES.items() if k is objective),
-                            help="the loss: " + ", ".join(OBJECTIVES) + "; also: --objective NAME")  # fmt: skip
+        parser.add_argument(
+            "--objective.name",
+            type=str,
+            default=next(n for n, k in OBJECTIVES.items() if k is objective),
+            help="the loss: " + ", ".join(OBJECTIVES) + "; also: --objective NAME",
+        )
         parser.add_class_arguments(objective, "objective", instantiate=False)
     for source in sources:
         place = tokens.index("--config")
@@ -86,7 +107,9 @@ def settings_from_run(kind: type[T], path: Path) -> T:
 
 
 def _names(kind: Any) -> dict[str, str]:
-    """Short and full names of all settings -> full names. A name at the top wins over the same name further down."""
+    """Short and full names of all settings -> full names. A name at the top wins over the same name further
+    down.
+    """
     hints = get_type_hints(kind)
     full: list[str] = []
     for field in fields(kind):
@@ -98,7 +121,11 @@ def _names(kind: Any) -> dict[str, str]:
         else:
             full.append(field.name)
     leaves = [name.rsplit(".", 1)[-1] for name in full]
-    short = {leaf: name for leaf, name in zip(leaves, full, strict=True) if leaves.count(leaf) == 1 and leaf != "name"}
+    short = {
+        leaf: name
+        for leaf, name in zip(leaves, full, strict=True)
+        if leaves.count(leaf) == 1 and leaf != "name"
+    }
     names = short | {name: name for name in full}
     if "objective.name" in full:
         parameters = {f"objective.{f.name}" for kind_ in OBJECTIVES.values() for f in fields(kind_)}  # type: ignore[arg-type]
@@ -108,7 +135,9 @@ def _names(kind: Any) -> dict[str, str]:
 
 
 def _expand(arguments: Sequence[str], names: Mapping[str, str], positional: str | None) -> list[str]:
-    """Bare words to their flag, short names to full ones, hyphens to underscores, and `true` after a bare switch."""
+    """Bare words to their flag, short names to full ones, hyphens to underscores, and `true` after a bare
+    switch.
+    """
     words = list(arguments)
     tokens: list[str] = []
     if positional and words and not words[0].startswith("-"):
@@ -131,15 +160,21 @@ def _expand(arguments: Sequence[str], names: Mapping[str, str], positional: str 
 
 
 def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
-    """A YAML file's settings under their full names, nested. A run's own record of its environment is left out."""
+    """A YAML file's settings under their full names, nested. A run's own record of its environment is left
+    out.
+    """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the settings in {path}", got=str(error), expected="a YAML file") from error
+        raise ConfigError(
+            f"Cannot read the settings in {path}", got=str(error), expected="a YAML file"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML", got=str(error).replace("\n", " ")) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"{path} holds no settings", got=type(content).__name__, expected="key: value lines")
+        raise ConfigError(
+            f"{path} holds no settings", got=type(content).__name__, expected="key: value lines"
+        )
     content.pop("environment", None)
     sections = {name.partition(".")[0] for name in names.values() if "." in name}
     tree: dict[str, Any] = {}
@@ -148,7 +183,9 @@ def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
             for inner, leaf in value.items():
                 _insert(tree, f"{key}.{inner}", leaf, names)
         elif key in sections and key not in names:
-            raise ConfigError(f"{key} is a section of settings", got=shown(value), expected="key: value lines under it")
+            raise ConfigError(
+                f"{key} is a section of settings", got=shown(value), expected="key: value lines under it"
+            )
         else:
             _insert(tree, key, value, names)
     return tree
@@ -162,11 +199,15 @@ def _insert(tree: dict[str, Any], key: str, value: Any, names: Mapping[str, str]
     section, _, leaf = full.rpartition(".")
     place = tree.setdefault(section, {}) if section else tree
     if leaf in place:
-        raise ConfigError(f"{full} is given twice", got=f"{shown(place[leaf])} and {shown(value)}", do="Leave one out")
+        raise ConfigError(
+            f"{full} is given twice", got=f"{shown(place[leaf])} and {shown(value)}", do="Leave one out"
+        )
     place[leaf] = value
 
 
-def _objective_class(kind: Any, tokens: Sequence[str], sources: Sequence[Mapping[str, Any]]) -> type[Any] | None:
+def _objective_class(
+    kind: Any, tokens: Sequence[str], sources: Sequence[Mapping[str, Any]]
+) -> type[Any] | None:
     """The objective that flags or files name, the last one winning; None for verbs without one."""
     default = next((field for field in fields(kind) if field.name == "objective"), None)
     if default is None:
@@ -181,8 +222,12 @@ def _objective_class(kind: Any, tokens: Sequence[str], sources: Sequence[Mapping
     name = named[-1] if named else next(n for n, k in OBJECTIVES.items() if k is default.default_factory)  # type: ignore[comparison-overlap]
     if not isinstance(name, str) or name not in OBJECTIVES:
         near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
-        raise ConfigError("There is no such objective", got=str(name), expected=", ".join(OBJECTIVES),
-                          do=f"Did you mean {near[0]}?" if near else None)  # fmt: skip
+        raise ConfigError(
+            "There is no such objective",
+            got=str(name),
+            expected=", ".join(OBJECTIVES),
+            do=f"Did you mean {near[0]}?" if near else None,
+        )
     return OBJECTIVES[name]
 
 
@@ -195,11 +240,20 @@ def _unknown(key: str, names: Mapping[str, str]) -> ConfigError:
     if key.startswith("objective."):
         return ConfigError(what, got=key, do="Give --help with this --objective to see its hyper-parameters")
     near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(leaf, names, n=1)
-    return ConfigError(what, got=key, do=f"Did you mean {near[0]}?" if near else "Give --help to see all settings")
+    return ConfigError(
+        what, got=key, do=f"Did you mean {near[0]}?" if near else "Give --help to see all settings"
+    )
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list: [a, b]",
-          "dict": "a mapping: {a: b}", "NoneType": "null"}  # fmt: skip
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list: [a, b]",
+    "dict": "a mapping: {a: b}",
+    "NoneType": "null",
+}
 
 
 def _told(error: Exception, prog: str, names: Mapping[str, str]) -> ConfigError:
@@ -210,13 +264,20 @@ def _told(error: Exception, prog: str, names: Mapping[str, str]) -> ConfigError:
     if found := re.search(r"Group '(.+?)' does not accept option '(.+?)'", text):
         return _unknown(f"{found[1]}.{found[2]}", names)
     if found := re.search(r"unrecognized arguments: (.*)", text):
-        return ConfigError("A word stands alone", got=shown(found[1]), expected="--setting value",
-                           do=f"See {prog} --help")  # fmt: skip
+        return ConfigError(
+            "A word stands alone", got=shown(found[1]), expected="--setting value", do=f"See {prog} --help"
+        )
     if found := re.search(r'key "([\w.]+)": (.*?)(?:Given value type.*)?(?:Got|Given) value: (.*)', text):
         choices = re.search(r"Literal\[(.*?)\]", found[2])
         kinds = dict.fromkeys(re.findall(r"<class '(\w+)'>", found[2]))
-        expected = choices[1].replace("'", "") if choices else " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
-        return ConfigError(f"{found[1]} has a value that it cannot take", got=found[3], expected=expected or None)
+        expected = (
+            choices[1].replace("'", "")
+            if choices
+            else " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
+        )
+        return ConfigError(
+            f"{found[1]} has a value that it cannot take", got=found[3], expected=expected or None
+        )
     if found := re.search(r"argument --([\w.]+): expected one argument", text):
         return ConfigError(f"{found[1]} has no value", expected=f"--{found[1]} VALUE")
     if "required" in text.lower():

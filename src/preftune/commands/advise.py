@@ -1,20 +1,26 @@
-"""The verb `advise`: from a diagnosis, or from a problem of the laboratory, to what to train on and with which objective."""
+"""The verb `advise`: from a diagnosis, or from a problem of the laboratory, to what to train on and with
+which objective.
+"""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from preftune.cli.main import print_json
-from preftune.cli.settings import parse_settings
 from preftune.advice.advice import Advice, Recommendation, advise
 from preftune.advice.evidence import Evidence, as_json, read_evidence
+from preftune.cli.output import print_json
+from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError
 from preftune.terminal import clean_terminal
 
 WIDTH = 100
-HEADINGS = {"source": "Where completions come from", "objective": "Objective", "collect": "What to collect or mend next"}
+HEADINGS = {
+    "source": "Where completions come from",
+    "objective": "Objective",
+    "collect": "What to collect or mend next",
+}
 
 
 FILL = ("dpo", "bnf", "ipo", "kto")
@@ -23,7 +29,8 @@ FILL = ("dpo", "bnf", "ipo", "kto")
 
 @dataclass(frozen=True, kw_only=True)
 class PilotOptions:
-    """A small race among the recommended objectives, to decide by a measurement. `preftune compare` has all of its settings.
+    """A small race among the recommended objectives, to decide by a measurement. `preftune compare` has all
+    of its settings.
 
     Args:
         output: a folder for its runs; empty runs no race.
@@ -50,9 +57,17 @@ class PilotOptions:
     def __post_init__(self) -> None:
         for name, low in (("rows", 10), ("steps", 1), ("seeds", 2), ("methods", 2)):
             if getattr(self, name) < low:
-                raise ConfigError(f"race.{name} is out of range", got=getattr(self, name), expected=f"at least {low}")
-        if not self.output and any(getattr(self, one.name) != one.default for one in fields(self) if one.name != "rates"):
-            raise ConfigError("A pilot race writes its runs to a folder", got="no race.output", do="Add --race.output FOLDER")
+                raise ConfigError(
+                    f"race.{name} is out of range", got=getattr(self, name), expected=f"at least {low}"
+                )
+        if not self.output and any(
+            getattr(self, one.name) != one.default for one in fields(self) if one.name != "rates"
+        ):
+            raise ConfigError(
+                "A pilot race writes its runs to a folder",
+                got="no race.output",
+                do="Add --race.output FOLDER",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +78,8 @@ class AdviseConfig:
 
     Args:
         diagnosis: what `preftune diagnose data --output` wrote, or its evidence alone, as JSON.
-        problem: in its place a problem of the laboratory, a shipped one or a YAML file; its evidence is measured from samples.
+        problem: in its place a problem of the laboratory, a shipped one or a YAML file; its evidence is
+            measured from samples.
         can_sample: whether own samples can be drawn in training.
         can_reward: whether they can be judged by a reward.
         can_hold_reference: whether a reference can be scored.
@@ -89,42 +105,70 @@ class AdviseConfig:
 
     def __post_init__(self) -> None:
         if (self.diagnosis is None) == (self.problem is None):
-            raise ConfigError("Advice needs a diagnosis or a problem", got="both" if self.problem else "neither",
-                              do="`preftune diagnose data DATA --output FILE` writes a diagnosis")  # fmt: skip
+            raise ConfigError(
+                "Advice needs a diagnosis or a problem",
+                got="both" if self.problem else "neither",
+                do="`preftune diagnose data DATA --output FILE` writes a diagnosis",
+            )
         if self.seed is not None and (self.problem is None or self.seed < 0):
-            raise ConfigError("seed cannot be used", got=self.seed, expected="0 or more, and a problem to draw samples of")
+            raise ConfigError(
+                "seed cannot be used", got=self.seed, expected="0 or more, and a problem to draw samples of"
+            )
         if self.race.output and (self.race.data is None) == (self.problem is None):
-            got, do = ("none", "Add --race.data FILE") if self.problem is None else (self.race.data, "Leave out race.data")
+            got, do = (
+                ("none", "Add --race.data FILE")
+                if self.problem is None
+                else (self.race.data, "Leave out race.data")
+            )
             raise ConfigError("A pilot race is run on data, or on the problem", got=got, do=do)
 
     def evidence(self) -> Evidence:
         """As it is on file or measured, with the user's answers."""
         known = self._read() if self.diagnosis is not None else self._measured()
         return known.with_answers(
-            can_sample=self.can_sample, can_reward=self.can_reward, can_hold_reference=self.can_hold_reference,
-            keep_length=self.keep_length, samples=self.samples, steps=self.steps,
-        )  # fmt: skip
+            can_sample=self.can_sample,
+            can_reward=self.can_reward,
+            can_hold_reference=self.can_hold_reference,
+            keep_length=self.keep_length,
+            samples=self.samples,
+            steps=self.steps,
+        )
 
     def _read(self) -> Evidence:
         path = Path(self.diagnosis or "")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read the diagnosis {path}", got=getattr(error, "strerror", None) or str(error),
-                              do="`preftune diagnose data DATA --output FILE` writes one") from error  # fmt: skip
+            raise ConfigError(
+                f"Cannot read the diagnosis {path}",
+                got=getattr(error, "strerror", None) or str(error),
+                do="`preftune diagnose data DATA --output FILE` writes one",
+            ) from error
         return read_evidence(text, str(path))
 
     def _measured(self) -> Evidence:
-        from preftune.lab.measured_evidence import measured  # imports torch, which a diagnosis on file does without
+        from preftune.lab.measured_evidence import (
+            measured,
+        )  # imports torch, which a diagnosis on file does without
         from preftune.lab.problem import load_problem
 
         problem = load_problem(self.problem or "")
-        return measured(problem, groups=problem.prompts.train, can_reward=self.can_reward is not False, seed=self.seed or 0)
+        return measured(
+            problem,
+            groups=problem.prompts.train,
+            can_reward=self.can_reward is not False,
+            seed=self.seed or 0,
+        )
 
 
-def run_advise(arguments: Sequence[str]) -> int:
-    settings = parse_settings(AdviseConfig, arguments, prog="preftune advise", positional="diagnosis",
-                              description="What to train on, with which objective: preftune advise DIAGNOSIS.json")  # fmt: skip
+def run(arguments: Sequence[str]) -> int:
+    settings = parse_settings(
+        AdviseConfig,
+        arguments,
+        prog="preftune advise",
+        positional="diagnosis",
+        description="What to train on, with which objective: preftune advise DIAGNOSIS.json",
+    )
     evidence = settings.evidence()
     advice = advise(evidence)
     if settings.race.output:
@@ -138,11 +182,14 @@ def run_advise(arguments: Sequence[str]) -> int:
 
 def after_race(advice: Advice, settings: AdviseConfig) -> Advice:
     """The advice with the objectives in the order of a pilot race among those that it recommends."""
-    from preftune.race.options import BudgetOptions, CompareConfig  # imports the trainer, which advice alone does without
-    from preftune.race.run import compare
     from preftune.data.options import DataOptions
     from preftune.lab.loop import Loop
     from preftune.progress import Reporter
+    from preftune.race.options import (
+        BudgetOptions,
+        CompareConfig,
+    )  # imports the trainer, which advice alone does without
+    from preftune.race.run import compare
 
     pilot, own = settings.race, advice.source[0].choice == "on-policy"
     known = {_written(one): one for one in advice.objective}
@@ -150,21 +197,35 @@ def after_race(advice: Advice, settings: AdviseConfig) -> Advice:
     known |= {name: Recommendation(choice=name, reason="", basis="") for name in further}
     raced = dict(list(known.items())[: pilot.methods])
     common: dict[str, Any] = dict(
-        objectives=",".join(raced), output=pilot.output, budget=BudgetOptions(steps=pilot.steps), seeds=pilot.seeds,
+        objectives=",".join(raced),
+        output=pilot.output,
+        budget=BudgetOptions(steps=pilot.steps),
+        seeds=pilot.seeds,
         rates=pilot.rates,
-    )  # fmt: skip
+    )
     if settings.problem is not None:
-        config = CompareConfig(problem=settings.problem, loop=Loop(source="policy" if own else "data"), **common)
+        config = CompareConfig(
+            problem=settings.problem, loop=Loop(source="policy" if own else "data"), **common
+        )
     else:
         source = {"source": "on-policy", "reward": pilot.reward} if own else {}
-        config = CompareConfig(data=pilot.data, model=pilot.model, rows=DataOptions(max_rows=pilot.rows), keep_models="none",
-                               **source, **common)  # fmt: skip
+        config = CompareConfig(
+            data=pilot.data,
+            model=pilot.model,
+            rows=DataOptions(max_rows=pilot.rows),
+            keep_models="none",
+            **source,
+            **common,
+        )
     result = compare(config, Reporter(quiet=settings.json))
     found = [
-        replace(raced[row["method"]], reason=f"{_place(row)} {raced[row['method']].reason}".strip(),
-                basis="; ".join(filter(None, [f"the pilot race in {pilot.output}", raced[row["method"]].basis])))
+        replace(
+            raced[row["method"]],
+            reason=f"{_place(row)} {raced[row['method']].reason}".strip(),
+            basis="; ".join(filter(None, [f"the pilot race in {pilot.output}", raced[row["method"]].basis])),
+        )
         for row in result["places"]
-    ]  # fmt: skip
+    ]
     left = [one for label, one in known.items() if label not in raced and one.basis]
     return replace(advice, objective=(*found, *left))
 
@@ -195,7 +256,9 @@ def _tell(advice: Advice, evidence: Evidence) -> None:
             lines.append("  ".join([f"  {place}. {one.choice}", *settings]))
             lines += textwrap.wrap(one.reason, WIDTH, initial_indent="     ", subsequent_indent="     ")
             if one.evidence:
-                lines.append(f"     measured: {', '.join(f'{key} {_shown(value)}' for key, value in one.evidence.items())}")
+                lines.append(
+                    f"     measured: {', '.join(f'{key} {_shown(value)}' for key, value in one.evidence.items())}"
+                )
             lines.append(f"     rests on: {one.basis}")
         lines.append("")
     missing = [name for name in ("can_sample", "can_reward", "noise") if getattr(evidence, name) is None]
@@ -208,6 +271,3 @@ def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{key}:{_shown(one)}" for key, one in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"advise": run_advise}

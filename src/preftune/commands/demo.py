@@ -4,29 +4,80 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from preftune.cli.checks import check_seed
+from preftune.cli.output import print_json
+from preftune.cli.settings import parse_settings
+from preftune.commands.eval import write_samples
 from preftune.data.options import DataOptions
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, DataError, storage_error
-from preftune.commands.eval import PromptEvaluation, compare_stages, write_samples
-from preftune.objectives.bnf import BNF
-from preftune.rewards.judged import Judged, sample_and_judge
-from preftune.sampling.sample import load_sampler
-from preftune.model.load import LoadOptions
 from preftune.model.kernels.products import has_bf16
+from preftune.model.load import LoadOptions, quiet_transformers
+from preftune.objectives.bnf import BNF
+from preftune.progress import Reporter
 from preftune.report.page import write_report
+from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
+from preftune.sampling.sample import SampleOptions, load_sampler
+from preftune.stats import finite
 from preftune.train.loop import RunResult, train
 from preftune.train.options import OptimOptions, TrainConfig
-from preftune.progress import Reporter
 from preftune.train.runlog import RunFolder, check_output
 from preftune.types import Record
-from preftune.cli.checks import DemoConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole way in small: sample, reward, tune with BNF, compare before and after on held-out prompts.
+
+    Args:
+        output: a new folder.
+        overwrite: delete an earlier demo in that folder first.
+        model: the model to tune.
+        seed: of every draw and order.
+        num_prompts: training prompts to use, of those that preftune ships.
+        num_held_out: held-out prompts to use.
+        learning_rate: peak learning rate.
+        epochs: passes over the sampled completions.
+        batch_size: prompts per step.
+        json: print JSON.
+        sampling: how completions are drawn, for training and for the comparison.
+    """
+
+    output: str = "preftune-demo"
+    overwrite: bool = False
+    model: str = "smollm2-135m-instruct"
+    seed: int = 0
+    num_prompts: int = 192
+    num_held_out: int = 96
+    learning_rate: float = 2e-6
+    epochs: float = 1.0
+    batch_size: int = 4
+    json: bool = False
+    sampling: SampleOptions = field(
+        default_factory=lambda: SampleOptions(num_completions=4, max_new_tokens=64, temperature=0.8)
+    )
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name in ("epochs", "learning_rate", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"{name} is out of range", got=getattr(self, name), expected="a number above 0"
+                )
+        if self.sampling.num_completions < 2:
+            raise ConfigError(
+                "num_completions is too small for a preference",
+                got=self.sampling.num_completions,
+                expected="at least 2",
+            )
+
 
 REWARD = "brief"
 
@@ -42,24 +93,45 @@ class DemoResult:
 
 def demo_prompts(held_out: bool, limit: int) -> list[Record]:
     """The prompts that preftune ships, in their order."""
-    lines = resources.files("preftune.demo").joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        resources.files("preftune.commands")
+        .joinpath("demo_prompts.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     rows = [row for row in map(json.loads, lines) if row["held_out"] == held_out]
     if not 1 <= limit <= len(rows):
-        raise ConfigError(f"num_{'held_out' if held_out else 'prompts'} is out of range", got=limit,
-                          expected=f"1 to {len(rows)}")  # fmt: skip
-    return [Record(prompt=row["prompt"], completions=(), origin=f"prompts.jsonl:{i}") for i, row in enumerate(rows[:limit], 1)]
+        raise ConfigError(
+            f"num_{'held_out' if held_out else 'prompts'} is out of range",
+            got=limit,
+            expected=f"1 to {len(rows)}",
+        )
+    return [
+        Record(prompt=row["prompt"], completions=(), origin=f"prompts.jsonl:{i}")
+        for i, row in enumerate(rows[:limit], 1)
+    ]
 
 
 def best_and_worst(judged: Sequence[Judged]) -> list[dict[str, object]]:
-    """Rows {prompt, completions, rewards} of the scored format, for prompts whose completions differ in reward."""
+    """Rows {prompt, completions, rewards} of the scored format, for prompts whose completions differ in
+    reward.
+    """
     rows = []
     for prompt in sorted({one.prompt_index for one in judged}):
         mine = [one for one in judged if one.prompt_index == prompt and one.completion.strip()]
         if len({one.reward for one in mine}) > 1:
-            rows.append({"prompt": mine[0].prompt, "completions": [one.completion for one in mine],
-                         "rewards": [one.reward for one in mine], "ended": [one.ended for one in mine]})  # fmt: skip
+            rows.append(
+                {
+                    "prompt": mine[0].prompt,
+                    "completions": [one.completion for one in mine],
+                    "rewards": [one.reward for one in mine],
+                    "ended": [one.ended for one in mine],
+                }
+            )
     if not rows:
-        raise DataError("No prompt got completions of different rewards", do="Raise num_prompts or num_completions")
+        raise DataError(
+            "No prompt got completions of different rewards", do="Raise num_prompts or num_completions"
+        )
     return rows
 
 
@@ -70,7 +142,9 @@ def demo(config: DemoConfig, report: Reporter) -> DemoResult:
     training, held = demo_prompts(False, config.num_prompts), demo_prompts(True, config.num_held_out)
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
-    report.note(f"1/4  sampling {config.sampling.num_completions} completions of {len(training)} prompts from {config.model}")
+    report.note(
+        f"1/4  sampling {config.sampling.num_completions} completions of {len(training)} prompts from {config.model}"
+    )
     model, renderer = _sampler(config.model)
     clock.lap("load")
     judged = _judge(config, model, renderer, training, "sample", config.seed, report)
@@ -86,12 +160,19 @@ def demo(config: DemoConfig, report: Reporter) -> DemoResult:
     report.note("3/4  training with BNF on the best and the worst completion of each prompt")
     run = train(
         TrainConfig(
-            data=str(output / "completions.jsonl"), output=str(output / "run"), model=config.model, objective=BNF(),
-            eval_every=5, epochs=config.epochs, batch_size=config.batch_size, seed=config.seed,
-            rows=DataOptions(pairing="best_worst"), optim=OptimOptions(learning_rate=config.learning_rate),
+            data=str(output / "completions.jsonl"),
+            output=str(output / "run"),
+            model=config.model,
+            objective=BNF(),
+            eval_every=5,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            rows=DataOptions(pairing="best_worst"),
+            optim=OptimOptions(learning_rate=config.learning_rate),
         ),
         quiet=report.quiet,
-    )  # fmt: skip
+    )
     clock.lap("train")
     if run.final is None:
         raise KeyboardInterrupt
@@ -117,7 +198,9 @@ class _Clock:
 
 
 def _clear(output: Path, overwrite: bool) -> None:
-    """Delete an earlier demo if asked to, and only what a demo writes: a `run` without its data is somebody else's."""
+    """Delete an earlier demo if asked to, and only what a demo writes: a `run` without its data is somebody
+    else's.
+    """
     if overwrite and (output / "completions.jsonl").is_file():
         (output / "completions.jsonl").unlink()
         shutil.rmtree(output / "run", ignore_errors=True)
@@ -132,14 +215,22 @@ def _sampler(name: str) -> tuple[PreTrainedModel, Renderer]:
 
 def _judge(config, model, renderer, records, phase, seed, report) -> list[Judged]:
     return sample_and_judge(
-        model, renderer, records, config.sampling, REWARD, seed, lambda done, of: report.update(phase, done, of)
+        model,
+        renderer,
+        records,
+        config.sampling,
+        REWARD,
+        seed,
+        lambda done, of: report.update(phase, done, of),
     )
 
 
 def _write_lines(output: Path, name: str, rows: Sequence[Mapping[str, object]]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        (output / name).write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
     except OSError as error:
         raise storage_error(f"write {name}", output, error) from error
 
@@ -149,3 +240,28 @@ def _summary(judged: Sequence[Judged]) -> str:
     reward, ended = sum(one.reward or 0.0 for one in judged) / num, sum(one.ended for one in judged) / num
     length = sum(one.num_tokens for one in judged) / num
     return f"reward {reward:.3f}, {ended:.0%} ended within the budget, {length:.0f} tokens on average"
+
+
+def run(arguments: Sequence[str]) -> int:
+    quiet_transformers()
+    settings = parse_settings(
+        DemoConfig, arguments, prog="preftune demo", description="The whole way in small, in a few minutes."
+    )
+    result = demo(settings, Reporter(quiet=settings.json))
+    if settings.json:
+        shown = asdict(result) | {"run": {"folder": str(result.run.folder), "step": result.run.step}}
+        print_json(finite(shown))
+        return 0
+    found = result.comparison
+    change, before, after = found.difference, found.before, found.after
+    verdict = "the interval excludes zero" if change.excludes_zero else "the interval includes zero"
+    print(f"""
+reward on held-out prompts   {before.reward.mean:.3f} -> {after.reward.mean:.3f}, \
+difference {change.mean:+.3f} (95% {change.low:+.3f} to {change.high:+.3f}; {verdict})
+ended within the budget      {before.ended:.0%} -> {after.ended:.0%}
+tokens per completion        {before.num_tokens:.0f} -> {after.num_tokens:.0f}
+seconds                      {", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())}
+
+report   {result.run.folder / "report.html"}
+chat     preftune sample --model {result.run.final}""")
+    return 0

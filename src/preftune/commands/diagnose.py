@@ -1,8 +1,8 @@
-"""The verb `diagnose`: what a run did to its model, and what a data set can teach one."""
+"""The command `diagnose`: what a run did to its model, or what a data set can teach a model."""
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from preftune.terminal import clean_terminal
 
@@ -16,21 +16,21 @@ actions:
 preftune diagnose ACTION --help lists its settings.
 """
 
-_ACTIONS = {"run": "runs", "data": "data"}
-"""The module of this package that holds an action, as its `main`."""
+ACTIONS = ("run", "data")
+"""The actions; the module of one is `preftune.commands.diagnose_ACTION`."""
 
 
-def diagnose(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Hand the settings to an action."""
     words = list(arguments)
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
-    if words[0] not in _ACTIONS:
+    if words[0] not in ACTIONS:
         got = clean_terminal(words[0])
-        print(f"preftune diagnose: there is no action {got!r}; expected one of {', '.join(_ACTIONS)}.", file=sys.stderr)
+        print(
+            f"preftune diagnose: there is no action {got!r}; expected one of {', '.join(ACTIONS)}.",
+            file=sys.stderr,
+        )
         return 2
-    return importlib.import_module(f"preftune.diagnosing.{_ACTIONS[words[0]]}").main(words[1:])
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"diagnose": diagnose}
+    return importlib.import_module(f"preftune.commands.diagnose_{words[0]}").run(words[1:])

@@ -1,4 +1,6 @@
-"""`preftune diagnose data`: what a data set can teach a model, and what spoils it, before anything is trained."""
+"""`preftune diagnose data`: what a data set can teach a model, and what spoils it, before anything is
+trained.
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,25 +13,39 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from preftune.cli.main import print_json
+from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
+from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import load_records
 from preftune.data.render import Renderer, make_renderer
-from preftune.diagnosis.data_findings import DataMeasures, bounds_used, coverage_case, evidence, findings, worst
+from preftune.diagnosis.data_findings import (
+    DataMeasures,
+    bounds_used,
+    coverage_case,
+    evidence,
+    findings,
+    worst,
+)
 from preftune.diagnosis.data_model import measure_own
 from preftune.diagnosis.data_rows import measure_rows, read
 from preftune.errors import ConfigError
+from preftune.model.layout import LayoutOptions
+from preftune.model.load import (
+    LoadOptions,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    quiet_transformers,
+    resolve_model,
+)
+from preftune.progress import Reporter
 from preftune.rewards import AnyReward, resolve_reward
 from preftune.sampling.sample import SampleOptions
-from preftune.model.load import LoadOptions, load_model, load_tokenizer, pick_device, quiet_transformers, resolve_model
-from preftune.text import percent, plural, value_text
 from preftune.stats import finite
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
-from preftune.progress import Reporter
-from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
+from preftune.text import percent, plural, value_text
 
 PIPED_WIDTH = 1000  # characters: where there is no terminal to fit, a finding is one line
 FEW = 20  # prompts, below which a t interval is hardly narrower than what it is to tell apart
@@ -45,7 +61,8 @@ class DiagnoseDataConfig:
     Args:
         data: preference data: a file, a folder or a hub id.
         model: the model that is to be tuned; without one, what needs no model is measured.
-        reward: a built-in reward, module:function or a weighted sum, to find where its peak lies; docs/rewards.md lists them.
+        reward: a built-in reward, module:function or a weighted sum, to find where its peak lies;
+            docs/rewards.md lists them.
         held_out: data of the same layout; which of its prompts and rows are in `data`, too.
         max_prompts: prompts that the model is asked, drawn by the seed from all of the data.
         samples: own completions of each of them.
@@ -81,26 +98,51 @@ class DiagnoseDataConfig:
     def __post_init__(self) -> None:
         for name, low in (("max_prompts", 1), ("samples", 2), ("max_new_tokens", 1)):
             if getattr(self, name) < low:
-                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected=f"at least {low}")
+                raise ConfigError(
+                    f"{name} is out of range", got=getattr(self, name), expected=f"at least {low}"
+                )
         check_seed(self.seed)
         if self.output is not None and (not self.output or Path(self.output).is_dir()):
-            raise ConfigError("output is the file of the diagnosis", got=repr(self.output), expected="a file's name")
+            raise ConfigError(
+                "output is the file of the diagnosis", got=repr(self.output), expected="a file's name"
+            )
         if self.output is not None and Path(self.output).exists() and not self.overwrite:
-            raise ConfigError(f"The output {self.output} is there already", expected="a new file",
-                              do="Choose another --output, or add --overwrite")  # fmt: skip
+            raise ConfigError(
+                f"The output {self.output} is there already",
+                expected="a new file",
+                do="Choose another --output, or add --overwrite",
+            )
         if self.overwrite and self.output is None:
-            raise ConfigError("overwrite has no effect without an output", do="Leave it out, or add --output FILE")
+            raise ConfigError(
+                "overwrite has no effect without an output", do="Leave it out, or add --output FILE"
+            )
         if self.rows.soft_label_temperature is not None:
-            raise ConfigError("rows.soft_label_temperature has no effect on a diagnosis", got=self.rows.soft_label_temperature,
-                              do="Leave it out")  # fmt: skip
+            raise ConfigError(
+                "rows.soft_label_temperature has no effect on a diagnosis",
+                got=self.rows.soft_label_temperature,
+                do="Leave it out",
+            )
         if self.model is None:
             refuse_idle_rows(replace(self.rows, bad_rows="error"), _READING, "texts without a model")
-            idle = {"reward", "max_prompts", "samples", "max_new_tokens", "seed", "precision", "device", "layout", "loading"}
+            idle = {
+                "reward",
+                "max_prompts",
+                "samples",
+                "max_new_tokens",
+                "seed",
+                "precision",
+                "device",
+                "layout",
+                "loading",
+            }
             for one in fields(self):
                 default = one.default_factory() if callable(one.default_factory) else one.default
                 if one.name in idle and getattr(self, one.name) != default:
-                    raise ConfigError(f"{one.name} has no effect without a model", got=getattr(self, one.name),
-                                      do="Add --model, or leave it out")  # fmt: skip
+                    raise ConfigError(
+                        f"{one.name} has no effect without a model",
+                        got=getattr(self, one.name),
+                        do="Add --model, or leave it out",
+                    )
 
 
 def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasures:
@@ -125,40 +167,75 @@ def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasure
     model = load_model(source, settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
     options = SampleOptions(num_completions=settings.samples, max_new_tokens=settings.max_new_tokens)
     own, missing = measure_own(
-        rows, model, renderer, reward, options, max_prompts=settings.max_prompts, seed=settings.seed,
-        precision=settings.precision, layout=settings.layout, report=report,
-    )  # fmt: skip
+        rows,
+        model,
+        renderer,
+        reward,
+        options,
+        max_prompts=settings.max_prompts,
+        seed=settings.seed,
+        precision=settings.precision,
+        layout=settings.layout,
+        report=report,
+    )
     return replace(found, own=own, left_out=(*missing, *left_out))
 
 
 def as_json(found: DataMeasures, settings: DiagnoseDataConfig) -> dict[str, object]:
     """Everything, for other programs; `evidence` has stable names."""
-    used = None if found.own is None else {"prompts": found.own.num_prompts, "samples": found.own.num_samples,
-                                           "max_new_tokens": settings.max_new_tokens, "seed": settings.seed}  # fmt: skip
-    return finite({
-        "source": found.source, "model": found.model, "reward": found.reward, "used": used, "evidence": evidence(found),
-        "findings": [asdict(one) for one in findings(found)], "coverage": coverage_case(found.own) if found.own else None,
-        "measures": asdict(found), "thresholds": bounds_used(), "left_out": list(found.left_out),
-    })  # fmt: skip
+    used = (
+        None
+        if found.own is None
+        else {
+            "prompts": found.own.num_prompts,
+            "samples": found.own.num_samples,
+            "max_new_tokens": settings.max_new_tokens,
+            "seed": settings.seed,
+        }
+    )
+    return finite(
+        {
+            "source": found.source,
+            "model": found.model,
+            "reward": found.reward,
+            "used": used,
+            "evidence": evidence(found),
+            "findings": [asdict(one) for one in findings(found)],
+            "coverage": coverage_case(found.own) if found.own else None,
+            "measures": asdict(found),
+            "thresholds": bounds_used(),
+            "left_out": list(found.left_out),
+        }
+    )
 
 
 def tell(found: DataMeasures, console: Console) -> None:
     """The diagnosis for a terminal."""
+
     def line(text: str, style: str = "") -> None:
         console.print(Text(clean_terminal(text), style=style), soft_wrap=True)
 
-    counts = [f"{plural(found.num_records, 'row')} of {found.num_rows:,}", plural(found.num_prompts, "prompt"),
-              plural(found.num_pairs, "pair"), f"{value_text(found.completions_per_prompt)} completions per prompt",
-              f"{value_text(found.completion_length)} {found.unit} each"]  # fmt: skip
+    counts = [
+        f"{plural(found.num_records, 'row')} of {found.num_rows:,}",
+        plural(found.num_prompts, "prompt"),
+        plural(found.num_pairs, "pair"),
+        f"{value_text(found.completions_per_prompt)} completions per prompt",
+        f"{value_text(found.completion_length)} {found.unit} each",
+    ]
     line(f"{found.source}: {', '.join(counts)}")
     for reason, count in found.dropped.items():
         line(f"{count:,} not used, {reason}", "dim")
     if found.own is not None:
         asked = f"{plural(found.own.num_prompts, 'prompt')} of {found.num_prompts:,}, {found.own.num_samples} samples each"
-        line(f"{found.model} was asked {asked}" + "; with so few, intervals are wide" * (found.own.num_prompts < FEW))
+        line(
+            f"{found.model} was asked {asked}"
+            + "; with so few, intervals are wide" * (found.own.num_prompts < FEW)
+        )
         if found.own.beyond_budget:
-            line(f"{percent(found.own.beyond_budget)} of the data's completions are longer than max_new_tokens: they are compared "
-                 "with own samples up to there, and a reward that minds the budget finds them too long")  # fmt: skip
+            line(
+                f"{percent(found.own.beyond_budget)} of the data's completions are longer than max_new_tokens: they are compared "
+                "with own samples up to there, and a reward that minds the budget finds them too long"
+            )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for heading in ("finding", "measured", "verdict", "what it says"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "verdict")
@@ -177,10 +254,15 @@ def tell(found: DataMeasures, console: Console) -> None:
         line(f"not measured: {what}", "dim")
 
 
-def main(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(DiagnoseDataConfig, arguments, prog="preftune diagnose data", positional="data",
-                              description="What a data set can teach a model: preftune diagnose data FILE --model M")  # fmt: skip
+    settings = parse_settings(
+        DiagnoseDataConfig,
+        arguments,
+        prog="preftune diagnose data",
+        positional="data",
+        description="What a data set can teach a model: preftune diagnose data FILE --model M",
+    )
     found = diagnose_data(settings, Reporter(quiet=settings.json))
     content = as_json(found, settings)
     if settings.output is not None:

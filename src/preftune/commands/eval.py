@@ -1,27 +1,113 @@
 """How good a model is: log-ratios on preference pairs, or the reward of its samples against the reference's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
+from rich.console import Console
+from rich.table import Table
 
+from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
+from preftune.cli.output import print_json
+from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
-from preftune.model.layout import split_micro_batches
-from preftune.data.prepare import load_records, prepare, prompt_only
+from preftune.data.prepare import load_prompts, prepare
 from preftune.errors import ConfigError, storage_error
-from preftune.rewards.judged import Judged, sample_and_judge
-from preftune.sampling.sample import load_sampler
-from preftune.model.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.model.policy import Policy, choose_layout, score_groups
+from preftune.model.layout import LayoutOptions, split_micro_batches
+from preftune.model.load import (
+    LoadOptions,
+    check_same_tokeniser,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    quiet_transformers,
+    resolve_model,
+)
+from preftune.model.policy import Policy, score_groups
+from preftune.model.proof import choose_layout
 from preftune.model.reference import RefLogps
-from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
 from preftune.progress import Reporter
+from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
+from preftune.sampling.sample import SampleOptions, load_sampler
+from preftune.stats import Interval, cluster_means, finite, mean_interval
 from preftune.train.runlog import RunFolder
-from preftune.types import Group, Record
-from preftune.cli.checks import EvalConfig
+from preftune.types import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How good a model is: on preference data by its log-ratios to a reference, on prompts by a reward of its
+    samples.
+
+    Args:
+        model: the model to judge.
+        data: preference data with pairs.
+        prompts: a data file; only its prompts are used.
+        reference: what to compare with: the anchor of log-ratios, and the model "before" on prompts; for the
+            final/ of a run, what it started from, when not given.
+        reward: on prompts: a built-in reward, module:function or a weighted sum; docs/rewards.md lists them.
+        output: on prompts: a folder for samples.jsonl.
+        beta: on pairs: the implicit reward is beta * log-ratio.
+        seed: of the draw.
+        precision: "fp32" or "bf16".
+        device: "auto" takes a GPU if there is one.
+        json: print JSON.
+        sampling: how completions are drawn.
+        rows: how data files become groups of tokens.
+        layout: how groups are laid out for the model.
+        loading: what may be loaded beside plain tensors.
+    """
+
+    model: str
+    data: str | None = None
+    prompts: str | None = None
+    reference: str | None = None
+    reward: str | None = None
+    output: str | None = None
+    beta: float | None = None
+    seed: int = 0
+    precision: Precision = "fp32"
+    device: str = "auto"
+    json: bool = False
+    sampling: SampleOptions = field(default_factory=SampleOptions)
+    rows: DataOptions = field(default_factory=DataOptions)
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    loading: LoadOptions = field(default_factory=LoadOptions)
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.prompts is None):
+            raise ConfigError(
+                "eval wants preference data or prompts",
+                got="both" if self.data else "neither",
+                expected="--data FILE or --prompts FILE",
+            )
+        if self.data is not None:
+            given = {"reward": self.reward, "output": self.output}
+            idle = [name for name, value in given.items() if value is not None]
+            if self.sampling != SampleOptions():
+                idle.append("sampling")
+            if self.seed:
+                idle.append("seed")
+            if idle:
+                raise ConfigError(
+                    f"{idle[0]} has no effect on preference data", got="--data", do="Use --prompts FILE"
+                )
+        elif self.reward is None:
+            raise ConfigError(
+                "prompts are judged by a reward", got="none", expected="--reward NAME or module:function"
+            )
+        elif self.beta is not None or self.layout != LayoutOptions():
+            raise ConfigError(
+                "beta and layout have no effect on prompts", got="--prompts", do="Leave them out"
+            )
+        if self.beta is not None and not self.beta > 0:
+            raise ConfigError("beta is out of range", got=self.beta, expected="a number above 0")
+        check_seed(self.seed)
+        if self.prompts is not None:
+            refuse_idle_rows(self.rows, READING_OPTIONS, "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +119,6 @@ class PairEvaluation:
     intervals: Mapping[str, Interval]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What one model's samples came to."""
-
-    reward: Interval
-    ended: float
-    num_tokens: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptEvaluation:
-    """The reference's and the model's samples of the same prompts, and the difference per prompt."""
-
-    num_prompts: int
-    reward: str
-    before: Stage
-    after: Stage
-    difference: Interval
-
-
 def reference_of(settings: EvalConfig) -> str:
     """The reference that was named, or the model that the run of RUN/final started from."""
     if settings.reference is not None:
@@ -61,8 +127,12 @@ def reference_of(settings: EvalConfig) -> str:
     try:
         return str(yaml.safe_load(config.read_text(encoding="utf-8"))["model"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError("eval compares with a reference", got=f"none, and {settings.model} is not the final/ of a run",
-                          expected="--reference MODEL", do="Name the model that the tuning started from") from error  # fmt: skip
+        raise ConfigError(
+            "eval compares with a reference",
+            got=f"none, and {settings.model} is not the final/ of a run",
+            expected="--reference MODEL",
+            do="Name the model that the tuning started from",
+        ) from error
 
 
 def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
@@ -89,13 +159,18 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
             rejected.append(ratio[r])
     margins = beta * (np.array(chosen) - np.array(rejected))
     quantities = {
-        "log_ratios/chosen": chosen, "log_ratios/rejected": rejected, "rewards/margins": margins,
+        "log_ratios/chosen": chosen,
+        "log_ratios/rejected": rejected,
+        "rewards/margins": margins,
         "rewards/accuracies": (margins > 0).astype(float),
-    }  # fmt: skip
+    }
     return PairEvaluation(
-        num_pairs=len(chosen), beta=beta,
-        intervals={name: mean_interval(cluster_means(values, clusters)) for name, values in quantities.items()},
-    )  # fmt: skip
+        num_pairs=len(chosen),
+        beta=beta,
+        intervals={
+            name: mean_interval(cluster_means(values, clusters)) for name, values in quantities.items()
+        },
+    )
 
 
 def _score_all(settings: EvalConfig, name: str, groups: Sequence[Group], report: Reporter) -> RefLogps:
@@ -107,19 +182,13 @@ def _score_all(settings: EvalConfig, name: str, groups: Sequence[Group], report:
     done = 0
     report.update(f"score {name}", 0, len(groups))
     for indices in split_micro_batches(groups, settings.layout, sharing):
-        for index, one in zip(indices, score_groups(policy, [groups[i] for i in indices], settings.layout), strict=True):
+        for index, one in zip(
+            indices, score_groups(policy, [groups[i] for i in indices], settings.layout), strict=True
+        ):
             logps[index] = one
         done += len(indices)
         report.update(f"score {name}", done, len(groups))
     return logps
-
-
-def load_prompts(source: str, options: DataOptions, report: Reporter) -> Sequence[Record]:
-    """The records of a file without their completions; rows that were skipped are counted."""
-    loaded = load_records(source, options)
-    if loaded.bad_rows:
-        report.note(f"skipped {len(loaded.bad_rows)} rows that cannot be used, the first: {loaded.bad_rows[0].message}")
-    return [prompt_only(record) for record in loaded.records]
 
 
 def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation:
@@ -129,33 +198,24 @@ def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation
     records = load_prompts(settings.prompts, settings.rows, report)
     stages: list[list[Judged]] = []
     for name in (reference_of(settings), settings.model):
-        model, renderer = load_sampler(name, settings.loading, settings.precision, settings.device, settings.rows.template)
-        stages.append(sample_and_judge(
-            model, renderer, records, settings.sampling, settings.reward, settings.seed,
-            lambda done, of, name=name: report.update(f"sample {name}", done, of),
-        ))  # fmt: skip
+        model, renderer = load_sampler(
+            name, settings.loading, settings.precision, settings.device, settings.rows.template
+        )
+        stages.append(
+            sample_and_judge(
+                model,
+                renderer,
+                records,
+                settings.sampling,
+                settings.reward,
+                settings.seed,
+                lambda done, of, name=name: report.update(f"sample {name}", done, of),
+            )
+        )
     before, after = stages
     if settings.output is not None:
         _write_samples(Path(settings.output), before, after)
     return compare_stages(before, after, settings.reward)
-
-
-def compare_stages(before: list[Judged], after: list[Judged], reward: str) -> PromptEvaluation:
-    """Completions that the reward left without a number take no part."""
-    known = [(b, a) for b, a in zip(before, after, strict=True) if b.reward is not None and a.reward is not None]
-    clusters = [b.prompt_index for b, _ in known]
-    rewards = [[float(one.reward or 0.0) for one in side] for side in zip(*known, strict=True)] or [[], []]
-    return PromptEvaluation(
-        num_prompts=len(set(clusters)), reward=reward, before=_stage(before, rewards[0], clusters),
-        after=_stage(after, rewards[1], clusters), difference=paired_interval(rewards[0], rewards[1], clusters),
-    )  # fmt: skip
-
-
-def _stage(judged: list[Judged], rewards: list[float], clusters: list[int]) -> Stage:
-    return Stage(
-        reward=mean_interval(cluster_means(rewards, clusters)), ended=float(np.mean([one.ended for one in judged])),
-        num_tokens=float(np.mean([one.num_tokens for one in judged])),
-    )  # fmt: skip
 
 
 def _write_samples(folder: Path, before: list[Judged], after: list[Judged]) -> None:
@@ -170,4 +230,62 @@ def write_samples(run: RunFolder, before: list[Judged], after: list[Judged], ste
     """samples.jsonl, as the report reads it."""
     for stage, ones in (("before", before), ("after", after)):
         for one in ones:
-            run.append("samples.jsonl", {"stage": stage, "step": step if stage == "after" else 0, **asdict(one)})
+            run.append(
+                "samples.jsonl", {"stage": stage, "step": step if stage == "after" else 0, **asdict(one)}
+            )
+
+
+def run(arguments: Sequence[str]) -> int:
+    quiet_transformers()
+    settings = parse_settings(
+        EvalConfig,
+        arguments,
+        prog="preftune eval",
+        description="How good a model is, on preference data or on prompts.",
+    )
+    report = Reporter(quiet=settings.json)
+    if settings.data is not None:
+        pairs = evaluate_pairs(settings, report)
+        if settings.json:
+            print_json(finite(pairs))
+        else:
+            _tell_pairs(pairs)
+    else:
+        prompts = evaluate_prompts(settings, report)
+        if settings.json:
+            print_json(finite(prompts))
+        else:
+            _tell_prompts(prompts)
+    return 0
+
+
+def _tell_pairs(found: PairEvaluation) -> None:
+    table = Table("quantity", "mean", "95% interval", title=f"{found.num_pairs} pairs, beta {found.beta:g}")
+    for name, interval in found.intervals.items():
+        table.add_row(name, f"{interval.mean:.4f}", _span(interval))
+    Console().print(table)
+
+
+def _tell_prompts(found: PromptEvaluation) -> None:
+    table = Table(
+        "",
+        "reward",
+        "95% interval",
+        "ended",
+        "tokens",
+        title=f"{found.num_prompts} prompts, reward {found.reward}",
+    )
+    for name, stage in (("reference", found.before), ("model", found.after)):
+        table.add_row(
+            name,
+            f"{stage.reward.mean:.4f}",
+            _span(stage.reward),
+            f"{stage.ended:.0%}",
+            f"{stage.num_tokens:.0f}",
+        )
+    table.add_row("difference", f"{found.difference.mean:+.4f}", _span(found.difference), "", "")
+    Console().print(table)
+
+
+def _span(interval: Interval) -> str:
+    return f"{interval.low:.4f} to {interval.high:.4f}"

@@ -1,41 +1,43 @@
-"""The verb `iterate`: sample, reward, select, train, round after round, each round a folder of files that people can look into."""
+"""The verb `iterate`: sample, reward, select, train, round after round, each round a folder of files that
+people can look into.
+"""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from preftune.cli.main import print_json
-from preftune.commands.train import sample_rows
+from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
+from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
+from preftune.commands.reward import RewardConfig, add_rewards
+from preftune.commands.sample import sample_rows
+from preftune.commands.select import SelectConfig, select
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
+from preftune.data.prepare import load_prompts
 from preftune.errors import ConfigError
-from preftune.commands.eval import load_prompts
-from preftune.objectives import Objective
-from preftune.objectives.bnf import BNF
-from preftune.rewards import TIMEOUT_S, resolve_reward
-from preftune.sampling.sample import SampleOptions, load_sampler, sample
 from preftune.model.adapters import LoraOptions
+from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, quiet_transformers
 from preftune.model.reference import ReferenceOptions
-from preftune.commands.reward import RewardConfig, add_rewards
-from preftune.commands.select import SelectConfig, select
+from preftune.objectives import Objective
+from preftune.objectives.bnf import BNF
+from preftune.progress import Reporter
+from preftune.rewards import TIMEOUT_S, resolve_reward
+from preftune.sampling.sample import SampleOptions, load_sampler, sample
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
 from preftune.train.options import OptimOptions, TrainConfig, four_completions
-from preftune.progress import Reporter
 from preftune.train.runlog import claim_folder, forget_run, to_plain
-from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class IterateConfig:
-    """Rounds of: draw completions of the latest policy, judge them, select, train on the file. The same command goes on after a
-    stop.
+    """Rounds of: draw completions of the latest policy, judge them, select, train on the file. The same
+    command goes on after a stop.
 
     Args:
         prompts: a data file; only its prompts are used.
@@ -44,7 +46,8 @@ class IterateConfig:
         model: the policy at its start.
         objective: the loss and its hyper-parameters.
         rounds: how many.
-        prompts_per_round: prompts of a round, in the file's order, from the start again at its end; all when not given.
+        prompts_per_round: prompts of a round, in the file's order, from the start again at its end; all when
+            not given.
         reference: "last" anchors a round at the policy that it starts from, "start" at `model`.
         selection: how rewards become pairs or labels; see `preftune select`.
         min_gap: smallest difference of two rewards that makes a preference, for selections that have it.
@@ -93,7 +96,11 @@ class IterateConfig:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is out of range", got=value, expected="at least 1")
         check_seed(self.seed)
-        refuse_idle_rows(self.rows, ("split", "format", "columns", "bad_rows", "template", "max_rows", "max_length"), "prompts")
+        refuse_idle_rows(
+            self.rows,
+            ("split", "format", "columns", "bad_rows", "template", "max_rows", "max_length"),
+            "prompts",
+        )
         resolve_reward(self.reward)
         stage = _Round(self, 1, self.model)
         stage.select_settings()
@@ -102,7 +109,9 @@ class IterateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IterateResult:
-    """Where the rounds ended: the last policy, and the mean reward of each round's completions, before it was trained."""
+    """Where the rounds ended: the last policy, and the mean reward of each round's completions, before it was
+    trained.
+    """
 
     final: str
     rewards: tuple[float | None, ...]
@@ -125,21 +134,40 @@ class _Round:
         return self.folder / "train"
 
     def select_settings(self) -> SelectConfig:
-        """A row with a blank completion (an answer that ended at once) is left out and counted: files hold no blank answers."""
-        return SelectConfig(data=str(self.folder / "scored.jsonl"), output=str(self.folder / "selected.jsonl"), overwrite=True,
-                            selection=self.config.selection, min_gap=self.config.min_gap, seed=self._seed,
-                            rows=DataOptions(bad_rows="skip"))  # fmt: skip
+        """A row with a blank completion (an answer that ended at once) is left out and counted: files hold no
+        blank answers.
+        """
+        return SelectConfig(
+            data=str(self.folder / "scored.jsonl"),
+            output=str(self.folder / "selected.jsonl"),
+            overwrite=True,
+            selection=self.config.selection,
+            min_gap=self.config.min_gap,
+            seed=self._seed,
+            rows=DataOptions(bad_rows="skip"),
+        )
 
     def train_settings(self) -> TrainConfig:
         config = self.config
         anchored = config.reference == "start" and self.number > 1
         return TrainConfig(
-            data=str(self.folder / "selected.jsonl"), output=str(self.run), model=self.model, objective=config.objective,
-            eval_fraction=0.0, epochs=config.epochs, batch_size=config.batch_size, precision=config.precision, device=config.device,
-            seed=self._seed, layout=config.layout, optim=config.optim, lora=config.lora, loading=config.loading,
+            data=str(self.folder / "selected.jsonl"),
+            output=str(self.run),
+            model=self.model,
+            objective=config.objective,
+            eval_fraction=0.0,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            precision=config.precision,
+            device=config.device,
+            seed=self._seed,
+            layout=config.layout,
+            optim=config.optim,
+            lora=config.lora,
+            loading=config.loading,
             rows=DataOptions(template=config.rows.template, max_length=config.rows.max_length),
             reference=ReferenceOptions(model=config.model) if anchored else ReferenceOptions(),
-        )  # fmt: skip
+        )
 
     @property
     def _seed(self) -> int:
@@ -152,9 +180,20 @@ class _Round:
             self._sample(report)
         scored = self.folder / "scored.jsonl"
         if not scored.exists():
-            add_rewards(RewardConfig(data=str(self.folder / "completions.jsonl"), reward=self.config.reward, output=str(scored),
-                                     timeout_s=self.config.timeout_s), report)  # fmt: skip
-        rewards = [one for line in scored.read_text(encoding="utf-8").splitlines() for one in json.loads(line)["rewards"]]
+            add_rewards(
+                RewardConfig(
+                    data=str(self.folder / "completions.jsonl"),
+                    reward=self.config.reward,
+                    output=str(scored),
+                    timeout_s=self.config.timeout_s,
+                ),
+                report,
+            )
+        rewards = [
+            one
+            for line in scored.read_text(encoding="utf-8").splitlines()
+            for one in json.loads(line)["rewards"]
+        ]
         known = [one for one in rewards if one is not None]
         mean = sum(known) / len(known) if known else None
         report.note(f"reward {'none' if mean is None else format(mean, '.4f')} of {len(rewards)} completions")
@@ -168,18 +207,33 @@ class _Round:
         config = self.config
         records = load_prompts(config.prompts, config.rows, report)
         count = config.prompts_per_round or len(records)
-        mine = [records[(count * (self.number - 1) + i) % len(records)] for i in range(min(count, len(records)))]
-        model, renderer = load_sampler(self.model, config.loading, config.precision, config.device, config.rows.template)
-        drawn = sample(model, renderer, [renderer.render(record).prompt for record in mine], config.sampling, self._seed,
-                       lambda done, of: report.update("sample", done, of))  # fmt: skip
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(mine, drawn, config.sampling))
+        mine = [
+            records[(count * (self.number - 1) + i) % len(records)] for i in range(min(count, len(records)))
+        ]
+        model, renderer = load_sampler(
+            self.model, config.loading, config.precision, config.device, config.rows.template
+        )
+        drawn = sample(
+            model,
+            renderer,
+            [renderer.render(record).prompt for record in mine],
+            config.sampling,
+            self._seed,
+            lambda done, of: report.update("sample", done, of),
+        )
+        lines = "".join(
+            json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(mine, drawn, config.sampling)
+        )
         with whole_file(self.folder / "completions.jsonl", "write the completions") as path:
             path.write_text(lines, encoding="utf-8")
 
     def _train(self) -> None:
         """A run with a checkpoint goes on; one without starts again, as it has nothing to lose."""
         if checkpoints(self.run / "checkpoints"):
-            result = resume(replace(settings_from_run(TrainConfig, self.run), output=str(self.run)), quiet=self.config.json)
+            result = resume(
+                replace(settings_from_run(TrainConfig, self.run), output=str(self.run)),
+                quiet=self.config.json,
+            )
         else:
             forget_run(self.run)
             result = train(self.train_settings(), quiet=self.config.json)
@@ -189,7 +243,9 @@ class _Round:
 
 def iterate(config: IterateConfig, report: Reporter) -> IterateResult:
     """All rounds; those that are finished are only read."""
-    mine = {key: value for key, value in to_plain(config).items() if key not in ("rounds", "json", "output")}  # rounds may grow
+    mine = {
+        key: value for key, value in to_plain(config).items() if key not in ("rounds", "json", "output")
+    }  # rounds may grow
     claim_folder(config.output, "iterate.yaml", mine)
     model, rewards = config.model, []
     for number in range(1, config.rounds + 1):
@@ -201,17 +257,22 @@ def iterate(config: IterateConfig, report: Reporter) -> IterateResult:
     return IterateResult(final=model, rewards=tuple(rewards))
 
 
-def run_iterate(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(IterateConfig, arguments, prog="preftune iterate",
-                              description="Rounds of sample, reward, select, train, from file to file.")  # fmt: skip
+    settings = parse_settings(
+        IterateConfig,
+        arguments,
+        prog="preftune iterate",
+        description="Rounds of sample, reward, select, train, from file to file.",
+    )
     found = iterate(settings, Reporter(quiet=settings.json))
     if settings.json:
         print_json({"final": found.final, "rewards": found.rewards})
         return 0
     means = ", ".join("none" if one is None else f"{one:.4g}" for one in found.rewards)
-    print(clean_terminal(f"reward of each round's completions, before it was trained: {means}\nmodel   {found.final}"))
+    print(
+        clean_terminal(
+            f"reward of each round's completions, before it was trained: {means}\nmodel   {found.final}"
+        )
+    )
     return 0
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"iterate": run_iterate}

@@ -1,4 +1,5 @@
-"""The verb `lab`: run objectives on a problem of one's own, and the findings of both papers with their verdicts.
+"""The verb `lab`: run objectives on a problem of one's own, and the findings of both papers with their
+verdicts.
 
 It stands apart from the other verbs so that nothing here waits for the model libraries.
 """
@@ -18,19 +19,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from preftune.cli.main import print_json
+from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError
 from preftune.lab.bench import LAST_SEED, Bench, check_seeds, compare, objectives_wanted, write_comparison
-from preftune.lab.findings import FIRST_SEED, Findings, confirm, load_rates, tune
-from preftune.lab.figure_specs import runs_shown
 from preftune.lab.criteria import Criteria, Tier, load_criteria
+from preftune.lab.figure_specs import runs_shown
+from preftune.lab.findings import FIRST_SEED, Findings, confirm, load_rates, tune
 from preftune.lab.loop import Loop
 from preftune.lab.page import VERDICTS, write_findings
 from preftune.lab.problem import load_problem, shipped_problems
-from preftune.text import plural, value_text
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
+from preftune.text import plural, value_text
 
 USAGE = """\
 usage: preftune lab ACTION [settings]
@@ -134,19 +135,26 @@ class LabAllConfig:
         _check_workers(self.workers)
         check_seeds(seeds=self.seeds)
         if not 100 <= self.first_seed <= LAST_SEED:
-            raise ConfigError("first_seed is out of range", got=self.first_seed,
-                              expected=f"100 to {LAST_SEED}: those below were used for tuning")  # fmt: skip
+            raise ConfigError(
+                "first_seed is out of range",
+                got=self.first_seed,
+                expected=f"100 to {LAST_SEED}: those below were used for tuning",
+            )
         known = load_criteria()
         for name in self.only:
             if name not in known:
                 raise ConfigError("There is no such experiment", got=name, expected=", ".join(known))
             if self.tier not in ("all", known[name].tier):
-                raise ConfigError(f"{name} is not in the tier {self.tier}", do=f"Give --tier {known[name].tier}")
+                raise ConfigError(
+                    f"{name} is not in the tier {self.tier}", do=f"Give --tier {known[name].tier}"
+                )
 
     @property
     def experiments(self) -> list[str]:
         """The ids of those that are run."""
-        return self.only or [name for name, entry in load_criteria().items() if self.tier in ("all", entry.tier)]
+        return self.only or [
+            name for name, entry in load_criteria().items() if self.tier in ("all", entry.tier)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +182,7 @@ def _check_workers(workers: int) -> None:
         raise ConfigError("workers is out of range", got=workers, expected="1 or more")
 
 
-def run_lab(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -185,13 +193,23 @@ def run_lab(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(LabRunConfig, arguments, prog="preftune lab run", positional="problem",
-                              description="Objectives on one problem: preftune lab run PROBLEM")  # fmt: skip
+    settings = parse_settings(
+        LabRunConfig,
+        arguments,
+        prog="preftune lab run",
+        positional="problem",
+        description="Objectives on one problem: preftune lab run PROBLEM",
+    )
     load_problem(settings.problem)
     bench = Bench(
-        problem=settings.problem, objectives=objectives_wanted(settings.objectives), loop=settings.loop, seeds=settings.seeds,
-        first_seed=settings.first_seed, tuning_seeds=settings.tuning_seeds, rates=tuple(settings.rates),
-    )  # fmt: skip
+        problem=settings.problem,
+        objectives=objectives_wanted(settings.objectives),
+        loop=settings.loop,
+        seeds=settings.seeds,
+        first_seed=settings.first_seed,
+        tuning_seeds=settings.tuning_seeds,
+        rates=tuple(settings.rates),
+    )
     target = _target(Path(settings.output) / "result.json", settings.overwrite)
     result = compare(bench, settings.workers, _teller("runs"))
     with whole_file(target, "write the result") as file:
@@ -222,11 +240,17 @@ def _tell_result(result: dict) -> None:
 
 
 def _list(arguments: Sequence[str]) -> int:
-    settings = parse_settings(LabListConfig, arguments, prog="preftune lab list", description="Experiments and problems")
+    settings = parse_settings(
+        LabListConfig, arguments, prog="preftune lab list", description="Experiments and problems"
+    )
     criteria, problems = load_criteria(), {name: load_problem(name) for name in shipped_problems()}
     if settings.json:
-        print_json({"experiments": {name: _criteria_json(entry) for name, entry in criteria.items()},
-                    "problems": {name: problem.about for name, problem in problems.items()}})  # fmt: skip
+        print_json(
+            {
+                "experiments": {name: _criteria_json(entry) for name, entry in criteria.items()},
+                "problems": {name: problem.about for name, problem in problems.items()},
+            }
+        )
         return 0
     table = _table("id", "finding", "tier", "title")
     for name, entry in criteria.items():
@@ -240,8 +264,13 @@ def _list(arguments: Sequence[str]) -> int:
 
 
 def _show(arguments: Sequence[str]) -> int:
-    settings = parse_settings(LabShowConfig, arguments, prog="preftune lab show", positional="name",
-                              description="An experiment or a shipped problem: preftune lab show E4")  # fmt: skip
+    settings = parse_settings(
+        LabShowConfig,
+        arguments,
+        prog="preftune lab show",
+        positional="name",
+        description="An experiment or a shipped problem: preftune lab show E4",
+    )
     criteria = load_criteria()
     if settings.name in shipped_problems():
         from preftune.lab.problem import PROBLEMS
@@ -253,8 +282,11 @@ def _show(arguments: Sequence[str]) -> int:
             print(text, end="")
         return 0
     if settings.name not in criteria:
-        raise ConfigError("There is no such experiment or problem", got=settings.name or "nothing",
-                          do=_near(settings.name, [*criteria, *shipped_problems()]))  # fmt: skip
+        raise ConfigError(
+            "There is no such experiment or problem",
+            got=settings.name or "nothing",
+            do=_near(settings.name, [*criteria, *shipped_problems()]),
+        )
     entry = criteria[settings.name]
     verdict = _written_verdict(Path(settings.output) / VERDICTS, settings.name)
     if settings.json:
@@ -266,12 +298,20 @@ def _show(arguments: Sequence[str]) -> int:
         cells = [clause.says, clause.criterion]
         if verdict:
             found = verdict["clauses"][i]
-            cells += [value_text(found["estimate"]), " to ".join(map(value_text, found["interval"])), found["verdict"]]
+            cells += [
+                value_text(found["estimate"]),
+                " to ".join(map(value_text, found["interval"])),
+                found["verdict"],
+            ]
         table.add_row(*cells)
     _print(table)
     if entry.note:
         print(entry.note)
-    print(f"Verdict: {verdict['verdict']}." if verdict else "No verdict is written yet: `preftune lab all` writes them.")
+    print(
+        f"Verdict: {verdict['verdict']}."
+        if verdict
+        else "No verdict is written yet: `preftune lab all` writes them."
+    )
     return 0
 
 
@@ -286,18 +326,35 @@ def _written_verdict(path: Path, name: str) -> dict | None:
     if not path.is_file():
         return None
     try:
-        return next((entry for entry in json.loads(path.read_text(encoding="utf-8"))["verdicts"] if entry["id"] == name), None)
+        return next(
+            (
+                entry
+                for entry in json.loads(path.read_text(encoding="utf-8"))["verdicts"]
+                if entry["id"] == name
+            ),
+            None,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} holds no verdicts", got=str(error), do="Write it again with `preftune lab all`") from error
+        raise ConfigError(
+            f"{path} holds no verdicts", got=str(error), do="Write it again with `preftune lab all`"
+        ) from error
 
 
 def _criteria_json(entry: Criteria) -> dict:
-    return {"finding": entry.finding, "tier": entry.tier, "title": entry.title, "claim": entry.claim, "note": entry.note,
-            "clauses": [{"says": c.says, "criterion": c.criterion, "runs": list(c.of)} for c in entry.clauses]}  # fmt: skip
+    return {
+        "finding": entry.finding,
+        "tier": entry.tier,
+        "title": entry.title,
+        "claim": entry.claim,
+        "note": entry.note,
+        "clauses": [{"says": c.says, "criterion": c.criterion, "runs": list(c.of)} for c in entry.clauses],
+    }
 
 
 def _all(arguments: Sequence[str]) -> int:
-    settings = parse_settings(LabAllConfig, arguments, prog="preftune lab all", description="Every experiment, on fresh seeds")
+    settings = parse_settings(
+        LabAllConfig, arguments, prog="preftune lab all", description="Every experiment, on fresh seeds"
+    )
     folder = Path(settings.output)
     _target(folder / VERDICTS, settings.overwrite)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
@@ -315,15 +372,24 @@ def _tell_findings(found: Findings) -> None:
     table = _table("id", "finding", "title", "verdict", "core seconds")
     for outcome in found.outcomes:
         table.add_row(
-            outcome.id, outcome.criteria.finding, outcome.criteria.title, outcome.verdict, f"{found.seconds[outcome.id]:.1f}"
+            outcome.id,
+            outcome.criteria.finding,
+            outcome.criteria.title,
+            outcome.verdict,
+            f"{found.seconds[outcome.id]:.1f}",
         )
     _print(table)
     print(f"{plural(len(found.outcomes), 'experiment')} on {plural(len(found.seeds), 'seed')}.")
 
 
 def _tune(arguments: Sequence[str]) -> int:
-    settings = parse_settings(LabTuneConfig, arguments, prog="preftune lab tune", positional="output",
-                              description="Learning rates of the experiments: preftune lab tune FILE")  # fmt: skip
+    settings = parse_settings(
+        LabTuneConfig,
+        arguments,
+        prog="preftune lab tune",
+        positional="output",
+        description="Learning rates of the experiments: preftune lab tune FILE",
+    )
     target = _target(Path(settings.output), settings.overwrite)
     content = tune(settings.tier, settings.workers, _teller("runs"))
     with whole_file(target, "write the rates") as file:
@@ -353,7 +419,9 @@ def _teller(what: str) -> Callable[[int, int], None]:
 
     def tell(done: int, total: int) -> None:
         if sys.stderr.isatty():
-            print(f"\r{done} of {total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            print(
+                f"\r{done} of {total} {what}", end="\n" if done == total else "", file=sys.stderr, flush=True
+            )
 
     return tell
 
@@ -371,7 +439,10 @@ def _print(table: Table) -> None:
     console.print(table)
 
 
-ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "show": _show, "run": _run, "all": _all, "tune": _tune}
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"lab": run_lab}
+ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {
+    "list": _list,
+    "show": _show,
+    "run": _run,
+    "all": _all,
+    "tune": _tune,
+}

@@ -2,101 +2,31 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from preftune.cli.main import print_json
+from preftune.cli.checks import Precision
+from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, ModelError
-from preftune.model.load import LoadOptions, check_same_tokeniser, load_model, load_tokenizer, quiet_transformers, resolve_model
-from preftune.text import plural
+from preftune.model.load import (
+    LoadOptions,
+    check_same_tokeniser,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+    resolve_model,
+)
+from preftune.model.merge import Method, Weights, merge_weights
 from preftune.terminal import clean_terminal
+from preftune.text import plural
 from preftune.train.runlog import RunFolder, check_output, check_room
-from preftune.cli.checks import Precision
-
-Method = Literal["linear", "slerp"]
-Weights = Mapping[str, Tensor]
-
-# Below this sine of the angle two directions are one (or opposite), and the arc between them is not defined by them.
-_STRAIGHT = 1e-6
-
 
 # --- the maths ---
-
-
-def linear(models: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """sum_m w_m theta_m, in fp64."""
-    return torch.stack([w * one.double() for w, one in zip(weights, models, strict=True)]).sum(0)
-
-
-def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """Spherical interpolation of two task vectors, whatever their lengths, in fp64.
-
-        sin((1 - l) O) / sin(O) * d_1 + sin(l O) / sin(O) * d_2,   cos O = <d_1, d_2> / (|d_1| |d_2|)
-
-    with l the share of `other`, in [0, 1]. Rame et al., "WARP", 2024, arXiv 2406.16768. Where the directions are the same
-    or opposite, or a vector is 0, it is the straight line, its limit in the first case.
-    """
-    first, second = one.double(), other.double()
-    omega = angle(first, second)
-    if not math.sin(omega) > _STRAIGHT:
-        return (1 - share) * first + share * second
-    return (math.sin((1 - share) * omega) * first + math.sin(share * omega) * second) / math.sin(omega)
-
-
-def angle(one: Tensor, other: Tensor) -> float:
-    """The angle between two tensors as vectors, in [0, pi]; 0 if one of them is 0.
-
-    From |u - v| and |u + v| of the unit vectors, which keeps the digits that a cosine near 1 loses.
-    """
-    first, second = one.double().flatten(), other.double().flatten()
-    lengths = float(first.norm()), float(second.norm())
-    if 0.0 in lengths:
-        return 0.0
-    u, v = first / lengths[0], second / lengths[1]
-    return 2 * math.atan2(float((u - v).norm()), float((u + v).norm()))
-
-
-def merge_slerp(base: Tensor, models: Sequence[Tensor]) -> Tensor:
-    """theta_0 + the task vectors theta_m - theta_0 merged with equal shares, in fp64.
-
-    More than two are taken one after another, the m-th with a share of 1/m.
-    """
-    merged = models[0].double() - base.double()
-    for count, model in enumerate(models[1:], start=2):
-        merged = slerp(merged, model.double() - base.double(), 1 / count)
-    return base.double() + merged
-
-
-def towards(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """(1 - share) * start + share * end, in fp64: WARP's linear interpolation towards initialisation (LITI)."""
-    return (1 - share) * start.double() + share * end.double()
-
-
-def merge_weights(
-    models: Sequence[Weights], base: Weights | None, method: Method, shares: Sequence[float], share: float
-) -> dict[str, Tensor]:
-    """Every weight tensor merged by itself, in the dtype that it has in the first model."""
-    merged: dict[str, Tensor] = {}
-    for name, first in models[0].items():
-        layer = [model[name] for model in models]
-        if not first.is_floating_point():
-            merged[name] = first
-            continue
-        start = None if base is None else base[name]
-        if method == "slerp":
-            assert start is not None, "slerp has a base"
-            found = merge_slerp(start, layer)
-        else:
-            found = linear(layer, shares)
-        merged[name] = (found if start is None else towards(start, found, share)).to(first.dtype)
-    return merged
 
 
 # --- the verb ---
@@ -107,9 +37,11 @@ class MergeConfig:
     """One model out of several of one architecture, or out of an adapter and its base.
 
     Args:
-        models: what to merge; a single one is an adapter (merged into its base), or a model for `share` to draw to `base`.
+        models: what to merge; a single one is an adapter (merged into its base), or a model for `share` to
+            draw to `base`.
         output: a new folder for the merged model.
-        method: "linear" mixes the weights; "slerp" turns the differences from `base` on an arc, each weight tensor by itself.
+        method: "linear" mixes the weights; "slerp" turns the differences from `base` on an arc, each weight
+            tensor by itself.
         base: the model that the others were tuned from.
         weights: of linear: one per model, with a sum of 1; equal when not given.
         share: how far to go from `base` to what was merged: 1 is all the way, WARP takes 0.3.
@@ -132,24 +64,37 @@ class MergeConfig:
         if not self.models:
             raise ConfigError("There is nothing to merge", got="no models", expected="at least one")
         if self.method == "slerp" and (len(self.models) < 2 or self.base is None):
-            raise ConfigError("slerp turns the differences of several models from their base",
-                              got=f"{plural(len(self.models), 'model')}, base {self.base}",
-                              expected="two or more models, and --base MODEL")  # fmt: skip
+            raise ConfigError(
+                "slerp turns the differences of several models from their base",
+                got=f"{plural(len(self.models), 'model')}, base {self.base}",
+                expected="two or more models, and --base MODEL",
+            )
         if self.method == "slerp" and self.weights:
-            raise ConfigError("weights has no effect on slerp, which merges with equal shares", got=self.weights,
-                              do="Leave it out, or use --method linear")  # fmt: skip
-        if self.weights and (len(self.weights) != len(self.models) or not abs(math.fsum(self.weights) - 1) < 1e-6):
-            raise ConfigError("weights do not fit", got=self.weights,
-                              expected=f"{len(self.models)} numbers with a sum of 1")  # fmt: skip
+            raise ConfigError(
+                "weights has no effect on slerp, which merges with equal shares",
+                got=self.weights,
+                do="Leave it out, or use --method linear",
+            )
+        if self.weights and (
+            len(self.weights) != len(self.models) or not abs(math.fsum(self.weights) - 1) < 1e-6
+        ):
+            raise ConfigError(
+                "weights do not fit", got=self.weights, expected=f"{len(self.models)} numbers with a sum of 1"
+            )
         if not 0 < self.share <= 1:
             raise ConfigError("share is out of range", got=self.share, expected="above 0, at most 1")
         if self.share != 1 and self.base is None:
             raise ConfigError("share has no effect without a base", got=self.share, do="Set --base MODEL")
         if self.method == "linear" and self.share == 1 and self.base is not None:
-            raise ConfigError("base has no effect on linear merging", got=self.base, do="Set --share, or leave base out")
+            raise ConfigError(
+                "base has no effect on linear merging", got=self.base, do="Set --share, or leave base out"
+            )
         if len(self.models) == 1 and self.share == 1 and not _is_adapter(self.models[0]):
-            raise ConfigError("A single model that is no adapter has nothing to be merged with", got=self.models[0],
-                              expected="an adapter folder, or several models, or --base and --share")  # fmt: skip
+            raise ConfigError(
+                "A single model that is no adapter has nothing to be merged with",
+                got=self.models[0],
+                expected="an adapter folder, or several models, or --base and --share",
+            )
 
 
 def _is_adapter(name: str) -> bool:
@@ -167,11 +112,15 @@ class MergeResult:
     weights: tuple[float, ...]  # empty for slerp
     share: float
     num_parameters: int
-    angle: float | None  # between the first two task vectors as wholes, in degrees; None without a base and two models
+    angle: (
+        float | None
+    )  # between the first two task vectors as wholes, in degrees; None without a base and two models
 
 
 def merge(settings: MergeConfig) -> MergeResult:
-    """Load, check that the models fit each other, merge, save with the first one's tokeniser; whole or not at all."""
+    """Load, check that the models fit each other, merge, save with the first one's tokeniser; whole or not at
+    all.
+    """
     check_output(settings.output)
     others = [*settings.models[1:], *([settings.base] if settings.base is not None else [])]
     for other in others:
@@ -191,9 +140,15 @@ def merge(settings: MergeConfig) -> MergeResult:
     turned = _whole_angle(states, start, [name for name, _ in first.named_parameters()])
     first.load_state_dict(merge_weights(states, start, settings.method, weights, settings.share))
     result = MergeResult(
-        output=settings.output, models=tuple(settings.models), method=settings.method, base=settings.base, share=settings.share,
-        weights=() if settings.method == "slerp" else tuple(weights), num_parameters=count, angle=turned,
-    )  # fmt: skip
+        output=settings.output,
+        models=tuple(settings.models),
+        method=settings.method,
+        base=settings.base,
+        share=settings.share,
+        weights=() if settings.method == "slerp" else tuple(weights),
+        num_parameters=count,
+        angle=turned,
+    )
     output = Path(settings.output)
     output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -209,15 +164,21 @@ def merge(settings: MergeConfig) -> MergeResult:
 def _check_fits(name: str, first: PreTrainedModel, other_name: str, other: PreTrainedModel) -> None:
     """Both are of one class and have the same tensors of the same shapes."""
     if type(first) is not type(other):
-        raise ModelError("Models of different architectures cannot be merged",
-                         got=f"{type(first).__name__} ({name}) and {type(other).__name__} ({other_name})",
-                         expected="models tuned from one start")  # fmt: skip
-    shapes = [{key: tuple(value.shape) for key, value in model.state_dict().items()} for model in (first, other)]
+        raise ModelError(
+            "Models of different architectures cannot be merged",
+            got=f"{type(first).__name__} ({name}) and {type(other).__name__} ({other_name})",
+            expected="models tuned from one start",
+        )
+    shapes = [
+        {key: tuple(value.shape) for key, value in model.state_dict().items()} for model in (first, other)
+    ]
     for key in sorted(shapes[0].keys() | shapes[1].keys()):
         if shapes[0].get(key) != shapes[1].get(key):
-            raise ModelError("Models of different shapes cannot be merged",
-                             got=f"{key}: {shapes[0].get(key)} in {name}, {shapes[1].get(key)} in {other_name}",
-                             expected="models tuned from one start")  # fmt: skip
+            raise ModelError(
+                "Models of different shapes cannot be merged",
+                got=f"{key}: {shapes[0].get(key)} in {name}, {shapes[1].get(key)} in {other_name}",
+                expected="models tuned from one start",
+            )
 
 
 def _whole_angle(states: Sequence[Weights], base: Weights | None, names: Sequence[str]) -> float | None:
@@ -234,7 +195,7 @@ def _whole_angle(states: Sequence[Weights], base: Weights | None, names: Sequenc
     return math.degrees(math.acos(max(-1.0, min(1.0, dot / math.sqrt(squares[0] * squares[1])))))
 
 
-def run_merge(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
     words = list(arguments)
     bare = []
@@ -242,16 +203,23 @@ def run_merge(arguments: Sequence[str]) -> int:
         bare.append(words.pop(0))
     models = ["--models", json.dumps(bare)] if bare else []
     settings = parse_settings(
-        MergeConfig, [*models, *words], prog="preftune merge",
+        MergeConfig,
+        [*models, *words],
+        prog="preftune merge",
         description="One model out of several, or out of an adapter: preftune merge MODEL [MODEL ...]",
-    )  # fmt: skip
+    )
     result = merge(settings)
     if settings.json:
         print_json(asdict(result))
         return 0
-    apart = "" if result.angle is None else f"; the first two point {result.angle:.0f} degrees apart from the base"
-    print(clean_terminal(f"{plural(len(result.models), 'model')} merged ({result.method}){apart}\nmodel   {result.output}"))
+    apart = (
+        ""
+        if result.angle is None
+        else f"; the first two point {result.angle:.0f} degrees apart from the base"
+    )
+    print(
+        clean_terminal(
+            f"{plural(len(result.models), 'model')} merged ({result.method}){apart}\nmodel   {result.output}"
+        )
+    )
     return 0
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"merge": run_merge}

@@ -1,12 +1,11 @@
-"""The verbs that need no model and no data: the table of objectives with their pages, and their derivative curves.
+"""The verbs that need no model and no data: the table of objectives with their pages, and their derivative
+curves.
 
 They stand apart from the others so that looking something up does not wait for the model libraries.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 from rich import box
@@ -15,15 +14,12 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from preftune.catalogue.entries import UNVERIFIED, Entry, Uses, check_names, entries, entry
-from preftune.cli.main import print_json
+from preftune.catalogue.entries import UNVERIFIED, Entry, Uses, entries, entry
+from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.catalogue.curves import Quantity, derivative_curves
-from preftune.catalogue.curves_figure import write_figure
 from preftune.errors import ConfigError
-from preftune.objectives import OBJECTIVES
-from preftune.text import plural
 from preftune.terminal import clean_terminal
+from preftune.text import plural
 
 PIPED_WIDTH = 1000  # characters: where there is no terminal to fit, an objective is one line
 PAPER_WIDTH = 100  # terminals from here on have room for the papers
@@ -60,40 +56,14 @@ class ObjectivesConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class CurvesConfig:
-    """How hard an objective pushes a token up or down, as a function of the token's probability: one figure.
-
-    Args:
-        objectives: which ones; all when none is given.
-        output: the figure, *.png, *.svg or *.pdf.
-        quantity: the derivative with respect to the token's "logit" or to its "logp" (log-probability).
-        ref_prob: probability of the token under the reference, between 0 and 1.
-        json: print the curves as JSON.
-    """
-
-    objectives: list[str] = field(default_factory=list)
-    output: str = "derivative-curves.png"
-    quantity: Quantity = "logit"
-    ref_prob: float = 0.3
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        check_names(self.objectives)
-        twice = [name for name in self.objectives if self.objectives.count(name) > 1]
-        if twice:
-            raise ConfigError("An objective is given twice", got=twice[0], do="Name each once")
-        if not 0.001 <= self.ref_prob <= 0.999:
-            raise ConfigError("ref_prob is out of range", got=self.ref_prob, expected="a number between 0.001 and 0.999")
-        if Path(self.output).suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise ConfigError("The kind of the figure is unknown", got=self.output, expected="a name in .png, .svg or .pdf")
-        if Path(self.output).is_dir():
-            raise ConfigError("output is the figure's file", got=f"a folder, {self.output}", do="Name a file in it")
-
-
-def run_objectives(arguments: Sequence[str]) -> int:
-    settings = parse_settings(ObjectivesConfig, arguments, prog="preftune objectives", positional="name",
-                              description="The table of objectives, or the page of one: preftune objectives NAME")  # fmt: skip
+def run(arguments: Sequence[str]) -> int:
+    settings = parse_settings(
+        ObjectivesConfig,
+        arguments,
+        prog="preftune objectives",
+        positional="name",
+        description="The table of objectives, or the page of one: preftune objectives NAME",
+    )
     if settings.name is not None:
         found = entry(settings.name)
         if settings.json:
@@ -132,8 +102,12 @@ def _tell_table(chosen: Sequence[Entry]) -> None:
     if roomy:
         table.add_column("paper", overflow="fold")
     for one in chosen:
-        cells = [one.name + ("" if one.verified else " *"), *_uses_cells(one),
-                 ", ".join(f"{h.name} {_shown(h.default)}" for h in one.hyper_parameters), one.citation]  # fmt: skip
+        cells = [
+            one.name + ("" if one.verified else " *"),
+            *_uses_cells(one),
+            ", ".join(f"{h.name} {_shown(h.default)}" for h in one.hyper_parameters),
+            one.citation,
+        ]
         table.add_row(*(Text(clean_terminal(cell)) for cell in cells[: len(table.columns)]))
     console.print(table)
     notes = [
@@ -148,12 +122,17 @@ def _tell_table(chosen: Sequence[Entry]) -> None:
 
 def _uses_cells(one: Entry) -> list[str]:
     """Signal, reference, on-policy; with the settings that change them."""
+
     def cell(show: Callable[[Uses], str]) -> str:
         usual = show(one.uses)
         others = [f"{show(v.uses)} ({v.setting} {v.value})" for v in one.variations if show(v.uses) != usual]
         return "; ".join([usual, *others])
 
-    return [cell(lambda uses: uses.signal), cell(lambda uses: _yes(uses.reference)), cell(lambda uses: _yes(uses.on_policy))]
+    return [
+        cell(lambda uses: uses.signal),
+        cell(lambda uses: _yes(uses.reference)),
+        cell(lambda uses: _yes(uses.on_policy)),
+    ]
 
 
 def _yes(answer: bool) -> str:
@@ -162,27 +141,3 @@ def _yes(answer: bool) -> str:
 
 def _shown(default: object) -> str:
     return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
-
-
-def run_curves(arguments: Sequence[str]) -> int:
-    words, bare = list(arguments), []
-    while words and not words[0].startswith("-"):
-        bare.append(words.pop(0))
-    chosen = ["--objectives", json.dumps(bare)] if bare else []
-    settings = parse_settings(CurvesConfig, [*chosen, *words], prog="preftune curves",
-                              description="How hard objectives push a token: preftune curves [NAME ...]")  # fmt: skip
-    found = derivative_curves(settings.objectives or list(OBJECTIVES), settings.quantity, settings.ref_prob)
-    if not found.curves:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.not_drawn.items())
-        raise ConfigError("None of these objectives has a curve", got=reasons)
-    figure = write_figure(found, Path(settings.output))
-    if settings.json:
-        print_json(asdict(found) | {"figure": str(figure)})
-        return 0
-    for name, reason in found.not_drawn.items():
-        print(f"{name} is not drawn: {reason}")
-    print(clean_terminal(f"{plural(len(found.curves), 'objective')} in {figure}"))
-    return 0
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"objectives": run_objectives, "curves": run_curves}

@@ -1,28 +1,33 @@
-"""The verb `reward`: the completions of a file judged, chunk by chunk, so that nothing judged is lost when something fails."""
+"""The verb `reward`: the completions of a file judged, chunk by chunk, so that nothing judged is lost when
+something fails.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preftune.cli.main import print_json
+from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.fields import as_text, described, value_of
 from preftune.data.files import located, read_file
 from preftune.data.formats import FORMATS
 from preftune.errors import ConfigError, DataError, PreftuneError, StorageError, shown, storage_error
-from preftune.rewards.prompts import prompt_text, prompt_turns
+from preftune.progress import Reporter
 from preftune.rewards import TIMEOUT_S, RewardReport, Verdicts, ask, check_columns, resolve_reward
-from preftune.text import plural
+from preftune.rewards.questions import prompt_text, prompt_turns
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
-from preftune.progress import Reporter
+from preftune.text import plural
 from preftune.types import Record
 
-PER_COMPLETION = ("ended", "num_tokens")  # columns with one entry per completion; others have one value per row
+PER_COMPLETION = (
+    "ended",
+    "num_tokens",
+)  # columns with one entry per completion; others have one value per row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +36,10 @@ class RewardConfig:
 
     Args:
         data: rows of a prompt and a list of completions, with any other columns.
-        reward: a built-in reward with its settings, module:function, or a weighted sum; docs/rewards.md lists them.
-        output: the same rows with the rewards, as JSON lines. Until all is judged they are in OUTPUT.part, and the same
-            command goes on from there.
+        reward: a built-in reward with its settings, module:function, or a weighted sum; docs/rewards.md lists
+            them.
+        output: the same rows with the rewards, as JSON lines. Until all is judged they are in OUTPUT.part,
+            and the same command goes on from there.
         column: what the rewards are called in the output.
         per_completion: other columns that hold one entry per completion.
         rows_per_call: rows that the reward gets at a time; what is judged is kept after each call.
@@ -56,12 +62,19 @@ class RewardConfig:
         if self.rows_per_call < 1:
             raise ConfigError("rows_per_call is out of range", got=self.rows_per_call, expected="at least 1")
         if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
-            raise ConfigError("timeout_s is out of range", got=self.timeout_s, expected="a number above 0, or null")
+            raise ConfigError(
+                "timeout_s is out of range", got=self.timeout_s, expected="a number above 0, or null"
+            )
         if not self.column or self.column in ("completions", *PER_COMPLETION):
-            raise ConfigError("The column of the rewards has a name that cannot be", got=repr(self.column),
-                              expected="a new name")  # fmt: skip
+            raise ConfigError(
+                "The column of the rewards has a name that cannot be",
+                got=repr(self.column),
+                expected="a new name",
+            )
         if not self.output or Path(self.output).is_dir():
-            raise ConfigError("output is the file of the rewards", got=repr(self.output), expected="a file's name")
+            raise ConfigError(
+                "output is the file of the rewards", got=repr(self.output), expected="a file's name"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +101,18 @@ class _Row:
 def add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
     """Judge every completion of the file and write its rows with the rewards."""
     if Path(settings.output).exists() and not settings.overwrite:
-        raise ConfigError(f"The output {settings.output} is there already", expected="a new file",
-                          do="Choose another --output, or add --overwrite")  # fmt: skip
+        raise ConfigError(
+            f"The output {settings.output} is there already",
+            expected="a new file",
+            do="Choose another --output, or add --overwrite",
+        )
     rows = list(_rows(settings))
     function = resolve_reward(settings.reward)
-    check_columns(function, settings.reward, {"prompt_turns"}.union(set.intersection(*(set(row.columns) for row in rows))))
+    check_columns(
+        function,
+        settings.reward,
+        {"prompt_turns"}.union(set.intersection(*(set(row.columns) for row in rows))),
+    )
     names = sorted(set().union(*(row.columns for row in rows)))
     journal = _Journal.opened(settings, rows)
     start = resumed = len(journal.lines)
@@ -106,7 +126,9 @@ def add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
             columns = {name: [entry for row in chunk for entry in _column(row, name)] for name in names}
             columns["prompt_turns"] = [prompt_turns(row.record) for row in chunk for _ in row.completions]
             completions = [completion for row in chunk for completion in row.completions]
-            journal.add(chunk, ask(function, settings.reward, prompts, completions, columns, settings.timeout_s))
+            journal.add(
+                chunk, ask(function, settings.reward, prompts, completions, columns, settings.timeout_s)
+            )
             report.update("reward", start + len(chunk), len(rows))
     except (PreftuneError, KeyboardInterrupt) as error:
         report.close()
@@ -116,7 +138,11 @@ def add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
             raise
         raise type(error)(str(error), do=kept[0].upper() + kept[1:]) from error
     return RewardedFile(
-        output=settings.output, reward=settings.reward, rows=len(rows), resumed_rows=resumed, report=journal.finish()
+        output=settings.output,
+        reward=settings.reward,
+        rows=len(rows),
+        resumed_rows=resumed,
+        report=journal.finish(),
     )
 
 
@@ -140,19 +166,25 @@ def _rows(settings: RewardConfig) -> Iterator[_Row]:
 
 def _row(value: Mapping[str, Any], settings: RewardConfig) -> _Row:
     if settings.column in value:
-        raise DataError(f"The row has a column {settings.column} already", got=shown(value[settings.column]),
-                        do="Give the new rewards another name with --column")  # fmt: skip
+        raise DataError(
+            f"The row has a column {settings.column} already",
+            got=shown(value[settings.column]),
+            do="Give the new rewards another name with --column",
+        )
     record = FORMATS["prompts"].convert(value)
     assert isinstance(record, Record)
     given = value_of(value, "completions")
     if not isinstance(given, list) or not given:
-        raise DataError("The field completions is not a list of texts", got=described(given), expected="a list of texts")
+        raise DataError(
+            "The field completions is not a list of texts", got=described(given), expected="a list of texts"
+        )
     completions = [as_text(one, f"completions[{k}]") for k, one in enumerate(given)]
     prompt_fields = value.keys() - record.columns.keys() - {"ended"}
     columns = {
         key: _entries(key, entry, len(completions), key in PER_COMPLETION or key in settings.per_completion)
-        for key, entry in value.items() if key not in prompt_fields and key != "completions"
-    }  # fmt: skip
+        for key, entry in value.items()
+        if key not in prompt_fields and key != "completions"
+    }
     for key in settings.per_completion:
         value_of(value, key)
     return _Row(value=value, record=record, completions=completions, columns=columns)
@@ -162,8 +194,11 @@ def _entries(name: str, value: Any, count: int, per_completion: bool) -> list[An
     if not per_completion:
         return [value] * count
     if not isinstance(value, list) or len(value) != count:
-        raise DataError(f"The field {name} does not fit the completions", got=described(value),
-                        expected=f"a list of {count} entries")  # fmt: skip
+        raise DataError(
+            f"The field {name} does not fit the completions",
+            got=described(value),
+            expected=f"a list of {count} entries",
+        )
     return value
 
 
@@ -175,7 +210,9 @@ def _column(row: _Row, name: str) -> list[Any]:
 
 
 class _Journal:
-    """OUTPUT.part: a line that says what is judged by what, then a line {row, parse_failures} for each row that is done."""
+    """OUTPUT.part: a line that says what is judged by what, then a line {row, parse_failures} for each row
+    that is done.
+    """
 
     def __init__(self, settings: RewardConfig, header: Mapping[str, Any]):
         self.output, self.part = Path(settings.output), Path(settings.output + ".part")
@@ -188,15 +225,23 @@ class _Journal:
         digest = hashlib.sha256()
         for row in rows:
             digest.update(_line(row.value))
-        header = {"reward": settings.reward, "column": settings.column, "per_completion": settings.per_completion,
-                  "rows": len(rows), "data": digest.hexdigest()}  # fmt: skip
+        header = {
+            "reward": settings.reward,
+            "column": settings.column,
+            "per_completion": settings.per_completion,
+            "rows": len(rows),
+            "data": digest.hexdigest(),
+        }
         journal = cls(settings, header)
         try:
             if settings.overwrite or not journal.part.exists():
                 journal.part.unlink(missing_ok=True)
                 if not os.access(journal.output.absolute().parent, os.W_OK):
-                    raise StorageError(f"The output {settings.output} cannot be written", expected="a folder that can be written",
-                                       got="no such folder, or no permission")  # fmt: skip
+                    raise StorageError(
+                        f"The output {settings.output} cannot be written",
+                        expected="a folder that can be written",
+                        got="no such folder, or no permission",
+                    )
             else:
                 journal._read()
         except OSError as error:
@@ -216,12 +261,16 @@ class _Journal:
             rows = [(line["row"], line["parse_failures"]) for line in lines]
             changed = [name for name, value in self.header.items() if first[name] != value]
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{self.part} is damaged", got=str(error), do="Delete it, or add --overwrite") from error
+            raise StorageError(
+                f"{self.part} is damaged", got=str(error), do="Delete it, or add --overwrite"
+            ) from error
         if changed:
             raise ConfigError(
-                f"{self.part} was begun by another command", got=f"{changed[0]} {shown(first[changed[0]])}",
-                expected=f"{changed[0]} {shown(self.header[changed[0]])}", do="Finish that command, or add --overwrite",
-            )  # fmt: skip
+                f"{self.part} was begun by another command",
+                got=f"{changed[0]} {shown(first[changed[0]])}",
+                expected=f"{changed[0]} {shown(self.header[changed[0]])}",
+                do="Finish that command, or add --overwrite",
+            )
         self.lines = [{"row": row, "parse_failures": failures} for row, failures in rows]
 
     def add(self, rows: Sequence[_Row], verdicts: Verdicts) -> None:
@@ -247,7 +296,9 @@ class _Journal:
             path.write_bytes(b"".join(_line(line["row"]) for line in self.lines))
         self.part.unlink(missing_ok=True)
         rewards = [reward for line in self.lines for reward in line["row"][self.column]]
-        return Verdicts(rewards=rewards, parse_failures=sum(line["parse_failures"] for line in self.lines)).report()
+        return Verdicts(
+            rewards=rewards, parse_failures=sum(line["parse_failures"] for line in self.lines)
+        ).report()
 
 
 def _line(content: Mapping[str, Any]) -> bytes:
@@ -262,9 +313,14 @@ def _line(content: Mapping[str, Any]) -> bytes:
 # --- the verb ---
 
 
-def run_reward(arguments: Sequence[str]) -> int:
-    settings = parse_settings(RewardConfig, arguments, prog="preftune reward", positional="data",
-                              description="Judge completions: preftune reward FILE --reward brief --output OUT")  # fmt: skip
+def run(arguments: Sequence[str]) -> int:
+    settings = parse_settings(
+        RewardConfig,
+        arguments,
+        prog="preftune reward",
+        positional="data",
+        description="Judge completions: preftune reward FILE --reward brief --output OUT",
+    )
     found = add_rewards(settings, Reporter(quiet=settings.json))
     if settings.json:
         print_json(asdict(found))
@@ -277,6 +333,3 @@ def run_reward(arguments: Sequence[str]) -> int:
     parts += [f"{told.parse_failures} answers of the judge not understood"] * (told.parse_failures > 0)
     print(clean_terminal(f"{'; '.join(parts)}\n{found.output}"))
     return 0
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"reward": run_reward}

@@ -1,31 +1,37 @@
-"""The verb `select`: from a file of completions with rewards to a file of pairs, labels or groups that `train` reads."""
+"""The verb `select`: from a file of completions with rewards to a file of pairs, labels or groups that
+`train` reads.
+"""
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from preftune.cli.main import print_json
+from preftune.cli.checks import check_seed, refuse_idle_rows
+from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.formats import FORMATS, detect
 from preftune.data.options import DataOptions
 from preftune.data.prepare import LoadedRecords, load_records
 from preftune.data.signals import merge
 from preftune.errors import ConfigError, DataError
+from preftune.selection.apply import apply
 from preftune.selection.choices import NO_REWARD, Makes, Selected, Selection
 from preftune.selection.length_penalty import balanced_alpha, penalised
 from preftune.selection.rules import make_selection
-from preftune.selection.apply import apply
-from preftune.text import plural
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
+from preftune.text import plural
 from preftune.types import Completion, Message, Record
-from preftune.cli.checks import check_seed, refuse_idle_rows
 
 Layout = Literal["pairs", "labels", "groups"]
-_LAYOUTS: dict[Makes, tuple[Layout, ...]] = {"pairs": ("pairs", "groups"), "labels": ("labels", "groups"), "rewards": ("groups",)}
+_LAYOUTS: dict[Makes, tuple[Layout, ...]] = {
+    "pairs": ("pairs", "groups"),
+    "labels": ("labels", "groups"),
+    "rewards": ("groups",),
+}
 Row = dict[str, object]
 
 
@@ -34,12 +40,13 @@ class SelectConfig:
     """From completions with rewards to pairs, labels or groups.
 
     Args:
-        data: rows of prompt, completions and rewards (null where there is none): a file, a folder or a hub id.
+        data: rows of prompt, completions and rewards (null where there is none): a file, a folder or a hub
+            id.
         output: the file to write, *.jsonl.
-        selection: best-of-n, top-fraction, rest, rso, best-vs-worst, all-pairs, label-by-threshold, label-by-mean or
-            dynamic-sampling.
-        write: rows of pairs (prompt, chosen, rejected), of labels (prompt, completion, label) or of groups; the first of
-            these that holds what the selection makes when not given.
+        selection: best-of-n, top-fraction, rest, rso, best-vs-worst, all-pairs, label-by-threshold,
+            label-by-mean or dynamic-sampling.
+        write: rows of pairs (prompt, chosen, rejected), of labels (prompt, completion, label) or of groups;
+            the first of these that holds what the selection makes when not given.
         min_gap: of best-vs-worst, all-pairs and label-by-mean: smallest difference of two rewards.
         fraction: of top-fraction: the share to keep.
         scope: of top-fraction: the best of the "collection" or of each "group".
@@ -49,8 +56,8 @@ class SelectConfig:
         num_kept: of rso: completions to accept per prompt.
         ranking: of rso: "first-round", "tournament" or "none".
         threshold: of label-by-threshold: above it +1, below it -1.
-        length_penalty: of every selection: taken off a reward for each character of its completion; "auto" finds the price at
-            which the best completions are on average as long as the worst (DICE).
+        length_penalty: of every selection: taken off a reward for each character of its completion; "auto"
+            finds the price at which the best completions are on average as long as the worst (DICE).
         seed: of draws and ties.
         overwrite: replace the output if it is there.
         json: print the counts as JSON.
@@ -80,27 +87,49 @@ class SelectConfig:
         chosen = self.chosen()
         fitting = _LAYOUTS[chosen.makes]
         if self.write is not None and self.write not in fitting:
-            raise ConfigError(f"The selection {self.selection} makes {chosen.makes}, which cannot be written so",
-                              got=self.write, expected=" or ".join(fitting))  # fmt: skip
+            raise ConfigError(
+                f"The selection {self.selection} makes {chosen.makes}, which cannot be written so",
+                got=self.write,
+                expected=" or ".join(fitting),
+            )
         if not self.output.endswith(".jsonl"):
-            raise ConfigError("The output is a file of JSON lines", got=self.output, expected="a name that ends in .jsonl")
+            raise ConfigError(
+                "The output is a file of JSON lines", got=self.output, expected="a name that ends in .jsonl"
+            )
         if Path(self.output).exists() and not self.overwrite:
-            raise ConfigError(f"The output {self.output} is there already", do="Choose another --output, or set --overwrite")
+            raise ConfigError(
+                f"The output {self.output} is there already", do="Choose another --output, or set --overwrite"
+            )
         if Path(self.output).resolve() == Path(self.data).resolve():
-            raise ConfigError("The output is the data file itself", got=self.output, do="Choose another --output")
+            raise ConfigError(
+                "The output is the data file itself", got=self.output, do="Choose another --output"
+            )
         if isinstance(self.length_penalty, float | int) and not 0 < self.length_penalty < math.inf:
-            raise ConfigError("length_penalty is out of range", got=self.length_penalty, expected='a number above 0, or "auto"',
-                              do="Leave it out for none")  # fmt: skip
+            raise ConfigError(
+                "length_penalty is out of range",
+                got=self.length_penalty,
+                expected='a number above 0, or "auto"',
+                do="Leave it out for none",
+            )
         check_seed(self.seed)
-        refuse_idle_rows(self.rows, ("split", "format", "columns", "bad_rows", "max_rows"), "completions with rewards")
+        refuse_idle_rows(
+            self.rows, ("split", "format", "columns", "bad_rows", "max_rows"), "completions with rewards"
+        )
 
     def chosen(self) -> Selection:
         """The selection with its parameters."""
         return make_selection(
-            self.selection, min_gap=self.min_gap, fraction=self.fraction, scope=self.scope, thresholds=self.thresholds,
-            improve_step=self.improve_step, temperature=self.temperature, num_kept=self.num_kept, ranking=self.ranking,
+            self.selection,
+            min_gap=self.min_gap,
+            fraction=self.fraction,
+            scope=self.scope,
+            thresholds=self.thresholds,
+            improve_step=self.improve_step,
+            temperature=self.temperature,
+            num_kept=self.num_kept,
+            ranking=self.ranking,
             threshold=self.threshold,
-        )  # fmt: skip
+        )
 
     def layout(self) -> Layout:
         return self.write or _LAYOUTS[self.chosen().makes][0]
@@ -128,13 +157,28 @@ class SelectResult:
         lines += [f"skipped {self.num_bad} rows that cannot be used"] if self.num_bad else []
         lines += [f"dropped {count} rows: {reason}" for reason, count in self.dropped_rows.items()]
         lines += [f"{self.joined} rows joined to another of the same prompt"] if self.joined else []
-        lines += [] if self.length_penalty is None else [f"length penalty {self.length_penalty:.4g} for each character"]
+        lines += (
+            []
+            if self.length_penalty is None
+            else [f"length penalty {self.length_penalty:.4g} for each character"]
+        )
         lines += [f"dropped {plural(count, 'group')}: {reason}" for reason, count in self.dropped.items()]
-        lines += [f"left out {plural(count, 'completion')}: {reason}" for reason, count in self.left_out.items()]
-        made = {"pair": counts["pairs_out"], "preferred": counts["preferred_out"], "dispreferred": counts["dispreferred_out"]}
-        what = ", ".join(plural(n, name) if name == "pair" else f"{n} {name}" for name, n in made.items() if n)
+        lines += [
+            f"left out {plural(count, 'completion')}: {reason}" for reason, count in self.left_out.items()
+        ]
+        made = {
+            "pair": counts["pairs_out"],
+            "preferred": counts["preferred_out"],
+            "dispreferred": counts["dispreferred_out"],
+        }
+        what = ", ".join(
+            plural(n, name) if name == "pair" else f"{n} {name}" for name, n in made.items() if n
+        )
         stay = f"{plural(counts['groups_out'], 'group')}, {plural(counts['completions_out'], 'completion')}"
-        return [*lines, f"{stay}{', ' + what if what else ''}: {plural(self.num_rows, 'row')} of {self.layout} in {self.output}"]
+        return [
+            *lines,
+            f"{stay}{', ' + what if what else ''}: {plural(self.num_rows, 'row')} of {self.layout} in {self.output}",
+        ]
 
 
 def select(settings: SelectConfig) -> SelectResult:
@@ -148,11 +192,17 @@ def select(settings: SelectConfig) -> SelectResult:
         further = "Choose another selection, or draw more completions"
         if set(found.dropped) == {NO_REWARD}:
             further = f"Add rewards with: preftune reward {settings.data} --reward NAME --output FILE"
-        raise DataError(f"The selection {settings.selection} leaves nothing of {settings.data}", got=reasons,
-                        expected="at least one group", do=further)  # fmt: skip
+        raise DataError(
+            f"The selection {settings.selection} leaves nothing of {settings.data}",
+            got=reasons,
+            expected="at least one group",
+            do=further,
+        )
     rows = [row for record in kept for row in _rows(record, settings.layout())]
     with whole_file(Path(settings.output), "write the selection") as file:
-        file.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8")
+        file.write_text(
+            "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8"
+        )
     return _result(settings, loaded, records, found, len(rows), price)
 
 
@@ -162,7 +212,10 @@ def _priced(
     """(the price of a character, the records with their rewards less it)."""
     if penalty is None:
         return None, records
-    rewards, lengths = [record.rewards for record in records], [tuple(map(_length, r.completions)) for r in records]
+    rewards, lengths = (
+        [record.rewards for record in records],
+        [tuple(map(_length, r.completions)) for r in records],
+    )
     alpha = balanced_alpha(rewards, lengths) if penalty == "auto" else float(penalty)
     paid = penalised(rewards, lengths, alpha)
     return alpha, [replace(record, rewards=group) for record, group in zip(records, paid, strict=True)]
@@ -176,14 +229,26 @@ def _length(completion: Completion) -> int:
 
 
 def _result(
-    settings: SelectConfig, loaded: LoadedRecords, records: Sequence[Record], found: Selected, num_rows: int, price: float | None
+    settings: SelectConfig,
+    loaded: LoadedRecords,
+    records: Sequence[Record],
+    found: Selected,
+    num_rows: int,
+    price: float | None,
 ) -> SelectResult:
     return SelectResult(
-        output=settings.output, layout=settings.layout(), num_rows=num_rows, num_bad=len(loaded.bad_rows),
-        dropped_rows=loaded.dropped, joined=len(loaded.records) - len(records),
+        output=settings.output,
+        layout=settings.layout(),
+        num_rows=num_rows,
+        num_bad=len(loaded.bad_rows),
+        dropped_rows=loaded.dropped,
+        joined=len(loaded.records) - len(records),
         completions_in=sum(len(record.completions) for record in records),
-        counts=found.counts(), dropped=found.dropped, left_out=found.left_out, length_penalty=price,
-    )  # fmt: skip
+        counts=found.counts(),
+        dropped=found.dropped,
+        left_out=found.left_out,
+        length_penalty=price,
+    )
 
 
 # --- rows ---
@@ -198,15 +263,22 @@ def _rows(record: Record, layout: Layout) -> Iterator[Row]:
     write = {"pairs": _pair_rows, "labels": _label_rows, "groups": _group_rows}[layout]
     for row in write(record):
         if taken := sorted(row.keys() & record.columns.keys()):
-            raise DataError(f"{record.origin}: a column of the data has the name of one that select writes", got=taken[0],
-                            expected="another name", do="Rename it")  # fmt: skip
+            raise DataError(
+                f"{record.origin}: a column of the data has the name of one that select writes",
+                got=taken[0],
+                expected="another name",
+                do="Rename it",
+            )
         whole = {**record.columns, **row}
         form = detect([whole]).name
         again = FORMATS[layout].convert(whole) if form == layout else None
         if not isinstance(again, Record) or _known(again) != _known(FORMATS[layout].convert(row)):
-            raise DataError(f"{record.origin}: the data's other columns change what the row means",
-                            got="the columns " + ", ".join(record.columns), expected=f"a row of {layout}",
-                            do="Rename them")  # fmt: skip
+            raise DataError(
+                f"{record.origin}: the data's other columns change what the row means",
+                got="the columns " + ", ".join(record.columns),
+                expected=f"a row of {layout}",
+                do="Rename them",
+            )
         yield whole
 
 
@@ -214,45 +286,65 @@ def _known(record: object) -> tuple[object, ...] | None:
     """What training learns of a row."""
     if not isinstance(record, Record):
         return None
-    return (record.prompt, record.completions, record.pairs, record.probabilities, record.labels, record.rewards, record.ended,
-            record.sources)  # fmt: skip
+    return (
+        record.prompt,
+        record.completions,
+        record.pairs,
+        record.probabilities,
+        record.labels,
+        record.rewards,
+        record.ended,
+        record.sources,
+    )
 
 
 def _pair_rows(record: Record) -> Iterator[Row]:
     for chosen, rejected in record.pairs:
         ended = {"ended": [record.ended[chosen], record.ended[rejected]]} if record.ended else {}
         yield {
-            "prompt": _plain(record.prompt), "chosen": _plain(record.completions[chosen]),
-            "rejected": _plain(record.completions[rejected]), "chosen_reward": record.rewards[chosen],
-            "rejected_reward": record.rewards[rejected], **ended,
-        }  # fmt: skip
+            "prompt": _plain(record.prompt),
+            "chosen": _plain(record.completions[chosen]),
+            "rejected": _plain(record.completions[rejected]),
+            "chosen_reward": record.rewards[chosen],
+            "rejected_reward": record.rewards[rejected],
+            **ended,
+        }
 
 
 def _label_rows(record: Record) -> Iterator[Row]:
     for k, (completion, label) in enumerate(zip(record.completions, record.labels, strict=True)):
         ended = {"ended": record.ended[k]} if record.ended else {}
-        yield {"prompt": _plain(record.prompt), "completion": _plain(completion), "label": label,
-               "reward": record.rewards[k], **ended}  # fmt: skip
+        yield {
+            "prompt": _plain(record.prompt),
+            "completion": _plain(completion),
+            "label": label,
+            "reward": record.rewards[k],
+            **ended,
+        }
 
 
 def _group_rows(record: Record) -> Iterator[Row]:
     known = {"labels": list(record.labels), "ended": list(record.ended), "sources": list(record.sources)}
     yield {
-        "prompt": _plain(record.prompt), "completions": [_plain(completion) for completion in record.completions],
-        "pairs": [list(pair) for pair in record.pairs], "rewards": list(record.rewards),
+        "prompt": _plain(record.prompt),
+        "completions": [_plain(completion) for completion in record.completions],
+        "pairs": [list(pair) for pair in record.pairs],
+        "rewards": list(record.rewards),
         **{name: values for name, values in known.items() if values},
-    }  # fmt: skip
+    }
 
 
-def run_select(arguments: Sequence[str]) -> int:
-    settings = parse_settings(SelectConfig, arguments, prog="preftune select", positional="data",
-                              description="From completions with rewards to pairs, labels or groups.")  # fmt: skip
+def run(arguments: Sequence[str]) -> int:
+    settings = parse_settings(
+        SelectConfig,
+        arguments,
+        prog="preftune select",
+        positional="data",
+        description="From completions with rewards to pairs, labels or groups.",
+    )
     result = select(settings)
     if settings.json:
         print_json(asdict(result))
     else:
         print("\n".join(clean_terminal(line) for line in result.lines()))
     return 0
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"select": run_select}

@@ -1,6 +1,8 @@
-"""The verb `train-reward-model`: Bradley-Terry on pairs, then how right and how sure the saved model is on held-out pairs."""
+"""The verb `train-reward-model`: Bradley-Terry on pairs, then how right and how sure the saved model is on
+held-out pairs.
+"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,25 +10,25 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification
 
-from preftune.measures.calibration import Calibration, calibrate
-from preftune.cli.main import print_json
+from preftune.cli.checks import Precision
+from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
 from preftune.errors import ConfigError
-from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.measures.calibration import Calibration, calibrate
 from preftune.model.adapters import LoraOptions
-from preftune.model.load import LoadOptions, load_tokenizer, pick_device, quiet_transformers, resolve_model
 from preftune.model.classifier import scores_of
-from preftune.text import interval_text
+from preftune.model.layout import LayoutOptions
+from preftune.model.load import LoadOptions, load_tokenizer, pick_device, quiet_transformers, resolve_model
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.stats import finite
 from preftune.terminal import clean_terminal
+from preftune.text import interval_text
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.options import OptimOptions, TrainConfig
 from preftune.train.runlog import RunFolder
 from preftune.train.setup import prepare_groups
 from preftune.types import Group
-from preftune.cli.checks import Precision
 
 EVALUATION = "reward_evaluation"
 
@@ -50,7 +52,8 @@ class RewardModelConfig:
         eval_every: steps between evaluations on held-out data; a tenth of the run when not given.
         save_every: steps between checkpoints; 0 saves one only when the run is interrupted.
         keep_checkpoints: how many of the latest checkpoints stay.
-        precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in bf16.
+        precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in
+            bf16.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
         device: "auto" takes a GPU if there is one.
         seed: of the data order, the held-out split and the adapters' start.
@@ -91,8 +94,11 @@ class RewardModelConfig:
         if self.num_bins < 1:
             raise ConfigError("num_bins is out of range", got=self.num_bins, expected="at least 1")
         if self.num_bins != 10 and self.eval_data is None and self.eval_fraction == 0:
-            raise ConfigError("num_bins has no effect without held-out data", got=self.num_bins,
-                              do="Set --eval_fraction or --eval_data, or leave num_bins out")  # fmt: skip
+            raise ConfigError(
+                "num_bins has no effect without held-out data",
+                got=self.num_bins,
+                do="Set --eval_fraction or --eval_data, or leave num_bins out",
+            )
         self.run_settings()
 
     def run_settings(self) -> TrainConfig:
@@ -102,9 +108,15 @@ class RewardModelConfig:
         return TrainConfig(objective=BradleyTerry(margin=self.margin, centring=self.centring), **shared)
 
 
-def evaluate_reward_model(folder: Path, groups: Sequence[Group], config: TrainConfig, num_bins: int = 10) -> Calibration:
-    """Accuracy and calibration of a saved reward model on groups with pairs, scored by plain transformers in fp32."""
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(pick_device(config.device))
+def evaluate_reward_model(
+    folder: Path, groups: Sequence[Group], config: TrainConfig, num_bins: int = 10
+) -> Calibration:
+    """Accuracy and calibration of a saved reward model on groups with pairs, scored by plain transformers in
+    fp32.
+    """
+    model: Any = (
+        AutoModelForSequenceClassification.from_pretrained(folder).eval().to(pick_device(config.device))
+    )
     sequences = [np.concatenate([group.prompt, ids]) for group in groups for ids in group.completions]
     scores = scores_of(model, sequences, config.layout.micro_batch_tokens)
     margins, clusters, chances, start = [], [], [], 0
@@ -117,7 +129,9 @@ def evaluate_reward_model(folder: Path, groups: Sequence[Group], config: TrainCo
 
 
 def train_reward_model(settings: RewardModelConfig) -> tuple[RunResult, Calibration | None]:
-    """A new run, and the evaluation of what it saved; no evaluation if it was interrupted or nothing is held out."""
+    """A new run, and the evaluation of what it saved; no evaluation if it was interrupted or nothing is held
+    out.
+    """
     config = settings.run_settings()
     return _evaluated(train(config, quiet=settings.json), config, settings.num_bins)
 
@@ -126,10 +140,14 @@ def resume_reward_model(folder: str, *, quiet: bool = False) -> tuple[RunResult,
     """Go on with a run; of a finished one that has no evaluation yet, make it."""
     run = RunFolder(path=Path(folder))
     if not (run.path / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is not a run folder", got="no config.yaml in it", expected="what --output made")
+        raise ConfigError(
+            f"{folder} is not a run folder", got="no config.yaml in it", expected="what --output made"
+        )
     config = replace(settings_from_run(TrainConfig, run.path), output=folder)
     if not isinstance(config.objective, BradleyTerry):
-        raise ConfigError(f"{folder} is no run of a reward model", do=f"Go on with: preftune train --resume {folder}")
+        raise ConfigError(
+            f"{folder} is no run of a reward model", do=f"Go on with: preftune train --resume {folder}"
+        )
     if run.state() != "finished" or (run.path / f"{EVALUATION}.json").is_file():
         return _evaluated(resume(config, quiet=quiet), config, 10)
     result = RunResult(folder=run.path, final=run.final, step=0, state="finished", evaluation={})
@@ -153,45 +171,67 @@ def _evaluated(result: RunResult, config: TrainConfig, num_bins: int) -> tuple[R
 def evaluation_page(found: Calibration) -> list[str]:
     """The evaluation as Markdown, which reads well in a terminal too."""
     lines = [
-        f"# Reward model on {found.num_pairs} held-out pairs of {found.num_prompts} prompts", "",
-        "| quantity | value (95% interval) | of a model that knows nothing |", "|---|---|---|",
+        f"# Reward model on {found.num_pairs} held-out pairs of {found.num_prompts} prompts",
+        "",
+        "| quantity | value (95% interval) | of a model that knows nothing |",
+        "|---|---|---|",
         f"| accuracy | {interval_text(found.accuracy)} | 0.5 |",
         f"| Brier score | {interval_text(found.brier)} | 0.25 |",
         f"| loss, nats | {interval_text(found.nll)} | 0.693 |",
-        f"| expected calibration error | {interval_text(found.ece)} | 0 |", "",
-        "| confidence | pairs | mean confidence | accuracy |", "|---|---|---|---|",
-    ]  # fmt: skip
+        f"| expected calibration error | {interval_text(found.ece)} | 0 |",
+        "",
+        "| confidence | pairs | mean confidence | accuracy |",
+        "|---|---|---|---|",
+    ]
     for one in found.bins:
-        means = "- | -" if one.confidence is None or one.accuracy is None else f"{one.confidence:.3f} | {one.accuracy:.3f}"
+        means = (
+            "- | -"
+            if one.confidence is None or one.accuracy is None
+            else f"{one.confidence:.3f} | {one.accuracy:.3f}"
+        )
         lines.append(f"| {one.low:.2f} to {one.high:.2f} | {one.num_pairs} | {means} |")
     return lines
 
 
-def run_reward_training(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
     words = list(arguments)
     if words and words[0].partition("=")[0] == "--resume":
         bare = [word for word in words if word != "--json"]
         folder = bare[0].partition("=")[2] or (bare[1] if len(bare) > 1 else "")
         if not folder or len(bare) > (1 if "=" in bare[0] else 2):
-            raise ConfigError("--resume takes a run folder and nothing else", got=" ".join(words),
-                              expected="preftune train-reward-model --resume RUN")  # fmt: skip
+            raise ConfigError(
+                "--resume takes a run folder and nothing else",
+                got=" ".join(words),
+                expected="preftune train-reward-model --resume RUN",
+            )
         as_json = len(bare) < len(words)
         result, found = resume_reward_model(folder, quiet=as_json)
     else:
         settings = parse_settings(
-            RewardModelConfig, words, prog="preftune train-reward-model",
+            RewardModelConfig,
+            words,
+            prog="preftune train-reward-model",
             description="A reward model out of preference pairs. `--resume RUN` goes on with a run.",
-        )  # fmt: skip
+        )
         as_json = settings.json
         result, found = train_reward_model(settings)
     if as_json:
-        print_json({"folder": str(result.folder), "final": result.final and str(result.final), "state": result.state,
-                    "evaluation": found and finite(found)})  # fmt: skip
+        print_json(
+            {
+                "folder": str(result.folder),
+                "final": result.final and str(result.final),
+                "state": result.state,
+                "evaluation": found and finite(found),
+            }
+        )
     elif result.final:
-        print("\n".join(evaluation_page(found)) if found else "nothing is held out, so nothing is known of its accuracy")
-        print(clean_terminal(f"\nreward model  {result.final}\nreport        {result.folder / 'report.html'}"))
+        print(
+            "\n".join(evaluation_page(found))
+            if found
+            else "nothing is held out, so nothing is known of its accuracy"
+        )
+        print(
+            clean_terminal(f"\nreward model  {result.final}\nreport        {result.folder / 'report.html'}")
+        )
     return 0 if result.state == "finished" else 130
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train-reward-model": run_reward_training}

@@ -1,10 +1,10 @@
 """What a chat template writes, without running it for every dialogue where that provably changes nothing.
 
-A template is a program that may do anything with the texts of turns. Most only write them, as they are or stripped of white
-space, and decide everything else by roles and places. For such a template the text around the turns' texts follows from the
-roles alone: it is had by running the template once for each sequence of roles, with marks in place of texts. That a template
-is of this kind is read off its syntax tree, where the text of a turn may stand in what is written and nowhere else. Any other
-template is run for every dialogue.
+A template is a program that may do anything with the texts of turns. Most only write them, as they are or
+stripped of white space, and decide everything else by roles and places. For such a template the text around
+the turns' texts follows from the roles alone: it is had by running the template once for each sequence of
+roles, with marks in place of texts. That a template is of this kind is read off its syntax tree, where the
+text of a turn may stand in what is written and nowhere else. Any other template is run for every dialogue.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,17 +21,45 @@ _SKELETONS = 4096  # kept at once: dialogues have few sequences of roles
 _OPEN, _CLOSE = "\ue000", "\ue001"  # around the number of a turn, in place of its text
 _BEFORE, _AFTER = "\n ", " \n"  # white space around a mark, to see whether it is stripped
 _STRIPPING: dict[tuple[bool, bool], Callable[[str], str]] = {
-    (False, False): str, (True, True): str.strip, (True, False): str.lstrip, (False, True): str.rstrip,
-}  # fmt: skip
+    (False, False): str,
+    (True, True): str.strip,
+    (True, False): str.lstrip,
+    (False, True): str.rstrip,
+}
 _STRIPS = ("strip", "lstrip", "rstrip")
-_PURE_FILTERS = {"trim", "length", "count", "upper", "lower", "capitalize", "title", "replace", "default", "d", "string",
-                 "int", "list", "first", "last", "join"}  # fmt: skip
+_PURE_FILTERS = {
+    "trim",
+    "length",
+    "count",
+    "upper",
+    "lower",
+    "capitalize",
+    "title",
+    "replace",
+    "default",
+    "d",
+    "string",
+    "int",
+    "list",
+    "first",
+    "last",
+    "join",
+}
 _PURE_FUNCTIONS = {"raise_exception", "namespace", "range"}
-_TYPE_TESTS = {"defined", "undefined", "string", "none", "mapping", "iterable", "sequence"}  # alike for every text
+_TYPE_TESTS = {
+    "defined",
+    "undefined",
+    "string",
+    "none",
+    "mapping",
+    "iterable",
+    "sequence",
+}  # alike for every text
 
 Kind = Literal["plain", "content", "text", "message", "messages"]
-"""What an expression holds: nothing of the texts, the text of one turn (perhaps stripped), that with other text around it, a turn,
-turns."""
+"""What an expression holds: nothing of the texts, the text of one turn (perhaps stripped), that with other
+text around it, a turn, turns.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +67,8 @@ class _Skeleton:
     """The text around the turns' texts."""
 
     form: str  # for the operator %, with %s for each slot
-    slots: tuple[tuple[int, Callable[[str], str]], ...]  # (which turn, how white space is stripped from its text)
+    # (which turn, how white space is stripped from its text)
+    slots: tuple[tuple[int, Callable[[str], str]], ...]
 
     def fill(self, messages: Sequence[Message]) -> str:
         return self.form % tuple([strip(messages[turn].content) for turn, strip in self.slots])
@@ -60,7 +89,9 @@ class ChatText:
             if key not in self._skeletons:
                 if len(self._skeletons) >= _SKELETONS:
                     self._skeletons.clear()
-                self._skeletons[key] = _skeleton(self.tokenizer, [message.role for message in messages], generation_prompt)
+                self._skeletons[key] = _skeleton(
+                    self.tokenizer, [message.role for message in messages], generation_prompt
+                )
             skeleton = self._skeletons[key]
             if skeleton is not None:
                 return skeleton.fill(messages)
@@ -71,19 +102,25 @@ def make_chat_text(tokenizer: PreTrainedTokenizerBase) -> ChatText:
     """The writer of a tokeniser's dialogues, by skeletons if its template allows it."""
     template = tokenizer.chat_template
     usual = type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-    return ChatText(tokenizer=tokenizer, fixed=usual and isinstance(template, str) and only_writes_texts(template))
+    return ChatText(
+        tokenizer=tokenizer, fixed=usual and isinstance(template, str) and only_writes_texts(template)
+    )
 
 
-def run_template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool) -> str:
+def run_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation_prompt: bool
+) -> str:
     """What the template writes for some turns; a DataError if it refuses them."""
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
     except Exception as error:  # a template is a program of its own and may raise anything
         roles = ", ".join(message.role for message in messages)
-        raise DataError("The chat template refuses the dialogue",
-                        got=f"{type(error).__name__}: {error} (turns: {roles})",
-                        expected="turns that the template allows") from error
+        raise DataError(
+            "The chat template refuses the dialogue",
+            got=f"{type(error).__name__}: {error} (turns: {roles})",
+            expected="turns that the template allows",
+        ) from error
     return str(text)
 
 
@@ -133,7 +170,9 @@ class _Unknown(Exception):
 
 
 def only_writes_texts(template: str) -> bool:
-    """Whether a template provably writes the texts of turns as they are or stripped, and looks at nothing else of them."""
+    """Whether a template provably writes the texts of turns as they are or stripped, and looks at nothing
+    else of them.
+    """
     if _OPEN in template or _CLOSE in template:
         return False
     try:
@@ -164,7 +203,9 @@ def _check(statements: Sequence[nodes.Node], names: dict[str, Kind]) -> None:
             _check_loop(node, names)
         elif isinstance(node, nodes.Assign) and isinstance(node.target, nodes.Name):
             _hold(names, node.target.name, _kind(node.node, names))
-        elif (isinstance(node, nodes.Assign) and isinstance(node.target, nodes.NSRef)) or isinstance(node, nodes.ExprStmt):
+        elif (isinstance(node, nodes.Assign) and isinstance(node.target, nodes.NSRef)) or isinstance(
+            node, nodes.ExprStmt
+        ):
             _plain(names, node.node)
         elif not isinstance(node, nodes.Break | nodes.Continue):
             raise _Unknown
@@ -181,7 +222,9 @@ def _check_loop(node: nodes.For, names: dict[str, Kind]) -> None:
 
 
 def _hold(names: dict[str, Kind], name: str, kind: Kind) -> None:
-    """A name that holds different things at different places is taken for the text that it may be, or it is not known."""
+    """A name that holds different things at different places is taken for the text that it may be, or it is
+    not known.
+    """
     known = names.setdefault(name, kind)
     if known != kind:
         if {known, kind} - {"plain", "content", "text"} or name == "loop":

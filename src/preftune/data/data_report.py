@@ -47,7 +47,9 @@ class DataReport:
     num_context: int  # completion tokens that are not scored: what the assistant of a trajectory reads
     prompt_tokens: Lengths
     completion_tokens: Lengths
-    filtered: Mapping[str, int] = field(default_factory=dict)  # pairs that were left out of training, by reason
+    filtered: Mapping[str, int] = field(
+        default_factory=dict
+    )  # pairs that were left out of training, by reason
 
     def as_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -67,24 +69,36 @@ class DataReport:
             lines.append(f"skipped {self.num_bad} rows that cannot be used")
         lines += [f"dropped {count} rows: {reason}" for reason, count in self.dropped_rows.items()]
         if self.derived:
-            made_of = ", ".join(f"{count} records with {name}" for name, count in self.derived.sources.items())
-            joined = f", {self.derived.merged} joined to another of the same prompt" if self.derived.merged else ""
+            made_of = ", ".join(
+                f"{count} records with {name}" for name, count in self.derived.sources.items()
+            )
+            joined = (
+                f", {self.derived.merged} joined to another of the same prompt" if self.derived.merged else ""
+            )
             lines.append(f"{self.derived.signal} from {made_of}{joined}")
             if self.derived.num_samples:
                 lines.append(f"{self.derived.num_samples} completions of the policy are in no pair")
             if self.derived.num_soft:
-                lines.append(f"{self.derived.num_soft} of {self.derived.num_pairs} pairs have a probability"
-                             + (", the others count as certain" * (self.derived.num_soft < self.derived.num_pairs)))
+                lines.append(
+                    f"{self.derived.num_soft} of {self.derived.num_pairs} pairs have a probability"
+                    + (", the others count as certain" * (self.derived.num_soft < self.derived.num_pairs))
+                )
             lines += [f"dropped {count} records: {reason}" for reason, count in self.derived.dropped.items()]
-            lines += [f"left out {count} completions: {reason}" for reason, count in self.derived.left_out.items()]
+            lines += [
+                f"left out {count} completions: {reason}" for reason, count in self.derived.left_out.items()
+            ]
         lines += [f"{count} groups {kind}" for kind, count in self.fitted.items()]
         pairs = f", {self.num_pairs} pairs" if self.num_pairs else ""
-        lines.append(f"{self.num_groups} groups, {self.num_completions} completions{pairs}, {self.num_tokens} tokens")
+        lines.append(
+            f"{self.num_groups} groups, {self.num_completions} completions{pairs}, {self.num_tokens} tokens"
+        )
         lines.append(f"prompt tokens: {self.prompt_tokens}")
         if self.num_completions:
             lines.append(f"completion tokens: {self.completion_tokens}")
         if self.num_context:
-            lines.append(f"{self.num_context} tokens of trajectories are not the assistant's and are not scored")
+            lines.append(
+                f"{self.num_context} tokens of trajectories are not the assistant's and are not scored"
+            )
         return lines + self.filtered_lines()
 
     def filtered_lines(self) -> list[str]:

@@ -1,4 +1,6 @@
-"""Preferences whose prompt is not a field of its own: what the two dialogues or texts share at their beginning."""
+"""Preferences whose prompt is not a field of its own: what the two dialogues or texts share at their
+beginning.
+"""
 
 import re
 from collections.abc import Mapping
@@ -23,8 +25,11 @@ def split_shared(chosen: object, rejected: object) -> tuple[Prompt, Completion, 
         if is_transcript(chosen) and is_transcript(rejected):
             return _split_turns(transcript_turns(chosen), transcript_turns(rejected))
         return _split_texts(chosen, rejected)
-    raise DataError("The fields chosen and rejected are not of one kind",
-                    got=f"{described(chosen)} and {described(rejected)}", expected="two texts or two lists of turns")
+    raise DataError(
+        "The fields chosen and rejected are not of one kind",
+        got=f"{described(chosen)} and {described(rejected)}",
+        expected="two texts or two lists of turns",
+    )
 
 
 def is_transcript(text: str) -> bool:
@@ -35,7 +40,8 @@ def is_transcript(text: str) -> bool:
 def transcript_turns(text: str) -> tuple[Message, ...]:
     """The turns of a transcript, stripped. Consecutive turns of one speaker are one turn of several lines.
 
-    They are joined by a single line break: a blank line before a text like "Human: ..." would make a new turn of it.
+    They are joined by a single line break: a blank line before a text like "Human: ..." would make a new turn
+    of it.
     """
     before, *pieces = _HH_MARK.split(text)
     turns = [Message(role="system", content=before.strip())] if before.strip() else []
@@ -53,41 +59,58 @@ def _split_turns(
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         ends_with(turns, "assistant", name)
     if len(chosen) == 1 or len(rejected) == 1:
-        raise DataError("The dialogues chosen and rejected share no prompt",
-                        got=f"{len(chosen)} and {len(rejected)} turns",
-                        expected="shared turns, then one answer each", do="Add a column prompt")
+        raise DataError(
+            "The dialogues chosen and rejected share no prompt",
+            got=f"{len(chosen)} and {len(rejected)} turns",
+            expected="shared turns, then one answer each",
+            do="Add a column prompt",
+        )
     return part(chosen, rejected)
 
 
 def part(
     chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...], Completion, Completion]:
-    """(the turns before the first answer that differs, and what follows in each); both end with the assistant.
+    """(the turns before the first answer that differs, and what follows in each); both end with the
+    assistant.
 
-    Where another turn than the assistant's differs first, it is the prompts that differ: no preference among answers.
+    Where another turn than the assistant's differs first, it is the prompts that differ: no preference among
+    answers.
     """
     differing = (k for k, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
     place = next(differing, len(chosen) - 1 if len(chosen) == len(rejected) else -1)
     if place < 0 or not chosen[place].role == rejected[place].role == "assistant":
-        raise DataError("The prompts of chosen and rejected differ", got=first_difference(chosen[:-1], rejected[:-1]),
-                        expected="the same turns up to an answer of the assistant")
+        raise DataError(
+            "The prompts of chosen and rejected differ",
+            got=first_difference(chosen[:-1], rejected[:-1]),
+            expected="the same turns up to an answer of the assistant",
+        )
     ends_with(chosen[:place], "user", "the shared prompt")
-    return chosen[:place], completion_of(chosen[place:], "chosen"), completion_of(rejected[place:], "rejected")
+    return (
+        chosen[:place],
+        completion_of(chosen[place:], "chosen"),
+        completion_of(rejected[place:], "rejected"),
+    )
 
 
 def ends_with(turns: tuple[Message, ...], role: str, name: str) -> None:
     """An error unless the last turn is of that role; what a tool returned may stand where a user asks."""
     if not turns or turns[-1].role not in ((role, "tool") if role == "user" else (role,)):
         got = "the turns " + (", ".join(turn.role for turn in turns) or "none")
-        raise DataError(f"The dialogue {name} does not end with a turn of the {role}", got=got,
-                        expected=f"a last turn of the {role}")
+        raise DataError(
+            f"The dialogue {name} does not end with a turn of the {role}",
+            got=got,
+            expected=f"a last turn of the {role}",
+        )
 
 
 def first_difference(left: tuple[Message, ...], right: tuple[Message, ...]) -> str:
     """Where two prompts part, in words."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
-            return f"in turn {index + 1} {a.role}: {shown(a.content, 40)} and {b.role}: {shown(b.content, 40)}"
+            return (
+                f"in turn {index + 1} {a.role}: {shown(a.content, 40)} and {b.role}: {shown(b.content, 40)}"
+            )
     return f"{len(left)} and {len(right)} turns"
 
 
@@ -113,7 +136,9 @@ def answer_text(turns: tuple[Message, ...], name: str) -> Completion:
 
 
 def agreed(prompt: Prompt, before: tuple[Message, ...]) -> Prompt:
-    """The one prompt of a row that may repeat it before chosen and rejected; a repeated prompt may add system turns."""
+    """The one prompt of a row that may repeat it before chosen and rejected; a repeated prompt may add system
+    turns.
+    """
     if not before or before == prompt:
         return prompt
     ends_with(before, "user", "chosen before its last answer")
@@ -125,8 +150,11 @@ def agreed(prompt: Prompt, before: tuple[Message, ...]) -> Prompt:
         if _spoken(prompt) == _spoken(before):
             return max(prompt, before, key=len)
         difference = first_difference(prompt, before)
-    raise DataError("The prompt is not the one that chosen and rejected repeat", got=difference,
-                    expected="the same prompt")
+    raise DataError(
+        "The prompt is not the one that chosen and rejected repeat",
+        got=difference,
+        expected="the same prompt",
+    )
 
 
 def _spoken(turns: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -139,7 +167,8 @@ def _spoken(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The common beginning, cut at a word boundary.
 
-    A blank at the cut goes to the completions, as tokenisers join it to the word; a line break stays in the prompt.
+    A blank at the cut goes to the completions, as tokenisers join it to the word; a line break stays in the
+    prompt.
     """
     pairs = enumerate(zip(chosen, rejected, strict=False))
     shared = chosen[: next((k for k, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))]
@@ -148,6 +177,9 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
         at_boundary = shared[end - 1].isspace()
         if at_boundary and shared[:cut].strip() and chosen[cut:].strip() and rejected[cut:].strip():
             return shared[:cut], chosen[cut:], rejected[cut:]
-    raise DataError("The texts chosen and rejected share no prompt",
-                    got=f"{shown(chosen, 40)} and {shown(rejected, 40)}",
-                    expected="a common beginning of whole words", do="Add a column prompt")
+    raise DataError(
+        "The texts chosen and rejected share no prompt",
+        got=f"{shown(chosen, 40)} and {shown(rejected, 40)}",
+        expected="a common beginning of whole words",
+        do="Add a column prompt",
+    )

@@ -1,4 +1,6 @@
-"""Texts to token ids in large batches, and where a text can be cut so that its parts have the tokens of the whole."""
+"""Texts to token ids in large batches, and where a text can be cut so that its parts have the tokens of the
+whole.
+"""
 
 import json
 from collections.abc import Sequence
@@ -18,8 +20,11 @@ class Encoder:
     """The tokens of texts, no special token added. Make it with `make_encoder`."""
 
     tokenizer: PreTrainedTokenizerBase
-    engine: Tokenizer | None  # of the tokeniser, if it can be asked itself: that saves what it would tell beside the ids
-    cuts: tuple[str, ...]  # special tokens that split a text in two: the tokens of both parts are those of the whole
+    engine: (
+        Tokenizer | None
+    )  # of the tokeniser, if it can be asked itself: that saves what it would tell beside the ids
+    # special tokens that split a text in two: the tokens of both parts are those of the whole
+    cuts: tuple[str, ...]
     quick: QuickEngine | None = None  # asked before the other
 
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -28,12 +33,16 @@ class Encoder:
         found = {} if self.quick is None else self.quick.ids(unique)
         rest = [text for text in unique if text not in found] if found else unique
         if rest:
-            found |= {text: np.array(ids, dtype=np.int32) for text, ids in zip(rest, self._usual(rest), strict=True)}
+            found |= {
+                text: np.array(ids, dtype=np.int32) for text, ids in zip(rest, self._usual(rest), strict=True)
+            }
         return [found[text] for text in texts]
 
     def _usual(self, texts: list[str]) -> list[list[int]]:
         if self.engine is None:
-            return self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # verbose warns of long texts
+            return self.tokenizer(texts, add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ]  # verbose warns of long texts
         self.engine.no_truncation()  # as the tokeniser itself does before each call
         self.engine.no_padding()
         self.engine.encode_special_tokens = self.tokenizer.split_special_tokens
@@ -45,7 +54,8 @@ class Encoder:
 
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase, sample: str, many: bool) -> Encoder:
-    """The encoder of a tokeniser, which cuts texts at special tokens of `sample`, or nowhere where that is not known to be safe.
+    """The encoder of a tokeniser, which cuts texts at special tokens of `sample`, or nowhere where that is
+    not known to be safe.
 
     Of many texts it asks a quicker engine, which takes some memory, as much as the tokeniser's own again.
     """
@@ -55,21 +65,29 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, sample: str, many: bool) ->
     engine = tokenizer.backend_tokenizer
     quick = QuickEngine(engine) if many and not tokenizer.split_special_tokens else None
     encoder = Encoder(tokenizer=tokenizer, engine=engine, cuts=(), quick=quick)
-    return replace(encoder, cuts=tuple(cut for cut in _solid_tokens(tokenizer, sample) if _proven(encoder, cut)))
+    return replace(
+        encoder, cuts=tuple(cut for cut in _solid_tokens(tokenizer, sample) if _proven(encoder, cut))
+    )
 
 
 def _solid_tokens(tokenizer: PreTrainedTokenizerFast, sample: str) -> list[str]:
     """Special tokens of a text that are found before anything else is done with a text, wherever they stand.
 
-    An engine splits a text at such tokens first, and works on what is between them piece by piece. So the pieces do not
-    know of each other, unless a piece is treated in another way for being the first, or another added token could be
-    found across a cut.
+    An engine splits a text at such tokens first, and works on what is between them piece by piece. So the
+    pieces do not know of each other, unless a piece is treated in another way for being the first, or another
+    added token could be found across a cut.
     """
     if tokenizer.split_special_tokens or _knows_the_first(tokenizer):
         return []
     added = list(tokenizer.added_tokens_decoder.values())
-    solid = [token.content for token in added if token.special and token.content and token.content in sample
-             and not (token.normalized or token.rstrip or token.single_word)]
+    solid = [
+        token.content
+        for token in added
+        if token.special
+        and token.content
+        and token.content in sample
+        and not (token.normalized or token.rstrip or token.single_word)
+    ]
     return [content for content in solid if not any(_reaches_into(other.content, content) for other in added)]
 
 

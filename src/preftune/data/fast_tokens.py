@@ -1,8 +1,10 @@
-"""A quicker engine for the tokens of many texts: fastokens, where it gives what the tokeniser's own engine gives.
+"""A quicker engine for the tokens of many texts: fastokens, where it gives what the tokeniser's own engine
+gives.
 
-It reads the same tokenizer.json. Whether it knows every part of it and does the same is not taken on trust: it must agree on
-texts of every kind and on all pairs of them, and texts with other than long-settled characters are left to the tokeniser's own
-engine, since libraries follow different versions of Unicode (`benchmarks/engines_agree.py` compares more).
+It reads the same tokenizer.json. Whether it knows every part of it and does the same is not taken on trust:
+it must agree on texts of every kind and on all pairs of them, and texts with other than long-settled
+characters are left to the tokeniser's own engine, since libraries follow different versions of Unicode
+(`benchmarks/engines_agree.py` compares more).
 """
 
 import re
@@ -16,12 +18,62 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 KINDS = (  # texts, alone and in pairs, on which engines must agree
-    "a", "Z", "the", " the", "don't", "'s", "'LL", "’s", " ", "  ", "\n", "\n\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000",
-    "1", "12345", "½", "²", "é", "e\u0301", "ß", "İ", "日本", "かな", "한국", "Ω", "Жа", "😀", "!", "?!", "...", "…", "-", "_",
-    "$", "+", "<", "|>", "#", "/", "\\", '"', "`", "{", ")", "、", "！", "▁", "Ġ", "antidisestablishmentarianism",
-)  # fmt: skip
-# Latin, Greek, Cyrillic, punctuation, currencies, letter-like characters, arrows, mathematics, kana, Chinese, Korean,
-# full-width forms: what they are has not changed for ten years and more.
+    "a",
+    "Z",
+    "the",
+    " the",
+    "don't",
+    "'s",
+    "'LL",
+    "’s",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\t",
+    "\xa0",
+    "\u2003",
+    "\u3000",
+    "1",
+    "12345",
+    "½",
+    "²",
+    "é",
+    "e\u0301",
+    "ß",
+    "İ",
+    "日本",
+    "かな",
+    "한국",
+    "Ω",
+    "Жа",
+    "😀",
+    "!",
+    "?!",
+    "...",
+    "…",
+    "-",
+    "_",
+    "$",
+    "+",
+    "<",
+    "|>",
+    "#",
+    "/",
+    "\\",
+    '"',
+    "`",
+    "{",
+    ")",
+    "、",
+    "！",
+    "▁",
+    "Ġ",
+    "antidisestablishmentarianism",
+)
+# Latin, Greek, Cyrillic, punctuation, currencies, letter-like characters, arrows, mathematics, kana, Chinese,
+# Korean, full-width forms: what they are has not changed for ten years and more.
 _SETTLED = re.compile(
     r"[\t\n\r\x20-\x7e\xa0-\u024f\u0370-\u052f\u2000-\u206f\u20a0-\u20bf\u2100-\u214f\u2190-\u22ff"
     r"\u3000-\u30ff\u4e00-\u9fef\uac00-\ud7a3\uff00-\uffef]*"
@@ -34,10 +86,11 @@ _MANY = 0.03  # texts for each entry of the vocabulary: where so many are asked 
 
 
 class QuickEngine:
-    """The tokens of many texts by fastokens, which is loaded in another thread when it begins to be worth it. Thread-safe.
+    """The tokens of many texts by fastokens, which is loaded in another thread when it begins to be worth it.
+    Thread-safe.
 
-    Loading takes 5 to 12 microseconds for each entry of the vocabulary, a text by the tokeniser's own engine some 50. Nobody
-    waits for it: as it gives the same tokens, it does not matter which texts it is asked for.
+    Loading takes 5 to 12 microseconds for each entry of the vocabulary, a text by the tokeniser's own engine
+    some 50. Nobody waits for it: as it gives the same tokens, it does not matter which texts it is asked for.
     """
 
     def __init__(self, usual: Tokenizer):
@@ -45,7 +98,9 @@ class QuickEngine:
         self._loading: Future[fastokens.Tokenizer | None] | None = None
 
     def ids(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The int32 tokens, no special token added, of those texts that it is trusted with; none while it is not loaded."""
+        """The int32 tokens, no special token added, of those texts that it is trusted with; none while it is
+        not loaded.
+        """
         self._asked += len(texts)
         if self._loading is None and self._asked > _MANY * self._size:
             thread = ThreadPoolExecutor(max_workers=1)
@@ -72,28 +127,49 @@ def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
         return None
     few = [*unusual, *(token.content for token in added[:8] if token.content not in unusual)]
     texts = [a + b for a, b in product((*KINDS, *few), repeat=2)] + ["".join(KINDS), " ".join(KINDS)]
-    texts += [around.format(text) for text in (*(token.content for token in added), *overlaps) for around in ("{}", "a{}a")]
+    texts += [
+        around.format(text)
+        for text in (*(token.content for token in added), *overlaps)
+        for around in ("{}", "a{}a")
+    ]
     try:
         found = _ids(engine, texts)
         expected = usual.encode_batch_fast(texts, add_special_tokens=False)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # a library's own panic, which is no Exception: added tokens that want the same white space
+    except (
+        BaseException
+    ):  # a library's own panic, which is no Exception: added tokens that want the same white space
         return None
-    agrees = all(found[text].tolist() == encoding.ids for text, encoding in zip(texts, expected, strict=True) if text in found)
+    agrees = all(
+        found[text].tolist() == encoding.ids
+        for text, encoding in zip(texts, expected, strict=True)
+        if text in found
+    )
     return engine if found and agrees else None
 
 
 def _unusual(tokens: Sequence[AddedToken]) -> list[str]:
-    """Added tokens that others may treat otherwise: those that take white space, begin or end with some, are whole words only,
-    or are found after the normaliser where most are found before it, or before it where most are found after."""
+    """Added tokens that others may treat otherwise: those that take white space, begin or end with some, are
+    whole words only, or are found after the normaliser where most are found before it, or before it where
+    most are found after.
+    """
     rarer = 2 * sum(token.normalized for token in tokens) <= len(tokens)
-    return [token.content for token in tokens if token.lstrip or token.rstrip or token.single_word or token.normalized == rarer
-            or token.content != token.content.strip()]
+    return [
+        token.content
+        for token in tokens
+        if token.lstrip
+        or token.rstrip
+        or token.single_word
+        or token.normalized == rarer
+        or token.content != token.content.strip()
+    ]
 
 
 def _overlaps(tokens: Sequence[str]) -> Iterator[str]:
-    """Two added tokens, of which the first ends as the second begins, written over each other: only one of them can be found."""
+    """Two added tokens, of which the first ends as the second begins, written over each other: only one of
+    them can be found.
+    """
     beginning: defaultdict[str, list[str]] = defaultdict(list)
     for token in tokens:
         for length in range(1, len(token)):

@@ -1,4 +1,5 @@
-"""The fields of a row, checked: text, turns of a dialogue, labels, numbers. Errors say field, expected and got.
+"""The fields of a row, checked: text, turns of a dialogue, labels, numbers. Errors say field, expected and
+got.
 
 The caller adds the file and the row to the error.
 """
@@ -15,9 +16,19 @@ Row = Mapping[str, object]
 T = TypeVar("T")
 
 ROLES = {
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "system": "system", "tool": "tool", "function": "tool", "observation": "tool", "ipython": "tool",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
 }
 _LABELS = {"true": 1, "1": 1, "+1": 1, "1.0": 1, "false": -1, "0": -1, "-1": -1, "0.0": -1, "-1.0": -1}
 _NOT_RENDERED = ("tools", "chat_template_kwargs", "image", "images", "tool_calls", "function_call")
@@ -58,9 +69,10 @@ def as_text(value: object, name: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        near = value[max(0, error.start - 20): error.start + 20]
-        raise DataError(f"The field {name} holds half of a surrogate pair", got=shown(near),
-                        expected="valid Unicode") from error
+        near = value[max(0, error.start - 20) : error.start + 20]
+        raise DataError(
+            f"The field {name} holds half of a surrogate pair", got=shown(near), expected="valid Unicode"
+        ) from error
     return value
 
 
@@ -74,22 +86,30 @@ def completion_of(turns: tuple[Message, ...], name: str) -> Completion:
     """The text of a single answer, or the turns of a trajectory."""
     answers = [turn.role == "assistant" for turn in turns]
     if not (answers[0] and answers[-1]) or (True, True) in pairwise(answers):
-        raise DataError(f"The field {name} is not one answer of the assistant, nor a trajectory",
-                        got="the turns " + ", ".join(turn.role for turn in turns),
-                        expected="text, one assistant turn, or assistant turns with turns of a user or a tool between")
+        raise DataError(
+            f"The field {name} is not one answer of the assistant, nor a trajectory",
+            got="the turns " + ", ".join(turn.role for turn in turns),
+            expected="text, one assistant turn, or assistant turns with turns of a user or a tool between",
+        )
     return turns[0].content if len(turns) == 1 else turns
 
 
 def is_blank(completion: Completion) -> bool:
     """Whether an answer has no text in it."""
-    answers = [completion] if isinstance(completion, str) else [m.content for m in completion if m.role == "assistant"]
+    answers = (
+        [completion]
+        if isinstance(completion, str)
+        else [m.content for m in completion if m.role == "assistant"]
+    )
     return not all(answer.strip() for answer in answers)
 
 
 def not_blank(completion: Completion, name: str) -> Completion:
     """The completion, or an error if an answer of it has no text."""
     if is_blank(completion):
-        raise DataError(f"The field {name} is empty", got=shown(completion), expected="a completion with text in it")
+        raise DataError(
+            f"The field {name} is empty", got=shown(completion), expected="a completion with text in it"
+        )
     return completion
 
 
@@ -97,13 +117,18 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
     """The turns of a dialogue from {role, content} or {from, value} objects; one object is one turn."""
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
-        raise DataError(f"The field {name} is not a dialogue", got=described(value),
-                        expected="a list of turns such as {role, content}")
+        raise DataError(
+            f"The field {name} is not a dialogue",
+            got=described(value),
+            expected="a list of turns such as {role, content}",
+        )
     return tuple([_usual_turn(turn) or _turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)])
 
 
 def _usual_turn(turn: object) -> Message | None:
-    """A turn of nothing but a role and ASCII text, as nearly all are; None for any other, which is looked at closely."""
+    """A turn of nothing but a role and ASCII text, as nearly all are; None for any other, which is looked at
+    closely.
+    """
     if type(turn) is not dict or len(turn) != 2:
         return None
     role, content = turn.get("role"), turn.get("content")
@@ -114,12 +139,16 @@ def _usual_turn(turn: object) -> Message | None:
 
 def _turn(turn: object, name: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise DataError(f"The field {name} is not a turn", got=described(turn), expected="an object {role, content}")
+        raise DataError(
+            f"The field {name} is not a turn", got=described(turn), expected="an object {role, content}"
+        )
     role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
     refuse_unrendered(turn)
     role = as_text(value_of(turn, role_key), f"{name}.{role_key}").lower()
     if role not in ROLES:
-        raise DataError(f"The role of {name} is not known", got=shown(role), expected="one of " + ", ".join(ROLES))
+        raise DataError(
+            f"The role of {name} is not known", got=shown(role), expected="one of " + ", ".join(ROLES)
+        )
     content = value_of(turn, content_key)
     if isinstance(content, list):
         content = "".join(_text_part(part, f"{name}.{content_key}") for part in content)
@@ -129,16 +158,25 @@ def _turn(turn: object, name: str) -> Message:
 def _text_part(part: object, name: str) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and "text" in part:
         return as_text(part["text"], name)
-    raise DataError(f"The field {name} holds a part that is not text", got=described(part),
-                    expected='{"type": "text", "text": ...}')
+    raise DataError(
+        f"The field {name} holds a part that is not text",
+        got=described(part),
+        expected='{"type": "text", "text": ...}',
+    )
 
 
 def refuse_unrendered(row: Row) -> None:
-    """An error for what would change the model's input and that is not rendered: tools, images, template settings."""
+    """An error for what would change the model's input and that is not rendered: tools, images, template
+    settings.
+    """
     for name in _NOT_RENDERED:
         if row.get(name):
-            raise DataError(f"The field {name} is not supported", got=described(row[name]), expected="text dialogues",
-                            do=f"Remove {name} if the model shall not see it")
+            raise DataError(
+                f"The field {name} is not supported",
+                got=described(row[name]),
+                expected="text dialogues",
+                do=f"Remove {name} if the model shall not see it",
+            )
 
 
 def as_label(value: object, name: str) -> int:
@@ -147,17 +185,26 @@ def as_label(value: object, name: str) -> int:
         label = _LABELS.get(str(value).strip().lower())
         if label is not None:
             return label
-    raise DataError(f"The label in {name} is not understood", got=described(value),
-                    expected="true or false, 1 or 0, +1 or -1")
+    raise DataError(
+        f"The label in {name} is not understood",
+        got=described(value),
+        expected="true or false, 1 or 0, +1 or -1",
+    )
 
 
 def as_ended(value: object, count: int) -> tuple[bool, ...]:
-    """Whether each completion ended by itself: true or false for each, or a single one where there is one completion."""
+    """Whether each completion ended by itself: true or false for each, or a single one where there is one
+    completion.
+    """
     given = value if isinstance(value, list) else [value]
     flags = tuple(flag for flag in given if isinstance(flag, bool))
     if not len(flags) == len(given) == count:
-        raise DataError("The field ended does not say of each completion whether it ended", got=described(value),
-                        expected=f"{count} times true or false", do="Rename the column if it means something else")
+        raise DataError(
+            "The field ended does not say of each completion whether it ended",
+            got=described(value),
+            expected=f"{count} times true or false",
+            do="Rename the column if it means something else",
+        )
     return flags
 
 
@@ -184,7 +231,9 @@ def as_probability(value: object, name: str) -> float:
     """A number in [0, 1]."""
     number = as_reward(value, name)
     if not 0.0 <= number <= 1.0:
-        raise DataError(f"The field {name} is not a probability", got=described(value), expected="a number in [0, 1]")
+        raise DataError(
+            f"The field {name} is not a probability", got=described(value), expected="a number in [0, 1]"
+        )
     return number
 
 
@@ -193,32 +242,46 @@ def as_source(value: object, name: str) -> Source:
     for source in SOURCES:
         if source == value:
             return source
-    raise DataError(f"The field {name} does not say who wrote the completion", got=described(value),
-                    expected=", ".join(SOURCES[:-1]) + f" or {SOURCES[-1]}")
+    raise DataError(
+        f"The field {name} does not say who wrote the completion",
+        got=described(value),
+        expected=", ".join(SOURCES[:-1]) + f" or {SOURCES[-1]}",
+    )
 
 
 def as_pair(value: object, name: str, count: int) -> tuple[int, int]:
     """[chosen, rejected], the places of two of `count` completions, counted from 0."""
     match value:
-        case [int() as chosen, int() as rejected] if type(chosen) is type(rejected) is int and chosen != rejected:
+        case [int() as chosen, int() as rejected] if (
+            type(chosen) is type(rejected) is int and chosen != rejected
+        ):
             if 0 <= chosen < count and 0 <= rejected < count:
                 return chosen, rejected
-    raise DataError(f"The field {name} is not a pair of completions", got=described(value),
-                    expected=f"[chosen, rejected], two different places from 0 to {count - 1}")
+    raise DataError(
+        f"The field {name} is not a pair of completions",
+        got=described(value),
+        expected=f"[chosen, rejected], two different places from 0 to {count - 1}",
+    )
 
 
 def each_of(row: Row, name: str, count: int, convert: Callable[[object, str], T]) -> tuple[T, ...]:
-    """A list with one value for each completion (or pair), converted; nothing where the row does not fill the field."""
+    """A list with one value for each completion (or pair), converted; nothing where the row does not fill the
+    field.
+    """
     values = row.get(name)
     if values is None:
         return ()
     if not isinstance(values, list) or len(values) != count:
-        raise DataError(f"The field {name} does not fit", got=described(values), expected=f"a list of {count} values")
+        raise DataError(
+            f"The field {name} does not fit", got=described(values), expected=f"a list of {count} values"
+        )
     return tuple(convert(value, f"{name}[{index}]") for index, value in enumerate(values))
 
 
 def as_list(value: object, name: str, of: str) -> list:
     """A list with something in it."""
     if not isinstance(value, list) or not value:
-        raise DataError(f"The field {name} is not a list of {of}", got=described(value), expected=f"a list of {of}")
+        raise DataError(
+            f"The field {name} is not a list of {of}", got=described(value), expected=f"a list of {of}"
+        )
     return value

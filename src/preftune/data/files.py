@@ -1,7 +1,7 @@
 """Rows of one file: JSON, JSON lines, CSV, Parquet, Arrow; the text formats plain or gzipped.
 
-A fault of one row (a broken line, too few cells) comes out in the row's place, so that the caller can stop or skip; a
-fault of the file (missing, damaged, empty) is raised.
+A fault of one row (a broken line, too few cells) comes out in the row's place, so that the caller can stop or
+skip; a fault of the file (missing, damaged, empty) is raised.
 """
 
 import csv
@@ -24,7 +24,9 @@ _AROUND = 30  # characters shown on either side of a fault
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawRow:
-    """One row as it stands in its file, or what is wrong with it. JSON lines are numbered by line, others by row."""
+    """One row as it stands in its file, or what is wrong with it. JSON lines are numbered by line, others by
+    row.
+    """
 
     file: str
     number: int  # from 1
@@ -42,35 +44,52 @@ def located(file: str, number: int, error: DataError) -> DataError:
 
 
 def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
-    """The rows of one file; `split` picks the list in a .json file of one list per split, None takes the file whole."""
+    """The rows of one file; `split` picks the list in a .json file of one list per split, None takes the file
+    whole.
+    """
     suffix = suffix_of(path)
     if suffix not in (".json", ".json.gz"):
         _refuse_split(str(path), split)
     name = str(path)
     if not suffix:
-        raise DataError(f"{name}: this kind of file cannot be read", got=path.suffix or "no ending",
-                        expected=" ".join(SUFFIXES))
+        raise DataError(
+            f"{name}: this kind of file cannot be read",
+            got=path.suffix or "no ending",
+            expected=" ".join(SUFFIXES),
+        )
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{name} is empty", got="0 bytes", expected="at least one row")
         if suffix in (".parquet", ".arrow"):
             yield from _arrow_rows(path, suffix)
             return
-        with gzip.open(path, "rb") if suffix.endswith(".gz") else BufferedReader(path.open("rb", buffering=0), _BUFFER) as file:
+        with (
+            gzip.open(path, "rb")
+            if suffix.endswith(".gz")
+            else BufferedReader(path.open("rb", buffering=0), _BUFFER) as file
+        ):
             yield from _text_rows(file, name, suffix.removesuffix(".gz"), split)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: the gzip file is damaged or cut off", got=str(error), expected="a whole gzip file",
-                        do="Copy or download it again") from error
+        raise DataError(
+            f"{name}: the gzip file is damaged or cut off",
+            got=str(error),
+            expected="a whole gzip file",
+            do="Copy or download it again",
+        ) from error
     except OSError as error:
-        raise DataError(f"{name} cannot be read", got=error.strerror or str(error),
-                        expected="a readable file") from error
+        raise DataError(
+            f"{name} cannot be read", got=error.strerror or str(error), expected="a readable file"
+        ) from error
 
 
 def _refuse_split(name: str, split: str | None) -> None:
     if split not in (None, "train"):
-        raise ConfigError(f"The option split does not apply to the single file {name}", got=split,
-                          expected="a folder, a saved data set or a data set of the hub",
-                          do="Name the file of that split, and leave split out")
+        raise ConfigError(
+            f"The option split does not apply to the single file {name}",
+            got=split,
+            expected="a folder, a saved data set or a data set of the hub",
+            do="Name the file of that split, and leave split out",
+        )
 
 
 def _text_rows(file: BufferedIOBase, name: str, suffix: str, split: str | None) -> Iterator[RawRow]:
@@ -96,9 +115,15 @@ def _lines(file: BufferedIOBase, name: str) -> Iterator[tuple[int, int, bytes | 
             continue
         while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
             offset += len(line)
-        yield number, start, DataError(
-            f"{name}, row {number}: the line is too long", got=f"more than {MAX_LINE_BYTES >> 20} MiB",
-            expected="one row of text per line", do="A .json list of rows must not be called .jsonl",
+        yield (
+            number,
+            start,
+            DataError(
+                f"{name}, row {number}: the line is too long",
+                got=f"more than {MAX_LINE_BYTES >> 20} MiB",
+                expected="one row of text per line",
+                do="A .json list of rows must not be called .jsonl",
+            ),
         )
 
 
@@ -106,10 +131,12 @@ def _decoded(raw: bytes, offset: int, where: str) -> str | DataError:
     try:
         return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        near = raw[max(0, error.start - _AROUND): error.start + _AROUND]
+        near = raw[max(0, error.start - _AROUND) : error.start + _AROUND]
         return DataError(
-            f"{where}: the text is not UTF-8 at byte {offset + error.start} of the file", got=shown(near),
-            expected="UTF-8 text", do="Save the file as UTF-8",
+            f"{where}: the text is not UTF-8 at byte {offset + error.start} of the file",
+            got=shown(near),
+            expected="UTF-8 text",
+            do="Save the file as UTF-8",
         )
 
 
@@ -132,19 +159,27 @@ def _json_row(text: str, name: str, number: int) -> RawRow:
 
 def _json_fault(where: str, text: str, error: ValueError | RecursionError) -> DataError:
     if not isinstance(error, json.JSONDecodeError):  # nested too deeply, or an integer of thousands of digits
-        return DataError(f"{where}: the JSON cannot be read", got=shown(text[:_AROUND]),
-                         expected="plain nesting and numbers")
-    near = text[max(0, error.pos - _AROUND): error.pos + _AROUND]
-    return DataError(f"{where}: broken JSON ({error.msg}, character {error.pos})",
-                     got=f"{shown(near)} around the fault",
-                     expected="one whole JSON object")
+        return DataError(
+            f"{where}: the JSON cannot be read",
+            got=shown(text[:_AROUND]),
+            expected="plain nesting and numbers",
+        )
+    near = text[max(0, error.pos - _AROUND) : error.pos + _AROUND]
+    return DataError(
+        f"{where}: broken JSON ({error.msg}, character {error.pos})",
+        got=f"{shown(near)} around the fault",
+        expected="one whole JSON object",
+    )
 
 
 def _object_row(value: object, name: str, number: int) -> RawRow:
     if isinstance(value, dict):
         return RawRow(file=name, number=number, value=value)
-    fault = DataError(f"{name}, row {number}: the row is not an object", got=f"{type(value).__name__} {shown(value)}",
-                      expected="a JSON object of fields")
+    fault = DataError(
+        f"{name}, row {number}: the row is not an object",
+        got=f"{type(value).__name__} {shown(value)}",
+        expected="a JSON object of fields",
+    )
     return RawRow(file=name, number=number, value=fault)
 
 
@@ -154,8 +189,12 @@ def _object_row(value: object, name: str, number: int) -> RawRow:
 def _json_rows(file: BufferedIOBase, name: str, split: str | None) -> Iterator[RawRow]:
     raw = file.read(MAX_JSON_BYTES + 1)
     if len(raw) > MAX_JSON_BYTES:
-        raise DataError(f"{name} is too large to be read whole", got=f"more than {MAX_JSON_BYTES >> 30} GiB",
-                        expected="a smaller file", do="Write it as .jsonl, which is read row by row")
+        raise DataError(
+            f"{name} is too large to be read whole",
+            got=f"more than {MAX_JSON_BYTES >> 30} GiB",
+            expected="a smaller file",
+            do="Write it as .jsonl, which is read row by row",
+        )
     text = _decoded(raw, 0, name)
     if isinstance(text, DataError):
         raise text
@@ -190,7 +229,7 @@ def _json_list(text: str, position: int, name: str) -> Iterator[RawRow]:
         try:
             value, position = decoder.raw_decode(text, position)
             position = _after_space(text, position)
-            if text[position: position + 1] not in (",", "]"):
+            if text[position : position + 1] not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
         except (ValueError, RecursionError) as error:
             raise _json_fault(f"{name}, row {number}", text, error) from error
@@ -201,14 +240,20 @@ def _json_list(text: str, position: int, name: str) -> Iterator[RawRow]:
 
 
 def _after_space(text: str, position: int) -> int:
-    while text[position: position + 1] in (" ", "\t", "\n", "\r"):
+    while text[position : position + 1] in (" ", "\t", "\n", "\r"):
         position += 1
     return position
 
 
 def _list_inside(value: object, name: str, split: str | None) -> list:
-    lists = {key: rows for key, rows in value.items() if isinstance(rows, list)} if isinstance(value, dict) else {}
-    of_objects = {key: rows for key, rows in lists.items() if rows and all(isinstance(row, dict) for row in rows)}
+    lists = (
+        {key: rows for key, rows in value.items() if isinstance(rows, list)}
+        if isinstance(value, dict)
+        else {}
+    )
+    of_objects = {
+        key: rows for key, rows in lists.items() if rows and all(isinstance(row, dict) for row in rows)
+    }
     if split in of_objects:
         return of_objects[split]
     if len(of_objects) == 1:
@@ -216,8 +261,12 @@ def _list_inside(value: object, name: str, split: str | None) -> list:
         return next(iter(of_objects.values()))
     got = f"an object with the keys {shown(list(value))}" if isinstance(value, dict) else type(value).__name__
     do = f"The lists are {', '.join(of_objects)}: name one with the option split" if of_objects else None
-    raise DataError(f"{name}: no list of rows found", got=got,
-                    expected='a list of objects, or an object with one such list, as in {"data": [...]}', do=do)
+    raise DataError(
+        f"{name}: no list of rows found",
+        got=got,
+        expected='a list of objects, or an object with one such list, as in {"data": [...]}',
+        do=do,
+    )
 
 
 # --- tables ---
@@ -229,7 +278,9 @@ def _csv_rows(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
 
     def texts() -> Iterator[str]:
         for _, offset, line in _lines(file, name):
-            text = line if isinstance(line, DataError) else _decoded(line, offset, f"{name}, row {number + 1}")
+            text = (
+                line if isinstance(line, DataError) else _decoded(line, offset, f"{name}, row {number + 1}")
+            )
             if isinstance(text, DataError):
                 faults.append(text)
                 text = "" if isinstance(line, DataError) else line.decode("utf-8", errors="replace")
@@ -246,8 +297,11 @@ def _csv_rows(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
                 yield _csv_row(header, cells, faults, name, number)
             faults.clear()
     except csv.Error as error:
-        raise DataError(f"{name}, row {number + 1}: broken CSV", got=str(error),
-                        expected='comma-separated cells, with "" for a quote inside quotes') from error
+        raise DataError(
+            f"{name}, row {number + 1}: broken CSV",
+            got=str(error),
+            expected='comma-separated cells, with "" for a quote inside quotes',
+        ) from error
 
 
 def _header(cells: list[str], faults: list[DataError], name: str) -> list[str]:
@@ -255,8 +309,9 @@ def _header(cells: list[str], faults: list[DataError], name: str) -> list[str]:
         raise faults[0]
     repeated = [cell for cell in cells if cells.count(cell) > 1]
     if repeated:
-        raise DataError(f"{name}: a column stands twice in the first line", got=repeated[0],
-                        expected="different columns")
+        raise DataError(
+            f"{name}: a column stands twice in the first line", got=repeated[0], expected="different columns"
+        )
     return cells
 
 
@@ -264,9 +319,12 @@ def _csv_row(header: list[str], cells: list[str], faults: list[DataError], name:
     if faults:
         return RawRow(file=name, number=number, value=faults[0])
     if len(cells) != len(header):
-        fault = DataError(f"{name}, row {number}: wrong number of cells", got=str(len(cells)),
-                          expected=f"{len(header)}, one for each of {', '.join(header)}",
-                          do="Put cells that hold commas or line breaks in double quotes")
+        fault = DataError(
+            f"{name}, row {number}: wrong number of cells",
+            got=str(len(cells)),
+            expected=f"{len(header)}, one for each of {', '.join(header)}",
+            do="Put cells that hold commas or line breaks in double quotes",
+        )
         return RawRow(file=name, number=number, value=fault)
     return RawRow(file=name, number=number, value=dict(zip(header, cells, strict=True)))
 
@@ -281,8 +339,11 @@ def _arrow_rows(path: Path, suffix: str) -> Iterator[RawRow]:
                 number += 1
                 yield RawRow(file=str(path), number=number, value=value)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: the file is damaged or of another kind", got=str(error).splitlines()[0],
-                        expected=f"a whole {suffix} file") from error
+        raise DataError(
+            f"{path}: the file is damaged or of another kind",
+            got=str(error).splitlines()[0],
+            expected=f"a whole {suffix} file",
+        ) from error
 
 
 def _arrow_batches(path: Path, suffix: str):

@@ -1,4 +1,6 @@
-"""What happens to a group longer than the maximum: one explicit policy, every effect named for the count. Pure."""
+"""What happens to a group longer than the maximum: one explicit policy, every effect named for the count.
+Pure.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,8 +33,8 @@ class Fitted:
 def fit(group: Group, *, max_length: int, truncation: Truncation, bos: int | None) -> Fitted:
     """The group within `max_length` tokens of prompt and longest completion.
 
-    A group without completions must leave room for one token. A completion that was cut has no end-of-turn token.
-    Completions of equal tokens that the signal tells apart are no preference, cut or not.
+    A group without completions must leave room for one token. A completion that was cut has no end-of-turn
+    token. Completions of equal tokens that the signal tells apart are no preference, cut or not.
     """
     if 0 in group.num_scored:
         return Fitted(group=None, kind=NOTHING_SCORED)
@@ -45,7 +47,8 @@ def fit(group: Group, *, max_length: int, truncation: Truncation, bos: int | Non
         return Fitted(group=group, kind=WHOLE)
     if truncation == "error":
         raise DataError(
-            f"{group.origin}: the row is longer than max_length", got=f"{prompt} + {longest} tokens",
+            f"{group.origin}: the row is longer than max_length",
+            got=f"{prompt} + {longest} tokens",
             expected=f"at most {max_length}",
             do="Raise max_length, or set truncation to drop, cut_prompt or cut_completion",
         )
@@ -61,7 +64,7 @@ def _cut_prompt(group: Group, room: int, bos: int | None) -> Fitted:
     first = group.prompt[:1] if bos is not None and group.prompt[0] == bos else group.prompt[:0]
     if room <= len(first):
         return Fitted(group=None, kind=COMPLETIONS_TOO_LONG)
-    last = group.prompt[len(group.prompt) - room + len(first):]
+    last = group.prompt[len(group.prompt) - room + len(first) :]
     return Fitted(group=replace(group, prompt=np.concatenate([first, last])), kind=PROMPT_CUT)
 
 
@@ -76,15 +79,19 @@ def _cut_completions(group: Group, cap: int) -> Fitted:
     ends = [int(np.flatnonzero(mask[:cap])[-1]) + 1 if mask[:cap].any() else 0 for mask in masks]
     if 0 in ends:
         return Fitted(group=None, kind=NOTHING_SCORED)
-    cut = _told_apart(replace(
-        group, completions=tuple(ids[:end].copy() for ids, end in zip(group.completions, ends, strict=True)),
-        scored=tuple(mask[:end].copy() for mask, end in zip(group.scored, ends, strict=False)),
-    ))
+    cut = _told_apart(
+        replace(
+            group,
+            completions=tuple(ids[:end].copy() for ids, end in zip(group.completions, ends, strict=True)),
+            scored=tuple(mask[:end].copy() for mask, end in zip(group.scored, ends, strict=False)),
+        )
+    )
     return Fitted(group=cut, kind=COMPLETION_CUT if cut else CUT_EQUAL)
 
 
 def _told_apart(group: Group) -> Group | None:
-    """The group without pairs of equal tokens; None if nothing is left, or equal tokens have different signals.
+    """The group without pairs of equal tokens; None if nothing is left, or equal tokens have different
+    signals.
 
     What stays is in a pair, or a sample of the policy, which needs none.
     """
@@ -109,7 +116,8 @@ def take_completions(group: Group, keep: Sequence[int], pairs: Sequence[int]) ->
     """The group with only these completions and pairs (both by number), and what is known of them."""
     place = {k: index for index, k in enumerate(keep)}
     return replace(
-        group, completions=tuple(group.completions[k] for k in keep),
+        group,
+        completions=tuple(group.completions[k] for k in keep),
         scored=tuple(group.scored[k] for k in keep) if group.scored else (),
         pairs=tuple((place[i], place[j]) for i, j in (group.pairs[p] for p in pairs)),
         probabilities=tuple(group.probabilities[p] for p in pairs) if group.probabilities else (),

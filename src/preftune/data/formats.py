@@ -70,15 +70,21 @@ def detect(rows: Sequence[Row]) -> Format:
             return form
     columns = list(dict.fromkeys(str(name) for row in rows for name in row))
     known = "; ".join(f"{form.name} ({form.columns})" for form in FORMATS.values())
-    raise DataError("No format fits these rows", got="the columns " + (", ".join(columns) or "none"), expected=known,
-                    do='Name your columns with the option columns, as in {"chosen": "winner", "rejected": "loser"}')
+    raise DataError(
+        "No format fits these rows",
+        got="the columns " + (", ".join(columns) or "none"),
+        expected=known,
+        do='Name your columns with the option columns, as in {"chosen": "winner", "rejected": "loser"}',
+    )
 
 
 # --- prompts ---
 
 
 def _prompt(row: Row) -> tuple[Prompt, set[str]]:
-    """The prompt and the columns that it took. Plain text stays text unless there is a system text or a history."""
+    """The prompt and the columns that it took. Plain text stays text unless there is a system text or a
+    history.
+    """
     key = first_key(row, *_PROMPTS, "input")
     value, used = value_of(row, key), {key}
     system_key = first_key(row, "system", "system_prompt")
@@ -106,8 +112,11 @@ def _history(row: Row) -> tuple[Message, ...]:
     turns = []
     for index, pair in enumerate(as_list(row["history"], "history", "pairs of texts")):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(f"The field history[{index}] is not a pair of texts", got=described(pair),
-                            expected="[user, assistant]")
+            raise DataError(
+                f"The field history[{index}] is not a pair of texts",
+                got=described(pair),
+                expected="[user, assistant]",
+            )
         for role, content in zip(("user", "assistant"), pair, strict=True):
             turns.append(Message(role=role, content=as_text(content, f"history[{index}]")))
     return tuple(turns)
@@ -117,8 +126,11 @@ def _with_system(turns: tuple[Message, ...], system: str) -> tuple[Message, ...]
     if not system or turns[0] == Message(role="system", content=system):
         return turns
     if turns[0].role == "system":
-        raise DataError("The row has two system texts", got=f"{shown(system, 40)} and {shown(turns[0].content, 40)}",
-                        expected="one")
+        raise DataError(
+            "The row has two system texts",
+            got=f"{shown(system, 40)} and {shown(turns[0].content, 40)}",
+            expected="one",
+        )
     return (Message(role="system", content=system), *turns)
 
 
@@ -143,13 +155,17 @@ def _record(row: Row, used: set[str], prompt: Prompt, completions: Sequence[Comp
 # --- pairs ---
 
 
-def _pair(row: Row, used: set[str], prompt: Prompt, chosen: Completion, rejected: Completion) -> Record | Drop:
+def _pair(
+    row: Row, used: set[str], prompt: Prompt, chosen: Completion, rejected: Completion
+) -> Record | Drop:
     if chosen == rejected:
         return Drop(reason=EQUAL_PAIR)
     key = first_key(row, *_PROBABILITY)
     known = row.get(key) not in (None, "")  # a table has empty cells
     probabilities = (as_probability(row[key], key),) if known else ()
-    return _record(row, used | {key}, prompt, (chosen, rejected), pairs=((0, 1),), probabilities=probabilities)
+    return _record(
+        row, used | {key}, prompt, (chosen, rejected), pairs=((0, 1),), probabilities=probabilities
+    )
 
 
 def _pairs(row: Row) -> Record | Drop:
@@ -230,8 +246,11 @@ def _entries(row: Row, *number_names: str) -> tuple[str, list[Completion], list[
     texts, numbers = [], []
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
-            raise DataError(f"The field {key}[{index}] is not an object", got=described(entry),
-                            expected="a text and a number")
+            raise DataError(
+                f"The field {key}[{index}] is not an object",
+                got=described(entry),
+                expected="a text and a number",
+            )
         text, number = first_key(entry, *_TEXTS), first_key(entry, *number_names)
         texts.append(as_completion(value_of(entry, text), f"{key}[{index}].{text}"))
         numbers.append(as_reward(value_of(entry, number), f"{key}[{index}].{number}"))
@@ -246,11 +265,17 @@ def _columns_of(
     number_key = first_key(row, *number_names)
     numbers = as_list(value_of(row, number_key), number_key, "numbers")
     if len(numbers) != len(values):
-        raise DataError(f"The fields {key} and {number_key} have different lengths",
-                        got=f"{len(values)} and {len(numbers)}",
-                        expected="one number for each completion")
+        raise DataError(
+            f"The fields {key} and {number_key} have different lengths",
+            got=f"{len(values)} and {len(numbers)}",
+            expected="one number for each completion",
+        )
     texts = [as_completion(value, f"{key}[{index}]") for index, value in enumerate(values)]
-    return {key, number_key}, texts, [convert(number, f"{number_key}[{index}]") for index, number in enumerate(numbers)]
+    return (
+        {key, number_key},
+        texts,
+        [convert(number, f"{number_key}[{index}]") for index, number in enumerate(numbers)],
+    )
 
 
 def _reward_if_known(value: object, name: str) -> float | None:
@@ -263,7 +288,10 @@ def _scored(row: Row) -> Record:
         keys, texts, rewards = _columns_of(row, "rewards", "scores", convert=_reward_if_known)
     else:
         key, reward_key = first_key(row, *_COMPLETION), first_key(row, "reward", "score")
-        texts, rewards = [as_completion(value_of(row, key), key)], [as_reward(value_of(row, reward_key), reward_key)]
+        texts, rewards = (
+            [as_completion(value_of(row, key), key)],
+            [as_reward(value_of(row, reward_key), reward_key)],
+        )
         keys = {key, reward_key}
     return _record(row, used | keys, prompt, texts, rewards=tuple(rewards))
 
@@ -296,12 +324,20 @@ def _groups(row: Row) -> Record:
     count = len(texts)
     given = row.get("pairs") or [] if has(row, *_KNOWN) else value_of(row, "pairs")
     if not isinstance(given, list):
-        raise DataError("The field pairs is not a list", got=described(given), expected="a list of [chosen, rejected]")
+        raise DataError(
+            "The field pairs is not a list", got=described(given), expected="a list of [chosen, rejected]"
+        )
     pairs = tuple(as_pair(pair, f"pairs[{index}]", count) for index, pair in enumerate(given))
     return _record(
-        row, used | {key, *_KNOWN}, prompt, texts, pairs=pairs,
+        row,
+        used | {key, *_KNOWN},
+        prompt,
+        texts,
+        pairs=pairs,
         probabilities=each_of(row, "probabilities", len(pairs), as_probability),
-        labels=each_of(row, "labels", count, lambda value, name: None if value is None else as_label(value, name)),
+        labels=each_of(
+            row, "labels", count, lambda value, name: None if value is None else as_label(value, name)
+        ),
         rewards=each_of(row, "rewards", count, _reward_if_known),
         sources=each_of(row, "sources", count, as_source),
     )
@@ -320,7 +356,9 @@ def _is_group(row: Row) -> bool:
 def _has_entries(row: Row, *names: str) -> bool:
     """Whether the row's list of completions holds objects with one of these numbers."""
     entries = row.get(first_key(row, *_LISTS))
-    return isinstance(entries, list) and any(isinstance(entry, Mapping) and has(entry, *names) for entry in entries)
+    return isinstance(entries, list) and any(
+        isinstance(entry, Mapping) and has(entry, *names) for entry in entries
+    )
 
 
 def _is_pair(row: Row) -> bool:
@@ -330,27 +368,68 @@ def _is_pair(row: Row) -> bool:
 def _formats() -> tuple[Format, ...]:
     """In the order of detection: what needs more columns comes first."""
     return (
-        Format(name="sharegpt", columns="conversations, chosen, rejected", convert=_pairs,
-               matches=lambda row: has(row, "conversations") and has(row, "chosen") and has(row, "rejected")
-               and not has(row, "prompt")),
+        Format(
+            name="sharegpt",
+            columns="conversations, chosen, rejected",
+            convert=_pairs,
+            matches=lambda row: (
+                has(row, "conversations")
+                and has(row, "chosen")
+                and has(row, "rejected")
+                and not has(row, "prompt")
+            ),
+        ),
         Format(name="pairs", columns="prompt, chosen, rejected", convert=_pairs, matches=_is_pair),
-        Format(name="dialogues", columns="chosen, rejected with a shared beginning", convert=_dialogues,
-               matches=lambda row: has(row, "chosen") and has(row, "rejected")),
-        Format(name="ultrafeedback", columns="instruction, completions of {response, overall_score}",
-               convert=_ultrafeedback, matches=lambda row: has(row, *_PROMPTS) and _has_entries(row, *_SCORES)),
-        Format(name="ranked", columns="prompt, completions, ranks; or completions of {completion, rank}",
-               convert=_ranked, matches=lambda row: has(row, *_PROMPTS) and has(row, *_LISTS)
-               and (has(row, "ranks") or _has_entries(row, "rank"))),
-        Format(name="groups", columns="prompt, completions, pairs of their places; sources, probabilities, labels, rewards",
-               convert=_groups, matches=_is_group),
-        Format(name="scored", columns="prompt, completions, rewards; or prompt, completion, reward",
-               convert=_scored, matches=_is_scored),
-        Format(name="labels", columns="prompt, completion, label", convert=_labels,
-               matches=lambda row: has(row, *_PROMPTS) and has(row, *_COMPLETION) and has(row, *_LABEL)),
-        Format(name="messages_label", columns="messages, label", convert=_messages_label,
-               matches=lambda row: has(row, *_DIALOGUE) and (has(row, *_LABEL) or has(_last_turn(row), *_LABEL))),
-        Format(name="completions", columns="prompt, completion; or messages that end with the assistant",
-               convert=_completions, matches=_is_completion),
+        Format(
+            name="dialogues",
+            columns="chosen, rejected with a shared beginning",
+            convert=_dialogues,
+            matches=lambda row: has(row, "chosen") and has(row, "rejected"),
+        ),
+        Format(
+            name="ultrafeedback",
+            columns="instruction, completions of {response, overall_score}",
+            convert=_ultrafeedback,
+            matches=lambda row: has(row, *_PROMPTS) and _has_entries(row, *_SCORES),
+        ),
+        Format(
+            name="ranked",
+            columns="prompt, completions, ranks; or completions of {completion, rank}",
+            convert=_ranked,
+            matches=lambda row: (
+                has(row, *_PROMPTS) and has(row, *_LISTS) and (has(row, "ranks") or _has_entries(row, "rank"))
+            ),
+        ),
+        Format(
+            name="groups",
+            columns="prompt, completions, pairs of their places; sources, probabilities, labels, rewards",
+            convert=_groups,
+            matches=_is_group,
+        ),
+        Format(
+            name="scored",
+            columns="prompt, completions, rewards; or prompt, completion, reward",
+            convert=_scored,
+            matches=_is_scored,
+        ),
+        Format(
+            name="labels",
+            columns="prompt, completion, label",
+            convert=_labels,
+            matches=lambda row: has(row, *_PROMPTS) and has(row, *_COMPLETION) and has(row, *_LABEL),
+        ),
+        Format(
+            name="messages_label",
+            columns="messages, label",
+            convert=_messages_label,
+            matches=lambda row: has(row, *_DIALOGUE) and (has(row, *_LABEL) or has(_last_turn(row), *_LABEL)),
+        ),
+        Format(
+            name="completions",
+            columns="prompt, completion; or messages that end with the assistant",
+            convert=_completions,
+            matches=_is_completion,
+        ),
         Format(name="prompts", columns="prompt", convert=_prompts, matches=lambda row: has(row, *_PROMPTS)),
     )
 

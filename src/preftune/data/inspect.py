@@ -1,4 +1,6 @@
-"""A census of a data set before training: what was found, how long it is, and what might teach the wrong thing."""
+"""A census of a data set before training: what was found, how long it is, and what might teach the wrong
+thing.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,9 @@ _END_STYLE = "bold black on yellow"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a data set holds, rendered with one tokeniser. Counts are of records unless the name says otherwise."""
+    """What a data set holds, rendered with one tokeniser. Counts are of records unless the name says
+    otherwise.
+    """
 
     source: str
     format: str
@@ -48,7 +52,9 @@ class Inspection:
     starts_with_bos: int
     double_bos: int
     completions_ending_turn: int  # completions whose last token is the end-of-turn token
-    special_inside: int  # completions with a special token before their last token, from the text or the template
+    special_inside: (
+        int  # completions with a special token before their last token, from the text or the template
+    )
     duplicate_prompts: int
     duplicate_records: int
     identical_completions: int  # records in which two completions are equal
@@ -61,7 +67,9 @@ class Inspection:
         """Plain values for JSON, without groups and renderer."""
         names = [name for name in self.__dataclass_fields__ if name not in ("groups", "renderer")]
         values = {name: getattr(self, name) for name in names}
-        return {name: asdict(value) if isinstance(value, Lengths) else value for name, value in values.items()}
+        return {
+            name: asdict(value) if isinstance(value, Lengths) else value for name, value in values.items()
+        }
 
     def lines(self) -> list[str]:
         """The census for a terminal."""
@@ -78,21 +86,27 @@ class Inspection:
             lines += [f"{self.completions_ending_turn} completions end with the end-of-turn token"]
         if self.preferred_tokens.max and self.dispreferred_tokens.max:
             bias = self.preferred_mean - self.dispreferred_mean
-            lines += [f"preferred completions: {self.preferred_tokens}; dispreferred: {self.dispreferred_tokens}; "
-                      f"length bias {bias:+.1f} tokens on average"]
+            lines += [
+                f"preferred completions: {self.preferred_tokens}; dispreferred: {self.dispreferred_tokens}; "
+                f"length bias {bias:+.1f} tokens on average"
+            ]
         lines += [f"{count} records {kind}" for kind, count in self.fitted.items()]
         lines.append(f"{self.starts_with_bos} prompts start with BOS, {self.double_bos} with two")
         for count, what in (
             (self.special_inside, "completions hold a special token before their end"),
-            (self.duplicate_prompts, "records repeat a prompt"), (self.duplicate_records, "records repeat another"),
+            (self.duplicate_prompts, "records repeat a prompt"),
+            (self.duplicate_records, "records repeat another"),
             (self.identical_completions, "records hold equal completions"),
-            (self.reward_ties, "records hold equal rewards"), (self.num_soft, "pairs have a probability"),
+            (self.reward_ties, "records hold equal rewards"),
+            (self.num_soft, "pairs have a probability"),
         ):
             lines += [f"{count} {what}"] if count else []
         return [clean_terminal(line) for line in lines]
 
     def samples(self, count: int = 3) -> list[Text]:
-        """The first groups as coloured text: prompt tokens dim, completion tokens green, the end of the turn marked."""
+        """The first groups as coloured text: prompt tokens dim, completion tokens green, the end of the turn
+        marked.
+        """
         return [group_text(group, self.renderer) for group in self.groups[:count]]
 
 
@@ -110,35 +124,59 @@ def inspect_data(source: str | Path, tokenizer: PreTrainedTokenizerBase, options
 
 
 def _census(
-    source: str, loaded: LoadedRecords, rendered: Sequence[tuple[Record, Group]], bad: Sequence[str],
-    renderer: Renderer, options: DataOptions,
+    source: str,
+    loaded: LoadedRecords,
+    rendered: Sequence[tuple[Record, Group]],
+    bad: Sequence[str],
+    renderer: Renderer,
+    options: DataOptions,
 ) -> Inspection:
     records, groups = [record for record, _ in rendered], [group for _, group in rendered]
     completions = [ids for group in groups for ids in group.completions]
     preferred, dispreferred = _lengths_by_preference(groups)
     return Inspection(
-        source=source, format=loaded.format, template=renderer.mode, signals=available_signals(records),
-        num_rows=loaded.num_rows, num_bad=len(bad), bad_messages=tuple(bad[:5]), dropped_rows=loaded.dropped,
-        num_records=len(records), num_completions=len(completions), fitted=_fitted(groups, renderer, options),
+        source=source,
+        format=loaded.format,
+        template=renderer.mode,
+        signals=available_signals(records),
+        num_rows=loaded.num_rows,
+        num_bad=len(bad),
+        bad_messages=tuple(bad[:5]),
+        dropped_rows=loaded.dropped,
+        num_records=len(records),
+        num_completions=len(completions),
+        fitted=_fitted(groups, renderer, options),
         prompt_tokens=Lengths.of([len(group.prompt) for group in groups]),
         completion_tokens=Lengths.of([len(ids) for ids in completions]),
-        preferred_tokens=Lengths.of(preferred), dispreferred_tokens=Lengths.of(dispreferred),
-        preferred_mean=_mean(preferred), dispreferred_mean=_mean(dispreferred),
+        preferred_tokens=Lengths.of(preferred),
+        dispreferred_tokens=Lengths.of(dispreferred),
+        preferred_mean=_mean(preferred),
+        dispreferred_mean=_mean(dispreferred),
         starts_with_bos=sum(_leading_bos(group, renderer.bos) >= 1 for group in groups),
         double_bos=sum(_leading_bos(group, renderer.bos) >= 2 for group in groups),
         completions_ending_turn=sum(int(ids[-1]) == renderer.end_of_turn for ids in completions),
         special_inside=_special_inside(groups, renderer),
         duplicate_prompts=len(records) - len({record.prompt for record in records}),
         duplicate_records=len(records) - len({_content(record) for record in records}),
-        identical_completions=sum(len(set(record.completions)) < len(record.completions) for record in records),
+        identical_completions=sum(
+            len(set(record.completions)) < len(record.completions) for record in records
+        ),
         num_soft=sum(len(record.probabilities) for record in records),
         reward_ties=sum(len(set(record.rewards)) < len(record.rewards) for record in records),
-        groups=tuple(groups), renderer=renderer,
+        groups=tuple(groups),
+        renderer=renderer,
     )
 
 
 def _content(record: Record) -> tuple[object, ...]:
-    return record.prompt, record.completions, record.pairs, record.probabilities, record.labels, record.rewards
+    return (
+        record.prompt,
+        record.completions,
+        record.pairs,
+        record.probabilities,
+        record.labels,
+        record.rewards,
+    )
 
 
 def _mean(lengths: Sequence[int]) -> float:
@@ -150,7 +188,11 @@ def _fitted(groups: Sequence[Group], renderer: Renderer, options: DataOptions) -
     kinds = Counter()
     for group in groups:
         try:
-            kinds[fit(group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos).kind] += 1
+            kinds[
+                fit(
+                    group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos
+                ).kind
+            ] += 1
         except DataError:
             kinds["an error: longer than max_length"] += 1
     return dict(kinds)
@@ -185,7 +227,9 @@ def _special_inside(groups: Sequence[Group], renderer: Renderer) -> int:
     """Trajectories are not counted: the template puts special tokens around each of their turns."""
     special = np.array(sorted({*renderer.tokenizer.all_special_ids, renderer.end_of_turn}))
     single = [
-        ids for group in groups for ids, num_scored in zip(group.completions, group.num_scored, strict=True)
+        ids
+        for group in groups
+        for ids, num_scored in zip(group.completions, group.num_scored, strict=True)
         if len(ids) == num_scored
     ]
     return sum(bool(np.isin(ids[:-1], special).any()) for ids in single)
@@ -203,7 +247,9 @@ def group_text(group: Group, renderer: Renderer) -> Text:
         told = f"{len(ids)} tokens" + f", {num_scored} of them scored" * (num_scored < len(ids))
         text.append(f"\n--- completion {index + 1}{_standing(group, index)}, {told}\n", style="bold")
         mask = group.scored[index] if group.scored else np.ones(len(ids), dtype=bool)
-        for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(mask)) + 1):  # the assistant's and the others'
+        for run in np.split(
+            np.arange(len(ids)), np.flatnonzero(np.diff(mask)) + 1
+        ):  # the assistant's and the others'
             _append_tokens(text, ids[run], renderer, _COMPLETION_STYLES if mask[run[0]] else _PROMPT_STYLES)
     return text.append("\n")
 
@@ -214,7 +260,9 @@ def _standing(group: Group, index: int) -> str:
     parts += [f" probability {chance:g}" for (chosen, _), chance in known if index == chosen]
     parts += [" rejected"] if any(index == rejected for _, rejected in group.pairs) else []
     parts += [f" label {group.labels[index]:+d}"] if group.labels and group.labels[index] is not None else []
-    parts += [f" reward {group.rewards[index]:g}"] if group.rewards and group.rewards[index] is not None else []
+    parts += (
+        [f" reward {group.rewards[index]:g}"] if group.rewards and group.rewards[index] is not None else []
+    )
     parts += [f" source {SOURCES[group.sources[index]]}"] if group.sources else []
     return ",".join(parts)
 
@@ -230,7 +278,9 @@ def token_pieces(ids: np.ndarray, renderer: Renderer) -> list[str]:
     pieces, start = [], 0
     for end in range(1, len(ids) + 1):
         piece = renderer.decode(ids[start:end])
-        whole = not piece.endswith("\ufffd") or end - start >= 4 or end == len(ids)  # UTF-8 takes at most 4 bytes
+        whole = (
+            not piece.endswith("\ufffd") or end - start >= 4 or end == len(ids)
+        )  # UTF-8 takes at most 4 bytes
         pieces.append(piece if whole else "")
         start = end if whole else start
     return pieces

@@ -1,4 +1,6 @@
-"""The settings of everything between a data file and groups of tokens. Imports neither torch nor transformers."""
+"""The settings of everything between a data file and groups of tokens. Imports neither torch nor
+transformers.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -6,8 +8,18 @@ from typing import Literal, get_args
 from preftune.errors import ConfigError
 
 FormatName = Literal[
-    "auto", "sharegpt", "pairs", "dialogues", "ultrafeedback", "ranked", "groups", "scored", "labels", "messages_label",
-    "completions", "prompts",
+    "auto",
+    "sharegpt",
+    "pairs",
+    "dialogues",
+    "ultrafeedback",
+    "ranked",
+    "groups",
+    "scored",
+    "labels",
+    "messages_label",
+    "completions",
+    "prompts",
 ]
 BadRows = Literal["error", "skip"]
 Pairing = Literal["all", "best_worst"]
@@ -15,8 +27,26 @@ Template = Literal["auto", "chat", "plain"]
 Truncation = Literal["error", "drop", "cut_prompt", "cut_completion"]
 
 FIELDS = (
-    "prompt", "system", "history", "input", "chosen", "rejected", "probability", "completion", "completions", "answers",
-    "label", "reward", "rewards", "ranks", "messages", "conversations", "pairs", "probabilities", "labels", "sources",
+    "prompt",
+    "system",
+    "history",
+    "input",
+    "chosen",
+    "rejected",
+    "probability",
+    "completion",
+    "completions",
+    "answers",
+    "label",
+    "reward",
+    "rewards",
+    "ranks",
+    "messages",
+    "conversations",
+    "pairs",
+    "probabilities",
+    "labels",
+    "sources",
 )  # what `columns` can fill
 
 
@@ -29,13 +59,15 @@ class DataOptions:
         format: How the rows are laid out; auto finds it from the first rows and reports it.
         columns: Our field name to your column name, for instance {"chosen": "winner", "rejected": "loser"}.
         bad_rows: What to do with a row that cannot be used: stop with an error, or skip it and count it.
-        pairing: Which pairs (or labels) to make of the rewards of one prompt: all, or only best against worst.
+        pairing: Which pairs (or labels) to make of the rewards of one prompt: all, or only best against
+            worst.
         min_gap: Smallest difference of two rewards that makes a preference, in units of the reward.
         soft_label_temperature: Give pairs that are made of rewards the Bradley-Terry probability
             1 / (1 + exp(-gap / temperature)); in units of the reward. Without it they count as certain.
-        template: Render prompts with the tokeniser's chat template or as plain text; auto takes chat if there is one.
-        truncation: What to do with a group longer than max_length: error, drop it, cut the prompt from its left, or
-            cut the completions from their right to the same length. All but error are counted.
+        template: Render prompts with the tokeniser's chat template or as plain text; auto takes chat if there
+            is one.
+        truncation: What to do with a group longer than max_length: error, drop it, cut the prompt from its
+            left, or cut the completions from their right to the same length. All but error are counted.
         max_length: Most tokens of a prompt and its longest completion together.
         max_rows: Read at most so many rows; all rows when not given.
     """
@@ -54,32 +86,46 @@ class DataOptions:
 
     def __post_init__(self):
         for name, choices in (
-            ("format", FormatName), ("bad_rows", BadRows), ("pairing", Pairing), ("template", Template),
+            ("format", FormatName),
+            ("bad_rows", BadRows),
+            ("pairing", Pairing),
+            ("template", Template),
             ("truncation", Truncation),
         ):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(
-                    f"The data option {name} is unknown", got=getattr(self, name),
-                    expected=" | ".join(get_args(choices))
+                    f"The data option {name} is unknown",
+                    got=getattr(self, name),
+                    expected=" | ".join(get_args(choices)),
                 )
         if not self.split:
             raise ConfigError("The data option split is empty", expected='a name such as "train"')
         if not 0.0 <= self.min_gap < float("inf"):
-            raise ConfigError("The data option min_gap is out of range", got=self.min_gap, expected="a number >= 0")
+            raise ConfigError(
+                "The data option min_gap is out of range", got=self.min_gap, expected="a number >= 0"
+            )
         temperature = self.soft_label_temperature
         if temperature is not None and not 0.0 < temperature < float("inf"):
-            raise ConfigError("The data option soft_label_temperature is out of range", got=temperature,
-                              expected="a number above 0")
+            raise ConfigError(
+                "The data option soft_label_temperature is out of range",
+                got=temperature,
+                expected="a number above 0",
+            )
         if self.max_length < 2:
             raise ConfigError(
-                "The data option max_length is too small", got=self.max_length,
+                "The data option max_length is too small",
+                got=self.max_length,
                 expected="at least 2: a prompt token and a completion token",
             )
         if self.max_rows is not None and self.max_rows < 1:
-            raise ConfigError("The data option max_rows is out of range", got=self.max_rows, expected="at least 1")
+            raise ConfigError(
+                "The data option max_rows is out of range", got=self.max_rows, expected="at least 1"
+            )
         unknown = [name for name in self.columns if name not in FIELDS]
         if unknown:
             raise ConfigError(
-                "The data option columns names a field that does not exist", got=unknown[0],
-                expected="one of " + ", ".join(FIELDS), do='Write {our field: your column}, as in {"chosen": "winner"}',
+                "The data option columns names a field that does not exist",
+                got=unknown[0],
+                expected="one of " + ", ".join(FIELDS),
+                do='Write {our field: your column}, as in {"chosen": "winner"}',
             )

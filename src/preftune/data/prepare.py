@@ -20,12 +20,13 @@ from preftune.data.fit import fit
 from preftune.data.formats import DETECTION_ROWS, FORMATS, Drop, Format, detect
 from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
+from preftune.data.record_file import RecordFile
 from preftune.data.render import make_renderer
 from preftune.data.signals import Derivation, SignalName, SignalReport, derive
-from preftune.data.record_file import RecordFile
 from preftune.data.store import StoredGroups, StoreWriter, publish, read_meta, scratch_folder
 from preftune.data.store_key import stamps, store_key
 from preftune.errors import ConfigError, DataError, StorageError, storage_error
+from preftune.progress import Reporter
 from preftune.storage import cache_folder
 from preftune.types import Group, Record
 
@@ -65,13 +66,21 @@ class Prepared:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """The record of each group at the same place. They are read anew from the source each time, and fill memory."""
+        """The record of each group at the same place. They are read anew from the source each time, and fill
+        memory.
+        """
         loaded = load_records(self.report.source, self.options)
-        found = {record.origin: record for record in _with_signal(loaded.records, self.signal, self.options)[0]}
+        found = {
+            record.origin: record for record in _with_signal(loaded.records, self.signal, self.options)[0]
+        }
         origins = [group.origin for group in self.groups]
         if not all(origin in found for origin in origins):
-            raise DataError(f"{self.report.source} has changed since it was read", got="other rows", expected="the same rows",
-                            do="Start again")
+            raise DataError(
+                f"{self.report.source} has changed since it was read",
+                got="other rows",
+                expected="the same rows",
+                do="Start again",
+            )
         return tuple(found[origin] for origin in origins)
 
 
@@ -88,7 +97,8 @@ def write_bad_rows(path: str | Path, bad_rows: Sequence[BadRow]) -> None:
 
 
 class RecordReader:
-    """The usable rows of a source as records, one by one; and what became of the other rows, known once all are read.
+    """The usable rows of a source as records, one by one; and what became of the other rows, known once all
+    are read.
 
     A bad row stops with an error or is skipped, as the options say.
     """
@@ -105,7 +115,9 @@ class RecordReader:
         return self._count["rows"]
 
     def __iter__(self) -> Iterator[Record]:
-        form, rows = _format_of(self.source, _counted(read_rows(self.source, self.options), self._count), self.options)
+        form, rows = _format_of(
+            self.source, _counted(read_rows(self.source, self.options), self._count), self.options
+        )
         self.format = form.name
         for row in rows:
             result = _converted(row, form)
@@ -118,17 +130,29 @@ class RecordReader:
                 self.bad_rows.append(_bad_row(row.file, row.number, result, self.options))
         if not self.num_records:
             reasons = [f"{count} rows: {reason}" for reason, count in self.dropped.items()]
-            reasons += [f"{len(self.bad_rows)} bad rows, the first: {self.bad_rows[0].message}"] if self.bad_rows else []
-            raise DataError(f"{self.source}: no row can be used", got="; ".join(reasons),
-                            expected=f"rows of the format {form.name}")
+            reasons += (
+                [f"{len(self.bad_rows)} bad rows, the first: {self.bad_rows[0].message}"]
+                if self.bad_rows
+                else []
+            )
+            raise DataError(
+                f"{self.source}: no row can be used",
+                got="; ".join(reasons),
+                expected=f"rows of the format {form.name}",
+            )
 
 
 def load_records(source: str | Path, options: DataOptions) -> LoadedRecords:
     """All usable rows of a source as records in memory."""
     reader = RecordReader(source, options)
     records = tuple(reader)
-    return LoadedRecords(records=records, format=reader.format, num_rows=reader.num_rows, bad_rows=tuple(reader.bad_rows),
-                         dropped=dict(reader.dropped))
+    return LoadedRecords(
+        records=records,
+        format=reader.format,
+        num_rows=reader.num_rows,
+        bad_rows=tuple(reader.bad_rows),
+        dropped=dict(reader.dropped),
+    )
 
 
 def _counted(rows: Iterator[RawRow], count: Counter) -> Iterator[RawRow]:
@@ -179,11 +203,13 @@ def _converted(row: RawRow, form: Format) -> Record | Drop | DataError:
 # --- groups ---
 
 
-def prepare(source: str | Path, tokenizer: PreTrainedTokenizerBase, signal: Wanted, options: DataOptions) -> Prepared:
+def prepare(
+    source: str | Path, tokenizer: PreTrainedTokenizerBase, signal: Wanted, options: DataOptions
+) -> Prepared:
     """The groups of a source with exactly this signal.
 
-    They are kept in the cache where it is certain that the next preparation would give the same (`store_key`), else in a
-    temporary file. Memory does not grow with the rows but for some bytes of each.
+    They are kept in the cache where it is certain that the next preparation would give the same
+    (`store_key`), else in a temporary file. Memory does not grow with the rows but for some bytes of each.
     """
     key, before = store_key(str(source), tokenizer, signal, options), stamps(str(source))
     folder = None if key is None else cache_folder() / "tokens" / key
@@ -191,7 +217,9 @@ def prepare(source: str | Path, tokenizer: PreTrainedTokenizerBase, signal: Want
     if folder is not None and meta is not None:
         groups = _opened(folder, meta["certain"])
         bad = tuple(BadRow(**row) for row in meta["bad_rows"])
-        return Prepared(groups=groups, bad_rows=bad, report=DataReport.of(meta["report"]), signal=signal, options=options)
+        return Prepared(
+            groups=groups, bad_rows=bad, report=DataReport.of(meta["report"]), signal=signal, options=options
+        )
     scratch, kept = _scratch_for(folder)
     try:
         made = _Maker(str(source), signal, options, scratch)
@@ -250,7 +278,11 @@ class _Maker:
     def _fill(
         self, tokenizer: PreTrainedTokenizerBase, records: RecordFile, writer: StoreWriter
     ) -> tuple[DataReport, bool]:
-        options, reader, derivation = self.options, RecordReader(self.source, self.options), self._derivation()
+        options, reader, derivation = (
+            self.options,
+            RecordReader(self.source, self.options),
+            self._derivation(),
+        )
         for record in reader:
             records.append(record)
             if derivation is not None:
@@ -261,32 +293,59 @@ class _Maker:
             _refuse_making(self.signal, options)
         found = derivation.derived(records) if derivation is not None else self._as_they_are(records)
         first = next(found)  # what is wrong with the signal is said before what is wrong with the tokeniser
-        renderer, origins, fitted = make_renderer(tokenizer, options.template, many=True), deque[str](), Counter[str]()
+        renderer, origins, fitted = (
+            make_renderer(tokenizer, options.template, many=True),
+            deque[str](),
+            Counter[str](),
+        )
         for group in renderer.render_all(_noted(chain([first], found), origins)):
             file, _, number = origins.popleft().rpartition(":")
             if isinstance(group, DataError):
                 self.bad.append(_bad_row(file, int(number), group, options))
                 continue
-            result = fit(group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos)
+            result = fit(
+                group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos
+            )
             fitted[result.kind] += 1
             if result.group is not None:
                 writer.add(result.group)
         if not writer.num_groups:
-            got = ", ".join(f"{count} groups {kind}" for kind, count in fitted.items()) or f"{len(self.bad)} bad rows"
-            raise DataError(f"{self.source}: no group is left", got=got,
-                            expected=f"groups of at most {options.max_length} tokens",
-                            do="Raise max_length, or choose another truncation" if fitted else f"First: {self.bad[0].message}")
-        report = _report(reader, None if derivation is None else derivation.report(), writer, fitted, len(self.bad), renderer.mode)
+            got = (
+                ", ".join(f"{count} groups {kind}" for kind, count in fitted.items())
+                or f"{len(self.bad)} bad rows"
+            )
+            raise DataError(
+                f"{self.source}: no group is left",
+                got=got,
+                expected=f"groups of at most {options.max_length} tokens",
+                do="Raise max_length, or choose another truncation"
+                if fitted
+                else f"First: {self.bad[0].message}",
+            )
+        report = _report(
+            reader,
+            None if derivation is None else derivation.report(),
+            writer,
+            fitted,
+            len(self.bad),
+            renderer.mode,
+        )
         certain = derivation is not None and derivation.soft
-        writer.finish({"certain": certain, "bad_rows": [asdict(bad) for bad in self.bad], "report": report.as_dict()})
+        writer.finish(
+            {"certain": certain, "bad_rows": [asdict(bad) for bad in self.bad], "report": report.as_dict()}
+        )
         return report, certain
 
     def _derivation(self) -> Derivation | None:
         if self.signal is None or self.signal == "prompts":
             return None
         options = self.options
-        return Derivation(self.signal, pairing=options.pairing, min_gap=options.min_gap,
-                          soft_label_temperature=options.soft_label_temperature)
+        return Derivation(
+            self.signal,
+            pairing=options.pairing,
+            min_gap=options.min_gap,
+            soft_label_temperature=options.soft_label_temperature,
+        )
 
     def _as_they_are(self, records: RecordFile) -> Iterator[Record]:
         for index in range(len(records)):
@@ -295,7 +354,9 @@ class _Maker:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """No search for cycles among objects: rows make none, and looking for them again and again takes a tenth of the time."""
+    """No search for cycles among objects: rows make none, and looking for them again and again takes a tenth
+    of the time.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -314,34 +375,69 @@ def _noted(records: Iterator[Record], origins: deque[str]) -> Iterator[Record]:
 
 def prompt_only(record: Record) -> Record:
     """The record's prompt and other columns, without completions and what is known of them."""
-    return replace(record, completions=(), pairs=(), probabilities=(), labels=(), rewards=(), ended=(), sources=())
+    return replace(
+        record, completions=(), pairs=(), probabilities=(), labels=(), rewards=(), ended=(), sources=()
+    )
 
 
 def _refuse_making(signal: Wanted, options: DataOptions) -> None:
     """What says how pairs or labels are made is an error where none are."""
     if options.pairing != "all" or options.min_gap > 0 or options.soft_label_temperature is not None:
-        raise ConfigError("The data options pairing, min_gap and soft_label_temperature have no effect here",
-                          got=f"signal {signal}", expected="pairs or labels made of rewards", do="Leave them out")
+        raise ConfigError(
+            "The data options pairing, min_gap and soft_label_temperature have no effect here",
+            got=f"signal {signal}",
+            expected="pairs or labels made of rewards",
+            do="Leave them out",
+        )
 
 
 def _with_signal(
     records: tuple[Record, ...], signal: Wanted, options: DataOptions
 ) -> tuple[tuple[Record, ...], SignalReport | None]:
     if signal is not None and signal != "prompts":
-        return derive(records, signal, pairing=options.pairing, min_gap=options.min_gap,
-                      soft_label_temperature=options.soft_label_temperature)
+        return derive(
+            records,
+            signal,
+            pairing=options.pairing,
+            min_gap=options.min_gap,
+            soft_label_temperature=options.soft_label_temperature,
+        )
     return (tuple(map(prompt_only, records)) if signal == "prompts" else records), None
 
 
 def _report(
-    reader: RecordReader, derived: SignalReport | None, writer: StoreWriter, fitted: Mapping[str, int], num_bad: int,
+    reader: RecordReader,
+    derived: SignalReport | None,
+    writer: StoreWriter,
+    fitted: Mapping[str, int],
+    num_bad: int,
     mode: Literal["chat", "plain"],
 ) -> DataReport:
     completions = sum(writer.completions)
     return DataReport(
-        source=reader.source, format=reader.format, template=mode, num_rows=reader.num_rows, num_bad=num_bad,
-        dropped_rows=dict(reader.dropped), derived=derived, fitted=dict(fitted), num_groups=writer.num_groups,
-        num_completions=len(writer.completions), num_pairs=writer.num_pairs, num_tokens=sum(writer.prompts) + completions,
-        num_context=completions - writer.num_scored, prompt_tokens=Lengths.of(writer.prompts),
+        source=reader.source,
+        format=reader.format,
+        template=mode,
+        num_rows=reader.num_rows,
+        num_bad=num_bad,
+        dropped_rows=dict(reader.dropped),
+        derived=derived,
+        fitted=dict(fitted),
+        num_groups=writer.num_groups,
+        num_completions=len(writer.completions),
+        num_pairs=writer.num_pairs,
+        num_tokens=sum(writer.prompts) + completions,
+        num_context=completions - writer.num_scored,
+        prompt_tokens=Lengths.of(writer.prompts),
         completion_tokens=Lengths.of(writer.completions),
     )
+
+
+def load_prompts(source: str, options: DataOptions, report: Reporter) -> Sequence[Record]:
+    """The records of a file without their completions; rows that were skipped are counted."""
+    loaded = load_records(source, options)
+    if loaded.bad_rows:
+        report.note(
+            f"skipped {len(loaded.bad_rows)} rows that cannot be used, the first: {loaded.bad_rows[0].message}"
+        )
+    return [prompt_only(record) for record in loaded.records]

@@ -37,8 +37,11 @@ def _rows_of(source: str, split: str) -> Iterator[RawRow]:
         return read_file(path, split)
     if _HUB_ID.fullmatch(source) and not suffix_of(path):
         return _hub_rows(source, split)
-    raise DataError(f"{source} does not exist", got="no such file or folder",
-                    expected="a file (" + " ".join(SUFFIXES) + "), a folder, or a hub id such as owner/name")
+    raise DataError(
+        f"{source} does not exist",
+        got="no such file or folder",
+        expected="a file (" + " ".join(SUFFIXES) + "), a folder, or a hub id such as owner/name",
+    )
 
 
 def _renamed(row: RawRow, columns: dict[str, str]) -> RawRow:
@@ -47,8 +50,11 @@ def _renamed(row: RawRow, columns: dict[str, str]) -> RawRow:
         return row
     missing = [column for column in columns.values() if column not in row.value]
     if missing:
-        fault = DataError(f"{row.file}, row {row.number}: the column {missing[0]} named in columns is not there",
-                          got="the columns " + ", ".join(row.value), expected=f"a column {missing[0]}")
+        fault = DataError(
+            f"{row.file}, row {row.number}: the column {missing[0]} named in columns is not there",
+            got="the columns " + ", ".join(row.value),
+            expected=f"a column {missing[0]}",
+        )
         return RawRow(file=row.file, number=row.number, value=fault)
     taken = set(columns.values())
     value = {name: cell for name, cell in row.value.items() if name not in taken}
@@ -61,13 +67,19 @@ def _renamed(row: RawRow, columns: dict[str, str]) -> RawRow:
 
 def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
     files = sorted(
-        path for path in folder.rglob("*")
-        if suffix_of(path) and path.is_file() and path.name not in _NOT_DATA
+        path
+        for path in folder.rglob("*")
+        if suffix_of(path)
+        and path.is_file()
+        and path.name not in _NOT_DATA
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
-        raise DataError(f"The folder {folder} holds no data files", got=shown([path.name for path in folder.iterdir()]),
-                        expected="files ending in " + " ".join(SUFFIXES))
+        raise DataError(
+            f"The folder {folder} holds no data files",
+            got=shown([path.name for path in folder.iterdir()]),
+            expected="files ending in " + " ".join(SUFFIXES),
+        )
     for path in _of_split(folder, files, split):
         yield from read_file(path, None)
 
@@ -83,8 +95,11 @@ def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
     others = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(_OTHER_SPLITS)})(?![A-Za-z0-9])")
     if split == "train" and not any(others.search(name) for name in names.values()):
         return files
-    raise DataError(f"The folder {folder} has no file of the split {split}", got=shown(list(names.values()), 300),
-                    expected=f"files with {split} in their name")
+    raise DataError(
+        f"The folder {folder} has no file of the split {split}",
+        got=shown(list(names.values()), 300),
+        expected=f"files with {split} in their name",
+    )
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
@@ -99,14 +114,20 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
             splits = [json.loads((folder / "state.json").read_text(encoding="utf-8")).get("_split"), "train"]
             path = folder
         if split not in splits:
-            raise DataError(f"{folder} has no split {split}", got=shown([name for name in splits if name]),
-                            expected="one of these splits")
+            raise DataError(
+                f"{folder} has no split {split}",
+                got=shown([name for name in splits if name]),
+                expected="one of these splits",
+            )
         rows = datasets.load_from_disk(str(path))
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{folder}: the saved data set is damaged", got=f"{type(error).__name__}: {error}",
-                        expected="a folder written by save_to_disk") from error
+        raise DataError(
+            f"{folder}: the saved data set is damaged",
+            got=f"{type(error).__name__}: {error}",
+            expected="a folder written by save_to_disk",
+        ) from error
     for number, row in enumerate(rows, start=1):
         yield RawRow(file=str(path), number=number, value=dict(row))
 
@@ -157,8 +178,18 @@ def _hub_error(source: str, error: Exception) -> DataError:
     elif isinstance(error, HfHubHTTPError):
         what, do = f"The hub does not give the data set {source}", "Check the name and your access, or "
     elif isinstance(error, ValueError):
-        what, do = f"The data set {source} of the hub cannot be loaded", "Write owner/name:config to choose, or "
+        what, do = (
+            f"The data set {source} of the hub cannot be loaded",
+            "Write owner/name:config to choose, or ",
+        )
     else:
-        what, do = f"{source} is neither a local file or folder, nor could the hub be reached", "Check the name, or "
-    return DataError(what, got=first, expected="a data set of the hub without a script",
-                     do=do + "name a local file or folder")
+        what, do = (
+            f"{source} is neither a local file or folder, nor could the hub be reached",
+            "Check the name, or ",
+        )
+    return DataError(
+        what,
+        got=first,
+        expected="a data set of the hub without a script",
+        do=do + "name a local file or folder",
+    )

@@ -18,7 +18,8 @@ _READ = 1 << 16  # bytes that are read at once: records are asked for in their o
 
 
 class RecordFile:
-    """Records in a temporary file without a name, which is gone with the process: written once, then read by number.
+    """Records in a temporary file without a name, which is gone with the process: written once, then read by
+    number.
 
     In memory stay eight bytes of each record.
     """
@@ -61,19 +62,46 @@ class RecordFile:
 
 def _packed(record: Record) -> tuple:
     """Plain tuples, which are much quicker to write and read than objects."""
-    prompt = record.prompt if isinstance(record.prompt, str) else [(turn.role, turn.content) for turn in record.prompt]
-    texts = [text if isinstance(text, str) else [(turn.role, turn.content) for turn in text] for text in record.completions]
-    return (prompt, texts, record.pairs, record.probabilities, record.labels, record.rewards, record.ended, record.sources,
-            record.origin, dict(record.columns))  # fmt: skip
+    prompt = (
+        record.prompt
+        if isinstance(record.prompt, str)
+        else [(turn.role, turn.content) for turn in record.prompt]
+    )
+    texts = [
+        text if isinstance(text, str) else [(turn.role, turn.content) for turn in text]
+        for text in record.completions
+    ]
+    return (
+        prompt,
+        texts,
+        record.pairs,
+        record.probabilities,
+        record.labels,
+        record.rewards,
+        record.ended,
+        record.sources,
+        record.origin,
+        dict(record.columns),
+    )
 
 
 def _unpacked(values: tuple) -> Record:
     prompt, texts, pairs, probabilities, labels, rewards, ended, sources, origin, columns = values
-    completions: tuple[Completion, ...] = tuple([text if isinstance(text, str) else _turns(text) for text in texts])
+    completions: tuple[Completion, ...] = tuple(
+        [text if isinstance(text, str) else _turns(text) for text in texts]
+    )
     return Record(
-        prompt=prompt if isinstance(prompt, str) else _turns(prompt), completions=completions, pairs=pairs,
-        probabilities=probabilities, labels=labels, rewards=rewards, ended=ended, sources=sources, origin=origin, columns=columns,
-    )  # fmt: skip
+        prompt=prompt if isinstance(prompt, str) else _turns(prompt),
+        completions=completions,
+        pairs=pairs,
+        probabilities=probabilities,
+        labels=labels,
+        rewards=rewards,
+        ended=ended,
+        sources=sources,
+        origin=origin,
+        columns=columns,
+    )
 
 
 def _turns(values: Sequence[tuple[str, str]]) -> tuple[Message, ...]:

@@ -16,8 +16,11 @@ from preftune.errors import ConfigError, DataError
 from preftune.types import SOURCES, Completion, Record
 
 SignalName = Literal["pairs", "labels", "rewards", "hybrid"]
-_ORDER = {"pairs": ("pairs", "rewards", "labels"), "labels": ("labels", "rewards", "pairs"),
-          "rewards": ("rewards", "labels", "pairs")}  # what a signal is made of, the best first
+_ORDER = {
+    "pairs": ("pairs", "rewards", "labels"),
+    "labels": ("labels", "rewards", "pairs"),
+    "rewards": ("rewards", "labels", "pairs"),
+}  # what a signal is made of, the best first
 _EQUAL = 1e-9  # of the spread of a group: a reward so near the mean is on neither side of it
 
 
@@ -58,22 +61,30 @@ class _Found:
 
 
 def derive(
-    records: Sequence[Record], signal: SignalName, *, pairing: Pairing = "all", min_gap: float = 0.0,
+    records: Sequence[Record],
+    signal: SignalName,
+    *,
+    pairing: Pairing = "all",
+    min_gap: float = 0.0,
     soft_label_temperature: float | None = None,
 ) -> tuple[tuple[Record, ...], SignalReport]:
     """Records that hold exactly the signal, and what became of the others.
 
-    Pairs come from pairs, else from rewards (gap above 0 and at least `min_gap`; ties are no preference), else from
-    labels (every +1 against every -1). Labels come from labels, else from rewards (under "all" above the mean of the
-    prompt against below it, under "best_worst" only these two), else from pairs. Rewards come from rewards, else from
-    labels (1 and 0), else from pairs (1 and 0). Hybrid is the pairs, and the policy's completions that are in none; every
-    record must say who wrote its completions. Where completions of one prompt must be compared and stand in several
-    records, these are merged first; the merged record keeps the first one's origin and columns.
+    Pairs come from pairs, else from rewards (gap above 0 and at least `min_gap`; ties are no preference),
+    else from labels (every +1 against every -1). Labels come from labels, else from rewards (under "all"
+    above the mean of the prompt against below it, under "best_worst" only these two), else from pairs.
+    Rewards come from rewards, else from labels (1 and 0), else from pairs (1 and 0). Hybrid is the pairs, and
+    the policy's completions that are in none; every record must say who wrote its completions. Where
+    completions of one prompt must be compared and stand in several records, these are merged first; the
+    merged record keeps the first one's origin and columns.
 
-    A pair has a probability if its record gives one, or by `soft_label_temperature` if it is made of rewards. Where some
-    pairs have one, the others get 1; so either all records have probabilities or none, however a step is cut.
+    A pair has a probability if its record gives one, or by `soft_label_temperature` if it is made of rewards.
+    Where some pairs have one, the others get 1; so either all records have probabilities or none, however a
+    step is cut.
     """
-    derivation = Derivation(signal, pairing=pairing, min_gap=min_gap, soft_label_temperature=soft_label_temperature)
+    derivation = Derivation(
+        signal, pairing=pairing, min_gap=min_gap, soft_label_temperature=soft_label_temperature
+    )
     for record in records:
         derivation.add(record)
     kept = list(derivation.derived(records))
@@ -81,19 +92,30 @@ def derive(
 
 
 class Derivation:
-    """`derive` for records that do not fit in memory: `add` tells of each record, `derived` then takes them one by one.
+    """`derive` for records that do not fit in memory: `add` tells of each record, `derived` then takes them
+    one by one.
 
-    What is left to do with its records is `_certain_elsewhere`, if any of them has a probability (`soft`): whether one has is
-    known at the end.
+    What is left to do with its records is `_certain_elsewhere`, if any of them has a probability (`soft`):
+    whether one has is known at the end.
     """
 
     def __init__(
-        self, signal: SignalName, *, pairing: Pairing = "all", min_gap: float = 0.0, soft_label_temperature: float | None = None
+        self,
+        signal: SignalName,
+        *,
+        pairing: Pairing = "all",
+        min_gap: float = 0.0,
+        soft_label_temperature: float | None = None,
     ) -> None:
         self.signal: SignalName = signal
         self.making = _Making(pairing=pairing, min_gap=min_gap, temperature=soft_label_temperature)
         self.soft = False
-        self._sources, self._dropped, self._left_out, self._labels = Counter(), Counter(), Counter(), Counter()
+        self._sources, self._dropped, self._left_out, self._labels = (
+            Counter(),
+            Counter(),
+            Counter(),
+            Counter(),
+        )
         self._counts = Counter()
         self._unwritten = ""  # origin of the first record that does not say who wrote its completions
         self._places = Places()
@@ -141,10 +163,16 @@ class Derivation:
     def report(self) -> SignalReport:
         """What was made, once all records are derived."""
         return SignalReport(
-            signal=self.signal, sources=dict(self._sources), merged=self._counts["merged"], dropped=dict(self._dropped),
+            signal=self.signal,
+            sources=dict(self._sources),
+            merged=self._counts["merged"],
+            dropped=dict(self._dropped),
             left_out={reason: count for reason, count in self._left_out.items() if count},
-            num_pairs=self._counts["pairs"], num_samples=self._counts["samples"], num_soft=self._counts["probabilities"],
-            num_preferred=self._labels[1], num_dispreferred=self._labels[-1],
+            num_pairs=self._counts["pairs"],
+            num_samples=self._counts["samples"],
+            num_soft=self._counts["probabilities"],
+            num_preferred=self._labels[1],
+            num_dispreferred=self._labels[-1],
         )
 
 
@@ -158,9 +186,12 @@ class Indexed(Protocol):
 
 
 def _not_written(origin: str) -> DataError:
-    return DataError(f"{origin}: the row does not say who wrote its completions", got="no column sources",
-                     expected="one of " + ", ".join(SOURCES) + " for each completion",
-                     do="Write rows of prompt, completions, pairs and sources")
+    return DataError(
+        f"{origin}: the row does not say who wrote its completions",
+        got="no column sources",
+        expected="one of " + ", ".join(SOURCES) + " for each completion",
+        do="Write rows of prompt, completions, pairs and sources",
+    )
 
 
 def _num_samples(record: Record) -> int:
@@ -171,11 +202,15 @@ def _certain_elsewhere(records: Sequence[Record]) -> Sequence[Record]:
     """The records as they are if none has probabilities; else those without get 1 for each pair."""
     if not any(record.probabilities for record in records):
         return records
-    return [replace(record, probabilities=record.probabilities or (1.0,) * len(record.pairs)) for record in records]
+    return [
+        replace(record, probabilities=record.probabilities or (1.0,) * len(record.pairs))
+        for record in records
+    ]
 
 
 def available_signals(records: Sequence[Record]) -> tuple[SignalName, ...]:
     """The signals that `derive` can make of these records."""
+
     def gives(signal: SignalName) -> bool:
         if signal == "hybrid" and any(len(record.sources) != len(record.completions) for record in records):
             return False
@@ -202,24 +237,32 @@ def _made(signal: SignalName) -> Literal["pairs", "labels", "rewards"]:
 
 
 def _check_applies(sources: Counter[str], signal: SignalName, making: _Making) -> None:
-    """Options that say what becomes of rewards are an error where no rewards are turned into what they speak of."""
-    given = {"pairing": making.pairing != "all", "min_gap": making.min_gap > 0,
-             "soft_label_temperature": making.temperature is not None}
+    """Options that say what becomes of rewards are an error where no rewards are turned into what they speak
+    of.
+    """
+    given = {
+        "pairing": making.pairing != "all",
+        "min_gap": making.min_gap > 0,
+        "soft_label_temperature": making.temperature is not None,
+    }
     for option in (name for name, is_given in given.items() if is_given):
         soft = option == "soft_label_temperature"
         speaks_of = ("pairs",) if soft else ("pairs", "labels")
         if (signal if soft else _made(signal)) not in speaks_of or not sources["rewards"]:
             made_of = ", ".join(name for name in sources if name != "nothing") or "nothing"
             raise ConfigError(
-                f"The data option {option} has no effect here", got=f"{signal} made of {made_of}",
-                expected=" or ".join(speaks_of) + " made of rewards", do=f"Leave {option} out, or give data with rewards",
+                f"The data option {option} has no effect here",
+                got=f"{signal} made of {made_of}",
+                expected=" or ".join(speaks_of) + " made of rewards",
+                do=f"Leave {option} out, or give data with rewards",
             )
 
 
 def merge(records: Sequence[Record], signal: SignalName) -> list[Record]:
     """Records with records of the same prompt joined, where the signal compares completions across them.
 
-    Pairs are never joined to make pairs, nor labels to make labels. Rewards are joined only when each record has one
+    Pairs are never joined to make pairs, nor labels to make labels. Rewards are joined only when each record
+    has one
     completion: the rewards (or ranks) of a group are comparable within the group only.
     """
     order: dict[object, list[Record]] = {}
@@ -245,9 +288,16 @@ def _joined(group: Sequence[Record]) -> Record:
     completions = tuple(completion for record in group for completion in record.completions)
     ended = tuple(flag for record in group for flag in record.ended or (True,) * len(record.completions))
     sources = tuple(source for record in group for source in record.sources)
-    return replace(group[0], completions=completions, pairs=tuple(pairs), probabilities=tuple(probabilities),
-                   labels=tuple(labels), rewards=tuple(rewards), ended=() if all(ended) else ended,
-                   sources=sources if len(sources) == len(completions) else ())
+    return replace(
+        group[0],
+        completions=completions,
+        pairs=tuple(pairs),
+        probabilities=tuple(probabilities),
+        labels=tuple(labels),
+        rewards=tuple(rewards),
+        ended=() if all(ended) else ended,
+        sources=sources if len(sources) == len(completions) else (),
+    )
 
 
 # --- what one record yields ---
@@ -262,7 +312,9 @@ def _find(record: Record, signal: SignalName, making: _Making) -> _Found:
     if signal == "hybrid":
         return replace(_find_pairs(record, source, making), probabilities=())
     if signal == source:
-        return _Found(values=record.labels if signal == "labels" else record.rewards, left_out=f"no {signal[:-1]}")
+        return _Found(
+            values=record.labels if signal == "labels" else record.rewards, left_out=f"no {signal[:-1]}"
+        )
     if source == "rewards":
         return _labels_of_rewards(record, making)
     found = _unified_labels(record, _labels_of_pairs(record) if source == "pairs" else record.labels)
@@ -288,7 +340,11 @@ def _find_pairs(record: Record, source: str, making: _Making) -> _Found:
     gaps = {pair: gap for pair, gap in gaps.items() if gap > 0 and gap >= making.min_gap}
     scale = making.temperature
     probabilities = () if scale is None else tuple(1 / (1 + math.exp(-gap / scale)) for gap in gaps.values())
-    reason = "best and worst are equal texts" if making.pairing == "best_worst" else "equal texts with different rewards"
+    reason = (
+        "best and worst are equal texts"
+        if making.pairing == "best_worst"
+        else "equal texts with different rewards"
+    )
     return _told_apart(record, tuple(gaps), probabilities, reason)
 
 
@@ -298,8 +354,12 @@ def _told_apart(
     """The pairs whose two texts differ, each with its probability if there are any."""
     texts = record.completions
     keep = [p for p, (i, j) in enumerate(pairs) if texts[i] != texts[j]]
-    return _Found(pairs=tuple(pairs[p] for p in keep), reason=reason, left_out="in no pair",
-                  probabilities=tuple(probabilities[p] for p in keep) if probabilities else ())
+    return _Found(
+        pairs=tuple(pairs[p] for p in keep),
+        reason=reason,
+        left_out="in no pair",
+        probabilities=tuple(probabilities[p] for p in keep) if probabilities else (),
+    )
 
 
 def _known_rewards(record: Record) -> dict[int, float]:
@@ -337,11 +397,15 @@ def _labels_of_rewards(record: Record, making: _Making) -> _Found:
 
 
 def _labels_of_pairs(record: Record) -> list[int | None]:
-    """+1 where only ever chosen, -1 where only ever rejected; by text, as one text may stand in several pairs."""
+    """+1 where only ever chosen, -1 where only ever rejected; by text, as one text may stand in several
+    pairs.
+    """
     chosen = {record.completions[i] for i, _ in record.pairs}
     rejected = {record.completions[j] for _, j in record.pairs}
-    label = {text: None if (text in chosen) == (text in rejected) else 1 if text in chosen else -1
-             for text in record.completions}
+    label = {
+        text: None if (text in chosen) == (text in rejected) else 1 if text in chosen else -1
+        for text in record.completions
+    }
     return [label[text] for text in record.completions]
 
 
@@ -357,8 +421,11 @@ def _unified_labels(record: Record, labels: Sequence[int | None]) -> _Found:
         values.append(label if once else None)
         if once:
             signs[text] = set()
-    return _Found(values=tuple(values), reason="every completion is both chosen and rejected",
-                  left_out="a repeated text, or both chosen and rejected")
+    return _Found(
+        values=tuple(values),
+        reason="every completion is both chosen and rejected",
+        left_out="a repeated text, or both chosen and rejected",
+    )
 
 
 # --- the record with its signal ---
@@ -367,7 +434,11 @@ def _unified_labels(record: Record, labels: Sequence[int | None]) -> _Found:
 def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | None:
     """The record with this signal only and the completions that take part in it; None if there are none."""
     if _made(signal) == "pairs":
-        samples = {k for k, source in enumerate(record.sources) if source == "policy"} if signal == "hybrid" else set()
+        samples = (
+            {k for k, source in enumerate(record.sources) if source == "policy"}
+            if signal == "hybrid"
+            else set()
+        )
         keep = sorted({k for pair in found.pairs for k in pair} | samples)
     else:
         keep = [k for k, value in enumerate(found.values) if value is not None]
@@ -376,19 +447,32 @@ def _with_signal(record: Record, signal: SignalName, found: _Found) -> Record | 
     place = {k: index for index, k in enumerate(keep)}
     values = [found.values[k] for k in keep] if found.values else []
     known = {
-        "pairs": tuple((place[i], place[j]) for i, j in found.pairs), "probabilities": found.probabilities,
+        "pairs": tuple((place[i], place[j]) for i, j in found.pairs),
+        "probabilities": found.probabilities,
         "labels": tuple(int(value) for value in values if value is not None) if signal == "labels" else (),
-        "rewards": tuple(float(value) for value in values if value is not None) if signal == "rewards" else (),
+        "rewards": tuple(float(value) for value in values if value is not None)
+        if signal == "rewards"
+        else (),
         "sources": tuple(record.sources[k] for k in keep) if signal == "hybrid" else (),
-    }  # fmt: skip
-    if len(keep) == len(record.completions) and all(getattr(record, name) == value for name, value in known.items()):
+    }
+    if len(keep) == len(record.completions) and all(
+        getattr(record, name) == value for name, value in known.items()
+    ):
         return record
-    return replace(record, completions=tuple(record.completions[k] for k in keep),
-                   ended=tuple(record.ended[k] for k in keep) if record.ended else (), **known)
+    return replace(
+        record,
+        completions=tuple(record.completions[k] for k in keep),
+        ended=tuple(record.ended[k] for k in keep) if record.ended else (),
+        **known,
+    )
 
 
 def _nothing_left(records: Sequence[Record], signal: SignalName, dropped: Mapping[str, int]) -> DataError:
     reasons = ", ".join(f"{count} records: {reason}" for reason, count in dropped.items()) or "no records"
     others = ", ".join(available_signals(records)) or "none"
-    return DataError(f"The data give no {signal}", got=reasons, expected=f"at least one record with {signal}",
-                     do=f"Signals that these data can give: {others}")
+    return DataError(
+        f"The data give no {signal}",
+        got=reasons,
+        expected=f"at least one record with {signal}",
+        do=f"Signals that these data can give: {others}",
+    )

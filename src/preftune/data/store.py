@@ -1,8 +1,9 @@
 """Groups of token ids on disk: written one after another, read by number. Memory holds 16 bytes of each.
 
-Three files: `tokens`, the int32 ids of all groups, prompt and completions one after another (an id that is not scored is kept
-as its complement, a negative number); `heads`, a line of JSON for each group with lengths, signal and origin; `index`, where both
-end. They are read by position and not mapped: pages of a mapped file that were once read count as the process's own memory.
+Three files: `tokens`, the int32 ids of all groups, prompt and completions one after another (an id that is
+not scored is kept as its complement, a negative number); `heads`, a line of JSON for each group with lengths,
+signal and origin; `index`, where both end. They are read by position and not mapped: pages of a mapped file
+that were once read count as the process's own memory.
 """
 
 import hashlib
@@ -38,7 +39,9 @@ class StoreWriter:
         self.folder = folder
         self.prompts, self.completions = array("i"), array("i")  # lengths in tokens
         self.num_pairs = self.num_scored = self.num_groups = 0
-        self._tokens, self._heads = ((folder / name).open("wb", buffering=_BUFFER) for name in ("tokens", "heads"))
+        self._tokens, self._heads = (
+            (folder / name).open("wb", buffering=_BUFFER) for name in ("tokens", "heads")
+        )
         self._index = (folder / "index").open("wb", buffering=_BUFFER)
         self._ends = [0, 0]
 
@@ -46,12 +49,26 @@ class StoreWriter:
         """One more group, whose tokens nobody has sampled."""
         completions = group.completions
         if group.scored:
-            completions = [np.where(mask, ids, ~ids) for ids, mask in zip(group.completions, group.scored, strict=True)]
+            completions = [
+                np.where(mask, ids, ~ids) for ids, mask in zip(group.completions, group.scored, strict=True)
+            ]
         tokens = b"".join(ids.astype("<i4", copy=False).tobytes() for ids in (group.prompt, *completions))
         lengths = [len(ids) for ids in group.completions]
-        head = _JSON.encode([
-            len(group.prompt), lengths, group.pairs, group.probabilities, group.labels, group.rewards, group.sources, group.origin,
-        ]).encode() + b"\n"  # fmt: skip
+        head = (
+            _JSON.encode(
+                [
+                    len(group.prompt),
+                    lengths,
+                    group.pairs,
+                    group.probabilities,
+                    group.labels,
+                    group.rewards,
+                    group.sources,
+                    group.origin,
+                ]
+            ).encode()
+            + b"\n"
+        )
         self._tokens.write(tokens)
         self._heads.write(head)
         self._ends = [self._ends[0] + len(tokens), self._ends[1] + len(head)]
@@ -90,7 +107,9 @@ def read_meta(folder: Path) -> dict | None:
 
 
 class StoredGroups(Sequence[Group]):
-    """The groups of a store, each made when it is asked for. The files stay open, so they may be unlinked meanwhile."""
+    """The groups of a store, each made when it is asked for. The files stay open, so they may be unlinked
+    meanwhile.
+    """
 
     def __init__(self, folder: Path, certain: bool):
         """With `certain`, pairs without a probability have 1."""
@@ -113,7 +132,9 @@ class StoredGroups(Sequence[Group]):
         place = range(len(self))[index]
         start = self._ends[place - 1] if place else np.zeros(2, dtype=np.int64)
         (tokens, head), end = map(int, start), self._ends[place]
-        ids = np.frombuffer(os.pread(self._tokens, int(end[0]) - tokens, tokens), dtype="<i4").astype(np.int32)
+        ids = np.frombuffer(os.pread(self._tokens, int(end[0]) - tokens, tokens), dtype="<i4").astype(
+            np.int32
+        )
         return _group(ids, json.loads(os.pread(self._heads, int(end[1]) - head, head)), self._certain)
 
 
@@ -129,9 +150,14 @@ def _group(ids: np.ndarray, head: list, certain: bool) -> Group:
     return Group(
         prompt=ids[:prompt],
         completions=tuple(np.where(part < 0, ~part, part) for part in parts) if some_read else tuple(parts),
-        scored=tuple(part >= 0 for part in parts) if some_read else (), pairs=tuple((i, j) for i, j in pairs),
-        probabilities=tuple(probabilities), labels=tuple(labels), rewards=tuple(rewards), sources=tuple(sources), origin=origin,
-    )  # fmt: skip
+        scored=tuple(part >= 0 for part in parts) if some_read else (),
+        pairs=tuple((i, j) for i, j in pairs),
+        probabilities=tuple(probabilities),
+        labels=tuple(labels),
+        rewards=tuple(rewards),
+        sources=tuple(sources),
+        origin=origin,
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -187,7 +213,9 @@ def scratch_folder() -> Path:
 
 
 def publish(scratch: Path, folder: Path) -> None:
-    """Move a finished store to its place. Whoever comes second finds the same store there; a damaged one gives way."""
+    """Move a finished store to its place. Whoever comes second finds the same store there; a damaged one
+    gives way.
+    """
     try:
         for _ in range(2):
             try:
@@ -205,4 +233,3 @@ def publish(scratch: Path, folder: Path) -> None:
             shutil.rmtree(broken, ignore_errors=True)
     except OSError as error:
         raise storage_error("write the token store", folder, error) from error
-

@@ -19,11 +19,14 @@ _NOT_ALWAYS_THE_SAME = re.compile(r"strftime_now|random|lipsum")  # in a templat
 _PIECE = 1 << 20  # bytes
 
 
-def store_key(source: str, tokenizer: PreTrainedTokenizerBase, signal: str | None, options: DataOptions) -> str | None:
-    """A digest of the source's name and content, the tokeniser, its template, the options, the code and its libraries.
+def store_key(
+    source: str, tokenizer: PreTrainedTokenizerBase, signal: str | None, options: DataOptions
+) -> str | None:
+    """A digest of the source's name and content, the tokeniser, its template, the options, the code and its
+    libraries.
 
-    None where one of them cannot be told: a source that is no file or folder, a tokeniser that is not made of data alone, a
-    template that does not always write the same.
+    None where one of them cannot be told: a source that is no file or folder, a tokeniser that is not made of
+    data alone, a template that does not always write the same.
     """
     told = _told_tokenizer(tokenizer)
     paths = source_files(source)
@@ -48,7 +51,11 @@ def source_files(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
-    return sorted(file for file in path.rglob("*") if suffix_of(file) and file.is_file()) if path.is_dir() else []
+    return (
+        sorted(file for file in path.rglob("*") if suffix_of(file) and file.is_file())
+        if path.is_dir()
+        else []
+    )
 
 
 def stamps(source: str) -> list[tuple[str, int, int]]:
@@ -69,7 +76,13 @@ def _told_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...] | 
     except Exception:  # a step of the user's own, written in Python, cannot be told
         return None
     specials = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    return (kind.__qualname__, template, specials, tokenizer.split_special_tokens, hashlib.blake2b(engine.encode()).hexdigest())
+    return (
+        kind.__qualname__,
+        template,
+        specials,
+        tokenizer.split_special_tokens,
+        hashlib.blake2b(engine.encode()).hexdigest(),
+    )
 
 
 @cache

@@ -8,8 +8,8 @@ from preftune.measures.coverage import Nearness, RewardPeak
 from preftune.measures.faults import FAULTS, Fault
 from preftune.measures.noise import Agreement, Contradictions
 from preftune.measures.overlap import LengthBias, PairOverlap
-from preftune.text import interval_text, percent, plural, value_text
 from preftune.stats import Interval
+from preftune.text import interval_text, percent, plural, value_text
 
 Verdict = Literal["good", "look at this", "mend this"]
 
@@ -23,7 +23,9 @@ class Bound:
     reason: str
 
     def verdict(self, value: float, mildest: float | None = None) -> Verdict:
-        """`mildest` is the end of the number's interval that says least: what is to be mended lies beyond `look` there, too."""
+        """`mildest` is the end of the number's interval that says least: what is to be mended lies beyond
+        `look` there, too.
+        """
         certain = mildest is None or mildest > self.look
         if self.mend is not None and value >= self.mend and certain:
             return "mend this"
@@ -31,22 +33,46 @@ class Bound:
 
 
 BOUNDS: Mapping[str, Bound] = {
-    "unusable_rows": Bound(look=0.0, mend=0.05, reason="share of rows; a few are typing errors, many are a wrong export"),
-    "fault_rows": Bound(look=0.0, mend=0.01, reason="share of rows; what stands in one row of a hundred is learned"),
-    "open_ends": Bound(look=0.05, mend=None, reason="share of rows; people, too, leave out a full stop, so it never condemns"),
+    "unusable_rows": Bound(
+        look=0.0, mend=0.05, reason="share of rows; a few are typing errors, many are a wrong export"
+    ),
+    "fault_rows": Bound(
+        look=0.0, mend=0.01, reason="share of rows; what stands in one row of a hundred is learned"
+    ),
+    "open_ends": Bound(
+        look=0.05, mend=None, reason="share of rows; people, too, leave out a full stop, so it never condemns"
+    ),
     "idle_pairs": Bound(look=0.0, mend=0.05, reason="share of pairs; they cost time and teach nothing"),
-    "duplicates": Bound(look=0.01, mend=0.10, reason="share of rows; a repeated row has more weight than its author meant"),
-    "leakage": Bound(look=0.0, mend=0.01, reason="share of held-out rows; the held-out figure is too good by as much"),
-    "overlap": Bound(look=0.7, mend=None, reason="share of tokens; most of a pair then moves up and down at once"),
-    "near_identical": Bound(look=0.05, mend=0.25, reason="share of pairs; their likelihoods may fall together"),
-    "length_bias": Bound(look=0.1, mend=0.25, reason="P(chosen longer) from 1/2; at 3 of 4, length is most of the lesson"),
-    "contradictions": Bound(look=0.0, mend=0.05, reason="share of exchanged pairs, as their repetitions tell"),
+    "duplicates": Bound(
+        look=0.01, mend=0.10, reason="share of rows; a repeated row has more weight than its author meant"
+    ),
+    "leakage": Bound(
+        look=0.0, mend=0.01, reason="share of held-out rows; the held-out figure is too good by as much"
+    ),
+    "overlap": Bound(
+        look=0.7, mend=None, reason="share of tokens; most of a pair then moves up and down at once"
+    ),
+    "near_identical": Bound(
+        look=0.05, mend=0.25, reason="share of pairs; their likelihoods may fall together"
+    ),
+    "length_bias": Bound(
+        look=0.1, mend=0.25, reason="P(chosen longer) from 1/2; at 3 of 4, length is most of the lesson"
+    ),
+    "contradictions": Bound(
+        look=0.0, mend=0.05, reason="share of exchanged pairs, as their repetitions tell"
+    ),
     "noise": Bound(look=0.4, mend=None, reason="1 - agreement; an upper estimate, so it never condemns"),
     "off_policy": Bound(look=0.3, mend=None, reason="nats per token; a factor of e^0.3 = 1.35 in perplexity"),
-    "best_of_data": Bound(look=0.9, mend=None, reason="chance; fewer than one own sample in ten is as good as the data's best"),
-    "zero_spread": Bound(look=0.25, mend=0.5, reason="share of prompts; group methods learn nothing from them"),
-    "reward_disagreement": Bound(look=0.4, mend=0.5, reason="share of pairs that the reward orders the other way; 1/2 is a coin"),
-}  # fmt: skip
+    "best_of_data": Bound(
+        look=0.9, mend=None, reason="chance; fewer than one own sample in ten is as good as the data's best"
+    ),
+    "zero_spread": Bound(
+        look=0.25, mend=0.5, reason="share of prompts; group methods learn nothing from them"
+    ),
+    "reward_disagreement": Bound(
+        look=0.4, mend=0.5, reason="share of pairs that the reward orders the other way; 1/2 is a coin"
+    ),
+}
 """The thresholds are choices, with their reasons; docs/data_diagnosis.md says more."""
 
 
@@ -67,12 +93,15 @@ class OwnSamples:
 
     num_prompts: int
     num_samples: int  # of each prompt
-    beyond_budget: float  # share of the data's completions that are longer than own samples can be, and read up to there
+    beyond_budget: (
+        float  # share of the data's completions that are longer than own samples can be, and read up to there
+    )
     near: Mapping[str, Nearness]
     agreement: Agreement | None  # of a quick reward model on frozen states, with the labels
     peak: RewardPeak | None = None
     data_rewards: Mapping[str, Interval] = field(default_factory=dict)
-    reward_agreement: Interval | None = None  # share of pairs that the reward orders as the data do; ties count half
+    # share of pairs that the reward orders as the data do; ties count half
+    reward_agreement: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,17 +147,22 @@ def evidence(m: DataMeasures) -> dict[str, object]:
     own, peak = m.own, m.own.peak if m.own else None
     near = own.near.get("all") if own else None
     return {
-        "num_prompts": m.num_prompts, "num_pairs": m.num_pairs, "completions_per_prompt": m.completions_per_prompt,
+        "num_prompts": m.num_prompts,
+        "num_pairs": m.num_pairs,
+        "completions_per_prompt": m.completions_per_prompt,
         "completion_tokens": m.completion_length if m.unit == "tokens" else None,
         "off_policy": near.off_policy.mean if near else None,
         "best_of_data": peak.best_of_data.mean if peak else None,
         "best_of_n": {n: one.mean for n, one in peak.best_of_n.items()} if peak else None,
-        "reward_spread": peak.spread.mean if peak else None, "zero_spread": peak.zero_spread.mean if peak else None,
+        "reward_spread": peak.spread.mean if peak else None,
+        "zero_spread": peak.zero_spread.mean if peak else None,
         "noise": own.agreement.noise if own and own.agreement else None,
         "length_bias": m.lengths.chosen_longer.mean if m.lengths else None,
-        "overlap": m.overlap.overlap.mean if m.overlap else None, "duplicates": m.duplicates["near"],
-        "leakage": m.leakage.prompts["near"] if m.leakage else None, "can_reward": m.reward is not None,
-    }  # fmt: skip
+        "overlap": m.overlap.overlap.mean if m.overlap else None,
+        "duplicates": m.duplicates["near"],
+        "leakage": m.leakage.prompts["near"] if m.leakage else None,
+        "can_reward": m.reward is not None,
+    }
 
 
 def findings(m: DataMeasures) -> list[Finding]:
@@ -150,18 +184,39 @@ def _say(verdict: Verdict, good: str, bad: str) -> str:
 def _rows(m: DataMeasures) -> list[Finding]:
     total = sum(one.rows for one in m.unusable.values())
     verdict = BOUNDS["unusable_rows"].verdict(total / m.num_rows)
-    places = {what: f"{one.rows}, first {one.example}" if one.example else f"{one.rows}" for what, one in m.unusable.items()}
+    places = {
+        what: f"{one.rows}, first {one.example}" if one.example else f"{one.rows}"
+        for what, one in m.unusable.items()
+    }
     examples = "; ".join(f"{what} ({place})" for what, place in places.items())
-    found = [Finding(name="rows that cannot be used", measured=f"{total} of {m.num_rows}", verdict=verdict,
-                     says=_say(verdict, "every row can be read", examples))]  # fmt: skip
+    found = [
+        Finding(
+            name="rows that cannot be used",
+            measured=f"{total} of {m.num_rows}",
+            verdict=verdict,
+            says=_say(verdict, "every row can be read", examples),
+        )
+    ]
     for name, fault in m.faults.items():
         bound = BOUNDS["open_ends" if name in ("no_end", "cut_off") else "fault_rows"]
         measured = f"{plural(fault.rows, 'row')}, {_share(fault.share)}"
-        found.append(Finding(name=name.replace("_", " "), measured=measured, verdict=bound.verdict(fault.share),
-                             says=f"{FAULTS[name]}; first {fault.example}"))  # fmt: skip
+        found.append(
+            Finding(
+                name=name.replace("_", " "),
+                measured=measured,
+                verdict=bound.verdict(fault.share),
+                says=f"{FAULTS[name]}; first {fault.example}",
+            )
+        )
     if not m.faults:
-        found.append(Finding(name="faults in the texts", measured="none", verdict="good",
-                             says="no marker, special token or broken character, and no end that is missing"))  # fmt: skip
+        found.append(
+            Finding(
+                name="faults in the texts",
+                measured="none",
+                verdict="good",
+                says="no marker, special token or broken character, and no end that is missing",
+            )
+        )
     return found
 
 
@@ -169,18 +224,34 @@ def _repetition(m: DataMeasures) -> list[Finding]:
     near = m.duplicates["near"]
     verdict = BOUNDS["duplicates"].verdict(near)
     kinds = f"word for word: {_share(m.duplicates['exact'])}; but for case and punctuation: {_share(m.duplicates['normalised'])}"
-    found = [Finding(
-        name="duplicates", measured=f"{_share(near)} of rows", verdict=verdict,
-        says=_say(verdict, "hardly a row repeats another", f"{kinds}; first {m.duplicate_example}. Keep one of each"),
-    )]  # fmt: skip
+    found = [
+        Finding(
+            name="duplicates",
+            measured=f"{_share(near)} of rows",
+            verdict=verdict,
+            says=_say(
+                verdict,
+                "hardly a row repeats another",
+                f"{kinds}; first {m.duplicate_example}. Keep one of each",
+            ),
+        )
+    ]
     if m.leakage:
         leaked = m.leakage.prompts["near"]
         verdict = BOUNDS["leakage"].verdict(leaked)
         told = f"prompts of {m.leakage.held_out} that are trained on; whole rows: {_share(m.leakage.rows['near'])}"
-        found.append(Finding(
-            name="leakage", measured=f"{_share(leaked)} of {m.leakage.num_rows}", verdict=verdict,
-            says=_say(verdict, "no held-out prompt is trained on", f"{told}; first {m.leakage.example}. Take them out"),
-        ))  # fmt: skip
+        found.append(
+            Finding(
+                name="leakage",
+                measured=f"{_share(leaked)} of {m.leakage.num_rows}",
+                verdict=verdict,
+                says=_say(
+                    verdict,
+                    "no held-out prompt is trained on",
+                    f"{told}; first {m.leakage.example}. Take them out",
+                ),
+            )
+        )
     return found
 
 
@@ -188,8 +259,14 @@ def _pairs(m: DataMeasures) -> list[Finding]:
     idle, total = sum(m.idle_pairs.values()), m.num_pairs + sum(m.idle_pairs.values())
     verdict = BOUNDS["idle_pairs"].verdict(idle / total)
     reasons = "; ".join(f"{count}: {reason}" for reason, count in m.idle_pairs.items())
-    found = [Finding(name="pairs that teach nothing", measured=f"{idle} of {total}", verdict=verdict,
-                     says=_say(verdict, "every pair differs", reasons))]  # fmt: skip
+    found = [
+        Finding(
+            name="pairs that teach nothing",
+            measured=f"{idle} of {total}",
+            verdict=verdict,
+            says=_say(verdict, "every pair differs", reasons),
+        )
+    ]
     if m.overlap:
         found += _overlap(m.overlap, m.unit)
     if m.lengths:
@@ -204,16 +281,23 @@ def _overlap(told: PairOverlap, unit: str) -> list[Finding]:
     mean = BOUNDS["overlap"].verdict(told.overlap.mean)
     return [
         Finding(
-            name="overlap of chosen and rejected", measured=interval_text(told.overlap), verdict=mean,
+            name="overlap of chosen and rejected",
+            measured=interval_text(told.overlap),
+            verdict=mean,
             says=f"share of {unit} in common, and {told.prefix_tokens:.1f} {unit} ({_share(told.prefix_share)}) of common beginning"
             + _say(mean, "", ". Prefer objectives that hold the chosen likelihood up (dpop, rpo, cal-dpo)"),
         ),
         Finding(
-            name="near-identical pairs", measured=_share(told.near_identical), verdict=near,
-            says=_say(near, "few pairs differ in a word or two only",
-                      "of pairs have nine tenths in common; they push likelihoods down on both sides. Drop them, or use dpop"),
+            name="near-identical pairs",
+            measured=_share(told.near_identical),
+            verdict=near,
+            says=_say(
+                near,
+                "few pairs differ in a word or two only",
+                "of pairs have nine tenths in common; they push likelihoods down on both sides. Drop them, or use dpop",
+            ),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _length_finding(told: LengthBias, unit: str) -> Finding:
@@ -221,24 +305,38 @@ def _length_finding(told: LengthBias, unit: str) -> Finding:
     mildest = 0.0 if chance.low <= 0.5 <= chance.high else min(abs(chance.low - 0.5), abs(chance.high - 0.5))
     verdict = BOUNDS["length_bias"].verdict(abs(chance.mean - 0.5), mildest)
     way = "longer" if chance.mean > 0.5 else "shorter"
-    rule = f"the rule 'longer wins' is right on {percent(told.longer_wins)}; " if told.longer_wins is not None else ""
+    rule = (
+        f"the rule 'longer wins' is right on {percent(told.longer_wins)}; "
+        if told.longer_wins is not None
+        else ""
+    )
     told_text = f"{rule}difference {interval_text(told.difference, signed=True)} {unit}"
     return Finding(
-        name="length bias", measured=f"chosen longer {interval_text(chance)}", verdict=verdict,
+        name="length bias",
+        measured=f"chosen longer {interval_text(chance)}",
+        verdict=verdict,
         says=told_text
-        + _say(verdict, "", f". Training will make answers {way}: balance the lengths, or normalise by them (simpo, ld-dpo)"),
-    )  # fmt: skip
+        + _say(
+            verdict,
+            "",
+            f". Training will make answers {way}: balance the lengths, or normalise by them (simpo, ld-dpo)",
+        ),
+    )
 
 
 def _contradictions(told: Contradictions) -> list[Finding]:
     exchanged = told.exchanged or 0.0
     verdict: Verdict = BOUNDS["contradictions"].verdict(max(exchanged, told.in_cycles))
-    says = "no preference contradicts another" if told.num_repeated else "no pair is judged twice, and no cycle"
+    says = (
+        "no preference contradicts another" if told.num_repeated else "no pair is judged twice, and no cycle"
+    )
     measured = f"{_share(told.in_cycles)} in cycles"
     if told.exchanged is not None:
         measured += f", {_share(exchanged)} exchanged"
-    bad = (f"preferences that cannot all be right; {plural(told.num_repeated, 'repeated judgement')}. "
-           "Judge them again, or use an objective for noise (robust-dpo, label_smoothing)")  # fmt: skip
+    bad = (
+        f"preferences that cannot all be right; {plural(told.num_repeated, 'repeated judgement')}. "
+        "Judge them again, or use an objective for noise (robust-dpo, label_smoothing)"
+    )
     return [Finding(name="contradictions", measured=measured, verdict=verdict, says=_say(verdict, says, bad))]
 
 
@@ -255,10 +353,18 @@ def findings_of(own: OwnSamples) -> list[Finding]:
     if own.reward_agreement:
         share = own.reward_agreement
         verdict = BOUNDS["reward_disagreement"].verdict(1 - share.mean, 1 - share.high)
-        found.append(Finding(
-            name="reward and preferences", measured=f"agree on {interval_text(share)}", verdict=verdict,
-            says=_say(verdict, "the reward wants what the data prefer", "the reward wants something else than the data"),
-        ))  # fmt: skip
+        found.append(
+            Finding(
+                name="reward and preferences",
+                measured=f"agree on {interval_text(share)}",
+                verdict=verdict,
+                says=_say(
+                    verdict,
+                    "the reward wants what the data prefer",
+                    "the reward wants something else than the data",
+                ),
+            )
+        )
     return found
 
 
@@ -266,24 +372,35 @@ def _near(name: str, told: Nearness) -> Finding:
     gap = told.off_policy.mean
     bound = BOUNDS["off_policy"]
     verdict = bound.verdict(gap)
-    covered = "much as the model writes" if gap >= -bound.look else "within what it writes, and likelier than its own draws"
+    covered = (
+        "much as the model writes"
+        if gap >= -bound.look
+        else "within what it writes, and likelier than its own draws"
+    )
     says = _say(verdict, covered, "the model seldom writes such completions: draw own samples and judge them")
     return Finding(
-        name="off-policy" + (f", {name}" if name != "all" else ""), verdict=verdict,
+        name="off-policy" + (f", {name}" if name != "all" else ""),
+        verdict=verdict,
         measured=f"{interval_text(told.off_policy, signed=True)} nats/token",
         says=f"rank {told.rank.mean:.2f} among own samples; {says}",
-    )  # fmt: skip
+    )
 
 
 def _noise(told: Agreement) -> Finding:
     coin = told.agreement.low <= 0.5  # the pairs do not tell the quick model from a coin
     verdict = "look at this" if coin else BOUNDS["noise"].verdict(told.noise)
-    doubt = "so few pairs do not tell it from a coin: raise max_prompts" if coin else "it may not see what people saw: read some"
+    doubt = (
+        "so few pairs do not tell it from a coin: raise max_prompts"
+        if coin
+        else "it may not see what people saw: read some"
+    )
     return Finding(
-        name="noise of the labels", measured=f"upper estimate {percent(told.noise)}", verdict=verdict,
+        name="noise of the labels",
+        measured=f"upper estimate {percent(told.noise)}",
+        verdict=verdict,
         says=f"a quick reward model agrees with {interval_text(told.agreement)} of {plural(told.num_pairs, 'pair')} it has not seen"
         + _say(verdict, "", f"; {doubt}"),
-    )  # fmt: skip
+    )
 
 
 def _peak(own: OwnSamples) -> list[Finding]:
@@ -291,20 +408,33 @@ def _peak(own: OwnSamples) -> list[Finding]:
     best = own.peak.best_of_data
     verdict = BOUNDS["best_of_data"].verdict(best.mean)
     flat = BOUNDS["zero_spread"].verdict(own.peak.zero_spread.mean, own.peak.zero_spread.low)
-    sides = ", ".join(f"{name} {value_text(one.mean)}" for name, one in own.data_rewards.items() if name != "all")
+    sides = ", ".join(
+        f"{name} {value_text(one.mean)}" for name, one in own.data_rewards.items() if name != "all"
+    )
     curve = ", ".join(f"n={n} {value_text(one.mean)}" for n, one in own.peak.best_of_n.items())
     return [
         Finding(
-            name="the data's best against own samples", measured=f"wins {interval_text(best)}", verdict=verdict,
-            says=f"best of n own: {curve}" + (f"; data: {sides}" if sides else "")
-            + _say(verdict, "", ". The reward's peak lies outside what the model writes: start with sft on the best, or explore"),
+            name="the data's best against own samples",
+            measured=f"wins {interval_text(best)}",
+            verdict=verdict,
+            says=f"best of n own: {curve}"
+            + (f"; data: {sides}" if sides else "")
+            + _say(
+                verdict,
+                "",
+                ". The reward's peak lies outside what the model writes: start with sft on the best, or explore",
+            ),
         ),
         Finding(
-            name="prompts whose own rewards are equal", measured=interval_text(own.peak.zero_spread), verdict=flat,
+            name="prompts whose own rewards are equal",
+            measured=interval_text(own.peak.zero_spread),
+            verdict=flat,
             says=f"standard deviation of a prompt's rewards {interval_text(own.peak.spread)}"
-            + _say(flat, "", ". Group methods learn nothing there: draw more samples, or choose other prompts"),
+            + _say(
+                flat, "", ". Group methods learn nothing there: draw more samples, or choose other prompts"
+            ),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def coverage_case(own: OwnSamples) -> str | None:
@@ -317,13 +447,25 @@ def coverage_case(own: OwnSamples) -> str | None:
 
 
 _CASES = {
-    (True, True): "Data and the reward's peak lie where the model writes (the paper's Mode Length): offline training may do.",
-    (True, False): "The data lie where the model writes, the reward's peak does not (the paper's Min Length): train on-policy, or "
+    (
+        True,
+        True,
+    ): "Data and the reward's peak lie where the model writes (the paper's Mode Length): offline training may do.",
+    (
+        True,
+        False,
+    ): "The data lie where the model writes, the reward's peak does not (the paper's Min Length): train on-policy, or "
     "offline with a negative gradient (dpo, bnf).",
-    (False, False): "Data and the reward's peak lie away from where the model writes (the paper's Skew Length): on-policy sampling "
+    (
+        False,
+        False,
+    ): "Data and the reward's peak lie away from where the model writes (the paper's Skew Length): on-policy sampling "
     "matters most.",
-    (False, True): "The reward's peak lies where the model writes, the data do not: own samples, judged, are the better data.",
-}  # fmt: skip
+    (
+        False,
+        True,
+    ): "The reward's peak lies where the model writes, the data do not: own samples, judged, are the better data.",
+}
 
 
 def bounds_used() -> dict[str, dict[str, object]]:

@@ -1,4 +1,6 @@
-"""What a model's own samples say of a data set: how near the data are, where the reward's peak lies, how consistent labels are."""
+"""What a model's own samples say of a data set: how near the data are, where the reward's peak lies, how
+consistent labels are.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,20 +9,21 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.data.render import Renderer
-from preftune.measures.coverage import Nearness, nearness, reward_peak
 from preftune.diagnosis.data_findings import OwnSamples
-from preftune.measures.noise import MIN_PROMPTS, Agreement, cross_validated
 from preftune.diagnosis.data_rows import Rows
 from preftune.errors import ConfigError, DataError
-from preftune.rewards.prompts import prompt_text, prompt_turns
-from preftune.rewards import AnyReward, ask, check_columns
-from preftune.sampling.sample import Sampled, SampleOptions, sample
-from preftune.model.policy import Policy, choose_layout, hidden_states, model_head, to_device
+from preftune.measures.coverage import Nearness, nearness, reward_peak
+from preftune.measures.noise import MIN_PROMPTS, Agreement, cross_validated
+from preftune.model.layout import LayoutOptions, collate, split_micro_batches
+from preftune.model.policy import Policy, hidden_states, model_head, to_device
+from preftune.model.proof import choose_layout
 from preftune.model.scoring import score_tokens
-from preftune.stats import Interval, cluster_means, mean_interval
 from preftune.progress import Reporter
+from preftune.rewards import AnyReward, ask, check_columns
+from preftune.rewards.questions import prompt_text, prompt_turns
+from preftune.sampling.sample import Sampled, SampleOptions, sample
+from preftune.stats import Interval, cluster_means, mean_interval
 from preftune.types import Group, Record
 
 SIDES = ("all", "chosen", "rejected")
@@ -44,7 +47,9 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JudgedData:
-    """Rewards of own samples [prompt][sample] and of the data's completions [prompt][record][completion]; None: no opinion."""
+    """Rewards of own samples [prompt][sample] and of the data's completions [prompt][record][completion];
+    None: no opinion.
+    """
 
     own: list[list[float | None]]
     data: list[list[list[float | None]]]
@@ -59,36 +64,65 @@ def choose_prompts(rows: Rows, model: PreTrainedModel, options: SampleOptions, m
         if group is not None and (room is None or len(group.prompt) + options.max_new_tokens <= room):
             members.setdefault(number, []).append((record, group))
     if not members:
-        raise DataError("No prompt leaves the model room for a completion", got=f"a budget of {options.max_new_tokens}",
-                        expected=f"prompt and budget within {room} tokens", do="Lower max_new_tokens")  # fmt: skip
+        raise DataError(
+            "No prompt leaves the model room for a completion",
+            got=f"a budget of {options.max_new_tokens}",
+            expected=f"prompt and budget within {room} tokens",
+            do="Lower max_new_tokens",
+        )
     order = np.random.default_rng(seed).permutation(sorted(members))[:most]
     numbers = tuple(sorted(map(int, order)))
     return Asked(numbers=numbers, members=tuple(tuple(members[number]) for number in numbers))
 
 
 def measure_own(
-    rows: Rows, model: PreTrainedModel, renderer: Renderer, reward: tuple[str, AnyReward] | None, options: SampleOptions,
-    *, max_prompts: int, seed: int, precision: str, layout: LayoutOptions, report: Reporter,
-) -> tuple[OwnSamples, list[str]]:  # fmt: skip
+    rows: Rows,
+    model: PreTrainedModel,
+    renderer: Renderer,
+    reward: tuple[str, AnyReward] | None,
+    options: SampleOptions,
+    *,
+    max_prompts: int,
+    seed: int,
+    precision: str,
+    layout: LayoutOptions,
+    report: Reporter,
+) -> tuple[OwnSamples, list[str]]:
     """Draw, score and judge; and what could not be measured."""
     asked = choose_prompts(rows, model, options, max_prompts, seed)
     if reward is not None:
         _check_reward(asked, *reward)
     readings = read_completions(model, asked, options.max_new_tokens, precision, layout, report)
     prompts = [members[0][1].prompt for members in asked.members]
-    drawn = sample(model, renderer, prompts, options, seed, lambda done, of: report.update("sample", done, of), keys=asked.numbers)
+    drawn = sample(
+        model,
+        renderer,
+        prompts,
+        options,
+        seed,
+        lambda done, of: report.update("sample", done, of),
+        keys=asked.numbers,
+    )
     own = [[float(one.logp.mean()) for one in ones if one.logp is not None] for ones in drawn]
     agreement = _label_agreement(asked, readings, seed)
     left_out = []
     if agreement is None:
-        left_out.append(f"noise of the labels: it wants {MIN_PROMPTS} prompts with different pairs; raise max_prompts or add data")
+        left_out.append(
+            f"noise of the labels: it wants {MIN_PROMPTS} prompts with different pairs; raise max_prompts or add data"
+        )
     sizes = [size for members in asked.members for _, group in members for size in group.num_scored]
     found = OwnSamples(
-        num_prompts=len(prompts), num_samples=options.num_completions, agreement=agreement, near=_nearness(asked, readings, own),
+        num_prompts=len(prompts),
+        num_samples=options.num_completions,
+        agreement=agreement,
+        near=_nearness(asked, readings, own),
         beyond_budget=float(np.mean([size > options.max_new_tokens for size in sizes])),
-    )  # fmt: skip
+    )
     if reward is None:
-        return found, [*left_out, "the reward's peak, and the reward against the preferences: no --reward was given"]
+        return found, [
+            *left_out,
+            "the reward's peak, and the reward against the preferences: no --reward was given",
+        ]
     judged = judge(asked, drawn, *reward, options.max_new_tokens)
     rewards = _with_rewards(found, asked, judged)
     if rewards.peak is None:
@@ -108,7 +142,11 @@ def read_completions(
     if reason:
         report.note(f"rows are {sharing}: {reason}")
     policy = Policy(model=model, precision=precision, sharing=sharing, sharing_reason=reason)
-    flat = [(p, r, _begun(group, budget)) for p, members in enumerate(asked.members) for r, (_, group) in enumerate(members)]
+    flat = [
+        (p, r, _begun(group, budget))
+        for p, members in enumerate(asked.members)
+        for r, (_, group) in enumerate(members)
+    ]
     groups = [group for _, _, group in flat]
     found: list[list[list[Reading]]] = [[[] for _ in members] for members in asked.members]
     done = 0
@@ -139,7 +177,9 @@ def _read(policy: Policy, groups: Sequence[Group], layout: LayoutOptions) -> lis
         logp = score_tokens(states[batch.predict_at], model_head(policy.model), batch.targets).logp
     lengths = batch.lengths.tolist()
     pieces = zip(logp.split(lengths), states[batch.read_at].split(lengths), strict=True)
-    return [Reading(logp=float(one.mean()), state=state.double().mean(0).cpu().numpy()) for one, state in pieces]
+    return [
+        Reading(logp=float(one.mean()), state=state.double().mean(0).cpu().numpy()) for one, state in pieces
+    ]
 
 
 def _on_side(group: Group, side: str) -> list[int]:
@@ -147,10 +187,14 @@ def _on_side(group: Group, side: str) -> list[int]:
     if side == "all":
         return list(range(len(group.completions)))
     place, sign = (0, 1) if side == "chosen" else (1, -1)
-    return sorted({pair[place] for pair in group.pairs} | {k for k, label in enumerate(group.labels) if label == sign})
+    return sorted(
+        {pair[place] for pair in group.pairs} | {k for k, label in enumerate(group.labels) if label == sign}
+    )
 
 
-def _nearness(asked: Asked, readings: list[list[list[Reading]]], own: list[list[float]]) -> dict[str, Nearness]:
+def _nearness(
+    asked: Asked, readings: list[list[list[Reading]]], own: list[list[float]]
+) -> dict[str, Nearness]:
     found = {}
     for side in SIDES:
         data = [
@@ -163,7 +207,9 @@ def _nearness(asked: Asked, readings: list[list[list[Reading]]], own: list[list[
 
 
 def _label_agreement(asked: Asked, readings: list[list[list[Reading]]], seed: int) -> Agreement | None:
-    """Features of a completion: its mean last hidden state, its length (tokens), its log-probability per token."""
+    """Features of a completion: its mean last hidden state, its length (tokens), its log-probability per
+    token.
+    """
     states, lengths, logps, clusters = [], [], [], []
     for p, members in enumerate(asked.members):
         for (_, group), found in zip(members, readings[p], strict=True):
@@ -193,11 +239,17 @@ def _check_reward(asked: Asked, name: str, function: AnyReward) -> None:
     for members in asked.members:
         for record, _ in members:
             if not all(isinstance(completion, str) for completion in record.completions):
-                raise ConfigError("A reward judges answers of one turn", got=f"a trajectory in {record.origin}",
-                                  expected="completions that are texts", do="Leave --reward out")  # fmt: skip
+                raise ConfigError(
+                    "A reward judges answers of one turn",
+                    got=f"a trajectory in {record.origin}",
+                    expected="completions that are texts",
+                    do="Leave --reward out",
+                )
 
 
-def judge(asked: Asked, drawn: Sequence[Sequence[Sampled]], name: str, function: AnyReward, budget: int) -> JudgedData:
+def judge(
+    asked: Asked, drawn: Sequence[Sequence[Sampled]], name: str, function: AnyReward, budget: int
+) -> JudgedData:
     """The reward of own samples and of the data's completions, called once on all."""
     names = sorted(_columns(asked) - _GIVEN)
     entries = []  # (record, text, ended, tokens)
@@ -206,34 +258,54 @@ def judge(asked: Asked, drawn: Sequence[Sequence[Sampled]], name: str, function:
     for members in asked.members:
         for record, group in members:
             ended = record.ended or (True,) * len(record.completions)
-            entries += [(record, text, ended[k], group.num_scored[k]) for k, text in enumerate(record.completions)]
+            entries += [
+                (record, text, ended[k], group.num_scored[k]) for k, text in enumerate(record.completions)
+            ]
     columns: dict[str, object] = {key: [record.columns[key] for record, *_ in entries] for key in names}
     columns |= {
-        "ended": [ended for _, _, ended, _ in entries], "num_tokens": [size for *_, size in entries], "budget": budget,
+        "ended": [ended for _, _, ended, _ in entries],
+        "num_tokens": [size for *_, size in entries],
+        "budget": budget,
         "prompt_turns": [prompt_turns(record) for record, *_ in entries],
-    }  # fmt: skip
-    told = ask(function, name, [prompt_text(record) for record, *_ in entries], [str(text) for _, text, *_ in entries], columns)
+    }
+    told = ask(
+        function,
+        name,
+        [prompt_text(record) for record, *_ in entries],
+        [str(text) for _, text, *_ in entries],
+        columns,
+    )
     rewards = iter(told.rewards)
     own = [[next(rewards) for _ in ones] for ones in drawn]
-    data = [[[next(rewards) for _ in record.completions] for record, _ in members] for members in asked.members]
+    data = [
+        [[next(rewards) for _ in record.completions] for record, _ in members] for members in asked.members
+    ]
     return JudgedData(own=own, data=data)
 
 
 def _with_rewards(found: OwnSamples, asked: Asked, judged: JudgedData) -> OwnSamples:
     sides: dict[str, list[list[float]]] = {
         side: [
-            [value for r, (_, group) in enumerate(members) for k in _on_side(group, side)
-             if (value := judged.data[p][r][k]) is not None]
+            [
+                value
+                for r, (_, group) in enumerate(members)
+                for k in _on_side(group, side)
+                if (value := judged.data[p][r][k]) is not None
+            ]
             for p, members in enumerate(asked.members)
         ]
         for side in SIDES
-    }  # fmt: skip
+    }
     own = [[value for value in values if value is not None] for values in judged.own]
-    means = {side: [float(np.mean(values)) for values in by_prompt if values] for side, by_prompt in sides.items()}
+    means = {
+        side: [float(np.mean(values)) for values in by_prompt if values] for side, by_prompt in sides.items()
+    }
     return replace(
-        found, peak=reward_peak(own, sides["all"]), reward_agreement=_ordered_alike(asked, judged),
+        found,
+        peak=reward_peak(own, sides["all"]),
+        reward_agreement=_ordered_alike(asked, judged),
         data_rewards={side: mean_interval(values) for side, values in means.items() if values},
-    )  # fmt: skip
+    )
 
 
 def _ordered_alike(asked: Asked, judged: JudgedData) -> Interval | None:

@@ -15,11 +15,11 @@ from preftune.data.prepare import LoadedRecords, load_records
 from preftune.data.render import Renderer
 from preftune.data.signals import derive
 from preftune.diagnosis.data_findings import DataMeasures, Leakage
+from preftune.errors import ConfigError, DataError
 from preftune.measures.duplicates import Repeats, normalised, repeats, repeats_of
 from preftune.measures.faults import Fault, count_faults, faults_of
 from preftune.measures.noise import Contradictions, contradictions
 from preftune.measures.overlap import LengthBias, PairOverlap, length_bias, pair_overlap
-from preftune.errors import ConfigError, DataError
 from preftune.types import Completion, Group, Record
 
 _WORDS = re.compile(r"\w+|[^\w\s]")  # words and punctuation, where there is no tokeniser
@@ -30,14 +30,16 @@ _PLACE = re.compile(r"^.*?(?:, row \d+|:\d+): ")
 class Rows:
     """The rows of a data set that carry a signal, made of pairs where they can be.
 
-    `groups` are in the records' order, None where the length policy or equal tokens leave nothing; all None without a model.
+    `groups` are in the records' order, None where the length policy or equal tokens leave nothing; all None
+    without a model.
     """
 
     loaded: LoadedRecords
     records: tuple[Record, ...]
     groups: tuple[Group | None, ...]
     prompt: tuple[int, ...]  # of each record, the number of its prompt
-    unusable: dict[str, list[str]]  # file:row of rows that cannot be used, by what is wrong; empty where the row is not known
+    # file:row of rows that cannot be used, by what is wrong; empty where the row is not known
+    unusable: dict[str, list[str]]
     dropped: dict[str, int]
     idle_pairs: dict[str, int]
 
@@ -50,11 +52,17 @@ class Rows:
 
 
 def read(source: str, options: DataOptions, renderer: Renderer | None) -> Rows:
-    """Rows, pairs and groups of a source; rows that cannot be used are kept apart with what is wrong with them."""
+    """Rows, pairs and groups of a source; rows that cannot be used are kept apart with what is wrong with
+    them.
+    """
     loaded = load_records(source, options)
     if not any(record.completions for record in loaded.records):
-        raise DataError(f"{source} holds prompts only", got=f"format {loaded.format}", expected="rows with completions",
-                        do="Draw and judge some with `preftune sample` and `preftune reward`, or name preference data")  # fmt: skip
+        raise DataError(
+            f"{source} holds prompts only",
+            got=f"format {loaded.format}",
+            expected="rows with completions",
+            do="Draw and judge some with `preftune sample` and `preftune reward`, or name preference data",
+        )
     unusable: dict[str, list[str]] = {}
     for bad in loaded.bad_rows:
         unusable.setdefault(_kind(bad.message), []).append(f"{bad.file}:{bad.row}")
@@ -69,21 +77,38 @@ def read(source: str, options: DataOptions, renderer: Renderer | None) -> Rows:
                 _refused(rendered, options)
                 unusable.setdefault(_kind(str(rendered)), []).append(records[place].origin)
                 continue
-            fitted = fit(rendered, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos)
+            fitted = fit(
+                rendered, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos
+            )
             groups[place] = fitted.group
             same = len(rendered.pairs) - len(fitted.group.pairs if fitted.group else ())
             if same and (fitted.group is not None or fitted.kind in (EQUAL, CUT_EQUAL)):
-                idle["equal tokens after cutting" if fitted.kind in (COMPLETION_CUT, CUT_EQUAL) else "equal tokens"] += same
+                idle[
+                    "equal tokens after cutting"
+                    if fitted.kind in (COMPLETION_CUT, CUT_EQUAL)
+                    else "equal tokens"
+                ] += same
             elif fitted.group is None:
                 dropped[fitted.kind] += 1
         if all(group is None for group in groups):
             got = ", ".join(f"{count} rows {reason}" for reason, count in dropped.items()) or "bad rows"
-            raise DataError(f"{source}: no row is left that could be trained on", got=got,
-                            expected=f"at most {options.max_length} tokens", do="Raise max_length")  # fmt: skip
+            raise DataError(
+                f"{source}: no row is left that could be trained on",
+                got=got,
+                expected=f"at most {options.max_length} tokens",
+                do="Raise max_length",
+            )
     numbers: dict[object, int] = {}
     prompt = tuple(numbers.setdefault(record.prompt, len(numbers)) for record in records)
-    return Rows(loaded=loaded, records=records, groups=tuple(groups), prompt=prompt, unusable=unusable, dropped=dict(dropped),
-                idle_pairs={reason: count for reason, count in idle.items() if count})  # fmt: skip
+    return Rows(
+        loaded=loaded,
+        records=records,
+        groups=tuple(groups),
+        prompt=prompt,
+        unusable=unusable,
+        dropped=dict(dropped),
+        idle_pairs={reason: count for reason, count in idle.items() if count},
+    )
 
 
 def _kind(message: str) -> str:
@@ -124,7 +149,11 @@ def _idle_texts(loaded: LoadedRecords) -> Counter[str]:
 
 def spoken(completion: Completion) -> list[str]:
     """What the assistant says in a completion."""
-    return [completion] if isinstance(completion, str) else [turn.content for turn in completion if turn.role == "assistant"]
+    return (
+        [completion]
+        if isinstance(completion, str)
+        else [turn.content for turn in completion if turn.role == "assistant"]
+    )
 
 
 def whole_text(text: Completion) -> str:
@@ -141,14 +170,23 @@ def text_faults(rows: Rows, renderer: Renderer | None) -> dict[str, Fault]:
     """The faults of the rows' texts; with a model also its own special tokens."""
     special = list(renderer.tokenizer.all_special_tokens) if renderer else []
     bos = renderer.tokenizer.bos_token if renderer else None
-    return count_faults([
-        (record.origin, faults_of(
-            [record.prompt] if isinstance(record.prompt, str) else [turn.content for turn in record.prompt],
-            [text for completion in record.completions for text in spoken(completion)], record.ended, special=special,
-            bos=bos if isinstance(bos, str) else None,
-        ))
-        for record in rows.loaded.records
-    ])  # fmt: skip
+    return count_faults(
+        [
+            (
+                record.origin,
+                faults_of(
+                    [record.prompt]
+                    if isinstance(record.prompt, str)
+                    else [turn.content for turn in record.prompt],
+                    [text for completion in record.completions for text in spoken(completion)],
+                    record.ended,
+                    special=special,
+                    bos=bos if isinstance(bos, str) else None,
+                ),
+            )
+            for record in rows.loaded.records
+        ]
+    )
 
 
 def duplicates(rows: Rows) -> tuple[dict[str, float], str | None]:
@@ -164,17 +202,28 @@ def leakage(rows: Rows, held: LoadedRecords) -> Leakage:
     theirs = [_parts(record) for record in held.records]
     prompts = repeats_of([(prompt,) for prompt, _ in theirs], [(prompt,) for prompt, _ in mine])
     return Leakage(
-        held_out=held.records[0].origin.rpartition(":")[0], num_rows=len(theirs), prompts=_shares(prompts),
-        rows=_shares(repeats_of(theirs, mine)), example=_example(prompts, held.records, rows.loaded.records),
-    )  # fmt: skip
+        held_out=held.records[0].origin.rpartition(":")[0],
+        num_rows=len(theirs),
+        prompts=_shares(prompts),
+        rows=_shares(repeats_of(theirs, mine)),
+        example=_example(prompts, held.records, rows.loaded.records),
+    )
 
 
 def _shares(found: Repeats) -> dict[str, float]:
-    return {"exact": found.share("exact"), "normalised": found.share("normalised"), "near": found.share("near")}
+    return {
+        "exact": found.share("exact"),
+        "normalised": found.share("normalised"),
+        "near": found.share("near"),
+    }
 
 
 def _example(found: Repeats, records: Sequence[Record], others: Sequence[Record]) -> str | None:
-    pairs = (f"{records[k].origin} repeats {others[place].origin}" for k, place in enumerate(found.near) if place is not None)
+    pairs = (
+        f"{records[k].origin} repeats {others[place].origin}"
+        for k, place in enumerate(found.near)
+        if place is not None
+    )
     return next(pairs, None)
 
 
@@ -198,7 +247,9 @@ def pair_measures(rows: Rows, renderer: Renderer | None) -> tuple[LengthBias | N
 
 
 def _pieces(known: Record | Group, renderer: Renderer | None) -> list[list]:
-    """Words of each completion, or its scored tokens without the end-of-turn token, which says nothing of likeness."""
+    """Words of each completion, or its scored tokens without the end-of-turn token, which says nothing of
+    likeness.
+    """
     if isinstance(known, Record):
         return [_WORDS.findall(" ".join(spoken(completion))) for completion in known.completions]
     assert renderer is not None
@@ -211,16 +262,26 @@ def text_contradictions(rows: Rows) -> Contradictions | None:
     """Pairs of texts, normalised, that cannot all be right."""
     judged = []
     for record in rows.loaded.records:
-        prompt, texts = normalised(whole_text(record.prompt)), [normalised(whole_text(one)) for one in record.completions]
+        prompt, texts = (
+            normalised(whole_text(record.prompt)),
+            [normalised(whole_text(one)) for one in record.completions],
+        )
         judged += [(prompt, texts[c], texts[r]) for c, r in record.pairs if texts[c] != texts[r]]
     return contradictions(judged) if judged else None
 
 
 def measure_rows(
-    source: str, rows: Rows, renderer: Renderer | None, held: LoadedRecords | None, model: str | None, reward: str | None
+    source: str,
+    rows: Rows,
+    renderer: Renderer | None,
+    held: LoadedRecords | None,
+    model: str | None,
+    reward: str | None,
 ) -> DataMeasures:
     """All that needs no samples."""
-    kept = [(number, group) for number, group in zip(rows.prompt, rows.groups, strict=True) if group is not None]
+    kept = [
+        (number, group) for number, group in zip(rows.prompt, rows.groups, strict=True) if group is not None
+    ]
     if renderer is not None:
         sizes = [size for _, group in kept for size in group.num_scored]
         num_pairs = sum(len(group.pairs) for _, group in kept)
@@ -233,12 +294,29 @@ def measure_rows(
     lengths, overlap = pair_measures(rows, renderer)
     repeated, example = duplicates(rows)
     return DataMeasures(
-        source=source, model=model, reward=reward, unit="tokens" if renderer else "words", num_rows=rows.loaded.num_rows,
-        num_records=len(rows.loaded.records), num_prompts=rows.num_prompts, num_pairs=num_pairs,
-        completions_per_prompt=float(np.mean([len(found) for found in texts.values()])), completion_length=float(np.mean(sizes)),
-        unusable={what: Fault(rows=len(at), share=len(at) / rows.loaded.num_rows, example=at[0])
-                  for what, at in rows.unusable.items()},
-        dropped=rows.dropped, faults=text_faults(rows, renderer), idle_pairs=rows.idle_pairs, duplicates=repeated,
-        duplicate_example=example, lengths=lengths, overlap=overlap, contradictions=text_contradictions(rows),
-        leakage=leakage(rows, held) if held else None, own=None, left_out=(),
-    )  # fmt: skip
+        source=source,
+        model=model,
+        reward=reward,
+        unit="tokens" if renderer else "words",
+        num_rows=rows.loaded.num_rows,
+        num_records=len(rows.loaded.records),
+        num_prompts=rows.num_prompts,
+        num_pairs=num_pairs,
+        completions_per_prompt=float(np.mean([len(found) for found in texts.values()])),
+        completion_length=float(np.mean(sizes)),
+        unusable={
+            what: Fault(rows=len(at), share=len(at) / rows.loaded.num_rows, example=at[0])
+            for what, at in rows.unusable.items()
+        },
+        dropped=rows.dropped,
+        faults=text_faults(rows, renderer),
+        idle_pairs=rows.idle_pairs,
+        duplicates=repeated,
+        duplicate_example=example,
+        lengths=lengths,
+        overlap=overlap,
+        contradictions=text_contradictions(rows),
+        leakage=leakage(rows, held) if held else None,
+        own=None,
+        left_out=(),
+    )

@@ -6,30 +6,32 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from preftune.cli.checks import Precision, check_seed
 from preftune.cli.settings import settings_from_run
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
 from preftune.data.prepare import prepare
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError
-from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, check_same_tokeniser, load_tokenizer, resolve_model
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.report.diagnosis import MAX_RUNS
 from preftune.report.page import distinct_names
 from preftune.train.options import TrainConfig
 from preftune.train.setup import prepare_groups
 from preftune.types import Group
-from preftune.cli.checks import Precision, check_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnoseRunConfig:
-    """Where finished runs moved probability, on pairs that they did not learn from: numbers, tokens and one page.
+    """Where finished runs moved probability, on pairs that they did not learn from: numbers, tokens and one
+    page.
 
     Args:
         runs: run folders with their final/ models, at most 8.
         output: a new folder for diagnosis.json, tokens.jsonl and diagnosis.html.
-        data: held-out pairs for all runs; by default those that the runs themselves held out, which must be the same ones.
+        data: held-out pairs for all runs; by default those that the runs themselves held out, which must be
+            the same ones.
         max_prompts: use at most so many held-out prompts.
         samples: completions to draw of each prompt from every policy and from its reference; 0 draws none.
         max_new_tokens: budget of a drawn completion.
@@ -60,17 +62,28 @@ class DiagnoseRunConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.runs) <= MAX_RUNS:
-            raise ConfigError("diagnose run wants a few run folders", got=len(self.runs), expected=f"1 to {MAX_RUNS}",
-                              do="preftune diagnose run RUN [RUN ...] --output FOLDER")  # fmt: skip
+            raise ConfigError(
+                "diagnose run wants a few run folders",
+                got=len(self.runs),
+                expected=f"1 to {MAX_RUNS}",
+                do="preftune diagnose run RUN [RUN ...] --output FOLDER",
+            )
         for name, low in (("max_prompts", 1), ("samples", 0), ("max_new_tokens", 1), ("examples", 0)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {low}")
         if self.samples == 0 and (self.max_new_tokens != 64 or self.seed):
-            raise ConfigError("max_new_tokens and seed have no effect when nothing is drawn", got="samples 0", do="Leave them out")
+            raise ConfigError(
+                "max_new_tokens and seed have no effect when nothing is drawn",
+                got="samples 0",
+                do="Leave them out",
+            )
         if self.data is None and self.rows != DataOptions():
-            raise ConfigError("rows has no effect on what the runs held out, which is read as they read it", got="no data",
-                              do="Add --data FILE, or leave rows out")  # fmt: skip
+            raise ConfigError(
+                "rows has no effect on what the runs held out, which is read as they read it",
+                got="no data",
+                do="Add --data FILE, or leave rows out",
+            )
         check_seed(self.seed)
 
 
@@ -106,7 +119,9 @@ class Material:
 
     def of_side(self, side: int, values: Sequence[Sequence]) -> list:
         """Of values [group][completion], those of the chosen (0) or rejected (1) completion of each pair."""
-        return [row[pair[side]] for group, row in zip(self.groups, values, strict=True) for pair in group.pairs]
+        return [
+            row[pair[side]] for group, row in zip(self.groups, values, strict=True) for pair in group.pairs
+        ]
 
 
 def find_runs(folders: Sequence[str]) -> list[Run]:
@@ -115,10 +130,16 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
     resolved = [path.resolve() for path in paths]
     for path, where in zip(paths, resolved, strict=True):
         if not (path / "config.yaml").is_file():
-            raise ConfigError(f"{path} is not a run folder", got="no config.yaml in it", expected="what train --output made")
+            raise ConfigError(
+                f"{path} is not a run folder", got="no config.yaml in it", expected="what train --output made"
+            )
         if not (path / "final").is_dir():
-            raise ConfigError(f"The run {path} has no final model", got="no final/ in it", expected="a finished run",
-                              do=f"Go on with: preftune train --resume {path}")  # fmt: skip
+            raise ConfigError(
+                f"The run {path} has no final model",
+                got="no final/ in it",
+                expected="a finished run",
+                do=f"Go on with: preftune train --resume {path}",
+            )
         if resolved.count(where) > 1:
             raise ConfigError("A run folder is given twice", got=str(path), do="Name each run folder once")
     runs = [
@@ -127,8 +148,12 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
     ]
     for run in runs:
         if isinstance(run.config.objective, BradleyTerry):
-            raise ConfigError(f"{run.folder} trained a reward model, which gives no log-probabilities", got="bradley-terry",
-                              expected="runs that trained a policy", do="Leave it out")  # fmt: skip
+            raise ConfigError(
+                f"{run.folder} trained a reward model, which gives no log-probabilities",
+                got="bradley-terry",
+                expected="runs that trained a policy",
+                do="Leave it out",
+            )
     return runs
 
 
@@ -148,15 +173,21 @@ def find_material(settings: DiagnoseRunConfig, runs: Sequence[Run]) -> Material:
     return Material(source=source, groups=groups, renderer=make_renderer(tokenizer, rows.template))
 
 
-def _held_out(runs: Sequence[Run], tokenizer: PreTrainedTokenizerBase) -> tuple[str, DataOptions, tuple[Group, ...]]:
+def _held_out(
+    runs: Sequence[Run], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, DataOptions, tuple[Group, ...]]:
     """The pairs of prompts that no run trained on, if all runs held the same ones out."""
     do = "Add --data FILE with pairs that no run has seen"
     config = runs[0].config
     for run in runs[1:]:
         for name in ("data", "eval_data", "eval_fraction", "seed", "rows", "source"):
             if getattr(run.config, name) != getattr(config, name):
-                raise ConfigError(f"The runs did not hold out the same pairs: {name} differs", do=do,
-                                  got=f"{runs[0].name} and {run.name}", expected="runs with the same data and seed")  # fmt: skip
+                raise ConfigError(
+                    f"The runs did not hold out the same pairs: {name} differs",
+                    do=do,
+                    got=f"{runs[0].name} and {run.name}",
+                    expected="runs with the same data and seed",
+                )
     held = prepare_groups(config, tokenizer)[2]
     if not held:
         raise ConfigError(f"The run {runs[0].folder} held out nothing", got="eval_fraction 0", do=do)
@@ -168,5 +199,7 @@ def _held_out(runs: Sequence[Run], tokenizer: PreTrainedTokenizerBase) -> tuple[
         raise DataError(f"The data of the runs give no pairs: {error}", do=do) from error
     groups = tuple(group for group in pairs if group.prompt.tobytes() in prompts)
     if not groups:
-        raise DataError("None of the prompts that the runs held out has a pair", got=f"{len(held)} held-out groups", do=do)
+        raise DataError(
+            "None of the prompts that the runs held out has a pair", got=f"{len(held)} held-out groups", do=do
+        )
     return source, config.rows, groups

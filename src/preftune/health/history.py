@@ -77,7 +77,9 @@ class History:
         return self.step >= MIN_STEPS
 
     def start(self, name: str) -> float | None:
-        """A metric before training: the evaluation at step 0, or the first training step, whose scores precede its update."""
+        """A metric before training: the evaluation at step 0, or the first training step, whose scores
+        precede its update.
+        """
         for series in (self.evaluation.get(name), self.train.get(name)):
             if series is not None and series.steps[0] <= 1:
                 return series.values[0]
@@ -97,7 +99,9 @@ class History:
 
 
 def history_of(rows: Sequence[Mapping[str, object]], config: Mapping[str, object]) -> History:
-    """The lines of metrics.jsonl and the resolved configuration as a history. A step that stands twice counts as it came last."""
+    """The lines of metrics.jsonl and the resolved configuration as a history. A step that stands twice counts
+    as it came last.
+    """
     found: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
     for row in rows:
         step, phase = row.get("step"), row.get("phase")
@@ -108,7 +112,11 @@ def history_of(rows: Sequence[Mapping[str, object]], config: Mapping[str, object
                 name = key.removeprefix("eval_") if phase == "eval" else key
                 found[str(phase)].setdefault(name, {})[step] = float(value)
     train, evaluation = (
-        {name: points for name, values in found[phase].items() if (points := points_of(sorted(values), values)) is not None}
+        {
+            name: points
+            for name, values in found[phase].items()
+            if (points := points_of(sorted(values), values)) is not None
+        }
         for phase in ("train", "eval")
     )
     return History(train=train, evaluation=evaluation, settings=settings_of(config))
@@ -125,15 +133,20 @@ def settings_of(config: Mapping[str, object]) -> Settings:
     objective, optim, collect = (_mapping(config.get(name)) for name in ("objective", "optim", "collect"))
     reward, model = config.get("reward"), _mapping(config.get("reference")).get("model")
     return Settings(
-        objective=str(objective.get("name") or ""), beta=_number(objective.get("beta")),
-        on_policy=config.get("source") == "on-policy", learning_rate=_number(optim.get("learning_rate")),
-        epochs=_number(config.get("epochs")), max_steps=_whole(config.get("max_steps")),
+        objective=str(objective.get("name") or ""),
+        beta=_number(objective.get("beta")),
+        on_policy=config.get("source") == "on-policy",
+        learning_rate=_number(optim.get("learning_rate")),
+        epochs=_number(config.get("epochs")),
+        max_steps=_whole(config.get("max_steps")),
         batch_size=_whole(config.get("batch_size")),
         num_completions=_whole(_mapping(config.get("sampling")).get("num_completions")),
-        collect_epochs=_whole(collect.get("epochs")) or 1, lag=_whole(collect.get("lag")) or 0,
-        replay=_whole(collect.get("replay")) or 0, reward=reward if isinstance(reward, str) else None,
+        collect_epochs=_whole(collect.get("epochs")) or 1,
+        lag=_whole(collect.get("lag")) or 0,
+        replay=_whole(collect.get("replay")) or 0,
+        reward=reward if isinstance(reward, str) else None,
         reference_model=model if isinstance(model, str) else None,
-    )  # fmt: skip
+    )
 
 
 def _mapping(value: object) -> Mapping[str, object]:
@@ -141,7 +154,11 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    return (
+        float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        else None
+    )
 
 
 def _whole(value: object) -> int | None:

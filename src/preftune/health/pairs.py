@@ -5,52 +5,96 @@ from dataclasses import replace
 from preftune.health.history import History, Points
 from preftune.health.verdict import Measured, Threshold, one_in
 
-FALL_IS_USUAL = frozenset({
-    "alpha-dpo", "alphapo", "aot", "beta-dpo", "bpo", "copg", "discopop", "dpo", "era", "exo", "f-dpo", "gdpo", "hinge", "inpo",
-    "ipo", "ld-dpo", "ln-dpo", "mallowspo", "r-dpo", "rebel", "reward-distillation", "robust-dpo", "simpo", "tdpo", "tis-dpo",
-    "wpo",
-})  # fmt: skip
-"""Objectives that see differences of two completions only: both may fall, and over many different prompts they usually do."""
+FALL_IS_USUAL = frozenset(
+    {
+        "alpha-dpo",
+        "alphapo",
+        "aot",
+        "beta-dpo",
+        "bpo",
+        "copg",
+        "discopop",
+        "dpo",
+        "era",
+        "exo",
+        "f-dpo",
+        "gdpo",
+        "hinge",
+        "inpo",
+        "ipo",
+        "ld-dpo",
+        "ln-dpo",
+        "mallowspo",
+        "r-dpo",
+        "rebel",
+        "reward-distillation",
+        "robust-dpo",
+        "simpo",
+        "tdpo",
+        "tis-dpo",
+        "wpo",
+    }
+)
+"""Objectives that see differences of two completions only: both may fall, and over many different prompts
+they usually do.
+"""
 FALL_IS_MEANT = frozenset({"apo-down"})
 """It takes both completions for worse than what the policy says."""
 PER_TOKEN = frozenset({"ln-dpo", "simpo", "alphapo", "cpo-simpo", "alpha-dpo", "dil", "simper"})
 """Objectives that already divide by the length."""
 
 MIN_FALL = 2.0
-"""Nats by which a chosen completion must have fallen before the fall counts: less is what one common token moves."""
+"""Nats by which a chosen completion must have fallen before the fall counts: less is what one common token
+moves.
+"""
 MIN_MARGIN = 5.0
 """Nats of margin before one asks where it comes from."""
 FALL_NOT_USUAL = Threshold(
-    measures="share of the chosen completion's log-probability lost", watch=0.05, act=0.15,
+    measures="share of the chosen completion's log-probability lost",
+    watch=0.05,
+    act=0.15,
     reason="this objective pushes the chosen completion up, so that any clear fall says that something else pulls it down",
 )
 FALL_USUAL = Threshold(
-    measures="share of the chosen completion's log-probability lost", watch=0.1, act=0.4,
+    measures="share of the chosen completion's log-probability lost",
+    watch=0.1,
+    act=0.4,
     reason="this objective sees differences only, and falls of some per cent are common in healthy runs",
 )
 REJECTED_SHARE = Threshold(
-    measures="share of the margin that comes from pushing the rejected completion down", watch=0.95,
+    measures="share of the margin that comes from pushing the rejected completion down",
+    watch=0.95,
     reason="the chosen completion's part of the margin is within the noise of an evaluation; many good runs look like this",
 )
 OVERLAP = Threshold(
-    measures="share of a pair's tokens that its two completions have in common at their ends", watch=0.7, act=0.9,
+    measures="share of a pair's tokens that its two completions have in common at their ends",
+    watch=0.7,
+    act=0.9,
     reason="what is in common is pushed up and down at once: with nine tenths in common, nearly all of the gradient cancels",
 )
 LENGTH_RULE = Threshold(
-    measures="correlation of held-out margins with differences of lengths, times how one-sided these are", watch=0.4, act=0.75,
+    measures="correlation of held-out margins with differences of lengths, times how one-sided these are",
+    watch=0.4,
+    act=0.75,
     reason="sums over tokens follow length in healthy runs too, up to a correlation of 0.85, and it is the sides that tell: "
     "healthy runs of the calibration stay below 0.3",
 )
 GENERALISATION_GAP = Threshold(
-    measures="accuracy on training pairs minus accuracy on held-out pairs", watch=0.15, act=0.35,
+    measures="accuracy on training pairs minus accuracy on held-out pairs",
+    watch=0.15,
+    act=0.35,
     reason="a held-out set of some tens of pairs has a standard error of 0.07 or so; the watch line is two of them",
 )
 HELD_OUT_LOSS = Threshold(
-    measures="rise of the held-out loss over its lowest value, as a share of it", watch=0.15, act=0.6,
+    measures="rise of the held-out loss over its lowest value, as a share of it",
+    watch=0.15,
+    act=0.6,
     reason="held-out losses of small sets rise by some per cent between two evaluations of healthy runs",
 )
 HELD_OUT_MARGIN = Threshold(
-    measures="share of its best value that the held-out margin has lost, in nats", watch=0.4, act=0.75,
+    measures="share of its best value that the held-out margin has lost, in nats",
+    watch=0.4,
+    act=0.75,
     reason="the margin of small held-out sets wanders by a quarter or so while the training margin grows",
 )
 LEARNED_BY_HEART = "The run goes on learning its training data by heart, to the cost of all other."
@@ -66,22 +110,27 @@ def displacement(history: History) -> Measured | None:
     places = [one for one in (held, trained) if one is not None and one[0] > one[1]]
     if (held is None and trained is None) or settings.objective in FALL_IS_MEANT:
         return None
-    chosen, rejected, size, _ = min(places, key=lambda one: one[0] / one[2], default=held or trained or (0.0, 0.0, 1.0, 1.0))
+    chosen, rejected, size, _ = min(
+        places, key=lambda one: one[0] / one[2], default=held or trained or (0.0, 0.0, 1.0, 1.0)
+    )
     usual = settings.objective in FALL_IS_USUAL
     grows = chosen > rejected
     meaning = (
         f"Probability leaves the chosen completions too; {settings.objective} sees only differences, so a small fall is usual, but "
         "what gains may be neither of the two."
-        if usual else "Probability leaves the completions that should gain it; this objective is made to hold them up."
-    )  # fmt: skip
+        if usual
+        else "Probability leaves the completions that should gain it; this objective is made to hold them up."
+    )
     option = one_in(3.0, settings.learning_rate)
     if usual:
         option = "--objective dpop" if settings.objective == "rpo" else "--objective rpo"
     return Measured(
-        value=-chosen / size if grows and -chosen >= MIN_FALL else 0.0, threshold=FALL_USUAL if usual else FALL_NOT_USUAL,
+        value=-chosen / size if grows and -chosen >= MIN_FALL else 0.0,
+        threshold=FALL_USUAL if usual else FALL_NOT_USUAL,
         evidence=f"log-ratio of chosen {chosen:+.2f}, of rejected {rejected:+.2f} nats; chosen began at {-size:.1f}",
-        meaning=meaning, option=option,
-    )  # fmt: skip
+        meaning=meaning,
+        option=option,
+    )
 
 
 def rejected_only(history: History) -> Measured | None:
@@ -92,10 +141,12 @@ def rejected_only(history: History) -> Measured | None:
     chosen, rejected, _, _ = moved
     margin = chosen - rejected
     return Measured(
-        value=1 - max(chosen, 0.0) / margin if margin >= MIN_MARGIN and chosen > -MIN_FALL else 0.0, threshold=REJECTED_SHARE,
+        value=1 - max(chosen, 0.0) / margin if margin >= MIN_MARGIN and chosen > -MIN_FALL else 0.0,
+        threshold=REJECTED_SHARE,
         evidence=f"log-ratio of chosen {chosen:+.2f}, of rejected {rejected:+.2f} nats",
-        meaning="The policy learns what not to say and hardly what to say.", option="--objective rpo",
-    )  # fmt: skip
+        meaning="The policy learns what not to say and hardly what to say.",
+        option="--objective rpo",
+    )
 
 
 def identical_pairs(history: History) -> Measured | None:
@@ -105,7 +156,9 @@ def identical_pairs(history: History) -> Measured | None:
         return None
     share = sum(overlap.values) / len(overlap.values)
     return Measured(
-        value=share, threshold=OVERLAP, evidence=f"{share:.0%} of a pair's tokens are in common at its ends, on average",
+        value=share,
+        threshold=OVERLAP,
+        evidence=f"{share:.0%} of a pair's tokens are in common at its ends, on average",
         meaning="The pairs differ in a few tokens only: they teach little, and what they share is easily pushed down too.",
         option="--objective dpop",
     )
@@ -113,7 +166,11 @@ def identical_pairs(history: History) -> Measured | None:
 
 def margin_by_length(history: History) -> Measured | None:
     """Held-out margins follow the lengths of the completions."""
-    series, bias, moved = history.evaluation.get("length_correlation"), history.evaluation.get("length_bias"), _moved(history)
+    series, bias, moved = (
+        history.evaluation.get("length_correlation"),
+        history.evaluation.get("length_bias"),
+        _moved(history),
+    )
     if series is None or bias is None or moved is None:
         return None
     chosen, rejected, _, _ = moved
@@ -121,7 +178,8 @@ def margin_by_length(history: History) -> Measured | None:
     learned = "longer" if value > 0 else "shorter"
     per_token = history.settings.objective in PER_TOKEN
     return Measured(
-        value=max(0.0, value * one_sided) if max(abs(chosen), abs(rejected)) >= MIN_FALL else 0.0, threshold=LENGTH_RULE,
+        value=max(0.0, value * one_sided) if max(abs(chosen), abs(rejected)) >= MIN_FALL else 0.0,
+        threshold=LENGTH_RULE,
         evidence=f"correlation {value:+.2f} of held-out margin and difference of lengths; the chosen completion is the longer "
         f"one in {(1 + one_sided) / 2:.0%} of pairs",
         meaning=f"What the policy has learned is close to: the {learned} completion is the better one.",
@@ -138,7 +196,8 @@ def saturated(history: History) -> Measured | None:
     flat = accuracy.tail() >= FITTED and abs(loss.tail()) <= FLAT * abs(loss.head())
     gap = accuracy.tail() - held.values[-1]
     return Measured(
-        value=gap if flat else 0.0, threshold=GENERALISATION_GAP,
+        value=gap if flat else 0.0,
+        threshold=GENERALISATION_GAP,
         evidence=f"training loss {loss.head():.3g} to {loss.tail():.3g}, accuracy {accuracy.tail():.2f}; held-out accuracy "
         f"{held.values[-1]:.2f}",
         meaning="The training pairs have no gradient left to give, and what they taught does not carry over to others.",
@@ -162,11 +221,14 @@ def _loss_turned(history: History, trained: Points, held: Points) -> Measured:
     accuracy = history.held_out("rewards/accuracies")
     fell = accuracy is None or accuracy.values[-1] < max(accuracy.values) - 0.05
     return Measured(
-        value=last / best - 1, threshold=HELD_OUT_LOSS, cap="act" if fell else "watch",
+        value=last / best - 1,
+        threshold=HELD_OUT_LOSS,
+        cap="act" if fell else "watch",
         evidence=f"training loss {trained.head():.3g} to {trained.tail():.3g}; held-out loss {best:.3g} at step "
         f"{held.steps[held.values.index(best)]}, now {last:.3g}",
-        meaning=LEARNED_BY_HEART, option=_fewer_epochs(history),
-    )  # fmt: skip
+        meaning=LEARNED_BY_HEART,
+        option=_fewer_epochs(history),
+    )
 
 
 def _margin_turned(history: History, trained: Points) -> Measured | None:
@@ -177,18 +239,21 @@ def _margin_turned(history: History, trained: Points) -> Measured | None:
     margins = [c - r for c, r in zip(chosen.values, rejected.values, strict=True)]
     best = max(margins)
     return Measured(
-        value=1 - margins[-1] / best if best >= MIN_FALL else 0.0, threshold=HELD_OUT_MARGIN,
+        value=1 - margins[-1] / best if best >= MIN_FALL else 0.0,
+        threshold=HELD_OUT_MARGIN,
         evidence=f"training loss {trained.head():.3g} to {trained.tail():.3g}; held-out margin {best:.2f} nats at best, now "
         f"{margins[-1]:.2f}",
-        meaning=LEARNED_BY_HEART, option=_fewer_epochs(history),
-    )  # fmt: skip
+        meaning=LEARNED_BY_HEART,
+        option=_fewer_epochs(history),
+    )
 
 
 def _moved(history: History, trained: bool = False) -> tuple[float, float, float, float] | None:
-    """Log-ratios now, and the sizes of the log-probabilities at the start: of chosen, rejected, chosen, rejected.
+    """Log-ratios now, and the sizes of the log-probabilities at the start: of chosen, rejected, chosen,
+    rejected.
 
-    Of held-out completions where there are any, unless those of training are asked for. Samples of the policy are others at
-    every step, so that their log-ratios tell of no completion what became of it.
+    Of held-out completions where there are any, unless those of training are asked for. Samples of the policy
+    are others at every step, so that their log-ratios tell of no completion what became of it.
     """
     if history.settings.on_policy or not history.has_trend:
         return None

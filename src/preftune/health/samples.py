@@ -1,4 +1,6 @@
-"""Conditions of runs on the policy's own samples: rewards that tell nothing apart or are gamed, distance, staleness."""
+"""Conditions of runs on the policy's own samples: rewards that tell nothing apart or are gamed, distance,
+staleness.
+"""
 
 import statistics
 
@@ -6,39 +8,57 @@ from preftune.health.history import History
 from preftune.health.verdict import Measured, Threshold, one_in, worst
 
 LENGTH_DRIFT = Threshold(
-    measures="factor by which the length of held-out samples has changed, either way", watch=1.6, act=2.5,
+    measures="factor by which the length of held-out samples has changed, either way",
+    watch=1.6,
+    act=2.5,
     reason="a task's answers have a length; sampling noise moves the mean of some tens of samples by a tenth or two",
 )
 KL_PER_TOKEN = Threshold(
-    measures="KL to the reference, in nats per token", watch=0.5, act=1.5,
+    measures="KL to the reference, in nats per token",
+    watch=0.5,
+    act=1.5,
     reason="at 0.5 nats a token the policy is far outside of what the reference would write: a choice in two is another one",
 )
 ENTROPY_LOST = Threshold(
-    measures="share of the entropy per token that is gone", watch=0.6, act=0.9,
+    measures="share of the entropy per token that is gone",
+    watch=0.6,
+    act=0.9,
     reason="some loss is what learning is; below a tenth of it the policy says the same to everyone and explores no more",
 )
 EQUAL_REWARDS = Threshold(
-    measures="share of prompts whose completions all have the same reward", watch=0.5, act=0.9,
+    measures="share of prompts whose completions all have the same reward",
+    watch=0.5,
+    act=0.9,
     reason="they cost samples and have no gradient: at one half every step costs twice what it teaches",
 )
 SIGNS_OF_HACKING = Threshold(
-    measures="signs beside a rising reward", watch=1.0, act=2.0,
+    measures="signs beside a rising reward",
+    watch=1.0,
+    act=2.0,
     reason="one sign may be the task itself (a reward for brevity shortens); two together are seldom what was wanted",
 )
 STALENESS = Threshold(
-    measures="steps between drawing a completion and learning from it", watch=8.0, act=32.0,
+    measures="steps between drawing a completion and learning from it",
+    watch=8.0,
+    act=32.0,
     reason="the laboratory's replay of samples pays for a few passes and then falls behind; no importance ratio mends it here",
 )
 CLIPPED = Threshold(
-    measures="share of ratios that the clip leaves without gradient", watch=0.2, act=0.5,
+    measures="share of ratios that the clip leaves without gradient",
+    watch=0.2,
+    act=0.5,
     reason="fresh samples have none; from a fifth on a good part of every collection is wasted",
 )
 SAMPLER_GAP = Threshold(
-    measures="mean difference of the sampler's and the trainer's log-probability, in nats per token", watch=0.08, act=0.2,
+    measures="mean difference of the sampler's and the trainer's log-probability, in nats per token",
+    watch=0.08,
+    act=0.2,
     reason="rounding makes 1e-5 in fp32 and up to 0.05 in bf16; beyond it the two are different models",
 )
 FEW_TOKENS = 2.0
-"""Samples of at most so many tokens say nothing. Above it, becoming shorter is watched: it is what many rewards are for."""
+"""Samples of at most so many tokens say nothing. Above it, becoming shorter is watched: it is what many
+rewards are for.
+"""
 MIN_RISE = 0.5
 """Standard deviations of a collection's rewards by which the reward must have risen to count as risen."""
 FEWER_ENDED = 0.2
@@ -55,7 +75,9 @@ def length_drift(history: History) -> Measured | None:
     because = f", reward and length correlate {paid.tail():+.2f} within a prompt" if paid is not None else ""
     longer, reward = last > first, history.settings.reward
     return Measured(
-        value=max(last / first, first / last), threshold=LENGTH_DRIFT, cap="act" if longer or last <= FEW_TOKENS else "watch",
+        value=max(last / first, first / last),
+        threshold=LENGTH_DRIFT,
+        cap="act" if longer or last <= FEW_TOKENS else "watch",
         evidence=f"length of samples {first:.1f} to {last:.1f} tokens{because}",
         meaning=f"The policy finds reward in {'length' if longer else 'brevity'}; unless that is the task, it games the reward.",
         option=_priced(reward) if longer else _closer(history, 3.0),
@@ -68,7 +90,8 @@ def kl_blow_up(history: History) -> Measured | None:
     if kl is None or length is None or not history.has_trend:
         return None
     return Measured(
-        value=kl.values[-1] / max(length.values[-1], 1.0), threshold=KL_PER_TOKEN,
+        value=kl.values[-1] / max(length.values[-1], 1.0),
+        threshold=KL_PER_TOKEN,
         evidence=f"KL {kl.values[-1]:.2f} nats over {length.values[-1]:.1f} tokens a completion",
         meaning="The policy writes what the reference would hardly ever write, so that what the reference knew is being lost.",
         option=_closer(history, 10.0),
@@ -82,7 +105,9 @@ def entropy_collapse(history: History) -> Measured | None:
         return None
     first, last = entropy.values[0], entropy.values[-1]
     return Measured(
-        value=1 - last / first, threshold=ENTROPY_LOST, evidence=f"entropy {first:.3f} to {last:.3f} nats per token",
+        value=1 - last / first,
+        threshold=ENTROPY_LOST,
+        evidence=f"entropy {first:.3f} to {last:.3f} nats per token",
         meaning="The samples of a prompt become the same text, and what is never sampled can no longer be learned.",
         option=_closer(history, 3.0),
     )
@@ -99,9 +124,13 @@ def equal_rewards(history: History) -> Measured | None:
         return None
     wanted = history.settings.num_completions
     return Measured(
-        value=value, threshold=EQUAL_REWARDS, evidence=f"{value:.0%} of prompts have equal rewards",
+        value=value,
+        threshold=EQUAL_REWARDS,
+        evidence=f"{value:.0%} of prompts have equal rewards",
         meaning="Most samples cost time and teach nothing: the reward is too coarse for them, or the prompts too easy or too hard.",
-        option=f"--sampling.num_completions {2 * wanted}" if history.settings.on_policy and wanted else "--batch_size, larger",
+        option=f"--sampling.num_completions {2 * wanted}"
+        if history.settings.on_policy and wanted
+        else "--batch_size, larger",
     )
 
 
@@ -115,7 +144,8 @@ def reward_hacking(history: History) -> Measured | None:
     signs = _signs(history, scale) if rise >= MIN_RISE else []
     seen = ", ".join(signs) if signs else "no other sign"
     return Measured(
-        value=float(len(signs)), threshold=SIGNS_OF_HACKING,
+        value=float(len(signs)),
+        threshold=SIGNS_OF_HACKING,
         evidence=f"reward {reward.head():.3g} to {reward.tail():.3g} ({rise:+.1f} standard deviations); {seen}",
         meaning="The reward may be rising for reasons that its maker did not mean: read some samples before trusting it.",
         option=_closer(history, 10.0),
@@ -127,24 +157,36 @@ def stale_samples(history: History) -> Measured | None:
     steps, clipped, gap = (history.train.get(name) for name in ("staleness", "ratio/clipped", "sampler_gap"))
     settings, found = history.settings, []
     if clipped is not None:
-        found.append(Measured(
-            value=clipped.tail(), threshold=CLIPPED, evidence=f"{clipped.tail():.0%} of ratios are clipped",
-            meaning="The policy has moved on from the samples, and the clip throws their gradient away.", option=_fresher(history),
-        ))  # fmt: skip
+        found.append(
+            Measured(
+                value=clipped.tail(),
+                threshold=CLIPPED,
+                evidence=f"{clipped.tail():.0%} of ratios are clipped",
+                meaning="The policy has moved on from the samples, and the clip throws their gradient away.",
+                option=_fresher(history),
+            )
+        )
     elif steps is not None:
         age = statistics.fmean(steps.values)
-        found.append(Measured(
-            value=age, threshold=STALENESS, evidence=f"samples are {age:.1f} steps old on average",
-            meaning="The policy learns from what an earlier policy said, and nothing in this objective corrects for it.",
-            option=_fresher(history),
-        ))  # fmt: skip
+        found.append(
+            Measured(
+                value=age,
+                threshold=STALENESS,
+                evidence=f"samples are {age:.1f} steps old on average",
+                meaning="The policy learns from what an earlier policy said, and nothing in this objective corrects for it.",
+                option=_fresher(history),
+            )
+        )
     if gap is not None:
-        found.append(Measured(
-            value=max(gap.values), threshold=SAMPLER_GAP,
-            evidence=f"sampler and trainer differ by up to {max(gap.values):.2g} nats a token",
-            meaning="The sampler is another model than the trainer takes it for, so that on-policy is so in name only.",
-            option="--precision fp32",
-        ))  # fmt: skip
+        found.append(
+            Measured(
+                value=max(gap.values),
+                threshold=SAMPLER_GAP,
+                evidence=f"sampler and trainer differ by up to {max(gap.values):.2g} nats a token",
+                meaning="The sampler is another model than the trainer takes it for, so that on-policy is so in name only.",
+                option="--precision fp32",
+            )
+        )
     if not found or not settings.on_policy:
         return None
     return worst(found)
@@ -163,7 +205,11 @@ def _ends(history: History, name: str) -> tuple[float, float] | None:
 def _signs(history: History, scale: float) -> list[str]:
     """What is wrong beside the reward."""
     names = {length_drift: "length", kl_blow_up: "KL", entropy_collapse: "entropy"}
-    signs = [name for measure, name in names.items() if (found := measure(history)) is not None and found.level != "ok"]
+    signs = [
+        name
+        for measure, name in names.items()
+        if (found := measure(history)) is not None and found.level != "ok"
+    ]
     ended, held = _ends(history, "completions/ended"), history.held_out("reward")
     if ended is not None and ended[0] - ended[1] >= FEWER_ENDED:
         signs.append("fewer completions end")
@@ -186,8 +232,14 @@ def _priced(reward: str | None) -> str:
 def _fresher(history: History) -> str:
     settings = history.settings
     for name, value, least in (
-        ("lag", settings.lag, 0), ("replay", settings.replay, 0), ("epochs", settings.collect_epochs, 1),
-    ):  # fmt: skip
+        ("lag", settings.lag, 0),
+        ("replay", settings.replay, 0),
+        ("epochs", settings.collect_epochs, 1),
+    ):
         if value > least:
             return f"--collect.{name} {value // 2 if value // 2 >= least else least}"
-    return f"--collect.prompts {settings.batch_size}" if settings.batch_size else one_in(3.0, settings.learning_rate)
+    return (
+        f"--collect.prompts {settings.batch_size}"
+        if settings.batch_size
+        else one_in(3.0, settings.learning_rate)
+    )

@@ -6,43 +6,65 @@ from preftune.health.history import History
 from preftune.health.verdict import Measured, Threshold, one_in, worst
 
 START = Threshold(
-    measures="log-ratio before the first step, as a share of the completion's log-probability", watch=0.01, act=0.1,
+    measures="log-ratio before the first step, as a share of the completion's log-probability",
+    watch=0.01,
+    act=0.1,
     reason="policy and reference are the same there; rounding is 1e-6 of it in fp32 and below 0.001 in bf16",
 )
 CHOSEN_LOST = Threshold(
-    measures="share of the log-probability that held-out completions lost, chosen and rejected alike", watch=0.5, act=1.0,
+    measures="share of the log-probability that held-out completions lost, chosen and rejected alike",
+    watch=0.5,
+    act=1.0,
     reason="no preference asks for completions of both kinds to become the square of their probability: text as such is lost",
 )
 LOSS_RISE = Threshold(
-    measures="rise of the training loss over its start, as a share of it", watch=0.25, act=1.0,
+    measures="rise of the training loss over its start, as a share of it",
+    watch=0.25,
+    act=1.0,
     reason="steps of few pairs let a smoothed loss wander by a tenth or two; a loss above its start has learned nothing",
 )
 SPIKES = Threshold(
-    measures="share of steps with a loss of more than twice the loss at the start", watch=0.05, act=0.2,
+    measures="share of steps with a loss of more than twice the loss at the start",
+    watch=0.05,
+    act=0.2,
     reason="one step in twenty is a habit and not an accident of one odd pair",
 )
 GRADIENT = Threshold(
-    measures="factor by which the gradient norm has grown", watch=10.0, act=100.0,
+    measures="factor by which the gradient norm has grown",
+    watch=10.0,
+    act=100.0,
     reason="gradients of preference losses shrink as margins grow; tenfold growth means that the steps overshoot",
 )
 REWARD_FALL = Threshold(
-    measures="standard deviations by which the reward of the collections has fallen", watch=0.5, act=1.0,
+    measures="standard deviations by which the reward of the collections has fallen",
+    watch=0.5,
+    act=1.0,
     reason="training goes up the reward; means over ten collections wander by a tenth of a standard deviation or so",
 )
 MOVEMENT = Threshold(
-    measures="nats that completions have moved from the reference", watch=0.1, act=0.01, below=True,
+    measures="nats that completions have moved from the reference",
+    watch=0.1,
+    act=0.01,
+    below=True,
     reason="a tenth of a nat changes the odds of a whole completion by a tenth: no reader would see it",
 )
 DISTANCE = Threshold(
-    measures="KL of the samples to the reference, in nats per completion", watch=0.01, act=0.001, below=True,
+    measures="KL of the samples to the reference, in nats per completion",
+    watch=0.01,
+    act=0.001,
+    below=True,
     reason="a hundredth of a nat is below the noise of the estimate itself",
 )
 LOSS_CHANGE = Threshold(
-    measures="change of the training loss, as a share of it", watch=0.01, act=0.001, below=True,
+    measures="change of the training loss, as a share of it",
+    watch=0.01,
+    act=0.001,
+    below=True,
     reason="less than the noise between two steps",
 )
 HALF_WAY = 0.5
-"""Share of its steps after which a run that has not moved will not move: the schedule only falls from there."""
+"""Share of its steps after which a run that has not moved will not move: the schedule only falls from there.
+"""
 MIN_SPIKES = 2
 
 
@@ -59,10 +81,14 @@ def reference_mismatch(history: History) -> Measured | None:
     other = history.settings.reference_model
     meaning = (
         "The reference is a model of its own, so that all margins begin with a difference that training did not make."
-        if other else "Policy and reference differ before anything was learned: margins and accuracies start from a wrong zero."
-    )  # fmt: skip
+        if other
+        else "Policy and reference differ before anything was learned: margins and accuracies start from a wrong zero."
+    )
     return Measured(
-        value=max(shares), threshold=START, evidence=f"log-ratio before the first step: {', '.join(seen)}", meaning=meaning,
+        value=max(shares),
+        threshold=START,
+        evidence=f"log-ratio before the first step: {', '.join(seen)}",
+        meaning=meaning,
         option="--reference.model, left out" if other else "--reference.mode live",
     )
 
@@ -71,7 +97,15 @@ def rate_high(history: History) -> Measured | None:
     """Steps overshoot: the loss rises or jumps, gradients grow, text as such is lost, or the reward falls."""
     if not history.has_trend:
         return None
-    return worst([_text_lost(history), _loss_rise(history), _spikes(history), _gradient(history), _reward_fall(history)])
+    return worst(
+        [
+            _text_lost(history),
+            _loss_rise(history),
+            _spikes(history),
+            _gradient(history),
+            _reward_fall(history),
+        ]
+    )
 
 
 def _text_lost(history: History) -> Measured | None:
@@ -85,10 +119,12 @@ def _text_lost(history: History) -> Measured | None:
     if history.settings.on_policy:
         return None
     return Measured(
-        value=max(0.0, min(shares)), threshold=CHOSEN_LOST, evidence=f"log-ratios: {', '.join(seen)}",
+        value=max(0.0, min(shares)),
+        threshold=CHOSEN_LOST,
+        evidence=f"log-ratios: {', '.join(seen)}",
         meaning="Both sides of the pairs have lost most of their probability: the steps break the model instead of teaching it.",
         option=one_in(10.0, history.settings.learning_rate),
-    )  # fmt: skip
+    )
 
 
 def _loss_rise(history: History) -> Measured | None:
@@ -97,7 +133,8 @@ def _loss_rise(history: History) -> Measured | None:
     if loss is None or min(loss.values) <= 0 or history.settings.on_policy:
         return None
     return Measured(
-        value=loss.tail() / loss.values[0] - 1, threshold=LOSS_RISE,
+        value=loss.tail() / loss.values[0] - 1,
+        threshold=LOSS_RISE,
         evidence=f"training loss {loss.values[0]:.3g} at first, {loss.tail():.3g} of late",
         meaning="The loss is higher than before training: the steps overshoot.",
         option=one_in(10.0, history.settings.learning_rate),
@@ -111,9 +148,11 @@ def _spikes(history: History) -> Measured | None:
     line = 2 * loss.values[0]
     count = sum(value > line for value in loss.values)
     return Measured(
-        value=count / len(loss.values) if count >= MIN_SPIKES else 0.0, threshold=SPIKES,
+        value=count / len(loss.values) if count >= MIN_SPIKES else 0.0,
+        threshold=SPIKES,
         evidence=f"{count} of {len(loss.values)} steps had more than twice the loss of the first",
-        meaning="The loss jumps: single steps undo what many have learned.", option=one_in(3.0, history.settings.learning_rate),
+        meaning="The loss jumps: single steps undo what many have learned.",
+        option=one_in(3.0, history.settings.learning_rate),
     )
 
 
@@ -124,7 +163,9 @@ def _gradient(history: History) -> Measured | None:
     size = max(1, min(10, len(norm.values) // 3))
     first, last = statistics.median(norm.values[:size]), statistics.median(norm.values[-size:])
     return Measured(
-        value=last / first if first > 0 else 0.0, threshold=GRADIENT, evidence=f"gradient norm {first:.3g} to {last:.3g}",
+        value=last / first if first > 0 else 0.0,
+        threshold=GRADIENT,
+        evidence=f"gradient norm {first:.3g} to {last:.3g}",
         meaning="Gradients grow from step to step: the policy is being driven where the loss is steep.",
         option=one_in(10.0, history.settings.learning_rate),
     )
@@ -136,9 +177,11 @@ def _reward_fall(history: History) -> Measured | None:
         return None
     fall = (reward.head() - reward.tail()) / max(spread.head(), 1e-9)
     return Measured(
-        value=fall, threshold=REWARD_FALL,
+        value=fall,
+        threshold=REWARD_FALL,
         evidence=f"reward {reward.head():.3g} to {reward.tail():.3g} ({-fall:+.1f} standard deviations)",
-        meaning="The policy is getting worse at what it is paid for.", option=one_in(10.0, history.settings.learning_rate),
+        meaning="The policy is getting worse at what it is paid for.",
+        option=one_in(10.0, history.settings.learning_rate),
     )
 
 
@@ -152,16 +195,31 @@ def rate_low(history: History) -> Measured | None:
     done = f"after {min(share, 1.0):.0%} of the steps"
     kl = history.held_out("kl")
     if kl is not None:
-        return Measured(value=abs(kl.values[-1]), threshold=DISTANCE, evidence=f"KL {kl.values[-1]:.2g} nats {done}",
-                        meaning=meaning, option=option)  # fmt: skip
+        return Measured(
+            value=abs(kl.values[-1]),
+            threshold=DISTANCE,
+            evidence=f"KL {kl.values[-1]:.2g} nats {done}",
+            meaning=meaning,
+            option=option,
+        )
     chosen, rejected = history.now("log_ratios/chosen"), history.now("log_ratios/rejected")
     if chosen is not None and not history.settings.on_policy:
         moved = max(abs(chosen), abs(rejected or 0.0))
-        return Measured(value=moved, threshold=MOVEMENT, evidence=f"log-ratios of at most {moved:.2g} nats {done}",
-                        meaning=meaning, option=option)  # fmt: skip
+        return Measured(
+            value=moved,
+            threshold=MOVEMENT,
+            evidence=f"log-ratios of at most {moved:.2g} nats {done}",
+            meaning=meaning,
+            option=option,
+        )
     loss = history.train.get("loss")
     if loss is None or history.settings.on_policy or not loss.head():
         return None
     change = abs(loss.tail() / loss.head() - 1)
-    return Measured(value=change, threshold=LOSS_CHANGE, evidence=f"the loss changed by {change:.2%} {done}",
-                    meaning=meaning, option=option)  # fmt: skip
+    return Measured(
+        value=change,
+        threshold=LOSS_CHANGE,
+        evidence=f"the loss changed by {change:.2%} {done}",
+        meaning=meaning,
+        option=option,
+    )

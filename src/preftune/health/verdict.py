@@ -13,7 +13,9 @@ LEVELS: tuple[Level, ...] = ("ok", "watch", "act")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """From which value on a condition is watched, and from which one should act; with `below` smaller values are worse."""
+    """From which value on a condition is watched, and from which one should act; with `below` smaller values
+    are worse.
+    """
 
     measures: str
     watch: float
@@ -38,7 +40,9 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A condition's number in one run, before it is compared. `cap` is the highest level that the rest of the run allows."""
+    """A condition's number in one run, before it is compared. `cap` is the highest level that the rest of the
+    run allows.
+    """
 
     value: float
     threshold: Threshold
@@ -60,7 +64,9 @@ def worst(measured: Sequence[Measured | None]) -> Measured | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A named way in which a run can go wrong. `measure` gives None where the run has not what it takes to judge."""
+    """A named way in which a run can go wrong. `measure` gives None where the run has not what it takes to
+    judge.
+    """
 
     id: str
     title: str

@@ -1,4 +1,6 @@
-"""A contest: every method that a problem's user could run, each at its own best learning rate, and the regret of a choice."""
+"""A contest: every method that a problem's user could run, each at its own best learning rate, and the regret
+of a choice.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +10,11 @@ import numpy as np
 import torch
 
 from preftune.errors import TrainingError
-from preftune.lab.paper_methods import MARGIN_OF_TEN, UNBOUNDED
 from preftune.lab.draws import Draw
+from preftune.lab.environment import World
 from preftune.lab.loop import run
 from preftune.lab.methods import Method
-from preftune.lab.environment import World
+from preftune.lab.paper_methods import MARGIN_OF_TEN, UNBOUNDED
 from preftune.objectives.best_of_n import BestOfN
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
@@ -77,7 +79,9 @@ def choices(draw: Draw) -> tuple[Choice, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Raced:
-    """A problem's results: the final expected reward of each choice, by its tuned rate, on seeds that tuning did not see."""
+    """A problem's results: the final expected reward of each choice, by its tuned rate, on seeds that tuning
+    did not see.
+    """
 
     returns: Mapping[Choice, float]
     rates: Mapping[Choice, float]

@@ -1,7 +1,8 @@
 """From tracks to verdicts: clauses with thresholds that were written down before, and intervals over seeds.
 
-A clause compares numbers of the same seeds, so its interval is that of paired differences (Student's t, two-sided).
-It holds where the whole interval lies on the right side of the threshold, and fails where it lies on the wrong one.
+A clause compares numbers of the same seeds, so its interval is that of paired differences (Student's t,
+two-sided). It holds where the whole interval lies on the right side of the threshold, and fails where it lies
+on the wrong one.
 """
 
 import itertools
@@ -32,12 +33,14 @@ class Clause:
 
     Args:
         says: the clause in words.
-        kind: "value" of a run; "difference" of the first run less the second; "ratio" of the first to the second; "spread" between
-            the largest and the smallest of several; "falls": the smallest step down along a list of runs, which must not be a rise.
+        kind: "value" of a run; "difference" of the first run less the second; "ratio" of the first to the
+            second; "spread" between the largest and the smallest of several; "falls": the smallest step down
+            along a list of runs, which must not be a rise.
         of: names of runs.
         measure: what is measured; "margin" is the log-ratio of the best completions less that of the others.
         at: "final", "stopped" (the step at which tuning seeds were best), or a step.
-        reaches: take the `count` at which the measure first reaches this, or the last count where it never does.
+        reaches: take the `count` at which the measure first reaches this, or the last count where it never
+            does.
         count: grad_steps, samples_drawn, reward_queries or prompts_seen.
         above: the number must be above this.
         below: the number must be below this.
@@ -67,7 +70,9 @@ class Clause:
 
 @dataclass(frozen=True, kw_only=True)
 class Criteria:
-    """An experiment's claim and what would show it. `finding`: the paper's, with a word if it is doubted. `tier`: what it costs."""
+    """An experiment's claim and what would show it. `finding`: the paper's, with a word if it is doubted.
+    `tier`: what it costs.
+    """
 
     finding: str
     title: str
@@ -91,7 +96,9 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """An experiment with its verdict: reproduced if every clause holds, not reproduced if one fails, else fragile."""
+    """An experiment with its verdict: reproduced if every clause holds, not reproduced if one fails, else
+    fragile.
+    """
 
     id: str
     criteria: Criteria
@@ -100,18 +107,32 @@ class Outcome:
     @property
     def verdict(self) -> Verdict:
         found = {clause.verdict for clause in self.clauses}
-        return "not reproduced" if "not reproduced" in found else "fragile" if "fragile" in found else "reproduced"
+        return (
+            "not reproduced"
+            if "not reproduced" in found
+            else "fragile"
+            if "fragile" in found
+            else "reproduced"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As in verdicts.json: nothing that differs between two runs of the same seeds."""
         return {
-            "id": self.id, "finding": self.criteria.finding, "claim": self.criteria.claim, "verdict": self.verdict,
+            "id": self.id,
+            "finding": self.criteria.finding,
+            "claim": self.criteria.claim,
+            "verdict": self.verdict,
             "clauses": [
-                {"says": c.says, "criterion": c.criterion, "estimate": _rounded(c.estimate),
-                 "interval": [_rounded(c.low), _rounded(c.high)], "verdict": c.verdict}
+                {
+                    "says": c.says,
+                    "criterion": c.criterion,
+                    "estimate": _rounded(c.estimate),
+                    "interval": [_rounded(c.low), _rounded(c.high)],
+                    "verdict": c.verdict,
+                }
                 for c in self.clauses
             ],
-        }  # fmt: skip
+        }
 
 
 def load_criteria() -> dict[str, Criteria]:
@@ -120,14 +141,20 @@ def load_criteria() -> dict[str, Criteria]:
     return {name: built(Criteria, entry, f"criteria.yaml, {name}") for name, entry in content.items()}
 
 
-def judge(name: str, criteria: Criteria, tracks: Mapping[str, Track], stops: Mapping[str, int], level: float = 0.95) -> Outcome:
+def judge(
+    name: str, criteria: Criteria, tracks: Mapping[str, Track], stops: Mapping[str, int], level: float = 0.95
+) -> Outcome:
     """The verdict on one experiment from the tracks of its runs."""
-    values = [[measured(clause, tracks[run], stops.get(run)) for run in clause.of] for clause in criteria.clauses]
+    values = [
+        [measured(clause, tracks[run], stops.get(run)) for run in clause.of] for clause in criteria.clauses
+    ]
     clauses = tuple(_judged(clause, of, level) for clause, of in zip(criteria.clauses, values, strict=True))
     return Outcome(id=name, criteria=criteria, clauses=clauses)
 
 
-def judge_values(name: str, criteria: Criteria, values: Mapping[str, np.ndarray], level: float = 0.95) -> Outcome:
+def judge_values(
+    name: str, criteria: Criteria, values: Mapping[str, np.ndarray], level: float = 0.95
+) -> Outcome:
     """The verdict where each run is a number of each seed already."""
     clauses = tuple(_judged(clause, [values[run] for run in clause.of], level) for clause in criteria.clauses)
     return Outcome(id=name, criteria=criteria, clauses=clauses)
@@ -136,13 +163,18 @@ def judge_values(name: str, criteria: Criteria, values: Mapping[str, np.ndarray]
 def _judged(clause: Clause, values: Sequence[np.ndarray], level: float) -> Judged:
     interval = _interval(clause, values, level)
     right, wrong = (
-        (interval.low > clause.above, interval.high <= clause.above) if clause.above is not None
+        (interval.low > clause.above, interval.high <= clause.above)
+        if clause.above is not None
         else (interval.high < clause.below, interval.low >= clause.below)  # type: ignore[operator]
-    )  # fmt: skip
+    )
     return Judged(
-        says=clause.says, criterion=clause.criterion, estimate=interval.mean, low=interval.low, high=interval.high,
+        says=clause.says,
+        criterion=clause.criterion,
+        estimate=interval.mean,
+        low=interval.low,
+        high=interval.high,
         verdict="reproduced" if right else "not reproduced" if wrong else "fragile",
-    )  # fmt: skip
+    )
 
 
 def _interval(clause: Clause, values: Sequence[np.ndarray], level: float) -> Interval:
@@ -152,7 +184,9 @@ def _interval(clause: Clause, values: Sequence[np.ndarray], level: float) -> Int
         return mean_interval(values[0] - values[1], level)
     if clause.kind == "ratio":
         logs = mean_interval(np.log(values[0]) - np.log(values[1]), level)
-        return Interval(mean=math.exp(logs.mean), low=math.exp(logs.low), high=math.exp(logs.high), num=logs.num)
+        return Interval(
+            mean=math.exp(logs.mean), low=math.exp(logs.low), high=math.exp(logs.high), num=logs.num
+        )
     if clause.kind == "spread":
         return mean_interval(np.max(values, axis=0) - np.min(values, axis=0), level)
     steps = [mean_interval(before - after, level) for before, after in itertools.pairwise(values)]

@@ -62,10 +62,17 @@ class Draw:
         return self.can_reward and self.rounds > 0
 
     def loop(self, source: str) -> Loop:
-        """All steps on the data; or on own samples, gone through as often as the budget of samples makes it necessary."""
+        """All steps on the data; or on own samples, gone through as often as the budget of samples makes it
+        necessary.
+        """
         size, hazard = self.problem.data.completions, self.problem.policy == "hazard"
         step_groups = min(HAZARD_GROUPS, self.groups) if hazard else self.groups
-        once = Loop(steps=self.steps, collection=size * self.groups, minibatch=size * step_groups, eval_every=self.steps)
+        once = Loop(
+            steps=self.steps,
+            collection=size * self.groups,
+            minibatch=size * step_groups,
+            eval_every=self.steps,
+        )
         if source == "offline":
             return once
         passes = self.steps * step_groups / self.groups
@@ -73,7 +80,11 @@ class Draw:
 
     def posed(self, source: str) -> Problem:
         """Own samples are judged by the reward itself, so nobody exchanges their pairs."""
-        return self.problem if source == "offline" else replace(self.problem, data=replace(self.problem.data, noise=0.0))
+        return (
+            self.problem
+            if source == "offline"
+            else replace(self.problem, data=replace(self.problem.data, noise=0.0))
+        )
 
 
 def drawn(seed: int, index: int) -> Draw:
@@ -86,20 +97,32 @@ def drawn(seed: int, index: int) -> Draw:
         size, groups = int(rng.choice((16, 32))), int(rng.choice((16, 32, 64)))
         mean, deviation = size * rng.uniform(0.3, 0.8), size * rng.uniform(0.08, 0.25)
         reward: Any = Short() if rng.random() < 0.5 else Near(length=float(size * rng.uniform(0.1, 0.9)))
-        common |= {"size": size, "reference": Normal(mean=float(mean), deviation=float(deviation)), "reward": reward,
-                   "reward_model": RewardModel(pairs=500) if rng.random() < 0.5 else None}  # fmt: skip
+        common |= {
+            "size": size,
+            "reference": Normal(mean=float(mean), deviation=float(deviation)),
+            "reward": reward,
+            "reward_model": RewardModel(pairs=500) if rng.random() < 0.5 else None,
+        }
     else:
         size = int(rng.choice((20, 40)))
         groups = int(rng.choice((4, 8, 16) if policy == "mlp" else (4, 8, 16, 32)))
         reference = Tilted(tilt=float(rng.uniform(-6, 0))) if rng.random() < 0.5 else TanhCauchy()
-        bump = Bump(centre=float(rng.uniform(0, size - 1)), width=float(size * np.exp(rng.uniform(np.log(0.05), np.log(0.4)))))
-        contexts = Contexts(train=groups, held_out=20 if policy == "mlp" else None, size=20 if policy == "mlp" else None)
+        bump = Bump(
+            centre=float(rng.uniform(0, size - 1)),
+            width=float(size * np.exp(rng.uniform(np.log(0.05), np.log(0.4)))),
+        )
+        contexts = Contexts(
+            train=groups, held_out=20 if policy == "mlp" else None, size=20 if policy == "mlp" else None
+        )
         common |= {"size": size, "reference": reference, "reward": bump, "contexts": contexts}
     which = rng.random()
     law: Any = FromReference() if which < 0.5 else Skewed(tilt=float(rng.uniform(-2, 4)))
     if policy == "hazard" and which > 0.75:
         law = Truncated(mean=float(size * rng.uniform(0.1, 0.4)), share=float(rng.uniform(0.5, 1)))
     return Draw(
-        problem=Problem(data=Data(law=law, completions=completions, noise=noise), **common), groups=groups,
-        steps=int(rng.choice(STEPS)), rounds=int(rng.choice(SAMPLE_ROUNDS)), can_reward=bool(rng.random() < REWARDED),
-    )  # fmt: skip
+        problem=Problem(data=Data(law=law, completions=completions, noise=noise), **common),
+        groups=groups,
+        steps=int(rng.choice(STEPS)),
+        rounds=int(rng.choice(SAMPLE_ROUNDS)),
+        can_reward=bool(rng.random() < REWARDED),
+    )

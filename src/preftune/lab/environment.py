@@ -1,6 +1,8 @@
-"""A problem made concrete for some seeds: prompts, the policy at its start, samples, scores and exact measures.
+"""A problem made concrete for some seeds: prompts, the policy at its start, samples, scores and exact
+measures.
 
-The randomness of each seed comes from generators of its own, so that a run does not depend on which seeds run beside it.
+The randomness of each seed comes from generators of its own, so that a run does not depend on which seeds run
+beside it.
 """
 
 from collections.abc import Sequence
@@ -13,20 +15,33 @@ from torch import Tensor, nn
 
 from preftune.errors import TrainingError
 from preftune.lab.gpt import GPTPolicy, Tree
-from preftune.lab.policies import HazardPolicy, MLPPolicy, PositionPolicy, TabularPolicy, hazard_log_odds, stopping_law
-from preftune.lab.problem import Problem
 from preftune.lab.length_reward import fitted_reward
+from preftune.lab.policies import (
+    HazardPolicy,
+    MLPPolicy,
+    PositionPolicy,
+    TabularPolicy,
+    hazard_log_odds,
+    stopping_law,
+)
+from preftune.lab.problem import Problem
 
 FIT_CONTEXTS = 10
-FIT = {"mlp": (100, 0.01), "gpt": (200, 0.003)}  # steps and rate of a network's way to the reference; mlp as the authors have it
-FIT_LIMIT = 0.02  # nats of KL(pi || reference) that may be left on held-out prompts: r1 and gpt_r1 leave below 0.001
+FIT = {
+    "mlp": (100, 0.01),
+    "gpt": (200, 0.003),
+}  # steps and rate of a network's way to the reference; mlp as the authors have it
+# nats of KL(pi || reference) that may be left on held-out prompts: r1 and gpt_r1 leave below 0.001
+FIT_LIMIT = 0.02
 HELD_OUT, CONTEXT_SIZE = 100, 100  # prompts, and numbers of each
 PURPOSES = ("network", "contexts", "held_out", "samples", "order", "reward_model", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Which token each completion has at which row of the policy's logits [R, V]; completions one after another."""
+    """Which token each completion has at which row of the policy's logits [R, V]; completions one after
+    another.
+    """
 
     row: Int[Tensor, " N"]
     target: Int[Tensor, " N"]
@@ -40,10 +55,14 @@ class World:
         self.problem, self.seeds, self.dtype = problem, tuple(seeds), dtype
         self.reward = torch.tensor(problem.reward_values(), dtype=dtype)
         law = torch.tensor(problem.reference_law())
-        self.ref_logp, self.ref_law, self.data_law = law.log().to(dtype), law, torch.tensor(problem.data_law())
+        self.ref_logp, self.ref_law, self.data_law = (
+            law.log().to(dtype),
+            law,
+            torch.tensor(problem.data_law()),
+        )
         self._generators = {
             purpose: [_generator(seed, i) for seed in self.seeds] for i, purpose in enumerate(PURPOSES)
-        }  # fmt: skip
+        }
         self.context_size = problem.prompts.size or CONTEXT_SIZE
         self.tree = problem.tree
         self.train_prompts = self._contexts("contexts", problem.prompts.train)
@@ -85,9 +104,12 @@ class World:
         """A network that does not reach the reference would be compared with what it never was."""
         left = self.measure(policy)["kl"].max().item()
         if not left <= FIT_LIMIT:
-            raise TrainingError(f"The {self.problem.policy} did not reach the reference before training",
-                                got=f"KL {left:.3g} nats on held-out prompts", expected=f"at most {FIT_LIMIT}",
-                                do="Choose a reference that is easier to learn, or the policy tabular")  # fmt: skip
+            raise TrainingError(
+                f"The {self.problem.policy} did not reach the reference before training",
+                got=f"KL {left:.3g} nats on held-out prompts",
+                expected=f"at most {FIT_LIMIT}",
+                do="Choose a reference that is easier to learn, or the policy tabular",
+            )
 
     def fresh_prompts(self, count: int) -> Tensor:
         """New contexts for each seed; training prompts where the problem has a table of them."""
@@ -98,7 +120,9 @@ class World:
 
     def uniform(self, purpose: str, shape: tuple[int, ...]) -> Float[Tensor, "S ..."]:
         """Numbers in [0, 1), drawn for each seed from its own generator."""
-        return torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in self._generators[purpose]])
+        return torch.stack(
+            [torch.rand(shape, generator=g, dtype=torch.float64) for g in self._generators[purpose]]
+        )
 
     def orders(self, count: int) -> Int[Tensor, "S count"]:
         """A random order for each seed."""
@@ -112,7 +136,9 @@ class World:
         return self._drawn(law[:, None] if self.problem.policy == "positions" else law, num_groups, size)
 
     def log_law(self, logits: Tensor) -> Tensor:
-        """Exact log-probabilities of all outcomes, [S, prompts or 1, outcomes]; of sequences those of each token, [S, L, V]."""
+        """Exact log-probabilities of all outcomes, [S, prompts or 1, outcomes]; of sequences those of each
+        token, [S, L, V].
+        """
         if self.problem.policy == "hazard":
             return stopping_law(logits)[:, None]
         return self.tree.log_law(logits) if self.problem.policy == "gpt" else logits.log_softmax(-1)
@@ -137,26 +163,34 @@ class World:
         draws = self.uniform("samples", (num_groups, size))
         if law.shape[1] == 1:
             draws = draws.flatten(1)[:, None]
-        found = torch.searchsorted(below.contiguous(), draws.contiguous(), right=True).clamp(max=law.shape[-1] - 1)
+        found = torch.searchsorted(below.contiguous(), draws.contiguous(), right=True).clamp(
+            max=law.shape[-1] - 1
+        )
         return found.reshape(self.num_seeds, num_groups, size)
 
     # --- rewards and scores ---
 
     def rewards(self, completions: Tensor, *, true: bool = False) -> Float[Tensor, "S G C"]:
-        """Of each completion: the trained reward model's where there is one, unless the true ones are asked for."""
+        """Of each completion: the trained reward model's where there is one, unless the true ones are asked
+        for.
+        """
         table = self.reward.expand(self.num_seeds, -1) if true else self.trained_reward
         flat = completions.flatten(1)
         found = table.gather(1, flat).view(completions.shape)
         return found.mean(-1) if completions.ndim == 4 else found
 
     def tokens(self, completions: Tensor, *, shift: int = 0) -> Tokens:
-        """Rows of the flattened logits [S * rows, V]. `shift` reads each completion under another group's prompt."""
+        """Rows of the flattened logits [S * rows, V]. `shift` reads each completion under another group's
+        prompt.
+        """
         num_seeds, num_groups = completions.shape[:2]
         if self.problem.policy == "hazard":
             return self._answer_tokens(completions)
         if self.problem.policy == "positions":
             length = self.problem.length
-            row = (torch.arange(num_seeds)[:, None] * length + torch.arange(length))[:, None, None].expand_as(completions)
+            row = (torch.arange(num_seeds)[:, None] * length + torch.arange(length))[:, None, None].expand_as(
+                completions
+            )
             lengths = torch.full((completions[..., 0].numel(),), length)
             return Tokens(row=row.reshape(-1), target=completions.flatten(), lengths=lengths)
         group = (torch.arange(num_groups) + shift) % num_groups
@@ -166,7 +200,9 @@ class World:
         return Tokens(row=row.flatten(), target=self.tree.digits(completions).flatten(), lengths=lengths)
 
     def _answer_tokens(self, completions: Tensor) -> Tokens:
-        """An answer that stops at position k has k tokens of going on and one of stopping; one that never stops has no end."""
+        """An answer that stops at position k has k tokens of going on and one of stopping; one that never
+        stops has no end.
+        """
         positions = self.problem.size
         seed = torch.arange(len(completions))[:, None, None].expand_as(completions).reshape(-1)
         outcome = completions.flatten()
@@ -174,13 +210,19 @@ class World:
         start = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         place = torch.arange(len(start)) - start
         target = (place == torch.repeat_interleave(outcome, lengths)).long()
-        return Tokens(row=torch.repeat_interleave(seed * positions, lengths) + place, target=target, lengths=lengths)
+        return Tokens(
+            row=torch.repeat_interleave(seed * positions, lengths) + place, target=target, lengths=lengths
+        )
 
     def _ref_rows(self) -> Tensor:
         if self.problem.policy == "hazard":
             log_odds = hazard_log_odds(self.ref_law)
             return torch.stack([torch.zeros_like(log_odds), log_odds], dim=-1).log_softmax(-1).to(self.dtype)
-        return self.tree.conditionals(self.ref_law).to(self.dtype) if self.problem.policy == "gpt" else self.ref_logp[None]
+        return (
+            self.tree.conditionals(self.ref_law).to(self.dtype)
+            if self.problem.policy == "gpt"
+            else self.ref_logp[None]
+        )
 
     def ref_of(self, logits: Tensor) -> Tensor:
         """The reference's log-probabilities, in the shape of the policy's logits [S, rows, V]."""
@@ -192,16 +234,22 @@ class World:
 
     @torch.no_grad()
     def measure(self, policy: nn.Module) -> dict[str, Float[Tensor, " S"]]:
-        """Means over held-out prompts: `return`, `kl` (pi || ref), `kl_reverse` (ref || pi), `entropy`; of answers also their
-        expected `length` and `distance` to the middle of the reference."""
+        """Means over held-out prompts: `return`, `kl` (pi || ref), `kl_reverse` (ref || pi), `entropy`; of
+        answers also their expected `length` and `distance` to the middle of the reference.
+        """
         logp = self.log_law(policy(self.held_out))
         p, ref = logp.exp(), self.ref_logp
         found = {
-            "return": (p * self.reward).sum(-1), "kl": (p * (logp - ref)).sum(-1),
-            "kl_reverse": (ref.exp() * (ref - logp)).sum(-1), "entropy": -(p * logp).sum(-1),
-        }  # fmt: skip
+            "return": (p * self.reward).sum(-1),
+            "kl": (p * (logp - ref)).sum(-1),
+            "kl_reverse": (ref.exp() * (ref - logp)).sum(-1),
+            "entropy": -(p * logp).sum(-1),
+        }
         if self.problem.policy == "positions":  # divergences and entropies of independent tokens add up
-            found = {name: value * (1 if name == "return" else self.problem.length) for name, value in found.items()}
+            found = {
+                name: value * (1 if name == "return" else self.problem.length)
+                for name, value in found.items()
+            }
         if self.problem.policy == "hazard":
             length = torch.arange(1, self.problem.size + 2).clamp(max=self.problem.size).to(p.dtype)
             found["length"] = (p * length).sum(-1)
@@ -235,7 +283,9 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(1000 * seed + purpose)
 
 
-def _network(kind: str, size: int, tree: Tree, generators: Sequence[torch.Generator], dtype: torch.dtype) -> nn.Module:
+def _network(
+    kind: str, size: int, tree: Tree, generators: Sequence[torch.Generator], dtype: torch.dtype
+) -> nn.Module:
     if kind == "gpt":
         return GPTPolicy(size, tree, generators, dtype)
     return MLPPolicy(size, tree.base, generators, dtype)
@@ -248,7 +298,9 @@ def _fitted(
     """Networks fitted to a law by KL(pi || law) on contexts: the same start for all runs of these seeds."""
     generators = [_generator(seed, PURPOSES.index("network")) for seed in seeds]
     policy = _network(kind, size, tree, generators, dtype)
-    contexts = torch.stack([torch.rand((FIT_CONTEXTS, size), generator=g, dtype=torch.float64) for g in generators]).to(dtype)
+    contexts = torch.stack(
+        [torch.rand((FIT_CONTEXTS, size), generator=g, dtype=torch.float64) for g in generators]
+    ).to(dtype)
     target = torch.tensor(law, dtype=torch.float64).log().to(dtype)
     steps, rate = FIT[kind]
     optimiser = torch.optim.Adam(policy.parameters(), lr=rate)

@@ -1,10 +1,12 @@
-"""The experiments: which runs each finding needs. What is claimed of them, and what counts, stands in criteria.yaml."""
+"""The experiments: which runs each finding needs. What is claimed of them, and what counts, stands in
+criteria.yaml.
+"""
 
 from dataclasses import replace
 
+from preftune.lab.jobs import Plan
 from preftune.lab.loop import Loop
 from preftune.lab.problem import load_problem
-from preftune.lab.jobs import Plan
 
 SIZE = 10  # completions of a prompt in the bandits
 
@@ -12,16 +14,26 @@ SIZE = 10  # completions of a prompt in the bandits
 
 
 def _fresh(problem: str, method: str, prompts: int) -> Plan:
-    """300 steps of 10 prompts, new ones for each collection of `prompts` prompts: 3000 prompts are a single collection."""
+    """300 steps of 10 prompts, new ones for each collection of `prompts` prompts: 3000 prompts are a single
+    collection.
+    """
     loop = Loop(
-        source="policy", steps=300, collection=SIZE * prompts, minibatch=SIZE * 10, epochs=1, completions=SIZE, prompts="fresh"
+        source="policy",
+        steps=300,
+        collection=SIZE * prompts,
+        minibatch=SIZE * 10,
+        epochs=1,
+        completions=SIZE,
+        prompts="fresh",
     )
     return Plan(problem=problem, method=method, loop=loop)
 
 
 def _reuse(method: str, epochs: int) -> Plan:
     """450 full steps on ten prompts, a new collection after `epochs` of them; 450 are a single collection."""
-    return Plan(problem="r1", method=method, loop=Loop(source="policy", steps=450, epochs=epochs, eval_every=5))
+    return Plan(
+        problem="r1", method=method, loop=Loop(source="policy", steps=450, epochs=epochs, eval_every=5)
+    )
 
 
 def _offline(problem: str, method: str, train: int) -> Plan:
@@ -31,7 +43,17 @@ def _offline(problem: str, method: str, train: int) -> Plan:
 FRESH_SIZES = (10, 100, 1000, 3000)
 REUSE = {"best-of-n": (1, 15, 450), "ipo": (1, 15, 450), "reinforce": (1, 15, 450), "ppo": (1, 15, 150)}
 GPT_REUSE = (15, 450)
-OFFLINE_R1 = ("pref-ft", "best-of-n", "best-of-n, negatives", "best-of-n, guarded", "ipo", "ipo, all pairs", "dpo", "rwr", "bnf")
+OFFLINE_R1 = (
+    "pref-ft",
+    "best-of-n",
+    "best-of-n, negatives",
+    "best-of-n, guarded",
+    "ipo",
+    "ipo, all pairs",
+    "dpo",
+    "rwr",
+    "bnf",
+)
 OFFLINE_R2 = ("best-of-n", "best-of-n, negatives", "ipo", "dpo", "bnf")
 
 # --- lengths ---
@@ -81,7 +103,11 @@ ONE_SIDED = ("bnf", "bnf, dispreferred only", "kto, dispreferred only", "bnf, si
 
 def _tokens(method: str, problem: str = "tokens") -> Plan:
     """Sequences of ten tokens, offline, on 100 prompts with 4 answers each."""
-    return Plan(problem=problem, method=method, loop=Loop(steps=200, collection=400, minibatch=40, completions=4, eval_every=20))
+    return Plan(
+        problem=problem,
+        method=method,
+        loop=Loop(steps=200, collection=400, minibatch=40, completions=4, eval_every=20),
+    )
 
 
 # --- the small transformer ---
@@ -125,10 +151,16 @@ def _small_plans() -> dict[str, Plan]:
         for name in names:
             found[f"{problem} {name}"] = _length_plan(problem, name)
     for method in ("best-of-n", "reinforce", "rwr"):
-        found[f"min {method} B=4800"] = replace(_length_plan("min", method), loop=replace(ONLINE, completions=4, collection=4800))
-    found["min on-dpo B=4800"] = replace(_length_plan("min", "on-dpo"), loop=replace(ONLINE, completions=2, collection=4800))
+        found[f"min {method} B=4800"] = replace(
+            _length_plan("min", method), loop=replace(ONLINE, completions=4, collection=4800)
+        )
+    found["min on-dpo B=4800"] = replace(
+        _length_plan("min", "on-dpo"), loop=replace(ONLINE, completions=2, collection=4800)
+    )
     for method in ("best-of-n", "ppo", "rwr"):
-        found[f"min {method} T=8"] = replace(_length_plan("min", method), loop=replace(ONLINE, completions=4, epochs=8))
+        found[f"min {method} T=8"] = replace(
+            _length_plan("min", method), loop=replace(ONLINE, completions=4, epochs=8)
+        )
     for method in ONE_SIDED:
         found[f"tokens {method}"] = _tokens(method)
     return found

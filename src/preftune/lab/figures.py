@@ -1,6 +1,8 @@
-"""Figures of the laboratory as SVG: curves over steps with their intervals, numbers with their intervals, and the theory.
+"""Figures of the laboratory as SVG: curves over steps with their intervals, numbers with their intervals, and
+the theory.
 
-Colours are those of the report, which colour-blind readers can tell apart, and every curve has a marker of its own too.
+Colours are those of the report, which colour-blind readers can tell apart, and every curve has a marker of
+its own too.
 """
 
 import io
@@ -23,13 +25,27 @@ from preftune.stats import mean_interval
 
 WIDTH = 4.8  # inches; a phone shows the figure at two thirds of its size
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-LOOK: dict[Any, Any] = {**STYLE, "font.size": 9, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK}
+LOOK: dict[Any, Any] = {
+    **STYLE,
+    "font.size": 9,
+    "axes.labelcolor": INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
 UNITS = {
-    "return": "expected reward", "length": "expected length, tokens", "distance": "expected distance to the mode, tokens",
-    "log_ratio/best": "log-ratio of the best completion, nats", "margin": "log-ratio, best less others, nats",
-    "entropy": "entropy, nats", "kl": "KL(policy || reference), nats",
-}  # fmt: skip
-COUNTS = {"grad_steps": "gradient steps", "reward_queries": "reward queries", "samples_drawn": "samples drawn"}
+    "return": "expected reward",
+    "length": "expected length, tokens",
+    "distance": "expected distance to the mode, tokens",
+    "log_ratio/best": "log-ratio of the best completion, nats",
+    "margin": "log-ratio, best less others, nats",
+    "entropy": "entropy, nats",
+    "kl": "KL(policy || reference), nats",
+}
+COUNTS = {
+    "grad_steps": "gradient steps",
+    "reward_queries": "reward queries",
+    "samples_drawn": "samples drawn",
+}
 
 
 def sentence_start(text: str) -> str:
@@ -38,7 +54,9 @@ def sentence_start(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What is drawn of some runs: curves of a measure, or its last values. `labels` name the runs in the legend."""
+    """What is drawn of some runs: curves of a measure, or its last values. `labels` name the runs in the
+    legend.
+    """
 
     title: str
     runs: tuple[str, ...]
@@ -67,12 +85,23 @@ def drawn(picture: Picture, tracks: Mapping[str, Track], key: str) -> str:
         axes.set_title(picture.title, fontsize=9.5, color=INK, loc="left")
 
     rows = 0.22 * math.ceil(len(picture.labels) / _columns(picture.labels))
-    return as_svg(fill, (WIDTH, 3.0 + rows if picture.kind == "curves" else 1.0 + 0.26 * len(picture.runs)), key)
+    return as_svg(
+        fill, (WIDTH, 3.0 + rows if picture.kind == "curves" else 1.0 + 0.26 * len(picture.runs)), key
+    )
 
 
 def _legend(figure: Figure, labels: Sequence[str]) -> None:
-    """Below the axes: beside them it would take a phone's width from them, within them it would lie on curves."""
-    figure.legend(loc="outside lower left", ncols=_columns(labels), frameon=False, fontsize=8.5, labelcolor=INK, columnspacing=1.2)
+    """Below the axes: beside them it would take a phone's width from them, within them it would lie on
+    curves.
+    """
+    figure.legend(
+        loc="outside lower left",
+        ncols=_columns(labels),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+        columnspacing=1.2,
+    )
 
 
 def _columns(labels: Sequence[str]) -> int:
@@ -88,10 +117,23 @@ def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
         across = np.asarray(track.counters[picture.over], dtype=float)
         intervals = [mean_interval(values) for values in series_of(track, picture.measure)]
         axes.fill_between(
-            across, [one.low for one in intervals], [one.high for one in intervals], color=colour, alpha=0.18, linewidth=0
+            across,
+            [one.low for one in intervals],
+            [one.high for one in intervals],
+            color=colour,
+            alpha=0.18,
+            linewidth=0,
         )
-        axes.plot(across, [one.mean for one in intervals], color=colour, linewidth=1.7, marker=MARKERS[i % len(MARKERS)],
-                  markersize=4, markevery=(i, max(len(picture.runs), len(across) // 6)), label=label)  # fmt: skip
+        axes.plot(
+            across,
+            [one.mean for one in intervals],
+            color=colour,
+            linewidth=1.7,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            markevery=(i, max(len(picture.runs), len(across) // 6)),
+            label=label,
+        )
     if picture.log:
         axes.set_xscale("log")
     axes.set(xlabel=COUNTS[picture.over], ylabel=UNITS[picture.measure])
@@ -115,10 +157,21 @@ def sweep(rates: Sequence[float], finals: Mapping[str, np.ndarray], measure: str
         for i, (method, values) in enumerate(finals.items()):
             intervals = [mean_interval(row) for row in values]
             axes.fill_between(
-                rates, [o.low for o in intervals], [o.high for o in intervals], color=PALETTE[i], alpha=0.18, linewidth=0
+                rates,
+                [o.low for o in intervals],
+                [o.high for o in intervals],
+                color=PALETTE[i],
+                alpha=0.18,
+                linewidth=0,
             )
             axes.plot(
-                rates, [o.mean for o in intervals], color=PALETTE[i], marker=MARKERS[i], markersize=5, linewidth=1.7, label=method
+                rates,
+                [o.mean for o in intervals],
+                color=PALETTE[i],
+                marker=MARKERS[i],
+                markersize=5,
+                linewidth=1.7,
+                label=method,
             )
         axes.set_xscale("log")
         axes.set(xlabel="learning rate of Adam", ylabel=UNITS[measure])
@@ -136,7 +189,11 @@ def as_svg(fill: Callable[[Figure], None], size: tuple[float, float], key: str) 
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     svg = short_paths(stream.getvalue())
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    for pattern, text in ((r'\bid="', f'id="{key}-'), (r'href="#', f'href="#{key}-'), (r"url\(#", f"url(#{key}-")):
+    for pattern, text in (
+        (r'\bid="', f'id="{key}-'),
+        (r'href="#', f'href="#{key}-'),
+        (r"url\(#", f"url(#{key}-"),
+    ):
         svg = re.sub(pattern, text, svg)
     return svg.strip()
 
@@ -147,23 +204,36 @@ def as_svg(fill: Callable[[Figure], None], size: tuple[float, float], key: str) 
 def theory_figures() -> dict[str, tuple[str, str]]:
     """By name: (what it shows, SVG)."""
     return {
-        "modes": ("The binned normal nearest to a law with two modes: by KL(target || fit) it covers both, by KL(fit || target) "
-                  "it keeps to the larger.", as_svg(_modes, (WIDTH, 3.1), "modes")),
-        "logarithmic-mean": ("Two outcomes of equal mass m, with targets q1 and q2. Above the line, their logarithmic mean, a "
-                             "policy gradient changes their ratio faster than likelihood does; in a low-density bin it is slower.",
-                             as_svg(_log_mean, (WIDTH, 3.3), "logmean")),
-        "negative-gradient": ("One step from a policy that gives the chosen and the rejected outcome p each and one other "
-                              "the rest: the change of the chosen one's log-probability, with and without pushing the other down.",
-                              as_svg(_negative, (WIDTH, 3.5), "negative")),
-        "bnf": ("A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the "
-                "logarithm of time.", as_svg(_held_down, (WIDTH, 3.3), "bnf")),
-    }  # fmt: skip
+        "modes": (
+            "The binned normal nearest to a law with two modes: by KL(target || fit) it covers both, by KL(fit || target) "
+            "it keeps to the larger.",
+            as_svg(_modes, (WIDTH, 3.1), "modes"),
+        ),
+        "logarithmic-mean": (
+            "Two outcomes of equal mass m, with targets q1 and q2. Above the line, their logarithmic mean, a "
+            "policy gradient changes their ratio faster than likelihood does; in a low-density bin it is slower.",
+            as_svg(_log_mean, (WIDTH, 3.3), "logmean"),
+        ),
+        "negative-gradient": (
+            "One step from a policy that gives the chosen and the rejected outcome p each and one other "
+            "the rest: the change of the chosen one's log-probability, with and without pushing the other down.",
+            as_svg(_negative, (WIDTH, 3.5), "negative"),
+        ),
+        "bnf": (
+            "A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the "
+            "logarithm of time.",
+            as_svg(_held_down, (WIDTH, 3.3), "bnf"),
+        ),
+    }
 
 
 def toy_figure() -> tuple[str, str]:
     """The example of the project page: (what it shows, SVG)."""
-    return ("Ten steps of plain gradient descent at rate 0.3 from the start. On the project page the two results carry each "
-            "other's label.", as_svg(_toy, (WIDTH, 3.5), "toy"))  # fmt: skip
+    return (
+        "Ten steps of plain gradient descent at rate 0.3 from the start. On the project page the two results carry each "
+        "other's label.",
+        as_svg(_toy, (WIDTH, 3.5), "toy"),
+    )
 
 
 def _toy(figure: Figure) -> None:
@@ -171,8 +241,12 @@ def _toy(figure: Figure) -> None:
     start, target = theory.PAGE_TOY
     forward = theory.descended(start, target, theory.forward_direction, 0.3, 10)
     reverse = theory.descended(start, target, theory.reverse_direction, 0.3, 10)
-    bars = (("start", start, GRID), ("target", target, MUTED), ("likelihood, KL(target || policy)", forward, PALETTE[0]),
-            ("policy gradient, KL(policy || target)", reverse, PALETTE[1]))  # fmt: skip
+    bars = (
+        ("start", start, GRID),
+        ("target", target, MUTED),
+        ("likelihood, KL(target || policy)", forward, PALETTE[0]),
+        ("policy gradient, KL(policy || target)", reverse, PALETTE[1]),
+    )
     for i, (label, law, colour) in enumerate(bars):
         axes.bar(np.arange(4) + 0.2 * (i - 1.5), law, width=0.18, color=colour, label=label)
     axes.set(xlabel="outcome", ylabel="probability", xticks=range(4))
@@ -184,10 +258,18 @@ def _modes(figure: Figure) -> None:
     target = theory.two_modes()
     forward, reverse = theory.best_fits(target)
     axes.fill_between(theory.BINS, target, step="mid", color=GRID, label="target")
-    looks = ((forward, PALETTE[0], "-", "KL(target || fit)"), (reverse, PALETTE[1], (0, (4, 2)), "KL(fit || target)"))
+    looks = (
+        (forward, PALETTE[0], "-", "KL(target || fit)"),
+        (reverse, PALETTE[1], (0, (4, 2)), "KL(fit || target)"),
+    )
     for fit, colour, style, label in looks:
         axes.plot(
-            theory.BINS, theory.binned_normal(fit.mean, fit.deviation), color=colour, linestyle=style, linewidth=1.8, label=label
+            theory.BINS,
+            theory.binned_normal(fit.mean, fit.deviation),
+            color=colour,
+            linestyle=style,
+            linewidth=1.8,
+            label=label,
         )
     axes.set(xlabel="outcome", ylabel="probability")
     axes.legend(frameon=False, labelcolor=INK)
@@ -204,26 +286,42 @@ def _log_mean(figure: Figure) -> None:
     axes.text(30, 0.38, "policy gradient faster", color=INK, ha="center")
     axes.text(3, 0.06, "likelihood faster", color=INK, ha="center")
     axes.set_xscale("log")
-    axes.set(xlabel="q1 / q2, with q1 + q2 = 0.6", ylabel="mass m of each under the policy", xlim=(1.01, 1000), ylim=(0, 0.5))
+    axes.set(
+        xlabel="q1 / q2, with q1 + q2 = 0.6",
+        ylabel="mass m of each under the policy",
+        xlim=(1.01, 1000),
+        ylim=(0, 0.5),
+    )
 
 
 def _negative(figure: Figure) -> None:
     axes = figure.subplots()
-    shares, labels = np.linspace(0.01, 0.49, 97), ("likelihood of the chosen", "the same, against the rejected")
-    for negative, colour, style, label in ((0.0, PALETTE[0], "-", labels[0]), (1.0, PALETTE[1], (0, (4, 2)), labels[1])):
+    shares, labels = (
+        np.linspace(0.01, 0.49, 97),
+        ("likelihood of the chosen", "the same, against the rejected"),
+    )
+    for negative, colour, style, label in (
+        (0.0, PALETTE[0], "-", labels[0]),
+        (1.0, PALETTE[1], (0, (4, 2)), labels[1]),
+    ):
         change = [theory.after_pair_step(np.array([p, p, 1 - 2 * p]), 0, 1, 0.1, negative)[0] for p in shares]
         axes.plot(shares, change, color=colour, linestyle=style, linewidth=1.8, label=label)
     meets = (3 - 3**0.5) / 6  # the root of 6 p^2 - 6 p + 1, where sum p^2 = p_w + p_l
     axes.axvline(meets, color=MUTED, linestyle=(0, (2, 2)), linewidth=1)
     axes.text(meets + 0.01, 0.135, "sum p² = p(chosen) + p(rejected)", color=INK, fontsize=8.5)
-    axes.set(xlabel="probability of the chosen, and of the rejected", ylabel="change of log p(chosen), step 0.1")
+    axes.set(
+        xlabel="probability of the chosen, and of the rejected", ylabel="change of log p(chosen), step 0.1"
+    )
     _legend(figure, labels)
 
 
 def _held_down(figure: Figure) -> None:
     axes = figure.subplots()
     times = np.linspace(0, 30, 61)
-    for feedback, colour, style, label in ((False, PALETTE[1], (0, (4, 2)), "likelihood"), (True, PALETTE[0], "-", "BNF")):
+    for feedback, colour, style, label in (
+        (False, PALETTE[1], (0, (4, 2)), "likelihood"),
+        (True, PALETTE[0], "-", "BNF"),
+    ):
         axes.plot(
             times,
             theory.held_down(np.log(0.05), times, feedback=feedback),
@@ -232,6 +330,13 @@ def _held_down(figure: Figure) -> None:
             linewidth=1.8,
             label=label,
         )
-    axes.plot(times, np.log(0.05) - np.log1p(times), color=INK, linestyle=(0, (1, 3)), linewidth=1.8, label="log q − log(1 + t)")
+    axes.plot(
+        times,
+        np.log(0.05) - np.log1p(times),
+        color=INK,
+        linestyle=(0, (1, 3)),
+        linewidth=1.8,
+        label="log q − log(1 + t)",
+    )
     axes.set(xlabel="time of gradient flow (learning rate × steps)", ylabel="log-probability, nats")
     axes.legend(frameon=False, labelcolor=INK)

@@ -10,13 +10,16 @@ import numpy as np
 import yaml
 
 from preftune.errors import ConfigError, TrainingError
-from preftune.lab.experiments import PLANS, SWEEP_RATES, SWEPT, grid_of, plans, sweep_plan
 from preftune.lab.criteria import Criteria, Judged, Outcome, Tier, judge, judge_values, load_criteria
-from preftune.lab.loop import Track
+from preftune.lab.experiments import PLANS, SWEEP_RATES, SWEPT, grid_of, plans, sweep_plan
 from preftune.lab.jobs import Done, Failed, Job, Plan, perform_all
+from preftune.lab.loop import Track
 from preftune.lab.theory import PAGE_TOY, checks, descended, forward_direction, reverse_direction
 
-RATES = {tier: resources.files("preftune") / "lab" / name for tier, name in (("small", "rates.yaml"), ("gpt", "rates_gpt.yaml"))}
+RATES = {
+    tier: resources.files("preftune") / "lab" / name
+    for tier, name in (("small", "rates.yaml"), ("gpt", "rates_gpt.yaml"))
+}
 TUNING_SEEDS = tuple(range(5))
 FIRST_SEED = 1000  # of confirming runs; tuning and what went before the criteria used seeds below 100
 TOY = "Xh"
@@ -36,7 +39,9 @@ class Tuned:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """A confirming run. `sweeps` are final values [rates, S] by method; `seconds` of one core by experiment, `wall` in all."""
+    """A confirming run. `sweeps` are final values [rates, S] by method; `seconds` of one core by experiment,
+    `wall` in all.
+    """
 
     outcomes: tuple[Outcome, ...]
     tracks: Mapping[str, Track]
@@ -47,7 +52,9 @@ class Findings:
 
 
 def tune(tier: Tier, workers: int, tell: Tell, seeds: Sequence[int] = TUNING_SEEDS) -> dict[str, Any]:
-    """For each plan of a tier the mean final return over tuning seeds of each rate of its grid: the content of its file."""
+    """For each plan of a tier the mean final return over tuning seeds of each rate of its grid: the content
+    of its file.
+    """
     found = PLANS[tier]()
     jobs = {
         (name, rate): Job(plan=plan, learning_rate=rate, seeds=tuple(seeds))
@@ -62,9 +69,10 @@ def tune(tier: Tier, workers: int, tell: Tell, seeds: Sequence[int] = TUNING_SEE
         best = max(scores, key=lambda rate: scores[rate])
         peaks = {rate: track.measures["return"].mean(1) for rate, track in tracks.items()}
         content["runs"][name] = {
-            "scores": {rate: round(score, 4) for rate, score in scores.items()}, "rate": best,
+            "scores": {rate: round(score, 4) for rate, score in scores.items()},
+            "rate": best,
             "stop": tracks[best].steps[int(peaks[best].argmax())],
-        }  # fmt: skip
+        }
     return content
 
 
@@ -74,18 +82,28 @@ def load_rates() -> dict[str, Tuned]:
     return {name: Tuned(**entry) for content in contents for name, entry in content["runs"].items()}
 
 
-def needed(criteria: Mapping[str, Criteria], extra: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+def needed(
+    criteria: Mapping[str, Criteria], extra: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
     """The runs of each experiment: those of its clauses, and those that only its figures show."""
     return {
-        name: tuple(dict.fromkeys([*(run for clause in entry.clauses for run in clause.of), *extra.get(name, ())]))
+        name: tuple(
+            dict.fromkeys([*(run for clause in entry.clauses for run in clause.of), *extra.get(name, ())])
+        )
         for name, entry in criteria.items()
     }
 
 
 def confirm(
-    seeds: Sequence[int], workers: int, tell: Tell, extra: Mapping[str, Sequence[str]], only: Sequence[str] = ()
+    seeds: Sequence[int],
+    workers: int,
+    tell: Tell,
+    extra: Mapping[str, Sequence[str]],
+    only: Sequence[str] = (),
 ) -> Findings:
-    """Every experiment (or those named) on these seeds, with the learning rates on file, judged by the criteria on file."""
+    """Every experiment (or those named) on these seeds, with the learning rates on file, judged by the
+    criteria on file.
+    """
     start = time.perf_counter()
     criteria = {name: entry for name, entry in load_criteria().items() if not only or name in only}
     runs = {name: entry for name, entry in needed(criteria, extra).items() if name not in (*THEORY, *SWEPT)}
@@ -93,19 +111,31 @@ def confirm(
     jobs = {run: _job(run, all_plans, rates, seeds) for names in runs.values() for run in names}
     sweeps = {
         (name, method, rate): Job(plan=sweep_plan(name, method), learning_rate=rate, seeds=tuple(seeds))
-        for name in SWEPT if name in criteria for method in SWEPT[name][2] for rate in SWEEP_RATES
-    }  # fmt: skip
+        for name in SWEPT
+        if name in criteria
+        for method in SWEPT[name][2]
+        for rate in SWEEP_RATES
+    }
     done = _all_done([*jobs.values(), *sweeps.values()], workers, tell)
     tracks = {run: done[job].track for run, job in jobs.items()}
-    seconds = {name: sum(_share(jobs[run], done, runs, jobs) for run in names) for name, names in runs.items()}
-    seconds |= {name: sum(done[job].seconds for key, job in sweeps.items() if key[0] == name) for name in SWEPT if name in criteria}
+    seconds = {
+        name: sum(_share(jobs[run], done, runs, jobs) for run in names) for name, names in runs.items()
+    }
+    seconds |= {
+        name: sum(done[job].seconds for key, job in sweeps.items() if key[0] == name)
+        for name in SWEPT
+        if name in criteria
+    }
     swept = {
         name: {
-            method: np.stack([done[sweeps[name, method, rate]].track.final(SWEPT[name][1]) for rate in SWEEP_RATES])
+            method: np.stack(
+                [done[sweeps[name, method, rate]].track.final(SWEPT[name][1]) for rate in SWEEP_RATES]
+            )
             for method in SWEPT[name][2]
         }
-        for name in SWEPT if name in criteria
-    }  # fmt: skip
+        for name in SWEPT
+        if name in criteria
+    }
     stops = {run: rates[run].stop for run in tracks}
     outcomes = []
     for name, entry in criteria.items():
@@ -113,12 +143,20 @@ def confirm(
         if name in THEORY:
             outcomes.append(_theory(name, entry))
         elif name in SWEPT:
-            outcomes.append(judge_values(name, entry, {method: area(values) for method, values in swept[name].items()}))
+            outcomes.append(
+                judge_values(name, entry, {method: area(values) for method, values in swept[name].items()})
+            )
         else:
             outcomes.append(judge(name, entry, tracks, stops))
         seconds[name] = seconds.get(name, 0.0) + time.process_time() - began
-    return Findings(outcomes=tuple(outcomes), tracks=tracks, sweeps=swept, seconds=seconds, wall=time.perf_counter() - start,
-                    seeds=tuple(seeds))  # fmt: skip
+    return Findings(
+        outcomes=tuple(outcomes),
+        tracks=tracks,
+        sweeps=swept,
+        seconds=seconds,
+        wall=time.perf_counter() - start,
+        seeds=tuple(seeds),
+    )
 
 
 def _all_done(jobs: Sequence[Job], workers: int, tell: Tell) -> dict[Job, Done]:
@@ -127,43 +165,60 @@ def _all_done(jobs: Sequence[Job], workers: int, tell: Tell) -> dict[Job, Done]:
     for job, done in perform_all(jobs, workers, tell).items():
         if isinstance(done, Failed):
             raise TrainingError(
-                f"{job.plan.method} on {job.plan.problem} stopped at learning rate {job.learning_rate:g}", got=done.reason
+                f"{job.plan.method} on {job.plan.problem} stopped at learning rate {job.learning_rate:g}",
+                got=done.reason,
             )
         found[job] = done
     return found
 
 
 def area(finals: np.ndarray) -> np.ndarray:
-    """Mean final return over the grid of rates (equally spaced in the logarithm), [rates, S] -> [S]: trapezoids."""
+    """Mean final return over the grid of rates (equally spaced in the logarithm), [rates, S] -> [S]:
+    trapezoids.
+    """
     return ((finals[1:] + finals[:-1]) / 2).mean(0)
 
 
 def _theory(name: str, entry: Criteria) -> Outcome:
     """The largest departure from the numbers on record, for each closed form; nothing is random there."""
     if name == TOY:
-        forward, reverse = (descended(*PAGE_TOY, direction, 0.3, 10) for direction in (forward_direction, reverse_direction))
+        forward, reverse = (
+            descended(*PAGE_TOY, direction, 0.3, 10) for direction in (forward_direction, reverse_direction)
+        )
         rise = np.full(2, reverse[2] - forward[2])  # a number without a spread
         return judge_values(name, entry, {"toy": rise})
     departures: dict[str, tuple[float, float]] = {}
     for check in checks():
         worst, _ = departures.get(check.says, (0.0, 0.0))
         departures[check.says] = (max(worst, abs(check.found - check.expected)), check.tolerance)
-    departures = {says: (round(worst, 9), tolerance) for says, (worst, tolerance) in departures.items()}  # below is rounding
+    departures = {
+        says: (round(worst, 9), tolerance) for says, (worst, tolerance) in departures.items()
+    }  # below is rounding
     judged = [
-        Judged(says=says, criterion=f"within {tolerance:g}", estimate=worst, low=worst, high=worst,
-               verdict="reproduced" if worst <= tolerance else "not reproduced")
+        Judged(
+            says=says,
+            criterion=f"within {tolerance:g}",
+            estimate=worst,
+            low=worst,
+            high=worst,
+            verdict="reproduced" if worst <= tolerance else "not reproduced",
+        )
         for says, (worst, tolerance) in departures.items()
-    ]  # fmt: skip
+    ]
     return Outcome(id=name, criteria=entry, clauses=tuple(judged))
 
 
 def _job(run: str, all_plans: Mapping[str, Plan], rates: Mapping[str, Tuned], seeds: Sequence[int]) -> Job:
     if run not in all_plans or run not in rates:
-        raise ConfigError("There is no such run", got=run, do="`preftune lab tune` writes the rates of all runs")
+        raise ConfigError(
+            "There is no such run", got=run, do="`preftune lab tune` writes the rates of all runs"
+        )
     return Job(plan=all_plans[run], learning_rate=rates[run].rate, seeds=tuple(seeds))
 
 
-def _share(job: Job, done: Mapping[Job, Done], runs: Mapping[str, Sequence[str]], jobs: Mapping[str, Job]) -> float:
+def _share(
+    job: Job, done: Mapping[Job, Done], runs: Mapping[str, Sequence[str]], jobs: Mapping[str, Job]
+) -> float:
     """A run's time, divided among the experiments that look at it."""
     users = sum(any(jobs[run] == job for run in names) for names in runs.values())
     return done[job].seconds / users

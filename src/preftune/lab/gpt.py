@@ -1,9 +1,11 @@
 """A small causal transformer that writes the number of an arm digit by digit, for many seeds at once.
 
-An arm a of b^L is its L digits in base b, the most significant first. All prefixes of all arms form a tree: row 0 is the empty
-prefix, and a prefix of l digits with value v stands in row (b^l - 1) / (b - 1) + v. The transformer reads every row of the tree in
-one pass, each attending to its own ancestors and itself only, so that a row's logits are those of the sequence of its prefix
-alone: they are for the NEXT digit. The law over arms is then exact: log p(a | x) = sum_l log p(digit l | x, digits before it).
+An arm a of b^L is its L digits in base b, the most significant first. All prefixes of all arms form a tree:
+row 0 is the empty prefix, and a prefix of l digits with value v stands in row (b^l - 1) / (b - 1) + v. The
+transformer reads every row of the tree in one pass, each attending to its own ancestors and itself only, so
+that a row's logits are those of the sequence of its prefix
+alone: they are for the NEXT digit. The law over arms is then exact: log p(a | x) = sum_l log p(digit l | x,
+digits before it).
 
 S seeds, P prompts, D size of a context, T rows of the tree, b base, L digits, W width, A = b^L arms.
 """
@@ -17,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 LAYERS, HEADS, WIDTH = 3, 3, 48  # minGPT's gpt-nano, without dropout: ratios of probabilities need one law
-DEVIATION = 0.02  # of all weights at the start; of what is added to the residual stream less, by sqrt(2 LAYERS)
+# of all weights at the start; of what is added to the residual stream less, by sqrt(2 LAYERS)
+DEVIATION = 0.02
 NORM_EPS = 1e-5  # torch's
 
 
@@ -39,10 +42,14 @@ class Tree:
 
     def rows(self, arms: Int[Tensor, "..."]) -> Int[Tensor, "... L"]:
         """The row whose logits are for each digit of an arm: that of the digits before it."""
-        return torch.stack([self.starts[i] + arms // self.base ** (self.length - i) for i in range(self.length)], dim=-1)
+        return torch.stack(
+            [self.starts[i] + arms // self.base ** (self.length - i) for i in range(self.length)], dim=-1
+        )
 
     def digits(self, arms: Int[Tensor, "..."]) -> Int[Tensor, "... L"]:
-        return torch.stack([arms // self.base ** (self.length - 1 - i) % self.base for i in range(self.length)], dim=-1)
+        return torch.stack(
+            [arms // self.base ** (self.length - 1 - i) % self.base for i in range(self.length)], dim=-1
+        )
 
     @cached_property
     def levels(self) -> Int[Tensor, " T"]:
@@ -57,7 +64,9 @@ class Tree:
 
     @cached_property
     def sees(self) -> Bool[Tensor, "T T"]:
-        """Whether a row (first axis) attends to another: to itself and to the rows of shorter prefixes of its own."""
+        """Whether a row (first axis) attends to another: to itself and to the rows of shorter prefixes of its
+        own.
+        """
         found = torch.eye(self.num_rows, dtype=torch.bool)
         for row in range(1, self.num_rows):
             level = int(self.levels[row])
@@ -83,10 +92,14 @@ class Tree:
 
 
 class GPTPolicy(nn.Module):
-    """Logits for the next digit at every row of the tree, after each context: layer norm before attention and before a hidden
-    layer of four widths, as in GPT-2. A context is mapped linearly to the embedding of position 0."""
+    """Logits for the next digit at every row of the tree, after each context: layer norm before attention and
+    before a hidden layer of four widths, as in GPT-2. A context is mapped linearly to the embedding of
+    position 0.
+    """
 
-    def __init__(self, size: int, tree: Tree, generators: Sequence[torch.Generator], dtype: torch.dtype) -> None:
+    def __init__(
+        self, size: int, tree: Tree, generators: Sequence[torch.Generator], dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.tree, self._generators, self._dtype = tree, generators, dtype
         into = DEVIATION / (2 * LAYERS) ** 0.5
@@ -98,12 +111,17 @@ class GPTPolicy(nn.Module):
         self.widens = nn.ParameterList(self._drawn(WIDTH, 4 * WIDTH) for _ in range(LAYERS))
         self.narrows = nn.ParameterList(self._drawn(4 * WIDTH, WIDTH, into) for _ in range(LAYERS))
         widths = {"attend": 3 * WIDTH, "join": WIDTH, "widen": 4 * WIDTH, "narrow": WIDTH}
-        self.biases = nn.ParameterDict({f"{name}{i}": self._zeros(width) for i in range(LAYERS) for name, width in widths.items()})
+        self.biases = nn.ParameterDict(
+            {f"{name}{i}": self._zeros(width) for i in range(LAYERS) for name, width in widths.items()}
+        )
         self.head = self._drawn(WIDTH, tree.base)
 
     def _drawn(self, rows: int, columns: int, deviation: float = DEVIATION) -> nn.Parameter:
         """Each seed's from its own generator."""
-        drawn = [torch.randn((rows, columns), generator=g, dtype=torch.float64) * deviation for g in self._generators]
+        drawn = [
+            torch.randn((rows, columns), generator=g, dtype=torch.float64) * deviation
+            for g in self._generators
+        ]
         return nn.Parameter(torch.stack(drawn).to(self._dtype))
 
     def _zeros(self, width: int) -> nn.Parameter:
@@ -119,15 +137,21 @@ class GPTPolicy(nn.Module):
         read = self.tokens[:, self.tree.last_digits[1:]] + self.positions[:, self.tree.levels[1:]]
         first = torch.bmm(prompts, self.prompt) + self.positions[:, :1]
         num_prompts = prompts.shape[1]
-        hidden = torch.cat([first[:, :, None], read[:, None].expand(-1, num_prompts, -1, -1)], dim=2).flatten(1, 2)
+        hidden = torch.cat([first[:, :, None], read[:, None].expand(-1, num_prompts, -1, -1)], dim=2).flatten(
+            1, 2
+        )
         for i in range(LAYERS):
             hidden = hidden + self._attention(_normal(hidden, self.norms[2 * i]), i, num_prompts)
-            wide = torch.baddbmm(self.biases[f"widen{i}"], _normal(hidden, self.norms[2 * i + 1]), self.widens[i])
+            wide = torch.baddbmm(
+                self.biases[f"widen{i}"], _normal(hidden, self.norms[2 * i + 1]), self.widens[i]
+            )
             wide = nn.functional.gelu(wide, approximate="tanh")
             hidden = hidden + torch.baddbmm(self.biases[f"narrow{i}"], wide, self.narrows[i])
         return torch.bmm(_normal(hidden, self.norms[-1]), self.head)
 
-    def _attention(self, hidden: Float[Tensor, "S PT W"], layer: int, num_prompts: int) -> Float[Tensor, "S PT W"]:
+    def _attention(
+        self, hidden: Float[Tensor, "S PT W"], layer: int, num_prompts: int
+    ) -> Float[Tensor, "S PT W"]:
         mixed = torch.baddbmm(self.biases[f"attend{layer}"], hidden, self.attends[layer])
         parts = mixed.view(len(hidden) * num_prompts, self.tree.num_rows, 3, HEADS, WIDTH // HEADS)
         query, key, value = parts.permute(2, 0, 3, 1, 4)

@@ -9,17 +9,18 @@ from multiprocessing import get_context
 import torch
 
 from preftune.errors import TrainingError
-from preftune.lab.paper_methods import CAST
+from preftune.lab.environment import World
 from preftune.lab.loop import Loop, Track, run
 from preftune.lab.methods import Method, default_method
+from preftune.lab.paper_methods import CAST
 from preftune.lab.problem import load_problem
-from preftune.lab.environment import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A method on a problem (shipped, or in a file), but for its learning rate. The method is one of CAST, or an objective of the
-    table with its `defaults`."""
+    """A method on a problem (shipped, or in a file), but for its learning rate. The method is one of CAST, or
+    an objective of the table with its `defaults`.
+    """
 
     problem: str
     method: str
@@ -83,7 +84,9 @@ def _performed(job: Job) -> Done:
 def perform_all(
     jobs: Sequence[Job], workers: int, tell: Callable[[int, int], None] = lambda done, total: None
 ) -> Mapping[Job, Done | Failed]:
-    """Every job once, the longest first. The results do not depend on the number of workers: each job has one thread."""
+    """Every job once, the longest first. The results do not depend on the number of workers: each job has one
+    thread.
+    """
     wanted = sorted(dict.fromkeys(jobs), key=lambda job: -job.plan.cost())
     found: dict[Job, Done | Failed] = {}
     if workers <= 1:

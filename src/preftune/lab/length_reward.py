@@ -1,4 +1,6 @@
-"""The reward model of lengths: Bradley-Terry on three features, fitted for all seeds at once by Newton's method."""
+"""The reward model of lengths: Bradley-Terry on three features, fitted for all seeds at once by Newton's
+method.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,17 +9,22 @@ from torch import Tensor
 NEWTON_STEPS = 30
 
 
-def fitted_reward(pairs: Int[Tensor, "S P 2"], reward: Float[Tensor, " V"], middle: int, ridge: float) -> Float[Tensor, "S V"]:
+def fitted_reward(
+    pairs: Int[Tensor, "S P 2"], reward: Float[Tensor, " V"], middle: int, ridge: float
+) -> Float[Tensor, "S V"]:
     """A value for each outcome and seed, with mean 0 and deviation 1 over the completions of the pairs.
 
-    min over w of  mean_p -log sigma( w . (x(chosen) - x(rejected)) ) + ridge / 2 |w|^2,   x = (k/L, (k/L)^2, |k - m|/L)
+    min over w of  mean_p -log sigma( w . (x(chosen) - x(rejected)) ) + ridge / 2 |w|^2,   x = (k/L, (k/L)^2,
+    |k - m|/L)
 
-    The features are standardised over the completions. Labels follow the reward; equal rewards are left out. Without the
-    ridge there would be no minimum where one feature tells all pairs apart.
+    The features are standardised over the completions. Labels follow the reward; equal rewards are left out.
+    Without the ridge there would be no minimum where one feature tells all pairs apart.
     """
     num, longest = len(reward), len(reward) - 1
     length = torch.arange(1, num + 1, dtype=torch.float64).clamp(max=longest)
-    features = torch.stack([length / longest, (length / longest).square(), (length - middle).abs() / longest], dim=-1)
+    features = torch.stack(
+        [length / longest, (length / longest).square(), (length - middle).abs() / longest], dim=-1
+    )
     drawn = features[pairs]  # [S, P, 2, 3]
     mean, deviation = drawn.flatten(1, 2).mean(1), drawn.flatten(1, 2).std(1)
     gap = (drawn[:, :, 0] - drawn[:, :, 1]) / deviation[:, None]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from preftune.errors import ConfigError, DivergenceError
+from preftune.lab.environment import World
 from preftune.lab.methods import Method, pairs_wanted
 from preftune.lab.steps import make_step, pair_places, seed_losses, token_scores
-from preftune.lab.environment import World
 from preftune.objectives import Coupled
 
 MEASURED_GROUPS = 500  # of a collection, for its log-ratios
@@ -27,9 +27,11 @@ class Loop:
     Args:
         source: who writes completions: the law of the data, once, or the policy, at each collection.
         steps: gradient steps in all.
-        collection: B, completions of a collection; none: C for each training prompt, or ten times C where there are no prompts.
+        collection: B, completions of a collection; none: C for each training prompt, or ten times C where
+            there are no prompts.
         minibatch: M, completions of a step; none: the whole collection.
-        epochs: T, how often each collection is gone through; with source data there is only one collection, used till the end.
+        epochs: T, how often each collection is gone through; with source data there is only one collection,
+            used till the end.
         completions: C, of each prompt; none: as the problem's data have.
         prompts: the same training prompts again, or new ones for each collection.
         eval_every: steps between two exact measurements.
@@ -51,23 +53,36 @@ class Loop:
                 raise ConfigError(f"{name} is out of range", got=value, expected="1 or more")
         if self.source == "data" and self.epochs is not None:
             raise ConfigError(
-                "epochs has no effect on a single collection", got=self.epochs, do="Leave it out, or set source to policy"
+                "epochs has no effect on a single collection",
+                got=self.epochs,
+                do="Leave it out, or set source to policy",
             )
 
     def sizes(self, world: World) -> tuple[int, int, int]:
-        """(groups of a collection, groups of a minibatch, completions of a group), checked against one another."""
+        """(groups of a collection, groups of a minibatch, completions of a group), checked against one
+        another.
+        """
         size = self.completions or world.problem.data.completions
         collection = self.collection or size * world.problem.prompts.train
         minibatch = self.minibatch or collection
         if collection % minibatch or minibatch % size:
-            raise ConfigError("B, M and C do not fit", got=f"B {collection}, M {minibatch}, C {size}",
-                              expected="B a multiple of M, and M of C")  # fmt: skip
+            raise ConfigError(
+                "B, M and C do not fit",
+                got=f"B {collection}, M {minibatch}, C {size}",
+                expected="B a multiple of M, and M of C",
+            )
         groups = collection // size
         if self.prompts == "fresh" and not world.has_prompts:
-            raise ConfigError("prompts has no effect where there are none", got=self.prompts, do="Leave it out")
+            raise ConfigError(
+                "prompts has no effect where there are none", got=self.prompts, do="Leave it out"
+            )
         if self.prompts == "train" and world.has_prompts and groups != world.problem.prompts.train:
-            raise ConfigError("A collection has a group for each training prompt", got=f"{groups} groups",
-                              expected=f"{world.problem.prompts.train}", do="Set prompts to fresh, or contexts.train")  # fmt: skip
+            raise ConfigError(
+                "A collection has a group for each training prompt",
+                got=f"{groups} groups",
+                expected=f"{world.problem.prompts.train}",
+                do="Set prompts to fresh, or contexts.train",
+            )
         return groups, minibatch // size, size
 
 
@@ -88,12 +103,16 @@ class _Collection:
     prompts: Tensor
     completions: Tensor
     rewards: Tensor
-    behaviour: Tensor | None  # log-probabilities [S, rows, V]; None where the reference is taken for the sampler
+    behaviour: (
+        Tensor | None
+    )  # log-probabilities [S, rows, V]; None where the reference is taken for the sampler
     flipped: Tensor | None
 
 
 def run(world: World, method: Method, loop: Loop, learning_rate: float) -> Track:
-    """Trains the policy of every seed and measures it exactly. No gradient is clipped: a norm would mix seeds."""
+    """Trains the policy of every seed and measures it exactly. No gradient is clipped: a norm would mix
+    seeds.
+    """
     groups, minibatch, size = loop.sizes(world)
     policy, objective = world.policy(), method.objective
     optimiser = torch.optim.Adam(policy.parameters(), lr=learning_rate, fused=True)
@@ -106,13 +125,19 @@ def run(world: World, method: Method, loop: Loop, learning_rate: float) -> Track
         seen = seen + groups if loop.prompts == "fresh" or not seen else seen
         counters = {"samples_drawn": drawn, "reward_queries": queries, "prompts_seen": seen}
         epoch = 0
-        whole = make_step(world, method, gathered.completions, gathered.rewards, gathered.flipped) if minibatch == groups else None
+        whole = (
+            make_step(world, method, gathered.completions, gathered.rewards, gathered.flipped)
+            if minibatch == groups
+            else None
+        )
         while done < loop.steps and (loop.source == "data" or epoch < (loop.epochs or 1)):
             order = None if whole else world.orders(groups)
             for start in range(0, groups, minibatch):
                 if done % loop.eval_every == 0:
                     recorder.record(done, policy, gathered, counters | {"grad_steps": done})
-                piece = gathered if order is None else _part(world, gathered, order[:, start : start + minibatch])
+                piece = (
+                    gathered if order is None else _part(world, gathered, order[:, start : start + minibatch])
+                )
                 step = whole or make_step(world, method, piece.completions, piece.rewards, piece.flipped)
                 logits = policy(piece.prompts)
                 ref = world.ref_of(logits)
@@ -147,7 +172,9 @@ def _gather(world: World, method: Method, policy, loop: Loop, groups: int, size:
     if world.problem.data.noise and pairs_wanted(method):
         shape = pair_places(rewards, method)[0].shape[1:]
         flipped = world.uniform("noise", tuple(shape)) < world.problem.data.noise
-    return _Collection(prompts=prompts, completions=completions, rewards=rewards, behaviour=behaviour, flipped=flipped)
+    return _Collection(
+        prompts=prompts, completions=completions, rewards=rewards, behaviour=behaviour, flipped=flipped
+    )
 
 
 def _part(world: World, whole: _Collection, chosen: Tensor) -> _Collection:
@@ -163,20 +190,27 @@ def _part(world: World, whole: _Collection, chosen: Tensor) -> _Collection:
         if behaviour is not None:
             behaviour = taken(behaviour.unflatten(1, (-1, world.tree.num_rows))).flatten(1, 2)
     return _Collection(
-        prompts=prompts, completions=taken(whole.completions), rewards=taken(whole.rewards), behaviour=behaviour,
+        prompts=prompts,
+        completions=taken(whole.completions),
+        rewards=taken(whole.rewards),
+        behaviour=behaviour,
         flipped=None if whole.flipped is None else taken(whole.flipped),
-    )  # fmt: skip
+    )
 
 
 def _check(losses: Tensor, world: World, done: int) -> None:
     bad = ~torch.isfinite(losses)
     if bool(bad.any()):
         seeds = [seed for seed, is_bad in zip(world.seeds, bad.tolist(), strict=True) if is_bad]
-        raise DivergenceError("The loss is not finite", got=f"step {done + 1} of seeds {seeds}", do="Lower the learning rate")
+        raise DivergenceError(
+            "The loss is not finite", got=f"step {done + 1} of seeds {seeds}", do="Lower the learning rate"
+        )
 
 
 class _Recorder:
-    """Exact measures on held-out prompts, and the log-ratios of the collection's best completions and of the others."""
+    """Exact measures on held-out prompts, and the log-ratios of the collection's best completions and of the
+    others.
+    """
 
     def __init__(self, world: World) -> None:
         self._world, self._steps = world, []
@@ -204,7 +238,9 @@ class _Recorder:
         tokens = world.tokens(gathered.completions)
         scores = token_scores(logits, world.ref_of(logits), None, tokens, frozenset({"ref_logp"}))
         assert scores.ref_logp is not None
-        ratio = torch.segment_reduce(scores.logp - scores.ref_logp, "sum", lengths=tokens.lengths, unsafe=True).view(shape)
+        ratio = torch.segment_reduce(
+            scores.logp - scores.ref_logp, "sum", lengths=tokens.lengths, unsafe=True
+        ).view(shape)
         best = gathered.rewards.argmax(-1, keepdim=True)
         highest = ratio.gather(2, best)
         found = {"log_ratio/best": highest.mean((1, 2))}
@@ -214,6 +250,7 @@ class _Recorder:
 
     def track(self) -> Track:
         return Track(
-            steps=self._steps, counters=self._counters,
+            steps=self._steps,
+            counters=self._counters,
             measures={name: torch.stack(values).numpy() for name, values in self._measures.items()},
-        )  # fmt: skip
+        )

@@ -1,4 +1,6 @@
-"""Evidence on a problem, measured as its user would: from samples and their rewards, never from the laws behind them."""
+"""Evidence on a problem, measured as its user would: from samples and their rewards, never from the laws
+behind them.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from preftune.measures.coverage import reward_peak
 from preftune.advice.evidence import Evidence
+from preftune.lab.environment import World
 from preftune.lab.methods import Method
 from preftune.lab.problem import Problem
 from preftune.lab.steps import pair_places, token_scores
-from preftune.lab.environment import World
+from preftune.measures.coverage import reward_peak
 from preftune.objectives.dpo import DPO
 
 OWN_SAMPLES = 16  # of each prompt, before training; they count for nothing, as evaluation does
@@ -21,8 +23,9 @@ ONE_SIDED_95 = 1.645  # standard deviations
 
 
 def measured(problem: Problem, *, groups: int, can_reward: bool, seed: int) -> Evidence:
-    """What a user sees of the data that training on this seed uses, `groups` prompts of them, and of `OWN_SAMPLES` completions
-    of the reference for each. What the user can afford is not measured."""
+    """What a user sees of the data that training on this seed uses, `groups` prompts of them, and of
+    `OWN_SAMPLES` completions of the reference for each. What the user can afford is not measured.
+    """
     world = World(problem, (seed,))
     size = problem.data.completions
     data = world.sample_data(groups, size)
@@ -35,25 +38,37 @@ def measured(problem: Problem, *, groups: int, can_reward: bool, seed: int) -> E
     tokens = world.tokens(data)
     lengths = tokens.lengths.view(groups, size)
     found = Evidence(
-        num_prompts=groups, num_pairs=int(wins.sum()), completions_per_prompt=float(size),
+        num_prompts=groups,
+        num_pairs=int(wins.sum()),
+        completions_per_prompt=float(size),
         completion_tokens=float(lengths.double().mean()),
         off_policy=_logp(world, logits, own) - _logp(world, logits, data),
-        noise=cyclic_noise(wins), length_bias=_length_bias(wins, lengths) if int(lengths.max()) > 1 else None,
+        noise=cyclic_noise(wins),
+        length_bias=_length_bias(wins, lengths) if int(lengths.max()) > 1 else None,
         can_reward=can_reward,
-    )  # fmt: skip
-    return _judged(found, world.rewards(own)[0].double(), world.rewards(data)[0].double(), wins) if can_reward else found
+    )
+    return (
+        _judged(found, world.rewards(own)[0].double(), world.rewards(data)[0].double(), wins)
+        if can_reward
+        else found
+    )
 
 
-def _judged(evidence: Evidence, own: Float[Tensor, "G K"], data: Float[Tensor, "G C"], wins: Bool[Tensor, "G C C"]) -> Evidence:
+def _judged(
+    evidence: Evidence, own: Float[Tensor, "G K"], data: Float[Tensor, "G C"], wins: Bool[Tensor, "G C C"]
+) -> Evidence:
     """With what only a reward can say."""
     peak = reward_peak(own.tolist(), data.tolist())
     assert peak is not None, "every prompt has own samples and completions"
     against = wins & (data[:, :, None] < data[:, None, :])
     return replace(
-        evidence, best_of_data=peak.best_of_data.mean, best_of_n={n: one.mean for n, one in peak.best_of_n.items()},
-        reward_spread=peak.spread.mean, zero_spread=peak.zero_spread.mean,
+        evidence,
+        best_of_data=peak.best_of_data.mean,
+        best_of_n={n: one.mean for n, one in peak.best_of_n.items()},
+        reward_spread=peak.spread.mean,
+        zero_spread=peak.zero_spread.mean,
         noise=upper_share(int(against.sum()), int(wins.sum())),
-    )  # fmt: skip
+    )
 
 
 def labelled(rewards: Float[Tensor, "G C"], exchanged: Bool[Tensor, "G P"] | None) -> Bool[Tensor, "G C C"]:
@@ -69,7 +84,8 @@ def labelled(rewards: Float[Tensor, "G C"], exchanged: Bool[Tensor, "G P"] | Non
 
 
 def cyclic_noise(wins: Bool[Tensor, "G C C"]) -> float | None:
-    """An upper estimate of the share of exchanged pairs from triples that contradict themselves; None without triples.
+    """An upper estimate of the share of exchanged pairs from triples that contradict themselves; None without
+    triples.
 
     Where each of a triple's three labels is exchanged with probability e, it is a cycle with probability
     (1 - e)^2 e + e^2 (1 - e) = e (1 - e). So e = (1 - sqrt(1 - 4 c)) / 2 for the share c of cycles.
@@ -104,7 +120,9 @@ def _exchanged(world: World, rewards: Float[Tensor, "1 G C"]) -> Bool[Tensor, "G
 
 def _logp(world: World, logits: Tensor, completions: Int[Tensor, "1 G C *L"]) -> float:
     """Mean logp per token under the reference."""
-    scores = token_scores(logits, world.ref_of(logits), None, world.tokens(completions), frozenset({"ref_logp"}))
+    scores = token_scores(
+        logits, world.ref_of(logits), None, world.tokens(completions), frozenset({"ref_logp"})
+    )
     assert scores.ref_logp is not None
     return float(scores.ref_logp.double().mean())
 

@@ -27,8 +27,8 @@ class Method:
     Args:
         objective: with its hyper-parameters.
         pairs: of each prompt's completions, all pairs, or best against worst.
-        labels: for objectives on singles: of each pair its two sides (a completion counts as often as it stands in pairs), best and
-            worst, or reward against `threshold`.
+        labels: for objectives on singles: of each pair its two sides (a completion counts as often as it
+            stands in pairs), best and worst, or reward against `threshold`.
         only: which of the labelled completions are kept.
         threshold: of the reward, from which on a completion is labelled +1.
         min_gap: in the place of the problem's.
@@ -68,4 +68,6 @@ def default_method(name: str) -> Method:
 
 def pairs_wanted(method: Method) -> bool:
     """Whether the signal is made of pairs: directly, or as the sides that labels are read off."""
-    return method.objective.signal is Pairs or (method.objective.signal is Labels and method.labels != "threshold")
+    return method.objective.signal is Pairs or (
+        method.objective.signal is Labels and method.labels != "threshold"
+    )

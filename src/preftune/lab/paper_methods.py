@@ -1,4 +1,6 @@
-"""The methods of the findings, with the settings of Tajwar et al. (ICML 2024) and its code, and those that BNF is compared with."""
+"""The methods of the findings, with the settings of Tajwar et al. (ICML 2024) and its code, and those that
+BNF is compared with.
+"""
 
 from preftune.lab.methods import Method
 from preftune.objectives.best_of_n import BestOfN

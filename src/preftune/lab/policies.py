@@ -1,7 +1,7 @@
 """Policies with a leading axis of seeds: many independent runs in one tensor.
 
-Nothing mixes seeds: matrix products are batched over them, Adam works entry by entry, and a loss is the sum of each seed's
-own. `forward` gives logits [S, rows, V], a row being a prompt or a position.
+Nothing mixes seeds: matrix products are batched over them, Adam works entry by entry, and a loss is the sum
+of each seed's own. `forward` gives logits [S, rows, V], a row being a prompt or a position.
 
 S seeds, P prompts, D size of a context, L positions, L1 = L + 1 outcomes, V tokens of the vocabulary.
 """
@@ -33,14 +33,19 @@ class TabularPolicy(nn.Module):
 class MLPPolicy(nn.Module):
     """Linear, layer norm, ReLU, then two hidden layers: the network of the authors' bandits."""
 
-    def __init__(self, size: int, num_outcomes: int, generators: Sequence[torch.Generator], dtype: torch.dtype) -> None:
+    def __init__(
+        self, size: int, num_outcomes: int, generators: Sequence[torch.Generator], dtype: torch.dtype
+    ) -> None:
         super().__init__()
         widths = (size, *MLP_HIDDEN, num_outcomes)
         count = len(generators)
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for before, after in itertools.pairwise(widths):
             bound = XAVIER_GAIN * (6 / (before + after)) ** 0.5
-            drawn = [(torch.rand((before, after), generator=g, dtype=torch.float64) * 2 - 1) * bound for g in generators]
+            drawn = [
+                (torch.rand((before, after), generator=g, dtype=torch.float64) * 2 - 1) * bound
+                for g in generators
+            ]
             self.weights.append(nn.Parameter(torch.stack(drawn).to(dtype)))
             self.biases.append(nn.Parameter(torch.zeros((count, 1, after), dtype=dtype)))
         self.scale = nn.Parameter(torch.ones((count, 1, MLP_HIDDEN[0]), dtype=dtype))

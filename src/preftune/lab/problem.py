@@ -1,7 +1,9 @@
-"""A problem as data: outcomes with a reward, the reference, how preference data are drawn, and the class of the policy.
+"""A problem as data: outcomes with a reward, the reference, how preference data are drawn, and the class of
+the policy.
 
-Outcomes are the arms of a bandit, the tokens at each position of a sequence, or the lengths of an answer. An answer of
-`size` positions that never stops is one outcome more, the last. All laws are vectors of probabilities over outcomes.
+Outcomes are the arms of a bandit, the tokens at each position of a sequence, or the lengths of an answer. An
+answer of `size` positions that never stops is one outcome more, the last. All laws are vectors of
+probabilities over outcomes.
 """
 
 import math
@@ -46,8 +48,11 @@ class RewardTable:
 
     def values(self, num: int) -> np.ndarray:
         if len(self.table) != num:
-            raise ConfigError("Each outcome needs its reward", got=f"{len(self.table)} rewards of {num} outcomes",
-                              do="Change size, or the table of rewards")  # fmt: skip
+            raise ConfigError(
+                "Each outcome needs its reward",
+                got=f"{len(self.table)} rewards of {num} outcomes",
+                do="Change size, or the table of rewards",
+            )
         return np.asarray(self.table, dtype=float)
 
 
@@ -74,7 +79,9 @@ class Near:
 
 @dataclass(frozen=True, kw_only=True)
 class TanhCauchy:
-    """tanh of a Cauchy variable, in equal bins of [-1, 1]: most mass in the lowest outcomes, some at the very last."""
+    """tanh of a Cauchy variable, in equal bins of [-1, 1]: most mass in the lowest outcomes, some at the very
+    last.
+    """
 
     location: float = -0.7
     scale: float = 0.4
@@ -134,11 +141,17 @@ class Table:
     def probabilities(self, num: int) -> np.ndarray:
         law = np.asarray(self.table, dtype=float)
         if len(law) != num:
-            raise ConfigError("Each outcome needs its probability", got=f"{len(law)} probabilities of {num} outcomes")
+            raise ConfigError(
+                "Each outcome needs its probability", got=f"{len(law)} probabilities of {num} outcomes"
+            )
         if law.min() < 0:
             raise ConfigError("A probability is below 0", got=float(law.min()))
         if abs(law.sum() - 1) > 1e-6:
-            raise ConfigError("Probabilities do not sum to one", got=f"a sum of {law.sum():.6g}", do="Divide each by their sum")
+            raise ConfigError(
+                "Probabilities do not sum to one",
+                got=f"a sum of {law.sum():.6g}",
+                do="Divide each by their sum",
+            )
         return law
 
 
@@ -155,7 +168,9 @@ class FromReference:
 
 @dataclass(frozen=True, kw_only=True)
 class Skewed:
-    """In proportion to reference * exp(tilt * reward): data that lean to the good outcomes, or with tilt < 0 to the bad."""
+    """In proportion to reference * exp(tilt * reward): data that lean to the good outcomes, or with tilt < 0
+    to the bad.
+    """
 
     tilt: float
 
@@ -168,7 +183,9 @@ class Skewed:
 
 @dataclass(frozen=True, kw_only=True)
 class Truncated:
-    """With probability `share` a completion is cut at an exponentially distributed length (rounded up) of this mean."""
+    """With probability `share` a completion is cut at an exponentially distributed length (rounded up) of
+    this mean.
+    """
 
     mean: float
     share: float = 1.0
@@ -203,17 +220,26 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.completions < 1:
-            raise ConfigError("The data are empty", got=f"{self.completions} completions of each prompt", expected="1 or more")
+            raise ConfigError(
+                "The data are empty",
+                got=f"{self.completions} completions of each prompt",
+                expected="1 or more",
+            )
         check_between("data", "[0, 0.5]", noise=self.noise)
         check_between("data", "[0, inf)", min_gap=self.min_gap)
         if self.ties == "keep" and self.min_gap > 0:
-            raise ConfigError("Ties cannot be kept where a gap is asked for", got=self.min_gap, do="Leave out ties or min_gap")
+            raise ConfigError(
+                "Ties cannot be kept where a gap is asked for",
+                got=self.min_gap,
+                do="Leave out ties or min_gap",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """Prompts: `train` of them, and for a network `held_out` to evaluate on (100 if it is not said), each a point of [0, 1]^size
-    (100) that says nothing of the reward. A table is evaluated on its training prompts."""
+    """Prompts: `train` of them, and for a network `held_out` to evaluate on (100 if it is not said), each a
+    point of [0, 1]^size (100) that says nothing of the reward. A table is evaluated on its training prompts.
+    """
 
     train: int = 10
     held_out: int | None = None
@@ -222,13 +248,16 @@ class Contexts:
     def __post_init__(self) -> None:
         for name in ("train", "held_out", "size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"The data are empty: contexts, {name}", got=getattr(self, name), expected="1 or more")
+                raise ConfigError(
+                    f"The data are empty: contexts, {name}", got=getattr(self, name), expected="1 or more"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModel:
-    """A Bradley-Terry model fitted to pairs of the data, in the place of the true reward, linear in k/L, (k/L)^2 and the
-    distance of k to the middle of the reference; its values are standardised over the data."""
+    """A Bradley-Terry model fitted to pairs of the data, in the place of the true reward, linear in k/L,
+    (k/L)^2 and the distance of k to the middle of the reference; its values are standardised over the data.
+    """
 
     pairs: int = 2000
     ridge: float = 1e-3
@@ -249,11 +278,12 @@ class Problem:
     Args:
         name: what files and figures call it.
         about: a sentence for people.
-        policy: "tabular" has logits for each training prompt, "mlp" a network on contexts, "gpt" a causal transformer on contexts
-            that writes the arm digit by digit, "positions" logits for each position of a sequence, "hazard" a logit of stopping at
-            each position.
+        policy: "tabular" has logits for each training prompt, "mlp" a network on contexts, "gpt" a causal
+            transformer on contexts that writes the arm digit by digit, "positions" logits for each position
+            of a sequence, "hazard" a logit of stopping at each position.
         size: arms; tokens of the vocabulary; or positions at which an answer can stop.
-        length: tokens of a sequence (positions), or digits of an arm (gpt): `size` is then a power with this exponent.
+        length: tokens of a sequence (positions), or digits of an arm (gpt): `size` is then a power with this
+            exponent.
         reward: a number for each outcome; of a sequence the mean over its tokens.
         reference: the law that the policy starts from; of a sequence that of each token.
         data: how preference data are drawn.
@@ -274,28 +304,53 @@ class Problem:
 
     def __post_init__(self) -> None:
         if not 2 <= self.size <= MOST_OUTCOMES:
-            raise ConfigError("A problem needs a choice", got=f"size {self.size}", expected=f"2 to {MOST_OUTCOMES}")
+            raise ConfigError(
+                "A problem needs a choice", got=f"size {self.size}", expected=f"2 to {MOST_OUTCOMES}"
+            )
         if (self.length > 1) != (self.policy in ("positions", "gpt")) or self.length < 1:
-            raise ConfigError(f"length does not go with the policy {self.policy}", got=self.length,
-                              expected="2 or more for positions and gpt, 1 for others")  # fmt: skip
+            raise ConfigError(
+                f"length does not go with the policy {self.policy}",
+                got=self.length,
+                expected="2 or more for positions and gpt, 1 for others",
+            )
         if self.tree.base**self.tree.length != self.num_outcomes:
             powers = " or ".join(str(base**self.length) for base in (self.tree.base, self.tree.base + 1))
-            raise ConfigError("The arms are no numbers of this many digits", got=f"size {self.size}, length {self.length}",
-                              expected=f"a power: {powers}")  # fmt: skip
+            raise ConfigError(
+                "The arms are no numbers of this many digits",
+                got=f"size {self.size}, length {self.length}",
+                expected=f"a power: {powers}",
+            )
         if self.policy == "gpt" and self.tree.num_rows > MOST_ROWS:
-            raise ConfigError("The arms have too many prefixes to list", got=self.tree.num_rows, expected=f"at most {MOST_ROWS}",
-                              do="Lower length or size")  # fmt: skip
+            raise ConfigError(
+                "The arms have too many prefixes to list",
+                got=self.tree.num_rows,
+                expected=f"at most {MOST_ROWS}",
+                do="Lower length or size",
+            )
         if self.reward_model is not None and self.policy != "hazard":
-            raise ConfigError("A reward model is offered for lengths only", got=self.policy, do="Leave reward_model out")
+            raise ConfigError(
+                "A reward model is offered for lengths only", got=self.policy, do="Leave reward_model out"
+            )
         if isinstance(self.reward, Short | Near) and self.policy != "hazard":
-            raise ConfigError("A reward of the length needs answers that have one", got=f"policy {self.policy}",
-                              expected="policy hazard")  # fmt: skip
+            raise ConfigError(
+                "A reward of the length needs answers that have one",
+                got=f"policy {self.policy}",
+                expected="policy hazard",
+            )
         if isinstance(self.data.law, Truncated) and self.policy != "hazard":
-            raise ConfigError("Only answers with a length can be truncated", got=f"policy {self.policy}", expected="policy hazard")
+            raise ConfigError(
+                "Only answers with a length can be truncated",
+                got=f"policy {self.policy}",
+                expected="policy hazard",
+            )
         if self.contexts is not None and self.policy not in WITH_PROMPTS:
-            raise ConfigError(f"contexts has no effect on the policy {self.policy}", do="Leave it out: there are no prompts")
+            raise ConfigError(
+                f"contexts has no effect on the policy {self.policy}", do="Leave it out: there are no prompts"
+            )
         if self.policy == "tabular" and (self.prompts.held_out, self.prompts.size) != (None, None):
-            raise ConfigError("held_out and size have no effect on the policy tabular", do="Leave them out of contexts")
+            raise ConfigError(
+                "held_out and size have no effect on the policy tabular", do="Leave them out of contexts"
+            )
         for law in (self.reward_values(), self.reference_law(), self.data_law()):
             assert len(law) == self.num_outcomes
 
@@ -335,7 +390,13 @@ class Problem:
 
 
 REWARD_KINDS = {"bump": Bump, "table": RewardTable, "short": Short, "near": Near}
-LAW_KINDS = {"tanh_cauchy": TanhCauchy, "uniform": Uniform, "tilted": Tilted, "normal": Normal, "table": Table}
+LAW_KINDS = {
+    "tanh_cauchy": TanhCauchy,
+    "uniform": Uniform,
+    "tilted": Tilted,
+    "normal": Normal,
+    "table": Table,
+}
 DATA_KINDS = {"reference": FromReference, "skewed": Skewed, "truncated": Truncated}
 
 
@@ -350,14 +411,20 @@ def _normalised(weights: np.ndarray) -> np.ndarray:
 
 def shipped_problems() -> list[str]:
     """The names of the problems that come with the package."""
-    return sorted(path.name.removesuffix(".yaml") for path in PROBLEMS.iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml") for path in PROBLEMS.iterdir() if path.name.endswith(".yaml")
+    )
 
 
 def load_problem(name: str) -> Problem:
     """A problem that is shipped, by its name, or one in a YAML file."""
     path = PROBLEMS / f"{name}.yaml" if name in shipped_problems() else Path(name)
     if isinstance(path, Path) and not path.is_file():
-        raise ConfigError("There is no such problem", got=name, expected=f"a YAML file, or one of {', '.join(shipped_problems())}")
+        raise ConfigError(
+            "There is no such problem",
+            got=name,
+            expected=f"a YAML file, or one of {', '.join(shipped_problems())}",
+        )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

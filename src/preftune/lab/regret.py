@@ -12,15 +12,22 @@ MIN_SPAN = 0.05  # of the reward's range: where less can be gained, regret would
 
 
 def span(raced: Raced) -> float:
-    """What there was to gain: the best return less the reference's, at least `MIN_SPAN` of the reward's range."""
+    """What there was to gain: the best return less the reference's, at least `MIN_SPAN` of the reward's
+    range.
+    """
     return max(max(raced.returns.values()) - raced.start, MIN_SPAN * raced.full_range)
 
 
 def regret(raced: Raced, choice: Choice) -> float:
-    """(best return - return of the choice) / span: 0 for the best, 1 for what gains nothing, more for what harms."""
+    """(best return - return of the choice) / span: 0 for the best, 1 for what gains nothing, more for what
+    harms.
+    """
     if choice not in raced.returns:
-        raise ConfigError("This choice did not take part", got=f"{choice.objective}, {choice.source}",
-                          expected=", ".join(f"{c.objective} {c.source}" for c in raced.returns))  # fmt: skip
+        raise ConfigError(
+            "This choice did not take part",
+            got=f"{choice.objective}, {choice.source}",
+            expected=", ".join(f"{c.objective} {c.source}" for c in raced.returns),
+        )
     return (max(raced.returns.values()) - raced.returns[choice]) / span(raced)
 
 
@@ -53,15 +60,21 @@ class Habit:
 
 def habits(races: Sequence[Raced]) -> tuple[Habit, ...]:
     """Every habit that can be kept on all of these problems."""
-    everywhere = set.intersection(*({c.objective for c in raced.returns if c.source == "offline"} for raced in races))
+    everywhere = set.intersection(
+        *({c.objective for c in raced.returns if c.source == "offline"} for raced in races)
+    )
     somewhere = {c.objective for raced in races for c in raced.returns if c.source == "on-policy"}
-    return tuple(Habit(on_policy=on, offline=off) for off in sorted(everywhere) for on in (None, *sorted(somewhere)))
+    return tuple(
+        Habit(on_policy=on, offline=off) for off in sorted(everywhere) for on in (None, *sorted(somewhere))
+    )
 
 
 def summary(regrets: Sequence[float]) -> Mapping[str, float]:
     """Median, 90th percentile and mean, and the share of problems with at most 5% of regret."""
     values = np.asarray(regrets, dtype=float)
     return {
-        "median": round(float(np.median(values)), 4), "p90": round(float(np.quantile(values, 0.9)), 4),
-        "mean": round(float(values.mean()), 4), "share_within_5_percent": round(float((values <= 0.05).mean()), 4),
-    }  # fmt: skip
+        "median": round(float(np.median(values)), 4),
+        "p90": round(float(np.quantile(values, 0.9)), 4),
+        "mean": round(float(values.mean()), 4),
+        "share_within_5_percent": round(float((values <= 0.05).mean()), 4),
+    }

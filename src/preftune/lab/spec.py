@@ -1,4 +1,6 @@
-"""Frozen dataclasses from YAML: unknown keys, wrong kinds of values and missing ones are refused with a sentence."""
+"""Frozen dataclasses from YAML: unknown keys, wrong kinds of values and missing ones are refused with a
+sentence.
+"""
 
 import difflib
 import math
@@ -14,15 +16,21 @@ Kinds = Mapping[str, type[Any]]
 
 
 def built(target: type[Any], content: object, where: str, kinds: Mapping[str, Kinds] | None = None) -> Any:
-    """A dataclass from a mapping; `where` names the place in messages, `kinds` the fields whose class a `kind` key chooses."""
+    """A dataclass from a mapping; `where` names the place in messages, `kinds` the fields whose class a
+    `kind` key chooses.
+    """
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where} is not a mapping", got=content, expected="key: value lines")
     hints, known = get_type_hints(target), {field.name: field for field in fields(target)}
     for key in content:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            raise ConfigError(f"{where} has no key of this name", got=str(key), expected=", ".join(known),
-                              do=f"Did you mean {near[0]}?" if near else None)  # fmt: skip
+            raise ConfigError(
+                f"{where} has no key of this name",
+                got=str(key),
+                expected=", ".join(known),
+                do=f"Did you mean {near[0]}?" if near else None,
+            )
     values = {}
     for name, field in known.items():
         if name not in content:
@@ -43,7 +51,9 @@ def _of_kind(kinds: Kinds, content: object, where: str) -> Any:
     kind = content["kind"]
     if kind not in kinds:
         raise ConfigError(f"{where} has an unknown kind", got=kind, expected=", ".join(kinds))
-    return built(kinds[kind], {key: value for key, value in content.items() if key != "kind"}, f"{where} ({kind})")
+    return built(
+        kinds[kind], {key: value for key, value in content.items() if key != "kind"}, f"{where} ({kind})"
+    )
 
 
 def _value(hint: Any, value: object, where: str) -> Any:
@@ -53,13 +63,18 @@ def _value(hint: Any, value: object, where: str) -> Any:
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise ConfigError(f"{where} has a value that it cannot take", got=value,
-                              expected=", ".join(map(str, get_args(hint))))  # fmt: skip
+            raise ConfigError(
+                f"{where} has a value that it cannot take",
+                got=value,
+                expected=", ".join(map(str, get_args(hint))),
+            )
         return value
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where} is not a list", got=value, expected="[a, b, ...]")
-        return tuple(_value(get_args(hint)[0], part, f"{where}, entry {i + 1}") for i, part in enumerate(value))
+        return tuple(
+            _value(get_args(hint)[0], part, f"{where}, entry {i + 1}") for i, part in enumerate(value)
+        )
     if isinstance(hint, type) and is_dataclass(hint):
         return value if isinstance(value, hint) else built(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -1,7 +1,9 @@
-"""From completions [S, G, C] with rewards to the scores and the signal of a step, and to a loss for each seed.
+"""From completions [S, G, C] with rewards to the scores and the signal of a step, and to a loss for each
+seed.
 
-Everything is laid out seed by seed: completions, groups and pairs of a seed stand next to one another, so that a seed's
-units can be found again behind the objective, and each seed's loss be divided by its own global weight.
+Everything is laid out seed by seed: completions, groups and pairs of a seed stand next to one another, so
+that a seed's units can be found again behind the objective, and each seed's loss be divided by its own global
+weight.
 """
 
 from collections.abc import Sequence
@@ -13,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from preftune.lab.methods import Method
 from preftune.lab.environment import Tokens, World
+from preftune.lab.methods import Method
 from preftune.objectives import Objective, State, reduce_losses
 from preftune.train.step import MicroBatch, couple_step
 from preftune.types import Labels, Pairs, Rewards, Signal, TokenScores
@@ -24,7 +26,8 @@ from preftune.types import Labels, Pairs, Rewards, Signal, TokenScores
 class Step:
     """What a step learns from, for all seeds: completions with their tokens, and where each seed's part ends.
 
-    `token_cuts`, `completion_cuts`, `unit_cuts` are [S + 1] each; `weight` [U] and `totals` [S] are those of the units.
+    `token_cuts`, `completion_cuts`, `unit_cuts` are [S + 1] each; `weight` [U] and `totals` [S] are those of
+    the units.
     """
 
     tokens: Tokens
@@ -38,8 +41,13 @@ class Step:
     totals: Float[Tensor, " S"]
 
 
-def make_step(world: World, method: Method, completions: Tensor, rewards: Float[Tensor, "S G C"],
-              flipped: Bool[Tensor, "S G P"] | None = None) -> Step:  # fmt: skip
+def make_step(
+    world: World,
+    method: Method,
+    completions: Tensor,
+    rewards: Float[Tensor, "S G C"],
+    flipped: Bool[Tensor, "S G P"] | None = None,
+) -> Step:
     """The completions that take part, and the signal that the objective learns from."""
     num_seeds, num_groups, size = rewards.shape
     signal_kind = method.objective.signal
@@ -47,7 +55,9 @@ def make_step(world: World, method: Method, completions: Tensor, rewards: Float[
     per_seed = num_groups * size
     pair_cuts: tuple[int, ...] = (0,) * (num_seeds + 1)
     if signal_kind is Rewards:
-        signal: Signal = Rewards(reward=rewards.flatten(), group=torch.arange(num_seeds * num_groups).repeat_interleave(size))
+        signal: Signal = Rewards(
+            reward=rewards.flatten(), group=torch.arange(num_seeds * num_groups).repeat_interleave(size)
+        )
         cuts = tuple(range(0, per_seed * num_seeds + 1, per_seed))
     elif signal_kind is Pairs:
         chosen, rejected, pair_cuts = _pairs(world, method, rewards, flipped)
@@ -62,10 +72,16 @@ def make_step(world: World, method: Method, completions: Tensor, rewards: Float[
         tokens, mismatched = _taken(tokens, index), _taken(mismatched, index)
     token_ends = torch.cat([torch.zeros(1, dtype=torch.long), tokens.lengths.cumsum(0)])
     step = Step(
-        tokens=tokens, mismatched=mismatched, prompt=torch.arange(num_groups).repeat(num_seeds).repeat_interleave(size)[index],
-        signal=signal, token_cuts=tuple(token_ends[list(cuts)].tolist()), completion_cuts=cuts, pair_cuts=pair_cuts,
-        unit_seed=torch.zeros(0, dtype=torch.long), totals=torch.zeros(num_seeds),
-    )  # fmt: skip
+        tokens=tokens,
+        mismatched=mismatched,
+        prompt=torch.arange(num_groups).repeat(num_seeds).repeat_interleave(size)[index],
+        signal=signal,
+        token_cuts=tuple(token_ends[list(cuts)].tolist()),
+        completion_cuts=cuts,
+        pair_cuts=pair_cuts,
+        unit_seed=torch.zeros(0, dtype=torch.long),
+        totals=torch.zeros(num_seeds),
+    )
     unit_seed, totals = _units(method.objective, step)
     return replace(step, unit_seed=unit_seed, totals=totals)
 
@@ -79,7 +95,9 @@ def _units(objective: Objective, step: Step) -> tuple[Int[Tensor, " U"], Float[T
         weight = objective.weights(step.tokens.lengths, step.signal).view(num_seeds, -1)
         return seeds.repeat_interleave(weight.shape[1]), weight.sum(1)
     weights = [_weights(objective, part) for part in seed_parts(step)]
-    return torch.repeat_interleave(seeds, torch.tensor([len(w) for w in weights])), torch.stack([w.sum() for w in weights])
+    return torch.repeat_interleave(seeds, torch.tensor([len(w) for w in weights])), torch.stack(
+        [w.sum() for w in weights]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +124,32 @@ def seed_parts(step: Step) -> list[SeedPart]:
         else:
             assert isinstance(signal, Pairs)
             first, last = step.pair_cuts[s], step.pair_cuts[s + 1]
-            mine = Pairs(chosen=signal.chosen[first:last] - start, rejected=signal.rejected[first:last] - start)
-        parts.append(SeedPart(tokens=slice(step.token_cuts[s], step.token_cuts[s + 1]), completions=slice(start, end),
-                              lengths=step.tokens.lengths[start:end], signal=mine))  # fmt: skip
+            mine = Pairs(
+                chosen=signal.chosen[first:last] - start, rejected=signal.rejected[first:last] - start
+            )
+        parts.append(
+            SeedPart(
+                tokens=slice(step.token_cuts[s], step.token_cuts[s + 1]),
+                completions=slice(start, end),
+                lengths=step.tokens.lengths[start:end],
+                signal=mine,
+            )
+        )
     return parts
 
 
 def seed_losses(
-    objective: Objective, scores: TokenScores, mismatched: TokenScores | None, step: Step, states: Sequence[State | None]
+    objective: Objective,
+    scores: TokenScores,
+    mismatched: TokenScores | None,
+    step: Step,
+    states: Sequence[State | None],
 ) -> tuple[Float[Tensor, " S"], list[State | None]]:
-    """Each seed's loss, reduced by its own global weight; 0 where a seed has nothing to learn from in this step.
+    """Each seed's loss, reduced by its own global weight; 0 where a seed has nothing to learn from in this
+    step.
 
-    One call of the objective serves all seeds, as units of one never see another's. A coupled objective sees each seed's
-    part alone, since what couples its units is a number for a whole step.
+    One call of the objective serves all seeds, as units of one never see another's. A coupled objective sees
+    each seed's part alone, since what couples its units is a number for a whole step.
     """
     if "coupling" not in objective.needs:
         losses = objective(scores, step.signal)
@@ -132,8 +163,15 @@ def seed_losses(
             found.append(scores.logp[:0].sum())  # a zero with a gradient, also where no seed learns
             after.append(state)
             continue
-        loss, new = _coupled_loss(objective, _cut(scores, part), None if mismatched is None else _cut(mismatched, part), part,
-                                  step, state, total)  # fmt: skip
+        loss, new = _coupled_loss(
+            objective,
+            _cut(scores, part),
+            None if mismatched is None else _cut(mismatched, part),
+            part,
+            step,
+            state,
+            total,
+        )
         found.append(loss)
         after.append(new)
     return torch.stack(found), after
@@ -142,7 +180,11 @@ def seed_losses(
 def _coupled_loss(objective, scores, mismatched, part: SeedPart, step: Step, state, total):
     def piece(content: TokenScores) -> MicroBatch:
         return MicroBatch(
-            content=content, lengths=part.lengths, prompt=step.prompt[part.completions], signal=part.signal, origins=()
+            content=content,
+            lengths=part.lengths,
+            prompt=step.prompt[part.completions],
+            signal=part.signal,
+            origins=(),
         )
 
     others = [piece(mismatched)] if mismatched is not None else []
@@ -152,9 +194,10 @@ def _coupled_loss(objective, scores, mismatched, part: SeedPart, step: Step, sta
 
 def _cut(scores: TokenScores, part: SeedPart) -> TokenScores:
     flat: dict[str, Any] = {
-        name: value[part.tokens] for name in TokenScores.__slots__
+        name: value[part.tokens]
+        for name in TokenScores.__slots__
         if torch.is_tensor(value := getattr(scores, name)) and name != "lengths"
-    }  # fmt: skip
+    }
     return TokenScores(lengths=part.lengths, **flat)
 
 
@@ -196,9 +239,14 @@ def pair_places(rewards: Float[Tensor, "S G C"], method: Method) -> tuple[Tensor
 
 
 def _labels(world, method: Method, rewards, flipped) -> tuple[Tensor, Tensor]:
-    """(which completions, their labels), seed by seed; a completion stands there once for each pair that it is in."""
+    """(which completions, their labels), seed by seed; a completion stands there once for each pair that it
+    is in.
+    """
     if method.labels == "threshold":
-        index, label = torch.arange(rewards.numel()), torch.where(rewards.flatten() >= method.threshold, 1, -1)
+        index, label = (
+            torch.arange(rewards.numel()),
+            torch.where(rewards.flatten() >= method.threshold, 1, -1),
+        )
     else:
         chosen, rejected, _ = _pairs(world, method, rewards, flipped)
         index = torch.stack([chosen, rejected], dim=1).flatten()
@@ -221,9 +269,12 @@ def _taken(tokens: Tokens, index: Int[Tensor, " K"]) -> Tokens:
 # --- scores ---
 
 
-def token_scores(logits: Tensor, ref: Tensor, behaviour: Tensor | None, tokens: Tokens, needs: frozenset[str]) -> TokenScores:
-    """What an objective wants to know of each token, from the policy's logits [S, rows, V] and the log-probabilities of the
-    reference and of the policy that sampled. There is no critic: values are 0."""
+def token_scores(
+    logits: Tensor, ref: Tensor, behaviour: Tensor | None, tokens: Tokens, needs: frozenset[str]
+) -> TokenScores:
+    """What an objective wants to know of each token, from the policy's logits [S, rows, V] and the
+    log-probabilities of the reference and of the policy that sampled. There is no critic: values are 0.
+    """
     num_outcomes = logits.shape[-1]
     logp_rows = logits.log_softmax(-1).reshape(-1, num_outcomes)
     ref_rows = ref.reshape(-1, num_outcomes)
@@ -245,10 +296,13 @@ def token_scores(logits: Tensor, ref: Tensor, behaviour: Tensor | None, tokens: 
         "target_logit": lambda: of_token(logits),
         "log_normaliser": lambda: of_row(logits.reshape(-1, num_outcomes).logsumexp(-1)),
         "log_collision": lambda: of_row((2 * logp_rows).logsumexp(-1)).detach(),
-        "ref_entropy_share": lambda: of_row(-(ref_rows.exp() * ref_rows).sum(-1)) / torch.tensor(float(num_outcomes)).log(),
+        "ref_entropy_share": lambda: (
+            of_row(-(ref_rows.exp() * ref_rows).sum(-1)) / torch.tensor(float(num_outcomes)).log()
+        ),
         "kl_from_ref": lambda: of_row((ref_rows.exp() * (ref_rows - logp_rows)).sum(-1)),
         "kl_to_ref": lambda: of_row((logp_rows.exp() * (logp_rows - ref_rows)).sum(-1)),
-        "value": no_critic, "behaviour_value": no_critic,
-    }  # fmt: skip
+        "value": no_critic,
+        "behaviour_value": no_critic,
+    }
     found: dict[str, Any] = {name: make() for name, make in makers.items() if name in needs}
     return TokenScores(logp=of_token(logp_rows), lengths=tokens.lengths, **found)

@@ -1,6 +1,8 @@
-"""Closed forms: how the two directions of a KL divergence move a softmax policy, and when a negative gradient helps.
+"""Closed forms: how the two directions of a KL divergence move a softmax policy, and when a negative gradient
+helps.
 
-p is the policy, q the target, z the policy's logits; all one vector of probabilities each. Numpy only, in fp64.
+p is the policy, q the target, z the policy's logits; all one vector of probabilities each. Numpy only, in
+fp64.
 """
 
 from collections.abc import Callable
@@ -41,7 +43,9 @@ def logarithmic_mean(a: float | Vector, b: float | Vector) -> Vector:
     return np.asarray((np.asarray(a) - b) / (np.log(a) - np.log(b)))
 
 
-def descended(p: Vector, q: Vector, direction: Callable[[Vector, Vector], Vector], rate: float, steps: int) -> Vector:
+def descended(
+    p: Vector, q: Vector, direction: Callable[[Vector, Vector], Vector], rate: float, steps: int
+) -> Vector:
     """The policy after some steps of plain gradient descent on its logits."""
     logits = np.log(p)
     for _ in range(steps):
@@ -86,7 +90,9 @@ def best_fits(target: Vector) -> tuple[Fit, Fit]:
         (laws * log_laws).sum(-1) - laws @ np.log(target),
     ):
         i, j = np.unravel_index(int(divergences.argmin()), divergences.shape)
-        found.append(Fit(mean=float(means[i]), deviation=float(deviations[j]), divergence=float(divergences[i, j])))
+        found.append(
+            Fit(mean=float(means[i]), deviation=float(deviations[j]), divergence=float(divergences[i, j]))
+        )
     return found[0], found[1]
 
 
@@ -94,12 +100,15 @@ def best_fits(target: Vector) -> tuple[Fit, Fit]:
 
 
 def gradient_product(p: Vector, chosen: int, rejected: int) -> float:
-    """grad log p_w . grad log p_l over the logits of a softmax: sum_k p_k^2 - p_w - p_l. Where it is positive, pushing the
-    rejected outcome down pushes the chosen one down too."""
+    """grad log p_w . grad log p_l over the logits of a softmax: sum_k p_k^2 - p_w - p_l. Where it is
+    positive, pushing the rejected outcome down pushes the chosen one down too.
+    """
     return float((p**2).sum() - p[chosen] - p[rejected])
 
 
-def after_pair_step(p: Vector, chosen: int, rejected: int, rate: float, negative: float) -> tuple[float, float]:
+def after_pair_step(
+    p: Vector, chosen: int, rejected: int, rate: float, negative: float
+) -> tuple[float, float]:
     """(change of log p_w, change of log p_l) in a step along grad log p_w - negative * grad log p_l."""
     direction = -(1 - negative) * p
     direction[chosen] += 1
@@ -112,12 +121,14 @@ def after_pair_step(p: Vector, chosen: int, rejected: int, rate: float, negative
 
 
 def held_down(ref_logp: float, times: Vector, *, feedback: bool, substeps: int = 200) -> Vector:
-    """log p of a dispreferred token at some times of gradient flow on its logit, the other logits being fixed; p starts at q.
+    """log p of a dispreferred token at some times of gradient flow on its logit, the other logits being
+    fixed; p starts at q.
 
         likelihood   dz/dt = -(1 - p)           log p falls without end, in the long run by 1 per unit of time
         BNF          dz/dt = -w (1 - p),        w = odds(p) / odds(q) = exp(z - z_0)
 
-    With x = exp(z_0 - z) BNF's flow is dx/dt = 1 - p, hence for a rare token x = 1 + t: log p falls as log(1 + t).
+    With x = exp(z_0 - z) BNF's flow is dx/dt = 1 - p, hence for a rare token x = 1 + t: log p falls as log(1
+    + t).
     """
     start = np.log(np.exp(ref_logp) / -np.expm1(ref_logp))
     log_odds, now, found = start, 0.0, []
@@ -156,33 +167,59 @@ def checks() -> list[Check]:
     """The closed forms against the numbers that were worked out by hand beforehand."""
     found: list[Check] = []
 
-    def add(says: str, numbers: Vector | float, expected: float | list[float], tolerance: float = 1e-4) -> None:
+    def add(
+        says: str, numbers: Vector | float, expected: float | list[float], tolerance: float = 1e-4
+    ) -> None:
         for number, wanted in zip(np.atleast_1d(numbers), np.atleast_1d(expected), strict=True):
             found.append(Check(says=says, found=float(number), expected=float(wanted), tolerance=tolerance))
 
-    add("logarithmic mean: cases in which the faster direction is not the one it names", float(_violations()), 0.0, 0.0)
+    add(
+        "logarithmic mean: cases in which the faster direction is not the one it names",
+        float(_violations()),
+        0.0,
+        0.0,
+    )
     p, q = np.array([0.05, 0.45, 0.25, 0.25]), np.array([0.4, 0.4, 0.1, 0.1])
     add("equal targets: forward evens out", forward_direction(p, q), [0.35, -0.05, -0.15, -0.15])
-    add("equal targets: reverse raises the likelier more", reverse_direction(p, q), [0.12433, 0.13023, -0.12728, -0.12728])
+    add(
+        "equal targets: reverse raises the likelier more",
+        reverse_direction(p, q),
+        [0.12433, 0.13023, -0.12728, -0.12728],
+    )
     p, q = np.array([0.6, 0.1, 0.15, 0.15]), np.array([0.05, 0.5, 0.225, 0.225])
     add("too likely: forward", forward_direction(p, q), [-0.55, 0.4, 0.075, 0.075])
-    add("too likely: reverse removes harder and fills slower", reverse_direction(p, q), [-0.76593, 0.28178, 0.24207, 0.24207])
+    add(
+        "too likely: reverse removes harder and fills slower",
+        reverse_direction(p, q),
+        [-0.76593, 0.28178, 0.24207, 0.24207],
+    )
     p, q = PAGE_TOY
     add("toy of the project page: forward", forward_direction(p, q), [-0.1, -0.2, 0.5, -0.2])
     add("toy of the project page: reverse", reverse_direction(p, q), [0.05885, -0.14909, 0.23934, -0.14909])
     add("toy: KL(p || q), KL(q || p)", np.array([kl(p, q), kl(q, p)]), [0.60163, 0.77424])
     forward, reverse = best_fits(two_modes())
     add("two modes: forward covers both, its divergence", forward.divergence, 0.6930, 1e-3)
-    add("two modes: reverse locks on the larger", np.array([reverse.mean, reverse.deviation]), [12.0, 3.0], 1e-3)
+    add(
+        "two modes: reverse locks on the larger",
+        np.array([reverse.mean, reverse.deviation]),
+        [12.0, 3.0],
+        1e-3,
+    )
     add("two modes: reverse divergence, -log 0.6", reverse.divergence, -float(np.log(0.6)), 1e-3)
     p, both = np.array([0.1, 0.2, 0.3, 0.4]), (0.0, 1.0)  # without and with the negative gradient
     add("negative gradient that helps: product of gradients", gradient_product(p, 0, 3), -0.2)
-    add("negative gradient that helps: chosen, without and with", np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in both]),
-        [0.1093, 0.1279])  # fmt: skip
+    add(
+        "negative gradient that helps: chosen, without and with",
+        np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in both]),
+        [0.1093, 0.1279],
+    )
     p = np.array([0.01, 0.01, 0.97, 0.01])
     add("negative gradient that hurts: product of gradients", gradient_product(p, 0, 3), 0.9212)
-    add("negative gradient that hurts: chosen, without and with", np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in both]),
-        [0.1918, 0.0999])  # fmt: skip
+    add(
+        "negative gradient that hurts: chosen, without and with",
+        np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in both]),
+        [0.1918, 0.0999],
+    )
     add("the same, rejecting the peak: product of gradients", gradient_product(p, 0, 2), -0.0388)
     add("the same, rejecting the peak: chosen", after_pair_step(p, 0, 2, 0.1, 1.0)[0], 0.1957)
     return found
@@ -192,8 +229,9 @@ PAGE_TOY = (np.array([0.3, 0.3, 0.1, 0.3]), np.array([0.2, 0.1, 0.6, 0.1]))
 
 
 def _violations(draws: int = 100_000) -> int:
-    """Random cases of equal mass p_1 = p_2 = m in which reverse KL changes p_1 / p_2 faster while m <= LM(q_1, q_2), or slower
-    while m is larger."""
+    """Random cases of equal mass p_1 = p_2 = m in which reverse KL changes p_1 / p_2 faster while m <=
+    LM(q_1, q_2), or slower while m is larger.
+    """
     random = np.random.default_rng(0)
     q, rest = random.dirichlet(np.ones(4), draws), random.dirichlet(np.ones(3), draws)
     mass = rest[:, 0] / 2  # of each of the two

@@ -1,4 +1,6 @@
-"""How often a preference model is right, and whether it knows: accuracy, Brier score, reliability bins. Pure, numpy only."""
+"""How often a preference model is right, and whether it knows: accuracy, Brier score, reliability bins. Pure,
+numpy only.
+"""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +28,9 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A preference model on held-out pairs. Intervals (95%) are over prompts; means average the pairs of a prompt first."""
+    """A preference model on held-out pairs. Intervals (95%) are over prompts; means average the pairs of a
+    prompt first.
+    """
 
     num_pairs: int
     num_prompts: int
@@ -38,15 +42,22 @@ class Calibration:
 
 
 def calibrate(
-    margins: Sequence[float] | np.ndarray, clusters: Sequence[int] | np.ndarray,
-    probabilities: Sequence[float] | np.ndarray | None = None, *, num_bins: int = 10, seed: int = 0,
-) -> Calibration:  # fmt: skip
-    """Reward margins of pairs against what was preferred, with p = sigma(margin) the model's chance of the chosen one.
+    margins: Sequence[float] | np.ndarray,
+    clusters: Sequence[int] | np.ndarray,
+    probabilities: Sequence[float] | np.ndarray | None = None,
+    *,
+    num_bins: int = 10,
+    seed: int = 0,
+) -> Calibration:
+    """Reward margins of pairs against what was preferred, with p = sigma(margin) the model's chance of the
+    chosen one.
 
         ECE = sum over bins of (n_b / n) |accuracy_b - confidence_b|
 
-    with equal bins of the confidence from 1/2 to 1 (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, arXiv
-    1706.04599). An outcome is 1, or the pair's own probability where the data give one. A margin of 0 is a wrong answer.
+    with equal bins of the confidence from 1/2 to 1 (Guo et al., "On Calibration of Modern Neural Networks",
+    ICML 2017, arXiv
+    1706.04599). An outcome is 1, or the pair's own probability where the data give one. A margin of 0 is a
+    wrong answer.
 
     Args:
         margins: r(chosen) - r(rejected) per pair.
@@ -59,8 +70,11 @@ def calibrate(
         raise ConfigError("num_bins is out of range", got=num_bins, expected="at least 1")
     margin = np.asarray(margins, dtype=np.float64)
     if not np.isfinite(margin).all() or not len(margin):
-        raise DataError("The margins of the pairs must be finite numbers", got=f"{len(margin)} pairs",
-                        expected="at least one pair, and scores that are finite")  # fmt: skip
+        raise DataError(
+            "The margins of the pairs must be finite numbers",
+            got=f"{len(margin)} pairs",
+            expected="at least one pair, and scores that are finite",
+        )
     outcome = np.ones_like(margin) if probabilities is None else np.asarray(probabilities, dtype=np.float64)
     chance = np.exp(-np.logaddexp(0, -margin))
     confidence = np.maximum(chance, 1 - chance)
@@ -69,18 +83,22 @@ def calibrate(
     _, prompt = np.unique(np.asarray(clusters), return_inverse=True)
     sums = _bin_sums(prompt, confidence, right, num_bins)
     return Calibration(
-        num_pairs=len(margin), num_prompts=int(prompt.max()) + 1,
-        accuracy=_wilson(cluster_means(right, prompt)), nll=mean_interval(cluster_means(nll, prompt)),
+        num_pairs=len(margin),
+        num_prompts=int(prompt.max()) + 1,
+        accuracy=_wilson(cluster_means(right, prompt)),
+        nll=mean_interval(cluster_means(nll, prompt)),
         brier=_within_one(mean_interval(cluster_means((chance - outcome) ** 2, prompt))),
-        ece=_ece_interval(sums, seed), bins=_bins(sums.sum(1)),
-    )  # fmt: skip
+        ece=_ece_interval(sums, seed),
+        bins=_bins(sums.sum(1)),
+    )
 
 
 def _wilson(shares: np.ndarray) -> Interval:
-    """Wilson's score interval for the mean of shares in [0, 1], which is honest where all of a few answers are right.
+    """Wilson's score interval for the mean of shares in [0, 1], which is honest where all of a few answers
+    are right.
 
-    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927. Shares between 0 and 1 vary
-    less than the answers it is made for, so it is then too wide, never too narrow.
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927. Shares between
+    0 and 1 vary less than the answers it is made for, so it is then too wide, never too narrow.
     """
     count, mean, z = len(shares), float(shares.mean()), NormalDist().inv_cdf(0.975)
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
@@ -103,7 +121,9 @@ def _bin_sums(prompt: np.ndarray, confidence: np.ndarray, right: np.ndarray, num
 
 
 def _ece(sums: np.ndarray) -> np.ndarray:
-    """Over the last axis, the bins; |sum of confidence - sum of right answers| is n_b |confidence_b - accuracy_b|."""
+    """Over the last axis, the bins; |sum of confidence - sum of right answers| is n_b |confidence_b -
+    accuracy_b|.
+    """
     return np.asarray(np.abs(sums[1] - sums[2]).sum(-1) / np.maximum(sums[0].sum(-1), 1))
 
 
@@ -121,8 +141,11 @@ def _bins(sums: np.ndarray) -> tuple[ReliabilityBin, ...]:
     edges = np.linspace(0.5, 1.0, sums.shape[1] + 1)
     return tuple(
         ReliabilityBin(
-            low=float(edges[b]), high=float(edges[b + 1]), num_pairs=int(count),
-            confidence=float(confidence / count) if count else None, accuracy=float(right / count) if count else None,
+            low=float(edges[b]),
+            high=float(edges[b + 1]),
+            num_pairs=int(count),
+            confidence=float(confidence / count) if count else None,
+            accuracy=float(right / count) if count else None,
         )
         for b, (count, confidence, right) in enumerate(sums.T)
-    )  # fmt: skip
+    )

@@ -1,6 +1,8 @@
-"""CHES: how much the hidden states of a pair's completions overlap, which foretells that training moves both. Pure.
+"""CHES: how much the hidden states of a pair's completions overlap, which foretells that training moves both.
+Pure.
 
-Razin et al., "Unintentional Unalignment: Likelihood Displacement in Direct Preference Optimization", 2024, arXiv 2410.08847.
+Razin et al., "Unintentional Unalignment: Likelihood Displacement in Direct Preference Optimization", 2024,
+arXiv 2410.08847.
 """
 
 import re
@@ -29,8 +31,8 @@ def ches(
         plain       <S_w, S_l> - |S_w|^2
         normalised  <S_w, S_l> / (n_w n_l) - |S_w|^2 / n_w^2
 
-    with S the sum of the last layer's hidden states at the prompt's last token and at every token of the completion but the
-    last (the positions that predict its tokens), and n the number of these positions.
+    with S the sum of the last layer's hidden states at the prompt's last token and at every token of the
+    completion but the last (the positions that predict its tokens), and n the number of these positions.
     """
     if num_chosen < 1 or num_rejected < 1:
         raise DataError("CHES is of completions with tokens", got=f"{num_chosen} and {num_rejected} tokens")
@@ -44,13 +46,19 @@ def parse_filter(text: str) -> float:
     found = re.fullmatch(r"\s*ches\s*<\s*([0-9]*\.?[0-9]+)\s*", text)
     quantile = float(found[1]) if found else 0.0
     if not 0 < quantile < 1:
-        raise ConfigError("filter cannot be understood", got=text, expected="ches<Q with Q between 0 and 1",
-                          do='Write --filter "ches<0.9" to leave out the tenth of the pairs with the highest CHES')  # fmt: skip
+        raise ConfigError(
+            "filter cannot be understood",
+            got=text,
+            expected="ches<Q with Q between 0 and 1",
+            do='Write --filter "ches<0.9" to leave out the tenth of the pairs with the highest CHES',
+        )
     return quantile
 
 
 def below_quantile(scores: Sequence[float], quantile: float) -> tuple[float, Sequence[bool]]:
-    """(the quantile of the scores, which of them are below it); between two scores the quantile is interpolated."""
+    """(the quantile of the scores, which of them are below it); between two scores the quantile is
+    interpolated.
+    """
     if not scores:
         raise DataError("There are no pairs to filter", expected="at least one")
     limit = float(np.quantile(np.asarray(scores, dtype=np.float64), quantile))

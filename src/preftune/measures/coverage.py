@@ -1,8 +1,10 @@
-"""Where the data and the peak of the reward lie, seen from the policy's own samples: the coverage conditions of Tajwar et al.
+"""Where the data and the peak of the reward lie, seen from the policy's own samples: the coverage conditions
+of Tajwar et al.
 
-Conditions C1 (the reward's peak under the reference) and C2 (the preference data under the reference) of "Preference
-Fine-Tuning of LLMs Should Leverage Suboptimal, On-Policy Data" (ICML 2024, arXiv 2404.14367), measured. Pure, numpy only.
-Throughout, one entry of the outer sequence belongs to one prompt, and every prompt weighs the same.
+Conditions C1 (the reward's peak under the reference) and C2 (the preference data under the reference) of
+"Preference Fine-Tuning of LLMs Should Leverage Suboptimal, On-Policy Data" (ICML 2024, arXiv 2404.14367),
+measured. Pure, numpy only. Throughout, one entry of the outer sequence belongs to one prompt, and every
+prompt weighs the same.
 """
 
 import math
@@ -41,7 +43,8 @@ def nearness(own: PerPrompt, data: PerPrompt) -> Nearness | None:
         off_policy = mean over prompts of ( mean_k logp(y_k)/|y_k|  -  mean_j logp(z_j)/|z_j| )
         rank       = mean over prompts and j of ( #{k: own_k < data_j} + #{k: own_k = data_j}/2 ) / K
 
-    with y_k the K own samples and z_j the data's completions of a prompt; both are log-probabilities per token, in nats.
+    with y_k the K own samples and z_j the data's completions of a prompt; both are log-probabilities per
+    token, in nats.
     """
     known = [(np.asarray(mine, float), np.asarray(theirs, float)) for mine, theirs in _both(own, data)]
     if not known:
@@ -54,10 +57,12 @@ def nearness(own: PerPrompt, data: PerPrompt) -> Nearness | None:
 def reward_peak(own: PerPrompt, data: PerPrompt) -> RewardPeak | None:
     """Whether the reward is highest where the policy writes, or where the data are.
 
-        best_of_data = mean over prompts of ( #{k: own_k < best} + #{k: own_k = best}/2 ) / K,   best = max_j data_j
+        best_of_data = mean over prompts of ( #{k: own_k < best} + #{k: own_k = best}/2 ) / K,   best = max_j
+        data_j
 
-    and `best_of_n` of the own samples, with their standard deviation per prompt (divisor K - 1). A prompt takes part if it
-    has two own rewards and one of the data's; None if there is no such prompt. Rewards are in their own unit.
+    and `best_of_n` of the own samples, with their standard deviation per prompt (divisor K - 1). A prompt
+    takes part if it has two own rewards and one of the data's; None if there is no such prompt. Rewards are
+    in their own unit.
     """
     known = [(np.asarray(mine, float), max(theirs)) for mine, theirs in _both(own, data) if len(mine) > 1]
     if not known:
@@ -67,8 +72,9 @@ def reward_peak(own: PerPrompt, data: PerPrompt) -> RewardPeak | None:
     return RewardPeak(
         best_of_n=best_of_n([mine for mine, _ in known]),
         best_of_data=_bounded(mean_interval([_below(mine, best) for mine, best in known])),
-        spread=_bounded(mean_interval(spreads), math.inf), zero_spread=_bounded(mean_interval(flat)),
-    )  # fmt: skip
+        spread=_bounded(mean_interval(spreads), math.inf),
+        zero_spread=_bounded(mean_interval(flat)),
+    )
 
 
 def best_of_n(own: Sequence[np.ndarray]) -> dict[int, Interval]:
@@ -104,4 +110,6 @@ def _below(own: np.ndarray, value: float) -> float:
 
 def _bounded(interval: Interval, high: float = 1.0) -> Interval:
     """The part of the interval where the quantity can be, from 0 on."""
-    return Interval(mean=interval.mean, low=max(0.0, interval.low), high=min(high, interval.high), num=interval.num)
+    return Interval(
+        mean=interval.mean, low=max(0.0, interval.low), high=min(high, interval.high), num=interval.num
+    )

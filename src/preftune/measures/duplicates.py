@@ -25,7 +25,9 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repeats:
-    """Of each row, the first row that it repeats, by its place; None if it is new. Each list takes in the one before it."""
+    """Of each row, the first row that it repeats, by its place; None if it is new. Each list takes in the one
+    before it.
+    """
 
     exact: tuple[int | None, ...]
     normalised: tuple[int | None, ...]
@@ -38,7 +40,9 @@ class Repeats:
 
 
 def words(text: str) -> list[str]:
-    """Words without case, punctuation and the forms of Unicode that look alike; of a text without a word, its characters."""
+    """Words without case, punctuation and the forms of Unicode that look alike; of a text without a word, its
+    characters.
+    """
     plain = unicodedata.normalize("NFKC", text).casefold()
     return _WORD.findall(plain) or plain.split()
 
@@ -60,7 +64,9 @@ def repeats_of(rows: Sequence[Row], others: Sequence[Row]) -> Repeats:
     return _repeats(rows, exact, plain, near, learn=False)
 
 
-def _repeats(rows: Sequence[Row], exact: dict[Row, int], plain: dict[Row, int], near: "_Near", *, learn: bool) -> Repeats:
+def _repeats(
+    rows: Sequence[Row], exact: dict[Row, int], plain: dict[Row, int], near: "_Near", *, learn: bool
+) -> Repeats:
     found: list[tuple[int | None, ...]] = []
     for place, row in enumerate(rows):
         simple = tuple(map(normalised, row))
@@ -100,7 +106,9 @@ class _Near:
 
 def shingles(text: str) -> UInt64[np.ndarray, " S"]:
     """The distinct runs of SHINGLE words, hashed; of a shorter text the one run that it is."""
-    hashed = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()], dtype=np.uint64)
+    hashed = np.array(
+        [zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in text.split()], dtype=np.uint64
+    )
     if not len(hashed):
         return hashed
     hashed = np.concatenate([hashed, np.zeros(max(0, SHINGLE - len(hashed)), dtype=np.uint64)])
@@ -117,7 +125,9 @@ def jaccard(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def _bands(found: np.ndarray) -> Iterable[tuple[int, bytes]]:
-    """MinHash (Broder, "On the resemblance and containment of documents", 1997) in bands of rows that must agree."""
+    """MinHash (Broder, "On the resemblance and containment of documents", 1997) in bands of rows that must
+    agree.
+    """
     if not len(found):
         return []
     least = (found[:, None] * (_MIX[0] | np.uint64(1)) + _MIX[1] >> np.uint64(16)).min(0)

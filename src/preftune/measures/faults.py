@@ -1,4 +1,6 @@
-"""What a template or a bad export leaves in texts: markers, special tokens, broken characters, ends that are missing. Pure."""
+"""What a template or a bad export leaves in texts: markers, special tokens, broken characters, ends that are
+missing. Pure.
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ FAULTS = {
     "cut_off": "a completion that the row says was cut off before its end",
     "control_characters": "characters that no reader sees",
     "mojibake": "characters decoded with the wrong encoding",
-}  # fmt: skip
+}
 
 _SPECIAL = re.compile(r"<\|[A-Za-z][\w ]{0,40}\|>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
 _ROLE = re.compile(
@@ -37,9 +39,13 @@ class Fault:
 
 
 def faults_of(
-    prompt: Sequence[str], completions: Sequence[str], ended: Sequence[bool] = (), *, special: Sequence[str] = (),
+    prompt: Sequence[str],
+    completions: Sequence[str],
+    ended: Sequence[bool] = (),
+    *,
+    special: Sequence[str] = (),
     bos: str | None = None,
-) -> frozenset[str]:  # fmt: skip
+) -> frozenset[str]:
     """The FAULTS of one row.
 
     Args:
@@ -52,7 +58,9 @@ def faults_of(
     texts = [*prompt, *completions]
     starts = (*_BOS, bos) if bos else _BOS
     known = {
-        "special_tokens": any(_SPECIAL.search(text) or any(token in text for token in special) for text in texts),
+        "special_tokens": any(
+            _SPECIAL.search(text) or any(token in text for token in special) for text in texts
+        ),
         "role_markers": any(_ROLE.search(text) for text in completions),
         "double_bos": any(text.lstrip().startswith(starts) for text in prompt[:1]),
         "no_end": not ended and any(map(_stops_short, completions)),
@@ -72,5 +80,6 @@ def count_faults(rows: Sequence[tuple[str, frozenset[str]]]) -> dict[str, Fault]
     found = {name: [origin for origin, faults in rows if name in faults] for name in FAULTS}
     return {
         name: Fault(rows=len(origins), share=len(origins) / len(rows), example=origins[0])
-        for name, origins in found.items() if origins
-    }  # fmt: skip
+        for name, origins in found.items()
+        if origins
+    }

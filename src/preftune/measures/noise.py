@@ -1,4 +1,5 @@
-"""How consistent preferences are: what a quick reward model agrees with, and where the data contradict themselves.
+"""How consistent preferences are: what a quick reward model agrees with, and where the data contradict
+themselves.
 
 Pure, numpy only.
 """
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from preftune.measures.calibration import calibrate
 from preftune.errors import DataError
+from preftune.measures.calibration import calibrate
 from preftune.stats import Interval
 
 FOLDS = 5
@@ -33,7 +34,9 @@ class Agreement:
 
     @property
     def noise(self) -> float:
-        """An upper estimate of the share of exchanged pairs: what the model does not see counts as noise, too."""
+        """An upper estimate of the share of exchanged pairs: what the model does not see counts as noise,
+        too.
+        """
         return 1 - self.agreement.mean
 
 
@@ -50,13 +53,16 @@ class Contradictions:
 def cross_validated(
     features: Sequence[Float[np.ndarray, "P ..."]], clusters: Sequence[int] | np.ndarray, *, seed: int = 0
 ) -> Agreement | None:
-    """Agreement of a Bradley-Terry model with pairs of prompts that it was not fitted to; None below MIN_PROMPTS prompts.
+    """Agreement of a Bradley-Terry model with pairs of prompts that it was not fitted to; None below
+    MIN_PROMPTS prompts.
 
-        minimise  sum_p log(1 + exp(-w . x_p)) + ridge * P / 2 * |w|^2,        x_p = features(chosen) - features(rejected)
+        minimise  sum_p log(1 + exp(-w . x_p)) + ridge * P / 2 * |w|^2,        x_p = features(chosen) -
+        features(rejected)
 
-    a logistic regression without intercept (Bradley and Terry, Biometrika 1952). Each block of features is scaled to a mean
-    square of 1 in all, so that hidden states of many dimensions do not drown a length. All pairs of a prompt are in one fold;
-    the ridge is chosen by the likelihood of inner folds. Pairs of equal features say nothing and take no part.
+    a logistic regression without intercept (Bradley and Terry, Biometrika 1952). Each block of features is
+    scaled to a mean square of 1 in all, so that hidden states of many dimensions do not drown a length. All
+    pairs of a prompt are in one fold; the ridge is chosen by the likelihood of inner folds. Pairs of equal
+    features say nothing and take no part.
 
     Args:
         features: blocks, each [P] or [P, its width], of differences.
@@ -82,7 +88,9 @@ def cross_validated(
 def _scaled(
     features: Sequence[np.ndarray], train: np.ndarray
 ) -> tuple[Float[np.ndarray, "T F"], Float[np.ndarray, "U F"]]:
-    """Training and held-out rows, scaled by the training rows, in the few directions that the training rows span."""
+    """Training and held-out rows, scaled by the training rows, in the few directions that the training rows
+    span.
+    """
     blocks = []
     for block in features:
         root = np.sqrt((block[train] ** 2).mean(0))
@@ -94,7 +102,9 @@ def _scaled(
 
 
 def fit(x: Float[np.ndarray, "P F"], ridge: float) -> Float[np.ndarray, " F"]:
-    """The minimum of sum_p log(1 + exp(-w . x_p)) + ridge * P / 2 * |w|^2, by Newton's method with halved steps."""
+    """The minimum of sum_p log(1 + exp(-w . x_p)) + ridge * P / 2 * |w|^2, by Newton's method with halved
+    steps.
+    """
     w, strength = np.zeros(x.shape[1]), ridge * len(x)
 
     def loss(w: np.ndarray) -> float:
@@ -118,7 +128,9 @@ def _best_ridge(x: np.ndarray, prompt: np.ndarray, seed: int) -> float:
     _, prompt = np.unique(prompt, return_inverse=True)
     fold = np.random.default_rng(seed + 1).permutation(int(prompt.max()) + 1)[prompt] % INNER_FOLDS
     losses = {
-        ridge: sum(np.logaddexp(0, -x[fold == k] @ fit(x[fold != k], ridge)).sum() for k in range(INNER_FOLDS))
+        ridge: sum(
+            np.logaddexp(0, -x[fold == k] @ fit(x[fold != k], ridge)).sum() for k in range(INNER_FOLDS)
+        )
         for ridge in reversed(RIDGES)
     }
     return min(losses, key=lambda ridge: losses[ridge])
@@ -128,10 +140,12 @@ def _best_ridge(x: np.ndarray, prompt: np.ndarray, seed: int) -> float:
 
 
 def contradictions(pairs: Sequence[tuple[Hashable, Hashable, Hashable]]) -> Contradictions:
-    """Judgements (prompt, chosen, rejected) that disagree: keys of equal texts are equal, and no chosen is its rejected.
+    """Judgements (prompt, chosen, rejected) that disagree: keys of equal texts are equal, and no chosen is
+    its rejected.
 
-    Two judgements of the same two completions disagree with probability d = 2 e (1 - e) if each is exchanged with
-    probability e; so e = (1 - sqrt(1 - 2 d)) / 2, and 1/2 from d = 1/2 on. Rows that were copied agree and hide noise.
+    Two judgements of the same two completions disagree with probability d = 2 e (1 - e) if each is exchanged
+    with probability e; so e = (1 - sqrt(1 - 2 d)) / 2, and 1/2 from d = 1/2 on. Rows that were copied agree
+    and hide noise.
     """
     if not pairs:
         raise DataError("There are no pairs to compare", got="0 pairs", expected="at least one")
@@ -145,9 +159,11 @@ def contradictions(pairs: Sequence[tuple[Hashable, Hashable, Hashable]]) -> Cont
         disagreeing += math.comb(total, 2) - sum(math.comb(count, 2) for count in votes.values())
     share = disagreeing / repeated if repeated else None
     return Contradictions(
-        num_repeated=repeated, disagreeing=share, in_cycles=_in_cycles(pairs) / len(pairs),
+        num_repeated=repeated,
+        disagreeing=share,
+        in_cycles=_in_cycles(pairs) / len(pairs),
         exchanged=None if share is None else (1 - math.sqrt(max(0.0, 1 - 2 * share))) / 2,
-    )  # fmt: skip
+    )
 
 
 def _in_cycles(pairs: Sequence[tuple[Hashable, Hashable, Hashable]]) -> int:

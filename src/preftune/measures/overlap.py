@@ -1,4 +1,6 @@
-"""What the two completions of pairs have in common, and what length alone would say of them. Pure, numpy only."""
+"""What the two completions of pairs have in common, and what length alone would say of them. Pure, numpy
+only.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -37,8 +39,8 @@ class LengthBias:
 def common_tokens(one: Tokens, two: Tokens) -> int:
     """Length of the longest common subsequence.
 
-    Bit-parallel: Hyyrö, "Bit-Parallel LCS-length Computation Revisited", AWOCA 2004; one machine word holds 64 tokens of
-    `one`, so it takes len(one) * len(two) / 64 steps.
+    Bit-parallel: Hyyrö, "Bit-Parallel LCS-length Computation Revisited", AWOCA 2004; one machine word holds
+    64 tokens of `one`, so it takes len(one) * len(two) / 64 steps.
     """
     places: dict[Hashable, int] = {}
     for index, token in enumerate(one):
@@ -64,7 +66,9 @@ def overlap(one: Tokens, two: Tokens) -> float:
 
 def shared_prefix(one: Tokens, two: Tokens) -> int:
     """Tokens before the first one that differs."""
-    return next((k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    return next(
+        (k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
+    )
 
 
 def pair_overlap(pairs: Sequence[tuple[Tokens, Tokens]], clusters: Sequence[int]) -> PairOverlap:
@@ -75,10 +79,13 @@ def pair_overlap(pairs: Sequence[tuple[Tokens, Tokens]], clusters: Sequence[int]
     prefixes = np.array([shared_prefix(one, two) for one, two in pairs])
     shorter = np.array([max(1, min(len(one), len(two))) for one, two in pairs])
     return PairOverlap(
-        num_pairs=len(pairs), overlap=mean_interval(cluster_means(shares, clusters)), prefix_tokens=float(prefixes.mean()),
-        prefix_share=float((prefixes / shorter).mean()), near_identical=float((shares >= NEAR_IDENTICAL).mean()),
+        num_pairs=len(pairs),
+        overlap=mean_interval(cluster_means(shares, clusters)),
+        prefix_tokens=float(prefixes.mean()),
+        prefix_share=float((prefixes / shorter).mean()),
+        near_identical=float((shares >= NEAR_IDENTICAL).mean()),
         identical=float((shares == 1).mean()),
-    )  # fmt: skip
+    )
 
 
 def length_bias(chosen: Sequence[int], rejected: Sequence[int], clusters: Sequence[int]) -> LengthBias:
@@ -87,6 +94,7 @@ def length_bias(chosen: Sequence[int], rejected: Sequence[int], clusters: Sequen
     longer = (difference > 0) + 0.5 * (difference == 0)
     unequal = difference[difference != 0]
     return LengthBias(
-        chosen_longer=mean_interval(cluster_means(longer, clusters)), difference=mean_interval(cluster_means(difference, clusters)),
+        chosen_longer=mean_interval(cluster_means(longer, clusters)),
+        difference=mean_interval(cluster_means(difference, clusters)),
         longer_wins=float((unequal > 0).mean()) if len(unequal) else None,
-    )  # fmt: skip
+    )

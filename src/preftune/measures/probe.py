@@ -1,4 +1,6 @@
-"""What diagnosis reads of a model beside logp: logits of the target tokens, and sums of hidden states. No gradients."""
+"""What diagnosis reads of a model beside logp: logits of the target tokens, and sums of hidden states. No
+gradients.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.measures.ches import Ches, ches
+from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.model.policy import Policy, hidden_states, model_head, to_device
 from preftune.model.scoring import Head, head_logits, score_tokens
 from preftune.types import Batch, Group
@@ -28,7 +30,9 @@ class TokenProbe:
 
 
 @torch.no_grad()
-def probe_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions, progress: Progress) -> list[list[TokenProbe]]:
+def probe_groups(
+    policy: Policy, groups: Sequence[Group], options: LayoutOptions, progress: Progress
+) -> list[list[TokenProbe]]:
     """[group][completion]; `progress` gets (done, of all groups)."""
     found: list[list[TokenProbe]] = [[] for _ in groups]
     head = model_head(policy.model)
@@ -47,12 +51,20 @@ def probe_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions
 
 @torch.no_grad()
 def ches_scores(
-    policy: Policy, groups: Sequence[Group], pairs: Sequence[Sequence[tuple[int, int]]], options: LayoutOptions, progress: Progress
+    policy: Policy,
+    groups: Sequence[Group],
+    pairs: Sequence[Sequence[tuple[int, int]]],
+    options: LayoutOptions,
+    progress: Progress,
 ) -> list[list[Ches]]:
-    """The CHES of each group's pairs (chosen, rejected). Of a trajectory, only positions that predict scored tokens count."""
+    """The CHES of each group's pairs (chosen, rejected). Of a trajectory, only positions that predict scored
+    tokens count.
+    """
     found: list[list[Ches]] = [[] for _ in groups]
     for indices, batch, hidden in _hidden_batches(policy, groups, options, progress):
-        sums = iter(part.float().cpu().double().sum(0).numpy() for part in hidden.split(batch.lengths.tolist()))
+        sums = iter(
+            part.float().cpu().double().sum(0).numpy() for part in hidden.split(batch.lengths.tolist())
+        )
         for index in indices:
             total = [next(sums) for _ in groups[index].completions]
             count = groups[index].num_scored
@@ -64,7 +76,8 @@ def ches_scores(
 def mean_logit(hidden: Float[Tensor, "N H"], head: Head) -> Float[Tensor, " N"]:
     """The mean over the vocabulary of the logits at each position, in fp32 or better.
 
-    Without a soft cap logits are linear in the hidden state, so their mean is that of one averaged row of the head.
+    Without a soft cap logits are linear in the hidden state, so their mean is that of one averaged row of the
+    head.
     """
     if head.softcap is None:
         kind = torch.promote_types(hidden.dtype, torch.float32)
@@ -77,13 +90,20 @@ def mean_logit(hidden: Float[Tensor, "N H"], head: Head) -> Float[Tensor, " N"]:
 def _hidden_batches(
     policy: Policy, groups: Sequence[Group], options: LayoutOptions, progress: Progress
 ) -> Iterator[tuple[list[int], Batch, Float[Tensor, "N H"]]]:
-    """(group indices, their batch, the hidden states that predict its completion tokens), one micro-batch after another."""
+    """(group indices, their batch, the hidden states that predict its completion tokens), one micro-batch
+    after another.
+    """
     progress(0, len(groups))
     done = 0
     for indices in split_micro_batches(groups, options, policy.sharing):
         batch = to_device(collate([groups[i] for i in indices], options, policy.sharing), policy.device)
-        with torch.no_grad(), torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            hidden = policy.run(lambda batch=batch: hidden_states(policy.model, batch, policy.sharing)[batch.predict_at])
+        with (
+            torch.no_grad(),
+            torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"),
+        ):
+            hidden = policy.run(
+                lambda batch=batch: hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
+            )
         yield indices, batch, hidden
         done += len(indices)
         progress(done, len(groups))

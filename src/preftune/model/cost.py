@@ -1,4 +1,6 @@
-"""The arithmetic that must be done: floating-point operations of a model on some groups, and how fast a machine multiplies."""
+"""The arithmetic that must be done: floating-point operations of a model on some groups, and how fast a
+machine multiplies.
+"""
 
 import time
 from collections.abc import Sequence
@@ -21,7 +23,8 @@ class Shape:
     trained_body: int  # of these, those that get a gradient
     head: int  # entries of the output head
     trains_head: bool
-    attention: tuple[tuple[int, int | None], ...]  # for each layer: query heads times their size, and its window
+    # for each layer: query heads times their size, and its window
+    attention: tuple[tuple[int, int | None], ...]
 
     @staticmethod
     def of(model: PreTrainedModel) -> "Shape":
@@ -30,22 +33,30 @@ class Shape:
         assert isinstance(linear, nn.Linear), "scoring has refused any other head"
         head = linear.weight
         matrices = [p for p in model.get_decoder().parameters() if p.ndim == 2 and p is not embedding]
-        kinds = getattr(config, "layer_types", None) or [next(iter(layer_types(config)))] * config.num_hidden_layers
+        kinds = (
+            getattr(config, "layer_types", None)
+            or [next(iter(layer_types(config)))] * config.num_hidden_layers
+        )
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         width = config.num_attention_heads * size
         return Shape(
-            body=sum(p.numel() for p in matrices), trained_body=sum(p.numel() for p in matrices if p.requires_grad),
-            head=head.numel(), trains_head=head.requires_grad,
-            attention=tuple((width, config.sliding_window if kind == "sliding_attention" else None) for kind in kinds),
-        )  # fmt: skip
+            body=sum(p.numel() for p in matrices),
+            trained_body=sum(p.numel() for p in matrices if p.requires_grad),
+            head=head.numel(),
+            trains_head=head.requires_grad,
+            attention=tuple(
+                (width, config.sliding_window if kind == "sliding_attention" else None) for kind in kinds
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """Floating-point operations; a product of n by m by k counts 2 n m k.
 
-    Without what need not be done: a prompt counts once for all its completions, the head counts at scored tokens, attention
-    counts the pairs of positions that see each other. What is computed twice to save memory counts once.
+    Without what need not be done: a prompt counts once for all its completions, the head counts at scored
+    tokens, attention counts the pairs of positions that see each other. What is computed twice to save memory
+    counts once.
     """
 
     forward: float
@@ -57,8 +68,9 @@ class Work:
 
 
 def work_of(shape: Shape, groups: Sequence[Group]) -> Work:
-    """Forward: 2 (body * positions + head * scored tokens) + 4 * width * pairs for each layer. Backward: the same for what
-    flows to the inputs and, of trained matrices, for their gradient; 8 * width * pairs."""
+    """Forward: 2 (body * positions + head * scored tokens) + 4 * width * pairs for each layer. Backward: the
+    same for what flows to the inputs and, of trained matrices, for their gradient; 8 * width * pairs.
+    """
     positions = scored = 0
     pairs = dict.fromkeys({window for _, window in shape.attention}, 0)
     for group in groups:
@@ -82,8 +94,13 @@ def _pairs(length: int, window: int | None) -> int:
 
 @cache
 def product_rate(device: torch.device, precision: str) -> float:
-    """Floating-point operations per second of a matrix product on this device with this number of threads: the best of some."""
-    size, dtype = 1024 if device.type == "cpu" else 8192, torch.bfloat16 if precision == "bf16" else torch.float32
+    """Floating-point operations per second of a matrix product on this device with this number of threads:
+    the best of some.
+    """
+    size, dtype = (
+        1024 if device.type == "cpu" else 8192,
+        torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
     left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")
     for _ in range(4):
@@ -95,7 +112,9 @@ def product_rate(device: torch.device, precision: str) -> float:
     return 2.0 * size**3 / best
 
 
-def utilisation(operations: float, seconds: float, device: torch.device, precision: str, processes: int = 1) -> float:
+def utilisation(
+    operations: float, seconds: float, device: torch.device, precision: str, processes: int = 1
+) -> float:
     """Operations over those of matrix products that as many such processes could have done meanwhile."""
     return operations / (max(seconds, 1e-9) * processes * product_rate(device, precision))
 

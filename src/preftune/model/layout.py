@@ -1,4 +1,6 @@
-"""From groups to packed rows: which groups share a micro-batch, which sequences share a row, and the index tensors."""
+"""From groups to packed rows: which groups share a micro-batch, which sequences share a row, and the index
+tensors.
+"""
 
 import heapq
 import math
@@ -13,9 +15,10 @@ from preftune.errors import ConfigError, DataError
 from preftune.types import Batch, Group, Hybrid, Labels, Pairs, Rewards, Signal
 
 Sharing = Literal["flat", "shared", "packed", "single"]
-"""How sequences lie in rows: one row holds all, nothing pads it, and completions share their prompt; rows of like length
-under an explicit mask, with shared prompts too; the same, with a copy of the prompt for every completion; or every row
-holds one sequence only (for models whose layers mix all positions of a row)."""
+"""How sequences lie in rows: one row holds all, nothing pads it, and completions share their prompt; rows of
+like length under an explicit mask, with shared prompts too; the same, with a copy of the prompt for every
+completion; or every row holds one sequence only (for models whose layers mix all positions of a row).
+"""
 Attention = Literal["auto", "segments", "flex", "sdpa", "eager"]
 
 
@@ -24,12 +27,14 @@ class LayoutOptions:
     """How groups are laid out for the model. Results do not depend on it; time and memory do.
 
     Args:
-        share_prompts: compute a prompt once for all its completions (where the model's attention can express it).
-        micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed alone, and some of its
-            layers a second time in the backward, so that it keeps no more.
-        attention: "segments" computes scaled dot products sequence by sequence, on flat rows; "flex" is FlexAttention, on CUDA
-            only, which leaves out what the mask rules out; "sdpa" and "eager" compute whole rows under a mask. "auto" is flex on
-            CUDA where it is proven to change nothing, else segments, else (soft-capped scores) eager.
+        share_prompts: compute a prompt once for all its completions (where the model's attention can express
+            it).
+        micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed
+            alone, and some of its layers a second time in the backward, so that it keeps no more.
+        attention: "segments" computes scaled dot products sequence by sequence, on flat rows; "flex" is
+            FlexAttention, on CUDA only, which leaves out what the mask rules out; "sdpa" and "eager" compute
+            whole rows under a mask. "auto" is flex on CUDA where it is proven to change nothing, else
+            segments, else (soft-capped scores) eager.
     """
 
     share_prompts: bool = True
@@ -38,14 +43,19 @@ class LayoutOptions:
 
     def __post_init__(self) -> None:
         if self.micro_batch_tokens < 1:
-            raise ConfigError("micro_batch_tokens is out of range", got=self.micro_batch_tokens, expected="at least 1")
+            raise ConfigError(
+                "micro_batch_tokens is out of range", got=self.micro_batch_tokens, expected="at least 1"
+            )
         if self.attention not in get_args(Attention):
-            raise ConfigError("attention is not known", got=self.attention, expected=", ".join(get_args(Attention)))
+            raise ConfigError(
+                "attention is not known", got=self.attention, expected=", ".join(get_args(Attention))
+            )
 
     @property
     def row_tokens(self) -> int:
-        """Positions that a row under a mask is filled up to: attention costs grow with it, padding falls. A longer group has
-        a row of its own."""
+        """Positions that a row under a mask is filled up to: attention costs grow with it, padding falls. A
+        longer group has a row of its own.
+        """
         return math.ceil(self.micro_batch_tokens / 4)
 
 
@@ -62,7 +72,9 @@ def segments(groups: Sequence[Group], sharing: Sharing, read_last: bool = False)
     """One segment per group when prompts are shared, else one per completion."""
     found = []
     for index, group in enumerate(groups):
-        lengths = [len(ids) - 1 + read_last for ids in group.completions]  # the last token is a target, seldom an input
+        lengths = [
+            len(ids) - 1 + read_last for ids in group.completions
+        ]  # the last token is a target, seldom an input
         if sharing in ("flat", "shared"):
             size = len(group.prompt) + sum(lengths)
             found.append(Segment(group=index, completions=tuple(range(len(lengths))), num_positions=size))
@@ -77,8 +89,8 @@ def segments(groups: Sequence[Group], sharing: Sharing, read_last: bool = False)
 def pack_rows(found: Sequence[Segment], row_tokens: int, sharing: Sharing) -> list[list[Segment]]:
     """Few rows that hold everything within `row_tokens` each, evenly filled, so that little pads their ends.
 
-    Each segment, longest first, goes to the emptiest row. A longer segment raises the limit for all rows: they are
-    computed at its width anyway.
+    Each segment, longest first, goes to the emptiest row. A longer segment raises the limit for all rows:
+    they are computed at its width anyway.
     """
     order = sorted(found, key=lambda s: (-s.num_positions, s.group, s.completions))
     if sharing == "flat":
@@ -102,11 +114,14 @@ def pack_rows(found: Sequence[Segment], row_tokens: int, sharing: Sharing) -> li
 def split_micro_batches(
     groups: Sequence[Group], options: LayoutOptions, sharing: Sharing, read_last: bool = False
 ) -> list[list[int]]:
-    """Cut a step's groups (by index) into micro-batches of at most `micro_batch_tokens` real positions, a group never cut.
+    """Cut a step's groups (by index) into micro-batches of at most `micro_batch_tokens` real positions, a
+    group never cut.
 
     Groups of like size come together, so that rows of one micro-batch are of like length.
     """
-    sizes = [sum(segment.num_positions for segment in segments([group], sharing, read_last)) for group in groups]
+    sizes = [
+        sum(segment.num_positions for segment in segments([group], sharing, read_last)) for group in groups
+    ]
     batches: list[list[int]] = []
     room = 0
     for index in sorted(range(len(groups)), key=lambda i: (-sizes[i], i)):
@@ -118,10 +133,14 @@ def split_micro_batches(
     return batches
 
 
-def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing, read_last: bool = False) -> Batch:
-    """Lay the groups of one micro-batch out in rows. Completions keep the order of groups and of completions in them.
+def collate(
+    groups: Sequence[Group], options: LayoutOptions, sharing: Sharing, read_last: bool = False
+) -> Batch:
+    """Lay the groups of one micro-batch out in rows. Completions keep the order of groups and of completions
+    in them.
 
-    With `read_last` the last token of a completion is an input too, so that the model's state after it can be read.
+    With `read_last` the last token of a completion is an input too, so that the model's state after it can be
+    read.
     """
     rows = pack_rows(segments(groups, sharing, read_last), options.row_tokens, sharing)
     width = max(sum(segment.num_positions for segment in row) for row in rows)
@@ -146,11 +165,16 @@ def collate(groups: Sequence[Group], options: LayoutOptions, sharing: Sharing, r
                 branches[r, at : at + inner] = branch
                 places = r * width + np.concatenate([[start + prompt - 1], np.arange(at, at + count)])
                 scored = group.scored[k] if group.scored else slice(None)
-                predict_at[segment.group][k], read_at[segment.group][k] = places[:-1][scored], places[1:][scored]
+                predict_at[segment.group][k], read_at[segment.group][k] = (
+                    places[:-1][scored],
+                    places[1:][scored],
+                )
                 at += inner
             start = end
     targets = [
-        ids[group.scored[k]] if group.scored else ids for group in groups for k, ids in enumerate(group.completions)
+        ids[group.scored[k]] if group.scored else ids
+        for group in groups
+        for k, ids in enumerate(group.completions)
     ]
     return Batch(
         input_ids=torch.from_numpy(tokens),
@@ -172,7 +196,11 @@ def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
     """The signal of a micro-batch, from what its groups know; indices run over the completions of all groups."""
     starts = np.cumsum([0, *(len(group.completions) for group in groups)])
     if kind is Pairs or kind is Hybrid:
-        pairs = [(start + c, start + r) for start, group in zip(starts, groups, strict=False) for c, r in group.pairs]
+        pairs = [
+            (start + c, start + r)
+            for start, group in zip(starts, groups, strict=False)
+            for c, r in group.pairs
+        ]
         chosen, rejected = torch.tensor(np.array(pairs, dtype=np.int64).reshape(-1, 2)).unbind(1)
         if kind is Hybrid:
             sources = [source for group in groups for source in group_sources(group)]
@@ -187,15 +215,23 @@ def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
     if kind is Rewards:
         rewards = [reward for group in groups for reward in group.rewards]
         index = [g for g, group in enumerate(groups) for _ in group.completions]
-        return Rewards(reward=torch.tensor(rewards, dtype=torch.get_default_dtype()), group=torch.tensor(index))
-    raise DataError(f"Files carry no {kind.__name__}", do="Use an objective that learns from pairs, labels or rewards")
+        return Rewards(
+            reward=torch.tensor(rewards, dtype=torch.get_default_dtype()), group=torch.tensor(index)
+        )
+    raise DataError(
+        f"Files carry no {kind.__name__}", do="Use an objective that learns from pairs, labels or rewards"
+    )
 
 
 def group_sources(group: Group) -> tuple[int, ...]:
     """Who wrote each completion; an error if the group does not know."""
     if len(group.sources) != len(group.completions):
-        raise DataError(f"{group.origin}: who wrote the completions is not known", got="no sources",
-                        expected="one source for each completion", do="Prepare the data for the signal hybrid")
+        raise DataError(
+            f"{group.origin}: who wrote the completions is not known",
+            got="no sources",
+            expected="one source for each completion",
+            do="Prepare the data for the signal hybrid",
+        )
     return group.sources
 
 
@@ -209,7 +245,9 @@ def group_labels(group: Group) -> list[int]:
 
 
 def group_pairs(group: Group) -> tuple[tuple[int, int], ...]:
-    """(chosen, rejected): the group's own pairs, or every completion against those of a lower label or reward."""
+    """(chosen, rejected): the group's own pairs, or every completion against those of a lower label or
+    reward.
+    """
     if group.pairs:
         return group.pairs
     values = group.labels or group.rewards

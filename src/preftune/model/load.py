@@ -24,11 +24,11 @@ from transformers import (
 
 from preftune.errors import ConfigError, ModelError
 from preftune.model.adapters import quiet_peft
+from preftune.model.attention_segments import plain_attention
 from preftune.model.bundled import BUNDLED_MODELS, bundled_folder
 from preftune.model.kernels.gated import lighten_mlps
 from preftune.model.kernels.norms import quicken_norms
 from preftune.model.kernels.products import use_fast_products
-from preftune.model.attention_segments import plain_attention
 
 _ADAPTER_FILE = "adapter_config.json"
 
@@ -39,7 +39,8 @@ class LoadOptions:
 
     Args:
         trust_remote_code: run Python code that comes with the model.
-        allow_pickle: read weights from pickle files (.bin), which can run code, when there are no safetensors.
+        allow_pickle: read weights from pickle files (.bin), which can run code, when there are no
+            safetensors.
     """
 
     trust_remote_code: bool = False
@@ -61,7 +62,8 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", _ADAPTER_FILE)):
         raise ModelError(
-            f"The folder {name} holds no model", got=", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing",
+            f"The folder {name} holds no model",
+            got=", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing",
             expected="config.json and safetensors weights, or a peft adapter",
         )
     if path.is_file() and path.suffix != ".gguf":
@@ -70,8 +72,9 @@ def resolve_model(name: str) -> str:
         return str(path.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(
-            f"There is no model {name!r}", expected="a folder, a .gguf file, a hub id (owner/name) or one of "
-            + ", ".join(BUNDLED_MODELS), do="Check the path",
+            f"There is no model {name!r}",
+            expected="a folder, a .gguf file, a hub id (owner/name) or one of " + ", ".join(BUNDLED_MODELS),
+            do="Check the path",
         )
     return name
 
@@ -85,11 +88,23 @@ def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str
     try:
         return load(source, **arguments)
     except HFValidationError as error:
-        raise ModelError(f"{name!r} is no model name", expected="a folder or a hub id (owner/name)") from error
+        raise ModelError(
+            f"{name!r} is no model name", expected="a folder or a hub id (owner/name)"
+        ) from error
     except ImportError as error:
-        raise ModelError(f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]) from error
+        raise ModelError(
+            f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]
+        ) from error
     except (
-        OSError, ValueError, KeyError, IndexError, RuntimeError, EOFError, struct.error, SafetensorError, UnpicklingError
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+        SafetensorError,
+        UnpicklingError,
     ) as error:  # the parsers of safetensors, pickle, GGUF and JSON, met with damaged files
         told = str(error).strip().split("\n")[0]
         if "trust_remote_code" in str(error):
@@ -106,7 +121,11 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
     if (Path(source) / _ADAPTER_FILE).is_file() and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of(source), options)
     return _from_pretrained(
-        AutoTokenizer.from_pretrained, source, "tokeniser", source, trust_remote_code=options.trust_remote_code
+        AutoTokenizer.from_pretrained,
+        source,
+        "tokeniser",
+        source,
+        trust_remote_code=options.trust_remote_code,
     )
 
 
@@ -117,7 +136,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError("device is not to be had", got=name, expected="auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(
+            "device is not to be had", got=name, expected="auto, cpu, cuda or cuda:N"
+        ) from error
     return device
 
 
@@ -125,12 +146,18 @@ def check_same_tokeniser(model: str, reference: str, options: LoadOptions) -> No
     """Token ids must mean the same to a model and its reference."""
     vocabularies = [load_tokenizer(resolve_model(name), options).get_vocab() for name in (model, reference)]
     if vocabularies[0] != vocabularies[1]:
-        raise ModelError("The model and its reference have different tokenisers", got=f"{model} and {reference}",
-                         expected="models of one family", do="Name a reference that the model was tuned from")  # fmt: skip
+        raise ModelError(
+            "The model and its reference have different tokenisers",
+            got=f"{model} and {reference}",
+            expected="models of one family",
+            do="Name a reference that the model was tuned from",
+        )
 
 
 def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is exact."""
+    """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is
+    exact.
+    """
     quiet_transformers()
     use_fast_products()
     if (Path(source) / _ADAPTER_FILE).is_file():
@@ -142,13 +169,20 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     return model
 
 
-def load_classification_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A sequence classifier in evaluation mode, with its own head: a head that is not in the files would be random."""
+def load_classification_model(
+    source: str, options: LoadOptions, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A sequence classifier in evaluation mode, with its own head: a head that is not in the files would be
+    random.
+    """
     quiet_transformers()
     use_fast_products()
     if (Path(source) / _ADAPTER_FILE).is_file():
-        raise ModelError(f"{source} is an adapter", expected="a whole sequence-classification model",
-                         do="Merge the adapter into its base first")  # fmt: skip
+        raise ModelError(
+            f"{source} is an adapter",
+            expected="a whole sequence-classification model",
+            do="Merge the adapter into its base first",
+        )
     model = _whole_model(AutoModelForSequenceClassification, source, options, dtype).eval()
     make_lean(model)
     return model
@@ -163,41 +197,72 @@ def make_lean(model: PreTrainedModel) -> None:
 def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
     """What the auto class `kind` makes of the files; an error if a weight is not in them."""
     config = _from_pretrained(
-        AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=options.trust_remote_code
+        AutoConfig.from_pretrained,
+        source,
+        "configuration",
+        source,
+        trust_remote_code=options.trust_remote_code,
     )
-    if kind is AutoModelForCausalLM and any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ()):
-        raise ModelError(f"{source} is a classifier or a reward model and cannot write text", got=config.architectures[0],
-                         expected="a causal language model", do="Name it as a reward, or name the model it came from")  # fmt: skip
+    if kind is AutoModelForCausalLM and any(
+        str(name).endswith("ForSequenceClassification") for name in config.architectures or ()
+    ):
+        raise ModelError(
+            f"{source} is a classifier or a reward model and cannot write text",
+            got=config.architectures[0],
+            expected="a causal language model",
+            do="Name it as a reward, or name the model it came from",
+        )
     model, found = _from_pretrained(
-        kind.from_pretrained, source, "weights", source,
-        config=config, dtype=dtype, attn_implementation=plain_attention(config),
-        trust_remote_code=options.trust_remote_code, use_safetensors=None if options.allow_pickle else True,
+        kind.from_pretrained,
+        source,
+        "weights",
+        source,
+        config=config,
+        dtype=dtype,
+        attn_implementation=plain_attention(config),
+        trust_remote_code=options.trust_remote_code,
+        use_safetensors=None if options.allow_pickle else True,
         output_loading_info=True,
     )
     if missing := sorted(found["missing_keys"]):
-        raise ModelError(f"The weights of {source} are incomplete", got=f"no {', '.join(missing[:3])}",
-                         expected=f"all of {type(model).__name__}", do="Fetch or save the model again")  # fmt: skip
+        raise ModelError(
+            f"The weights of {source} are incomplete",
+            got=f"no {', '.join(missing[:3])}",
+            expected=f"all of {type(model).__name__}",
+            do="Fetch or save the model again",
+        )
     return model
 
 
 def _base_of(source: str) -> str:
     """The resolved base of an adapter folder."""
     try:
-        name = json.loads((Path(source) / _ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        name = json.loads((Path(source) / _ADAPTER_FILE).read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"The adapter {source} is damaged", got=f"{_ADAPTER_FILE}: {error!r}",
-                         expected="a folder that peft saved") from error  # fmt: skip
+        raise ModelError(
+            f"The adapter {source} is damaged",
+            got=f"{_ADAPTER_FILE}: {error!r}",
+            expected="a folder that peft saved",
+        ) from error
     base = resolve_model(str(name)) if name else source
     if base == source:
-        raise ModelError(f"The adapter {source} names no base model", got=f"base_model_name_or_path: {name}",
-                         do=f"Write its folder or hub id into {_ADAPTER_FILE}")  # fmt: skip
+        raise ModelError(
+            f"The adapter {source} names no base model",
+            got=f"base_model_name_or_path: {name}",
+            do=f"Write its folder or hub id into {_ADAPTER_FILE}",
+        )
     return base
 
 
 def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
     if not options.allow_pickle and not (Path(source) / "adapter_model.safetensors").is_file():
-        raise ModelError(f"Cannot load the weights of the adapter {source}", got="no adapter_model.safetensors",
-                         do="If it has pickle weights only and you trust them, set --allow_pickle true")  # fmt: skip
+        raise ModelError(
+            f"Cannot load the weights of the adapter {source}",
+            got="no adapter_model.safetensors",
+            do="If it has pickle weights only and you trust them, set --allow_pickle true",
+        )
     from peft import PeftModel
 
     base = load_model(_base_of(source), options, dtype)
@@ -213,6 +278,8 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     config = model.config
     if "quantization_config" in config.to_dict():
         delattr(config, "quantization_config")
-    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype, attn_implementation=plain_attention(config))
+    plain = AutoModelForCausalLM.from_config(
+        config, dtype=model.dtype, attn_implementation=plain_attention(config)
+    )
     plain.load_state_dict(model.state_dict())
     return plain.eval()

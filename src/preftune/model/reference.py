@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.errors import ConfigError, StorageError, TrainingError, storage_error
+from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.policy import PROBE, Policy, score_groups
 from preftune.types import Group
 
@@ -32,9 +32,9 @@ class ReferenceOptions:
     """The anchor of the methods that have one.
 
     Args:
-        mode: "cache" computes its numbers once, before training, and keeps them on disk; "live" keeps a copy of the
-            model beside the policy; "adapter" switches the adapter off (with LoRA only); "auto" is the cache, unless the
-            objective needs the reference's whole distribution or the reference moves.
+        mode: "cache" computes its numbers once, before training, and keeps them on disk; "live" keeps a copy
+            of the model beside the policy; "adapter" switches the adapter off (with LoRA only); "auto" is the
+            cache, unless the objective needs the reference's whole distribution or the reference moves.
         model: another model as reference; by default it is the policy as it starts.
         update_every: steps after which the reference moves towards the policy; 0 keeps it frozen.
         update_rate: how far it moves then, in (0, 1]; 1 makes it a copy of the policy.
@@ -51,24 +51,43 @@ class ReferenceOptions:
 
     def __post_init__(self) -> None:
         if self.mode == "adapter" and self.model is not None:
-            raise ConfigError("reference.model has no effect with reference.mode adapter", got=self.model,
-                              do="Use --reference.mode cache or live")  # fmt: skip
+            raise ConfigError(
+                "reference.model has no effect with reference.mode adapter",
+                got=self.model,
+                do="Use --reference.mode cache or live",
+            )
         if self.update_every < 0:
-            raise ConfigError("reference.update_every is out of range", got=self.update_every, expected="0 (frozen) or more")
+            raise ConfigError(
+                "reference.update_every is out of range", got=self.update_every, expected="0 (frozen) or more"
+            )
         if not 0 < self.update_rate <= 1:
-            raise ConfigError("reference.update_rate is out of range", got=self.update_rate, expected="(0, 1]")
+            raise ConfigError(
+                "reference.update_rate is out of range", got=self.update_rate, expected="(0, 1]"
+            )
         if self.update_rate != 1 and not self.update_every:
-            raise ConfigError("reference.update_rate has no effect on a frozen reference", got=self.update_rate,
-                              do="Set --reference.update_every, or leave it out")  # fmt: skip
+            raise ConfigError(
+                "reference.update_rate has no effect on a frozen reference",
+                got=self.update_rate,
+                do="Set --reference.update_every, or leave it out",
+            )
         if self.update_every and self.mode in ("cache", "adapter"):
-            raise ConfigError("A reference that moves cannot be cached or share the policy's weights",
-                              got=f"reference.mode {self.mode}", do="Leave out --reference.mode")  # fmt: skip
+            raise ConfigError(
+                "A reference that moves cannot be cached or share the policy's weights",
+                got=f"reference.mode {self.mode}",
+                do="Leave out --reference.mode",
+            )
         if self.update_every and self.model is not None:
-            raise ConfigError("A reference that moves starts as the policy", got=f"reference.model {self.model}",
-                              do="Leave out --reference.model or --reference.update_every")  # fmt: skip
+            raise ConfigError(
+                "A reference that moves starts as the policy",
+                got=f"reference.model {self.model}",
+                do="Leave out --reference.model or --reference.update_every",
+            )
         if (self.contrast_positive is None) != (self.contrast_negative is None):
-            raise ConfigError("A contrast is between two models", got="one of contrast_positive and contrast_negative",
-                              do="Name both, or none")  # fmt: skip
+            raise ConfigError(
+                "A contrast is between two models",
+                got="one of contrast_positive and contrast_negative",
+                do="Name both, or none",
+            )
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -83,8 +102,8 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 
 def completion_keys(group: Group) -> list[bytes]:
-    """128-bit digests of what a completion's numbers depend on beside the reference: the tokens of prompt and completion,
-    and which of them are scored.
+    """128-bit digests of what a completion's numbers depend on beside the reference: the tokens of prompt and
+    completion, and which of them are scored.
 
     Template, tokeniser and truncation act through the tokens alone.
     """
@@ -99,7 +118,9 @@ def completion_keys(group: Group) -> list[bytes]:
 
 
 class ReferenceStore:
-    """Per-token logp of one reference on disk: immutable shards, each an index of keys and a flat float32 file."""
+    """Per-token logp of one reference on disk: immutable shards, each an index of keys and a flat float32
+    file.
+    """
 
     _INDEX = np.dtype([("key", "V16"), ("start", "<i8"), ("length", "<i4")])
 
@@ -112,12 +133,18 @@ class ReferenceStore:
     def _open(self, path: Path) -> None:
         try:
             index = np.load(path, allow_pickle=False)
-            values = np.load(path.with_name(path.name.replace(".index.", ".logp.")), mmap_mode="r", allow_pickle=False)
+            values = np.load(
+                path.with_name(path.name.replace(".index.", ".logp.")), mmap_mode="r", allow_pickle=False
+            )
             ends = index["start"] + index["length"]
         except (OSError, ValueError, IndexError, EOFError) as error:
-            raise StorageError(f"The reference cache {path} is damaged", got=str(error), do="Delete its folder") from error
+            raise StorageError(
+                f"The reference cache {path} is damaged", got=str(error), do="Delete its folder"
+            ) from error
         if len(ends) and ends.max() > len(values):
-            raise StorageError(f"The reference cache {path} is damaged", got="a cut-off file", do="Delete its folder")
+            raise StorageError(
+                f"The reference cache {path} is damaged", got="a cut-off file", do="Delete its folder"
+            )
         for row in index:
             self._found[row["key"].tobytes()] = (values, int(row["start"]), int(row["length"]))
 
@@ -129,15 +156,20 @@ class ReferenceStore:
         for key, num_scored in zip(completion_keys(group), group.num_scored, strict=True):
             values, start, length = self._found[key]
             if length != num_scored:
-                raise StorageError(f"The reference cache {self.folder} is damaged", got=f"{length} tokens",
-                                   expected=f"{num_scored}", do="Delete its folder")  # fmt: skip
+                raise StorageError(
+                    f"The reference cache {self.folder} is damaged",
+                    got=f"{length} tokens",
+                    expected=f"{num_scored}",
+                    do="Delete its folder",
+                )
             found.append(np.asarray(values[start : start + length]))
         return found
 
     def add(self, groups: Sequence[Group], logps: RefLogps) -> None:
         """Write one more shard; the index is renamed last, so a shard is there whole or not at all."""
         flat = {
-            key: logp for group, one in zip(groups, logps, strict=True)
+            key: logp
+            for group, one in zip(groups, logps, strict=True)
             for key, logp in zip(completion_keys(group), one, strict=True)
         }
         lengths = np.array([len(logp) for logp in flat.values()])
@@ -172,16 +204,22 @@ def fill_store(
     progress: Callable[[int, int], None],
     shard_groups: int = 512,
 ) -> int:
-    """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done, of all).
+    """Score the groups that the store does not know yet; returns how many there were. `progress` gets (done,
+    of all).
 
-    Processes that hold a part of the model each may have different groups; who has fewer goes along with the others.
+    Processes that hold a part of the model each may have different groups; who has fewer goes along with the
+    others.
     """
-    places = {tuple(completion_keys(group)): place for place, group in enumerate(groups) if group not in store}
+    places = {
+        tuple(completion_keys(group)): place for place, group in enumerate(groups) if group not in store
+    }
     missing = list(places.values())
     if missing:
         progress(0, len(missing))
     parts = [missing[start : start + shard_groups] for start in range(0, len(missing), shard_groups)]
-    pieces = [split_micro_batches([groups[place] for place in part], options, reference.sharing) for part in parts]
+    pieces = [
+        split_micro_batches([groups[place] for place in part], options, reference.sharing) for part in parts
+    ]
     idle, done = reference.behind(sum(map(len, pieces))), 0
     for chosen, batches in zip(parts, pieces, strict=True):
         part = [groups[place] for place in chosen]
@@ -209,7 +247,9 @@ def adapter_off(policy: Policy) -> Iterator[None]:
 def check_equal(
     expected: RefLogps, got: RefLogps, groups: Sequence[Group], tolerance: float, what: str, do: str
 ) -> float:
-    """Mean |difference| per token of the worst completion, between numbers that must be equal; stops if they are not."""
+    """Mean |difference| per token of the worst completion, between numbers that must be equal; stops if they
+    are not.
+    """
     gaps = [
         (float(np.mean(np.abs(a - b))), group.origin)
         for one, two, group in zip(expected, got, groups, strict=True)
@@ -218,7 +258,9 @@ def check_equal(
     worst, origin = max(gaps, key=lambda gap: (gap[0] != gap[0], gap[0]))  # NaN is the worst of all
     if not worst <= tolerance:
         raise TrainingError(
-            f"{what} (worst at {origin})", got=f"a mean difference of {worst:.3g} nats per token",
-            expected=f"at most {tolerance:.1g}", do=do,
+            f"{what} (worst at {origin})",
+            got=f"a mean difference of {worst:.3g} nats per token",
+            expected=f"at most {tolerance:.1g}",
+            do=do,
         )
     return worst

@@ -1,4 +1,6 @@
-"""THE log-prob operation: from hidden states to numbers per completion token, without the [N, V] logits ever in memory."""
+"""THE log-prob operation: from hidden states to numbers per completion token, without the [N, V] logits ever
+in memory.
+"""
 
 import math
 from dataclasses import dataclass
@@ -13,17 +15,21 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from preftune.errors import ModelError
 from preftune.model.kernels.products import leaves_half_idle
 
-# Logits of one chunk, in elements: 64 MiB in fp32. On a CPU larger chunks are no faster and raise the peak. On a GPU a chunk
-# must pay for reading the head and, if it trains, for adding to its gradient: 512 MiB are some 900 tokens of 150,000 words.
+# Logits of one chunk, in elements: 64 MiB in fp32. On a CPU larger chunks are no faster and raise the peak.
+# On a GPU a chunk must pay for reading the head and, if it trains, for adding to its gradient: 512 MiB are
+# some 900 tokens of 150,000 words.
 _CHUNK_ELEMENTS = 2**24
 _CHUNK_ELEMENTS_CUDA = 2**27
-# Of what is made beside a kept chunk on a CPU: more would be a part of the peak. Fewer tokens would not pay for reading the head.
+# Of what is made beside a kept chunk on a CPU: more would be a part of the peak. Fewer tokens would not pay
+# for reading the head.
 _WORK_ELEMENTS, _WORK_TOKENS = 2**22, 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The output head of a model: logits = softcap(scale * (hidden W^T + bias)), softcap(z) = cap * tanh(z / cap)."""
+    """The output head of a model: logits = softcap(scale * (hidden W^T + bias)), softcap(z) = cap * tanh(z /
+    cap).
+    """
 
     weight: Float[Tensor, "V H"]
     bias: Float[Tensor, " V"] | None = None
@@ -62,15 +68,16 @@ def score_tokens(
     chunk_elements: int | None = None,
     into_grad: bool = False,
 ) -> HeadScores:
-    """Log-probability of each target under softmax(logits / temperature), natural log, in fp32 (fp64 for fp64 input).
+    """Log-probability of each target under softmax(logits / temperature), natural log, in fp32 (fp64 for fp64
+    input).
 
-    `wanted` names more of HeadScores, and what is not wanted costs nothing. Logits and log-normaliser are those after
-    softcap and temperature. `reference` is the hidden states of another model at the same positions and its head; the
-    temperature is also its own. What speaks of the policy carries a gradient to its hidden states and head, the collision
-    aside; the reference never gets one. Peak memory is one chunk of logits beside the inputs and, if the head trains, its
-    gradient; with a reference the chunk is shared by the two. With `into_grad` the backward adds the gradient of a head's weight
-    that trains to its `.grad`, instead of giving it to autograd, which would hold it until the end if the weight is the
-    embedding's too.
+    `wanted` names more of HeadScores, and what is not wanted costs nothing. Logits and log-normaliser are
+    those after softcap and temperature. `reference` is the hidden states of another model at the same
+    positions and its head; the temperature is also its own. What speaks of the policy carries a gradient to
+    its hidden states and head, the collision aside; the reference never gets one. Peak memory is one chunk of
+    logits beside the inputs and, if the head trains, its gradient; with a reference the chunk is shared by
+    the two. With `into_grad` the backward adds the gradient of a head's weight that trains to its `.grad`,
+    instead of giving it to autograd, which would hold it until the end if the weight is the embedding's too.
     """
     assert wanted <= set(HeadScores._fields), f"no such scores: {sorted(wanted - set(HeadScores._fields))}"
     other = None
@@ -79,15 +86,21 @@ def score_tokens(
         ref_hidden, ref_head = reference
         if len(ref_head.weight) != len(head.weight):
             raise ModelError(
-                "The vocabulary of the reference is not that of the policy", got=f"{len(ref_head.weight)} tokens",
-                expected=f"{len(head.weight)}", do="Choose a reference with the same tokeniser and size of vocabulary",
-            )  # fmt: skip
-        other = _Logits.of(ref_hidden, ref_head.weight, ref_head.bias, (ref_head.scale, ref_head.softcap, temperature))
+                "The vocabulary of the reference is not that of the policy",
+                got=f"{len(ref_head.weight)} tokens",
+                expected=f"{len(head.weight)}",
+                do="Choose a reference with the same tokeniser and size of vocabulary",
+            )
+        other = _Logits.of(
+            ref_hidden, ref_head.weight, ref_head.bias, (ref_head.scale, ref_head.softcap, temperature)
+        )
     if chunk_elements is None:
         chunk_elements = _CHUNK_ELEMENTS_CUDA if hidden.is_cuda else _CHUNK_ELEMENTS
     chunk = max(1, chunk_elements // (len(head.weight) * (1 if other is None else 2)))
     if len(targets) <= 2 * chunk and hidden.requires_grad and torch.is_grad_enabled():
-        chunk = max(1, len(targets))  # as one, which is kept, they cost the memory of two and save the backward a product
+        chunk = max(
+            1, len(targets)
+        )  # as one, which is kept, they cost the memory of two and save the backward a product
     transform = (head.scale, head.softcap, temperature)
     weight, total = head.weight, None
     trains = weight.is_leaf and weight.requires_grad and hidden.requires_grad and torch.is_grad_enabled()
@@ -95,7 +108,9 @@ def score_tokens(
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
         weight, total = weight.detach(), weight.grad
-    return HeadScores(*_TokenScores.apply(hidden, weight, head.bias, targets, transform, other, wanted, chunk, total))
+    return HeadScores(
+        *_TokenScores.apply(hidden, weight, head.bias, targets, transform, other, wanted, chunk, total)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +130,11 @@ class _Logits:
             on = torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind) if on else torch.promote_types(hidden.dtype, weight.dtype)
         return _Logits(
-            hidden=hidden.detach().to(dtype), weight=weight.detach().to(dtype),
-            bias=None if bias is None else bias.detach(), transform=transform,
-        )  # fmt: skip
+            hidden=hidden.detach().to(dtype),
+            weight=weight.detach().to(dtype),
+            bias=None if bias is None else bias.detach(),
+            transform=transform,
+        )
 
     @property
     def accumulate(self) -> torch.dtype:
@@ -142,7 +159,9 @@ class _Logits:
 
 @torch.no_grad()
 def head_logits(hidden: Float[Tensor, "N H"], head: Head) -> Float[Tensor, "N V"]:
-    """All logits of a few positions, in fp32 (fp64 for fp64 input), as score_tokens computes them; without a gradient."""
+    """All logits of a few positions, in fp32 (fp64 for fp64 input), as score_tokens computes them; without a
+    gradient.
+    """
     return _Logits.of(hidden, head.weight, head.bias, (head.scale, head.softcap, 1.0)).at(slice(None))[0]
 
 
@@ -196,16 +215,32 @@ def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozense
 
 
 class _TokenScores(torch.autograd.Function):
-    """Forward keeps a few numbers per token; backward computes each chunk's logits again, unless there is one chunk only."""
+    """Forward keeps a few numbers per token; backward computes each chunk's logits again, unless there is one
+    chunk only.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: FunctionCtx, hidden, weight, bias, targets, transform, reference: _Logits | None, wanted: frozenset[str],
-        chunk: int, total: Tensor | None,
-    ):  # fmt: skip
+        ctx: FunctionCtx,
+        hidden,
+        weight,
+        bias,
+        targets,
+        transform,
+        reference: _Logits | None,
+        wanted: frozenset[str],
+        chunk: int,
+        total: Tensor | None,
+    ):
         policy = _Logits.of(hidden, weight, bias, transform)
-        kept = {"log_normaliser", "target_logit"} | (wanted - {"logp"}) | (set() if reference is None else {"ref_normaliser"})
-        out = {name: torch.empty(len(targets), dtype=policy.accumulate, device=hidden.device) for name in kept}
+        kept = (
+            {"log_normaliser", "target_logit"}
+            | (wanted - {"logp"})
+            | (set() if reference is None else {"ref_normaliser"})
+        )
+        out = {
+            name: torch.empty(len(targets), dtype=policy.accumulate, device=hidden.device) for name in kept
+        }
         spans, only = _spans(len(targets), chunk), None
         keeps = len(spans) == 1 and any(ctx.needs_input_grad)  # type: ignore[attr-defined]
         for span in spans:
@@ -227,7 +262,12 @@ class _TokenScores(torch.autograd.Function):
             for name, values in _sums(z, log_q, targets[span], wanted).items():
                 out[name][span] = values
         both = reference is not None and bool(wanted & _DIVERGENCES)  # whether backward needs the reference
-        again = [out["log_normaliser"], out.get("entropy"), out.get("kl_to_ref"), out["ref_normaliser"] if both else None]
+        again = [
+            out["log_normaliser"],
+            out.get("entropy"),
+            out.get("kl_to_ref"),
+            out["ref_normaliser"] if both else None,
+        ]
         ctx.save_for_backward(hidden, weight, bias, targets, *again, *(only or (None, None)))  # type: ignore[arg-type]
         ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype, total)  # type: ignore[attr-defined]
         out["logp"] = out["target_logit"] - out["log_normaliser"]
@@ -237,7 +277,9 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):  # type: ignore[override]
-        hidden, weight, bias, targets, normaliser, entropy, kl_to_ref, ref_normaliser, *only = ctx.saved_tensors
+        hidden, weight, bias, targets, normaliser, entropy, kl_to_ref, ref_normaliser, *only = (
+            ctx.saved_tensors
+        )
         transform, reference, chunk, dtype, total = ctx.settings
         policy = _Logits.of(hidden, weight, bias, transform, dtype)
         g = {name: one for name, one in zip(HeadScores._fields, gradients, strict=True) if one is not None}
@@ -250,11 +292,17 @@ class _TokenScores(torch.autograd.Function):
             chunk = _work_tokens(only[0])  # the logits are kept whole, what is made of them is not
         d_bias = torch.zeros(bias.shape, dtype=policy.accumulate, device=bias.device) if need_b else None
         for span in _spans(len(targets), chunk):
-            log_p, squashed = policy.at(span) if only[0] is None else (only[0][span], None if only[1] is None else only[1][span])
+            log_p, squashed = (
+                policy.at(span)
+                if only[0] is None
+                else (only[0][span], None if only[1] is None else only[1][span])
+            )
             if only[0] is None:
                 log_p -= normaliser[span, None]
             alone = entropy is None and reference is None
-            p = log_p.exp_() if alone and only[0] is None else log_p.exp()  # a kept chunk serves a second backward too
+            p = (
+                log_p.exp_() if alone and only[0] is None else log_p.exp()
+            )  # a kept chunk serves a second backward too
             # d logp / d z = onehot - p;  d log-normaliser / d z = p;  d entropy / d z = -p (log p + entropy)
             slope = p.mul_(on_all[span, None]) if alone else on_all[span, None] * p
             if entropy is not None:

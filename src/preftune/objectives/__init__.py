@@ -1,4 +1,6 @@
-"""The closed table of objectives: one line each. A method is a file here, a page in docs/objectives and a test file."""
+"""The closed table of objectives: one line each. A method is a file here, a page in docs/objectives and a
+test file.
+"""
 
 from preftune.objectives.alpha_dpo import AlphaDPO
 from preftune.objectives.aot import AOT
@@ -131,7 +133,17 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "xpo": XPO,
 }
 
-__all__ = ["BNF", "DPO", "OBJECTIVES", "SFT", "Coupled", "Objective", "State", "objective_name", "reduce_losses"]
+__all__ = [
+    "BNF",
+    "DPO",
+    "OBJECTIVES",
+    "SFT",
+    "Coupled",
+    "Objective",
+    "State",
+    "objective_name",
+    "reduce_losses",
+]
 
 
 def objective_name(objective: Objective) -> str:

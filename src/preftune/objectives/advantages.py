@@ -1,7 +1,7 @@
 """From rewards to advantages, the signed coefficients of a policy gradient. Pure, and without gradients.
 
-A group is never cut, so what compares the completions of a prompt needs nothing from outside; what compares the whole
-step (`whitened`) takes the step's mean and variance as numbers.
+A group is never cut, so what compares the completions of a prompt needs nothing from outside; what compares
+the whole step (`whitened`) takes the step's mean and variance as numbers.
 """
 
 import torch
@@ -11,15 +11,16 @@ from torch import Tensor
 from preftune.objectives.groupwise import group_index, group_max, group_sum
 from preftune.types import Rewards
 
-# Added to a variance before its root, as in TRL and verl; advantages of a step whose rewards are all equal stay 0.
+# Added to a variance before its root, as in TRL and verl; advantages of a step whose rewards are all equal
+# stay 0.
 _SMALLEST_VARIANCE = 1e-8
 
 
 def centred(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " C"]:
     """r - mean of its group, the completion itself included.
 
-    Taken from the group's best, so that equal rewards give 0 exactly and not the rounding error of their mean, which a
-    division by its own deviation would blow up.
+    Taken from the group's best, so that equal rewards give 0 exactly and not the rounding error of their
+    mean, which a division by its own deviation would blow up.
     """
     index, _ = group_index(signal)
     below_best = reward - group_max(reward, signal)[index]
@@ -64,13 +65,18 @@ def at_last_token(reward: Float[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Fl
 
 
 def gae(
-    rewards: Float[Tensor, " N"], values: Float[Tensor, " N"], lengths: Int[Tensor, " C"], gamma: float, lam: float
+    rewards: Float[Tensor, " N"],
+    values: Float[Tensor, " N"],
+    lengths: Int[Tensor, " C"],
+    gamma: float,
+    lam: float,
 ) -> Float[Tensor, " N"]:
     """Generalised advantage estimation within each completion, after whose last token nothing comes.
 
         A_t = d_t + gamma * lam * A_t+1,   d_t = r_t + gamma * V_t+1 - V_t
 
-    Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", ICLR 2016, arXiv
+    Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", ICLR 2016,
+    arXiv
     1506.02438, equations 11 and 16.
     """
     advantages, starts = torch.zeros_like(rewards), lengths.cumsum(0) - lengths
@@ -84,7 +90,9 @@ def gae(
     return advantages
 
 
-def reward_to_go(rewards: Float[Tensor, " N"], lengths: Int[Tensor, " C"], gamma: float) -> Float[Tensor, " N"]:
+def reward_to_go(
+    rewards: Float[Tensor, " N"], lengths: Int[Tensor, " C"], gamma: float
+) -> Float[Tensor, " N"]:
     """sum over k >= 0 of gamma^k r_t+k within each completion: the advantage without a critic."""
     return gae(rewards, torch.zeros_like(rewards), lengths, gamma, 1.0)
 

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from preftune.objectives.base import State, coupling_of, mean_log_ratio
 from preftune.objectives.checks import check_finite, check_positive
-from preftune.objectives.coupling import check_state, initial_moments, standardised, step_scores, update_moments
+from preftune.objectives.coupling import (
+    check_state,
+    initial_moments,
+    standardised,
+    step_scores,
+    update_moments,
+)
 from preftune.objectives.pairwise import pair_margin, pair_weights
 from preftune.objectives.simpo import target_margin_losses
 from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
@@ -15,15 +21,16 @@ from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaDPO:
-    """The mean log-probability of the chosen completion above the rejected one's by a margin, larger for pairs that the
-    policy already tells apart better than the reference.
+    """The mean log-probability of the chosen completion above the rejected one's by a margin, larger for
+    pairs that the policy already tells apart better than the reference.
 
-        L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma - beta * alpha * z ),   lpbar = log pi(y) / |y|
-        z = (M - mu) / sd,   M = hbar(chosen) - hbar(rejected),   hbar = h / |y|
+        L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma - beta * alpha * z ),   lpbar = log
+        pi(y) / |y| z = (M - mu) / sd,   M = hbar(chosen) - hbar(rejected),   hbar = h / |y|
 
-    with mu and sd the running mean and standard deviation of M, and no gradient through z. Wu et al., "AlphaDPO: Adaptive
-    Reward Margin for Direct Preference Optimization", ICML 2025, arXiv 2410.10148. The authors' code takes gamma / beta,
-    this class gamma. The defaults are those for Llama-3-Instruct. At alpha = 0 it is SimPO.
+    with mu and sd the running mean and standard deviation of M, and no gradient through z. Wu et al.,
+    "AlphaDPO: Adaptive Reward Margin for Direct Preference Optimization", ICML 2025, arXiv 2410.10148. The
+    authors' code takes gamma / beta, this class gamma. The defaults are those for Llama-3-Instruct. At alpha
+    = 0 it is SimPO.
 
     Args:
         beta: scale of the mean log-probability, > 0.

@@ -23,14 +23,14 @@ class AOT:
             paired    a = lp(chosen) - lp(rejected),  b = lr(chosen) - lr(rejected)
             unpaired  a = h(chosen),                  b = h(rejected)
 
-    with (i) the i-th smallest of the whole step. Melnyk et al., "Distributional Preference Alignment of LLMs via Optimal
-    Transport", NeurIPS 2024, arXiv 2406.05882; checked against a public implementation, which sorts within a micro-batch.
-    With one pair in the step both forms are DPO.
+    with (i) the i-th smallest of the whole step. Melnyk et al., "Distributional Preference Alignment of LLMs
+    via Optimal Transport", NeurIPS 2024, arXiv 2406.05882; checked against a public implementation, which
+    sorts within a micro-batch. With one pair in the step both forms are DPO.
 
     Args:
         beta: strength of the pull to the reference, > 0.
-        pairing: "paired" compares the policy's margins with the reference's, "unpaired" log-ratios of the chosen
-            with those of the rejected completions.
+        pairing: "paired" compares the policy's margins with the reference's, "unpaired" log-ratios of the
+            chosen with those of the rejected completions.
         label_smoothing: e, the probability that a preference was labelled the wrong way round, in [0, 0.5).
     """
 
@@ -82,10 +82,12 @@ class AOT:
             per_unit = self._logistic(margin - partner["reference_margin"])
         else:
             chosen, rejected = pair_sides(ratio, signal)
-            # The two values of one rank may lie in different micro-batches, so each meets the other as a constant. Every
-            # term of the joint loss then stands here twice, once for the gradient of either value: half is taken off
-            # the value, nothing off the gradient.
-            twice = self._logistic(chosen - partner["rejected"]) + self._logistic(partner["chosen"] - rejected)
+            # The two values of one rank may lie in different micro-batches, so each meets the other as a
+            # constant. Every term of the joint loss then stands here twice, once for the gradient of either
+            # value: half is taken off the value, nothing off the gradient.
+            twice = self._logistic(chosen - partner["rejected"]) + self._logistic(
+                partner["chosen"] - rejected
+            )
             per_unit = twice - twice.detach() / 2
         return pair_losses(per_unit, scores, signal, self.beta * ratio)
 
@@ -94,7 +96,9 @@ class AOT:
 
 
 def _margins(scores: TokenScores, signal: Pairs) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
-    """Log-probability of the chosen minus that of the rejected completion, under the policy and under the reference."""
+    """Log-probability of the chosen minus that of the rejected completion, under the policy and under the
+    reference.
+    """
     policy, anchor = (sum_tokens(logp, scores.lengths) for logp in (scores.logp, reference(scores)))
     return pair_margin(policy, signal), pair_margin(anchor, signal)
 
@@ -102,7 +106,9 @@ def _margins(scores: TokenScores, signal: Pairs) -> tuple[Float[Tensor, " P"], F
 def _same_rank(
     values: Float[Tensor, " P"], others: Float[Tensor, " P"], keys: tuple[Int[Tensor, " P"], ...]
 ) -> Float[Tensor, " P"]:
-    """For each value, the one of the others that has its rank. Equal values are ranked by the keys of their pairs."""
+    """For each value, the one of the others that has its rank. Equal values are ranked by the keys of their
+    pairs.
+    """
     found = torch.empty_like(others)
     found[lexicographic(values, *keys)] = others.sort().values
     return found

@@ -16,13 +16,14 @@ from preftune.types import Labels, Losses, Pairs, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class APOZero:
-    """The chosen completion up and the rejected one down, each against the reference. For data better than the model.
+    """The chosen completion up and the rejected one down, each against the reference. For data better than
+    the model.
 
         L = 1 - sigma(beta * h(chosen)) + sigma(beta * h(rejected))
 
-    D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions", 2024, arXiv 2408.06266, equation
-    7; checked against a public implementation. It is a sum over completions, so it needs no pairs: KTO with a threshold
-    of 0.
+    D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions", 2024, arXiv
+    2408.06266, equation 7; checked against a public implementation. It is a sum over completions, so it needs
+    no pairs: KTO with a threshold of 0.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -64,8 +65,8 @@ class APODown:
 
         L = sigma(beta * h(chosen)) + 1 - sigma(beta * D),   D = h(chosen) - h(rejected)
 
-    D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions", 2024, arXiv 2408.06266, equation
-    8; checked against a public implementation.
+    D'Oosterlinck et al., "Anchored Preference Optimization and Contrastive Revisions", 2024, arXiv
+    2408.06266, equation 8; checked against a public implementation.
 
     Args:
         beta: strength of the pull to the reference, > 0.

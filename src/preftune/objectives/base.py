@@ -14,9 +14,10 @@ from preftune.types import Coupling, Labels, Losses, Pairs, Signal, StepView, To
 class Objective(Protocol):
     """The loss of a method: a frozen dataclass whose fields are its hyper-parameters, and which is callable.
 
-    It is pure: it sees numbers per completion token and a signal, never a model, a batch layout or a reduction.
-    `needs` names the fields of TokenScores, beside `logp`, that must be there. `weights` gives the weight of each unit
-    from what is known before any score, so that a step's global weight is known before its first backward.
+    It is pure: it sees numbers per completion token and a signal, never a model, a batch layout or a
+    reduction. `needs` names the fields of TokenScores, beside `logp`, that must be there. `weights` gives the
+    weight of each unit from what is known before any score, so that a step's global weight is known before
+    its first backward.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -38,12 +39,14 @@ State = Mapping[str, Tensor]
 
 @runtime_checkable
 class Coupled(Objective, Protocol):
-    """An objective whose units depend on the rest of their step, or on earlier steps; `coupling` is among its needs.
+    """An objective whose units depend on the rest of their step, or on earlier steps; `coupling` is among its
+    needs.
 
-    Before the first gradient of a step, `couple` sees the whole of it and returns what each unit needs to know of the
-    others, and the new state. It is pure: the state comes in and goes out. `couples` says what must be scored for that:
-    "scores", all completions of the step; "mismatched", each completion under the prompt of the next group; or nothing.
-    A held-out evaluation is treated as if it were the next step, and its state is thrown away.
+    Before the first gradient of a step, `couple` sees the whole of it and returns what each unit needs to
+    know of the others, and the new state. It is pure: the state comes in and goes out. `couples` says what
+    must be scored for that: "scores", all completions of the step; "mismatched", each completion under the
+    prompt of the next group; or nothing. A held-out evaluation is treated as if it were the next step, and
+    its state is thrown away.
     """
 
     @property
@@ -55,7 +58,8 @@ class Coupled(Objective, Protocol):
 
 
 def reduce_losses(losses: Losses, global_weight: float) -> Float[Tensor, ""]:
-    """sum_u per_unit_u * weight_u / global_weight, the weight being that of the whole step and not of this piece.
+    """sum_u per_unit_u * weight_u / global_weight, the weight being that of the whole step and not of this
+    piece.
 
     A unit of weight zero plays no part, even if its loss is not finite.
     """
@@ -79,7 +83,9 @@ def per_token(values: Float[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Float[
 
 
 def reference(scores: TokenScores) -> Float[Tensor, " N"]:
-    """The reference's logp, detached. Asking for it without declaring it in `needs` is a bug of the objective."""
+    """The reference's logp, detached. Asking for it without declaring it in `needs` is a bug of the
+    objective.
+    """
     assert scores.ref_logp is not None, "the objective does not declare ref_logp in its needs"
     return scores.ref_logp.detach()
 
@@ -102,7 +108,9 @@ def log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
 
 
 def behaviour_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
-    """sum_t logp_t - behaviour_logp_t, in nats: how far the policy has moved from the one that sampled the completion."""
+    """sum_t logp_t - behaviour_logp_t, in nats: how far the policy has moved from the one that sampled the
+    completion.
+    """
     return sum_tokens(scores.logp - behaviour(scores), scores.lengths)
 
 
@@ -112,7 +120,9 @@ def mean_log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
 
 
 def label_metrics(scores: TokenScores, signal: Labels) -> dict[str, Tensor]:
-    """`logps/*`, and with a reference `log_ratios/*`, over the preferred (chosen) and the dispreferred (rejected)."""
+    """`logps/*`, and with a reference `log_ratios/*`, over the preferred (chosen) and the dispreferred
+    (rejected).
+    """
     with torch.no_grad():
         quantities = {"logps": sum_tokens(scores.logp, scores.lengths)}
         if scores.ref_logp is not None:
@@ -130,7 +140,8 @@ def pair_metrics(scores: TokenScores, signal: Pairs, beta: float) -> dict[str, T
 
 
 def score_metrics(scores: TokenScores, signal: Pairs, rewards: Float[Tensor, " C"]) -> dict[str, Tensor]:
-    """`logps/*`, with a reference `log_ratios/*`, and as `rewards/*` the number that a method scores completions with.
+    """`logps/*`, with a reference `log_ratios/*`, and as `rewards/*` the number that a method scores
+    completions with.
 
     One entry per pair.
     """

@@ -16,13 +16,14 @@ from preftune.types import Coupling, Labels, Losses, StepView, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class BCO:
-    """A completion's implicit reward above or below the mean of all implicit rewards so far, as its label says.
+    """A completion's implicit reward above or below the mean of all implicit rewards so far, as its label
+    says.
 
         L = -log sigma( label * (beta * h - delta) ),   delta = mean of beta * h over all completions seen
 
-    Jung et al., "Binary Classifier Optimization for Large Language Model Alignment", 2024, arXiv 2404.04656, without
-    its density ratio of prompts; checked against a public implementation, which, like this class, takes the step at hand
-    into the mean before using it. On pairs with delta = 0 it is `bco-pair`.
+    Jung et al., "Binary Classifier Optimization for Large Language Model Alignment", 2024, arXiv 2404.04656,
+    without its density ratio of prompts; checked against a public implementation, which, like this class,
+    takes the step at hand into the mean before using it. On pairs with delta = 0 it is `bco-pair`.
 
     Args:
         beta: strength of the pull to the reference, > 0.

@@ -18,9 +18,9 @@ class BCOPair:
 
         L = -log sigma(beta * h(chosen)) - log sigma(-beta * h(rejected))
 
-    After Jung et al., "Binary Classifier Optimization for Large Language Model Alignment", 2024, arXiv 2404.04656,
-    without the running mean that BCO subtracts from the implicit reward: the threshold is 0. Checked against a public
-    implementation.
+    After Jung et al., "Binary Classifier Optimization for Large Language Model Alignment", 2024, arXiv
+    2404.04656, without the running mean that BCO subtracts from the implicit reward: the threshold is 0.
+    Checked against a public implementation.
 
     Args:
         beta: strength of the pull to the reference, > 0.

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from preftune.objectives.base import mean_tokens, sum_tokens
 from preftune.objectives.checks import check_between, check_choice, check_not_negative
-from preftune.objectives.groupwise import group_index, group_losses, group_max, group_sum, group_weights, reward_softmax
+from preftune.objectives.groupwise import (
+    group_index,
+    group_losses,
+    group_max,
+    group_sum,
+    group_weights,
+    reward_softmax,
+)
 from preftune.objectives.pairwise import NLL_SCALES, NLLScale
 from preftune.types import Losses, Rewards, TokenScores
 
@@ -23,16 +30,18 @@ class BestOfN:
         L = -l(best) + negative_weight * N,   l(y) = (1/n) sum_t log pi(y_t)   (nll_scale mean), or the sum
         N = sum, or mean, of l over the other completions, or l(worst)
 
-    the mean over groups. Best-of-N with a negative gradient as in the bandits of Tajwar et al., "Preference Fine-Tuning
-    of LLMs Should Leverage Suboptimal, On-Policy Data", ICML 2024, arXiv 2404.14367, checked against the authors' code;
-    a completion there is one token, so the scale is ours. At a weight of 0 it is `sft` with sequence_mean on the best
-    completions. Completions that share the best or the worst reward share its place.
+    the mean over groups. Best-of-N with a negative gradient as in the bandits of Tajwar et al., "Preference
+    Fine-Tuning of LLMs Should Leverage Suboptimal, On-Policy Data", ICML 2024, arXiv 2404.14367, checked
+    against the authors' code; a completion there is one token, so the scale is ours. At a weight of 0 it is
+    `sft` with sequence_mean on the best completions. Completions that share the best or the worst reward
+    share its place.
 
     Args:
         negative_weight: lambda, >= 0; 0.05 was tried in the bandits.
-        negatives: which completions are pulled down: all below the best, as a sum or as a mean, or the worst alone.
-        min_ratio: a completion is let go once exp(l(y) - l(best)) is below, in [0, 1): without a bound it would be
-            pushed for ever. 0.01 in the authors' code; at 0 there is none.
+        negatives: which completions are pulled down: all below the best, as a sum or as a mean, or the worst
+            alone.
+        min_ratio: a completion is let go once exp(l(y) - l(best)) is below, in [0, 1): without a bound it
+            would be pushed for ever. 0.01 in the authors' code; at 0 there is none.
         nll_scale: whether l is the mean or the sum over the tokens of a completion.
     """
 
@@ -72,9 +81,10 @@ class BestOfN:
         losses = group_losses(self.negative_weight * negative - best_likelihood, scores, signal, likelihood)
         kept = pushed[share > 0].to(likelihood.dtype)
         return Losses(
-            per_unit=losses.per_unit, weight=losses.weight,
+            per_unit=losses.per_unit,
+            weight=losses.weight,
             metrics={**losses.metrics, "nll": -best_likelihood.detach(), "negatives/pushed": kept},
-        )  # fmt: skip
+        )
 
     def _negative_share(self, best: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " C"]:
         """How much of its group's negative term each completion is; nothing where all rewards are equal."""

@@ -32,8 +32,9 @@ class BetaDPO:
         beta_step = max( 0.001, beta * (1 + alpha * (mean of kept D - M)) )
         kept: drawn without replacement with weights exp( -(D - M)^2 / (2 S^2) )
 
-    with M and S the running mean and standard deviation of D, and no gradient through beta_step. Wu et al., "beta-DPO:
-    Direct Preference Optimization with Dynamic beta", NeurIPS 2024, arXiv 2407.08639. At alpha = 0 and keep = 1 it is DPO.
+    with M and S the running mean and standard deviation of D, and no gradient through beta_step. Wu et al.,
+    "beta-DPO: Direct Preference Optimization with Dynamic beta", NeurIPS 2024, arXiv 2407.08639. At alpha = 0
+    and keep = 1 it is DPO.
 
     Args:
         beta: strength of the pull to the reference where the kept margins are of usual size, > 0.
@@ -79,7 +80,9 @@ class BetaDPO:
         beta = self.beta * (1 + self.alpha * (margin[kept].double().mean() - mean))
         # Units weigh one before it is known which are kept, so those that are stand for the others too.
         factor = kept.to(margin.dtype) * (len(margin) / count)
-        return Coupling(whole={"beta": beta.clamp(min=_MIN_BETA).to(margin.dtype)}, pair={"factor": factor}), new
+        return Coupling(
+            whole={"beta": beta.clamp(min=_MIN_BETA).to(margin.dtype)}, pair={"factor": factor}
+        ), new
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
         """One per pair, kept or not: which are kept is known only after scoring."""
@@ -95,7 +98,8 @@ class BetaDPO:
 
 
 def _draw(log_weight: Float[Tensor, " P"], order: Int[Tensor, " P"], count: int, seed: int) -> Tensor:
-    """Which `count` pairs are kept, drawn one after another in proportion to their weights (by Gumbel noise on the logs).
+    """Which `count` pairs are kept, drawn one after another in proportion to their weights (by Gumbel noise
+    on the logs).
 
     The noise goes to pairs in the given order, so that it does not depend on where a pair stands in its step.
     """

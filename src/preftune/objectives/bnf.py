@@ -41,27 +41,32 @@ def potential(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Float
 
 @dataclass(frozen=True, kw_only=True)
 class BNF:
-    """Likelihood of a completion, or against it, with feedback that fades once a token has moved away from the
-    reference.
+    """Likelihood of a completion, or against it, with feedback that fades once a token has moved away from
+    the reference.
 
         grad L(y, label) = -label * (1/n) * sum_t w_t * grad logp_t,   w_t = min(1, odds(pi_t) / odds(ref_t))
-        L(y, label)      = -label * (1/n) * sum_t F_t,   F_t = log(p/q) if p >= q, else (1-q)/q * log((1-q)/(1-p))
+        L(y, label)      = -label * (1/n) * sum_t F_t,   F_t = log(p/q) if p >= q, else (1-q)/q *
+        log((1-q)/(1-p))
 
-    Mao et al., "As Simple as Fine-tuning: LLM Alignment via Bidirectional Negative Feedback Loss", ICLR 2025, arXiv
-    2410.04834. The paper states the loss with a full target distribution over the vocabulary that is held fixed in the
-    gradient; the gradient here is the same, exactly, and needs only the two log-probabilities of each token. The paper's
-    value is not what its gradient lowers; ours is: L is 0 at the reference and falls as training goes on.
+    Mao et al., "As Simple as Fine-tuning: LLM Alignment via Bidirectional Negative Feedback Loss", ICLR 2025,
+    arXiv
+    2410.04834. The paper states the loss with a full target distribution over the vocabulary that is held
+    fixed in the gradient; the gradient here is the same, exactly, and needs only the two log-probabilities of
+    each token. The paper's value is not what its gradient lowers; ours is: L is 0 at the reference and falls
+    as training goes on.
 
     Args:
-        reduction: what n is. "sequence_mean": the completion's own number of tokens. "pair_min": that of the shorter
-            completion of its pair, so that a longer answer weighs more; this one needs pairs.
+        reduction: what n is. "sequence_mean": the completion's own number of tokens. "pair_min": that of the
+            shorter completion of its pair, so that a longer answer weighs more; this one needs pairs.
     """
 
     reduction: Literal["sequence_mean", "pair_min"] = "sequence_mean"
 
     def __post_init__(self) -> None:
         if self.reduction not in ("sequence_mean", "pair_min"):
-            raise ConfigError("bnf: reduction is unknown", got=self.reduction, expected="sequence_mean or pair_min")
+            raise ConfigError(
+                "bnf: reduction is unknown", got=self.reduction, expected="sequence_mean or pair_min"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -101,7 +106,9 @@ def _labels(pairs: Pairs, lengths: Int[Tensor, " C"]) -> Labels:
     return Labels(label=label)
 
 
-def _weight_metrics(weight: Float[Tensor, " N"], lengths: Int[Tensor, " C"], signal: Labels) -> dict[str, Tensor]:
+def _weight_metrics(
+    weight: Float[Tensor, " N"], lengths: Int[Tensor, " C"], signal: Labels
+) -> dict[str, Tensor]:
     """Mean feedback weight per token, in [0, 1], on each side: 1 is the full push of likelihood, 0 is none."""
     label = per_token(signal.label.to(weight.dtype), lengths)
     return {"bnf/weight_chosen": weight[label > 0], "bnf/weight_rejected": weight[label < 0]}

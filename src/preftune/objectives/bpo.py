@@ -17,15 +17,16 @@ BPOLink = Literal["logistic", "square", "hinge"]
 
 @dataclass(frozen=True, kw_only=True)
 class BPO:
-    """DPO, IPO or the hinge loss with the sampling policy in the reference's place: a trust region that moves along.
+    """DPO, IPO or the hinge loss with the sampling policy in the reference's place: a trust region that moves
+    along.
 
         logistic  L = -P log sigma(beta * D) - (1 - P) log sigma(-beta * D)
         square    L = ( D - (P - 1/2) / beta )^2
         hinge     L = P max(0, 1 - beta * D) + (1 - P) max(0, 1 + beta * D)
 
-    D = d(chosen) - d(rejected), d = log pi - log behaviour, summed over tokens; P is the pair's probability, 1 without one.
-    Xu et al., "BPO: Staying Close to the Behavior LLM Creates Better Online LLM Alignment", EMNLP 2024, arXiv 2406.12168:
-    formula not verified against the paper. Soft P is our addition.
+    D = d(chosen) - d(rejected), d = log pi - log behaviour, summed over tokens; P is the pair's probability,
+    1 without one. Xu et al., "BPO: Staying Close to the Behavior LLM Creates Better Online LLM Alignment",
+    EMNLP 2024, arXiv 2406.12168: formula not verified against the paper. Soft P is our addition.
 
     Args:
         beta: strength of the pull to the sampling policy, > 0.

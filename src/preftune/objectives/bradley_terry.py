@@ -18,11 +18,12 @@ class BradleyTerry:
 
         L = -p log sigma(r_w - r_l - m) - (1 - p) log sigma(r_l - r_w - m) + c * (r_w + r_l)^2
 
-    with r the head's value after the last token of a completion has been read, p the pair's probability if the data give it,
-    else 1. The loss of Ouyang et al., "Training Language Models to Follow Instructions with Human Feedback", NeurIPS
-    2022, arXiv 2203.02155; the margin is that of Touvron et al., "Llama 2", 2023, arXiv 2307.09288, and the centring that
-    of Eisenstein et al., "Helping or Herding?", 2023, arXiv 2312.09244; checked against a public implementation. It is
-    `dpo` with the head's value in the place of the implicit reward.
+    with r the head's value after the last token of a completion has been read, p the pair's probability if
+    the data give it, else 1. The loss of Ouyang et al., "Training Language Models to Follow Instructions with
+    Human Feedback", NeurIPS 2022, arXiv 2203.02155; the margin is that of Touvron et al., "Llama 2", 2023,
+    arXiv 2307.09288, and the centring that of Eisenstein et al., "Helping or Herding?", 2023, arXiv
+    2312.09244; checked against a public implementation. It is `dpo` with the head's value in the place of the
+    implicit reward.
 
     Args:
         margin: m, by which the better completion should win, >= 0.

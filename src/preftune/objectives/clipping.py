@@ -1,4 +1,5 @@
-"""Ratios of the policy to the policy that sampled, the clipped loss on them, and estimators of a KL divergence.
+"""Ratios of the policy to the policy that sampled, the clipped loss on them, and estimators of a KL
+divergence.
 
 Exponents are bounded at 80, beyond which a ratio has no gradient.
 """
@@ -32,12 +33,17 @@ def mean_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
 
 
 def clipped_loss(
-    ratio: Float[Tensor, " U"], advantage: Float[Tensor, " U"], low: float, high: float, dual: float | None = None
+    ratio: Float[Tensor, " U"],
+    advantage: Float[Tensor, " U"],
+    low: float,
+    high: float,
+    dual: float | None = None,
 ) -> Float[Tensor, " U"]:
     """-min( ratio * A, clip(ratio, 1 - low, 1 + high) * A ); with `dual`, at most -dual * A where A < 0.
 
-    Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv 1707.06347, equation 7; the second clip is
-    that of Ye et al., "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning", AAAI 2020, arXiv
+    Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv 1707.06347, equation 7; the second
+    clip is that of Ye et al., "Mastering Complex Control in MOBA Games with Deep Reinforcement Learning",
+    AAAI 2020, arXiv
     1912.09729.
     """
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
@@ -47,7 +53,11 @@ def clipped_loss(
 
 
 def is_clipped(
-    ratio: Float[Tensor, " U"], advantage: Float[Tensor, " U"], low: float, high: float, dual: float | None = None
+    ratio: Float[Tensor, " U"],
+    advantage: Float[Tensor, " U"],
+    low: float,
+    high: float,
+    dual: float | None = None,
 ) -> Bool[Tensor, " U"]:
     """Where `clipped_loss` is flat: its unit has no gradient."""
     flat = ((advantage > 0) & (ratio > 1 + high)) | ((advantage < 0) & (ratio < 1 - low))
@@ -59,7 +69,8 @@ def kl_estimate(kind: KLEstimator, log_ratio: Float[Tensor, " N"]) -> Float[Tens
 
         k1  log_ratio                       unbiased; as a loss it has no expected gradient: for rewards
         k2  log_ratio^2 / 2                 biased; as a loss its expected gradient is that of KL(pi || ref)
-        k3  exp(-log_ratio) - 1 + log_ratio   unbiased, never negative; as a loss its expected gradient is KL(ref || pi)'s
+        k3  exp(-log_ratio) - 1 + log_ratio   unbiased, never negative; as a loss its expected gradient is
+        KL(ref || pi)'s
 
     Schulman, "Approximating KL Divergence", 2020, joschu.net/blog/kl-approx.html.
     """

@@ -1,4 +1,6 @@
-"""What objectives that couple the units of a step share: the step's scores, an order of its pairs, and what is remembered."""
+"""What objectives that couple the units of a step share: the step's scores, an order of its pairs, and what
+is remembered.
+"""
 
 from collections.abc import Mapping
 
@@ -15,25 +17,33 @@ _NO_SPREAD = 1e-6
 
 
 def step_scores(step: StepView) -> TokenScores:
-    """The scores of all completions. Asking for them without declaring "scores" in `couples` is a bug of the objective."""
+    """The scores of all completions. Asking for them without declaring "scores" in `couples` is a bug of the
+    objective.
+    """
     assert step.scores is not None, "the objective does not declare scores in its couples"
     return step.scores
 
 
 def check_state(objective: str, state: State, initial: Mapping[str, Tensor]) -> None:
     """A state that comes in has the names, dtypes and numbers of axes of the initial one."""
+
     def shape(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, int]]:
         return {name: (tensor.dtype, tensor.ndim) for name, tensor in sorted(tensors.items())}
 
     if shape(state) != shape(initial):
         raise StorageError(
-            f"The state of {objective} does not fit", got=_described(state), expected=_described(initial),
+            f"The state of {objective} does not fit",
+            got=_described(state),
+            expected=_described(initial),
             do="Start a new run, or resume with the objective that the checkpoint was written with",
-        )  # fmt: skip
+        )
 
 
 def _described(state: Mapping[str, Tensor]) -> str:
-    parts = [f"{name} ({str(tensor.dtype).removeprefix('torch.')}, {tensor.ndim} axes)" for name, tensor in sorted(state.items())]
+    parts = [
+        f"{name} ({str(tensor.dtype).removeprefix('torch.')}, {tensor.ndim} axes)"
+        for name, tensor in sorted(state.items())
+    ]
     return ", ".join(parts) or "nothing"
 
 
@@ -41,14 +51,18 @@ def _described(state: Mapping[str, Tensor]) -> str:
 
 
 def lexicographic(*keys: Tensor) -> Int[Tensor, " _"]:
-    """Indices that sort by the first key, what ties in it by the second, and so on; what ties in all keeps its order."""
+    """Indices that sort by the first key, what ties in it by the second, and so on; what ties in all keeps
+    its order.
+    """
     order = torch.arange(len(keys[0]), device=keys[0].device)
     for key in reversed(keys):
         order = order[key[order].argsort(stable=True)]
     return order
 
 
-def pair_keys(step: StepView, signal: Pairs) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Int[Tensor, " P"]]:
+def pair_keys(
+    step: StepView, signal: Pairs
+) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Int[Tensor, " P"]]:
     """Integers that tell pairs apart, almost always, without any score: their prompt and their two lengths.
 
     Scores of near-equal pairs are ordered by rounding, which depends on how a step is cut; these are not.
@@ -71,10 +85,12 @@ def initial_moments() -> dict[str, Tensor]:
 def update_moments(
     values: Float[Tensor, " U"], state: State
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, Tensor]]:
-    """(mean, standard deviation, new state): averages over the steps, this one included, that fade by 0.9 a step.
+    """(mean, standard deviation, new state): averages over the steps, this one included, that fade by 0.9 a
+    step.
 
-    Both start from zero, so they are divided by the weight they hold so far, 1 - 0.9^steps: in the first step they are
-    that step's own mean and deviation. A single value says nothing of the deviation, which then stays as it was.
+    Both start from zero, so they are divided by the weight they hold so far, 1 - 0.9^steps: in the first step
+    they are that step's own mean and deviation. A single value says nothing of the deviation, which then
+    stays as it was.
     """
     values, steps = values.double(), int(state["steps"])
     before, now = (1 - _MOMENTUM ** max(count, 1) for count in (steps, steps + 1))
@@ -91,5 +107,7 @@ def update_moments(
 def standardised(
     values: Float[Tensor, " U"], mean: Float[Tensor, ""], std: Float[Tensor, ""]
 ) -> Float[Tensor, " U"]:
-    """(x - mean) / std in fp64. A deviation of nearly nothing, as where policy and reference are equal, makes all 0."""
+    """(x - mean) / std in fp64. A deviation of nearly nothing, as where policy and reference are equal, makes
+    all 0.
+    """
     return torch.where(std < _NO_SPREAD, 0.0, (values.double() - mean) / std.clamp(min=_NO_SPREAD))

@@ -18,9 +18,10 @@ class CPO:
 
         L = -log sigma( beta * (log pi(chosen) - log pi(rejected)) ) + w * NLL(chosen)
 
-    Xu et al., "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine Translation",
-    ICML 2024, arXiv 2401.08417. The paper's likelihood term is the sum over tokens, the authors' code takes the mean
-    over all chosen tokens of a micro-batch. Here it is per completion, so that a step does not depend on how it is cut.
+    Xu et al., "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in Machine
+    Translation", ICML 2024, arXiv 2401.08417. The paper's likelihood term is the sum over tokens, the
+    authors' code takes the mean over all chosen tokens of a micro-batch. Here it is per completion, so that a
+    step does not depend on how it is cut.
 
     Args:
         beta: scale of the log-probabilities, > 0.

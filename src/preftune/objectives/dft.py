@@ -17,21 +17,23 @@ from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class DFT:
-    """The likelihood of a prompt's demonstration among all completions, whose total is estimated from sampled ones.
+    """The likelihood of a prompt's demonstration among all completions, whose total is estimated from sampled
+    ones.
 
         target     -lp(y) + tau * log E[ exp(lp(y') / tau) / pi_ref(y') ],   y' sampled from the reference
-        surrogate  L = -mean_i lp(y_i) + mean_j sg( exp(d_j - u) ) * lp(y'_j),   d_j = lp(y'_j) / tau - lr(y'_j)
-        u = log( (1 - gamma) * exp(u of before) + gamma * mean_j exp(d_j) ),   kept for each prompt, 0 before the first
+        surrogate  L = -mean_i lp(y_i) + mean_j sg( exp(d_j - u) ) * lp(y'_j),   d_j = lp(y'_j) / tau -
+        lr(y'_j) u = log( (1 - gamma) * exp(u of before) + gamma * mean_j exp(d_j) ),   kept for each prompt,
+        0 before the first
 
-    sg is a stop-gradient; y_i are the completions of the highest reward of a group, y'_j its others. The variant dft2 has
-    no reference, and lp / |y| in place of lp. Guo et al., "Discriminative Finetuning of Generative Large Language Models
-    without Reward Models and Human Preference Data", ICML 2025, arXiv 2502.18679. exp(d_j - u) is at most the number of
-    a prompt's samples over gamma.
+    sg is a stop-gradient; y_i are the completions of the highest reward of a group, y'_j its others. The
+    variant dft2 has no reference, and lp / |y| in place of lp. Guo et al., "Discriminative Finetuning of
+    Generative Large Language Models without Reward Models and Human Preference Data", ICML 2025, arXiv
+    2502.18679. exp(d_j - u) is at most the number of a prompt's samples over gamma.
 
     Args:
         tau: temperature, > 0: 1.0 for dft, 0.3 for dft2 in the authors' configuration.
-        gamma: share of the step at hand in the estimate u, in (0, 1]: 0.85 for dft, 0.9 for dft2 in the authors'
-            configuration; at 1 nothing is remembered.
+        gamma: share of the step at hand in the estimate u, in (0, 1]: 0.85 for dft, 0.9 for dft2 in the
+            authors' configuration; at 1 nothing is remembered.
         variant: "dft" or "dft2".
     """
 
@@ -83,8 +85,12 @@ class DFT:
         """(u of the prompts at hand, the state with them in it)."""
         known, before = (state[name].to(prompts.device) for name in ("prompt", "u"))
         if len(known) != len(before) or not bool((known[1:] > known[:-1]).all()):
-            raise StorageError("The state of dft is damaged", got=f"{len(known)} prompts and {len(before)} values of u",
-                               expected="one value for each prompt, prompts in order", do="Start a new run")  # fmt: skip
+            raise StorageError(
+                "The state of dft is damaged",
+                got=f"{len(known)} prompts and {len(before)} values of u",
+                expected="one value for each prompt, prompts in order",
+                do="Start a new run",
+            )
         merged = torch.cat([known, prompts]).unique()
         u, here = before.new_zeros(len(merged)), torch.searchsorted(merged, prompts)
         u[torch.searchsorted(merged, known)] = before

@@ -16,12 +16,15 @@ from preftune.types import Losses, Pairs, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class DiscoPOP:
-    """A logistic loss where the pair is ordered wrongly, blending into an exponential one where it is ordered rightly.
+    """A logistic loss where the pair is ordered wrongly, blending into an exponential one where it is ordered
+    rightly.
 
         L = (1 - g) * (-log sigma(rho)) + g * exp(-rho),   rho = beta * D,   g = sigma(rho / tau)
 
-    Lu et al., "Discovering Preference Optimization Algorithms with and for Large Language Models", NeurIPS 2024, arXiv
-    2406.08414, equation 5 ("log-ratio modulated loss"). g carries gradient; the loss rises with rho for a while near 0.
+    Lu et al., "Discovering Preference Optimization Algorithms with and for Large Language Models", NeurIPS
+    2024, arXiv
+    2406.08414, equation 5 ("log-ratio modulated loss"). g carries gradient; the loss rises with rho for a
+    while near 0.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -51,6 +54,7 @@ class DiscoPOP:
         rewards = self.beta * log_ratio(scores)
         margin = pair_margin(rewards, signal)
         steep = margin / self.tau
-        # sigma(rho / tau) * exp(-rho) in one exponent: the factors alone are 0 and infinity for wrongly ordered pairs
+        # sigma(rho / tau) * exp(-rho) in one exponent: the factors alone are 0 and infinity for wrongly
+        # ordered pairs
         per_unit = torch.sigmoid(-steep) * logistic(margin) + (logsigmoid(steep) - margin).exp()
         return pair_losses(per_unit, scores, signal, rewards)

@@ -18,10 +18,11 @@ class DPO:
 
         L = -(1 - e) log sigma(beta * D) - e log sigma(-beta * D),   D = h(chosen) - h(rejected)
 
-    with h the log-ratio of a completion to the reference, summed over tokens. Rafailov et al., "Direct Preference
-    Optimization", NeurIPS 2023, arXiv 2305.18290, equation 7; e > 0 is their conservative form (cDPO), whose gradient
-    vanishes at sigma(beta * D) = 1 - e. Where the data give the probability p that the chosen completion is the better
-    one, the target is p in the place of 1: 1 - e becomes (1 - e) p + e (1 - p), and without smoothing p.
+    with h the log-ratio of a completion to the reference, summed over tokens. Rafailov et al., "Direct
+    Preference Optimization", NeurIPS 2023, arXiv 2305.18290, equation 7; e > 0 is their conservative form
+    (cDPO), whose gradient vanishes at sigma(beta * D) = 1 - e. Where the data give the probability p that the
+    chosen completion is the better one, the target is p in the place of 1: 1 - e becomes (1 - e) p + e (1 -
+    p), and without smoothing p.
 
     Args:
         beta: strength of the pull to the reference, > 0.

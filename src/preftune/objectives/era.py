@@ -15,16 +15,16 @@ from preftune.types import Losses, Rewards, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class ERA:
-    """The policy's preference between two completions fitted to the one that a Boltzmann distribution of the rewards
-    would have.
+    """The policy's preference between two completions fitted to the one that a Boltzmann distribution of the
+    rewards would have.
 
         L = KL( Bernoulli(sigma(t)) || Bernoulli(sigma(log pi(y1) - log pi(y2))) )
         t = ( beta * (r(y1) - r(y2)) + gamma * (log ref(y1) - log ref(y2)) ) / (1 + gamma)
 
-    Chennakesavalu et al., "Energy Rank Alignment: Using Preference Optimization to Search Chemical Space at Scale",
-    2024 (arXiv 2405.12961, id from memory), with reward = -energy. The reference enters the target only: the optimum is
-    proportional to (exp(beta * r) * ref^gamma)^(1 / (1 + gamma)). The unit is a pair; the pairs of a group share the
-    weight of one.
+    Chennakesavalu et al., "Energy Rank Alignment: Using Preference Optimization to Search Chemical Space at
+    Scale", 2024 (arXiv 2405.12961, id from memory), with reward = -energy. The reference enters the target
+    only: the optimum is proportional to (exp(beta * r) * ref^gamma)^(1 / (1 + gamma)). The unit is a pair;
+    the pairs of a group share the weight of one.
 
     Args:
         beta: inverse temperature of the reward, > 0.
@@ -57,4 +57,6 @@ class ERA:
         gap = reward_gap(signal, pairs).to(logp.dtype)
         target = (self.beta * gap + self.gamma * pair_margin(ref_logp, pairs)) / (1 + self.gamma)
         per_unit = binary_kl(target, pair_margin(logp, pairs))
-        return Losses(per_unit=per_unit, weight=weight.to(per_unit.dtype), metrics=group_metrics(scores, signal, logp))
+        return Losses(
+            per_unit=per_unit, weight=weight.to(per_unit.dtype), metrics=group_metrics(scores, signal, logp)
+        )

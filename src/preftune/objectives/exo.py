@@ -17,12 +17,14 @@ from preftune.types import Losses, Pairs, Rewards, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class EXO:
-    """The KL divergence that cDPO minimises, with its arguments swapped: mode-seeking instead of mean-seeking.
+    """The KL divergence that cDPO minimises, with its arguments swapped: mode-seeking instead of
+    mean-seeking.
 
         L = KL( Bernoulli(sigma(beta * D)) || Bernoulli(1 - e) ),   D = h(chosen) - h(rejected)
 
-    Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment", ICML 2024, arXiv 2402.00856, equation
-    16 (EXO-pref, two completions). The authors' code uses the unnormalised log target (0, -10), which is e = 4.5e-5.
+    Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment", ICML 2024, arXiv
+    2402.00856, equation 16 (EXO-pref, two completions). The authors' code uses the unnormalised log target
+    (0, -10), which is e = 4.5e-5.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -57,12 +59,14 @@ class EXO:
 
 @dataclass(frozen=True, kw_only=True)
 class EXOGroup:
-    """The same reverse divergence over all scored completions of a prompt: InfoNCA's with its arguments swapped.
+    """The same reverse divergence over all scored completions of a prompt: InfoNCA's with its arguments
+    swapped.
 
         L = sum_k q_k (log q_k - log p_k),   q = softmax_k(beta * h),   p = softmax_k(reward / beta_r)
 
-    Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment", ICML 2024, arXiv 2402.00856, in the form
-    of the authors' code (EXO-rw). Two completions whose rewards lie beta_r log((1 - e) / e) apart are EXO with smoothing e.
+    Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment", ICML 2024, arXiv
+    2402.00856, in the form of the authors' code (EXO-rw). Two completions whose rewards lie beta_r log((1 -
+    e) / e) apart are EXO with smoothing e.
 
     Args:
         beta: strength of the pull to the reference, > 0; the authors' for summaries.

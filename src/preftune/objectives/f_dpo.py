@@ -26,10 +26,11 @@ class FDPO:
         reverse_kl  h  (this is DPO)      forward_kl  -exp(-h)
         js          log sigma(h)          alpha       -exp(-alpha * h) / alpha
 
-    Wang et al., "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints",
-    ICLR 2024, arXiv 2309.16240. alpha -> 0 is the reverse KL and alpha = 1 the forward one. The log-ratio is a sum over
-    tokens, so -h may be hundreds; exponents are bounded at 80, and a completion beyond that gets no gradient. In the
-    alpha divergence the score is (1 - exp(-alpha * h)) / alpha, equal up to the constant that the difference cancels.
+    Wang et al., "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence
+    Constraints", ICLR 2024, arXiv 2309.16240. alpha -> 0 is the reverse KL and alpha = 1 the forward one. The
+    log-ratio is a sum over tokens, so -h may be hundreds; exponents are bounded at 80, and a completion
+    beyond that gets no gradient. In the alpha divergence the score is (1 - exp(-alpha * h)) / alpha, equal up
+    to the constant that the difference cancels.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -47,8 +48,12 @@ class FDPO:
         if self.divergence == "alpha":
             check_between("f-dpo", "(0, 1)", alpha=math.nan if self.alpha is None else self.alpha)
         elif self.alpha is not None:
-            raise ConfigError(f"f-dpo: alpha has no effect with divergence {self.divergence}", got=self.alpha,
-                              expected="none", do="Leave it out, or set divergence to alpha")  # fmt: skip
+            raise ConfigError(
+                f"f-dpo: alpha has no effect with divergence {self.divergence}",
+                got=self.alpha,
+                expected="none",
+                do="Leave it out, or set divergence to alpha",
+            )
 
     @property
     def needs(self) -> frozenset[str]:

@@ -22,11 +22,11 @@ class GDPO:
         logistic:  L = -log sigma( beta * (2p - 1) * D )            D = h(chosen) - h(rejected)
         square:    L = ( (2p - 1) * D - 1 / (2 beta) )^2            (GIPO)
 
-    with p the probability that the chosen completion is the better one. Furuta et al., "Geometric-Averaged Preference
-    Optimization for Soft Preference Labels", NeurIPS 2024, arXiv 2409.06691; formula not verified against the paper.
-    Where the data give p for each pair it is used, else `soft_label` for all of them: then the loss is that of `dpo` with
-    beta * (2p - 1). At p = 1/2 a pair has no gradient, below it is turned round. Unlike label smoothing the logistic form
-    never pulls a margin back.
+    with p the probability that the chosen completion is the better one. Furuta et al., "Geometric-Averaged
+    Preference Optimization for Soft Preference Labels", NeurIPS 2024, arXiv 2409.06691; formula not verified
+    against the paper. Where the data give p for each pair it is used, else `soft_label` for all of them: then
+    the loss is that of `dpo` with beta * (2p - 1). At p = 1/2 a pair has no gradient, below it is turned
+    round. Unlike label smoothing the logistic form never pulls a margin back.
 
     Args:
         beta: strength of the pull to the reference, > 0; IPO's tau in the square form.

@@ -17,8 +17,9 @@ def centred_squares(
 ) -> tuple[Float[Tensor, " G"], Float[Tensor, " G"]]:
     """S = sum_i (a_i - mean a)^2 of each group with a = reward - implicit reward, and the group's size G.
 
-    The methods of this file are S times a number. With g the gradient of -sum_i sg(A_i) log pi(y_i), A being the
-    leave-one-out advantages of a (RLOO with the KL divergence in the reward), the gradient of S is 2 beta (G - 1) / G * g.
+    The methods of this file are S times a number. With g the gradient of -sum_i sg(A_i) log pi(y_i), A being
+    the leave-one-out advantages of a (RLOO with the KL divergence in the reward), the gradient of S is 2 beta
+    (G - 1) / G * g.
     """
     index, _ = group_index(signal)
     residual = signal.reward.to(implicit.dtype) - implicit
@@ -41,9 +42,10 @@ class CoPG:
 
         L = (1 / (G - 1)) sum_{i > j} (a_i - a_j)^2 = (G / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
 
-    Flet-Berliac et al., "Contrastive Policy Gradient: Aligning LLMs on Sequence-level Scores in a Supervised-friendly
-    Fashion", EMNLP 2024, arXiv 2406.19185, in the form for groups of a later report's summaries. Any policy may have
-    sampled the completions. The gradient is 2 beta times RLOO's of the same group.
+    Flet-Berliac et al., "Contrastive Policy Gradient: Aligning LLMs on Sequence-level Scores in a
+    Supervised-friendly Fashion", EMNLP 2024, arXiv 2406.19185, in the form for groups of a later report's
+    summaries. Any policy may have sampled the completions. The gradient is 2 beta times RLOO's of the same
+    group.
 
     Args:
         beta: strength of the pull to the reference, in units of reward, > 0.
@@ -78,9 +80,10 @@ class AGRO:
 
         L = (1/2) (1 / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
 
-    Tang et al., "RL-finetuning LLMs from on- and off-policy data with a single algorithm", 2025, arXiv 2503.19612:
-    formula not verified against the paper. This is its off-policy part; the on-policy one adds the gradient of the
-    sampling distribution, which is left out. CoPG divided by 2 G: the gradient is beta / G times RLOO's of the group.
+    Tang et al., "RL-finetuning LLMs from on- and off-policy data with a single algorithm", 2025, arXiv
+    2503.19612: formula not verified against the paper. This is its off-policy part; the on-policy one adds
+    the gradient of the sampling distribution, which is left out. CoPG divided by 2 G: the gradient is beta /
+    G times RLOO's of the group.
 
     Args:
         beta: strength of the pull to the reference, in units of reward, > 0.
@@ -111,13 +114,15 @@ class AGRO:
 
 @dataclass(frozen=True, kw_only=True)
 class GVPO:
-    """Centred implicit rewards regressed on centred rewards, with the policy that sampled the group as anchor.
+    """Centred implicit rewards regressed on centred rewards, with the policy that sampled the group as
+    anchor.
 
         L = (1 / G) sum_i [ (beta * d_i - mean beta * d) - (r_i - mean r) ]^2,   d = log pi - log behaviour
 
-    Zhang et al., "GVPO: Group Variance Policy Optimization for Large Language Model Post-Training", NeurIPS 2025, arXiv
-    2504.19599. The authors' code has 1 / (2 (G - 1)) in place of 1 / G, which is AGRO with another anchor. At the sampling
-    policy the gradient is 2 beta (G - 1) / G^2 times RLOO's without a KL divergence.
+    Zhang et al., "GVPO: Group Variance Policy Optimization for Large Language Model Post-Training", NeurIPS
+    2025, arXiv
+    2504.19599. The authors' code has 1 / (2 (G - 1)) in place of 1 / G, which is AGRO with another anchor. At
+    the sampling policy the gradient is 2 beta (G - 1) / G^2 times RLOO's without a KL divergence.
 
     Args:
         beta: strength of the pull to the sampling policy, in units of reward, > 0; 0.1 in the authors' code.

@@ -22,7 +22,9 @@ def group_weights(signal: Rewards) -> Float[Tensor, " G"]:
 
 def comparable_groups(signal: Rewards) -> Float[Tensor, " G"]:
     """One per group of two or more; a completion alone has nothing to be compared with."""
-    size = group_sum(torch.ones(signal.group.shape, dtype=torch.get_default_dtype(), device=signal.group.device), signal)
+    size = group_sum(
+        torch.ones(signal.group.shape, dtype=torch.get_default_dtype(), device=signal.group.device), signal
+    )
     return (size > 1).to(size.dtype)
 
 
@@ -56,7 +58,8 @@ def reward_softmax(signal: Rewards, temperature: float, dtype: torch.dtype) -> F
 
 
 def all_pairs(signal: Rewards) -> tuple[Pairs, Float[Tensor, " P"]]:
-    """Every two completions of a group, the one with the higher reward as chosen (of a tie, the first), with weights.
+    """Every two completions of a group, the one with the higher reward as chosen (of a tie, the first), with
+    weights.
 
     The weights of a group's pairs sum to one, so that every group of two or more weighs the same.
     """
@@ -64,9 +67,13 @@ def all_pairs(signal: Rewards) -> tuple[Pairs, Float[Tensor, " P"]]:
     order = index.argsort(stable=True)  # completions group by group, in their own order within each
     size = torch.bincount(index, minlength=num_groups)
     place = torch.arange(len(order), device=order.device)
-    followers = size.cumsum(0)[index[order]] - place - 1  # of each completion, how many of its group come after it
+    followers = (
+        size.cumsum(0)[index[order]] - place - 1
+    )  # of each completion, how many of its group come after it
     first = torch.repeat_interleave(place, followers)
-    second = first + 1 + torch.arange(len(first), device=order.device) - (followers.cumsum(0) - followers)[first]
+    second = (
+        first + 1 + torch.arange(len(first), device=order.device) - (followers.cumsum(0) - followers)[first]
+    )
     first, second = order[first], order[second]
     by_first = first.argsort(stable=True)  # groups may be interleaved
     first, second = first[by_first], second[by_first]
@@ -93,7 +100,9 @@ def group_metrics(scores: TokenScores, signal: Rewards, rewards: Float[Tensor, "
 def group_losses(
     per_unit: Float[Tensor, " G"], scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]
 ) -> Losses:
-    """The losses of groups, each of weight one, with the usual metrics; `rewards` is what the method scores with."""
+    """The losses of groups, each of weight one, with the usual metrics; `rewards` is what the method scores
+    with.
+    """
     return Losses(
         per_unit=per_unit,
         weight=group_weights(signal).to(per_unit.dtype),

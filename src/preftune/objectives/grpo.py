@@ -23,17 +23,20 @@ LossKL = Literal["k2", "k3"]
 class GRPO:
     """PPO's clipped loss without a critic: rewards standardised within the completions of a prompt.
 
-        L = (1/n) sum_t [ -min( rho_t A, clip(rho_t, 1 - clip, 1 + clip) A ) + beta * k3_t ],   rho_t = pi(y_t) / mu(y_t)
-        A = (r - mean) / (std + eps) of the group,   k3_t = e^-x - 1 + x,   x = log pi(y_t) - log ref(y_t)
+        L = (1/n) sum_t [ -min( rho_t A, clip(rho_t, 1 - clip, 1 + clip) A ) + beta * k3_t ],   rho_t =
+        pi(y_t) / mu(y_t) A = (r - mean) / (std + eps) of the group,   k3_t = e^-x - 1 + x,   x = log pi(y_t)
+        - log ref(y_t)
 
-    with mu the behaviour policy, the mean over completions. Shao et al., "DeepSeekMath", 2024, arXiv 2402.03300, with
-    outcome rewards; checked against public implementations.
+    with mu the behaviour policy, the mean over completions. Shao et al., "DeepSeekMath", 2024, arXiv
+    2402.03300, with outcome rewards; checked against public implementations.
 
     Args:
-        beta: weight of the KL term, >= 0; at 0 there is no reference. The default is the paper's (from memory).
+        beta: weight of the KL term, >= 0; at 0 there is no reference. The default is the paper's (from
+            memory).
         clip: how far a ratio may leave 1, in (0, 1).
         eps: added to the standard deviation, > 0; TRL's. The paper has none.
-        kl: estimator in the loss. k3, the paper's, has the expected gradient of KL(ref || pi); k2 that of KL(pi || ref).
+        kl: estimator in the loss. k3, the paper's, has the expected gradient of KL(ref || pi); k2 that of
+            KL(pi || ref).
     """
 
     beta: float = 0.04
@@ -47,7 +50,9 @@ class GRPO:
         check_positive("grpo", eps=self.eps)
         check_choice("grpo", get_args(LossKL), kl=self.kl)
         if self.beta == 0 and self.kl != "k3":
-            raise ConfigError("grpo: kl has no effect with beta 0", got=self.kl, do="Leave it out, or set beta")
+            raise ConfigError(
+                "grpo: kl has no effect with beta 0", got=self.kl, do="Leave it out, or set beta"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -63,25 +68,33 @@ class GRPO:
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = standardised(signal.reward.to(scores.logp.dtype), signal, self.eps)
-        loss, ratios = clipped_losses(token_ratio(scores), per_token(advantage, scores.lengths), self.clip, self.clip)
+        loss, ratios = clipped_losses(
+            token_ratio(scores), per_token(advantage, scores.lengths), self.clip, self.clip
+        )
         if self.beta > 0:
             loss = loss + self.beta * kl_estimate(self.kl, scores.logp - reference(scores))
         per_unit, weight = mean_tokens(loss, scores.lengths), self.weights(scores.lengths, signal)
-        return policy_losses(per_unit, weight, scores, signal, advantage=advantage, beta=self.beta, extra=ratios)
+        return policy_losses(
+            per_unit, weight, scores, signal, advantage=advantage, beta=self.beta, extra=ratios
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrGRPO:
-    """GRPO without its two divisions: by the standard deviation of the rewards, and by the length of the completion.
+    """GRPO without its two divisions: by the standard deviation of the rewards, and by the length of the
+    completion.
 
-        L = (1/max_tokens) sum_t -min( rho_t A, clip(rho_t, 1 - clip, 1 + clip) A ),   A = r - mean of the group
+        L = (1/max_tokens) sum_t -min( rho_t A, clip(rho_t, 1 - clip, 1 + clip) A ),   A = r - mean of the
+        group
 
-    with rho_t = pi(y_t) / mu(y_t), the mean over completions. Liu et al., "Understanding R1-Zero-Like Training: A
-    Critical Perspective", 2025, arXiv 2503.20783; checked against the authors' code. There is no KL term.
+    with rho_t = pi(y_t) / mu(y_t), the mean over completions. Liu et al., "Understanding R1-Zero-Like
+    Training: A Critical Perspective", 2025, arXiv 2503.20783; checked against the authors' code. There is no
+    KL term.
 
     Args:
         clip: how far a ratio may leave 1, in (0, 1).
-        max_tokens: the same divisor for all completions, > 0; the sampler's budget of a completion, whose default is this.
+        max_tokens: the same divisor for all completions, > 0; the sampler's budget of a completion, whose
+            default is this.
     """
 
     clip: float = 0.2
@@ -105,21 +118,28 @@ class DrGRPO:
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = centred(signal.reward.to(scores.logp.dtype), signal)
-        loss, ratios = clipped_losses(token_ratio(scores), per_token(advantage, scores.lengths), self.clip, self.clip)
-        per_unit, weight = sum_tokens(loss, scores.lengths) / self.max_tokens, self.weights(scores.lengths, signal)
+        loss, ratios = clipped_losses(
+            token_ratio(scores), per_token(advantage, scores.lengths), self.clip, self.clip
+        )
+        per_unit, weight = (
+            sum_tokens(loss, scores.lengths) / self.max_tokens,
+            self.weights(scores.lengths, signal),
+        )
         return policy_losses(per_unit, weight, scores, signal, advantage=advantage, extra=ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DAPO:
-    """GRPO with a wider clip upward, the mean over all tokens of the step, and no groups whose rewards are all equal.
+    """GRPO with a wider clip upward, the mean over all tokens of the step, and no groups whose rewards are
+    all equal.
 
-        L_t = -min( rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A ),   A = (r - mean) / (std + eps) of the group
+        L_t = -min( rho_t A, clip(rho_t, 1 - clip_low, 1 + clip_high) A ),   A = (r - mean) / (std + eps) of
+        the group
 
-    with rho_t = pi(y_t) / mu(y_t). A group with equal rewards has no weight, neither above nor below the line. Yu et
-    al., "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", 2025, arXiv 2503.14476; checked against
-    public implementations. Drawing more groups in the place of those, leaving out truncated completions and the reward
-    for length are the sampler's, not the loss's.
+    with rho_t = pi(y_t) / mu(y_t). A group with equal rewards has no weight, neither above nor below the
+    line. Yu et al., "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", 2025, arXiv
+    2503.14476; checked against public implementations. Drawing more groups in the place of those, leaving out
+    truncated completions and the reward for length are the sampler's, not the loss's.
 
     Args:
         clip_low: how far a ratio may fall below 1, in (0, 1).
@@ -165,9 +185,9 @@ class GSPO:
         L = -min( s A, clip(s, 1 - clip_low, 1 + clip_high) A ),   s = (pi(y) / mu(y))^(1/n)
         A = (r - mean) / (std + eps) of the group
 
-    with mu the behaviour policy, the mean over completions. Zheng et al., "Group Sequence Policy Optimization", 2025,
-    arXiv 2507.18071; checked against public implementations. A mean moves far less than a token's ratio, hence the narrow
-    clip. There is no KL term.
+    with mu the behaviour policy, the mean over completions. Zheng et al., "Group Sequence Policy
+    Optimization", 2025, arXiv 2507.18071; checked against public implementations. A mean moves far less than
+    a token's ratio, hence the narrow clip. There is no KL term.
 
     Args:
         clip_low: how far the ratio may fall below 1, in (0, 1).

@@ -8,7 +8,14 @@ from torch import Tensor
 from preftune.objectives.base import log_ratio, sum_tokens
 from preftune.objectives.checks import check_choice, check_not_negative, check_positive
 from preftune.objectives.links import hinge
-from preftune.objectives.pairwise import NLL_SCALES, NLLScale, losses_with_nll, pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import (
+    NLL_SCALES,
+    NLLScale,
+    losses_with_nll,
+    pair_losses,
+    pair_margin,
+    pair_weights,
+)
 from preftune.types import Losses, Pairs, TokenScores
 
 
@@ -18,9 +25,9 @@ class Hinge:
 
         L = max(0, 1 - beta * D),   D = h(chosen) - h(rejected)
 
-    The "hinge-norm" loss of Liu et al., "Statistical Rejection Sampling Improves Preference Optimization" (RSO), ICLR
-    2024, arXiv 2309.06657; checked against public implementations. RSO also samples its pairs, which is not part of the
-    loss.
+    The "hinge-norm" loss of Liu et al., "Statistical Rejection Sampling Improves Preference Optimization"
+    (RSO), ICLR 2024, arXiv 2309.06657; checked against public implementations. RSO also samples its pairs,
+    which is not part of the loss.
 
     Args:
         beta: strength of the pull to the reference, > 0; the paper's gamma.
@@ -50,13 +57,14 @@ class Hinge:
 
 @dataclass(frozen=True, kw_only=True)
 class SLiC:
-    """A hinge on the log-probabilities themselves, and likelihood of the chosen completion to stay near the data.
+    """A hinge on the log-probabilities themselves, and likelihood of the chosen completion to stay near the
+    data.
 
         L = max(0, delta - log pi(chosen) + log pi(rejected)) + lambda * NLL(chosen)
 
-    Zhao et al., "SLiC-HF: Sequence Likelihood Calibration with Human Feedback", 2023, arXiv 2305.10425; checked against
-    a public implementation. The paper takes the likelihood term of a reference answer, which may be another one; pairs
-    hold none, so it is that of the chosen completion.
+    Zhao et al., "SLiC-HF: Sequence Likelihood Calibration with Human Feedback", 2023, arXiv 2305.10425;
+    checked against a public implementation. The paper takes the likelihood term of a reference answer, which
+    may be another one; pairs hold none, so it is that of the chosen completion.
 
     Args:
         delta: margin in nats, > 0.

@@ -31,14 +31,17 @@ def policy_samples(signal: Hybrid) -> Bool[Tensor, " C"]:
 
 @dataclass(frozen=True, kw_only=True)
 class HyPO:
-    """DPO on offline pairs, plus the reverse KL divergence where the policy now is, which offline pairs do not cover.
+    """DPO on offline pairs, plus the reverse KL divergence where the policy now is, which offline pairs do
+    not cover.
 
         L = mean over pairs of -log sigma(beta * D)  +  kl_weight * mean over samples of h(y)^2 / 2
 
-    Song et al., "The Importance of Online Data: Understanding Preference Fine-tuning via Coverage", NeurIPS 2024, arXiv
-    2406.01462: formula not verified against the paper. Samples are completions that the policy wrote and that are in no
-    pair. The second term has the gradient h(y) grad log pi(y), whose mean over the policy's samples is the gradient of
-    KL(pi || ref); the authors take a leave-one-out baseline from it, which changes its variance alone and is not here.
+    Song et al., "The Importance of Online Data: Understanding Preference Fine-tuning via Coverage", NeurIPS
+    2024, arXiv
+    2406.01462: formula not verified against the paper. Samples are completions that the policy wrote and that
+    are in no pair. The second term has the gradient h(y) grad log pi(y), whose mean over the policy's samples
+    is the gradient of KL(pi || ref); the authors take a leave-one-out baseline from it, which changes its
+    variance alone and is not here.
 
     Args:
         beta: strength of DPO's pull to the reference, > 0.
@@ -72,7 +75,9 @@ class HyPO:
         assert isinstance(step.signal, Hybrid)
         pairs, samples = len(step.signal.chosen), int(policy_samples(step.signal).sum())
         scales = {"pair": (pairs + samples) / max(pairs, 1), "sample": (pairs + samples) / max(samples, 1)}
-        return Coupling(whole={name: torch.tensor(scale, dtype=torch.float64) for name, scale in scales.items()}), {}
+        return Coupling(
+            whole={name: torch.tensor(scale, dtype=torch.float64) for name, scale in scales.items()}
+        ), {}
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Hybrid) -> Float[Tensor, " U"]:
         """Per completion: of how many pairs it is the chosen one, or one for a sample."""

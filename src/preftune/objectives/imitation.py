@@ -20,7 +20,8 @@ GSILLink = Literal["bernoulli", "brier", "hinge", "kliep", "lsif"]
 def density_ratio_loss(
     link: str, positive: Float[Tensor, " P"], negative: Float[Tensor, " P"]
 ) -> Float[Tensor, " P"]:
-    """How badly the log density ratios of a wanted and of an unwanted sample fit; exponents are bounded at 80.
+    """How badly the log density ratios of a wanted and of an unwanted sample fit; exponents are bounded at
+    80.
 
     bernoulli  -log sigma(a) - log sigma(-b)         kliep  -a + exp(b)
     brier      (sigma(a) - 1)^2 + sigma(b)^2         lsif   -exp(a) + exp(2b) / 2
@@ -39,16 +40,16 @@ def density_ratio_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class DIL:
-    """The density ratio of policy to reference, estimated so that chosen completions have much of it and rejected ones
-    little.
+    """The density ratio of policy to reference, estimated so that chosen completions have much of it and
+    rejected ones little.
 
         lsif  L = -exp(hbar(chosen)) + exp(2 hbar(rejected)) / 2        hbar(y) = h(y) / |y|
         ukl   L = -lpbar(chosen) + exp(hbar(rejected))                  lpbar(y) = log pi(y) / |y|
         bce   L = -log sigma(hbar(chosen)) - log sigma(-hbar(rejected))
 
-    Xiao et al., "On a Connection Between Imitation Learning and RLHF", ICLR 2025 (openreview 2QdsjiNXgj), in the form
-    of the authors' code: log-ratios per token, and no beta. The paper writes ratios of sequences (from memory): formula
-    not verified against the paper. With sums the exponentials would explode.
+    Xiao et al., "On a Connection Between Imitation Learning and RLHF", ICLR 2025 (openreview 2QdsjiNXgj), in
+    the form of the authors' code: log-ratios per token, and no beta. The paper writes ratios of sequences
+    (from memory): formula not verified against the paper. With sums the exponentials would explode.
 
     Args:
         link: which estimator of the density ratio; the authors use lsif.
@@ -74,7 +75,9 @@ class DIL:
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = mean_log_ratio(scores)
         chosen, rejected = pair_sides(ratio, signal)
-        if self.link == "ukl":  # the reference's share of the chosen term is a constant, which the authors leave out
+        if (
+            self.link == "ukl"
+        ):  # the reference's share of the chosen term is a constant, which the authors leave out
             chosen = mean_tokens(scores.logp, scores.lengths)[signal.chosen]
         link = {"ukl": "kliep", "bce": "bernoulli"}.get(self.link, self.link)
         return pair_losses(density_ratio_loss(link, chosen, rejected), scores, signal, ratio)
@@ -87,10 +90,10 @@ class GSIL:
         bernoulli  L = -log sigma(f(chosen)) - log sigma(-f(rejected)),   f(y) = beta * h(y) + offset
         brier, hinge, kliep and lsif: see `density_ratio_loss`
 
-    Xiao et al., "How to Leverage Demonstration Data in Alignment for Large Language Model? A Self-Imitation Learning
-    Perspective", EMNLP 2024 (arXiv 2410.10093, id from memory). Our beta is the paper's alpha, our offset its beta. The
-    chosen completion is a demonstration, the rejected one a sample from the reference, which is the policy of the last
-    round.
+    Xiao et al., "How to Leverage Demonstration Data in Alignment for Large Language Model? A Self-Imitation
+    Learning Perspective", EMNLP 2024 (arXiv 2410.10093, id from memory). Our beta is the paper's alpha, our
+    offset its beta. The chosen completion is a demonstration, the rejected one a sample from the reference,
+    which is the policy of the last round.
 
     Args:
         beta: scale of the log-ratio, > 0.

@@ -18,10 +18,11 @@ class INPO:
         L = ( g(chosen) - g(rejected) - (P - 1/2) / eta )^2
         g = log pi - (tau / eta) log ref - (1 - tau / eta) log behaviour
 
-    P is the pair's probability; without one it is 1, and the target 1 / (2 eta). Zhang et al., "Iterative Nash Policy
-    Optimization: Aligning LLMs with General Preferences via No-Regret Learning", ICLR 2025, arXiv 2407.00617; checked
-    against a third-party implementation, the soft target derived here. At tau = eta it would be IPO against the
-    reference, at tau = 0 IPO against the sampling policy.
+    P is the pair's probability; without one it is 1, and the target 1 / (2 eta). Zhang et al., "Iterative
+    Nash Policy
+    Optimization: Aligning LLMs with General Preferences via No-Regret Learning", ICLR 2025, arXiv 2407.00617;
+    checked against a third-party implementation, the soft target derived here. At tau = eta it would be IPO
+    against the reference, at tau = 0 IPO against the sampling policy.
 
     Args:
         eta: inverse step size, > 0.

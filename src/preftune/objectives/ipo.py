@@ -17,13 +17,14 @@ class IPO:
     """The difference of two log-ratios regressed on a fixed margin, which it must not exceed either.
 
         L = ( D - (P - 1/2) / tau )^2,   D = h(chosen) - h(rejected)              (reduction sum)
-                                         D = hbar(chosen) - hbar(rejected)        (reduction mean, hbar = h / |y|)
+                                         D = hbar(chosen) - hbar(rejected)        (reduction mean, hbar = h /
+                                         |y|)
 
-    P is the pair's probability; without one it is 1, and the target 1 / (2 tau). Azar et al., "A General Theoretical
-    Paradigm to Understand Learning from Human Preferences", AISTATS 2024, arXiv 2310.12036, equation 17; checked against
-    public implementations. The paper writes sums; its results are said to come from means, which most implementations
-    use. The two want very different tau. On the policy's own samples, with soft P and sums, it is the online IPO of Zhou
-    et al., 2025, arXiv 2503.08942.
+    P is the pair's probability; without one it is 1, and the target 1 / (2 tau). Azar et al., "A General
+    Theoretical Paradigm to Understand Learning from Human Preferences", AISTATS 2024, arXiv 2310.12036,
+    equation 17; checked against public implementations. The paper writes sums; its results are said to come
+    from means, which most implementations use. The two want very different tau. On the policy's own samples,
+    with soft P and sums, it is the online IPO of Zhou et al., 2025, arXiv 2503.08942.
 
     Args:
         tau: strength of the pull to the reference, > 0.

@@ -19,17 +19,20 @@ class KTO:
     """A completion's log-ratio away from that of completions to other prompts, up or down as its label says.
 
         L = w_D * (1 - sigma(beta * (h - z0)))   of a preferred completion,
-            w_U * (1 - sigma(beta * (z0 - h)))   of a dispreferred one,   z0 = max(0, mean over mismatched pairs of h)
+            w_U * (1 - sigma(beta * (z0 - h)))   of a dispreferred one,   z0 = max(0, mean over mismatched
+            pairs of h)
 
-    Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", ICML 2024, arXiv 2402.01306, equation
-    7. z0 estimates the KL divergence to the reference from the log-ratios of completions under the prompt of another
-    group, over the whole step and without a gradient. With z0 = 0 it is APO-zero on single completions.
+    Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", ICML 2024, arXiv 2402.01306,
+    equation
+    7. z0 estimates the KL divergence to the reference from the log-ratios of completions under the prompt of
+    another group, over the whole step and without a gradient. With z0 = 0 it is APO-zero on single
+    completions.
 
     Args:
         beta: strength of the pull to the reference, > 0.
         desirable_weight: factor w_D of the loss of preferred completions, > 0.
-        undesirable_weight: factor w_U of the loss of dispreferred completions, > 0; the paper keeps w_D * number of
-            preferred over w_U * number of dispreferred in about [1, 4/3] (from memory).
+        undesirable_weight: factor w_U of the loss of dispreferred completions, > 0; the paper keeps w_D *
+            number of preferred over w_U * number of dispreferred in about [1, 4/3] (from memory).
     """
 
     beta: float = 0.1
@@ -38,7 +41,10 @@ class KTO:
 
     def __post_init__(self) -> None:
         check_positive(
-            "kto", beta=self.beta, desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight
+            "kto",
+            beta=self.beta,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
         )
 
     @property
@@ -62,9 +68,11 @@ class KTO:
         check_state("kto", state, self.initial_state())
         if step.mismatched is None:
             raise TrainingError(
-                "KTO compares completions with those of other prompts", got="a step with one prompt only",
-                expected="two prompts or more", do="Raise --batch_size",
-            )  # fmt: skip
+                "KTO compares completions with those of other prompts",
+                got="a step with one prompt only",
+                expected="two prompts or more",
+                do="Raise --batch_size",
+            )
         return Coupling(whole={"z0": log_ratio(step.mismatched).mean().clamp(min=0)}), {}
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:

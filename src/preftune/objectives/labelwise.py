@@ -16,7 +16,10 @@ def label_weights(signal: Labels) -> Float[Tensor, " C"]:
 
 
 def label_losses(
-    per_unit: Float[Tensor, " C"], scores: TokenScores, signal: Labels, extra: Mapping[str, Tensor] | None = None
+    per_unit: Float[Tensor, " C"],
+    scores: TokenScores,
+    signal: Labels,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Losses:
     """The losses of labelled completions, each of weight one, with the usual metrics and some more."""
     return Losses(
@@ -26,6 +29,8 @@ def label_losses(
     )
 
 
-def anchored(rewards: Float[Tensor, " C"], signal: Labels, anchor: Float[Tensor, ""] | float = 0.0) -> Float[Tensor, " C"]:
+def anchored(
+    rewards: Float[Tensor, " C"], signal: Labels, anchor: Float[Tensor, ""] | float = 0.0
+) -> Float[Tensor, " C"]:
     """1 - sigma(label * (reward - anchor)): KTO's loss, and with an anchor of 0 that of APO-zero on singles."""
     return torch.sigmoid(-signal.label * (rewards - anchor))

@@ -19,8 +19,9 @@ class LNDPO:
 
         L = -log sigma( beta * (hbar(chosen) - hbar(rejected)) ),   hbar(y) = h(y) / |y|
 
-    Lambert et al., "Tulu 3: Pushing Frontiers in Open Language Model Post-Training", 2024; checked against a public
-    implementation; the default beta is from memory. Log-ratios per token are small, hence a beta far above DPO's.
+    Lambert et al., "Tulu 3: Pushing Frontiers in Open Language Model Post-Training", 2024; checked against a
+    public implementation; the default beta is from memory. Log-ratios per token are small, hence a beta far
+    above DPO's.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -55,9 +56,9 @@ class LDDPO:
         L = -log sigma( beta * (d(chosen) - d(rejected)) ),   d(y) = h(y_1 .. y_m) + alpha * h(y_m+1 .. y_n)
         m = min(|chosen|, |rejected|)
 
-    Liu et al., "Length Desensitization in Direct Preference Optimization", 2024, arXiv 2409.06411; checked against a
-    public implementation. alpha = 1 is DPO. The logged `rewards/*` are DPO's: beta * h, undamped, a number of the
-    completion alone.
+    Liu et al., "Length Desensitization in Direct Preference Optimization", 2024, arXiv 2409.06411; checked
+    against a public implementation. alpha = 1 is DPO. The logged `rewards/*` are DPO's: beta * h, undamped, a
+    number of the completion alone.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -88,13 +89,18 @@ class LDDPO:
         shared = torch.minimum(*pair_lengths(scores.lengths, signal))
         chosen = _damped_sum(token_ratio, scores.lengths, signal.chosen, shared, self.alpha)
         rejected = _damped_sum(token_ratio, scores.lengths, signal.rejected, shared, self.alpha)
-        return pair_losses(logistic(self.beta * (chosen - rejected)), scores, signal, self.beta * log_ratio(scores))
+        return pair_losses(
+            logistic(self.beta * (chosen - rejected)), scores, signal, self.beta * log_ratio(scores)
+        )
 
 
 def _damped_sum(
-    values: Float[Tensor, " N"], lengths: Int[Tensor, " C"], picked: Int[Tensor, " P"], shared: Int[Tensor, " P"],
+    values: Float[Tensor, " N"],
+    lengths: Int[Tensor, " C"],
+    picked: Int[Tensor, " P"],
+    shared: Int[Tensor, " P"],
     alpha: float,
-) -> Float[Tensor, " P"]:  # fmt: skip
+) -> Float[Tensor, " P"]:
     """Sum over the tokens of each picked completion, those past its first `shared` ones weighing alpha.
 
     A completion may be picked by several pairs, each with a shared length of its own.
@@ -108,14 +114,16 @@ def _damped_sum(
 
 @dataclass(frozen=True, kw_only=True)
 class RDPO:
-    """DPO with a length term beside the margin: the longer completion's length explains part of its being preferred.
+    """DPO with a length term beside the margin: the longer completion's length explains part of its being
+    preferred.
 
         L = -log sigma( beta * D + alpha * (|chosen| - |rejected|) ),   D = h(chosen) - h(rejected)
 
-    Park et al., "Disentangling Length from Quality in Direct Preference Optimization", ACL Findings 2024, arXiv
-    2403.19159, equation 9; checked against a public implementation. A longer chosen completion gets less gradient. The
-    sign follows from the objective "reward - alpha * length"; one public repository has it the other way round.
-    `rewards/*` leave the term out.
+    Park et al., "Disentangling Length from Quality in Direct Preference Optimization", ACL Findings 2024,
+    arXiv
+    2403.19159, equation 9; checked against a public implementation. A longer chosen completion gets less
+    gradient. The sign follows from the objective "reward - alpha * length"; one public repository has it the
+    other way round. `rewards/*` leave the term out.
 
     Args:
         beta: strength of the pull to the reference, > 0.

@@ -1,4 +1,6 @@
-"""From margins to losses: the few functions of one number that most objectives are made of. Pure, elementwise."""
+"""From margins to losses: the few functions of one number that most objectives are made of. Pure,
+elementwise.
+"""
 
 import math
 
@@ -9,14 +11,17 @@ from torch.nn.functional import logsigmoid
 
 # e^80 = 5.5e34 leaves room below fp32's 3.4e38 for a beta and a sum. The same in fp64, so that dtypes agree.
 _MAX_EXPONENT = 80.0
-# In fp32 a confident token has logp = 0 exactly, and its odds are infinite. Probabilities above 1 - 1e-7 count as that.
+# In fp32 a confident token has logp = 0 exactly, and its odds are infinite. Probabilities above 1 - 1e-7
+# count as that.
 MAX_LOGP = -1e-7
 
 
 def logistic(
     margin: Float[Tensor, " U"], label_smoothing: float | Float[Tensor, " U"] = 0.0
 ) -> Float[Tensor, " U"]:
-    """-(1 - e) log sigma(m) - e log sigma(-m): cross-entropy of sigma(m) with a label that is wrong with chance e."""
+    """-(1 - e) log sigma(m) - e log sigma(-m): cross-entropy of sigma(m) with a label that is wrong with
+    chance e.
+    """
     loss = -(1 - label_smoothing) * logsigmoid(margin)
     may_be_wrong = isinstance(label_smoothing, Tensor) or label_smoothing > 0
     return loss - label_smoothing * logsigmoid(-margin) if may_be_wrong else loss
@@ -37,7 +42,8 @@ def binary_kl(first: Float[Tensor, " U"], second: Float[Tensor, " U"]) -> Float[
 def bounded_exp(exponent: Float[Tensor, " U"]) -> Float[Tensor, " U"]:
     """e^x, constant (and without gradient) above x = 80.
 
-    For objectives that exponentiate a log-ratio: one of a few hundred nats would otherwise end the run as infinity.
+    For objectives that exponentiate a log-ratio: one of a few hundred nats would otherwise end the run as
+    infinity.
     """
     return exponent.clamp(max=_MAX_EXPONENT).exp()
 
@@ -50,5 +56,7 @@ def bounded_expm1(exponent: Float[Tensor, " U"]) -> Float[Tensor, " U"]:
 def log_odds(logp: Float[Tensor, " U"]) -> Float[Tensor, " U"]:
     """log(p / (1 - p)) from log p, exact down to any p; constant (and without gradient) above p = 1 - 1e-7."""
     logp = logp.clamp(max=MAX_LOGP)
-    log_complement = torch.where(logp < -math.log(2.0), torch.log1p(-logp.exp()), torch.log(-torch.expm1(logp)))
+    log_complement = torch.where(
+        logp < -math.log(2.0), torch.log1p(-logp.exp()), torch.log(-torch.expm1(logp))
+    )
     return logp - log_complement

@@ -19,20 +19,22 @@ _LEAST_MEAN = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class MallowsPO:
-    """DPO with a beta of each pair: large where the reference is sure of the answer, small where many would do.
+    """DPO with a beta of each pair: large where the reference is sure of the answer, small where many would
+    do.
 
         L = -log sigma( phi * beta * (h(chosen) - h(rejected)) )
         phi = -scale * log( (H(chosen) + H(rejected)) / (2 log V) )
 
-    with h the log-ratio to the reference, summed over tokens, H(y) the mean over y's positions of the entropy of the
-    reference's next token, and V the size of the vocabulary. Chen et al., "MallowsPO: Fine-Tune Your LLM with Preference
-    Dispersions", ICLR 2025, arXiv 2405.14953, the theta form; checked against the authors' code. `scale` is their phi*,
-    which brings the mean of phi to 1; with equal entropies everywhere and a mean of 1 it is DPO.
+    with h the log-ratio to the reference, summed over tokens, H(y) the mean over y's positions of the entropy
+    of the reference's next token, and V the size of the vocabulary. Chen et al., "MallowsPO: Fine-Tune Your
+    LLM with Preference Dispersions", ICLR 2025, arXiv 2405.14953, the theta form; checked against the
+    authors' code. `scale` is their phi*, which brings the mean of phi to 1; with equal entropies everywhere
+    and a mean of 1 it is DPO.
 
     Args:
         beta: strength of the pull to the reference, > 0; DPO's default.
-        scale: phi*, > 0; by default it is one over the mean of -log(...) over the pairs of each step. The authors' is 0.29,
-            for a Llama 3 with instruction tuning and their data.
+        scale: phi*, > 0; by default it is one over the mean of -log(...) over the pairs of each step. The
+            authors' is 0.29, for a Llama 3 with instruction tuning and their data.
     """
 
     beta: float = 0.1
@@ -80,7 +82,9 @@ class MallowsPO:
 
 @torch.no_grad()
 def _certainty(scores: TokenScores, signal: Pairs) -> Float[Tensor, " P"]:
-    """-log of the entropy as a share of log V, the mean of the two completions: each weighs half, whatever its length."""
+    """-log of the entropy as a share of log V, the mean of the two completions: each weighs half, whatever
+    its length.
+    """
     assert scores.ref_entropy_share is not None
     chosen, rejected = pair_sides(mean_tokens(scores.ref_entropy_share, scores.lengths), signal)
     return -((chosen + rejected) / 2).clamp(_LEAST_SHARE, 1.0).log()

@@ -19,7 +19,9 @@ from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Sig
 
 _SUMS = ("mixture", "mpo")  # the objectives of this file, which cannot be terms
 _OF_THE_POLICY = ("logps/", "log_ratios/")  # metrics that say the same whichever term gives them
-_PLUS = re.compile(r"(?<!\d[eE])(?<!\.[eE])\+(?![^()]*\))")  # neither that of a number such as 1e+3 nor one in brackets
+_PLUS = re.compile(
+    r"(?<!\d[eE])(?<!\.[eE])\+(?![^()]*\))"
+)  # neither that of a number such as 1e+3 nor one in brackets
 _TERM = re.compile(r"(?:(?P<weight>[^*()]*)\*)?\s*(?P<name>[\w-]+)\s*(?:\((?P<settings>[^()]*)\))?")
 
 
@@ -38,14 +40,15 @@ class Mixture:
 
         L = sum_k weight_k * L_k,   L_k = sum_u per_unit_ku * w_ku / W_k,   W_k = sum_u w_ku over the step
 
-    Every term keeps its own units: the tokens of `sft` and the pairs of `dpo` are not weighed against each other. The
-    one reducer divides by W = sum_k W_k, so the units of term k are scaled by weight_k * W / W_k, which is why a mixture
-    looks at the whole step before its gradient. A term without weight in a step adds nothing to it. Terms on labels
-    take them from the pairs of the others: +1 chosen, -1 rejected, 0 neither or both.
+    Every term keeps its own units: the tokens of `sft` and the pairs of `dpo` are not weighed against each
+    other. The one reducer divides by W = sum_k W_k, so the units of term k are scaled by weight_k * W / W_k,
+    which is why a mixture looks at the whole step before its gradient. A term without weight in a step adds
+    nothing to it. Terms on labels take them from the pairs of the others: +1 chosen, -1 rejected, 0 neither
+    or both.
 
     Args:
-        terms: such as "0.8*dpo(beta=0.1) + 0.2*bco-pair + sft": names of objectives with their settings, each with a
-            weight, a number other than 0 that is 1 if left out. The default is MPO's.
+        terms: such as "0.8*dpo(beta=0.1) + 0.2*bco-pair + sft": names of objectives with their settings, each
+            with a weight, a number other than 0 that is 1 if left out. The default is MPO's.
     """
 
     terms: str = "0.8*dpo(beta=0.1)+0.2*bco-pair(beta=0.1)+sft"
@@ -67,26 +70,33 @@ class Mixture:
 
     @property
     def couples(self) -> frozenset[str]:
-        return frozenset().union(*(term.objective.couples for term in self.parsed if _is_coupled(term.objective)))
+        return frozenset().union(
+            *(term.objective.couples for term in self.parsed if _is_coupled(term.objective))
+        )
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Signal) -> Float[Tensor, " U"]:
         """Those of each term, one term after another."""
-        return torch.cat([
-            term.objective.weights(lengths, derived_signal(signal, term.objective.signal, len(lengths)))
-            for term in self.parsed
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                term.objective.weights(lengths, derived_signal(signal, term.objective.signal, len(lengths)))
+                for term in self.parsed
+            ]
+        )
 
     def initial_state(self) -> dict[str, Tensor]:
         """The states of the terms that have one, each name after its term's position."""
         return {
             f"{position}/{name}": value
-            for position, term in enumerate(self.parsed) if _is_coupled(term.objective)
+            for position, term in enumerate(self.parsed)
+            if _is_coupled(term.objective)
             for name, value in term.objective.initial_state().items()
-        }  # fmt: skip
+        }
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """The factor of each term's units, and what couples the terms themselves."""
-        signals = [derived_signal(step.signal, term.objective.signal, len(step.lengths)) for term in self.parsed]
+        signals = [
+            derived_signal(step.signal, term.objective.signal, len(step.lengths)) for term in self.parsed
+        ]
         weights = [
             term.objective.weights(step.lengths, signal).double()
             for term, signal in zip(self.parsed, signals, strict=True)
@@ -99,7 +109,9 @@ class Mixture:
             found["whole"][f"{position}.scale"] = term.weight * total * per_weight
             found["whole"][f"{position}.mean"] = (weight != 0).sum() * per_weight
             if _is_coupled(term.objective):
-                own, kept = term.objective.couple(_own_view(step, signal, term.objective), _unprefixed(state, position))
+                own, kept = term.objective.couple(
+                    _own_view(step, signal, term.objective), _unprefixed(state, position)
+                )
                 new_state |= {f"{position}/{name}": value for name, value in kept.items()}
                 for kind, values in found.items():
                     values |= {f"{position}/{name}": value for name, value in getattr(own, kind).items()}
@@ -109,10 +121,16 @@ class Mixture:
         coupling = coupling_of(scores)
         per_unit, weight, metrics = [], [], {}
         for position, term in enumerate(self.parsed):
-            own = Coupling(**{f.name: _unprefixed(getattr(coupling, f.name), position) for f in fields(Coupling)})
+            own = Coupling(
+                **{f.name: _unprefixed(getattr(coupling, f.name), position) for f in fields(Coupling)}
+            )
             own_scores = _own_scores(scores, term.objective, own if _is_coupled(term.objective) else None)
-            losses = term.objective(own_scores, derived_signal(signal, term.objective.signal, len(scores.lengths)))
-            scale, mean = (coupling.whole[f"{position}.{n}"].to(losses.per_unit.dtype) for n in ("scale", "mean"))
+            losses = term.objective(
+                own_scores, derived_signal(signal, term.objective.signal, len(scores.lengths))
+            )
+            scale, mean = (
+                coupling.whole[f"{position}.{n}"].to(losses.per_unit.dtype) for n in ("scale", "mean")
+            )
             per_unit.append(scale * losses.per_unit)
             weight.append(losses.weight)
             for name, values in losses.metrics.items():
@@ -131,9 +149,10 @@ class MPO:
 
         L = w_p * L_dpo + w_q * L_bco-pair + w_g * L_sft
 
-    Wang et al., "Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference Optimization",
-    2024, arXiv 2411.10442; checked against a public implementation. The authors' code subtracts a running mean of the
-    rewards in the second term, as BCO does; here, as in that implementation, its threshold is 0.
+    Wang et al., "Enhancing the Reasoning Ability of Multimodal Large Language Models via Mixed Preference
+    Optimization", 2024, arXiv 2411.10442; checked against a public implementation. The authors' code
+    subtracts a running mean of the rewards in the second term, as BCO does; here, as in that implementation,
+    its threshold is 0.
 
     Args:
         dpo_weight: w_p, > 0.
@@ -149,7 +168,11 @@ class MPO:
 
     def __post_init__(self) -> None:
         check_positive(
-            "mpo", dpo_weight=self.dpo_weight, bco_weight=self.bco_weight, sft_weight=self.sft_weight, beta=self.beta
+            "mpo",
+            dpo_weight=self.dpo_weight,
+            bco_weight=self.bco_weight,
+            sft_weight=self.sft_weight,
+            beta=self.beta,
         )
 
     @cached_property
@@ -194,8 +217,11 @@ def parse_terms(text: str) -> tuple[Term, ...]:
     for part in _PLUS.split(text):
         matched = _TERM.fullmatch(part.strip())
         if matched is None:
-            raise ConfigError("mixture: terms has a part that cannot be read", got=part.strip() or "nothing",
-                              expected="weight*name(setting=value, ...), joined by +")  # fmt: skip
+            raise ConfigError(
+                "mixture: terms has a part that cannot be read",
+                got=part.strip() or "nothing",
+                expected="weight*name(setting=value, ...), joined by +",
+            )
         objective = _objective(matched["name"], matched["settings"] or "")
         count = 1 + sum(type(term.objective) is type(objective) for term in found)
         label = matched["name"] + (f"-{count}" if count > 1 else "")
@@ -210,13 +236,17 @@ def _weight(text: str | None) -> float:
     except ValueError:
         weight = math.nan
     if not math.isfinite(weight) or weight == 0:
-        raise ConfigError("mixture: terms has a weight that it cannot take", got=text, expected="a number other than 0")
+        raise ConfigError(
+            "mixture: terms has a weight that it cannot take", got=text, expected="a number other than 0"
+        )
     return weight
 
 
 def _objective(name: str, settings: str) -> Objective:
     """The objective of a name, with settings such as "beta=0.1, label_smoothing=0.2"."""
-    from preftune.objectives import OBJECTIVES  # the table holds this file's classes, so it cannot be imported before
+    from preftune.objectives import (
+        OBJECTIVES,
+    )  # the table holds this file's classes, so it cannot be imported before
 
     if name in _SUMS:
         raise ConfigError("mixture: terms holds a sum of objectives", got=name, do="Write its terms out")
@@ -228,12 +258,17 @@ def _objective(name: str, settings: str) -> Objective:
     for part in settings.split(",") if settings.strip() else []:
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or key not in hints or key in values:
-            raise ConfigError(f"mixture: terms has a setting that {name} does not take, or takes once", got=part.strip(),
-                              expected=" or ".join(f"{one}=..." for one in hints) or "none")  # fmt: skip
+            raise ConfigError(
+                f"mixture: terms has a setting that {name} does not take, or takes once",
+                got=part.strip(),
+                expected=" or ".join(f"{one}=..." for one in hints) or "none",
+            )
         try:
             values[key] = _value(value, hints[key])
         except ValueError as error:
-            raise ConfigError(f"mixture: terms has a value that {name} cannot take", got=part.strip()) from error
+            raise ConfigError(
+                f"mixture: terms has a value that {name} cannot take", got=part.strip()
+            ) from error
     return kind(**values)
 
 
@@ -243,7 +278,9 @@ def _value(text: str, hint: Any) -> object:
         return None if NoneType in get_args(hint) and text == "null" else _value(text, get_args(hint)[0])
     if hint is bool:
         return ("false", "true").index(text) == 1
-    return text if get_origin(hint) is Literal else hint(text)  # the objective itself refuses an unknown choice
+    return (
+        text if get_origin(hint) is Literal else hint(text)
+    )  # the objective itself refuses an unknown choice
 
 
 # --- what each term sees ---
@@ -255,8 +292,11 @@ def common_signal(kinds: Sequence[type[Signal]]) -> type[Signal]:
         return kinds[0]
     if Rewards in kinds:
         names = " and ".join(sorted({kind.__name__.lower() for kind in kinds}))
-        raise ConfigError("mixture: terms learn from signals that do not go together", got=names,
-                          expected="rewards for all terms or for none")  # fmt: skip
+        raise ConfigError(
+            "mixture: terms learn from signals that do not go together",
+            got=names,
+            expected="rewards for all terms or for none",
+        )
     return Hybrid if Hybrid in kinds else Pairs
 
 
@@ -284,7 +324,9 @@ def _own_scores(scores: TokenScores, objective: Objective, coupling: Coupling | 
 def _own_view(step: StepView, signal: Signal, objective: Coupled) -> StepView:
     """The step as the objective would see it alone."""
     own = {
-        name: _own_scores(scores, objective, None) if name in objective.couples and scores is not None else None
+        name: _own_scores(scores, objective, None)
+        if name in objective.couples and scores is not None
+        else None
         for name, scores in (("scores", step.scores), ("mismatched", step.mismatched))
     }
     return replace(step, signal=signal, **own)

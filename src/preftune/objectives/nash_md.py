@@ -13,9 +13,14 @@ from preftune.types import Losses, Rewards, TokenScores
 
 
 def win_rate_losses(
-    win_rate: Float[Tensor, " C"], advantage: Float[Tensor, " C"], weight: Float[Tensor, " C"],
-    scores: TokenScores, signal: Rewards, *, rewards: Float[Tensor, " C"],
-) -> Losses:  # fmt: skip
+    win_rate: Float[Tensor, " C"],
+    advantage: Float[Tensor, " C"],
+    weight: Float[Tensor, " C"],
+    scores: TokenScores,
+    signal: Rewards,
+    *,
+    rewards: Float[Tensor, " C"],
+) -> Losses:
     """-sg(advantage) log pi(y) of each completion, and the metrics of a policy gradient on win rates."""
     advantage = advantage.detach()
     counted = weight > 0
@@ -29,17 +34,19 @@ def win_rate_losses(
 
 @dataclass(frozen=True, kw_only=True)
 class NashMD:
-    """Likelihood of each sampled completion, weighted by how far its win rate exceeds one half, less a KL penalty.
+    """Likelihood of each sampled completion, weighted by how far its win rate exceeds one half, less a KL
+    penalty.
 
         L = -sg( P(y > y') - 1/2 - beta * h(y) ) log pi(y)
 
     Munos et al., "Nash Learning from Human Feedback", ICML 2024, arXiv 2312.00886; checked against public
-    implementations. The reward of a completion is its win rate, in [0, 1], against a completion y' of the mixture of
-    policy and reference, which is the sampler's business. The penalty is of the sequence, so that its expected gradient is
-    that of KL(pi || ref).
+    implementations. The reward of a completion is its win rate, in [0, 1], against a completion y' of the
+    mixture of policy and reference, which is the sampler's business. The penalty is of the sequence, so that
+    its expected gradient is that of KL(pi || ref).
 
     Args:
-        beta: strength of the pull to the reference, >= 0. At 0 no reference is needed: REINFORCE with a baseline of 1/2.
+        beta: strength of the pull to the reference, >= 0. At 0 no reference is needed: REINFORCE with a
+            baseline of 1/2.
     """
 
     beta: float = 0.1

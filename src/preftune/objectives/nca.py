@@ -8,25 +8,32 @@ from torch import Tensor
 
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import check_not_negative, check_positive
-from preftune.objectives.groupwise import group_log_softmax, group_losses, group_sum, group_weights, reward_softmax
+from preftune.objectives.groupwise import (
+    group_log_softmax,
+    group_losses,
+    group_sum,
+    group_weights,
+    reward_softmax,
+)
 from preftune.objectives.links import logistic
 from preftune.types import Losses, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoNCA:
-    """Cross-entropy of a softmax over the implicit rewards of a prompt's completions with one over their rewards.
+    """Cross-entropy of a softmax over the implicit rewards of a prompt's completions with one over their
+    rewards.
 
         L = -sum_k p_k log softmax_k(beta * h),   p = softmax_k(reward / alpha)
 
-    Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", NeurIPS 2024, arXiv 2402.05369.
-    With two completions and alpha -> 0 it is DPO. The authors' code has the inverse of alpha, and adds 0.01 to the top
-    reward, which is left out here.
+    Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", NeurIPS 2024, arXiv
+    2402.05369. With two completions and alpha -> 0 it is DPO. The authors' code has the inverse of alpha, and
+    adds 0.01 to the top reward, which is left out here.
 
     Args:
         beta: strength of the pull to the reference, > 0.
-        reward_temperature: alpha, >= 0. At 0 the target is the best completion of the group: the form for pairs, whose
-            rewards are 1 and 0.
+        reward_temperature: alpha, >= 0. At 0 the target is the best completion of the group: the form for
+            pairs, whose rewards are 1 and 0.
     """
 
     beta: float = 0.01
@@ -60,16 +67,17 @@ class NCA:
     """Each completion classified against noise on its own, so that absolute likelihoods matter and not only
     differences.
 
-        L = -sum_k p_k log sigma(beta * h_k) - (1/K) sum_k log sigma(-beta * h_k),   p = softmax_k(reward / alpha)
+        L = -sum_k p_k log sigma(beta * h_k) - (1/K) sum_k log sigma(-beta * h_k),   p = softmax_k(reward /
+        alpha)
 
-    Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", NeurIPS 2024, arXiv 2402.05369.
-    For a pair with alpha -> 0: -log sigma(r_w) - 0.5 log sigma(-r_w) - 0.5 log sigma(-r_l). The authors' code has the
-    inverse of alpha and adds 0.01 to the top reward, which is left out here.
+    Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", NeurIPS 2024, arXiv
+    2402.05369. For a pair with alpha -> 0: -log sigma(r_w) - 0.5 log sigma(-r_w) - 0.5 log sigma(-r_l). The
+    authors' code has the inverse of alpha and adds 0.01 to the top reward, which is left out here.
 
     Args:
         beta: strength of the pull to the reference, > 0.
-        reward_temperature: alpha, >= 0. At 0 the target is the best completion of the group: the form for pairs, whose
-            rewards are 1 and 0.
+        reward_temperature: alpha, >= 0. At 0 the target is the best completion of the group: the form for
+            pairs, whose rewards are 1 and 0.
     """
 
     beta: float = 0.01
@@ -95,5 +103,7 @@ class NCA:
         rewards = self.beta * log_ratio(scores)
         target = reward_softmax(signal, self.reward_temperature, rewards.dtype)
         size = group_sum(torch.ones_like(rewards), signal)
-        per_unit = group_sum(target * logistic(rewards), signal) + group_sum(logistic(-rewards), signal) / size
+        per_unit = (
+            group_sum(target * logistic(rewards), signal) + group_sum(logistic(-rewards), signal) / size
+        )
         return group_losses(per_unit, scores, signal, rewards)

@@ -14,14 +14,17 @@ from preftune.types import Losses, Pairs, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class ORPO:
-    """Fine-tuning on the chosen completion, with a logistic loss on how its odds compare to the rejected one's.
+    """Fine-tuning on the chosen completion, with a logistic loss on how its odds compare to the rejected
+    one's.
 
         L = NLL(chosen) / |chosen| - w * log sigma( lo(chosen) - lo(rejected) )
         lo(y) = lpbar - log(1 - exp(lpbar)),   lpbar = log pi(y) / |y|
 
-    Hong, Lee and Thorne, "ORPO: Monolithic Preference Optimization without Reference Model", EMNLP 2024, arXiv
-    2403.07691. The authors' likelihood term covers the prompt too, unless told otherwise; objectives see no prompt, so
-    here it is the completion's. Odds are exact in fp32 up to p = 1 - 1e-7 per token on average, and constant above.
+    Hong, Lee and Thorne, "ORPO: Monolithic Preference Optimization without Reference Model", EMNLP 2024,
+    arXiv
+    2403.07691. The authors' likelihood term covers the prompt too, unless told otherwise; objectives see no
+    prompt, so here it is the completion's. Odds are exact in fp32 up to p = 1 - 1e-7 per token on average,
+    and constant above.
 
     Args:
         odds_weight: w (the paper's lambda; `beta` in some implementations), > 0.

@@ -11,7 +11,8 @@ from preftune.objectives.base import mean_tokens, score_metrics, sum_tokens
 from preftune.types import Hybrid, Losses, Pairs, TokenScores
 
 NLLScale = Literal["sum", "mean"]
-"""Whether a likelihood term is the sum or the mean over the tokens of a completion: a factor of its length."""
+"""Whether a likelihood term is the sum or the mean over the tokens of a completion: a factor of its length.
+"""
 NLL_SCALES = get_args(NLLScale)
 
 
@@ -41,7 +42,8 @@ def pair_lengths(lengths: Int[Tensor, " C"], signal: Pairs) -> tuple[Int[Tensor,
 
 
 def flip_chance(signal: Pairs, label_smoothing: float, dtype: torch.dtype) -> float | Float[Tensor, " P"]:
-    """The chance that a pair is the wrong way round: by its probability p, by a wrong label of chance e, but not by both.
+    """The chance that a pair is the wrong way round: by its probability p, by a wrong label of chance e, but
+    not by both.
 
     e p + (1 - e) (1 - p), and e itself where the data give no p.
     """
@@ -59,7 +61,9 @@ def margin_target(signal: Pairs, tau: float, dtype: torch.dtype) -> float | Floa
 def pair_losses(
     per_unit: Float[Tensor, " P"], scores: TokenScores, signal: Pairs, rewards: Float[Tensor, " C"]
 ) -> Losses:
-    """The losses of pairs, each of weight one, with the usual metrics; `rewards` is what the method scores with."""
+    """The losses of pairs, each of weight one, with the usual metrics; `rewards` is what the method scores
+    with.
+    """
     return Losses(
         per_unit=per_unit,
         weight=pair_weights(signal).to(per_unit.dtype),
@@ -68,9 +72,14 @@ def pair_losses(
 
 
 def losses_with_nll(
-    preference: Float[Tensor, " P"], nll_weight: float, nll_scale: str, scores: TokenScores, signal: Pairs,
-    *, rewards: Float[Tensor, " C"],
-) -> Losses:  # fmt: skip
+    preference: Float[Tensor, " P"],
+    nll_weight: float,
+    nll_scale: str,
+    scores: TokenScores,
+    signal: Pairs,
+    *,
+    rewards: Float[Tensor, " C"],
+) -> Losses:
     """`pair_losses` of preference + nll_weight * NLL(chosen), with the unweighted NLL as the metric `nll`."""
     over_tokens = sum_tokens if nll_scale == "sum" else mean_tokens
     nll = -over_tokens(scores.logp, scores.lengths)[signal.chosen]

@@ -20,9 +20,11 @@ def penalised_reward(scores: TokenScores, signal: Rewards, beta: float) -> Float
 def penalised_token_rewards(
     scores: TokenScores | None, lengths: Int[Tensor, " C"], signal: Rewards, beta: float
 ) -> Float[Tensor, " N"]:
-    """-beta * (log mu - log ref) at each token, mu being the behaviour policy, and the reward at the last one.
+    """-beta * (log mu - log ref) at each token, mu being the behaviour policy, and the reward at the last
+    one.
 
-    Numbers of the sample alone: they stay as they are while the policy takes steps on it. Scores only if beta > 0.
+    Numbers of the sample alone: they stay as they are while the policy takes steps on it. Scores only if beta
+    > 0.
     """
     rewards = at_last_token(signal.reward, lengths)
     if scores is None or beta == 0:
@@ -36,9 +38,15 @@ def unit_weights(num_units: int, like: Int[Tensor, " C"]) -> Float[Tensor, " U"]
 
 
 def policy_losses(
-    per_unit: Float[Tensor, " U"], weight: Float[Tensor, " U"], scores: TokenScores, signal: Rewards,
-    *, advantage: Float[Tensor, " U2"], beta: float = 0.0, extra: dict[str, Tensor] | None = None,
-) -> Losses:  # fmt: skip
+    per_unit: Float[Tensor, " U"],
+    weight: Float[Tensor, " U"],
+    scores: TokenScores,
+    signal: Rewards,
+    *,
+    advantage: Float[Tensor, " U2"],
+    beta: float = 0.0,
+    extra: dict[str, Tensor] | None = None,
+) -> Losses:
     """The losses with the usual metrics: rewards from outside, advantages, and with a reference the KL to it.
 
     What `rewards/*` score completions with is beta * log-ratio, or without a reference the log-probability.
@@ -47,7 +55,11 @@ def policy_losses(
         reward = signal.reward.to(scores.logp.dtype)
         logp = sum_tokens(scores.logp, scores.lengths)
         metrics = group_metrics(scores, signal, beta * log_ratio(scores) if beta > 0 else logp)
-        metrics |= {"reward": reward, "reward/std": group_deviation(reward, signal), "advantage/abs": advantage.abs()}
+        metrics |= {
+            "reward": reward,
+            "reward/std": group_deviation(reward, signal),
+            "advantage/abs": advantage.abs(),
+        }
         if beta > 0:
             metrics["kl"] = kl_estimate("k3", scores.logp - reference(scores))
     return Losses(
@@ -58,7 +70,11 @@ def policy_losses(
 
 
 def clipped_losses(
-    ratio: Float[Tensor, " U"], advantage: Float[Tensor, " U"], low: float, high: float, dual: float | None = None
+    ratio: Float[Tensor, " U"],
+    advantage: Float[Tensor, " U"],
+    low: float,
+    high: float,
+    dual: float | None = None,
 ) -> tuple[Float[Tensor, " U"], dict[str, Tensor]]:
     """`clipped_loss` with its metrics: `ratio/mean`, and the share of units that it leaves without gradient."""
     flat = is_clipped(ratio, advantage, low, high, dual)

@@ -10,32 +10,40 @@ from preftune.objectives.advantages import gae, moments, whitened
 from preftune.objectives.base import State, coupling_of
 from preftune.objectives.checks import check_between, check_not_negative, check_positive
 from preftune.objectives.clipping import token_ratio
-from preftune.objectives.policy_gradient import clipped_losses, penalised_token_rewards, policy_losses, unit_weights
+from preftune.objectives.policy_gradient import (
+    clipped_losses,
+    penalised_token_rewards,
+    policy_losses,
+    unit_weights,
+)
 from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
 class PPO:
-    """Advantages from a critic, whitened over the step, in a loss that stops where the policy has moved enough.
+    """Advantages from a critic, whitened over the step, in a loss that stops where the policy has moved
+    enough.
 
         L_t = max( -rho_t A_t, -clip(rho_t, 1 - clip, 1 + clip) A_t ) + vf_coef * (V_t - R_t)^2 / 2
         rho_t = pi(y_t) / mu(y_t),   r_t = -kl_coef * (log mu(y_t) - log ref(y_t)) + [last token] r
-        A'_t = d_t + gamma * lam * A'_t+1,   d_t = r_t + gamma * V_t+1 - V_t,   R_t = A'_t + V_t,   A_t = whitened(A'_t)
+        A'_t = d_t + gamma * lam * A'_t+1,   d_t = r_t + gamma * V_t+1 - V_t,   R_t = A'_t + V_t,   A_t =
+        whitened(A'_t)
 
-    with mu the behaviour policy; A_t and R_t are held constant; the mean over all tokens of the step. Schulman et al.,
-    "Proximal Policy Optimization Algorithms", 2017, arXiv 1707.06347; for language models as in Ziegler et al.,
-    "Fine-Tuning Language Models from Human Preferences", 2019, arXiv 1909.08593; checked against public
-    implementations, whose defaults these are.
+    with mu the behaviour policy; A_t and R_t are held constant; the mean over all tokens of the step.
+    Schulman et al., "Proximal Policy Optimization Algorithms", 2017, arXiv 1707.06347; for language models as
+    in Ziegler et al., "Fine-Tuning Language Models from Human Preferences", 2019, arXiv 1909.08593; checked
+    against public implementations, whose defaults these are.
 
     Args:
-        kl_coef: strength of the pull to the reference, >= 0, by a penalty in each token's reward; at 0 there is no
-            reference.
+        kl_coef: strength of the pull to the reference, >= 0, by a penalty in each token's reward; at 0 there
+            is no reference.
         clip: how far a ratio may leave 1, in (0, 1).
         vf_coef: weight of the critic's loss, >= 0.
         gamma: discount per token, in (0, 1].
         lam: how far an advantage looks ahead, in [0, 1]: 0 one token, 1 to the end.
-        value_clip: how far a value may leave that at sampling before its loss is flat, > 0, 0.2 being usual. With it
-            advantages are those of the critic that was there at sampling; without it, of the critic that trains.
+        value_clip: how far a value may leave that at sampling before its loss is flat, > 0, 0.2 being usual.
+            With it advantages are those of the critic that was there at sampling; without it, of the critic
+            that trains.
         dual_clip: c > 1, the largest loss in units of |A_t| where A_t < 0; 3 in a public implementation.
     """
 
@@ -90,9 +98,14 @@ class PPO:
         critic = self._critic_loss(scores, raw + self._old_value(scores))
         weight = self.weights(scores.lengths, signal)
         return policy_losses(
-            policy + self.vf_coef * critic, weight, scores, signal, advantage=advantage, beta=self.kl_coef,
+            policy + self.vf_coef * critic,
+            weight,
+            scores,
+            signal,
+            advantage=advantage,
+            beta=self.kl_coef,
             extra=ratios | {"value_loss": critic},
-        )  # fmt: skip
+        )
 
     def _old_value(self, scores: TokenScores) -> Float[Tensor, " N"]:
         """The value that advantages are measured from; detached."""

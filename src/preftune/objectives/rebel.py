@@ -14,20 +14,22 @@ from preftune.types import Losses, Rewards, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class REBEL:
-    """The change of a log-probability since sampling regressed on eta times the reward, over all pairs of a prompt's
-    completions.
+    """The change of a log-probability since sampling regressed on eta times the reward, over all pairs of a
+    prompt's completions.
 
         L = ( (d(y1) - d(y2)) - eta * (R(y1) - R(y2)) )^2,   d = log pi - log behaviour
         R = r - kl_coef * (log behaviour - log ref)
 
-    Gao et al., "REBEL: Reinforcement Learning via Regressing Relative Rewards", NeurIPS 2024, arXiv 2404.16767, in the
-    scale of the authors' code; the paper divides the bracket by eta, which divides the loss by eta^2. With the reference
-    as behaviour, kl_coef 0 and eta = 1 / beta it is reward distillation over beta^2. The unit is a pair; the pairs of a
-    group share the weight of one.
+    Gao et al., "REBEL: Reinforcement Learning via Regressing Relative Rewards", NeurIPS 2024, arXiv
+    2404.16767, in the scale of the authors' code; the paper divides the bracket by eta, which divides the
+    loss by eta^2. With the reference as behaviour, kl_coef 0 and eta = 1 / beta it is reward distillation
+    over beta^2. The unit is a pair; the pairs of a group share the weight of one.
 
     Args:
-        eta: nats of log-ratio per unit of reward, > 0; the authors' code has 1, and up to 1e6 for small rewards.
-        kl_coef: weight of the KL divergence to the reference in the reward, >= 0. At 0 no reference is needed.
+        eta: nats of log-ratio per unit of reward, > 0; the authors' code has 1, and up to 1e6 for small
+            rewards.
+        kl_coef: weight of the KL divergence to the reference in the reward, >= 0. At 0 no reference is
+            needed.
     """
 
     eta: float = 1.0

@@ -21,7 +21,9 @@ Baseline = Literal["none", "mean", "leave_one_out", "moving_average"]
 def score_function_losses(
     advantage: Float[Tensor, " C"], scores: TokenScores, signal: Rewards, beta: float
 ) -> Losses:
-    """L = -A log pi(y), the mean over completions; its gradient is that of -E[A] where the policy itself sampled."""
+    """L = -A log pi(y), the mean over completions; its gradient is that of -E[A] where the policy itself
+    sampled.
+    """
     per_unit = -advantage * sum_tokens(scores.logp, scores.lengths)
     weight = unit_weights(len(scores.lengths), scores.lengths)
     return policy_losses(per_unit, weight, scores, signal, advantage=advantage, beta=beta)
@@ -34,13 +36,14 @@ class REINFORCE:
         L = -A log pi(y),   A = r - beta * h(y) - b, held constant
 
     with h the log-ratio of a completion to the reference, summed over tokens. Williams, "Simple Statistical
-    Gradient-Following Algorithms for Connectionist Reinforcement Learning", Machine Learning 1992. Valid only for
-    completions that the policy sampled itself: there is no correction for another sampler.
+    Gradient-Following Algorithms for Connectionist Reinforcement Learning", Machine Learning 1992. Valid only
+    for completions that the policy sampled itself: there is no correction for another sampler.
 
     Args:
-        baseline: b. "none"; "mean" of the completions of the prompt, which shrinks the gradient by (K - 1) / K;
-            "leave_one_out", the mean of the others; "moving_average" of the rewards of all past steps.
-        beta: strength of the pull to the reference, >= 0, by a penalty in the reward; at 0 there is no reference.
+        baseline: b. "none"; "mean" of the completions of the prompt, which shrinks the gradient by (K - 1) /
+            K; "leave_one_out", the mean of the others; "moving_average" of the rewards of all past steps.
+        beta: strength of the pull to the reference, >= 0, by a penalty in the reward; at 0 there is no
+            reference.
         momentum: share of the old value that a step leaves in the moving average, in [0, 1), and only of it.
     """
 
@@ -52,10 +55,16 @@ class REINFORCE:
         check_choice("reinforce", get_args(Baseline), baseline=self.baseline)
         check_not_negative("reinforce", beta=self.beta)
         if self.baseline == "moving_average":
-            check_between("reinforce", "[0, 1)", momentum=math.nan if self.momentum is None else self.momentum)
+            check_between(
+                "reinforce", "[0, 1)", momentum=math.nan if self.momentum is None else self.momentum
+            )
         elif self.momentum is not None:
-            raise ConfigError(f"reinforce: momentum has no effect with baseline {self.baseline}", got=self.momentum,
-                              expected="none", do="Leave it out, or set baseline to moving_average")  # fmt: skip
+            raise ConfigError(
+                f"reinforce: momentum has no effect with baseline {self.baseline}",
+                got=self.momentum,
+                expected="none",
+                do="Leave it out, or set baseline to moving_average",
+            )
 
     @property
     def needs(self) -> frozenset[str]:

@@ -9,7 +9,12 @@ from preftune.objectives.advantages import moments, reward_to_go, whitened
 from preftune.objectives.base import State, coupling_of
 from preftune.objectives.checks import check_between, check_not_negative
 from preftune.objectives.clipping import token_ratio
-from preftune.objectives.policy_gradient import clipped_losses, penalised_token_rewards, policy_losses, unit_weights
+from preftune.objectives.policy_gradient import (
+    clipped_losses,
+    penalised_token_rewards,
+    policy_losses,
+    unit_weights,
+)
 from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 
 
@@ -18,14 +23,15 @@ class ReinforcePlusPlus:
     """The return from each token on, whitened over all tokens of the step, in PPO's clipped loss.
 
         L_t = -min( rho_t A_t, clip(rho_t, 1 - clip, 1 + clip) A_t ),   rho_t = pi(y_t) / mu(y_t)
-        A_t = whitened( sum over k >= 0 of gamma^k r_t+k ),   r_t = -beta * (log mu(y_t) - log ref(y_t)) + [last token] r
+        A_t = whitened( sum over k >= 0 of gamma^k r_t+k ),   r_t = -beta * (log mu(y_t) - log ref(y_t)) +
+        [last token] r
 
-    with mu the behaviour policy, the mean over all tokens of the step. Hu, "REINFORCE++", 2025, arXiv 2501.03262;
-    checked against a public implementation. One completion per prompt is enough.
+    with mu the behaviour policy, the mean over all tokens of the step. Hu, "REINFORCE++", 2025, arXiv
+    2501.03262; checked against a public implementation. One completion per prompt is enough.
 
     Args:
-        beta: strength of the pull to the reference, >= 0, by a penalty in each token's reward; at 0 there is no
-            reference. The default is from memory.
+        beta: strength of the pull to the reference, >= 0, by a penalty in each token's reward; at 0 there is
+            no reference. The default is from memory.
         gamma: discount per token, in (0, 1].
         clip: how far a ratio may leave 1, in (0, 1).
     """
@@ -69,7 +75,9 @@ class ReinforcePlusPlus:
         advantage = whitened(returns, **coupling_of(scores).whole)
         per_unit, ratios = clipped_losses(token_ratio(scores), advantage, self.clip, self.clip)
         weight = self.weights(scores.lengths, signal)
-        return policy_losses(per_unit, weight, scores, signal, advantage=advantage, beta=self.beta, extra=ratios)
+        return policy_losses(
+            per_unit, weight, scores, signal, advantage=advantage, beta=self.beta, extra=ratios
+        )
 
     def _returns(
         self, scores: TokenScores | None, lengths: Int[Tensor, " C"], signal: Rewards

@@ -19,18 +19,19 @@ Distance = Literal["backward_kl", "forward_kl", "squared"]
 
 @dataclass(frozen=True, kw_only=True)
 class RewardAwareRPO:
-    """The difference of two implicit rewards near eta times the difference of the rewards, over all pairs of a prompt's
-    completions.
+    """The difference of two implicit rewards near eta times the difference of the rewards, over all pairs of
+    a prompt's completions.
 
         a = beta * (h(y1) - h(y2)),   b = eta * (r(y1) - r(y2))
         backward_kl  L = KL( Bernoulli(sigma(b)) || Bernoulli(sigma(a)) )
         forward_kl   L = KL( Bernoulli(sigma(a)) || Bernoulli(sigma(b)) )
         squared      L = (a - b)^2
 
-    Sun et al., "Reward-aware Preference Optimization: A Unified Mathematical Framework for Model Alignment", 2025 (arXiv
-    2502.00203, id from memory), in the form and with the names of NVIDIA's code. squared is reward distillation,
-    backward_kl is ERA with a reference, forward_kl is EXO with its smoothing set by the rewards. The unit is a pair; the
-    pairs of a group share the weight of one.
+    Sun et al., "Reward-aware Preference Optimization: A Unified Mathematical Framework for Model Alignment",
+    2025 (arXiv
+    2502.00203, id from memory), in the form and with the names of NVIDIA's code. squared is reward
+    distillation, backward_kl is ERA with a reference, forward_kl is EXO with its smoothing set by the
+    rewards. The unit is a pair; the pairs of a group share the weight of one.
 
     Args:
         beta: strength of the pull to the reference, > 0; 0.2 in NVIDIA's code.
@@ -65,5 +66,11 @@ class RewardAwareRPO:
             return pair_regression(rewards, scaled, scores, signal, rewards=rewards)
         pairs, weight = all_pairs(signal)
         implicit, target = pair_margin(rewards, pairs), pair_margin(scaled, pairs)
-        per_unit = binary_kl(target, implicit) if self.distance == "backward_kl" else binary_kl(implicit, target)
-        return Losses(per_unit=per_unit, weight=weight.to(per_unit.dtype), metrics=group_metrics(scores, signal, rewards))
+        per_unit = (
+            binary_kl(target, implicit) if self.distance == "backward_kl" else binary_kl(implicit, target)
+        )
+        return Losses(
+            per_unit=per_unit,
+            weight=weight.to(per_unit.dtype),
+            metrics=group_metrics(scores, signal, rewards),
+        )

@@ -13,26 +13,34 @@ from preftune.types import Losses, Rewards, TokenScores
 
 
 def pair_regression(
-    implicit: Float[Tensor, " C"], target: Float[Tensor, " C"], scores: TokenScores, signal: Rewards,
-    *, rewards: Float[Tensor, " C"],
-) -> Losses:  # fmt: skip
-    """Squared gap between a difference of two implicit rewards and that of their targets, for all pairs of each group."""
+    implicit: Float[Tensor, " C"],
+    target: Float[Tensor, " C"],
+    scores: TokenScores,
+    signal: Rewards,
+    *,
+    rewards: Float[Tensor, " C"],
+) -> Losses:
+    """Squared gap between a difference of two implicit rewards and that of their targets, for all pairs of
+    each group.
+    """
     pairs, weight = all_pairs(signal)
     per_unit = (pair_margin(implicit, pairs) - pair_margin(target, pairs)).square()
-    return Losses(per_unit=per_unit, weight=weight.to(per_unit.dtype), metrics=group_metrics(scores, signal, rewards))
+    return Losses(
+        per_unit=per_unit, weight=weight.to(per_unit.dtype), metrics=group_metrics(scores, signal, rewards)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardDistillation:
-    """The difference of two implicit rewards regressed on the difference of the rewards, over all pairs of a prompt's
-    completions.
+    """The difference of two implicit rewards regressed on the difference of the rewards, over all pairs of a
+    prompt's completions.
 
         L = ( beta * (h(y1) - h(y2)) - (r(y1) - r(y2)) )^2
 
-    Fisch et al., "Robust Preference Optimization through Reward Model Distillation", 2024 (arXiv 2405.19316, id from
-    memory): formula not verified against the paper. Its pessimistic form over an ensemble of reward models is not here.
-    The unit is a pair; the pairs of a group share the weight of one, so each prompt with two completions or more counts
-    the same.
+    Fisch et al., "Robust Preference Optimization through Reward Model Distillation", 2024 (arXiv 2405.19316,
+    id from memory): formula not verified against the paper. Its pessimistic form over an ensemble of reward
+    models is not here. The unit is a pair; the pairs of a group share the weight of one, so each prompt with
+    two completions or more counts the same.
 
     Args:
         beta: nats of reward per nat of log-ratio, > 0: the rewards are fitted as they are.

@@ -16,18 +16,20 @@ from preftune.types import Losses, Rewards, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class RLOO:
-    """REINFORCE with the mean of a prompt's other completions as baseline; optionally clipped, for stale samples.
+    """REINFORCE with the mean of a prompt's other completions as baseline; optionally clipped, for stale
+    samples.
 
         L = -A log pi(y),   A = R - mean of the others' R,   R = r - beta * h(y), held constant
         with clip:  L = -min( rho * A, clip(rho, 1 - clip, 1 + clip) * A ),   rho = pi(y) / mu(y)
 
-    with h the log-ratio to the reference and mu the behaviour policy, both of the whole completion. Ahmadian et al.,
-    "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs", ACL 2024, arXiv
+    with h the log-ratio to the reference and mu the behaviour policy, both of the whole completion. Ahmadian
+    et al., "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in
+    LLMs", ACL 2024, arXiv
     2402.14740; checked against a public implementation. The clip is TRL's and not the paper's.
 
     Args:
-        beta: strength of the pull to the reference, >= 0, by a penalty in the reward; at 0 there is no reference. The
-            default is the paper's, as TRL's index of papers has it; TRL's own is 0.05.
+        beta: strength of the pull to the reference, >= 0, by a penalty in the reward; at 0 there is no
+            reference. The default is the paper's, as TRL's index of papers has it; TRL's own is 0.05.
         clip: how far the ratio of whole completions may leave 1, in (0, 1), TRL's being 0.2; none: no ratio.
     """
 
@@ -58,7 +60,9 @@ class RLOO:
         advantage = leave_one_out(penalised_reward(scores, signal, self.beta), signal)
         per_unit, ratios = clipped_losses(sequence_ratio(scores), advantage, self.clip, self.clip)
         weight = self.weights(scores.lengths, signal)
-        return policy_losses(per_unit, weight, scores, signal, advantage=advantage, beta=self.beta, extra=ratios)
+        return policy_losses(
+            per_unit, weight, scores, signal, advantage=advantage, beta=self.beta, extra=ratios
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +71,11 @@ class PreferenceMatching:
 
         L = -A log pi(y),   A = R - mean of the others' R,   R = r - log pi(y), held constant
 
-    Xiao et al., "On the Algorithmic Bias of Aligning Large Language Models with RLHF: Preference Collapse and Matching
-    Regularization", 2024, arXiv 2405.16455; the formula is from memory: formula not verified against the paper. The
-    maximum of E[ r - log pi ] is softmax(r) over completions, so with rewards of a Bradley-Terry model the policy
-    prefers as often as its annotators do. It is `rloo` at beta 1 with a reference that gives every completion the same.
+    Xiao et al., "On the Algorithmic Bias of Aligning Large Language Models with RLHF: Preference Collapse and
+    Matching Regularization", 2024, arXiv 2405.16455; the formula is from memory: formula not verified against
+    the paper. The maximum of E[ r - log pi ] is softmax(r) over completions, so with rewards of a
+    Bradley-Terry model the policy prefers as often as its annotators do. It is `rloo` at beta 1 with a
+    reference that gives every completion the same.
     """
 
     @property

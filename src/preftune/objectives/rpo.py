@@ -18,11 +18,11 @@ class RPO:
 
         L = -log sigma(beta * D) + w * NLL(chosen),   D = h(chosen) - h(rejected)
 
-    Liu et al., "Provably Mitigating Overoptimization in RLHF: Your SFT Loss is Implicitly an Adversarial Regularizer",
-    NeurIPS 2024, arXiv 2405.16436, and, with w = 1 on the mean, Pang et al., "Iterative Reasoning Preference
-    Optimization", NeurIPS 2024, arXiv 2404.19733. The first has two public codes on two scales: the mean over tokens
-    with w = 0.2 and beta 0.5 (the default here), and the sum with w = eta * beta = 0.005 * 0.01 and beta 0.01. The two
-    differ by the length and that beta.
+    Liu et al., "Provably Mitigating Overoptimization in RLHF: Your SFT Loss is Implicitly an Adversarial
+    Regularizer", NeurIPS 2024, arXiv 2405.16436, and, with w = 1 on the mean, Pang et al., "Iterative
+    Reasoning Preference Optimization", NeurIPS 2024, arXiv 2404.19733. The first has two public codes on two
+    scales: the mean over tokens with w = 0.2 and beta 0.5 (the default here), and the sum with w = eta * beta
+    = 0.005 * 0.01 and beta 0.01. The two differ by the length and that beta.
 
     Args:
         beta: strength of the pull to the reference, > 0.

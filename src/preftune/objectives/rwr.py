@@ -20,13 +20,15 @@ class RWR:
 
         L = -w(y) log pi(y_t), the mean over all tokens of the step,   w(y) = min( exp(r(y) / T), max_weight )
 
-    Reward-weighted regression (Peters and Schaal, ICML 2007) as in Tajwar et al., ICML 2024, arXiv 2404.14367. Weights
-    are neither normalised nor centred: the normaliser counts tokens. With equal rewards it is SFT on all completions.
+    Reward-weighted regression (Peters and Schaal, ICML 2007) as in Tajwar et al., ICML 2024, arXiv
+    2404.14367. Weights are neither normalised nor centred: the normaliser counts tokens. With equal rewards
+    it is SFT on all completions.
 
     Args:
         temperature: T, > 0.
         max_weight: upper bound of a weight, > 0; the authors' code has 20.
-        reduction: "token_mean" lets every token weigh the same beside its reward, "sequence_mean" every completion.
+        reduction: "token_mean" lets every token weigh the same beside its reward, "sequence_mean" every
+            completion.
     """
 
     temperature: float = 1.0

@@ -19,8 +19,8 @@ class SFT:
         L = -mean_t logp_t over all tokens of the step   (token_mean), or
         L = -mean_y (1/|y|) sum_t logp_t                 (sequence_mean)
 
-    On the chosen side of preference data it is Pref-FT (Tajwar et al., ICML 2024, arXiv 2404.14367), which averages
-    over tokens.
+    On the chosen side of preference data it is Pref-FT (Tajwar et al., ICML 2024, arXiv 2404.14367), which
+    averages over tokens.
 
     Args:
         reduction: "token_mean" lets every token weigh the same, "sequence_mean" every completion.
@@ -30,7 +30,9 @@ class SFT:
 
     def __post_init__(self) -> None:
         if self.reduction not in ("token_mean", "sequence_mean"):
-            raise ConfigError("sft: reduction is unknown", got=self.reduction, expected="token_mean or sequence_mean")
+            raise ConfigError(
+                "sft: reduction is unknown", got=self.reduction, expected="token_mean or sequence_mean"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -46,7 +48,9 @@ class SFT:
         return per_token(preferred, lengths) if self.reduction == "token_mean" else preferred
 
     def __call__(self, scores: TokenScores, signal: Labels) -> Losses:
-        per_unit = -scores.logp if self.reduction == "token_mean" else -mean_tokens(scores.logp, scores.lengths)
+        per_unit = (
+            -scores.logp if self.reduction == "token_mean" else -mean_tokens(scores.logp, scores.lengths)
+        )
         return Losses(
             per_unit=per_unit,
             weight=self.weights(scores.lengths, signal).to(per_unit.dtype),

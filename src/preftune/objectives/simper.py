@@ -17,10 +17,11 @@ class SimPER:
 
         L = -exp(lpbar(chosen)) + exp(lpbar(rejected)),   lpbar = log pi(y) / |y|
 
-    Xiao et al., "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters", ICLR 2025 (arXiv
-    2502.00883, id from memory). The loss lies in (-1, 1), and its gradient fades as a completion becomes unlikely.
+    Xiao et al., "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters", ICLR 2025
+    (arXiv
+    2502.00883, id from memory). The loss lies in (-1, 1), and its gradient fades as a completion becomes
+    unlikely.
     """
-
 
     @property
     def needs(self) -> frozenset[str]:

@@ -15,14 +15,15 @@ from preftune.objectives.pairwise import (
     pair_losses,
     pair_margin,
     pair_weights,
-)  # fmt: skip
+)
 from preftune.types import Losses, Pairs, TokenScores
 
 
 def shaped_reward(mean_logp: Float[Tensor, " C"], alpha: float) -> Float[Tensor, " C"]:
     """(1 - exp(-alpha * x)) / alpha of a mean log-probability x, which is x itself at alpha = 0.
 
-    The exponent is bounded at 80: a completion beyond, of mean log-probability below -80 / alpha, gets no gradient.
+    The exponent is bounded at 80: a completion beyond, of mean log-probability below -80 / alpha, gets no
+    gradient.
     """
     return -bounded_expm1(-alpha * mean_logp) / alpha if alpha else mean_logp
 
@@ -30,7 +31,9 @@ def shaped_reward(mean_logp: Float[Tensor, " C"], alpha: float) -> Float[Tensor,
 def target_margin_losses(
     scores: TokenScores, signal: Pairs, *, beta: float, gamma: float | Float[Tensor, " P"], alpha: float = 0.0
 ) -> Losses:
-    """-log sigma( r(chosen) - r(rejected) - gamma ), r = beta * shaped_reward; gamma is one number or one per pair."""
+    """-log sigma( r(chosen) - r(rejected) - gamma ), r = beta * shaped_reward; gamma is one number or one per
+    pair.
+    """
     rewards = beta * shaped_reward(mean_tokens(scores.logp, scores.lengths), alpha)
     return pair_losses(logistic(pair_margin(rewards, signal) - gamma), scores, signal, rewards)
 
@@ -41,9 +44,10 @@ class SimPO:
 
         L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma ),   lpbar = log pi(y) / |y|
 
-    Meng, Xia and Chen, "SimPO: Simple Preference Optimization with a Reference-Free Reward", NeurIPS 2024, arXiv
-    2405.14734. The authors' code takes gamma / beta, the paper and this class gamma. The defaults are those for
-    Llama-3-Base.
+    Meng, Xia and Chen, "SimPO: Simple Preference Optimization with a Reference-Free Reward", NeurIPS 2024,
+    arXiv
+    2405.14734. The authors' code takes gamma / beta, the paper and this class gamma. The defaults are those
+    for Llama-3-Base.
 
     Args:
         beta: scale of the mean log-probability, > 0.
@@ -77,12 +81,13 @@ class SimPO:
 class CPOSimPO:
     """SimPO that also holds the chosen completion up, as CPO does.
 
-        L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma ) + w * NLL(chosen),   lpbar = log pi(y) / |y|
+        L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma ) + w * NLL(chosen),   lpbar = log
+        pi(y) / |y|
 
-    The authors of CPO (Xu et al., ICML 2024, arXiv 2401.08417) published it as code, without a paper: `simpo` plus the
-    likelihood term of `cpo`. Their description has the likelihood as a sum over tokens, their code takes the mean over
-    all chosen tokens of a micro-batch. Here it is per completion, so that a step does not depend on how it is cut. The
-    defaults are those of their code for Llama-3-Instruct.
+    The authors of CPO (Xu et al., ICML 2024, arXiv 2401.08417) published it as code, without a paper: `simpo`
+    plus the likelihood term of `cpo`. Their description has the likelihood as a sum over tokens, their code
+    takes the mean over all chosen tokens of a micro-batch. Here it is per completion, so that a step does not
+    depend on how it is cut. The defaults are those of their code for Llama-3-Instruct.
 
     Args:
         beta: scale of the mean log-probability, > 0.
@@ -125,10 +130,11 @@ class CPOSimPO:
 class AlphaPO:
     """SimPO with a reward that bends: alpha > 0 weighs unlikely completions more, alpha < 0 likely ones.
 
-        L = -log sigma( r(chosen) - r(rejected) - gamma ),   r(y) = beta * (1 - exp(-alpha * lpbar(y))) / alpha
+        L = -log sigma( r(chosen) - r(rejected) - gamma ),   r(y) = beta * (1 - exp(-alpha * lpbar(y))) /
+        alpha
 
-    Gupta et al., "AlphaPO: Reward Shape Matters for LLM Alignment", 2025, arXiv 2501.03884; checked against a public
-    implementation. alpha -> 0 is SimPO.
+    Gupta et al., "AlphaPO: Reward Shape Matters for LLM Alignment", 2025, arXiv 2501.03884; checked against a
+    public implementation. alpha -> 0 is SimPO.
 
     Args:
         beta: scale of the reward, > 0.

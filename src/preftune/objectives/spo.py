@@ -16,8 +16,11 @@ from preftune.types import Losses, Rewards, TokenScores
 Win = Literal["sigmoid", "sign"]
 
 
-def win_rates(signal: Rewards, win: str, dtype: torch.dtype) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """How often each completion beats another of its group (1/2 where there is none), and the size of its group.
+def win_rates(
+    signal: Rewards, win: str, dtype: torch.dtype
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """How often each completion beats another of its group (1/2 where there is none), and the size of its
+    group.
 
     A win is sigma(r_i - r_j), or 1, 1/2 and 0 for a higher, an equal and a lower reward.
     """
@@ -32,14 +35,16 @@ def win_rates(signal: Rewards, win: str, dtype: torch.dtype) -> tuple[Float[Tens
 
 @dataclass(frozen=True, kw_only=True)
 class SPO:
-    """Likelihood of each completion, weighted by how much more often it beats the others of its group than they win.
+    """Likelihood of each completion, weighted by how much more often it beats the others of its group than
+    they win.
 
         w_i = mean over j != i of P(y_i > y_j)
         L = -sg(A_i) log pi(y_i),   A_i = w_i - mean over j != i of w_j = (K / (K - 1)) (w_i - 1/2)
 
-    Swamy et al., "A Minimaximalist Approach to Reinforcement Learning from Human Feedback", ICML 2024, arXiv 2401.04056:
-    formula not verified against the paper, which leaves the policy gradient open; here it is the leave-one-out one. On
-    win rates it is Nash-MD with beta 0, times K / (K - 1). P comes from rewards, as sigma(r_i - r_j) or as their order.
+    Swamy et al., "A Minimaximalist Approach to Reinforcement Learning from Human Feedback", ICML 2024, arXiv
+    2401.04056: formula not verified against the paper, which leaves the policy gradient open; here it is the
+    leave-one-out one. On win rates it is Nash-MD with beta 0, times K / (K - 1). P comes from rewards, as
+    sigma(r_i - r_j) or as their order.
 
     Args:
         win: "sigmoid" takes rewards as log-odds, "sign" takes only their order, a tie being half a win.

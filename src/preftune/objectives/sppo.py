@@ -25,9 +25,10 @@ class SPPO:
 
         L = scale * [ (h(chosen) - (P - 1/2) / beta)^2 + (h(rejected) + (P - 1/2) / beta)^2 ]
 
-    P is the pair's probability; without one the win rates are 1 and 0. Wu et al., "Self-Play Preference Optimization for
-    Language Model Alignment", 2024, arXiv 2405.00675, with eta = 1 / beta. The paper estimates the two win rates with a
-    preference model over several samples, and takes as reference the policy at the start of each round of sampling.
+    P is the pair's probability; without one the win rates are 1 and 0. Wu et al., "Self-Play Preference
+    Optimization for Language Model Alignment", 2024, arXiv 2405.00675, with eta = 1 / beta. The paper
+    estimates the two win rates with a preference model over several samples, and takes as reference the
+    policy at the start of each round of sampling.
 
     Args:
         beta: 1 / eta, > 0.
@@ -55,4 +56,6 @@ class SPPO:
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = log_ratio(scores)
         anchor = margin_target(signal, self.beta, ratio.dtype)
-        return pair_losses(self.scale * anchored_squares(ratio, signal, anchor), scores, signal, self.beta * ratio)
+        return pair_losses(
+            self.scale * anchored_squares(ratio, signal, anchor), scores, signal, self.beta * ratio
+        )

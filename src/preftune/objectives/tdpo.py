@@ -24,10 +24,11 @@ class TDPO:
         TDPO1: L = -log sigma( beta * ( D - (K(rejected) - K(chosen)) ) )
         TDPO2: L = -log sigma( beta * ( D - alpha * (K(rejected) - sg(K(chosen))) ) )
 
-    with D = h(chosen) - h(rejected), h the log-ratio to the reference, K(y) = sum_t KL(ref || pi) over the vocabulary at
-    each position of y, and sg the stop-gradient: TDPO2 does not reward moving away from the reference along the chosen
-    completion. Zeng et al., "Token-level Direct Preference Optimization", ICML 2024, arXiv 2404.11999; checked against the
-    authors' code. Where K is 0 on both sides, or alpha -> 0, it is DPO.
+    with D = h(chosen) - h(rejected), h the log-ratio to the reference, K(y) = sum_t KL(ref || pi) over the
+    vocabulary at each position of y, and sg the stop-gradient: TDPO2 does not reward moving away from the
+    reference along the chosen completion. Zeng et al., "Token-level Direct Preference Optimization", ICML
+    2024, arXiv 2404.11999; checked against the authors' code. Where K is 0 on both sides, or alpha -> 0, it
+    is DPO.
 
     Args:
         beta: strength of the pull to the reference, > 0; the authors' default.
@@ -45,7 +46,9 @@ class TDPO:
         if self.alpha is not None:
             check_positive("tdpo", alpha=self.alpha)
             if self.variant == "tdpo1":
-                raise ConfigError("tdpo: alpha has no effect with variant tdpo1", got=self.alpha, do="Leave it out")
+                raise ConfigError(
+                    "tdpo: alpha has no effect with variant tdpo1", got=self.alpha, do="Leave it out"
+                )
 
     @property
     def needs(self) -> frozenset[str]:

@@ -15,18 +15,20 @@ from preftune.types import Losses, Pairs, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class TISDPO:
-    """DPO on log-ratios that are weighted token by token, with the policy's divergence from the reference as a penalty.
+    """DPO on log-ratios that are weighted token by token, with the policy's divergence from the reference as
+    a penalty.
 
         L = -log sigma( beta * ( u(chosen) - u(rejected) - alpha * (k(chosen) - k(rejected)) ) )
         u(y) = sum_t w_t * log( pi(y_t) / ref(y_t) ),   k(y) = sum_t w_t * KL(pi || ref)_t
         w_t = exp( +-mu * clamp( log( pi_plus(y_t) / pi_minus(y_t) ), lower, upper ) )
 
-    with the KL over the vocabulary, + on the chosen and - on the rejected completion, and pi_plus, pi_minus two frozen
-    models: one that leans towards what is preferred, one that leans away. Liu et al., "TIS-DPO: Token-level Importance
-    Sampling for Direct Preference Optimization With Estimated Weights", ICLR 2025, arXiv 2410.04350. The loss is checked
-    against public copies of the authors' code. The token weights and their constants are from memory: formula not verified
-    against the paper. A constant factor before w_t is left out: the margin is linear in it, so that it would be another
-    beta. With mu = 0 and alpha = 0 it is DPO.
+    with the KL over the vocabulary, + on the chosen and - on the rejected completion, and pi_plus, pi_minus
+    two frozen
+    models: one that leans towards what is preferred, one that leans away. Liu et al., "TIS-DPO: Token-level
+    Importance Sampling for Direct Preference Optimization With Estimated Weights", ICLR 2025, arXiv
+    2410.04350. The loss is checked against public copies of the authors' code. The token weights and their
+    constants are from memory: formula not verified against the paper. A constant factor before w_t is left
+    out: the margin is linear in it, so that it would be another beta. With mu = 0 and alpha = 0 it is DPO.
 
     Args:
         beta: strength of the pull to the reference, > 0; the authors' default.

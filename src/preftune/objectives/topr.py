@@ -16,15 +16,19 @@ from preftune.types import Losses, Rewards, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class TOPR:
-    """REINFORCE on anybody's samples: good ones as in likelihood training, bad ones by a ratio that is at most one.
+    """REINFORCE on anybody's samples: good ones as in likelihood training, bad ones by a ratio that is at
+    most one.
 
         L = -a r log pi(y),   rho = pi(y) / mu(y)
-        a = clip(rho, positive_low, positive_high) where r >= 0, clip(rho, negative_low, negative_high) where r < 0
+        a = clip(rho, positive_low, positive_high) where r >= 0, clip(rho, negative_low, negative_high) where
+        r < 0
 
-    with mu the behaviour policy and a held constant, the mean over completions. Le Roux et al., "Tapered Off-Policy
-    REINFORCE: Stable and Efficient Reinforcement Learning for LLMs", 2025, arXiv 2503.14286, equations 7 and 8, by an
-    extract. No baseline and no KL term: centre rewards yourself, +1 and -1 being meant. With all bounds at 1 it is
-    `reinforce` without a baseline; with [0, very large] on both sides it is plain importance sampling.
+    with mu the behaviour policy and a held constant, the mean over completions. Le Roux et al., "Tapered
+    Off-Policy
+    REINFORCE: Stable and Efficient Reinforcement Learning for LLMs", 2025, arXiv 2503.14286, equations 7 and
+    8, by an extract. No baseline and no KL term: centre rewards yourself, +1 and -1 being meant. With all
+    bounds at 1 it is `reinforce` without a baseline; with [0, very large] on both sides it is plain
+    importance sampling.
 
     Args:
         positive_low: least ratio of a completion with r >= 0, at least 0.
@@ -40,13 +44,18 @@ class TOPR:
 
     def __post_init__(self) -> None:
         check_not_negative(
-            "topr", positive_low=self.positive_low, positive_high=self.positive_high, negative_low=self.negative_low,
+            "topr",
+            positive_low=self.positive_low,
+            positive_high=self.positive_high,
+            negative_low=self.negative_low,
             negative_high=self.negative_high,
-        )  # fmt: skip
+        )
         for side in ("positive", "negative"):
             low, high = getattr(self, f"{side}_low"), getattr(self, f"{side}_high")
             if low > high:
-                raise ConfigError(f"topr: {side}_low is above {side}_high", got=low, expected=f"at most {high}")
+                raise ConfigError(
+                    f"topr: {side}_low is above {side}_high", got=low, expected=f"at most {high}"
+                )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -62,10 +71,17 @@ class TOPR:
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         reward, ratio = signal.reward.to(scores.logp.dtype), sequence_ratio(scores).detach()
-        positive, negative = ratio.clamp(self.positive_low, self.positive_high), ratio.clamp(self.negative_low, self.negative_high)
+        positive, negative = (
+            ratio.clamp(self.positive_low, self.positive_high),
+            ratio.clamp(self.negative_low, self.negative_high),
+        )
         taper = torch.where(reward >= 0, positive, negative)
         per_unit = -taper * reward * sum_tokens(scores.logp, scores.lengths)
         return policy_losses(
-            per_unit, self.weights(scores.lengths, signal), scores, signal, advantage=reward,
+            per_unit,
+            self.weights(scores.lengths, signal),
+            scores,
+            signal,
+            advantage=reward,
             extra={"ratio/mean": ratio, "topr/taper": taper},
-        )  # fmt: skip
+        )

@@ -19,10 +19,10 @@ class WPO:
         L = -sg( min(1, w(chosen) * w(rejected)) ) * log sigma( beta * (h(chosen) - h(rejected)) )
         w(y) = exp( mean_t [ log pi(y_t) - log sum_v pi(v)^2 ] )
 
-    with h the log-ratio of a completion to the reference, summed over tokens, v all tokens of the vocabulary and sg the
-    stop-gradient. Zhou et al., "WPO: Enhancing RLHF with Weighted Preference Optimization", EMNLP 2024, arXiv 2406.11827,
-    with "sampled alignment": a token is measured against what the policy draws on average. Checked against the authors'
-    code, which has the bound of 1. With all weights at 1 it is DPO.
+    with h the log-ratio of a completion to the reference, summed over tokens, v all tokens of the vocabulary
+    and sg the stop-gradient. Zhou et al., "WPO: Enhancing RLHF with Weighted Preference Optimization", EMNLP
+    2024, arXiv 2406.11827, with "sampled alignment": a token is measured against what the policy draws on
+    average. Checked against the authors' code, which has the bound of 1. With all weights at 1 it is DPO.
 
     Args:
         beta: strength of the pull to the reference, > 0; the authors' default.

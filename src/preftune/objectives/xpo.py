@@ -16,14 +16,15 @@ REFERENCE = 2  # of Hybrid.source
 
 @dataclass(frozen=True, kw_only=True)
 class XPO:
-    """DPO on pairs of a sample of the policy and one of the reference, in which the reference's sample is pushed down.
+    """DPO on pairs of a sample of the policy and one of the reference, in which the reference's sample is
+    pushed down.
 
         L = -log sigma(beta * D) + alpha * log pi(y_ref),   D = h(chosen) - h(rejected)
 
-    y_ref is that completion of the pair, chosen or rejected, which the reference wrote; the sign of alpha is a plus, so
-    its likelihood falls: optimism. Xie et al., "Exploratory Preference Optimization: Harnessing Implicit
-    Q*-Approximation for Sample-Efficient RLHF", 2024, arXiv 2405.21046; checked against a public implementation. A pair
-    without such a completion is DPO's. Completions in no pair play no part.
+    y_ref is that completion of the pair, chosen or rejected, which the reference wrote; the sign of alpha is
+    a plus, so its likelihood falls: optimism. Xie et al., "Exploratory Preference Optimization: Harnessing
+    Implicit Q*-Approximation for Sample-Efficient RLHF", 2024, arXiv 2405.21046; checked against a public
+    implementation. A pair without such a completion is DPO's. Completions in no pair play no part.
 
     Args:
         beta: strength of the pull to the reference, > 0.

@@ -31,7 +31,10 @@ class Contender:
         if self.selection is not None:
             raise ConfigError("selection has no effect on a lab problem", got=self.label, do="Leave it out")
         method = default_method(self.name)
-        return replace(method, objective=replace(method.objective, **{key: getattr(self.objective, key) for key in self.given}))
+        return replace(
+            method,
+            objective=replace(method.objective, **{key: getattr(self.objective, key) for key in self.given}),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,11 @@ def contenders(text: str) -> tuple[Contender, ...]:
     if twice:
         raise ConfigError("A method is given twice", got=twice[0], do="Leave one out")
     if len(found) < 2:
-        raise ConfigError("A comparison has two methods or more", got=text.strip() or "none", expected="such as bnf,dpo(beta=0.5)")
+        raise ConfigError(
+            "A comparison has two methods or more",
+            got=text.strip() or "none",
+            expected="such as bnf,dpo(beta=0.5)",
+        )
     return found
 
 
@@ -64,7 +71,9 @@ def _parts(text: str) -> list[str]:
         else:
             parts[-1] += char
     if depth:
-        raise ConfigError("The brackets of a method do not close", got=text, expected="such as bnf,dpo(beta=0.5)")
+        raise ConfigError(
+            "The brackets of a method do not close", got=text, expected="such as bnf,dpo(beta=0.5)"
+        )
     return [part.strip() for part in parts if part.strip()]
 
 
@@ -76,13 +85,24 @@ def _contender(text: str) -> Contender:
     for part in _parts(inner[:-1]):
         key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not key.isidentifier():
-            raise ConfigError(f"A setting of the method {name} is not understood", got=part, expected="key=value")
+            raise ConfigError(
+                f"A setting of the method {name} is not understood", got=part, expected="key=value"
+            )
         if key in given:
             raise ConfigError(f"A setting of the method {name} is given twice", got=key, do="Leave one out")
         given.append(key)
         words.append(f"--{key}={value}" if key == "selection" else f"--objective.{key}={value}")
     found = parse_settings(_Written, words, prog="preftune compare", description="")
     if isinstance(found.objective, BradleyTerry):
-        raise ConfigError("bradley-terry trains a reward model, not a policy", got=text, do="Use preftune train-reward-model")
-    return Contender(label=re.sub(r"\s+", "", text), name=name.strip(), objective=found.objective, selection=found.selection,
-                     given=tuple(key for key in given if key != "selection"))  # fmt: skip
+        raise ConfigError(
+            "bradley-terry trains a reward model, not a policy",
+            got=text,
+            do="Use preftune train-reward-model",
+        )
+    return Contender(
+        label=re.sub(r"\s+", "", text),
+        name=name.strip(),
+        objective=found.objective,
+        selection=found.selection,
+        given=tuple(key for key in given if key != "selection"),
+    )

@@ -5,22 +5,22 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from preftune.race.contenders import Contender, contenders
+from preftune.cli.checks import Precision, check_seed
 from preftune.data.options import DataOptions
-from preftune.model.layout import LayoutOptions
-from preftune.race.schedule import Race, Trial
 from preftune.errors import ConfigError
 from preftune.lab.experiments import grid_of
 from preftune.lab.loop import Loop
 from preftune.lab.methods import all_methods
-from preftune.train.onpolicy.collect import CollectOptions
-from preftune.rewards import resolve_reward
-from preftune.sampling.sample import SampleOptions
 from preftune.model.adapters import LoraOptions
+from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions
+from preftune.race.contenders import Contender, contenders
+from preftune.race.schedule import Race, Trial
+from preftune.rewards import resolve_reward
+from preftune.sampling.sample import SampleOptions
+from preftune.train.onpolicy.collect import CollectOptions
 from preftune.train.options import OptimOptions, TrainConfig, four_completions
-from preftune.cli.checks import Precision, check_seed
 
 FACTORS = (0.3, 1.0, 3.0, 10.0)
 """The grid around `optim.learning_rate`, where none is given."""
@@ -49,7 +49,9 @@ class BudgetOptions:
             raise ConfigError("A budget is counted in one unit", got=" and ".join(given), do="Leave one out")
         for name in given:
             if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"budget.{name} is out of range", got=getattr(self, name), expected="a number above 0")
+                raise ConfigError(
+                    f"budget.{name} is out of range", got=getattr(self, name), expected="a number above 0"
+                )
 
     @property
     def unit(self) -> str:
@@ -78,38 +80,59 @@ class Measure:
 MEASURES = {
     one.name: one
     for one in (
-        Measure(name="accuracy", title="held-out accuracy", unit="share of pairs",
-                meaning="The share of held-out pairs whose chosen completion a method scores above the rejected one, by the "
-                "implicit reward of the method itself: beta × log-ratio, or what the objective puts in its place."),
-        Measure(name="margin", title="held-out margin", unit="nats",
-                meaning="The log-ratio to the reference of chosen less rejected held-out completions: the same quantity for "
-                "all methods."),
-        Measure(name="reward", title="held-out reward", unit="reward",
-                meaning="The mean reward of the policy’s own completions of held-out prompts."),
-        Measure(name="judged", title="reward on the judged prompts", unit="reward",
-                meaning="The mean reward of completions that the tuned model draws of the prompts in judge_prompts."),
-        Measure(name="return", title="expected reward", unit="reward",
-                meaning="The exact expectation of the reward under the policy, on held-out prompts."),
+        Measure(
+            name="accuracy",
+            title="held-out accuracy",
+            unit="share of pairs",
+            meaning="The share of held-out pairs whose chosen completion a method scores above the rejected one, by the "
+            "implicit reward of the method itself: beta × log-ratio, or what the objective puts in its place.",
+        ),
+        Measure(
+            name="margin",
+            title="held-out margin",
+            unit="nats",
+            meaning="The log-ratio to the reference of chosen less rejected held-out completions: the same quantity for "
+            "all methods.",
+        ),
+        Measure(
+            name="reward",
+            title="held-out reward",
+            unit="reward",
+            meaning="The mean reward of the policy’s own completions of held-out prompts.",
+        ),
+        Measure(
+            name="judged",
+            title="reward on the judged prompts",
+            unit="reward",
+            meaning="The mean reward of completions that the tuned model draws of the prompts in judge_prompts.",
+        ),
+        Measure(
+            name="return",
+            title="expected reward",
+            unit="reward",
+            meaning="The exact expectation of the reward under the policy, on held-out prompts.",
+        ),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Methods under an equal budget: the learning rate of each tuned by successive halving, then several seeds, one table and
-    one page. The same command goes on after a stop.
+    """Methods under an equal budget: the learning rate of each tuned by successive halving, then several
+    seeds, one table and one page. The same command goes on after a stop.
 
     Args:
-        objectives: methods with commas between them, with settings in brackets: bnf,dpo(beta=0.5),sft(selection=best-of-n).
+        objectives: methods with commas between them, with settings in brackets:
+            bnf,dpo(beta=0.5),sft(selection=best-of-n).
         output: a folder, with a run folder for each run in it.
         data: preference data, as for `train`; on-policy, of which the prompts are used.
         problem: instead of data: a lab problem, shipped or a YAML file.
         budget: what a full run may use.
-        rates: the grid of learning rates, the same for all methods; by default 0.3, 1, 3 and 10 times optim.learning_rate, and
-            on a lab problem four that suit it.
+        rates: the grid of learning rates, the same for all methods; by default 0.3, 1, 3 and 10 times
+            optim.learning_rate, and on a lab problem four that suit it.
         halving: tune by successive halving; false tries every rate with the full budget.
-        measure: "accuracy" or "margin" of held-out pairs, "reward" of held-out prompts (on-policy), "judged" for judge_prompts;
-            what suits the source when not given.
+        measure: "accuracy" or "margin" of held-out pairs, "reward" of held-out prompts (on-policy), "judged"
+            for judge_prompts; what suits the source when not given.
         judge_prompts: a data file whose prompts every tuned model answers, as `sampling` says.
         judge_reward: the reward of these answers: a built-in reward, module:function or a weighted sum.
         seeds: runs of each method that count.
@@ -117,13 +140,14 @@ class CompareConfig:
         tuning_seeds: runs of each learning rate in a round of tuning.
         keep_models: which tuned models stay on the disk: the "best" one, "all", or "none".
         model: the policy at its start.
-        source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by `reward`.
+        source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by
+            `reward`.
         reward: on-policy: a built-in reward, module:function or a weighted sum.
         eval_data: held-out data.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`, other ones for each seed.
         batch_size: groups per step.
-        eval_every: steps between evaluations in the runs that count; about a quarter of a run when not given, and with a budget
-            of minutes the start and the end alone.
+        eval_every: steps between evaluations in the runs that count; about a quarter of a run when not given,
+            and with a budget of minutes the start and the end alone.
         save_every: steps between checkpoints, for runs that may be killed; Ctrl-C saves one anyway.
         precision: "fp32" or "bf16".
         gradient_checkpointing: compute each layer again in backward.
@@ -178,64 +202,117 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         if all(getattr(self.budget, option.name) is None for option in fields(self.budget)):
-            raise ConfigError("A comparison has a budget that is the same for all methods", got="none",
-                              expected="--budget.steps, --budget.samples or --budget.minutes")  # fmt: skip
+            raise ConfigError(
+                "A comparison has a budget that is the same for all methods",
+                got="none",
+                expected="--budget.steps, --budget.samples or --budget.minutes",
+            )
         if (self.data is None) == (self.problem is None):
-            raise ConfigError("A comparison is on data or on a lab problem", got="both" if self.data else "neither",
-                              expected="--data FILE or --problem NAME")  # fmt: skip
+            raise ConfigError(
+                "A comparison is on data or on a lab problem",
+                got="both" if self.data else "neither",
+                expected="--data FILE or --problem NAME",
+            )
         if self.tuning_seeds < 1:
             raise ConfigError("tuning_seeds is out of range", got=self.tuning_seeds, expected="at least 1")
         check_seed(self.first_seed)
         if self.first_seed < self.tuning_seeds:
-            raise ConfigError("first_seed is out of range", got=self.first_seed, expected=f"{self.tuning_seeds} or more",
-                              do="Tuning uses the seeds right below it")  # fmt: skip
+            raise ConfigError(
+                "first_seed is out of range",
+                got=self.first_seed,
+                expected=f"{self.tuning_seeds} or more",
+                do="Tuning uses the seeds right below it",
+            )
         if self.rates and self.optim.learning_rate != OptimOptions().learning_rate:
-            raise ConfigError("optim.learning_rate has no effect beside rates", got=self.optim.learning_rate, do="Leave one out")
+            raise ConfigError(
+                "optim.learning_rate has no effect beside rates",
+                got=self.optim.learning_rate,
+                do="Leave one out",
+            )
         race, found = self.race(), self.contenders()
         if self.budget.part(race.smallest_share) <= 0:
-            raise ConfigError(f"budget.{self.budget.unit} is too small for the first round of tuning", got=self.budget.amount,
-                              expected=f"{1 / race.smallest_share:g} or more", do="Raise it, or try fewer --rates")  # fmt: skip
+            raise ConfigError(
+                f"budget.{self.budget.unit} is too small for the first round of tuning",
+                got=self.budget.amount,
+                expected=f"{1 / race.smallest_share:g} or more",
+                do="Raise it, or try fewer --rates",
+            )
         if self.problem is not None:
             self._check_problem(found)
             return
         if self.loop != Loop():
-            raise ConfigError("loop has no effect without a lab problem", got="--data", do="Leave it out, or give --problem")
+            raise ConfigError(
+                "loop has no effect without a lab problem", got="--data", do="Leave it out, or give --problem"
+            )
         self._check_measure()
         for one in found:  # refused now, not in the middle of the night
             for share in {race.smallest_share, 1.0}:
-                self.train_settings(one, Trial(method=one.label, rate=race.rates[0], share=share, seed=0), "run")
+                self.train_settings(
+                    one, Trial(method=one.label, rate=race.rates[0], share=share, seed=0), "run"
+                )
 
     def _check_problem(self, found: Sequence[Contender]) -> None:
         """A lab problem has no model, no files and no rewards from outside."""
         if self.budget.unit != "steps":
-            raise ConfigError("A lab problem counts steps", got=f"budget.{self.budget.unit}", expected="--budget.steps",
-                              do="At equal steps all methods draw equally many samples")  # fmt: skip
+            raise ConfigError(
+                "A lab problem counts steps",
+                got=f"budget.{self.budget.unit}",
+                expected="--budget.steps",
+                do="At equal steps all methods draw equally many samples",
+            )
         if self.loop.steps != Loop().steps:
-            raise ConfigError("loop.steps has no effect beside a budget", got=self.loop.steps, do="Use --budget.steps")
-        used = {"objectives", "output", "problem", "budget", "rates", "halving", "seeds", "first_seed", "tuning_seeds", "json",
-                "loop"}  # fmt: skip
+            raise ConfigError(
+                "loop.steps has no effect beside a budget", got=self.loop.steps, do="Use --budget.steps"
+            )
+        used = {
+            "objectives",
+            "output",
+            "problem",
+            "budget",
+            "rates",
+            "halving",
+            "seeds",
+            "first_seed",
+            "tuning_seeds",
+            "json",
+            "loop",
+        }
         for option in (option for option in fields(self) if option.name not in used):
             default = option.default if option.default_factory is MISSING else option.default_factory()  # type: ignore[misc]
             if getattr(self, option.name) != default:
-                raise ConfigError(f"{option.name} has no effect on a lab problem", got=self.problem, do="Leave it out")
+                raise ConfigError(
+                    f"{option.name} has no effect on a lab problem", got=self.problem, do="Leave it out"
+                )
         for one in found:
             one.lab_method()
 
     def _check_measure(self) -> None:
         name = self.measured.name
         if (self.judge_prompts is None) != (self.judge_reward is None):
-            raise ConfigError("judge_prompts and judge_reward belong together", got="one of them", expected="both")
+            raise ConfigError(
+                "judge_prompts and judge_reward belong together", got="one of them", expected="both"
+            )
         if (name == "judged") != (self.judge_prompts is not None):
-            raise ConfigError("measure judged is the reward on judge_prompts", got=f"measure {name}",
-                              do="Give --judge_prompts FILE and --judge_reward NAME, and no other measure")  # fmt: skip
+            raise ConfigError(
+                "measure judged is the reward on judge_prompts",
+                got=f"measure {name}",
+                do="Give --judge_prompts FILE and --judge_reward NAME, and no other measure",
+            )
         fitting = ("reward", "judged") if self.source == "on-policy" else ("accuracy", "margin", "judged")
         if name not in fitting:
-            raise ConfigError(f"measure {name} is not to be had {self.source}", got=name, expected=" or ".join(fitting))
+            raise ConfigError(
+                f"measure {name} is not to be had {self.source}", got=name, expected=" or ".join(fitting)
+            )
         if name != "judged" and self.eval_data is None and self.eval_fraction == 0:
-            raise ConfigError(f"measure {name} wants held-out data", got="eval_fraction 0", do="Leave out --eval_fraction")
+            raise ConfigError(
+                f"measure {name} wants held-out data", got="eval_fraction 0", do="Leave out --eval_fraction"
+            )
         if self.source == "offline" and name != "judged" and self.sampling != four_completions():
-            raise ConfigError("sampling has no effect: nothing is drawn", got=f"source offline, measure {name}",
-                              do="Leave it out, or give --judge_prompts")  # fmt: skip
+            raise ConfigError(
+                "sampling has no effect: nothing is drawn",
+                got=f"source offline, measure {name}",
+                do="Leave it out, or give --judge_prompts",
+            )
         for reward in (self.reward, self.judge_reward):
             if reward is not None:
                 resolve_reward(reward)
@@ -259,10 +336,14 @@ class CompareConfig:
         elif not grid:
             grid = tuple(float(f"{factor * self.optim.learning_rate:.6g}") for factor in FACTORS)
         return Race(
-            methods=tuple(one.label for one in self.contenders()), rates=grid, halving=self.halving,
-            tuning_seeds=tuple(range(self.first_seed - self.tuning_seeds, self.first_seed)) if len(grid) > 1 else (),
+            methods=tuple(one.label for one in self.contenders()),
+            rates=grid,
+            halving=self.halving,
+            tuning_seeds=tuple(range(self.first_seed - self.tuning_seeds, self.first_seed))
+            if len(grid) > 1
+            else (),
             seeds=tuple(range(self.first_seed, self.first_seed + self.seeds)),
-        )  # fmt: skip
+        )
 
     def folder(self, contender: Contender, trial: Trial) -> Path:
         """Of a run, relative to the output: named by all that tells it from others."""
@@ -275,20 +356,43 @@ class CompareConfig:
         part = self.budget.part(trial.share)
         on_policy, anchored = self.source == "on-policy", bool(contender.objective.needs & REFERENCE_SCORES)
         if contender.selection is not None and not on_policy:
-            raise ConfigError("selection has no effect offline", got=contender.label, do="Set --source on-policy")
-        collect = self.collect if contender.selection is None else replace(self.collect, selection=contender.selection)
+            raise ConfigError(
+                "selection has no effect offline", got=contender.label, do="Set --source on-policy"
+            )
+        collect = (
+            self.collect
+            if contender.selection is None
+            else replace(self.collect, selection=contender.selection)
+        )
         return TrainConfig(
-            data=self.data, output=folder, model=self.model, objective=contender.objective, source=self.source, reward=self.reward,
-            eval_data=self.eval_data, eval_fraction=self.eval_fraction, batch_size=self.batch_size, epochs=ENDLESS,
+            data=self.data,
+            output=folder,
+            model=self.model,
+            objective=contender.objective,
+            source=self.source,
+            reward=self.reward,
+            eval_data=self.eval_data,
+            eval_fraction=self.eval_fraction,
+            batch_size=self.batch_size,
+            epochs=ENDLESS,
             max_steps=int(part) if self.budget.unit == "steps" else None,
             max_samples=int(part) if self.budget.unit == "samples" else None,
             max_minutes=part if self.budget.unit == "minutes" else None,
-            eval_every=self._eval_every(trial), save_every=self.save_every, precision=self.precision,
-            gradient_checkpointing=self.gradient_checkpointing, device=self.device, seed=trial.seed, rows=self.rows,
-            layout=self.layout, optim=replace(self.optim, learning_rate=trial.rate), lora=self.lora,
+            eval_every=self._eval_every(trial),
+            save_every=self.save_every,
+            precision=self.precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+            device=self.device,
+            seed=trial.seed,
+            rows=self.rows,
+            layout=self.layout,
+            optim=replace(self.optim, learning_rate=trial.rate),
+            lora=self.lora,
             reference=self.reference if anchored else ReferenceOptions(),
-            sampling=self.sampling if on_policy else four_completions(), collect=collect, loading=self.loading,
-        )  # fmt: skip
+            sampling=self.sampling if on_policy else four_completions(),
+            collect=collect,
+            loading=self.loading,
+        )
 
     def _eval_every(self, trial: Trial) -> int | None:
         """Tuning looks at the end alone, which is always measured, whatever comes before."""

@@ -1,38 +1,32 @@
-"""The verb `compare`: run after run of a race, each a folder of files, until a table says which methods are tied best."""
+"""The verb `compare`: run after run of a race, each a folder of files, until a table says which methods are
+tied best.
+"""
 
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from preftune.cli.main import print_json
-from preftune.race.options import CompareConfig, Contender
-from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
-from preftune.race.schedule import Trial, models_wanted, next_trials
+from preftune.data.prepare import load_prompts
 from preftune.errors import DataError, DivergenceError, StorageError
-from preftune.commands.eval import load_prompts
+from preftune.lab.environment import World
 from preftune.lab.loop import Track
 from preftune.lab.loop import run as run_lab
 from preftune.lab.problem import load_problem
-from preftune.lab.environment import World
+from preftune.progress import Reporter
+from preftune.race.options import CompareConfig, Contender
+from preftune.race.report import brief, race_table, write_race
+from preftune.race.schedule import Trial, models_wanted, next_trials
+from preftune.report.read import RunFiles, read_run
 from preftune.rewards.judged import sample_and_judge
 from preftune.sampling.sample import load_sampler
-from preftune.model.load import quiet_transformers
-from preftune.race.report import RaceTable, brief, race_table, write_race
-from preftune.report.read import RunFiles, read_run
 from preftune.storage import whole_file
-from preftune.terminal import clean_terminal
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
-from preftune.progress import Reporter
 from preftune.train.runlog import claim_folder, forget_run, to_plain
 
 RESULT, COMPARISON, PAGE = "result.json", "comparison.json", "comparison.html"
@@ -45,7 +39,8 @@ GROWS = ("objectives", "seeds", "keep_models", "json", "output")
 class Result:
     """What a comparison reads of a run; it is in the run's folder once the run is over.
 
-    `curve` has the measure where it was taken: step, samples drawn, value. `failed` says why there is no score.
+    `curve` has the measure where it was taken: step, samples drawn, value. `failed` says why there is no
+    score.
     """
 
     score: float | None
@@ -62,10 +57,16 @@ def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
     race, methods = config.race(), {one.label: one for one in config.contenders()}
     results: dict[Trial, Result] = {}
     while waiting := next_trials(race, {trial: result.score for trial, result in results.items()}):
-        batch = [one for one in waiting if _kind(one) == _kind(waiting[0])] if config.problem is not None else [waiting[0]]
+        batch = (
+            [one for one in waiting if _kind(one) == _kind(waiting[0])]
+            if config.problem is not None
+            else [waiting[0]]
+        )
         contender = methods[waiting[0].method]
         folders = {trial: output / config.folder(contender, trial) for trial in batch}
-        results |= {trial: found for trial, folder in folders.items() if (found := _read_result(folder)) is not None}
+        results |= {
+            trial: found for trial, folder in folders.items() if (found := _read_result(folder)) is not None
+        }
         missing = [trial for trial in batch if trial not in results]
         if config.problem is None:
             new = {trial: _train_result(config, contender, trial, report) for trial in missing}
@@ -87,7 +88,9 @@ def _kind(trial: Trial) -> tuple[str, float, float]:
 
 
 def _told(config: CompareConfig, trial: Trial, result: Result) -> str:
-    ended = f"failed {brief(result.failed)}" if result.failed else f"{config.measured.title} {result.score:.4g}"
+    ended = (
+        f"failed {brief(result.failed)}" if result.failed else f"{config.measured.title} {result.score:.4g}"
+    )
     part = f"{config.budget.part(trial.share):g} {config.budget.unit}"
     return f"{trial.method}  rate {trial.rate:g}  {part}  seed {trial.seed}: {ended}"
 
@@ -100,7 +103,9 @@ def _read_result(folder: Path) -> Result | None:
         plain = json.loads(path.read_text(encoding="utf-8"))
         return Result(**{**plain, "curve": tuple(map(tuple, plain["curve"]))})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StorageError(f"{path} is damaged", got=str(error), do="Delete it to measure this run again") from error
+        raise StorageError(
+            f"{path} is damaged", got=str(error), do="Delete it to measure this run again"
+        ) from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -112,7 +117,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _train_result(config: CompareConfig, contender: Contender, trial: Trial, report: Reporter) -> Result:
-    """Trains what is not trained yet: a run that was cut goes on from its checkpoint, one without a checkpoint starts again."""
+    """Trains what is not trained yet: a run that was cut goes on from its checkpoint, one without a
+    checkpoint starts again.
+    """
     folder = Path(config.output) / config.folder(contender, trial)
     settings = config.train_settings(contender, trial, str(folder))
     if not (folder / "final").exists():
@@ -124,7 +131,12 @@ def _train_result(config: CompareConfig, contender: Contender, trial: Trial, rep
                 ended = train(settings, quiet=True)
         except DivergenceError:
             run = read_run(folder)
-            return Result(score=None, failed=f"after step {run.last_step}: {run.message}", counters=_counters(run), measures={})
+            return Result(
+                score=None,
+                failed=f"after step {run.last_step}: {run.message}",
+                counters=_counters(run),
+                measures={},
+            )
         if ended.final is None:
             raise KeyboardInterrupt
     run = read_run(folder)
@@ -143,40 +155,71 @@ def _measured(config: CompareConfig, run: RunFiles, judged: Mapping[str, float])
     elif series := run.evaluation.get({"accuracy": "rewards/accuracies"}.get(measure.name, measure.name)):
         curve = dict(zip(series.steps, series.values, strict=True))
     if not curve and not judged:
-        raise DataError(f"{run.folder} held nothing out that has the measure {measure.name}",
-                        got=", ".join(values) or "no evaluation", expected="held-out preferences",
-                        do="Raise --eval_fraction, give --eval_data, or choose another --measure")  # fmt: skip
-    score = judged["judged"] if judged else curve.get(run.last_step)  # what is not finite is not in a run's files
+        raise DataError(
+            f"{run.folder} held nothing out that has the measure {measure.name}",
+            got=", ".join(values) or "no evaluation",
+            expected="held-out preferences",
+            do="Raise --eval_fraction, give --eval_data, or choose another --measure",
+        )
+    score = (
+        judged["judged"] if judged else curve.get(run.last_step)
+    )  # what is not finite is not in a run's files
     drawn = run.train.get("samples_drawn")
     samples = dict(zip(drawn.steps, drawn.values, strict=True)) if drawn else {}
     return Result(
-        score=score, failed=None if score is not None else f"after step {run.last_step}: the {measure.title} is not finite",
-        counters=_counters(run), measures=values,
+        score=score,
+        failed=None
+        if score is not None
+        else f"after step {run.last_step}: the {measure.title} is not finite",
+        counters=_counters(run),
+        measures=values,
         curve=tuple((float(step), samples.get(step, 0.0), curve[step]) for step in sorted(curve)),
-    )  # fmt: skip
+    )
 
 
 def _counters(run: RunFiles) -> dict[str, float]:
-    counts = {name: run.train[name].last for name in ("samples_drawn", "reward_queries", "prompts_seen", "num_tokens")
-              if name in run.train}  # fmt: skip
-    return {"steps": float(run.last_step), **counts, "seconds": sum(run.train["step_time"].values) if run.train else 0.0}
+    counts = {
+        name: run.train[name].last
+        for name in ("samples_drawn", "reward_queries", "prompts_seen", "num_tokens")
+        if name in run.train
+    }
+    return {
+        "steps": float(run.last_step),
+        **counts,
+        "seconds": sum(run.train["step_time"].values) if run.train else 0.0,
+    }
 
 
 def _judged(config: CompareConfig, trial: Trial, model: Path, report: Reporter) -> dict[str, float]:
-    """The reward of the model's completions of the prompts; the noise is the seed's, the same for all methods."""
+    """The reward of the model's completions of the prompts; the noise is the seed's, the same for all
+    methods.
+    """
     assert config.judge_prompts is not None and config.judge_reward is not None
     records = load_prompts(config.judge_prompts, DataOptions(template=config.rows.template), report)
-    loaded, renderer = load_sampler(str(model), config.loading, config.precision, config.device, config.rows.template)
+    loaded, renderer = load_sampler(
+        str(model), config.loading, config.precision, config.device, config.rows.template
+    )
     found = sample_and_judge(loaded, renderer, records, config.sampling, config.judge_reward, trial.seed)
     known = [one.reward for one in found if one.reward is not None]
     if not known:
-        raise DataError("The reward has no opinion on any completion", got=config.judge_reward, do="Look at --judge_prompts")
-    return {"judged": sum(known) / len(known), "judged/ended": sum(one.ended for one in found) / len(found),
-            "judged/length": sum(one.num_tokens for one in found) / len(found)}  # fmt: skip
+        raise DataError(
+            "The reward has no opinion on any completion",
+            got=config.judge_reward,
+            do="Look at --judge_prompts",
+        )
+    return {
+        "judged": sum(known) / len(known),
+        "judged/ended": sum(one.ended for one in found) / len(found),
+        "judged/length": sum(one.num_tokens for one in found) / len(found),
+    }
 
 
-def _prune(config: CompareConfig, output: Path, methods: Mapping[str, Contender], results: Mapping[Trial, Result]) -> None:
-    """Weights that nothing needs any more: checkpoints of runs that are over, and models that cannot be the best."""
+def _prune(
+    config: CompareConfig, output: Path, methods: Mapping[str, Contender], results: Mapping[Trial, Result]
+) -> None:
+    """Weights that nothing needs any more: checkpoints of runs that are over, and models that cannot be the
+    best.
+    """
     if config.problem is not None or config.keep_models == "all":
         return
     scores = {trial: result.score for trial, result in results.items()}
@@ -192,7 +235,9 @@ def _prune(config: CompareConfig, output: Path, methods: Mapping[str, Contender]
 
 
 def _lab_results(config: CompareConfig, contender: Contender, trials: Sequence[Trial]) -> dict[Trial, Result]:
-    """All seeds of a setting at once; if one of them diverges, each alone, so that it takes no other one with it."""
+    """All seeds of a setting at once; if one of them diverges, each alone, so that it takes no other one with
+    it.
+    """
     assert config.problem is not None
     loop = replace(config.loop, steps=int(config.budget.part(trials[0].share)))
     world = World(load_problem(config.problem), [trial.seed for trial in trials])
@@ -200,7 +245,11 @@ def _lab_results(config: CompareConfig, contender: Contender, trials: Sequence[T
         track = run_lab(world, contender.lab_method(), loop, trials[0].rate)
     except DivergenceError as error:
         if len(trials) > 1:
-            return {trial: found for one in trials for trial, found in _lab_results(config, contender, [one]).items()}
+            return {
+                trial: found
+                for one in trials
+                for trial, found in _lab_results(config, contender, [one]).items()
+            }
         return {trials[0]: Result(score=None, failed=str(error), counters={}, measures={})}
     return {trial: _lab_result(track, place) for place, trial in enumerate(trials)}
 
@@ -209,14 +258,19 @@ def _lab_result(track: Track, place: int) -> Result:
     values = track.measures["return"][:, place].tolist()
     drawn = track.counters["samples_drawn"]
     ended = {name: float(track.final(name)[place]) for name in track.measures}
-    points = [(float(step), float(count), value) for step, count, value in zip(track.steps, drawn, values, strict=True)]
+    points = [
+        (float(step), float(count), value)
+        for step, count, value in zip(track.steps, drawn, values, strict=True)
+    ]
     known = math.isfinite(values[-1])
     return Result(
-        score=values[-1] if known else None, failed=None if known else "The expected reward is not finite",
-        counters={"steps": float(track.steps[-1])} | {name: float(of[-1]) for name, of in track.counters.items()},
+        score=values[-1] if known else None,
+        failed=None if known else "The expected reward is not finite",
+        counters={"steps": float(track.steps[-1])}
+        | {name: float(of[-1]) for name, of in track.counters.items()},
         measures={name: value for name, value in ended.items() if math.isfinite(value)},
         curve=tuple(point for point in points if math.isfinite(point[2])),
-    )  # fmt: skip
+    )
 
 
 # --- what is written and told ---
@@ -229,19 +283,30 @@ def _content(config: CompareConfig, results: Mapping[Trial, Result]) -> dict[str
     methods = {}
     for one in config.contenders():
         mine = {trial: entry for trial, entry in entries.items() if trial.method == one.label}
-        runs = [{"rate": t.rate, "share": t.share, "seed": t.seed, "folder": str(config.folder(one, t)), **entry}
-                for t, entry in mine.items()]  # fmt: skip
-        methods[one.label] = {"tuning": [r for r in runs if r["seed"] not in race.seeds],
-                              "runs": [r for r in runs if r["seed"] in race.seeds]}  # fmt: skip
+        runs = [
+            {"rate": t.rate, "share": t.share, "seed": t.seed, "folder": str(config.folder(one, t)), **entry}
+            for t, entry in mine.items()
+        ]
+        methods[one.label] = {
+            "tuning": [r for r in runs if r["seed"] not in race.seeds],
+            "runs": [r for r in runs if r["seed"] in race.seeds],
+        }
     scores = {trial: result.score for trial, result in results.items()}
     content = {
-        "on": config.problem or config.data, "source": config.loop.source if config.problem else config.source,
-        "measure": asdict(measure), "budget": {"unit": config.budget.unit, "amount": config.budget.amount},
-        "rates": list(race.rates), "tuning_seeds": list(race.tuning_seeds), "seeds": list(race.seeds),
-        "rungs": [{"rates": rung.count, "share": rung.share, "budget": config.budget.part(rung.share)} for rung in race.rungs],
+        "on": config.problem or config.data,
+        "source": config.loop.source if config.problem else config.source,
+        "measure": asdict(measure),
+        "budget": {"unit": config.budget.unit, "amount": config.budget.amount},
+        "rates": list(race.rates),
+        "tuning_seeds": list(race.tuning_seeds),
+        "seeds": list(race.seeds),
+        "rungs": [
+            {"rates": rung.count, "share": rung.share, "budget": config.budget.part(rung.share)}
+            for rung in race.rungs
+        ],
         "methods": methods,
         "model": None if config.keep_models == "none" or config.problem else _best_model(config, scores),
-    }  # fmt: skip
+    }
     table = race_table(content)
     content["summary"] = table.summary
     content["places"] = [asdict(row) for row in table.rows]
@@ -249,42 +314,12 @@ def _content(config: CompareConfig, results: Mapping[Trial, Result]) -> dict[str
 
 
 def _best_model(config: CompareConfig, scores: Mapping[Trial, float | None]) -> str | None:
-    """The final/ of the best run of the best method, relative to the output; None if it was deleted by an earlier call."""
+    """The final/ of the best run of the best method, relative to the output; None if it was deleted by an
+    earlier call.
+    """
     methods = {one.label: one for one in config.contenders()}
-    finals = [config.folder(methods[trial.method], trial) / "final" for trial in models_wanted(config.race(), scores)]
+    finals = [
+        config.folder(methods[trial.method], trial) / "final"
+        for trial in models_wanted(config.race(), scores)
+    ]
     return next((str(final) for final in finals if (Path(config.output) / final).exists()), None)
-
-
-def _tell(config: CompareConfig, table: RaceTable, content: Mapping[str, Any]) -> None:
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in table.headings:
-        shown.add_column(heading, overflow="fold")
-    for cells in table.cells():
-        shown.add_row(*cells)
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=1000)).print(shown)
-    print(table.summary)
-    lines = [f"page    {Path(config.output) / PAGE}", f"numbers {Path(config.output) / COMPARISON}"]
-    if content["model"] is not None:
-        lines.append(f"model   {Path(config.output) / content['model']}")
-    print(clean_terminal("\n".join(lines)))
-
-
-def run_compare(arguments: Sequence[str]) -> int:
-    quiet_transformers()
-    settings = parse_settings(CompareConfig, arguments, prog="preftune compare",
-                              description="Methods under an equal budget, tuned, on several seeds.")  # fmt: skip
-    report = Reporter(quiet=settings.json)
-    try:
-        content = compare(settings, report)
-    except KeyboardInterrupt:
-        report.note(f"\nInterrupted. Nothing is lost: the same command goes on with what is in {settings.output}")
-        raise
-    if settings.json:
-        print_json(content)
-    else:
-        _tell(settings, race_table(content), content)
-    return 0
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"compare": run_compare}

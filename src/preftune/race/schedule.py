@@ -1,13 +1,14 @@
 """Racing: which run comes next, and which methods are tied best. Pure: scores in, trials and verdicts out.
 
-Each method is tuned over the same grid of learning rates by successive halving (Jamieson and Talwalkar, AISTATS 2016):
-every rate gets a small share of the budget, the better half of them twice as much, until one is left. That rate then has the
-full budget on every confirming seed, none of which was used in tuning. A trial starts afresh: it goes on from no other one.
+Each method is tuned over the same grid of learning rates by successive halving (Jamieson and Talwalkar,
+AISTATS 2016): every rate gets a small share of the budget, the better half of them twice as much, until one
+is left. That rate then has the full budget on every confirming seed, none of which was used in tuning. A
+trial starts afresh: it goes on from no other one.
 
-Methods are compared seed by seed, since runs of one seed have the same held-out data and the same order. A method is tied
-with the best one (the highest mean) if the interval of its paired difference does not exclude zero. Differences are
-Student's t; the number of comparisons is paid for by Holm's rule, so that the chance of leaving out any method that is
-as good as the best is at most 5% in all.
+Methods are compared seed by seed, since runs of one seed have the same held-out data and the same order. A
+method is tied with the best one (the highest mean) if the interval of its paired difference does not exclude
+zero. Differences are Student's t; the number of comparisons is paid for by Holm's rule, so that the chance of
+leaving out any method that is as good as the best is at most 5% in all.
 """
 
 import math
@@ -51,19 +52,30 @@ class Race:
 
     def __post_init__(self) -> None:
         if len(self.seeds) < 2:
-            raise ConfigError("One seed gives no interval", got=f"seeds {len(self.seeds)}", expected="2 or more")
+            raise ConfigError(
+                "One seed gives no interval", got=f"seeds {len(self.seeds)}", expected="2 or more"
+            )
         if set(self.seeds) & set(self.tuning_seeds):
-            raise ConfigError("A confirming seed was used for tuning", got=sorted(set(self.seeds) & set(self.tuning_seeds))[0])
+            raise ConfigError(
+                "A confirming seed was used for tuning",
+                got=sorted(set(self.seeds) & set(self.tuning_seeds))[0],
+            )
         if len(self.methods) < 2 or len(set(self.methods)) < len(self.methods):
-            raise ConfigError("A comparison has two methods or more, each once", got=", ".join(self.methods) or "none")
+            raise ConfigError(
+                "A comparison has two methods or more, each once", got=", ".join(self.methods) or "none"
+            )
         if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
-            raise ConfigError("A learning rate is out of range", got=list(self.rates), expected="numbers above 0")
+            raise ConfigError(
+                "A learning rate is out of range", got=list(self.rates), expected="numbers above 0"
+            )
         if len({f"{rate:g}" for rate in self.rates}) < len(self.rates):
             raise ConfigError("A learning rate is given twice", got=list(self.rates), do="Leave one out")
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
-        """The last rung has half the budget, each earlier one half of the next one's; no rung for a single rate."""
+        """The last rung has half the budget, each earlier one half of the next one's; no rung for a single
+        rate.
+        """
         count = len(self.rates)
         if count == 1:
             return ()
@@ -89,7 +101,9 @@ Scores = Mapping[Trial, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Where a method is: the trials that it waits for, and its rate once that is settled (None then: every rate failed)."""
+    """Where a method is: the trials that it waits for, and its rate once that is settled (None then: every
+    rate failed).
+    """
 
     waiting: tuple[Trial, ...]
     tuned: bool
@@ -105,7 +119,8 @@ def standing(race: Race, method: str, scores: Scores) -> Standing:
     rates, rungs = race.rates, race.rungs
     for number, rung in enumerate(rungs):
         tried = {
-            rate: [Trial(method=method, rate=rate, share=rung.share, seed=seed) for seed in race.tuning_seeds] for rate in rates
+            rate: [Trial(method=method, rate=rate, share=rung.share, seed=seed) for seed in race.tuning_seeds]
+            for rate in rates
         }
         waiting = tuple(trial for trials in tried.values() for trial in trials if trial not in scores)
         if waiting:
@@ -136,15 +151,18 @@ def next_trials(race: Race, scores: Scores) -> tuple[Trial, ...]:
 
 
 def models_wanted(race: Race, scores: Scores) -> frozenset[Trial]:
-    """The confirming runs whose model may yet be the best: the best run of the method that leads among those that are done,
-    and of each method that is under way."""
+    """The confirming runs whose model may yet be the best: the best run of the method that leads among those
+    that are done, and of each method that is under way.
+    """
     found: list[tuple[bool, float, Trial]] = []
     for method in race.methods:
         place = standing(race, method, scores)
         if place.rate is None:
             continue
         trials = confirming(race, method, place.rate)
-        known = [(score, -k, trial) for k, trial in enumerate(trials) if (score := scores.get(trial)) is not None]
+        known = [
+            (score, -k, trial) for k, trial in enumerate(trials) if (score := scores.get(trial)) is not None
+        ]
         mean = mean_score([scores.get(trial) for trial in trials])
         if known and (mean is not None or place.waiting):
             found.append((place.is_done, mean or 0.0, max(known, key=lambda one: one[:2])[2]))
@@ -157,8 +175,8 @@ def models_wanted(race: Race, scores: Scores) -> frozenset[Trial]:
 class Place:
     """A method at the end of the race.
 
-    `behind` is best - method by seed, at the `level` that Holm's rule gives its interval; None for the best one. A method with
-    a run that failed has no mean and is not tied.
+    `behind` is best - method by seed, at the `level` that Holm's rule gives its interval; None for the best
+    one. A method with a run that failed has no mean and is not tied.
     """
 
     method: str
@@ -169,8 +187,12 @@ class Place:
 
 
 def places(scores: Mapping[str, Sequence[float | None]]) -> tuple[Place, ...]:
-    """Methods by their mean, the best first; those that failed at the end. Entry i of each is of the same seed."""
-    known = {name: [one for one in of if one is not None] for name, of in scores.items() if of and None not in of}
+    """Methods by their mean, the best first; those that failed at the end. Entry i of each is of the same
+    seed.
+    """
+    known = {
+        name: [one for one in of if one is not None] for name, of in scores.items() if of and None not in of
+    }
     ranked = sorted(known, key=lambda name: -sum(known[name]) / len(known[name]))
     if not ranked:
         return tuple(Place(method=name, mean=None, behind=None, level=None, tied=False) for name in scores)
@@ -179,15 +201,28 @@ def places(scores: Mapping[str, Sequence[float | None]]) -> tuple[Place, ...]:
     found = [Place(method=ranked[0], mean=mean_interval(best), behind=None, level=None, tied=True)]
     for name in ranked[1:]:
         interval, level = behind[name]
-        found.append(Place(method=name, mean=mean_interval(known[name]), behind=interval, level=level,
-                           tied=not interval.excludes_zero))  # fmt: skip
-    failed = [Place(method=name, mean=None, behind=None, level=None, tied=False) for name in scores if name not in known]
+        found.append(
+            Place(
+                method=name,
+                mean=mean_interval(known[name]),
+                behind=interval,
+                level=level,
+                tied=not interval.excludes_zero,
+            )
+        )
+    failed = [
+        Place(method=name, mean=None, behind=None, level=None, tied=False)
+        for name in scores
+        if name not in known
+    ]
     return (*found, *failed)
 
 
-def holm(differences: Mapping[str, Sequence[float]], alpha: float = ALPHA) -> dict[str, tuple[Interval, float]]:
-    """Intervals of paired differences that exclude zero exactly where Holm's step-down rule rejects (Scandinavian Journal of
-    Statistics 1979), each with its level.
+def holm(
+    differences: Mapping[str, Sequence[float]], alpha: float = ALPHA
+) -> dict[str, tuple[Interval, float]]:
+    """Intervals of paired differences that exclude zero exactly where Holm's step-down rule rejects
+    (Scandinavian Journal of Statistics 1979), each with its level.
 
     The difference furthest from zero, in standard errors, is judged at level 1 - alpha / m, the next one at
     1 - alpha / (m - 1), and so on; from the first one that includes zero the level stays as it is.
@@ -205,7 +240,9 @@ def holm(differences: Mapping[str, Sequence[float]], alpha: float = ALPHA) -> di
 
 
 def _errors_from_zero(values: Sequence[float]) -> float:
-    """|mean| in standard errors, up to a factor that all have in common; infinite for a constant that is not zero."""
+    """|mean| in standard errors, up to a factor that all have in common; infinite for a constant that is not
+    zero.
+    """
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((value - mean) ** 2 for value in values))
     return abs(mean) / spread if spread else math.inf if mean else 0.0

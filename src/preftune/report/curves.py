@@ -1,8 +1,8 @@
 """Curves over steps as SVG strings that live inside a page.
 
-A run has some thirty of them. They are written here because matplotlib, which still chooses the ticks, takes a tenth of a
-second for each, most of it to lay out ticks and text: for a small run longer than training. Texts are the page's, as are
-names, titles and legends, so nothing can be taken for markup.
+A run has some thirty of them. They are written here because matplotlib, which still chooses the ticks, takes
+a tenth of a second for each, most of it to lay out ticks and text: for a small run longer than training.
+Texts are the page's, as are names, titles and legends, so nothing can be taken for markup.
 """
 
 import math
@@ -27,7 +27,9 @@ _TOP, _BOTTOM = LINE, _HEIGHT - 2 * LINE - 6  # of the axes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """One line of a figure: a faint curve is background to a strong one, marks show where a curve was measured."""
+    """One line of a figure: a faint curve is background to a strong one, marks show where a curve was
+    measured.
+    """
 
     series: Series
     colour: str
@@ -58,8 +60,9 @@ class _Axis:
 def curves_figure(
     curves: Sequence[Curve], *, key: str, zero: bool = False, share: bool = False, spread: bool = False
 ) -> str:
-    """Metrics over steps. `zero` draws the line at 0, `share` fixes the axis to 0..1 with a line at one half, `spread`
-    lets the axis be logarithmic where the values span more than a factor of 100. `key` names the figure on its page.
+    """Metrics over steps. `zero` draws the line at 0, `share` fixes the axis to 0..1 with a line at one half,
+    `spread` lets the axis be logarithmic where the values span more than a factor of 100. `key` names the
+    figure on its page.
     """
     lines = [(curve, *thinned(curve.series)) for curve in curves]
     level = 0.5 if share else 0.0 if zero else None
@@ -69,7 +72,15 @@ def curves_figure(
         across = _across([steps for _, steps, _, _, _ in lines], left)
     parts = [*_ground(across, up)]
     if level is not None:
-        parts.append(_line(across.start, across.end, float(up.place(np.array([level]))[0]), MUTED, "stroke-dasharray: 2 3"))
+        parts.append(
+            _line(
+                across.start,
+                across.end,
+                float(up.place(np.array([level]))[0]),
+                MUTED,
+                "stroke-dasharray: 2 3",
+            )
+        )
     for curve, steps, values, low, high in sorted(lines, key=lambda line: not line[0].faint):
         parts += _drawn(curve, across.place(steps), up.place(values), up.place(low), up.place(high))
     return (
@@ -79,14 +90,19 @@ def curves_figure(
 
 
 def thinned(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, means, least and greatest values of at most MAX_POINTS stretches; values that cannot be drawn are NaN."""
+    """Steps, means, least and greatest values of at most MAX_POINTS stretches; values that cannot be drawn
+    are NaN.
+    """
     steps, values = np.asarray(series.steps, dtype=float), np.asarray(series.values, dtype=float)
     values = np.where(np.abs(values) <= MAX_VALUE, values, np.nan)  # infinities and NaN compare false
     if len(values) <= MAX_POINTS:
         return steps, values, values, values
     stretches = [part for part in np.array_split(np.arange(len(values)), MAX_POINTS)]
     # One bad value makes its stretch a gap: a blown-up step must not vanish in a mean of good ones.
-    rows = [(steps[part].mean(), values[part].mean(), values[part].min(), values[part].max()) for part in stretches]
+    rows = [
+        (steps[part].mean(), values[part].mean(), values[part].min(), values[part].max())
+        for part in stretches
+    ]
     middle, mean, low, high = (np.asarray(column) for column in zip(*rows, strict=True))
     return middle, mean, low, high
 
@@ -115,7 +131,9 @@ def _upward(lines: Sequence[tuple], level: float | None, share: bool, log: bool)
     if not log:
         formatter = ScalarFormatter(useOffset=False)
         formatter.set_powerlimits((-3, 5))
-    return _axis(low, high, log, (_BOTTOM, _TOP), LogLocator(numticks=6) if log else MaxNLocator(nbins=5), formatter)
+    return _axis(
+        low, high, log, (_BOTTOM, _TOP), LogLocator(numticks=6) if log else MaxNLocator(nbins=5), formatter
+    )
 
 
 def _across(steps: Sequence[np.ndarray], left: float) -> _Axis:
@@ -143,14 +161,24 @@ def _widened(values: np.ndarray, log: bool) -> tuple[float, float]:
     return low - _MARGIN * (high - low), high + _MARGIN * (high - low)
 
 
-def _axis(low: float, high: float, log: bool, ends: tuple[float, float], locator: Locator, formatter: Formatter) -> _Axis:
+def _axis(
+    low: float, high: float, log: bool, ends: tuple[float, float], locator: Locator, formatter: Formatter
+) -> _Axis:
     for helper in (locator, formatter):
         helper.create_dummy_axis()
         helper.axis.set_view_interval(low, high)  # type: ignore[union-attr]
     ticks = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]  # type: ignore[attr-defined]
     labels = formatter.format_ticks(ticks)
-    return _Axis(low=low, high=high, log=log, start=ends[0], end=ends[1], ticks=tuple(ticks), labels=tuple(labels),
-                 factor=formatter.get_offset())  # fmt: skip
+    return _Axis(
+        low=low,
+        high=high,
+        log=log,
+        start=ends[0],
+        end=ends[1],
+        ticks=tuple(ticks),
+        labels=tuple(labels),
+        factor=formatter.get_offset(),
+    )
 
 
 # --- what is drawn ---
@@ -177,9 +205,13 @@ def _ground(across: _Axis, up: _Axis) -> Iterator[str]:
     base = f"M{across.start:.2f} {_BOTTOM:.2f}H{across.end:.2f}"
     yield f'<path d="{base}{marks}" style="fill: none; stroke: {_paint(GRID)}; stroke-width: 0.8"/>'
     yield f'<g style="font-size: {_FONT}px; fill: {_paint(MUTED)}">'
-    yield from (_text(across.start - 4, place + _FONT / 3, "end", label)
-                for place, label in zip(up.place(np.array(up.ticks)), up.labels, strict=True))  # fmt: skip
-    yield from (_text(place, below, "middle", label) for place, label in zip(places, across.labels, strict=True))
+    yield from (
+        _text(across.start - 4, place + _FONT / 3, "end", label)
+        for place, label in zip(up.place(np.array(up.ticks)), up.labels, strict=True)
+    )
+    yield from (
+        _text(place, below, "middle", label) for place, label in zip(places, across.labels, strict=True)
+    )
     yield _text((across.start + across.end) / 2, below + _FONT + 4, "middle", "step")
     if up.factor:
         yield _text(across.start, _TOP - 5, "start", up.factor)
@@ -194,12 +226,16 @@ def _drawn(curve: Curve, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np
     known, count = np.flatnonzero(np.isfinite(y)), len(x)
     runs = [run for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(run)]
     if len(curve.series.steps) > count:
-        around = (_path(np.append(x[run], x[run][::-1]), np.append(high[run], low[run][::-1])) + "Z" for run in runs)
+        around = (
+            _path(np.append(x[run], x[run][::-1]), np.append(high[run], low[run][::-1])) + "Z" for run in runs
+        )
         yield f'<path d="{"".join(around)}" style="fill: {colour}; fill-opacity: 0.12"/>'
     faint = "; stroke-opacity: 0.35" if curve.faint else ""
     dashed = f"; stroke-dasharray: {4 * width:g} {2 * width:g}" if curve.dashed else ""
-    yield (f'<path d="{"".join(_path(x[run], y[run]) for run in runs)}" style="fill: none; stroke: {colour}; '
-           f'stroke-width: {width}; stroke-linecap: round; stroke-linejoin: round{faint}{dashed}"/>')  # fmt: skip
+    yield (
+        f'<path d="{"".join(_path(x[run], y[run]) for run in runs)}" style="fill: none; stroke: {colour}; '
+        f'stroke-width: {width}; stroke-linecap: round; stroke-linejoin: round{faint}{dashed}"/>'
+    )
     if curve.marked or count == 1:
         marks = known[known % max(1, math.ceil(count / MAX_MARKERS)) == 0]
         circles = "".join(f'<circle cx="{x[mark]:.2f}" cy="{y[mark]:.2f}" r="2.2"/>' for mark in marks)

@@ -4,67 +4,102 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preftune.report.diagnosis_figures import SIDE_COLOURS, bars_figure, reach_of, scatter_figure, tokens_figure
+from preftune.report.diagnosis_figures import (
+    SIDE_COLOURS,
+    bars_figure,
+    reach_of,
+    scatter_figure,
+    tokens_figure,
+)
 from preftune.report.figures import PALETTE, VARIABLES
 from preftune.report.page import render_page, write_page
 from preftune.report.panels import Figure, LegendEntry
 from preftune.report.read import TOKENS, read_tokens
 from preftune.report.summary import EMPTY, Cell
 from preftune.report.tokens import token_pairs
-from preftune.text import interval_text, mean_text, percent, plural, range_text, value_text
 from preftune.stats import Interval
+from preftune.text import interval_text, mean_text, percent, plural, range_text, value_text
 
 PAGE = "diagnosis.html"
 SIDES = ("chosen", "rejected")
 MAX_RUNS = len(PALETTE)
 DIRECTIONS = {
-    "apart": "chosen rises, rejected falls", "both_rise": "both rise", "both_fall": "both fall",
+    "apart": "chosen rises, rejected falls",
+    "both_rise": "both rise",
+    "both_fall": "both fall",
     "wrong_way": "chosen falls, rejected rises",
-}  # fmt: skip
+}
 KINDS = {
-    "first": "first token", "end": "end-of-turn token", "punctuation": "spaces and punctuation", "digits": "digits",
-    "words": "words", "unlikely": "unlikely under the reference (below one half)",
+    "first": "first token",
+    "end": "end-of-turn token",
+    "punctuation": "spaces and punctuation",
+    "digits": "digits",
+    "words": "words",
+    "unlikely": "unlikely under the reference (below one half)",
     "likely": "likely under the reference (one half or more)",
-}  # fmt: skip
+}
 BARS = {
     "mean_log_ratio": (
-        "Log-likelihood shift", "nats per token",
+        "Log-likelihood shift",
+        "nats per token",
         "The log-ratio of a completion per token: above 0 the policy makes it more probable than the reference does.",
     ),
     "abs_mean_log_ratio": (
-        "Size of the log-likelihood shift", "nats per token",
+        "Size of the log-likelihood shift",
+        "nats per token",
         "The same without its sign, so that rises and falls do not cancel between completions.",
     ),
     "mean_logit_shift": (
-        "Logit shift", "per token", "How far the logit of the token that stands there moved, up or down.",
+        "Logit shift",
+        "per token",
+        "How far the logit of the token that stands there moved, up or down.",
     ),
     "mean_centred_logit_shift": (
-        "Centred logit shift", "per token",
+        "Centred logit shift",
+        "per token",
         "The same of logits minus their mean over the vocabulary, which a constant added to all logits does not change.",
     ),
     "gini": (
-        "Concentration of the logit shift", "Gini coefficient",
+        "Concentration of the logit shift",
+        "Gini coefficient",
         "0 where all tokens of a completion move alike, towards 1 where a few tokens make up the shift.",
     ),
     "gini_centred": (
-        "Concentration of the centred logit shift", "Gini coefficient", "The same of the centred logits.",
+        "Concentration of the centred logit shift",
+        "Gini coefficient",
+        "The same of the centred logits.",
     ),
-}  # fmt: skip
+}
 
 
 def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
-    """Writes the page into the folder and returns its path; `content` is what diagnosis.json holds; tokens.jsonl lies there."""
+    """Writes the page into the folder and returns its path; `content` is what diagnosis.json holds;
+    tokens.jsonl lies there.
+    """
     runs = content["runs"]
     rows, notes = read_tokens(folder / TOKENS)
     names = [run["name"] for run in runs]
     page = render_page(
-        "diagnosis.html", title=f"{len(names)} runs" if len(names) > 1 else names[0], summary=summary(content),
+        "diagnosis.html",
+        title=f"{len(names)} runs" if len(names) > 1 else names[0],
+        summary=summary(content),
         about=f"{plural(content['num_pairs'], 'pair')} of {plural(content['num_prompts'], 'prompt')} from {content['data']}",
-        legend=[LegendEntry(label=name, look="block", variable=VARIABLES[PALETTE[i]]) for i, name in enumerate(names)],
-        sides=[LegendEntry(label=side, look="block", variable=VARIABLES[colour]) for side, colour in SIDE_COLOURS.items()],
-        bars=_bars(runs), scatters=_scatters(runs), histograms=_histograms(runs, content["edges"]), tables=tables(content),
-        quantities=content["quantities"], token_pairs=token_pairs(rows), notes=notes,
-    )  # fmt: skip
+        legend=[
+            LegendEntry(label=name, look="block", variable=VARIABLES[PALETTE[i]])
+            for i, name in enumerate(names)
+        ],
+        sides=[
+            LegendEntry(label=side, look="block", variable=VARIABLES[colour])
+            for side, colour in SIDE_COLOURS.items()
+        ],
+        bars=_bars(runs),
+        scatters=_scatters(runs),
+        histograms=_histograms(runs, content["edges"]),
+        tables=tables(content),
+        quantities=content["quantities"],
+        token_pairs=token_pairs(rows),
+        notes=notes,
+    )
     return write_page(folder / PAGE, page)
 
 
@@ -79,13 +114,18 @@ def summary(content: Mapping[str, Any]) -> list[str]:
     runs = content["runs"]
     lines = [_in_words(run) for run in runs]
     if len(runs) > 1:
-        for name, words in (("abs_mean_log_ratio", "smallest log-likelihood shift (by size, per token)"),
-                            ("gini", "lowest Gini coefficient of logit shifts")):  # fmt: skip
+        for name, words in (
+            ("abs_mean_log_ratio", "smallest log-likelihood shift (by size, per token)"),
+            ("gini", "lowest Gini coefficient of logit shifts"),
+        ):
             for side in SIDES:
                 means = {run["name"]: run["sides"][side]["intervals"][name]["mean"] for run in runs}
                 order = sorted(means, key=lambda one: means[one])
-                lines.append(f"On {side} completions {order[0]} has the {words}: " + ", ".join(
-                    f"{one} {value_text(means[one])}" for one in order) + ".")  # fmt: skip
+                lines.append(
+                    f"On {side} completions {order[0]} has the {words}: "
+                    + ", ".join(f"{one} {value_text(means[one])}" for one in order)
+                    + "."
+                )
     return lines
 
 
@@ -93,14 +133,24 @@ def _in_words(run: Mapping[str, Any]) -> str:
     parts = []
     for side in SIDES:
         change = interval(run["sides"][side]["intervals"]["mean_log_ratio"])
-        sure = "" if change.num == 1 else ", the interval excludes zero" if change.excludes_zero else ", the interval includes zero"
-        parts.append(f"the log-probability of {side} completions changed by {mean_text(change, signed=True)} nats per token "
-                     f"({range_text(change, signed=True)}{sure})")  # fmt: skip
+        sure = (
+            ""
+            if change.num == 1
+            else ", the interval excludes zero"
+            if change.excludes_zero
+            else ", the interval includes zero"
+        )
+        parts.append(
+            f"the log-probability of {side} completions changed by {mean_text(change, signed=True)} nats per token "
+            f"({range_text(change, signed=True)}{sure})"
+        )
     fell = percent(run["directions"]["both_fall"]["mean"])
     text = f"{run['name']}: {' and '.join(parts)}. In {fell} of pairs both fell."
     if run["samples"]:
         kl = interval(run["samples"]["policy"]["intervals"]["log_ratio"])
-        text += f" Its own samples gained {interval_text(kl)} nats each, which estimates KL(policy || reference)."
+        text += (
+            f" Its own samples gained {interval_text(kl)} nats each, which estimates KL(policy || reference)."
+        )
     return text
 
 
@@ -109,41 +159,59 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
     runs, found = content["runs"], {}
     for side in SIDES:
         found[f"{side.capitalize()} completions"] = {
-            **{f"{title}, {unit}": [_cell(run["sides"][side]["intervals"][name]) for run in runs]
-               for name, (title, unit, _) in BARS.items()},
+            **{
+                f"{title}, {unit}": [_cell(run["sides"][side]["intervals"][name]) for run in runs]
+                for name, (title, unit, _) in BARS.items()
+            },
             "Gini coefficient of all tokens together": [
                 Cell(text=value_text(run["sides"][side]["pooled"]["gini"])) for run in runs
             ],
-        }  # fmt: skip
+        }
     found["Pairs"] = {
         "margin, nats of log-ratio": [_cell(run["margin"]) for run in runs],
         "accuracy": [_cell(run["accuracy"]) for run in runs],
-        **{f"share: {words}": [_cell(run["directions"][name]) for run in runs] for name, words in DIRECTIONS.items()},
+        **{
+            f"share: {words}": [_cell(run["directions"][name]) for run in runs]
+            for name, words in DIRECTIONS.items()
+        },
         "CHES under the reference, length-normalised": [_cell(run["ches"]["normalised"]) for run in runs],
         "rank correlation of CHES and the chosen log-ratio": [
-            Cell(text="–" if run["ches"]["rank_correlation"] is None else value_text(run["ches"]["rank_correlation"]))
+            Cell(
+                text="–"
+                if run["ches"]["rank_correlation"] is None
+                else value_text(run["ches"]["rank_correlation"])
+            )
             for run in runs
         ],
     }
     if content["samples"]:
         found["Own samples"] = {
             f"{title}, nats per {unit}": [_cell(run["samples"][who]["intervals"][name]) for run in runs]
-            for who, title in (("policy", "log-ratio of the policy’s samples, KL(policy || reference)"),
-                               ("reference", "log-ratio of the reference’s samples, −KL(reference || policy)"))
+            for who, title in (
+                ("policy", "log-ratio of the policy’s samples, KL(policy || reference)"),
+                ("reference", "log-ratio of the reference’s samples, −KL(reference || policy)"),
+            )
             for name, unit in (("log_ratio", "completion"), ("mean_log_ratio", "token"))
         } | {
-            f"tokens of the {who}’s samples": [Cell(text=value_text(run["samples"][who]["num_tokens"])) for run in runs]
+            f"tokens of the {who}’s samples": [
+                Cell(text=value_text(run["samples"][who]["num_tokens"])) for run in runs
+            ]
             for who in ("policy", "reference")
-        }  # fmt: skip
+        }
     return found | _against_first(content) | _class_tables(content)
 
 
 def _against_first(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
     """Each other run minus the first one, pair by pair."""
     rows = {
-        f"{BARS[name][0]}, {side}": [EMPTY, *(_cell(one[side][name], signed=True) for one in content["differences"])]
-        for name in BARS for side in SIDES if name != "mean_log_ratio"
-    }  # fmt: skip
+        f"{BARS[name][0]}, {side}": [
+            EMPTY,
+            *(_cell(one[side][name], signed=True) for one in content["differences"]),
+        ]
+        for name in BARS
+        for side in SIDES
+        if name != "mean_log_ratio"
+    }
     return {f"Minus {content['runs'][0]['name']}": rows} if content["differences"] else {}
 
 
@@ -152,13 +220,18 @@ def _class_tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]
     runs, found = content["runs"], {}
     parts = {f"{side} completions": [run["sides"][side] for run in runs] for side in SIDES}
     if content["samples"]:
-        parts |= {f"samples of the {who}": [run["samples"][who] for run in runs] for who in ("policy", "reference")}
+        parts |= {
+            f"samples of the {who}": [run["samples"][who] for run in runs] for who in ("policy", "reference")
+        }
     for title, ones in parts.items():
         found[f"By kind of token: {title}"] = {
-            f"{words} ({percent(ones[0][group][name]['share'])} of tokens)" if title != "samples of the policy" else words:
-            [_cell(one[group][name]["per_completion"]) for one in ones]
-            for group in ("kinds", "expectations") for name, words in KINDS.items() if name in ones[0][group]
-        }  # fmt: skip
+            f"{words} ({percent(ones[0][group][name]['share'])} of tokens)"
+            if title != "samples of the policy"
+            else words: [_cell(one[group][name]["per_completion"]) for one in ones]
+            for group in ("kinds", "expectations")
+            for name, words in KINDS.items()
+            if name in ones[0][group]
+        }
     return found
 
 
@@ -176,8 +249,16 @@ def _bars(runs: Sequence[Mapping[str, Any]]) -> list[Figure]:
             f"{run['name']}: " + ", ".join(f"{side} {mean_text(one)}" for side, one in sides.items())
             for run, sides in zip(runs, values, strict=True)
         )
-        found.append(Figure(title=title, unit=unit, svg=bars_figure(values, key=f"bars-{name}"), legend=(), meaning=meaning,
-                            alternative=f"{title}, {unit}. {told}."))  # fmt: skip
+        found.append(
+            Figure(
+                title=title,
+                unit=unit,
+                svg=bars_figure(values, key=f"bars-{name}"),
+                legend=(),
+                meaning=meaning,
+                alternative=f"{title}, {unit}. {told}.",
+            )
+        )
     return found
 
 
@@ -186,13 +267,16 @@ def _scatters(runs: Sequence[Mapping[str, Any]]) -> list[Figure]:
     reach = reach_of(points)
     return [
         Figure(
-            title=run["name"], unit="", svg=scatter_figure(ones, reach, key=f"scatter-{index}"), legend=(),
+            title=run["name"],
+            unit="",
+            svg=scatter_figure(ones, reach, key=f"scatter-{index}"),
+            legend=(),
             meaning="A point is a completion: right of the dotted line it became more probable, and high up the logits of its "
             "tokens moved far. All runs have the same axes.",
             alternative=f"Log-ratio against logit shift of {len(ones['chosen'])} pairs.",
         )
         for index, (run, ones) in enumerate(zip(runs, points, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def _histograms(runs: Sequence[Mapping[str, Any]], edges: Sequence[float]) -> list[Figure]:
@@ -200,10 +284,13 @@ def _histograms(runs: Sequence[Mapping[str, Any]], edges: Sequence[float]) -> li
     top = 2 * max(max(one) for sides in shares for one in sides.values())
     return [
         Figure(
-            title=run["name"], unit="share of tokens", svg=tokens_figure(ones, edges, top, key=f"tokens-{index}"), legend=(),
+            title=run["name"],
+            unit="share of tokens",
+            svg=tokens_figure(ones, edges, top, key=f"tokens-{index}"),
+            legend=(),
             meaning="How many tokens became how much more (right) or less (left) probable, on a logarithmic axis; tokens beyond "
             "the edges count in the outermost bins.",
             alternative="Histogram of the log-ratios of chosen and rejected tokens.",
         )
         for index, (run, ones) in enumerate(zip(runs, shares, strict=True))
-    ]  # fmt: skip
+    ]

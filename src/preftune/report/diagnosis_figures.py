@@ -1,4 +1,6 @@
-"""The figures of a diagnosis, as SVG inside a page. As in figures.py, no text from outside is written into them."""
+"""The figures of a diagnosis, as SVG inside a page. As in figures.py, no text from outside is written into
+them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,14 +19,21 @@ PALE = 0.45  # opacity of a rejected bar beside the chosen one of its run
 
 
 def reach_of(runs: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> tuple[float, float]:
-    """The largest |log-ratio| and logit shift of all runs' points, with a little room: so that scatters share their axes."""
+    """The largest |log-ratio| and logit shift of all runs' points, with a little room: so that scatters share
+    their axes.
+    """
     points = np.array([point for run in runs for side in run.values() for point in side], dtype=float)
     most = np.abs(points).max(0) * 1.05
     return float(most[0]) or 1.0, float(most[1]) or 1.0
 
 
-def scatter_figure(points: Mapping[str, Sequence[Sequence[float]]], reach: tuple[float, float], *, key: str) -> str:
-    """One point per completion: log-ratio against logit shift, both per token; chosen and rejected in two colours."""
+def scatter_figure(
+    points: Mapping[str, Sequence[Sequence[float]]], reach: tuple[float, float], *, key: str
+) -> str:
+    """One point per completion: log-ratio against logit shift, both per token; chosen and rejected in two
+    colours.
+    """
+
     def fill(axes: Axes) -> None:
         for side, ones in points.items():
             x, y = np.array(ones, dtype=float).T
@@ -38,8 +47,11 @@ def scatter_figure(points: Mapping[str, Sequence[Sequence[float]]], reach: tuple
     return _drawn(fill, key)
 
 
-def tokens_figure(shares: Mapping[str, Sequence[float]], edges: Sequence[float], top: float, *, key: str) -> str:
+def tokens_figure(
+    shares: Mapping[str, Sequence[float]], edges: Sequence[float], top: float, *, key: str
+) -> str:
     """The share of tokens by their log-ratio; a logarithmic axis, since most tokens hardly move."""
+
     def fill(axes: Axes) -> None:
         for side, ones in shares.items():
             heights = np.where(np.array(ones) > 0, ones, np.nan)
@@ -57,11 +69,18 @@ def tokens_figure(shares: Mapping[str, Sequence[float]], edges: Sequence[float],
 
 def bars_figure(intervals: Sequence[Mapping[str, Interval]], *, key: str) -> str:
     """For each run a bar per side, the rejected one pale, with its interval where there is one."""
+
     def fill(axes: Axes) -> None:
         for place, sides in enumerate(intervals):
             for offset, (side, one) in zip((-0.2, 0.2), sides.items(), strict=True):
                 colour = PALETTE[place]
-                axes.bar(place + offset, one.mean, width=0.36, color=colour, alpha=1.0 if side == "chosen" else PALE)
+                axes.bar(
+                    place + offset,
+                    one.mean,
+                    width=0.36,
+                    color=colour,
+                    alpha=1.0 if side == "chosen" else PALE,
+                )
                 if one.num > 1:
                     axes.vlines(place + offset, one.low, one.high, color=INK, linewidth=1.2)
         axes.axhline(0, color=MUTED, linewidth=1)

@@ -1,7 +1,8 @@
 """Histograms as SVG strings that live inside a page, and what all figures of pages have in common.
 
-Nothing from outside is written into a figure: titles, legends and names are the page's, so no text can be taken for
-mathtext or markup. Colours are CSS variables with a fallback, so that a figure follows the light or dark page.
+Nothing from outside is written into a figure: titles, legends and names are the page's, so no text can be
+taken for mathtext or markup. Colours are CSS variables with a fallback, so that a figure follows the light or
+dark page.
 """
 
 import io
@@ -27,13 +28,31 @@ CHARACTER, LINE = 6.2, 15.0  # points of a character and of a line of text
 MAX_LEVELS = 12  # of a reward that takes few values: one bar each instead of bins
 
 STYLE: dict[Any, Any] = {  # matplotlib types the keys as a closed set of literals
-    "svg.fonttype": "none", "svg.hashsalt": "preftune", "font.family": ["DejaVu Sans"], "font.size": 9.5,
-    "text.usetex": False, "axes.formatter.use_mathtext": False, "axes.unicode_minus": True, "text.color": MUTED,
-    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "xtick.color": GRID, "ytick.color": GRID,
-    "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "grid.color": GRID, "grid.linewidth": 0.8,
-    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-    "ytick.major.size": 0, "lines.solid_capstyle": "round", "path.simplify": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "preftune",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+    "text.color": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+    "path.simplify": True,
 }
 
 
@@ -69,17 +88,25 @@ def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: st
 def _leave_room(axes: Axes) -> None:
     """Margins for the labels, by their number of characters.
 
-    matplotlib's own layouts measure every text, most of the time that a figure takes, in a font that is not the page's.
+    matplotlib's own layouts measure every text, most of the time that a figure takes, in a font that is not
+    the page's.
     """
     width, height = (72 * inches for inches in SIZE)
-    across, up = (axis.get_major_formatter().format_ticks(axis.get_majorticklocs().tolist()) for axis in (axes.xaxis, axes.yaxis))
+    across, up = (
+        axis.get_major_formatter().format_ticks(axis.get_majorticklocs().tolist())
+        for axis in (axes.xaxis, axes.yaxis)
+    )
     left, right = CHARACTER * max(map(len, up), default=0) + 8, CHARACTER * len(across[-1]) / 2 + 6
     figure: Any = axes.figure
-    figure.subplots_adjust(left=left / width, right=1 - right / width, bottom=(2 * LINE + 6) / height, top=1 - LINE / height)
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width, bottom=(2 * LINE + 6) / height, top=1 - LINE / height
+    )
 
 
 def finished_svg(figure: Figure, key: str) -> str:
-    """The figure as an `<svg>` element: no prologue, no metadata, ids that start with `key`, the page's own font."""
+    """The figure as an `<svg>` element: no prologue, no metadata, ids that start with `key`, the page's own
+    font.
+    """
     stream = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(stream, format="svg", metadata=nothing, transparent=True)

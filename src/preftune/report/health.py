@@ -27,19 +27,30 @@ def health(run: RunFiles) -> Health | None:
     raised = tuple(one for one in findings if one.number > 0)
     acts = sum(one.level == "act" for one in raised)
     judged = f"Of {len(CONDITIONS)} conditions {len(findings)} could be judged"
-    summary = f"{judged}: {acts} to act on, {len(raised) - acts} to watch." if raised else f"{judged}: all are fine."
+    summary = (
+        f"{judged}: {acts} to act on, {len(raised) - acts} to watch."
+        if raised
+        else f"{judged}: all are fine."
+    )
     known = {one.id for one in findings}
     return Health(
-        summary=summary, findings=raised, fine=tuple(one.title for one in findings if one.number == 0),
+        summary=summary,
+        findings=raised,
+        fine=tuple(one.title for one in findings if one.number == 0),
         unknown=tuple(one.title for one in CONDITIONS if one.id not in known),
     )
 
 
 def history_of_run(run: RunFiles) -> History:
     """What the judge sees of a run folder."""
-    return History(train=_points(run.train), evaluation=_points(run.evaluation), settings=settings_of(run.config))
+    return History(
+        train=_points(run.train), evaluation=_points(run.evaluation), settings=settings_of(run.config)
+    )
 
 
 def _points(metrics: Mapping[str, Series]) -> dict[str, Points]:
-    found = {name: points_of(one.steps, dict(zip(one.steps, one.values, strict=True))) for name, one in metrics.items()}
+    found = {
+        name: points_of(one.steps, dict(zip(one.steps, one.values, strict=True)))
+        for name, one in metrics.items()
+    }
     return {name: points for name, points in found.items() if points is not None}

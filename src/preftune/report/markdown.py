@@ -1,7 +1,7 @@
 """The report of a run as plain Markdown, for terminals and pull requests.
 
-Text of models and data stands in fences that it cannot end; names and messages are escaped, so that none of it is markup, a
-mention or a formula.
+Text of models and data stands in fences that it cannot end; names and messages are escaped, so that none of
+it is markup, a mention or a formula.
 """
 
 import re
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from preftune.report.health import health
 from preftune.report.read import RunFiles, Sample
 from preftune.report.summary import changes, last_values, verdict, what_was_done
-from preftune.text import interval_text, value_text
 from preftune.stats import Interval
 from preftune.terminal import clean_terminal
+from preftune.text import interval_text, value_text
 
 NUM_SAMPLES = 3  # prompts, their first sample each
 MAX_CHARACTERS = 600  # of a prompt or completion
@@ -31,11 +31,20 @@ def run_markdown(run: RunFiles) -> str:
         blocks.append("Not everything could be read:\n\n" + _list(run.notes))
     if measured:
         rows = [
-            [f"{one.name}, {one.unit}" if one.unit else one.name, *map(_mean, (one.before, one.after)), _mean(one.difference, True)]
+            [
+                f"{one.name}, {one.unit}" if one.unit else one.name,
+                *map(_mean, (one.before, one.after)),
+                _mean(one.difference, True),
+            ]
             for one in measured
         ]
-        blocks.append("## Samples before and after\n\n" + _table(("mean (95% interval)", "before", "after", "difference"), rows))
-    ends = [("steps", f"{run.last_step:,}")] + [(label, cell.text) for label, cell in last_values(run).items()]
+        blocks.append(
+            "## Samples before and after\n\n"
+            + _table(("mean (95% interval)", "before", "after", "difference"), rows)
+        )
+    ends = [("steps", f"{run.last_step:,}")] + [
+        (label, cell.text) for label, cell in last_values(run).items()
+    ]
     blocks.append("## Where it ended\n\n" + _table(("measure", "last value"), ends))
     if (judged := health(run)) is not None:
         lines = [f"{one.level}: {one.title}. {one.evidence}. Try: {one.option}" for one in judged.findings]
@@ -55,7 +64,11 @@ def fenced(text: str) -> str:
     """A code block whose fence is longer than any in the text."""
     clean = clean_terminal(text.replace("\r\n", "\n").replace("\r", "\n"))
     left_out = len(clean) - MAX_CHARACTERS
-    shown = f"{clean[:MAX_CHARACTERS]}\n… ({left_out:,} more characters in samples.jsonl)" if left_out > 0 else clean
+    shown = (
+        f"{clean[:MAX_CHARACTERS]}\n… ({left_out:,} more characters in samples.jsonl)"
+        if left_out > 0
+        else clean
+    )
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence}text\n{shown}\n{fence}"
 
@@ -89,5 +102,8 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned, so that it reads as well where it is not rendered."""
     cells = [[inline(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(headings))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

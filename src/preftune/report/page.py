@@ -1,8 +1,8 @@
 """The report of a run, and the comparison of several, as one HTML file that needs nothing else.
 
-Text of models and data is escaped by the template engine and freed of control characters; a Content-Security-Policy in
-the page forbids requests and every script but the page's own, which it knows by its hash; so text which slipped through
-could still do nothing.
+Text of models and data is escaped by the template engine and freed of control characters; a
+Content-Security-Policy in the page forbids requests and every script but the page's own, which it knows by
+its hash; so text which slipped through could still do nothing.
 """
 
 import base64
@@ -37,8 +37,8 @@ from preftune.report.summary import (
 )
 from preftune.report.tokens import NUM_FOLDED as TOKENS_FOLDED
 from preftune.report.tokens import NUM_OPEN, token_legend, token_pairs
-from preftune.text import mean_text, plural, range_text, signed_text, value_text
 from preftune.storage import whole_file
+from preftune.text import mean_text, plural, range_text, signed_text, value_text
 
 HERE = Path(__file__).parent
 REPORT_NAME, MARKDOWN_NAME = "report.html", "report.md"
@@ -46,7 +46,8 @@ NUM_SHOWN = 12  # prompts shown at once, their first sample each
 NUM_FOLDED = 200  # samples behind "all others"; the page stays light, the rest is in samples.jsonl
 MAX_CHARACTERS = 4000  # of a prompt or completion
 
-# XML and HTML know no control characters but tab, line feed and carriage return; files know no lone surrogates.
+# XML and HTML know no control characters but tab, line feed and carriage return; files know no lone
+# surrogates.
 INVISIBLE = {code: None for code in (*range(32), *range(127, 160), 0xFFFE, 0xFFFF) if code not in (9, 10, 13)}
 INVISIBLE |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 # Marks that turn the direction of writing would reorder the text after them.
@@ -71,8 +72,13 @@ class SampleRow:
         before, after = rewards
         return (
             *(EMPTY if one is None else Cell(text=value_text(one), value=one) for one in rewards),
-            EMPTY if before is None or after is None else Cell(text=signed_text(after - before), value=after - before),
-            *(EMPTY if one is None else Cell(text=f"{one.num_tokens:,}", value=one.num_tokens) for one in both),
+            EMPTY
+            if before is None or after is None
+            else Cell(text=signed_text(after - before), value=after - before),
+            *(
+                EMPTY if one is None else Cell(text=f"{one.num_tokens:,}", value=one.num_tokens)
+                for one in both
+            ),
             *(EMPTY if one is None else Cell(text="yes" if one.ended else "no") for one in both),
         )
 
@@ -90,14 +96,18 @@ def write_comparison(run_dirs: list[Path], output: Path) -> Path:
     resolved = [run_dir.resolve() for run_dir in run_dirs]
     if not 1 <= len(resolved) <= len(PALETTE):
         raise ConfigError(
-            "A comparison shows a few runs", got=f"{len(resolved)}", expected=f"1 to {len(PALETTE)} run folders",
+            "A comparison shows a few runs",
+            got=f"{len(resolved)}",
+            expected=f"1 to {len(PALETTE)} run folders",
             do="More colours than that cannot be told apart; compare the runs in parts",
         )
     twice = [str(path) for path, count in Counter(resolved).items() if count > 1]
     if twice:
         raise ConfigError("A run folder is given twice", got=twice[0], do="Name each run folder once")
     if output.is_dir():
-        raise ConfigError("The output of a comparison is a file", got=str(output), do="Add a name such as compare.html")
+        raise ConfigError(
+            "The output of a comparison is a file", got=str(output), do="Add a name such as compare.html"
+        )
     return write_page(output, comparison_page([read_run(run_dir) for run_dir in run_dirs]))
 
 
@@ -107,10 +117,22 @@ def run_page(run: RunFiles) -> str:
     reward = next((change for change in measured if change.name == "Reward"), None)
     shown, folded = sample_rows(run.samples)
     return render_page(
-        "run.html", title=run.name, run=run, what=what_was_done(run), facts=facts(run), tiles=tiles(run, measured),
-        verdict=verdict(reward) if reward else "", health=health(run), changes=[_cells(change) for change in measured],
-        figures=figures([run]), more_figures=more_figures([run]), histogram=_histogram(run.samples),
-        token_pairs=token_pairs(run.tokens), shown=shown, folded=folded[:NUM_FOLDED], num_left_out=max(0, len(folded) - NUM_FOLDED),
+        "run.html",
+        title=run.name,
+        run=run,
+        what=what_was_done(run),
+        facts=facts(run),
+        tiles=tiles(run, measured),
+        verdict=verdict(reward) if reward else "",
+        health=health(run),
+        changes=[_cells(change) for change in measured],
+        figures=figures([run]),
+        more_figures=more_figures([run]),
+        histogram=_histogram(run.samples),
+        token_pairs=token_pairs(run.tokens),
+        shown=shown,
+        folded=folded[:NUM_FOLDED],
+        num_left_out=max(0, len(folded) - NUM_FOLDED),
         command=f'preftune sample --model {shlex.quote(str(run.folder / "final"))} --prompt "…"',
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
     )
@@ -120,15 +142,20 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
     """The HTML of several runs over one another."""
     names = distinct_names([run.folder for run in runs])
     legend = [
-        LegendEntry(label=name, look="line", variable=VARIABLES[PALETTE[index]]) for index, name in enumerate(names)
+        LegendEntry(label=name, look="line", variable=VARIABLES[PALETTE[index]])
+        for index, name in enumerate(names)
     ]
     ends = [end_points(run) for run in runs]
     labels = dict.fromkeys(label for end in ends for label in end)
     return render_page(
-        "comparison.html", title=f"{len(runs)} runs" if len(runs) > 1 else names[0], legend=legend,
-        settings=settings_that_differ(runs), ends={label: [end.get(label, EMPTY) for end in ends] for label in labels},
+        "comparison.html",
+        title=f"{len(runs)} runs" if len(runs) > 1 else names[0],
+        legend=legend,
+        settings=settings_that_differ(runs),
+        ends={label: [end.get(label, EMPTY) for end in ends] for label in labels},
         several_objectives=len({str(run.config.get("objective")) for run in runs}) > 1,
-        figures=figures(runs), more_figures=more_figures(runs),
+        figures=figures(runs),
+        more_figures=more_figures(runs),
         notes=[f"{name}: {note}" for name, run in zip(names, runs, strict=True) for note in run.notes],
     )
 
@@ -143,7 +170,9 @@ def sample_rows(samples: Sequence[Sample]) -> tuple[list[SampleRow], list[Sample
     others: list[SampleRow] = []
     for (prompt_index, sample_index), pair in sorted(pairs.items()):
         row = SampleRow(
-            prompt=next(iter(pair.values())).prompt, before=pair.get("before"), after=pair.get("after"),
+            prompt=next(iter(pair.values())).prompt,
+            before=pair.get("before"),
+            after=pair.get("after"),
             label=f"prompt {prompt_index + 1}" + (f", sample {sample_index + 1}" if several else ""),
             anchor=f"sample-{prompt_index + 1}-{sample_index + 1}",
         )
@@ -171,14 +200,19 @@ def clean(text: str) -> str:
 
 def _histogram(samples: Sequence[Sample]) -> Figure | None:
     before, after = (
-        [s.reward for s in samples if s.stage == stage and s.reward is not None] for stage in ("before", "after")
+        [s.reward for s in samples if s.stage == stage and s.reward is not None]
+        for stage in ("before", "after")
     )
     if not before and not after:
         return None
     legend = [("before", "--muted", before), ("after", VARIABLES[PALETTE[0]], after)]
     return Figure(
-        title="Rewards", unit="share of samples", svg=histogram_figure(before, after, key="rewards"),
-        legend=tuple(LegendEntry(label=label, look="block", variable=var) for label, var, found in legend if found),
+        title="Rewards",
+        unit="share of samples",
+        svg=histogram_figure(before, after, key="rewards"),
+        legend=tuple(
+            LegendEntry(label=label, look="block", variable=var) for label, var, found in legend if found
+        ),
         meaning="How often a sample earned which reward, before and after training.",
         alternative=f"Histogram of the rewards of {len(before)} samples before and {len(after)} after training.",
     )
@@ -188,27 +222,42 @@ def _cells(change: Change) -> dict[str, object]:
     """One row of the table: for each column the mean and its interval."""
     columns = {"before": change.before, "after": change.after, "difference": change.difference}
     cells = {
-        name: (mean_text(interval, signed=name == "difference"), range_text(interval, signed=name == "difference"))
-        if interval else ("–", "")
+        name: (
+            mean_text(interval, signed=name == "difference"),
+            range_text(interval, signed=name == "difference"),
+        )
+        if interval
+        else ("–", "")
         for name, interval in columns.items()
     }
     known = change.difference or change.before or change.after
     return {
-        "name": change.name, "unit": change.unit, "cells": list(cells.values()),
+        "name": change.name,
+        "unit": change.unit,
+        "cells": list(cells.values()),
         "prompts": plural(known.num if known else 0, "prompt"),
     }
 
 
 def _cut(text: str) -> str:
     left_out = len(text) - MAX_CHARACTERS
-    return text if left_out <= 0 else f"{text[:MAX_CHARACTERS]} … ({left_out:,} more characters in samples.jsonl)"
+    return (
+        text
+        if left_out <= 0
+        else f"{text[:MAX_CHARACTERS]} … ({left_out:,} more characters in samples.jsonl)"
+    )
 
 
 def render_page(template: str, **values: object) -> str:
-    """The page of a template that extends base.html: cleaned, with the script that sorts tables of the class `sortable`."""
+    """The page of a template that extends base.html: cleaned, with the script that sorts tables of the class
+    `sortable`.
+    """
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"cut": _cut, "value": value_text}
     environment.filters["svg"] = Markup  # figures hold numbers only, see figures.py

@@ -45,44 +45,68 @@ class Figure:
 
 PANELS = (
     Panel(
-        title="Loss", unit="", metrics={"loss": "loss"}, spread=True,
+        title="Loss",
+        unit="",
+        metrics={"loss": "loss"},
+        spread=True,
         meaning="What the optimiser minimises, averaged over the units of a step; evaluation is on data held out.",
     ),
     Panel(
-        title="Reward", unit="", metrics={"reward": "held-out prompts", "collect/reward": "training prompts"}, spread=True,
+        title="Reward",
+        unit="",
+        metrics={"reward": "held-out prompts", "collect/reward": "training prompts"},
+        spread=True,
         meaning="The mean reward of the policy's own completions: of held-out prompts at each evaluation, of the prompts of a "
         "collection when it was drawn.",
     ),
     Panel(
-        title="KL to the reference", unit="nats per completion", metrics={"kl": "KL"}, zero=True,
+        title="KL to the reference",
+        unit="nats per completion",
+        metrics={"kl": "KL"},
+        zero=True,
         meaning="How far the policy has gone from its reference: KL(policy || reference), estimated by its completions of "
         "held-out prompts. Reward that costs much KL may be reward that is being gamed.",
     ),
     Panel(
-        title="Log-ratios", unit="nats", zero=True,
+        title="Log-ratios",
+        unit="nats",
+        zero=True,
         metrics={"log_ratios/chosen": "chosen", "log_ratios/rejected": "rejected"},
         meaning="How much more (above 0) or less (below 0) probable the policy makes a completion than the reference "
         "does, summed over its tokens; if both fall, probability moves away from the chosen completions too.",
     ),
     Panel(
-        title="Margin", unit="implicit reward", metrics={"rewards/margins": "margin"}, zero=True,
+        title="Margin",
+        unit="implicit reward",
+        metrics={"rewards/margins": "margin"},
+        zero=True,
         meaning="The implicit reward (beta × log-ratio) of chosen minus rejected; above 0 the policy has learnt to "
         "prefer the chosen completion more than the reference did.",
     ),
     Panel(
-        title="Accuracy", unit="share of pairs", metrics={"rewards/accuracies": "accuracy"}, share=True,
+        title="Accuracy",
+        unit="share of pairs",
+        metrics={"rewards/accuracies": "accuracy"},
+        share=True,
         meaning="The share of pairs whose margin is positive; one half (dotted) is chance.",
     ),
     Panel(
-        title="Gradient norm", unit="", metrics={"grad_norm": "gradient norm"}, spread=True,
+        title="Gradient norm",
+        unit="",
+        metrics={"grad_norm": "gradient norm"},
+        spread=True,
         meaning="The length of the gradient before clipping; spikes mark steps that pulled hard.",
     ),
     Panel(
-        title="Learning rate", unit="", metrics={"learning_rate": "learning rate"},
+        title="Learning rate",
+        unit="",
+        metrics={"learning_rate": "learning rate"},
         meaning="The step size that the schedule gave the optimiser.",
     ),
     Panel(
-        title="Speed", unit="tokens per second", metrics={"tokens_per_second": "speed"},
+        title="Speed",
+        unit="tokens per second",
+        metrics={"tokens_per_second": "speed"},
         meaning="Tokens that went through training per second of a step.",
     ),
 )
@@ -138,9 +162,17 @@ def more_figures(runs: Sequence[RunFiles]) -> tuple[Figure, ...]:
         paired = stem and label in PAIR_LABELS
         groups.setdefault(stem if paired else name, {})[name] = label if paired else name
     return _drawn(
-        [Panel(title=title, unit="", metrics=metrics, meaning=KNOWN_MEANINGS.get(title, "Logged under this name."))
-         for title, metrics in groups.items()],
-        runs, "more",
+        [
+            Panel(
+                title=title,
+                unit="",
+                metrics=metrics,
+                meaning=KNOWN_MEANINGS.get(title, "Logged under this name."),
+            )
+            for title, metrics in groups.items()
+        ],
+        runs,
+        "more",
     )
 
 
@@ -156,7 +188,10 @@ def _draw(panel: Panel, runs: Sequence[RunFiles], key: str) -> Figure | None:
     for run_index, run in enumerate(runs):
         for line_index, metric in enumerate(panel.metrics):
             train, evaluation = run.train.get(metric), run.evaluation.get(metric)
-            colour, dashed = PALETTE[run_index] if several else PALETTE[line_index], several and line_index > 0
+            colour, dashed = (
+                PALETTE[run_index] if several else PALETTE[line_index],
+                several and line_index > 0,
+            )
             if train is not None:
                 curves.append(Curve(series=train, colour=colour, faint=evaluation is not None, dashed=dashed))
             if evaluation is not None:
@@ -165,8 +200,12 @@ def _draw(panel: Panel, runs: Sequence[RunFiles], key: str) -> Figure | None:
         return None
     svg = curves_figure(curves, key=key, zero=panel.zero, share=panel.share, spread=panel.spread)
     return Figure(
-        title=panel.title, unit=panel.unit, svg=svg, legend=_legend(panel, runs, curves),
-        meaning=panel.meaning + _gaps(curves), alternative=_alternative(panel, runs),
+        title=panel.title,
+        unit=panel.unit,
+        svg=svg,
+        legend=_legend(panel, runs, curves),
+        meaning=panel.meaning + _gaps(curves),
+        alternative=_alternative(panel, runs),
     )
 
 
@@ -176,7 +215,9 @@ def _legend(panel: Panel, runs: Sequence[RunFiles], curves: Sequence[Curve]) -> 
     if len(lines) > 1:
         for index, label in enumerate(lines):
             variable = "--ink" if several else VARIABLES[PALETTE[index]]
-            entries.append(LegendEntry(label=label, look="dashed" if several and index else "line", variable=variable))
+            entries.append(
+                LegendEntry(label=label, look="dashed" if several and index else "line", variable=variable)
+            )
     phase_variable = VARIABLES[PALETTE[0]] if not several and len(lines) == 1 else "--ink"
     if any(curve.marked for curve in curves):
         if any(not curve.marked for curve in curves):
@@ -197,11 +238,13 @@ def _alternative(panel: Panel, runs: Sequence[RunFiles]) -> str:
     for run in runs:
         for metric, label in panel.metrics.items():
             found: list[tuple[str, Series | None]] = [
-                ("train", run.train.get(metric)), ("evaluation", run.evaluation.get(metric)),
+                ("train", run.train.get(metric)),
+                ("evaluation", run.evaluation.get(metric)),
             ]
             ends += [
                 f"{run.name + ', ' if len(runs) > 1 else ''}{label}, {phase}: from {value_text(series.values[0])} "
                 f"to {value_text(series.last)}"
-                for phase, series in found if series is not None
+                for phase, series in found
+                if series is not None
             ]
     return f"{panel.title} over the steps; {'; '.join(ends)}."

@@ -1,7 +1,7 @@
 """A run folder as frozen data.
 
-A run may still be going, or may have been cut between two writes: what is not there yet is empty, a broken last line is
-left out, and everything else that could not be read is said in `notes`.
+A run may still be going, or may have been cut between two writes: what is not there yet is empty, a broken
+last line is left out, and everything else that could not be read is said in `notes`.
 """
 
 import json
@@ -23,7 +23,9 @@ STATES = ("finished", "interrupted", "failed", "running")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One metric over the steps, which ascend. A logged value that is not finite stays: it tells of a run blown up."""
+    """One metric over the steps, which ascend. A logged value that is not finite stays: it tells of a run
+    blown up.
+    """
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -50,7 +52,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
-    """What a run folder holds. `train` and `evaluation` map a metric to its series, without the prefix `eval_`."""
+    """What a run folder holds. `train` and `evaluation` map a metric to its series, without the prefix
+    `eval_`.
+    """
 
     folder: Path
     config: Mapping[str, object]  # without the environment
@@ -77,10 +81,14 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """The run in `folder`; a ConfigError where there is no run, a StorageError where a file cannot be read."""
     if not folder.is_dir():
-        raise ConfigError("There is no such run folder", got=str(folder), do="Give the output folder of a training run")
+        raise ConfigError(
+            "There is no such run folder", got=str(folder), do="Give the output folder of a training run"
+        )
     if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
         raise ConfigError(
-            "This is no run folder", got=str(folder), expected="a folder with config.yaml and metrics.jsonl",
+            "This is no run folder",
+            got=str(folder),
+            expected="a folder with config.yaml and metrics.jsonl",
             do="Give the output folder of a training run",
         )
     config = _config(folder / "config.yaml")
@@ -95,14 +103,28 @@ def read_run(folder: Path) -> RunFiles:
     lines = data_report.get("lines")
     state = status.get("state")
     return RunFiles(
-        folder=folder, config=config, environment=environment if isinstance(environment, dict) else {},
-        train=train, evaluation=evaluation, samples=samples, tokens=tokens,
+        folder=folder,
+        config=config,
+        environment=environment if isinstance(environment, dict) else {},
+        train=train,
+        evaluation=evaluation,
+        samples=samples,
+        tokens=tokens,
         data_lines=tuple(str(line) for line in lines) if isinstance(lines, list) else (),
-        # Without a status the run was started and never ended its own account: as far as files tell, it is running.
+        # Without a status the run was started and never ended its own account: as far as files tell, it is
+        # running.
         state=state if isinstance(state, str) and state in STATES else "running",
         message=str(status.get("message") or ""),
         has_final=(folder / "final").is_dir(),
-        notes=(*metric_notes, *step_notes, *sample_notes, *field_notes, *token_notes, *data_notes, *status_notes),
+        notes=(
+            *metric_notes,
+            *step_notes,
+            *sample_notes,
+            *field_notes,
+            *token_notes,
+            *data_notes,
+            *status_notes,
+        ),
     )
 
 
@@ -112,12 +134,18 @@ def read_tokens(path: Path) -> tuple[tuple[TokenRow, ...], tuple[str, ...]]:
     found = [token_row(row) for row in rows]
     known = tuple(row for row in found if row is not None)
     skipped = len(found) - len(known)
-    lacking = (f"{path.name}: {plural(skipped, 'line')} without the fields of a completion left out.",) if skipped else ()
+    lacking = (
+        (f"{path.name}: {plural(skipped, 'line')} without the fields of a completion left out.",)
+        if skipped
+        else ()
+    )
     return known, (*notes, *lacking)
 
 
 def number(value: object) -> float | None:
-    """A JSON value as a float, None where it is no number (a boolean is none); too large for a float is infinite."""
+    """A JSON value as a float, None where it is no number (a boolean is none); too large for a float is
+    infinite.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -142,9 +170,13 @@ def _config(path: Path) -> dict[str, object]:
     try:
         config = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise StorageError("The configuration is not YAML", got=f"{path}: {error}", do="Restore the file") from error
+        raise StorageError(
+            "The configuration is not YAML", got=f"{path}: {error}", do="Restore the file"
+        ) from error
     if not isinstance(config, dict):
-        raise StorageError("The configuration is damaged", got=f"{path}", expected="a mapping", do="Restore the file")
+        raise StorageError(
+            "The configuration is damaged", got=f"{path}", expected="a mapping", do="Restore the file"
+        )
     return {str(key): value for key, value in config.items()}
 
 
@@ -157,8 +189,11 @@ def _json_object(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:
 
 
 def _json_lines(path: Path) -> tuple[list[dict[str, object]], tuple[str, ...]]:
-    """The objects of a JSON-lines file. A broken last line is a write that was cut, so it goes without a note."""
-    # Split at line feeds only: splitlines() would also break at separators that JSON strings may hold as they are.
+    """The objects of a JSON-lines file. A broken last line is a write that was cut, so it goes without a
+    note.
+    """
+    # Split at line feeds only: splitlines() would also break at separators that JSON strings may hold as they
+    # are.
     lines = (_read(path) or "").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -196,8 +231,10 @@ def _series(rows: list[dict[str, object]]) -> tuple[dict[str, Series], dict[str,
                 name = key.removeprefix("eval_") if phase == "eval" else key
                 values[str(phase)].setdefault(name, {})[step] = metric
     train, evaluation = (
-        {name: Series(steps=tuple(sorted(points)), values=tuple(points[step] for step in sorted(points)))
-         for name, points in values[phase].items()}
+        {
+            name: Series(steps=tuple(sorted(points)), values=tuple(points[step] for step in sorted(points)))
+            for name, points in values[phase].items()
+        }
         for phase in ("train", "eval")
     )
     notes = (f"metrics.jsonl: {skipped} lines without step or phase were left out.",) if skipped else ()
@@ -229,8 +266,13 @@ def _sample(row: dict[str, object]) -> Sample | None:
         return None
     reward = number(row.get("reward"))
     return Sample(
-        stage="before" if stage == "before" else "after", step=step, prompt_index=prompt_index,
-        sample_index=sample_index, prompt=prompt, completion=completion,
+        stage="before" if stage == "before" else "after",
+        step=step,
+        prompt_index=prompt_index,
+        sample_index=sample_index,
+        prompt=prompt,
+        completion=completion,
         reward=reward if reward is not None and math.isfinite(reward) else None,
-        ended=ended is True, num_tokens=num_tokens,
+        ended=ended is True,
+        num_tokens=num_tokens,
     )

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from preftune.report.read import RunFiles, Sample
-from preftune.text import describe, interval_text, mean_text, percent, plural, range_text, value_text
 from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
+from preftune.text import describe, interval_text, mean_text, percent, plural, range_text, value_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A measure of the samples before and after training, over the same prompts; what was not sampled is None."""
+    """A measure of the samples before and after training, over the same prompts; what was not sampled is
+    None.
+    """
 
     name: str
     unit: str  # "", "%" (values are in percent) or "tokens"
@@ -52,7 +54,9 @@ def changes(samples: Sequence[Sample]) -> tuple[Change, ...]:
 
 def _change(name: str, unit: str, measured: Sequence[tuple[Sample, float]]) -> Change:
     """Prompts that have both stages, where there are any: else the two means would be of different prompts."""
-    prompts = {stage: {s.prompt_index for s, _ in measured if s.stage == stage} for stage in ("before", "after")}
+    prompts = {
+        stage: {s.prompt_index for s, _ in measured if s.stage == stage} for stage in ("before", "after")
+    }
     both = prompts["before"] & prompts["after"]
     means = {}
     for stage in ("before", "after"):
@@ -60,7 +64,8 @@ def _change(name: str, unit: str, measured: Sequence[tuple[Sample, float]]) -> C
         if chosen:
             means[stage] = cluster_means([v for _, v in chosen], [s.prompt_index for s, _ in chosen])
     return Change(
-        name=name, unit=unit,
+        name=name,
+        unit=unit,
         before=mean_interval(means["before"]) if "before" in means else None,
         after=mean_interval(means["after"]) if "after" in means else None,
         difference=paired_interval(means["before"], means["after"], sorted(both)) if both else None,
@@ -71,10 +76,16 @@ def verdict(change: Change) -> str:
     """The reward before and after in one or two sentences."""
     difference, before, after = change.difference, change.before, change.after
     if difference is None or before is None or after is None:
-        stage, other, interval = ("before", "after", before) if before is not None else ("after", "before", after)
-        return "" if interval is None else (
-            f"The mean reward {stage} training is {mean_text(interval)}, over {plural(interval.num, 'prompt')} (95% "
-            f"interval: {range_text(interval)}); there are no samples {other} training to compare it with."
+        stage, other, interval = (
+            ("before", "after", before) if before is not None else ("after", "before", after)
+        )
+        return (
+            ""
+            if interval is None
+            else (
+                f"The mean reward {stage} training is {mean_text(interval)}, over {plural(interval.num, 'prompt')} (95% "
+                f"interval: {range_text(interval)}); there are no samples {other} training to compare it with."
+            )
         )
     moved = "rose" if difference.mean > 0 else "fell" if difference.mean < 0 else "stayed the same:"
     start = (
@@ -87,7 +98,9 @@ def verdict(change: Change) -> str:
     spread = f"the difference is {mean_text(difference, signed=True)} (95% interval {interval})"
     if difference.excludes_zero:
         return f"{start}; {spread}. The interval excludes zero."
-    return f"{start}; {spread}. The interval includes zero: these samples do not show that the reward changed."
+    return (
+        f"{start}; {spread}. The interval includes zero: these samples do not show that the reward changed."
+    )
 
 
 def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
@@ -98,25 +111,36 @@ def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
     )
     if accuracies is not None:
         margin = f"; mean margin {value_text(margins.last)}" if margins is not None else ""
-        shown.append(Tile(
-            title="Evaluation accuracy", value=percent(accuracies.last),
-            detail=f"of pairs have a positive margin{margin}, at step {accuracies.steps[-1]:,}",
-        ))
+        shown.append(
+            Tile(
+                title="Evaluation accuracy",
+                value=percent(accuracies.last),
+                detail=f"of pairs have a positive margin{margin}, at step {accuracies.steps[-1]:,}",
+            )
+        )
     elif margins is not None:
-        shown.append(Tile(
-            title="Evaluation margin", value=value_text(margins.last),
-            detail=f"implicit reward, chosen minus rejected, at step {margins.steps[-1]:,}",
-        ))
+        shown.append(
+            Tile(
+                title="Evaluation margin",
+                value=value_text(margins.last),
+                detail=f"implicit reward, chosen minus rejected, at step {margins.steps[-1]:,}",
+            )
+        )
     elif reward is not None:
         kl = run.evaluation.get("kl")
-        shown.append(Tile(
-            title="Held-out reward", value=f"{value_text(reward.values[0])} → {value_text(reward.last)}",
-            detail=f"KL {value_text(kl.last)} nats, at step {kl.steps[-1]:,}" if kl else f"at step {reward.steps[-1]:,}",
-        ))
+        shown.append(
+            Tile(
+                title="Held-out reward",
+                value=f"{value_text(reward.values[0])} → {value_text(reward.last)}",
+                detail=f"KL {value_text(kl.last)} nats, at step {kl.steps[-1]:,}"
+                if kl
+                else f"at step {reward.steps[-1]:,}",
+            )
+        )
     elif loss is not None:
-        shown.append(Tile(
-            title="Evaluation loss", value=value_text(loss.last), detail=f"at step {loss.steps[-1]:,}",
-        ))
+        shown.append(
+            Tile(title="Evaluation loss", value=value_text(loss.last), detail=f"at step {loss.steps[-1]:,}")
+        )
     return tuple(shown)
 
 
@@ -126,7 +150,9 @@ def _change_tile(change: Change) -> Tile:
     before, after, difference = change.before, change.after, change.difference
     if before is None or after is None or difference is None:
         stage, only = ("before", before) if before is not None else ("after", after)
-        return Tile(title=title, value=f"{mean_text(only)}{unit}" if only else "–", detail=f"{stage} training only")
+        return Tile(
+            title=title, value=f"{mean_text(only)}{unit}" if only else "–", detail=f"{stage} training only"
+        )
     value = f"{mean_text(before, like=difference)}{unit} → {mean_text(after, like=difference)}{unit}"
     return Tile(title=title, value=value, detail=f"difference {interval_text(difference, signed=True)}")
 
@@ -147,10 +173,18 @@ def what_was_done(run: RunFiles) -> str:
         amounts.append(f"{epoch.last:.3g} {'epoch' if epoch.last == 1 else 'epochs'}")
     if num_tokens is not None:
         amounts.append(plural(int(num_tokens.last), "token"))
-    for name, noun in (("prompts_seen", "prompt"), ("samples_drawn", "sample"), ("reward_queries", "reward query")):
+    for name, noun in (
+        ("prompts_seen", "prompt"),
+        ("samples_drawn", "sample"),
+        ("reward_queries", "reward query"),
+    ):
         count = run.train.get(name)
         if config.get("source") == "on-policy" and count is not None:
-            amounts.append(plural(int(count.last), noun) if noun != "reward query" else f"{int(count.last):,} reward queries")
+            amounts.append(
+                plural(int(count.last), noun)
+                if noun != "reward query"
+                else f"{int(count.last):,} reward queries"
+            )
     return f"{' '.join(words)}: {', '.join(amounts)}."
 
 
@@ -158,8 +192,9 @@ def objective_text(objective: object) -> str:
     """`bnf`, or `dpo (beta 0.1)` with its hyper-parameters."""
     if not isinstance(objective, Mapping):
         return describe(objective)
-    parameters = [f"{key} {describe(value)}" for key, value in objective.items()
-                  if key != "name" and value is not None]
+    parameters = [
+        f"{key} {describe(value)}" for key, value in objective.items() if key != "name" and value is not None
+    ]
     name = describe(objective.get("name", "an objective"))
     return f"{name} ({', '.join(parameters)})" if parameters else name
 
@@ -203,7 +238,11 @@ def last_values(run: RunFiles) -> dict[str, Cell]:
         ("train loss", run.train.get("loss"), value_text),
         ("samples drawn", drawn, value_text),
     )
-    return {label: Cell(text=text(series.last), value=series.last) for label, series, text in measured if series is not None}
+    return {
+        label: Cell(text=text(series.last), value=series.last)
+        for label, series, text in measured
+        if series is not None
+    }
 
 
 def settings_that_differ(runs: Sequence[RunFiles]) -> dict[str, list[str]]:

@@ -86,7 +86,12 @@ def token_row(row: Mapping[str, object]) -> TokenRow | None:
     if len(known) < len(tokens):
         return None
     return TokenRow(
-        run=run, pair=pair, side=side, prompt=prompt, tokens=tuple(known[:MAX_TOKENS]), num_tokens=len(known),
+        run=run,
+        pair=pair,
+        side=side,
+        prompt=prompt,
+        tokens=tuple(known[:MAX_TOKENS]),
+        num_tokens=len(known),
         log_ratio=math.fsum(one.log_ratio for one in known),
     )
 
@@ -97,7 +102,8 @@ def token_pairs(rows: Sequence[TokenRow]) -> list[TokenPair]:
     for row in rows:
         found.setdefault(row.pair, []).append(row)
     return [
-        TokenPair(label=f"pair {pair + 1}", prompt=ones[0].prompt, rows=tuple(ones)) for pair, ones in sorted(found.items())
+        TokenPair(label=f"pair {pair + 1}", prompt=ones[0].prompt, rows=tuple(ones))
+        for pair, ones in sorted(found.items())
     ]
 
 
@@ -115,7 +121,9 @@ def token_legend() -> list[Swatch]:
 
 
 def visible(text: str) -> str:
-    """A token with marks for what the eye would miss: line ends, tabs, spaces alone, controls, and no text at all."""
+    """A token with marks for what the eye would miss: line ends, tabs, spaces alone, controls, and no text at
+    all.
+    """
     if not text:
         return "◌"  # bytes of a character that a later token completes
     if not text.strip(" "):
@@ -128,7 +136,9 @@ def _visible(character: str) -> str:
         return "↵\n"
     if character == "\t":
         return "⇥\t"
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character != "\u200d":  # which joins emoji
+    if (
+        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character != "\u200d"
+    ):  # which joins emoji
         return f"⟨U+{ord(character):04X}⟩"  # Unicode has pictures of some controls, fonts seldom do
     return character
 

@@ -9,22 +9,23 @@ from typing import Any
 
 from preftune.errors import ConfigError, TrainingError, shown
 from preftune.rewards.base import BuiltIn, at, each, need_package
-from preftune.rewards.call import Overdue, run_apart
 from preftune.rewards.text_rules import compiled, matches
+from preftune.timed import Overdue, run_apart
 
 _START_S = 60.0  # seconds for the checker's process to import its packages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(BuiltIn):
-    """1 for a completion whose answer is the text (or one of the texts) in a column, else 0; None where the column is empty.
+    """1 for a completion whose answer is the text (or one of the texts) in a column, else 0; None where the
+    column is empty.
 
     Runs of blanks count as one. A completion without an answer that fits `pattern` gets 0.
 
     Args:
         column: which column holds the right answer: text, a number, or a list of texts that are all right.
-        pattern: a regular expression; its last match in the completion (the first group, if it has one) is the answer.
-            Without it the answer is the whole completion.
+        pattern: a regular expression; its last match in the completion (the first group, if it has one) is
+            the answer. Without it the answer is the whole completion.
         ignore_case: upper and lower case are the same.
     """
 
@@ -59,10 +60,11 @@ class Exact(BuiltIn):
 
 @dataclass(frozen=True, kw_only=True)
 class Maths(BuiltIn):
-    """1 for a completion whose last mathematical expression equals the one in a column, else 0, as math-verify decides.
+    """1 for a completion whose last mathematical expression equals the one in a column, else 0, as
+    math-verify decides.
 
-    None where the column is empty or holds no mathematics, and where the check takes longer than `limit_s`. The checks run in a
-    process of their own, which can be stopped in the middle of a computation.
+    None where the column is empty or holds no mathematics, and where the check takes longer than `limit_s`.
+    The checks run in a process of their own, which can be stopped in the middle of a computation.
 
     Args:
         column: which column holds the right answer: a number, LaTeX, or text that ends in `#### ANSWER`.
@@ -75,7 +77,9 @@ class Maths(BuiltIn):
     def __post_init__(self) -> None:
         need_package("maths", "math_verify", "math-verify")
         if not 0 < self.limit_s < float("inf"):
-            raise ConfigError("limit_s of reward 'maths' is out of range", got=self.limit_s, expected="a number above 0")
+            raise ConfigError(
+                "limit_s of reward 'maths' is out of range", got=self.limit_s, expected="a number above 0"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -98,8 +102,10 @@ class Maths(BuiltIn):
                     checker = None
                     rewards.append(None)
                 except (OSError, ValueError) as error:
-                    raise TrainingError(f"The checker of reward 'maths' died on {at(index, completions)}",
-                                        got=shown(str(error))) from error  # fmt: skip
+                    raise TrainingError(
+                        f"The checker of reward 'maths' died on {at(index, completions)}",
+                        got=shown(str(error)),
+                    ) from error
         finally:
             if checker is not None:
                 _stop(checker)
@@ -108,9 +114,13 @@ class Maths(BuiltIn):
 
 def _start_checker() -> "subprocess.Popen[str]":
     checker = subprocess.Popen(
-        [sys.executable, "-m", "preftune.rewards.maths_checker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
-    )  # fmt: skip
+        [sys.executable, "-m", "preftune.rewards.maths_checker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+    )
     assert checker.stdout is not None
     try:
         ready = run_apart(checker.stdout.readline, _START_S)
@@ -118,8 +128,11 @@ def _start_checker() -> "subprocess.Popen[str]":
         ready = ""
     if ready.strip() != "ready":
         _stop(checker)
-        raise TrainingError("The checker of reward 'maths' does not start", got=shown(ready),
-                            do="Check: python -c 'import math_verify'")  # fmt: skip
+        raise TrainingError(
+            "The checker of reward 'maths' does not start",
+            got=shown(ready),
+            do="Check: python -c 'import math_verify'",
+        )
     return checker
 
 

@@ -1,4 +1,6 @@
-"""What every reward has in common: the columns it may ask for, what it may return, and the base of those that preftune brings."""
+"""What every reward has in common: the columns it may ask for, what it may return, and the base of those that
+preftune brings.
+"""
 
 import importlib.util
 import statistics
@@ -23,8 +25,10 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardReport:
-    """What a reward said of completions, in numbers. `parse_failures` counts answers of a judge that could not be understood;
-    mean and standard deviation (of the population) are over the numbers, None where there is none."""
+    """What a reward said of completions, in numbers. `parse_failures` counts answers of a judge that could
+    not be understood; mean and standard deviation (of the population) are over the numbers, None where there
+    is none.
+    """
 
     num_asked: int
     num_none: int
@@ -43,13 +47,18 @@ class Verdicts:
     def report(self) -> RewardReport:
         known = [reward for reward in self.rewards if reward is not None]
         return RewardReport(
-            num_asked=len(self.rewards), num_none=len(self.rewards) - len(known), parse_failures=self.parse_failures,
-            mean=statistics.fmean(known) if known else None, std=statistics.pstdev(known) if known else None,
-        )  # fmt: skip
+            num_asked=len(self.rewards),
+            num_none=len(self.rewards) - len(known),
+            parse_failures=self.parse_failures,
+            mean=statistics.fmean(known) if known else None,
+            std=statistics.pstdev(known) if known else None,
+        )
 
 
 class BuiltIn(ABC):
-    """A reward of our own: a frozen dataclass whose fields are its settings, checked when it is made. It keeps its own time."""
+    """A reward of our own: a frozen dataclass whose fields are its settings, checked when it is made. It
+    keeps its own time.
+    """
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -57,12 +66,15 @@ class BuiltIn(ABC):
         return ()
 
     @abstractmethod
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None] | Verdicts: ...
+    def __call__(
+        self, prompts: list[str], completions: list[str], **columns: Any
+    ) -> list[float | None] | Verdicts: ...
 
 
 RewardFunction = Callable[..., Any]
-"""f(prompts, completions, **columns) -> list[float | None], plain or async, called with keywords. A column is a list with one
-entry per completion, or one value for all of them."""
+"""f(prompts, completions, **columns) -> list[float | None], plain or async, called with keywords. A column is
+a list with one entry per completion, or one value for all of them.
+"""
 
 
 def at(index: int, completions: Sequence[str]) -> str:
@@ -92,11 +104,16 @@ def prompt_as_text(prompt: Prompt) -> str:
 
 def need_package(reward: str, module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise ConfigError(f"Reward {reward!r} needs the package {package}", got="it is not installed",
-                          do="Install it with: pip install 'preftune[rewards]'")  # fmt: skip
+        raise ConfigError(
+            f"Reward {reward!r} needs the package {package}",
+            got="it is not installed",
+            do="Install it with: pip install 'preftune[rewards]'",
+        )
 
 
-def check_range(reward: str, name: str, value: float | int, low: float | int, high: float | int = float("inf")) -> None:
+def check_range(
+    reward: str, name: str, value: float | int, low: float | int, high: float | int = float("inf")
+) -> None:
     if not low <= value <= high or value == float("inf"):
         expected = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
         raise ConfigError(f"{name} of reward {reward!r} is out of range", got=value, expected=expected)

@@ -1,21 +1,17 @@
 """A reward called: under a time limit where it is the user's, and what it returns is checked."""
 
 import asyncio
-import contextvars
 import inspect
 import math
 import operator
-import queue
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
 from preftune.errors import ConfigError, PreftuneError, TrainingError, shown
 from preftune.rewards.base import COLUMNS, BuiltIn, RewardFunction, Verdicts, at
-
-T = TypeVar("T")
+from preftune.timed import Overdue, run_apart
 
 TIMEOUT_S = 600.0  # seconds that one call of a user's function may take
 _RESERVED = ("prompts", "completions")
@@ -38,35 +34,6 @@ class WeightedSum:
 
 
 AnyReward = RewardFunction | WeightedSum
-
-
-class Overdue(Exception):
-    """The work was not done in time."""
-
-
-def run_apart(work: Callable[[], T], seconds: float | None) -> T:
-    """What `work` gives in a thread of its own, where it may start an event loop whatever runs here; raises Overdue.
-
-    A thread cannot be stopped: work that is overdue goes on until it returns or the process ends, which does not wait for it.
-    Work that never lets go of the interpreter's lock cannot be found overdue.
-    """
-    outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            outcome.put((context.run(work), None))
-        except BaseException as error:  # handed over, whatever it is: nobody else hears it here
-            outcome.put((None, error))
-
-    threading.Thread(target=run, daemon=True, name="preftune-reward").start()
-    try:
-        value, error = outcome.get(timeout=seconds)
-    except queue.Empty:
-        raise Overdue from None
-    if error is not None:
-        raise error
-    return value
 
 
 def _outcome(function: RewardFunction, arguments: Mapping[str, Any], timeout_s: float | None) -> Any:
@@ -101,31 +68,45 @@ def check_columns(function: AnyReward, name: str, columns: Mapping[str, Any] | s
     if not isinstance(function, BuiltIn):
         return
     if missing := [column for column in function.needs if column not in columns]:
-        wanted = ", ".join(f"{column!r} ({COLUMNS.get(column, 'a column of the data')})" for column in missing)
+        wanted = ", ".join(
+            f"{column!r} ({COLUMNS.get(column, 'a column of the data')})" for column in missing
+        )
         sampled = all(column in COLUMNS for column in missing)
         raise ConfigError(
-            f"Reward {name!r} lacks columns", got=f"the columns {sorted(columns)}", expected=wanted,
-            do="Sampling gives these columns; for completions from a file, add them to its rows" if sampled
+            f"Reward {name!r} lacks columns",
+            got=f"the columns {sorted(columns)}",
+            expected=wanted,
+            do="Sampling gives these columns; for completions from a file, add them to its rows"
+            if sampled
             else "Add the column to the data, or name the one that holds it in the reward's settings",
-        )  # fmt: skip
+        )
 
 
 def ask(
-    function: AnyReward, name: str, prompts: list[str], completions: list[str], columns: Mapping[str, object],
+    function: AnyReward,
+    name: str,
+    prompts: list[str],
+    completions: list[str],
+    columns: Mapping[str, object],
     timeout_s: float | None = TIMEOUT_S,
-) -> Verdicts:  # fmt: skip
-    """The rewards of the completions as finite floats or None; a ConfigError or TrainingError that shows the first offender.
+) -> Verdicts:
+    """The rewards of the completions as finite floats or None; a ConfigError or TrainingError that shows the
+    first offender.
 
     `timeout_s` (seconds; None is no limit) bounds each call of a function that is not ours.
     """
     assert len(prompts) == len(completions)
     for reserved in _RESERVED:
         if reserved in columns:
-            raise ConfigError(f"A column may not be called {reserved!r}: rewards get {reserved} under that name",
-                              do="Rename the column")  # fmt: skip
+            raise ConfigError(
+                f"A column may not be called {reserved!r}: rewards get {reserved} under that name",
+                do="Rename the column",
+            )
     check_columns(function, name, columns)
     if isinstance(function, WeightedSum):
-        found = [ask(part.function, part.name, prompts, completions, columns, timeout_s) for part in function.parts]
+        found = [
+            ask(part.function, part.name, prompts, completions, columns, timeout_s) for part in function.parts
+        ]
         return _summed([part.weight for part in function.parts], found)
 
     def call(start: int, stop: int) -> object:
@@ -134,7 +115,9 @@ def ask(
             key: value[part] if isinstance(value, list | tuple) and len(value) == len(completions) else value
             for key, value in columns.items()
         }
-        return _outcome(function, {"prompts": prompts[part], "completions": completions[part], **cut}, timeout_s)
+        return _outcome(
+            function, {"prompts": prompts[part], "completions": completions[part], **cut}, timeout_s
+        )
 
     try:
         outcome = call(0, len(completions))
@@ -142,20 +125,27 @@ def ask(
         raise
     except Overdue:
         raise TrainingError(
-            f"Reward {name!r} gave no answer on {len(completions)} completions", got=f"nothing within {timeout_s:g} s",
+            f"Reward {name!r} gave no answer on {len(completions)} completions",
+            got=f"nothing within {timeout_s:g} s",
             do="Mend the function, or raise timeout_s",
         ) from None
     except (Exception, SystemExit) as error:
         index = _first_raising(call, len(completions), error)
         where = f"on {len(completions)} completions" if index is None else at(index, completions)
-        raise TrainingError(f"Reward {name!r} raised {shown(error, 200)}, {where}", do="Mend the function") from error
+        raise TrainingError(
+            f"Reward {name!r} raised {shown(error, 200)}, {where}", do="Mend the function"
+        ) from error
     return _checked(outcome, name, completions)
 
 
 def call_reward(
-    function: AnyReward, name: str, prompts: list[str], completions: list[str], columns: Mapping[str, object],
+    function: AnyReward,
+    name: str,
+    prompts: list[str],
+    completions: list[str],
+    columns: Mapping[str, object],
     timeout_s: float | None = TIMEOUT_S,
-) -> list[float | None]:  # fmt: skip
+) -> list[float | None]:
     """The rewards alone, of `ask`."""
     return ask(function, name, prompts, completions, columns, timeout_s).rewards
 
@@ -173,16 +163,23 @@ def _checked(outcome: object, name: str, completions: list[str]) -> Verdicts:
     outcome = outcome.rewards if isinstance(outcome, Verdicts) else outcome
     expected = f"a list of {len(completions)} numbers or None"
     if not isinstance(outcome, list | tuple):
-        raise TrainingError(f"Reward {name!r} returned no list", got=f"a {type(outcome).__name__}", expected=expected,
-                            do="Return a list; arrays and tensors have .tolist()")  # fmt: skip
+        raise TrainingError(
+            f"Reward {name!r} returned no list",
+            got=f"a {type(outcome).__name__}",
+            expected=expected,
+            do="Return a list; arrays and tensors have .tolist()",
+        )
     if len(outcome) != len(completions):
         without = f", none for {at(len(outcome), completions)}" if len(outcome) < len(completions) else ""
         raise TrainingError(f"Reward {name!r} returned {len(outcome)} entries{without}", expected=expected)
     rewards = [None if entry is None else _finite(entry) for entry in outcome]
     for index, (reward, entry) in enumerate(zip(rewards, outcome, strict=True)):
         if reward is None and entry is not None:
-            raise TrainingError(f"Reward {name!r} is not a finite number for {at(index, completions)}", got=shown(entry),
-                                expected="a finite number or None")  # fmt: skip
+            raise TrainingError(
+                f"Reward {name!r} is not a finite number for {at(index, completions)}",
+                got=shown(entry),
+                expected="a finite number or None",
+            )
     return Verdicts(rewards=rewards, parse_failures=failures)
 
 
@@ -195,7 +192,8 @@ def _finite(entry: object) -> float | None:
 
 
 def _first_raising(call: Callable[[int, int], object], count: int, error: BaseException) -> int | None:
-    """The completion on which the function raises again, found by halving so that a costly function is called seldom.
+    """The completion on which the function raises again, found by halving so that a costly function is called
+    seldom.
 
     None when no single completion is to blame.
     """

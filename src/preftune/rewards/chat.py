@@ -1,4 +1,6 @@
-"""Questions to a model behind an OpenAI-compatible chat endpoint: many at a time, each with a time limit, repeated after faults."""
+"""Questions to a model behind an OpenAI-compatible chat endpoint: many at a time, each with a time limit,
+repeated after faults.
+"""
 
 import asyncio
 import random
@@ -7,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.errors import TrainingError, shown
-from preftune.rewards.call import run_apart
+from preftune.timed import run_apart
 
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses after which the same question may succeed
 LONGEST_WAIT_S = 60.0
@@ -15,8 +17,10 @@ LONGEST_WAIT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class ChatServer:
-    """Where to ask and how. After a fault the question is put again `retries` times, after waits of `backoff_s`, twice that, ...,
-    each made up to twice as long at random, so that clients do not come back together."""
+    """Where to ask and how. After a fault the question is put again `retries` times, after waits of
+    `backoff_s`, twice that, ..., each made up to twice as long at random, so that clients do not come back
+    together.
+    """
 
     url: str  # up to and without /chat/completions
     model: str
@@ -51,8 +55,12 @@ async def _ask_all(server: ChatServer, questions: Sequence[str]) -> list[str]:
 async def _ask(server: ChatServer, client: Any, question: str) -> str:
     import httpx2
 
-    body = {"model": server.model, "messages": [{"role": "user", "content": question}],
-            "temperature": server.temperature, "max_tokens": server.max_tokens}  # fmt: skip
+    body = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": server.temperature,
+        "max_tokens": server.max_tokens,
+    }
     address, fault, wait = f"{server.url.rstrip('/')}/chat/completions", "", 0.0
     for attempt in range(server.retries + 1):
         if attempt:
@@ -67,11 +75,17 @@ async def _ask(server: ChatServer, client: Any, question: str) -> str:
             fault, wait = _told(response), _retry_after(response)
             continue
         if not response.is_success:
-            raise TrainingError(f"The judge at {address} refuses the question", got=_told(response),
-                                do="Check url, model and api_key_env")  # fmt: skip
+            raise TrainingError(
+                f"The judge at {address} refuses the question",
+                got=_told(response),
+                do="Check url, model and api_key_env",
+            )
         return _content(response, address)
-    raise TrainingError(f"The judge at {address} does not answer, asked {server.retries + 1} times", got=fault,
-                        do="Start the server again, or raise timeout_s or retries")  # fmt: skip
+    raise TrainingError(
+        f"The judge at {address} does not answer, asked {server.retries + 1} times",
+        got=fault,
+        do="Start the server again, or raise timeout_s or retries",
+    )
 
 
 def _told(response: Any) -> str:
@@ -88,6 +102,10 @@ def _content(response: Any, address: str) -> str:
     try:
         content = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
-        raise TrainingError(f"The judge at {address} is no chat endpoint", got=shown(response.text, 120),
-                            expected="JSON {choices: [{message: {content}}]}", do="Check url") from None  # fmt: skip
+        raise TrainingError(
+            f"The judge at {address} is no chat endpoint",
+            got=shown(response.text, 120),
+            expected="JSON {choices: [{message: {content}}]}",
+            do="Check url",
+        ) from None
     return content if isinstance(content, str) else ""  # null: a refusal, or thoughts up to the limit

@@ -2,17 +2,74 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.data.render import Renderer, make_renderer
-from preftune.errors import ConfigError, TrainingError
-from preftune.rewards.base import Prompt, at, prompt_as_text, whole_prompts
-from preftune.rewards.models import RewardModel
-from preftune.rewards.rendered import ended_flags, render
-from preftune.model.load import LoadOptions, load_classification_model, load_tokenizer, pick_device, resolve_model
+from preftune.errors import ConfigError, DataError, TrainingError
+from preftune.model.load import (
+    LoadOptions,
+    load_classification_model,
+    load_tokenizer,
+    pick_device,
+    resolve_model,
+)
+from preftune.rewards.base import BuiltIn, Prompt, at, check_range, each, prompt_as_text, whole_prompts
+from preftune.types import Group, Message, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModel(BuiltIn):
+    """The scalar that a sequence-classification model gives to prompt and completion together. The whole
+    dialogue is shown.
+
+    Args:
+        path: a folder or a hub id.
+        template: how prompt and completion are written: with the tokeniser's chat template, as plain text, or
+            as a pair of texts with the tokeniser's separator; "auto" takes the chat template if there is one,
+            else a pair if there is a separator.
+        ending: what the model reads last: all that the chat template writes after an answer (as model cards
+            do), or nothing after the end-of-turn token (as reward models are trained here).
+        label: of a model with several labels, by name or number: the reward is its log-probability.
+        batch_size: texts computed at a time.
+        max_length: most tokens of prompt and completion; a longer text is an error, as it is beyond the
+            model's positions.
+        device: "auto" takes a GPU if there is one.
+        precision: "fp32" or "bf16".
+        trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read weights from pickle files when there are no safetensors.
+    """
+
+    path: str
+    template: Literal["auto", "chat", "plain", "pair"] = "auto"
+    ending: Literal["template", "turn"] = "template"
+    label: str | None = None
+    batch_size: int = 16
+    max_length: int | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("model", "batch_size", self.batch_size, 1)
+        check_range("model", "max_length", 1 if self.max_length is None else self.max_length, 1)
+        _ = self._classifier  # a model that cannot serve is told now
+
+    @cached_property
+    def _classifier(self) -> Any:
+        from preftune.rewards.classifier import load_classifier
+
+        return load_classifier(self)
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+        from preftune.rewards.classifier import classified
+
+        return list(classified(self._classifier, self, prompts, completions, columns))
+
 
 _ENOUGH = 2**31  # positions of a model that does not say how many it has
 
@@ -37,49 +94,76 @@ def load_classifier(settings: RewardModel) -> Classifier:
     if template == "auto":
         template = "chat" if tokenizer.chat_template else "pair" if tokenizer.sep_token else "plain"
     if template == "pair" and not tokenizer.sep_token:
-        raise ConfigError("The tokeniser of reward 'model' has no separator", got="template: pair", expected="sep_token",
-                          do="Use template=plain")  # fmt: skip
+        raise ConfigError(
+            "The tokeniser of reward 'model' has no separator",
+            got="template: pair",
+            expected="sep_token",
+            do="Use template=plain",
+        )
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _ENOUGH
     return Classifier(
-        model=model, tokenizer=tokenizer, renderer=None if template == "pair" else make_renderer(tokenizer, template),
-        label=_label(model, settings.label), most_tokens=min(positions, settings.max_length or _ENOUGH),
-    )  # fmt: skip
+        model=model,
+        tokenizer=tokenizer,
+        renderer=None if template == "pair" else make_renderer(tokenizer, template),
+        label=_label(model, settings.label),
+        most_tokens=min(positions, settings.max_length or _ENOUGH),
+    )
 
 
 def _label(model: PreTrainedModel, wanted: str | None) -> int | None:
     names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
     if model.config.num_labels == 1:
         if wanted is not None:
-            raise ConfigError("label has no effect on a reward model with one output", got=wanted, do="Leave it out")
+            raise ConfigError(
+                "label has no effect on a reward model with one output", got=wanted, do="Leave it out"
+            )
         return None
     found = [number for number, name in names.items() if wanted in (name, str(number))]
     if len(found) != 1:
         raise ConfigError(
-            "The reward model has several outputs", got=f"label {wanted}" if wanted else "no label",
-            expected="one of " + ", ".join(names.values()), do="Name the one to take with label",
-        )  # fmt: skip
+            "The reward model has several outputs",
+            got=f"label {wanted}" if wanted else "no label",
+            expected="one of " + ", ".join(names.values()),
+            do="Name the one to take with label",
+        )
     return found[0]
 
 
 @torch.no_grad()
 def classified(
-    one: Classifier, settings: RewardModel, prompts: Sequence[str], completions: list[str], columns: Mapping[str, Any]
+    one: Classifier,
+    settings: RewardModel,
+    prompts: Sequence[str],
+    completions: list[str],
+    columns: Mapping[str, Any],
 ) -> list[float]:
     """The reward of each completion. It does not depend on what else is in its batch."""
     rows = [
         _row(one, prompt, completion, ended, settings.ending, at(index, completions))
         for index, (prompt, completion, ended) in enumerate(
-            zip(whole_prompts(prompts, columns), completions, ended_flags(columns, len(completions)), strict=True)
+            zip(
+                whole_prompts(prompts, columns),
+                completions,
+                ended_flags(columns, len(completions)),
+                strict=True,
+            )
         )
     ]
     for index, row in enumerate(rows):
         if len(row["input_ids"]) > one.most_tokens:
-            raise TrainingError(f"Prompt and completion are too long for reward 'model': {at(index, completions)}",
-                                got=f"{len(row['input_ids'])} tokens", expected=f"at most {one.most_tokens}",
-                                do="Lower max_new_tokens, or leave long prompts out")  # fmt: skip
-    order = sorted(range(len(rows)), key=lambda k: len(rows[k]["input_ids"]))  # like lengths together: little padding
+            raise TrainingError(
+                f"Prompt and completion are too long for reward 'model': {at(index, completions)}",
+                got=f"{len(row['input_ids'])} tokens",
+                expected=f"at most {one.most_tokens}",
+                do="Lower max_new_tokens, or leave long prompts out",
+            )
+    order = sorted(
+        range(len(rows)), key=lambda k: len(rows[k]["input_ids"])
+    )  # like lengths together: little padding
     pad = one.model.config.get_text_config().pad_token_id
-    at_once = settings.batch_size if pad is not None else 1  # without a padding token, the model takes one text at a time
+    at_once = (
+        settings.batch_size if pad is not None else 1
+    )  # without a padding token, the model takes one text at a time
     rewards = [0.0] * len(rows)
     for start in range(0, len(order), at_once):
         places = order[start : start + at_once]
@@ -97,9 +181,13 @@ def _row(
     if one.renderer.mode == "chat" and ending == "template" and ended:
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(map(dict, prompt))
         try:
-            text = one.tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": completion}], tokenize=False)
+            text = one.tokenizer.apply_chat_template(
+                [*turns, {"role": "assistant", "content": completion}], tokenize=False
+            )
         except Exception as error:  # a template is a program of its own and may raise anything
-            raise TrainingError(f"The chat template of reward 'model' refuses {where}", got=str(error)) from error
+            raise TrainingError(
+                f"The chat template of reward 'model' refuses {where}", got=str(error)
+            ) from error
         return {"input_ids": one.tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"]}
     group = render(one.renderer, prompt, [completion], [ended], where)
     return {"input_ids": [*group.prompt.tolist(), *group.completions[0].tolist()]}
@@ -108,9 +196,40 @@ def _row(
 def _logits(one: Classifier, rows: Sequence[Mapping[str, list[int]]], pad: int | None) -> list[float]:
     width = max(len(row["input_ids"]) for row in rows)
     inputs = {
-        name: torch.tensor([row[name] + [(pad or 0) if name == "input_ids" else 0] * (width - len(row[name])) for row in rows])
+        name: torch.tensor(
+            [
+                row[name] + [(pad or 0) if name == "input_ids" else 0] * (width - len(row[name]))
+                for row in rows
+            ]
+        )
         for name in rows[0]
-    }  # fmt: skip
-    inputs["attention_mask"] = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
-    logits = one.model(**{name: tensor.to(one.model.device) for name, tensor in inputs.items()}).logits.float()
+    }
+    inputs["attention_mask"] = torch.tensor(
+        [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+    )
+    logits = one.model(
+        **{name: tensor.to(one.model.device) for name, tensor in inputs.items()}
+    ).logits.float()
     return (logits[:, 0] if one.label is None else logits.log_softmax(-1)[:, one.label]).tolist()
+
+
+def ended_flags(columns: Mapping[str, Any], count: int) -> list[bool]:
+    """Whether each completion ended by itself; all did, where nobody says."""
+    return [flag is not False for flag in each(columns.get("ended"), count)]
+
+
+def render(
+    renderer: Renderer, prompt: Prompt, completions: Sequence[str], ended: Sequence[bool], where: str
+) -> Group:
+    """Completions of one prompt as token ids; `where` names the first of them for an error."""
+    turns = (
+        prompt
+        if isinstance(prompt, str)
+        else tuple(Message(role=t["role"], content=t["content"]) for t in prompt)
+    )
+    try:
+        return renderer.render(
+            Record(prompt=turns, completions=tuple(completions), ended=tuple(ended), origin=where)
+        )
+    except DataError as error:
+        raise TrainingError(f"A reward cannot read its completions: {error}") from error

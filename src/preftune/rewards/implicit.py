@@ -2,20 +2,89 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.data.render import Renderer, make_renderer
-from preftune.rewards.base import at, whole_prompts
-from preftune.rewards.models import ImplicitReward
-from preftune.rewards.rendered import ended_flags, render
-from preftune.model.load import LoadOptions, check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.model.policy import Policy, choose_layout, score_groups
+from preftune.errors import ConfigError
+from preftune.model.layout import LayoutOptions, split_micro_batches
+from preftune.model.load import (
+    LoadOptions,
+    check_same_tokeniser,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    resolve_model,
+)
+from preftune.model.policy import Policy, score_groups
+from preftune.model.proof import choose_layout
+from preftune.rewards.base import BuiltIn, at, check_range, whole_prompts
+from preftune.rewards.classifier import ended_flags, render
 from preftune.types import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImplicitReward(BuiltIn):
+    """What a tuned model has come to prefer beside the model that it was tuned from, as DPO's implicit
+    reward.
+
+        reward = beta * log-ratio - length_penalty * |y|,   log-ratio = sum_t (log pi(y_t) - log ref(y_t))
+
+    With length_penalty it is the length-regularised reward of DICE (Chen et al., 2024), per token here; the
+    authors' code counts characters. Completions are tokenised anew; one that was cut off (column `ended`) has
+    no end-of-turn token.
+
+    Args:
+        policy: the tuned model: a folder or a hub id.
+        reference: the model that it was tuned from.
+        beta: scale of the log-ratio.
+        length: the log-ratio is the "sum" over the completion's tokens or their "mean".
+        length_penalty: taken off for each token.
+        template: prompts are written with the chat template or as plain text; "auto" takes the template if
+            there is one.
+        device: "auto" takes a GPU if there is one.
+        precision: "fp32" or "bf16".
+        trust_remote_code: run Python code that comes with the models.
+        allow_pickle: read weights from pickle files when there are no safetensors.
+    """
+
+    policy: str
+    reference: str
+    beta: float = 0.1
+    length: Literal["sum", "mean"] = "sum"
+    length_penalty: float = 0.0
+    template: Literal["auto", "chat", "plain"] = "auto"
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < float("inf"):
+            raise ConfigError(
+                "beta of reward 'implicit' is out of range", got=self.beta, expected="a number above 0"
+            )
+        check_range("implicit", "length_penalty", self.length_penalty, 0)
+        _ = self._models
+
+    @cached_property
+    def _models(self) -> Any:
+        from preftune.rewards.implicit import load_pair
+
+        return load_pair(self)
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+        from preftune.rewards.implicit import log_ratios
+
+        rewards: list[float | None] = []
+        for ratio, num_tokens in log_ratios(self._models, prompts, completions, columns):
+            scale = num_tokens if self.length == "mean" else 1
+            rewards.append(self.beta * ratio / scale - self.length_penalty * num_tokens)
+        return rewards
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +103,9 @@ def load_pair(settings: ImplicitReward) -> ModelPair:
     for name in (settings.policy, settings.reference):
         model = load_model(resolve_model(name), loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
         sharing, reason = choose_layout(model, LayoutOptions(), settings.precision)
-        policies.append(Policy(model=model, precision=settings.precision, sharing=sharing, sharing_reason=reason))
+        policies.append(
+            Policy(model=model, precision=settings.precision, sharing=sharing, sharing_reason=reason)
+        )
     return ModelPair(policy=policies[0], reference=policies[1], renderer=renderer)
 
 
@@ -44,7 +115,9 @@ def log_ratios(
     """(log-ratio summed over its tokens, number of tokens) of each completion, in nats."""
     whole, ended = whole_prompts(prompts, columns), ended_flags(columns, len(completions))
     groups = []
-    for _, places in groupby(range(len(prompts)), key=lambda k: whole[k]):  # neighbours share their prompt's computation
+    for _, places in groupby(
+        range(len(prompts)), key=lambda k: whole[k]
+    ):  # neighbours share their prompt's computation
         mine = list(places)
         texts, ends = [completions[k] for k in mine], [ended[k] for k in mine]
         groups.append(render(pair.renderer, whole[mine[0]], texts, ends, at(mine[0], completions)))
@@ -58,6 +131,8 @@ def _scored(policy: Policy, groups: Sequence[Group]) -> list[np.ndarray]:
     layout = LayoutOptions()
     found: list[list[np.ndarray]] = [[] for _ in groups]
     for indices in split_micro_batches(groups, layout, policy.sharing):
-        for index, scores in zip(indices, score_groups(policy, [groups[k] for k in indices], layout), strict=True):
+        for index, scores in zip(
+            indices, score_groups(policy, [groups[k] for k in indices], layout), strict=True
+        ):
             found[index] = scores
     return [one for scores in found for one in scores]

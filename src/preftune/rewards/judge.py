@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preftune.errors import ConfigError
-from preftune.rewards.base import BuiltIn, Prompt, Verdicts, at, check_range, each, prompt_as_text, whole_prompts
+from preftune.rewards.base import (
+    BuiltIn,
+    Prompt,
+    Verdicts,
+    at,
+    check_range,
+    each,
+    prompt_as_text,
+    whole_prompts,
+)
 from preftune.rewards.chat import ChatServer, ask_all
 
 SCORE_PROMPT = """\
@@ -49,7 +58,9 @@ Explain your choice in one or two sentences. Then write a last line of its own: 
 """
 PLACES = {"score": ("prompt", "completion"), "pairwise": ("prompt", "first", "second")}
 _MARK = r"[\s*_#>`]*"  # what models put around a line
-_SCORE = re.compile(rf"{_MARK}score{_MARK}[:=]?{_MARK}(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?{_MARK}\.?{_MARK}", re.IGNORECASE)
+_SCORE = re.compile(
+    rf"{_MARK}score{_MARK}[:=]?{_MARK}(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?{_MARK}\.?{_MARK}", re.IGNORECASE
+)
 _BETTER = re.compile(rf"{_MARK}better{_MARK}[:=]?{_MARK}(a|b|tie){_MARK}\.?{_MARK}", re.IGNORECASE)
 
 
@@ -57,17 +68,20 @@ _BETTER = re.compile(rf"{_MARK}better{_MARK}[:=]?{_MARK}(a|b|tie){_MARK}\.?{_MAR
 class Judge(BuiltIn):
     """What a language model behind an OpenAI-compatible chat endpoint thinks of a completion.
 
-    mode "score": a number from `low` to `high`. mode "pairwise": the share of comparisons won, from 0 to 1, a tie being half a win;
-    each pair of completions of a prompt is shown in both orders, and counts only if both answers were understood. An answer
-    that is not understood is counted and never guessed at: a completion of which nothing is known gets None.
+    mode "score": a number from `low` to `high`. mode "pairwise": the share of comparisons won, from 0 to 1, a
+    tie being half a win; each pair of completions of a prompt is shown in both orders, and counts only if
+    both answers were understood. An answer that is not understood is counted and never guessed at: a
+    completion of which nothing is known gets None.
 
     Args:
         url: the endpoint up to /chat/completions, such as http://localhost:8000/v1.
         model: the name that the server knows the model by.
         mode: "score" or "pairwise".
-        prompt: a text file with the question to ask, with the places {prompt} and {completion}, or {prompt}, {first} and
-            {second}; {low} and {high} are filled in too. The answer must end in a line as the built-in questions ask for.
-        against: pairwise: a column with the answer to compare with, instead of the other completions of the prompt.
+        prompt: a text file with the question to ask, with the places {prompt} and {completion}, or {prompt},
+            {first} and {second}; {low} and {high} are filled in too. The answer must end in a line as the
+            built-in questions ask for.
+        against: pairwise: a column with the answer to compare with, instead of the other completions of the
+            prompt.
         low: the worst score.
         high: the best score.
         api_key_env: the environment variable that holds the key; no key is sent without it.
@@ -75,7 +89,8 @@ class Judge(BuiltIn):
         max_tokens: budget of the judge's answer.
         concurrency: questions asked at a time.
         timeout_s: seconds that one request may take.
-        retries: how often a question is put again after no connection, no answer in time or a status such as 429 or 500.
+        retries: how often a question is put again after no connection, no answer in time or a status such as
+            429 or 500.
         backoff_s: seconds to wait before the first time again; doubled each time.
     """
 
@@ -96,17 +111,32 @@ class Judge(BuiltIn):
 
     def __post_init__(self) -> None:
         if not re.match(r"https?://[^/\s]+", self.url):
-            raise ConfigError("url of reward 'judge' is no address", got=self.url, expected="such as http://localhost:8000/v1")
-        for name, least in (("max_tokens", 1), ("concurrency", 1), ("retries", 0), ("backoff_s", 0), ("temperature", 0)):
+            raise ConfigError(
+                "url of reward 'judge' is no address",
+                got=self.url,
+                expected="such as http://localhost:8000/v1",
+            )
+        for name, least in (
+            ("max_tokens", 1),
+            ("concurrency", 1),
+            ("retries", 0),
+            ("backoff_s", 0),
+            ("temperature", 0),
+        ):
             check_range("judge", name, getattr(self, name), least)
         check_range("judge", "timeout_s", self.timeout_s, 1e-3)
         if self.low >= self.high:
             raise ConfigError("low of reward 'judge' is not below high", got=f"{self.low} and {self.high}")
         if self.mode == "score" and self.against is not None:
-            raise ConfigError("against of reward 'judge' has no effect on scores", got=self.against, do="Add mode=pairwise")
+            raise ConfigError(
+                "against of reward 'judge' has no effect on scores", got=self.against, do="Add mode=pairwise"
+            )
         if self.mode == "pairwise" and (self.low, self.high) != (1, 10):
-            raise ConfigError("low and high of reward 'judge' have no effect on pairs", got=f"{self.low} and {self.high}",
-                              do="Leave them out")  # fmt: skip
+            raise ConfigError(
+                "low and high of reward 'judge' have no effect on pairs",
+                got=f"{self.low} and {self.high}",
+                do="Leave them out",
+            )
         _ = self._question, self._server  # mistakes in them are told now
 
     @property
@@ -120,23 +150,39 @@ class Judge(BuiltIn):
         try:
             text = Path(self.prompt).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("prompt of reward 'judge' cannot be read", got=f"{self.prompt}: {error}",
-                              expected="a text file") from error  # fmt: skip
+            raise ConfigError(
+                "prompt of reward 'judge' cannot be read",
+                got=f"{self.prompt}: {error}",
+                expected="a text file",
+            ) from error
         if lacking := [name for name in PLACES[self.mode] if f"{{{name}}}" not in text]:
-            raise ConfigError(f"prompt of reward 'judge' has no place {{{lacking[0]}}}", got=self.prompt,
-                              expected=", ".join(f"{{{name}}}" for name in PLACES[self.mode]))  # fmt: skip
+            raise ConfigError(
+                f"prompt of reward 'judge' has no place {{{lacking[0]}}}",
+                got=self.prompt,
+                expected=", ".join(f"{{{name}}}" for name in PLACES[self.mode]),
+            )
         return text
 
     @cached_property
     def _server(self) -> ChatServer:
         key = None
         if self.api_key_env is not None and not (key := os.environ.get(self.api_key_env)):
-            raise ConfigError("api_key_env of reward 'judge' names no key", got=f"${self.api_key_env} is not set",
-                              do="Set it, or leave api_key_env out")  # fmt: skip
+            raise ConfigError(
+                "api_key_env of reward 'judge' names no key",
+                got=f"${self.api_key_env} is not set",
+                do="Set it, or leave api_key_env out",
+            )
         return ChatServer(
-            url=self.url, model=self.model, api_key=key, temperature=self.temperature, max_tokens=self.max_tokens,
-            concurrency=self.concurrency, timeout_s=self.timeout_s, retries=self.retries, backoff_s=self.backoff_s,
-        )  # fmt: skip
+            url=self.url,
+            model=self.model,
+            api_key=key,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            concurrency=self.concurrency,
+            timeout_s=self.timeout_s,
+            retries=self.retries,
+            backoff_s=self.backoff_s,
+        )
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Verdicts:
         asked = whole_prompts(prompts, columns)
@@ -152,41 +198,56 @@ class Judge(BuiltIn):
         return re.sub(r"\{(\w+)\}", lambda place: texts.get(place[1], place[0]), self._question)
 
     def _scores(self, prompts: Sequence[Prompt], completions: list[str]) -> Verdicts:
-        questions = [self._filled(prompt=prompt_as_text(p), completion=c) for p, c in zip(prompts, completions, strict=True)]
+        questions = [
+            self._filled(prompt=prompt_as_text(p), completion=c)
+            for p, c in zip(prompts, completions, strict=True)
+        ]
         rewards = [parsed_score(answer, self.low, self.high) for answer in ask_all(self._server, questions)]
         return Verdicts(rewards=list(rewards), parse_failures=rewards.count(None))
 
     def _wins(self, prompts: Sequence[Prompt], completions: list[str]) -> Verdicts:
-        """Every completion against every other one of its prompt; completions of one prompt stand side by side."""
+        """Every completion against every other one of its prompt; completions of one prompt stand side by
+        side.
+        """
         pairs: list[tuple[int, int]] = []
         for _, places in groupby(range(len(prompts)), key=lambda k: prompt_as_text(prompts[k])):
             group = list(places)
             if len(group) < 2:
                 raise ConfigError(
-                    "Reward 'judge' has nothing to compare with", got=f"a single {at(group[0], completions)}",
+                    "Reward 'judge' has nothing to compare with",
+                    got=f"a single {at(group[0], completions)}",
                     expected="completions of one prompt side by side",
                     do="Sample several for each prompt, or name a column with answers in against",
-                )  # fmt: skip
+                )
             pairs += combinations(group, 2)
-        shares, failures = self._compared([(prompt_as_text(prompts[i]), completions[i], completions[j]) for i, j in pairs])
+        shares, failures = self._compared(
+            [(prompt_as_text(prompts[i]), completions[i], completions[j]) for i, j in pairs]
+        )
         won: list[list[float]] = [[] for _ in completions]
         for (i, j), share in zip(pairs, shares, strict=True):
             if share is not None:
                 won[i].append(share)
                 won[j].append(1 - share)
-        return Verdicts(rewards=[math.fsum(mine) / len(mine) if mine else None for mine in won], parse_failures=failures)
+        return Verdicts(
+            rewards=[math.fsum(mine) / len(mine) if mine else None for mine in won], parse_failures=failures
+        )
 
-    def _wins_against(self, prompts: Sequence[Prompt], completions: list[str], others: Sequence[Any]) -> Verdicts:
+    def _wins_against(
+        self, prompts: Sequence[Prompt], completions: list[str], others: Sequence[Any]
+    ) -> Verdicts:
         known = [k for k, other in enumerate(others) if other is not None]
-        shares, failures = self._compared([(prompt_as_text(prompts[k]), completions[k], str(others[k])) for k in known])
+        shares, failures = self._compared(
+            [(prompt_as_text(prompts[k]), completions[k], str(others[k])) for k in known]
+        )
         rewards: list[float | None] = [None] * len(completions)
         for k, share in zip(known, shares, strict=True):
             rewards[k] = share
         return Verdicts(rewards=rewards, parse_failures=failures)
 
     def _compared(self, games: Sequence[tuple[str, str, str]]) -> tuple[list[float | None], int]:
-        """For each (prompt, one, two): the share of the two comparisons that `one` wins, None unless both were understood;
-        and how many answers were not."""
+        """For each (prompt, one, two): the share of the two comparisons that `one` wins, None unless both
+        were understood; and how many answers were not.
+        """
         questions = []
         for prompt, one, two in games:
             questions.append(self._filled(prompt=prompt, first=one, second=two))
@@ -199,7 +260,9 @@ class Judge(BuiltIn):
 
 
 def parsed_score(answer: str, low: int, high: int) -> float | None:
-    """The score in the last line, if that line holds nothing else and the score is one that was asked for; "8/10" is 8 of 10."""
+    """The score in the last line, if that line holds nothing else and the score is one that was asked for;
+    "8/10" is 8 of 10.
+    """
     found = _SCORE.fullmatch(_last_line(answer))
     score = float(found[1]) if found and found[2] in (None, str(high)) else math.nan
     return score if low <= score <= high else None

@@ -1,4 +1,6 @@
-"""Rewards that other packages decide: verifiable instructions and sentiment. The extra `rewards` installs them."""
+"""Rewards that other packages decide: verifiable instructions and sentiment. The extra `rewards` installs
+them.
+"""
 
 import inspect
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from preftune.rewards.base import BuiltIn, at, each, need_package
 
 @dataclass(frozen=True, kw_only=True)
 class Sentiment(BuiltIn):
-    """How positive a completion sounds, from -1 to 1: VADER's compound score, by its lexicon of English words."""
+    """How positive a completion sounds, from -1 to 1: VADER's compound score, by its lexicon of English
+    words.
+    """
 
     def __post_init__(self) -> None:
         need_package("sentiment", "vaderSentiment", "vaderSentiment")
@@ -24,14 +28,16 @@ class Sentiment(BuiltIn):
 
 @dataclass(frozen=True, kw_only=True)
 class Instructions(BuiltIn):
-    """Whether a completion does what the prompt's verifiable instructions ask, as the checkers of IFEval see it.
+    """Whether a completion does what the prompt's verifiable instructions ask, as the checkers of IFEval see
+    it.
 
-    The columns are those of the data set IFEval: `instruction_id_list`, and `kwargs` with one mapping per instruction.
-    Thoughts up to </think> do not count. An instruction that is not known or lacks a setting is an error: the checkers
-    would skip the one and draw the other at random.
+    The columns are those of the data set IFEval: `instruction_id_list`, and `kwargs` with one mapping per
+    instruction. Thoughts up to </think> do not count. An instruction that is not known or lacks a setting is
+    an error: the checkers would skip the one and draw the other at random.
 
     Args:
-        score: "all" is 1 if every instruction is followed, else 0; "share" is the share of instructions followed.
+        score: "all" is 1 if every instruction is followed, else 0; "share" is the share of instructions
+            followed.
         mode: "loose" also tries the completion without its first or last line and without asterisks.
     """
 
@@ -58,10 +64,15 @@ class Instructions(BuiltIn):
             where = at(index, completions)
             settings = _checked(names, settings, INSTRUCTION_DICT, where)
             try:
-                _, found = evaluate_instructions(completions[index], names, settings, prompts[index], INSTRUCTION_DICT)
+                _, found = evaluate_instructions(
+                    completions[index], names, settings, prompts[index], INSTRUCTION_DICT
+                )
             except LookupError as error:  # of nltk, whose texts on this are many lines long
-                raise ConfigError(f"An instruction of {where} needs the word lists of nltk", got=f"{names}, and no punkt_tab",
-                                  do="Fetch them once: python -m nltk.downloader punkt_tab") from error  # fmt: skip
+                raise ConfigError(
+                    f"An instruction of {where} needs the word lists of nltk",
+                    got=f"{names}, and no punkt_tab",
+                    do="Fetch them once: python -m nltk.downloader punkt_tab",
+                ) from error
             share = found.partial_strict if self.mode == "strict" else found.partial_loose
             rewards.append(share if self.score == "share" else float(share == 1.0))
         return rewards
@@ -69,17 +80,30 @@ class Instructions(BuiltIn):
 
 def _checked(names: Any, settings: Any, known: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """The settings of each instruction without empty ones; an error if a checker would make something up."""
-    if not isinstance(names, list) or not names or not isinstance(settings, list) or len(settings) != len(names):
-        raise DataError(f"The instructions of {where} are not understood", got=f"{shown(names)} with {shown(settings)}",
-                        expected="a list instruction_id_list and a list kwargs of the same length")  # fmt: skip
+    if (
+        not isinstance(names, list)
+        or not names
+        or not isinstance(settings, list)
+        or len(settings) != len(names)
+    ):
+        raise DataError(
+            f"The instructions of {where} are not understood",
+            got=f"{shown(names)} with {shown(settings)}",
+            expected="a list instruction_id_list and a list kwargs of the same length",
+        )
     given = []
     for name, mine in zip(names, settings, strict=True):
         if name not in known:
-            raise DataError(f"There is no instruction {shown(name)} for {where}", expected="one of " + ", ".join(known))
+            raise DataError(
+                f"There is no instruction {shown(name)} for {where}", expected="one of " + ", ".join(known)
+            )
         mine = {key: value for key, value in (mine or {}).items() if value is not None}
         wanted = set(inspect.signature(known[name].build_description).parameters) - {"self"}
         if mine.keys() != wanted:
-            raise DataError(f"The instruction {name} for {where} has other settings than its checker",
-                            got=", ".join(sorted(mine)) or "none", expected=", ".join(sorted(wanted)) or "none")  # fmt: skip
+            raise DataError(
+                f"The instruction {name} for {where} has other settings than its checker",
+                got=", ".join(sorted(mine)) or "none",
+                expected=", ".join(sorted(wanted)) or "none",
+            )
         given.append(mine)
     return given

@@ -1,9 +1,8 @@
 """What a reward is asked about completions that a model drew."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from preftune.rewards.prompts import prompt_text, prompt_turns
 from preftune.types import Record
 
 
@@ -17,21 +16,42 @@ class Questions:
 
 
 def questions(
-    records: Sequence[Record], texts: Sequence[Sequence[str]], ended: Sequence[Sequence[bool]],
-    num_tokens: Sequence[Sequence[int]], budget: int,
-) -> Questions:  # fmt: skip
-    """Of the completions of each record's prompt: the columns that sampling gives, and those that all records have."""
+    records: Sequence[Record],
+    texts: Sequence[Sequence[str]],
+    ended: Sequence[Sequence[bool]],
+    num_tokens: Sequence[Sequence[int]],
+    budget: int,
+) -> Questions:
+    """Of the completions of each record's prompt: the columns that sampling gives, and those that all records
+    have.
+    """
     flat = [(p, k) for p, ones in enumerate(texts) for k in range(len(ones))]
-    columns: dict[str, object] = {name: [records[p].columns[name] for p, _ in flat] for name in sorted(shared_columns(records))}
+    columns: dict[str, object] = {
+        name: [records[p].columns[name] for p, _ in flat] for name in sorted(shared_columns(records))
+    }
     columns |= {
-        "ended": [ended[p][k] for p, k in flat], "num_tokens": [num_tokens[p][k] for p, k in flat], "budget": budget,
+        "ended": [ended[p][k] for p, k in flat],
+        "num_tokens": [num_tokens[p][k] for p, k in flat],
+        "budget": budget,
         "prompt_turns": [prompt_turns(records[p]) for p, _ in flat],
-    }  # fmt: skip
+    }
     return Questions(
-        prompts=[prompt_text(records[p]) for p, _ in flat], completions=[texts[p][k] for p, k in flat], columns=columns
+        prompts=[prompt_text(records[p]) for p, _ in flat],
+        completions=[texts[p][k] for p, k in flat],
+        columns=columns,
     )
 
 
 def shared_columns(records: Sequence[Record]) -> set[str]:
     """Columns that every record has."""
     return set.intersection(*(set(record.columns) for record in records)) if records else set()
+
+
+def prompt_text(record: Record) -> str:
+    """The last user turn's text, or the plain prompt."""
+    return record.prompt if isinstance(record.prompt, str) else record.prompt[-1].content
+
+
+def prompt_turns(record: Record) -> list[dict[str, str]] | None:
+    """The whole prompt, if it is a dialogue."""
+    return None if isinstance(record.prompt, str) else [asdict(turn) for turn in record.prompt]

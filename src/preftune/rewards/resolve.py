@@ -1,4 +1,6 @@
-"""From how a reward is written to the function that judges: the closed table of built-ins, and functions from the user."""
+"""From how a reward is written to the function that judges: the closed table of built-ins, and functions from
+the user.
+"""
 
 import difflib
 import importlib
@@ -13,10 +15,11 @@ from preftune.errors import ConfigError, shown
 from preftune.rewards.answers import Exact, Maths
 from preftune.rewards.base import BuiltIn, RewardFunction
 from preftune.rewards.call import AnyReward, Part, WeightedSum
-from preftune.rewards.text_rules import Brief, Ended, Format, LengthMin, LengthMode, Regex
+from preftune.rewards.classifier import RewardModel
+from preftune.rewards.implicit import ImplicitReward
 from preftune.rewards.judge import Judge
-from preftune.rewards.models import ImplicitReward, RewardModel
 from preftune.rewards.packages import Instructions, Sentiment
+from preftune.rewards.text_rules import Brief, Ended, Format, LengthMin, LengthMode, Regex
 from preftune.spec import Term, made, parse_spec
 
 REWARDS: Mapping[str, type[BuiltIn]] = {
@@ -38,13 +41,16 @@ REWARDS: Mapping[str, type[BuiltIn]] = {
 
 
 def resolve_reward(text: str) -> AnyReward:
-    """The reward that is written in `text`, ready to judge; every mistake in it that can be seen now is a ConfigError now.
+    """The reward that is written in `text`, ready to judge; every mistake in it that can be seen now is a
+    ConfigError now.
 
-    A built-in with its settings, the user's function named as "module:function" or "path/to/file.py:function", or a weighted
-    sum of these.
+    A built-in with its settings, the user's function named as "module:function" or
+    "path/to/file.py:function", or a weighted sum of these.
     """
     terms = parse_spec(text)
-    parts = tuple(Part(weight=1.0 if t.weight is None else t.weight, name=t.name, function=_resolved(t)) for t in terms)
+    parts = tuple(
+        Part(weight=1.0 if t.weight is None else t.weight, name=t.name, function=_resolved(t)) for t in terms
+    )
     return parts[0].function if terms[0].weight is None else WeightedSum(parts=parts)
 
 
@@ -61,20 +67,32 @@ def _users_function(name: str, with_settings: bool) -> RewardFunction:
     source, colon, attribute = name.rpartition(":")
     if not colon:
         near = difflib.get_close_matches(name, REWARDS, n=1)
-        raise ConfigError("Unknown reward", got=repr(name), expected=f"one of {', '.join(REWARDS)}, or 'module:function'",
-                          do=f"Perhaps you meant {near[0]!r}" if near else None)  # fmt: skip
+        raise ConfigError(
+            "Unknown reward",
+            got=repr(name),
+            expected=f"one of {', '.join(REWARDS)}, or 'module:function'",
+            do=f"Perhaps you meant {near[0]!r}" if near else None,
+        )
     if not source or not attribute:
         raise ConfigError("A reward's name is not complete", got=repr(name), expected="'module:function'")
     if with_settings:
-        raise ConfigError(f"Reward {name!r} takes no settings here", got="settings in brackets",
-                          expected="built-in rewards with settings", do="Write a function that has them in it")  # fmt: skip
-    module = _load_file(Path(source).expanduser(), name) if source.endswith(".py") else _load_module(source, name)
+        raise ConfigError(
+            f"Reward {name!r} takes no settings here",
+            got="settings in brackets",
+            expected="built-in rewards with settings",
+            do="Write a function that has them in it",
+        )
+    module = (
+        _load_file(Path(source).expanduser(), name) if source.endswith(".py") else _load_module(source, name)
+    )
     try:
         function = getattr(module, attribute)
     except AttributeError:
         near = difflib.get_close_matches(attribute, vars(module), n=1)
-        raise ConfigError(f"Reward {name!r} cannot be found: {source!r} has no attribute {attribute!r}",
-                          do=f"Perhaps you meant {near[0]!r}" if near else None) from None  # fmt: skip
+        raise ConfigError(
+            f"Reward {name!r} cannot be found: {source!r} has no attribute {attribute!r}",
+            do=f"Perhaps you meant {near[0]!r}" if near else None,
+        ) from None
     _check_signature(function, name)
     return function
 
@@ -127,6 +145,9 @@ def _check_signature(function: object, name: str) -> None:
     try:
         signature.bind_partial(prompts=[], completions=[], any_other_column=[])
     except TypeError:
-        raise ConfigError(f"Reward {name!r} does not take every column", got=f"the signature {signature}",
-                          expected="f(prompts, completions, **columns)",
-                          do="Add **columns to its parameters") from None  # fmt: skip
+        raise ConfigError(
+            f"Reward {name!r} does not take every column",
+            got=f"the signature {signature}",
+            expected="f(prompts, completions, **columns)",
+            do="Add **columns to its parameters",
+        ) from None

@@ -13,7 +13,8 @@ from preftune.rewards.base import BuiltIn, at, each
 
 PUNCTUATION = string.punctuation + "“”‘’«»…–—¿¡"
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]}*_`]*$")
-PATTERN_S = 2.0  # seconds that a pattern may take on one completion; one that backtracks without end takes for ever
+# seconds that a pattern may take on one completion; one that backtracks without end takes for ever
+PATTERN_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +23,20 @@ class Brief(BuiltIn):
 
         reward = 1 - 0.5 * num_tokens / budget, in [0.5, 1), for a complete answer; 0 otherwise
 
-    The gap between 0 and 0.5 makes the longest complete answer better than any broken one. An answer is not complete
-    when one of these holds:
+    The gap between 0 and 0.5 makes the longest complete answer better than any broken one. An answer is not
+    complete when one of these holds:
 
     - cut off: it did not end within the budget;
-    - no sentence: fewer than 4 words, or the text does not close with . ! ? or … (quotes and brackets may follow);
-    - repetitive: some run of 4 words occurs 3 times or more, or fewer than 40% of its more than 20 words are distinct;
+    - no sentence: fewer than 4 words, or the text does not close with . ! ? or … (quotes and brackets may
+      follow);
+    - repetitive: some run of 4 words occurs 3 times or more, or fewer than 40% of its more than 20 words are
+      distinct;
     - echo: it has no more words than the prompt, and at least 80% of them are words of the prompt.
 
-    Words are split at spaces and compared without case and surrounding punctuation, so the rules fit languages that
-    write spaces. The rules look at form only: a short answer that is false or evasive scores well, and a short right
-    answer made of the prompt's words ("Is a whale a fish or a mammal?" "A whale is a mammal.") scores 0.
+    Words are split at spaces and compared without case and surrounding punctuation, so the rules fit
+    languages that write spaces. The rules look at form only: a short answer that is false or evasive scores
+    well, and a short right answer made of the prompt's words ("Is a whale a fish or a mammal?" "A whale is a
+    mammal.") scores 0.
     """
 
     @property
@@ -42,7 +46,9 @@ class Brief(BuiltIn):
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
         budgets = each(columns["budget"], len(completions))
         if wrong := [budget for budget in budgets if type(budget) is not int or budget < 1]:
-            raise ConfigError("The budget of reward 'brief' is not usable", got=wrong[0], expected="a whole number above 0")
+            raise ConfigError(
+                "The budget of reward 'brief' is not usable", got=wrong[0], expected="a whole number above 0"
+            )
         rewards: list[float | None] = []
         rows = zip(prompts, completions, columns["ended"], columns["num_tokens"], budgets, strict=True)
         for prompt, completion, end, length, budget in rows:
@@ -66,10 +72,11 @@ class Ended(BuiltIn):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthMin(BuiltIn):
-    """The problems Min Length and Skew Length of Tajwar et al. (2024): minus the number of tokens, reward = -|y|.
+    """The problems Min Length and Skew Length of Tajwar et al. (2024): minus the number of tokens, reward =
+    -|y|.
 
-    In both the shortest completion is the best. They differ in the preference data, which for Skew Length hold mostly
-    completions that were cut to a law of short lengths; the reward is the same.
+    In both the shortest completion is the best. They differ in the preference data, which for Skew Length
+    hold mostly completions that were cut to a law of short lengths; the reward is the same.
     """
 
     @property
@@ -82,18 +89,21 @@ class LengthMin(BuiltIn):
 
 @dataclass(frozen=True, kw_only=True)
 class LengthMode(BuiltIn):
-    """The problem Mode Length of Tajwar et al. (2024): minus the distance to a length, reward = -| |y| - mode |, in tokens.
+    """The problem Mode Length of Tajwar et al. (2024): minus the distance to a length, reward = -| |y| - mode
+    |, in tokens.
 
     Args:
-        mode: the length that is best, in tokens, end-of-turn token included; in the paper the most frequent length of the
-            preference data (203 there).
+        mode: the length that is best, in tokens, end-of-turn token included; in the paper the most frequent
+            length of the preference data (203 there).
     """
 
     mode: float
 
     def __post_init__(self) -> None:
         if not 0 <= self.mode < float("inf"):
-            raise ConfigError("mode of reward 'length.mode' is out of range", got=self.mode, expected="0 or more tokens")
+            raise ConfigError(
+                "mode of reward 'length.mode' is out of range", got=self.mode, expected="0 or more tokens"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -125,7 +135,8 @@ class Regex(BuiltIn):
 
 @dataclass(frozen=True, kw_only=True)
 class Format(BuiltIn):
-    """1 for a completion that is made of tagged blocks, each once, in this order, with only blanks between; else 0.
+    """1 for a completion that is made of tagged blocks, each once, in this order, with only blanks between;
+    else 0.
 
     With the defaults: <think> ... </think> <answer> ... </answer>.
 
@@ -140,8 +151,11 @@ class Format(BuiltIn):
     def __post_init__(self) -> None:
         names = self.tags.split()
         if not names or len(set(names)) < len(names):
-            raise ConfigError("tags of reward 'format' are not usable", got=self.tags,
-                              expected="different names, with blanks between")  # fmt: skip
+            raise ConfigError(
+                "tags of reward 'format' are not usable",
+                got=self.tags,
+                expected="different names, with blanks between",
+            )
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
         return [1.0 if self._fits(completion) else 0.0 for completion in completions]
@@ -164,12 +178,19 @@ def compiled(reward: str, pattern: str) -> "regex.Pattern[str]":
     try:
         return regex.compile(pattern)
     except regex.error as error:
-        raise ConfigError(f"pattern of reward {reward!r} is no regular expression", got=shown(pattern),
-                          expected=f"one that compiles ({error})") from error  # fmt: skip
+        raise ConfigError(
+            f"pattern of reward {reward!r} is no regular expression",
+            got=shown(pattern),
+            expected=f"one that compiles ({error})",
+        ) from error
 
 
-def matches(reward: str, pattern: str, completions: list[str], whole: bool) -> list["regex.Match[str] | None"]:
-    """The last match in each completion, or the match of the whole; a pattern that takes too long is an error."""
+def matches(
+    reward: str, pattern: str, completions: list[str], whole: bool
+) -> list["regex.Match[str] | None"]:
+    """The last match in each completion, or the match of the whole; a pattern that takes too long is an
+    error.
+    """
     ready, found = compiled(reward, pattern), []
     for index, completion in enumerate(completions):
         try:
@@ -179,8 +200,11 @@ def matches(reward: str, pattern: str, completions: list[str], whole: bool) -> l
                 *_, last = [None, *ready.finditer(completion, timeout=PATTERN_S)]
                 found.append(last)
         except TimeoutError:
-            raise TrainingError(f"The pattern of reward {reward!r} takes too long on {at(index, completions)}",
-                                got=shown(pattern), do="Mend the pattern: it tries too many ways to fit") from None  # fmt: skip
+            raise TrainingError(
+                f"The pattern of reward {reward!r} takes too long on {at(index, completions)}",
+                got=shown(pattern),
+                do="Mend the pattern: it tries too many ways to fit",
+            ) from None
     return found
 
 

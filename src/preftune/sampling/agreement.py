@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.errors import DivergenceError, TrainingError
-from preftune.sampling.sample import Sampled
+from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.policy import Policy, score_groups
+from preftune.sampling.sample import Sampled
 from preftune.types import Group
 
 
@@ -29,12 +29,16 @@ def compare_logps(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> Agree
 
 
 def agreement(
-    policy: Policy, prompts: Sequence[np.ndarray], drawn: Sequence[Sequence[Sampled]], layout: LayoutOptions | None = None
+    policy: Policy,
+    prompts: Sequence[np.ndarray],
+    drawn: Sequence[Sequence[Sampled]],
+    layout: LayoutOptions | None = None,
 ) -> Agreement:
     """How far the policy's own logp of drawn completions is from what the sampler said (`Sampled.logp`).
 
-    Right after a synchronisation both are the same model, and what is left is rounding: about 1e-6 in fp32, 1e-2 in bf16. An
-    error if a completion came without log-probabilities, as from a server that does not tell them.
+    Right after a synchronisation both are the same model, and what is left is rounding: about 1e-6 in fp32,
+    1e-2 in bf16. An error if a completion came without log-probabilities, as from a server that does not tell
+    them.
     """
     layout = layout or LayoutOptions()
     groups, told = [], []
@@ -42,26 +46,32 @@ def agreement(
         for one in ones:
             if one.logp is None:
                 raise TrainingError(
-                    f"A completion of prompt {number} has no log-probabilities to compare", got="none from the sampler",
-                    expected="a sampler that tells those of the model as it is", do="Draw in this process, or from such a server",
-                )  # fmt: skip
+                    f"A completion of prompt {number} has no log-probabilities to compare",
+                    got="none from the sampler",
+                    expected="a sampler that tells those of the model as it is",
+                    do="Draw in this process, or from such a server",
+                )
         groups.append(Group(prompt=prompt, completions=tuple(one.token_ids for one in ones)))
         told.append([one.logp for one in ones])
     scored: list[np.ndarray] = []
     order: list[np.ndarray] = []
     for indices in split_micro_batches(groups, layout, policy.sharing):
-        for index, logps in zip(indices, score_groups(policy, [groups[i] for i in indices], layout), strict=True):
+        for index, logps in zip(
+            indices, score_groups(policy, [groups[i] for i in indices], layout), strict=True
+        ):
             scored += logps
             order += told[index]
     return compare_logps(scored, order)
 
 
 def check_agreement(found: Agreement, limit: float) -> None:
-    """An error if the mean deviation is above `limit` (nats) or no number, which says that the model has diverged."""
+    """An error if the mean deviation is above `limit` (nats) or no number, which says that the model has
+    diverged.
+    """
     if not found.mean <= limit:
         raise (TrainingError if math.isfinite(found.mean) else DivergenceError)(
             "The trainer and the sampler disagree on what the model is",
             got=f"log-probabilities that differ by {found.mean:.2g} on average, {found.max:.2g} at most",
             expected=f"at most {limit:g} on average",
             do="Give the sampler the trainer's weights, or raise the limit if rounding explains it",
-        )  # fmt: skip
+        )

@@ -1,4 +1,6 @@
-"""Requests to an HTTP server that speaks the OpenAI protocol: many at a time, tried again, each answer checked."""
+"""Requests to an HTTP server that speaks the OpenAI protocol: many at a time, tried again, each answer
+checked.
+"""
 
 import asyncio
 import os
@@ -24,9 +26,10 @@ class ServerOptions:
         url: where it is, for example http://localhost:8000; empty is no server.
         model: its name for the model; the first that it lists when empty.
         api: "tokens" sends token ids to /v1/completions (vLLM, SGLang, llama.cpp), "transformers" messages to
-            /v1/chat/completions with a generation configuration (`transformers serve`), "chat" messages alone; "auto" tries
-            them in this order.
-        logprobs: what the server's log-probabilities are of: "raw" the model as it is, "processed" the distribution drawn from.
+            /v1/chat/completions with a generation configuration (`transformers serve`), "chat" messages
+            alone; "auto" tries them in this order.
+        logprobs: what the server's log-probabilities are of: "raw" the model as it is, "processed" the
+            distribution drawn from.
         concurrency: requests at a time.
         timeout_s: seconds without an answer after which a request is tried again.
         retries: how often a request is tried again.
@@ -48,50 +51,77 @@ class ServerOptions:
         if not self.url:
             idle = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
             if idle:
-                raise ConfigError(f"server.{idle[0]} has no effect without a server", got=getattr(self, idle[0]),
-                                  expected="server.url", do="Add --server.url URL or leave it out")  # fmt: skip
+                raise ConfigError(
+                    f"server.{idle[0]} has no effect without a server",
+                    got=getattr(self, idle[0]),
+                    expected="server.url",
+                    do="Add --server.url URL or leave it out",
+                )
             return
         if not self.url.startswith(("http://", "https://")):
-            raise ConfigError("server.url is no address", got=self.url, expected="http://HOST:PORT or https://HOST")
+            raise ConfigError(
+                "server.url is no address", got=self.url, expected="http://HOST:PORT or https://HOST"
+            )
         for name, low in (("concurrency", 1), ("retries", 0), ("backoff_s", 0)):
             if getattr(self, name) < low:
-                raise ConfigError(f"server.{name} is out of range", got=getattr(self, name), expected=f"at least {low}")
+                raise ConfigError(
+                    f"server.{name} is out of range", got=getattr(self, name), expected=f"at least {low}"
+                )
         if not 0 < self.timeout_s < float("inf"):
-            raise ConfigError("server.timeout_s is out of range", got=self.timeout_s, expected="a number above 0")
+            raise ConfigError(
+                "server.timeout_s is out of range", got=self.timeout_s, expected="a number above 0"
+            )
 
 
 class Refused(ServerError):
     """The server answered that it will not: a status of 400 and above that another try does not mend."""
 
     def __init__(self, path: str, status: int, detail: str):
-        super().__init__(f"The server refuses {path}", got=f"status {status}: {detail}",
-                         do="Change what it names, or choose another api or server")  # fmt: skip
+        super().__init__(
+            f"The server refuses {path}",
+            got=f"status {status}: {detail}",
+            do="Change what it names, or choose another api or server",
+        )
         self.status = status
 
 
 def connect(options: ServerOptions) -> httpx2.AsyncClient:
-    """A client whose connections are those of `concurrency` requests; the key is read from the environment now."""
+    """A client whose connections are those of `concurrency` requests; the key is read from the environment
+    now.
+    """
     headers = {}
     if options.api_key_env:
         key = os.environ.get(options.api_key_env)
         if not key:
-            raise ConfigError(f"The environment variable {options.api_key_env} holds no key", got="nothing",
-                              expected="what server.api_key_env names")  # fmt: skip
+            raise ConfigError(
+                f"The environment variable {options.api_key_env} holds no key",
+                got="nothing",
+                expected="what server.api_key_env names",
+            )
         headers["Authorization"] = f"Bearer {key}"
     return httpx2.AsyncClient(
-        base_url=options.url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=options.timeout_s,
+        base_url=options.url.rstrip("/").removesuffix("/v1"),
+        headers=headers,
+        timeout=options.timeout_s,
         limits=httpx2.Limits(max_connections=options.concurrency),
-        verify=options.url.startswith("https"),  # certificates take a while to load, and http has no use for them
-    )  # fmt: skip
+        verify=options.url.startswith(
+            "https"
+        ),  # certificates take a while to load, and http has no use for them
+    )
 
 
 async def ask(
-    client: httpx2.AsyncClient, options: ServerOptions, path: str, body: dict[str, Any] | None, read: Callable[[str], T]
+    client: httpx2.AsyncClient,
+    options: ServerOptions,
+    path: str,
+    body: dict[str, Any] | None,
+    read: Callable[[str], T],
 ) -> T:
     """What `read` makes of the text that answers a POST of `body` as JSON (a GET if it is None).
 
-    Tried again with back-off: no connection, no answer in time, a status that says "later", an answer that `read` cannot use
-    (KeyError, IndexError, TypeError or ValueError, as of malformed JSON). Other refusals are Refused at once.
+    Tried again with back-off: no connection, no answer in time, a status that says "later", an answer that
+    `read` cannot use (KeyError, IndexError, TypeError or ValueError, as of malformed JSON). Other refusals
+    are Refused at once.
     """
     told, wait = "", 0.0
     for attempt in range(options.retries + 1):
@@ -112,9 +142,14 @@ async def ask(
         try:
             return read(answer.text)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            told = f"an answer that cannot be used ({type(error).__name__}: {error}): {shown(answer.text, 200)}"
-    raise ServerError(f"The server at {options.url} gave no answer to {path} in {options.retries + 1} tries", got=told,
-                      do="See whether it runs; server.timeout_s and server.retries say how long to wait")  # fmt: skip
+            told = (
+                f"an answer that cannot be used ({type(error).__name__}: {error}): {shown(answer.text, 200)}"
+            )
+    raise ServerError(
+        f"The server at {options.url} gave no answer to {path} in {options.retries + 1} tries",
+        got=told,
+        do="See whether it runs; server.timeout_s and server.retries say how long to wait",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -124,7 +159,9 @@ def _seconds(text: str) -> float:
 async def ask_all(
     options: ServerOptions, items: Iterable[T], work: Callable[[T], Coroutine[Any, Any, None]]
 ) -> None:
-    """`await work(item)` for all items, `concurrency` at a time. The first error stops the others and is raised."""
+    """`await work(item)` for all items, `concurrency` at a time. The first error stops the others and is
+    raised.
+    """
     waiting = iter(items)
 
     async def worker() -> None:

@@ -7,29 +7,38 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_BLOCK = 256  # tokens whose probabilities are summed first, so that a draw reads V / 256 + 256 cumulative sums
+# tokens whose probabilities are summed first, so that a draw reads V / 256 + 256 cumulative sums
+_BLOCK = 256
 _TOP = 1024  # tokens that nearly always hold the top_p of a distribution; sorting them costs less than sorting all
 MAX_KEY = 2**64  # keys are smaller
 
 
 def uniforms(seed: int, key: int, sample: int, count: int) -> Float[np.ndarray, " _"]:
-    """`count` numbers in [0, 1), in float64, that depend on nothing but seed, key of the prompt and number of the sample.
+    """`count` numbers in [0, 1), in float64, that depend on nothing but seed, key of the prompt and number of
+    the sample.
 
-    Philox (Salmon et al., 2011) computes them from a counter: the seed is its key; prompt and sample are words of the
-    counter that counting does not reach. The first numbers of a longer request are those of a shorter one.
+    Philox (Salmon et al., 2011) computes them from a counter: the seed is its key; prompt and sample are
+    words of the counter that counting does not reach. The first numbers of a longer request are those of a
+    shorter one.
     """
     generator = np.random.Philox(key=seed, counter=np.array([0, sample, key, 0], dtype=np.uint64))
     return (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
 def log_distribution(
-    logits: Float[Tensor, "R V"], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+    logits: Float[Tensor, "R V"],
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Float[Tensor, "R V"]:
     """Log-probabilities of the distribution that is drawn from; -inf for tokens that are left out.
 
-    Applied in this order, each to what the one before left: softmax(logits / temperature); the top_k most probable tokens;
-    the smallest set of the most probable tokens that holds top_p of the probability; tokens at least min_p times as probable
-    as the most probable one. Tokens as probable as the last one that is kept are kept, too.
+    Applied in this order, each to what the one before left: softmax(logits / temperature); the top_k most
+    probable tokens; the smallest set of the most probable tokens that holds top_p of the probability; tokens
+    at least min_p times as probable as the most probable one. Tokens as probable as the last one that is kept
+    are kept, too.
     """
     y = logits / temperature if temperature != 1.0 else logits
     if 0 < top_k < y.shape[1]:
@@ -55,7 +64,8 @@ def _nucleus_end(y: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R 1"]:
 def pick(probabilities: Float[Tensor, "R V"], uniform: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
     """The token at which the cumulative probability passes `uniform` (float64, in [0, 1)) of the total.
 
-    A token of probability 0 is never picked. Sums are in float64; a vocabulary in fp32 would bias the draw by its rounding.
+    A token of probability 0 is never picked. Sums are in float64; a vocabulary in fp32 would bias the draw by
+    its rounding.
     """
     rows, width = probabilities.shape
     blocks = torch.nn.functional.pad(probabilities, (0, -width % _BLOCK)).view(rows, -1, _BLOCK)

@@ -1,8 +1,9 @@
 """Hidden states of the next token, for rows of completions that grow by a token at a time.
 
-Three ways, from the fastest to the most general. "shared": keys and values of a prompt are computed once and read by all of
-its completions. "repeated": they are computed once and copied for every completion. "recomputed": nothing is kept, and every
-step reads the sequences from the start. `choose_engine` proves which one a model can have.
+Three ways, from the fastest to the most general. "shared": keys and values of a prompt are computed once and
+read by all of its completions. "repeated": they are computed once and copied for every completion.
+"recomputed": nothing is kept, and every step reads the sequences from the start. `choose_engine` proves which
+one a model can have.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,15 +20,20 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from preftune.errors import ModelError
 from preftune.model.attention_masks import expressible, layer_types
+from preftune.model.kernels.widen import in_fp32
 from preftune.model.policy import model_head
 from preftune.model.scoring import head_logits
-from preftune.model.kernels.widen import in_fp32
 
 Engine = Literal["shared", "repeated", "recomputed"]
 
 _ATTENTION = "preftune_shared_prompts"
 _ROOM = 64  # positions by which the room for keys and values grows
-_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest logit
+_TOLERANCE = {
+    torch.float64: 1e-3,
+    torch.float32: 1e-3,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}  # of the largest logit
 
 
 @runtime_checkable
@@ -45,11 +51,15 @@ class Rows(Protocol):
         ...
 
 
-def start_rows(engine: Engine, model: PreTrainedModel, prompts: Sequence[np.ndarray], completions: int) -> Rows:
+def start_rows(
+    engine: Engine, model: PreTrainedModel, prompts: Sequence[np.ndarray], completions: int
+) -> Rows:
     """Compute the prompts and open `completions` rows for each; all but "shared" want prompts of one length."""
     width = max(map(len, prompts))
     assert engine == "shared" or width == min(map(len, prompts)), "prompts of one length"
-    ids = np.zeros((len(prompts), width), dtype=np.int64)  # padded on the right, which no token before it sees
+    ids = np.zeros(
+        (len(prompts), width), dtype=np.int64
+    )  # padded on the right, which no token before it sees
     for row, prompt in zip(ids, prompts, strict=True):
         row[: len(prompt)] = prompt
     inputs = torch.from_numpy(ids).to(model.device)
@@ -75,18 +85,25 @@ class _Prompts:
 
 
 class _OwnLayer(DynamicLayer):
-    """Keys and values of the rows' own tokens, with room to grow: a step writes one position and copies nothing."""
+    """Keys and values of the rows' own tokens, with room to grow: a step writes one position and copies
+    nothing.
+    """
 
     keys: Tensor
     values: Tensor
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.filled, self.keys, self.values = 0, key_states[:, :, :0], value_states[:, :, :0]
         if self.filled == self.keys.shape[2]:
             self.keys, self.values = _with_room(self.keys), _with_room(self.values)
-        self.keys[:, :, self.filled], self.values[:, :, self.filled] = key_states[:, :, 0], value_states[:, :, 0]
+        self.keys[:, :, self.filled], self.values[:, :, self.filled] = (
+            key_states[:, :, 0],
+            value_states[:, :, 0],
+        )
         self.filled += 1
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
 
@@ -99,20 +116,32 @@ def _with_room(old: Tensor) -> Tensor:
 
 
 def attend_shared(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, *, preftune_prompts: _Prompts,
-    scaling: float | None = None, softcap: float | None = None, s_aux: Tensor | None = None, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention of one query a row, [R, heads, 1, D], to its prompt's keys and then its own: softmax(q k^T scaling) v.
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    preftune_prompts: _Prompts,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one query a row, [R, heads, 1, D], to its prompt's keys and then its own: softmax(q k^T
+    scaling) v.
 
-    Query heads that share a key head, and rows that share a prompt, are rows of one matrix product. The mask, True where a
-    query may look, is [R, 1, 1, P + own]. `softcap` is c * tanh(score / c); `s_aux` are the scores of attention sinks, one a
-    head, which take part in the softmax and have no value.
+    Query heads that share a key head, and rows that share a prompt, are rows of one matrix product. The mask,
+    True where a query may look, is [R, 1, 1, P + own]. `softcap` is c * tanh(score / c); `s_aux` are the
+    scores of attention sinks, one a head, which take part in the softmax and have no value.
     """
     at, layer = preftune_prompts, int(module.layer_idx)  # type: ignore[arg-type]
     past_key, past_value = at.keys[layer], at.values[layer]
     (rows, heads, _one, size), key_heads = query.shape, key.shape[1]
     groups, _heads, past, _size = past_key.shape
-    q = query.reshape(rows, key_heads, heads // key_heads, size) * (size**-0.5 if scaling is None else scaling)
+    q = query.reshape(rows, key_heads, heads // key_heads, size) * (
+        size**-0.5 if scaling is None else scaling
+    )
     grid = q.new_zeros(groups, at.width, *q.shape[1:])
     grid[at.group, at.slot] = q
     to_past = _by_prompt(grid) @ past_key.transpose(2, 3)
@@ -156,18 +185,24 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 class _SharedRows:
-    def __init__(self, model: PreTrainedModel, inputs: Int[Tensor, "G P"], lengths: Int[Tensor, " G"], completions: int):
+    def __init__(
+        self, model: PreTrainedModel, inputs: Int[Tensor, "G P"], lengths: Int[Tensor, " G"], completions: int
+    ):
         self._model, self._own = model, Cache(layer_class_to_replicate=_OwnLayer)
-        past = DynamicCache()  # without the configuration: it holds all positions of layers with a sliding window
+        past = (
+            DynamicCache()
+        )  # without the configuration: it holds all positions of layers with a sliding window
         states = model.get_decoder()(input_ids=inputs, past_key_values=past, use_cache=True).last_hidden_state
         group = torch.arange(len(inputs), device=inputs.device).repeat_interleave(completions)
         self.hidden = states[group, lengths[group] - 1]
         self._at = _Prompts(
             keys=[keys for keys, _, _ in past],  # type: ignore[misc]
             values=[values for _, values, _ in past],  # type: ignore[misc]
-            lengths=lengths, group=group, slot=torch.arange(completions, device=inputs.device).repeat(len(inputs)),
+            lengths=lengths,
+            group=group,
+            slot=torch.arange(completions, device=inputs.device).repeat(len(inputs)),
             width=completions,
-        )  # fmt: skip
+        )
         self._steps = 0
 
     def step(self, tokens: Int[Tensor, " R"]) -> None:
@@ -175,13 +210,19 @@ class _SharedRows:
         position = self._at.lengths[self._at.group] + self._steps - 1
         with _attention(self._model, _ATTENTION):
             output = self._model.get_decoder()(
-                input_ids=tokens[:, None], position_ids=position[:, None], attention_mask=self._masks(position),
-                past_key_values=self._own, use_cache=True, preftune_prompts=self._at,
-            )  # fmt: skip
+                input_ids=tokens[:, None],
+                position_ids=position[:, None],
+                attention_mask=self._masks(position),
+                past_key_values=self._own,
+                use_cache=True,
+                preftune_prompts=self._at,
+            )
         self.hidden = output.last_hidden_state[:, 0]
 
     def _masks(self, position: Int[Tensor, " R"]) -> Tensor | dict[str, Tensor]:
-        """For each kind of layer, [R, 1, 1, P + own]: the prompt's tokens, the row's own, none behind a sliding window."""
+        """For each kind of layer, [R, 1, 1, P + own]: the prompt's tokens, the row's own, none behind a
+        sliding window.
+        """
         config = self._model.config.get_text_config()
         lengths = self._at.lengths[self._at.group][:, None]
         column = torch.arange(self._at.keys[0].shape[2], device=position.device).expand(len(position), -1)
@@ -190,10 +231,14 @@ class _SharedRows:
         seen = torch.cat([column < lengths, torch.ones_like(own, dtype=torch.bool)], dim=1)
         kinds = layer_types(config)
         masks = {
-            kind: _within(seen, key_position, position, config.sliding_window if kind == "sliding_attention" else None)
+            kind: _within(
+                seen, key_position, position, config.sliding_window if kind == "sliding_attention" else None
+            )
             for kind in kinds
         }
-        return masks if getattr(config, "layer_types", None) and len(kinds) > 1 else next(iter(masks.values()))
+        return (
+            masks if getattr(config, "layer_types", None) and len(kinds) > 1 else next(iter(masks.values()))
+        )
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         rows = rows.to(self.hidden.device)
@@ -211,7 +256,9 @@ class _SharedRows:
         self._at.width = int(counts.max())
 
 
-def _within(seen: Bool[Tensor, "R K"], key: Int[Tensor, "R K"], query: Int[Tensor, " R"], window: int | None) -> Tensor:
+def _within(
+    seen: Bool[Tensor, "R K"], key: Int[Tensor, "R K"], query: Int[Tensor, " R"], window: int | None
+) -> Tensor:
     if window is not None:
         seen = seen & (query[:, None] - key < window)
     return seen[:, None, None, :]
@@ -233,7 +280,9 @@ class _RepeatedRows:
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
         rows = rows.to(self.hidden.device)
-        self._cache.reorder_cache(rows)  # every kind of layer has it, and it may repeat rows as well as drop them
+        self._cache.reorder_cache(
+            rows
+        )  # every kind of layer has it, and it may repeat rows as well as drop them
         self.hidden = self.hidden[rows]
 
 
@@ -260,16 +309,25 @@ class _RecomputedRows:
 _PROBE = (np.array([1, 2, 3, 4, 5, 3]), np.array([5, 4, 2]))  # prompts
 _PROBE_TOKENS = np.array([[3, 5, 2], [4, 1, 5], [2, 4, 3], [1, 3, 4]])  # two completions each
 _FAILURES = (
-    RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, AssertionError
-)  # fmt: skip
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+)
 
 
 @torch.no_grad()
 def choose_engine(model: PreTrainedModel) -> tuple[Engine, str]:
-    """The fastest engine that is exact for this model (in evaluation mode), and the reason if it is not "shared".
+    """The fastest engine that is exact for this model (in evaluation mode), and the reason if it is not
+    "shared".
 
-    Two completions of two prompts are fed through each engine, and one of them is dropped on the way. What the head makes of
-    the hidden states must be the model's own logits. Costs about four passes over a few tokens.
+    Two completions of two prompts are fed through each engine, and one of them is dropped on the way. What
+    the head makes of the hidden states must be the model's own logits. Costs about four passes over a few
+    tokens.
     """
     reason = ""
     if not expressible(model.config.get_text_config()):
@@ -291,13 +349,18 @@ def _first_exact(model: PreTrainedModel, engines: tuple[Engine, ...], reason: st
         if error < _TOLERANCE[model.dtype]:
             return engine, reason
         reason = reason or f"{engine} prompts change its logits (by {error:.1g} relative)"
-    raise ModelError(f"Nothing exact can be drawn from {type(model).__name__}", got=reason,
-                     expected="hidden states from which the head makes the model's logits",
-                     do="Please report the architecture")  # fmt: skip
+    raise ModelError(
+        f"Nothing exact can be drawn from {type(model).__name__}",
+        got=reason,
+        expected="hidden states from which the head makes the model's logits",
+        do="Please report the architecture",
+    )
 
 
 def _plain_logits(model: PreTrainedModel) -> Float[Tensor, "R T V"]:
-    """The model's own logits for the tokens of the probe: whole sequences, no cache, no mask; padding comes last."""
+    """The model's own logits for the tokens of the probe: whole sequences, no cache, no mask; padding comes
+    last.
+    """
     rows = [np.concatenate([_PROBE[k // 2], tokens[:-1]]) for k, tokens in enumerate(_PROBE_TOKENS)]
     ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     for padded, row in zip(ids, rows, strict=True):
@@ -310,7 +373,7 @@ def _plain_logits(model: PreTrainedModel) -> Float[Tensor, "R T V"]:
 def _probe_error(engine: Engine, model: PreTrainedModel, truth: Float[Tensor, "R T V"]) -> float:
     """Largest deviation of a logit, of the largest logit."""
     head, wrong = model_head(model), 0.0
-    for chosen in ([(0, 1)] if engine == "shared" else [(0,), (1,)]):
+    for chosen in [(0, 1)] if engine == "shared" else [(0,), (1,)]:
         rows = start_rows(engine, model, [_PROBE[index] for index in chosen], 2)
         live = np.concatenate([[2 * index, 2 * index + 1] for index in chosen])
         for step in range(truth.shape[1]):

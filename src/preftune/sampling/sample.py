@@ -16,15 +16,16 @@ from transformers import PreTrainedModel
 from preftune.data.options import Template
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError
-from preftune.sampling.distribution import MAX_KEY, log_distribution, pick, uniforms
-from preftune.sampling.engine import Engine, Rows, choose_engine, start_rows
+from preftune.model.attention_segments import without_flex
 from preftune.model.load import LoadOptions, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.model.policy import model_head
 from preftune.model.scoring import Head, head_logits
-from preftune.model.attention_segments import without_flex
+from preftune.sampling.distribution import MAX_KEY, log_distribution, pick, uniforms
+from preftune.sampling.engine import Engine, Rows, choose_engine, start_rows
 
 _CHUNK_ELEMENTS = 2**24  # logits of so many rows at a time, 64 MiB in fp32
-_COMPACT_AT = 0.125  # rows that have ended are dropped when they are this share of all: dropping copies what is kept
+# rows that have ended are dropped when they are this share of all: dropping copies what is kept
+_COMPACT_AT = 0.125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,14 @@ class SampleOptions:
 
     Args:
         num_completions: completions per prompt.
-        max_new_tokens: budget of a completion, end-of-turn token included; one that needs more is cut off there.
+        max_new_tokens: budget of a completion, end-of-turn token included; one that needs more is cut off
+            there.
         temperature: logits are divided by it; 0 always takes the most probable token.
         top_p: draw from the smallest set of tokens that holds this much probability; 1 is all.
         top_k: draw from so many most probable tokens; 0 is all.
         min_p: draw from tokens at least this many times as probable as the most probable one; 0 is all.
-        stop: texts that end a completion: it is cut after the token with which one of them appears, and has ended.
+        stop: texts that end a completion: it is cut after the token with which one of them appears, and has
+            ended.
         sample_batch: completions drawn at a time, those of one prompt always together.
     """
 
@@ -54,7 +57,9 @@ class SampleOptions:
     def __post_init__(self) -> None:
         for name, low in (("num_completions", 1), ("max_new_tokens", 1), ("top_k", 0), ("sample_batch", 1)):
             if getattr(self, name) < low:
-                raise ConfigError(f"{name} is out of range", got=getattr(self, name), expected=f"at least {low}")
+                raise ConfigError(
+                    f"{name} is out of range", got=getattr(self, name), expected=f"at least {low}"
+                )
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError("temperature is out of range", got=self.temperature, expected="0 or more")
         if not 0 < self.top_p <= 1:
@@ -62,11 +67,14 @@ class SampleOptions:
         if not 0 <= self.min_p < 1:
             raise ConfigError("min_p is out of range", got=self.min_p, expected="[0, 1)")
         if "" in self.stop:
-            raise ConfigError("stop holds an empty text", got=self.stop, expected="texts of a character or more")
+            raise ConfigError(
+                "stop holds an empty text", got=self.stop, expected="texts of a character or more"
+            )
         if self.temperature == 0 and (self.num_completions > 1 or self.truncated):
             raise ConfigError(
                 "num_completions, top_p, top_k and min_p have no effect at temperature 0",
-                got="all completions would be the same", expected="their defaults, or a temperature above 0",
+                got="all completions would be the same",
+                expected="their defaults, or a temperature above 0",
             )
 
     @property
@@ -79,12 +87,13 @@ class SampleOptions:
 class Sampled:
     """One completion: its tokens up to and including the end-of-turn token (if it came), its text without it.
 
-    `logp` is of the model as it is, what preftune.policy scores at temperature 1; `behaviour_logp` is of the distribution that
-    was drawn from, temperature and truncation included. They differ only under these; at temperature 0 the drawn token was
-    certain and behaviour_logp is 0. An importance ratio that makes an expectation over the draws one over the policy divides
-    by `behaviour_logp`. Under truncation that holds on the tokens that could be drawn alone, which no ratio mends. A ratio of
-    the policy to itself before an update, which starts at 1, divides by `logp`; so does a comparison of trainer and sampler.
-    Both are None where a server does not tell them.
+    `logp` is of the model as it is, what preftune.policy scores at temperature 1; `behaviour_logp` is of the
+    distribution that was drawn from, temperature and truncation included. They differ only under these; at
+    temperature 0 the drawn token was certain and behaviour_logp is 0. An importance ratio that makes an
+    expectation over the draws one over the policy divides by `behaviour_logp`. Under truncation that holds on
+    the tokens that could be drawn alone, which no ratio mends. A ratio of the policy to itself before an
+    update, which starts at 1, divides by `logp`; so does a comparison of trainer and sampler. Both are None
+    where a server does not tell them.
     """
 
     token_ids: np.ndarray  # int32 [tokens]
@@ -95,7 +104,11 @@ class Sampled:
 
 
 def load_sampler(
-    name: str, loading: LoadOptions, precision: Literal["fp32", "bf16"], device: str, template: Template = "auto"
+    name: str,
+    loading: LoadOptions,
+    precision: Literal["fp32", "bf16"],
+    device: str,
+    template: Template = "auto",
 ) -> tuple[PreTrainedModel, Renderer]:
     """A model by its name, to draw from, with the renderer of its prompts."""
     source = resolve_model(name)
@@ -106,10 +119,11 @@ def load_sampler(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Blend:
-    """A second model that has a say in every token: softmax((1 - share) z + share z_other), the geometric mixture of the two.
+    """A second model that has a say in every token: softmax((1 - share) z + share z_other), the geometric
+    mixture of the two.
 
-    `within` is entered around every pass of the second model, which may be the first one without its adapter; `around` by who
-    draws, around it all.
+    `within` is entered around every pass of the second model, which may be the first one without its adapter;
+    `around` by who draws, around it all.
     """
 
     model: PreTrainedModel
@@ -147,12 +161,12 @@ def sample(
 ) -> list[list[Sampled]]:
     """`num_completions` completions of each prompt (token ids), in the prompts' order.
 
-    What is drawn depends on the model, the prompt, the options, the seed, the prompt's key (an integer of its own; its place
-    among the prompts if no keys are given) and the number of the completion. It depends neither on the other prompts nor on
-    `sample_batch`, but for rounding: a sum in another order can move a probability by its last bits. `engine` is what
-    choose_engine said of the model, which is asked when it is not given. With a `blend` the mixture of two models of one
-    architecture is drawn from; `logp` is then of the mixture at temperature 1. No random state of torch or numpy is read or
-    moved.
+    What is drawn depends on the model, the prompt, the options, the seed, the prompt's key (an integer of its
+    own; its place among the prompts if no keys are given) and the number of the completion. It depends
+    neither on the other prompts nor on `sample_batch`, but for rounding: a sum in another order can move a
+    probability by its last bits. `engine` is what choose_engine said of the model, which is asked when it is
+    not given. With a `blend` the mixture of two models of one architecture is drawn from; `logp` is then of
+    the mixture at temperature 1. No random state of torch or numpy is read or moved.
     """
     keys = range(len(prompts)) if keys is None else keys
     check_keys(keys, len(prompts))
@@ -163,7 +177,11 @@ def sample(
     with evaluating(model), without_flex(model if blend is None else blend.model):
         engine = choose_engine(model)[0] if engine is None else engine
         for indices in _batches(prompts, engine, max(1, options.sample_batch // options.num_completions)):
-            noise = [uniforms(seed, keys[i], k, options.max_new_tokens) for i in indices for k in range(options.num_completions)]
+            noise = [
+                uniforms(seed, keys[i], k, options.max_new_tokens)
+                for i in indices
+                for k in range(options.num_completions)
+            ]
             voices = _open(engine, model, blend, [prompts[i] for i in indices], options.num_completions)
             drawn = iter(_draw(voices, np.stack(noise), options, renderer))
             for index in indices:
@@ -174,7 +192,11 @@ def sample(
 
 
 def _open(
-    engine: Engine, model: PreTrainedModel, blend: Blend | None, prompts: Sequence[np.ndarray], completions: int
+    engine: Engine,
+    model: PreTrainedModel,
+    blend: Blend | None,
+    prompts: Sequence[np.ndarray],
+    completions: int,
 ) -> list[_Voice]:
     """The models that have a say."""
     found = []
@@ -194,21 +216,29 @@ def check_keys(keys: Sequence[int], count: int) -> None:
     if len(keys) != count:
         raise ConfigError("Every prompt wants a key", got=f"{len(keys)} keys", expected=f"{count}")
     if keys and not 0 <= min(keys) <= max(keys) < MAX_KEY:
-        raise ConfigError("The key of a prompt is out of range", got=f"{min(keys)} to {max(keys)}",
-                          expected="0 or more, less than 2**64")  # fmt: skip
+        raise ConfigError(
+            "The key of a prompt is out of range",
+            got=f"{min(keys)} to {max(keys)}",
+            expected="0 or more, less than 2**64",
+        )
 
 
 def _check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SampleOptions) -> None:
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for index, prompt in enumerate(prompts):
         if not len(prompt):
-            raise DataError(f"Prompt {index} has no tokens", expected="at least one token before the completion")
-        if room is not None and len(prompt) + options.max_new_tokens > room + 1:  # the last token is never read
             raise DataError(
-                f"Prompt {index} leaves no room for a completion", got=f"{len(prompt)} tokens and a budget of "
-                f"{options.max_new_tokens}", expected=f"at most {room + 1} together (max_position_embeddings and the last token)",
+                f"Prompt {index} has no tokens", expected="at least one token before the completion"
+            )
+        if (
+            room is not None and len(prompt) + options.max_new_tokens > room + 1
+        ):  # the last token is never read
+            raise DataError(
+                f"Prompt {index} leaves no room for a completion",
+                got=f"{len(prompt)} tokens and a budget of {options.max_new_tokens}",
+                expected=f"at most {room + 1} together (max_position_embeddings and the last token)",
                 do="Lower max_new_tokens or leave the prompt out",
-            )  # fmt: skip
+            )
 
 
 def _batches(prompts: Sequence[np.ndarray], engine: Engine, at_once: int) -> Iterator[list[int]]:
@@ -221,7 +251,8 @@ def _batches(prompts: Sequence[np.ndarray], engine: Engine, at_once: int) -> Ite
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Within, no module is in training mode: no dropout, and no checkpointing, which would switch the cache off.
+    """Within, no module is in training mode: no dropout, and no checkpointing, which would switch the cache
+    off.
 
     And attention is plain, since FlexAttention is compiled for rows that are computed whole.
     """
@@ -235,7 +266,9 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def _draw(voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: SampleOptions, renderer: Renderer) -> list[Sampled]:
+def _draw(
+    voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: SampleOptions, renderer: Renderer
+) -> list[Sampled]:
     """Token by token until all rows have ended; `noise` are the rows' uniforms."""
     (count, budget), live = noise.shape, np.arange(len(noise))
     tokens, lengths = np.zeros((count, budget), dtype=np.int32), np.full(count, budget)
@@ -245,7 +278,9 @@ def _draw(voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: Sa
         found = _next_tokens(voices, noise[live, step], options)
         tokens[live, step], behaviour[live, step], logp[live, step] = (one.cpu().numpy() for one in found)
         for row in live[~ended[live]]:
-            if tokens[row, step] == renderer.end_of_turn or _stopped(tokens[row, : step + 1], options.stop, renderer):
+            if tokens[row, step] == renderer.end_of_turn or _stopped(
+                tokens[row, : step + 1], options.stop, renderer
+            ):
                 ended[row], lengths[row] = True, step + 1
         on = ~ended[live]
         if step + 1 == budget or not on.any():
@@ -258,18 +293,26 @@ def _draw(voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: Sa
             voice.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
     return [
         Sampled(
-            token_ids=tokens[row, :length].copy(), text=completion_text(tokens[row, :length], renderer),
-            ended=bool(ended[row]), behaviour_logp=behaviour[row, :length].copy(), logp=logp[row, :length].copy(),
+            token_ids=tokens[row, :length].copy(),
+            text=completion_text(tokens[row, :length], renderer),
+            ended=bool(ended[row]),
+            behaviour_logp=behaviour[row, :length].copy(),
+            logp=logp[row, :length].copy(),
         )
         for row, length in enumerate(lengths.tolist())
     ]
 
 
-def _next_tokens(voices: Sequence[_Voice], noise: Float[np.ndarray, " R"], options: SampleOptions) -> tuple[Tensor, Tensor, Tensor]:
+def _next_tokens(
+    voices: Sequence[_Voice], noise: Float[np.ndarray, " R"], options: SampleOptions
+) -> tuple[Tensor, Tensor, Tensor]:
     """(token, behaviour_logp, logp) of each row."""
     chunk = max(1, _CHUNK_ELEMENTS // len(voices[0].head.weight))
     uniform = torch.from_numpy(noise).to(voices[0].rows.hidden.device)
-    parts = [_choose(_logits(voices, slice(i, i + chunk)), uniform[i : i + chunk], options) for i in range(0, len(noise), chunk)]
+    parts = [
+        _choose(_logits(voices, slice(i, i + chunk)), uniform[i : i + chunk], options)
+        for i in range(0, len(noise), chunk)
+    ]
     token, behaviour, logp = (torch.cat(part) for part in zip(*parts, strict=True))
     return token, behaviour, logp
 
@@ -282,7 +325,9 @@ def _logits(voices: Sequence[_Voice], rows: slice) -> Float[Tensor, "R V"]:
     return voices[0].share * first + voices[1].share * others[0]
 
 
-def _choose(logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options: SampleOptions) -> tuple[Tensor, Tensor, Tensor]:
+def _choose(
+    logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options: SampleOptions
+) -> tuple[Tensor, Tensor, Tensor]:
     plain = logits.log_softmax(1)
     if options.temperature == 0:
         token = logits.argmax(1)
@@ -291,7 +336,11 @@ def _choose(logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options:
     drawn_from = plain
     if options.temperature != 1 or options.truncated:
         drawn_from = log_distribution(
-            logits, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p
+            logits,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
         )
     token = pick(drawn_from.exp(), uniform)
     behaviour, logp = (one.gather(1, token[:, None]).squeeze(1) for one in (drawn_from, plain))
@@ -302,7 +351,8 @@ def _stopped(ids: np.ndarray, stop: Sequence[str], renderer: Renderer) -> bool:
     """Whether a stop text appeared with the last token."""
     if not stop:
         return False
-    # A token holds a byte of text or more. The few further tokens keep what a tokeniser does at a text's start out of it.
+    # A token holds a byte of text or more. The few further tokens keep what a tokeniser does at a text's
+    # start out of it.
     reach = max(len(text.encode("utf-8")) for text in stop) + 8
     tail = str(renderer.tokenizer.decode(ids[-reach:].tolist(), skip_special_tokens=True))
     return any(text in tail for text in stop)

@@ -1,4 +1,6 @@
-"""Completions drawn by an OpenAI-compatible server: one request each, many at a time, what is drawn kept in a journal."""
+"""Completions drawn by an OpenAI-compatible server: one request each, many at a time, what is drawn kept in a
+journal.
+"""
 
 import asyncio
 import hashlib
@@ -25,7 +27,9 @@ _PATHS = {"tokens": "/v1/completions", "transformers": "/v1/chat/completions", "
 
 @dataclass(frozen=True, kw_only=True)
 class _Prompt:
-    """What completions are drawn of: tokens, and the record that they come from, which a server of text needs."""
+    """What completions are drawn of: tokens, and the record that they come from, which a server of text
+    needs.
+    """
 
     tokens: np.ndarray
     record: Record | None
@@ -57,15 +61,18 @@ def sample_server(
     keys: Sequence[int] | None = None,
     journal: Path | None = None,
 ) -> list[list[Sampled]]:
-    """`num_completions` completions of each record's prompt, in the records' order; the server's model is the renderer's.
+    """`num_completions` completions of each record's prompt, in the records' order; the server's model is the
+    renderer's.
 
-    With the api "tokens" the server gets the prompt's tokens and tells those it drew, with their log-probabilities; these fill
-    `logp` or `behaviour_logp`, as `server.logprobs` says, and both where temperature and truncation leave the two the same.
-    Otherwise completions come as text: their tokens are the renderer's, and log-probabilities are None. A stop text may be
-    cut off by the server. The server gets a seed for each completion; whether it draws the same again is up to it.
+    With the api "tokens" the server gets the prompt's tokens and tells those it drew, with their
+    log-probabilities; these fill `logp` or `behaviour_logp`, as `server.logprobs` says, and both where
+    temperature and truncation leave the two the same. Otherwise completions come as text: their tokens are
+    the renderer's, and log-probabilities are None. A stop text may be cut off by the server. The server gets
+    a seed for each completion; whether it draws the same again is up to it.
 
-    With a `journal` (JSON lines), every completion is written to it as it comes, and what it holds of an earlier call with
-    the same prompts and settings is not drawn again. Raises ServerError when the server refuses or stays silent.
+    With a `journal` (JSON lines), every completion is written to it as it comes, and what it holds of an
+    earlier call with the same prompts and settings is not drawn again. Raises ServerError when the server
+    refuses or stays silent.
     """
     prompts = [_Prompt(tokens=renderer.render(record).prompt, record=record) for record in records]
     keys = range(len(records)) if keys is None else keys
@@ -84,21 +91,33 @@ def sample_server_tokens(
 ) -> list[list[Sampled]]:
     """The same of prompts that are tokens, by the api "tokens"; a server that tells text alone is refused."""
     if server.api not in ("auto", "tokens"):
-        raise ConfigError("Prompts of tokens have no place in a chat", got=f"server.api {server.api}", expected="tokens")
+        raise ConfigError(
+            "Prompts of tokens have no place in a chat", got=f"server.api {server.api}", expected="tokens"
+        )
     asked = [_Prompt(tokens=tokens, record=None) for tokens in prompts]
-    return asyncio.run(_sample(replace(server, api="tokens"), renderer, asked, options, seed, progress, keys, None))
+    return asyncio.run(
+        _sample(replace(server, api="tokens"), renderer, asked, options, seed, progress, keys, None)
+    )
 
 
 async def _sample(server, renderer, prompts, options, seed, progress, keys, journal) -> list[list[Sampled]]:
     if renderer.mode == "plain" and server.api in ("transformers", "chat"):
-        raise ConfigError("A plain-text prompt has no place in a chat", got=f"server.api {server.api}", expected="tokens",
-                          do="Use a server that takes token ids, or template chat")  # fmt: skip
+        raise ConfigError(
+            "A plain-text prompt has no place in a chat",
+            got=f"server.api {server.api}",
+            expected="tokens",
+            do="Use a server that takes token ids, or template chat",
+        )
     async with connect(server) as client:
         model = server.model or await ask(client, server, "/v1/models", None, _first_model)
         server = replace(server, model=model)
         if not prompts:
             return []
-        api = await _find_api(client, server, renderer, prompts[0], options) if server.api == "auto" else server.api
+        api = (
+            await _find_api(client, server, renderer, prompts[0], options)
+            if server.api == "auto"
+            else server.api
+        )
         requests = [
             _Request(prompt=p, sample=k, path=_PATHS[api], body=body | {"seed": _seed(seed, keys[p], k)})
             for p, prompt in enumerate(prompts)
@@ -120,11 +139,15 @@ async def _sample(server, renderer, prompts, options, seed, progress, keys, jour
                 progress(done, len(requests))
 
             await ask_all(server, missing, work)
-    drawn = iter([_sampled(rows[one.digest], prompts[one.prompt], renderer, options, server) for one in requests])
+    drawn = iter(
+        [_sampled(rows[one.digest], prompts[one.prompt], renderer, options, server) for one in requests]
+    )
     return [[next(drawn) for _ in range(options.num_completions)] for _ in prompts]
 
 
-async def _find_api(client, server: ServerOptions, renderer: Renderer, prompt: _Prompt, options: SampleOptions) -> Api:
+async def _find_api(
+    client, server: ServerOptions, renderer: Renderer, prompt: _Prompt, options: SampleOptions
+) -> Api:
     """The most exact api that the server takes, found by drawing a single token."""
     apis: tuple[Api, ...] = ("tokens", "transformers", "chat") if renderer.mode == "chat" else ("tokens",)
     refusals = []
@@ -136,8 +159,11 @@ async def _find_api(client, server: ServerOptions, renderer: Renderer, prompt: _
             refusals.append(f"api {api}: {refusal}")
             continue
         return api
-    raise ServerError("The server takes no request for a completion", got=" ".join(refusals),
-                      expected="an OpenAI-compatible server that has the model")  # fmt: skip
+    raise ServerError(
+        "The server takes no request for a completion",
+        got=" ".join(refusals),
+        expected="an OpenAI-compatible server that has the model",
+    )
 
 
 def _seed(seed: int, key: int, sample: int) -> int:
@@ -152,20 +178,30 @@ def _first_model(text: str) -> str:
     return str(json.loads(text)["data"][0]["id"])
 
 
-def _body(api: Api, model: str, renderer: Renderer, prompt: _Prompt, options: SampleOptions) -> dict[str, Any]:
+def _body(
+    api: Api, model: str, renderer: Renderer, prompt: _Prompt, options: SampleOptions
+) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "model": model, "max_tokens": options.max_new_tokens, "temperature": options.temperature, "top_p": options.top_p
-    }  # fmt: skip
+        "model": model,
+        "max_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+    }
     if options.stop:
         body["stop"] = list(options.stop)
     if api == "tokens":
         body["prompt"] = prompt.tokens.tolist()
         # What is off is said, too: servers take what is left open from the model's own recommendations.
         body |= {
-            "top_k": options.top_k or -1, "min_p": options.min_p, "repetition_penalty": 1.0, "logprobs": 1,
-            "return_token_ids": True, "return_tokens_as_token_ids": True, "stop_token_ids": [renderer.end_of_turn],
+            "top_k": options.top_k or -1,
+            "min_p": options.min_p,
+            "repetition_penalty": 1.0,
+            "logprobs": 1,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "stop_token_ids": [renderer.end_of_turn],
             "include_stop_str_in_output": bool(options.stop),
-        }  # fmt: skip
+        }
         return body
     assert prompt.record is not None, "a chat is asked with text"
     text = prompt.record.prompt
@@ -200,11 +236,14 @@ def _read_tokens(answer: str) -> dict[str, Any]:
         ids = [int(token.removeprefix("token_id:")) for token in logprobs["tokens"]]
     values = logprobs.get("token_logprobs")
     return {
-        "text": _text_of(choice["text"]), "ended": _ended(choice),
+        "text": _text_of(choice["text"]),
+        "ended": _ended(choice),
         "token_ids": None if ids is None else [int(token) for token in ids],
         "logprobs": None if values is None else [float(value) for value in values],
-        "stop_text": isinstance(choice.get("stop_reason") or choice.get("matched_stop"), str),  # vLLM's and SGLang's name
-    }  # fmt: skip
+        "stop_text": isinstance(
+            choice.get("stop_reason") or choice.get("matched_stop"), str
+        ),  # vLLM's and SGLang's name
+    }
 
 
 def _read_chat(answer: str) -> dict[str, Any]:
@@ -224,11 +263,17 @@ def _ended(choice: Any) -> bool:
     return choice["finish_reason"] == "stop"
 
 
-def _sampled(row: dict[str, Any], prompt: _Prompt, renderer: Renderer, options: SampleOptions, server: ServerOptions) -> Sampled:
+def _sampled(
+    row: dict[str, Any], prompt: _Prompt, renderer: Renderer, options: SampleOptions, server: ServerOptions
+) -> Sampled:
     if row["token_ids"] is None:
         if prompt.record is None:
-            raise ServerError("The server tells no token ids", got="text alone", expected="return_token_ids, as vLLM has it")
-        return Sampled(token_ids=_tokens_of(row, prompt.record, renderer), text=row["text"], ended=row["ended"])
+            raise ServerError(
+                "The server tells no token ids", got="text alone", expected="return_token_ids, as vLLM has it"
+            )
+        return Sampled(
+            token_ids=_tokens_of(row, prompt.record, renderer), text=row["text"], ended=row["ended"]
+        )
     ids, values = list(row["token_ids"]), row["logprobs"]
     by_text = row["stop_text"] or any(text in row["text"] for text in options.stop)
     added = renderer.tokenizer.added_tokens_decoder
@@ -238,17 +283,21 @@ def _sampled(row: dict[str, Any], prompt: _Prompt, renderer: Renderer, options: 
     logp = None if values is None or len(values) != len(ids) else np.array(values, dtype=np.float32)
     same = options.temperature == 1 and not options.truncated
     return Sampled(
-        token_ids=token_ids, text=completion_text(token_ids, renderer), ended=row["ended"],
+        token_ids=token_ids,
+        text=completion_text(token_ids, renderer),
+        ended=row["ended"],
         behaviour_logp=logp if same or server.logprobs == "processed" else None,
         logp=logp if same or server.logprobs == "raw" else None,
-    )  # fmt: skip
+    )
 
 
 def _tokens_of(row: dict[str, Any], record: Record, renderer: Renderer) -> np.ndarray:
     """The tokens that training would see for the text."""
     if not row["text"] and not row["ended"]:
         return np.zeros(0, dtype=np.int32)
-    answered = Record(prompt=record.prompt, completions=(row["text"],), ended=(row["ended"],), origin=record.origin)
+    answered = Record(
+        prompt=record.prompt, completions=(row["text"],), ended=(row["ended"],), origin=record.origin
+    )
     return renderer.render(answered).completions[0]
 
 
@@ -299,8 +348,8 @@ def _writer(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 def load_adapter(server: ServerOptions, name: str, folder: Path) -> ServerOptions:
     """Have a running vLLM load a peft adapter under a name, and return the options that draw from it.
 
-    `folder` is read by the server. Give every version a name of its own: a server may keep what it computed under a name. The
-    server must have been started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
+    `folder` is read by the server. Give every version a name of its own: a server may keep what it computed
+    under a name. The server must have been started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
     """
     asyncio.run(_adapter(server, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}))
     return replace(server, model=name)
@@ -319,7 +368,8 @@ async def _adapter(server: ServerOptions, path: str, body: dict[str, Any]) -> No
             if refusal.status not in (404, 405):
                 raise
             raise ModelError(
-                "The server does not load adapters while it runs", got=f"status {refusal.status} for {path}", expected="vLLM",
+                "The server does not load adapters while it runs",
+                got=f"status {refusal.status} for {path}",
+                expected="vLLM",
                 do="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
-            ) from refusal  # fmt: skip
-
+            ) from refusal

@@ -19,13 +19,17 @@ _EMPTIED = "only equal completions with different rewards"
 def apply(selection: Selection, ones: Sequence[One], seed: int = 0) -> tuple[list[One], Selected]:
     """The records (or groups) that stay, with only the completions that were chosen, and what was left out.
 
-    They keep their rewards and get the pairs or labels of the selection; those they had are gone. Equal completions with
-    different rewards are told apart by neither a pair nor a label. The choices speak of the completions before.
+    They keep their rewards and get the pairs or labels of the selection; those they had are gone. Equal
+    completions with different rewards are told apart by neither a pair nor a label. The choices speak of the
+    completions before.
     """
     for one in ones:
         if len(one.rewards) != len(one.completions):
-            raise DataError(f"{one.origin}: the completions have no rewards", got=f"{len(one.rewards)} rewards",
-                            expected=f"{len(one.completions)}, one each (or none where the reward gave none)")  # fmt: skip
+            raise DataError(
+                f"{one.origin}: the completions have no rewards",
+                got=f"{len(one.rewards)} rewards",
+                expected=f"{len(one.completions)}, one each (or none where the reward gave none)",
+            )
     selected = selection([one.rewards for one in ones], seed)
     dropped, left_out = Counter(selected.dropped), Counter(selected.left_out)
     choices: list[Choice | None] = []
@@ -39,7 +43,12 @@ def apply(selection: Selection, ones: Sequence[One], seed: int = 0) -> tuple[lis
             dropped[_EMPTIED] += 1
         elif choice is not None and consistent is not None:
             left_out[EQUAL_PAIRS] += len(choice.kept) - len(consistent.kept)
-    found = replace(selected, choices=tuple(choices), dropped=dict(dropped), left_out={k: n for k, n in left_out.items() if n})
+    found = replace(
+        selected,
+        choices=tuple(choices),
+        dropped=dict(dropped),
+        left_out={k: n for k, n in left_out.items() if n},
+    )
     return kept, found
 
 
@@ -61,8 +70,14 @@ def _consistent(one: Record | Group, choice: Choice) -> Choice | None:
         signs: dict[Hashable, set[int]] = {}
         for k, label in zip(choice.kept, choice.labels, strict=True):
             signs.setdefault(keys[k], set()).add(label)
-        stay = [(k, label) for k, label in zip(choice.kept, choice.labels, strict=True) if len(signs[keys[k]]) == 1]
-        return Choice(kept=tuple(k for k, _ in stay), labels=tuple(label for _, label in stay)) if stay else None
+        stay = [
+            (k, label)
+            for k, label in zip(choice.kept, choice.labels, strict=True)
+            if len(signs[keys[k]]) == 1
+        ]
+        return (
+            Choice(kept=tuple(k for k, _ in stay), labels=tuple(label for _, label in stay)) if stay else None
+        )
     return choice
 
 
@@ -78,7 +93,9 @@ def _take(record: Record, keep: Sequence[int]) -> Record:
     """`take_completions` of a record."""
     completions: tuple[Completion, ...] = tuple(record.completions[k] for k in keep)
     return replace(
-        record, completions=completions, rewards=tuple(record.rewards[k] for k in keep),
+        record,
+        completions=completions,
+        rewards=tuple(record.rewards[k] for k in keep),
         ended=tuple(record.ended[k] for k in keep) if record.ended else (),
         sources=tuple(record.sources[k] for k in keep) if record.sources else (),
-    )  # fmt: skip
+    )

@@ -1,4 +1,6 @@
-"""What selections share: the choice of each group, what was left out, and how a group's rewards are looked at. Pure."""
+"""What selections share: the choice of each group, what was left out, and how a group's rewards are looked
+at. Pure.
+"""
 
 import math
 from collections import Counter
@@ -11,7 +13,9 @@ import numpy as np
 from preftune.errors import ConfigError, DataError
 
 Makes = Literal["pairs", "labels", "rewards"]
-"""What an objective can learn from: pairs, labels (+1 for a completion that is merely kept), or the rewards as they are."""
+"""What an objective can learn from: pairs, labels (+1 for a completion that is merely kept), or the rewards
+as they are.
+"""
 GroupRewards = Sequence[float | None]
 
 NO_REWARD = "no reward"
@@ -27,7 +31,9 @@ NOT_CHOSEN = "not selected"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What stays of one group: completions by number, ascending; pairs as (chosen, rejected); labels, one per kept one."""
+    """What stays of one group: completions by number, ascending; pairs as (chosen, rejected); labels, one per
+    kept one.
+    """
 
     kept: tuple[int, ...]
     pairs: tuple[tuple[int, int], ...] = ()
@@ -36,7 +42,9 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selected:
-    """A choice for each group, None where the group is dropped, with everything that was left out counted by its reason."""
+    """A choice for each group, None where the group is dropped, with everything that was left out counted by
+    its reason.
+    """
 
     choices: tuple[Choice | None, ...]
     makes: Makes
@@ -48,9 +56,13 @@ class Selected:
         stay = [choice for choice in self.choices if choice is not None]
         labels = Counter(label for choice in stay for label in choice.labels)
         return {
-            "groups_in": len(self.choices), "groups_out": len(stay), "completions_out": sum(len(c.kept) for c in stay),
-            "pairs_out": sum(len(c.pairs) for c in stay), "preferred_out": labels[1], "dispreferred_out": labels[-1],
-        }  # fmt: skip
+            "groups_in": len(self.choices),
+            "groups_out": len(stay),
+            "completions_out": sum(len(c.kept) for c in stay),
+            "pairs_out": sum(len(c.pairs) for c in stay),
+            "preferred_out": labels[1],
+            "dispreferred_out": labels[-1],
+        }
 
 
 @runtime_checkable
@@ -72,15 +84,19 @@ def known_rewards(rewards: Sequence[GroupRewards]) -> list[dict[int, float]]:
     for g, group in enumerate(rewards):
         for k, reward in enumerate(group):
             if reward is not None and not math.isfinite(reward):
-                raise DataError(f"Completion {k + 1} of group {g + 1} has a reward that is no number", got=reward,
-                                expected="a finite number, or none")  # fmt: skip
+                raise DataError(
+                    f"Completion {k + 1} of group {g + 1} has a reward that is no number",
+                    got=reward,
+                    expected="a finite number, or none",
+                )
     return [{k: float(reward) for k, reward in enumerate(group) if reward is not None} for group in rewards]
 
 
 def choose_each(
     rewards: Sequence[GroupRewards], makes: Makes, seed: int, choose: Choose, left: str = NOT_CHOSEN
 ) -> Selected:
-    """`choose` for each group that has rewards: a choice, or the reason for none; `left` is why completions stay behind.
+    """`choose` for each group that has rewards: a choice, or the reason for none; `left` is why completions
+    stay behind.
 
     A group's draws depend on the seed and its place only.
     """
@@ -96,8 +112,12 @@ def choose_each(
         choices.append(found)
         left_out[NO_REWARD] += len(rewards[g]) - len(known)
         left_out[left] += len(known) - len(found.kept)
-    return Selected(choices=tuple(choices), makes=makes, dropped=dict(dropped),
-                    left_out={reason: count for reason, count in left_out.items() if count})  # fmt: skip
+    return Selected(
+        choices=tuple(choices),
+        makes=makes,
+        dropped=dict(dropped),
+        left_out={reason: count for reason, count in left_out.items() if count},
+    )
 
 
 def ranked(known: Known, random: np.random.Generator) -> list[int]:
@@ -130,5 +150,3 @@ def out_of_range(name: str, parameter: str, value: object, expected: str) -> Con
 def check_gap(name: str, min_gap: float) -> None:
     if not 0 <= min_gap < math.inf:
         raise out_of_range(name, "min_gap", min_gap, "a number, 0 or above")
-
-

@@ -8,14 +8,17 @@ from preftune.errors import DataError
 from preftune.selection.choices import GroupRewards, known_rewards
 
 _HALVINGS = 60  # exhaust a double
-_STEEPEST = 1e12  # rewards per unit of length; beyond it no price can bring the lengths of the two sides together
+# rewards per unit of length; beyond it no price can bring the lengths of the two sides together
+_STEEPEST = 1e12
 
 
-def penalised(rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[int]], alpha: float) -> list[tuple[float | None, ...]]:
+def penalised(
+    rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[int]], alpha: float
+) -> list[tuple[float | None, ...]]:
     """r - alpha * length for every completion; nothing where there is no reward.
 
-    Chen et al., "Bootstrapping Language Models with DPO Implicit Rewards" (DICE), 2024, arXiv 2406.09760, where r is the
-    implicit reward and lengths are characters (so the authors' code).
+    Chen et al., "Bootstrapping Language Models with DPO Implicit Rewards" (DICE), 2024, arXiv 2406.09760,
+    where r is the implicit reward and lengths are characters (so the authors' code).
     """
     _check(rewards, lengths)
     return [
@@ -27,8 +30,9 @@ def penalised(rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[int]],
 def balanced_alpha(rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[int]]) -> float:
     """The price, 0 or more, at which the best completions are on average about as long as the worst ones.
 
-    The mean of length(best) - length(worst) over groups falls with the price and jumps; of the two sides of the jump over 0 the
-    nearer one is taken. 0 if the best are no longer than the worst without a price. Groups of one reward take no part.
+    The mean of length(best) - length(worst) over groups falls with the price and jumps; of the two sides of
+    the jump over 0 the nearer one is taken. 0 if the best are no longer than the worst without a price.
+    Groups of one reward take no part.
     """
     _check(rewards, lengths)
     groups = [
@@ -37,7 +41,9 @@ def balanced_alpha(rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[i
         if len(known := [(r, sizes[k]) for k, r in group.items()]) > 1
     ]
     if not groups:
-        raise DataError("No price on length can be found", got="no group with two rewards", expected="at least one")
+        raise DataError(
+            "No price on length can be found", got="no group with two rewards", expected="at least one"
+        )
 
     def excess(alpha: float) -> float:
         found = [(r - alpha * n, n) for r, n in groups]
@@ -56,5 +62,8 @@ def balanced_alpha(rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[i
 
 def _check(rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[int]]) -> None:
     if [len(group) for group in rewards] != [len(sizes) for sizes in lengths]:
-        raise DataError("Each completion needs its length", got=f"{sum(map(len, lengths))} lengths",
-                        expected=f"{sum(map(len, rewards))}, in the same groups")  # fmt: skip
+        raise DataError(
+            "Each completion needs its length",
+            got=f"{sum(map(len, lengths))} lengths",
+            expected=f"{sum(map(len, rewards))}, in the same groups",
+        )

@@ -1,7 +1,7 @@
 """From rewards to what is learned from: pairs, labels, or the completions worth keeping. Pure.
 
-A selection sees the rewards of each group's completions and nothing else. Ties are broken at random by the seed, so that the
-order of the completions plays no part; equal rewards are never a pair.
+A selection sees the rewards of each group's completions and nothing else. Ties are broken at random by the
+seed, so that the order of the completions plays no part; equal rewards are never a pair.
 """
 
 import math
@@ -48,7 +48,9 @@ class BestOfN:
         return "labels"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
-        return choose_each(rewards, self.makes, seed, lambda _, known, random: kept(ranked(known, random)[:1]))
+        return choose_each(
+            rewards, self.makes, seed, lambda _, known, random: kept(ranked(known, random)[:1])
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +79,15 @@ class TopFraction:
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         if self.scope == "group":
-            return choose_each(rewards, self.makes, seed,
-                           lambda _, known, random: kept(ranked(known, random)[: self._share(len(known))]))  # fmt: skip
-        flat = [((g, k), reward) for g, known in enumerate(known_rewards(rewards)) for k, reward in known.items()]
+            return choose_each(
+                rewards,
+                self.makes,
+                seed,
+                lambda _, known, random: kept(ranked(known, random)[: self._share(len(known))]),
+            )
+        flat = [
+            ((g, k), reward) for g, known in enumerate(known_rewards(rewards)) for k, reward in known.items()
+        ]
         order = ranked({place: reward for place, (_, reward) in enumerate(flat)}, np.random.default_rng(seed))
         best = {flat[place][0] for place in order[: self._share(len(flat))]}
 
@@ -97,8 +105,8 @@ class TopFraction:
 class Rest:
     """Completions with a reward above a threshold that grows from one improvement step to the next.
 
-    Gulcehre et al., "Reinforced Self-Training (ReST) for Language Modeling", 2023, arXiv 2308.08998, where one collection
-    serves several improvement steps; the thresholds are on the scale of the rewards.
+    Gulcehre et al., "Reinforced Self-Training (ReST) for Language Modeling", 2023, arXiv 2308.08998, where
+    one collection serves several improvement steps; the thresholds are on the scale of the rewards.
 
     Args:
         thresholds: strictly increasing, one per improvement step.
@@ -114,7 +122,9 @@ class Rest:
         if not (self.thresholds and growing and all(map(math.isfinite, self.thresholds))):
             raise out_of_range("rest", "thresholds", self.thresholds, "numbers, each above the one before")
         if not 1 <= self.improve_step <= len(self.thresholds):
-            raise out_of_range("rest", "improve_step", self.improve_step, f"1 to {len(self.thresholds)}, one per threshold")
+            raise out_of_range(
+                "rest", "improve_step", self.improve_step, f"1 to {len(self.thresholds)}, one per threshold"
+            )
 
     @property
     def makes(self) -> Makes:
@@ -132,19 +142,21 @@ class Rest:
 
 @dataclass(frozen=True, kw_only=True)
 class RSO:
-    """Statistical rejection sampling, then pairs: completions as if drawn from pi(y|x) exp(r / temperature) / Z.
+    """Statistical rejection sampling, then pairs: completions as if drawn from pi(y|x) exp(r / temperature) /
+    Z.
 
-    Completions are visited in random order; one is accepted with probability exp((r - max r) / temperature), where the
-    maximum is over those not accepted yet; passes go on until `num_kept` are accepted, none twice. With many candidates the
-    accepted ones follow the distribution above; with few, the known maximum is too low and they are nearer to pi.
-    Liu et al., "Statistical Rejection Sampling Improves Preference Optimization", ICLR 2024, arXiv 2309.06657, algorithm 1
-    (from memory). Their code takes equal texts once; here a text that was drawn twice counts twice, as the distribution wants.
+    Completions are visited in random order; one is accepted with probability exp((r - max r) / temperature),
+    where the maximum is over those not accepted yet; passes go on until `num_kept` are accepted, none twice.
+    With many candidates the accepted ones follow the distribution above; with few, the known maximum is too
+    low and they are nearer to pi. Liu et al., "Statistical Rejection Sampling Improves Preference
+    Optimization", ICLR 2024, arXiv 2309.06657, algorithm 1 (from memory). Their code takes equal texts once;
+    here a text that was drawn twice counts twice, as the distribution wants.
 
     Args:
         temperature: in units of the reward, above 0; small is greedy.
         num_kept: completions to accept per group.
-        ranking: which accepted ones meet: "first-round", two and two at random; "tournament", the winners again until one is
-            left; "none" keeps the completions without pairs.
+        ranking: which accepted ones meet: "first-round", two and two at random; "tournament", the winners
+            again until one is left; "none" keeps the completions without pairs.
     """
 
     temperature: float = 0.5
@@ -167,20 +179,26 @@ class RSO:
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         largest = max(map(len, known_rewards(rewards)), default=0)
         if largest <= self.num_kept:
-            raise ConfigError("rso: no group has more completions with a reward than num_kept, so none would be rejected",
-                              got=f"num_kept {self.num_kept}, {largest} completions at most",
-                              do="Lower num_kept or draw more completions (the paper keeps 8 of 64)")  # fmt: skip
+            raise ConfigError(
+                "rso: no group has more completions with a reward than num_kept, so none would be rejected",
+                got=f"num_kept {self.num_kept}, {largest} completions at most",
+                do="Lower num_kept or draw more completions (the paper keeps 8 of 64)",
+            )
         return choose_each(rewards, self.makes, seed, self._choose)
 
     def _choose(self, g: int, known: Known, random: np.random.Generator) -> Choice | str:
         accepted = rejection_sample(known, self.temperature, self.num_kept, random)
         if self.ranking == "none":
             return kept(accepted)
-        pairs = _matches(accepted, known, random, rounds=1 if self.ranking == "first-round" else len(accepted))
+        pairs = _matches(
+            accepted, known, random, rounds=1 if self.ranking == "first-round" else len(accepted)
+        )
         return paired(pairs) if pairs else NO_PAIR
 
 
-def rejection_sample(known: Known, temperature: float, num_kept: int, random: np.random.Generator) -> list[int]:
+def rejection_sample(
+    known: Known, temperature: float, num_kept: int, random: np.random.Generator
+) -> list[int]:
     """`num_kept` completions (all, if there are no more) in the order of their acceptance; see `RSO`."""
     waiting, accepted = list(random.permutation(list(known))), []
     while waiting and len(accepted) < num_kept:
@@ -194,7 +212,9 @@ def rejection_sample(known: Known, temperature: float, num_kept: int, random: np
     return accepted
 
 
-def _matches(entrants: Sequence[int], known: Known, random: np.random.Generator, rounds: int) -> list[tuple[int, int]]:
+def _matches(
+    entrants: Sequence[int], known: Known, random: np.random.Generator, rounds: int
+) -> list[tuple[int, int]]:
     """(winner, loser) of each match; equal rewards are no pair, and either goes on."""
     pairs: list[tuple[int, int]] = []
     for _ in range(rounds):
@@ -254,7 +274,12 @@ class AllPairs:
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
-            apart = [(i, j) for i in known for j in known if known[i] > known[j] and known[i] - known[j] >= self.min_gap]
+            apart = [
+                (i, j)
+                for i in known
+                for j in known
+                if known[i] > known[j] and known[i] - known[j] >= self.min_gap
+            ]
             return no_gap(known, self.min_gap) or paired(apart)
 
         return choose_each(rewards, self.makes, seed, choose)
@@ -288,7 +313,9 @@ class LabelByThreshold:
         return "labels"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
-        return choose_each(rewards, self.makes, seed, lambda _, known, __: _sided(known, self.threshold, 0.0), ON_LINE)
+        return choose_each(
+            rewards, self.makes, seed, lambda _, known, __: _sided(known, self.threshold, 0.0), ON_LINE
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +359,9 @@ class DynamicSampling:
         return "rewards"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
-        return choose_each(rewards, self.makes, seed, lambda _, known, __: no_gap(known, 0.0) or Choice(kept=tuple(known)))
+        return choose_each(
+            rewards, self.makes, seed, lambda _, known, __: no_gap(known, 0.0) or Choice(kept=tuple(known))
+        )
 
 
 SELECTIONS: Mapping[str, type[Selection]] = {
@@ -349,14 +378,20 @@ SELECTIONS: Mapping[str, type[Selection]] = {
 
 
 def make_selection(name: str, **given: object) -> Selection:
-    """A selection by name. A parameter that is None takes its default; one that the selection does not have is an error."""
+    """A selection by name. A parameter that is None takes its default; one that the selection does not have
+    is an error.
+    """
     if name not in SELECTIONS:
         raise ConfigError("There is no such selection", got=name, expected=", ".join(SELECTIONS))
     kind, chosen = SELECTIONS[name], {key: value for key, value in given.items() if value is not None}
     known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
     if idle := [key for key in chosen if key not in known]:
-        raise ConfigError(f"{idle[0]} has no effect on the selection {name}", got=chosen[idle[0]],
-                          expected=", ".join(known) or "no parameters", do="Leave it out")  # fmt: skip
+        raise ConfigError(
+            f"{idle[0]} has no effect on the selection {name}",
+            got=chosen[idle[0]],
+            expected=", ".join(known) or "no parameters",
+            do="Leave it out",
+        )
     return kind(**{key: _as_default(name, key, value, known[key]) for key, value in chosen.items()})
 
 
@@ -365,6 +400,10 @@ def _as_default(name: str, key: str, value: object, default: object) -> object:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     kind = list if isinstance(default, tuple) else type(default)
-    if not isinstance(value, (kind, type(default))) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise out_of_range(name, key, value, f"a {'list of numbers' if kind is list else kind.__name__}, such as {default}")
+    if not isinstance(value, (kind, type(default))) or (
+        isinstance(value, bool) and not isinstance(default, bool)
+    ):
+        raise out_of_range(
+            name, key, value, f"a {'list of numbers' if kind is list else kind.__name__}, such as {default}"
+        )
     return value

@@ -1,4 +1,6 @@
-"""The models beside the policy: the reference (frozen or following), the behaviour policy, a contrast of two models."""
+"""The models beside the policy: the reference (frozen or following), the behaviour policy, a contrast of two
+models.
+"""
 
 import copy
 import time
@@ -10,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.model.layout import collate, split_micro_batches
-from preftune.sampling.sample import Blend
 from preftune.model.adapters import inject_lora
 from preftune.model.cost import Shape, utilisation, work_of
+from preftune.model.layout import collate, split_micro_batches
 from preftune.model.load import load_model, resolve_model
-from preftune.model.policy import Policy, choose_layout, hidden_states, in_shards, model_head, score_groups, to_device
+from preftune.model.policy import Policy, hidden_states, in_shards, model_head, score_groups, to_device
+from preftune.model.proof import choose_layout
 from preftune.model.reference import (
     REFERENCE_SCORES,
     VOCABULARY_SCORES,
@@ -29,10 +31,11 @@ from preftune.model.reference import (
     weights_digest,
 )
 from preftune.model.scoring import Head
+from preftune.progress import Reporter
+from preftune.sampling.sample import Blend
 from preftune.storage import cache_folder
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
-from preftune.progress import Reporter
 from preftune.types import Group
 
 # Nats per token between two passes that must agree: rounding in another order, far below any real difference.
@@ -75,23 +78,35 @@ class AnchorBuilder:
         held: Policy | None = None
         logps: GroupLogps | None = None
         if mode in ("live", "adapter"):
-            held = self._live(options.model, follows=options.update_every > 0) if mode == "live" else self.policy
+            held = (
+                self._live(options.model, follows=options.update_every > 0) if mode == "live" else self.policy
+            )
         if needs & REFERENCE_SCORES:
-            logps = self._cached(options.model, "reference") if held is None else self._computed(held, mode == "adapter")
+            logps = (
+                self._cached(options.model, "reference")
+                if held is None
+                else self._computed(held, mode == "adapter")
+            )
         behaviour: GroupLogps | None = None
         if "behaviour_logp" in needs and on_policy:
             behaviour = lambda part: [list(group.behaviour_logp) for group in part]  # noqa: E731
         elif "behaviour_logp" in needs:  # data of a file count as sampled by the policy as it starts
             starts = logps is not None and options.model is None and not options.update_every
             behaviour = logps if starts else self._cached(None, "behaviour")
-        hidden = self._hidden(held, mode == "adapter") if held is not None and needs & VOCABULARY_SCORES else None
+        hidden = (
+            self._hidden(held, mode == "adapter") if held is not None and needs & VOCABULARY_SCORES else None
+        )
         return Anchors(
-            reference=logps, reference_hidden=hidden, behaviour=behaviour,
-            behaviour_value=(lambda part: [list(group.behaviour_value) for group in part]) if "behaviour_value" in needs else None,
+            reference=logps,
+            reference_hidden=hidden,
+            behaviour=behaviour,
+            behaviour_value=(lambda part: [list(group.behaviour_value) for group in part])
+            if "behaviour_value" in needs
+            else None,
             contrast=self._contrast() if "contrast" in needs else None,
             following=held if options.update_every else None,
             writer=None if held is None else _writer(held, mode == "adapter"),
-        )  # fmt: skip
+        )
 
     def _contrast(self) -> GroupLogps:
         options = self.config.reference
@@ -120,7 +135,15 @@ class AnchorBuilder:
         device = torch.device("cpu") if self.processes.lockstep else policy.device
         model = load_model(resolve_model(name), config.loading, policy.model.dtype).to(device)  # type: ignore[arg-type]
         sharing, reason = choose_layout(model, config.layout, config.precision)
-        return replace(policy, model=model, sharing=sharing, sharing_reason=reason, peft_model=None, value_head=None, shards=None)
+        return replace(
+            policy,
+            model=model,
+            sharing=sharing,
+            sharing_reason=reason,
+            peft_model=None,
+            value_head=None,
+            shards=None,
+        )
 
     def _cut(self, held: Policy) -> Policy:
         """Frozen, and in shards if the policy is."""
@@ -133,16 +156,22 @@ class AnchorBuilder:
         folder = cache_folder() / "references" / f"{digest[:32]}-{self.config.precision}"
         fresh, started, known = 0, time.perf_counter(), ReferenceStore(folder)
         new = {tuple(completion_keys(group)): group for group in self.groups if group not in known}
-        if self.processes.size > 1:  # each computes a share; on one disk all find it there, elsewhere the rest is computed below
+        if (
+            self.processes.size > 1
+        ):  # each computes a share; on one disk all find it there, elsewhere the rest is computed below
             share = self.groups[self.processes.rank :: self.processes.size]
-            fresh = fill_store(ReferenceStore(folder), model, share, layout, lambda done, of: report.update(role, done, of))
+            fresh = fill_store(
+                ReferenceStore(folder), model, share, layout, lambda done, of: report.update(role, done, of)
+            )
             self.processes.wait()
         store = ReferenceStore(folder)
         fresh += fill_store(store, model, self.groups, layout, lambda done, of: report.update(role, done, of))
         report.note(f"{role}: {fresh} groups computed, {len(self.groups) - fresh} from the cache")
         if new:
             operations = work_of(Shape.of(model.model), [*new.values()]).forward
-            share = utilisation(operations, time.perf_counter() - started, model.device, model.precision, self.processes.size)
+            share = utilisation(
+                operations, time.perf_counter() - started, model.device, model.precision, self.processes.size
+            )
             report.note(f"{role}: computed at {share:.0%} of the machine's matrix products")
         self._check_cache(store, model)
         return lambda part: [store.get(group) for group in part]
@@ -158,9 +187,11 @@ class AnchorBuilder:
             if follows:
                 follow(held, self.policy, step=0, options=ReferenceOptions(update_every=1))
         else:
-            held = _copy_with_adapter(self.policy) if follows else replace(
-                self.policy, model=_start_copy(self.policy), peft_model=None, value_head=None
-            )  # fmt: skip
+            held = (
+                _copy_with_adapter(self.policy)
+                if follows
+                else replace(self.policy, model=_start_copy(self.policy), peft_model=None, value_head=None)
+            )
         held.model.requires_grad_(False)
         return held
 
@@ -198,22 +229,30 @@ class AnchorBuilder:
         return off if without_adapter else states
 
     def _check_cache(self, store: ReferenceStore, model: Policy) -> None:
-        """Recompute a few groups: a stale or damaged cache, or a policy that is not its own reference, stops here."""
+        """Recompute a few groups: a stale or damaged cache, or a policy that is not its own reference, stops
+        here.
+        """
         config = self.config
         chosen = np.random.default_rng(config.seed).permutation(len(self.groups))[:4]
         few = [self.groups[i] for i in chosen]
         for indices in split_micro_batches(few, config.layout, model.sharing):
             part = [few[i] for i in indices]
             check_equal(
-                [store.get(group) for group in part], score_groups(model, part, config.layout), part,
-                TOLERANCE[config.precision], "The cached reference differs from the model",
+                [store.get(group) for group in part],
+                score_groups(model, part, config.layout),
+                part,
+                TOLERANCE[config.precision],
+                "The cached reference differs from the model",
                 f"Delete {store.folder} and start again",
-            )  # fmt: skip
+            )
 
 
-def chosen_mode(options: ReferenceOptions, needs: frozenset[str], has_adapter: bool, on_policy: bool = False) -> str:
-    """What mode "auto" comes to: the cache, unless the reference moves, is needed over the whole vocabulary, or is asked
-    about completions that do not exist yet."""
+def chosen_mode(
+    options: ReferenceOptions, needs: frozenset[str], has_adapter: bool, on_policy: bool = False
+) -> str:
+    """What mode "auto" comes to: the cache, unless the reference moves, is needed over the whole vocabulary,
+    or is asked about completions that do not exist yet.
+    """
     if options.mode != "auto":
         return options.mode
     if options.update_every or needs & VOCABULARY_SCORES or on_policy:
@@ -243,10 +282,11 @@ def _copy_with_adapter(policy: Policy) -> Policy:
 
 @torch.no_grad()
 def follow(following: Policy, policy: Policy, step: int, options: ReferenceOptions) -> None:
-    """After an optimiser step: reference <- (1 - rate) * reference + rate * policy, every `update_every` steps.
+    """After an optimiser step: reference <- (1 - rate) * reference + rate * policy, every `update_every`
+    steps.
 
-    Gorbatovski et al., "Learn Your Reference Model for Real Good Alignment" (TR-DPO), 2024; with update_every 1 it is an
-    exponential moving average of the policy.
+    Gorbatovski et al., "Learn Your Reference Model for Real Good Alignment" (TR-DPO), 2024; with update_every
+    1 it is an exponential moving average of the policy.
     """
     if step % options.update_every:
         return

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from preftune.model.layout import LayoutOptions, Sharing, batch_signal, collate, segments, split_micro_batches
-from preftune.objectives import Coupled, Objective
 from preftune.model.policy import Policy, score, sent
 from preftune.model.reference import REFERENCE_SCORES
+from preftune.objectives import Coupled, Objective
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MicroBatch
@@ -29,12 +29,18 @@ class PackedContent:
 
 
 def reads_last(objective: Objective) -> bool:
-    """Whether the objective sees the model's state after the last token of a completion, and not only before it."""
+    """Whether the objective sees the model's state after the last token of a completion, and not only before
+    it.
+    """
     return "value_after" in objective.needs
 
 
 def cut_step(
-    groups: Sequence[Group], kind: type[Signal], policy: Policy, layout: LayoutOptions, read_last: bool = False
+    groups: Sequence[Group],
+    kind: type[Signal],
+    policy: Policy,
+    layout: LayoutOptions,
+    read_last: bool = False,
 ) -> list[MicroBatch]:
     """A step's groups as packed micro-batches on the policy's device."""
     pieces = []
@@ -56,11 +62,18 @@ def cut_step(
 
 
 def evened(
-    pieces: Sequence[MicroBatch], groups: Sequence[Group], kind: type[Signal], policy: Policy, layout: LayoutOptions,
-    processes: Processes, read_last: bool = False,
-) -> list[MicroBatch]:  # fmt: skip
-    """The pieces of this process's share of some groups, with idle ones after them, so that processes in lockstep have equally
-    many. An idle piece is the smallest of all groups: what is asked about it, anchors know."""
+    pieces: Sequence[MicroBatch],
+    groups: Sequence[Group],
+    kind: type[Signal],
+    policy: Policy,
+    layout: LayoutOptions,
+    processes: Processes,
+    read_last: bool = False,
+) -> list[MicroBatch]:
+    """The pieces of this process's share of some groups, with idle ones after them, so that processes in
+    lockstep have equally many. An idle piece is the smallest of all groups: what is asked about it, anchors
+    know.
+    """
     missing = max(processes.gather(len(pieces))) - len(pieces) if processes.lockstep else 0
     if not missing:
         return list(pieces)
@@ -71,33 +84,50 @@ def evened(
 
 def prompt_digests(groups: Sequence[Group]) -> torch.Tensor:
     """A 63-bit digest of each completion's prompt."""
-    digests = [hashlib.blake2b(group.prompt.astype("<i4").tobytes(), digest_size=8).digest() for group in groups]
+    digests = [
+        hashlib.blake2b(group.prompt.astype("<i4").tobytes(), digest_size=8).digest() for group in groups
+    ]
     numbers = [int.from_bytes(digest, "little") >> 1 for digest in digests]
     return torch.tensor([n for n, group in zip(numbers, groups, strict=True) for _ in group.completions])
 
 
 def mismatched_groups(groups: Sequence[Group]) -> list[Group]:
-    """Each group's prompt with the completions of the next group of the step that has another prompt, if there is one."""
+    """Each group's prompt with the completions of the next group of the step that has another prompt, if
+    there is one.
+    """
     found = []
     for index, group in enumerate(groups):
         following = [*groups[index + 1 :], *groups[:index]]
         other = next((one for one in following if not np.array_equal(one.prompt, group.prompt)), None)
         if other is not None:
-            found.append(Group(
-                prompt=group.prompt, completions=other.completions, scored=other.scored, labels=(0,) * len(other.completions),
-                origin=f"{group.origin} with the completions of {other.origin}",
-            ))  # fmt: skip
+            found.append(
+                Group(
+                    prompt=group.prompt,
+                    completions=other.completions,
+                    scored=other.scored,
+                    labels=(0,) * len(other.completions),
+                    origin=f"{group.origin} with the completions of {other.origin}",
+                )
+            )
     return found
 
 
 def wants_mismatched(objective: Objective) -> bool:
-    return "coupling" in objective.needs and isinstance(objective, Coupled) and "mismatched" in objective.couples
+    return (
+        "coupling" in objective.needs and isinstance(objective, Coupled) and "mismatched" in objective.couples
+    )
 
 
 def cut_mismatched(
-    groups: Sequence[Group], objective: Objective, policy: Policy, layout: LayoutOptions, processes: Processes = ALONE
+    groups: Sequence[Group],
+    objective: Objective,
+    policy: Policy,
+    layout: LayoutOptions,
+    processes: Processes = ALONE,
 ) -> list[MicroBatch]:
-    """This process's share of the mismatched completions of a step, for an objective that couples them; else nothing."""
+    """This process's share of the mismatched completions of a step, for an objective that couples them; else
+    nothing.
+    """
     if not wants_mismatched(objective):
         return []
     found, read_last = mismatched_groups(groups), reads_last(objective)
@@ -116,26 +146,38 @@ def num_positions(groups: Sequence[Group], sharing: Sharing, read_last: bool = F
 
 
 def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callable[[MicroBatch], TokenScores]:
-    """The scoring function of a run: the policy with gradient, the anchors without, and what the objective needs.
+    """The scoring function of a run: the policy with gradient, the anchors without, and what the objective
+    needs.
 
-    Anchors that are there are used whether the objective needs them or not: evaluation measures log-ratios for all.
+    Anchors that are there are used whether the objective needs them or not: evaluation measures log-ratios
+    for all.
     """
     needs = objective.needs
 
     def flat(anchor: GroupLogps | None, groups: Sequence[Group]) -> torch.Tensor | None:
         if anchor is None:
             return None
-        return sent(torch.from_numpy(np.concatenate([logp for group in anchor(groups) for logp in group])), policy.device)
+        return sent(
+            torch.from_numpy(np.concatenate([logp for group in anchor(groups) for logp in group])),
+            policy.device,
+        )
 
     def score_piece(piece: MicroBatch) -> TokenScores:
         content = piece.content
         assert isinstance(content, PackedContent)
         hidden = None if anchors.reference_hidden is None else anchors.reference_hidden(content.groups)
-        anchored = {name: flat(anchor, content.groups) for name, anchor in {
-            "ref_logp": anchors.reference, "behaviour_logp": anchors.behaviour, "contrast": anchors.contrast,
-            "behaviour_value": anchors.behaviour_value,
-        }.items()}  # fmt: skip
-        found = score(policy, content.batch, needs, hidden, into_grad=True)  # last: what it keeps is the peak, alone
+        anchored = {
+            name: flat(anchor, content.groups)
+            for name, anchor in {
+                "ref_logp": anchors.reference,
+                "behaviour_logp": anchors.behaviour,
+                "contrast": anchors.contrast,
+                "behaviour_value": anchors.behaviour_value,
+            }.items()
+        }
+        found = score(
+            policy, content.batch, needs, hidden, into_grad=True
+        )  # last: what it keeps is the peak, alone
         return replace(found, lengths=piece.lengths, **anchored)
 
     return score_piece

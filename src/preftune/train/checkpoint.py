@@ -1,7 +1,8 @@
 """Checkpoints: trained weights, optimiser state and counters; each is there whole or not at all.
 
-Safetensors and JSON, written by one process. Of a model in shards, every process writes its part of weights and moments in the
-format of torch.distributed.checkpoint, which any number of processes reads. Either kind can be resumed with and without shards.
+Safetensors and JSON, written by one process. Of a model in shards, every process writes its part of weights
+and moments in the format of torch.distributed.checkpoint, which any number of processes reads. Either kind
+can be resumed with and without shards.
 """
 
 import json
@@ -45,10 +46,16 @@ class Counters:
 
 
 def save_checkpoint(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, counters: Counters, keep: int,
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    counters: Counters,
+    keep: int,
     extra: Mapping[str, Mapping[str, Tensor]],
-) -> Path:  # fmt: skip
-    """Write folder/step-N, then delete all but the latest `keep`. Each set of tensors in `extra` becomes a file."""
+) -> Path:
+    """Write folder/step-N, then delete all but the latest `keep`. Each set of tensors in `extra` becomes a
+    file.
+    """
     scratch = begin_checkpoint(folder)
     tensors = {"policy": {name: p.detach() for name, p in parameters.items()}} | {
         "optimiser": _optimiser_tensors(parameters, optimiser)
@@ -68,13 +75,19 @@ def begin_checkpoint(folder: Path) -> Path:
     return scratch
 
 
-def end_checkpoint(scratch: Path, counters: Counters, keep: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> Path:
-    """Write what is missing, a file for each set of tensors; put the folder in place, and delete all but the latest `keep`."""
+def end_checkpoint(
+    scratch: Path, counters: Counters, keep: int, tensors: Mapping[str, Mapping[str, Tensor]]
+) -> Path:
+    """Write what is missing, a file for each set of tensors; put the folder in place, and delete all but the
+    latest `keep`.
+    """
     folder = scratch.parent
     target = checkpoint_folder(folder, counters.step)
     try:
         for name, one in tensors.items():
-            save_file({key: value.contiguous() for key, value in one.items()}, scratch / f"{name}.safetensors")
+            save_file(
+                {key: value.contiguous() for key, value in one.items()}, scratch / f"{name}.safetensors"
+            )
         (scratch / "state.json").write_text(json.dumps(asdict(counters)))
         shutil.rmtree(target, ignore_errors=True)
         os.rename(scratch, target)
@@ -89,9 +102,14 @@ def end_checkpoint(scratch: Path, counters: Counters, keep: int, tensors: Mappin
 
 
 def write_shards(
-    scratch: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, reference: Mapping[str, Tensor]
+    scratch: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    reference: Mapping[str, Tensor],
 ) -> None:
-    """By all processes, on a disk that all see: weights, moments and the reference that follows, in shards, into `scratch`."""
+    """By all processes, on a disk that all see: weights, moments and the reference that follows, in shards,
+    into `scratch`.
+    """
     tensors = {f"policy|{name}": p.detach() for name, p in parameters.items()}
     tensors |= {f"optimiser|{key}": value for key, value in _optimiser_tensors(parameters, optimiser).items()}
     tensors |= {f"reference|{name}": value for name, value in reference.items()}
@@ -112,10 +130,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    path: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, reference: Mapping[str, Tensor]
+    path: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    reference: Mapping[str, Tensor],
 ) -> tuple[Counters, dict[str, dict[str, Tensor]]]:
-    """Put weights, optimiser state and the reference that follows back, bit for bit; returns the counters and the sets of
-    tensors beside."""
+    """Put weights, optimiser state and the reference that follows back, bit for bit; returns the counters and
+    the sets of tensors beside.
+    """
     in_shards = (path / SHARDS).is_dir()
     try:
         extra = {name: load_file(path / f"{name}.safetensors") for name in ("estimators", "source")}
@@ -126,20 +148,36 @@ def load_checkpoint(
             _read_files(path, parameters, optimiser, reference)
     except StorageError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError, UnpicklingError, CheckpointException) as error:
-        raise StorageError(f"The checkpoint {path} is damaged", got=str(error) or type(error).__name__,
-                           do="Delete it to go on from an earlier one") from error  # fmt: skip
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        SafetensorError,
+        UnpicklingError,
+        CheckpointException,
+    ) as error:
+        raise StorageError(
+            f"The checkpoint {path} is damaged",
+            got=str(error) or type(error).__name__,
+            do="Delete it to go on from an earlier one",
+        ) from error
     return counters, extra
 
 
 def _check_names(path: Path, found: Collection[str], parameters: Collection[str]) -> None:
     if set(found) != set(parameters):
-        raise StorageError(f"The checkpoint {path} belongs to another model", got=f"{len(found)} weights",
-                           expected=f"{len(parameters)}")  # fmt: skip
+        raise StorageError(
+            f"The checkpoint {path} belongs to another model",
+            got=f"{len(found)} weights",
+            expected=f"{len(parameters)}",
+        )
 
 
 def _read_files(path: Path, parameters, optimiser, reference) -> None:
-    weights, state, followed = (load_file(path / f"{name}.safetensors") for name in ("policy", "optimiser", "reference"))
+    weights, state, followed = (
+        load_file(path / f"{name}.safetensors") for name in ("policy", "optimiser", "reference")
+    )
     _check_names(path, weights, parameters)
     with torch.no_grad():
         for values, tensors in ((weights, parameters), (followed, reference)):
@@ -149,7 +187,9 @@ def _read_files(path: Path, parameters, optimiser, reference) -> None:
         name, entry = key.rsplit("|", 1)
         parameter = parameters[name]
         per_weight = value.shape == parameter.shape
-        optimiser.state[parameter][entry] = like(value, parameter) if per_weight else value.to(parameter.device)
+        optimiser.state[parameter][entry] = (
+            like(value, parameter) if per_weight else value.to(parameter.device)
+        )
 
 
 def _read_shards(path: Path, parameters, optimiser, reference) -> None:
@@ -161,14 +201,22 @@ def _read_shards(path: Path, parameters, optimiser, reference) -> None:
     for key in (key for key in stored if key.startswith("optimiser|")):
         name, entry = key.split("|", 1)[1].rsplit("|", 1)
         parameter, shape = parameters[name], cast(TensorStorageMetadata, stored[key]).size
-        empty = torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape, device=parameter.device)
+        empty = (
+            torch.zeros_like(parameter)
+            if shape == parameter.shape
+            else torch.zeros(shape, device=parameter.device)
+        )
         optimiser.state[parameter][entry] = wanted[key] = empty.detach()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*assuming the intent is to load in a single process", category=UserWarning
+        )
         load(wanted, checkpoint_id=path / SHARDS, no_dist=not dist.is_initialized())
 
 
-def _optimiser_tensors(parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimiser_tensors(
+    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     return {
         f"{name}|{key}": value.detach()
         for name, parameter in parameters.items()

@@ -9,18 +9,26 @@ from pathlib import Path
 
 import torch
 
-from preftune.model.layout import split_micro_batches
 from preftune.errors import ConfigError, TrainingError, memory_errors
 from preftune.model.cost import Shape, product_rate, work_of
-from preftune.model.load import pick_device
 from preftune.model.kernels.recompute import kept_as
+from preftune.model.layout import split_micro_batches
+from preftune.model.load import pick_device
 from preftune.model.reference import REFERENCE_SCORES
+from preftune.progress import Reporter
 from preftune.train.anchors import chosen_mode
-from preftune.train.batches import ANCHORED, PackedContent, cut_mismatched, cut_step, make_score, num_positions, reads_last
+from preftune.train.batches import (
+    ANCHORED,
+    PackedContent,
+    cut_mismatched,
+    cut_step,
+    make_score,
+    num_positions,
+    reads_last,
+)
 from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes
-from preftune.progress import Reporter
 from preftune.train.setup import Job, build_job, scored_groups
 from preftune.train.step import run_step
 from preftune.types import Group
@@ -35,7 +43,9 @@ _LEAST_TOKENS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Bytes at the peak on the device that computes (of the whole process where that is the CPU), and seconds."""
+    """Bytes at the peak on the device that computes (of the whole process where that is the CPU), and
+    seconds.
+    """
 
     device: str
     num_steps: int
@@ -65,16 +75,23 @@ class Forecast:
 def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Forecast:
     """A forecast for this run on this machine; an error that says what to change if it will not fit.
 
-    No run folder is made, no weight moves. Data, model and reference are made ready as for the run; the smallest group and the
-    first step are computed with their gradient, and the largest micro-batch, the whole run's arithmetic and its evaluations
-    follow from these. On-policy, one
+    No run folder is made, no weight moves. Data, model and reference are made ready as for the run; the
+    smallest group and the first step are computed with their gradient, and the largest micro-batch, the whole
+    run's arithmetic and its evaluations follow from these. On-policy, one
     collection is drawn and judged, so the reward is asked.
     """
     if processes.size > 1 or config.shard.mode != "none":
-        raise ConfigError("A dry run is for one process", got=f"{processes.size} processes, shard.mode {config.shard.mode}",
-                          do="Start it without torchrun and shards; docs/scaling.md says what these change")  # fmt: skip
+        raise ConfigError(
+            "A dry run is for one process",
+            got=f"{processes.size} processes, shard.mode {config.shard.mode}",
+            do="Start it without torchrun and shards; docs/scaling.md says what these change",
+        )
     if pick_device(config.device).type != "cuda" and not _RESET.exists():
-        raise ConfigError("A dry run on this system cannot measure memory", got="no /proc", expected="Linux, or a CUDA device")
+        raise ConfigError(
+            "A dry run on this system cannot measure memory",
+            got="no /proc",
+            expected="Linux, or a CUDA device",
+        )
     with memory_errors():
         started = time.perf_counter()
         job = build_job(config, report, processes, rehearses=True)
@@ -84,10 +101,17 @@ def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Fore
 
 def _forecast(job: Job, ready: float) -> Forecast:
     policy, config, device = job.policy, job.config, job.policy.device
-    to_come = sum(p.numel() * ((p.grad_dtype or p.dtype).itemsize + 2 * p.element_size()) for p in policy.trainable().values())
+    to_come = sum(
+        p.numel() * ((p.grad_dtype or p.dtype).itemsize + 2 * p.element_size())
+        for p in policy.trainable().values()
+    )
     free = in_memory(device) + available(device)
-    _check_room(in_memory(device) + to_come, free, "weights, gradient and moments alone",
-                "Set --lora.rank 16, or choose a smaller model or a larger machine")  # fmt: skip
+    _check_room(
+        in_memory(device) + to_come,
+        free,
+        "weights, gradient and moments alone",
+        "Set --lora.rank 16, or choose a smaller model or a larger machine",
+    )
     reset_peak(device)
     began = time.perf_counter()
     taken = job.source.supply(1)
@@ -97,12 +121,19 @@ def _forecast(job: Job, ready: float) -> Forecast:
     sampled_peak = peak(device)
     first, second = _update(job, small), _update(job, typical)
     largest, whole_work = _whole(job, taken.groups)
-    low, middle, high = (kept_as(n, policy.kept_positions) for n in (first.positions, second.positions, largest))
+    low, middle, high = (
+        kept_as(n, policy.kept_positions) for n in (first.positions, second.positions, largest)
+    )
     slope = max(0.0, (second.peak - first.peak) / max(1.0, middle - low))
     expected = int(max(second.peak + slope * max(0.0, high - middle), sampled_peak))
     limit = int(middle + (free - second.peak) / slope) if slope else 0
-    smaller = f"Set --layout.micro_batch_tokens {limit}" if _LEAST_TOKENS <= limit < config.layout.micro_batch_tokens else (
-        "Set --gradient_checkpointing true, lower --rows.max_length, or train adapters with --lora.rank 16")  # fmt: skip
+    smaller = (
+        f"Set --layout.micro_batch_tokens {limit}"
+        if _LEAST_TOKENS <= limit < config.layout.micro_batch_tokens
+        else (
+            "Set --gradient_checkpointing true, lower --rows.max_length, or train adapters with --lora.rank 16"
+        )
+    )
     _check_room(expected, free, f"a micro-batch of {largest} positions", smaller)
 
     shape = Shape.of(policy.model)
@@ -112,16 +143,27 @@ def _forecast(job: Job, ready: float) -> Forecast:
     evaluations = _evaluation_seconds(job, forward_rate, drawing, len(taken.groups))
     reference = _reference_seconds(job, forward_rate)
     return Forecast(
-        device=str(device), num_steps=job.num_steps, peak_bytes=expected, free_bytes=free, largest_positions=largest,
-        bytes_per_position=slope, start_seconds=ready + reference, step_seconds=step, evaluation_seconds=evaluations,
-        total_seconds=ready + reference + evaluations + step * job.num_steps, mfu=rate / product_rate(device, config.precision),
-    )  # fmt: skip
+        device=str(device),
+        num_steps=job.num_steps,
+        peak_bytes=expected,
+        free_bytes=free,
+        largest_positions=largest,
+        bytes_per_position=slope,
+        start_seconds=ready + reference,
+        step_seconds=step,
+        evaluation_seconds=evaluations,
+        total_seconds=ready + reference + evaluations + step * job.num_steps,
+        mfu=rate / product_rate(device, config.precision),
+    )
 
 
 def _check_room(needed: int, free: int, what: str, do: str) -> None:
     if needed > free:
         raise TrainingError(
-            f"The run will not fit into memory with {what}", got=f"{_gib(needed)}", expected=f"at most {_gib(free)}", do=do
+            f"The run will not fit into memory with {what}",
+            got=f"{_gib(needed)}",
+            expected=f"at most {_gib(free)}",
+            do=do,
         )
 
 
@@ -144,29 +186,44 @@ def _update(job: Job, groups: Sequence[Group]) -> _Measured:
     """A real update on these groups as one step, at a learning rate of 0, which also scales the decay."""
     config, policy = job.config, job.policy
     pieces = cut_step(groups, config.objective.signal, policy, config.layout, reads_last(config.objective))
-    needed = job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
+    needed = (
+        job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
+    )
     parameters, limit = list(policy.trainable().values()), config.optim.max_grad_norm
     for group in job.optimiser.param_groups:
         group["lr"] = 0.0
     reset_peak(policy.device)
     began = time.perf_counter()
-    run_step(pieces, config.objective, make_score(policy, config.objective, needed), parameters, job.optimiser, limit,
-             mismatched=cut_mismatched(groups, config.objective, policy, config.layout))  # fmt: skip
+    run_step(
+        pieces,
+        config.objective,
+        make_score(policy, config.objective, needed),
+        parameters,
+        job.optimiser,
+        limit,
+        mismatched=cut_mismatched(groups, config.objective, policy, config.layout),
+    )
     done = time.perf_counter()
     most = peak(policy.device)
     torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
     job.optimiser.step()
     moving = time.perf_counter() - done
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
-    return _Measured(positions=max(batch.num_real_positions for batch in batches), peak=most,
-                     computing=max(0.0, done - began - moving), moving=moving)  # fmt: skip
+    return _Measured(
+        positions=max(batch.num_real_positions for batch in batches),
+        peak=most,
+        computing=max(0.0, done - began - moving),
+        moving=moving,
+    )
 
 
 @torch.no_grad()
 def _forward_seconds(job: Job, groups: Sequence[Group]) -> float:
     score = make_score(job.policy, job.config.objective, replace(job.anchors, reference=None))
     started = time.perf_counter()
-    for piece in cut_step(groups, job.config.objective.signal, job.policy, job.config.layout, reads_last(job.config.objective)):
+    for piece in cut_step(
+        groups, job.config.objective.signal, job.policy, job.config.layout, reads_last(job.config.objective)
+    ):
         score(piece)
     return time.perf_counter() - started
 
@@ -197,7 +254,9 @@ def _steps_per_draw(job: Job) -> int:
 def _computes_reference(job: Job) -> bool:
     """Whether the reference is asked along with the policy, and not computed before."""
     config = job.config
-    mode = chosen_mode(config.reference, config.objective.needs & ANCHORED, config.lora.rank > 0, job.samples is not None)
+    mode = chosen_mode(
+        config.reference, config.objective.needs & ANCHORED, config.lora.rank > 0, job.samples is not None
+    )
     return job.anchors.reference is not None and mode in ("live", "adapter")
 
 
@@ -208,11 +267,18 @@ def _evaluation_seconds(job: Job, rate: float, drawing: float, drawn: int) -> fl
     count = 1 + -(-job.num_steps // job.eval_every)
     if job.samples is not None:
         return count * drawing * len(job.eval_groups) / max(1, drawn)
-    return count * (1 + _computes_reference(job)) * work_of(Shape.of(job.policy.model), job.eval_groups).forward / rate
+    return (
+        count
+        * (1 + _computes_reference(job))
+        * work_of(Shape.of(job.policy.model), job.eval_groups).forward
+        / rate
+    )
 
 
 def _reference_seconds(job: Job, rate: float) -> float:
-    """For the pass that a cached reference takes; what is in the cache already is not known here, so this is the most."""
+    """For the pass that a cached reference takes; what is in the cache already is not known here, so this is
+    the most.
+    """
     if isinstance(job.source, OnPolicySource) or job.anchors.reference is None or _computes_reference(job):
         return 0.0
     groups = scored_groups(job.config.objective, job.source, job.eval_groups, job.num_steps)

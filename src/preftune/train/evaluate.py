@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from preftune.model.layout import LayoutOptions, batch_signal, group_pairs, split_micro_batches
+from preftune.model.policy import Policy, score_groups
 from preftune.objectives import Objective, State, reduce_losses
 from preftune.objectives.base import pair_metrics
-from preftune.train.onpolicy.collect import judge_draw
-from preftune.model.policy import Policy, score_groups
 from preftune.train.anchors import Anchors, GroupLogps
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, evened, make_score, num_positions, reads_last, share_of
+from preftune.train.batches import (
+    PackedContent,
+    cut_mismatched,
+    cut_step,
+    evened,
+    make_score,
+    num_positions,
+    reads_last,
+    share_of,
+)
+from preftune.train.onpolicy.collect import judge_draw
 from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MetricMeter, couple_step, global_weight
@@ -31,18 +40,24 @@ def evaluate(
     processes: Processes = ALONE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Loss and metrics over all groups. Groups that hold a preference also give margins and accuracies, whatever the
-    objective learns from. Data on which the objective puts no weight (dispreferred completions only, for SFT) have no loss.
+    """Loss and metrics over all groups. Groups that hold a preference also give margins and accuracies,
+    whatever the objective learns from. Data on which the objective puts no weight (dispreferred completions
+    only, for SFT) have no loss.
 
-    These are the objective's own where it gives them; else the implicit reward is beta * log-ratio, beta being 1 for
-    objectives that have none. `length_correlation` and `length_bias` say how far margins and preferences follow the lengths
-    of the two completions, where there are at least MIN_PAIRS pairs. What couples units is computed over all groups, as if
-    they were the next step; `state` is that of the objective's estimators in training, and stays as it is. Each of several
-    processes computes its share, and all return the same.
+    These are the objective's own where it gives them; else the implicit reward is beta * log-ratio, beta
+    being 1 for objectives that have none. `length_correlation` and `length_bias` say how far margins and
+    preferences follow the lengths of the two completions, where there are at least MIN_PAIRS pairs. What
+    couples units is computed over all groups, as if they were the next step; `state` is that of the
+    objective's estimators in training, and stays as it is. Each of several processes computes its share, and
+    all return the same.
     """
     beta = float(asdict(objective).get("beta", 1.0))  # type: ignore[call-overload]
-    pieces = cut_step(share_of(groups, policy, processes), objective.signal, policy, layout, reads_last(objective))
-    has_loss = processes.any(any(bool((objective.weights(piece.lengths, piece.signal) != 0).any()) for piece in pieces))
+    pieces = cut_step(
+        share_of(groups, policy, processes), objective.signal, policy, layout, reads_last(objective)
+    )
+    has_loss = processes.any(
+        any(bool((objective.weights(piece.lengths, piece.signal) != 0).any()) for piece in pieces)
+    )
     pieces = evened(pieces, groups, objective.signal, policy, layout, processes, reads_last(objective))
     total = global_weight(pieces, objective, processes) if has_loss else 1.0
     score = make_score(policy, objective, anchors)
@@ -85,7 +100,8 @@ MIN_SPREAD = 1e-4
 
 
 def length_metrics(margins: Sequence[Tensor], gaps: Sequence[Tensor]) -> dict[str, float]:
-    """Of the gaps length(chosen) - length(rejected): Pearson's correlation with the margins of the pairs, and the mean sign.
+    """Of the gaps length(chosen) - length(rejected): Pearson's correlation with the margins of the pairs, and
+    the mean sign.
 
     Nothing where it means nothing.
     """
@@ -94,7 +110,10 @@ def length_metrics(margins: Sequence[Tensor], gaps: Sequence[Tensor]) -> dict[st
     margin, gap = torch.cat(list(margins)).numpy(), torch.cat(list(gaps)).numpy()
     if margin.std() < MIN_SPREAD or gap.std() == 0:
         return {}
-    return {"length_correlation": float(np.corrcoef(margin, gap)[0, 1]), "length_bias": float(np.sign(gap).mean())}
+    return {
+        "length_correlation": float(np.corrcoef(margin, gap)[0, 1]),
+        "length_bias": float(np.sign(gap).mean()),
+    }
 
 
 EVALUATION = 2**40
@@ -103,24 +122,29 @@ EVALUATION = 2**40
 
 @torch.no_grad()
 def evaluate_samples(
-    source: OnPolicySource, prompts: Sequence[Group], reference: GroupLogps | None,
+    source: OnPolicySource,
+    prompts: Sequence[Group],
+    reference: GroupLogps | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Reward of the policy's samples on held-out prompts, their length, and how many ended.
 
-    Where sampling leaves the distribution as it is, also the entropy per token and KL(policy || reference) per completion in
-    nats, both estimated by these samples.
+    Where sampling leaves the distribution as it is, also the entropy per token and KL(policy || reference)
+    per completion in nats, both estimated by these samples.
     """
     policy, options = source.policy, source.options
-    judge = replace(source.judge, sampling=replace(source.judge.sampling, num_completions=options.eval_completions))
+    judge = replace(
+        source.judge, sampling=replace(source.judge.sampling, num_completions=options.eval_completions)
+    )
     drawn, _ = source.drawn(prompts, judge, EVALUATION, progress)
     records = [source.records[group.origin] for group in prompts]
     groups, verdicts = source.processes.from_main(lambda: judge_draw(drawn, judge, records))
     lengths = [len(ids) for group in groups for ids in group.completions]
     metrics = {
-        "completions/length": float(np.mean(lengths)), "completions/ended": float(np.mean([e for one in drawn.ended for e in one])),
+        "completions/length": float(np.mean(lengths)),
+        "completions/ended": float(np.mean([e for one in drawn.ended for e in one])),
         "no_reward": float(verdicts.rewards.count(None)),
-    }  # fmt: skip
+    }
     known = [reward for reward in verdicts.rewards if reward is not None]
     if known:
         metrics["reward"] = float(np.mean(known))
@@ -128,13 +152,19 @@ def evaluate_samples(
         return metrics
     logp, ratio = 0.0, 0.0
     mine = share_of(groups, policy, source.processes)
-    parts = [[mine[i] for i in indices] for indices in split_micro_batches(mine, source.layout, policy.sharing)]
+    parts = [
+        [mine[i] for i in indices] for indices in split_micro_batches(mine, source.layout, policy.sharing)
+    ]
     idle = [min(groups, key=lambda group: num_positions([group], policy.sharing))]
     for weight, part in [*((1.0, part) for part in parts), *[(0.0, idle)] * policy.behind(len(parts))]:
-        own = sum(one.sum(dtype=np.float64) for group in score_groups(policy, part, source.layout) for one in group)
+        own = sum(
+            one.sum(dtype=np.float64) for group in score_groups(policy, part, source.layout) for one in group
+        )
         logp += weight * own
         if reference is not None:
-            ratio += weight * (own - sum(one.sum(dtype=np.float64) for group in reference(part) for one in group))
+            ratio += weight * (
+                own - sum(one.sum(dtype=np.float64) for group in reference(part) for one in group)
+            )
     logp, ratio = source.processes.total(float(logp)), source.processes.total(float(ratio))
     metrics["entropy"] = float(-logp / sum(lengths))
     return metrics | ({} if reference is None else {"kl": float(ratio / len(lengths))})

@@ -4,37 +4,53 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from preftune.data.fit import take_completions
-from preftune.model.layout import group_pairs
 from preftune.data.prepare import Prepared
-from preftune.measures.ches import below_quantile, parse_filter
 from preftune.errors import DataError
-from preftune.model.policy import Policy
+from preftune.measures.ches import below_quantile, parse_filter
 from preftune.measures.probe import ches_scores
-from preftune.train.options import TrainConfig
+from preftune.model.layout import group_pairs
+from preftune.model.policy import Policy
 from preftune.progress import Reporter
+from preftune.train.options import TrainConfig
 from preftune.types import Group
 
 
 def filter_pairs(
     config: TrainConfig, policy: Policy, prepared: Prepared, train: Sequence[Group], report: Reporter
 ) -> tuple[Prepared, list[Group]]:
-    """The training groups without pairs whose length-normalised CHES is at or above the quantile that `filter` names.
+    """The training groups without pairs whose length-normalised CHES is at or above the quantile that
+    `filter` names.
 
-    The pairs of labelled groups are every +1 against every -1. What is left out is counted in the data report.
+    The pairs of labelled groups are every +1 against every -1. What is left out is counted in the data
+    report.
     """
     assert config.filter is not None
     pairs = [group_pairs(group) for group in train]
     if not any(pairs):
-        raise DataError("filter has no pairs to choose from", got=f"{len(train)} groups without one",
-                        expected="prompts with a preferred and a dispreferred completion", do="Leave out --filter")  # fmt: skip
-    scored = ches_scores(policy, train, pairs, config.layout, lambda done, of: report.update("ches", done, of))
-    limit, below = below_quantile([one.normalised for row in scored for one in row], parse_filter(config.filter))
+        raise DataError(
+            "filter has no pairs to choose from",
+            got=f"{len(train)} groups without one",
+            expected="prompts with a preferred and a dispreferred completion",
+            do="Leave out --filter",
+        )
+    scored = ches_scores(
+        policy, train, pairs, config.layout, lambda done, of: report.update("ches", done, of)
+    )
+    limit, below = below_quantile(
+        [one.normalised for row in scored for one in row], parse_filter(config.filter)
+    )
     verdicts = iter(below)
-    kept = [_with_pairs(group, ones, [next(verdicts) for _ in ones]) for group, ones in zip(train, pairs, strict=True)]
+    kept = [
+        _with_pairs(group, ones, [next(verdicts) for _ in ones])
+        for group, ones in zip(train, pairs, strict=True)
+    ]
     groups = [group for group in kept if group is not None]
     if not groups:
-        raise DataError("filter leaves nothing to train on", got=f"{len(below)} pairs, none below a CHES of {limit:.4g}",
-                        do="Use more pairs, or leave out --filter")  # fmt: skip
+        raise DataError(
+            "filter leaves nothing to train on",
+            got=f"{len(below)} pairs, none below a CHES of {limit:.4g}",
+            do="Use more pairs, or leave out --filter",
+        )
     reason = f"length-normalised CHES of {limit:.4g} or more, by filter {config.filter.replace(' ', '')}"
     filtered = replace(prepared.report, filtered={reason: len(below) - sum(below)})
     report.note(filtered.filtered_lines()[0])
@@ -42,7 +58,9 @@ def filter_pairs(
 
 
 def _with_pairs(group: Group, pairs: Sequence[tuple[int, int]], keep: Sequence[bool]) -> Group | None:
-    """The group with the kept pairs and the completions that are in one of them, or that never were in a pair."""
+    """The group with the kept pairs and the completions that are in one of them, or that never were in a
+    pair.
+    """
     if all(keep):
         return group
     inside = {k for pair in pairs for k in pair}
@@ -50,4 +68,6 @@ def _with_pairs(group: Group, pairs: Sequence[tuple[int, int]], keep: Sequence[b
     completions = [k for k in range(len(group.completions)) if k in stay or k not in inside]
     if not completions:
         return None
-    return take_completions(group, completions, [p for p, kept in enumerate(keep) if kept] if group.pairs else ())
+    return take_completions(
+        group, completions, [p for p, kept in enumerate(keep) if kept] if group.pairs else ()
+    )

@@ -1,4 +1,6 @@
-"""A run under observation: its health is judged from metrics.jsonl alone, so that a resumed run is judged as a whole one."""
+"""A run under observation: its health is judged from metrics.jsonl alone, so that a resumed run is judged as
+a whole one.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from preftune.model.layout import group_pairs
+from preftune.errors import storage_error
 from preftune.health.conditions import judge
 from preftune.health.history import history_of
 from preftune.health.verdict import LEVELS, Finding
-from preftune.errors import storage_error
+from preftune.model.layout import group_pairs
 from preftune.progress import Reporter
 from preftune.train.runlog import RunFolder
 from preftune.types import Group
@@ -53,10 +55,13 @@ def _rows(run: RunFolder) -> list[dict[str, object]]:
 
 
 def common_ends(groups: Sequence[Group]) -> dict[str, float]:
-    """`pairs/common_ends`: tokens that the two completions of a pair have in common at the beginning and at the end, as a share
-    of the longer one; the mean over all pairs, and nothing where there is no pair. (The overlap of `diagnose data` also counts
-    those between.)"""
-    shares = [_ends(group.completions[c], group.completions[r]) for group in groups for c, r in group_pairs(group)]
+    """`pairs/common_ends`: tokens that the two completions of a pair have in common at the beginning and at
+    the end, as a share of the longer one; the mean over all pairs, and nothing where there is no pair. (The
+    overlap of `diagnose data` also counts those between.)
+    """
+    shares = [
+        _ends(group.completions[c], group.completions[r]) for group in groups for c, r in group_pairs(group)
+    ]
     return {"pairs/common_ends": float(np.mean(shares))} if shares else {}
 
 

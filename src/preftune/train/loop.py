@@ -9,28 +9,44 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preftune.data.prepare import write_bad_rows
+from preftune.errors import (
+    ConfigError,
+    ElsewhereError,
+    PreftuneError,
+    StorageError,
+    TrainingError,
+    memory_errors,
+)
 from preftune.health.conditions import health_numbers
-from preftune.errors import ConfigError, ElsewhereError, PreftuneError, StorageError, TrainingError, memory_errors
-from preftune.objectives import State
 from preftune.model.cost import Shape, utilisation, work_of
 from preftune.model.reference import REFERENCE_SCORES
+from preftune.objectives import State
+from preftune.progress import Reporter
 from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
-from preftune.train.batches import PackedContent, cut_mismatched, cut_step, evened, make_score, num_positions, reads_last, share_of
+from preftune.train.batches import (
+    PackedContent,
+    cut_mismatched,
+    cut_step,
+    evened,
+    make_score,
+    num_positions,
+    reads_last,
+    share_of,
+)
 from preftune.train.budget import has_room, planned_steps
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
+from preftune.train.health_monitor import Watch, common_ends
 from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
-from preftune.progress import Reporter
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
 from preftune.train.saving import install_final, keep_state, save_state
 from preftune.train.setup import Job, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
 from preftune.train.token_table import write_tokens
-from preftune.train.health_monitor import Watch, common_ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +64,18 @@ def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = AL
     """Train from the start, into a new run folder."""
     processes = _arranged(config, processes)
     if config.shard.mode != "none" and not processes.lockstep:
-        raise ConfigError("One process has nothing to share its weights with", got=f"shard.mode {config.shard.mode}",
-                          expected="several processes",
-                          do="Start with: torchrun --nproc_per_node N -m preftune train ..., or leave --shard out")  # fmt: skip
+        raise ConfigError(
+            "One process has nothing to share its weights with",
+            got=f"shard.mode {config.shard.mode}",
+            expected="several processes",
+            do="Start with: torchrun --nproc_per_node N -m preftune train ..., or leave --shard out",
+        )
     if config.process_minutes != TrainConfig.process_minutes and processes.size == 1:
-        raise ConfigError("One process waits for no others", got=f"process_minutes {config.process_minutes:g}", do="Leave it out")
+        raise ConfigError(
+            "One process waits for no others",
+            got=f"process_minutes {config.process_minutes:g}",
+            do="Leave it out",
+        )
     processes.from_main(lambda: check_output(config.output))
     report = Reporter(quiet=quiet or not processes.is_main)
     with memory_errors():
@@ -69,17 +92,25 @@ def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = AL
 
 
 def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = ALONE) -> RunResult:
-    """Go on from the latest checkpoint of a run folder, as if the run had never stopped; with any number of processes."""
+    """Go on from the latest checkpoint of a run folder, as if the run had never stopped; with any number of
+    processes.
+    """
     run = RunFolder(path=Path(config.output), writes=processes.is_main)
     report = Reporter(quiet=quiet or not processes.is_main)
     processes = _arranged(config, processes)
     if run.state() == "finished":
-        raise ConfigError(f"The run {config.output} is finished", got=f"its model in {run.final}",
-                          do="Nothing is left to resume; start a new run to train further")  # fmt: skip
+        raise ConfigError(
+            f"The run {config.output} is finished",
+            got=f"its model in {run.final}",
+            do="Nothing is left to resume; start a new run to train further",
+        )
     found = checkpoints(run.checkpoints)
     if not found:
-        raise StorageError(f"The run {config.output} has no checkpoint", expected="checkpoints/step-N",
-                           do="Start it again with another --output, and --save_every N")  # fmt: skip
+        raise StorageError(
+            f"The run {config.output} has no checkpoint",
+            expected="checkpoints/step-N",
+            do="Start it again with another --output, and --save_every N",
+        )
     with memory_errors():
         job = build_job(config, report, processes)
     following = following_tensors(job.anchors.following, job.policy)
@@ -92,14 +123,22 @@ def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = A
 
 
 def _arranged(config: TrainConfig, processes: Processes) -> Processes:
-    """In lockstep if the model is in shards. A run that goes on in one process keeps its settings, and its model whole."""
+    """In lockstep if the model is in shards. A run that goes on in one process keeps its settings, and its
+    model whole.
+    """
     if processes.size > 1 and ":" in config.device:
-        raise ConfigError("Several processes cannot share one device", got=f"device {config.device}", expected="auto, cpu or cuda",
-                          do="Choose the GPUs with CUDA_VISIBLE_DEVICES; each process takes its own")  # fmt: skip
+        raise ConfigError(
+            "Several processes cannot share one device",
+            got=f"device {config.device}",
+            expected="auto, cpu or cuda",
+            do="Choose the GPUs with CUDA_VISIBLE_DEVICES; each process takes its own",
+        )
     return replace(processes, lockstep=config.shard.mode == "full" and processes.size > 1)
 
 
-def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None) -> RunResult:
+def run_loop(
+    job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None
+) -> RunResult:
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
     config, processes = job.config, job.processes
     evaluation: dict[str, float] = {}
@@ -121,7 +160,9 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
                 if config.optim.extragradient:
                     half.put_back() if between() else half.keep()
                 if not taken.groups:
-                    report.note(f"step {counters.step}: all completions of a prompt have the same reward; nothing is left to learn")
+                    report.note(
+                        f"step {counters.step}: all completions of a prompt have the same reward; nothing is left to learn"
+                    )
                     last = counters.step
                     if last % eval_every:
                         evaluation = _evaluate(job, run, report, last, state, watch)
@@ -156,7 +197,9 @@ def run_loop(job: Job, run: RunFolder, report: Reporter, counters: Counters, sta
     return (_tell_finished if finished else _tell_interrupted)(run, report, counters.step, evaluation)
 
 
-def _tell_interrupted(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:
+def _tell_interrupted(
+    run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]
+) -> RunResult:
     how = f"preftune train --resume {run.path}"
     run.set_state("interrupted", step, f"Go on with: {how}")
     report.note(f"\nInterrupted after step {step}; a checkpoint is saved. Go on with:\n  {how}")
@@ -183,12 +226,20 @@ def _train_step(
     rate = learning_rate(step, max(step, planned_steps(config, counters, job.num_steps)), config.optim)
     for group in job.optimiser.param_groups:
         group["lr"] = rate
-    needed = job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
+    needed = (
+        job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
+    )
     result = run_step(
-        pieces, config.objective, make_score(job.policy, config.objective, needed),
-        list(job.policy.trainable().values()), job.optimiser, config.optim.max_grad_norm, state=state,
-        mismatched=cut_mismatched(groups, config.objective, job.policy, config.layout, job.processes), processes=job.processes,
-    )  # fmt: skip
+        pieces,
+        config.objective,
+        make_score(job.policy, config.objective, needed),
+        list(job.policy.trainable().values()),
+        job.optimiser,
+        config.optim.max_grad_norm,
+        state=state,
+        mismatched=cut_mismatched(groups, config.objective, job.policy, config.layout, job.processes),
+        processes=job.processes,
+    )
     if job.anchors.following is not None:
         follow(job.anchors.following, job.policy, step, config.reference)
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
@@ -199,42 +250,87 @@ def _train_step(
     operations = work_of(Shape.of(job.policy.model), groups).training
     used = utilisation(operations, updating, job.policy.device, config.precision, job.processes.size)
     counters = replace(
-        counters, step=step, num_tokens=counters.num_tokens + tokens, prompts_seen=counters.prompts_seen + taken.prompts_seen,
-        samples_drawn=counters.samples_drawn + taken.samples_drawn, reward_queries=counters.reward_queries + taken.reward_queries,
+        counters,
+        step=step,
+        num_tokens=counters.num_tokens + tokens,
+        prompts_seen=counters.prompts_seen + taken.prompts_seen,
+        samples_drawn=counters.samples_drawn + taken.samples_drawn,
+        reward_queries=counters.reward_queries + taken.reward_queries,
         seconds=counters.seconds + seconds,
-    )  # fmt: skip
+    )
     for row in taken.completions:
         run.append("completions.jsonl", row)
-    run.append("metrics.jsonl", {
-        "step": step, "phase": "train", "loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate,
-        "epoch": round(step / job.source.steps_per_epoch, 6), "num_tokens": counters.num_tokens,
-        "prompts_seen": counters.prompts_seen, "samples_drawn": counters.samples_drawn,
-        "reward_queries": counters.reward_queries, "step_time": seconds, "tokens_per_second": tokens / seconds,
-        "packing": tokens / computed, "mfu": used,
-        **common_ends(groups), **result.metrics, **taken.metrics,
-    })  # fmt: skip
+    run.append(
+        "metrics.jsonl",
+        {
+            "step": step,
+            "phase": "train",
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "learning_rate": rate,
+            "epoch": round(step / job.source.steps_per_epoch, 6),
+            "num_tokens": counters.num_tokens,
+            "prompts_seen": counters.prompts_seen,
+            "samples_drawn": counters.samples_drawn,
+            "reward_queries": counters.reward_queries,
+            "step_time": seconds,
+            "tokens_per_second": tokens / seconds,
+            "packing": tokens / computed,
+            "mfu": used,
+            **common_ends(groups),
+            **result.metrics,
+            **taken.metrics,
+        },
+    )
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
     return counters, result.state
 
 
-def _evaluate(job: Job, run: RunFolder, report: Reporter, step: int, state: State | None, watch: Watch) -> dict[str, float]:
-    """Held-out metrics and the run's health, in one row; without held-out data the health alone, which needs no row."""
+def _evaluate(
+    job: Job, run: RunFolder, report: Reporter, step: int, state: State | None, watch: Watch
+) -> dict[str, float]:
+    """Held-out metrics and the run's health, in one row; without held-out data the health alone, which needs
+    no row.
+    """
     if not job.eval_groups:
         if run.writes:
             watch.findings()
         return {}
     started, used = time.perf_counter(), {}
     if job.samples is not None:
-        metrics = evaluate_samples(job.samples, job.eval_groups, job.anchors.reference,
-                                   lambda done, of: report.update("evaluate", done, of))  # fmt: skip
+        metrics = evaluate_samples(
+            job.samples,
+            job.eval_groups,
+            job.anchors.reference,
+            lambda done, of: report.update("evaluate", done, of),
+        )
     else:
-        metrics = evaluate(job.policy, job.eval_groups, job.config.objective, job.anchors, job.config.layout, state, job.processes)
-        seconds, operations = time.perf_counter() - started, work_of(Shape.of(job.policy.model), job.eval_groups).forward
-        used = {"eval_mfu": utilisation(operations, seconds, job.policy.device, job.config.precision, job.processes.size)}
+        metrics = evaluate(
+            job.policy,
+            job.eval_groups,
+            job.config.objective,
+            job.anchors,
+            job.config.layout,
+            state,
+            job.processes,
+        )
+        seconds, operations = (
+            time.perf_counter() - started,
+            work_of(Shape.of(job.policy.model), job.eval_groups).forward,
+        )
+        used = {
+            "eval_mfu": utilisation(
+                operations, seconds, job.policy.device, job.config.precision, job.processes.size
+            )
+        }
     row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()} | used
     if run.writes:
         run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
-    shown = [f"{k} {metrics[k]:.4f}" for k in ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl") if k in metrics]
+    shown = [
+        f"{k} {metrics[k]:.4f}"
+        for k in ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl")
+        if k in metrics
+    ]
     if shown:
         report.note(f"step {step}: held-out " + ", ".join(shown))
     return metrics

@@ -11,10 +11,17 @@ from preftune.train.options import OptimOptions
 from preftune.train.rounding import RoundedAdamW
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], options: OptimOptions, seed: int = 0) -> torch.optim.Optimizer:
+def make_optimiser(
+    parameters: Iterable[nn.Parameter], options: OptimOptions, seed: int = 0
+) -> torch.optim.Optimizer:
     """AdamW as the options have it. The seed is of what is rounded by chance."""
     betas = (options.adam_beta1, options.adam_beta2)
-    settings = {"lr": options.learning_rate, "betas": betas, "eps": options.adam_epsilon, "weight_decay": options.weight_decay}
+    settings = {
+        "lr": options.learning_rate,
+        "betas": betas,
+        "eps": options.adam_epsilon,
+        "weight_decay": options.weight_decay,
+    }
     if options.weights == "bf16":
         return RoundedAdamW(parameters, **settings, seed=seed)
     return torch.optim.AdamW(parameters, **settings, fused=True)
@@ -36,9 +43,9 @@ def learning_rate(step: int, num_steps: int, options: OptimOptions) -> float:
 class HalfStep:
     """Weights and moments as they were before a half step, to which the full step returns.
 
-    The extragradient method (Korpelevich, 1976): a half step from theta gives theta', where samples are drawn; the full step
-    goes from theta again, by the gradient there on those samples. For preferences that are not transitive: Zhou et al., 2025
-    (EGPO).
+    The extragradient method (Korpelevich, 1976): a half step from theta gives theta', where samples are
+    drawn; the full step goes from theta again, by the gradient there on those samples. For preferences that
+    are not transitive: Zhou et al., 2025 (EGPO).
     """
 
     def __init__(self, optimiser: torch.optim.Optimizer):

@@ -1,7 +1,9 @@
-"""Several processes that train one model together, each on its share of every step: what they must know of one another.
+"""Several processes that train one model together, each on its share of every step: what they must know of
+one another.
 
-Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. Every process reads the same data and knows every group of a
-step; it computes a share of them, and gradients are summed before the update, so that all have the same weights at all times.
+Started by torchrun, which sets RANK, WORLD_SIZE and LOCAL_RANK. Every process reads the same data and knows
+every group of a step; it computes a share of them, and gradients are summed before the update, so that all
+have the same weights at all times.
 """
 
 import os
@@ -29,7 +31,8 @@ class Processes:
 
     rank: int = 0
     size: int = 1
-    lockstep: bool = False  # the model is in shards: its passes are passes of all, and backward sums its gradients
+    # the model is in shards: its passes are passes of all, and backward sums its gradients
+    lockstep: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -37,7 +40,9 @@ class Processes:
         return self.rank == 0
 
     def share(self, sizes: Sequence[int]) -> list[int]:
-        """Which of the ones with these sizes this process computes: each, largest first, goes to the least loaded process."""
+        """Which of the ones with these sizes this process computes: each, largest first, goes to the least
+        loaded process.
+        """
         if self.size == 1:
             return list(range(len(sizes)))
         loads, mine = [0] * self.size, []
@@ -49,7 +54,9 @@ class Processes:
         return sorted(mine)
 
     def gather(self, mine: T) -> list[T]:
-        """What every process has, in their order. Tensors must be on the CPU: another process's GPU is not this one's."""
+        """What every process has, in their order. Tensors must be on the CPU: another process's GPU is not
+        this one's.
+        """
         if self.size == 1:
             return [mine]
         found: list[Any] = [None] * self.size
@@ -79,7 +86,9 @@ class Processes:
         return made[0]
 
     def agree(self, error: PreftuneError | None) -> None:
-        """Raise the error if any process has one: its own sentence where it arose first, and silence elsewhere."""
+        """Raise the error if any process has one: its own sentence where it arose first, and silence
+        elsewhere.
+        """
         if self.size == 1:
             if error is not None:
                 raise error
@@ -137,8 +146,10 @@ def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
 
 @contextmanager
 def together(minutes: float, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
-    """Within, the processes that torchrun started are connected: by NCCL on GPUs, by gloo elsewhere. A process that waits for
-    another one longer than so many minutes, or for one that is gone, stops with a LostError."""
+    """Within, the processes that torchrun started are connected: by NCCL on GPUs, by gloo elsewhere. A
+    process that waits for another one longer than so many minutes, or for one that is gone, stops with a
+    LostError.
+    """
     size = int(environment.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
@@ -154,7 +165,8 @@ def together(minutes: float, environment: Mapping[str, str] = os.environ) -> Ite
         if not _is_lost(error):
             raise
         raise LostError(
-            f"Process {dist.get_rank()} lost another process of the run", got=str(error).split("\n")[0][:120],
+            f"Process {dist.get_rank()} lost another process of the run",
+            got=str(error).split("\n")[0][:120],
             do="See what that process said, and go on with --resume if the run has a checkpoint",
         ) from error
     finally:
@@ -164,7 +176,8 @@ def together(minutes: float, environment: Mapping[str, str] = os.environ) -> Ite
 def _take_gpu(local_rank: int, count: int) -> None:
     if local_rank >= count:
         raise ConfigError(
-            "There are more processes than GPUs on this host", got=f"{count} GPUs and a process {local_rank}",
+            "There are more processes than GPUs on this host",
+            got=f"{count} GPUs and a process {local_rank}",
             do=f"Start at most --nproc_per_node {count}, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to use CPUs",
         )
     torch.cuda.set_device(local_rank)
@@ -173,5 +186,14 @@ def _take_gpu(local_rank: int, count: int) -> None:
 def _is_lost(error: RuntimeError) -> bool:
     """Whether a collective failed because another process did not come. Gloo says so in words alone."""
     told = str(error)
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "timed out", "Connection refused")
-    return not isinstance(error, PreftuneError) and (isinstance(error, dist.DistError) or any(word in told for word in words))
+    words = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Timed out",
+        "timed out",
+        "Connection refused",
+    )
+    return not isinstance(error, PreftuneError) and (
+        isinstance(error, dist.DistError) or any(word in told for word in words)
+    )

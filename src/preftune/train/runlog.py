@@ -55,7 +55,9 @@ class RunFolder:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """One JSON line, in one write, so that a reader or a crash never sees half a line followed by another."""
+        """One JSON line, in one write, so that a reader or a crash never sees half a line followed by
+        another.
+        """
         if not self.writes:
             return
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
@@ -72,7 +74,9 @@ class RunFolder:
         try:
             return json.loads((self.path / "status.json").read_text())["state"]
         except (OSError, ValueError, KeyError) as error:
-            raise StorageError(f"{self.path} is not a run folder", got=str(error), expected="status.json in it") from error
+            raise StorageError(
+                f"{self.path} is not a run folder", got=str(error), expected="status.json in it"
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Drop metrics and completions of steps that a resumed run will do again."""
@@ -112,13 +116,20 @@ def check_output(output: str) -> None:
     if not output:
         raise ConfigError("output is empty", expected="a new or empty folder")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"The output {output} is there already", expected="a new or empty folder",
-                          do=f"Choose another --output, or go on with: preftune train --resume {output}")  # fmt: skip
+        raise ConfigError(
+            f"The output {output} is there already",
+            expected="a new or empty folder",
+            do=f"Choose another --output, or go on with: preftune train --resume {output}",
+        )
     parent = next(p for p in [path, *path.absolute().parents] if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         got = f"no permission in {parent}" if parent.is_dir() else f"{parent} is a file"
-        raise StorageError(f"The output {output} cannot be written", got=got,
-                           expected="a folder that can be written", do="Choose another --output")  # fmt: skip
+        raise StorageError(
+            f"The output {output} cannot be written",
+            got=got,
+            expected="a folder that can be written",
+            do="Choose another --output",
+        )
 
 
 def check_room(output: str, needed_bytes: int) -> None:
@@ -126,9 +137,12 @@ def check_room(output: str, needed_bytes: int) -> None:
     parent = next(p for p in [Path(output), *Path(output).absolute().parents] if p.exists())
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
-        raise StorageError(f"There is no room for the run in {parent}", got=f"{free / 1e9:.2f} GB free",
-                           expected=f"{needed_bytes / 1e9:.2f} GB for weights and checkpoints",
-                           do="Free some space or choose another --output")  # fmt: skip
+        raise StorageError(
+            f"There is no room for the run in {parent}",
+            got=f"{free / 1e9:.2f} GB free",
+            expected=f"{needed_bytes / 1e9:.2f} GB for weights and checkpoints",
+            do="Free some space or choose another --output",
+        )
 
 
 def create_run(output: str, config: Any, environment: Mapping[str, Any], writes: bool = True) -> RunFolder:
@@ -138,13 +152,17 @@ def create_run(output: str, config: Any, environment: Mapping[str, Any], writes:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error("make the run folder", output, error) from error
-    run.write_text("config.yaml", yaml.safe_dump({**to_plain(config), "environment": dict(environment)}, sort_keys=False))
+    run.write_text(
+        "config.yaml", yaml.safe_dump({**to_plain(config), "environment": dict(environment)}, sort_keys=False)
+    )
     run.set_state("running", 0)
     return run
 
 
 def claim_folder(output: str, name: str, settings: Mapping[str, Any]) -> None:
-    """Make a folder for several runs with its settings in the file `name`, or find that the same settings began it."""
+    """Make a folder for several runs with its settings in the file `name`, or find that the same settings
+    began it.
+    """
     folder = Path(output)
     file = folder / name
     if file.exists():
@@ -154,12 +172,19 @@ def claim_folder(output: str, name: str, settings: Mapping[str, Any]) -> None:
             raise StorageError(f"{file} cannot be read", got=str(error)) from error
         changed = [key for key in settings if before.get(key) != settings[key]]
         if changed:
-            raise ConfigError(f"{output} was begun with other settings", got=f"{changed[0]} {settings[changed[0]]}",
-                              expected=f"{changed[0]} {before.get(changed[0])}", do="Choose another --output")  # fmt: skip
+            raise ConfigError(
+                f"{output} was begun with other settings",
+                got=f"{changed[0]} {settings[changed[0]]}",
+                expected=f"{changed[0]} {before.get(changed[0])}",
+                do="Choose another --output",
+            )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"The output {output} is there already", expected="a new or empty folder",
-                          do="Choose another --output")  # fmt: skip
+        raise ConfigError(
+            f"The output {output} is there already",
+            expected="a new or empty folder",
+            do="Choose another --output",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

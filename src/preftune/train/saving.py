@@ -8,14 +8,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from preftune.data.render import make_renderer
+from preftune.model.classifier import save_reward_model
+from preftune.model.policy import Policy, adapter_weights
+from preftune.model.shard import full_tensors
 from preftune.objectives import State
 from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.model.policy import Policy, adapter_weights
-from preftune.model.classifier import save_reward_model
-from preftune.model.shard import full_tensors
-from preftune.train.anchors import following_tensors
-from preftune.train.checkpoint import Counters, begin_checkpoint, checkpoint_folder, end_checkpoint, save_checkpoint, write_shards
 from preftune.progress import Reporter
+from preftune.train.anchors import following_tensors
+from preftune.train.checkpoint import (
+    Counters,
+    begin_checkpoint,
+    checkpoint_folder,
+    end_checkpoint,
+    save_checkpoint,
+    write_shards,
+)
 from preftune.train.runlog import RunFolder
 from preftune.train.setup import Job, load_policy
 
@@ -31,7 +38,9 @@ def save_state(job: Job, run: RunFolder, counters: Counters, state: State | None
         return processes.from_main(lambda: end_checkpoint(scratch, counters, keep, extra))
     if not processes.is_main:
         return checkpoint_folder(folder, counters.step)
-    return save_checkpoint(folder, parameters, job.optimiser, counters, keep, {"reference": following, **extra})
+    return save_checkpoint(
+        folder, parameters, job.optimiser, counters, keep, {"reference": following, **extra}
+    )
 
 
 def keep_state(job: Job, run: RunFolder, counters: Counters, state: State | None) -> Path:
@@ -44,7 +53,9 @@ def keep_state(job: Job, run: RunFolder, counters: Counters, state: State | None
 def install_final(job: Job, run: RunFolder) -> None:
     """final/, by the main process; of a model in shards all put its weights together first."""
     weights = _whole_weights(job) if job.processes.lockstep else None
-    job.processes.from_main(lambda: run.install_folder("final", lambda folder: save_final(job, folder, weights)))
+    job.processes.from_main(
+        lambda: run.install_folder("final", lambda folder: save_final(job, folder, weights))
+    )
 
 
 def _whole_weights(job: Job) -> dict[str, Tensor]:
@@ -58,10 +69,11 @@ def _whole_weights(job: Job) -> dict[str, Tensor]:
 
 
 def save_final(job: Job, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template; `weights` are those of a
-    model in shards.
+    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template;
+    `weights` are those of a model in shards.
 
-    A reward model is saved as a sequence classifier, whole: its head means nothing without the adapter's body.
+    A reward model is saved as a sequence classifier, whole: its head means nothing without the adapter's
+    body.
     """
     policy, named = job.policy, None if weights is None else dict(weights)
     head = None if policy.value_head is None else policy.value_head.weight.detach()

@@ -1,4 +1,6 @@
-"""Everything that a run needs before its first step: policy, groups, reference, optimiser, and the checks at step 0."""
+"""Everything that a run needs before its first step: policy, groups, reference, optimiser, and the checks at
+step 0.
+"""
 
 import operator
 from collections.abc import Sequence
@@ -12,40 +14,46 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.data.fit import take_completions
 from preftune.data.options import DataOptions
-from preftune.model.layout import split_micro_batches
 from preftune.data.prepare import Prepared, prepare
 from preftune.data.render import make_renderer
 from preftune.data.signals import SignalName
 from preftune.data.store import JoinedGroups, SomeGroups
 from preftune.errors import ConfigError, DataError
-from preftune.objectives import Objective
-from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.train.onpolicy.collect import CollectOptions, Judge, chosen_selection
-from preftune.sampling.engine import Engine, choose_engine
-from preftune.rewards.questions import shared_columns
-from preftune.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
-from preftune.sampling.sample import Blend, evaluating
 from preftune.model.adapters import inject_lora
-from preftune.model.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
-from preftune.model.policy import Policy, check_attention, choose_layout, in_shards, make_value_head, score_groups
+from preftune.model.classifier import check_classifier
 from preftune.model.kernels.products import has_bf16
 from preftune.model.kernels.recompute import check_recomputes
+from preftune.model.layout import split_micro_batches
+from preftune.model.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
+from preftune.model.policy import Policy, in_shards, make_value_head, score_groups
+from preftune.model.proof import check_attention, choose_layout
 from preftune.model.reference import REFERENCE_SCORES, check_equal, weights_digest
-from preftune.model.classifier import check_classifier
+from preftune.objectives import Objective
+from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.progress import Reporter
+from preftune.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
+from preftune.rewards.questions import shared_columns
+from preftune.sampling.engine import Engine, choose_engine
+from preftune.sampling.sample import Blend, evaluating
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
-from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.filters import filter_pairs
+from preftune.train.onpolicy.collect import CollectOptions, Judge, chosen_selection
+from preftune.train.onpolicy.follower import Follower
+from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.optim import make_optimiser
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
-from preftune.progress import Reporter
 from preftune.train.rounding import sum_gradients_exactly
-from preftune.train.onpolicy.follower import Follower
 from preftune.train.sources import OfflineSource, hold_out
 from preftune.types import Group, Hybrid, Labels, Pairs, Record, Rewards
 
-_SIGNAL_NAMES: dict[type, SignalName] = {Pairs: "pairs", Labels: "labels", Rewards: "rewards", Hybrid: "hybrid"}
+_SIGNAL_NAMES: dict[type, SignalName] = {
+    Pairs: "pairs",
+    Labels: "labels",
+    Rewards: "rewards",
+    Hybrid: "hybrid",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,22 +84,29 @@ class Job:
 
 
 def load_policy(config: TrainConfig, report: Reporter, lockstep: bool = False) -> tuple[Policy, str]:
-    """The policy at its start, its layout proven, adapters injected; and the digest of its weights without adapters.
+    """The policy at its start, its layout proven, adapters injected; and the digest of its weights without
+    adapters.
 
     One that will be cut up is still whole, and on the CPU: it may not fit on the device.
     """
     torch.manual_seed(config.seed)
-    low = config.optim.weights == "bf16" or (config.precision == "bf16" and config.lora.rank > 0)  # with adapters, what is frozen
+    low = config.optim.weights == "bf16" or (
+        config.precision == "bf16" and config.lora.rank > 0
+    )  # with adapters, what is frozen
     dtype = torch.bfloat16 if low else torch.float32
     device = torch.device("cpu") if lockstep else pick_device(config.device)
     model = load_model(resolve_model(config.model), config.loading, dtype).to(device)  # type: ignore[arg-type]
     if isinstance(config.objective, BradleyTerry):
         check_classifier(model)
     if config.precision == "bf16" and device.type == "cpu" and not has_bf16():
-        report.note("precision: this processor has no bf16 products and computes them in fp32: bf16 saves memory here, not time")
+        report.note(
+            "precision: this processor has no bf16 products and computes them in fp32: bf16 saves memory here, not time"
+        )
     sharing, reason = choose_layout(model, config.layout, config.precision)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
-    digest = weights_digest(model)  # before the adapters, which change nothing yet: one cache serves every rank and seed
+    digest = weights_digest(
+        model
+    )  # before the adapters, which change nothing yet: one cache serves every rank and seed
     if config.optim.weights == "bf16":
         sum_gradients_exactly(model.parameters())
     peft_model: Any = inject_lora(model, config.lora) if config.lora.rank else None
@@ -100,10 +115,14 @@ def load_policy(config: TrainConfig, report: Reporter, lockstep: bool = False) -
     if config.gradient_checkpointing:
         check_recomputes(model)
     policy = Policy(
-        model=model, precision=config.precision, sharing=sharing, sharing_reason=reason, peft_model=peft_model,
+        model=model,
+        precision=config.precision,
+        sharing=sharing,
+        sharing_reason=reason,
+        peft_model=peft_model,
         value_head=make_value_head(model) if config.objective.needs & {"value", "value_after"} else None,
         kept_positions=0 if config.gradient_checkpointing else config.layout.micro_batch_tokens,
-    )  # fmt: skip
+    )
     return policy, digest
 
 
@@ -123,27 +142,42 @@ def prepare_groups(
         train, held = hold_out(prepared.groups, config.eval_fraction, config.seed)
     train = learned_groups(train, objective)
     if not train:
-        raise DataError(f"{config.data} has nothing for this objective to learn from",
-                        got=f"{len(prepared.groups)} groups without a preferred completion",
-                        expected="preferred completions or pairs")  # fmt: skip
+        raise DataError(
+            f"{config.data} has nothing for this objective to learn from",
+            got=f"{len(prepared.groups)} groups without a preferred completion",
+            expected="preferred completions or pairs",
+        )
     return prepared, train, held
 
 
 def prompt_rows(config: TrainConfig) -> DataOptions:
-    """How prompts are read: without what makes pairs of completions, and with room for the budget of a completion."""
+    """How prompts are read: without what makes pairs of completions, and with room for the budget of a
+    completion.
+    """
     room = config.rows.max_length - config.sampling.max_new_tokens + 1
     if room < 2:
-        raise ConfigError("rows.max_length leaves no room for a prompt", got=f"{config.rows.max_length} tokens",
-                          expected=f"more than sampling.max_new_tokens, {config.sampling.max_new_tokens}")  # fmt: skip
+        raise ConfigError(
+            "rows.max_length leaves no room for a prompt",
+            got=f"{config.rows.max_length} tokens",
+            expected=f"more than sampling.max_new_tokens, {config.sampling.max_new_tokens}",
+        )
     if config.collect.data_share:  # then these say what is made of the completions in the data
         return replace(config.rows, max_length=room, pairing="all", min_gap=0.0, soft_label_temperature=None)
     return replace(config.rows, max_length=room)
 
 
 def make_samples(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, policy: Policy, reward: AnyReward, records: Sequence[Record],
-    prompts: Sequence[Group], report: Reporter, writer: Blend | None, engine: Engine, processes: Processes,
-) -> OnPolicySource:  # fmt: skip
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
+    reward: AnyReward,
+    records: Sequence[Record],
+    prompts: Sequence[Group],
+    report: Reporter,
+    writer: Blend | None,
+    engine: Engine,
+    processes: Processes,
+) -> OnPolicySource:
     """The source of an on-policy run."""
     objective, options = config.objective, config.collect
     data: Sequence[Group] = ()
@@ -153,21 +187,39 @@ def make_samples(
         places = [place for place, group in enumerate(found) if group.prompt.tobytes() in held_in]
         data = learned_groups(SomeGroups(groups=found, places=np.array(places, dtype=np.int64)), objective)
         if not data:
-            raise DataError(f"{config.data} has nothing for this objective to learn from", got="collect.data_share above 0",
-                            expected="completions with preferences")  # fmt: skip
+            raise DataError(
+                f"{config.data} has nothing for this objective to learn from",
+                got="collect.data_share above 0",
+                expected="completions with preferences",
+            )
     judge = Judge(
-        renderer=make_renderer(tokenizer, config.rows.template), sampling=config.sampling,
-        reward=reward, reward_name=config.reward or "", timeout_s=options.reward_timeout_s,
+        renderer=make_renderer(tokenizer, config.rows.template),
+        sampling=config.sampling,
+        reward=reward,
+        reward_name=config.reward or "",
+        timeout_s=options.reward_timeout_s,
         engine=engine,
-    )  # fmt: skip
+    )
     return OnPolicySource(
-        policy=policy, judge=judge, prompts=prompts, records={record.origin: record for record in records}, data=data,
-        options=options, selection=chosen_selection(options, objective.signal), layout=config.layout,
-        batch_size=config.batch_size, seed=config.seed, wants_values="behaviour_value" in objective.needs,
-        tolerance=TOLERANCE[config.precision] if options.sampler_gap is None else options.sampler_gap, report=report,
-        follower=Follower(config.server, policy, Path(config.output) / "server") if config.server.url else None,
-        opponent=_opponent(options, writer), processes=processes,
-    )  # fmt: skip
+        policy=policy,
+        judge=judge,
+        prompts=prompts,
+        records={record.origin: record for record in records},
+        data=data,
+        options=options,
+        selection=chosen_selection(options, objective.signal),
+        layout=config.layout,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        wants_values="behaviour_value" in objective.needs,
+        tolerance=TOLERANCE[config.precision] if options.sampler_gap is None else options.sampler_gap,
+        report=report,
+        follower=Follower(config.server, policy, Path(config.output) / "server")
+        if config.server.url
+        else None,
+        opponent=_opponent(options, writer),
+        processes=processes,
+    )
 
 
 def proven_engine(config: TrainConfig, policy: Policy, report: Reporter) -> Engine:
@@ -191,7 +243,9 @@ def _opponent(options: CollectOptions, writer: Blend | None) -> Blend | None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LearnedGroups(Sequence[Group]):
-    """Labelled groups without the completions that an objective puts no weight on; made when they are asked for."""
+    """Labelled groups without the completions that an objective puts no weight on; made when they are asked
+    for.
+    """
 
     groups: Sequence[Group]
     counted: frozenset[int]  # labels
@@ -212,19 +266,26 @@ class LearnedGroups(Sequence[Group]):
 
 
 def learned_groups(groups: Sequence[Group], objective: Objective) -> Sequence[Group]:
-    """Labelled groups without the completions on which the objective puts no weight (SFT: the dispreferred ones)."""
+    """Labelled groups without the completions on which the objective puts no weight (SFT: the dispreferred
+    ones).
+    """
     if objective.signal is not Labels:
         return groups
     lengths = torch.ones(1, dtype=torch.long)
     counted = frozenset(
-        label for label in (1, -1) if (objective.weights(lengths, Labels(label=torch.tensor([label]))).sum() > 0).item()
+        label
+        for label in (1, -1)
+        if (objective.weights(lengths, Labels(label=torch.tensor([label]))).sum() > 0).item()
     )
     places = [place for place, group in enumerate(groups) if any(label in counted for label in group.labels)]
-    return LearnedGroups(groups=SomeGroups(groups=groups, places=np.array(places, dtype=np.int64)), counted=counted)
+    return LearnedGroups(
+        groups=SomeGroups(groups=groups, places=np.array(places, dtype=np.int64)), counted=counted
+    )
 
 
 def check_start(job: Job) -> float | None:
-    """Step 0: policy = reference, so every log-ratio is 0 and DPO's loss is ln 2. Returns the largest difference seen.
+    """Step 0: policy = reference, so every log-ratio is 0 and DPO's loss is ln 2. Returns the largest
+    difference seen.
 
     Nothing to check with another model as reference, or without one.
     """
@@ -235,15 +296,26 @@ def check_start(job: Job) -> float | None:
     worst = 0.0
     for indices in split_micro_batches(few, config.layout, job.policy.sharing):
         part = [few[i] for i in indices]
-        worst = max(worst, check_equal(
-            reference(part), score_groups(job.policy, part, config.layout), part, TOLERANCE[config.precision],
-            "At step 0 the policy is not its reference", "Please report this with the model's name",
-        ))  # fmt: skip
+        worst = max(
+            worst,
+            check_equal(
+                reference(part),
+                score_groups(job.policy, part, config.layout),
+                part,
+                TOLERANCE[config.precision],
+                "At step 0 the policy is not its reference",
+                "Please report this with the model's name",
+            ),
+        )
     return worst
 
 
-def scored_groups(objective: Objective, source: OfflineSource, held: Sequence[Group], num_steps: int) -> Sequence[Group]:
-    """Every group that anchors will be asked about: of training if the objective needs them, and of evaluation."""
+def scored_groups(
+    objective: Objective, source: OfflineSource, held: Sequence[Group], num_steps: int
+) -> Sequence[Group]:
+    """Every group that anchors will be asked about: of training if the objective needs them, and of
+    evaluation.
+    """
     if not objective.needs & ANCHORED:
         return held
     groups = JoinedGroups(first=source.visited(num_steps), second=held)
@@ -259,7 +331,9 @@ def _num_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min(steps, config.max_steps) if config.max_steps else steps
 
 
-def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALONE, *, rehearses: bool = False) -> Job:
+def build_job(
+    config: TrainConfig, report: Reporter, processes: Processes = ALONE, *, rehearses: bool = False
+) -> Job:
     """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds.
 
     Who `rehearses` has the reference's numbers for the first step alone.
@@ -285,30 +359,49 @@ def build_job(config: TrainConfig, report: Reporter, processes: Processes = ALON
     if config.filter is not None:
         prepared, train = filter_pairs(config, policy, prepared, train, report)
     needs = config.objective.needs & ANCHORED
-    watched = {"ref_logp"} if held and not isinstance(config.objective, BradleyTerry) else set()  # log-ratios of held-out data
+    watched = (
+        {"ref_logp"} if held and not isinstance(config.objective, BradleyTerry) else set()
+    )  # log-ratios of held-out data
     if config.collect.opponent != "none":
         watched.add("ref_logp")
 
     def anchors_of(groups: Sequence[Group]) -> Anchors:
-        builder = AnchorBuilder(config=config, policy=policy, start_digest=start_digest, groups=groups, report=report,
-                                processes=processes)  # fmt: skip
+        builder = AnchorBuilder(
+            config=config,
+            policy=policy,
+            start_digest=start_digest,
+            groups=groups,
+            report=report,
+            processes=processes,
+        )
         return builder.build(needs | watched) if needs or watched else Anchors()
 
     if reward is not None:
         anchors = anchors_of([])
-        source = make_samples(config, tokenizer, policy, reward, records, train, report, anchors.writer, engine, processes)
+        source = make_samples(
+            config, tokenizer, policy, reward, records, train, report, anchors.writer, engine, processes
+        )
         num_steps = _num_steps(config, source.steps_per_epoch)
         if config.max_samples is not None:
             num_steps = min(num_steps, source.steps_within(config.max_samples))
     else:
         source = OfflineSource(groups=train, batch_size=config.batch_size, seed=config.seed)
         num_steps = _num_steps(config, source.steps_per_epoch)
-        anchors = anchors_of(source.take(1) if rehearses else scored_groups(config.objective, source, held, num_steps))
+        anchors = anchors_of(
+            source.take(1) if rehearses else scored_groups(config.objective, source, held, num_steps)
+        )
     job = Job(
-        config=config, policy=policy, tokenizer=tokenizer, source=source, eval_groups=held, anchors=anchors, prepared=prepared,
+        config=config,
+        policy=policy,
+        tokenizer=tokenizer,
+        source=source,
+        eval_groups=held,
+        anchors=anchors,
+        prepared=prepared,
         optimiser=make_optimiser(policy.trainable().values(), config.optim, config.seed),
-        num_steps=num_steps, processes=processes,
-    )  # fmt: skip
+        num_steps=num_steps,
+        processes=processes,
+    )
     if needs & REFERENCE_SCORES:
         check_start(job)
     return job

@@ -21,14 +21,17 @@ class Taken:
     samples_drawn: int = 0
     reward_queries: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
-    completions: tuple[Mapping[str, object], ...] = ()  # drawn for this step: prompt, completions, rewards, for the run folder
+    completions: tuple[
+        Mapping[str, object], ...
+    ] = ()  # drawn for this step: prompt, completions, rewards, for the run folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineSource:
     """A fixed collection, every group once per epoch, in an order that the seed and the epoch settle.
 
-    It has no state: the groups of a step follow from the step's number, so a resumed run sees what it would have seen.
+    It has no state: the groups of a step follow from the step's number, so a resumed run sees what it would
+    have seen.
     """
 
     groups: Sequence[Group]
@@ -71,9 +74,13 @@ def hold_out(groups: Sequence[Group], fraction: float, seed: int) -> tuple[Seque
         return groups, ()
     digests = bytearray()
     for group in groups:
-        digests += hashlib.blake2b(seed.to_bytes(8, "little") + group.prompt.tobytes(), digest_size=16).digest()
+        digests += hashlib.blake2b(
+            seed.to_bytes(8, "little") + group.prompt.tobytes(), digest_size=16
+        ).digest()
     halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
     prompts, number = np.unique(halves, axis=0, return_inverse=True)  # in the order of the digests
     count = min(round(fraction * len(prompts)), len(prompts) - 1)  # at least one prompt is trained on
     held = number.reshape(-1) < count
-    return SomeGroups(groups=groups, places=np.flatnonzero(~held)), SomeGroups(groups=groups, places=np.flatnonzero(held))
+    return SomeGroups(groups=groups, places=np.flatnonzero(~held)), SomeGroups(
+        groups=groups, places=np.flatnonzero(held)
+    )

@@ -65,24 +65,39 @@ class MetricMeter:
         return {name: total / self._count[name] for name, total in self._sum.items() if self._count[name]}
 
 
-def global_weight(micro_batches: Iterable[MicroBatch], objective: Objective, processes: Processes = ALONE) -> float:
+def global_weight(
+    micro_batches: Iterable[MicroBatch], objective: Objective, processes: Processes = ALONE
+) -> float:
     """Weight of all units of a step, in all processes; known before any score."""
-    mine = sum(float(objective.weights(piece.lengths, piece.signal).double().sum()) for piece in micro_batches if not piece.idle)
+    mine = sum(
+        float(objective.weights(piece.lengths, piece.signal).double().sum())
+        for piece in micro_batches
+        if not piece.idle
+    )
     total = processes.total(mine)
     if not total > 0:
-        raise TrainingError("A step has nothing to learn from", got="units of weight zero only",
-                            expected="a preferred completion or a pair", do="Raise --batch_size")  # fmt: skip
+        raise TrainingError(
+            "A step has nothing to learn from",
+            got="units of weight zero only",
+            expected="a preferred completion or a pair",
+            do="Raise --batch_size",
+        )
     return total
 
 
 def accumulate_gradient(
-    micro_batches: Sequence[MicroBatch], objective: Objective, score: Score, couplings: Sequence[Coupling | None], total: float,
+    micro_batches: Sequence[MicroBatch],
+    objective: Objective,
+    score: Score,
+    couplings: Sequence[Coupling | None],
+    total: float,
     lockstep: bool = False,
-) -> tuple[float, MetricMeter]:  # fmt: skip
-    """Add the gradient of these pieces' part of the step's loss to `.grad`; returns that part and the metrics.
+) -> tuple[float, MetricMeter]:
+    """Add the gradient of these pieces' part of the step's loss to `.grad`; returns that part and the
+    metrics.
 
-    `total` is the weight of the whole step. In lockstep with other processes a loss that is not finite is told at the end: they
-    wait for this one's passes.
+    `total` is the weight of the whole step. In lockstep with other processes a loss that is not finite is
+    told at the end: they wait for this one's passes.
     """
     loss_sum, meter, failed = 0.0, MetricMeter(), None
     for piece, coupling in zip(micro_batches, couplings, strict=True):
@@ -93,8 +108,11 @@ def accumulate_gradient(
         losses = objective(replace(scores, coupling=coupling), piece.signal)
         loss = reduce_losses(losses, total)
         if not bool(torch.isfinite(loss)) and failed is None:
-            failed = DivergenceError("The loss is not finite", got=f"{loss.item()} in rows {_named(piece.origins)}",
-                                     do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
+            failed = DivergenceError(
+                "The loss is not finite",
+                got=f"{loss.item()} in rows {_named(piece.origins)}",
+                do="Look at these rows; a lower --learning_rate helps if earlier steps were fine",
+            )
             if not lockstep:
                 raise failed
         loss.backward()
@@ -117,20 +135,25 @@ def run_step(
     mismatched: Sequence[MicroBatch] = (),
     processes: Processes = ALONE,
 ) -> StepResult:
-    """Gradient of the whole step, clipping, update. A loss or gradient that is not finite stops it before the update.
+    """Gradient of the whole step, clipping, update. A loss or gradient that is not finite stops it before the
+    update.
 
-    `state` and `mismatched` matter to coupled objectives only; without a state they start from their initial one. With
-    several processes the micro-batches are this one's share of the step, and loss, metrics and update are those of all.
+    `state` and `mismatched` matter to coupled objectives only; without a state they start from their initial
+    one. With several processes the micro-batches are this one's share of the step, and loss, metrics and
+    update are those of all.
     """
     optimiser.zero_grad(set_to_none=True)
     total = global_weight(micro_batches, objective, processes)
     couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state, processes)
     loss, meter, failed = 0.0, MetricMeter(), None
-    # Nothing is autocast here, but weights that micro-batches cast to bf16 stay cast until the outermost of such contexts ends.
+    # Nothing is autocast here, but weights that micro-batches cast to bf16 stay cast until the outermost of
+    # such contexts ends.
     casts = torch.autocast(parameters[0].device.type, enabled=False)
     try:
         with casts:
-            loss, meter = accumulate_gradient(micro_batches, objective, score, couplings, total, processes.lockstep)
+            loss, meter = accumulate_gradient(
+                micro_batches, objective, score, couplings, total, processes.lockstep
+            )
     except DivergenceError as error:
         failed = error
     processes.agree(failed)
@@ -139,10 +162,15 @@ def run_step(
     meter.join(processes)
     norm = processes.norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm)):
-        mine = _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters, total, processes)
+        mine = _rows_with_bad_gradient(
+            micro_batches, objective, score, couplings, parameters, total, processes
+        )
         culprits = [origin for part in processes.gather(mine) for origin in part]
-        error = DivergenceError("The gradient is not finite", got=f"norm {norm.item()} from rows {_named(culprits)}",
-                                do="Look at these rows; a lower --learning_rate helps if earlier steps were fine")  # fmt: skip
+        error = DivergenceError(
+            "The gradient is not finite",
+            got=f"norm {norm.item()} from rows {_named(culprits)}",
+            do="Look at these rows; a lower --learning_rate helps if earlier steps were fine",
+        )
         processes.agree(error)
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
@@ -150,8 +178,12 @@ def run_step(
     return StepResult(loss=loss, grad_norm=norm.item(), metrics=meter.means(), state=new_state)
 
 
-def _rows_with_bad_gradient(micro_batches, objective, score, couplings, parameters, total, processes) -> tuple[str, ...]:
-    """The step failed: find which pieces give a bad gradient alone; in lockstep, together with the others' pieces."""
+def _rows_with_bad_gradient(
+    micro_batches, objective, score, couplings, parameters, total, processes
+) -> tuple[str, ...]:
+    """The step failed: find which pieces give a bad gradient alone; in lockstep, together with the others'
+    pieces.
+    """
     found: list[str] = []
     for piece, coupling in zip(micro_batches, couplings, strict=True):
         for parameter in parameters:
@@ -161,7 +193,9 @@ def _rows_with_bad_gradient(micro_batches, objective, score, couplings, paramete
         whole = processes.norm(gradients) if processes.lockstep else torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(whole)) and not piece.idle:
             found += piece.origins
-    return tuple(found) or tuple(origin for piece in micro_batches if not piece.idle for origin in piece.origins)
+    return tuple(found) or tuple(
+        origin for piece in micro_batches if not piece.idle for origin in piece.origins
+    )
 
 
 def _named(origins: Sequence[str], most: int = 8) -> str:
@@ -180,10 +214,12 @@ def couple_step(
     state: State | None,
     processes: Processes = ALONE,
 ) -> tuple[list[Coupling | None], State]:
-    """What couples the units of each piece to the whole step, and the new state; nothing where the objective wants none.
+    """What couples the units of each piece to the whole step, and the new state; nothing where the objective
+    wants none.
 
-    Costs a forward pass over what the objective's `couples` names. The pieces are those of this process, the step is that of
-    all; with several processes it is put together on the CPU, where each can read what the others have.
+    Costs a forward pass over what the objective's `couples` names. The pieces are those of this process, the
+    step is that of all; with several processes it is put together on the CPU, where each can read what the
+    others have.
     """
     if "coupling" not in objective.needs:
         return [None] * len(micro_batches), {}
@@ -201,15 +237,24 @@ def couple_step(
     others = [scores for _, found in parts for scores in found]
     scores = [one for _, _, _, one in whole if one is not None]
     view = StepView(
-        lengths=torch.cat([lengths for lengths, _, _, _ in whole]), prompt=torch.cat([prompt for _, prompt, _, _ in whole]),
-        signal=join_signals([signal for _, _, signal, _ in whole], [len(lengths) for lengths, _, _, _ in whole]),
-        scores=join_scores(scores) if scores else None, mismatched=join_scores(others) if others else None,
-    )  # fmt: skip
+        lengths=torch.cat([lengths for lengths, _, _, _ in whole]),
+        prompt=torch.cat([prompt for _, prompt, _, _ in whole]),
+        signal=join_signals(
+            [signal for _, _, signal, _ in whole], [len(lengths) for lengths, _, _, _ in whole]
+        ),
+        scores=join_scores(scores) if scores else None,
+        mismatched=join_scores(others) if others else None,
+    )
     coupling, new_state = objective.couple(view, objective.initial_state() if state is None else state)
     before = sum(len(pieces) for pieces, _ in parts[: processes.rank])
-    sizes = [(len(lengths), len(signal.chosen) if isinstance(signal, Pairs | Hybrid) else 0) for lengths, _, signal, _ in whole]
+    sizes = [
+        (len(lengths), len(signal.chosen) if isinstance(signal, Pairs | Hybrid) else 0)
+        for lengths, _, signal, _ in whole
+    ]
     cut = iter(_cut_coupling(coupling, sizes)[before : before + len(mine)])
-    return [None if piece.idle else _coupling_on(piece.lengths.device, next(cut)) for piece in micro_batches], new_state
+    return [
+        None if piece.idle else _coupling_on(piece.lengths.device, next(cut)) for piece in micro_batches
+    ], new_state
 
 
 def _to_cpu(found: Any) -> Any:
@@ -222,7 +267,10 @@ def _to_cpu(found: Any) -> Any:
 
 
 def _coupling_on(device: torch.device, coupling: Coupling) -> Coupling:
-    parts = {f.name: {name: value.to(device) for name, value in getattr(coupling, f.name).items()} for f in fields(coupling)}
+    parts = {
+        f.name: {name: value.to(device) for name, value in getattr(coupling, f.name).items()}
+        for f in fields(coupling)
+    }
     return Coupling(**parts)
 
 
@@ -245,20 +293,29 @@ def join_signals(parts: Sequence[Signal], num_completions: Sequence[int]) -> Sig
             for side in ("chosen", "rejected")
         }
         if isinstance(first, Hybrid):
-            return Hybrid(**indices, source=torch.cat([part.source for part in parts if isinstance(part, Hybrid)]))
-        chances = [part.probability for part in parts if isinstance(part, Pairs) and part.probability is not None]
+            return Hybrid(
+                **indices, source=torch.cat([part.source for part in parts if isinstance(part, Hybrid)])
+            )
+        chances = [
+            part.probability for part in parts if isinstance(part, Pairs) and part.probability is not None
+        ]
         return Pairs(**indices, probability=torch.cat(chances) if len(chances) == len(parts) else None)
     groups, count = [], 0
     for part in parts:
         assert isinstance(part, Rewards)
         groups.append(count + part.group)
         count += int(part.group.max()) + 1
-    return Rewards(reward=torch.cat([part.reward for part in parts if isinstance(part, Rewards)]), group=torch.cat(groups))
+    return Rewards(
+        reward=torch.cat([part.reward for part in parts if isinstance(part, Rewards)]),
+        group=torch.cat(groups),
+    )
 
 
 def _cut_coupling(coupling: Coupling, sizes: Sequence[tuple[int, int]]) -> list[Coupling]:
     """The share of the step's coupling that belongs to each piece, of so many completions and pairs."""
-    completion = {name: values.split([count for count, _ in sizes]) for name, values in coupling.completion.items()}
+    completion = {
+        name: values.split([count for count, _ in sizes]) for name, values in coupling.completion.items()
+    }
     pair = {name: values.split([count for _, count in sizes]) for name, values in coupling.pair.items()}
     return [
         Coupling(

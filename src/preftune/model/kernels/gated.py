@@ -31,12 +31,16 @@ class _SiluTimes(torch.autograd.Function):
 
 
 def silu_times(gate: Tensor, up: Tensor) -> Tensor:
-    """gate sigmoid(gate) up, element by element, of two tensors of one shape and precision; differentiable once."""
+    """gate sigmoid(gate) up, element by element, of two tensors of one shape and precision; differentiable
+    once.
+    """
     return _SiluTimes.apply(gate, up)  # type: ignore[no-untyped-call]
 
 
 class _DownOfSiluTimes(torch.autograd.Function):
-    """W (silu(gate) up); of the MLP's inner width only gate and up are kept, the rest is computed again element by element."""
+    """W (silu(gate) up); of the MLP's inner width only gate and up are kept, the rest is computed again
+    element by element.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
@@ -55,7 +59,9 @@ class _DownOfSiluTimes(torch.autograd.Function):
 
 
 def down_of_silu_times(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-    """weight (silu(gate) up) of two tensors [.., I] and a matrix [H, I] of one precision; differentiable once."""
+    """weight (silu(gate) up) of two tensors [.., I] and a matrix [H, I] of one precision; differentiable
+    once.
+    """
     return _DownOfSiluTimes.apply(gate, up, weight)  # type: ignore[no-untyped-call]
 
 
@@ -63,8 +69,8 @@ def down_of_silu_times(gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
 def keeping_products() -> Iterator[None]:
     """Within, MLPs keep what goes into their last product, as layers do that are computed a second time.
 
-    They hold it for one layer at a time, and the second time stop where all is there that the backward wants: before that
-    product, a quarter of a layer's operations, if it is autograd that keeps what goes into it.
+    They hold it for one layer at a time, and the second time stop where all is there that the backward wants:
+    before that product, a quarter of a layer's operations, if it is autograd that keeps what goes into it.
     """
     token = _KEEPS_PRODUCT.set(True)
     try:
@@ -74,9 +80,11 @@ def keeping_products() -> Iterator[None]:
 
 
 def lighten_mlps(model: nn.Module) -> int:
-    """Let the MLPs of a model that compute down(silu(gate(x)) up(x)) keep less for their backward; how many do.
+    """Let the MLPs of a model that compute down(silu(gate(x)) up(x)) keep less for their backward; how many
+    do.
 
-    What an MLP computes is not taken from the names of its parts: the first of its class must give the same bits on a probe.
+    What an MLP computes is not taken from the names of its parts: the first of its class must give the same
+    bits on a probe.
     """
     count, same = 0, dict[tuple[type, type], bool]()
     for module in model.modules():
@@ -103,13 +111,22 @@ def _forward(module: Any, states: Tensor) -> Tensor:
     gate, up, down = module.gate_proj(states), module.up_proj(states), module.down_proj
     if gate.dtype != up.dtype:
         return down(module.act_fn(gate) * up)
-    may_replace = _is_bare(down) and down.weight.dtype == gate.dtype and not torch.is_autocast_enabled(gate.device.type)
+    may_replace = (
+        _is_bare(down) and down.weight.dtype == gate.dtype and not torch.is_autocast_enabled(gate.device.type)
+    )
     if may_replace and not _KEEPS_PRODUCT.get():
         return down_of_silu_times(gate, up, down.weight)
     return down(silu_times(gate, up))
 
 
 def _is_bare(module: nn.Module) -> bool:
-    """Whether a call of the module is a product with its weight and nothing more: no adapter, no bias, nothing hooked onto it."""
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    """Whether a call of the module is a product with its weight and nothing more: no adapter, no bias,
+    nothing hooked onto it.
+    """
+    hooked = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
     return type(module) is nn.Linear and module.bias is None and "forward" not in vars(module) and not hooked

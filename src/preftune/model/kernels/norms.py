@@ -11,7 +11,9 @@ _APART = 1e-5  # of the largest output
 
 
 class _RootMeanSquareNorm(torch.autograd.Function):
-    """weight x / sqrt(mean(x^2) + eps) over the last dimension, of fp32 on a CPU; only x and the roots are kept."""
+    """weight x / sqrt(mean(x^2) + eps) over the last dimension, of fp32 on a CPU; only x and the roots are
+    kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -24,9 +26,17 @@ class _RootMeanSquareNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         rows, weight, scale = ctx.saved_tensors
         gradient = gradients[0].reshape(rows.shape)
-        # The backward of a layer norm of mean 0 is that of this one, but that it takes the mean of gradient x weight away.
+        # The backward of a layer norm of mean 0 is that of this one, but that it takes the mean of gradient x
+        # weight away.
         into_rows, into_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            gradient, rows, [rows.shape[-1]], torch.zeros_like(scale), scale, weight, None, [True, ctx.needs_input_grad[1], False]
+            gradient,
+            rows,
+            [rows.shape[-1]],
+            torch.zeros_like(scale),
+            scale,
+            weight,
+            None,
+            [True, ctx.needs_input_grad[1], False],
         )
         with torch.autocast("cpu", enabled=False):
             taken = torch.mv(gradient, weight).div_(rows.shape[-1])[:, None]
@@ -34,15 +44,19 @@ class _RootMeanSquareNorm(torch.autograd.Function):
 
 
 def rms_norm(states: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """weight x / sqrt(mean(x^2) + eps) over the last dimension D of states [..., D], fp32 on a CPU; differentiable once."""
+    """weight x / sqrt(mean(x^2) + eps) over the last dimension D of states [..., D], fp32 on a CPU;
+    differentiable once.
+    """
     return _RootMeanSquareNorm.apply(states, weight, eps)  # type: ignore[no-untyped-call]
 
 
 def quicken_norms(model: nn.Module) -> int:
-    """Let the root-mean-square norms of a model compute in fewer passes where that is known to be the same; how many do.
+    """Let the root-mean-square norms of a model compute in fewer passes where that is known to be the same;
+    how many do.
 
-    What a norm computes is not taken from its name: it must give the same on a probe, so that others (Gemma's, which adds 1 to its
-    weight) stay as they are. In another precision and on other devices a norm computes as it did.
+    What a norm computes is not taken from its name: it must give the same on a probe, so that others
+    (Gemma's, which adds 1 to its weight) stay as they are. In another precision and on other devices a norm
+    computes as it did.
     """
     count = 0
     for module in model.modules():
@@ -63,8 +77,9 @@ def _is_same(module: nn.Module, weight: Tensor, eps: float) -> bool:
     plain = torch.linspace(-1, 1, 3 * len(weight)).reshape(3, len(weight))
     for size in _PROBES:
         expected = module(size * plain)
-        if expected.dtype != torch.float32 or not torch.allclose(rms_norm(size * plain, weight, eps), expected, rtol=0,
-                                                                 atol=_APART * float(expected.abs().max())):
+        if expected.dtype != torch.float32 or not torch.allclose(
+            rms_norm(size * plain, weight, eps), expected, rtol=0, atol=_APART * float(expected.abs().max())
+        ):
             return False
     return True
 

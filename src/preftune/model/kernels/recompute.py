@@ -23,30 +23,43 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 def check_recomputes(model: nn.Module) -> None:
     if not layers_of(model):
-        raise ModelError("The layers of this model cannot be computed a second time", got=type(model).__name__,
-                         expected="layers that transformers knows as such", do="Leave gradient_checkpointing out")  # fmt: skip
+        raise ModelError(
+            "The layers of this model cannot be computed a second time",
+            got=type(model).__name__,
+            expected="layers that transformers knows as such",
+            do="Leave gradient_checkpointing out",
+        )
 
 
 def num_recomputed(layers: int, positions: int, kept: int) -> int:
-    """The fewest layers of which only the inputs are kept so that no more is kept than `kept` positions take in all layers.
+    """The fewest layers of which only the inputs are kept so that no more is kept than `kept` positions take
+    in all layers.
 
     All of them where that is not possible, for the inputs alone are more.
     """
-    return 0 if positions <= kept else min(layers, math.ceil(layers * (1 - kept / positions) / (1 - _INPUT_SHARE)))
+    return (
+        0
+        if positions <= kept
+        else min(layers, math.ceil(layers * (1 - kept / positions) / (1 - _INPUT_SHARE)))
+    )
 
 
 def kept_as(positions: int, kept: int | None) -> float:
-    """The positions whose activations take in all layers what so many take; with `kept` 0 every one keeps as much, the inputs."""
+    """The positions whose activations take in all layers what so many take; with `kept` 0 every one keeps as
+    much, the inputs.
+    """
     return float(positions) if not kept or positions <= kept else max(float(kept), _INPUT_SHARE * positions)
 
 
 @contextmanager
 def recomputing(model: nn.Module, positions: int, kept: int | None) -> Iterator[None]:
-    """Within, a pass over so many positions keeps what `kept` of them take in all layers; all that there is if None.
+    """Within, a pass over so many positions keeps what `kept` of them take in all layers; all that there is
+    if None.
 
-    The first layers keep their input only and are computed again in the backward, which changes no bit. It comes to them last, when
-    what the others had kept is gone, so that their activations add nothing to the peak. They are not put in training mode,
-    which transformers' own switch asks for: some would then drop out.
+    The first layers keep their input only and are computed again in the backward, which changes no bit. It
+    comes to them last, when what the others had kept is gone, so that their activations add nothing to the
+    peak. They are not put in training mode, which transformers' own switch asks for: some would then drop
+    out.
     """
     layers = layers_of(model) if kept is not None else []
     again = layers[: num_recomputed(len(layers), positions, kept or 0)]

@@ -1,4 +1,6 @@
-"""A model whose weights are in 16 bits, computing in fp32 for a while: what is proven of it is not lost in its rounding."""
+"""A model whose weights are in 16 bits, computing in fp32 for a while: what is proven of it is not lost in
+its rounding.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,8 +18,8 @@ _LOW = (torch.bfloat16, torch.float16)
 def in_fp32(model: nn.Module) -> Iterator[None]:
     """Within, passes of the model are in fp32, with the weights that it has; without gradients.
 
-    What lies outside the layers is cast at once, a layer while it computes: one layer in fp32 is held at a time. Casting there
-    and back changes no bit. A model in fp32 or fp64 is left alone.
+    What lies outside the layers is cast at once, a layer while it computes: one layer in fp32 is held at a
+    time. Casting there and back changes no bit. A model in fp32 or fp64 is left alone.
     """
     layers = layers_of(model)
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}

@@ -10,20 +10,23 @@ from transformers import PreTrainedModel
 from preftune.data.fit import take_completions
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError
-from preftune.selection.choices import NO_REWARD, Makes, Selection
+from preftune.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
+from preftune.rewards.questions import questions
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import Engine
-from preftune.rewards.questions import questions
-from preftune.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
 from preftune.sampling.sample import Blend, Sampled, SampleOptions, sample
-from preftune.selection.rules import make_selection
-from preftune.selection.apply import apply
 from preftune.sampling.server import sample_server_tokens
+from preftune.selection.apply import apply
+from preftune.selection.choices import NO_REWARD, Makes, Selection
+from preftune.selection.rules import make_selection
 from preftune.types import SOURCES, Group, Hybrid, Labels, Pairs, Record, Rewards, Signal
 
 _MAKES: Mapping[type[Signal], tuple[Makes, ...]] = {
-    Pairs: ("pairs",), Labels: ("labels", "pairs"), Rewards: ("rewards",), Hybrid: ("pairs",)
-}  # fmt: skip
+    Pairs: ("pairs",),
+    Labels: ("labels", "pairs"),
+    Rewards: ("rewards",),
+    Hybrid: ("pairs",),
+}
 _USUAL = {Pairs: "best-vs-worst", Labels: "best-vs-worst", Hybrid: "best-vs-worst"}
 
 
@@ -31,26 +34,27 @@ _USUAL = {Pairs: "best-vs-worst", Labels: "best-vs-worst", Hybrid: "best-vs-wors
 class CollectOptions:
     """How an on-policy run gathers what it learns from.
 
-    In the words of Tajwar et al. (2024), section 1.2 of whose algorithm this is: C is `sampling.num_completions`, B is
-    `prompts` times C, M is `batch_size` times C, and T is `epochs`.
+    In the words of Tajwar et al. (2024), section 1.2 of whose algorithm this is: C is
+    `sampling.num_completions`, B is `prompts` times C, M is `batch_size` times C, and T is `epochs`.
 
     Args:
-        prompts: prompts of a collection; as many as a step has groups (`batch_size`) when not given, which is on-policy in
-            the strict sense: every sample is drawn from the policy that learns from it.
+        prompts: prompts of a collection; as many as a step has groups (`batch_size`) when not given, which is
+            on-policy in the strict sense: every sample is drawn from the policy that learns from it.
         epochs: passes over a collection before the next one is drawn.
         replay: so many earlier collections are gone over again beside the newest.
         lag: collections by which the sampler is behind, as if it ran beside the training.
-        opponent: what else answers each prompt, once, for objectives that compare with it: "reference" (xpo, nash-md), or
-            "mixture", the geometric mixture of policy and reference (nash-md).
+        opponent: what else answers each prompt, once, for objectives that compare with it: "reference" (xpo,
+            nash-md), or "mixture", the geometric mixture of policy and reference (nash-md).
         opponent_share: the reference's share of that mixture, in (0, 1).
         data_share: share of the groups that come from the completions in `data` instead, in [0, 1).
-        selection: how rewards become pairs or labels; by default the best against the worst completion of a prompt for
-            objectives on pairs or labels, and everything for objectives on rewards.
+        selection: how rewards become pairs or labels; by default the best against the worst completion of a
+            prompt for objectives on pairs or labels, and everything for objectives on rewards.
         selection_settings: its parameters, for instance {"min_gap": 0.2}.
-        fill: draw further prompts in place of those that teach nothing (DAPO's dynamic sampling), at most 10 times.
+        fill: draw further prompts in place of those that teach nothing (DAPO's dynamic sampling), at most 10
+            times.
         eval_completions: completions of each held-out prompt at an evaluation.
-        sampler_gap: the most by which sampler and trainer may differ, in nats per token on average; by default 0.001 in
-            fp32 and 0.1 in bf16.
+        sampler_gap: the most by which sampler and trainer may differ, in nats per token on average; by
+            default 0.001 in fp32 and 0.1 in bf16.
         reward_timeout_s: seconds that a reward function may take for a collection.
     """
 
@@ -74,10 +78,15 @@ class CollectOptions:
             if value is not None and value < low:
                 raise ConfigError(f"collect.{name} is out of range", got=value, expected=f"at least {low}")
         if not 0 < self.opponent_share < 1:
-            raise ConfigError("collect.opponent_share is out of range", got=self.opponent_share, expected="(0, 1)")
+            raise ConfigError(
+                "collect.opponent_share is out of range", got=self.opponent_share, expected="(0, 1)"
+            )
         if self.opponent_share != 0.5 and self.opponent != "mixture":
-            raise ConfigError("collect.opponent_share is of a mixture", got=f"collect.opponent {self.opponent}",
-                              do="Leave it out, or set --collect.opponent mixture")  # fmt: skip
+            raise ConfigError(
+                "collect.opponent_share is of a mixture",
+                got=f"collect.opponent {self.opponent}",
+                do="Leave it out, or set --collect.opponent mixture",
+            )
         if not 0 <= self.data_share < 1:
             raise ConfigError("collect.data_share is out of range", got=self.data_share, expected="[0, 1)")
         for name in ("sampler_gap", "reward_timeout_s"):
@@ -85,20 +94,28 @@ class CollectOptions:
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"collect.{name} is out of range", got=value, expected="a number above 0")
         if self.selection_settings and self.selection is None:
-            raise ConfigError("collect.selection_settings belong to a selection", got="none", do="Set --collect.selection NAME")
+            raise ConfigError(
+                "collect.selection_settings belong to a selection",
+                got="none",
+                do="Set --collect.selection NAME",
+            )
 
 
 def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection | None:
-    """The selection for objectives that learn from this signal; None takes the rewards of all completions as they are."""
+    """The selection for objectives that learn from this signal; None takes the rewards of all completions as
+    they are.
+    """
     name = options.selection if options.selection is not None else _USUAL.get(signal)
     if name is None:
         return None
     selection = make_selection(name, **options.selection_settings)
     if selection.makes not in _MAKES[signal]:
         raise ConfigError(
-            f"The selection {name} makes {selection.makes}", got=f"an objective that learns from {signal.__name__.lower()}",
-            expected=" or ".join(_MAKES[signal]), do="Choose another --collect.selection",
-        )  # fmt: skip
+            f"The selection {name} makes {selection.makes}",
+            got=f"an objective that learns from {signal.__name__.lower()}",
+            expected=" or ".join(_MAKES[signal]),
+            do="Choose another --collect.selection",
+        )
     return selection
 
 
@@ -116,7 +133,9 @@ class Judge:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draw:
-    """Completions that nobody has judged yet: groups with `behaviour_logp`, and beside them what judging needs."""
+    """Completions that nobody has judged yet: groups with `behaviour_logp`, and beside them what judging
+    needs.
+    """
 
     groups: tuple[Group, ...]
     texts: tuple[tuple[str, ...], ...]
@@ -124,24 +143,44 @@ class Draw:
 
 
 def draw(
-    model: PreTrainedModel, judge: Judge, prompts: Sequence[Group], seed: int, keys: Sequence[int],
-    progress: Callable[[int, int], None] = lambda done, total: None, *,
-    server: ServerOptions | None = None, blend: Blend | None = None,
-) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
-    """Completions of each prompt from the model as it is, or blended with another, or from a server that has it; and the same
-    as the sampler gave them."""
+    model: PreTrainedModel,
+    judge: Judge,
+    prompts: Sequence[Group],
+    seed: int,
+    keys: Sequence[int],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    server: ServerOptions | None = None,
+    blend: Blend | None = None,
+) -> tuple[Draw, list[list[Sampled]]]:
+    """Completions of each prompt from the model as it is, or blended with another, or from a server that has
+    it; and the same as the sampler gave them.
+    """
     tokens = [group.prompt for group in prompts]
     if server is None:
-        drawn = sample(model, judge.renderer, tokens, judge.sampling, seed, progress, keys=keys, engine=judge.engine,
-                       blend=blend)  # fmt: skip
+        drawn = sample(
+            model,
+            judge.renderer,
+            tokens,
+            judge.sampling,
+            seed,
+            progress,
+            keys=keys,
+            engine=judge.engine,
+            blend=blend,
+        )
     else:
         drawn = sample_server_tokens(server, judge.renderer, tokens, judge.sampling, seed, keys, progress)
     groups = []
     for group, ones in zip(prompts, drawn, strict=True):
         behaviour = [one.behaviour_logp for one in ones if one.behaviour_logp is not None]
-        groups.append(replace(group, completions=tuple(one.token_ids for one in ones), behaviour_logp=tuple(behaviour)))
+        groups.append(
+            replace(group, completions=tuple(one.token_ids for one in ones), behaviour_logp=tuple(behaviour))
+        )
     texts = tuple(tuple(one.text for one in ones) for ones in drawn)
-    return Draw(groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)), drawn
+    return Draw(
+        groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)
+    ), drawn
 
 
 def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
@@ -149,22 +188,31 @@ def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
     groups = []
     for group, other in zip(drawn.groups, opponents.groups, strict=True):
         sources = (SOURCES.index("policy"),) * len(group.completions) + (SOURCES.index("reference"),)
-        groups.append(replace(group, completions=(*group.completions, *other.completions), sources=sources,
-                              behaviour_logp=(*group.behaviour_logp, *other.behaviour_logp)))  # fmt: skip
+        groups.append(
+            replace(
+                group,
+                completions=(*group.completions, *other.completions),
+                sources=sources,
+                behaviour_logp=(*group.behaviour_logp, *other.behaviour_logp),
+            )
+        )
     texts = tuple((*one, *more) for one, more in zip(drawn.texts, opponents.texts, strict=True))
     ended = tuple((*one, *more) for one, more in zip(drawn.ended, opponents.ended, strict=True))
     return Draw(groups=tuple(groups), texts=texts, ended=ended)
 
 
 def win_rates(groups: Sequence[Group]) -> list[Group]:
-    """Without the opponents, the last completion of each: a completion's reward becomes P(it beats the opponent's), a tie 1/2.
+    """Without the opponents, the last completion of each: a completion's reward becomes P(it beats the
+    opponent's), a tie 1/2.
 
     Without the opponent's reward nothing is known of a group's, and none is given.
     """
     found = []
     for group in groups:
         *mine, other = group.rewards
-        rates = tuple(None if one is None or other is None else 0.5 * ((one > other) + (one >= other)) for one in mine)
+        rates = tuple(
+            None if one is None or other is None else 0.5 * ((one > other) + (one >= other)) for one in mine
+        )
         found.append(replace(take_completions(group, range(len(mine)), ()), rewards=rates, sources=()))
     return found
 
@@ -176,9 +224,13 @@ def judge_draw(drawn: Draw, judge: Judge, records: Sequence[Record]) -> tuple[li
     """
     counts = [[len(ids) for ids in group.completions] for group in drawn.groups]
     asked = questions(records, drawn.texts, drawn.ended, counts, judge.sampling.max_new_tokens)
-    verdicts = ask(judge.reward, judge.reward_name, asked.prompts, asked.completions, asked.columns, judge.timeout_s)
+    verdicts = ask(
+        judge.reward, judge.reward_name, asked.prompts, asked.completions, asked.columns, judge.timeout_s
+    )
     rewards = iter(verdicts.rewards)
-    groups = [replace(group, rewards=tuple(next(rewards) for _ in group.completions)) for group in drawn.groups]
+    groups = [
+        replace(group, rewards=tuple(next(rewards) for _ in group.completions)) for group in drawn.groups
+    ]
     return groups, verdicts
 
 
@@ -192,6 +244,9 @@ def select_groups(
     if selection is not None:
         kept, selected = apply(selection, groups, seed)
         return kept, selected.dropped
-    known = {i: [k for k, reward in enumerate(group.rewards) if reward is not None] for i, group in enumerate(groups)}
+    known = {
+        i: [k for k, reward in enumerate(group.rewards) if reward is not None]
+        for i, group in enumerate(groups)
+    }
     kept = [take_completions(groups[i], places, ()) for i, places in known.items() if places]
     return kept, {NO_REWARD: len(groups) - len(kept)} if len(kept) < len(groups) else {}

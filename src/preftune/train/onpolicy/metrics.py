@@ -7,9 +7,9 @@ from itertools import chain
 
 import numpy as np
 
-from preftune.train.onpolicy.collect import Draw
-from preftune.rewards.prompts import prompt_text
 from preftune.rewards import Verdicts
+from preftune.rewards.questions import prompt_text
+from preftune.train.onpolicy.collect import Draw
 from preftune.train.sources import Taken
 from preftune.types import Group, Record
 
@@ -38,22 +38,36 @@ class News:
     gaps: tuple[float, ...] = ()
     comparable: int = 0  # prompts with two rewards or more
     equal: int = 0  # of these, those whose rewards are all the same
-    centred: tuple[tuple[float, float], ...] = ()  # reward and length of a completion, less the mean of its prompt
+    centred: tuple[
+        tuple[float, float], ...
+    ] = ()  # reward and length of a completion, less the mean of its prompt
     rows: tuple[Mapping[str, object], ...] = ()
     drawing: float = 0.0  # seconds
     must_be_done: float = 0.0  # operations of what was drawn here, as `work_of` counts them
 
     def joined(
-        self, drawn: Draw, groups: Sequence[Group], records: Sequence[Record], verdicts: Verdicts, dropped: Mapping[str, int],
+        self,
+        drawn: Draw,
+        groups: Sequence[Group],
+        records: Sequence[Record],
+        verdicts: Verdicts,
+        dropped: Mapping[str, int],
         made: "Drawn | None",
-    ) -> "News":  # fmt: skip
+    ) -> "News":
         """And one draw more; `made` is None for one that a run before had made."""
         lengths = [[len(ids) for ids in group.completions] for group in groups]
         rows = [
-            {"prompt": prompt_text(record), "completions": list(texts), "rewards": list(group.rewards), "ended": list(ended),
-             "num_tokens": counts}
-            for record, texts, group, ended, counts in zip(records, drawn.texts, groups, drawn.ended, lengths, strict=True)
-        ]  # fmt: skip
+            {
+                "prompt": prompt_text(record),
+                "completions": list(texts),
+                "rewards": list(group.rewards),
+                "ended": list(ended),
+                "num_tokens": counts,
+            }
+            for record, texts, group, ended, counts in zip(
+                records, drawn.texts, groups, drawn.ended, lengths, strict=True
+            )
+        ]
         known = [reward for reward in verdicts.rewards if reward is not None]
         judged = [
             [(reward, size) for reward, size in zip(group.rewards, sizes, strict=True) if reward is not None]
@@ -62,26 +76,40 @@ class News:
         several = [pairs for pairs in judged if len(pairs) > 1]
         equal = sum(len({reward for reward, _ in pairs}) == 1 for pairs in several)
         return News(
-            num_prompts=self.num_prompts + len(groups), num_asked=self.num_asked + len(verdicts.rewards),
+            num_prompts=self.num_prompts + len(groups),
+            num_asked=self.num_asked + len(verdicts.rewards),
             num_none=self.num_none + len(verdicts.rewards) - len(known),
-            parse_failures=self.parse_failures + verdicts.parse_failures, rewards=(*self.rewards, *known),
-            ended=(*self.ended, *chain.from_iterable(drawn.ended)), lengths=(*self.lengths, *chain.from_iterable(lengths)),
-            dropped=Counter(self.dropped) + Counter(dropped), gaps=self.gaps if made is None else (*self.gaps, made.gap),
-            comparable=self.comparable + len(several), equal=self.equal + equal,
+            parse_failures=self.parse_failures + verdicts.parse_failures,
+            rewards=(*self.rewards, *known),
+            ended=(*self.ended, *chain.from_iterable(drawn.ended)),
+            lengths=(*self.lengths, *chain.from_iterable(lengths)),
+            dropped=Counter(self.dropped) + Counter(dropped),
+            gaps=self.gaps if made is None else (*self.gaps, made.gap),
+            comparable=self.comparable + len(several),
+            equal=self.equal + equal,
             centred=(*self.centred, *chain.from_iterable(map(_centred, several))),
-            rows=(*self.rows, *rows), drawing=self.drawing + (0.0 if made is None else made.seconds),
+            rows=(*self.rows, *rows),
+            drawing=self.drawing + (0.0 if made is None else made.seconds),
             must_be_done=self.must_be_done + (0.0 if made is None else made.must_be_done),
-        )  # fmt: skip
+        )
 
     def taken(self, step: int, seconds: float, used: Callable[[float, float], float]) -> Taken:
-        """The metrics of a collection that took so long; `used` is the utilisation by some operations in some seconds."""
+        """The metrics of a collection that took so long; `used` is the utilisation by some operations in some
+        seconds.
+        """
         metrics = {
-            "completions/ended": float(np.mean(self.ended)), "completions/length": float(np.mean(self.lengths)),
-            "collect/left_out": float(sum(self.dropped.values())), "collect/no_reward": float(self.num_none),
-            "collect/parse_failures": float(self.parse_failures), "collect_time": seconds,
-        }  # fmt: skip
+            "completions/ended": float(np.mean(self.ended)),
+            "completions/length": float(np.mean(self.lengths)),
+            "collect/left_out": float(sum(self.dropped.values())),
+            "collect/no_reward": float(self.num_none),
+            "collect/parse_failures": float(self.parse_failures),
+            "collect_time": seconds,
+        }
         if self.rewards:
-            metrics |= {"collect/reward": float(np.mean(self.rewards)), "collect/reward_std": float(np.std(self.rewards))}
+            metrics |= {
+                "collect/reward": float(np.mean(self.rewards)),
+                "collect/reward_std": float(np.std(self.rewards)),
+            }
         if self.comparable:
             metrics["collect/equal_rewards"] = self.equal / self.comparable
         reward, length = np.array(self.centred).reshape(-1, 2).T
@@ -92,9 +120,13 @@ class News:
         if self.gaps:
             metrics["sampler_gap"] = float(np.mean(self.gaps))
         return Taken(
-            groups=[], prompts_seen=self.num_prompts, samples_drawn=self.num_asked, reward_queries=self.num_asked,
-            metrics=metrics, completions=tuple({"step": step, **row} for row in self.rows),
-        )  # fmt: skip
+            groups=[],
+            prompts_seen=self.num_prompts,
+            samples_drawn=self.num_asked,
+            reward_queries=self.num_asked,
+            metrics=metrics,
+            completions=tuple({"step": step, **row} for row in self.rows),
+        )
 
 
 def _centred(pairs: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:

@@ -1,4 +1,6 @@
-"""The on-policy source: it draws collections from the policy, has them judged, and hands out their groups step by step."""
+"""The on-policy source: it draws collections from the policy, has them judged, and hands out their groups
+step by step.
+"""
 
 import json
 import time
@@ -11,9 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.errors import TrainingError
+from preftune.model.cost import Shape, utilisation, work_of
+from preftune.model.layout import LayoutOptions, collate, split_micro_batches
+from preftune.model.policy import Policy, adapter_weights, score
+from preftune.progress import Reporter
 from preftune.sampling.agreement import agreement, check_agreement
+from preftune.sampling.sample import Blend, Sampled
 from preftune.selection.choices import Selection
 from preftune.train.onpolicy.collect import (
     CollectOptions,
@@ -25,18 +31,16 @@ from preftune.train.onpolicy.collect import (
     win_rates,
     with_opponents,
 )
-from preftune.sampling.sample import Blend, Sampled
-from preftune.model.cost import Shape, utilisation, work_of
-from preftune.model.policy import Policy, adapter_weights, score
+from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.metrics import Drawn, News
 from preftune.train.processes import ALONE, Processes
-from preftune.progress import Reporter
-from preftune.train.onpolicy.follower import Follower
 from preftune.train.sources import OfflineSource, Taken
 from preftune.types import Group, Record
 
 TIES, OPPONENTS = 2**41, 2**42
-"""Where the numbers of the noise begin that breaks ties, and of that which opponents draw with; beyond those of draws."""
+"""Where the numbers of the noise begin that breaks ties, and of that which opponents draw with; beyond those
+of draws.
+"""
 
 MOST_DRAWS = 10
 """Draws for one collection before the run stops: by then the reward tells no completions apart."""
@@ -67,18 +71,35 @@ class _State:
 class OnPolicySource:
     """Collections of the policy's own completions.
 
-    It holds the policy, which the training moves. Draws follow from the seed, their number and the policy's weights alone.
+    It holds the policy, which the training moves. Draws follow from the seed, their number and the policy's
+    weights alone.
     """
 
     def __init__(
-        self, *, policy: Policy, judge: Judge, prompts: Sequence[Group], records: Mapping[str, Record], data: Sequence[Group],
-        options: CollectOptions, selection: Selection | None, layout: LayoutOptions, batch_size: int, seed: int,
-        wants_values: bool, tolerance: float, report: Reporter, follower: Follower | None = None,
-        opponent: Blend | None = None, processes: Processes = ALONE,
-    ):  # fmt: skip
-        """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out ones included.
-        Completions come from the server of `follower`, if there is one, and else from the policy in this process; the one
-        more of `opponent` always from here. Several processes draw a share of the prompts each; all get everything."""
+        self,
+        *,
+        policy: Policy,
+        judge: Judge,
+        prompts: Sequence[Group],
+        records: Mapping[str, Record],
+        data: Sequence[Group],
+        options: CollectOptions,
+        selection: Selection | None,
+        layout: LayoutOptions,
+        batch_size: int,
+        seed: int,
+        wants_values: bool,
+        tolerance: float,
+        report: Reporter,
+        follower: Follower | None = None,
+        opponent: Blend | None = None,
+        processes: Processes = ALONE,
+    ):
+        """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out
+        ones included. Completions come from the server of `follower`, if there is one, and else from the
+        policy in this process; the one more of `opponent` always from here. Several processes draw a share of
+        the prompts each; all get everything.
+        """
         self.processes = processes
         self.policy, self.judge, self.options, self.selection = policy, judge, options, selection
         self.layout, self.batch_size, self.seed = layout, batch_size, seed
@@ -87,7 +108,9 @@ class OnPolicySource:
         self.records, self.follower, self.opponent = records, follower, opponent
         self._order = OfflineSource(groups=prompts, batch_size=self.prompts_each, seed=seed)
         share = options.data_share
-        self._data = OfflineSource(groups=data, batch_size=max(1, round(share / (1 - share) * self.prompts_each)), seed=seed)
+        self._data = OfflineSource(
+            groups=data, batch_size=max(1, round(share / (1 - share) * self.prompts_each)), seed=seed
+        )
         self._state = _State()
 
     @property
@@ -131,9 +154,11 @@ class OnPolicySource:
         return self.options.epochs * -(-num_groups // self.batch_size)
 
     def supply(self, step: int) -> Taken:
-        """Groups of step 1, 2, ...; draws a collection first when the one before has been gone over `epochs` times.
+        """Groups of step 1, 2, ...; draws a collection first when the one before has been gone over `epochs`
+        times.
 
-        No groups at all say that nothing is left to learn: the policy's completions of a prompt have the same reward.
+        No groups at all say that nothing is left to learn: the policy's completions of a prompt have the same
+        reward.
         """
         state, news = self._state, Taken(groups=[])
         pool = [group for collection in state.current for group in collection.groups]
@@ -147,7 +172,9 @@ class OnPolicySource:
         order = np.random.default_rng([self.seed, 1, state.current[-1].number, epoch]).permutation(len(pool))
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
         staleness = float(np.mean([step - 1 - drawn_at[i] for i in chosen]))
-        return replace(news, groups=[pool[i] for i in chosen], metrics={**news.metrics, "staleness": staleness})
+        return replace(
+            news, groups=[pool[i] for i in chosen], metrics={**news.metrics, "staleness": staleness}
+        )
 
     def _advance(self, step: int) -> Taken:
         """The next collection comes into use, if there is one."""
@@ -164,10 +191,14 @@ class OnPolicySource:
         return news.taken(step, time.perf_counter() - started, self._used)
 
     def _used(self, operations: float, seconds: float) -> float:
-        return utilisation(operations, seconds, self.policy.device, self.policy.precision, self.processes.size)
+        return utilisation(
+            operations, seconds, self.policy.device, self.policy.precision, self.processes.size
+        )
 
     def _collect(self, step: int, news: News) -> News:
-        """Draw until the collection holds something (or is full, with `fill`), and put it behind those that wait."""
+        """Draw until the collection holds something (or is full, with `fill`), and put it behind those that
+        wait.
+        """
         state = self._state
         for _ in range(MOST_DRAWS):
             news = self._gather(step, news)
@@ -177,9 +208,12 @@ class OnPolicySource:
             return news
         if not state.gathered:
             reasons = ", ".join(f"{count} prompts: {reason}" for reason, count in news.dropped.items())
-            raise TrainingError("The completions teach nothing", got=f"after {MOST_DRAWS} draws {reasons}",
-                                expected="completions of one prompt with different rewards",
-                                do="Raise --sampling.num_completions or the temperature, or look at the reward")  # fmt: skip
+            raise TrainingError(
+                "The completions teach nothing",
+                got=f"after {MOST_DRAWS} draws {reasons}",
+                expected="completions of one prompt with different rewards",
+                do="Raise --sampling.num_completions or the temperature, or look at the reward",
+            )
         groups = state.gathered[: self.prompts_each]
         if self._data.groups:
             groups = [*groups, *self._data.take(state.collections + 1)]
@@ -207,26 +241,36 @@ class OnPolicySource:
         return news.joined(drawn, groups, records, verdicts, dropped, made)
 
     def drawn(
-        self, prompts: Sequence[Group], judge: Judge, number: int, progress: Callable[[int, int], None],
+        self,
+        prompts: Sequence[Group],
+        judge: Judge,
+        number: int,
+        progress: Callable[[int, int], None],
         blend: Blend | None = None,
-    ) -> tuple[Draw, list[list[Sampled]]]:  # fmt: skip
+    ) -> tuple[Draw, list[list[Sampled]]]:
         """Completions of the policy as it is now, or of a blend; `number` settles the noise."""
         seed, places = draw_seed(self.seed, number), list(range(len(prompts)))
         if self.follower is not None and blend is None:
             follower, adapter = self.follower, adapter_weights(self.policy, self.processes.is_main)
             return self.processes.from_main(
-                lambda: draw(self.policy.model, judge, prompts, seed, places, progress, server=follower.follow(adapter))
+                lambda: draw(
+                    self.policy.model, judge, prompts, seed, places, progress, server=follower.follow(adapter)
+                )
             )
         mine = places[self.processes.rank :: self.processes.size]
         low = torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.precision == "bf16")
         with self.policy.whole(), nullcontext() if blend is None else blend.around(), low:
-            own = draw(self.policy.model, judge, [prompts[i] for i in mine], seed, mine, progress, blend=blend)
+            own = draw(
+                self.policy.model, judge, [prompts[i] for i in mine], seed, mine, progress, blend=blend
+            )
         return joined_draws(self.processes.gather(own)) if self.processes.size > 1 else own
 
     def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, Drawn]:
         """Completions; stops if the trainer's log-probabilities of some of them are not the sampler's."""
         policy, number, started = self.policy, self._state.draws, time.perf_counter()
-        drawn, ones = self.drawn(prompts, self.judge, number, lambda done, of: self.report.update("sample", done, of))
+        drawn, ones = self.drawn(
+            prompts, self.judge, number, lambda done, of: self.report.update("sample", done, of)
+        )
         seconds = time.perf_counter() - started
         few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
         found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
@@ -268,9 +312,10 @@ def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Dra
     count = sum(len(draw.groups) for draw, _ in parts)
     order = [divmod(place, len(parts)) for place in range(count)]
     return Draw(
-        groups=tuple(parts[rank][0].groups[i] for i, rank in order), texts=tuple(parts[rank][0].texts[i] for i, rank in order),
+        groups=tuple(parts[rank][0].groups[i] for i, rank in order),
+        texts=tuple(parts[rank][0].texts[i] for i, rank in order),
         ended=tuple(parts[rank][0].ended[i] for i, rank in order),
-    ), [parts[rank][1][i] for i, rank in order]  # fmt: skip
+    ), [parts[rank][1][i] for i, rank in order]
 
 
 def draw_seed(seed: int, number: int) -> int:
@@ -281,48 +326,84 @@ def draw_seed(seed: int, number: int) -> int:
 def _plain_state(state: _State) -> dict[str, Any]:
     drawn = state.unjudged
     return {
-        "draws": state.draws, "collections": state.collections, "begun": state.begun,
+        "draws": state.draws,
+        "collections": state.collections,
+        "begun": state.begun,
         "current": [_plain_collection(one) for one in state.current],
         "waiting": [_plain_collection(one) for one in state.waiting],
         "gathered": [plain_group(group) for group in state.gathered],
-        "unjudged": None if drawn is None else {
-            "groups": [plain_group(group) for group in drawn.groups], "texts": drawn.texts, "ended": drawn.ended,
+        "unjudged": None
+        if drawn is None
+        else {
+            "groups": [plain_group(group) for group in drawn.groups],
+            "texts": drawn.texts,
+            "ended": drawn.ended,
         },
-    }  # fmt: skip
+    }
 
 
 def _state_of(plain: Mapping[str, Any]) -> _State:
     drawn = plain["unjudged"]
     return _State(
-        draws=plain["draws"], collections=plain["collections"], begun=plain["begun"],
-        current=[_collection_of(one) for one in plain["current"]], waiting=[_collection_of(one) for one in plain["waiting"]],
+        draws=plain["draws"],
+        collections=plain["collections"],
+        begun=plain["begun"],
+        current=[_collection_of(one) for one in plain["current"]],
+        waiting=[_collection_of(one) for one in plain["waiting"]],
         gathered=[group_of(one) for one in plain["gathered"]],
-        unjudged=None if drawn is None else Draw(
-            groups=tuple(group_of(one) for one in drawn["groups"]), texts=tuple(map(tuple, drawn["texts"])),
+        unjudged=None
+        if drawn is None
+        else Draw(
+            groups=tuple(group_of(one) for one in drawn["groups"]),
+            texts=tuple(map(tuple, drawn["texts"])),
             ended=tuple(map(tuple, drawn["ended"])),
         ),
-    )  # fmt: skip
+    )
 
 
 def _plain_collection(collection: Collection) -> dict[str, Any]:
-    return {"number": collection.number, "step": collection.step, "groups": [plain_group(one) for one in collection.groups]}
+    return {
+        "number": collection.number,
+        "step": collection.step,
+        "groups": [plain_group(one) for one in collection.groups],
+    }
 
 
 def _collection_of(plain: Mapping[str, Any]) -> Collection:
-    return Collection(number=plain["number"], step=plain["step"], groups=tuple(group_of(one) for one in plain["groups"]))
+    return Collection(
+        number=plain["number"], step=plain["step"], groups=tuple(group_of(one) for one in plain["groups"])
+    )
 
 
-_ARRAYS = {"completions": np.int32, "scored": np.bool_, "behaviour_logp": np.float32, "behaviour_value": np.float32}
+_ARRAYS = {
+    "completions": np.int32,
+    "scored": np.bool_,
+    "behaviour_logp": np.float32,
+    "behaviour_value": np.float32,
+}
 
 
 def plain_group(group: Group) -> dict[str, Any]:
     """A group as JSON holds it, without loss: a float32 is a double exactly."""
     arrays = {name: [array.tolist() for array in getattr(group, name)] for name in _ARRAYS}
-    return {one.name: getattr(group, one.name) for one in fields(Group)} | arrays | {"prompt": group.prompt.tolist()}
+    return (
+        {one.name: getattr(group, one.name) for one in fields(Group)}
+        | arrays
+        | {"prompt": group.prompt.tolist()}
+    )
 
 
 def group_of(plain: Mapping[str, Any]) -> Group:
-    arrays: dict[str, Any] = {name: tuple(np.array(one, dtype=kind) for one in plain[name]) for name, kind in _ARRAYS.items()}
-    others: dict[str, Any] = {name: tuple(plain[name]) for name in ("probabilities", "labels", "rewards", "sources")}
-    return Group(prompt=np.array(plain["prompt"], dtype=np.int32), pairs=tuple(map(tuple, plain["pairs"])),
-                 origin=plain["origin"], **others, **arrays)  # fmt: skip
+    arrays: dict[str, Any] = {
+        name: tuple(np.array(one, dtype=kind) for one in plain[name]) for name, kind in _ARRAYS.items()
+    }
+    others: dict[str, Any] = {
+        name: tuple(plain[name]) for name in ("probabilities", "labels", "rewards", "sources")
+    }
+    return Group(
+        prompt=np.array(plain["prompt"], dtype=np.int32),
+        pairs=tuple(map(tuple, plain["pairs"])),
+        origin=plain["origin"],
+        **others,
+        **arrays,
+    )

@@ -1,0 +1,56 @@
+"""The command `compare`: methods under an equal budget, each tuned, on several seeds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from preftune.cli.output import print_json
+from preftune.cli.settings import parse_settings
+from preftune.model.load import quiet_transformers
+from preftune.progress import Reporter
+from preftune.race.options import CompareConfig
+from preftune.race.report import RaceTable, race_table
+from preftune.race.run import COMPARISON, PAGE, compare
+from preftune.terminal import clean_terminal
+
+
+def _tell(config: CompareConfig, table: RaceTable, content: Mapping[str, Any]) -> None:
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for heading in table.headings:
+        shown.add_column(heading, overflow="fold")
+    for cells in table.cells():
+        shown.add_row(*cells)
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=1000)).print(shown)
+    print(table.summary)
+    lines = [f"page    {Path(config.output) / PAGE}", f"numbers {Path(config.output) / COMPARISON}"]
+    if content["model"] is not None:
+        lines.append(f"model   {Path(config.output) / content['model']}")
+    print(clean_terminal("\n".join(lines)))
+
+
+def run(arguments: Sequence[str]) -> int:
+    quiet_transformers()
+    settings = parse_settings(
+        CompareConfig,
+        arguments,
+        prog="preftune compare",
+        description="Methods under an equal budget, tuned, on several seeds.",
+    )
+    report = Reporter(quiet=settings.json)
+    try:
+        content = compare(settings, report)
+    except KeyboardInterrupt:
+        report.note(
+            f"\nInterrupted. Nothing is lost: the same command goes on with what is in {settings.output}"
+        )
+        raise
+    if settings.json:
+        print_json(content)
+    else:
+        _tell(settings, race_table(content), content)
+    return 0

@@ -1,0 +1,65 @@
+"""The command `inspect`: what is in a data file, as the tokenizer of a model reads it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.text import Text
+
+from preftune.cli.output import print_json
+from preftune.cli.settings import parse_settings
+from preftune.data.inspect import inspect_data
+from preftune.data.options import DataOptions
+from preftune.errors import ConfigError
+from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
+from preftune.terminal import clean_terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What is in a data file, as a model's tokeniser sees it.
+
+    Args:
+        data: preference data: a file, a folder or a hub id.
+        model: whose tokeniser and template to use.
+        examples: rows to show.
+        json: print JSON.
+        rows: how data files become groups of tokens.
+        loading: what may be loaded beside plain tensors.
+    """
+
+    data: str
+    model: str = "smollm2-135m-instruct"
+    examples: int = 3
+    json: bool = False
+    rows: DataOptions = field(default_factory=DataOptions)
+    loading: LoadOptions = field(default_factory=LoadOptions)
+
+    def __post_init__(self) -> None:
+        if self.examples < 0:
+            raise ConfigError("examples is out of range", got=self.examples, expected="0 or more")
+        if self.json and self.examples != 3:
+            raise ConfigError("examples has no effect with json", got=self.examples, do="Leave one out")
+
+
+def run(arguments: Sequence[str]) -> int:
+    quiet_transformers()
+    settings = parse_settings(
+        InspectConfig,
+        arguments,
+        prog="preftune inspect",
+        positional="data",
+        description="What is in a data file, as a model's tokeniser sees it.",
+    )
+    tokenizer = load_tokenizer(resolve_model(settings.model), settings.loading)
+    found = inspect_data(settings.data, tokenizer, settings.rows)
+    if settings.json:
+        print_json(found.as_dict())
+        return 0
+    console = Console(highlight=False)
+    for line in found.lines():
+        console.print(Text(clean_terminal(line)), soft_wrap=True)
+    for text in found.samples(settings.examples):
+        console.print()
+        console.print(text, soft_wrap=True)
+    return 0

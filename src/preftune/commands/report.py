@@ -1,0 +1,59 @@
+"""The command `report`: draw the page of a run again, or compare several runs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from preftune.cli.output import print_json
+from preftune.cli.settings import parse_settings
+from preftune.errors import ConfigError
+from preftune.report.page import write_comparison, write_report
+from preftune.terminal import clean_terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Draw the page of a run again, or of several over one another.
+
+    Args:
+        runs: run folders.
+        output: the page of several runs.
+        json: print the path as JSON.
+    """
+
+    runs: list[str]
+    output: str | None = None
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError(
+                "report wants a run folder", got="none", expected="preftune report RUN [RUN ...]"
+            )
+        if len(self.runs) > 1 and self.output is None:
+            raise ConfigError(
+                "Several runs need a page of their own", got="no output", do="Add --output FILE.html"
+            )
+        if len(self.runs) == 1 and self.output is not None:
+            raise ConfigError(
+                "output has no effect for one run", got=self.output, do="Its page is RUN/report.html"
+            )
+
+
+def run(arguments: Sequence[str]) -> int:
+    words = list(arguments)
+    bare = []
+    while words and not words[0].startswith("-"):
+        bare.append(words.pop(0))
+    runs = ["--runs", json.dumps(bare)] if bare else []
+    settings = parse_settings(
+        ReportConfig,
+        [*runs, *words],
+        prog="preftune report",
+        description="Draw the page of a run again, or of several: preftune report RUN [RUN ...]",
+    )
+    folders = [Path(run) for run in settings.runs]
+    page = write_comparison(folders, Path(settings.output)) if settings.output else write_report(folders[0])
+    print_json({"page": str(page)}) if settings.json else print(clean_terminal(str(page)))
+    return 0

@@ -1,0 +1,222 @@
+"""The command `sample`: completions of a prompt or of a file of prompts, or a chat."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
+from preftune.cli.settings import parse_settings
+from preftune.data.options import DataOptions
+from preftune.data.prepare import load_prompts
+from preftune.data.render import make_renderer
+from preftune.errors import ConfigError, ServerError, storage_error
+from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
+from preftune.progress import Reporter
+from preftune.sampling.client import ServerOptions
+from preftune.sampling.engine import choose_engine
+from preftune.sampling.sample import Sampled, SampleOptions, load_sampler, sample
+from preftune.sampling.server import sample_server
+from preftune.terminal import clean_terminal
+from preftune.types import Message, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Completions of a model: of one prompt, of a file of prompts, or in a chat when neither is given.
+
+    Args:
+        model: a run's final/ folder, or any name that `train` takes; with a server, the model whose tokeniser
+            and template its model has.
+        prompt: one prompt.
+        prompts: a data file; only its prompts are used.
+        output: write JSON lines {prompt, completions, ended, num_tokens, budget, the other columns of the
+            prompts} here instead of printing. With a server, what is drawn is kept in a journal beside it
+            until all is there, and the same command goes on from it.
+        seed: of the draw.
+        precision: "fp32" or "bf16".
+        device: "auto" takes a GPU if there is one.
+        json: print JSON lines.
+        sampling: how completions are drawn.
+        server: draw from an OpenAI-compatible server instead of in this process.
+        rows: how data files become groups of tokens.
+        loading: what may be loaded beside plain tensors.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    prompt: str | None = None
+    prompts: str | None = None
+    output: str | None = None
+    seed: int = 0
+    precision: Precision = "fp32"
+    device: str = "auto"
+    json: bool = False
+    sampling: SampleOptions = field(default_factory=SampleOptions)
+    server: ServerOptions = field(default_factory=ServerOptions)
+    rows: DataOptions = field(default_factory=DataOptions)
+    loading: LoadOptions = field(default_factory=LoadOptions)
+
+    def __post_init__(self) -> None:
+        if self.server.url:
+            here = {
+                "precision": self.precision != "fp32",
+                "device": self.device != "auto",
+                "sampling.sample_batch": self.sampling.sample_batch != SampleOptions().sample_batch,
+            }
+            for name in [name for name, given in here.items() if given]:
+                raise ConfigError(
+                    f"{name} has no effect on a server",
+                    got=f"server.url {self.server.url}",
+                    do="Leave it out",
+                )
+        if self.prompt is not None and self.prompts is not None:
+            raise ConfigError("prompt and prompts exclude each other", got="both", expected="one of them")
+        if self.output is not None and self.prompts is None:
+            raise ConfigError(
+                "output has no effect without prompts", got=self.output, do="Add --prompts FILE"
+            )
+        if self.json and self.prompt is None and self.prompts is None:
+            raise ConfigError(
+                "json has no effect in a chat",
+                got="neither prompt nor prompts",
+                do="Add --prompt TEXT or --prompts FILE",
+            )
+        if self.sampling.num_completions > 1 and self.prompt is None and self.prompts is None:
+            raise ConfigError(
+                "num_completions has no effect in a chat",
+                got=self.sampling.num_completions,
+                do="Add --prompt TEXT or --prompts FILE",
+            )
+        check_seed(self.seed)
+        if self.prompts is None:
+            refuse_idle_rows(self.rows, ("template",), "a prompt that is typed")
+        else:
+            refuse_idle_rows(self.rows, READING_OPTIONS, "prompts")
+
+
+def run(arguments: Sequence[str]) -> int:
+    quiet_transformers()
+    settings = parse_settings(
+        SampleConfig,
+        arguments,
+        prog="preftune sample",
+        description="Completions of a model; without a prompt, a chat.",
+    )
+    report = Reporter(quiet=settings.json or settings.prompt is not None)
+    records: Sequence[Record] = []
+    if settings.prompt is not None:
+        records = [Record(prompt=settings.prompt, completions=(), origin="--prompt")]
+    elif settings.prompts is not None:
+        records = load_prompts(settings.prompts, settings.rows, report)
+    draw = _drawing(settings, report)
+    if not records:
+        return _chat(settings, draw)
+    _tell_samples(
+        settings, records, draw(records, settings.seed, lambda done, of: report.update("sample", done, of))
+    )
+    return 0
+
+
+def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[list[Sampled]]]:
+    """A function of records, seed and progress that draws from the server or in this process."""
+    if not settings.server.url:
+        model, renderer = load_sampler(
+            settings.model, settings.loading, settings.precision, settings.device, settings.rows.template
+        )
+        engine, reason = choose_engine(model)
+        if reason:
+            report.note(f"prompts are {engine} for every completion: {reason}")
+        return lambda records, seed, progress: sample(
+            model,
+            renderer,
+            [renderer.render(record).prompt for record in records],
+            settings.sampling,
+            seed,
+            progress,
+            engine=engine,
+        )
+    renderer = make_renderer(
+        load_tokenizer(resolve_model(settings.model), settings.loading), settings.rows.template
+    )
+    journal = _journal_of(settings)
+    if journal is not None and journal.exists():
+        report.note(f"going on with what {journal} holds")
+
+    def draw(
+        records: Sequence[Record], seed: int, progress: Callable[[int, int], None]
+    ) -> list[list[Sampled]]:
+        try:
+            return sample_server(
+                settings.server, renderer, records, settings.sampling, seed, progress, journal=journal
+            )
+        except ServerError:
+            if journal is not None and journal.exists():
+                report.note(f"what was drawn is kept in {journal}; the same command goes on from it")
+            raise
+
+    return draw
+
+
+def _journal_of(settings: SampleConfig) -> Path | None:
+    return None if settings.output is None or not settings.server.url else Path(f"{settings.output}.journal")
+
+
+def sample_rows(
+    records: Sequence[Record], drawn: Sequence[Sequence[Sampled]], options: SampleOptions
+) -> list[dict[str, object]]:
+    """A row for each prompt, as rewards and training read it."""
+    return [
+        {
+            **record.columns,
+            "prompt": record.prompt if isinstance(record.prompt, str) else [asdict(m) for m in record.prompt],
+            "completions": [one.text for one in ones],
+            "ended": [one.ended for one in ones],
+            "num_tokens": [len(one.token_ids) for one in ones],
+            "budget": options.max_new_tokens,
+        }
+        for record, ones in zip(records, drawn, strict=True)
+    ]
+
+
+def _tell_samples(
+    settings: SampleConfig, records: Sequence[Record], drawn: Sequence[Sequence[Sampled]]
+) -> None:
+    rows = sample_rows(records, drawn, settings.sampling)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if settings.output is not None:
+        try:
+            Path(settings.output).write_text(lines, encoding="utf-8")
+        except OSError as error:
+            raise storage_error("write the samples", settings.output, error) from error
+        if (journal := _journal_of(settings)) is not None:
+            journal.unlink(missing_ok=True)
+        print(
+            clean_terminal(
+                f"{len(rows)} prompts with {settings.sampling.num_completions} completions each in {settings.output}"
+            )
+        )
+    elif settings.json:
+        print("".join(json.dumps(row) + "\n" for row in rows), end="")
+    else:
+        for row, ones in zip(rows, drawn, strict=True):
+            if len(rows) > 1:
+                print(f"# {clean_terminal(str(row['prompt']))}")
+            for one in ones:
+                print(clean_terminal(one.text) + ("" if one.ended else " [cut off by max_new_tokens]"))
+
+
+def _chat(settings: SampleConfig, draw: Callable[..., list[list[Sampled]]]) -> int:
+    """Turn by turn on standard input; an empty line or the end of the input closes it."""
+    print("chat: write and press Enter; an empty line ends it", file=sys.stderr)
+    turns: list[Message] = []
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return 0
+        turns.append(Message(role="user", content=line))
+        record = Record(prompt=tuple(turns), completions=(), origin="chat")
+        [[answer, *_]] = draw([record], settings.seed + len(turns), lambda done, of: None)
+        print(clean_terminal(answer.text), flush=True)
+        turns.append(Message(role="assistant", content=answer.text))
