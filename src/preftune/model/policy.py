@@ -16,7 +16,6 @@ from preftune.model.attention_masks import attention_inputs
 from preftune.model.attention_segments import segment_lengths, window_inputs
 from preftune.model.kernels.recompute import recomputing
 from preftune.model.layout import LayoutOptions, Sharing, collate
-from preftune.model.policy import hidden_states, model_head, to_device
 from preftune.model.scoring import Head, HeadScores, score_tokens
 from preftune.model.shard import ShardOptions, Shards, cut_up, full_tensors
 from preftune.types import Batch, Group, TokenScores
