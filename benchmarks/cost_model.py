@@ -66,7 +66,7 @@ class Decoder:
         attention and its copy in a row; gate and up. bf16 under autocast: 28 hidden + 8 keys + 6
         inner: what norms keep and what attention reads and writes (on a CPU) in fp32; the rest in bf16, the
             norms' outputs once for
-        each of the five products that read them. Elsewhere than on a CPU norms keep their normalised input
+        each of the five products that read them. Elsewhere than on a CPU norms keep their normalized input
         too, 8 hidden more. Completions that share a prompt have a copy of its keys and values each, which is
         not in it. Checkpointed: the layer's input.
         """

@@ -1,9 +1,9 @@
-"""Does the quick engine of tokens (fastokens) give what each tokeniser's own engine gives?
+"""Does the quick engine of tokens (fastokens) give what each tokenizer's own engine gives?
 
     python benchmarks/engines_agree.py [FILE.jsonl[.gz] ...] [--tokenizers PATH/tokenizer.json ...] [--texts
     40000] [--json]
 
-Compared are, for each tokeniser: every string in the files; made-up texts of pieces of all kinds, its added
+Compared are, for each tokenizer: every string in the files; made-up texts of pieces of all kinds, its added
 tokens among them; and every character of the Basic Multilingual Plane between blanks and between digits. Told
 are texts that differ, how many of them the package would have trusted it with (`preftune.data.fast_tokens`),
 and how much faster it was.

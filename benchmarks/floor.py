@@ -6,7 +6,7 @@
 The floor is the operations that must be done (each prompt once, the head at scored tokens, attention between
 positions that see each other; `preftune.model.cost`) over the rate of a plain matrix product, measured in the
 same turn, once as the package multiplies and once as PyTorch does by itself. For each precision
-and size of micro-batch: forward and backward of all pairs, without the optimiser, in turns; then one pass
+and size of micro-batch: forward and backward of all pairs, without the optimizer, in turns; then one pass
 under PyTorch's profiler, whose own cost is in it, by kind of operator.
 """
 

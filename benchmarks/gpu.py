@@ -66,7 +66,7 @@ from preftune.objectives.rloo import RLOO
 from preftune.objectives.sft import SFT
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
-from preftune.train.optim import make_optimiser
+from preftune.train.optim import make_optimizer
 from preftune.train.options import OptimOptions
 from preftune.train.setup import learned_groups
 from preftune.train.step import run_step
@@ -242,13 +242,13 @@ def our_step(case: Case, shape: Shape, groups: Sequence[Group], device: torch.de
     kept = list(learned_groups(groups, objective))
     score = make_score(policy, objective, make_anchors(case.method, policy, kept, layout))
     parameters = list(policy.trainable().values())
-    optimiser = make_optimiser(parameters, OptimOptions(learning_rate=shape.learning_rate))
+    optimizer = make_optimizer(parameters, OptimOptions(learning_rate=shape.learning_rate))
 
     def step(number: int) -> float:
         pieces = cut_step(
             kept[number * shape.batch : (number + 1) * shape.batch], objective.signal, policy, layout
         )
-        return run_step(pieces, objective, score, parameters, optimiser, pair_training.MAX_NORM).loss
+        return run_step(pieces, objective, score, parameters, optimizer, pair_training.MAX_NORM).loss
 
     return step
 
@@ -289,14 +289,14 @@ def make_anchors(method: str, policy: Policy, groups: Sequence[Group], layout: L
 def plain_step(case: Case, shape: Shape, groups: Sequence[Group], device: torch.device) -> Step:
     model, pairs = build(shape, device)[0], [as_pair(group) for group in groups]
     plain_baseline.MICRO_BATCH_TOKENS = shape.layout.micro_batch_tokens
-    optimiser = torch.optim.AdamW(model.parameters(), lr=shape.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=shape.learning_rate, weight_decay=0.0, fused=True)
     with torch.autocast(device.type, torch.bfloat16):
         reference = plain_baseline.reference_logps(model, pairs)
 
     def step(number: int) -> float:
         at = slice(number * shape.batch, (number + 1) * shape.batch)
         with torch.autocast(device.type, torch.bfloat16):
-            return plain_baseline.step(model, optimiser, pairs[at], reference[:, at])
+            return plain_baseline.step(model, optimizer, pairs[at], reference[:, at])
 
     return step
 

@@ -21,7 +21,7 @@ prompts: rows of a generation batch, padded and shuffled as it does that. Varian
 
 Times are taken in turns in one process, by the clock and as processor time, which a shared machine disturbs
 less; TRL so has the matrix products of `preftune.model.kernels.products` too. Peak memory is
-that of a process of its own per variant, above the loaded model: with the optimiser's moments and the
+that of a process of its own per variant, above the loaded model: with the optimizer's moments and the
 gradients (the same for
 all: three times the weights), and without these.
 """
@@ -48,12 +48,12 @@ from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.load import LoadOptions, load_model, load_tokenizer, quiet_transformers, resolve_model
 from preftune.model.policy import Policy, score_groups
 from preftune.model.proof import choose_sharing
-from preftune.objectives.advantages import leave_one_out, standardised
+from preftune.objectives.advantages import leave_one_out, standardized
 from preftune.objectives.grpo import GRPO
 from preftune.objectives.rloo import RLOO
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
-from preftune.train.optim import make_optimiser
+from preftune.train.optim import make_optimizer
 from preftune.train.options import OptimOptions
 from preftune.train.step import run_step
 from preftune.types import Group, Rewards
@@ -136,14 +136,14 @@ def our_side(
     policy: Policy, objective: GRPO | RLOO, groups: Sequence[Group], behaviour: dict[str, list[np.ndarray]]
 ) -> Side:
     parameters, layout, used = list(policy.trainable().values()), LayoutOptions(), policy
-    optimiser = make_optimiser(parameters, OptimOptions(learning_rate=0.0))
-    start_moments(optimiser, parameters)
+    optimizer = make_optimizer(parameters, OptimOptions(learning_rate=0.0))
+    start_moments(optimizer, parameters)
     anchors = Anchors(behaviour=lambda part: [behaviour[group.origin] for group in part])
 
     def update() -> tuple[float, float]:
         pieces = cut_step(groups, objective.signal, policy, layout)
         done = run_step(
-            pieces, objective, make_score(used, objective, anchors), parameters, optimiser, MAX_NORM
+            pieces, objective, make_score(used, objective, anchors), parameters, optimizer, MAX_NORM
         )
         return done.loss, done.grad_norm
 
@@ -191,14 +191,14 @@ def trl_side(
     inputs = trl_inputs(objective, groups, behaviour)
     trainer._generate_and_score_completions = lambda _: inputs
     trainer.current_gradient_accumulation_steps = len(groups)
-    optimiser = trainer.create_optimizer()
-    start_moments(optimiser, list(model.parameters()))
+    optimizer = trainer.create_optimizer()
+    start_moments(optimizer, list(model.parameters()))
 
     def update() -> tuple[float, float]:
         model.zero_grad()
         loss = sum(trainer.training_step(model, {}, None).item() for _ in groups)
         norm = trainer.accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
-        optimiser.step()
+        optimizer.step()
         return loss, norm.item()
 
     def recompute(wanted: bool) -> None:
@@ -224,7 +224,7 @@ def trl_inputs(
         "prompt_mask": padded([torch.ones_like(ids) for ids in prompts], "left"),
         "completion_ids": padded(completions),
         "completion_mask": padded([torch.ones_like(ids) for ids in completions]),
-        "advantages": standardised(signal.reward, signal, 1e-4)
+        "advantages": standardized(signal.reward, signal, 1e-4)
         if is_grpo
         else leave_one_out(signal.reward, signal),
     } | (
@@ -238,12 +238,12 @@ def padded(rows: Sequence[Tensor], side: str = "right") -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_side=side)
 
 
-def start_moments(optimiser: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]) -> None:
+def start_moments(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]) -> None:
     """A step on a gradient of zero, so that the first update that is measured is like all others."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 # --- what is measured ---

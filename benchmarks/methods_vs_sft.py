@@ -28,7 +28,7 @@ from preftune.objectives import OBJECTIVES, Objective
 from preftune.objectives.sft import SFT
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_mismatched, cut_step, make_score
-from preftune.train.optim import make_optimiser
+from preftune.train.optim import make_optimizer
 from preftune.train.options import OptimOptions
 from preftune.train.step import run_step
 from preftune.types import Group
@@ -81,7 +81,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     logps = reference_of(policy, [*groups, *known], layout)
     anchors = Anchors(reference=lambda part: [logps[g.origin] for g in part])
     parameters = list(policy.trainable().values())
-    optimiser = make_optimiser(parameters, OptimOptions(learning_rate=0.0))
+    optimizer = make_optimizer(parameters, OptimOptions(learning_rate=0.0))
     times: dict[str, list[float]] = {name: [] for name in objectives}
     extra: dict[str, list[float]] = {name: [] for name in objectives}
     for step in range(settings.steps + 1):  # the first round warms up
@@ -89,7 +89,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
             score = make_score(policy, objective, anchors if name != "sft" else Anchors())
             started = time.perf_counter()
             pieces = cut_step(groups, objective.signal, policy, layout)
-            run_step(pieces, objective, score, parameters, optimiser, 1.0, mismatched=mismatched[name])
+            run_step(pieces, objective, score, parameters, optimizer, 1.0, mismatched=mismatched[name])
             done = time.perf_counter()
             with torch.no_grad():
                 for piece in mismatched[name]:

@@ -4,7 +4,7 @@
                                        [--variants NAME ...] [--json]
     python benchmarks/pair_training.py --mix long-prompt|short-prompt|mixed
 
-The same weights, rows (as token ids), order, precision and optimiser for all: AdamW at 1e-6, gradients
+The same weights, rows (as token ids), order, precision and optimizer for all: AdamW at 1e-6, gradients
 clipped at norm 1, beta
 0.1. Every variant runs in a fresh process, `--turns` times, the order turned round each time. The losses of
 all steps must be equal to 1e-4 (fp32; 2e-2 in bf16), or the comparison stops. A step is everything from token
@@ -52,7 +52,7 @@ from preftune.model.proof import choose_sharing
 from preftune.objectives.dpo import DPO
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
-from preftune.train.optim import make_optimiser
+from preftune.train.optim import make_optimizer
 from preftune.train.options import OptimOptions
 from preftune.train.step import run_step
 from preftune.types import Group
@@ -145,13 +145,13 @@ def our_steps(variant: str, pairs: Sequence[Pair], settings: argparse.Namespace)
             logps |= {g.origin: one for g, one in zip(part, score_groups(policy, part, layout), strict=True)}
         anchors = Anchors(reference=lambda part: [logps[g.origin] for g in part])
     objective, parameters = DPO(beta=plain_baseline.BETA), list(policy.trainable().values())
-    optimiser = make_optimiser(parameters, OptimOptions(learning_rate=RATE))
+    optimizer = make_optimizer(parameters, OptimOptions(learning_rate=RATE))
 
     def step(number: int) -> float:
         part = groups[number * settings.pairs : (number + 1) * settings.pairs]
         pieces = cut_step(part, objective.signal, policy, layout)
         return run_step(
-            pieces, objective, make_score(policy, objective, anchors), parameters, optimiser, MAX_NORM
+            pieces, objective, make_score(policy, objective, anchors), parameters, optimizer, MAX_NORM
         ).loss
 
     return step
@@ -187,7 +187,7 @@ def trl_run(
     keep: bool,
     rate: float = RATE,
 ) -> Step:
-    """TRL's trainer with its own collator, `training_step` and optimiser, on the same token ids, where the
+    """TRL's trainer with its own collator, `training_step` and optimizer, on the same token ids, where the
     model is.
     """
     from datasets import Dataset
@@ -223,14 +223,14 @@ def trl_run(
                 )
             for row, c, r in zip(part, chosen.tolist(), rejected.tolist(), strict=True):
                 row |= {"ref_chosen_logps": c, "ref_rejected_logps": r}
-    optimiser = trainer.create_optimizer()
+    optimizer = trainer.create_optimizer()
 
     def step(number: int) -> float:
         inputs = trainer.data_collator(rows[number * batch : (number + 1) * batch])
         model.zero_grad()
         loss = trainer.training_step(model, inputs, None).item()
         trainer.accelerator.clip_grad_norm_(model.parameters(), MAX_NORM)
-        optimiser.step()
+        optimizer.step()
         return loss
 
     trainer.current_gradient_accumulation_steps = 1
@@ -240,12 +240,12 @@ def trl_run(
 def plain_steps(variant: str, pairs: Sequence[Pair], settings: argparse.Namespace) -> Step:
     model = plain_model(settings.model)
     reference = plain_baseline.reference_logps(model, pairs)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
 
     def step(number: int) -> float:
         at = slice(number * settings.pairs, (number + 1) * settings.pairs)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bf16"):
-            return plain_baseline.step(model, optimiser, pairs[at], reference[:, at])
+            return plain_baseline.step(model, optimizer, pairs[at], reference[:, at])
 
     return step
 

@@ -55,10 +55,10 @@ def reference_logps(model: PreTrainedModel, pairs: Sequence[Pair]) -> Tensor:
 
 
 def step(
-    model: PreTrainedModel, optimiser: torch.optim.Optimizer, pairs: Sequence[Pair], reference: Tensor
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, pairs: Sequence[Pair], reference: Tensor
 ) -> float:
     """One update on all pairs; returns the loss."""
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for chosen in micro_batches(pairs):
         ratio = answer_logps(model, [pairs[i] for i in chosen]) - reference[:, chosen]
@@ -66,5 +66,5 @@ def step(
         loss.backward()
         total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
     return total

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Four methods on human-labelled dialogues under an equal budget, each tuned over two learning rates, then two seeds each.
+# Four methods on human-labeled dialogues under an equal budget, each tuned over two learning rates, then two seeds each.
 # usage: runs/compare_smollm2.sh hh_harmless_base_test.jsonl.gz OUTPUT [further settings of compare, which win]
 # Planned for about 30 minutes on 2 cores; after Ctrl-C the same command goes on. OUTPUT/comparison.html is the result.
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The diagnoses that docs/data_diagnosis.md and LOG.md speak of: human-labelled dialogues and pairs of strong models.
+# The diagnoses that docs/data_diagnosis.md and LOG.md speak of: human-labeled dialogues and pairs of strong models.
 # usage: runs/data_diagnosis.sh hh_harmless_base_test.jsonl.gz pairs_sharegpt_300.json OUTPUT     (a few minutes on 2 cores)
 set -euo pipefail
 mkdir -p "$3"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bnf and dpo on human-labelled dialogues: held-out margin and accuracy over 60 steps of 8 pairs.
+# bnf and dpo on human-labeled dialogues: held-out margin and accuracy over 60 steps of 8 pairs.
 # usage: runs/hh.sh hh_harmless_base_test.jsonl.gz OUTPUT     (about 40 minutes on 2 cores)
 set -euo pipefail
 data=$1 output=$2

@@ -6,7 +6,7 @@ length.min).
 
 For each method: the learning rate that ends with the highest held-out reward on a seed of its own (the same
 grid for all), then one run per seed at that rate. A worker is a process of one thread, so a run's processor
-seconds are its time without neighbours. Prints one table and writes OUTPUT/table.json. Resumable: finished
+seconds are its time without neighbors. Prints one table and writes OUTPUT/table.json. Resumable: finished
 runs are read.
 """
 

@@ -6,7 +6,7 @@ samples?
     criteria of tiny_transformer_criteria.yaml
 
 A base model learns strings of a known law of lengths (the same for all methods of a seed); pairs of its
-samples, labelled by length, are what offline methods see. Prints tables and writes OUTPUT/PHASE.json.
+samples, labeled by length, are what offline methods see. Prints tables and writes OUTPUT/PHASE.json.
 Resumable: finished runs are read.
 """
 
@@ -127,7 +127,7 @@ def write_rows(path: Path, rows: Sequence[object]) -> str:
 
 
 def save_untrained(folder: Path, seed: int) -> None:
-    """A two-layer Llama of width 32 and a tokeniser of letters."""
+    """A two-layer Llama of width 32 and a tokenizer of letters."""
     words = Tokenizer(
         models.WordLevel({text: k for k, text in enumerate(["<s>", "</s>", *LETTERS])}, unk_token="<s>")
     )

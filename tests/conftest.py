@@ -31,7 +31,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    """A tiny model with its tokeniser, as a folder on disk."""
+    """A tiny model with its tokenizer, as a folder on disk."""
     from tests.folders import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")

@@ -1,4 +1,4 @@
-"""A tiny model as a folder on disk, with its tokeniser, and the small files that runs on it learn from."""
+"""A tiny model as a folder on disk, with its tokenizer, and the small files that runs on it learn from."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ SCORED = [
 
 
 def save_tiny_model(folder: Path, seed: int = 0, std: float = 0.1) -> Path:
-    """A two-layer Llama with random weights and a byte tokeniser that writes ChatML; the vocabularies are of
+    """A two-layer Llama with random weights and a byte tokenizer that writes ChatML; the vocabularies are of
     one size.
     """
     tokenizer = byte_tokenizer(CHATML, eos="<|im_end|>")

@@ -44,7 +44,7 @@ EQUIVALENT = {
 }
 """(function, the mutant's description) -> why no test can tell; such mutants are not run."""
 
-SWAPS = {  # names that stand for neighbouring ideas
+SWAPS = {  # names that stand for neighboring ideas
     "sum_tokens": "mean_tokens",
     "mean_tokens": "sum_tokens",
     "log_ratio": "mean_log_ratio",

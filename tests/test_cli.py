@@ -166,7 +166,7 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
 
 
 def controls(text: str) -> set[str]:
-    """Characters that a terminal would obey, those of a line's end left out; the pseudo-colours of our own
+    """Characters that a terminal would obey, those of a line's end left out; the pseudo-colors of our own
     aside.
     """
     return {

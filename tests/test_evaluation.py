@@ -83,10 +83,10 @@ def test_pairs_of_one_prompt_count_once(tiny_folder, other, tmp_path):
     assert found.intervals["rewards/margins"].num == 2
 
 
-def test_other_tokenisers_are_refused(tiny_folder, pairs_file, tmp_path):
+def test_other_tokenizers_are_refused(tiny_folder, pairs_file, tmp_path):
     folder = save_tiny_model(tmp_path / "words")
     word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"different tokenisers.*tuned from"):
+    with pytest.raises(ModelError, match=r"different tokenizers.*tuned from"):
         evaluate_pairs(EvalConfig(model=str(tiny_folder), data=pairs_file, reference=str(folder)), QUIET)
 
 

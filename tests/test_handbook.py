@@ -31,7 +31,7 @@ def refused(capsys, *words: str) -> str:
 
 @pytest.fixture
 def terminal(monkeypatch, capsys):
-    """Output as a terminal of a given width shows it, without colours."""
+    """Output as a terminal of a given width shows it, without colors."""
 
     def shown(width: int, *words: str) -> str:
         monkeypatch.setenv("FORCE_COLOR", "1")
@@ -174,7 +174,7 @@ def test_a_page(capsys, terminal):
     assert json.loads(run(capsys, "objectives", "dpo", "--json")) == wanted
     drawn = terminal(72, "objectives", "dpo")
     assert (
-        "dpo: direct preference optimisation" in drawn
+        "dpo: direct preference optimization" in drawn
         and "#" not in drawn
         and "https://arxiv.org/abs/2305.18290" in drawn
     )

@@ -196,7 +196,7 @@ def test_what_cannot_be_merged(folders, tmp_path, capsys):
     for words, wanted in (
         ([one, str(tmp_path / "gpt2")], "different architectures cannot be merged; got LlamaForCausalLM"),
         ([one, str(tmp_path / "small")], "different shapes cannot be merged"),
-        ([one, str(tmp_path / "other_words")], "different tokenisers"),
+        ([one, str(tmp_path / "other_words")], "different tokenizers"),
         ([one, two, "--method", "slerp"], "two or more models, and --base"),
         ([one, "--method", "slerp", "--base", base], "two or more models, and --base"),
         (

@@ -42,7 +42,7 @@ class DataError(PreftuneError, ValueError):
 
 
 class ModelError(PreftuneError, ValueError):
-    """A model or tokeniser cannot be loaded or cannot be scored exactly."""
+    """A model or tokenizer cannot be loaded or cannot be scored exactly."""
 
 
 class StorageError(PreftuneError, OSError):
@@ -88,7 +88,7 @@ class LostError(TrainingError):
 
 
 class ServerError(PreftuneError, RuntimeError):
-    """A server that was asked for completions or judgements refuses, or gives no answer that can be used."""
+    """A server that was asked for completions or judgments refuses, or gives no answer that can be used."""
 
     exit_code = 5
 

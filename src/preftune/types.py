@@ -150,7 +150,7 @@ class TokenScores:
     behaviour_logp: Float[Tensor, " N"] | None = None
     entropy: Float[Tensor, " N"] | None = None
     target_logit: Float[Tensor, " N"] | None = None
-    log_normaliser: Float[Tensor, " N"] | None = None
+    log_normalizer: Float[Tensor, " N"] | None = None
     log_collision: Float[Tensor, " N"] | None = None  # log sum_v pi(v)^2; never carries a gradient
     # entropy of the reference, of the largest possible: H / log V
     ref_entropy_share: Float[Tensor, " N"] | None = None
@@ -210,7 +210,7 @@ Signal = Pairs | Labels | Rewards | Hybrid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepView:
-    """A whole optimiser step before its first gradient, as an objective sees it that couples units.
+    """A whole optimizer step before its first gradient, as an objective sees it that couples units.
 
     `scores` are those of all completions, `mismatched` those of completions under the prompt of another
     group: each only if the objective asks for it, and without gradients.

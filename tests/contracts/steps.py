@@ -1,4 +1,4 @@
-"""Random optimiser steps for the contract suite: groups of completions with any signal, cut up and put
+"""Random optimizer steps for the contract suite: groups of completions with any signal, cut up and put
 together at will.
 """
 
@@ -15,7 +15,7 @@ WITH_GRADIENT = (
     "logp",
     "entropy",
     "target_logit",
-    "log_normaliser",
+    "log_normalizer",
     "kl_from_ref",
     "kl_to_ref",
     "value",
@@ -59,7 +59,7 @@ def random_step(seed: int, num_groups: int = 5, scale: float = 2.0) -> list[Piec
             "ref_logp": near[0],
             "behaviour_logp": near[1],
             "target_logit": target,
-            "log_normaliser": target - logp,
+            "log_normalizer": target - logp,
             "entropy": uniform(length),
             "ref_entropy_share": uniform(length),
             "kl_from_ref": uniform(length),

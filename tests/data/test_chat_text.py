@@ -58,7 +58,7 @@ LOOKING = {
     "at the whole turn": "{% for m in messages %}{{ m | tojson }}{% endfor %}",
     "at all values": "{% for m in messages %}{% for v in m.values() %}{{ v | length }}{% endfor %}{% endfor %}",
     "at all turns": "{{ messages | string }}",
-    "at a neighbour": "{% for m in messages %}{% if loop.nextitem == m %}a{% endif %}{% endfor %}",
+    "at a neighbor": "{% for m in messages %}{% if loop.nextitem == m %}a{% endif %}{% endfor %}",
     "letter by letter": "{% for m in messages %}{% for c in m.content %}{{ loop.index }}{% endfor %}{% endfor %}",
     "in a macro": "{% macro f(x) %}{{ x | length }}{% endmacro %}{% for m in messages %}{{ f(m.content) }}{% endfor %}",
     "in a block that is filtered": "{% filter upper %}{% for m in messages %}{{ m.content }}{% endfor %}{% endfilter %}",

@@ -1,4 +1,4 @@
-"""The census of a data set, and its tokens in colour."""
+"""The census of a data set, and its tokens in color."""
 
 import json
 from dataclasses import replace
@@ -100,7 +100,7 @@ def test_a_bad_row_stops_unless_it_is_skipped(tmp_path):
     assert inspect_data(path, gemma, DataOptions(bad_rows="skip")).num_bad == 1
 
 
-def test_tokens_are_told_apart_by_colour(tmp_path, chat):
+def test_tokens_are_told_apart_by_color(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", [PAIR])
     (text,) = inspect_data(path, chat, DataOptions()).samples()
     spans = [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]

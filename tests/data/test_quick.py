@@ -1,4 +1,4 @@
-"""The quick engine gives the tokens of the tokeniser's own, or nothing."""
+"""The quick engine gives the tokens of the tokenizer's own, or nothing."""
 
 import gc
 import json
@@ -131,7 +131,7 @@ def test_the_tokens_are_those_of_the_own_engine(name, parts):
 
 
 def test_added_tokens_that_want_the_same_white_space_are_left_to_the_own_engine():
-    """The one takes the blanks around it first, in the library of the tokeniser alone; however many others
+    """The one takes the blanks around it first, in the library of the tokenizer alone; however many others
     were added before.
     """
     tokenizer = Tokenizer.from_str(engine("bytes").to_str())
@@ -142,7 +142,7 @@ def test_added_tokens_that_want_the_same_white_space_are_left_to_the_own_engine(
     assert quick.agreeing(tokenizer) is None
 
 
-def test_a_tokeniser_that_fails_on_a_probe_is_left_alone():
+def test_a_tokenizer_that_fails_on_a_probe_is_left_alone():
     """Its library panics where a token takes blanks of which another is made; that is no exception of
     Python's usual kind.
     """
@@ -159,7 +159,7 @@ def test_a_tokeniser_that_fails_on_a_probe_is_left_alone():
     [("&<", "&<|20|>", ["&", "<|20|>"]), ("&<|20|>)", "&<|20|>)", ["&", "<|20|>", ")"])],
 )
 def test_added_tokens_that_overlap_are_left_to_the_own_engine(word, text, tokens):
-    """Those found before the normaliser go first in the library of the tokeniser alone; wherever they come in
+    """Those found before the normalizer go first in the library of the tokenizer alone; wherever they come in
     the vocabulary.
     """
     tokenizer = Tokenizer.from_str(engine("bytes").to_str())

@@ -135,7 +135,7 @@ def test_an_empty_plain_prompt_is_bos_or_an_error():
     record = replace(RECORD, prompt="")
     tokenizer = made.byte_tokenizer()
     assert make_renderer(tokenizer).render(record).prompt.tolist() == [tokenizer.bos_token_id]
-    with pytest.raises(DataError, match=r"f:1: the prompt is empty and the tokeniser has no BOS"):
+    with pytest.raises(DataError, match=r"f:1: the prompt is empty and the tokenizer has no BOS"):
         make_renderer(made.byte_tokenizer(bos=None)).render(record)
 
 
@@ -156,7 +156,7 @@ def test_prompts_without_completions_render():
         ("auto", {"template": "{{ messages[0]['content'] }}"}, "does not write the assistant's turn"),
     ],
 )
-def test_tokenisers_that_cannot_serve_are_errors(template, tokenizer, words):
+def test_tokenizers_that_cannot_serve_are_errors(template, tokenizer, words):
     with pytest.raises(ModelError, match=words):
         make_renderer(made.byte_tokenizer(**tokenizer), template)
 

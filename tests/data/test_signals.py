@@ -19,7 +19,7 @@ def paired(*pairs, texts=("a", "b", "c"), prompt="p"):
     return Record(prompt=prompt, completions=texts, pairs=pairs)
 
 
-def labelled(text, label, prompt="p"):
+def labeled(text, label, prompt="p"):
     return Record(prompt=prompt, completions=(text,), labels=(label,))
 
 
@@ -60,14 +60,14 @@ def test_equal_texts_are_never_a_pair():
 
 
 def test_pairs_of_labels_join_the_rows_of_a_prompt():
-    rows = [labelled("a", 1), labelled("x", -1, "q"), labelled("b", -1), labelled("c", -1)]
+    rows = [labeled("a", 1), labeled("x", -1, "q"), labeled("b", -1), labeled("c", -1)]
     (record,), report = derive(rows, "pairs")
     assert (record.completions, record.pairs) == (("a", "b", "c"), ((0, 1), (0, 2)))
     assert report.merged == 2 and report.dropped == {"only one label for the prompt": 1}
 
 
 def test_a_text_with_both_labels_is_in_no_pair():
-    rows = [labelled("a", 1), labelled("a", -1), labelled("b", -1), labelled("c", 1), labelled("c", 1)]
+    rows = [labeled("a", 1), labeled("a", -1), labeled("b", -1), labeled("c", 1), labeled("c", 1)]
     (record,), report = derive(rows, "pairs")
     assert (record.completions, record.pairs) == (("b", "c"), ((1, 0),))
     assert report.left_out == {"in no pair": 3}
@@ -102,7 +102,7 @@ def test_labels_of_best_and_worst():
 
 
 def test_rewards_of_labels_and_of_pairs():
-    (record,), _ = derive([labelled("a", 1), labelled("b", -1)], "rewards")
+    (record,), _ = derive([labeled("a", 1), labeled("b", -1)], "rewards")
     assert (record.completions, record.rewards) == (("a", "b"), (1.0, 0.0))
     (record,), _ = derive([paired((0, 1), (1, 2))], "rewards")
     assert (record.completions, record.rewards) == (("a", "c"), (1.0, 0.0))
@@ -124,7 +124,7 @@ def test_single_rewards_of_a_prompt_join_but_groups_do_not():
     [
         ([paired((0, 1))], "pairs"),
         ([scored(0.0, 1.0)], "rewards"),
-        ([labelled("a", 1), labelled("b", -1)], "pairs"),
+        ([labeled("a", 1), labeled("b", -1)], "pairs"),
     ],
 )
 def test_an_option_without_effect_is_an_error(records, signal, option):
@@ -143,7 +143,7 @@ def test_nothing_left_says_why_and_what_the_data_can_give():
     with pytest.raises(
         DataError, match=r"give no pairs; got 2 records: only one label.*can give: labels, rewards"
     ):
-        derive([labelled("a", 1), labelled("b", 1, "q")], "pairs")
+        derive([labeled("a", 1), labeled("b", 1, "q")], "pairs")
     with pytest.raises(DataError, match=r"no completions.*can give: none"):
         derive([Record(prompt="p", completions=())], "labels")
     with pytest.raises(DataError, match="no records"):

@@ -109,7 +109,7 @@ def test_other_formats_take_trajectories(row, name):
     assert isinstance(record, Record) and record.completions[0] == messages(*GOOD)
 
 
-def test_a_labelled_dialogue_keeps_its_last_answer_as_the_completion():
+def test_a_labeled_dialogue_keeps_its_last_answer_as_the_completion():
     record = FORMATS["messages_label"].convert({"messages": [HI, *GOOD], "label": True})
     assert isinstance(record, Record)
     assert (record.prompt, record.completions) == (messages(HI, ASK, tool("me")), ("Paris.",))
@@ -248,7 +248,7 @@ def test_a_trajectory_reads_as_the_template_writes_it(family):
     """Token for token what the whole dialogue gives, and every answer follows what the model would be asked
     with.
 
-    Not so for llama3 with this tokeniser: it joins the line breaks of a header only where no answer follows.
+    Not so for llama3 with this tokenizer: it joins the line breaks of a header only where no answer follows.
     """
     renderer, _ = renderer_of(family)
     group, tokenizer = renderer.render(RECORD), renderer.tokenizer

@@ -1,4 +1,4 @@
-"""Tiny tokenisers made in memory, with the chat templates of the common families."""
+"""Tiny tokenizers made in memory, with the chat templates of the common families."""
 
 from functools import cache
 
@@ -81,7 +81,7 @@ def _byte_bpe() -> str:
 def byte_tokenizer(
     template: str | None = None, *, bos: str | None = "<s>", eos: str | None = "</s>", adds_bos: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokeniser: reads any text, and merges line breaks and words."""
+    """A byte-level BPE tokenizer: reads any text, and merges line breaks and words."""
     tokenizer = Tokenizer.from_str(_byte_bpe())
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -91,7 +91,7 @@ def byte_tokenizer(
 
 
 def word_tokenizer(template: str | None = None, *, eos: str | None = "</s>") -> PreTrainedTokenizerFast:
-    """A tokeniser in the way of SentencePiece: words with their leading blank, and a blank put before any
+    """A tokenizer in the way of SentencePiece: words with their leading blank, and a blank put before any
     text.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))

@@ -109,7 +109,7 @@ def test_no_pairs_no_objective_on_pairs():
     [
         ({"leakage": 0.001}, "take the held-out prompts out of the training data"),
         ({"duplicates": 0.1}, "remove repeated rows"),
-        ({"noise": 0.2, "num_pairs": 200}, "a second judgement of each pair"),
+        ({"noise": 0.2, "num_pairs": 200}, "a second judgment of each pair"),
         ({"can_reward": False}, "a reward: a rule, a judge, or a reward model of these pairs"),
         ({"can_reward": True, "samples": 0}, "a budget of own samples"),
         ({"zero_spread": 0.5}, "prompts on which the policy both fails and succeeds"),

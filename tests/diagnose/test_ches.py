@@ -20,7 +20,7 @@ def quiet(done: int, total: int) -> None:
 def test_ches_by_hand():
     """S_w = (3, 1) over 2 positions, S_l = (1, -2) over 4: <S_w, S_l> = 1 and |S_w|^2 = 10."""
     found = ches(np.array([3.0, 1.0]), np.array([1.0, -2.0]), 2, 4)
-    assert (found.plain, found.normalised) == (-9.0, 1 / 8 - 10 / 4)
+    assert (found.plain, found.normalized) == (-9.0, 1 / 8 - 10 / 4)
     assert ches(np.ones(3), np.ones(3), 5, 5).plain == 0  # the same completion twice
     with pytest.raises(DataError, match="with tokens"):
         ches(np.ones(1), np.ones(1), 0, 1)
@@ -76,7 +76,7 @@ def test_hidden_states_do_not_depend_on_the_layout(name, sharing):
             across, own = sums[c] @ sums[r], sums[c] @ sums[c]
             n_c, n_r = len(group.completions[c]), len(group.completions[r])
             assert one.plain == pytest.approx(across - own, rel=1e-4, abs=1e-3)
-            assert one.normalised == pytest.approx(across / (n_c * n_r) - own / n_c**2, rel=1e-4, abs=1e-4)
+            assert one.normalized == pytest.approx(across / (n_c * n_r) - own / n_c**2, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "granite", "gpt2"])

@@ -92,7 +92,7 @@ def test_every_score_moves_as_it_should(p):
     wanted = {
         "logp": 1 - p,
         "target_logit": 1.0,
-        "log_normaliser": p,
+        "log_normalizer": p,
         "entropy": -p * (math.log(p) + entropy(p)),
         "kl_from_ref": p - q,
         "kl_to_ref": p * (math.log(p / q) - to_ref),
@@ -118,7 +118,7 @@ def test_every_score_has_its_value():
         "entropy": entropy(p),
         "ref_entropy": entropy(q),
         "target_logit": math.log(6.0),
-        "log_normaliser": math.log(10.0),
+        "log_normalizer": math.log(10.0),
         "log_collision": math.log(p * p + 4 * 0.1 * 0.1),
         "value": VALUE,
         "value_after": VALUE,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from preftune.measures.duplicates import NEAR, jaccard, normalised, repeats, repeats_of, shingles
+from preftune.measures.duplicates import NEAR, jaccard, normalized, repeats, repeats_of, shingles
 
 WORDS = [f"word{k}" for k in range(60)]
 LONG = " ".join(WORDS)
@@ -24,7 +24,7 @@ def test_kinds_of_likeness():
     ]
     told = repeats(rows)
     assert told.exact == (None, 0, None, None, None, None)
-    assert told.normalised == (None, 0, 0, None, None, None)
+    assert told.normalized == (None, 0, 0, None, None, None)
     assert told.near == (None, 0, 0, 0, None, None)  # 57 of 59 shingles in common; 46 of 70
     assert [told.share(kind) for kind in ("exact", "normalised", "near")] == [1 / 6, 2 / 6, 3 / 6]
 
@@ -37,14 +37,14 @@ def test_all_parts_must_repeat():
 
 def test_others_and_nothing():
     told = repeats_of([("Hello, there.",), ("new",), ("Hello there",)], [("x",), ("hello there",)])
-    assert told.exact == (None, None, None) and told.normalised == (1, None, 1) == told.near
+    assert told.exact == (None, None, None) and told.normalized == (1, None, 1) == told.near
     assert repeats([]).share() == 0 and repeats_of([], [("a",)]).near == ()
     assert repeats([("",), ("",), ("?!",)]).near == (None, 0, None)
 
 
-def test_normalised():
-    assert normalised("  Ｈｅllo,\n WORLD! ") == "hello world"  # full-width letters, case, space, punctuation
-    assert normalised("?!") == "?!"
+def test_normalized():
+    assert normalized("  Ｈｅllo,\n WORLD! ") == "hello world"  # full-width letters, case, space, punctuation
+    assert normalized("?!") == "?!"
 
 
 def test_shingles_and_jaccard():

@@ -57,14 +57,14 @@ def test_what_the_row_says_of_its_end():
     assert faults_of(["a"], [LONG], [True]) == frozenset()
 
 
-def test_the_tokeniser_s_own_tokens():
+def test_the_tokenizer_s_own_tokens():
     assert faults_of(["<s> a"], ["</s>"], special=["<s>", "</s>"], bos="<s>") == {
         "special_tokens",
         "double_bos",
     }
     assert faults_of(["BOS a"], ["x"], bos="BOS") == {"double_bos"}
     assert faults_of(["a BOS"], ["x"], bos="BOS") == frozenset()
-    assert faults_of(["a"], ["<s>struck</s>"]) == frozenset()  # HTML, where no tokeniser says otherwise
+    assert faults_of(["a"], ["<s>struck</s>"]) == frozenset()  # HTML, where no tokenizer says otherwise
 
 
 def test_counts():

@@ -11,7 +11,7 @@ from preftune.measures.shifts import (
     gini,
     histogram,
     pooled,
-    summarise,
+    summarize,
     symmetric_edges,
 )
 
@@ -69,13 +69,13 @@ def test_a_completion_by_hand():
 def test_prompts_count_once():
     """Two completions of one prompt and one of another: the mean of the prompts' means, 2 degrees of spread."""
     rows = [completion_shifts(tokens([x], [x])) for x in (1.0, 3.0, 6.0)]
-    found = summarise(rows, [0, 0, 1])["log_ratio"]
+    found = summarize(rows, [0, 0, 1])["log_ratio"]
     assert (found.mean, found.num) == (4.0, 2)
     assert found.high - found.mean == pytest.approx(
         12.706 * 2.0, rel=1e-4
     )  # t(0.975, 1) * sd / sqrt(2), sd = sqrt(8)
     with pytest.raises(DataError, match="no completions"):
-        summarise([], [])
+        summarize([], [])
 
 
 def test_pooled_tokens_weigh_the_same():

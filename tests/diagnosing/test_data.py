@@ -330,7 +330,7 @@ def test_other_data_are_off_policy_and_a_plain_rule_is_no_noise(tmp_path, capsys
         told["evidence"]["off_policy"] > BOUNDS["off_policy"].look
         and verdicts(told)["off-policy"] == "look at this"
     )
-    # the byte tokeniser may join letters, so tokens are counted by it, end-of-turn token included
+    # the byte tokenizer may join letters, so tokens are counted by it, end-of-turn token included
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     sizes = [len(tokenizer(row[side])["input_ids"]) + 1 for row in rows for side in ("chosen", "rejected")]
     assert (

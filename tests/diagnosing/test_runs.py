@@ -246,7 +246,7 @@ def test_mistakes_are_one_sentence(runs, tiny_folder, pairs_file, tmp_path, caps
         ((tmp_path,), "is not a run folder"),
         ((unfinished,), "has no final model"),
         ((runs / "dpo", runs / "dpo"), "given twice"),
-        ((words,), "different tokenisers"),
+        ((words,), "different tokenizers"),
         ((runs / "dpo", other), "did not hold out the same pairs: seed differs"),
         ((all_in,), "held out nothing"),
         ((labels,), "give no pairs"),

@@ -13,7 +13,7 @@ from preftune.errors import ConfigError
 from preftune.lab.contest import METHODS, Choice, Raced, choices, race
 from preftune.lab.draws import STEPS, Draw, drawn
 from preftune.lab.environment import World
-from preftune.lab.measured_evidence import cyclic_noise, labelled, measured, upper_share
+from preftune.lab.measured_evidence import cyclic_noise, labeled, measured, upper_share
 from preftune.lab.problem import Problem
 from preftune.lab.regret import Habit, habits, regret, regret_of_range, span, summary
 from tests.lab.problems import tiny
@@ -96,9 +96,9 @@ def test_evidence_is_of_the_data_that_training_uses():
 
 def test_labels_and_contradictions_by_hand():
     rewards = torch.tensor([[3.0, 2.0, 1.0]])
-    straight = labelled(rewards, None)
+    straight = labeled(rewards, None)
     assert straight[0].int().tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 0]]
-    turned = labelled(rewards, torch.tensor([[False, True, False]]))  # first against third
+    turned = labeled(rewards, torch.tensor([[False, True, False]]))  # first against third
     assert turned[0].int().tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
     # One triple, a cycle: the upper end is 1, cut at the largest share that noise can make, 1/4, at a half
     # exchanged.
@@ -106,7 +106,7 @@ def test_labels_and_contradictions_by_hand():
     many_straight = straight.expand(1000, 3, 3)
     z2 = 1.645**2
     assert cyclic_noise(many_straight) == pytest.approx((1 - math.sqrt(1 - 4 * z2 / (1000 + z2))) / 2)
-    assert cyclic_noise(labelled(torch.tensor([[1.0, 2.0]]), None)) is None
+    assert cyclic_noise(labeled(torch.tensor([[1.0, 2.0]]), None)) is None
 
 
 def test_upper_share_by_hand():

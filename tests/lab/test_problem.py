@@ -20,7 +20,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        ({"colour": 1}, "has no key of this name; got colour"),
+        ({"color": 1}, "has no key of this name; got color"),
         ({"sise": 3}, "Did you mean size?"),
         ({"size": None}, "size has a value that it cannot take; expected a whole number"),
         ({"size": 2.5}, "expected a whole number"),

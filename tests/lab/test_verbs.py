@@ -134,7 +134,7 @@ def test_the_same_seeds_give_the_same_verdicts(capsys, tmp_path):
         (("all", "--only", "[E99]"), "There is no such experiment"),
         (("all", "--workers", "0"), "workers is out of range"),
         (("tune", "/dev/null/x"), "Cannot write"),
-        (("list", "--colour", "red"), "There is no setting of this name"),
+        (("list", "--color", "red"), "There is no setting of this name"),
     ],
 )
 def test_mistakes_are_one_line(words, wanted, capsys, tmp_path, monkeypatch):

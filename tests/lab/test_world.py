@@ -98,7 +98,7 @@ def test_the_reward_model_orders_lengths_as_the_truth_does():
 
 
 def test_the_reward_model_is_the_minimum_of_its_loss():
-    """Found again by L-BFGS for one seed, as standardised values."""
+    """Found again by L-BFGS for one seed, as standardized values."""
     reward, ridge = -torch.arange(10, dtype=torch.float64), 0.05
     pairs = torch.randint(0, 10, (1, 300, 2), generator=torch.Generator().manual_seed(1))
     length = torch.arange(1, 11, dtype=torch.float64).clamp(max=9)
@@ -106,13 +106,13 @@ def test_the_reward_model_is_the_minimum_of_its_loss():
     drawn = features[pairs[0]].flatten(0, 1)
     scaled = (features - drawn.mean(0)) / drawn.std(0)
     weight = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [weight], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
     )
     told_apart = pairs[0][reward[pairs[0][:, 0]] != reward[pairs[0][:, 1]]]
 
     def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = scaled @ weight
         gap = value[told_apart[:, 0]] - value[told_apart[:, 1]]
         sign = torch.sign(reward[told_apart[:, 0]] - reward[told_apart[:, 1]])
@@ -120,7 +120,7 @@ def test_the_reward_model_is_the_minimum_of_its_loss():
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     value = (scaled @ weight).detach()
     over = value[pairs.flatten()]
     expected = (value - over.mean()) / over.std()

@@ -122,7 +122,7 @@ def as_rewards(pairs: Pairs) -> Rewards:
 
 
 def as_labels(pairs: Pairs) -> Labels:
-    """Disjoint pairs as labelled singles."""
+    """Disjoint pairs as labeled singles."""
     label = torch.zeros(2 * len(pairs.chosen), dtype=torch.long)
     label[pairs.chosen], label[pairs.rejected] = 1, -1
     return Labels(label=label)

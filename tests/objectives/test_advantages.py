@@ -11,7 +11,7 @@ from preftune.objectives.advantages import (
     leave_one_out,
     moments,
     reward_to_go,
-    standardised,
+    standardized,
     whitened,
 )
 from preftune.types import Rewards
@@ -31,12 +31,12 @@ def test_leave_one_out():
     assert leave_one_out(REWARD, GROUPS).tolist() == pytest.approx(expected)
 
 
-def test_standardised():
+def test_standardized():
     """Deviations 1, 5 / sqrt 2 = 3.535534 and 0."""
     deviation = [12.5**0.5, 1.0, 0.0]  # in the order of the group ids
     assert group_deviation(REWARD, GROUPS).tolist() == pytest.approx(deviation)
     expected = [1 / 1.5, -2.5 / (12.5**0.5 + 0.5), -1 / 1.5, 0.0, 2.5 / (12.5**0.5 + 0.5), 0.0]
-    assert standardised(REWARD, GROUPS, eps=0.5).tolist() == pytest.approx(expected)
+    assert standardized(REWARD, GROUPS, eps=0.5).tolist() == pytest.approx(expected)
 
 
 def test_equal_rewards_have_no_advantage_whatever_the_rounding():
@@ -47,13 +47,13 @@ def test_equal_rewards_have_no_advantage_whatever_the_rounding():
     for advantage in (
         centred(reward, signal),
         leave_one_out(reward, signal),
-        standardised(reward, signal, 1e-12),
+        standardized(reward, signal, 1e-12),
     ):
         assert advantage.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_three_baselines_are_one_up_to_a_factor():
-    """leave one out = K / (K - 1) * centred; standardised = centred / (deviation + eps)."""
+    """leave one out = K / (K - 1) * centred; standardized = centred / (deviation + eps)."""
     random = torch.Generator().manual_seed(0)
     reward = torch.randn(12, generator=random, dtype=torch.float64)
     signal = Rewards(reward=reward, group=torch.arange(12) % 3)
@@ -64,7 +64,7 @@ def test_three_baselines_are_one_up_to_a_factor():
     )
     torch.testing.assert_close(leave_one_out(reward, signal), reward - others)
     deviation = torch.stack([reward[signal.group == g].std() for g in signal.group])
-    torch.testing.assert_close(standardised(reward, signal, 1e-3), middle / (deviation + 1e-3))
+    torch.testing.assert_close(standardized(reward, signal, 1e-3), middle / (deviation + 1e-3))
 
 
 LENGTHS = torch.tensor([3, 1])

@@ -42,7 +42,7 @@ def test_rests_where_cdpo_rests():
 
 
 def test_the_authors_target_is_a_smoothing_of_4_5e_5():
-    """Log target (0, -10), unnormalised: q log q + (1 - q)(log(1 - q) + 10), larger by the log-sum of the
+    """Log target (0, -10), unnormalized: q log q + (1 - q)(log(1 - q) + 10), larger by the log-sum of the
     target.
     """
     scores = make_scores(EXO(), (-10.0, -14.0), (-11.0, -13.0), (5, 8))

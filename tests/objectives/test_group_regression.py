@@ -113,7 +113,7 @@ def test_reward_distillation_is_copg_over_the_number_of_completions():
 
 
 @pytest.mark.parametrize("kind", [CoPG, AGRO, GVPO])
-def test_it_rests_at_the_optimum_of_the_regularised_reward(kind):
+def test_it_rests_at_the_optimum_of_the_regularized_reward(kind):
     """log pi = log ref + r / beta up to a constant of the prompt: no loss and no gradient, whatever was
     sampled.
     """

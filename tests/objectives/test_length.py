@@ -1,4 +1,4 @@
-"""Length-normalised, -desensitised and -regularised DPO."""
+"""Length-normalized, -desensitised and -regularized DPO."""
 
 import torch
 

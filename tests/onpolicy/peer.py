@@ -25,7 +25,7 @@ SETTINGS = {"style": "tokens", "die_after": -1, "key": "", "eos": True, "delay":
 FAULTS = {name: SETTINGS.get(name, 0) for name in ("fail", "busy", "malformed", "incomplete", "hang")}
 STATS = {"requests": 0, "answered": 0, "running": 0, "most": 0, "bodies": [], "adapters": []}
 LOCK = threading.Lock()
-END = 4  # <|im_end|> of the tests' tokeniser
+END = 4  # <|im_end|> of the tests' tokenizer
 COMMON = {"model", "max_tokens", "temperature", "top_p", "seed", "stop"}
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from preftune.errors import DataError
-from preftune.selection.length_penalty import balanced_alpha, penalised
+from preftune.selection.length_penalty import balanced_alpha, penalized
 
 
 def test_the_price_is_paid_by_length():
-    assert penalised([[1.0, None, 2.0]], [[10, 5, 40]], 0.05) == [(0.5, None, 0.0)]
+    assert penalized([[1.0, None, 2.0]], [[10, 5, 40]], 0.05) == [(0.5, None, 0.0)]
 
 
 def test_the_balance_by_hand():
@@ -20,7 +20,7 @@ def test_the_balance_by_hand():
     """
     alpha = balanced_alpha([[3.0, 0.0], [4.0, 0.0]], [[40, 10], [20, 10]])
     assert alpha == pytest.approx(0.1, rel=1e-9) and alpha >= 0.1
-    found = penalised([[3.0, 0.0], [4.0, 0.0]], [[40, 10], [20, 10]], alpha + 1e-9)
+    found = penalized([[3.0, 0.0], [4.0, 0.0]], [[40, 10], [20, 10]], alpha + 1e-9)
     assert found[0][1] > found[0][0] and found[1][0] > found[1][1]
 
 
@@ -50,7 +50,7 @@ def test_a_reward_of_length_alone_is_undone():
     rewards = 0.02 * lengths + random.normal(size=lengths.shape)
     alpha = balanced_alpha(rewards.tolist(), lengths.tolist())
     assert alpha == pytest.approx(0.02, rel=0.05)
-    left = np.array(penalised(rewards.tolist(), lengths.tolist(), alpha))
+    left = np.array(penalized(rewards.tolist(), lengths.tolist(), alpha))
     rows = np.arange(200)
     assert abs((lengths[rows, left.argmax(1)] - lengths[rows, left.argmin(1)]).mean()) < 5
     assert (lengths[rows, rewards.argmax(1)] - lengths[rows, rewards.argmin(1)]).mean() > 300
@@ -58,6 +58,6 @@ def test_a_reward_of_length_alone_is_undone():
 
 def test_mistakes():
     with pytest.raises(DataError, match="Each completion needs its length"):
-        penalised([[1.0, 2.0]], [[1]], 0.1)
+        penalized([[1.0, 2.0]], [[1]], 0.1)
     with pytest.raises(DataError, match="no group with two rewards"):
         balanced_alpha([[1.0, None]], [[1, 2]])

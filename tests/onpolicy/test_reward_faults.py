@@ -52,18 +52,18 @@ def test_an_async_function_where_a_loop_runs_already():
     assert asyncio.run(notebook()) == [1.0, 1.0, 1.0]
 
 
-def test_an_async_function_that_hangs_is_cancelled():
-    cancelled = threading.Event()
+def test_an_async_function_that_hangs_is_canceled():
+    canceled = threading.Event()
 
     async def score(prompts, completions, **columns):
         try:
             await asyncio.sleep(60)
         finally:
-            cancelled.set()
+            canceled.set()
 
     with pytest.raises(TrainingError, match=r"gave no answer on 3 completions; got nothing within 0\.1 s"):
         called(score, timeout_s=0.1)
-    assert cancelled.wait(5)
+    assert canceled.wait(5)
 
 
 def test_a_timeout_of_the_functions_own_is_told_as_its_own():

@@ -61,7 +61,7 @@ def test_greedy_takes_the_most_probable_token(model, renderer, prompts):
         assert best.tolist() == one.token_ids.tolist()
 
 
-def test_greedy_is_not_beaten_by_any_neighbour_through_our_scores(model, renderer, prompts):
+def test_greedy_is_not_beaten_by_any_neighbor_through_our_scores(model, renderer, prompts):
     """The same through the scoring operation: no other first token has a higher logp."""
     [one] = sample(model, renderer, prompts[:1], SampleOptions(temperature=0.0, max_new_tokens=1), 0)[0]
     policy = Policy(model=model, precision="fp32", sharing="shared", sharing_reason="")

@@ -482,7 +482,7 @@ def greedy_here(folder, records, options):
 
     model, renderer = load_sampler(str(folder), LoadOptions(), "fp32", "cpu")
     drawn = sample(model, renderer, [renderer.render(record).prompt for record in records], options, 0)
-    # A server tells text: what the tokens of it are is the tokeniser's word.
+    # A server tells text: what the tokens of it are is the tokenizer's word.
     return [
         [
             replace(

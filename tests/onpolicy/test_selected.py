@@ -51,8 +51,8 @@ def test_records():
         labels=(),
         sources=("policy", "policy"),
     )
-    ([labelled], _) = apply(LabelByMean(), [one])
-    assert labelled.completions == ("b", "d") and labelled.labels == (-1, 1) and labelled.pairs == ()
+    ([labeled], _) = apply(LabelByMean(), [one])
+    assert labeled.completions == ("b", "d") and labeled.labels == (-1, 1) and labeled.pairs == ()
 
 
 def test_groups():

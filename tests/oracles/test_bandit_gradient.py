@@ -181,7 +181,7 @@ def test_topr_is_exact_where_only_likely_enough_samples_are_bad():
     assert_same(expected_gradient(TOPR(), sampler=SAMPLER, reward=bad), exact)
 
 
-def test_rloo_with_a_clip_never_reached_is_exact_on_a_neighbour_s_samples():
+def test_rloo_with_a_clip_never_reached_is_exact_on_a_neighbor_s_samples():
     """The ratio turns the sampler's expectation into the policy's, and the others' mean knows nothing of the
     sample.
     """

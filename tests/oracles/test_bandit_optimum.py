@@ -30,25 +30,25 @@ def scores_of(logits: Tensor, arms: Tensor) -> TokenScores:
     )
 
 
-def minimised(loss: Callable[[Tensor], Tensor]) -> Tensor:
+def minimized(loss: Callable[[Tensor], Tensor]) -> Tensor:
     """The policy at the loss's minimum, from the reference."""
     logits = REF.log().clone().requires_grad_()
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [logits], max_iter=3000, tolerance_grad=1e-13, tolerance_change=1e-16, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = loss(logits)
         value.backward()
         return value
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     return logits.detach().softmax(0)
 
 
 def every_pair(preference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(chosen, rejected, chance) of all ordered pairs of two draws from the reference, labelled by a
+    """(chosen, rejected, chance) of all ordered pairs of two draws from the reference, labeled by a
     preference.
     """
     chosen, rejected = torch.nonzero(1 - torch.eye(ARMS), as_tuple=True)
@@ -71,7 +71,7 @@ def test_dpo_ends_at_the_tilted_reference(beta):
     """pi = ref * exp(r / beta) / Z where preferences follow Bradley and Terry."""
     tilted = (REF.log() + REWARD / beta).softmax(0)
     torch.testing.assert_close(
-        minimised(expected_pair_loss(DPO(beta=beta), BRADLEY_TERRY)), tilted, rtol=1e-5, atol=1e-7
+        minimized(expected_pair_loss(DPO(beta=beta), BRADLEY_TERRY)), tilted, rtol=1e-5, atol=1e-7
     )
 
 
@@ -85,7 +85,7 @@ def test_ipo_ends_where_log_ratios_are_win_rates(tau):
     preference = upper + (1 - upper).triu(1).T + 0.5 * torch.eye(ARMS)
     win_rate = preference @ REF
     expected = (REF.log() + win_rate / tau).softmax(0)
-    found = minimised(expected_pair_loss(IPO(tau=tau, reduction="sum"), preference))
+    found = minimized(expected_pair_loss(IPO(tau=tau, reduction="sum"), preference))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
@@ -101,7 +101,7 @@ def test_bnf_ends_at_the_net_frequencies_of_what_is_preferred():
     """
     net = torch.tensor([0.5, 0.3, -0.1, -0.1], dtype=torch.float64)
     expected = torch.tensor([0.5, 0.3, 0.0, 0.0], dtype=torch.float64) / 0.8
-    torch.testing.assert_close(minimised(expected_bnf(net)), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(minimized(expected_bnf(net)), expected, rtol=0, atol=1e-3)
 
 
 def test_bnf_leaves_what_falls_below_the_reference_to_its_odds():
@@ -110,17 +110,17 @@ def test_bnf_leaves_what_falls_below_the_reference_to_its_odds():
     here, vanishes.
     """
     net = torch.tensor([0.6, 0.02, 0.0, -0.1], dtype=torch.float64)
-    found = minimised(expected_bnf(net))
+    found = minimized(expected_bnf(net))
     assert found[0] > 0.99
     assert found[1:].max() < 5e-3
 
 
 def test_bnf_on_dispreferred_arms_alone_moves_their_mass_to_the_others():
-    """The labelled arms vanish, and the loss stays above its bound: minus the mean of (1 - q) / q * |log(1 -
+    """The labeled arms vanish, and the loss stays above its bound: minus the mean of (1 - q) / q * |log(1 -
     q)|.
     """
     net = torch.tensor([0.0, 0.0, -0.5, -0.5], dtype=torch.float64)
-    found = minimised(expected_bnf(net))
+    found = minimized(expected_bnf(net))
     assert found[2:].max() < 2e-3
     q = REF[2:]
     lowest = (0.5 * (1 - q) / q * torch.log1p(-q)).sum().item()
@@ -156,7 +156,7 @@ def test_kto_ends_at_shares_of_geometric_means(z0):
     root, threshold = (net * REF).sqrt(), math.exp(z0)
     expected = (1 + threshold) * root / root.sum() - threshold * REF
     assert expected.min() > 0.02
-    torch.testing.assert_close(minimised(expected_kto(net, z0)), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(minimized(expected_kto(net, z0)), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_kto_shares_the_whole_among_what_is_preferred():
@@ -166,7 +166,7 @@ def test_kto_shares_the_whole_among_what_is_preferred():
     net = torch.tensor([0.5, 0.4, -0.2, -0.2], dtype=torch.float64)
     root = (net * REF)[:2].sqrt()
     expected = (1 + REF[:2].sum()) * root / root.sum() - REF[:2]
-    found = minimised(expected_kto(net, 0.0))
+    found = minimized(expected_kto(net, 0.0))
     assert found[2:].max() < 2e-3
     torch.testing.assert_close(found[:2], expected, rtol=0, atol=2e-3)
 

@@ -173,7 +173,7 @@ HERE = {
     "inpo",
 }
 WITHOUT = {
-    "dft": "its normaliser is estimated over the steps of a prompt: no expectation of one step",
+    "dft": "its normalizer is estimated over the steps of a prompt: no expectation of one step",
     "era": "a cross-entropy between two Bernoulli laws: a fit to a target, no policy gradient",
     "exo-group": "a divergence between softmaxes over a group: a fit to a target",
     "infonca": "a cross-entropy between softmaxes over a group: a fit to a target",

@@ -323,7 +323,7 @@ def test_rloo_with_a_penalty_on_the_policy_s_own_samples(rloo, three):
 
 
 def test_trl_s_penalty_is_that_of_the_policy_that_sampled(rloo, three):
-    """Ours is that of the policy that trains, which is what the gradient of the penalised reward has; the two
+    """Ours is that of the policy that trains, which is what the gradient of the penalized reward has; the two
     agree on its own samples only.
     """
     mine = ours(RLOO(beta=0.4, clip=0.2), three, RAGGED)

@@ -85,7 +85,7 @@ def test_model_code_does_not_run(copy, canary, capsys, pairs_file, tmp_path):
     assert not canary.exists() and not (tmp_path / "run").exists()
 
 
-def test_tokeniser_code_does_not_run(copy, canary):
+def test_tokenizer_code_does_not_run(copy, canary):
     (copy / "strange.py").write_text(CODE.format(canary=str(canary), base="PreTrainedTokenizerFast"))
     classes = {"AutoTokenizer": ["strange.Strange", "strange.Strange"]}
     edit(copy / "tokenizer_config.json", tokenizer_class="Strange", auto_map=classes)
@@ -187,7 +187,7 @@ def test_damaged_models_are_told(damage, copy, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["no JSON", "gone"])
-def test_damaged_tokenisers_are_told(damage, copy):
+def test_damaged_tokenizers_are_told(damage, copy):
     if damage == "no JSON":
         (copy / "tokenizer.json").write_text("{")
     else:
@@ -204,4 +204,4 @@ def test_names_of_nothing_are_told(name):
 
 def test_the_hub_without_a_network(capsys):
     told = refused(resolve_model("nobody/nothing"), load=load_tokenizer)
-    assert told.startswith("Cannot load the tokeniser of nobody/nothing")
+    assert told.startswith("Cannot load the tokenizer of nobody/nothing")

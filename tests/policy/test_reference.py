@@ -136,11 +136,11 @@ def test_full_tuning_and_adapters_share_a_cache(tiny_folder, pairs_file, tmp_pat
     assert len(shards(cache)) == 1
 
 
-def test_a_reference_of_another_tokeniser_is_refused(tiny_folder, pairs_file, tmp_path):
+def test_a_reference_of_another_tokenizer_is_refused(tiny_folder, pairs_file, tmp_path):
     folder = save_tiny_model(tmp_path / "words")
     word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(folder)
     config = tiny_config(
         tiny_folder, pairs_file, tmp_path / "run", reference=ReferenceOptions(model=str(folder))
     )
-    with pytest.raises(ModelError, match="different tokenisers"):
+    with pytest.raises(ModelError, match="different tokenizers"):
         build_job(config, Reporter(quiet=True))

@@ -81,7 +81,7 @@ def training_scores(policy: Policy, groups) -> list[float]:
 
 @torch.no_grad()
 def plain_scores(folder, groups, side: str, attention: str | None = None) -> list[float]:
-    """transformers and nothing of ours: the tokeniser pads, the classifier scores the whole batch at once."""
+    """transformers and nothing of ours: the tokenizer pads, the classifier scores the whole batch at once."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=side)
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation=attention).eval()
     rows = [
@@ -161,7 +161,7 @@ def test_a_reward_model_is_no_policy(tmp_path):
         load_model(str(tmp_path / "reward"), LoadOptions())
 
 
-# --- the tokeniser ---
+# --- the tokenizer ---
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ N, H, V = 13, 7, 29
 OTHER_H = 5  # the reference may be narrower than the policy
 ALL = frozenset(HeadScores._fields)
 FROZEN = {"log_collision", "ref_logp", "ref_entropy_share"}
-LOGITS = frozenset({"target_logit", "log_normaliser"})
+LOGITS = frozenset({"target_logit", "log_normalizer"})
 
 
 def inputs(dtype=torch.float64, bias=True):
@@ -54,7 +54,7 @@ def naive(hidden, head, targets, temperature, reference=None) -> dict[str, torch
         "logp": at_target(logp),
         "entropy": -(p * logp).sum(-1),
         "target_logit": at_target(z),
-        "log_normaliser": z.logsumexp(-1),
+        "log_normalizer": z.logsumexp(-1),
         "log_collision": (2 * z).logsumexp(-1) - 2 * z.logsumexp(-1),
     }
     if reference is not None:

@@ -91,7 +91,7 @@ def test_text_in_figures_is_large_enough_on_a_phone(browser, pages):
     page.context.close()
 
 
-def test_figures_follow_the_colour_scheme(browser, pages):
+def test_figures_follow_the_color_scheme(browser, pages):
     seen = []
     for scheme in ("light", "dark"):
         page, faults = open_page(browser, pages["plain"], 1280, scheme)
@@ -214,14 +214,14 @@ CONTRAST = """all => all.map(one => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_on_coloured_tokens_can_be_read(browser, pages, scheme):
+def test_text_on_colored_tokens_can_be_read(browser, pages, scheme):
     page, _ = open_page(browser, pages["plain"], 1280, scheme)
     ratios = page.eval_on_selector_all(".swatches li:not(.even)", CONTRAST)
     assert len(ratios) == 10 and min(ratios) >= 4.5
-    colours = page.eval_on_selector_all(
+    colors = page.eval_on_selector_all(
         ".swatches li", "all => all.map(one => getComputedStyle(one).backgroundColor)"
     )
-    assert len(set(colours)) == 11
+    assert len(set(colors)) == 11
     page.context.close()
 
 

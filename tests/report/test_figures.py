@@ -19,7 +19,7 @@ def series(values, start=0):
 
 
 def curve(values, **options):
-    return Curve(series=series(values), colour=PALETTE[0], **options)
+    return Curve(series=series(values), color=PALETTE[0], **options)
 
 
 def texts(svg):
@@ -161,7 +161,7 @@ def test_factors_of_labels_are_written():
     assert "1e7" in texts(curves_figure([curve([0, 3e7])], key="a")) and "2.4" in texts(
         curves_figure([curve([0, 3e7])], key="a")
     )
-    late = Curve(series=Series(steps=(0, 20_000_000), values=(0.0, 1.0)), colour=PALETTE[0])
+    late = Curve(series=Series(steps=(0, 20_000_000), values=(0.0, 1.0)), color=PALETTE[0])
     assert {"1e7", "2.0"} <= set(texts(curves_figure([late], key="a")))
 
 
@@ -172,10 +172,10 @@ def test_the_same_numbers_give_the_same_bytes():
     assert pyplot.get_fignums() == []
 
 
-def test_colours_are_variables_with_a_fallback():
+def test_colors_are_variables_with_a_fallback():
     svg = curves_figure([curve([1, 2, 3])], key="a")
     assert f"var(--series-1, {PALETTE[0]})" in svg
-    assert not re.search(r"(?<!, )#[0-9a-f]{6}", svg)  # no colour that a dark page could not turn
+    assert not re.search(r"(?<!, )#[0-9a-f]{6}", svg)  # no color that a dark page could not turn
 
 
 def test_a_faint_curve_a_marked_one_and_a_dashed_one_differ():
@@ -276,7 +276,7 @@ def test_values_left_as_a_gap_are_said(tmp_path):
     )
 
 
-def test_several_runs_have_a_colour_each(tmp_path):
+def test_several_runs_have_a_color_each(tmp_path):
     runs = [
         read_run(build_run(tmp_path / name, steps=8, num_prompts=1, seed=i)) for i, name in enumerate("ab")
     ]

@@ -1,4 +1,4 @@
-"""Tokens on a page: levels of colour by hand, marks for what cannot be seen, and files that are damaged."""
+"""Tokens on a page: levels of color by hand, marks for what cannot be seen, and files that are damaged."""
 
 import json
 import math

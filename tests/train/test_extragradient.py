@@ -14,7 +14,7 @@ from preftune.sampling.sample import SampleOptions
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
 from preftune.train.onpolicy.collect import CollectOptions
-from preftune.train.optim import HalfStep, make_optimiser
+from preftune.train.optim import HalfStep, make_optimizer
 from preftune.train.options import OptimOptions, TrainConfig
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
 
@@ -56,35 +56,35 @@ def test_a_rotation_is_only_damped_by_the_extragradient():
     F(z)) it becomes (1 - h^2)^2 + h^2 of what it was.
     """
     point = torch.nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.float64))
-    optimiser = torch.optim.SGD([point], lr=0.1)
-    half = HalfStep(optimiser)
+    optimizer = torch.optim.SGD([point], lr=0.1)
+    half = HalfStep(optimizer)
 
     def field(at: torch.Tensor) -> torch.Tensor:
         return torch.stack([at[1], -at[0]])
 
     half.keep()
     point.grad = field(point.detach())
-    optimiser.step()
+    optimizer.step()
     gradient = field(point.detach())
     half.put_back()
     assert point.tolist() == [1.0, 1.0]
     point.grad = gradient
-    optimiser.step()
+    optimizer.step()
     assert float(point.detach().square().sum()) == pytest.approx(2 * ((1 - 0.01) ** 2 + 0.01), rel=1e-12)
 
 
 def test_moments_are_put_back_too():
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimiser = make_optimiser([parameter], OptimOptions(learning_rate=0.1))
+    optimizer = make_optimizer([parameter], OptimOptions(learning_rate=0.1))
     parameter.grad = torch.tensor([1.0, -2.0, 3.0])
-    optimiser.step()
-    before, moments = parameter.detach().clone(), copy.deepcopy(optimiser.state_dict())
-    half = HalfStep(optimiser)
+    optimizer.step()
+    before, moments = parameter.detach().clone(), copy.deepcopy(optimizer.state_dict())
+    half = HalfStep(optimizer)
     half.keep()
     parameter.grad = torch.tensor([5.0, 5.0, 5.0])
-    optimiser.step()
+    optimizer.step()
     half.put_back()
-    after = optimiser.state_dict()["state"][0]
+    after = optimizer.state_dict()["state"][0]
     assert torch.equal(parameter, before)
     assert all(
         torch.equal(after[name], moments["state"][0][name]) for name in ("step", "exp_avg", "exp_avg_sq")

@@ -40,13 +40,13 @@ def test_the_highest_pairs_go(tiny_folder, pairs_file, tmp_path):
         tiny_folder, pairs_file, tmp_path, filter="ches<0.5", eval_fraction=0.0
     )
     scores = [
-        row[0].normalised
+        row[0].normalized
         for row in ches_scores(policy, before, [[(0, 1)]] * 8, LayoutOptions(), lambda done, of: None)
     ]
     low = {before[i].origin for i in np.argsort(scores)[:4]}
     assert {group.origin for group in after} == low
     assert list(prepared.report.filtered.values()) == [4]
-    assert "left out 4 pairs of training: length-normalised CHES of" in prepared.report.lines()[-1]
+    assert "left out 4 pairs of training: length-normalized CHES of" in prepared.report.lines()[-1]
 
 
 def test_pairs_of_a_group_go_one_by_one(tiny_folder, tmp_path):

@@ -12,7 +12,7 @@ from preftune.objectives.dpo import DPO
 from preftune.progress import Reporter
 from preftune.train.batches import cut_step, make_score
 from preftune.train.loop import train
-from preftune.train.optim import make_optimiser
+from preftune.train.optim import make_optimizer
 from preftune.train.options import OptimOptions
 from preftune.train.rounding import RoundedAdamW, draw_noise, round_by_chance, sum_gradients_exactly
 from preftune.train.setup import build_job
@@ -34,7 +34,7 @@ SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 0.1, "weight_decay": 0.1}
         (0.0, 0.0, 0.0, 0.0),
     ],
 )
-def test_each_neighbour_with_its_share_of_the_noise(value, below, above, share):
+def test_each_neighbor_with_its_share_of_the_noise(value, below, above, share):
     found = round_by_chance(torch.full((65536,), value), ALL_NOISE)
     assert set(found.tolist()) <= {below, above} and torch.equal(found, found.bfloat16().float())
     assert (found == above).double().mean().item() == (share if share else float(above == below))
@@ -70,19 +70,19 @@ def low_parameter(values) -> nn.Parameter:
 
 
 def test_one_step_is_adamws_rounded_up_or_down():
-    """From the same bf16 weights and moments PyTorch's AdamW in fp32 makes a number; ours is its neighbour,
+    """From the same bf16 weights and moments PyTorch's AdamW in fp32 makes a number; ours is its neighbor,
     right in the mean.
     """
     start, first, second = some((4, 5), scale=0.1), some((4, 5), 1), some((4, 5), 2)
     found = []
     for seed in range(400):
         parameter = low_parameter(start)
-        optimiser = RoundedAdamW([parameter], **SETTINGS, seed=seed)
+        optimizer = RoundedAdamW([parameter], **SETTINGS, seed=seed)
         parameter.grad = first.clone()
-        optimiser.step()
+        optimizer.step()
         before = [
             t.detach().float()
-            for t in (parameter, *(optimiser.state[parameter][k] for k in ("exp_avg", "exp_avg_sq")))
+            for t in (parameter, *(optimizer.state[parameter][k] for k in ("exp_avg", "exp_avg_sq")))
         ]
         plain = nn.Parameter(before[0].clone())
         oracle = torch.optim.AdamW([plain], **{k: SETTINGS[k] for k in SETTINGS})
@@ -92,9 +92,9 @@ def test_one_step_is_adamws_rounded_up_or_down():
             "exp_avg_sq": before[2].clone(),
         }
         parameter.grad, plain.grad = second.clone(), second.clone()
-        optimiser.step()
+        optimizer.step()
         oracle.step()
-        state = optimiser.state[parameter]
+        state = optimizer.state[parameter]
         assert state["step"] == 2
         for low, high in (
             (parameter, plain),
@@ -145,11 +145,11 @@ def test_pieces_are_of_no_matter_but_for_the_noise(pieces):
 def test_the_chances_hang_on_seed_step_and_place():
     def after(seed: int, steps: int = 1, places: int = 1) -> list[torch.Tensor]:
         parameters = [low_parameter(some((40, 40), scale=0.1)) for _ in range(places)]
-        optimiser = RoundedAdamW(parameters, **SETTINGS, seed=seed)
+        optimizer = RoundedAdamW(parameters, **SETTINGS, seed=seed)
         for _ in range(steps):
             for parameter in parameters:
                 parameter.grad = torch.full((40, 40), 1e-3)
-            optimiser.step()
+            optimizer.step()
         return [p.detach() for p in parameters]
 
     assert torch.equal(after(0)[0], after(0)[0])
@@ -158,18 +158,18 @@ def test_the_chances_hang_on_seed_step_and_place():
     assert not torch.equal(one, two) and torch.equal(one, after(0)[0])
     # The second step draws other noise than the first: from the same state it ends elsewhere.
     parameter = low_parameter(some((40, 40), scale=0.1))
-    optimiser = RoundedAdamW([parameter], **SETTINGS, seed=0)
+    optimizer = RoundedAdamW([parameter], **SETTINGS, seed=0)
     ends = []
     for step in (0, 1):
         state = {"step": torch.tensor(float(step))} | {
             k: torch.zeros(40, 40).bfloat16() for k in ("exp_avg", "exp_avg_sq")
         }
-        optimiser.state[parameter] = state
+        optimizer.state[parameter] = state
         with torch.no_grad():
             parameter.copy_(some((40, 40), scale=0.1))
-        optimiser.param_groups[0]["lr"] = 0.0
+        optimizer.param_groups[0]["lr"] = 0.0
         parameter.grad = some((40, 40), 1)
-        optimiser.step()
+        optimizer.step()
         ends.append(state["exp_avg"].clone())
     assert not torch.equal(*ends)
 
@@ -189,13 +189,13 @@ def test_weights_in_fp32_get_the_plain_update():
     assert torch.equal(still.detach(), some(30).bfloat16()) and not ours.state[still]
 
 
-def test_the_options_reach_the_optimiser():
+def test_the_options_reach_the_optimizer():
     chosen = OptimOptions(
         weights="bf16", learning_rate=0.1, adam_beta1=0.5, adam_beta2=0.6, adam_epsilon=0.7, weight_decay=0.8
     )
-    optimiser = make_optimiser([low_parameter(some(3))], chosen, 9)
-    assert isinstance(optimiser, RoundedAdamW) and optimiser._seed == 9
-    group = optimiser.param_groups[0]
+    optimizer = make_optimizer([low_parameter(some(3))], chosen, 9)
+    assert isinstance(optimizer, RoundedAdamW) and optimizer._seed == 9
+    group = optimizer.param_groups[0]
     assert [group[k] for k in ("lr", "betas", "eps", "weight_decay")] == [0.1, (0.5, 0.6), 0.7, 0.8]
 
 
@@ -217,7 +217,7 @@ def test_gradients_of_a_step_are_summed_in_fp32(tiny_folder, pairs_file, tmp_pat
         optim={"weights": "bf16"},
     )
     job = build_job(config, Reporter(quiet=True))
-    assert isinstance(job.optimiser, RoundedAdamW) and job.optimiser._seed == 4
+    assert isinstance(job.optimizer, RoundedAdamW) and job.optimizer._seed == 4
     groups, parameters = job.source.take(1), job.policy.trainable()
     pieces = [
         piece for group in groups for piece in cut_step([group], DPO().signal, job.policy, config.layout)
@@ -228,7 +228,7 @@ def test_gradients_of_a_step_are_summed_in_fp32(tiny_folder, pairs_file, tmp_pat
     )
     expected = {name: torch.zeros(p.shape) for name, p in parameters.items()}
     for piece in pieces:
-        job.optimiser.zero_grad()
+        job.optimizer.zero_grad()
         accumulate_gradient([piece], config.objective, score, [None], total)
         for name, parameter in parameters.items():
             assert (
@@ -237,7 +237,7 @@ def test_gradients_of_a_step_are_summed_in_fp32(tiny_folder, pairs_file, tmp_pat
                 and parameter.grad.dtype == torch.float32
             )
             expected[name] += parameter.grad
-    job.optimiser.zero_grad()
+    job.optimizer.zero_grad()
     accumulate_gradient(pieces, config.objective, score, [None] * len(pieces), total)
     for name, parameter in parameters.items():
         assert parameter.grad is not None

@@ -187,7 +187,7 @@ def test_an_adapter_loads_with_plain_peft_and_as_a_model(tiny_folder, pairs_file
     torch.testing.assert_close(our_logps(second, groups), plain, rtol=1e-3, atol=1e-3)
 
 
-def test_an_adapter_without_a_tokeniser_takes_its_base_s(tiny_folder, pairs_file, tmp_path):
+def test_an_adapter_without_a_tokenizer_takes_its_base_s(tiny_folder, pairs_file, tmp_path):
     config = tiny_config(
         tiny_folder, pairs_file, tmp_path / "run", lora=LoraOptions(rank=2), max_steps=1, eval_fraction=0.0
     )
@@ -294,7 +294,7 @@ def test_without_held_out_pairs_there_are_no_tokens(tiny_folder, pairs_file, tmp
     assert not (result.folder / "tokens.jsonl").exists()
 
 
-def test_labelled_completions_without_pairs_show_the_first_one(tiny_folder, tmp_path):
+def test_labeled_completions_without_pairs_show_the_first_one(tiny_folder, tmp_path):
     rows = [{"prompt": f"p{k}", "completion": f"answer {k}", "label": k % 2 == 0} for k in range(8)]
     data = write_rows(tmp_path / "labels.jsonl", rows)
     result = train(tiny_config(tiny_folder, data, tmp_path / "run", objective=BNF(), max_steps=1), quiet=True)

@@ -35,13 +35,13 @@ def three_steps(objective, layout, sharing) -> dict[str, torch.Tensor]:
         model=tiny_model("llama", std=0.15, seed=1), precision="fp32", sharing="single", sharing_reason=""
     )
     known = {id(group): score_groups(anchor, [group], LayoutOptions())[0] for group in GROUPS}
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     scorer = make_score(
         policy, objective, Anchors(reference=lambda part: [known[id(group)] for group in part])
     )
     for start in (0, 3, 6):
         pieces = cut_step(GROUPS[start : start + 3], objective.signal, policy, layout)
-        run_step(pieces, objective, scorer, list(policy.trainable().values()), optimiser, max_grad_norm=1.0)
+        run_step(pieces, objective, scorer, list(policy.trainable().values()), optimizer, max_grad_norm=1.0)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

@@ -116,7 +116,7 @@ def test_a_reference_that_is_not_finite_names_the_row(tmp_path, capsys):
 def test_a_gradient_that_is_not_finite_stops_before_the_update():
     """logp = -sqrt(theta) is 0 at theta = 0, with a slope without bound."""
     theta = torch.nn.Parameter(torch.tensor([4.0, 1.0, 0.0, 9.0]))
-    optimiser = torch.optim.AdamW([theta], lr=0.1)
+    optimizer = torch.optim.AdamW([theta], lr=0.1)
     one, plus = torch.tensor([1]), Labels(label=torch.tensor([1]))
     pieces = [
         MicroBatch(content=[k], lengths=one, prompt=one, signal=plus, origins=(f"rows:{k + 1}",))
@@ -127,11 +127,11 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update():
         return TokenScores(logp=-theta[piece.content].sqrt(), lengths=piece.lengths)
 
     with pytest.raises(TrainingError, match=r"The gradient is not finite; got norm .* from rows rows:3\."):
-        run_step(pieces, SFT(), score, [theta], optimiser, max_grad_norm=1.0)
-    assert theta.tolist() == [4.0, 1.0, 0.0, 9.0] and not optimiser.state
+        run_step(pieces, SFT(), score, [theta], optimizer, max_grad_norm=1.0)
+    assert theta.tolist() == [4.0, 1.0, 0.0, 9.0] and not optimizer.state
     with torch.no_grad():
         theta[2] = 1.0
-    assert run_step(pieces, SFT(), score, [theta], optimiser, max_grad_norm=0.0).loss == pytest.approx(
+    assert run_step(pieces, SFT(), score, [theta], optimizer, max_grad_norm=0.0).loss == pytest.approx(
         (2 + 1 + 1 + 3) / 4
     )
     assert (theta < torch.tensor([4.0, 1.0, 1.0, 9.0])).all()
@@ -150,29 +150,29 @@ def files_of_at_most(size: int):
 
 def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path):
     weight = torch.nn.Parameter(torch.randn(300, 300))
-    optimiser = torch.optim.AdamW([weight])
+    optimizer = torch.optim.AdamW([weight])
     weight.grad = torch.ones_like(weight)
-    optimiser.step()
+    optimizer.step()
     folder, parameters = tmp_path / "checkpoints", {"weight": weight}
-    good = save_checkpoint(folder, parameters, optimiser, Counters(step=1), keep=1, extra=NOTHING)
-    kept, moments = weight.detach().clone(), optimiser.state[weight]["exp_avg"].clone()
-    optimiser.step()
+    good = save_checkpoint(folder, parameters, optimizer, Counters(step=1), keep=1, extra=NOTHING)
+    kept, moments = weight.detach().clone(), optimizer.state[weight]["exp_avg"].clone()
+    optimizer.step()
     with (
         files_of_at_most(100_000),
         pytest.raises(StorageError, match=r"Cannot write the checkpoint at .*step-000002"),
     ):
-        save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1, extra=NOTHING)
+        save_checkpoint(folder, parameters, optimizer, Counters(step=2), keep=1, extra=NOTHING)
     with (
         files_of_at_most(500_000),
         pytest.raises(StorageError, match="Cannot write the checkpoint"),
     ):  # the second file fails
-        save_checkpoint(folder, parameters, optimiser, Counters(step=2), keep=1, extra=NOTHING)
+        save_checkpoint(folder, parameters, optimizer, Counters(step=2), keep=1, extra=NOTHING)
     assert list(folder.iterdir()) == [good]
-    assert load_checkpoint(good, parameters, optimiser, {}) == (
+    assert load_checkpoint(good, parameters, optimizer, {}) == (
         Counters(step=1),
         {"estimators": {}, "source": {}},
     )
-    assert torch.equal(weight, kept) and torch.equal(optimiser.state[weight]["exp_avg"], moments)
+    assert torch.equal(weight, kept) and torch.equal(optimizer.state[weight]["exp_avg"], moments)
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
@@ -188,8 +188,8 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "no state", "not JSON", "another model"])
 def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
     weight = torch.nn.Parameter(torch.ones(3))
-    parameters, optimiser = {"weight": weight}, torch.optim.AdamW([weight])
-    path = save_checkpoint(tmp_path, parameters, optimiser, Counters(step=1), keep=1, extra=NOTHING)
+    parameters, optimizer = {"weight": weight}, torch.optim.AdamW([weight])
+    path = save_checkpoint(tmp_path, parameters, optimizer, Counters(step=1), keep=1, extra=NOTHING)
     if damage == "cut":
         os.truncate(path / "policy.safetensors", 20)
     elif damage == "another model":
@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_is_refused(damage, tmp_path):
     with pytest.raises(
         StorageError, match="is damaged" if damage != "another model" else "belongs to another model"
     ):
-        load_checkpoint(path, parameters, optimiser, {})
+        load_checkpoint(path, parameters, optimizer, {})
 
 
 @pytest.mark.parametrize("words", [["--save_every", "2"], []], ids=["checkpoint", "final"])

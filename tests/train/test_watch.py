@@ -38,8 +38,8 @@ def test_overlap_is_counted_from_both_ends():
     assert overlap(ids(5, 6), ids(7, 8)) == 0.0
     assert overlap(ids(5, 6), ids(5, 6)) == 1.0
     assert overlap(ids(5, 5), ids(5, 5, 5, 5)) == 0.5  # no token is counted twice
-    labelled = Group(prompt=ids(1), completions=(ids(5, 6), ids(5, 7)), labels=(1, -1))
-    assert common_ends([labelled]) == {"pairs/common_ends": 0.5}
+    labeled = Group(prompt=ids(1), completions=(ids(5, 6), ids(5, 7)), labels=(1, -1))
+    assert common_ends([labeled]) == {"pairs/common_ends": 0.5}
     assert common_ends([Group(prompt=ids(1), completions=(ids(5),), labels=(1,))]) == {}
 
 

@@ -159,7 +159,7 @@ OFFLINE = (
         choice="bnf",
         when=lambda e: e.num_pairs == 0 and e.can_reward is not True,
         rests_on=("num_pairs",),
-        reason="Single labelled completions are what it is made for: nothing to pair and nothing to tune.",
+        reason="Single labeled completions are what it is made for: nothing to pair and nothing to tune.",
         basis="B1 of docs/lab.md; docs/objectives/bnf.md",
     ),
     Rule(
@@ -258,7 +258,7 @@ COLLECT = (
         basis="docs/data.md",
     ),
     Rule(
-        choice="a second judgement of each pair",
+        choice="a second judgment of each pair",
         when=_noisy,
         rests_on=("noise", "num_pairs"),
         reason="Many pairs may be exchanged; pairs on which two judges agree teach more than twice as many that nobody checked.",

@@ -30,7 +30,7 @@ PLACE = 3  # of the token that moves: neither the first nor the last
 VALUE = 0.5  # of a critic, everywhere: half-way between the two rewards, 0 and 1
 NUM_POINTS = 101
 # What of the policy an objective may read beside logp that moves with the logit.
-OTHER_POLICY_SCORES = frozenset({"entropy", "target_logit", "log_normaliser", "kl_from_ref", "kl_to_ref"})
+OTHER_POLICY_SCORES = frozenset({"entropy", "target_logit", "log_normalizer", "kl_from_ref", "kl_to_ref"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ def _every_score(target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -
         "behaviour_logp": ref_logp[:, 0],
         "entropy": -(logp.exp() * logp).sum(1),
         "target_logit": target,
-        "log_normaliser": logits.logsumexp(1),
+        "log_normalizer": logits.logsumexp(1),
         "log_collision": (2 * logp.detach()).logsumexp(1),
         "ref_entropy": ref_entropy,
         "ref_entropy_share": ref_entropy / math.log(VOCABULARY),

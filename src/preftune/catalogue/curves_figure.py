@@ -104,9 +104,9 @@ def _draw(panel: Axes, found: CurveSet, curves: DerivativeCurves) -> None:
     largest = max(map(abs, (*curves.preferred, *curves.dispreferred))) or 1.0
     panel.axhline(0.0, color=MUTED, linewidth=0.8, zorder=1)
     panel.axvline(found.ref_prob, color=MUTED, linewidth=1, linestyle=DOTS, zorder=1)
-    for values, colour in ((curves.preferred, PREFERRED), (curves.dispreferred, DISPREFERRED)):
+    for values, color in ((curves.preferred, PREFERRED), (curves.dispreferred, DISPREFERRED)):
         (line,) = panel.plot(
-            found.probabilities, [value / largest for value in values], color=colour, linewidth=1.8, zorder=3
+            found.probabilities, [value / largest for value in values], color=color, linewidth=1.8, zorder=3
         )
         line.get_path().should_simplify = True  # which matplotlib does by itself from 128 points on
     panel.set(xlim=(0, 1), ylim=(-1.1, 1.1), xticks=[0, 0.5, 1], yticks=[-1, 0, 1])

@@ -19,7 +19,7 @@ from preftune.errors import ConfigError, storage_error
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.load import (
     LoadOptions,
-    check_same_tokeniser,
+    check_same_tokenizer,
     load_model,
     load_tokenizer,
     pick_device,
@@ -141,7 +141,7 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
     reference = reference_of(settings)
     source = resolve_model(settings.model)
     tokenizer = load_tokenizer(source, settings.loading)
-    check_same_tokeniser(settings.model, reference, settings.loading)
+    check_same_tokenizer(settings.model, reference, settings.loading)
     prepared = prepare(settings.data, tokenizer, "pairs", settings.rows)
     for line in prepared.report.lines():
         report.note(line)

@@ -17,11 +17,11 @@ from preftune.terminal import clean_terminal
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """What is in a data file, as a model's tokeniser sees it.
+    """What is in a data file, as a model's tokenizer sees it.
 
     Args:
         data: preference data: a file, a folder or a hub id.
-        model: whose tokeniser and template to use.
+        model: whose tokenizer and template to use.
         examples: rows to show.
         json: print JSON.
         rows: how data files become groups of tokens.
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments,
         prog="preftune inspect",
         positional="data",
-        description="What is in a data file, as a model's tokeniser sees it.",
+        description="What is in a data file, as a model's tokenizer sees it.",
     )
     tokenizer = load_tokenizer(resolve_model(settings.model), settings.loading)
     found = inspect_data(settings.data, tokenizer, settings.rows)

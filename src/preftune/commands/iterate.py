@@ -61,7 +61,7 @@ class IterateConfig:
         sampling: how completions are drawn.
         rows: how the prompts are read.
         layout: how groups are laid out for the model.
-        optim: the optimiser and its schedule, of each round.
+        optim: the optimizer and its schedule, of each round.
         lora: low-rank adapters; a round's adapter is merged before the next one.
         loading: what may be loaded beside plain tensors.
     """

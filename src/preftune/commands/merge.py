@@ -15,7 +15,7 @@ from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, ModelError
 from preftune.model.load import (
     LoadOptions,
-    check_same_tokeniser,
+    check_same_tokenizer,
     load_model,
     load_tokenizer,
     quiet_transformers,
@@ -118,13 +118,13 @@ class MergeResult:
 
 
 def merge(settings: MergeConfig) -> MergeResult:
-    """Load, check that the models fit each other, merge, save with the first one's tokeniser; whole or not at
+    """Load, check that the models fit each other, merge, save with the first one's tokenizer; whole or not at
     all.
     """
     check_output(settings.output)
     others = [*settings.models[1:], *([settings.base] if settings.base is not None else [])]
     for other in others:
-        check_same_tokeniser(settings.models[0], other, settings.loading)
+        check_same_tokenizer(settings.models[0], other, settings.loading)
     tokenizer = load_tokenizer(resolve_model(settings.models[0]), settings.loading)
     first = load_model(resolve_model(settings.models[0]), settings.loading)
     count = sum(p.numel() for p in first.parameters())

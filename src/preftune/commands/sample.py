@@ -27,7 +27,7 @@ class SampleConfig:
     """Completions of a model: of one prompt, of a file of prompts, or in a chat when neither is given.
 
     Args:
-        model: a run's final/ folder, or any name that `train` takes; with a server, the model whose tokeniser
+        model: a run's final/ folder, or any name that `train` takes; with a server, the model whose tokenizer
             and template its model has.
         prompt: one prompt.
         prompts: a data file; only its prompts are used.

@@ -19,7 +19,7 @@ from preftune.data.signals import merge
 from preftune.errors import ConfigError, DataError
 from preftune.selection.apply import apply
 from preftune.selection.choices import NO_REWARD, Makes, Selected, Selection
-from preftune.selection.length_penalty import balanced_alpha, penalised
+from preftune.selection.length_penalty import balanced_alpha, penalized
 from preftune.selection.rules import make_selection
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
@@ -217,7 +217,7 @@ def _priced(
         [tuple(map(_length, r.completions)) for r in records],
     )
     alpha = balanced_alpha(rewards, lengths) if penalty == "auto" else float(penalty)
-    paid = penalised(rewards, lengths, alpha)
+    paid = penalized(rewards, lengths, alpha)
     return alpha, [replace(record, rewards=group) for record, group in zip(records, paid, strict=True)]
 
 

@@ -60,7 +60,7 @@ class RewardModelConfig:
         json: print JSON.
         rows: how data files become groups of tokens.
         layout: how groups are laid out for the model.
-        optim: the optimiser and its schedule.
+        optim: the optimizer and its schedule.
         lora: low-rank adapters; they are merged into the saved model.
         loading: what may be loaded beside plain tensors.
     """

@@ -76,7 +76,7 @@ class _Skeleton:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatText:
-    """Writes dialogues as the template of a tokeniser does. Make it with `make_chat_text`."""
+    """Writes dialogues as the template of a tokenizer does. Make it with `make_chat_text`."""
 
     tokenizer: PreTrainedTokenizerBase
     fixed: bool  # the text around the turns' texts follows from their roles
@@ -99,7 +99,7 @@ class ChatText:
 
 
 def make_chat_text(tokenizer: PreTrainedTokenizerBase) -> ChatText:
-    """The writer of a tokeniser's dialogues, by skeletons if its template allows it."""
+    """The writer of a tokenizer's dialogues, by skeletons if its template allows it."""
     template = tokenizer.chat_template
     usual = type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
     return ChatText(

@@ -167,7 +167,7 @@ def _spoken(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """The common beginning, cut at a word boundary.
 
-    A blank at the cut goes to the completions, as tokenisers join it to the word; a line break stays in the
+    A blank at the cut goes to the completions, as tokenizers join it to the word; a line break stays in the
     prompt.
     """
     pairs = enumerate(zip(chosen, rejected, strict=False))

@@ -22,13 +22,13 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     engine: (
         Tokenizer | None
-    )  # of the tokeniser, if it can be asked itself: that saves what it would tell beside the ids
+    )  # of the tokenizer, if it can be asked itself: that saves what it would tell beside the ids
     # special tokens that split a text in two: the tokens of both parts are those of the whole
     cuts: tuple[str, ...]
     quick: QuickEngine | None = None  # asked before the other
 
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The int32 tokens of each text; equal texts are tokenised once."""
+        """The int32 tokens of each text; equal texts are tokenized once."""
         unique = list(dict.fromkeys(texts))
         found = {} if self.quick is None else self.quick.ids(unique)
         rest = [text for text in unique if text not in found] if found else unique
@@ -43,7 +43,7 @@ class Encoder:
             return self.tokenizer(texts, add_special_tokens=False, verbose=False)[
                 "input_ids"
             ]  # verbose warns of long texts
-        self.engine.no_truncation()  # as the tokeniser itself does before each call
+        self.engine.no_truncation()  # as the tokenizer itself does before each call
         self.engine.no_padding()
         self.engine.encode_special_tokens = self.tokenizer.split_special_tokens
         return [encoding.ids for encoding in self.engine.encode_batch_fast(texts, add_special_tokens=False)]
@@ -54,10 +54,10 @@ class Encoder:
 
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase, sample: str, many: bool) -> Encoder:
-    """The encoder of a tokeniser, which cuts texts at special tokens of `sample`, or nowhere where that is
+    """The encoder of a tokenizer, which cuts texts at special tokens of `sample`, or nowhere where that is
     not known to be safe.
 
-    Of many texts it asks a quicker engine, which takes some memory, as much as the tokeniser's own again.
+    Of many texts it asks a quicker engine, which takes some memory, as much as the tokenizer's own again.
     """
     usual = PreTrainedTokenizerFast._encode_plus
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or type(tokenizer)._encode_plus is not usual:

@@ -1,9 +1,9 @@
-"""A quicker engine for the tokens of many texts: fastokens, where it gives what the tokeniser's own engine
+"""A quicker engine for the tokens of many texts: fastokens, where it gives what the tokenizer's own engine
 gives.
 
 It reads the same tokenizer.json. Whether it knows every part of it and does the same is not taken on trust:
 it must agree on texts of every kind and on all pairs of them, and texts with other than long-settled
-characters are left to the tokeniser's own engine, since libraries follow different versions of Unicode
+characters are left to the tokenizer's own engine, since libraries follow different versions of Unicode
 (`benchmarks/engines_agree.py` compares more).
 """
 
@@ -89,7 +89,7 @@ class QuickEngine:
     """The tokens of many texts by fastokens, which is loaded in another thread when it begins to be worth it.
     Thread-safe.
 
-    Loading takes 5 to 12 microseconds for each entry of the vocabulary, a text by the tokeniser's own engine
+    Loading takes 5 to 12 microseconds for each entry of the vocabulary, a text by the tokenizer's own engine
     some 50. Nobody waits for it: as it gives the same tokens, it does not matter which texts it is asked for.
     """
 
@@ -113,7 +113,7 @@ class QuickEngine:
 
 
 def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
-    """The same tokeniser by fastokens; None if it does not know a part of it, or does anything else than it."""
+    """The same tokenizer by fastokens; None if it does not know a part of it, or does anything else than it."""
     usual.no_truncation()
     usual.no_padding()
     try:
@@ -151,7 +151,7 @@ def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
 
 def _unusual(tokens: Sequence[AddedToken]) -> list[str]:
     """Added tokens that others may treat otherwise: those that take white space, begin or end with some, are
-    whole words only, or are found after the normaliser where most are found before it, or before it where
+    whole words only, or are found after the normalizer where most are found before it, or before it where
     most are found after.
     """
     rarer = 2 * sum(token.normalized for token in tokens) <= len(tokens)
@@ -188,7 +188,7 @@ def _ids(engine: fastokens.Tokenizer, texts: Collection[str]) -> dict[str, np.nd
     asked = [text for text in texts if trusted(text)]
     try:
         flat, ends = engine.encode_batch_flat(asked)
-    except ValueError:  # a byte without a token, which the tokeniser's own engine passes over
+    except ValueError:  # a byte without a token, which the tokenizer's own engine passes over
         return {}
     tokens, places = np.frombuffer(flat, dtype="<u4").view("<i4"), np.frombuffer(ends, dtype="<u8").tolist()
     return {text: tokens[start:end] for text, start, end in zip(asked, places, places[1:], strict=False)}

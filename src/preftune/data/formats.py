@@ -1,4 +1,4 @@
-"""The closed table of row formats: how each is recognised by its columns and converted to a Record."""
+"""The closed table of row formats: how each is recognized by its columns and converted to a Record."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ _END_STYLE = "bold black on yellow"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a data set holds, rendered with one tokeniser. Counts are of records unless the name says
+    """What a data set holds, rendered with one tokenizer. Counts are of records unless the name says
     otherwise.
     """
 
@@ -45,7 +45,7 @@ class Inspection:
     fitted: Mapping[str, int]  # records by what max_length and truncation would do with them
     prompt_tokens: Lengths
     completion_tokens: Lengths
-    preferred_tokens: Lengths  # scored tokens of completions that are chosen, labelled +1, or have the best reward of their prompt
+    preferred_tokens: Lengths  # scored tokens of completions that are chosen, labeled +1, or have the best reward of their prompt
     dispreferred_tokens: Lengths
     preferred_mean: float
     dispreferred_mean: float
@@ -104,7 +104,7 @@ class Inspection:
         return [clean_terminal(line) for line in lines]
 
     def samples(self, count: int = 3) -> list[Text]:
-        """The first groups as coloured text: prompt tokens dim, completion tokens green, the end of the turn
+        """The first groups as colored text: prompt tokens dim, completion tokens green, the end of the turn
         marked.
         """
         return [group_text(group, self.renderer) for group in self.groups[:count]]
@@ -235,7 +235,7 @@ def _special_inside(groups: Sequence[Group], renderer: Renderer) -> int:
     return sum(bool(np.isin(ids[:-1], special).any()) for ids in single)
 
 
-# --- tokens in colour ---
+# --- tokens in color ---
 
 
 def group_text(group: Group, renderer: Renderer) -> Text:

@@ -64,7 +64,7 @@ class DataOptions:
         min_gap: Smallest difference of two rewards that makes a preference, in units of the reward.
         soft_label_temperature: Give pairs that are made of rewards the Bradley-Terry probability
             1 / (1 + exp(-gap / temperature)); in units of the reward. Without it they count as certain.
-        template: Render prompts with the tokeniser's chat template or as plain text; auto takes chat if there
+        template: Render prompts with the tokenizer's chat template or as plain text; auto takes chat if there
             is one.
         truncation: What to do with a group longer than max_length: error, drop it, cut the prompt from its
             left, or cut the completions from their right to the same length. All but error are counted.

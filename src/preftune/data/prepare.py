@@ -292,7 +292,7 @@ class _Maker:
         if derivation is None:
             _refuse_making(self.signal, options)
         found = derivation.derived(records) if derivation is not None else self._as_they_are(records)
-        first = next(found)  # what is wrong with the signal is said before what is wrong with the tokeniser
+        first = next(found)  # what is wrong with the signal is said before what is wrong with the tokenizer
         renderer, origins, fitted = (
             make_renderer(tokenizer, options.template, many=True),
             deque[str](),

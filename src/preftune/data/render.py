@@ -22,7 +22,7 @@ from preftune.data.options import Template
 from preftune.errors import DataError, ModelError, shown
 from preftune.types import SOURCES, Group, Message, Record
 
-BATCH = 256  # records tokenised by one call
+BATCH = 256  # records tokenized by one call
 _PROBE = "Qz7answer"  # an answer that no template changes, to see what templates write around one
 _TAIL = 12  # tokens shown on either side in an error about the boundary
 _MARKS = {"system": "System", "user": "Human", "assistant": "Assistant"}  # the HH layout
@@ -30,11 +30,11 @@ _MARKS = {"system": "System", "user": "Human", "assistant": "Assistant"}  # the 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renderer:
-    """How one tokeniser writes prompts and completions. Make it with `make_renderer`.
+    """How one tokenizer writes prompts and completions. Make it with `make_renderer`.
 
     In chat mode the template alone decides about BOS, as it does when the model is used; in plain mode the
-    tokeniser's own rule for BOS holds. Where tokens of prompt and completion would merge into one, the
-    completion is tokenised on its own, as the model that answers the prompt would write it.
+    tokenizer's own rule for BOS holds. Where tokens of prompt and completion would merge into one, the
+    completion is tokenized on its own, as the model that answers the prompt would write it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ class Renderer:
     def render_all(self, records: Iterable[Record]) -> Iterator[Group | DataError]:
         """The groups in the order of the records; a record that cannot be rendered gives its error.
 
-        While the groups of one batch are handed out, another thread tokenises the next.
+        While the groups of one batch are handed out, another thread tokenizes the next.
         """
         rest, waiting = iter(records), None
         with ThreadPoolExecutor(max_workers=1) as thread:
@@ -81,22 +81,22 @@ class Renderer:
 def make_renderer(
     tokenizer: PreTrainedTokenizerBase, template: Template = "auto", *, many: bool = False
 ) -> Renderer:
-    """The renderer of a tokeniser, perhaps for many records; an error if its template or its special tokens
+    """The renderer of a tokenizer, perhaps for many records; an error if its template or its special tokens
     cannot serve.
     """
     chat = template == "chat" or (template == "auto" and bool(tokenizer.chat_template))
     if chat and not tokenizer.chat_template:
         raise ModelError(
-            "The tokeniser has no chat template",
+            "The tokenizer has no chat template",
             got="template: chat",
-            expected="a tokeniser with one",
+            expected="a tokenizer with one",
             do="Use the option template: plain",
         )
     end, after = _template_end(tokenizer) if chat else ("", "")
     end_of_turn = tokenizer.convert_tokens_to_ids(end) if end else tokenizer.eos_token_id
     if not isinstance(end_of_turn, int):
         raise ModelError(
-            "The tokeniser has no end-of-sequence token",
+            "The tokenizer has no end-of-sequence token",
             got="eos_token: none",
             expected="a token that ends a completion",
             do="Set eos_token in tokenizer_config.json",
@@ -116,7 +116,7 @@ def make_renderer(
     )
 
 
-# --- what the tokeniser and its template do by themselves ---
+# --- what the tokenizer and its template do by themselves ---
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -124,7 +124,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _automatic_start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that the tokeniser puts before any text."""
+    """The special tokens that the tokenizer puts before any text."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a", add_special_tokens=True)["input_ids"]
     place = next(k for k in range(len(ids)) if ids[k : k + len(plain)] == plain)
@@ -244,8 +244,8 @@ def _chat_texts(renderer: Renderer, record: Record) -> _Texts:
 
 
 def _cut(renderer: Renderer, prompt: str, completions: Sequence[tuple[str, ...]]) -> _Texts:
-    """The texts from the last place on where the tokeniser itself cuts the prompt: what is before is
-    tokenised once.
+    """The texts from the last place on where the tokenizer itself cuts the prompt: what is before is
+    tokenized once.
     """
     start = renderer.encoder.last_cut(prompt)
     return _Texts(
@@ -323,7 +323,7 @@ def _plain_texts(renderer: Renderer, record: Record) -> _Texts:
             raise DataError(
                 "A trajectory needs a chat template",
                 got="plain text",
-                expected="a tokeniser with a chat template",
+                expected="a tokenizer with a chat template",
                 do="Use the option template: chat",
             )
         completions.append((prompt + blank + completion,))
@@ -337,7 +337,7 @@ def transcript(messages: Sequence[Message]) -> str:
         raise DataError(
             f"Plain text has no place for a turn of the {unknown[0]}",
             got="plain text",
-            expected="a tokeniser with a chat template",
+            expected="a tokenizer with a chat template",
             do="Use the option template: chat",
         )
     turns = "".join(f"\n\n{_MARKS[message.role]}: {message.content}" for message in messages)
@@ -417,7 +417,7 @@ def _started(renderer: Renderer, record: Record, head: np.ndarray, rest: np.ndar
         prompt = np.array([renderer.bos], dtype=np.int32)
     if not len(prompt):
         raise DataError(
-            f"{record.origin}: the prompt is empty and the tokeniser has no BOS token",
+            f"{record.origin}: the prompt is empty and the tokenizer has no BOS token",
             got="no tokens",
             expected="at least one token before the completion",
         )

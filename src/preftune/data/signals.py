@@ -36,8 +36,8 @@ class SignalReport:
     num_pairs: int
     num_samples: int  # completions of the policy in no pair, for the signal hybrid
     num_soft: int  # pairs whose probability the data give or that got one from rewards
-    num_preferred: int  # completions labelled +1
-    num_dispreferred: int  # completions labelled -1
+    num_preferred: int  # completions labeled +1
+    num_dispreferred: int  # completions labeled -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

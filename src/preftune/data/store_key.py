@@ -22,10 +22,10 @@ _PIECE = 1 << 20  # bytes
 def store_key(
     source: str, tokenizer: PreTrainedTokenizerBase, signal: str | None, options: DataOptions
 ) -> str | None:
-    """A digest of the source's name and content, the tokeniser, its template, the options, the code and its
+    """A digest of the source's name and content, the tokenizer, its template, the options, the code and its
     libraries.
 
-    None where one of them cannot be told: a source that is no file or folder, a tokeniser that is not made of
+    None where one of them cannot be told: a source that is no file or folder, a tokenizer that is not made of
     data alone, a template that does not always write the same.
     """
     told = _told_tokenizer(tokenizer)

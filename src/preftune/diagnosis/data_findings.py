@@ -319,7 +319,7 @@ def _length_finding(told: LengthBias, unit: str) -> Finding:
         + _say(
             verdict,
             "",
-            f". Training will make answers {way}: balance the lengths, or normalise by them (simpo, ld-dpo)",
+            f". Training will make answers {way}: balance the lengths, or normalize by them (simpo, ld-dpo)",
         ),
     )
 
@@ -334,7 +334,7 @@ def _contradictions(told: Contradictions) -> list[Finding]:
     if told.exchanged is not None:
         measured += f", {_share(exchanged)} exchanged"
     bad = (
-        f"preferences that cannot all be right; {plural(told.num_repeated, 'repeated judgement')}. "
+        f"preferences that cannot all be right; {plural(told.num_repeated, 'repeated judgment')}. "
         "Judge them again, or use an objective for noise (robust-dpo, label_smoothing)"
     )
     return [Finding(name="contradictions", measured=measured, verdict=verdict, says=_say(verdict, says, bad))]

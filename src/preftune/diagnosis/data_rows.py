@@ -1,4 +1,4 @@
-"""What can be said of a data set without running a model: rows, texts, pairs and, with a tokeniser, tokens."""
+"""What can be said of a data set without running a model: rows, texts, pairs and, with a tokenizer, tokens."""
 
 import re
 from collections import Counter
@@ -16,13 +16,13 @@ from preftune.data.render import Renderer
 from preftune.data.signals import derive
 from preftune.diagnosis.data_findings import DataMeasures, Leakage
 from preftune.errors import ConfigError, DataError
-from preftune.measures.duplicates import Repeats, normalised, repeats, repeats_of
+from preftune.measures.duplicates import Repeats, normalized, repeats, repeats_of
 from preftune.measures.faults import Fault, count_faults, faults_of
 from preftune.measures.noise import Contradictions, contradictions
 from preftune.measures.overlap import LengthBias, PairOverlap, length_bias, pair_overlap
 from preftune.types import Completion, Group, Record
 
-_WORDS = re.compile(r"\w+|[^\w\s]")  # words and punctuation, where there is no tokeniser
+_WORDS = re.compile(r"\w+|[^\w\s]")  # words and punctuation, where there is no tokenizer
 _PLACE = re.compile(r"^.*?(?:, row \d+|:\d+): ")
 
 
@@ -259,12 +259,12 @@ def _pieces(known: Record | Group, renderer: Renderer | None) -> list[list]:
 
 
 def text_contradictions(rows: Rows) -> Contradictions | None:
-    """Pairs of texts, normalised, that cannot all be right."""
+    """Pairs of texts, normalized, that cannot all be right."""
     judged = []
     for record in rows.loaded.records:
         prompt, texts = (
-            normalised(whole_text(record.prompt)),
-            [normalised(whole_text(one)) for one in record.completions],
+            normalized(whole_text(record.prompt)),
+            [normalized(whole_text(one)) for one in record.completions],
         )
         judged += [(prompt, texts[c], texts[r]) for c, r in record.pairs if texts[c] != texts[r]]
     return contradictions(judged) if judged else None

@@ -13,7 +13,7 @@ from preftune.data.prepare import prepare
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions, check_same_tokeniser, load_tokenizer, resolve_model
+from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.report.diagnosis import MAX_RUNS
 from preftune.report.page import distinct_names
@@ -160,9 +160,9 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
 def find_material(settings: DiagnoseRunConfig, runs: Sequence[Run]) -> Material:
     """The pairs of `data`, or those that the runs held out."""
     for run in runs:
-        check_same_tokeniser(run.final, run.reference, settings.loading)
+        check_same_tokenizer(run.final, run.reference, settings.loading)
     for run in runs[1:]:
-        check_same_tokeniser(runs[0].final, run.final, settings.loading)
+        check_same_tokenizer(runs[0].final, run.final, settings.loading)
     tokenizer = load_tokenizer(resolve_model(runs[0].final), settings.loading)
     if settings.data is not None:
         source, rows = settings.data, settings.rows

@@ -171,7 +171,7 @@ def _of_run(
         ones = material.of_side(side, moved)
         rows[name] = [shifts.completion_shifts(one) for one in ones]
         sides[name] = {
-            "intervals": shifts.summarise(rows[name], clusters),
+            "intervals": shifts.summarize(rows[name], clusters),
             "pooled": shifts.pooled(ones),
             "points": [[row["mean_log_ratio"], row["mean_logit_shift"]] for row in rows[name]],
             **_classes(ones, material.of_side(side, kinds), clusters),

@@ -303,11 +303,11 @@ def _fitted(
     ).to(dtype)
     target = torch.tensor(law, dtype=torch.float64).log().to(dtype)
     steps, rate = FIT[kind]
-    optimiser = torch.optim.Adam(policy.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
     for _ in range(steps):
         logp = tree.log_law(policy(contexts)) if kind == "gpt" else policy(contexts).log_softmax(-1)
         loss = (logp.exp() * (logp - target)).sum(-1).mean(1).sum()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return {name: value.detach().clone() for name, value in policy.state_dict().items()}

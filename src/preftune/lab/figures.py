@@ -1,7 +1,7 @@
 """Figures of the laboratory as SVG: curves over steps with their intervals, numbers with their intervals, and
 the theory.
 
-Colours are those of the report, which colour-blind readers can tell apart, and every curve has a marker of
+Colors are those of the report, which color-blind readers can tell apart, and every curve has a marker of
 its own too.
 """
 
@@ -113,21 +113,21 @@ def _columns(labels: Sequence[str]) -> int:
 
 def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
     for i, (name, label) in enumerate(zip(picture.runs, picture.labels, strict=True)):
-        track, colour = tracks[name], PALETTE[i % len(PALETTE)]
+        track, color = tracks[name], PALETTE[i % len(PALETTE)]
         across = np.asarray(track.counters[picture.over], dtype=float)
         intervals = [mean_interval(values) for values in series_of(track, picture.measure)]
         axes.fill_between(
             across,
             [one.low for one in intervals],
             [one.high for one in intervals],
-            color=colour,
+            color=color,
             alpha=0.18,
             linewidth=0,
         )
         axes.plot(
             across,
             [one.mean for one in intervals],
-            color=colour,
+            color=color,
             linewidth=1.7,
             marker=MARKERS[i % len(MARKERS)],
             markersize=4,
@@ -247,8 +247,8 @@ def _toy(figure: Figure) -> None:
         ("likelihood, KL(target || policy)", forward, PALETTE[0]),
         ("policy gradient, KL(policy || target)", reverse, PALETTE[1]),
     )
-    for i, (label, law, colour) in enumerate(bars):
-        axes.bar(np.arange(4) + 0.2 * (i - 1.5), law, width=0.18, color=colour, label=label)
+    for i, (label, law, color) in enumerate(bars):
+        axes.bar(np.arange(4) + 0.2 * (i - 1.5), law, width=0.18, color=color, label=label)
     axes.set(xlabel="outcome", ylabel="probability", xticks=range(4))
     _legend(figure, [label for label, _, _ in bars])
 
@@ -262,11 +262,11 @@ def _modes(figure: Figure) -> None:
         (forward, PALETTE[0], "-", "KL(target || fit)"),
         (reverse, PALETTE[1], (0, (4, 2)), "KL(fit || target)"),
     )
-    for fit, colour, style, label in looks:
+    for fit, color, style, label in looks:
         axes.plot(
             theory.BINS,
             theory.binned_normal(fit.mean, fit.deviation),
-            color=colour,
+            color=color,
             linestyle=style,
             linewidth=1.8,
             label=label,
@@ -300,12 +300,12 @@ def _negative(figure: Figure) -> None:
         np.linspace(0.01, 0.49, 97),
         ("likelihood of the chosen", "the same, against the rejected"),
     )
-    for negative, colour, style, label in (
+    for negative, color, style, label in (
         (0.0, PALETTE[0], "-", labels[0]),
         (1.0, PALETTE[1], (0, (4, 2)), labels[1]),
     ):
         change = [theory.after_pair_step(np.array([p, p, 1 - 2 * p]), 0, 1, 0.1, negative)[0] for p in shares]
-        axes.plot(shares, change, color=colour, linestyle=style, linewidth=1.8, label=label)
+        axes.plot(shares, change, color=color, linestyle=style, linewidth=1.8, label=label)
     meets = (3 - 3**0.5) / 6  # the root of 6 p^2 - 6 p + 1, where sum p^2 = p_w + p_l
     axes.axvline(meets, color=MUTED, linestyle=(0, (2, 2)), linewidth=1)
     axes.text(meets + 0.01, 0.135, "sum p² = p(chosen) + p(rejected)", color=INK, fontsize=8.5)
@@ -318,14 +318,14 @@ def _negative(figure: Figure) -> None:
 def _held_down(figure: Figure) -> None:
     axes = figure.subplots()
     times = np.linspace(0, 30, 61)
-    for feedback, colour, style, label in (
+    for feedback, color, style, label in (
         (False, PALETTE[1], (0, (4, 2)), "likelihood"),
         (True, PALETTE[0], "-", "BNF"),
     ):
         axes.plot(
             times,
             theory.held_down(np.log(0.05), times, feedback=feedback),
-            color=colour,
+            color=color,
             linestyle=style,
             linewidth=1.8,
             label=label,

@@ -17,7 +17,7 @@ def fitted_reward(
     min over w of  mean_p -log sigma( w . (x(chosen) - x(rejected)) ) + ridge / 2 |w|^2,   x = (k/L, (k/L)^2,
     |k - m|/L)
 
-    The features are standardised over the completions. Labels follow the reward; equal rewards are left out.
+    The features are standardized over the completions. Labels follow the reward; equal rewards are left out.
     Without the ridge there would be no minimum where one feature tells all pairs apart.
     """
     num, longest = len(reward), len(reward) - 1

@@ -115,7 +115,7 @@ def run(world: World, method: Method, loop: Loop, learning_rate: float) -> Track
     """
     groups, minibatch, size = loop.sizes(world)
     policy, objective = world.policy(), method.objective
-    optimiser = torch.optim.Adam(policy.parameters(), lr=learning_rate, fused=True)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate, fused=True)
     states = [objective.initial_state() if isinstance(objective, Coupled) else None] * world.num_seeds
     recorder = _Recorder(world)
     done, drawn, queries, seen = 0, 0, 0, 0
@@ -147,9 +147,9 @@ def run(world: World, method: Method, loop: Loop, learning_rate: float) -> Track
                     mismatched = token_scores(logits, ref, piece.behaviour, step.mismatched, objective.needs)
                 losses, states = seed_losses(objective, scores, mismatched, step, states)
                 _check(losses, world, done)
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 losses.sum().backward()
-                optimiser.step()
+                optimizer.step()
                 done += 1
                 if done == loop.steps:
                     break

@@ -34,7 +34,7 @@ def measured(problem: Problem, *, groups: int, can_reward: bool, seed: int) -> E
         logits = policy(world.train_prompts)
     own = world.sample(logits, groups, OWN_SAMPLES)
     true = world.rewards(data, true=True)[0]
-    wins = labelled(true, _exchanged(world, true[None]))
+    wins = labeled(true, _exchanged(world, true[None]))
     tokens = world.tokens(data)
     lengths = tokens.lengths.view(groups, size)
     found = Evidence(
@@ -71,7 +71,7 @@ def _judged(
     )
 
 
-def labelled(rewards: Float[Tensor, "G C"], exchanged: Bool[Tensor, "G P"] | None) -> Bool[Tensor, "G C C"]:
+def labeled(rewards: Float[Tensor, "G C"], exchanged: Bool[Tensor, "G P"] | None) -> Bool[Tensor, "G C C"]:
     """Who wins against whom (row against column) after noise; pairs of equal rewards have no winner."""
     wins = rewards[:, :, None] > rewards[:, None, :]
     if exchanged is not None:

@@ -29,8 +29,8 @@ class Method:
         pairs: of each prompt's completions, all pairs, or best against worst.
         labels: for objectives on singles: of each pair its two sides (a completion counts as often as it
             stands in pairs), best and worst, or reward against `threshold`.
-        only: which of the labelled completions are kept.
-        threshold: of the reward, from which on a completion is labelled +1.
+        only: which of the labeled completions are kept.
+        threshold: of the reward, from which on a completion is labeled +1.
         min_gap: in the place of the problem's.
     """
 

@@ -105,7 +105,7 @@ class Uniform:
 
 @dataclass(frozen=True, kw_only=True)
 class Tilted:
-    """In proportion to exp(tilt * i / (number - 1)): a negative tilt favours the first outcomes."""
+    """In proportion to exp(tilt * i / (number - 1)): a negative tilt favors the first outcomes."""
 
     tilt: float
 
@@ -113,12 +113,12 @@ class Tilted:
         check_finite("reference", tilt=self.tilt)
 
     def probabilities(self, num: int) -> np.ndarray:
-        return _normalised(np.exp(self.tilt * (np.arange(num) / max(1, num - 1) - (self.tilt > 0))))
+        return _normalized(np.exp(self.tilt * (np.arange(num) / max(1, num - 1) - (self.tilt > 0))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normal:
-    """The normal density at each outcome's length, or at its index + 1, normalised."""
+    """The normal density at each outcome's length, or at its index + 1, normalized."""
 
     mean: float
     deviation: float
@@ -129,7 +129,7 @@ class Normal:
 
     def probabilities(self, num: int) -> np.ndarray:
         distance = (np.arange(1, num + 1) - self.mean) / self.deviation
-        return _normalised(np.exp((np.abs(distance).min() ** 2 - distance**2) / 2))
+        return _normalized(np.exp((np.abs(distance).min() ** 2 - distance**2) / 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ class Skewed:
         check_finite("data", tilt=self.tilt)
 
     def law(self, reference: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        return _normalised(reference * np.exp(self.tilt * (reward - reward.max())))
+        return _normalized(reference * np.exp(self.tilt * (reward - reward.max())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +256,7 @@ class Contexts:
 @dataclass(frozen=True, kw_only=True)
 class RewardModel:
     """A Bradley-Terry model fitted to pairs of the data, in the place of the true reward, linear in k/L,
-    (k/L)^2 and the distance of k to the middle of the reference; its values are standardised over the data.
+    (k/L)^2 and the distance of k to the middle of the reference; its values are standardized over the data.
     """
 
     pairs: int = 2000
@@ -405,7 +405,7 @@ def _lengths(num: int) -> np.ndarray:
     return np.minimum(np.arange(1, num + 1), num - 1).astype(float)
 
 
-def _normalised(weights: np.ndarray) -> np.ndarray:
+def _normalized(weights: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 

@@ -294,7 +294,7 @@ def token_scores(
         "behaviour_logp": lambda: of_token(ref_rows if behaviour is None else behaviour).detach(),
         "entropy": lambda: of_row(-(logp_rows.exp() * logp_rows).sum(-1)),
         "target_logit": lambda: of_token(logits),
-        "log_normaliser": lambda: of_row(logits.reshape(-1, num_outcomes).logsumexp(-1)),
+        "log_normalizer": lambda: of_row(logits.reshape(-1, num_outcomes).logsumexp(-1)),
         "log_collision": lambda: of_row((2 * logp_rows).logsumexp(-1)).detach(),
         "ref_entropy_share": lambda: (
             of_row(-(ref_rows.exp() * ref_rows).sum(-1)) / torch.tensor(float(num_outcomes)).log()

@@ -60,14 +60,14 @@ BINS = np.arange(50)
 
 
 def binned_normal(mean: float | Vector, deviation: float | Vector) -> Vector:
-    """Normal densities at 0 .. 49, normalised; [..., 50]."""
+    """Normal densities at 0 .. 49, normalized; [..., 50]."""
     distance = (BINS - np.asarray(mean)[..., None]) / np.asarray(deviation)[..., None]
     weights = np.exp(-(distance**2) / 2)
     return weights / weights.sum(-1, keepdims=True)
 
 
 def two_modes() -> Vector:
-    """0.6 N(12, 3) + 0.4 N(38, 3) + 1e-6 in each bin, normalised."""
+    """0.6 N(12, 3) + 0.4 N(38, 3) + 1e-6 in each bin, normalized."""
     law = 0.6 * binned_normal(12.0, 3.0) + 0.4 * binned_normal(38.0, 3.0) + 1e-6
     return law / law.sum()
 

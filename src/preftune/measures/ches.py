@@ -20,7 +20,7 @@ class Ches:
     """The scores of one pair; high means that training on it is likely to lower the chosen completion."""
 
     plain: float
-    normalised: float  # by the numbers of tokens: pairs of different lengths compare
+    normalized: float  # by the numbers of tokens: pairs of different lengths compare
 
 
 def ches(
@@ -29,7 +29,7 @@ def ches(
     """The centred hidden embedding similarity of a pair, in fp64.
 
         plain       <S_w, S_l> - |S_w|^2
-        normalised  <S_w, S_l> / (n_w n_l) - |S_w|^2 / n_w^2
+        normalized  <S_w, S_l> / (n_w n_l) - |S_w|^2 / n_w^2
 
     with S the sum of the last layer's hidden states at the prompt's last token and at every token of the
     completion but the last (the positions that predict its tokens), and n the number of these positions.
@@ -38,7 +38,7 @@ def ches(
         raise DataError("CHES is of completions with tokens", got=f"{num_chosen} and {num_rejected} tokens")
     w, other = chosen.astype(np.float64), rejected.astype(np.float64)
     across, own = float(w @ other), float(w @ w)
-    return Ches(plain=across - own, normalised=across / (num_chosen * num_rejected) - own / num_chosen**2)
+    return Ches(plain=across - own, normalized=across / (num_chosen * num_rejected) - own / num_chosen**2)
 
 
 def parse_filter(text: str) -> float:

@@ -30,7 +30,7 @@ class Repeats:
     """
 
     exact: tuple[int | None, ...]
-    normalised: tuple[int | None, ...]
+    normalized: tuple[int | None, ...]
     near: tuple[int | None, ...]
 
     def share(self, kind: Kind = "near") -> float:
@@ -47,7 +47,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(plain) or plain.split()
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Texts that are equal after this differ in case, space or punctuation only."""
     return " ".join(words(text))
 
@@ -69,7 +69,7 @@ def _repeats(
 ) -> Repeats:
     found: list[tuple[int | None, ...]] = []
     for place, row in enumerate(rows):
-        simple = tuple(map(normalised, row))
+        simple = tuple(map(normalized, row))
         alike = plain.get(simple)
         parts = [shingles(text) for text in simple] if alike is None else []
         similar = near.find(parts) if alike is None else alike
@@ -80,7 +80,7 @@ def _repeats(
             if similar is None:
                 near.add(parts, place)
     first, second, third = zip(*found, strict=True) if found else ((), (), ())
-    return Repeats(exact=first, normalised=second, near=third)
+    return Repeats(exact=first, normalized=second, near=third)
 
 
 class _Near:

@@ -11,7 +11,7 @@ LONG_ENOUGH = 20  # words: a shorter answer may well be a name or a number, and 
 FAULTS = {
     "special_tokens": "special tokens of a template in the text",
     "role_markers": "another speaker's marker inside a completion",
-    "double_bos": "the text begins with a BOS token, and the tokeniser or template writes one of its own",
+    "double_bos": "the text begins with a BOS token, and the tokenizer or template writes one of its own",
     "no_end": "a long completion that stops without an end",
     "cut_off": "a completion that the row says was cut off before its end",
     "control_characters": "characters that no reader sees",
@@ -52,8 +52,8 @@ def faults_of(
         prompt: the text of each turn.
         completions: the text of each completion; of a trajectory, of each of the assistant's turns.
         ended: whether each completion came to its end; empty where the row does not say.
-        special: the tokeniser's special tokens, beside those of the usual templates.
-        bos: the tokeniser's BOS token.
+        special: the tokenizer's special tokens, beside those of the usual templates.
+        bos: the tokenizer's BOS token.
     """
     texts = [*prompt, *completions]
     starts = (*_BOS, bos) if bos else _BOS

@@ -44,9 +44,9 @@ class Agreement:
 class Contradictions:
     """Pairs that cannot all be right."""
 
-    num_repeated: int  # comparisons of a pair with another judgement of the same two completions
+    num_repeated: int  # comparisons of a pair with another judgment of the same two completions
     disagreeing: float | None  # share of these comparisons; None if there are none
-    exchanged: float | None  # share of exchanged pairs that explains it, if judgements err independently
+    exchanged: float | None  # share of exchanged pairs that explains it, if judgments err independently
     in_cycles: float  # share of pairs on a cycle of preferences, a pair in both orders included
 
 
@@ -56,7 +56,7 @@ def cross_validated(
     """Agreement of a Bradley-Terry model with pairs of prompts that it was not fitted to; None below
     MIN_PROMPTS prompts.
 
-        minimise  sum_p log(1 + exp(-w . x_p)) + ridge * P / 2 * |w|^2,        x_p = features(chosen) -
+        minimize  sum_p log(1 + exp(-w . x_p)) + ridge * P / 2 * |w|^2,        x_p = features(chosen) -
         features(rejected)
 
     a logistic regression without intercept (Bradley and Terry, Biometrika 1952). Each block of features is
@@ -140,10 +140,10 @@ def _best_ridge(x: np.ndarray, prompt: np.ndarray, seed: int) -> float:
 
 
 def contradictions(pairs: Sequence[tuple[Hashable, Hashable, Hashable]]) -> Contradictions:
-    """Judgements (prompt, chosen, rejected) that disagree: keys of equal texts are equal, and no chosen is
+    """Judgments (prompt, chosen, rejected) that disagree: keys of equal texts are equal, and no chosen is
     its rejected.
 
-    Two judgements of the same two completions disagree with probability d = 2 e (1 - e) if each is exchanged
+    Two judgments of the same two completions disagree with probability d = 2 e (1 - e) if each is exchanged
     with probability e; so e = (1 - sqrt(1 - 2 d)) / 2, and 1/2 from d = 1/2 on. Rows that were copied agree
     and hide noise.
     """

@@ -20,7 +20,7 @@ class PairOverlap:
     """What chosen and rejected share. Intervals are over prompts, shares over pairs."""
 
     num_pairs: int
-    overlap: Interval  # share of tokens in common; 1 - overlap is the normalised edit distance
+    overlap: Interval  # share of tokens in common; 1 - overlap is the normalized edit distance
     prefix_tokens: float  # mean
     prefix_share: float  # mean, of the shorter completion
     near_identical: float  # share of pairs whose overlap is NEAR_IDENTICAL or more, identical ones included

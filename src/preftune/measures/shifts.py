@@ -93,7 +93,7 @@ def completion_shifts(tokens: TokenShifts) -> dict[str, float]:
     }
 
 
-def summarise(rows: Sequence[Mapping[str, float]], clusters: Sequence[int]) -> dict[str, Interval]:
+def summarize(rows: Sequence[Mapping[str, float]], clusters: Sequence[int]) -> dict[str, Interval]:
     """Mean and t interval of each quantity; row i belongs to prompt `clusters[i]`, and a prompt's rows are
     averaged first.
     """

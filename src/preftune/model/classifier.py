@@ -16,7 +16,7 @@ from preftune.data.render import Renderer
 from preftune.errors import ModelError
 from preftune.model.policy import Policy
 
-PAD = "<|pad|>"  # for tokenisers that have no token to spare
+PAD = "<|pad|>"  # for tokenizers that have no token to spare
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # relative; far below what another position makes
 _LOW_TOLERANCE = 0.1  # of bf16
 _PROBES = (np.arange(1, 9), np.arange(9, 3, -1), np.arange(2, 14))
@@ -104,7 +104,7 @@ def scores_of(model: PreTrainedModel, sequences: Sequence[np.ndarray], batch_tok
 
 
 def save_reward_model(policy: Policy, renderer: Renderer, folder: Path) -> None:
-    """Model, head and tokeniser, for AutoModelForSequenceClassification. An adapter is merged: the policy is
+    """Model, head and tokenizer, for AutoModelForSequenceClassification. An adapter is merged: the policy is
     used up.
     """
     assert policy.value_head is not None, "a reward model has a value head"
@@ -122,7 +122,7 @@ def save_reward_model(policy: Policy, renderer: Renderer, folder: Path) -> None:
 
 
 def reward_tokenizer(renderer: Renderer) -> PreTrainedTokenizerBase:
-    """The tokeniser with a padding token that ends no completion, and a template that ends where completions
+    """The tokenizer with a padding token that ends no completion, and a template that ends where completions
     end.
 
     The classifier looks for the last token that is not padding: with the end-of-turn token as padding it

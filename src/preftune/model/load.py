@@ -117,13 +117,13 @@ def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str
 
 
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
-    """The tokeniser of a resolved model (of an adapter: the one saved beside it, else its base's)."""
+    """The tokenizer of a resolved model (of an adapter: the one saved beside it, else its base's)."""
     if (Path(source) / _ADAPTER_FILE).is_file() and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of(source), options)
     return _from_pretrained(
         AutoTokenizer.from_pretrained,
         source,
-        "tokeniser",
+        "tokenizer",
         source,
         trust_remote_code=options.trust_remote_code,
     )
@@ -142,12 +142,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def check_same_tokeniser(model: str, reference: str, options: LoadOptions) -> None:
+def check_same_tokenizer(model: str, reference: str, options: LoadOptions) -> None:
     """Token ids must mean the same to a model and its reference."""
     vocabularies = [load_tokenizer(resolve_model(name), options).get_vocab() for name in (model, reference)]
     if vocabularies[0] != vocabularies[1]:
         raise ModelError(
-            "The model and its reference have different tokenisers",
+            "The model and its reference have different tokenizers",
             got=f"{model} and {reference}",
             expected="models of one family",
             do="Name a reference that the model was tuned from",
@@ -274,7 +274,7 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A de-quantised GGUF model as an ordinary one, which can be saved."""
+    """A de-quantized GGUF model as an ordinary one, which can be saved."""
     config = model.config
     if "quantization_config" in config.to_dict():
         delattr(config, "quantization_config")

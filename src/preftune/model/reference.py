@@ -105,7 +105,7 @@ def completion_keys(group: Group) -> list[bytes]:
     """128-bit digests of what a completion's numbers depend on beside the reference: the tokens of prompt and
     completion, and which of them are scored.
 
-    Template, tokeniser and truncation act through the tokens alone.
+    Template, tokenizer and truncation act through the tokens alone.
     """
     prompt = hashlib.blake2b(group.prompt.astype("<i4").tobytes(), digest_size=32).digest()
     keys = []

@@ -43,7 +43,7 @@ class HeadScores(NamedTuple):
     logp: Float[Tensor, " N"]
     entropy: Float[Tensor, " N"] | None = None
     target_logit: Float[Tensor, " N"] | None = None
-    log_normaliser: Float[Tensor, " N"] | None = None
+    log_normalizer: Float[Tensor, " N"] | None = None
     kl_from_ref: Float[Tensor, " N"] | None = None
     kl_to_ref: Float[Tensor, " N"] | None = None
     log_collision: Float[Tensor, " N"] | None = None
@@ -54,7 +54,7 @@ class HeadScores(NamedTuple):
 _FROZEN = {"log_collision", "ref_logp", "ref_entropy_share"}
 _DIVERGENCES = {"kl_from_ref", "kl_to_ref"}
 _OF_REFERENCE = _DIVERGENCES | {"ref_logp", "ref_entropy_share"}
-_OF_TARGETS = {"logp", "target_logit", "log_normaliser"}  # the others take another pass over the logits
+_OF_TARGETS = {"logp", "target_logit", "log_normalizer"}  # the others take another pass over the logits
 
 
 def score_tokens(
@@ -71,7 +71,7 @@ def score_tokens(
     """Log-probability of each target under softmax(logits / temperature), natural log, in fp32 (fp64 for fp64
     input).
 
-    `wanted` names more of HeadScores, and what is not wanted costs nothing. Logits and log-normaliser are
+    `wanted` names more of HeadScores, and what is not wanted costs nothing. Logits and log-normalizer are
     those after softcap and temperature. `reference` is the hidden states of another model at the same
     positions and its head; the temperature is also its own. What speaks of the policy carries a gradient to
     its hidden states and head, the collision aside; the reference never gets one. Peak memory is one chunk of
@@ -89,7 +89,7 @@ def score_tokens(
                 "The vocabulary of the reference is not that of the policy",
                 got=f"{len(ref_head.weight)} tokens",
                 expected=f"{len(head.weight)}",
-                do="Choose a reference with the same tokeniser and size of vocabulary",
+                do="Choose a reference with the same tokenizer and size of vocabulary",
             )
         other = _Logits.of(
             ref_hidden, ref_head.weight, ref_head.bias, (ref_head.scale, ref_head.softcap, temperature)
@@ -183,7 +183,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         part += some @ right
 
 
-def _log_normaliser(z: Tensor) -> Tensor:
+def _log_normalizer(z: Tensor) -> Tensor:
     """logsumexp of each row of a chunk that is kept, on a CPU without a copy of all of it."""
     return torch.cat([torch.logsumexp(part, 1) for part in z.split(_work_tokens(z))])
 
@@ -234,9 +234,9 @@ class _TokenScores(torch.autograd.Function):
     ):
         policy = _Logits.of(hidden, weight, bias, transform)
         kept = (
-            {"log_normaliser", "target_logit"}
+            {"log_normalizer", "target_logit"}
             | (wanted - {"logp"})
-            | (set() if reference is None else {"ref_normaliser"})
+            | (set() if reference is None else {"ref_normalizer"})
         )
         out = {
             name: torch.empty(len(targets), dtype=policy.accumulate, device=hidden.device) for name in kept
@@ -246,45 +246,45 @@ class _TokenScores(torch.autograd.Function):
         for span in spans:
             z, squashed = policy.at(span)
             out["target_logit"][span] = z.gather(1, targets[span, None]).squeeze(1)
-            out["log_normaliser"][span] = _log_normaliser(z) if keeps else torch.logsumexp(z, 1)
+            out["log_normalizer"][span] = _log_normalizer(z) if keeps else torch.logsumexp(z, 1)
             if keeps:
                 only = (z, squashed)
             if wanted <= _OF_TARGETS and only is None:
                 continue
-            z -= out["log_normaliser"][span, None]
+            z -= out["log_normalizer"][span, None]
             if wanted <= _OF_TARGETS:
                 continue
             log_q = None
             if reference is not None:
                 log_q, _ = reference.at(span)
-                out["ref_normaliser"][span] = torch.logsumexp(log_q, 1)
-                log_q -= out["ref_normaliser"][span, None]
+                out["ref_normalizer"][span] = torch.logsumexp(log_q, 1)
+                log_q -= out["ref_normalizer"][span, None]
             for name, values in _sums(z, log_q, targets[span], wanted).items():
                 out[name][span] = values
         both = reference is not None and bool(wanted & _DIVERGENCES)  # whether backward needs the reference
         again = [
-            out["log_normaliser"],
+            out["log_normalizer"],
             out.get("entropy"),
             out.get("kl_to_ref"),
-            out["ref_normaliser"] if both else None,
+            out["ref_normalizer"] if both else None,
         ]
         ctx.save_for_backward(hidden, weight, bias, targets, *again, *(only or (None, None)))  # type: ignore[arg-type]
         ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype, total)  # type: ignore[attr-defined]
-        out["logp"] = out["target_logit"] - out["log_normaliser"]
+        out["logp"] = out["target_logit"] - out["log_normalizer"]
         ctx.mark_non_differentiable(*(out[name] for name in _FROZEN & wanted))
         return tuple(out[name] if name in wanted | {"logp"} else None for name in HeadScores._fields)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):  # type: ignore[override]
-        hidden, weight, bias, targets, normaliser, entropy, kl_to_ref, ref_normaliser, *only = (
+        hidden, weight, bias, targets, normalizer, entropy, kl_to_ref, ref_normalizer, *only = (
             ctx.saved_tensors
         )
         transform, reference, chunk, dtype, total = ctx.settings
         policy = _Logits.of(hidden, weight, bias, transform, dtype)
         g = {name: one for name, one in zip(HeadScores._fields, gradients, strict=True) if one is not None}
         on_target = g["logp"] + g.get("target_logit", 0.0)
-        on_all = g.get("log_normaliser", 0.0) - g["logp"]
+        on_all = g.get("log_normalizer", 0.0) - g["logp"]
         need_h, need_w, need_b = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if need_h else None
         d_weight = torch.zeros_like(weight, dtype=policy.accumulate) if need_w else total
@@ -298,18 +298,18 @@ class _TokenScores(torch.autograd.Function):
                 else (only[0][span], None if only[1] is None else only[1][span])
             )
             if only[0] is None:
-                log_p -= normaliser[span, None]
+                log_p -= normalizer[span, None]
             alone = entropy is None and reference is None
             p = (
                 log_p.exp_() if alone and only[0] is None else log_p.exp()
             )  # a kept chunk serves a second backward too
-            # d logp / d z = onehot - p;  d log-normaliser / d z = p;  d entropy / d z = -p (log p + entropy)
+            # d logp / d z = onehot - p;  d log-normalizer / d z = p;  d entropy / d z = -p (log p + entropy)
             slope = p.mul_(on_all[span, None]) if alone else on_all[span, None] * p
             if entropy is not None:
                 slope -= g["entropy"][span, None] * p * (log_p + entropy[span, None])
             if reference is not None:
                 # d KL(ref || pi) / d z = p - q;  d KL(pi || ref) / d z = p (log p - log q - KL)
-                log_q = reference.at(span)[0].sub_(ref_normaliser[span, None])
+                log_q = reference.at(span)[0].sub_(ref_normalizer[span, None])
                 if kl_to_ref is not None:
                     slope += g["kl_to_ref"][span, None] * p * (log_p - log_q - kl_to_ref[span, None])
                 if "kl_from_ref" in g:

@@ -37,7 +37,7 @@ def leave_one_out(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor,
     return centred(reward, signal) * (size / (size - 1).clamp(min=1))[index]
 
 
-def standardised(reward: Float[Tensor, " C"], signal: Rewards, eps: float) -> Float[Tensor, " C"]:
+def standardized(reward: Float[Tensor, " C"], signal: Rewards, eps: float) -> Float[Tensor, " C"]:
     """(r - mean) / (standard deviation + eps) of its group. Shao et al., "DeepSeekMath", arXiv 2402.03300."""
     index, _ = group_index(signal)
     return centred(reward, signal) / (group_deviation(reward, signal)[index] + eps)
@@ -71,7 +71,7 @@ def gae(
     gamma: float,
     lam: float,
 ) -> Float[Tensor, " N"]:
-    """Generalised advantage estimation within each completion, after whose last token nothing comes.
+    """Generalized advantage estimation within each completion, after whose last token nothing comes.
 
         A_t = d_t + gamma * lam * A_t+1,   d_t = r_t + gamma * V_t+1 - V_t
 

@@ -10,7 +10,7 @@ from preftune.objectives.checks import check_finite, check_positive
 from preftune.objectives.coupling import (
     check_state,
     initial_moments,
-    standardised,
+    standardized,
     step_scores,
     update_moments,
 )
@@ -68,7 +68,7 @@ class AlphaDPO:
         assert isinstance(step.signal, Pairs)
         margin = pair_margin(mean_log_ratio(step_scores(step)), step.signal)
         mean, std, new = update_moments(margin, state)
-        return Coupling(pair={"z": standardised(margin, mean, std).to(margin.dtype)}), new
+        return Coupling(pair={"z": standardized(margin, mean, std).to(margin.dtype)}), new
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
         """One per pair."""

@@ -31,7 +31,7 @@ class AOT:
         beta: strength of the pull to the reference, > 0.
         pairing: "paired" compares the policy's margins with the reference's, "unpaired" log-ratios of the
             chosen with those of the rejected completions.
-        label_smoothing: e, the probability that a preference was labelled the wrong way round, in [0, 0.5).
+        label_smoothing: e, the probability that a preference was labeled the wrong way round, in [0, 0.5).
     """
 
     beta: float = 0.01

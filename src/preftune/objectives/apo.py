@@ -46,7 +46,7 @@ class APOZero:
         return Pairs if self.unit == "pair" else Labels
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Pairs | Labels) -> Float[Tensor, " U"]:
-        """One per pair, or per labelled completion."""
+        """One per pair, or per labeled completion."""
         if isinstance(signal, Pairs):
             return pair_weights(signal)
         return label_weights(signal)

@@ -51,7 +51,7 @@ class BCO:
         return {"sum": torch.zeros((), dtype=torch.float64), "count": torch.zeros((), dtype=torch.int64)}
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
-        """delta, of the labelled completions of this step and of all steps before."""
+        """delta, of the labeled completions of this step and of all steps before."""
         check_state("bco", state, self.initial_state())
         assert isinstance(step.signal, Labels)
         ratio = log_ratio(step_scores(step))
@@ -64,7 +64,7 @@ class BCO:
         return Coupling(whole={"delta": delta.to(ratio.dtype)}), new
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:
-        """One per labelled completion."""
+        """One per labeled completion."""
         return label_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Labels) -> Losses:

@@ -13,7 +13,7 @@ from preftune.objectives.coupling import (
     initial_moments,
     lexicographic,
     pair_keys,
-    standardised,
+    standardized,
     step_scores,
     update_moments,
 )
@@ -74,7 +74,7 @@ class BetaDPO:
         margin = pair_margin(log_ratio(step_scores(step)), step.signal)
         mean, std, new = update_moments(margin, state)
         order = lexicographic(*pair_keys(step, step.signal), margin)
-        log_weight = -standardised(margin, mean, std).square() / 2
+        log_weight = -standardized(margin, mean, std).square() / 2
         count = max(1, round(self.keep * len(margin)))
         kept = _draw(log_weight, order, count, seed=int(state["steps"]))
         beta = self.beta * (1 + self.alpha * (margin[kept].double().mean() - mean))

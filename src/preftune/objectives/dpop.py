@@ -18,7 +18,7 @@ class DPOP:
 
         L = -log sigma( beta * ( D - lambda * max(0, -h(chosen)) ) ),   D = h(chosen) - h(rejected)
 
-    Pal et al., "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive", 2024, arXiv
+    Pal et al., "Smaug: Fixing Failure Modes of Preference Optimization with DPO-Positive", 2024, arXiv
     2402.13228; checked against a public implementation (the authors publish no training code); the defaults
     are from memory.
 

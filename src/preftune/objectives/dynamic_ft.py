@@ -18,7 +18,7 @@ class DynamicFT:
 
     sg is a stop-gradient. Wu et al., "On the Generalization of SFT: A Reinforcement Learning Perspective with
     Reward Rectification", 2025, arXiv 2508.05629; checked against a public implementation. The gradient is
-    that of -pi_t: SFT's without the factor 1 / pi_t by which it favours tokens that the policy finds
+    that of -pi_t: SFT's without the factor 1 / pi_t by which it favors tokens that the policy finds
     unlikely. Units and weights are those of SFT under token_mean.
     """
 

@@ -17,13 +17,13 @@ from preftune.types import Losses, Pairs, Rewards, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class EXO:
-    """The KL divergence that cDPO minimises, with its arguments swapped: mode-seeking instead of
+    """The KL divergence that cDPO minimizes, with its arguments swapped: mode-seeking instead of
     mean-seeking.
 
         L = KL( Bernoulli(sigma(beta * D)) || Bernoulli(1 - e) ),   D = h(chosen) - h(rejected)
 
     Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment", ICML 2024, arXiv
-    2402.00856, equation 16 (EXO-pref, two completions). The authors' code uses the unnormalised log target
+    2402.00856, equation 16 (EXO-pref, two completions). The authors' code uses the unnormalized log target
     (0, -10), which is e = 4.5e-5.
 
     Args:

@@ -38,7 +38,7 @@ def spread_losses(
 
 @dataclass(frozen=True, kw_only=True)
 class CoPG:
-    """Differences of regularised rewards made to vanish, over all pairs of a prompt's completions.
+    """Differences of regularized rewards made to vanish, over all pairs of a prompt's completions.
 
         L = (1 / (G - 1)) sum_{i > j} (a_i - a_j)^2 = (G / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
 
@@ -76,7 +76,7 @@ class CoPG:
 
 @dataclass(frozen=True, kw_only=True)
 class AGRO:
-    """Half the variance of the regularised reward over a prompt's completions, which is zero at the optimum.
+    """Half the variance of the regularized reward over a prompt's completions, which is zero at the optimum.
 
         L = (1/2) (1 / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.errors import ConfigError
-from preftune.objectives.advantages import centred, group_deviation, standardised
+from preftune.objectives.advantages import centred, group_deviation, standardized
 from preftune.objectives.base import mean_tokens, per_token, reference, sum_tokens
 from preftune.objectives.checks import check_between, check_choice, check_not_negative, check_positive
 from preftune.objectives.clipping import kl_estimate, mean_ratio, token_ratio
@@ -21,7 +21,7 @@ LossKL = Literal["k2", "k3"]
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO:
-    """PPO's clipped loss without a critic: rewards standardised within the completions of a prompt.
+    """PPO's clipped loss without a critic: rewards standardized within the completions of a prompt.
 
         L = (1/n) sum_t [ -min( rho_t A, clip(rho_t, 1 - clip, 1 + clip) A ) + beta * k3_t ],   rho_t =
         pi(y_t) / mu(y_t) A = (r - mean) / (std + eps) of the group,   k3_t = e^-x - 1 + x,   x = log pi(y_t)
@@ -67,7 +67,7 @@ class GRPO:
         return unit_weights(len(lengths), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        advantage = standardised(signal.reward.to(scores.logp.dtype), signal, self.eps)
+        advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)
         loss, ratios = clipped_losses(
             token_ratio(scores), per_token(advantage, scores.lengths), self.clip, self.clip
         )
@@ -170,7 +170,7 @@ class DAPO:
         return per_token(told_apart[index].to(torch.get_default_dtype()), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        advantage = standardised(signal.reward.to(scores.logp.dtype), signal, self.eps)
+        advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)
         per_unit, ratios = clipped_losses(
             token_ratio(scores), per_token(advantage, scores.lengths), self.clip_low, self.clip_high
         )
@@ -216,7 +216,7 @@ class GSPO:
         return unit_weights(len(lengths), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        advantage = standardised(signal.reward.to(scores.logp.dtype), signal, self.eps)
+        advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)
         per_unit, ratios = clipped_losses(mean_ratio(scores), advantage, self.clip_low, self.clip_high)
         weight = self.weights(scores.lengths, signal)
         return policy_losses(per_unit, weight, scores, signal, advantage=advantage, extra=ratios)

@@ -76,7 +76,7 @@ class KTO:
         return Coupling(whole={"z0": log_ratio(step.mismatched).mean().clamp(min=0)}), {}
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:
-        """One per labelled completion: the weights of the two sides are part of the loss."""
+        """One per labeled completion: the weights of the two sides are part of the loss."""
         return label_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Labels) -> Losses:

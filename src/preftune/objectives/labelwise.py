@@ -1,4 +1,4 @@
-"""What objectives on labelled singles share: one unit per completion, that a label says which way to move."""
+"""What objectives on labeled singles share: one unit per completion, that a label says which way to move."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from preftune.types import Labels, Losses, TokenScores
 
 
 def label_weights(signal: Labels) -> Float[Tensor, " C"]:
-    """One per labelled completion; zero without a label."""
+    """One per labeled completion; zero without a label."""
     return (signal.label != 0).to(torch.get_default_dtype())
 
 
@@ -21,7 +21,7 @@ def label_losses(
     signal: Labels,
     extra: Mapping[str, Tensor] | None = None,
 ) -> Losses:
-    """The losses of labelled completions, each of weight one, with the usual metrics and some more."""
+    """The losses of labeled completions, each of weight one, with the usual metrics and some more."""
     return Losses(
         per_unit=per_unit,
         weight=label_weights(signal).to(per_unit.dtype),

@@ -1,4 +1,4 @@
-"""DPO against length: length-normalised, length-desensitised and length-regularised."""
+"""DPO against length: length-normalized, length-desensitised and length-regularized."""
 
 from dataclasses import dataclass
 

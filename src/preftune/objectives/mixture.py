@@ -212,7 +212,7 @@ class MPO:
 
 
 def parse_terms(text: str) -> tuple[Term, ...]:
-    """The terms of a sum. The second `dpo` is labelled dpo-2."""
+    """The terms of a sum. The second `dpo` is labeled dpo-2."""
     found: list[Term] = []
     for part in _PLUS.split(text):
         matched = _TERM.fullmatch(part.strip())

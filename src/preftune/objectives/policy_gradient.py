@@ -11,13 +11,13 @@ from preftune.objectives.groupwise import group_metrics
 from preftune.types import Losses, Rewards, TokenScores
 
 
-def penalised_reward(scores: TokenScores, signal: Rewards, beta: float) -> Float[Tensor, " C"]:
+def penalized_reward(scores: TokenScores, signal: Rewards, beta: float) -> Float[Tensor, " C"]:
     """r - beta * h, detached, h being the policy's log-ratio to the reference, summed over tokens."""
     reward = signal.reward.to(scores.logp.dtype)
     return reward - beta * log_ratio(scores).detach() if beta > 0 else reward
 
 
-def penalised_token_rewards(
+def penalized_token_rewards(
     scores: TokenScores | None, lengths: Int[Tensor, " C"], signal: Rewards, beta: float
 ) -> Float[Tensor, " N"]:
     """-beta * (log mu - log ref) at each token, mu being the behaviour policy, and the reward at the last

@@ -12,7 +12,7 @@ from preftune.objectives.checks import check_between, check_not_negative, check_
 from preftune.objectives.clipping import token_ratio
 from preftune.objectives.policy_gradient import (
     clipped_losses,
-    penalised_token_rewards,
+    penalized_token_rewards,
     policy_losses,
     unit_weights,
 )
@@ -115,7 +115,7 @@ class PPO:
 
     def _advantages(self, scores: TokenScores, signal: Rewards) -> Float[Tensor, " N"]:
         """Before whitening."""
-        rewards = penalised_token_rewards(scores, scores.lengths, signal, self.kl_coef).to(scores.logp.dtype)
+        rewards = penalized_token_rewards(scores, scores.lengths, signal, self.kl_coef).to(scores.logp.dtype)
         return gae(rewards, self._old_value(scores), scores.lengths, self.gamma, self.lam)
 
     def _critic_loss(self, scores: TokenScores, returns: Float[Tensor, " N"]) -> Float[Tensor, " N"]:

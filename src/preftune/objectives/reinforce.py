@@ -12,7 +12,7 @@ from preftune.errors import ConfigError
 from preftune.objectives.advantages import centred, leave_one_out
 from preftune.objectives.base import State, coupling_of, sum_tokens
 from preftune.objectives.checks import check_between, check_choice, check_not_negative
-from preftune.objectives.policy_gradient import penalised_reward, policy_losses, unit_weights
+from preftune.objectives.policy_gradient import penalized_reward, policy_losses, unit_weights
 from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 
 Baseline = Literal["none", "mean", "leave_one_out", "moving_average"]
@@ -97,7 +97,7 @@ class REINFORCE:
         return unit_weights(len(lengths), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        reward = penalised_reward(scores, signal, self.beta)
+        reward = penalized_reward(scores, signal, self.beta)
         if self.baseline == "mean":
             advantage = centred(reward, signal)
         elif self.baseline == "leave_one_out":

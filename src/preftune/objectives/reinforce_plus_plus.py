@@ -11,7 +11,7 @@ from preftune.objectives.checks import check_between, check_not_negative
 from preftune.objectives.clipping import token_ratio
 from preftune.objectives.policy_gradient import (
     clipped_losses,
-    penalised_token_rewards,
+    penalized_token_rewards,
     policy_losses,
     unit_weights,
 )
@@ -82,4 +82,4 @@ class ReinforcePlusPlus:
     def _returns(
         self, scores: TokenScores | None, lengths: Int[Tensor, " C"], signal: Rewards
     ) -> Float[Tensor, " N"]:
-        return reward_to_go(penalised_token_rewards(scores, lengths, signal, self.beta), lengths, self.gamma)
+        return reward_to_go(penalized_token_rewards(scores, lengths, signal, self.beta), lengths, self.gamma)

@@ -1,4 +1,4 @@
-"""Reward-aware preference optimisation: implicit preferences fitted to those that rewards imply."""
+"""Reward-aware preference optimization: implicit preferences fitted to those that rewards imply."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -9,7 +9,7 @@ from preftune.objectives.advantages import leave_one_out
 from preftune.objectives.base import sum_tokens
 from preftune.objectives.checks import check_between, check_not_negative
 from preftune.objectives.clipping import sequence_ratio
-from preftune.objectives.policy_gradient import clipped_losses, penalised_reward, policy_losses, unit_weights
+from preftune.objectives.policy_gradient import clipped_losses, penalized_reward, policy_losses, unit_weights
 from preftune.objectives.reinforce import REINFORCE, score_function_losses
 from preftune.types import Losses, Rewards, TokenScores
 
@@ -57,7 +57,7 @@ class RLOO:
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         if self.clip is None:
             return REINFORCE(baseline="leave_one_out", beta=self.beta)(scores, signal)
-        advantage = leave_one_out(penalised_reward(scores, signal, self.beta), signal)
+        advantage = leave_one_out(penalized_reward(scores, signal, self.beta), signal)
         per_unit, ratios = clipped_losses(sequence_ratio(scores), advantage, self.clip, self.clip)
         weight = self.weights(scores.lengths, signal)
         return policy_losses(

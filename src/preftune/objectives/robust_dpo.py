@@ -26,7 +26,7 @@ class RobustDPO:
 
     Args:
         beta: strength of the pull to the reference, > 0.
-        label_smoothing: e, the probability that a preference was labelled the wrong way round, in [0, 0.5);
+        label_smoothing: e, the probability that a preference was labeled the wrong way round, in [0, 0.5);
             at 0 it is DPO.
     """
 

@@ -34,7 +34,7 @@ class BudgetOptions:
     """What one full run of any method may use; exactly one of them.
 
     Args:
-        steps: optimiser steps.
+        steps: optimizer steps.
         samples: on-policy: completions drawn.
         minutes: training by the run's own clock, without loading, evaluations and saving.
     """
@@ -156,7 +156,7 @@ class CompareConfig:
         loop: of a lab problem: how data are gathered and used.
         rows: how data files become groups of tokens.
         layout: how groups are laid out for the model.
-        optim: the optimiser and its schedule.
+        optim: the optimizer and its schedule.
         lora: low-rank adapters.
         reference: the frozen anchor, of the methods that have one.
         sampling: how completions are drawn: on-policy, and for judge_prompts.

@@ -170,7 +170,7 @@ def write_race(content: Mapping[str, Any], path: Path) -> Path:
 def race_page(content: Mapping[str, Any]) -> str:
     table = race_table(content)
     drawn = [row.method for row in table.rows if row.mean][: len(PALETTE)]
-    colours = dict(zip(drawn, PALETTE, strict=False))
+    colors = dict(zip(drawn, PALETTE, strict=False))
     return render_page(
         "race.html",
         title=f"{plural(len(table.rows), 'method')} on {content['on']}",
@@ -180,7 +180,7 @@ def race_page(content: Mapping[str, Any]) -> str:
             (row, [*cells[:2], *table.sorted_by(row, cells)])
             for row, cells in zip(table.rows, table.cells(), strict=True)
         ],
-        figure=_curves(content, colours),
+        figure=_curves(content, colors),
         facts=_facts(content),
         tuning=_tuning(content),
         level=f"{100 * (1 - ALPHA):g}%",
@@ -245,12 +245,12 @@ def mean_curve(curves: Sequence[Sequence[Sequence[float]]], axis: int) -> list[t
     return [(sum(p[axis] for p in row) / len(row), mean_interval([p[2] for p in row])) for row in rows]
 
 
-def _curves(content: Mapping[str, Any], colours: Mapping[str, str]) -> Figure | None:
-    """The measure over steps, or over samples where these are the budget, of the methods in `colours`."""
+def _curves(content: Mapping[str, Any], colors: Mapping[str, str]) -> Figure | None:
+    """The measure over steps, or over samples where these are the budget, of the methods in `colors`."""
     by_samples = content["budget"]["unit"] == "samples"
     curves = {
         method: mean_curve(of, 1 if by_samples else 0)
-        for method in colours
+        for method in colors
         if (of := [run["curve"] for run in content["methods"][method]["runs"] if run["curve"]])
     }
     if not any(len(curve) > 1 for curve in curves.values()):
@@ -260,9 +260,9 @@ def _curves(content: Mapping[str, Any], colours: Mapping[str, str]) -> Figure | 
     return Figure(
         title=content["measure"]["title"][0].upper() + content["measure"]["title"][1:],
         unit=content["measure"]["unit"],
-        svg=_drawn({colours[name]: curve for name, curve in curves.items()}, axis),
+        svg=_drawn({colors[name]: curve for name, curve in curves.items()}, axis),
         legend=tuple(
-            LegendEntry(label=name, look="line", variable=VARIABLES[colours[name]]) for name in curves
+            LegendEntry(label=name, look="line", variable=VARIABLES[colors[name]]) for name in curves
         ),
         meaning=f"{content['measure']['meaning']} Mean over seeds; the band is its 95% interval.",
         alternative=f"Curves of the {content['measure']['title']} over {axis}: {ends}.",
@@ -275,15 +275,15 @@ def _drawn(curves: Mapping[str, Sequence[tuple[float, Interval]]], axis: str) ->
         axes = figure.subplots()
         means = [one.mean for curve in curves.values() for _, one in curve]
         spread = max(max(means) - min(means), 1e-9)
-        for colour, curve in curves.items():
+        for color, curve in curves.items():
             x, low, high = (
                 [place for place, _ in curve],
                 [one.low for _, one in curve],
                 [one.high for _, one in curve],
             )
-            axes.fill_between(x, np.asarray(low), np.asarray(high), color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(x, np.asarray(low), np.asarray(high), color=color, alpha=0.12, linewidth=0)
             axes.plot(
-                x, [one.mean for _, one in curve], color=colour, linewidth=1.8, marker="o", markersize=3.5
+                x, [one.mean for _, one in curve], color=color, linewidth=1.8, marker="o", markersize=3.5
             )
         # Bands of two or three seeds may be many times wider than all that the means show.
         axes.set_ylim(

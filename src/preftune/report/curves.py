@@ -32,7 +32,7 @@ class Curve:
     """
 
     series: Series
-    colour: str
+    color: str
     faint: bool = False
     marked: bool = False
     dashed: bool = False
@@ -184,12 +184,12 @@ def _axis(
 # --- what is drawn ---
 
 
-def _paint(colour: str) -> str:
-    return f"var({VARIABLES[colour]}, {colour})"
+def _paint(color: str) -> str:
+    return f"var({VARIABLES[color]}, {color})"
 
 
-def _line(x1: float, x2: float, y: float, colour: str, more: str = "") -> str:
-    style = f"stroke: {_paint(colour)}; stroke-width: 0.8" + (f"; {more}" if more else "")
+def _line(x1: float, x2: float, y: float, color: str, more: str = "") -> str:
+    style = f"stroke: {_paint(color)}; stroke-width: 0.8" + (f"; {more}" if more else "")
     return f'<path d="M{x1:.2f} {y:.2f}H{x2:.2f}" style="fill: none; {style}"/>'
 
 
@@ -222,24 +222,24 @@ def _ground(across: _Axis, up: _Axis) -> Iterator[str]:
 
 def _drawn(curve: Curve, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[str]:
     """The curve, the band between its least and greatest values where it was thinned, and its marks."""
-    colour, width = _paint(curve.colour), 1.2 if curve.faint else 1.8
+    color, width = _paint(curve.color), 1.2 if curve.faint else 1.8
     known, count = np.flatnonzero(np.isfinite(y)), len(x)
     runs = [run for run in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if len(run)]
     if len(curve.series.steps) > count:
         around = (
             _path(np.append(x[run], x[run][::-1]), np.append(high[run], low[run][::-1])) + "Z" for run in runs
         )
-        yield f'<path d="{"".join(around)}" style="fill: {colour}; fill-opacity: 0.12"/>'
+        yield f'<path d="{"".join(around)}" style="fill: {color}; fill-opacity: 0.12"/>'
     faint = "; stroke-opacity: 0.35" if curve.faint else ""
     dashed = f"; stroke-dasharray: {4 * width:g} {2 * width:g}" if curve.dashed else ""
     yield (
-        f'<path d="{"".join(_path(x[run], y[run]) for run in runs)}" style="fill: none; stroke: {colour}; '
+        f'<path d="{"".join(_path(x[run], y[run]) for run in runs)}" style="fill: none; stroke: {color}; '
         f'stroke-width: {width}; stroke-linecap: round; stroke-linejoin: round{faint}{dashed}"/>'
     )
     if curve.marked or count == 1:
         marks = known[known % max(1, math.ceil(count / MAX_MARKERS)) == 0]
         circles = "".join(f'<circle cx="{x[mark]:.2f}" cy="{y[mark]:.2f}" r="2.2"/>' for mark in marks)
-        yield f'<g style="fill: {colour}">{circles}</g>'
+        yield f'<g style="fill: {color}">{circles}</g>'
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:

@@ -89,8 +89,8 @@ def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
             for i, name in enumerate(names)
         ],
         sides=[
-            LegendEntry(label=side, look="block", variable=VARIABLES[colour])
-            for side, colour in SIDE_COLOURS.items()
+            LegendEntry(label=side, look="block", variable=VARIABLES[color])
+            for side, color in SIDE_COLOURS.items()
         ],
         bars=_bars(runs),
         scatters=_scatters(runs),
@@ -174,7 +174,7 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
             f"share: {words}": [_cell(run["directions"][name]) for run in runs]
             for name, words in DIRECTIONS.items()
         },
-        "CHES under the reference, length-normalised": [_cell(run["ches"]["normalised"]) for run in runs],
+        "CHES under the reference, length-normalized": [_cell(run["ches"]["normalised"]) for run in runs],
         "rank correlation of CHES and the chosen log-ratio": [
             Cell(
                 text="–"

@@ -31,7 +31,7 @@ def scatter_figure(
     points: Mapping[str, Sequence[Sequence[float]]], reach: tuple[float, float], *, key: str
 ) -> str:
     """One point per completion: log-ratio against logit shift, both per token; chosen and rejected in two
-    colours.
+    colors.
     """
 
     def fill(axes: Axes) -> None:
@@ -73,13 +73,9 @@ def bars_figure(intervals: Sequence[Mapping[str, Interval]], *, key: str) -> str
     def fill(axes: Axes) -> None:
         for place, sides in enumerate(intervals):
             for offset, (side, one) in zip((-0.2, 0.2), sides.items(), strict=True):
-                colour = PALETTE[place]
+                color = PALETTE[place]
                 axes.bar(
-                    place + offset,
-                    one.mean,
-                    width=0.36,
-                    color=colour,
-                    alpha=1.0 if side == "chosen" else PALE,
+                    place + offset, one.mean, width=0.36, color=color, alpha=1.0 if side == "chosen" else PALE
                 )
                 if one.num > 1:
                     axes.vlines(place + offset, one.low, one.high, color=INK, linewidth=1.2)

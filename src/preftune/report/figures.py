@@ -1,7 +1,7 @@
 """Histograms as SVG strings that live inside a page, and what all figures of pages have in common.
 
 Nothing from outside is written into a figure: titles, legends and names are the page's, so no text can be
-taken for mathtext or markup. Colours are CSS variables with a fallback, so that a figure follows the light or
+taken for mathtext or markup. Colors are CSS variables with a fallback, so that a figure follows the light or
 dark page.
 """
 
@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 INK, MUTED, GRID = "#23262b", "#6a707a", "#e1e4e8"
 PALETTE = ("#2463c9", "#c8501e", "#178a5e", "#8a4fbf", "#a87a08", "#0b8299", "#c2417c", "#5f6b2d")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
-    colour: f"--series-{index + 1}" for index, colour in enumerate(PALETTE)
+    color: f"--series-{index + 1}" for index, color in enumerate(PALETTE)
 }
 
 SIZE = (4.5, 2.7)  # inches; small, since a phone shows the figure at three quarters of its size
@@ -57,25 +57,25 @@ STYLE: dict[Any, Any] = {  # matplotlib types the keys as a closed set of litera
 
 
 def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: str) -> str:
-    """The share of samples at each reward, before in grey and after in colour; either may be empty."""
+    """The share of samples at each reward, before in grey and after in color; either may be empty."""
     groups = [(np.asarray(before, dtype=float), MUTED), (np.asarray(after, dtype=float), PALETTE[0])]
-    groups = [(np.clip(values, -MAX_VALUE, MAX_VALUE), colour) for values, colour in groups if len(values)]
+    groups = [(np.clip(values, -MAX_VALUE, MAX_VALUE), color) for values, color in groups if len(values)]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE)
         axes = figure.subplots()
         values = np.concatenate([values for values, _ in groups]) if groups else np.zeros(1)
         levels = np.unique(values)
-        for index, (group, colour) in enumerate(groups):
+        for index, (group, color) in enumerate(groups):
             if len(levels) <= MAX_LEVELS:
                 width = 0.8 / len(groups)
                 heights = [(group == level).mean() for level in levels]
                 places = np.arange(len(levels)) + (index - (len(groups) - 1) / 2) * width
-                axes.bar(places, heights, width=width * 0.92, color=colour)
+                axes.bar(places, heights, width=width * 0.92, color=color)
             else:
                 edges = np.linspace(levels[0], levels[-1], 21)
                 heights = np.histogram(group, bins=edges)[0] / len(group)
-                axes.stairs(heights, edges, color=colour, fill=True, alpha=0.25)
-                axes.stairs(heights, edges, color=colour, linewidth=1.6)
+                axes.stairs(heights, edges, color=color, fill=True, alpha=0.25)
+                axes.stairs(heights, edges, color=color, linewidth=1.6)
         if len(levels) <= MAX_LEVELS:
             axes.set_xticks(range(len(levels)), [f"{level:.3g}".replace("-", "−") for level in levels])
         axes.set_xlabel("reward")
@@ -119,8 +119,8 @@ def finished_svg(figure: Figure, key: str) -> str:
     svg = re.sub(r'href="#', f'href="#{key}-', svg)
     svg = re.sub(r"url\(#", f"url(#{key}-", svg)
     svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable}, {colour})")
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable}, {color})")
     return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1).strip()
 
 

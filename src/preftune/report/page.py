@@ -99,7 +99,7 @@ def write_comparison(run_dirs: list[Path], output: Path) -> Path:
             "A comparison shows a few runs",
             got=f"{len(resolved)}",
             expected=f"1 to {len(PALETTE)} run folders",
-            do="More colours than that cannot be told apart; compare the runs in parts",
+            do="More colors than that cannot be told apart; compare the runs in parts",
         )
     twice = [str(path) for path, count in Counter(resolved).items() if count > 1]
     if twice:

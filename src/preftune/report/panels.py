@@ -28,7 +28,7 @@ class LegendEntry:
 
     label: str
     look: str
-    variable: str  # CSS variable of the colour
+    variable: str  # CSS variable of the color
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ PANELS = (
         unit="",
         metrics={"loss": "loss"},
         spread=True,
-        meaning="What the optimiser minimises, averaged over the units of a step; evaluation is on data held out.",
+        meaning="What the optimizer minimizes, averaged over the units of a step; evaluation is on data held out.",
     ),
     Panel(
         title="Reward",
@@ -101,7 +101,7 @@ PANELS = (
         title="Learning rate",
         unit="",
         metrics={"learning_rate": "learning rate"},
-        meaning="The step size that the schedule gave the optimiser.",
+        meaning="The step size that the schedule gave the optimizer.",
     ),
     Panel(
         title="Speed",
@@ -182,20 +182,20 @@ def _drawn(panels: Sequence[Panel], runs: Sequence[RunFiles], prefix: str) -> tu
 
 
 def _draw(panel: Panel, runs: Sequence[RunFiles], key: str) -> Figure | None:
-    """One run: a colour per metric. Several runs: a colour per run, the second metric dashed."""
+    """One run: a color per metric. Several runs: a color per run, the second metric dashed."""
     several = len(runs) > 1
     curves: list[Curve] = []
     for run_index, run in enumerate(runs):
         for line_index, metric in enumerate(panel.metrics):
             train, evaluation = run.train.get(metric), run.evaluation.get(metric)
-            colour, dashed = (
+            color, dashed = (
                 PALETTE[run_index] if several else PALETTE[line_index],
                 several and line_index > 0,
             )
             if train is not None:
-                curves.append(Curve(series=train, colour=colour, faint=evaluation is not None, dashed=dashed))
+                curves.append(Curve(series=train, color=color, faint=evaluation is not None, dashed=dashed))
             if evaluation is not None:
-                curves.append(Curve(series=evaluation, colour=colour, marked=True, dashed=dashed))
+                curves.append(Curve(series=evaluation, color=color, marked=True, dashed=dashed))
     if not curves:
         return None
     svg = curves_figure(curves, key=key, zero=panel.zero, share=panel.share, spread=panel.spread)

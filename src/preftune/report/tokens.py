@@ -1,4 +1,4 @@
-"""Completions token by token, coloured by how much more or less likely training made each token."""
+"""Completions token by token, colored by how much more or less likely training made each token."""
 
 import math
 import unicodedata
@@ -42,7 +42,7 @@ class TokenRow:
 
     @property
     def most(self) -> str:
-        """The tokens that moved most, in words: for readers who have neither colours nor a mouse."""
+        """The tokens that moved most, in words: for readers who have neither colors nor a mouse."""
         order = sorted(self.tokens, key=lambda one: -abs(one.log_ratio))[:NUM_NAMED]
         return ", ".join(f"“{one.shown.strip() or one.shown}” {signed_text(one.log_ratio)}" for one in order)
 
@@ -114,7 +114,7 @@ def look(log_ratio: float) -> str:
 
 
 def token_legend() -> list[Swatch]:
-    """From much less likely to much more likely; a number is where its colour begins."""
+    """From much less likely to much more likely; a number is where its color begins."""
     below = [Swatch(look=look(-edge), text=f"−{edge:g}") for edge in reversed(EDGES)]
     above = [Swatch(look=look(edge), text=f"+{edge:g}") for edge in EDGES]
     return [*below, Swatch(look="even", text="0"), *above]

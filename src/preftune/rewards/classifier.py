@@ -28,8 +28,8 @@ class RewardModel(BuiltIn):
 
     Args:
         path: a folder or a hub id.
-        template: how prompt and completion are written: with the tokeniser's chat template, as plain text, or
-            as a pair of texts with the tokeniser's separator; "auto" takes the chat template if there is one,
+        template: how prompt and completion are written: with the tokenizer's chat template, as plain text, or
+            as a pair of texts with the tokenizer's separator; "auto" takes the chat template if there is one,
             else a pair if there is a separator.
         ending: what the model reads last: all that the chat template writes after an answer (as model cards
             do), or nothing after the end-of-turn token (as reward models are trained here).
@@ -95,7 +95,7 @@ def load_classifier(settings: RewardModel) -> Classifier:
         template = "chat" if tokenizer.chat_template else "pair" if tokenizer.sep_token else "plain"
     if template == "pair" and not tokenizer.sep_token:
         raise ConfigError(
-            "The tokeniser of reward 'model' has no separator",
+            "The tokenizer of reward 'model' has no separator",
             got="template: pair",
             expected="sep_token",
             do="Use template=plain",

@@ -14,7 +14,7 @@ from preftune.errors import ConfigError
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.load import (
     LoadOptions,
-    check_same_tokeniser,
+    check_same_tokenizer,
     load_model,
     load_tokenizer,
     pick_device,
@@ -34,8 +34,8 @@ class ImplicitReward(BuiltIn):
 
         reward = beta * log-ratio - length_penalty * |y|,   log-ratio = sum_t (log pi(y_t) - log ref(y_t))
 
-    With length_penalty it is the length-regularised reward of DICE (Chen et al., 2024), per token here; the
-    authors' code counts characters. Completions are tokenised anew; one that was cut off (column `ended`) has
+    With length_penalty it is the length-regularized reward of DICE (Chen et al., 2024), per token here; the
+    authors' code counts characters. Completions are tokenized anew; one that was cut off (column `ended`) has
     no end-of-turn token.
 
     Args:
@@ -96,7 +96,7 @@ class ModelPair:
 
 def load_pair(settings: ImplicitReward) -> ModelPair:
     loading = LoadOptions(trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle)
-    check_same_tokeniser(settings.policy, settings.reference, loading)
+    check_same_tokenizer(settings.policy, settings.reference, loading)
     renderer = make_renderer(load_tokenizer(resolve_model(settings.policy), loading), settings.template)
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     policies = []
@@ -117,7 +117,7 @@ def log_ratios(
     groups = []
     for _, places in groupby(
         range(len(prompts)), key=lambda k: whole[k]
-    ):  # neighbours share their prompt's computation
+    ):  # neighbors share their prompt's computation
         mine = list(places)
         texts, ends = [completions[k] for k in mine], [ended[k] for k in mine]
         groups.append(render(pair.renderer, whole[mine[0]], texts, ends, at(mine[0], completions)))

@@ -1,4 +1,4 @@
-"""Completions of a model with the reward of each: what comparisons before and after, and labelled data, are
+"""Completions of a model with the reward of each: what comparisons before and after, and labeled data, are
 made of.
 """
 

@@ -22,8 +22,8 @@ class Sentiment(BuiltIn):
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-        analyse = SentimentIntensityAnalyzer().polarity_scores
-        return [float(analyse(completion)["compound"]) for completion in completions]
+        analyze = SentimentIntensityAnalyzer().polarity_scores
+        return [float(analyze(completion)["compound"]) for completion in completions]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,10 +52,10 @@ def log_distribution(
 
 def _nucleus_end(y: Float[Tensor, "R V"], top_p: float) -> Float[Tensor, "R 1"]:
     """The logit of the last token of each row's smallest set that holds `top_p` of the probability."""
-    normaliser = y.logsumexp(1, keepdim=True)
+    normalizer = y.logsumexp(1, keepdim=True)
     for count in (min(_TOP, y.shape[1]), y.shape[1]):
         best = y.topk(count).values
-        held = (best - normaliser).exp().cumsum(1, dtype=torch.float64)
+        held = (best - normalizer).exp().cumsum(1, dtype=torch.float64)
         if bool((held[:, -1] >= top_p).all()):
             break
     return best.gather(1, (held < top_p).sum(1, keepdim=True).clamp(max=best.shape[1] - 1))

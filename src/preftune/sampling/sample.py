@@ -318,7 +318,7 @@ def _next_tokens(
 
 
 def _logits(voices: Sequence[_Voice], rows: slice) -> Float[Tensor, "R V"]:
-    """Of the mixture; its normaliser is the softmax's business."""
+    """Of the mixture; its normalizer is the softmax's business."""
     first, *others = [head_logits(voice.rows.hidden[rows], voice.head) for voice in voices]
     if not others:
         return first
@@ -351,7 +351,7 @@ def _stopped(ids: np.ndarray, stop: Sequence[str], renderer: Renderer) -> bool:
     """Whether a stop text appeared with the last token."""
     if not stop:
         return False
-    # A token holds a byte of text or more. The few further tokens keep what a tokeniser does at a text's
+    # A token holds a byte of text or more. The few further tokens keep what a tokenizer does at a text's
     # start out of it.
     reach = max(len(text.encode("utf-8")) for text in stop) + 8
     tail = str(renderer.tokenizer.decode(ids[-reach:].tolist(), skip_special_tokens=True))

@@ -12,7 +12,7 @@ _HALVINGS = 60  # exhaust a double
 _STEEPEST = 1e12
 
 
-def penalised(
+def penalized(
     rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[int]], alpha: float
 ) -> list[tuple[float | None, ...]]:
     """r - alpha * length for every completion; nothing where there is no reward.

@@ -282,7 +282,7 @@ def _copy_with_adapter(policy: Policy) -> Policy:
 
 @torch.no_grad()
 def follow(following: Policy, policy: Policy, step: int, options: ReferenceOptions) -> None:
-    """After an optimiser step: reference <- (1 - rate) * reference + rate * policy, every `update_every`
+    """After an optimizer step: reference <- (1 - rate) * reference + rate * policy, every `update_every`
     steps.
 
     Gorbatovski et al., "Learn Your Reference Model for Real Good Alignment" (TR-DPO), 2024; with update_every

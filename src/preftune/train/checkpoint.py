@@ -1,4 +1,4 @@
-"""Checkpoints: trained weights, optimiser state and counters; each is there whole or not at all.
+"""Checkpoints: trained weights, optimizer state and counters; each is there whole or not at all.
 
 Safetensors and JSON, written by one process. Of a model in shards, every process writes its part of weights
 and moments in the format of torch.distributed.checkpoint, which any number of processes reads. Either kind
@@ -48,7 +48,7 @@ class Counters:
 def save_checkpoint(
     folder: Path,
     parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     counters: Counters,
     keep: int,
     extra: Mapping[str, Mapping[str, Tensor]],
@@ -58,7 +58,7 @@ def save_checkpoint(
     """
     scratch = begin_checkpoint(folder)
     tensors = {"policy": {name: p.detach() for name, p in parameters.items()}} | {
-        "optimiser": _optimiser_tensors(parameters, optimiser)
+        "optimiser": _optimizer_tensors(parameters, optimizer)
     }
     return end_checkpoint(scratch, counters, keep, tensors | dict(extra))
 
@@ -104,14 +104,14 @@ def end_checkpoint(
 def write_shards(
     scratch: Path,
     parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     reference: Mapping[str, Tensor],
 ) -> None:
     """By all processes, on a disk that all see: weights, moments and the reference that follows, in shards,
     into `scratch`.
     """
     tensors = {f"policy|{name}": p.detach() for name, p in parameters.items()}
-    tensors |= {f"optimiser|{key}": value for key, value in _optimiser_tensors(parameters, optimiser).items()}
+    tensors |= {f"optimiser|{key}": value for key, value in _optimizer_tensors(parameters, optimizer).items()}
     tensors |= {f"reference|{name}": value for name, value in reference.items()}
     try:
         save(dict(tensors), checkpoint_id=scratch / SHARDS)
@@ -132,10 +132,10 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(
     path: Path,
     parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     reference: Mapping[str, Tensor],
 ) -> tuple[Counters, dict[str, dict[str, Tensor]]]:
-    """Put weights, optimiser state and the reference that follows back, bit for bit; returns the counters and
+    """Put weights, optimizer state and the reference that follows back, bit for bit; returns the counters and
     the sets of tensors beside.
     """
     in_shards = (path / SHARDS).is_dir()
@@ -143,9 +143,9 @@ def load_checkpoint(
         extra = {name: load_file(path / f"{name}.safetensors") for name in ("estimators", "source")}
         counters = Counters(**json.loads((path / "state.json").read_text()))
         if in_shards:
-            _read_shards(path, parameters, optimiser, reference)
+            _read_shards(path, parameters, optimizer, reference)
         else:
-            _read_files(path, parameters, optimiser, reference)
+            _read_files(path, parameters, optimizer, reference)
     except StorageError:
         raise
     except (
@@ -174,7 +174,7 @@ def _check_names(path: Path, found: Collection[str], parameters: Collection[str]
         )
 
 
-def _read_files(path: Path, parameters, optimiser, reference) -> None:
+def _read_files(path: Path, parameters, optimizer, reference) -> None:
     weights, state, followed = (
         load_file(path / f"{name}.safetensors") for name in ("policy", "optimiser", "reference")
     )
@@ -187,12 +187,12 @@ def _read_files(path: Path, parameters, optimiser, reference) -> None:
         name, entry = key.rsplit("|", 1)
         parameter = parameters[name]
         per_weight = value.shape == parameter.shape
-        optimiser.state[parameter][entry] = (
+        optimizer.state[parameter][entry] = (
             like(value, parameter) if per_weight else value.to(parameter.device)
         )
 
 
-def _read_shards(path: Path, parameters, optimiser, reference) -> None:
+def _read_shards(path: Path, parameters, optimizer, reference) -> None:
     """Into tensors as they lie in this process, in shards or whole."""
     stored = FileSystemReader(path / SHARDS).read_metadata().state_dict_metadata
     _check_names(path, [key.split("|", 1)[1] for key in stored if key.startswith("policy|")], parameters)
@@ -206,7 +206,7 @@ def _read_shards(path: Path, parameters, optimiser, reference) -> None:
             if shape == parameter.shape
             else torch.zeros(shape, device=parameter.device)
         )
-        optimiser.state[parameter][entry] = wanted[key] = empty.detach()
+        optimizer.state[parameter][entry] = wanted[key] = empty.detach()
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*assuming the intent is to load in a single process", category=UserWarning
@@ -214,11 +214,11 @@ def _read_shards(path: Path, parameters, optimiser, reference) -> None:
         load(wanted, checkpoint_id=path / SHARDS, no_dist=not dist.is_initialized())
 
 
-def _optimiser_tensors(
-    parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+def _optimizer_tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     return {
         f"{name}|{key}": value.detach()
         for name, parameter in parameters.items()
-        for key, value in optimiser.state.get(parameter, {}).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }

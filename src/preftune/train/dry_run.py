@@ -117,7 +117,7 @@ def _forecast(job: Job, ready: float) -> Forecast:
     taken = job.source.supply(1)
     drawing = time.perf_counter() - began if job.samples is not None else 0.0
     small, typical = [min(taken.groups, key=lambda g: num_positions([g], policy.sharing))], taken.groups
-    _update(job, small)  # warms up, and the optimiser makes its moments
+    _update(job, small)  # warms up, and the optimizer makes its moments
     sampled_peak = peak(device)
     first, second = _update(job, small), _update(job, typical)
     largest, whole_work = _whole(job, taken.groups)
@@ -179,7 +179,7 @@ class _Measured:
     positions: int  # of the largest micro-batch
     peak: int  # bytes
     computing: float  # seconds of loss and gradient, a live reference included
-    moving: float  # seconds of clipping and the optimiser
+    moving: float  # seconds of clipping and the optimizer
 
 
 def _update(job: Job, groups: Sequence[Group]) -> _Measured:
@@ -190,7 +190,7 @@ def _update(job: Job, groups: Sequence[Group]) -> _Measured:
         job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
     )
     parameters, limit = list(policy.trainable().values()), config.optim.max_grad_norm
-    for group in job.optimiser.param_groups:
+    for group in job.optimizer.param_groups:
         group["lr"] = 0.0
     reset_peak(policy.device)
     began = time.perf_counter()
@@ -199,14 +199,14 @@ def _update(job: Job, groups: Sequence[Group]) -> _Measured:
         config.objective,
         make_score(policy, config.objective, needed),
         parameters,
-        job.optimiser,
+        job.optimizer,
         limit,
         mismatched=cut_mismatched(groups, config.objective, policy, config.layout),
     )
     done = time.perf_counter()
     most = peak(policy.device)
     torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
-    job.optimiser.step()
+    job.optimizer.step()
     moving = time.perf_counter() - done
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
     return _Measured(

@@ -18,10 +18,10 @@ from preftune.types import Group
 def filter_pairs(
     config: TrainConfig, policy: Policy, prepared: Prepared, train: Sequence[Group], report: Reporter
 ) -> tuple[Prepared, list[Group]]:
-    """The training groups without pairs whose length-normalised CHES is at or above the quantile that
+    """The training groups without pairs whose length-normalized CHES is at or above the quantile that
     `filter` names.
 
-    The pairs of labelled groups are every +1 against every -1. What is left out is counted in the data
+    The pairs of labeled groups are every +1 against every -1. What is left out is counted in the data
     report.
     """
     assert config.filter is not None
@@ -37,7 +37,7 @@ def filter_pairs(
         policy, train, pairs, config.layout, lambda done, of: report.update("ches", done, of)
     )
     limit, below = below_quantile(
-        [one.normalised for row in scored for one in row], parse_filter(config.filter)
+        [one.normalized for row in scored for one in row], parse_filter(config.filter)
     )
     verdicts = iter(below)
     kept = [
@@ -51,7 +51,7 @@ def filter_pairs(
             got=f"{len(below)} pairs, none below a CHES of {limit:.4g}",
             do="Use more pairs, or leave out --filter",
         )
-    reason = f"length-normalised CHES of {limit:.4g} or more, by filter {config.filter.replace(' ', '')}"
+    reason = f"length-normalized CHES of {limit:.4g} or more, by filter {config.filter.replace(' ', '')}"
     filtered = replace(prepared.report, filtered={reason: len(below) - sum(below)})
     report.note(filtered.filtered_lines()[0])
     return replace(prepared, report=filtered), groups

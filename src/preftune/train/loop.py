@@ -114,7 +114,7 @@ def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = A
     with memory_errors():
         job = build_job(config, report, processes)
     following = following_tensors(job.anchors.following, job.policy)
-    counters, extra = load_checkpoint(found[-1], job.policy.trainable(), job.optimiser, following)
+    counters, extra = load_checkpoint(found[-1], job.policy.trainable(), job.optimizer, following)
     if job.samples is not None:
         job.samples.load(extra["source"])
     run.forget_after(counters.step or -1)  # the evaluation at step 0 is done again
@@ -143,7 +143,7 @@ def run_loop(
     config, processes = job.config, job.processes
     evaluation: dict[str, float] = {}
     eval_every = job.eval_every
-    last, half = job.num_steps, HalfStep(job.optimiser)
+    last, half = job.num_steps, HalfStep(job.optimizer)
     watch = Watch(run=run, config=to_plain(config), report=report)
 
     def between() -> bool:
@@ -224,7 +224,7 @@ def _train_step(
     pieces = cut_step(mine, kind, job.policy, config.layout, read_last)
     pieces = evened(pieces, groups, kind, job.policy, config.layout, job.processes, read_last)
     rate = learning_rate(step, max(step, planned_steps(config, counters, job.num_steps)), config.optim)
-    for group in job.optimiser.param_groups:
+    for group in job.optimizer.param_groups:
         group["lr"] = rate
     needed = (
         job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
@@ -234,7 +234,7 @@ def _train_step(
         config.objective,
         make_score(job.policy, config.objective, needed),
         list(job.policy.trainable().values()),
-        job.optimiser,
+        job.optimizer,
         config.optim.max_grad_norm,
         state=state,
         mismatched=cut_mismatched(groups, config.objective, job.policy, config.layout, job.processes),

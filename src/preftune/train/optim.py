@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate of each step."""
+"""The optimizer and the learning rate of each step."""
 
 import copy
 import math
@@ -11,7 +11,7 @@ from preftune.train.options import OptimOptions
 from preftune.train.rounding import RoundedAdamW
 
 
-def make_optimiser(
+def make_optimizer(
     parameters: Iterable[nn.Parameter], options: OptimOptions, seed: int = 0
 ) -> torch.optim.Optimizer:
     """AdamW as the options have it. The seed is of what is rounded by chance."""
@@ -48,23 +48,23 @@ class HalfStep:
     are not transitive: Zhou et al., 2025 (EGPO).
     """
 
-    def __init__(self, optimiser: torch.optim.Optimizer):
-        self._optimiser = optimiser
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self._optimizer = optimizer
         self._weights: list[Tensor] = []
         self._moments: dict = {}
 
     def keep(self) -> None:
         """Before the half step."""
         self._weights = [p.detach().clone() for p in self._parameters()]
-        self._moments = copy.deepcopy(self._optimiser.state_dict())
+        self._moments = copy.deepcopy(self._optimizer.state_dict())
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Before the full step, once its samples are drawn."""
         for parameter, weight in zip(self._parameters(), self._weights, strict=True):
             parameter.copy_(weight)
-        self._optimiser.load_state_dict(self._moments)
+        self._optimizer.load_state_dict(self._moments)
         self._weights, self._moments = [], {}
 
     def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self._optimiser.param_groups for p in group["params"]]
+        return [p for group in self._optimizer.param_groups for p in group["params"]]

@@ -91,7 +91,7 @@ class TrainConfig:
         reward: on-policy: a built-in reward or module:function.
         eval_data: held-out data, in any format that `data` may have.
         filter: leave out pairs by what the policy at its start makes of them: "ches<0.9" keeps those of
-            training whose length-normalised CHES is below its 0.9-quantile.
+            training whose length-normalized CHES is below its 0.9-quantile.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
         batch_size: groups (prompts with their completions) per step.
         epochs: passes over the data.
@@ -111,7 +111,7 @@ class TrainConfig:
         seed: of the data order, the held-out split and the adapters' start.
         rows: how data files become groups of tokens.
         layout: how groups are laid out for the model.
-        optim: the optimiser and its schedule.
+        optim: the optimizer and its schedule.
         lora: low-rank adapters.
         shard: how the model lies on several processes.
         reference: the frozen anchor.

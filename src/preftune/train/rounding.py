@@ -19,7 +19,7 @@ and keep a GPU busy.
 
 
 def round_by_chance(exact: Float[Tensor, "*N"], noise: Int[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """fp32, in place, to one of the two neighbours that bf16 can hold, each with the probability that makes
+    """fp32, in place, to one of the two neighbors that bf16 can hold, each with the probability that makes
     the mean exact.
 
     `noise` is uniform in [0, 65536), added to the 16 bits that bf16 lacks (Gupta et al., "Deep Learning with

@@ -34,12 +34,12 @@ def save_state(job: Job, run: RunFolder, counters: Counters, state: State | None
     extra = {"estimators": dict(state or {}), "source": job.source.state()}
     if processes.lockstep:
         scratch = processes.from_main(lambda: begin_checkpoint(folder))
-        write_shards(scratch, parameters, job.optimiser, following)
+        write_shards(scratch, parameters, job.optimizer, following)
         return processes.from_main(lambda: end_checkpoint(scratch, counters, keep, extra))
     if not processes.is_main:
         return checkpoint_folder(folder, counters.step)
     return save_checkpoint(
-        folder, parameters, job.optimiser, counters, keep, {"reference": following, **extra}
+        folder, parameters, job.optimizer, counters, keep, {"reference": following, **extra}
     )
 
 
@@ -69,7 +69,7 @@ def _whole_weights(job: Job) -> dict[str, Tensor]:
 
 
 def save_final(job: Job, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokeniser and template;
+    """The tuned model in Hugging Face layout, or the adapter in peft's, with tokenizer and template;
     `weights` are those of a model in shards.
 
     A reward model is saved as a sequence classifier, whole: its head means nothing without the adapter's

@@ -1,4 +1,4 @@
-"""Everything that a run needs before its first step: policy, groups, reference, optimiser, and the checks at
+"""Everything that a run needs before its first step: policy, groups, reference, optimizer, and the checks at
 step 0.
 """
 
@@ -24,7 +24,7 @@ from preftune.model.classifier import check_classifier
 from preftune.model.kernels.products import has_bf16
 from preftune.model.kernels.recompute import check_recomputes
 from preftune.model.layout import split_micro_batches
-from preftune.model.load import check_same_tokeniser, load_model, load_tokenizer, pick_device, resolve_model
+from preftune.model.load import check_same_tokenizer, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.model.policy import Policy, in_shards, make_value_head, score_groups
 from preftune.model.proof import check_attention, choose_layout
 from preftune.model.reference import REFERENCE_SCORES, check_equal, weights_digest
@@ -41,7 +41,7 @@ from preftune.train.filters import filter_pairs
 from preftune.train.onpolicy.collect import CollectOptions, Judge, chosen_selection
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.source import OnPolicySource
-from preftune.train.optim import make_optimiser
+from preftune.train.optim import make_optimizer
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.rounding import sum_gradients_exactly
@@ -66,7 +66,7 @@ class Job:
     source: OfflineSource | OnPolicySource
     eval_groups: Sequence[Group]
     anchors: Anchors
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     prepared: Prepared
     num_steps: int
     processes: Processes
@@ -243,7 +243,7 @@ def _opponent(options: CollectOptions, writer: Blend | None) -> Blend | None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LearnedGroups(Sequence[Group]):
-    """Labelled groups without the completions that an objective puts no weight on; made when they are asked
+    """Labeled groups without the completions that an objective puts no weight on; made when they are asked
     for.
     """
 
@@ -266,7 +266,7 @@ class LearnedGroups(Sequence[Group]):
 
 
 def learned_groups(groups: Sequence[Group], objective: Objective) -> Sequence[Group]:
-    """Labelled groups without the completions on which the objective puts no weight (SFT: the dispreferred
+    """Labeled groups without the completions on which the objective puts no weight (SFT: the dispreferred
     ones).
     """
     if objective.signal is not Labels:
@@ -344,7 +344,7 @@ def build_job(
     options = config.reference
     for other in (options.model, options.contrast_positive, options.contrast_negative):
         if other is not None:
-            check_same_tokeniser(config.model, other, config.loading)
+            check_same_tokenizer(config.model, other, config.loading)
     prepared, train, held = prepare_groups(config, tokenizer)
     for line in prepared.report.lines():
         report.note(line)
@@ -398,7 +398,7 @@ def build_job(
         eval_groups=held,
         anchors=anchors,
         prepared=prepared,
-        optimiser=make_optimiser(policy.trainable().values(), config.optim, config.seed),
+        optimizer=make_optimizer(policy.trainable().values(), config.optim, config.seed),
         num_steps=num_steps,
         processes=processes,
     )

@@ -1,4 +1,4 @@
-"""One optimiser update: the loss of a whole step, cut up in any way, with the same gradient."""
+"""One optimizer update: the loss of a whole step, cut up in any way, with the same gradient."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -128,7 +128,7 @@ def run_step(
     objective: Objective,
     score: Score,
     parameters: Sequence[nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
     *,
     state: State | None = None,
@@ -142,7 +142,7 @@ def run_step(
     one. With several processes the micro-batches are this one's share of the step, and loss, metrics and
     update are those of all.
     """
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     total = global_weight(micro_batches, objective, processes)
     couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state, processes)
     loss, meter, failed = 0.0, MetricMeter(), None
@@ -174,7 +174,7 @@ def run_step(
         processes.agree(error)
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-    optimiser.step()
+    optimizer.step()
     return StepResult(loss=loss, grad_norm=norm.item(), metrics=meter.means(), state=new_state)
 
 

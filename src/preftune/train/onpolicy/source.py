@@ -51,7 +51,7 @@ class Collection:
     """Groups ready to be learned from, and when they were drawn."""
 
     number: int
-    step: int  # optimiser steps that the policy had done
+    step: int  # optimizer steps that the policy had done
     groups: tuple[Group, ...]
 
 
@@ -61,7 +61,7 @@ class _State:
 
     draws: int = 0  # draws begun: the cursor over the prompts, and the seed of the next
     collections: int = 0
-    begun: int = 0  # optimiser steps before the collections in `current` came into use
+    begun: int = 0  # optimizer steps before the collections in `current` came into use
     current: list[Collection] = field(default_factory=list)  # the newest last; earlier ones are replayed
     waiting: list[Collection] = field(default_factory=list)  # drawn, and held back by `lag`
     gathered: list[Group] = field(default_factory=list)  # of the collection that is being filled
@@ -319,7 +319,7 @@ def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Dra
 
 
 def draw_seed(seed: int, number: int) -> int:
-    """Draws of one run differ, and so do those of two runs with neighbouring seeds."""
+    """Draws of one run differ, and so do those of two runs with neighboring seeds."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 2)
 
 
