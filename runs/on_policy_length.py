@@ -119,7 +119,10 @@ def main() -> None:
     options = parser.parse_args()
     Path(options.output).mkdir(parents=True, exist_ok=True)
     lines = (
-        resources.files("preftune.demo").joinpath("prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        resources.files("preftune.commands")
+        .joinpath("demo_prompts.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
     )
     rows = [{"prompt": json.loads(line)["prompt"]} for line in lines[:128]]
     (Path(options.output) / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,8 +3,7 @@
 import pytest
 
 from preftune.race.report import mean_curve, race_page, race_table, write_race
-
-from .test_page import Page
+from tests.report.test_page import Page
 
 EVIL = "<script>alert(1)</script>\x1b[31m\u202e"
 

@@ -474,20 +474,20 @@ FELT = {
     "loading.trust_remote_code": None,
     "loading.allow_pickle": None,
 }
-SERVED = "tests/train/test_serving.py and tests/onpolicy/test_sample_server.py"
+SERVED = "tests/train/test_follower.py and tests/sampling/test_server.py"
 ELSEWHERE_TESTED = {
     "output": "every run",
     "gradient_checkpointing": "tests/train/test_runs.py",
-    "reference.mode": "tests/policy/test_reference.py",
+    "reference.mode": "tests/model/test_reference.py",
     "reference.contrast_positive": "tests/train/test_anchors.py",
     "reference.contrast_negative": "tests/train/test_anchors.py",
     "rows.soft_label_temperature": "tests/data/test_prepare.py",
-    "sampling.sample_batch": "tests/onpolicy/test_sample_engine.py, where it changes nothing but the memory",
+    "sampling.sample_batch": "tests/sampling/test_engine.py, where it changes nothing but the memory",
     **{f"server.{field.name}": SERVED for field in fields(ServerOptions)},
     "shard.reshard": "tests/train/test_shards.py",
     "shard.offload": "no GPU was at hand; refused without one",
-    "loading.trust_remote_code": "tests/policy/test_load.py",
-    "loading.allow_pickle": "tests/policy/test_load.py",
+    "loading.trust_remote_code": "tests/model/test_load.py",
+    "loading.allow_pickle": "tests/model/test_load.py",
 }
 
 

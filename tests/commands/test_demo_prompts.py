@@ -10,7 +10,7 @@ from itertools import combinations
 
 ROWS = [
     json.loads(line)
-    for line in files("preftune.demo").joinpath("prompts.jsonl").read_text("utf-8").splitlines()
+    for line in files("preftune.commands").joinpath("demo_prompts.jsonl").read_text("utf-8").splitlines()
 ]
 PROMPTS = [row["prompt"] for row in ROWS]
 

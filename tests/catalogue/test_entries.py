@@ -8,14 +8,14 @@ from typing import Literal
 import pytest
 
 import preftune
+from preftune.catalogue import entries as catalogue
 from preftune.catalogue.entries import Uses, entries, entry
-from preftune.catalogue.entries import entries as catalogue
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.checks import check_positive
 from preftune.types import Hybrid, Labels, Pairs, Rewards, TokenScores
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 names = pytest.mark.parametrize("name", OBJECTIVES)
 
 

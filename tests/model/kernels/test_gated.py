@@ -9,8 +9,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from preftune.model.kernels.gated import down_of_silu_times, lighten_mlps, silu_times
 from preftune.model.load import LoadOptions, load_model
+from tests.model.kernels.test_norms import learned
 from tests.models import CONFIGS, tiny_model
-from tests.policy.test_norms import learned
 
 GATED = {"llama", "mistral", "granite", "qwen3", "qwen3_sliding"}
 

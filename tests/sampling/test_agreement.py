@@ -13,7 +13,7 @@ from preftune.model.policy import Policy
 from preftune.sampling.agreement import Agreement, agreement, check_agreement, compare_logps
 from preftune.sampling.sample import SampleOptions, sample
 from tests.models import tiny_model
-from tests.onpolicy.test_sample_engine import PROMPTS, RENDERER
+from tests.sampling.test_engine import PROMPTS, RENDERER
 
 
 def policy_of(model) -> Policy:

@@ -25,8 +25,8 @@ from preftune.model.proof import choose_layout, prove_flex
 from preftune.model.reference import weights_digest
 from preftune.sampling.engine import choose_engine
 from preftune.sampling.sample import evaluating
+from tests.model.test_exactness import values_and_gradients
 from tests.models import CONFIGS, random_groups, tiny_model
-from tests.policy.test_exactness import values_and_gradients
 
 TAKES_BLOCKS = [name for name in CONFIGS if name != "gpt2"]
 GROUPS = random_groups(seed=5, num_groups=4)

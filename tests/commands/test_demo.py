@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from preftune.commands import demo as recipe
 from preftune.commands.demo import DemoConfig, best_and_worst, demo
-from preftune.commands.train import demo as recipe
 from preftune.errors import ConfigError, DataError
 from preftune.progress import Reporter
 from preftune.rewards.judged import Judged

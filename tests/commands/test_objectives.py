@@ -234,16 +234,16 @@ def test_curves_of_some(tmp_path, monkeypatch, capsys):
 
 
 def test_curves_of_all_unless_some_are_named(monkeypatch, tmp_path, capsys):
-    from preftune.commands.train import objectives as handbook
+    from preftune.commands import curves as curves_command
 
     asked = []
 
     def record(names, quantity, ref_prob):
         asked.append((list(names), quantity, ref_prob))
-        return handbook_curves(["sft"], quantity, ref_prob)
+        return curves_command_curves(["sft"], quantity, ref_prob)
 
-    handbook_curves = handbook.derivative_curves
-    monkeypatch.setattr(handbook, "derivative_curves", record)
+    curves_command_curves = curves_command.derivative_curves
+    monkeypatch.setattr(curves_command, "derivative_curves", record)
     output = str(tmp_path / "c.png")
     run(capsys, "curves", "--output", output)
     run(capsys, "curves", "dpo", "bnf", "--output", output, "--ref_prob", "0.1")

@@ -12,7 +12,7 @@ from preftune.errors import ConfigError, TrainingError
 from preftune.rewards import Verdicts, ask, resolve_reward
 from preftune.rewards.judge import parsed_better, parsed_score
 from tests.folders import write_rows
-from tests.onpolicy.chat_server import chat, serving
+from tests.rewards.chat_server import chat, serving
 
 FAST = "retries=2, backoff_s=0.01, timeout_s=5"
 

@@ -14,7 +14,7 @@ from preftune.model.load import LoadOptions
 from preftune.sampling.sample import load_sampler
 from preftune.types import Record
 
-SCRIPT = Path(__file__).parents[1] / "runs" / "tiny_transformer.py"
+SCRIPT = Path(__file__).parents[2] / "runs" / "tiny_transformer.py"
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from preftune.catalogue import curves
 from preftune.catalogue.curves import NUM_TOKENS, VALUE, CurveSet, DerivativeCurves, derivative_curves, push
 from preftune.catalogue.curves_figure import write_figure
-from preftune.catalogue.entries import curves, entry
+from preftune.catalogue.entries import entry
 from preftune.errors import PreftuneError, StorageError
 from preftune.objectives import DPO, OBJECTIVES, SFT
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, StepView, TokenScores
