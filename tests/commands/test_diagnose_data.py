@@ -163,10 +163,10 @@ def test_leakage(tmp_path, capsys, pairs_file):
     told = diagnose(capsys, pairs_file, "--held_out", write_rows(tmp_path / "h.jsonl", held))
     leaked = told["measures"]["leakage"]
     assert (
-        leaked["prompts"] == {"exact": 0.5, "normalised": 0.75, "near": 0.75}
+        leaked["prompts"] == {"exact": 0.5, "normalized": 0.75, "near": 0.75}
         and told["evidence"]["leakage"] == 0.75
     )
-    assert leaked["rows"] == {"exact": 0.25, "normalised": 0.5, "near": 0.5}
+    assert leaked["rows"] == {"exact": 0.25, "normalized": 0.5, "near": 0.5}
     assert verdicts(told)["leakage"] == "mend this"
     clean = diagnose(capsys, pairs_file, "--held_out", write_rows(tmp_path / "h.jsonl", held[3:]))
     assert clean["evidence"]["leakage"] == 0 and verdicts(clean)["leakage"] == "good"

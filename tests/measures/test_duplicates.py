@@ -26,7 +26,7 @@ def test_kinds_of_likeness():
     assert told.exact == (None, 0, None, None, None, None)
     assert told.normalized == (None, 0, 0, None, None, None)
     assert told.near == (None, 0, 0, 0, None, None)  # 57 of 59 shingles in common; 46 of 70
-    assert [told.share(kind) for kind in ("exact", "normalised", "near")] == [1 / 6, 2 / 6, 3 / 6]
+    assert [told.share(kind) for kind in ("exact", "normalized", "near")] == [1 / 6, 2 / 6, 3 / 6]
 
 
 def test_all_parts_must_repeat():

@@ -107,5 +107,5 @@ def _run(name: str, size: float) -> dict:
         "margin": interval(size),
         "accuracy": interval(0.8),
         "samples": None,
-        "ches": {"normalised": interval(0.5), "rank_correlation": None},
+        "ches": {"normalized": interval(0.5), "rank_correlation": None},
     }

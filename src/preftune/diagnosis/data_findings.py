@@ -223,7 +223,7 @@ def _rows(m: DataMeasures) -> list[Finding]:
 def _repetition(m: DataMeasures) -> list[Finding]:
     near = m.duplicates["near"]
     verdict = BOUNDS["duplicates"].verdict(near)
-    kinds = f"word for word: {_share(m.duplicates['exact'])}; but for case and punctuation: {_share(m.duplicates['normalised'])}"
+    kinds = f"word for word: {_share(m.duplicates['exact'])}; but for case and punctuation: {_share(m.duplicates['normalized'])}"
     found = [
         Finding(
             name="duplicates",

@@ -213,7 +213,7 @@ def leakage(rows: Rows, held: LoadedRecords) -> Leakage:
 def _shares(found: Repeats) -> dict[str, float]:
     return {
         "exact": found.share("exact"),
-        "normalised": found.share("normalised"),
+        "normalized": found.share("normalized"),
         "near": found.share("near"),
     }
 

@@ -178,7 +178,7 @@ def _of_run(
         }
     up, down = ([row["log_ratio"] for row in rows[name]] for name in SIDES)
     margins = np.array(up) - np.array(down)
-    scores = {name: [getattr(one, name) for one in anchor.ches] for name in ("plain", "normalised")}
+    scores = {name: [getattr(one, name) for one in anchor.ches] for name in ("plain", "normalized")}
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -191,7 +191,7 @@ def _of_run(
         "ches": {
             **{name: mean_interval(cluster_means(ones, clusters)) for name, ones in scores.items()},
             "rank_correlation": displacement.rank_correlation(
-                scores["normalised"], up
+                scores["normalized"], up
             ),  # with the chosen log-ratio
         },
     }

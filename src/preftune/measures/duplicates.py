@@ -18,7 +18,7 @@ _MIX = np.random.default_rng(2404).integers(1, 2**63, size=(2, _HASHES), dtype=n
 _MULTIPLIER = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
 _WORD = re.compile(r"\w+")
 
-Kind = Literal["exact", "normalised", "near"]
+Kind = Literal["exact", "normalized", "near"]
 Row = tuple[str, ...]
 """Texts that must all repeat those of another row, such as a prompt and its completions."""
 

@@ -174,7 +174,7 @@ def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
             f"share: {words}": [_cell(run["directions"][name]) for run in runs]
             for name, words in DIRECTIONS.items()
         },
-        "CHES under the reference, length-normalized": [_cell(run["ches"]["normalised"]) for run in runs],
+        "CHES under the reference, length-normalized": [_cell(run["ches"]["normalized"]) for run in runs],
         "rank correlation of CHES and the chosen log-ratio": [
             Cell(
                 text="–"
