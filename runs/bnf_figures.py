@@ -33,8 +33,8 @@ import torch
 
 from preftune.cli.main import main as preftune
 from preftune.data.options import DataOptions
-from preftune.objectives import OBJECTIVES
 from preftune.model.load import quiet_transformers
+from preftune.objectives import OBJECTIVES
 from preftune.stats import Interval, finite, mean_interval
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import torch
 
-from preftune.objectives import OBJECTIVES
-from preftune.train.onpolicy.collect import CollectOptions
-from preftune.sampling.sample import SampleOptions
 from preftune.model.load import quiet_transformers
+from preftune.objectives import OBJECTIVES
+from preftune.sampling.sample import SampleOptions
 from preftune.train.loop import train
+from preftune.train.onpolicy.collect import CollectOptions
 from preftune.train.options import OptimOptions, TrainConfig
 
 METHODS = {  # name -> (objective, selection, does it push completions down)

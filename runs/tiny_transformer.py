@@ -26,8 +26,12 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.data.render import Renderer
+from preftune.model.layout import LayoutOptions, split_micro_batches
+from preftune.model.load import LoadOptions, quiet_transformers
+from preftune.model.policy import Policy, score_groups
+from preftune.model.proof import choose_sharing
+from preftune.model.reference import ReferenceOptions
 from preftune.objectives import Objective
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
@@ -35,10 +39,6 @@ from preftune.objectives.ppo import PPO
 from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.sampling.sample import Sampled, SampleOptions, load_sampler, sample
-from preftune.model.load import LoadOptions, quiet_transformers
-from preftune.model.policy import Policy, score_groups
-from preftune.model.proof import choose_sharing
-from preftune.model.reference import ReferenceOptions
 from preftune.stats import mean_interval
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig

@@ -4,6 +4,7 @@ Shape legend: N scored completion tokens, C completions, G groups (prompts), P p
 sequence positions, U units (what a loss averages over), V vocabulary.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -19,16 +20,66 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of one function by the assistant."""
+
+    name: str
+    arguments: str  # a JSON object
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnExtras:
+    """What a turn holds in addition to its text."""
+
+    reasoning: str = ""  # written before the content: reasoning_content, thinking or reasoning in data files
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""  # of the tool whose result the turn holds, or of the speaker
+    tool_call_id: str = ""  # of the call whose result the turn holds
+    weight: float | None = None  # 1: the turn is scored, 0: it is not; None: the data do not say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation. `content` is empty where an assistant only calls tools."""
 
     role: str
     content: str
+    extras: TurnExtras | None = None  # None for nearly all turns
+
+    @property
+    def reasoning(self) -> str:
+        return self.extras.reasoning if self.extras else ""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        return self.extras.tool_calls if self.extras else ()
+
+    @property
+    def weight(self) -> float | None:
+        return self.extras.weight if self.extras else None
+
+    def as_dict(self) -> dict[str, object]:
+        """The turn as chat APIs write it, without fields that are empty."""
+        turn: dict[str, object] = {"role": self.role, "content": self.content}
+        if self.extras:
+            turn |= {"reasoning_content": self.extras.reasoning} if self.extras.reasoning else {}
+            calls = [
+                {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                | ({"id": call.id} if call.id else {})
+                for call in self.extras.tool_calls
+            ]
+            turn |= {"tool_calls": calls} if calls else {}
+            turn |= {"name": self.extras.name} if self.extras.name else {}
+            turn |= {"tool_call_id": self.extras.tool_call_id} if self.extras.tool_call_id else {}
+            turn |= {} if self.extras.weight is None else {"weight": self.extras.weight}
+        return turn
 
 
 Completion = str | tuple[Message, ...]
-"""The text of one answer; or a trajectory: answers of the assistant, at the beginning, at the end and in
-between, with turns of a user or a tool after each but the last.
+"""The text of one answer; or turns: one answer with reasoning or tool calls, or a trajectory, which has answers
+of the assistant at the beginning, at the end and in between, with turns of a user or a tool after each but the
+last.
 """
 
 
@@ -41,6 +92,8 @@ class Record:
     in [0, 1] per pair, the chance that its chosen completion is the better one, `labels` +1 / -1 / None and
     `rewards` numbers / None, one each per completion. `ended` is False for a completion that was cut off
     before its end-of-turn token; empty means that all ended. `sources` says who wrote each completion.
+    `tools` and `chat_template_kwargs` are JSON texts (a list of function descriptions; an object of variables for
+    the chat template), empty where there are none.
     """
 
     prompt: tuple[Message, ...] | str
@@ -51,10 +104,24 @@ class Record:
     rewards: tuple[float | None, ...] = ()
     ended: tuple[bool, ...] = ()
     sources: tuple[Source, ...] = ()
+    tools: str = ""
+    chat_template_kwargs: str = ""
     origin: str = ""  # "file:row", rows count from 1
     columns: Mapping[str, object] = field(
         default_factory=dict
     )  # every other column of the row, for reward functions
+
+    def template_columns(self) -> dict[str, object]:
+        """The columns tools and chat_template_kwargs, where they are filled."""
+        texts = {"tools": self.tools, "chat_template_kwargs": self.chat_template_kwargs}
+        return {name: json.loads(text) for name, text in texts.items() if text}
+
+    @property
+    def identity(self) -> object:
+        """What determines the prompt's tokens; equal for records of the same prompt."""
+        if self.tools or self.chat_template_kwargs:
+            return self.prompt, self.tools, self.chat_template_kwargs
+        return self.prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

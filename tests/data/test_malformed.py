@@ -91,7 +91,7 @@ ROWS = {
         "field ended does not say .*expected 2 times true or false",
     ),
     "ended as text": ("scored", {"ended": ["yes", "no"]}, "field ended does not say"),
-    "tools": ("pairs", {"tools": [{"name": "f"}]}, "field tools is not supported"),
+    "tools": ("pairs", {"tools": [{"title": "f"}]}, r"tool tools\[0\] has no name"),
     "dialogues of other prompts": (
         "pairs",
         {"chosen": [user("Hi"), bot("a")], "rejected": [user("Ho"), bot("b")]},

@@ -176,10 +176,10 @@ REFUSED = {
     "a tool's call": (
         {
             "prompt": "Hi",
-            "chosen": [{**ASK, "tool_calls": [{"name": "f"}]}, tool("me"), YES],
+            "chosen": [{**ASK, "tool_calls": [{"arguments": {}}]}, tool("me"), YES],
             "rejected": "no",
         },
-        "field tool_calls is not supported",
+        "has no function name",
     ),
 }
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
@@ -169,7 +169,10 @@ def sample_rows(
     return [
         {
             **record.columns,
-            "prompt": record.prompt if isinstance(record.prompt, str) else [asdict(m) for m in record.prompt],
+            **record.template_columns(),
+            "prompt": record.prompt
+            if isinstance(record.prompt, str)
+            else [m.as_dict() for m in record.prompt],
             "completions": [one.text for one in ones],
             "ended": [one.ended for one in ones],
             "num_tokens": [len(one.token_ids) for one in ones],

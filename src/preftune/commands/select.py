@@ -255,13 +255,13 @@ def _result(
 
 
 def _plain(text: Completion | tuple[Message, ...]) -> object:
-    return text if isinstance(text, str) else [asdict(turn) for turn in text]
+    return text if isinstance(text, str) else [turn.as_dict() for turn in text]
 
 
 def _rows(record: Record, layout: Layout) -> Iterator[Row]:
     """The record's rows, each proven to be read as what is meant."""
     write = {"pairs": _pair_rows, "labels": _label_rows, "groups": _group_rows}[layout]
-    for row in write(record):
+    for row in ({**record.template_columns(), **written} for written in write(record)):
         if taken := sorted(row.keys() & record.columns.keys()):
             raise DataError(
                 f"{record.origin}: a column of the data has the name of one that select writes",
@@ -287,7 +287,7 @@ def _known(record: object) -> tuple[object, ...] | None:
     if not isinstance(record, Record):
         return None
     return (
-        record.prompt,
+        record.identity,
         record.completions,
         record.pairs,
         record.probabilities,

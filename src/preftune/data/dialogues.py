@@ -131,8 +131,14 @@ def answer(value: object, name: str, prompt: Prompt) -> tuple[tuple[Message, ...
 
 
 def answer_text(turns: tuple[Message, ...], name: str) -> Completion:
-    """The text of the last turn."""
-    return as_completion(turns[-1].content, f"{name}[{len(turns) - 1}]")
+    """The last turn: its text, or the turn itself if it has more than text."""
+    place = f"{name}[{len(turns) - 1}]"
+    return not_blank(completion_of(turns[-1:], place), place)
+
+
+def answer_turns(completion: Completion) -> tuple[Message, ...]:
+    """The turns of a completion."""
+    return (Message(role="assistant", content=completion),) if isinstance(completion, str) else completion
 
 
 def agreed(prompt: Prompt, before: tuple[Message, ...]) -> Prompt:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TypeVar
 
+from preftune.data.turn_extras import turn_extras
 from preftune.errors import DataError, shown
 from preftune.types import SOURCES, Completion, Message, Source
 
@@ -31,7 +32,7 @@ ROLES = {
     "ipython": "tool",
 }
 _LABELS = {"true": 1, "1": 1, "+1": 1, "1.0": 1, "false": -1, "0": -1, "-1": -1, "0.0": -1, "-1.0": -1}
-_NOT_RENDERED = ("tools", "chat_template_kwargs", "image", "images", "tool_calls", "function_call")
+_NOT_RENDERED = ("image", "images", "audio", "audios", "video", "videos")
 
 
 def described(value: object) -> str:
@@ -91,17 +92,14 @@ def completion_of(turns: tuple[Message, ...], name: str) -> Completion:
             got="the turns " + ", ".join(turn.role for turn in turns),
             expected="text, one assistant turn, or assistant turns with turns of a user or a tool between",
         )
-    return turns[0].content if len(turns) == 1 else turns
+    return turns[0].content if len(turns) == 1 and turns[0].extras is None else turns
 
 
 def is_blank(completion: Completion) -> bool:
-    """Whether an answer has no text in it."""
-    answers = (
-        [completion]
-        if isinstance(completion, str)
-        else [m.content for m in completion if m.role == "assistant"]
-    )
-    return not all(answer.strip() for answer in answers)
+    """Whether an answer has neither text nor a tool call in it."""
+    if isinstance(completion, str):
+        return not completion.strip()
+    return not all(turn.content.strip() or turn.tool_calls for turn in completion if turn.role == "assistant")
 
 
 def not_blank(completion: Completion, name: str) -> Completion:
@@ -149,10 +147,16 @@ def _turn(turn: object, name: str) -> Message:
         raise DataError(
             f"The role of {name} is not known", got=shown(role), expected="one of " + ", ".join(ROLES)
         )
-    content = value_of(turn, content_key)
+    extras = turn_extras(turn, name)
+    calls = extras is not None and bool(extras.tool_calls)
+    content = (turn.get(content_key) or "") if calls else value_of(turn, content_key)
     if isinstance(content, list):
         content = "".join(_text_part(part, f"{name}.{content_key}") for part in content)
-    return Message(role=ROLES[role], content=as_text(content, f"{name}.{content_key}"))
+    if calls and ROLES[role] != "assistant":
+        raise DataError(
+            f"The turn {name} calls tools", got=f"the role {role}", expected="a turn of the assistant"
+        )
+    return Message(role=ROLES[role], content=as_text(content, f"{name}.{content_key}"), extras=extras)
 
 
 def _text_part(part: object, name: str) -> str:
@@ -166,9 +170,7 @@ def _text_part(part: object, name: str) -> str:
 
 
 def refuse_unrendered(row: Row) -> None:
-    """An error for what would change the model's input and that is not rendered: tools, images, template
-    settings.
-    """
+    """An error for what would change the model's input and that is not rendered: images, audio, video."""
     for name in _NOT_RENDERED:
         if row.get(name):
             raise DataError(

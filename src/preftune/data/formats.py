@@ -4,7 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from preftune.data.dialogues import Prompt, agreed, answer, answer_text, ends_with, part, split_shared
+from preftune.data.dialogues import (
+    Prompt,
+    agreed,
+    answer,
+    answer_text,
+    answer_turns,
+    ends_with,
+    part,
+    split_shared,
+)
 from preftune.data.fields import (
     Row,
     as_completion,
@@ -26,6 +35,7 @@ from preftune.data.fields import (
     refuse_unrendered,
     value_of,
 )
+from preftune.data.turn_extras import RENDERED, as_template_kwargs, as_tools
 from preftune.errors import DataError, shown
 from preftune.types import SOURCES, Completion, Message, Record
 
@@ -148,7 +158,13 @@ def _dialogue(row: Row) -> tuple[tuple[Message, ...], Completion, set[str]]:
 def _record(row: Row, used: set[str], prompt: Prompt, completions: Sequence[Completion], **signal) -> Record:
     refuse_unrendered(row)
     ended = as_ended(row["ended"], len(completions)) if completions and row.get("ended") is not None else ()
-    columns = {name: value for name, value in row.items() if name not in used | {"ended"}}
+    columns = {name: value for name, value in row.items() if name not in used | {"ended", *RENDERED}}
+    if row.get("tools") is not None:
+        signal["tools"] = as_tools(row["tools"], "tools")
+    if row.get("chat_template_kwargs") is not None:
+        signal["chat_template_kwargs"] = as_template_kwargs(
+            row["chat_template_kwargs"], "chat_template_kwargs"
+        )
     return Record(prompt=prompt, completions=tuple(completions), ended=ended, columns=columns, **signal)
 
 
@@ -178,8 +194,9 @@ def _pairs(row: Row) -> Record | Drop:
         before, chosen = answer(value_of(row, chosen_key), chosen_key, prompt)
     rejected_before, rejected = answer(value_of(row, rejected_key), rejected_key, prompt)
     if before and rejected_before:
-        last = (Message(role="assistant", content=str(text)) for text in (chosen, rejected))
-        before, chosen, rejected = part((*before, next(last)), (*rejected_before, next(last)))
+        before, chosen, rejected = part(
+            (*before, *answer_turns(chosen)), (*rejected_before, *answer_turns(rejected))
+        )
         chosen, rejected = not_blank(chosen, chosen_key), not_blank(rejected, rejected_key)
     prompt = agreed(prompt, before or rejected_before)
     return _pair(row, used | {chosen_key, rejected_key}, prompt, chosen, rejected)

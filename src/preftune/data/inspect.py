@@ -156,7 +156,7 @@ def _census(
         double_bos=sum(_leading_bos(group, renderer.bos) >= 2 for group in groups),
         completions_ending_turn=sum(int(ids[-1]) == renderer.end_of_turn for ids in completions),
         special_inside=_special_inside(groups, renderer),
-        duplicate_prompts=len(records) - len({record.prompt for record in records}),
+        duplicate_prompts=len(records) - len({record.identity for record in records}),
         duplicate_records=len(records) - len({_content(record) for record in records}),
         identical_completions=sum(
             len(set(record.completions)) < len(record.completions) for record in records
@@ -170,7 +170,7 @@ def _census(
 
 def _content(record: Record) -> tuple[object, ...]:
     return (
-        record.prompt,
+        record.identity,
         record.completions,
         record.pairs,
         record.probabilities,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from preftune.errors import storage_error
-from preftune.types import Completion, Message, Record
+from preftune.types import Completion, Message, Record, ToolCall, TurnExtras
 
 _BUFFER = 1 << 20  # bytes that are written at once
 _READ = 1 << 16  # bytes that are read at once: records are asked for in their order, mostly
@@ -63,12 +63,10 @@ class RecordFile:
 def _packed(record: Record) -> tuple:
     """Plain tuples, which are much quicker to write and read than objects."""
     prompt = (
-        record.prompt
-        if isinstance(record.prompt, str)
-        else [(turn.role, turn.content) for turn in record.prompt]
+        record.prompt if isinstance(record.prompt, str) else [_packed_turn(turn) for turn in record.prompt]
     )
     texts = [
-        text if isinstance(text, str) else [(turn.role, turn.content) for turn in text]
+        text if isinstance(text, str) else [_packed_turn(turn) for turn in text]
         for text in record.completions
     ]
     return (
@@ -82,11 +80,27 @@ def _packed(record: Record) -> tuple:
         record.sources,
         record.origin,
         dict(record.columns),
+        record.tools,
+        record.chat_template_kwargs,
+    )
+
+
+def _packed_turn(turn: Message) -> tuple:
+    extras = turn.extras
+    if extras is None:
+        return turn.role, turn.content
+    calls = [(call.name, call.arguments, call.id) for call in extras.tool_calls]
+    return (
+        turn.role,
+        turn.content,
+        (extras.reasoning, calls, extras.name, extras.tool_call_id, extras.weight),
     )
 
 
 def _unpacked(values: tuple) -> Record:
-    prompt, texts, pairs, probabilities, labels, rewards, ended, sources, origin, columns = values
+    prompt, texts, pairs, probabilities, labels, rewards, ended, sources, origin, columns, tools, kwargs = (
+        values
+    )
     completions: tuple[Completion, ...] = tuple(
         [text if isinstance(text, str) else _turns(text) for text in texts]
     )
@@ -99,13 +113,36 @@ def _unpacked(values: tuple) -> Record:
         rewards=rewards,
         ended=ended,
         sources=sources,
+        tools=tools,
+        chat_template_kwargs=kwargs,
         origin=origin,
         columns=columns,
     )
 
 
-def _turns(values: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
-    return tuple([Message(role=role, content=content) for role, content in values])
+def _turns(values: Sequence[tuple]) -> tuple[Message, ...]:
+    return tuple(
+        [
+            Message(role=value[0], content=value[1])
+            if len(value) == 2
+            else Message(role=value[0], content=value[1], extras=_extras(*value[2]))
+            for value in values
+        ]
+    )
+
+
+def _extras(
+    reasoning: str, calls: Sequence[tuple[str, str, str]], name: str, tool_call_id: str, weight: float | None
+) -> TurnExtras:
+    return TurnExtras(
+        reasoning=reasoning,
+        tool_calls=tuple(
+            [ToolCall(name=called, arguments=arguments, id=call) for called, arguments, call in calls]
+        ),
+        name=name,
+        tool_call_id=tool_call_id,
+        weight=weight,
+    )
 
 
 class Places:
@@ -118,12 +155,14 @@ class Places:
         self._keys = bytearray()
         self._alone = bytearray()  # a byte for each record
 
-    def add(self, key: tuple[str, str | tuple[Message, ...]] | None) -> None:
-        self._alone.append(key is None)
-        if key is not None:
-            name, prompt = key
-            turns = prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
-            self._keys += hashlib.blake2b(json.dumps([name, turns]).encode(), digest_size=16).digest()
+    def add(self, name: str | None, record: Record) -> None:
+        """The next record: its key is the name and its prompt; without a name it stays alone."""
+        self._alone.append(name is None)
+        if name is not None:
+            prompt = record.prompt
+            turns = prompt if isinstance(prompt, str) else [_packed_turn(turn) for turn in prompt]
+            key = [name, turns, record.tools, record.chat_template_kwargs]
+            self._keys += hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest()
 
     def groups(self) -> tuple[np.ndarray, np.ndarray]:
         """(members, ends): the numbers of all records, group by group, and where each group ends among them."""

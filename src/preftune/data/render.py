@@ -220,9 +220,23 @@ def _groups(renderer: Renderer, batch: _Batch) -> Iterator[Group | DataError]:
 
 def _texts_or_error(renderer: Renderer, record: Record) -> _Texts | DataError:
     try:
+        _refuse_extras(record)
         return _chat_texts(renderer, record) if renderer.mode == "chat" else _plain_texts(renderer, record)
     except DataError as error:
         return DataError(f"{record.origin}: {error}")
+
+
+def _refuse_extras(record: Record) -> None:
+    """An error for what is not rendered."""
+    turns = [record.prompt, *record.completions]
+    extras = any(turn.extras for item in turns if not isinstance(item, str) for turn in item)
+    if record.tools or record.chat_template_kwargs or extras:
+        raise DataError(
+            "Tools, tool calls, reasoning, weights and chat_template_kwargs are not rendered",
+            got=f"{record.tools}{record.chat_template_kwargs}" if not extras else "a turn with one of them",
+            expected="turns of text",
+            do="Remove these fields if the model shall not see them",
+        )
 
 
 def _chat_texts(renderer: Renderer, record: Record) -> _Texts:

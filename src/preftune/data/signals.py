@@ -125,7 +125,7 @@ class Derivation:
         source = _source(record, self.signal)
         self._sources[source] += 1
         self._counts["records"] += 1
-        self._places.add(None if _stays_alone(record, self.signal, source) else (source, record.prompt))
+        self._places.add(None if _stays_alone(record, self.signal, source) else source, record)
         if self.signal == "hybrid" and not self._unwritten and len(record.sources) != len(record.completions):
             self._unwritten = record.origin
 
@@ -269,7 +269,7 @@ def merge(records: Sequence[Record], signal: SignalName) -> list[Record]:
     for index, record in enumerate(records):
         source = _source(record, signal)
         alone = _stays_alone(record, signal, source)
-        order.setdefault(index if alone else (source, record.prompt), []).append(record)
+        order.setdefault(index if alone else (source, record.identity), []).append(record)
     return [_joined(group) if len(group) > 1 else group[0] for group in order.values()]
 
 

@@ -99,7 +99,7 @@ def read(source: str, options: DataOptions, renderer: Renderer | None) -> Rows:
                 do="Raise max_length",
             )
     numbers: dict[object, int] = {}
-    prompt = tuple(numbers.setdefault(record.prompt, len(numbers)) for record in records)
+    prompt = tuple(numbers.setdefault(record.identity, len(numbers)) for record in records)
     return Rows(
         loaded=loaded,
         records=records,

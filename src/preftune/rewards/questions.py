@@ -1,7 +1,7 @@
 """What a reward is asked about completions that a model drew."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from preftune.types import Record
 
@@ -52,6 +52,6 @@ def prompt_text(record: Record) -> str:
     return record.prompt if isinstance(record.prompt, str) else record.prompt[-1].content
 
 
-def prompt_turns(record: Record) -> list[dict[str, str]] | None:
+def prompt_turns(record: Record) -> list[dict[str, object]] | None:
     """The whole prompt, if it is a dialogue."""
-    return None if isinstance(record.prompt, str) else [asdict(turn) for turn in record.prompt]
+    return None if isinstance(record.prompt, str) else [turn.as_dict() for turn in record.prompt]
