@@ -30,7 +30,7 @@ def lab(capsys, *words: str, code: int = 0) -> str:
 def test_the_laboratory_loads_no_model_library():
     code = (
         "import sys, preftune.commands.lab\n"
-        "assert preftune.commands.lab.run_lab(['list']) == 0\n"
+        "assert preftune.commands.lab.run(['list']) == 0\n"
         "heavy = {'transformers', 'datasets', 'peft'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -7,37 +7,53 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
 from preftune.errors import ConfigError, shown
-from preftune.rewards.answers import Exact, Maths
 from preftune.rewards.base import BuiltIn, RewardFunction
 from preftune.rewards.call import AnyReward, Part, WeightedSum
-from preftune.rewards.classifier import RewardModel
-from preftune.rewards.implicit import ImplicitReward
-from preftune.rewards.judge import Judge
-from preftune.rewards.packages import Instructions, Sentiment
-from preftune.rewards.text_rules import Brief, Ended, Format, LengthMin, LengthMode, Regex
 from preftune.spec import Term, made, parse_spec
 
-REWARDS: Mapping[str, type[BuiltIn]] = {
-    "brief": Brief,
-    "ended": Ended,
-    "length.min": LengthMin,
-    "length.mode": LengthMode,
-    "length.skew": LengthMin,
-    "regex": Regex,
-    "format": Format,
-    "exact": Exact,
-    "maths": Maths,
-    "instructions": Instructions,
-    "sentiment": Sentiment,
-    "model": RewardModel,
-    "implicit": ImplicitReward,
-    "judge": Judge,
-}
+
+class _BuiltIns(Mapping[str, type[BuiltIn]]):
+    """Name -> class. The module of a reward is imported when the reward is looked up: the model libraries
+    that some rewards need take seconds to import.
+    """
+
+    def __init__(self, places: Mapping[str, str]):
+        self._places = places
+
+    def __getitem__(self, name: str) -> type[BuiltIn]:
+        module, _, kind = self._places[name].partition(":")
+        return getattr(importlib.import_module(f"preftune.rewards.{module}"), kind)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+REWARDS: Mapping[str, type[BuiltIn]] = _BuiltIns(
+    {
+        "brief": "text_rules:Brief",
+        "ended": "text_rules:Ended",
+        "length.min": "text_rules:LengthMin",
+        "length.mode": "text_rules:LengthMode",
+        "length.skew": "text_rules:LengthMin",
+        "regex": "text_rules:Regex",
+        "format": "text_rules:Format",
+        "exact": "answers:Exact",
+        "maths": "answers:Maths",
+        "instructions": "packages:Instructions",
+        "sentiment": "packages:Sentiment",
+        "model": "classifier:RewardModel",
+        "implicit": "implicit:ImplicitReward",
+        "judge": "judge:Judge",
+    }
+)
 
 
 def resolve_reward(text: str) -> AnyReward:
