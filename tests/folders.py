@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from preftune.objectives.dpo import DPO
-from preftune.train.options import OptimOptions, TrainConfig
+from preftune.train.optim import OptimOptions
+from preftune.train.options import TrainConfig
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
 PAIRS = [

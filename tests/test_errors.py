@@ -1,9 +1,19 @@
 """Messages, and failures of the machine that become messages."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 
-from preftune.errors import DataError, TrainingError, memory_errors, shown
+from preftune.errors import (
+    ConfigError,
+    DataError,
+    TrainingError,
+    check_range,
+    memory_errors,
+    refuse_idle,
+    shown,
+)
 
 
 def test_a_message_says_what_got_expected_and_what_to_do():
@@ -49,3 +59,34 @@ def test_running_out_of_memory_on_a_device_says_what_to_change(told):
         memory_errors(),
     ):
         raise error
+
+
+@dataclass(frozen=True)
+class Some:
+    rate: float | None = 1.0
+    names: tuple[str, ...] = field(default_factory=tuple)
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside", "expected"),
+    [
+        ("[1, inf)", (1, 10**400, None), (0, 0.5, float("inf"), float("nan")), "at least 1"),
+        ("(0, inf)", (1e-300, 3), (0, -1, float("inf"), float("nan")), "a number above 0"),
+        ("[0, 1)", (0, 0.5), (1, -1e-9, float("nan")), r"\[0, 1\)"),
+        ("(0, 1]", (1, 0.5), (0, 1.1), r"\(0, 1\]"),
+    ],
+)
+def test_a_range_is_checked_and_told(interval, inside, outside, expected):
+    for value in inside:
+        check_range(Some(rate=value), interval, "rate")
+    for value in outside:
+        with pytest.raises(ConfigError, match=f"some.rate is out of range; got .*; expected {expected}"):
+            check_range(Some(rate=value), interval, "rate", prefix="some.")
+
+
+def test_what_differs_from_its_default_is_refused_where_it_has_no_effect():
+    refuse_idle(Some(), "here", "rate", "names")
+    with pytest.raises(ConfigError, match=r"^names has no effect here; got \('a',\)\. Leave it out\.$"):
+        refuse_idle(Some(names=("a",)), "here", "rate", "names")
+    with pytest.raises(ConfigError, match=r"^x\.rate has no effect here; got 3; expected 4\. Go\.$"):
+        refuse_idle(Some(rate=2.0), "here", "rate", prefix="x.", got=3, expected="4", do="Go")

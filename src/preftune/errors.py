@@ -1,10 +1,13 @@
-"""Exceptions a user can meet. Each message says what is wrong, what stood there, what was expected and what
-to do.
+"""Exceptions a user can meet, and the checks of options that raise them. Each message says what is wrong, what
+stood there, what was expected and what to do.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from typing import Any
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -91,6 +94,60 @@ class ServerError(PreftuneError, RuntimeError):
     """A server that was asked for completions or judgments refuses, or gives no answer that can be used."""
 
     exit_code = 5
+
+
+def check_range(
+    options: Any,
+    interval: str,
+    *names: str,
+    prefix: str = "",
+    expected: str | None = None,
+    do: str | None = None,
+) -> None:
+    """Refuse a field of `options` that lies outside an interval, written as in mathematics: "[1, inf)".
+
+    None, for a setting that is not given, passes; NaN never does. `prefix` is the section ("collect.");
+    `expected` replaces the sentence that follows from the interval.
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    words = interval
+    if high == math.inf:
+        words = f"at least {low:g}" if interval[0] == "[" else f"a number above {low:g}"
+    for name in names:
+        value = getattr(options, name)
+        if value is None:
+            continue
+        above = value >= low if interval[0] == "[" else value > low
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            raise ConfigError(f"{prefix}{name} is out of range", got=value, expected=expected or words, do=do)
+
+
+def is_given(options: Any, name: str) -> bool:
+    """Whether a field of a dataclass differs from its default."""
+    option = next(option for option in fields(options) if option.name == name)
+    default = option.default if option.default_factory is MISSING else option.default_factory()
+    return bool(getattr(options, name) != default)
+
+
+def refuse_idle(
+    options: Any,
+    where: str,
+    *names: str,
+    prefix: str = "",
+    got: object = None,
+    expected: str | None = None,
+    do: str = "Leave it out",
+) -> None:
+    """Refuse the first of these fields that differs from its default, because it has no effect `where`."""
+    for name in names:
+        if is_given(options, name):
+            raise ConfigError(
+                f"{prefix}{name} has no effect {where}",
+                got=getattr(options, name) if got is None else got,
+                expected=expected,
+                do=do,
+            )
 
 
 def storage_error(action: str, path: str | os.PathLike[str], error: OSError) -> StorageError:

@@ -14,7 +14,7 @@ from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
 from preftune.progress import Reporter
 from preftune.sampling.sample import SampleOptions
-from preftune.train.options import OptimOptions
+from preftune.train.optim import OptimOptions
 from tests.folders import same_bits, weights_of, write_rows
 
 QUIET = Reporter(quiet=True)

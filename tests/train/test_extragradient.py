@@ -14,8 +14,8 @@ from preftune.sampling.sample import SampleOptions
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
 from preftune.train.onpolicy.collect import CollectOptions
-from preftune.train.optim import HalfStep, make_optimizer
-from preftune.train.options import OptimOptions, TrainConfig
+from preftune.train.optim import HalfStep, OptimOptions, make_optimizer
+from preftune.train.options import TrainConfig
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
 
 PROMPTS = [{"prompt": f"Say {word}."} for word in ("sea", "poem", "tea", "snow", "blue", "Paris")]

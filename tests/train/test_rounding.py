@@ -12,8 +12,7 @@ from preftune.objectives.dpo import DPO
 from preftune.progress import Reporter
 from preftune.train.batches import cut_step, make_score
 from preftune.train.loop import train
-from preftune.train.optim import make_optimizer
-from preftune.train.options import OptimOptions
+from preftune.train.optim import OptimOptions, make_optimizer
 from preftune.train.rounding import RoundedAdamW, draw_noise, round_by_chance, sum_gradients_exactly
 from preftune.train.setup import build_job
 from preftune.train.step import accumulate_gradient, global_weight

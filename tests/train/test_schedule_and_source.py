@@ -5,8 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from preftune.train.optim import learning_rate
-from preftune.train.options import OptimOptions
+from preftune.train.optim import OptimOptions, learning_rate
 from preftune.train.sources import OfflineSource, hold_out
 from preftune.types import Group
 

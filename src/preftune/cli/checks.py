@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Literal
 
 from preftune.data.options import DataOptions
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, refuse_idle
 
 Precision = Literal["fp32", "bf16"]
 
@@ -16,14 +16,8 @@ def check_seed(seed: int) -> None:
 
 def refuse_idle_rows(rows: DataOptions, used: tuple[str, ...], where: str) -> None:
     """Settings of the data that say nothing where only prompts are read."""
-    default = DataOptions()
-    for option in fields(rows):
-        if option.name not in used and getattr(rows, option.name) != getattr(default, option.name):
-            raise ConfigError(
-                f"rows.{option.name} has no effect on {where}",
-                got=getattr(rows, option.name),
-                do="Leave it out",
-            )
+    unused = [option.name for option in fields(rows) if option.name not in used]
+    refuse_idle(rows, f"on {where}", *unused, prefix="rows.")
 
 
 READING_OPTIONS = ("split", "format", "columns", "bad_rows", "template", "max_rows")

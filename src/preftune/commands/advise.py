@@ -12,7 +12,7 @@ from preftune.advice.advice import Advice, Recommendation, advise
 from preftune.advice.evidence import Evidence, as_json, read_evidence
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range
 from preftune.terminal import clean_terminal
 
 WIDTH = 100
@@ -55,11 +55,9 @@ class PilotOptions:
     rates: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name, low in (("rows", 10), ("steps", 1), ("seeds", 2), ("methods", 2)):
-            if getattr(self, name) < low:
-                raise ConfigError(
-                    f"race.{name} is out of range", got=getattr(self, name), expected=f"at least {low}"
-                )
+        check_range(self, "[10, inf)", "rows", prefix="race.")
+        check_range(self, "[1, inf)", "steps", prefix="race.")
+        check_range(self, "[2, inf)", "seeds", "methods", prefix="race.")
         if not self.output and any(
             getattr(self, one.name) != one.default for one in fields(self) if one.name != "rates"
         ):

@@ -10,7 +10,7 @@ from preftune.catalogue.curves_figure import write_figure
 from preftune.catalogue.entries import check_names
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range
 from preftune.objectives import OBJECTIVES
 from preftune.terminal import clean_terminal
 from preftune.text import plural
@@ -39,10 +39,7 @@ class CurvesConfig:
         twice = [name for name in self.objectives if self.objectives.count(name) > 1]
         if twice:
             raise ConfigError("An objective is given twice", got=twice[0], do="Name each once")
-        if not 0.001 <= self.ref_prob <= 0.999:
-            raise ConfigError(
-                "ref_prob is out of range", got=self.ref_prob, expected="a number between 0.001 and 0.999"
-            )
+        check_range(self, "[0.001, 0.999]", "ref_prob", expected="a number between 0.001 and 0.999")
         if Path(self.output).suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ConfigError(
                 "The kind of the figure is unknown", got=self.output, expected="a name in .png, .svg or .pdf"

@@ -17,7 +17,7 @@ from preftune.cli.settings import parse_settings
 from preftune.commands.eval import write_samples
 from preftune.data.options import DataOptions
 from preftune.data.render import Renderer
-from preftune.errors import ConfigError, DataError, storage_error
+from preftune.errors import ConfigError, DataError, check_range, storage_error
 from preftune.model.kernels.products import has_bf16
 from preftune.model.load import LoadOptions, quiet_transformers
 from preftune.objectives.bnf import BNF
@@ -27,7 +27,8 @@ from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sa
 from preftune.sampling.sample import SampleOptions, load_sampler
 from preftune.stats import finite
 from preftune.train.loop import RunResult, train
-from preftune.train.options import OptimOptions, TrainConfig
+from preftune.train.optim import OptimOptions
+from preftune.train.options import TrainConfig
 from preftune.train.runlog import RunFolder, check_output
 from preftune.types import Record
 
@@ -66,11 +67,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        for name in ("epochs", "learning_rate", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"{name} is out of range", got=getattr(self, name), expected="a number above 0"
-                )
+        check_range(self, "(0, inf)", "epochs", "learning_rate", "batch_size")
         if self.sampling.num_completions < 2:
             raise ConfigError(
                 "num_completions is too small for a preference",

@@ -29,7 +29,7 @@ from preftune.diagnosis.data_findings import (
 )
 from preftune.diagnosis.data_model import measure_own
 from preftune.diagnosis.data_rows import measure_rows, read
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import (
     LoadOptions,
@@ -96,11 +96,8 @@ class DiagnoseDataConfig:
     loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
-        for name, low in (("max_prompts", 1), ("samples", 2), ("max_new_tokens", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(
-                    f"{name} is out of range", got=getattr(self, name), expected=f"at least {low}"
-                )
+        check_range(self, "[1, inf)", "max_prompts", "max_new_tokens")
+        check_range(self, "[2, inf)", "samples")
         check_seed(self.seed)
         if self.output is not None and (not self.output or Path(self.output).is_dir()):
             raise ConfigError(
@@ -112,16 +109,9 @@ class DiagnoseDataConfig:
                 expected="a new file",
                 do="Choose another --output, or add --overwrite",
             )
-        if self.overwrite and self.output is None:
-            raise ConfigError(
-                "overwrite has no effect without an output", do="Leave it out, or add --output FILE"
-            )
-        if self.rows.soft_label_temperature is not None:
-            raise ConfigError(
-                "rows.soft_label_temperature has no effect on a diagnosis",
-                got=self.rows.soft_label_temperature,
-                do="Leave it out",
-            )
+        if self.output is None:
+            refuse_idle(self, "without an output", "overwrite", do="Leave it out, or add --output FILE")
+        refuse_idle(self.rows, "on a diagnosis", "soft_label_temperature", prefix="rows.")
         if self.model is None:
             refuse_idle_rows(replace(self.rows, bad_rows="error"), _READING, "texts without a model")
             idle = {
@@ -135,14 +125,8 @@ class DiagnoseDataConfig:
                 "layout",
                 "loading",
             }
-            for one in fields(self):
-                default = one.default_factory() if callable(one.default_factory) else one.default
-                if one.name in idle and getattr(self, one.name) != default:
-                    raise ConfigError(
-                        f"{one.name} has no effect without a model",
-                        got=getattr(self, one.name),
-                        do="Add --model, or leave it out",
-                    )
+            names = [option.name for option in fields(self) if option.name in idle]
+            refuse_idle(self, "without a model", *names, do="Add --model, or leave it out")
 
 
 def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasures:

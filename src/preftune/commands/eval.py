@@ -15,7 +15,7 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_prompts, prepare
-from preftune.errors import ConfigError, storage_error
+from preftune.errors import ConfigError, check_range, refuse_idle, storage_error
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.load import (
     LoadOptions,
@@ -85,16 +85,16 @@ class EvalConfig:
                 expected="--data FILE or --prompts FILE",
             )
         if self.data is not None:
-            given = {"reward": self.reward, "output": self.output}
-            idle = [name for name, value in given.items() if value is not None]
-            if self.sampling != SampleOptions():
-                idle.append("sampling")
-            if self.seed:
-                idle.append("seed")
-            if idle:
-                raise ConfigError(
-                    f"{idle[0]} has no effect on preference data", got="--data", do="Use --prompts FILE"
-                )
+            refuse_idle(
+                self,
+                "on preference data",
+                "reward",
+                "output",
+                "sampling",
+                "seed",
+                got="--data",
+                do="Use --prompts FILE",
+            )
         elif self.reward is None:
             raise ConfigError(
                 "prompts are judged by a reward", got="none", expected="--reward NAME or module:function"
@@ -103,8 +103,7 @@ class EvalConfig:
             raise ConfigError(
                 "beta and layout have no effect on prompts", got="--prompts", do="Leave them out"
             )
-        if self.beta is not None and not self.beta > 0:
-            raise ConfigError("beta is out of range", got=self.beta, expected="a number above 0")
+        check_range(self, "(0, inf)", "beta")
         check_seed(self.seed)
         if self.prompts is not None:
             refuse_idle_rows(self.rows, READING_OPTIONS, "prompts")

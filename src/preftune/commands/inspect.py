@@ -10,7 +10,7 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.inspect import inspect_data
 from preftune.data.options import DataOptions
-from preftune.errors import ConfigError
+from preftune.errors import check_range, refuse_idle
 from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
 from preftune.terminal import clean_terminal
 
@@ -36,10 +36,9 @@ class InspectConfig:
     loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
-        if self.examples < 0:
-            raise ConfigError("examples is out of range", got=self.examples, expected="0 or more")
-        if self.json and self.examples != 3:
-            raise ConfigError("examples has no effect with json", got=self.examples, do="Leave one out")
+        check_range(self, "[0, inf)", "examples", expected="0 or more")
+        if self.json:
+            refuse_idle(self, "with json", "examples", do="Leave one out")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from preftune.commands.sample import sample_rows
 from preftune.commands.select import SelectConfig, select
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_prompts
-from preftune.errors import ConfigError
+from preftune.errors import check_range
 from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, quiet_transformers
@@ -30,7 +30,8 @@ from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
-from preftune.train.options import OptimOptions, TrainConfig, four_completions
+from preftune.train.optim import OptimOptions
+from preftune.train.options import TrainConfig, four_completions
 from preftune.train.runlog import claim_folder, forget_run, to_plain
 
 
@@ -91,10 +92,7 @@ class IterateConfig:
     loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "prompts_per_round"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is out of range", got=value, expected="at least 1")
+        check_range(self, "[1, inf)", "rounds", "prompts_per_round")
         check_seed(self.seed)
         refuse_idle_rows(
             self.rows,

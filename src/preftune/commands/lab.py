@@ -21,7 +21,7 @@ from rich.text import Text
 
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range
 from preftune.lab.bench import LAST_SEED, Bench, check_seeds, compare, objectives_wanted, write_comparison
 from preftune.lab.criteria import Criteria, Tier, load_criteria
 from preftune.lab.figure_specs import runs_shown
@@ -78,7 +78,7 @@ class LabRunConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
+        check_range(self, "[1, inf)", "workers", expected="1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +132,14 @@ class LabAllConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
+        check_range(self, "[1, inf)", "workers", expected="1 or more")
         check_seeds(seeds=self.seeds)
-        if not 100 <= self.first_seed <= LAST_SEED:
-            raise ConfigError(
-                "first_seed is out of range",
-                got=self.first_seed,
-                expected=f"100 to {LAST_SEED}: those below were used for tuning",
-            )
+        check_range(
+            self,
+            f"[100, {LAST_SEED}]",
+            "first_seed",
+            expected=f"100 to {LAST_SEED}: those below were used for tuning",
+        )
         known = load_criteria()
         for name in self.only:
             if name not in known:
@@ -174,12 +174,7 @@ class LabTuneConfig:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        _check_workers(self.workers)
-
-
-def _check_workers(workers: int) -> None:
-    if workers < 1:
-        raise ConfigError("workers is out of range", got=workers, expected="1 or more")
+        check_range(self, "[1, inf)", "workers", expected="1 or more")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from preftune.cli.checks import Precision
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.errors import ConfigError, ModelError
+from preftune.errors import ConfigError, ModelError, check_range, refuse_idle
 from preftune.model.load import (
     LoadOptions,
     check_same_tokenizer,
@@ -69,10 +69,11 @@ class MergeConfig:
                 got=f"{plural(len(self.models), 'model')}, base {self.base}",
                 expected="two or more models, and --base MODEL",
             )
-        if self.method == "slerp" and self.weights:
-            raise ConfigError(
-                "weights has no effect on slerp, which merges with equal shares",
-                got=self.weights,
+        if self.method == "slerp":
+            refuse_idle(
+                self,
+                "on slerp, which merges with equal shares",
+                "weights",
                 do="Leave it out, or use --method linear",
             )
         if self.weights and (
@@ -81,14 +82,11 @@ class MergeConfig:
             raise ConfigError(
                 "weights do not fit", got=self.weights, expected=f"{len(self.models)} numbers with a sum of 1"
             )
-        if not 0 < self.share <= 1:
-            raise ConfigError("share is out of range", got=self.share, expected="above 0, at most 1")
-        if self.share != 1 and self.base is None:
-            raise ConfigError("share has no effect without a base", got=self.share, do="Set --base MODEL")
-        if self.method == "linear" and self.share == 1 and self.base is not None:
-            raise ConfigError(
-                "base has no effect on linear merging", got=self.base, do="Set --share, or leave base out"
-            )
+        check_range(self, "(0, 1]", "share", expected="above 0, at most 1")
+        if self.base is None:
+            refuse_idle(self, "without a base", "share", do="Set --base MODEL")
+        if self.method == "linear" and self.share == 1:
+            refuse_idle(self, "on linear merging", "base", do="Set --share, or leave base out")
         if len(self.models) == 1 and self.share == 1 and not _is_adapter(self.models[0]):
             raise ConfigError(
                 "A single model that is no adapter has nothing to be merged with",

@@ -17,7 +17,7 @@ from rich.text import Text
 from preftune.catalogue.entries import UNVERIFIED, Entry, Uses, entries, entry
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.errors import ConfigError
+from preftune.errors import refuse_idle
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 
@@ -44,9 +44,10 @@ class ObjectivesConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        for setting in ("signal", "reference", "on_policy"):
-            if self.name is not None and getattr(self, setting) is not None:
-                raise ConfigError(f"{setting} has no effect on one page", got=self.name, do="Leave one out")
+        if self.name is not None:
+            refuse_idle(
+                self, "on one page", "signal", "reference", "on_policy", got=self.name, do="Leave one out"
+            )
 
     def wants(self, found: Entry) -> bool:
         return (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, refuse_idle
 from preftune.report.page import write_comparison, write_report
 from preftune.terminal import clean_terminal
 
@@ -35,10 +35,8 @@ class ReportConfig:
             raise ConfigError(
                 "Several runs need a page of their own", got="no output", do="Add --output FILE.html"
             )
-        if len(self.runs) == 1 and self.output is not None:
-            raise ConfigError(
-                "output has no effect for one run", got=self.output, do="Its page is RUN/report.html"
-            )
+        if len(self.runs) == 1:
+            refuse_idle(self, "for one run", "output", do="Its page is RUN/report.html")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -15,7 +15,15 @@ from preftune.cli.settings import parse_settings
 from preftune.data.fields import as_text, described, value_of
 from preftune.data.files import located, read_file
 from preftune.data.formats import FORMATS
-from preftune.errors import ConfigError, DataError, PreftuneError, StorageError, shown, storage_error
+from preftune.errors import (
+    ConfigError,
+    DataError,
+    PreftuneError,
+    StorageError,
+    check_range,
+    shown,
+    storage_error,
+)
 from preftune.progress import Reporter
 from preftune.rewards import TIMEOUT_S, RewardReport, Verdicts, ask, check_columns, resolve_reward
 from preftune.rewards.questions import prompt_text, prompt_turns
@@ -59,12 +67,8 @@ class RewardConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        if self.rows_per_call < 1:
-            raise ConfigError("rows_per_call is out of range", got=self.rows_per_call, expected="at least 1")
-        if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
-            raise ConfigError(
-                "timeout_s is out of range", got=self.timeout_s, expected="a number above 0, or null"
-            )
+        check_range(self, "[1, inf)", "rows_per_call")
+        check_range(self, "(0, inf)", "timeout_s", expected="a number above 0, or null")
         if not self.column or self.column in ("completions", *PER_COMPLETION):
             raise ConfigError(
                 "The column of the rewards has a name that cannot be",

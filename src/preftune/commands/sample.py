@@ -11,7 +11,7 @@ from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_prompts
 from preftune.data.render import make_renderer
-from preftune.errors import ConfigError, ServerError, storage_error
+from preftune.errors import ConfigError, ServerError, refuse_idle, storage_error
 from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
 from preftune.progress import Reporter
 from preftune.sampling.client import ServerOptions
@@ -59,35 +59,17 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         if self.server.url:
-            here = {
-                "precision": self.precision != "fp32",
-                "device": self.device != "auto",
-                "sampling.sample_batch": self.sampling.sample_batch != SampleOptions().sample_batch,
-            }
-            for name in [name for name, given in here.items() if given]:
-                raise ConfigError(
-                    f"{name} has no effect on a server",
-                    got=f"server.url {self.server.url}",
-                    do="Leave it out",
-                )
+            url = f"server.url {self.server.url}"
+            refuse_idle(self, "on a server", "precision", "device", got=url)
+            refuse_idle(self.sampling, "on a server", "sample_batch", prefix="sampling.", got=url)
         if self.prompt is not None and self.prompts is not None:
             raise ConfigError("prompt and prompts exclude each other", got="both", expected="one of them")
-        if self.output is not None and self.prompts is None:
-            raise ConfigError(
-                "output has no effect without prompts", got=self.output, do="Add --prompts FILE"
-            )
-        if self.json and self.prompt is None and self.prompts is None:
-            raise ConfigError(
-                "json has no effect in a chat",
-                got="neither prompt nor prompts",
-                do="Add --prompt TEXT or --prompts FILE",
-            )
-        if self.sampling.num_completions > 1 and self.prompt is None and self.prompts is None:
-            raise ConfigError(
-                "num_completions has no effect in a chat",
-                got=self.sampling.num_completions,
-                do="Add --prompt TEXT or --prompts FILE",
-            )
+        if self.prompts is None:
+            refuse_idle(self, "without prompts", "output", do="Add --prompts FILE")
+        if self.prompt is None and self.prompts is None:
+            add = "Add --prompt TEXT or --prompts FILE"
+            refuse_idle(self, "in a chat", "json", got="neither prompt nor prompts", do=add)
+            refuse_idle(self.sampling, "in a chat", "num_completions", do=add)
         check_seed(self.seed)
         if self.prompts is None:
             refuse_idle_rows(self.rows, ("template",), "a prompt that is typed")

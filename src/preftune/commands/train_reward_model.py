@@ -14,7 +14,7 @@ from preftune.cli.checks import Precision
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.data.options import DataOptions
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.measures.calibration import Calibration, calibrate
 from preftune.model.adapters import LoraOptions
 from preftune.model.classifier import scores_of
@@ -25,7 +25,8 @@ from preftune.stats import finite
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text
 from preftune.train.loop import RunResult, resume, train
-from preftune.train.options import OptimOptions, TrainConfig
+from preftune.train.optim import OptimOptions
+from preftune.train.options import TrainConfig
 from preftune.train.runlog import RunFolder
 from preftune.train.setup import prepare_groups
 from preftune.types import Group
@@ -91,12 +92,12 @@ class RewardModelConfig:
     loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
-        if self.num_bins < 1:
-            raise ConfigError("num_bins is out of range", got=self.num_bins, expected="at least 1")
-        if self.num_bins != 10 and self.eval_data is None and self.eval_fraction == 0:
-            raise ConfigError(
-                "num_bins has no effect without held-out data",
-                got=self.num_bins,
+        check_range(self, "[1, inf)", "num_bins")
+        if self.eval_data is None and self.eval_fraction == 0:
+            refuse_idle(
+                self,
+                "without held-out data",
+                "num_bins",
                 do="Set --eval_fraction or --eval_data, or leave num_bins out",
             )
         self.run_settings()

@@ -5,7 +5,7 @@ transformers.
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range
 
 FormatName = Literal[
     "auto",
@@ -100,26 +100,15 @@ class DataOptions:
                 )
         if not self.split:
             raise ConfigError("The data option split is empty", expected='a name such as "train"')
-        if not 0.0 <= self.min_gap < float("inf"):
-            raise ConfigError(
-                "The data option min_gap is out of range", got=self.min_gap, expected="a number >= 0"
-            )
-        temperature = self.soft_label_temperature
-        if temperature is not None and not 0.0 < temperature < float("inf"):
-            raise ConfigError(
-                "The data option soft_label_temperature is out of range",
-                got=temperature,
-                expected="a number above 0",
-            )
+        prefix = "The data option "
+        check_range(self, "[0, inf)", "min_gap", prefix=prefix, expected="a number >= 0")
+        check_range(self, "(0, inf)", "soft_label_temperature", prefix=prefix)
+        check_range(self, "[1, inf)", "max_rows", prefix=prefix)
         if self.max_length < 2:
             raise ConfigError(
                 "The data option max_length is too small",
                 got=self.max_length,
                 expected="at least 2: a prompt token and a completion token",
-            )
-        if self.max_rows is not None and self.max_rows < 1:
-            raise ConfigError(
-                "The data option max_rows is out of range", got=self.max_rows, expected="at least 1"
             )
         unknown = [name for name in self.columns if name not in FIELDS]
         if unknown:

@@ -11,7 +11,7 @@ from preftune.cli.settings import settings_from_run
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
 from preftune.data.render import Renderer, make_renderer
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.objectives.bradley_terry import BradleyTerry
@@ -68,19 +68,19 @@ class DiagnoseRunConfig:
                 expected=f"1 to {MAX_RUNS}",
                 do="preftune diagnose run RUN [RUN ...] --output FOLDER",
             )
-        for name, low in (("max_prompts", 1), ("samples", 0), ("max_new_tokens", 1), ("examples", 0)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ConfigError(f"{name} is out of range", got=value, expected=f"at least {low}")
+        check_range(self, "[1, inf)", "max_prompts", "max_new_tokens")
+        check_range(self, "[0, inf)", "samples", "examples")
         if self.samples == 0 and (self.max_new_tokens != 64 or self.seed):
             raise ConfigError(
                 "max_new_tokens and seed have no effect when nothing is drawn",
                 got="samples 0",
                 do="Leave them out",
             )
-        if self.data is None and self.rows != DataOptions():
-            raise ConfigError(
-                "rows has no effect on what the runs held out, which is read as they read it",
+        if self.data is None:
+            refuse_idle(
+                self,
+                "on what the runs held out, which is read as they read it",
+                "rows",
                 got="no data",
                 do="Add --data FILE, or leave rows out",
             )

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from preftune.errors import ConfigError, TrainingError
+from preftune.errors import ConfigError, TrainingError, check_range
 from preftune.lab.criteria import series_of
 from preftune.lab.experiments import grid_of
 from preftune.lab.figures import LOOK, UNITS
@@ -42,12 +42,12 @@ class Bench:
 
     def __post_init__(self) -> None:
         check_seeds(seeds=self.seeds, tuning_seeds=self.tuning_seeds)
-        if not self.tuning_seeds <= self.first_seed <= LAST_SEED:
-            raise ConfigError(
-                "first_seed is out of range",
-                got=self.first_seed,
-                expected=f"{self.tuning_seeds} to {LAST_SEED}",
-            )
+        check_range(
+            self,
+            f"[{self.tuning_seeds}, {LAST_SEED}]",
+            "first_seed",
+            expected=f"{self.tuning_seeds} to {LAST_SEED}",
+        )
         if any(rate <= 0 for rate in self.rates):
             raise ConfigError(
                 "A learning rate is out of range", got=min(self.rates), expected="a number above 0"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from preftune.errors import ConfigError, DivergenceError
+from preftune.errors import ConfigError, DivergenceError, check_range, refuse_idle
 from preftune.lab.environment import World
 from preftune.lab.methods import Method, pairs_wanted
 from preftune.lab.steps import make_step, pair_places, seed_losses, token_scores
@@ -47,16 +47,10 @@ class Loop:
     eval_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "collection", "minibatch", "epochs", "completions", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is out of range", got=value, expected="1 or more")
-        if self.source == "data" and self.epochs is not None:
-            raise ConfigError(
-                "epochs has no effect on a single collection",
-                got=self.epochs,
-                do="Leave it out, or set source to policy",
-            )
+        names = ("steps", "collection", "minibatch", "epochs", "completions", "eval_every")
+        check_range(self, "[1, inf)", *names, expected="1 or more")
+        if self.source == "data":
+            refuse_idle(self, "on a single collection", "epochs", do="Leave it out, or set source to policy")
 
     def sizes(self, world: World) -> tuple[int, int, int]:
         """(groups of a collection, groups of a minibatch, completions of a group), checked against one

@@ -1,6 +1,5 @@
 """LoRA through peft: low-rank adapters injected into a model whose own weights are frozen."""
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +26,14 @@ class LoraOptions:
     target_modules: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError("lora.rank is out of range", got=self.rank, expected="0 (off) or more")
+        check_range(self, "[0, inf)", "rank", prefix="lora.", expected="0 (off) or more")
         if self.rank == 0 and (self.alpha is not None or self.target_modules):
             raise ConfigError(
                 "lora.alpha and lora.target_modules have no effect",
                 got="lora.rank 0",
                 do="Set --lora.rank, for example 16, or leave them out",
             )
-        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConfigError("lora.alpha is out of range", got=self.alpha, expected="a number above 0")
+        check_range(self, "(0, inf)", "alpha", prefix="lora.")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, check_range
 from preftune.types import Batch, Group, Hybrid, Labels, Pairs, Rewards, Signal
 
 Sharing = Literal["flat", "shared", "packed", "single"]
@@ -42,10 +42,7 @@ class LayoutOptions:
     attention: Attention = "auto"
 
     def __post_init__(self) -> None:
-        if self.micro_batch_tokens < 1:
-            raise ConfigError(
-                "micro_batch_tokens is out of range", got=self.micro_batch_tokens, expected="at least 1"
-            )
+        check_range(self, "[1, inf)", "micro_batch_tokens")
         if self.attention not in get_args(Attention):
             raise ConfigError(
                 "attention is not known", got=self.attention, expected=", ".join(get_args(Attention))

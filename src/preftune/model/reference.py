@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from preftune.errors import ConfigError, StorageError, TrainingError, storage_error
+from preftune.errors import ConfigError, StorageError, TrainingError, check_range, refuse_idle, storage_error
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.policy import PROBE, Policy, score_groups
 from preftune.types import Group
@@ -50,24 +50,22 @@ class ReferenceOptions:
     contrast_negative: str | None = None
 
     def __post_init__(self) -> None:
-        if self.mode == "adapter" and self.model is not None:
-            raise ConfigError(
-                "reference.model has no effect with reference.mode adapter",
-                got=self.model,
+        if self.mode == "adapter":
+            refuse_idle(
+                self,
+                "with reference.mode adapter",
+                "model",
+                prefix="reference.",
                 do="Use --reference.mode cache or live",
             )
-        if self.update_every < 0:
-            raise ConfigError(
-                "reference.update_every is out of range", got=self.update_every, expected="0 (frozen) or more"
-            )
-        if not 0 < self.update_rate <= 1:
-            raise ConfigError(
-                "reference.update_rate is out of range", got=self.update_rate, expected="(0, 1]"
-            )
-        if self.update_rate != 1 and not self.update_every:
-            raise ConfigError(
-                "reference.update_rate has no effect on a frozen reference",
-                got=self.update_rate,
+        check_range(self, "[0, inf)", "update_every", prefix="reference.", expected="0 (frozen) or more")
+        check_range(self, "(0, 1]", "update_rate", prefix="reference.")
+        if not self.update_every:
+            refuse_idle(
+                self,
+                "on a frozen reference",
+                "update_rate",
+                prefix="reference.",
                 do="Set --reference.update_every, or leave it out",
             )
         if self.update_every and self.mode in ("cache", "adapter"):

@@ -1,13 +1,13 @@
 """Settings of `compare`: what methods race on, how far, and what is measured."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from preftune.cli.checks import Precision, check_seed
 from preftune.data.options import DataOptions
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.lab.experiments import grid_of
 from preftune.lab.loop import Loop
 from preftune.lab.methods import all_methods
@@ -20,7 +20,8 @@ from preftune.race.schedule import Race, Trial
 from preftune.rewards import resolve_reward
 from preftune.sampling.sample import SampleOptions
 from preftune.train.onpolicy.collect import CollectOptions
-from preftune.train.options import OptimOptions, TrainConfig, four_completions
+from preftune.train.optim import OptimOptions
+from preftune.train.options import TrainConfig, four_completions
 
 FACTORS = (0.3, 1.0, 3.0, 10.0)
 """The grid around `optim.learning_rate`, where none is given."""
@@ -47,11 +48,7 @@ class BudgetOptions:
         given = [option.name for option in fields(self) if getattr(self, option.name) is not None]
         if len(given) > 1:
             raise ConfigError("A budget is counted in one unit", got=" and ".join(given), do="Leave one out")
-        for name in given:
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"budget.{name} is out of range", got=getattr(self, name), expected="a number above 0"
-                )
+        check_range(self, "(0, inf)", *given, prefix="budget.")
 
     @property
     def unit(self) -> str:
@@ -213,22 +210,17 @@ class CompareConfig:
                 got="both" if self.data else "neither",
                 expected="--data FILE or --problem NAME",
             )
-        if self.tuning_seeds < 1:
-            raise ConfigError("tuning_seeds is out of range", got=self.tuning_seeds, expected="at least 1")
+        check_range(self, "[1, inf)", "tuning_seeds")
         check_seed(self.first_seed)
-        if self.first_seed < self.tuning_seeds:
-            raise ConfigError(
-                "first_seed is out of range",
-                got=self.first_seed,
-                expected=f"{self.tuning_seeds} or more",
-                do="Tuning uses the seeds right below it",
-            )
-        if self.rates and self.optim.learning_rate != OptimOptions().learning_rate:
-            raise ConfigError(
-                "optim.learning_rate has no effect beside rates",
-                got=self.optim.learning_rate,
-                do="Leave one out",
-            )
+        check_range(
+            self,
+            f"[{self.tuning_seeds}, inf)",
+            "first_seed",
+            expected=f"{self.tuning_seeds} or more",
+            do="Tuning uses the seeds right below it",
+        )
+        if self.rates:
+            refuse_idle(self.optim, "beside rates", "learning_rate", prefix="optim.", do="Leave one out")
         race, found = self.race(), self.contenders()
         if self.budget.part(race.smallest_share) <= 0:
             raise ConfigError(
@@ -240,10 +232,7 @@ class CompareConfig:
         if self.problem is not None:
             self._check_problem(found)
             return
-        if self.loop != Loop():
-            raise ConfigError(
-                "loop has no effect without a lab problem", got="--data", do="Leave it out, or give --problem"
-            )
+        refuse_idle(self, "without a lab problem", "loop", got="--data", do="Leave it out, or give --problem")
         self._check_measure()
         for one in found:  # refused now, not in the middle of the night
             for share in {race.smallest_share, 1.0}:
@@ -260,10 +249,7 @@ class CompareConfig:
                 expected="--budget.steps",
                 do="At equal steps all methods draw equally many samples",
             )
-        if self.loop.steps != Loop().steps:
-            raise ConfigError(
-                "loop.steps has no effect beside a budget", got=self.loop.steps, do="Use --budget.steps"
-            )
+        refuse_idle(self.loop, "beside a budget", "steps", prefix="loop.", do="Use --budget.steps")
         used = {
             "objectives",
             "output",
@@ -277,12 +263,8 @@ class CompareConfig:
             "json",
             "loop",
         }
-        for option in (option for option in fields(self) if option.name not in used):
-            default = option.default if option.default_factory is MISSING else option.default_factory()  # type: ignore[misc]
-            if getattr(self, option.name) != default:
-                raise ConfigError(
-                    f"{option.name} has no effect on a lab problem", got=self.problem, do="Leave it out"
-                )
+        unused = [option.name for option in fields(self) if option.name not in used]
+        refuse_idle(self, "on a lab problem", *unused, got=self.problem)
         for one in found:
             one.lab_method()
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx2
 
-from preftune.errors import ConfigError, ServerError, shown
+from preftune.errors import ConfigError, ServerError, check_range, refuse_idle, shown
 
 T = TypeVar("T")
 
@@ -49,28 +49,22 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         if not self.url:
-            idle = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
-            if idle:
-                raise ConfigError(
-                    f"server.{idle[0]} has no effect without a server",
-                    got=getattr(self, idle[0]),
-                    expected="server.url",
-                    do="Add --server.url URL or leave it out",
-                )
+            refuse_idle(
+                self,
+                "without a server",
+                *(option.name for option in fields(self)),
+                prefix="server.",
+                expected="server.url",
+                do="Add --server.url URL or leave it out",
+            )
             return
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(
                 "server.url is no address", got=self.url, expected="http://HOST:PORT or https://HOST"
             )
-        for name, low in (("concurrency", 1), ("retries", 0), ("backoff_s", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(
-                    f"server.{name} is out of range", got=getattr(self, name), expected=f"at least {low}"
-                )
-        if not 0 < self.timeout_s < float("inf"):
-            raise ConfigError(
-                "server.timeout_s is out of range", got=self.timeout_s, expected="a number above 0"
-            )
+        check_range(self, "[1, inf)", "concurrency", prefix="server.")
+        check_range(self, "[0, inf)", "retries", "backoff_s", prefix="server.")
+        check_range(self, "(0, inf)", "timeout_s", prefix="server.")
 
 
 class Refused(ServerError):

@@ -1,7 +1,6 @@
 """Completions drawn from a model in this process."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 
 from preftune.data.options import Template
 from preftune.data.render import Renderer, make_renderer
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, check_range
 from preftune.model.attention_segments import without_flex
 from preftune.model.load import LoadOptions, load_model, load_tokenizer, pick_device, resolve_model
 from preftune.model.policy import model_head
@@ -55,17 +54,11 @@ class SampleOptions:
     sample_batch: int = 128
 
     def __post_init__(self) -> None:
-        for name, low in (("num_completions", 1), ("max_new_tokens", 1), ("top_k", 0), ("sample_batch", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(
-                    f"{name} is out of range", got=getattr(self, name), expected=f"at least {low}"
-                )
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError("temperature is out of range", got=self.temperature, expected="0 or more")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("top_p is out of range", got=self.top_p, expected="(0, 1]")
-        if not 0 <= self.min_p < 1:
-            raise ConfigError("min_p is out of range", got=self.min_p, expected="[0, 1)")
+        check_range(self, "[1, inf)", "num_completions", "max_new_tokens", "sample_batch")
+        check_range(self, "[0, inf)", "top_k")
+        check_range(self, "[0, inf)", "temperature", expected="0 or more")
+        check_range(self, "(0, 1]", "top_p")
+        check_range(self, "[0, 1)", "min_p")
         if "" in self.stop:
             raise ConfigError(
                 "stop holds an empty text", got=self.stop, expected="texts of a character or more"

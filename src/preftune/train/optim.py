@@ -1,14 +1,55 @@
-"""The optimizer and the learning rate of each step."""
+"""The optimizer, its options, and the learning rate of each step."""
 
 import copy
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from preftune.train.options import OptimOptions
+from preftune.errors import check_range
 from preftune.train.rounding import RoundedAdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimOptions:
+    """AdamW and its schedule.
+
+    Args:
+        learning_rate: peak learning rate; around 1e-6 for all weights, 1e-5 to 1e-4 for adapters.
+        schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
+        warmup_ratio: share of all steps in which the learning rate rises linearly from zero.
+        weight_decay: decoupled weight decay.
+        adam_beta1: decay of the gradient's mean.
+        adam_beta2: decay of the gradient's square.
+        adam_epsilon: added to the root of the latter.
+        max_grad_norm: the gradient of a step is scaled down to this norm; 0 leaves it as it is.
+        weights: "fp32", or with precision bf16 "bf16": all weights train in bf16, they and both moments
+            rounded up or down by
+            chance: 10 bytes a weight, gradient included, instead of 16.
+        extragradient: on-policy: steps come in twos; the first is taken back once the second's samples are
+            drawn (EGPO).
+    """
+
+    learning_rate: float = 1e-6
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    weights: Literal["fp32", "bf16"] = "fp32"
+    extragradient: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = "a number in [0, inf)"
+        check_range(self, "[0, inf)", "learning_rate", "weight_decay", "max_grad_norm", expected=numbers)
+        check_range(self, "[0, 1]", "warmup_ratio", expected="a number in [0, 1]")
+        check_range(self, "[0, 1)", "adam_beta1", "adam_beta2", expected="a number in [0, 1)")
+        check_range(self, "(0, inf)", "adam_epsilon")
 
 
 def make_optimizer(

@@ -1,6 +1,5 @@
 """From prompts to groups that can be learned from: draw completions, judge them, choose."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from transformers import PreTrainedModel
 
 from preftune.data.fit import take_completions
 from preftune.data.render import Renderer
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range
 from preftune.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
 from preftune.rewards.questions import questions
 from preftune.sampling.client import ServerOptions
@@ -73,26 +72,17 @@ class CollectOptions:
     reward_timeout_s: float = TIMEOUT_S
 
     def __post_init__(self) -> None:
-        for name, low in (("prompts", 1), ("epochs", 1), ("replay", 0), ("lag", 0), ("eval_completions", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ConfigError(f"collect.{name} is out of range", got=value, expected=f"at least {low}")
-        if not 0 < self.opponent_share < 1:
-            raise ConfigError(
-                "collect.opponent_share is out of range", got=self.opponent_share, expected="(0, 1)"
-            )
+        check_range(self, "[1, inf)", "prompts", "epochs", "eval_completions", prefix="collect.")
+        check_range(self, "[0, inf)", "replay", "lag", prefix="collect.")
+        check_range(self, "(0, 1)", "opponent_share", prefix="collect.")
+        check_range(self, "[0, 1)", "data_share", prefix="collect.")
+        check_range(self, "(0, inf)", "sampler_gap", "reward_timeout_s", prefix="collect.")
         if self.opponent_share != 0.5 and self.opponent != "mixture":
             raise ConfigError(
                 "collect.opponent_share is of a mixture",
                 got=f"collect.opponent {self.opponent}",
                 do="Leave it out, or set --collect.opponent mixture",
             )
-        if not 0 <= self.data_share < 1:
-            raise ConfigError("collect.data_share is out of range", got=self.data_share, expected="[0, 1)")
-        for name in ("sampler_gap", "reward_timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ConfigError(f"collect.{name} is out of range", got=value, expected="a number above 0")
         if self.selection_settings and self.selection is None:
             raise ConfigError(
                 "collect.selection_settings belong to a selection",

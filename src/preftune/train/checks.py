@@ -1,0 +1,102 @@
+"""Checks across the sections of a training run's settings; each takes the sections that it compares."""
+
+from dataclasses import replace
+
+from preftune.errors import ConfigError, refuse_idle
+from preftune.measures.ches import parse_filter
+from preftune.model.adapters import LoraOptions
+from preftune.model.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
+from preftune.model.shard import ShardOptions
+from preftune.objectives import Objective, objective_name
+from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.train.optim import OptimOptions
+from preftune.types import Labels, Pairs
+
+
+def check_low_weights(
+    optim: OptimOptions, precision: str, lora: LoraOptions, shard: ShardOptions, reference: ReferenceOptions
+) -> None:
+    """What `optim.weights` bf16 goes with."""
+    if optim.weights != "bf16":
+        return
+    if precision != "bf16":
+        raise ConfigError(
+            "optim.weights bf16 computes in bf16",
+            got=f"precision {precision}",
+            expected="bf16",
+            do="Set --precision bf16",
+        )
+    if lora.rank:
+        raise ConfigError(
+            "optim.weights has no effect on adapters: what is frozen is in bf16 already",
+            got=f"lora.rank {lora.rank}",
+            do="Leave it out",
+        )
+    if shard.mode != "none":
+        raise ConfigError(
+            "optim.weights bf16 sums gradients in fp32, which a model in shards cannot",
+            got=f"shard.mode {shard.mode}",
+            do="Leave one out",
+        )
+    if reference.update_every and reference.update_rate < 1:
+        raise ConfigError(
+            "A reference in bf16 cannot follow in parts of a step: they are lost in rounding",
+            got=f"reference.update_rate {reference.update_rate:g} with optim.weights bf16",
+            expected="update_rate 1, or optim.weights fp32",
+        )
+
+
+def check_filter(expression: str | None, source: str, objective: Objective) -> None:
+    """CHES is of the two completions of a pair, and says how likely they will be."""
+    if expression is None:
+        return
+    parse_filter(expression)
+    if source == "on-policy":
+        raise ConfigError(
+            "filter has no effect on-policy", got=expression, expected="pairs in a file", do="Leave it out"
+        )
+    if objective.signal not in (Pairs, Labels) or isinstance(objective, BradleyTerry):
+        raise ConfigError(
+            "filter has no effect on this objective: it leaves out pairs by the likelihood they will lose",
+            got=objective_name(objective),
+            expected="an objective on pairs or labels of a policy",
+            do="Leave it out",
+        )
+
+
+def check_anchors(objective: Objective, reference: ReferenceOptions, source: str) -> None:
+    """What the objective needs must be there, and what is set must be of use to it."""
+    name, needs = objective_name(objective), objective.needs
+    if "behaviour_value" in needs and source == "offline":
+        raise ConfigError(
+            f"{name} needs the critic's values at the time of sampling",
+            got="data from a file",
+            do="Leave out the clipping of values, or set --source on-policy",
+        )
+    if "contrast" in needs and reference.contrast_positive is None:
+        raise ConfigError(
+            f"{name} weights tokens by the contrast of two models",
+            got="no models",
+            do="Set --reference.contrast_positive MODEL and --reference.contrast_negative MODEL",
+        )
+    if "contrast" not in needs:
+        refuse_idle(
+            reference,
+            f"on {name}",
+            "contrast_positive",
+            prefix="reference.",
+            do="Leave it and reference.contrast_negative out",
+        )
+    anchor = replace(reference, contrast_positive=None, contrast_negative=None)
+    if not needs & REFERENCE_SCORES and anchor != ReferenceOptions():
+        raise ConfigError(
+            "reference has no effect: the objective has no reference", got=name, do="Leave out --reference"
+        )
+    wide = sorted(needs & VOCABULARY_SCORES)
+    if wide and reference.mode == "cache":
+        raise ConfigError(
+            f"{name} needs the reference's distribution over the whole vocabulary",
+            got="reference.mode cache",
+            expected="auto, live or adapter",
+            do="Leave out --reference.mode",
+        )

@@ -1,0 +1,123 @@
+"""Checks across the settings of an on-policy run; each takes the sections that it compares."""
+
+from preftune.errors import ConfigError, refuse_idle
+from preftune.model.adapters import LoraOptions
+from preftune.objectives import Objective, objective_name
+from preftune.sampling.client import ServerOptions
+from preftune.sampling.sample import SampleOptions
+from preftune.train.onpolicy.collect import CollectOptions
+from preftune.types import Hybrid, Rewards
+
+
+def check_sampling(objective: Objective, sampling: SampleOptions, collect: CollectOptions) -> None:
+    """Whether an objective can learn from completions that are drawn in this way."""
+    name = objective_name(objective)
+    wants_ratio = weighs_ratios(objective)
+    if wants_ratio and collect.data_share:
+        raise ConfigError(
+            f"{name} needs to know how probable a completion was when it was drawn",
+            got=f"collect.data_share {collect.data_share}",
+            do="Leave it out",
+        )
+    if wants_ratio and (sampling.truncated or sampling.temperature == 0):
+        raise ConfigError(
+            f"{name} weighs completions by importance ratios, which truncated sampling makes wrong",
+            got="top_k, top_p, min_p or temperature 0",
+            do="Leave these out; a temperature above 0 is corrected for",
+        )
+    count = sampling.num_completions + (collect.opponent != "none")
+    if count < 2 and objective.signal is not Rewards:
+        raise ConfigError(
+            "One completion per prompt has nothing to be compared with",
+            got="sampling.num_completions 1",
+            expected="at least 2",
+        )
+
+
+def weighs_ratios(objective: Objective) -> bool:
+    """Whether the objective compares the policy with the one that drew the completions."""
+    return bool(objective.needs & {"behaviour_logp", "behaviour_value"})
+
+
+def check_opponent(objective: Objective, collect: CollectOptions) -> None:
+    """Who may answer beside the policy."""
+    name, opponent = objective_name(objective), collect.opponent
+    expected = {"xpo": ("reference",), "nash-md": ("none", "reference", "mixture")}.get(name, ("none",))
+    if objective.signal is Hybrid and name != "xpo":
+        raise ConfigError(
+            f"{name} needs completions of other sources beside the policy's",
+            got="samples of the policy alone",
+            expected="an objective on pairs, labels or rewards",
+            do="Sample with the policy, join the samples with the data, and train on the file",
+        )
+    if opponent not in expected:
+        raise ConfigError(
+            f"{name} has another use of opponents",
+            got=f"collect.opponent {opponent}",
+            expected=" or ".join(expected),
+            do=f"Set --collect.opponent {expected[0]}",
+        )
+    if opponent != "none" and collect.data_share:
+        raise ConfigError(
+            "The completions in the data have no opponent",
+            got=f"collect.data_share {collect.data_share}",
+            do="Leave it or collect.opponent out",
+        )
+    if opponent != "none" and name == "nash-md" and collect.selection is not None:
+        raise ConfigError(
+            "A selection has no place between win rates and nash-md",
+            got=collect.selection,
+            do="Leave out --collect.selection",
+        )
+
+
+def check_server(
+    server: ServerOptions, sampling: SampleOptions, lora: LoraOptions, wants_ratio: bool
+) -> None:
+    """A server follows an adapter, and must tell what the trainer can be compared with."""
+    if lora.rank == 0:
+        raise ConfigError(
+            "A server can follow an adapter, not all weights",
+            got="lora.rank 0",
+            do="Set --lora.rank, for example 16, or draw in this process",
+        )
+    refuse_idle(
+        server, "in training: each draw is from the adapter that was just loaded", "model", prefix="server."
+    )
+    if server.api not in ("auto", "tokens"):
+        raise ConfigError(
+            "Training on what a server draws needs its token ids",
+            got=f"server.api {server.api}",
+            expected="tokens",
+        )
+    changed = sampling.temperature != 1 or sampling.truncated
+    if changed and (wants_ratio or server.logprobs == "processed"):
+        raise ConfigError(
+            "A server tells log-probabilities of the model or of what it drew from, and this run needs both",
+            got="a temperature other than 1, top_k, top_p or min_p",
+            expected="temperature 1 without truncation",
+            do="Leave them out, or draw in this process",
+        )
+
+
+def check_max_samples(
+    max_samples: int | None, sampling: SampleOptions, collect: CollectOptions, batch_size: int
+) -> None:
+    """Whether a limit on completions reaches to the first step and can be kept."""
+    if max_samples is None:
+        return
+    each = sampling.num_completions + (collect.opponent != "none")
+    first = (collect.lag + 1) * (collect.prompts or batch_size) * each
+    if max_samples < first:
+        raise ConfigError(
+            "max_samples does not reach to the first step",
+            got=max_samples,
+            expected=f"at least {first} completions",
+            do="Raise it, or lower --batch_size or --collect.prompts",
+        )
+    if collect.fill:
+        raise ConfigError(
+            "collect.fill draws until a collection is full, which max_samples cannot hold to",
+            got=f"max_samples {max_samples}",
+            do="Leave one out",
+        )
