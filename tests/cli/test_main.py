@@ -4,6 +4,7 @@ commands a terminal.
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -344,11 +345,11 @@ def test_skipped_rows_are_counted(tiny_folder, tmp_path, capsys):
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
-    command = f"{sys.executable} -m preftune.cli.main --help | true"
+    command = f"{shlex.quote(sys.executable)} -m preftune.cli.main --help | true"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, env=dict(os.environ)
     )
-    assert "Traceback" not in done.stderr
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
