@@ -14,16 +14,20 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the modules of benchmarks/advice
+
+from benchmarks.advice.contest import TUNING_SEEDS, Arm, Raced, race
+from benchmarks.advice.problems import Draw, drawn
+from benchmarks.advice.regret import Habit, habits, regret, regret_of_range, summary
+
 from preftune.advice.advice import advise
 from preftune.advice.evidence import Evidence, as_json
-from preftune.lab.contest import TUNING_SEEDS, Choice, Raced, race
-from preftune.lab.draws import Draw, drawn
 from preftune.lab.measured_evidence import measured
-from preftune.lab.regret import Habit, habits, regret, regret_of_range, summary
 
 TUNED_ON = (0, 101, 202, 303, 404)
 BEST_SINGLE = Habit(on_policy=None, offline="wpo")
@@ -38,7 +42,7 @@ class Case:
     draw: Draw
     raced: Raced
     evidence: Evidence
-    advised: Choice
+    advised: Arm
     seconds: float
 
 
@@ -54,10 +58,10 @@ def user_sees(draw: Draw, seed: int) -> Evidence:
     )
 
 
-def advised(evidence: Evidence) -> Choice:
+def advised(evidence: Evidence) -> Arm:
     """The first source and the first objective."""
     advice = advise(evidence)
-    return Choice(source=advice.source[0].choice, objective=advice.objective[0].choice)  # type: ignore[arg-type]
+    return Arm(source=advice.source[0].choice, objective=advice.objective[0].choice)  # type: ignore[arg-type]
 
 
 def case(seed: int, index: int) -> Case:

@@ -72,7 +72,7 @@ def test_a_problem_of_one_s_own(capsys, tmp_path):
     told = lab(capsys, *words)
     assert "bnf" in told and "result.json" in told
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert set(result["objectives"]) == {"bnf", "dpo", "kto"}
+    assert set(result["objectives"]) == {"bnf", "dpo", "kto"} and result["loop"]["steps"] == 30
     assert result["seeds"] == [1000, 1001, 1002] and result["tuning_seeds"] == [998, 999]
     for entry in result["objectives"].values():
         scores = {float(rate): score for rate, score in entry["tuning"].items()}
@@ -88,6 +88,56 @@ def test_a_problem_of_one_s_own(capsys, tmp_path):
     assert "exists" in lab(capsys, *words, code=2)
     again = json.loads(lab(capsys, *words, "--overwrite", "--json"))
     assert again["objectives"]["bnf"]["measures"] == result["objectives"]["bnf"]["measures"]
+
+
+RATES = {"with four rates": (), "with two": ("--rates", "[0.01,0.1]"), "with one": ("--rates", "[0.1]")}
+
+
+@pytest.mark.parametrize("rates", RATES.values(), ids=RATES)
+def test_lab_run_is_compare_on_a_problem(rates, capsys, tmp_path):
+    """The same arguments: the same rates, the same numbers."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(PROBLEM))
+    words = [*rates, "--objectives", "bnf,dpo(beta=0.5)", "--steps", "20", "--json"]
+    result = json.loads(lab(capsys, "run", path, *words, "--output", tmp_path / "lab", "--workers", "1"))
+    assert main(["compare", "--problem", *map(str, [path, *words, "--output", tmp_path / "race"])]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert result["seeds"] == content["seeds"] and result["tuning_seeds"] == content["tuning_seeds"]
+    assert list(result["objectives"]) == list(content["methods"]) == ["bnf", "dpo(beta=0.5)"]
+    ended = {row["method"]: row["mean"] for row in content["places"]}
+    for method, entry in result["objectives"].items():
+        runs = content["methods"][method]["runs"]
+        assert {run["rate"] for run in runs} == {entry["learning_rate"]}
+        curve = entry["measures"]["return"]
+        assert curve["mean"][-1] == pytest.approx(ended[method]["mean"], rel=1e-5)
+        assert curve["low"][-1] == pytest.approx(ended[method]["low"], rel=1e-5)
+        assert entry["measures"]["kl"]["mean"][-1] == pytest.approx(
+            sum(run["measures"]["kl"] for run in runs) / len(runs), rel=1e-5
+        )
+        tuned = {run["rate"]: run["score"] for run in content["methods"][method]["tuning"]}  # the last round
+        assert {float(rate): score for rate, score in entry["tuning"].items()} == pytest.approx(
+            tuned, rel=1e-5
+        )
+
+
+def test_the_defaults_of_both_are_the_same():
+    from preftune.commands.lab import LabRunConfig
+    from preftune.race.options import BudgetOptions, CompareConfig
+
+    one = LabRunConfig(problem="overlap", objectives="bnf,dpo")
+    other = CompareConfig(
+        problem="overlap", objectives="bnf,dpo", output="x", budget=BudgetOptions(steps=200)
+    )
+    assert one.lab_race() == other.lab_race()
+
+
+def test_a_method_of_which_every_rate_fails(capsys, tmp_path):
+    words = ["--objectives", "ipo,bnf", "--rates", "[1e30,1e29]", "--steps", "4", "--workers", "1"]
+    told = lab(capsys, "run", "r1", *words, "--output", tmp_path)
+    assert "every learning rate failed in tuning" in told
+    failed, other = json.loads((tmp_path / "result.json").read_text())["objectives"].values()
+    assert failed["learning_rate"] is None and set(failed["tuning"].values()) == {None}
+    assert "measures" in other and "failed" not in other
 
 
 def test_the_same_seeds_give_the_same_verdicts(capsys, tmp_path):
@@ -125,7 +175,9 @@ def test_the_same_seeds_give_the_same_verdicts(capsys, tmp_path):
         (("tune", "x.yaml", "--tier", "all"), "tier has a value that it cannot take"),
         (("run", "/nowhere"), "There is no such problem"),
         (("run", "r1", "--objectives", "hypo"), "samples that nobody judged"),
-        (("run", "r1", "--objectives", "magic"), "no objective of the table"),
+        (("run", "r1", "--objectives", "magic"), "There is no such objective; got magic"),
+        (("run", "r1", "--objectives", "bnf,bnf"), "A method is given twice"),
+        (("run", "r1", "--steps", "3"), "loop.steps is too small for the first round of tuning"),
         (("run", "r1", "--objectives", ","), "No objective is named"),
         (("run", "r1", "--rates", "[-1.0]"), "A learning rate is out of range"),
         (("run", "r1", "--epochs", "3"), "epochs has no effect"),

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from benchmarks.advice.contest import METHODS, Arm, Raced, choices, race
+from benchmarks.advice.problems import STEPS, Draw, drawn
+from benchmarks.advice.regret import Habit, habits, regret, regret_of_range, span, summary
 
 from preftune.advice.advice import advise
 from preftune.errors import ConfigError
-from preftune.lab.contest import METHODS, Choice, Raced, choices, race
-from preftune.lab.draws import STEPS, Draw, drawn
 from preftune.lab.environment import World
 from preftune.lab.measured_evidence import cyclic_noise, labeled, measured, upper_share
 from preftune.lab.problem import Problem
-from preftune.lab.regret import Habit, habits, regret, regret_of_range, span, summary
 from tests.lab.problems import tiny
 
 GROUPS = 400
@@ -170,8 +170,8 @@ def test_a_race_runs_everything_and_says_the_same_twice():
     )
 
 
-A, B = Choice(source="offline", objective="dpo"), Choice(source="offline", objective="bnf")
-C = Choice(source="on-policy", objective="rloo")
+A, B = Arm(source="offline", objective="dpo"), Arm(source="offline", objective="bnf")
+C = Arm(source="on-policy", objective="rloo")
 
 
 def raced(**returns: float) -> Raced:
@@ -214,4 +214,4 @@ def test_what_is_advised_can_be_run(index):
     advice = advise(
         evidence.with_answers(can_sample=draw.rounds > 0, samples=draw.samples, can_hold_reference=True)
     )
-    assert Choice(source=advice.source[0].choice, objective=advice.objective[0].choice) in choices(draw)  # type: ignore[arg-type]
+    assert Arm(source=advice.source[0].choice, objective=advice.objective[0].choice) in choices(draw)  # type: ignore[arg-type]

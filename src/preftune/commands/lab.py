@@ -22,13 +22,17 @@ from rich.text import Text
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, check_range
-from preftune.lab.bench import LAST_SEED, Bench, check_seeds, compare, objectives_wanted, write_comparison
 from preftune.lab.criteria import Criteria, Tier, load_criteria
+from preftune.lab.experiments import grid_of
 from preftune.lab.figure_specs import runs_shown
-from preftune.lab.findings import FIRST_SEED, Findings, confirm, load_rates, tune
+from preftune.lab.findings import FIRST_SEED, Findings, confirm, load_rates
 from preftune.lab.loop import Loop
 from preftune.lab.page import VERDICTS, write_findings
 from preftune.lab.problem import load_problem, shipped_problems
+from preftune.race.experiment_rates import tune_experiments
+from preftune.race.lab_figure import write_lab_figure
+from preftune.race.problem import LAST_SEED, LabRace, check_seeds, lab_contenders, run_lab_race
+from preftune.race.schedule import check_budget, check_tuning_seeds, plan_race
 from preftune.storage import whole_file
 from preftune.terminal import clean_terminal
 from preftune.text import plural, value_text
@@ -49,17 +53,19 @@ preftune lab ACTION --help lists its settings.
 
 @dataclass(frozen=True, kw_only=True)
 class LabRunConfig:
-    """Objectives compared on one problem: JSON and a figure. Learning rates are tuned on seeds of their own.
+    """Objectives compared on one problem: the race of `preftune compare --problem` with the same settings, as
+    JSON and a figure.
 
     Args:
         problem: a shipped problem, or a YAML file.
-        objectives: "all", or names with commas between them.
+        objectives: "all", or methods with commas between them, as for `compare`: bnf,dpo(beta=0.5).
         output: the folder to write to.
         loop: how data are gathered and used: B (collection), M (minibatch), T (epochs), C (completions).
         seeds: how many runs of each objective.
         first_seed: the first of them; tuning uses those right below.
-        tuning_seeds: how many runs of each learning rate.
+        tuning_seeds: runs of each learning rate in a round of tuning.
         rates: the grid of learning rates; by default four that suit the policy.
+        halving: tune by successive halving; false tries every rate with all steps.
         workers: processes.
         overwrite: replace a result that is there.
         json: print the result as JSON.
@@ -69,16 +75,35 @@ class LabRunConfig:
     objectives: str = "all"
     output: str = "preftune-lab"
     loop: Loop = field(default_factory=Loop)
-    seeds: int = 20
+    seeds: int = 3
     first_seed: int = FIRST_SEED
-    tuning_seeds: int = 5
+    tuning_seeds: int = 1
     rates: list[float] = field(default_factory=list)
+    halving: bool = True
     workers: int = 2
     overwrite: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "workers", expected="1 or more")
+        check_seeds(seeds=self.seeds)
+        check_tuning_seeds(self)
+        race = self.lab_race().race
+        smallest = float(int(self.loop.steps * race.smallest_share))
+        check_budget(race, float(self.loop.steps), smallest, "loop.steps")
+
+    def lab_race(self) -> LabRace:
+        """The race of `preftune compare --problem` with the same settings."""
+        found = lab_contenders(self.objectives, fewest=1)
+        race = plan_race(
+            [one.label for one in found],
+            tuple(self.rates) or grid_of(self.problem),
+            seeds=self.seeds,
+            first_seed=self.first_seed,
+            tuning_seeds=self.tuning_seeds,
+            halving=self.halving,
+        )
+        return LabRace(problem=self.problem, contenders=found, race=race, loop=self.loop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,21 +220,11 @@ def _run(arguments: Sequence[str]) -> int:
         positional="problem",
         description="Objectives on one problem: preftune lab run PROBLEM",
     )
-    load_problem(settings.problem)
-    bench = Bench(
-        problem=settings.problem,
-        objectives=objectives_wanted(settings.objectives),
-        loop=settings.loop,
-        seeds=settings.seeds,
-        first_seed=settings.first_seed,
-        tuning_seeds=settings.tuning_seeds,
-        rates=tuple(settings.rates),
-    )
     target = _target(Path(settings.output) / "result.json", settings.overwrite)
-    result = compare(bench, settings.workers, _teller("runs"))
+    result = run_lab_race(settings.lab_race(), settings.workers, _teller("runs"))
     with whole_file(target, "write the result") as file:
         file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    figure = write_comparison(result, target.with_name("result.svg"))
+    figure = write_lab_figure(result, target.with_name("result.svg"))
     if settings.json:
         print_json(result | {"figure": str(figure)})
         return 0
@@ -224,13 +239,14 @@ def _tell_result(result: dict) -> None:
     for name, entry in sorted(
         entries, key=lambda item: -item[1]["measures"]["return"]["mean"][-1] if "measures" in item[1] else 1e9
     ):
+        rate = "–" if entry["learning_rate"] is None else f"{entry['learning_rate']:g}"
         if "failed" in entry:
-            table.add_row(name, f"{entry['learning_rate']:g}", Text(clean_terminal(entry["failed"])))
+            table.add_row(name, rate, Text(clean_terminal(entry["failed"])))
             continue
         reward, divergence = entry["measures"]["return"], entry["measures"]["kl"]
         interval = f"{value_text(reward['low'][-1])} to {value_text(reward['high'][-1])}"
         last = value_text(divergence["mean"][-1])
-        table.add_row(name, f"{entry['learning_rate']:g}", value_text(reward["mean"][-1]), interval, last)
+        table.add_row(name, rate, value_text(reward["mean"][-1]), interval, last)
     _print(table)
 
 
@@ -386,7 +402,7 @@ def _tune(arguments: Sequence[str]) -> int:
         description="Learning rates of the experiments: preftune lab tune FILE",
     )
     target = _target(Path(settings.output), settings.overwrite)
-    content = tune(settings.tier, settings.workers, _teller("runs"))
+    content = tune_experiments(settings.tier, settings.workers, _teller("runs"))
     with whole_file(target, "write the rates") as file:
         file.write_text(yaml.safe_dump(content, sort_keys=False, width=132), encoding="utf-8")
     print(clean_terminal(f"{plural(len(content['runs']), 'run')} tuned in {target}"))

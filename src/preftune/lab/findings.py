@@ -4,14 +4,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import numpy as np
 import yaml
 
 from preftune.errors import ConfigError, TrainingError
-from preftune.lab.criteria import Criteria, Judged, Outcome, Tier, judge, judge_values, load_criteria
-from preftune.lab.experiments import PLANS, SWEEP_RATES, SWEPT, grid_of, plans, sweep_plan
+from preftune.lab.criteria import Criteria, Judged, Outcome, judge, judge_values, load_criteria
+from preftune.lab.experiments import SWEEP_RATES, SWEPT, plans, sweep_plan
 from preftune.lab.jobs import Done, Failed, Job, Plan, perform_all
 from preftune.lab.loop import Track
 from preftune.lab.theory import PAGE_TOY, checks, descended, forward_direction, reverse_direction
@@ -49,31 +48,6 @@ class Findings:
     seconds: Mapping[str, float]
     wall: float
     seeds: tuple[int, ...]
-
-
-def tune(tier: Tier, workers: int, tell: Tell, seeds: Sequence[int] = TUNING_SEEDS) -> dict[str, Any]:
-    """For each plan of a tier the mean final return over tuning seeds of each rate of its grid: the content
-    of its file.
-    """
-    found = PLANS[tier]()
-    jobs = {
-        (name, rate): Job(plan=plan, learning_rate=rate, seeds=tuple(seeds))
-        for name, plan in found.items()
-        for rate in grid_of(plan.problem)
-    }
-    done = _all_done(list(jobs.values()), workers, tell)
-    content: dict[str, Any] = {"seeds": list(seeds), "runs": {}}
-    for name, plan in found.items():
-        tracks = {rate: done[jobs[name, rate]].track for rate in grid_of(plan.problem)}
-        scores = {rate: float(track.final("return").mean()) for rate, track in tracks.items()}
-        best = max(scores, key=lambda rate: scores[rate])
-        peaks = {rate: track.measures["return"].mean(1) for rate, track in tracks.items()}
-        content["runs"][name] = {
-            "scores": {rate: round(score, 4) for rate, score in scores.items()},
-            "rate": best,
-            "stop": tracks[best].steps[int(peaks[best].argmax())],
-        }
-    return content
 
 
 def load_rates() -> dict[str, Tuned]:
@@ -116,7 +90,7 @@ def confirm(
         for method in SWEPT[name][2]
         for rate in SWEEP_RATES
     }
-    done = _all_done([*jobs.values(), *sweeps.values()], workers, tell)
+    done = all_done([*jobs.values(), *sweeps.values()], workers, tell)
     tracks = {run: done[job].track for run, job in jobs.items()}
     seconds = {
         name: sum(_share(jobs[run], done, runs, jobs) for run in names) for name, names in runs.items()
@@ -159,8 +133,8 @@ def confirm(
     )
 
 
-def _all_done(jobs: Sequence[Job], workers: int, tell: Tell) -> dict[Job, Done]:
-    """Of the findings no run may stop."""
+def all_done(jobs: Sequence[Job], workers: int, tell: Tell) -> dict[Job, Done]:
+    """Every job; a run of the findings that stops is an error."""
     found = {}
     for job, done in perform_all(jobs, workers, tell).items():
         if isinstance(done, Failed):

@@ -11,25 +11,24 @@ import torch
 from preftune.errors import TrainingError
 from preftune.lab.environment import World
 from preftune.lab.loop import Loop, Track, run
-from preftune.lab.methods import Method, default_method
+from preftune.lab.methods import Method
 from preftune.lab.paper_methods import CAST
 from preftune.lab.problem import load_problem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A method on a problem (shipped, or in a file), but for its learning rate. The method is one of CAST, or
-    an objective of the table with its `defaults`.
+    """A method on a problem (shipped, or in a file), but for its learning rate. The name of a method is one
+    of the papers' (CAST).
     """
 
     problem: str
-    method: str
+    method: str | Method
     loop: Loop
     train: int | None = None
-    defaults: bool = False
 
     def reading(self) -> Method:
-        return default_method(self.method) if self.defaults else CAST[self.method]
+        return CAST[self.method] if isinstance(self.method, str) else self.method
 
     def cost(self) -> float:
         """Roughly, in seconds of one core for 20 seeds: for the order of work only."""

@@ -45,18 +45,18 @@ class _Written:
     selection: str | None = None
 
 
-def contenders(text: str) -> tuple[Contender, ...]:
+def contenders(text: str, fewest: int = 2) -> tuple[Contender, ...]:
     """Methods with commas between them, each with settings in brackets if it has any: `bnf,dpo(beta=0.5)`."""
     found = tuple(_contender(part) for part in _parts(text))
     slugs = [one.slug for one in found]
     twice = [one.label for one, slug in zip(found, slugs, strict=True) if slugs.count(slug) > 1]
     if twice:
         raise ConfigError("A method is given twice", got=twice[0], do="Leave one out")
-    if len(found) < 2:
+    if not found:
+        raise ConfigError("No objective is named", expected="such as bnf,dpo(beta=0.5)")
+    if len(found) < fewest:
         raise ConfigError(
-            "A comparison has two methods or more",
-            got=text.strip() or "none",
-            expected="such as bnf,dpo(beta=0.5)",
+            "A comparison has two methods or more", got=text.strip(), expected="such as bnf,dpo(beta=0.5)"
         )
     return found
 

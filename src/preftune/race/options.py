@@ -5,18 +5,18 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from preftune.cli.checks import Precision, check_seed
+from preftune.cli.checks import Precision
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.lab.experiments import grid_of
 from preftune.lab.loop import Loop
-from preftune.lab.methods import all_methods
 from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions
 from preftune.race.contenders import Contender, contenders
-from preftune.race.schedule import Race, Trial
+from preftune.race.problem import LabRace, lab_contenders
+from preftune.race.schedule import Race, Trial, check_budget, check_tuning_seeds, plan_race
 from preftune.rewards import resolve_reward
 from preftune.sampling.sample import SampleOptions
 from preftune.train.onpolicy.collect import CollectOptions
@@ -210,25 +210,12 @@ class CompareConfig:
                 got="both" if self.data else "neither",
                 expected="--data FILE or --problem NAME",
             )
-        check_range(self, "[1, inf)", "tuning_seeds")
-        check_seed(self.first_seed)
-        check_range(
-            self,
-            f"[{self.tuning_seeds}, inf)",
-            "first_seed",
-            expected=f"{self.tuning_seeds} or more",
-            do="Tuning uses the seeds right below it",
-        )
+        check_tuning_seeds(self)
         if self.rates:
             refuse_idle(self.optim, "beside rates", "learning_rate", prefix="optim.", do="Leave one out")
         race, found = self.race(), self.contenders()
-        if self.budget.part(race.smallest_share) <= 0:
-            raise ConfigError(
-                f"budget.{self.budget.unit} is too small for the first round of tuning",
-                got=self.budget.amount,
-                expected=f"{1 / race.smallest_share:g} or more",
-                do="Raise it, or try fewer --rates",
-            )
+        smallest = self.budget.part(race.smallest_share)
+        check_budget(race, self.budget.amount, smallest, f"budget.{self.budget.unit}")
         if self.problem is not None:
             self._check_problem(found)
             return
@@ -265,8 +252,7 @@ class CompareConfig:
         }
         unused = [option.name for option in fields(self) if option.name not in used]
         refuse_idle(self, "on a lab problem", *unused, got=self.problem)
-        for one in found:
-            one.lab_method()
+        self.lab_race(found)
 
     def _check_measure(self) -> None:
         name = self.measured.name
@@ -300,9 +286,7 @@ class CompareConfig:
                 resolve_reward(reward)
 
     def contenders(self) -> tuple[Contender, ...]:
-        if self.problem is not None and self.objectives.strip() == "all":
-            return contenders(",".join(all_methods()))
-        return contenders(self.objectives)
+        return lab_contenders(self.objectives) if self.problem is not None else contenders(self.objectives)
 
     @property
     def measured(self) -> Measure:
@@ -317,14 +301,23 @@ class CompareConfig:
             grid = grid_of(self.problem)
         elif not grid:
             grid = tuple(float(f"{factor * self.optim.learning_rate:.6g}") for factor in FACTORS)
-        return Race(
-            methods=tuple(one.label for one in self.contenders()),
-            rates=grid,
+        return plan_race(
+            [one.label for one in self.contenders()],
+            grid,
+            seeds=self.seeds,
+            first_seed=self.first_seed,
+            tuning_seeds=self.tuning_seeds,
             halving=self.halving,
-            tuning_seeds=tuple(range(self.first_seed - self.tuning_seeds, self.first_seed))
-            if len(grid) > 1
-            else (),
-            seeds=tuple(range(self.first_seed, self.first_seed + self.seeds)),
+        )
+
+    def lab_race(self, found: Sequence[Contender] | None = None) -> LabRace:
+        """The race on the lab problem."""
+        assert self.problem is not None
+        return LabRace(
+            problem=self.problem,
+            contenders=tuple(found or self.contenders()),
+            race=self.race(),
+            loop=replace(self.loop, steps=int(self.budget.amount)),
         )
 
     def folder(self, contender: Contender, trial: Trial) -> Path:

@@ -3,22 +3,18 @@ tied best.
 """
 
 import json
-import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_prompts
 from preftune.errors import DataError, DivergenceError, StorageError
-from preftune.lab.environment import World
-from preftune.lab.loop import Track
-from preftune.lab.loop import run as run_lab
-from preftune.lab.problem import load_problem
 from preftune.progress import Reporter
 from preftune.race.options import CompareConfig, Contender
+from preftune.race.problem import Result, run_trials, same_setting
 from preftune.race.report import brief, race_table, write_race
 from preftune.race.schedule import Trial, models_wanted, next_trials
 from preftune.report.read import RunFiles, read_run
@@ -35,21 +31,6 @@ GROWS = ("objectives", "seeds", "keep_models", "json", "output")
 """Settings that may change between two calls: what was run stays as it is."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a comparison reads of a run; it is in the run's folder once the run is over.
-
-    `curve` has the measure where it was taken: step, samples drawn, value. `failed` says why there is no
-    score.
-    """
-
-    score: float | None
-    failed: str | None
-    counters: Mapping[str, float]
-    measures: Mapping[str, float]
-    curve: tuple[tuple[float, float, float], ...] = ()
-
-
 def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
     """The whole race; runs that are over are only read. Returns the content of comparison.json."""
     output = Path(config.output)
@@ -57,11 +38,7 @@ def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
     race, methods = config.race(), {one.label: one for one in config.contenders()}
     results: dict[Trial, Result] = {}
     while waiting := next_trials(race, {trial: result.score for trial, result in results.items()}):
-        batch = (
-            [one for one in waiting if _kind(one) == _kind(waiting[0])]
-            if config.problem is not None
-            else [waiting[0]]
-        )
+        batch = next(iter(same_setting(waiting).values())) if config.problem is not None else [waiting[0]]
         contender = methods[waiting[0].method]
         folders = {trial: output / config.folder(contender, trial) for trial in batch}
         results |= {
@@ -71,7 +48,7 @@ def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
         if config.problem is None:
             new = {trial: _train_result(config, contender, trial, report) for trial in missing}
         else:
-            new = _lab_results(config, contender, missing) if missing else {}
+            new = {trial: run.result for trial, run in run_trials(config.lab_race(), missing).items()}
         for trial, result in new.items():
             _write_json(folders[trial] / RESULT, asdict(result))
             results[trial] = result
@@ -81,10 +58,6 @@ def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
     _write_json(output / COMPARISON, content)
     write_race(content, output / PAGE)
     return content
-
-
-def _kind(trial: Trial) -> tuple[str, float, float]:
-    return trial.method, trial.rate, trial.share
 
 
 def _told(config: CompareConfig, trial: Trial, result: Result) -> str:
@@ -229,48 +202,6 @@ def _prune(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         if trial not in wanted:
             shutil.rmtree(folder / "final", ignore_errors=True)
-
-
-# --- a run in the laboratory ---
-
-
-def _lab_results(config: CompareConfig, contender: Contender, trials: Sequence[Trial]) -> dict[Trial, Result]:
-    """All seeds of a setting at once; if one of them diverges, each alone, so that it takes no other one with
-    it.
-    """
-    assert config.problem is not None
-    loop = replace(config.loop, steps=int(config.budget.part(trials[0].share)))
-    world = World(load_problem(config.problem), [trial.seed for trial in trials])
-    try:
-        track = run_lab(world, contender.lab_method(), loop, trials[0].rate)
-    except DivergenceError as error:
-        if len(trials) > 1:
-            return {
-                trial: found
-                for one in trials
-                for trial, found in _lab_results(config, contender, [one]).items()
-            }
-        return {trials[0]: Result(score=None, failed=str(error), counters={}, measures={})}
-    return {trial: _lab_result(track, place) for place, trial in enumerate(trials)}
-
-
-def _lab_result(track: Track, place: int) -> Result:
-    values = track.measures["return"][:, place].tolist()
-    drawn = track.counters["samples_drawn"]
-    ended = {name: float(track.final(name)[place]) for name in track.measures}
-    points = [
-        (float(step), float(count), value)
-        for step, count, value in zip(track.steps, drawn, values, strict=True)
-    ]
-    known = math.isfinite(values[-1])
-    return Result(
-        score=values[-1] if known else None,
-        failed=None if known else "The expected reward is not finite",
-        counters={"steps": float(track.steps[-1])}
-        | {name: float(of[-1]) for name, of in track.counters.items()},
-        measures={name: value for name, value in ended.items() if math.isfinite(value)},
-        curve=tuple(point for point in points if math.isfinite(point[2])),
-    )
 
 
 # --- what is written and told ---

@@ -14,8 +14,9 @@ leaving out any method that is as good as the best is at most 5% in all.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, check_range
 from preftune.stats import Interval, mean_interval
 
 ALPHA = 0.05
@@ -60,10 +61,8 @@ class Race:
                 "A confirming seed was used for tuning",
                 got=sorted(set(self.seeds) & set(self.tuning_seeds))[0],
             )
-        if len(self.methods) < 2 or len(set(self.methods)) < len(self.methods):
-            raise ConfigError(
-                "A comparison has two methods or more, each once", got=", ".join(self.methods) or "none"
-            )
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ConfigError("A race has methods, each once", got=", ".join(self.methods) or "none")
         if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
             raise ConfigError(
                 "A learning rate is out of range", got=list(self.rates), expected="numbers above 0"
@@ -93,6 +92,48 @@ class Race:
     @property
     def smallest_share(self) -> float:
         return min([1.0, *(rung.share for rung in self.rungs)])
+
+
+def check_tuning_seeds(options: Any) -> None:
+    """Of settings with `first_seed` and `tuning_seeds`, which are those right below it."""
+    check_range(options, "[1, inf)", "tuning_seeds")
+    check_range(
+        options,
+        f"[{options.tuning_seeds}, {2**62})",
+        "first_seed",
+        expected=f"{options.tuning_seeds} or more, less than 2**62",
+        do="Tuning uses the seeds right below it",
+    )
+
+
+def plan_race(
+    methods: Sequence[str],
+    rates: Sequence[float],
+    *,
+    seeds: int,
+    first_seed: int,
+    tuning_seeds: int,
+    halving: bool = True,
+) -> Race:
+    """A race on the seeds from `first_seed` on, tuned on those right below it; a single rate is not tuned."""
+    return Race(
+        methods=tuple(methods),
+        rates=tuple(rates),
+        halving=halving,
+        tuning_seeds=tuple(range(first_seed - tuning_seeds, first_seed)) if len(rates) > 1 else (),
+        seeds=tuple(range(first_seed, first_seed + seeds)),
+    )
+
+
+def check_budget(race: Race, amount: float, smallest_part: float, name: str) -> None:
+    """Refuses a budget of which the first round of tuning has nothing."""
+    if smallest_part <= 0:
+        raise ConfigError(
+            f"{name} is too small for the first round of tuning",
+            got=amount,
+            expected=f"{1 / race.smallest_share:g} or more",
+            do="Raise it, or try fewer --rates",
+        )
 
 
 Scores = Mapping[Trial, float | None]
@@ -125,13 +166,22 @@ def standing(race: Race, method: str, scores: Scores) -> Standing:
         waiting = tuple(trial for trials in tried.values() for trial in trials if trial not in scores)
         if waiting:
             return Standing(waiting=waiting, tuned=False, rate=None)
-        means = {rate: mean_score([scores[trial] for trial in trials]) for rate, trials in tried.items()}
-        alive = sorted((-mean, rate) for rate, mean in means.items() if mean is not None)
-        rates = tuple(rate for _, rate in alive[: rungs[number + 1].count if number + 1 < len(rungs) else 1])
+        ranked = rank_rates({rate: [scores[trial] for trial in trials] for rate, trials in tried.items()})
+        rates = ranked[: rungs[number + 1].count if number + 1 < len(rungs) else 1]
         if not rates:
             return Standing(waiting=(), tuned=True, rate=None)
     waiting = tuple(trial for trial in confirming(race, method, rates[0]) if trial not in scores)
     return Standing(waiting=waiting, tuned=True, rate=rates[0])
+
+
+def rank_rates(scores: Mapping[float, Sequence[float | None]]) -> tuple[float, ...]:
+    """Rates by their mean score over tuning seeds, the best first, without those that failed on a seed; of
+    equal rates the lower one comes first.
+    """
+    means = {rate: mean_score(of) for rate, of in scores.items()}
+    return tuple(
+        rate for _, rate in sorted((-mean, rate) for rate, mean in means.items() if mean is not None)
+    )
 
 
 def confirming(race: Race, method: str, rate: float) -> tuple[Trial, ...]:

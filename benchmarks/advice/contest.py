@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from benchmarks.advice.problems import Draw
 
 from preftune.errors import TrainingError
-from preftune.lab.draws import Draw
 from preftune.lab.environment import World
 from preftune.lab.loop import run
 from preftune.lab.methods import Method
@@ -29,6 +29,7 @@ from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simpo import SimPO
 from preftune.objectives.wpo import WPO
+from preftune.race.schedule import rank_rates
 from preftune.types import Rewards
 
 Source = Literal["offline", "on-policy"]
@@ -59,21 +60,21 @@ TUNING_SEEDS, REPORTED_SEEDS = 3, 5
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
-class Choice:
+class Arm:
     """Where completions come from, and what is learned from them."""
 
     source: Source
     objective: str
 
 
-def choices(draw: Draw) -> tuple[Choice, ...]:
+def choices(draw: Draw) -> tuple[Arm, ...]:
     """What the user of a problem could run: rewards and own samples only where there are some."""
     found = []
     for name, method in METHODS.items():
         if name not in OWN_SAMPLES_ONLY and (draw.can_reward or method.objective.signal is not Rewards):
-            found.append(Choice(source="offline", objective=name))
+            found.append(Arm(source="offline", objective=name))
         if draw.on_policy and name not in DATA_ONLY:
-            found.append(Choice(source="on-policy", objective=name))
+            found.append(Arm(source="on-policy", objective=name))
     return tuple(found)
 
 
@@ -83,8 +84,8 @@ class Raced:
     did not see.
     """
 
-    returns: Mapping[Choice, float]
-    rates: Mapping[Choice, float]
+    returns: Mapping[Arm, float]
+    rates: Mapping[Arm, float]
     start: float
     full_range: float
 
@@ -104,8 +105,9 @@ def race(draw: Draw, seed: int) -> Raced:
                 continue  # a rate at which the loss is not finite
             finals[rate] = track.final("return")
             start = float(track.measures["return"][0].mean())
-        if finals:
-            rates[choice] = max(finals, key=lambda rate: finals[rate][:TUNING_SEEDS].mean())
+        ranked = rank_rates({rate: values[:TUNING_SEEDS].tolist() for rate, values in finals.items()})
+        if ranked:
+            rates[choice] = ranked[0]
             returns[choice] = float(finals[rates[choice]][TUNING_SEEDS:].mean())
     reward = draw.problem.reward_values()
     return Raced(returns=returns, rates=rates, start=start, full_range=float(np.ptp(reward)))

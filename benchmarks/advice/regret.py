@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from benchmarks.advice.contest import Arm, Raced
 
 from preftune.errors import ConfigError
-from preftune.lab.contest import Choice, Raced
 
 MIN_SPAN = 0.05  # of the reward's range: where less can be gained, regret would be a ratio of two noises
 
@@ -18,7 +18,7 @@ def span(raced: Raced) -> float:
     return max(max(raced.returns.values()) - raced.start, MIN_SPAN * raced.full_range)
 
 
-def regret(raced: Raced, choice: Choice) -> float:
+def regret(raced: Raced, choice: Arm) -> float:
     """(best return - return of the choice) / span: 0 for the best, 1 for what gains nothing, more for what
     harms.
     """
@@ -31,7 +31,7 @@ def regret(raced: Raced, choice: Choice) -> float:
     return (max(raced.returns.values()) - raced.returns[choice]) / span(raced)
 
 
-def regret_of_range(raced: Raced, choice: Choice) -> float:
+def regret_of_range(raced: Raced, choice: Arm) -> float:
     """The same loss as a share of the reward's range, its highest value less its lowest."""
     return regret(raced, choice) * span(raced) / raced.full_range
 
@@ -46,12 +46,12 @@ class Habit:
     on_policy: str | None
     offline: str
 
-    def choice(self, raced: Raced) -> Choice:
+    def choice(self, raced: Raced) -> Arm:
         if self.on_policy is not None:
-            choice = Choice(source="on-policy", objective=self.on_policy)
+            choice = Arm(source="on-policy", objective=self.on_policy)
             if choice in raced.returns:
                 return choice
-        return Choice(source="offline", objective=self.offline)
+        return Arm(source="offline", objective=self.offline)
 
     def __str__(self) -> str:
         first = f"{self.on_policy} on-policy where possible, else " if self.on_policy else ""
