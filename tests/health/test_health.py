@@ -248,6 +248,25 @@ def test_a_rising_reward_is_suspected_by_the_signs_beside_it():
     assert found(history(flat, HACKED, SAMPLES), "reward-hacking").level == "ok"
 
 
+def test_clipped_ratios_of_fresh_samples_name_the_temperature():
+    clipped = {"ratio/clipped": [0.3] * STEPS}
+    old = {**clipped, "staleness": [1.0] * STEPS}
+    fresh = {**clipped, "staleness": [0.0, 1.0] * (STEPS // 2)}
+    hot = replace(SAMPLES, temperature=0.7)
+    seen = found(history(fresh, settings=hot), "stale-samples")
+    assert (seen.level, seen.option) == ("watch", "--sampling.temperature 1")
+    assert "sampled at temperature 0.7" in seen.evidence
+    assert found(history(old, settings=hot), "stale-samples").option == "--collect.prompts 8"
+    assert found(history(fresh, settings=SAMPLES), "stale-samples").option == "--precision fp32"
+
+
+def test_equal_rewards_at_a_low_temperature_name_it():
+    equal = {"collect/equal_rewards": [0, 0, 0.6]}
+    assert found(history(equal, settings=SAMPLES), "equal-rewards").option == "--sampling.num_completions 8"
+    cold = found(history(equal, settings=replace(SAMPLES, temperature=0.5)), "equal-rewards")
+    assert cold.option == "--sampling.temperature 1" and "temperature 0.5" in cold.evidence
+
+
 def test_displacement_is_of_training_pairs_too_and_needs_a_margin_that_grows():
     held = pair_runs([0, 3.0], [0, -3.0], BNF)
     sides = {

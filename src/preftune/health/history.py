@@ -42,6 +42,7 @@ class Settings:
     max_steps: int | None = None
     batch_size: int | None = None
     num_completions: int | None = None
+    temperature: float | None = None
     collect_epochs: int = 1
     lag: int = 0
     replay: int = 0
@@ -130,7 +131,9 @@ def points_of(steps: Sequence[int], values: Mapping[int, float]) -> Points | Non
 
 def settings_of(config: Mapping[str, object]) -> Settings:
     """From the mapping that config.yaml holds; what is not there, or not of its type, is not known."""
-    objective, optim, collect = (_mapping(config.get(name)) for name in ("objective", "optim", "collect"))
+    objective, optim, collect, sampling = (
+        _mapping(config.get(name)) for name in ("objective", "optim", "collect", "sampling")
+    )
     reward, model = config.get("reward"), _mapping(config.get("reference")).get("model")
     return Settings(
         objective=str(objective.get("name") or ""),
@@ -140,7 +143,8 @@ def settings_of(config: Mapping[str, object]) -> Settings:
         epochs=_number(config.get("epochs")),
         max_steps=_whole(config.get("max_steps")),
         batch_size=_whole(config.get("batch_size")),
-        num_completions=_whole(_mapping(config.get("sampling")).get("num_completions")),
+        num_completions=_whole(sampling.get("num_completions")),
+        temperature=_number(sampling.get("temperature")),
         collect_epochs=_whole(collect.get("epochs")) or 1,
         lag=_whole(collect.get("lag")) or 0,
         replay=_whole(collect.get("replay")) or 0,

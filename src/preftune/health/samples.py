@@ -2,9 +2,10 @@
 staleness.
 """
 
+import math
 import statistics
 
-from preftune.health.history import History
+from preftune.health.history import WINDOW, History, Points
 from preftune.health.verdict import Measured, Threshold, one_in, worst
 
 LENGTH_DRIFT = Threshold(
@@ -122,13 +123,17 @@ def equal_rewards(history: History) -> Measured | None:
         value = sum(one <= 1e-9 for one in spread.values[-10:]) / len(spread.values[-10:])
     else:
         return None
-    wanted = history.settings.num_completions
+    wanted, temperature = history.settings.num_completions, history.settings.temperature
+    cold = history.settings.on_policy and temperature is not None and 0 < temperature < 1
     return Measured(
         value=value,
         threshold=EQUAL_REWARDS,
-        evidence=f"{value:.0%} of prompts have equal rewards",
+        evidence=f"{value:.0%} of prompts have equal rewards"
+        + (f", sampled at temperature {temperature:g}" if cold else ""),
         meaning="Most samples cost time and teach nothing: the reward is too coarse for them, or the prompts too easy or too hard.",
-        option=f"--sampling.num_completions {2 * wanted}"
+        option="--sampling.temperature 1"
+        if cold
+        else f"--sampling.num_completions {2 * wanted}"
         if history.settings.on_policy and wanted
         else "--batch_size, larger",
     )
@@ -156,7 +161,10 @@ def stale_samples(history: History) -> Measured | None:
     """What is learned from was drawn by a policy that is no longer this one, or by a sampler that differs."""
     steps, clipped, gap = (history.train.get(name) for name in ("staleness", "ratio/clipped", "sampler_gap"))
     settings, found = history.settings, []
-    if clipped is not None:
+    fresh = None if clipped is None or steps is None else _when_fresh(clipped, steps)
+    if fresh is not None and fresh >= CLIPPED.watch:
+        found.append(_two_distributions(history, fresh))
+    elif clipped is not None:
         found.append(
             Measured(
                 value=clipped.tail(),
@@ -190,6 +198,31 @@ def stale_samples(history: History) -> Measured | None:
     if not found or not settings.on_policy:
         return None
     return worst(found)
+
+
+def _when_fresh(series: Points, staleness: Points) -> float | None:
+    """Mean of a metric over the last steps on samples that the policy at that step drew; None without any."""
+    age = dict(zip(staleness.steps, staleness.values, strict=True))
+    values = [
+        value for step, value in zip(series.steps, series.values, strict=True) if age.get(step, math.inf) == 0
+    ]
+    return statistics.fmean(values[-WINDOW:]) if values else None
+
+
+def _two_distributions(history: History, clipped: float) -> Measured:
+    """Fresh samples have ratio 1 unless policy and samples were scored under two distributions."""
+    temperature = history.settings.temperature
+    hot = temperature is not None and temperature != 1
+    return Measured(
+        value=clipped,
+        threshold=CLIPPED,
+        evidence=f"{clipped:.0%} of the ratios of fresh samples are clipped"
+        + (f", sampled at temperature {temperature:g}" if hot else ""),
+        meaning="The temperature of sampling is not the one at which the policy was scored: its ratios start away from 1."
+        if hot
+        else "The sampler draws from another distribution than the trainer scores: its ratios start away from 1.",
+        option="--sampling.temperature 1" if hot else "--precision fp32",
+    )
 
 
 def _ends(history: History, name: str) -> tuple[float, float] | None:

@@ -230,12 +230,16 @@ def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "
 
 
 @torch.no_grad()
-def score_groups(policy: Policy, groups: Sequence[Group], options: LayoutOptions) -> list[list[np.ndarray]]:
-    """logp of every completion token of the groups (already one micro-batch), as float32 arrays
-    [group][completion].
+def score_groups(
+    policy: Policy, groups: Sequence[Group], options: LayoutOptions, temperature: float = 1.0
+) -> list[list[np.ndarray]]:
+    """logp of every completion token of the groups (already one micro-batch) under softmax(logits /
+    temperature), as float32 arrays [group][completion].
     """
     batch = collate(groups, options, policy.sharing)
-    parts = iter(score(policy, batch).logp.float().cpu().split(batch.lengths.tolist()))
+    parts = iter(
+        score(policy, batch, temperature=temperature).logp.float().cpu().split(batch.lengths.tolist())
+    )
     return [[next(parts).numpy() for _ in group.completions] for group in groups]
 
 

@@ -57,6 +57,16 @@ class Coupled(Objective, Protocol):
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]: ...
 
 
+def imitates(objective: Objective) -> bool:
+    """Whether the objective is the likelihood of completions under the model as it is, at temperature 1.
+
+    Every other objective sees an on-policy run's policy, reference and behaviour policy at the temperature of
+    sampling, since its ratios and its expectations are of the distribution that samples. A class says so with
+    `imitates`.
+    """
+    return bool(getattr(type(objective), "imitates", False))
+
+
 def reduce_losses(losses: Losses, global_weight: float) -> Float[Tensor, ""]:
     """sum_u per_unit_u * weight_u / global_weight, the weight being that of the whole step and not of this
     piece.

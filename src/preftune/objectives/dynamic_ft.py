@@ -1,6 +1,7 @@
 """Dynamic fine-tuning: maximum likelihood with each token weighted by its own probability."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,6 +22,8 @@ class DynamicFT:
     that of -pi_t: SFT's without the factor 1 / pi_t by which it favors tokens that the policy finds
     unlikely. Units and weights are those of SFT under token_mean.
     """
+
+    imitates: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:

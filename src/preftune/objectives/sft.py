@@ -1,7 +1,7 @@
 """SFT: maximum likelihood. On chosen completions it is Pref-FT."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,8 @@ class SFT:
     Args:
         reduction: "token_mean" lets every token weigh the same, "sequence_mean" every completion.
     """
+
+    imitates: ClassVar[bool] = True
 
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
 

@@ -196,13 +196,13 @@ class AnchorBuilder:
         return held
 
     def _computed(self, held: Policy, without_adapter: bool) -> GroupLogps:
-        layout = self.config.layout
+        layout, temperature = self.config.layout, self.config.sampled_at
         if not without_adapter:
-            return lambda part: score_groups(held, part, layout)
+            return lambda part: score_groups(held, part, layout, temperature)
 
         def off(part: Sequence[Group]) -> RefLogps:
             with adapter_off(held):
-                return score_groups(held, part, layout)
+                return score_groups(held, part, layout, temperature)
 
         return off
 

@@ -145,12 +145,15 @@ def num_positions(groups: Sequence[Group], sharing: Sharing, read_last: bool = F
     return sum(segment.num_positions for segment in segments(groups, sharing, read_last))
 
 
-def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callable[[MicroBatch], TokenScores]:
+def make_score(
+    policy: Policy, objective: Objective, anchors: Anchors, temperature: float = 1.0
+) -> Callable[[MicroBatch], TokenScores]:
     """The scoring function of a run: the policy with gradient, the anchors without, and what the objective
     needs.
 
     Anchors that are there are used whether the objective needs them or not: evaluation measures log-ratios
-    for all.
+    for all. `temperature` is that of the policy's distribution, `TrainConfig.scored_at`; anchors bring their
+    own.
     """
     needs = objective.needs
 
@@ -175,9 +178,9 @@ def make_score(policy: Policy, objective: Objective, anchors: Anchors) -> Callab
                 "behaviour_value": anchors.behaviour_value,
             }.items()
         }
-        found = score(
-            policy, content.batch, needs, hidden, into_grad=True
-        )  # last: what it keeps is the peak, alone
+        found = score(  # last: what it keeps is the peak, alone
+            policy, content.batch, needs, hidden, temperature=temperature, into_grad=True
+        )
         return replace(found, lengths=piece.lengths, **anchored)
 
     return score_piece

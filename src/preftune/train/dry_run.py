@@ -197,7 +197,7 @@ def _update(job: Job, groups: Sequence[Group]) -> _Measured:
     run_step(
         pieces,
         config.objective,
-        make_score(policy, config.objective, needed),
+        make_score(policy, config.objective, needed, config.scored_at),
         parameters,
         job.optimizer,
         limit,

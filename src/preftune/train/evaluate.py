@@ -129,8 +129,9 @@ def evaluate_samples(
 ) -> dict[str, float]:
     """Reward of the policy's samples on held-out prompts, their length, and how many ended.
 
-    Where sampling leaves the distribution as it is, also the entropy per token and KL(policy || reference)
-    per completion in nats, both estimated by these samples.
+    Where sampling leaves no token out, also the entropy per token and KL(policy || reference) per completion
+    in nats, both estimated by these samples; policy and reference are those that sample, at the temperature
+    of sampling.
     """
     policy, options = source.policy, source.options
     judge = replace(
@@ -148,7 +149,8 @@ def evaluate_samples(
     known = [reward for reward in verdicts.rewards if reward is not None]
     if known:
         metrics["reward"] = float(np.mean(known))
-    if judge.sampling.temperature != 1 or judge.sampling.truncated:
+    temperature = judge.sampling.temperature
+    if temperature == 0 or judge.sampling.truncated:
         return metrics
     logp, ratio = 0.0, 0.0
     mine = share_of(groups, policy, source.processes)
@@ -157,9 +159,8 @@ def evaluate_samples(
     ]
     idle = [min(groups, key=lambda group: num_positions([group], policy.sharing))]
     for weight, part in [*((1.0, part) for part in parts), *[(0.0, idle)] * policy.behind(len(parts))]:
-        own = sum(
-            one.sum(dtype=np.float64) for group in score_groups(policy, part, source.layout) for one in group
-        )
+        scored = score_groups(policy, part, source.layout, temperature)
+        own = sum(one.sum(dtype=np.float64) for group in scored for one in group)
         logp += weight * own
         if reference is not None:
             ratio += weight * (

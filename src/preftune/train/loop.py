@@ -232,7 +232,7 @@ def _train_step(
     result = run_step(
         pieces,
         config.objective,
-        make_score(job.policy, config.objective, needed),
+        make_score(job.policy, config.objective, needed, config.scored_at),
         list(job.policy.trainable().values()),
         job.optimizer,
         config.optim.max_grad_norm,

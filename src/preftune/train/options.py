@@ -11,6 +11,7 @@ from preftune.model.load import LoadOptions
 from preftune.model.reference import ReferenceOptions
 from preftune.model.shard import ShardOptions
 from preftune.objectives import Objective, objective_name
+from preftune.objectives.base import imitates
 from preftune.objectives.bnf import BNF
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
@@ -148,6 +149,20 @@ class TrainConfig:
             self._check_on_policy()
         check_filter(self.filter, self.source, self.objective)
         check_anchors(self.objective, self.reference, self.source)
+
+    @property
+    def sampled_at(self) -> float:
+        """Temperature of the distribution that completions come from, which is the policy of an on-policy
+        run; 1 for data in a file, and for the most probable completion alone.
+        """
+        return (self.sampling.temperature or 1.0) if self.source == "on-policy" else 1.0
+
+    @property
+    def scored_at(self) -> float:
+        """Temperature at which the policy is scored: that of sampling, except for objectives that imitate
+        completions.
+        """
+        return 1.0 if imitates(self.objective) else self.sampled_at
 
     def _check_on_policy(self) -> None:
         if self.reward is None:

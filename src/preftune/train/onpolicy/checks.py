@@ -23,7 +23,7 @@ def check_sampling(objective: Objective, sampling: SampleOptions, collect: Colle
         raise ConfigError(
             f"{name} weighs completions by importance ratios, which truncated sampling makes wrong",
             got="top_k, top_p, min_p or temperature 0",
-            do="Leave these out; a temperature above 0 is corrected for",
+            do="Leave these out; a temperature above 0 is fine: policy and samples have one distribution",
         )
     count = sampling.num_completions + (collect.opponent != "none")
     if count < 2 and objective.signal is not Rewards:
