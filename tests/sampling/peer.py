@@ -5,10 +5,11 @@ the request.
 
 `style`: "tokens" takes token ids and tells token ids and log-probabilities; "bare" takes token ids and tells
 text alone; "transformers" takes messages with a generation configuration and refuses fields it does not know;
-"chat" takes messages alone. Faults, each for so many of the first requests for a completion: `fail` (status
-500), `busy` (429 with Retry-After), `malformed` (half a JSON object), `incomplete` (JSON without choices),
-`hang` (no answer); `die_after` ends the process in the middle of an answer once so many have been given;
-`key` is the key that is wanted.
+"chat" takes messages alone; "reasoning" the same with max_completion_tokens and without temperature. A prompt
+that holds `filtered` gets finish_reason content_filter. Faults, each for so many of the first requests for a
+completion: `fail` (status 500), `busy` (429 with Retry-After), `malformed` (half a JSON object), `incomplete`
+(JSON without choices), `hang` (no answer); `die_after` ends the process in the middle of an answer once so
+many have been given; `key` is the key that is wanted.
 """
 
 import hashlib
@@ -19,9 +20,14 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-SETTINGS = {"style": "tokens", "die_after": -1, "key": "", "eos": True, "delay": 0.0} | json.loads(
-    sys.argv[2]
-)
+SETTINGS = {
+    "style": "tokens",
+    "die_after": -1,
+    "key": "",
+    "eos": True,
+    "delay": 0.0,
+    "filtered": "",
+} | json.loads(sys.argv[2])
 FAULTS = {name: SETTINGS.get(name, 0) for name in ("fail", "busy", "malformed", "incomplete", "hang")}
 STATS = {"requests": 0, "answered": 0, "running": 0, "most": 0, "bodies": [], "adapters": []}
 LOCK = threading.Lock()
@@ -112,11 +118,20 @@ class Handler(BaseHTTPRequestHandler):
         known = (
             COMMON | {"messages"} | ({"generation_config"} if SETTINGS["style"] == "transformers" else set())
         )
+        if SETTINGS["style"] == "reasoning":
+            if "max_tokens" in body:
+                return "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            if "temperature" in body:
+                return "Unsupported value: 'temperature' does not support 0.7 with this model."
+            return ""
         return "" if set(body) <= known else f"Unexpected fields in the request: {sorted(set(body) - known)}"
 
     def complete(self, body) -> None:
-        ids, logps, ended = drawn(body)
+        budget = body.get("max_tokens", body.get("max_completion_tokens"))
+        ids, logps, ended = drawn(body | {"max_tokens": budget})
         choice = {"index": 0, "finish_reason": "stop" if ended else "length"}
+        if SETTINGS["filtered"] and SETTINGS["filtered"] in json.dumps(body.get("messages", "")):
+            choice["finish_reason"] = "content_filter"
         if self.path == "/v1/completions":
             choice["text"] = text_of(ids)
             if SETTINGS["style"] == "tokens":

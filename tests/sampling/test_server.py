@@ -18,15 +18,9 @@ from preftune.cli.main import main
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, ModelError, ServerError
 from preftune.sampling.client import ServerOptions
+from preftune.sampling.replies import read_tokens
 from preftune.sampling.sample import SampleOptions
-from preftune.sampling.server import (
-    _Prompt,
-    _read_tokens,
-    _sampled,
-    load_adapter,
-    sample_server,
-    unload_adapter,
-)
+from preftune.sampling.server import _Prompt, _sampled, load_adapter, sample_server, unload_adapter
 from preftune.types import Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
@@ -244,7 +238,7 @@ def test_what_a_chat_server_does_not_know_is_its_refusal(peer):
     ],
 )
 def test_ends_as_servers_tell_them(choice, ids, ended, told):
-    row = _read_tokens(json.dumps({"choices": [{"text": ""} | choice]}))
+    row = read_tokens({"choices": [{"text": ""} | choice]}, 6, 256)
     prompt = _Prompt(tokens=np.array([1], dtype=np.int32), record=None)
     one = _sampled(row, prompt, RENDERER, SampleOptions(stop=["I"]), ServerOptions(url="http://x"))
     assert (one.token_ids.tolist(), one.ended, one.logp is not None) == (ids, ended, told)
@@ -257,12 +251,60 @@ def test_ends_as_servers_tell_them(choice, ids, ended, told):
         {"text": None, "finish_reason": "stop"},
         {"text": "", "finish_reason": "abort"},
         {"text": "", "finish_reason": "stop", "token_ids": [None]},
+        {"text": "hello", "finish_reason": "stop", "token_ids": []},
+        {"text": "hello", "finish_reason": "stop", "token_ids": {}},
+        {"text": "a", "finish_reason": "stop", "token_ids": [10**12]},
+        {"text": "a", "finish_reason": "stop", "token_ids": [-5]},
+        {"text": "a", "finish_reason": "stop", "token_ids": [256]},
+        {"text": "a", "finish_reason": "stop", "token_ids": [True]},
+        {"text": "a", "finish_reason": "length", "token_ids": [1] * 7},
+        {"text": "a", "finish_reason": "stop", "token_ids": [1] * 5000},
+        {"text": "a", "finish_reason": "stop", "token_ids": [1], "logprobs": {"token_logprobs": [0.5]}},
+        {"text": "a", "finish_reason": "stop", "token_ids": [1], "logprobs": {"token_logprobs": ["-1"]}},
+        {"text": "a", "finish_reason": "tool_calls", "token_ids": [1]},
     ],
     ids=str,
 )
 def test_answers_that_cannot_be_used(choice):
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        _read_tokens(json.dumps({"choices": [choice]}))
+    with pytest.raises((KeyError, TypeError, ValueError)) as caught:
+        read_tokens({"choices": [choice]}, 6, 256)
+    assert "positional argument" not in str(caught.value)
+
+
+# Dialects, and answers that are withheld
+
+
+def test_a_completion_that_is_filtered_is_left_out_and_counted(peer, tmp_path):
+    server, notes = replace(peer(style="chat", filtered="tea"), api="chat"), []
+    journal = tmp_path / "j.jsonl"
+    drawn = sample_server(server, RENDERER, RECORDS, OPTIONS, 0, journal=journal, note=notes.append)
+    assert [len(ones) for ones in drawn] == [4, 0, 4]
+    assert notes == ["the server withholds 4 of 12 completions (content_filter); they are left out"]
+    again = sample_server(server, RENDERER, RECORDS, OPTIONS, 0, journal=journal)
+    assert as_lists(again) == as_lists(drawn)
+
+
+def test_the_command_goes_past_a_filtered_prompt(peer, tmp_path, tiny_folder, capsys):
+    prompts, output = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    prompts.write_text('{"prompt": "Hi"}\n{"prompt": "What is tea?"}\n')
+    server = peer(style="chat", filtered="tea")
+    words = ["sample", "--model", tiny_folder, "--prompts", str(prompts), "--output", str(output)]
+    words += ["--server.url", server.url, "--server.api", "chat", "--max_new_tokens", "6"]
+    assert main([str(word) for word in words]) == 0
+    told = capsys.readouterr()
+    assert "withholds 1 of 2 completions" in told.err + told.out
+    assert [json.loads(line)["prompt"] for line in output.read_text().splitlines()] == ["Hi"]
+
+
+def test_a_server_of_reasoning_models_gets_what_it_takes(peer):
+    server = peer(style="reasoning")
+    sample_server(server, RENDERER, RECORDS[:1], OPTIONS, 0)
+    path, body = stats(server)["bodies"][-1]
+    assert path == "/v1/chat/completions" and body["max_completion_tokens"] == 6
+    assert not {"max_tokens", "temperature", "top_p"} & set(body)
+    warm = replace(OPTIONS, temperature=0.7)
+    with pytest.raises(ServerError, match=r"refuses the settings of sampling; got temperature 0.7, top_p 1"):
+        sample_server(server, RENDERER, RECORDS[:1], warm, 0)
 
 
 # Faults
@@ -286,7 +328,7 @@ def test_what_fails_is_tried_again_and_nothing_changes(peer, fault):
         ("fail", "gave no answer to /v1/completions in 3 tries; got status 500: 'out of order'"),
         ("malformed", "JSONDecodeError"),
         ("incomplete", "IndexError"),
-        ("hang", "Timeout"),
+        ("hang", "no complete answer within 0.3 s"),
     ],
 )
 def test_a_server_that_goes_on_failing_is_an_error(peer, fault, message):

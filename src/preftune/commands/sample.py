@@ -130,7 +130,14 @@ def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[lis
     ) -> list[list[Sampled]]:
         try:
             return sample_server(
-                settings.server, renderer, records, settings.sampling, seed, progress, journal=journal
+                settings.server,
+                renderer,
+                records,
+                settings.sampling,
+                seed,
+                progress,
+                journal=journal,
+                note=report.note,
             )
         except ServerError:
             if journal is not None and journal.exists():
@@ -161,6 +168,7 @@ def sample_rows(
             "budget": options.max_new_tokens,
         }
         for record, ones in zip(records, drawn, strict=True)
+        if ones  # a server may withhold every completion of a prompt
     ]
 
 
@@ -202,6 +210,10 @@ def _chat(settings: SampleConfig, draw: Callable[..., list[list[Sampled]]]) -> i
             return 0
         turns.append(Message(role="user", content=line))
         record = Record(prompt=tuple(turns), completions=(), origin="chat")
-        [[answer, *_]] = draw([record], settings.seed + len(turns), lambda done, of: None)
-        print(clean_terminal(answer.text), flush=True)
-        turns.append(Message(role="assistant", content=answer.text))
+        [answers] = draw([record], settings.seed + len(turns), lambda done, of: None)
+        if not answers:
+            print("the server withholds its answer; that question is left out", file=sys.stderr)
+            turns.pop()
+            continue
+        print(clean_terminal(answers[0].text), flush=True)
+        turns.append(Message(role="assistant", content=answers[0].text))

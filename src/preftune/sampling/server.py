@@ -5,23 +5,24 @@ journal.
 import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, ModelError, ServerError, storage_error
-from preftune.sampling.client import Refused, ServerOptions, ask, ask_all, connect
+from preftune.sampling.client import ServerOptions, endpoint_of
 from preftune.sampling.distribution import uniforms
+from preftune.sampling.http_client import HttpClient, Refused, Withheld, run_all
+from preftune.sampling.replies import ROW, Api, reply_reader
 from preftune.sampling.sample import Sampled, SampleOptions, check_keys, completion_text
 from preftune.types import Message, Record
 
-Api = Literal["tokens", "transformers", "chat"]
-_ROW = ("text", "ended", "token_ids", "logprobs", "stop_text")  # what the journal keeps of an answer
 _PATHS = {"tokens": "/v1/completions", "transformers": "/v1/chat/completions", "chat": "/v1/chat/completions"}
 
 
@@ -60,6 +61,7 @@ def sample_server(
     *,
     keys: Sequence[int] | None = None,
     journal: Path | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[list[Sampled]]:
     """`num_completions` completions of each record's prompt, in the records' order; the server's model is the
     renderer's.
@@ -71,13 +73,14 @@ def sample_server(
     a seed for each completion; whether it draws the same again is up to it.
 
     With a `journal` (JSON lines), every completion is written to it as it comes, and what it holds of an
-    earlier call with the same prompts and settings is not drawn again. Raises ServerError when the server
-    refuses or stays silent.
+    earlier call with the same prompts and settings is not drawn again. A completion that the server withholds
+    (content filter) is left out, and `note` gets the count. Raises ServerError when the server refuses or
+    stays silent.
     """
     prompts = [_Prompt(tokens=renderer.render(record).prompt, record=record) for record in records]
     keys = range(len(records)) if keys is None else keys
     check_keys(keys, len(records))
-    return asyncio.run(_sample(server, renderer, prompts, options, seed, progress, keys, journal))
+    return asyncio.run(_sample(server, renderer, prompts, options, seed, progress, keys, journal, note))
 
 
 def sample_server_tokens(
@@ -95,12 +98,16 @@ def sample_server_tokens(
             "Prompts of tokens have no place in a chat", got=f"server.api {server.api}", expected="tokens"
         )
     asked = [_Prompt(tokens=tokens, record=None) for tokens in prompts]
-    return asyncio.run(
-        _sample(replace(server, api="tokens"), renderer, asked, options, seed, progress, keys, None)
-    )
+    server, notes = replace(server, api="tokens"), []
+    drawn = asyncio.run(_sample(server, renderer, asked, options, seed, progress, keys, None, notes.append))
+    if not all(drawn):
+        raise ServerError("The server draws nothing for a prompt", got=notes[0], do="Leave the prompt out")
+    return drawn
 
 
-async def _sample(server, renderer, prompts, options, seed, progress, keys, journal) -> list[list[Sampled]]:
+async def _sample(
+    server, renderer, prompts, options, seed, progress, keys, journal, note
+) -> list[list[Sampled]]:
     if renderer.mode == "plain" and server.api in ("transformers", "chat"):
         raise ConfigError(
             "A plain-text prompt has no place in a chat",
@@ -108,62 +115,114 @@ async def _sample(server, renderer, prompts, options, seed, progress, keys, jour
             expected="tokens",
             do="Use a server that takes token ids, or template chat",
         )
-    async with connect(server) as client:
-        model = server.model or await ask(client, server, "/v1/models", None, _first_model)
+    async with HttpClient(endpoint_of(server)) as client:
+        model = server.model or await client.request("/v1/models", None, _first_model)
         server = replace(server, model=model)
         if not prompts:
             return []
-        api = (
-            await _find_api(client, server, renderer, prompts[0], options)
-            if server.api == "auto"
-            else server.api
-        )
+        api, body_of = await _find_api(client, server, renderer, prompts[0], options)
         requests = [
             _Request(prompt=p, sample=k, path=_PATHS[api], body=body | {"seed": _seed(seed, keys[p], k)})
             for p, prompt in enumerate(prompts)
-            for body in [_body(api, model, renderer, prompt, options)]
+            for body in [body_of(prompt, options)]
             for k in range(options.num_completions)
         ]
         rows = _read_journal(journal)
         missing = [request for request in requests if request.digest not in rows]
         done = len(requests) - len(missing)
         progress(done, len(requests))
+        read = reply_reader(api, renderer, options)
         with _writer(journal) as write:
 
             async def work(request: _Request) -> None:
-                row = await ask(client, server, request.path, request.body, _reader(api))
+                try:
+                    row = await client.request(request.path, request.body, read)
+                except Withheld as reason:
+                    row = dict.fromkeys(ROW) | {"withheld": str(reason)}
                 rows[request.digest] = row
                 write({"request": request.digest, "prompt": request.prompt, "sample": request.sample, **row})
                 nonlocal done
                 done += 1
                 progress(done, len(requests))
 
-            await ask_all(server, missing, work)
-    drawn = iter(
-        [_sampled(rows[one.digest], prompts[one.prompt], renderer, options, server) for one in requests]
-    )
-    return [[next(drawn) for _ in range(options.num_completions)] for _ in prompts]
+            await run_all(server.concurrency, missing, work)
+    drawn: list[list[Sampled]] = [[] for _ in prompts]
+    withheld = Counter()
+    for request in requests:
+        row = rows[request.digest]
+        if row["withheld"]:
+            withheld[row["withheld"]] += 1
+        else:
+            drawn[request.prompt].append(_sampled(row, prompts[request.prompt], renderer, options, server))
+    for reason, count in withheld.items():
+        note(f"the server withholds {count} of {len(requests)} completions ({reason}); they are left out")
+    return drawn
+
+
+BodyOf = Callable[[_Prompt, SampleOptions], dict[str, Any]]
+"""From a prompt to the body of a request for one completion of it, without the seed."""
 
 
 async def _find_api(
-    client, server: ServerOptions, renderer: Renderer, prompt: _Prompt, options: SampleOptions
-) -> Api:
-    """The most exact api that the server takes, found by drawing a single token."""
+    client: HttpClient, server: ServerOptions, renderer: Renderer, prompt: _Prompt, options: SampleOptions
+) -> tuple[Api, BodyOf]:
+    """The most exact api that the server takes, and how it wants to be asked; found by drawing a single token
+    where there is a choice.
+    """
+    if server.api in ("tokens", "transformers"):
+        return server.api, lambda prompt, options: _body(server.api, server.model, renderer, prompt, options)
     apis: tuple[Api, ...] = ("tokens", "transformers", "chat") if renderer.mode == "chat" else ("tokens",)
+    if server.api == "chat":
+        apis = ("chat",)
     refusals = []
+    single = replace(options, max_new_tokens=1)
     for api in apis:
-        body = _body(api, server.model, renderer, prompt, replace(options, max_new_tokens=1)) | {"seed": 0}
-        try:
-            await ask(client, server, _PATHS[api], body, _reader(api))
-        except Refused as refusal:
-            refusals.append(f"api {api}: {refusal}")
-            continue
-        return api
+        for change in _CHANGES if api == "chat" else (_as_is,):
+
+            def body_of(prompt: _Prompt, options: SampleOptions, api=api, change=change) -> dict[str, Any]:
+                return change(_body(api, server.model, renderer, prompt, options), options)
+
+            try:
+                body = body_of(prompt, single) | {"seed": 0}
+                await client.request(_PATHS[api], body, reply_reader(api, renderer, single))
+            except Withheld:
+                pass
+            except Refused as refusal:
+                refusals.append(f"api {api}: {refusal}")
+                continue
+            return api, body_of
     raise ServerError(
         "The server takes no request for a completion",
         got=" ".join(refusals),
         expected="an OpenAI-compatible server that has the model",
     )
+
+
+def _as_is(body: dict[str, Any], options: SampleOptions) -> dict[str, Any]:
+    return body
+
+
+def _renamed_budget(body: dict[str, Any], options: SampleOptions) -> dict[str, Any]:
+    """Newer models of OpenAI know the budget by another name."""
+    body = dict(body)
+    return body | {"max_completion_tokens": body.pop("max_tokens")}
+
+
+def _fixed_distribution(body: dict[str, Any], options: SampleOptions) -> dict[str, Any]:
+    """Reasoning models refuse temperature and top_p; the distribution is theirs, which is that of 1."""
+    if options.temperature != 1 or options.top_p != 1:
+        raise ServerError(
+            "The server refuses the settings of sampling",
+            got=f"temperature {options.temperature:g}, top_p {options.top_p:g}",
+            expected="the values that the server fixes",
+            do="Set --sampling.temperature 1 and --sampling.top_p 1, or choose another model",
+        )
+    body = _renamed_budget(body, options)
+    return {name: value for name, value in body.items() if name not in ("temperature", "top_p")}
+
+
+_CHANGES = (_as_is, _renamed_budget, _fixed_distribution)
+"""Dialects of the chat api, tried in this order."""
 
 
 def _seed(seed: int, key: int, sample: int) -> int:
@@ -174,8 +233,8 @@ def _seed(seed: int, key: int, sample: int) -> int:
 # --- requests ---
 
 
-def _first_model(text: str) -> str:
-    return str(json.loads(text)["data"][0]["id"])
+def _first_model(content: Any) -> str:
+    return str(content["data"][0]["id"])
 
 
 def _body(
@@ -221,46 +280,6 @@ def _body(
 
 
 # --- answers ---
-
-
-def _reader(api: Api) -> Callable[[str], dict[str, Any]]:
-    """From an answer to a row of the journal; token_ids and logprobs are None where they are not told."""
-    return _read_tokens if api == "tokens" else _read_chat
-
-
-def _read_tokens(answer: str) -> dict[str, Any]:
-    choice = json.loads(answer)["choices"][0]
-    logprobs = choice.get("logprobs") or {}
-    ids = choice.get("token_ids")
-    if ids is None and all(str(token).startswith("token_id:") for token in logprobs.get("tokens") or [""]):
-        ids = [int(token.removeprefix("token_id:")) for token in logprobs["tokens"]]
-    values = logprobs.get("token_logprobs")
-    return {
-        "text": _text_of(choice["text"]),
-        "ended": _ended(choice),
-        "token_ids": None if ids is None else [int(token) for token in ids],
-        "logprobs": None if values is None else [float(value) for value in values],
-        "stop_text": isinstance(
-            choice.get("stop_reason") or choice.get("matched_stop"), str
-        ),  # vLLM's and SGLang's name
-    }
-
-
-def _read_chat(answer: str) -> dict[str, Any]:
-    choice = json.loads(answer)["choices"][0]
-    return {"text": _text_of(choice["message"]["content"]), "ended": _ended(choice)} | dict.fromkeys(_ROW[2:])
-
-
-def _text_of(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a text was expected, and {type(value).__name__} came")
-    return value
-
-
-def _ended(choice: Any) -> bool:
-    if choice["finish_reason"] not in ("stop", "length"):
-        raise ValueError(f"finish_reason {choice['finish_reason']!r}")
-    return choice["finish_reason"] == "stop"
 
 
 def _sampled(
@@ -316,7 +335,7 @@ def _read_journal(path: Path | None) -> dict[str, dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-            rows[row["request"]] = {name: row[name] for name in _ROW}
+            rows[row["request"]] = {name: row.get(name) if name == "withheld" else row[name] for name in ROW}
         except (ValueError, KeyError, TypeError):
             continue
     return rows
@@ -330,16 +349,20 @@ def _writer(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("\n")  # a line that a crash left unfinished stays alone
-
-            def write(row: dict[str, Any]) -> None:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-
-            yield write
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed below
     except OSError as error:
         raise storage_error("write the journal", path, error) from error
+
+    def write(row: dict[str, Any] | None) -> None:
+        try:
+            file.write("\n" if row is None else json.dumps(row) + "\n")
+            file.flush()
+        except OSError as error:
+            raise storage_error("write the journal", path, error) from error
+
+    with closing(file):
+        write(None)  # a line that a crash left unfinished stays alone
+        yield write
 
 
 # --- adapters ---
@@ -361,9 +384,9 @@ def unload_adapter(server: ServerOptions, name: str) -> None:
 
 
 async def _adapter(server: ServerOptions, path: str, body: dict[str, Any]) -> None:
-    async with connect(server) as client:
+    async with HttpClient(endpoint_of(server)) as client:
         try:
-            await ask(client, server, path, body, str)
+            await client.send(path, body)
         except Refused as refusal:
             if refusal.status not in (404, 405):
                 raise
