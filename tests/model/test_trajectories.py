@@ -16,8 +16,8 @@ from preftune.model.policy import Policy, score, score_groups
 from preftune.model.reference import ReferenceStore, completion_keys, fill_store
 from preftune.objectives.sft import SFT
 from preftune.train.batches import mismatched_groups
+from preftune.train.groups import learned_groups
 from preftune.train.loop import train
-from preftune.train.setup import learned_groups
 from preftune.types import Group, Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 from tests.folders import metric_rows, tiny_config, write_rows

@@ -7,11 +7,14 @@ import pytest
 
 from preftune.errors import ConfigError
 from preftune.objectives.rloo import RLOO
+from preftune.progress import Reporter
 from preftune.sampling.sample import SampleOptions
-from preftune.train.budget import STEPS_UNTIMED, has_room, planned_steps
+from preftune.train.budget import STEPS_UNTIMED, Budget, resolved_steps
 from preftune.train.checkpoint import Counters
 from preftune.train.loop import train
 from preftune.train.onpolicy.collect import CollectOptions
+from preftune.train.setup import build_job
+from preftune.train.sources import OfflineSource
 from tests.folders import metric_rows, tiny_config, write_rows
 
 
@@ -63,13 +66,54 @@ def test_samples(collect, samples, steps, drawn, tiny_folder, tmp_path):
 
 
 def test_minutes_by_hand():
-    config = tiny_config("m", "d", "o", max_minutes=0.5)
-    assert planned_steps(config, Counters(), 1000) == STEPS_UNTIMED
-    assert planned_steps(config, Counters(step=4, seconds=8.0), 1000) == 15  # 30 seconds at 2 a step
-    assert planned_steps(config, Counters(step=4, seconds=8.0), 9) == 9
-    assert has_room(config, Counters(step=14, seconds=28.0), 1000, 0)
-    assert not has_room(config, Counters(step=14, seconds=28.1), 1000, 0)  # a fifteenth would end at 30.1
-    assert planned_steps(replace(config, max_minutes=None), Counters(step=4, seconds=8.0), 9) == 9
+    budget = Budget(steps=1000, minutes=0.5)
+    assert budget.planned(Counters()) == STEPS_UNTIMED
+    assert budget.planned(Counters(step=4, seconds=8.0)) == 15  # 30 seconds at 2 a step
+    assert Budget(steps=9, minutes=0.5).planned(Counters(step=4, seconds=8.0)) == 9
+    assert budget.has_room(Counters(step=14, seconds=28.0), 0)
+    assert not budget.has_room(Counters(step=14, seconds=28.1), 0)  # a fifteenth would end at 30.1
+    assert Budget(steps=9).planned(Counters(step=4, seconds=8.0)) == 9
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "multiple", "expected"),
+    [
+        (1.0, None, 1, 5),
+        (0.4, None, 1, 2),
+        (0.01, None, 1, 1),
+        (2.5, None, 2, 12),
+        (1.0, 13, 1, 13),
+        (9.0, 2, 1, 2),
+    ],
+)
+def test_steps_win_over_epochs(epochs, max_steps, multiple, expected):
+    assert resolved_steps(5, epochs, max_steps, multiple) == expected
+
+
+def test_the_line_before_the_first_step():
+    assert Budget(steps=12).line(5) == "12 steps: 2.4 epochs of 5"
+    line = Budget(steps=5, samples=64, minutes=1.5).line(5)
+    assert line == "5 steps: 1 epochs of 5, or 64 completions or 1.5 minutes if that comes first"
+
+
+@pytest.mark.parametrize("source", ["offline", "on-policy"])
+def test_more_steps_than_the_data_have(source, tiny_folder, pairs_file, tmp_path, capsys):
+    """Six training prompts at two a step: every epoch takes them all, in another order."""
+    config = (
+        own_samples(tiny_folder, tmp_path, max_steps=5)
+        if source == "on-policy"
+        else tiny_config(tiny_folder, pairs_file, tmp_path / "run", batch_size=2, max_steps=5)
+    )
+    config = replace(config, epochs=1.0)
+    job = build_job(config, Reporter(quiet=True))
+    assert (job.source.steps_per_epoch, job.num_steps) == (3, 5)
+    run = train(config)
+    assert run.step == 5 and "5 steps: 1.667 epochs of 3" in " ".join(capsys.readouterr().err.split())
+    epochs = [row["epoch"] for row in metric_rows(run.folder) if row["phase"] == "train"]
+    assert epochs == pytest.approx([k / 3 for k in range(1, 6)], abs=1e-6)
+    if isinstance(job.source, OfflineSource):
+        orders = [[g.origin for k in range(3) for g in job.source.take(first + k)] for first in (1, 4)]
+        assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
 
 
 def test_minutes(tiny_folder, pairs_file, tmp_path):

@@ -21,8 +21,9 @@ from preftune.objectives.grpo import GRPO
 from preftune.objectives.sft import SFT
 from preftune.progress import Reporter
 from preftune.train.filters import filter_pairs
+from preftune.train.groups import read_data
 from preftune.train.loop import train
-from preftune.train.setup import load_policy, prepare_groups
+from preftune.train.models import load_policy
 from tests.folders import PAIRS, SCORED, same_bits, tiny_config, weights_of, write_rows
 
 QUIET = Reporter(quiet=True)
@@ -30,9 +31,10 @@ QUIET = Reporter(quiet=True)
 
 def filtered(model, data, tmp_path, **settings):
     config = tiny_config(model, data, tmp_path / "run", **settings)
-    policy, _ = load_policy(config, QUIET)
-    prepared, before, _ = prepare_groups(config, load_tokenizer(str(model), LoadOptions()))
-    return policy, before, *filter_pairs(config, policy, prepared, before, QUIET)
+    policy, _ = load_policy(config.model_plan, QUIET)
+    read = read_data(config.data_plan, load_tokenizer(str(model), LoadOptions()))
+    left = filter_pairs(config.filter, policy, config.layout, read, QUIET)
+    return policy, read.train, left.prepared, left.train
 
 
 def test_the_highest_pairs_go(tiny_folder, pairs_file, tmp_path):

@@ -26,8 +26,9 @@ from preftune.objectives.sft import SFT
 from preftune.progress import Reporter
 from preftune.train.batches import cut_step
 from preftune.train.loop import train
+from preftune.train.models import load_policy
 from preftune.train.options import TrainConfig
-from preftune.train.setup import build_job, load_policy
+from preftune.train.setup import build_job
 from tests.folders import PAIRS, metric_rows, tiny_config, weights_of, write_rows
 
 
@@ -212,12 +213,12 @@ def test_attention_that_is_not_to_be_had_is_told_before_anything_is_read(tmp_pat
 @pytest.mark.parametrize("has", [True, False])
 def test_bf16_without_the_instructions_is_said(has, tiny_folder, pairs_file, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "preftune.train.setup.has_bf16", lambda: has
+        "preftune.train.models.has_bf16", lambda: has
     )  # as on a processor with or without them
     for precision in ("bf16", "fp32"):
         told = io.StringIO()
         config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", precision=precision)
-        load_policy(config, Reporter(console=Console(file=told)))
+        load_policy(config.model_plan, Reporter(console=Console(file=told)))
         assert ("has no bf16 products" in told.getvalue()) is (precision == "bf16" and not has)
 
 

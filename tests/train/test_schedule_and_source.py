@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from preftune.train.optim import OptimOptions, learning_rate
+from preftune.errors import ConfigError
+from preftune.train.optim import OptimOptions, learning_rate, schedule_line
 from preftune.train.sources import OfflineSource, hold_out
 from preftune.types import Group
 
@@ -31,6 +32,16 @@ def test_schedules_by_hand():
     )
     assert rates(1, learning_rate=1.0, warmup_ratio=0.1) == [1.0]
     assert all(rate > 0 for rate in rates(7, learning_rate=1e-6, schedule="cosine"))
+
+
+def test_a_warm_up_of_steps():
+    assert rates(6, learning_rate=3.0, warmup_steps=2) == rates(6, learning_rate=3.0, warmup_ratio=1 / 3)
+    assert rates(3, learning_rate=4.0, schedule="constant", warmup_steps=0) == [4.0] * 3
+    assert rates(2, learning_rate=4.0, warmup_steps=3) == [1.0, 2.0]  # of four: the run ends before
+    with pytest.raises(ConfigError, match=r"optim\.warmup_ratio has no effect beside optim\.warmup_steps"):
+        OptimOptions(warmup_ratio=0.2, warmup_steps=5)
+    assert schedule_line(10, OptimOptions()).endswith("learning rate 1e-06, linear, 1 steps of warm-up")
+    assert "no step has the full rate" in schedule_line(2, OptimOptions(warmup_steps=3))
 
 
 def numbered_groups(count: int, prompts: int) -> list[Group]:

@@ -58,7 +58,6 @@ ELSEWHERE = {
     "precompute_ref_log_probs": "Use --reference.mode cache (the default for most objectives) or live",
     "truncation_mode": "Use --rows.truncation",
     "report_to": "Leave it out: the run folder's metrics.jsonl and report.html hold everything",
-    "warmup_steps": "Use --optim.warmup_ratio, a share of all steps",
     "logging_steps": "Leave it out: every step is logged",
 }
 """What to use instead of names of the ecosystem that have no equal here."""

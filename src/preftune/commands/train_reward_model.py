@@ -24,11 +24,11 @@ from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.stats import finite
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text
+from preftune.train.groups import read_data
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
 from preftune.train.runlog import RunFolder
-from preftune.train.setup import prepare_groups
 from preftune.types import Group
 
 EVALUATION = "reward_evaluation"
@@ -49,7 +49,7 @@ class RewardModelConfig:
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
         batch_size: prompts per step.
         epochs: passes over the data.
-        max_steps: stop after this many steps, whatever `epochs` says.
+        max_steps: optimizer steps, in place of `epochs`: the data are gone over as often as that takes.
         eval_every: steps between evaluations on held-out data; a tenth of the run when not given.
         save_every: steps between checkpoints; 0 saves one only when the run is interrupted.
         keep_checkpoints: how many of the latest checkpoints stay.
@@ -110,23 +110,27 @@ class RewardModelConfig:
 
 
 def evaluate_reward_model(
-    folder: Path, groups: Sequence[Group], config: TrainConfig, num_bins: int = 10
+    folder: Path,
+    groups: Sequence[Group],
+    *,
+    device: str = "auto",
+    micro_batch_tokens: int = 384,
+    num_bins: int = 10,
+    seed: int = 0,
 ) -> Calibration:
     """Accuracy and calibration of a saved reward model on groups with pairs, scored by plain transformers in
     fp32.
     """
-    model: Any = (
-        AutoModelForSequenceClassification.from_pretrained(folder).eval().to(pick_device(config.device))
-    )
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(pick_device(device))
     sequences = [np.concatenate([group.prompt, ids]) for group in groups for ids in group.completions]
-    scores = scores_of(model, sequences, config.layout.micro_batch_tokens)
+    scores = scores_of(model, sequences, micro_batch_tokens)
     margins, clusters, chances, start = [], [], [], 0
     for index, group in enumerate(groups):
         margins += [scores[start + c] - scores[start + r] for c, r in group.pairs]
         clusters += [index] * len(group.pairs)
         chances += group.probabilities or (1.0,) * len(group.pairs)
         start += len(group.completions)
-    return calibrate(margins, clusters, chances, num_bins=num_bins, seed=config.seed)
+    return calibrate(margins, clusters, chances, num_bins=num_bins, seed=seed)
 
 
 def train_reward_model(settings: RewardModelConfig) -> tuple[RunResult, Calibration | None]:
@@ -159,10 +163,17 @@ def _evaluated(result: RunResult, config: TrainConfig, num_bins: int) -> tuple[R
     if result.final is None:
         return result, None
     tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
-    _, _, held = prepare_groups(config, tokenizer)
+    held = read_data(config.data_plan, tokenizer).held
     if not held:
         return result, None
-    found = evaluate_reward_model(result.final, held, config, num_bins)
+    found = evaluate_reward_model(
+        result.final,
+        held,
+        device=config.device,
+        micro_batch_tokens=config.layout.micro_batch_tokens,
+        num_bins=num_bins,
+        seed=config.seed,
+    )
     run = RunFolder(path=result.folder)
     run.write_json(f"{EVALUATION}.json", finite(found))
     run.write_text(f"{EVALUATION}.md", "\n".join(evaluation_page(found)) + "\n")

@@ -17,8 +17,8 @@ from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenize
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.report.diagnosis import MAX_RUNS
 from preftune.report.page import distinct_names
+from preftune.train.groups import read_data
 from preftune.train.options import TrainConfig
-from preftune.train.setup import prepare_groups
 from preftune.types import Group
 
 
@@ -188,7 +188,7 @@ def _held_out(
                     got=f"{runs[0].name} and {run.name}",
                     expected="runs with the same data and seed",
                 )
-    held = prepare_groups(config, tokenizer)[2]
+    held = read_data(config.data_plan, tokenizer).held
     if not held:
         raise ConfigError(f"The run {runs[0].folder} held out nothing", got="eval_fraction 0", do=do)
     prompts = {group.prompt.tobytes() for group in held}

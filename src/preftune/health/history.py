@@ -66,12 +66,11 @@ class History:
     @property
     def share_done(self) -> float | None:
         """Of the steps that the run is to do."""
-        shares = []
         if self.settings.max_steps:
-            shares.append(self.step / self.settings.max_steps)
+            return self.step / self.settings.max_steps
         if self.settings.epochs and "epoch" in self.train:
-            shares.append(self.train["epoch"].values[-1] / self.settings.epochs)
-        return max(shares, default=None)
+            return self.train["epoch"].values[-1] / self.settings.epochs
+        return None
 
     @property
     def has_trend(self) -> bool:

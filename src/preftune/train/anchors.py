@@ -34,7 +34,7 @@ from preftune.model.scoring import Head
 from preftune.progress import Reporter
 from preftune.sampling.sample import Blend
 from preftune.storage import cache_folder
-from preftune.train.options import TrainConfig
+from preftune.train.models import ModelPlan, Models
 from preftune.train.processes import ALONE, Processes
 from preftune.types import Group
 
@@ -64,17 +64,25 @@ class Anchors:
 class AnchorBuilder:
     """What all anchors of a run are built from."""
 
-    config: TrainConfig
-    policy: Policy
-    start_digest: str  # of the policy's weights without its adapter
+    options: ReferenceOptions
+    plan: ModelPlan
+    on_policy: bool
+    temperature: float  # at which the reference is scored
+    models: Models
     groups: Sequence[Group]  # all that will be scored
     report: Reporter
     processes: Processes = ALONE
 
+    @property
+    def policy(self) -> Policy:
+        return self.models.policy
+
     def build(self, needs: frozenset[str]) -> Anchors:
         """The anchors for what an objective needs. `ref_logp` among it is what evaluation needs at least."""
-        options, on_policy = self.config.reference, self.config.source == "on-policy"
-        mode = chosen_mode(options, needs, self.config.lora.rank > 0, on_policy)
+        if not needs:
+            return Anchors()
+        options, on_policy = self.options, self.on_policy
+        mode = chosen_mode(options, needs, self.plan.lora.rank > 0, on_policy)
         held: Policy | None = None
         logps: GroupLogps | None = None
         if mode in ("live", "adapter"):
@@ -109,7 +117,7 @@ class AnchorBuilder:
         )
 
     def _contrast(self) -> GroupLogps:
-        options = self.config.reference
+        options = self.options
         positive = self._cached(options.contrast_positive, "contrast_positive")
         negative = self._cached(options.contrast_negative, "contrast_negative")
 
@@ -124,17 +132,17 @@ class AnchorBuilder:
     def _model(self, name: str | None) -> tuple[Policy, str]:
         """A named model, or the policy itself as it starts, and the digest of its weights."""
         if name is None:
-            return self.policy, self.start_digest
+            return self.policy, self.models.start_digest
         named = self._read(name)
         digest = weights_digest(named.model)
         return self._cut(named), digest
 
     def _read(self, name: str) -> Policy:
         """A named model, still whole."""
-        config, policy = self.config, self.policy
+        plan, policy = self.plan, self.policy
         device = torch.device("cpu") if self.processes.lockstep else policy.device
-        model = load_model(resolve_model(name), config.loading, policy.model.dtype).to(device)  # type: ignore[arg-type]
-        sharing, reason = choose_layout(model, config.layout, config.precision)
+        model = load_model(resolve_model(name), plan.loading, policy.model.dtype).to(device)  # type: ignore[arg-type]
+        sharing, reason = choose_layout(model, plan.layout, plan.precision)
         return replace(
             policy,
             model=model,
@@ -148,12 +156,12 @@ class AnchorBuilder:
     def _cut(self, held: Policy) -> Policy:
         """Frozen, and in shards if the policy is."""
         held.model.requires_grad_(False)
-        return in_shards(held, self.config.shard, self.policy.device) if self.processes.lockstep else held
+        return in_shards(held, self.plan.shard, self.policy.device) if self.processes.lockstep else held
 
     def _cached(self, name: str | None, role: str) -> GroupLogps:
         model, digest = self._model(name)
-        layout, report = self.config.layout, self.report
-        folder = cache_folder() / "references" / f"{digest[:32]}-{self.config.precision}"
+        layout, report = self.plan.layout, self.report
+        folder = cache_folder() / "references" / f"{digest[:32]}-{self.plan.precision}"
         fresh, started, known = 0, time.perf_counter(), ReferenceStore(folder)
         new = {tuple(completion_keys(group)): group for group in self.groups if group not in known}
         if (
@@ -180,9 +188,9 @@ class AnchorBuilder:
         if name is not None:
             held, _ = self._model(name)
         elif self.processes.lockstep:  # shards cannot be copied
-            held = self._read(self.config.model)
+            held = self._read(self.plan.model)
             if follows and self.policy.peft_model is not None:
-                held = replace(held, peft_model=inject_lora(held.model, self.config.lora))
+                held = replace(held, peft_model=inject_lora(held.model, self.plan.lora))
             held = self._cut(held)
             if follows:
                 follow(held, self.policy, step=0, options=ReferenceOptions(update_every=1))
@@ -196,7 +204,7 @@ class AnchorBuilder:
         return held
 
     def _computed(self, held: Policy, without_adapter: bool) -> GroupLogps:
-        layout, temperature = self.config.layout, self.config.sampled_at
+        layout, temperature = self.plan.layout, self.temperature
         if not without_adapter:
             return lambda part: score_groups(held, part, layout, temperature)
 
@@ -209,7 +217,7 @@ class AnchorBuilder:
     def _hidden(self, held: Policy, without_adapter: bool) -> GroupHidden:
         @torch.no_grad()
         def states(part: Sequence[Group]) -> tuple[Tensor, Head]:
-            batch = to_device(collate(part, self.config.layout, held.sharing), held.device)
+            batch = to_device(collate(part, self.plan.layout, held.sharing), held.device)
 
             def work() -> tuple[Tensor, Head]:
                 with torch.autocast(held.device.type, torch.bfloat16, enabled=held.precision == "bf16"):
@@ -232,16 +240,16 @@ class AnchorBuilder:
         """Recompute a few groups: a stale or damaged cache, or a policy that is not its own reference, stops
         here.
         """
-        config = self.config
-        chosen = np.random.default_rng(config.seed).permutation(len(self.groups))[:4]
+        plan = self.plan
+        chosen = np.random.default_rng(plan.seed).permutation(len(self.groups))[:4]
         few = [self.groups[i] for i in chosen]
-        for indices in split_micro_batches(few, config.layout, model.sharing):
+        for indices in split_micro_batches(few, plan.layout, model.sharing):
             part = [few[i] for i in indices]
             check_equal(
                 [store.get(group) for group in part],
-                score_groups(model, part, config.layout),
+                score_groups(model, part, plan.layout),
                 part,
-                TOLERANCE[config.precision],
+                TOLERANCE[plan.precision],
                 "The cached reference differs from the model",
                 f"Delete {store.folder} and start again",
             )

@@ -1,9 +1,8 @@
-"""How far a run may go: steps, completions drawn, minutes by its own clock. It ends at the last step that
-fits.
-"""
+"""How far a run goes: steps, completions drawn, minutes by its own clock. It ends at the last step that fits."""
+
+from dataclasses import dataclass
 
 from preftune.train.checkpoint import Counters
-from preftune.train.options import TrainConfig
 
 STEPS_UNTIMED = 100
 """Steps that a run limited by the clock is taken to have while none of them has been timed: for its first
@@ -11,19 +10,40 @@ learning rate.
 """
 
 
-def planned_steps(config: TrainConfig, counters: Counters, num_steps: int) -> int:
-    """Steps of the run: `num_steps`, or as many as fit into `max_minutes` at the mean time of those done so
-    far.
+def resolved_steps(steps_per_epoch: int, epochs: float, max_steps: int | None, multiple: int = 1) -> int:
+    """`max_steps` where it is given, over as many epochs as it takes; else the steps of the epochs, one at least
+    and a whole `multiple`.
     """
-    if config.max_minutes is None:
-        return num_steps
-    if not counters.step:
-        return min(num_steps, STEPS_UNTIMED)
-    return min(num_steps, int(60 * config.max_minutes * counters.step / counters.seconds))
+    if max_steps is not None:
+        return max_steps
+    return max(1, round(epochs * steps_per_epoch / multiple)) * multiple
 
 
-def has_room(config: TrainConfig, counters: Counters, num_steps: int, draws: int) -> bool:
-    """Whether one more step fits, for which so many completions must be drawn."""
-    if config.max_samples is not None and counters.samples_drawn + draws > config.max_samples:
-        return False
-    return counters.step < planned_steps(config, counters, num_steps)
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Limits of a run; None where there is none."""
+
+    steps: int
+    samples: int | None = None
+    minutes: float | None = None
+
+    def planned(self, counters: Counters) -> int:
+        """Steps of the run: all, or as many as fit into the minutes at the mean time of those done so far."""
+        if self.minutes is None:
+            return self.steps
+        if not counters.step:
+            return min(self.steps, STEPS_UNTIMED)
+        return min(self.steps, int(60 * self.minutes * counters.step / counters.seconds))
+
+    def has_room(self, counters: Counters, draws: int) -> bool:
+        """Whether one more step fits, for which so many completions must be drawn."""
+        if self.samples is not None and counters.samples_drawn + draws > self.samples:
+            return False
+        return counters.step < self.planned(counters)
+
+    def line(self, steps_per_epoch: int) -> str:
+        """For a person, before the first step."""
+        limits = [] if self.samples is None else [f"{self.samples} completions"]
+        limits += [] if self.minutes is None else [f"{self.minutes:g} minutes"]
+        first = f", or {' or '.join(limits)} if that comes first" if limits else ""
+        return f"{self.steps} steps: {self.steps / steps_per_epoch:.4g} epochs of {steps_per_epoch}{first}"

@@ -4,27 +4,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from preftune.data.fit import take_completions
-from preftune.data.prepare import Prepared
 from preftune.errors import DataError
 from preftune.measures.ches import below_quantile, parse_filter
 from preftune.measures.probe import ches_scores
-from preftune.model.layout import group_pairs
+from preftune.model.layout import LayoutOptions, group_pairs
 from preftune.model.policy import Policy
 from preftune.progress import Reporter
-from preftune.train.options import TrainConfig
+from preftune.train.groups import ReadData
 from preftune.types import Group
 
 
 def filter_pairs(
-    config: TrainConfig, policy: Policy, prepared: Prepared, train: Sequence[Group], report: Reporter
-) -> tuple[Prepared, list[Group]]:
+    expression: str, policy: Policy, layout: LayoutOptions, data: ReadData, report: Reporter
+) -> ReadData:
     """The training groups without pairs whose length-normalized CHES is at or above the quantile that
-    `filter` names.
+    the expression names.
 
     The pairs of labeled groups are every +1 against every -1. What is left out is counted in the data
     report.
     """
-    assert config.filter is not None
+    train = data.train
     pairs = [group_pairs(group) for group in train]
     if not any(pairs):
         raise DataError(
@@ -33,12 +32,8 @@ def filter_pairs(
             expected="prompts with a preferred and a dispreferred completion",
             do="Leave out --filter",
         )
-    scored = ches_scores(
-        policy, train, pairs, config.layout, lambda done, of: report.update("ches", done, of)
-    )
-    limit, below = below_quantile(
-        [one.normalized for row in scored for one in row], parse_filter(config.filter)
-    )
+    scored = ches_scores(policy, train, pairs, layout, lambda done, of: report.update("ches", done, of))
+    limit, below = below_quantile([one.normalized for row in scored for one in row], parse_filter(expression))
     verdicts = iter(below)
     kept = [
         _with_pairs(group, ones, [next(verdicts) for _ in ones])
@@ -51,10 +46,10 @@ def filter_pairs(
             got=f"{len(below)} pairs, none below a CHES of {limit:.4g}",
             do="Use more pairs, or leave out --filter",
         )
-    reason = f"length-normalized CHES of {limit:.4g} or more, by filter {config.filter.replace(' ', '')}"
-    filtered = replace(prepared.report, filtered={reason: len(below) - sum(below)})
+    reason = f"length-normalized CHES of {limit:.4g} or more, by filter {expression.replace(' ', '')}"
+    filtered = replace(data.prepared.report, filtered={reason: len(below) - sum(below)})
     report.note(filtered.filtered_lines()[0])
-    return replace(prepared, report=filtered), groups
+    return replace(data, prepared=replace(data.prepared, report=filtered), train=groups)
 
 
 def _with_pairs(group: Group, pairs: Sequence[tuple[int, int]], keep: Sequence[bool]) -> Group | None:

@@ -34,7 +34,6 @@ from preftune.train.batches import (
     reads_last,
     share_of,
 )
-from preftune.train.budget import has_room, planned_steps
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.health_monitor import Watch, common_ends
@@ -62,7 +61,7 @@ class RunResult:
 
 def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = ALONE) -> RunResult:
     """Train from the start, into a new run folder."""
-    processes = _arranged(config, processes)
+    processes = _arranged(processes, config.device, config.shard.mode)
     if config.shard.mode != "none" and not processes.lockstep:
         raise ConfigError(
             "One process has nothing to share its weights with",
@@ -97,7 +96,7 @@ def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = A
     """
     run = RunFolder(path=Path(config.output), writes=processes.is_main)
     report = Reporter(quiet=quiet or not processes.is_main)
-    processes = _arranged(config, processes)
+    processes = _arranged(processes, config.device, config.shard.mode)
     if run.state() == "finished":
         raise ConfigError(
             f"The run {config.output} is finished",
@@ -122,18 +121,18 @@ def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = A
     return run_loop(job, run, report, counters, extra["estimators"] or None)
 
 
-def _arranged(config: TrainConfig, processes: Processes) -> Processes:
+def _arranged(processes: Processes, device: str, shard_mode: str) -> Processes:
     """In lockstep if the model is in shards. A run that goes on in one process keeps its settings, and its
     model whole.
     """
-    if processes.size > 1 and ":" in config.device:
+    if processes.size > 1 and ":" in device:
         raise ConfigError(
             "Several processes cannot share one device",
-            got=f"device {config.device}",
+            got=f"device {device}",
             expected="auto, cpu or cuda",
             do="Choose the GPUs with CUDA_VISIBLE_DEVICES; each process takes its own",
         )
-    return replace(processes, lockstep=config.shard.mode == "full" and processes.size > 1)
+    return replace(processes, lockstep=shard_mode == "full" and processes.size > 1)
 
 
 def run_loop(
@@ -168,7 +167,7 @@ def run_loop(
                         evaluation = _evaluate(job, run, report, last, state, watch)
                     break
                 counters, state = _train_step(job, run, report, counters, state, taken)
-                if not has_room(config, counters, job.num_steps, job.source.draws(counters.step + 1)):
+                if not job.budget.has_room(counters, job.source.draws(counters.step + 1)):
                     last = counters.step
                 if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state, watch)
@@ -223,7 +222,7 @@ def _train_step(
     kind, read_last = config.objective.signal, reads_last(config.objective)
     pieces = cut_step(mine, kind, job.policy, config.layout, read_last)
     pieces = evened(pieces, groups, kind, job.policy, config.layout, job.processes, read_last)
-    rate = learning_rate(step, max(step, planned_steps(config, counters, job.num_steps)), config.optim)
+    rate = learning_rate(step, max(step, job.budget.planned(counters)), config.optim)
     for group in job.optimizer.param_groups:
         group["lr"] = rate
     needed = (

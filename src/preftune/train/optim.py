@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from preftune.errors import check_range
+from preftune.errors import check_range, refuse_idle
 from preftune.train.rounding import RoundedAdamW
 
 
@@ -21,6 +21,7 @@ class OptimOptions:
         learning_rate: peak learning rate; around 1e-6 for all weights, 1e-5 to 1e-4 for adapters.
         schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
         warmup_ratio: share of all steps in which the learning rate rises linearly from zero.
+        warmup_steps: the same as a number of steps, in place of warmup_ratio.
         weight_decay: decoupled weight decay.
         adam_beta1: decay of the gradient's mean.
         adam_beta2: decay of the gradient's square.
@@ -36,6 +37,7 @@ class OptimOptions:
     learning_rate: float = 1e-6
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.1
+    warmup_steps: int | None = None
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -48,6 +50,11 @@ class OptimOptions:
         numbers = "a number in [0, inf)"
         check_range(self, "[0, inf)", "learning_rate", "weight_decay", "max_grad_norm", expected=numbers)
         check_range(self, "[0, 1]", "warmup_ratio", expected="a number in [0, 1]")
+        check_range(self, "[0, inf)", "warmup_steps")
+        if self.warmup_steps is not None:
+            refuse_idle(
+                self, "beside optim.warmup_steps", "warmup_ratio", prefix="optim.", do="Leave one out"
+            )
         check_range(self, "[0, 1)", "adam_beta1", "adam_beta2", expected="a number in [0, 1)")
         check_range(self, "(0, inf)", "adam_epsilon")
 
@@ -68,12 +75,26 @@ def make_optimizer(
     return torch.optim.AdamW(parameters, **settings, fused=True)
 
 
+def warmup_of(num_steps: int, options: OptimOptions) -> int:
+    """Steps of the warm-up."""
+    if options.warmup_steps is not None:
+        return options.warmup_steps
+    return round(options.warmup_ratio * num_steps)
+
+
+def schedule_line(num_steps: int, options: OptimOptions) -> str:
+    """What the learning rate does, for a person."""
+    warmup = warmup_of(num_steps, options)
+    line = f"learning rate {options.learning_rate:g}, {options.schedule}, {warmup} steps of warm-up"
+    return line if warmup < num_steps else f"{line}, so that no step has the full rate"
+
+
 def learning_rate(step: int, num_steps: int, options: OptimOptions) -> float:
     """Learning rate of step 1..num_steps: a linear rise to the peak over the warm-up, then the schedule.
 
     The first step is never zero, and the last one still moves: a schedule reaches zero after the last step.
     """
-    warmup = round(options.warmup_ratio * num_steps)
+    warmup = warmup_of(num_steps, options)
     if step <= warmup:
         return options.learning_rate * step / (warmup + 1)
     done = (step - 1 - warmup) / max(1, num_steps - warmup)

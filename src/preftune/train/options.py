@@ -13,9 +13,14 @@ from preftune.model.shard import ShardOptions
 from preftune.objectives import Objective, objective_name
 from preftune.objectives.base import imitates
 from preftune.objectives.bnf import BNF
+from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
+from preftune.train.anchors import TOLERANCE
+from preftune.train.budget import Budget, resolved_steps
 from preftune.train.checks import check_anchors, check_filter, check_low_weights
+from preftune.train.groups import DataPlan
+from preftune.train.models import ModelPlan
 from preftune.train.onpolicy.checks import (
     check_max_samples,
     check_opponent,
@@ -24,6 +29,7 @@ from preftune.train.onpolicy.checks import (
     weighs_ratios,
 )
 from preftune.train.onpolicy.collect import CollectOptions, chosen_selection
+from preftune.train.onpolicy.source import CollectPlan
 from preftune.train.optim import OptimOptions
 
 
@@ -49,8 +55,8 @@ class TrainConfig:
             training whose length-normalized CHES is below its 0.9-quantile.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
         batch_size: groups (prompts with their completions) per step.
-        epochs: passes over the data.
-        max_steps: stop after this many steps, whatever `epochs` says.
+        epochs: passes over the data; a fraction is a part of a pass.
+        max_steps: optimizer steps, in place of `epochs`: the data are gone over as often as that takes.
         max_samples: on-policy: stop before the draw that would take the completions drawn beyond this.
         max_minutes: stop at the last step within this much training by the run's own clock: its steps and
             what is drawn for them, without evaluations and saving.
@@ -163,6 +169,63 @@ class TrainConfig:
         completions.
         """
         return 1.0 if imitates(self.objective) else self.sampled_at
+
+    @property
+    def data_plan(self) -> DataPlan:
+        """What is read."""
+        on_policy = self.source == "on-policy"
+        return DataPlan(
+            data=self.data,
+            eval_data=self.eval_data,
+            eval_fraction=self.eval_fraction,
+            seed=self.seed,
+            rows=self.rows,
+            objective=self.objective,
+            room=self.sampling.max_new_tokens if on_policy else None,
+            uses_completions=on_policy and self.collect.data_share > 0,
+        )
+
+    @property
+    def model_plan(self) -> ModelPlan:
+        """What is loaded."""
+        return ModelPlan(
+            model=self.model,
+            loading=self.loading,
+            device=self.device,
+            precision=self.precision,
+            seed=self.seed,
+            layout=self.layout,
+            lora=self.lora,
+            shard=self.shard,
+            low_weights=self.optim.weights == "bf16",
+            gradient_checkpointing=self.gradient_checkpointing,
+            classifies=isinstance(self.objective, BradleyTerry),
+            has_values=bool(self.objective.needs & {"value", "value_after"}),
+            draws=self.source == "on-policy" and (not self.server.url or self.collect.opponent != "none"),
+        )
+
+    @property
+    def collect_plan(self) -> CollectPlan:
+        """What is drawn."""
+        gap = self.collect.sampler_gap
+        return CollectPlan(
+            options=self.collect,
+            selection=chosen_selection(self.collect, self.objective.signal),
+            layout=self.layout,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            wants_values="behaviour_value" in self.objective.needs,
+            tolerance=TOLERANCE[self.precision] if gap is None else gap,
+        )
+
+    def budget(self, steps_per_epoch: int) -> Budget:
+        """How far the run goes."""
+        whole = 2 if self.optim.extragradient else 1
+        return Budget(
+            steps=resolved_steps(steps_per_epoch, self.epochs, self.max_steps, whole),
+            samples=self.max_samples,
+            minutes=self.max_minutes,
+        )
 
     def _check_on_policy(self) -> None:
         if self.reward is None:

@@ -23,8 +23,9 @@ from preftune.train.checkpoint import (
     save_checkpoint,
     write_shards,
 )
+from preftune.train.models import load_policy
 from preftune.train.runlog import RunFolder
-from preftune.train.setup import Job, load_policy
+from preftune.train.setup import Job
 
 
 def save_state(job: Job, run: RunFolder, counters: Counters, state: State | None) -> Path:
@@ -94,7 +95,7 @@ def save_final(job: Job, folder: Path, weights: Mapping[str, Tensor] | None = No
 
 def _put_together(job: Job, weights: Mapping[str, Tensor], head: Tensor) -> Policy:
     """The policy as an ordinary model on the CPU: read once more, with these weights."""
-    whole, _ = load_policy(job.config, Reporter(quiet=True), lockstep=True)
+    whole, _ = load_policy(job.config.model_plan, Reporter(quiet=True), lockstep=True)
     assert whole.value_head is not None
     whole.model.load_state_dict(weights)
     with torch.no_grad():

@@ -55,6 +55,28 @@ class Collection:
     groups: tuple[Group, ...]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptData:
+    """What an on-policy run has from its data."""
+
+    prompts: Sequence[Group]  # without completions
+    records: Mapping[str, Record]  # of all prompts, by origin, held-out ones included
+    groups: Sequence[Group]  # learned from as they are, with collect.data_share
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CollectPlan:
+    """How collections are made and gone over."""
+
+    options: CollectOptions
+    selection: Selection | None
+    layout: LayoutOptions
+    batch_size: int
+    seed: int
+    wants_values: bool  # whether groups carry the scalar head's values at sampling
+    tolerance: float  # nats per token by which sampler and trainer may differ
+
+
 @dataclass(kw_only=True)
 class _State:
     """Everything that a resumed run needs to go on with the same numbers."""
@@ -80,36 +102,29 @@ class OnPolicySource:
         *,
         policy: Policy,
         judge: Judge,
-        prompts: Sequence[Group],
-        records: Mapping[str, Record],
-        data: Sequence[Group],
-        options: CollectOptions,
-        selection: Selection | None,
-        layout: LayoutOptions,
-        batch_size: int,
-        seed: int,
-        wants_values: bool,
-        tolerance: float,
+        material: PromptData,
+        plan: CollectPlan,
         report: Reporter,
         follower: Follower | None = None,
         opponent: Blend | None = None,
         processes: Processes = ALONE,
     ):
-        """`prompts` are groups without completions; `records` are those of all prompts, by origin, held-out
-        ones included. Completions come from the server of `follower`, if there is one, and else from the
-        policy in this process; the one more of `opponent` always from here. Several processes draw a share of
-        the prompts each; all get everything.
+        """Completions come from the server of `follower`, if there is one, and else from the policy in this
+        process; the one more of `opponent` always from here. Several processes draw a share of the prompts
+        each; all get everything.
         """
         self.processes = processes
-        self.policy, self.judge, self.options, self.selection = policy, judge, options, selection
-        self.layout, self.batch_size, self.seed = layout, batch_size, seed
-        self.wants_values, self.tolerance, self.report = wants_values, tolerance, report
-        self.prompts_each = options.prompts if options.prompts is not None else batch_size
-        self.records, self.follower, self.opponent = records, follower, opponent
-        self._order = OfflineSource(groups=prompts, batch_size=self.prompts_each, seed=seed)
-        share = options.data_share
+        self.policy, self.judge, self.options, self.selection = policy, judge, plan.options, plan.selection
+        self.layout, self.batch_size, self.seed = plan.layout, plan.batch_size, plan.seed
+        self.wants_values, self.tolerance, self.report = plan.wants_values, plan.tolerance, report
+        self.prompts_each = plan.options.prompts if plan.options.prompts is not None else plan.batch_size
+        self.records, self.follower, self.opponent = material.records, follower, opponent
+        self._order = OfflineSource(groups=material.prompts, batch_size=self.prompts_each, seed=plan.seed)
+        share = plan.options.data_share
         self._data = OfflineSource(
-            groups=data, batch_size=max(1, round(share / (1 - share) * self.prompts_each)), seed=seed
+            groups=material.groups,
+            batch_size=max(1, round(share / (1 - share) * self.prompts_each)),
+            seed=plan.seed,
         )
         self._state = _State()
 

@@ -1,0 +1,162 @@
+"""The first stage of the set-up: the groups that a run learns from, and those that it holds out."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import SupportsIndex, overload
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from preftune.data.fit import take_completions
+from preftune.data.options import DataOptions
+from preftune.data.prepare import Prepared, prepare
+from preftune.data.signals import SignalName
+from preftune.data.store import SomeGroups
+from preftune.errors import ConfigError, DataError
+from preftune.objectives import Objective
+from preftune.train.sources import hold_out
+from preftune.types import Group, Hybrid, Labels, Pairs, Rewards
+
+SIGNAL_NAMES: dict[type, SignalName] = {
+    Pairs: "pairs",
+    Labels: "labels",
+    Rewards: "rewards",
+    Hybrid: "hybrid",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """What a run reads, and what for."""
+
+    data: str
+    eval_data: str | None
+    eval_fraction: float
+    seed: int  # of the held-out split
+    rows: DataOptions
+    objective: Objective
+    room: int | None = (
+        None  # on-policy: tokens that a drawn completion may need; of the data, prompts are used
+    )
+    uses_completions: bool = False  # on-policy: whether the completions in the data are learned from as well
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadData:
+    """What was read; on-policy, groups are prompts without completions."""
+
+    prepared: Prepared
+    train: Sequence[Group]
+    held: Sequence[Group]
+
+    @property
+    def lines(self) -> list[str]:
+        """What was used and what was left out, for a person."""
+        return [
+            *self.prepared.report.lines(),
+            f"{len(self.train)} groups to train on, {len(self.held)} held out",
+        ]
+
+
+def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
+    """Training groups and held-out groups."""
+    if plan.room is not None:
+        prepared = prepare(plan.data, tokenizer, "prompts", prompt_rows(plan))
+        train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
+        return ReadData(prepared=prepared, train=train, held=held)
+    signal = SIGNAL_NAMES[plan.objective.signal]
+    prepared = prepare(plan.data, tokenizer, signal, plan.rows)
+    if plan.eval_data is not None:
+        train, held = prepared.groups, prepare(plan.eval_data, tokenizer, signal, plan.rows).groups
+    else:
+        train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
+    train = learned_groups(train, plan.objective)
+    if not train:
+        raise _teaches_nothing(plan, f"{len(prepared.groups)} groups without a preferred completion")
+    return ReadData(prepared=prepared, train=train, held=held)
+
+
+def read_completions(
+    plan: DataPlan, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Group]
+) -> Sequence[Group]:
+    """On-policy: the groups of the data that are learned from as they are, those of the training prompts."""
+    if not plan.uses_completions:
+        return ()
+    known = {group.prompt.tobytes() for group in prompts}
+    groups = prepare(plan.data, tokenizer, SIGNAL_NAMES[plan.objective.signal], plan.rows).groups
+    places = [place for place, group in enumerate(groups) if group.prompt.tobytes() in known]
+    learned = learned_groups(
+        SomeGroups(groups=groups, places=np.array(places, dtype=np.int64)), plan.objective
+    )
+    if not learned:
+        raise _teaches_nothing(plan, "collect.data_share above 0")
+    return learned
+
+
+def _teaches_nothing(plan: DataPlan, got: str) -> DataError:
+    return DataError(
+        f"{plan.data} has nothing for this objective to learn from",
+        got=got,
+        expected="completions with preferences"
+        if plan.room is not None
+        else "preferred completions or pairs",
+    )
+
+
+def prompt_rows(plan: DataPlan) -> DataOptions:
+    """How prompts are read: without what makes pairs of completions, and with room for a completion."""
+    new_tokens = plan.room or 0
+    length = plan.rows.max_length - new_tokens + 1
+    if length < 2:
+        raise ConfigError(
+            "rows.max_length leaves no room for a prompt",
+            got=f"{plan.rows.max_length} tokens",
+            expected=f"more than sampling.max_new_tokens, {new_tokens}",
+        )
+    if plan.uses_completions:  # then these say what is made of the completions in the data
+        return replace(plan.rows, max_length=length, pairing="all", min_gap=0.0, soft_label_temperature=None)
+    return replace(plan.rows, max_length=length)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LearnedGroups(Sequence[Group]):
+    """Labeled groups without the completions that an objective puts no weight on; made when they are asked
+    for.
+    """
+
+    groups: Sequence[Group]
+    counted: frozenset[int]  # labels
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Group: ...
+    @overload
+    def __getitem__(self, index: slice) -> "LearnedGroups": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "Group | LearnedGroups":
+        if isinstance(index, slice):
+            return LearnedGroups(groups=self.groups[index], counted=self.counted)
+        group = self.groups[operator.index(index)]
+        keep = [k for k, label in enumerate(group.labels) if label in self.counted]
+        return group if len(keep) == len(group.completions) else take_completions(group, keep, pairs=())
+
+
+def learned_groups(groups: Sequence[Group], objective: Objective) -> Sequence[Group]:
+    """Labeled groups without the completions on which the objective puts no weight (SFT: the dispreferred
+    ones).
+    """
+    if objective.signal is not Labels:
+        return groups
+    lengths = torch.ones(1, dtype=torch.long)
+    counted = frozenset(
+        label
+        for label in (1, -1)
+        if (objective.weights(lengths, Labels(label=torch.tensor([label]))).sum() > 0).item()
+    )
+    places = [place for place, group in enumerate(groups) if any(label in counted for label in group.labels)]
+    return LearnedGroups(
+        groups=SomeGroups(groups=groups, places=np.array(places, dtype=np.int64)), counted=counted
+    )

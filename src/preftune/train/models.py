@@ -1,0 +1,110 @@
+"""The second stage of the set-up: the policy at its start, and how completions are drawn from it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from preftune.model.adapters import LoraOptions, inject_lora
+from preftune.model.classifier import check_classifier
+from preftune.model.kernels.products import has_bf16
+from preftune.model.kernels.recompute import check_recomputes
+from preftune.model.layout import LayoutOptions
+from preftune.model.load import LoadOptions, load_model, pick_device, resolve_model
+from preftune.model.policy import Policy, in_shards, make_value_head
+from preftune.model.proof import choose_layout
+from preftune.model.reference import weights_digest
+from preftune.model.shard import ShardOptions
+from preftune.progress import Reporter
+from preftune.sampling.engine import Engine, choose_engine
+from preftune.sampling.sample import evaluating
+from preftune.train.processes import Processes
+from preftune.train.rounding import sum_gradients_exactly
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """Which model trains, how it is held, and what it computes in."""
+
+    model: str
+    loading: LoadOptions
+    device: str
+    precision: Literal["fp32", "bf16"]
+    seed: int  # of the adapters
+    layout: LayoutOptions
+    lora: LoraOptions
+    shard: ShardOptions
+    low_weights: bool  # whether all weights train in bf16
+    gradient_checkpointing: bool
+    classifies: bool  # whether it becomes a reward model
+    has_values: bool  # whether it gets a scalar head
+    draws: bool  # whether completions are drawn in this process
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Models:
+    """The policy at its start."""
+
+    policy: Policy
+    start_digest: str  # of its weights without adapters
+    engine: Engine  # that draws
+
+
+def load_models(plan: ModelPlan, report: Reporter, processes: Processes) -> Models:
+    """The policy, cut up if it is to be, and the engine, which is proven before."""
+    policy, digest = load_policy(plan, report, processes.lockstep)
+    engine = _proven_engine(policy, report) if plan.draws else "shared"
+    if processes.lockstep:
+        policy = in_shards(policy, plan.shard, pick_device(plan.device))
+    return Models(policy=policy, start_digest=digest, engine=engine)
+
+
+def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tuple[Policy, str]:
+    """The policy at its start, its layout proven, adapters injected; and the digest of its weights without
+    adapters.
+
+    One that will be cut up is still whole, and on the CPU: it may not fit on the device.
+    """
+    torch.manual_seed(plan.seed)
+    low = plan.low_weights or (
+        plan.precision == "bf16" and plan.lora.rank > 0
+    )  # with adapters, what is frozen
+    dtype = torch.bfloat16 if low else torch.float32
+    device = torch.device("cpu") if lockstep else pick_device(plan.device)
+    model = load_model(resolve_model(plan.model), plan.loading, dtype).to(device)  # type: ignore[arg-type]
+    if plan.classifies:
+        check_classifier(model)
+    if plan.precision == "bf16" and device.type == "cpu" and not has_bf16():
+        report.note(
+            "precision: this processor has no bf16 products and computes them in fp32: bf16 saves memory here, not time"
+        )
+    sharing, reason = choose_layout(model, plan.layout, plan.precision)
+    report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
+    digest = weights_digest(
+        model
+    )  # before the adapters, which change nothing yet: one cache serves every rank and seed
+    if plan.low_weights:
+        sum_gradients_exactly(model.parameters())
+    peft_model: Any = inject_lora(model, plan.lora) if plan.lora.rank else None
+    if peft_model is not None:
+        peft_model.eval()
+    if plan.gradient_checkpointing:
+        check_recomputes(model)
+    policy = Policy(
+        model=model,
+        precision=plan.precision,
+        sharing=sharing,
+        sharing_reason=reason,
+        peft_model=peft_model,
+        value_head=make_value_head(model) if plan.has_values else None,
+        kept_positions=0 if plan.gradient_checkpointing else plan.layout.micro_batch_tokens,
+    )
+    return policy, digest
+
+
+def _proven_engine(policy: Policy, report: Reporter) -> Engine:
+    with evaluating(policy.model):
+        engine, reason = choose_engine(policy.model)
+    if reason:
+        report.note(f"sampling: prompts are {engine} for every completion ({reason})")
+    return engine
