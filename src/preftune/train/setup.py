@@ -28,7 +28,7 @@ from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
 from preftune.train.budget import Budget
 from preftune.train.filters import filter_pairs
-from preftune.train.groups import read_completions, read_data
+from preftune.train.groups import DataPlan, ReadData, read_completions, read_data
 from preftune.train.models import Models, load_models
 from preftune.train.onpolicy.collect import CollectOptions, Judge
 from preftune.train.onpolicy.follower import Follower
@@ -70,6 +70,15 @@ class Job:
     def samples(self) -> OnPolicySource | None:
         """The source, if it draws from the policy."""
         return self.source if isinstance(self.source, OnPolicySource) else None
+
+
+def prompt_data(plan: DataPlan, data: ReadData, tokenizer: PreTrainedTokenizerBase) -> PromptData:
+    """What an on-policy run has from its data."""
+    return PromptData(
+        prompts=data.train,
+        records={record.origin: record for record in data.prepared.records},
+        groups=read_completions(plan, tokenizer, data.train),
+    )
 
 
 def make_source(
@@ -197,27 +206,24 @@ def build_job(
     if reward is None:
         source = OfflineSource(groups=data.train, batch_size=config.batch_size, seed=config.seed)
         budget = config.budget(source.steps_per_epoch)
-        groups = (
+        scored = (
             source.take(1) if rehearses else scored_groups(config.objective, source, data.held, budget.steps)
         )
-        anchors = replace(builder, groups=groups).build(needs)
+        anchors = replace(builder, groups=scored).build(needs)
     else:
         anchors = builder.build(needs)
+        judge = Judge(
+            renderer=make_renderer(tokenizer, config.rows.template),
+            sampling=config.sampling,
+            reward=reward,
+            reward_name=config.reward or "",
+            timeout_s=config.collect.reward_timeout_s,
+            engine=models.engine,
+        )
         source = make_source(
             models,
-            Judge(
-                renderer=make_renderer(tokenizer, config.rows.template),
-                sampling=config.sampling,
-                reward=reward,
-                reward_name=config.reward or "",
-                timeout_s=config.collect.reward_timeout_s,
-                engine=models.engine,
-            ),
-            PromptData(
-                prompts=data.train,
-                records={record.origin: record for record in data.prepared.records},
-                groups=read_completions(config.data_plan, tokenizer, data.train),
-            ),
+            judge,
+            prompt_data(config.data_plan, data, tokenizer),
             config.collect_plan,
             config.server,
             Path(config.output),
@@ -225,9 +231,7 @@ def build_job(
             report,
             processes,
         )
-        budget = config.budget(source.steps_per_epoch)
-        if budget.samples is not None:
-            budget = replace(budget, steps=min(budget.steps, source.steps_within(budget.samples)))
+        budget = source.within(config.budget(source.steps_per_epoch))
     report.note(f"{budget.line(source.steps_per_epoch)}; {schedule_line(budget.steps, config.optim)}")
     parameters = models.policy.trainable().values()
     job = Job(

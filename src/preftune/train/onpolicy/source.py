@@ -21,6 +21,7 @@ from preftune.progress import Reporter
 from preftune.sampling.agreement import agreement, check_agreement
 from preftune.sampling.sample import Blend, Sampled
 from preftune.selection.choices import Selection
+from preftune.train.budget import Budget
 from preftune.train.onpolicy.collect import (
     CollectOptions,
     Draw,
@@ -143,6 +144,12 @@ class OnPolicySource:
         used = sizes[: max(0, len(sizes) - self.options.lag)]
         pools = [used[max(0, k - self.options.replay) : k + 1] for k in range(len(used))]
         return sum(self._steps(sum(pool) + len(pool) * from_data) for pool in pools)
+
+    def within(self, budget: Budget) -> Budget:
+        """The budget with no more steps than its completions buy."""
+        if budget.samples is None:
+            return budget
+        return replace(budget, steps=min(budget.steps, self.steps_within(budget.samples)))
 
     def draws(self, step: int) -> int:
         """Completions to draw before a step can begin, if no draw is in vain."""
