@@ -165,11 +165,13 @@ def anchored_scores(objective: Objective, collect: CollectOptions, has_held: boo
     return needs | {"ref_logp"} if watched or collect.opponent != "none" else needs
 
 
-def check_other_models(model: str, options: ReferenceOptions, loading: LoadOptions) -> None:
-    """Other models read the same tokens as the policy."""
+def shared_tokenizer(model: str, options: ReferenceOptions, loading: LoadOptions) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, which the other models of the run must share."""
+    tokenizer = load_tokenizer(resolve_model(model), loading)
     for other in (options.model, options.contrast_positive, options.contrast_negative):
         if other is not None:
             check_same_tokenizer(model, other, loading)
+    return tokenizer
 
 
 def build_job(
@@ -181,8 +183,7 @@ def build_job(
     """
     check_attention(config.layout, pick_device(config.device))
     reward = resolve_reward(config.reward) if config.reward is not None else None
-    tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
-    check_other_models(config.model, config.reference, config.loading)
+    tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
     data = read_data(config.data_plan, tokenizer)
     for line in data.lines:
         report.note(line)
@@ -191,7 +192,7 @@ def build_job(
     models = load_models(config.model_plan, report, processes)
     if config.filter is not None:
         data = filter_pairs(config.filter, models.policy, config.layout, data, report)
-    needs = anchored_scores(config.objective, config.collect, bool(data.held))
+    needs, output = anchored_scores(config.objective, config.collect, bool(data.held)), Path(config.output)
     builder = AnchorBuilder(
         options=config.reference,
         plan=config.model_plan,
@@ -206,10 +207,10 @@ def build_job(
     if reward is None:
         source = OfflineSource(groups=data.train, batch_size=config.batch_size, seed=config.seed)
         budget = config.budget(source.steps_per_epoch)
-        scored = (
+        visited = (
             source.take(1) if rehearses else scored_groups(config.objective, source, data.held, budget.steps)
         )
-        anchors = replace(builder, groups=scored).build(needs)
+        anchors = replace(builder, groups=visited).build(needs)
     else:
         anchors = builder.build(needs)
         judge = Judge(
@@ -220,20 +221,12 @@ def build_job(
             timeout_s=config.collect.reward_timeout_s,
             engine=models.engine,
         )
+        prompts, plan = prompt_data(config.data_plan, data, tokenizer), config.collect_plan
         source = make_source(
-            models,
-            judge,
-            prompt_data(config.data_plan, data, tokenizer),
-            config.collect_plan,
-            config.server,
-            Path(config.output),
-            anchors.writer,
-            report,
-            processes,
+            models, judge, prompts, plan, config.server, output, anchors.writer, report, processes
         )
         budget = source.within(config.budget(source.steps_per_epoch))
     report.note(f"{budget.line(source.steps_per_epoch)}; {schedule_line(budget.steps, config.optim)}")
-    parameters = models.policy.trainable().values()
     job = Job(
         config=config,
         policy=models.policy,
@@ -242,7 +235,7 @@ def build_job(
         eval_groups=data.held,
         anchors=anchors,
         prepared=data.prepared,
-        optimizer=make_optimizer(parameters, config.optim, config.seed),
+        optimizer=make_optimizer(models.policy.trainable().values(), config.optim, config.seed),
         budget=budget,
         processes=processes,
     )
