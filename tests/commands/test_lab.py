@@ -85,7 +85,7 @@ def test_a_problem_of_one_s_own(capsys, tmp_path):
             and reward["mean"][-1] > reward["mean"][0]
         )
     assert (tmp_path / "out" / "result.svg").read_text().count("<svg") == 1
-    assert "exists" in lab(capsys, *words, code=2)
+    assert "is there already" in lab(capsys, *words, code=2)
     again = json.loads(lab(capsys, *words, "--overwrite", "--json"))
     assert again["objectives"]["bnf"]["measures"] == result["objectives"]["bnf"]["measures"]
 

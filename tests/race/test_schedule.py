@@ -169,8 +169,8 @@ def test_all_failed():
     [
         (dict(seeds=(10,)), "One seed gives no interval"),
         (dict(tuning_seeds=(10,)), "A confirming seed was used for tuning"),
-        (dict(methods=("a",)), "two methods or more"),
-        (dict(methods=("a", "a")), "two methods or more"),
+        (dict(methods=()), "A race has methods, each once; got none"),
+        (dict(methods=("a", "a")), "A race has methods, each once; got a, a"),
         (dict(rates=()), "A learning rate is out of range"),
         (dict(rates=(1.0, 0.0)), "A learning rate is out of range"),
         (dict(rates=(1.0, 1.0)), "A learning rate is given twice"),

@@ -1,6 +1,9 @@
 """Checks that several commands make of their settings."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Literal
 
 from preftune.data.options import DataOptions
@@ -21,3 +24,36 @@ def refuse_idle_rows(rows: DataOptions, used: tuple[str, ...], where: str) -> No
 
 
 READING_OPTIONS = ("split", "format", "columns", "bad_rows", "template", "max_rows")
+
+
+def check_new_file(output: str, overwrite: bool) -> None:
+    """Refuses before the work to replace a file that nobody asked to replace."""
+    if Path(output).exists() and not overwrite:
+        raise ConfigError(
+            f"The output {output} is there already",
+            expected="a new file",
+            do="Choose another --output, or add --overwrite",
+        )
+
+
+def name_bare_words(arguments: Sequence[str], setting: str) -> list[str]:
+    """The words before the first flag as a list-valued setting: `a b --json` -> `--runs ["a","b"] --json`."""
+    words = list(arguments)
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return [f"--{setting}", json.dumps(words[:count]), *words[count:]] if count else words
+
+
+def resumed_folder(arguments: Sequence[str], command: str) -> str | None:
+    """FOLDER of `--resume FOLDER`, which allows nothing else; None where the first word is another."""
+    if not arguments or arguments[0].partition("=")[0] != "--resume":
+        return None
+    first, *rest = arguments
+    folder, *extra = [first.partition("=")[2], *rest] if "=" in first else [*rest, ""]
+    if not folder or any(extra):
+        raise ConfigError(
+            "--resume takes a run folder and nothing else",
+            got=" ".join(arguments),
+            expected=f"preftune {command} --resume RUN",
+            do="The run continues with the settings in its config.yaml",
+        )
+    return folder

@@ -4,11 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from preftune.cli.output import print_json
+from preftune.cli.output import print_json, print_table
 from preftune.cli.settings import parse_settings
 from preftune.model.load import quiet_transformers
 from preftune.progress import Reporter
@@ -19,13 +15,7 @@ from preftune.terminal import clean_terminal
 
 
 def _tell(config: CompareConfig, table: RaceTable, content: Mapping[str, Any]) -> None:
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in table.headings:
-        shown.add_column(heading, overflow="fold")
-    for cells in table.cells():
-        shown.add_row(*cells)
-    console = Console(highlight=False)
-    (console if console.is_terminal else Console(highlight=False, width=1000)).print(shown)
+    print_table(table.headings, table.cells())
     print(table.summary)
     lines = [f"page    {Path(config.output) / PAGE}", f"numbers {Path(config.output) / COMPARISON}"]
     if content["model"] is not None:

@@ -1,6 +1,5 @@
 """The command `curves`: derivative of each loss with respect to a token, as a figure."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from preftune.catalogue.curves import Quantity, derivative_curves
 from preftune.catalogue.curves_figure import write_figure
 from preftune.catalogue.entries import check_names
+from preftune.cli.checks import name_bare_words
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, check_range
@@ -51,13 +51,9 @@ class CurvesConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
-    words, bare = list(arguments), []
-    while words and not words[0].startswith("-"):
-        bare.append(words.pop(0))
-    chosen = ["--objectives", json.dumps(bare)] if bare else []
     settings = parse_settings(
         CurvesConfig,
-        [*chosen, *words],
+        name_bare_words(arguments, "objectives"),
         prog="preftune curves",
         description="How hard objectives push a token: preftune curves [NAME ...]",
     )

@@ -17,7 +17,7 @@ from preftune.cli.settings import parse_settings
 from preftune.commands.eval import write_samples
 from preftune.data.options import DataOptions
 from preftune.data.render import Renderer
-from preftune.errors import ConfigError, DataError, check_range, storage_error
+from preftune.errors import ConfigError, DataError, check_range
 from preftune.model.kernels.products import has_bf16
 from preftune.model.load import LoadOptions, quiet_transformers
 from preftune.objectives.bnf import BNF
@@ -26,6 +26,7 @@ from preftune.report.page import write_report
 from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
 from preftune.sampling.sample import SampleOptions, load_sampler
 from preftune.stats import finite
+from preftune.storage import write_jsonl
 from preftune.train.loop import RunResult, train
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
@@ -223,13 +224,7 @@ def _judge(config, model, renderer, records, phase, seed, report) -> list[Judged
 
 
 def _write_lines(output: Path, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / name).write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-        )
-    except OSError as error:
-        raise storage_error(f"write {name}", output, error) from error
+    write_jsonl(output / name, rows, f"write {name}")
 
 
 def _summary(judged: Sequence[Judged]) -> str:

@@ -2,19 +2,17 @@
 trained.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
-from preftune.cli.output import print_json
+from preftune.cli.checks import Precision, check_new_file, check_seed, refuse_idle_rows
+from preftune.cli.output import make_console, make_table, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_records
@@ -43,11 +41,10 @@ from preftune.progress import Reporter
 from preftune.rewards import AnyReward, resolve_reward
 from preftune.sampling.sample import SampleOptions
 from preftune.stats import finite
-from preftune.storage import whole_file
+from preftune.storage import write_json
 from preftune.terminal import clean_terminal
 from preftune.text import percent, plural, value_text
 
-PIPED_WIDTH = 1000  # characters: where there is no terminal to fit, a finding is one line
 FEW = 20  # prompts, below which a t interval is hardly narrower than what it is to tell apart
 _STYLES = {"good": "green", "look at this": "yellow", "mend this": "bold red"}
 _WITHOUT_MODEL = "off-policy, noise of the labels, the reward's peak, lengths in tokens: no --model was given"
@@ -103,12 +100,8 @@ class DiagnoseDataConfig:
             raise ConfigError(
                 "output is the file of the diagnosis", got=repr(self.output), expected="a file's name"
             )
-        if self.output is not None and Path(self.output).exists() and not self.overwrite:
-            raise ConfigError(
-                f"The output {self.output} is there already",
-                expected="a new file",
-                do="Choose another --output, or add --overwrite",
-            )
+        if self.output is not None:
+            check_new_file(self.output, self.overwrite)
         if self.output is None:
             refuse_idle(self, "without an output", "overwrite", do="Leave it out, or add --output FILE")
         refuse_idle(self.rows, "on a diagnosis", "soft_label_temperature", prefix="rows.")
@@ -196,9 +189,7 @@ def as_json(found: DataMeasures, settings: DiagnoseDataConfig) -> dict[str, obje
 def tell(found: DataMeasures, console: Console) -> None:
     """The diagnosis for a terminal."""
 
-    def line(text: str, style: str = "") -> None:
-        console.print(Text(clean_terminal(text), style=style), soft_wrap=True)
-
+    line = partial(print_line, console)
     counts = [
         f"{plural(found.num_records, 'row')} of {found.num_rows:,}",
         plural(found.num_prompts, "prompt"),
@@ -220,16 +211,13 @@ def tell(found: DataMeasures, console: Console) -> None:
                 f"{percent(found.own.beyond_budget)} of the data's completions are longer than max_new_tokens: they are compared "
                 "with own samples up to there, and a reward that minds the budget finds them too long"
             )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("finding", "measured", "verdict", "what it says"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "verdict")
     told_findings = findings(found)
-    for one in told_findings:
-        cells = [Text(clean_terminal(text)) for text in (one.name, one.measured, one.verdict, one.says)]
-        cells[2].stylize(_STYLES[one.verdict])
-        table.add_row(*cells)
+    rows = [
+        (one.name, one.measured, Text(one.verdict, style=_STYLES[one.verdict]), one.says)
+        for one in told_findings
+    ]
     console.print()
-    console.print(table)
+    console.print(make_table(("finding", "measured", "verdict", "what it says"), rows, unbroken=("verdict",)))
     console.print()
     if found.own is not None and (case := coverage_case(found.own)):
         line(case)
@@ -250,13 +238,11 @@ def run(arguments: Sequence[str]) -> int:
     found = diagnose_data(settings, Reporter(quiet=settings.json))
     content = as_json(found, settings)
     if settings.output is not None:
-        with whole_file(Path(settings.output), "write the diagnosis") as path:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(settings.output), content, "write the diagnosis")
     if settings.json:
         print_json(content)
         return 0
-    console = Console(highlight=False)
-    tell(found, console if console.is_terminal else Console(highlight=False, width=PIPED_WIDTH))
+    tell(found, make_console())
     if settings.output is not None:
         print(clean_terminal(settings.output))
     return 0

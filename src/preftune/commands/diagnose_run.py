@@ -1,16 +1,11 @@
 """`diagnose run`: what training did to the model of one or more runs, as numbers, as tokens and as a page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from preftune.cli.output import print_json
+from preftune.cli.checks import name_bare_words
+from preftune.cli.output import make_console, make_table, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.diagnosis.run_material import DiagnoseRunConfig
 from preftune.diagnosis.runs import diagnose_runs
@@ -19,25 +14,19 @@ from preftune.model.load import quiet_transformers
 from preftune.progress import Reporter
 from preftune.report.diagnosis import interval, summary, write_diagnosis
 from preftune.report.read import TOKENS
-from preftune.storage import whole_file
-from preftune.terminal import clean_terminal
+from preftune.storage import write_json, write_jsonl
 from preftune.text import interval_text, percent
 from preftune.train.runlog import check_output
 
 NUMBERS = "diagnosis.json"
-PIPED_WIDTH = 1000  # characters: where there is no terminal to fit, a run is one line
 
 
 def run(arguments: Sequence[str]) -> int:
     """`preftune diagnose run RUN [RUN ...] --output FOLDER`."""
     quiet_transformers()
-    words, bare = list(arguments), []
-    while words and not words[0].startswith("-"):
-        bare.append(words.pop(0))
-    runs = ["--runs", json.dumps(bare)] if bare else []
     settings = parse_settings(
         DiagnoseRunConfig,
-        [*runs, *words],
+        name_bare_words(arguments, "runs"),
         prog="preftune diagnose run",
         description="Where runs moved probability: preftune diagnose run RUN [RUN ...] --output FOLDER",
     )
@@ -49,14 +38,8 @@ def run(arguments: Sequence[str]) -> int:
             content, tokens = diagnose_runs(settings, report)
     finally:
         report.close()
-    with whole_file(folder / TOKENS, "write the tokens") as file:
-        file.write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in tokens),
-            encoding="utf-8",
-            errors="replace",
-        )
-    with whole_file(folder / NUMBERS, "write the diagnosis") as file:
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_jsonl(folder / TOKENS, tokens, "write the tokens")
+    write_json(folder / NUMBERS, content, "write the diagnosis", indent=1)
     page = write_diagnosis(content, folder)
     if settings.json:
         print_json(content)
@@ -78,11 +61,8 @@ def _check_folder(output: str) -> None:
 
 
 def _tell(content: Mapping[str, Any], page: Path) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPED_WIDTH)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in (
+    console = make_console()
+    headings = (
         "run",
         "side",
         "log-ratio per token",
@@ -90,8 +70,8 @@ def _tell(content: Mapping[str, Any], page: Path) -> None:
         "Gini",
         "both fall",
         "KL to reference",
-    ):
-        table.add_column(heading, overflow="fold")
+    )
+    rows = []
     for run in content["runs"]:
         for side, numbers in run["sides"].items():
             first, found = side == "chosen", numbers["intervals"]
@@ -108,11 +88,11 @@ def _tell(content: Mapping[str, Any], page: Path) -> None:
             cells.append(
                 interval_text(interval(run["samples"]["policy"]["intervals"]["log_ratio"])) if drawn else ""
             )
-            table.add_row(*(Text(clean_terminal(cell)) for cell in cells))
-    console.print(table)
+            rows.append(cells)
+    console.print(make_table(headings, rows))
     for line in (
         *summary(content)[len(content["runs"]) :],
         "",
         f"{page} shows it; {NUMBERS} and {TOKENS} lie beside it.",
     ):
-        console.print(Text(clean_terminal(line)), soft_wrap=True)
+        print_line(console, line)

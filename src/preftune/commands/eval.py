@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
-from preftune.cli.output import print_json
+from preftune.cli.output import print_json, print_table
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_prompts, prepare
@@ -259,31 +257,19 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _tell_pairs(found: PairEvaluation) -> None:
-    table = Table("quantity", "mean", "95% interval", title=f"{found.num_pairs} pairs, beta {found.beta:g}")
-    for name, interval in found.intervals.items():
-        table.add_row(name, f"{interval.mean:.4f}", _span(interval))
-    Console().print(table)
+    rows = [(name, f"{interval.mean:.4f}", _span(interval)) for name, interval in found.intervals.items()]
+    title = f"{found.num_pairs} pairs, beta {found.beta:g}"
+    print_table(("quantity", "mean", "95% interval"), rows, title)
 
 
 def _tell_prompts(found: PromptEvaluation) -> None:
-    table = Table(
-        "",
-        "reward",
-        "95% interval",
-        "ended",
-        "tokens",
-        title=f"{found.num_prompts} prompts, reward {found.reward}",
-    )
-    for name, stage in (("reference", found.before), ("model", found.after)):
-        table.add_row(
-            name,
-            f"{stage.reward.mean:.4f}",
-            _span(stage.reward),
-            f"{stage.ended:.0%}",
-            f"{stage.num_tokens:.0f}",
-        )
-    table.add_row("difference", f"{found.difference.mean:+.4f}", _span(found.difference), "", "")
-    Console().print(table)
+    rows = [
+        (name, f"{s.reward.mean:.4f}", _span(s.reward), f"{s.ended:.0%}", f"{s.num_tokens:.0f}")
+        for name, s in (("reference", found.before), ("model", found.after))
+    ]
+    rows.append(("difference", f"{found.difference.mean:+.4f}", _span(found.difference), "", ""))
+    title = f"{found.num_prompts} prompts, reward {found.reward}"
+    print_table(("", "reward", "95% interval", "ended", "tokens"), rows, title)
 
 
 def _span(interval: Interval) -> str:

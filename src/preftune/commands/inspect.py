@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.text import Text
-
-from preftune.cli.output import print_json
+from preftune.cli.output import make_console, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.data.inspect import inspect_data
 from preftune.data.options import DataOptions
 from preftune.errors import check_range, refuse_idle
 from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
-from preftune.terminal import clean_terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +51,9 @@ def run(arguments: Sequence[str]) -> int:
     if settings.json:
         print_json(found.as_dict())
         return 0
-    console = Console(highlight=False)
+    console = make_console()
     for line in found.lines():
-        console.print(Text(clean_terminal(line)), soft_wrap=True)
+        print_line(console, line)
     for text in found.samples(settings.examples):
         console.print()
         console.print(text, soft_wrap=True)

@@ -26,7 +26,7 @@ from preftune.objectives.bnf import BNF
 from preftune.progress import Reporter
 from preftune.rewards import TIMEOUT_S, resolve_reward
 from preftune.sampling.sample import SampleOptions, load_sampler, sample
-from preftune.storage import whole_file
+from preftune.storage import write_jsonl
 from preftune.terminal import clean_terminal
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
@@ -219,11 +219,8 @@ class _Round:
             self._seed,
             lambda done, of: report.update("sample", done, of),
         )
-        lines = "".join(
-            json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(mine, drawn, config.sampling)
-        )
-        with whole_file(self.folder / "completions.jsonl", "write the completions") as path:
-            path.write_text(lines, encoding="utf-8")
+        rows = sample_rows(mine, drawn, config.sampling)
+        write_jsonl(self.folder / "completions.jsonl", rows, "write the completions")
 
     def _train(self) -> None:
         """A run with a checkpoint goes on; one without starts again, as it has nothing to lose."""

@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from preftune.cli.output import print_json
+from preftune.cli.checks import check_new_file
+from preftune.cli.output import print_json, print_table
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, check_range
 from preftune.lab.criteria import Criteria, Tier, load_criteria
@@ -33,7 +30,7 @@ from preftune.race.experiment_rates import tune_experiments
 from preftune.race.lab_figure import write_lab_figure
 from preftune.race.problem import LAST_SEED, LabRace, check_seeds, lab_contenders, run_lab_race
 from preftune.race.schedule import check_budget, check_tuning_seeds, plan_race
-from preftune.storage import whole_file
+from preftune.storage import whole_file, write_json
 from preftune.terminal import clean_terminal
 from preftune.text import plural, value_text
 
@@ -222,8 +219,7 @@ def _run(arguments: Sequence[str]) -> int:
     )
     target = _target(Path(settings.output) / "result.json", settings.overwrite)
     result = run_lab_race(settings.lab_race(), settings.workers, _teller("runs"))
-    with whole_file(target, "write the result") as file:
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(target, result, "write the result", indent=1)
     figure = write_lab_figure(result, target.with_name("result.svg"))
     if settings.json:
         print_json(result | {"figure": str(figure)})
@@ -234,20 +230,21 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _tell_result(result: dict) -> None:
-    table = _table("objective", "learning rate", "expected reward", "95% interval", "KL to the reference")
+    rows = []
     entries = result["objectives"].items()
     for name, entry in sorted(
         entries, key=lambda item: -item[1]["measures"]["return"]["mean"][-1] if "measures" in item[1] else 1e9
     ):
         rate = "–" if entry["learning_rate"] is None else f"{entry['learning_rate']:g}"
         if "failed" in entry:
-            table.add_row(name, rate, Text(clean_terminal(entry["failed"])))
+            rows.append((name, rate, entry["failed"]))
             continue
         reward, divergence = entry["measures"]["return"], entry["measures"]["kl"]
         interval = f"{value_text(reward['low'][-1])} to {value_text(reward['high'][-1])}"
         last = value_text(divergence["mean"][-1])
-        table.add_row(name, rate, value_text(reward["mean"][-1]), interval, last)
-    _print(table)
+        rows.append((name, rate, value_text(reward["mean"][-1]), interval, last))
+    headings = ("objective", "learning rate", "expected reward", "95% interval", "KL to the reference")
+    print_table(headings, rows)
 
 
 def _list(arguments: Sequence[str]) -> int:
@@ -263,14 +260,12 @@ def _list(arguments: Sequence[str]) -> int:
             }
         )
         return 0
-    table = _table("id", "finding", "tier", "title")
-    for name, entry in criteria.items():
-        table.add_row(name, entry.finding, entry.tier, entry.title)
-    _print(table)
-    table = _table("problem", "policy", "about")
-    for name, problem in problems.items():
-        table.add_row(name, problem.policy, problem.about)
-    _print(table)
+    experiments = [(name, entry.finding, entry.tier, entry.title) for name, entry in criteria.items()]
+    print_table(("id", "finding", "tier", "title"), experiments)
+    print_table(
+        ("problem", "policy", "about"),
+        [(name, problem.policy, problem.about) for name, problem in problems.items()],
+    )
     return 0
 
 
@@ -304,7 +299,7 @@ def _show(arguments: Sequence[str]) -> int:
         print_json(_criteria_json(entry) | {"verdict": verdict})
         return 0
     print(f"{settings.name} ({entry.finding}): {entry.title}\n{entry.claim}")
-    table = _table("clause", "criterion", *(["estimate", "95% interval", "verdict"] if verdict else []))
+    rows = []
     for i, clause in enumerate(entry.clauses):
         cells = [clause.says, clause.criterion]
         if verdict:
@@ -314,8 +309,9 @@ def _show(arguments: Sequence[str]) -> int:
                 " to ".join(map(value_text, found["interval"])),
                 found["verdict"],
             ]
-        table.add_row(*cells)
-    _print(table)
+        rows.append(cells)
+    headings = ["clause", "criterion", *(["estimate", "95% interval", "verdict"] if verdict else [])]
+    print_table(headings, rows)
     if entry.note:
         print(entry.note)
     print(
@@ -380,16 +376,11 @@ def _all(arguments: Sequence[str]) -> int:
 
 
 def _tell_findings(found: Findings) -> None:
-    table = _table("id", "finding", "title", "verdict", "core seconds")
-    for outcome in found.outcomes:
-        table.add_row(
-            outcome.id,
-            outcome.criteria.finding,
-            outcome.criteria.title,
-            outcome.verdict,
-            f"{found.seconds[outcome.id]:.1f}",
-        )
-    _print(table)
+    rows = [
+        (one.id, one.criteria.finding, one.criteria.title, one.verdict, f"{found.seconds[one.id]:.1f}")
+        for one in found.outcomes
+    ]
+    print_table(("id", "finding", "title", "verdict", "core seconds"), rows)
     print(f"{plural(len(found.outcomes), 'experiment')} on {plural(len(found.seeds), 'seed')}.")
 
 
@@ -413,8 +404,7 @@ def _target(path: Path, overwrite: bool) -> Path:
     """Refuses before the work what could not be written after it."""
     if path.is_dir():
         raise ConfigError(f"{path} is a folder", expected="a name for a file")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path} exists", do="Choose another output, or give --overwrite")
+    check_new_file(str(path), overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writable = os.access(path.parent, os.W_OK)
@@ -435,19 +425,6 @@ def _teller(what: str) -> Callable[[int, int], None]:
             )
 
     return tell
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
-
-
-def _print(table: Table) -> None:
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(highlight=False, width=1000)
-    console.print(table)
 
 
 ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from preftune.cli.checks import Precision
+from preftune.cli.checks import Precision, name_bare_words
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, ModelError, check_range, refuse_idle
@@ -195,14 +195,9 @@ def _whole_angle(states: Sequence[Weights], base: Weights | None, names: Sequenc
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    words = list(arguments)
-    bare = []
-    while words and not words[0].startswith("-"):
-        bare.append(words.pop(0))
-    models = ["--models", json.dumps(bare)] if bare else []
     settings = parse_settings(
         MergeConfig,
-        [*models, *words],
+        name_bare_words(arguments, "models"),
         prog="preftune merge",
         description="One model out of several, or out of an adapter: preftune merge MODEL [MODEL ...]",
     )

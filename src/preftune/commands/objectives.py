@@ -8,20 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich import box
-from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
-from rich.text import Text
 
 from preftune.catalogue.entries import UNVERIFIED, Entry, Uses, entries, entry
-from preftune.cli.output import print_json
+from preftune.cli.output import make_console, make_table, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.errors import refuse_idle
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 
-PIPED_WIDTH = 1000  # characters: where there is no terminal to fit, an objective is one line
 PAPER_WIDTH = 100  # terminals from here on have room for the papers
 
 
@@ -82,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _tell_page(found: Entry) -> None:
     """Drawn in a terminal; as it stands in the file elsewhere."""
-    console = Console(highlight=False)
+    console = make_console()
     text = clean_terminal(found.page)
     if console.is_terminal:
         console.print(Markdown(text, hyperlinks=False))
@@ -91,26 +86,23 @@ def _tell_page(found: Entry) -> None:
 
 
 def _tell_table(chosen: Sequence[Entry]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPED_WIDTH)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("name", no_wrap=True)
+    console = make_console(piped_width=1000)  # a line for each objective, for those who search in it
     roomy = console.width >= PAPER_WIDTH
-    for heading, widths in {"signal": (8, 12), "ref": (4, 6), "on-policy": (9, 9)}.items():
-        table.add_column(heading, overflow="fold", width=widths[roomy] if console.is_terminal else None)
-    table.add_column("hyper-parameters" if roomy else "hyper-\nparameters", overflow="fold")
-    if roomy:
-        table.add_column("paper", overflow="fold")
-    for one in chosen:
-        cells = [
+    widths = {"signal": (8, 12), "ref": (4, 6), "on-policy": (9, 9)}
+    headings = (
+        ["name", *widths, "hyper-parameters", "paper"] if roomy else ["name", *widths, "hyper-\nparameters"]
+    )
+    rows = [
+        [
             one.name + ("" if one.verified else " *"),
             *_uses_cells(one),
             ", ".join(f"{h.name} {_shown(h.default)}" for h in one.hyper_parameters),
             one.citation,
-        ]
-        table.add_row(*(Text(clean_terminal(cell)) for cell in cells[: len(table.columns)]))
-    console.print(table)
+        ][: len(headings)]
+        for one in chosen
+    ]
+    fixed = {heading: both[roomy] for heading, both in widths.items()}
+    console.print(make_table(headings, rows, unbroken=("name",), widths=fixed if console.is_terminal else {}))
     notes = [
         f"{plural(len(chosen), 'objective')}. `preftune objectives NAME` prints a page: equation, paper, traps, a command.",
         "ref: needs a reference. on-policy: wants samples of the policy's own.",
@@ -118,7 +110,7 @@ def _tell_table(chosen: Sequence[Entry]) -> None:
     if any(not one.verified for one in chosen):
         notes.append(f"* {UNVERIFIED}")
     for note in notes:
-        console.print(Text(note), soft_wrap=True)
+        print_line(console, note)
 
 
 def _uses_cells(one: Entry) -> list[str]:

@@ -1,10 +1,10 @@
 """The command `report`: draw the page of a run again, or compare several runs."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from preftune.cli.checks import name_bare_words
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, refuse_idle
@@ -40,14 +40,9 @@ class ReportConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
-    words = list(arguments)
-    bare = []
-    while words and not words[0].startswith("-"):
-        bare.append(words.pop(0))
-    runs = ["--runs", json.dumps(bare)] if bare else []
     settings = parse_settings(
         ReportConfig,
-        [*runs, *words],
+        name_bare_words(arguments, "runs"),
         prog="preftune report",
         description="Draw the page of a run again, or of several: preftune report RUN [RUN ...]",
     )

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preftune.cli.checks import check_new_file
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.fields import as_text, described, value_of
@@ -27,7 +28,7 @@ from preftune.errors import (
 from preftune.progress import Reporter
 from preftune.rewards import TIMEOUT_S, RewardReport, Verdicts, ask, check_columns, resolve_reward
 from preftune.rewards.questions import prompt_text, prompt_turns
-from preftune.storage import whole_file
+from preftune.storage import json_line, whole_file
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 from preftune.types import Record
@@ -104,12 +105,7 @@ class _Row:
 
 def add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
     """Judge every completion of the file and write its rows with the rewards."""
-    if Path(settings.output).exists() and not settings.overwrite:
-        raise ConfigError(
-            f"The output {settings.output} is there already",
-            expected="a new file",
-            do="Choose another --output, or add --overwrite",
-        )
+    check_new_file(settings.output, settings.overwrite)
     rows = list(_rows(settings))
     function = resolve_reward(settings.reward)
     check_columns(
@@ -306,12 +302,7 @@ class _Journal:
 
 
 def _line(content: Mapping[str, Any]) -> bytes:
-    """A line of JSON; what is no valid Unicode stays an escape."""
-    text = json.dumps(content, ensure_ascii=False, default=str)
-    try:
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(content, default=str).encode() + b"\n"
+    return json_line(content).encode()
 
 
 # --- the verb ---

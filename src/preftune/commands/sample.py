@@ -11,13 +11,14 @@ from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
 from preftune.data.prepare import load_prompts
 from preftune.data.render import make_renderer
-from preftune.errors import ConfigError, ServerError, refuse_idle, storage_error
+from preftune.errors import ConfigError, ServerError, refuse_idle
 from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
 from preftune.progress import Reporter
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import choose_engine
 from preftune.sampling.sample import Sampled, SampleOptions, load_sampler, sample
 from preftune.sampling.server import sample_server
+from preftune.storage import write_jsonl
 from preftune.terminal import clean_terminal
 from preftune.types import Message, Record
 
@@ -176,12 +177,8 @@ def _tell_samples(
     settings: SampleConfig, records: Sequence[Record], drawn: Sequence[Sequence[Sampled]]
 ) -> None:
     rows = sample_rows(records, drawn, settings.sampling)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if settings.output is not None:
-        try:
-            Path(settings.output).write_text(lines, encoding="utf-8")
-        except OSError as error:
-            raise storage_error("write the samples", settings.output, error) from error
+        write_jsonl(Path(settings.output), rows, "write the samples")
         if (journal := _journal_of(settings)) is not None:
             journal.unlink(missing_ok=True)
         print(

@@ -2,14 +2,13 @@
 `train` reads.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from preftune.cli.checks import check_seed, refuse_idle_rows
+from preftune.cli.checks import check_new_file, check_seed, refuse_idle_rows
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.formats import FORMATS, detect
@@ -21,7 +20,7 @@ from preftune.selection.apply import apply
 from preftune.selection.choices import NO_REWARD, Makes, Selected, Selection
 from preftune.selection.length_penalty import balanced_alpha, penalized
 from preftune.selection.rules import make_selection
-from preftune.storage import whole_file
+from preftune.storage import write_jsonl
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 from preftune.types import Completion, Message, Record
@@ -96,10 +95,7 @@ class SelectConfig:
             raise ConfigError(
                 "The output is a file of JSON lines", got=self.output, expected="a name that ends in .jsonl"
             )
-        if Path(self.output).exists() and not self.overwrite:
-            raise ConfigError(
-                f"The output {self.output} is there already", do="Choose another --output, or set --overwrite"
-            )
+        check_new_file(self.output, self.overwrite)
         if Path(self.output).resolve() == Path(self.data).resolve():
             raise ConfigError(
                 "The output is the data file itself", got=self.output, do="Choose another --output"
@@ -199,10 +195,7 @@ def select(settings: SelectConfig) -> SelectResult:
             do=further,
         )
     rows = [row for record in kept for row in _rows(record, settings.layout())]
-    with whole_file(Path(settings.output), "write the selection") as file:
-        file.write_text(
-            "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8"
-        )
+    write_jsonl(Path(settings.output), rows, "write the selection")
     return _result(settings, loaded, records, found, len(rows), price)
 
 

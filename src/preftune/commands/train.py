@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from preftune.cli.checks import resumed_folder
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.errors import ConfigError
@@ -24,16 +25,8 @@ def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
     as_json, rehearses = "--json" in arguments, not {"--dry-run", "--dry_run"}.isdisjoint(arguments)
     words = [word for word in arguments if word not in ("--json", "--dry-run", "--dry_run")]
-    if words and words[0].partition("=")[0] == "--resume":
-        folder = words[0].partition("=")[2] or (words[1] if len(words) > 1 else "")
-        extra = words[1:] if "=" in words[0] else words[2:]
-        if not folder or extra or rehearses:
-            raise ConfigError(
-                "--resume takes a run folder and nothing else",
-                got=" ".join(arguments),
-                expected="preftune train --resume RUN",
-                do="The run goes on with the settings in its config.yaml",
-            )
+    folder = resumed_folder([*words, *(["--dry-run"] if rehearses else [])], "train")
+    if folder is not None:
         if not (Path(folder) / "config.yaml").is_file():
             raise ConfigError(
                 f"{folder} is not a run folder", got="no config.yaml in it", expected="what --output made"

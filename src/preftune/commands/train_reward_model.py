@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification
 
-from preftune.cli.checks import Precision
+from preftune.cli.checks import Precision, resumed_folder
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.data.options import DataOptions
@@ -207,22 +207,14 @@ def evaluation_page(found: Calibration) -> list[str]:
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    words = list(arguments)
-    if words and words[0].partition("=")[0] == "--resume":
-        bare = [word for word in words if word != "--json"]
-        folder = bare[0].partition("=")[2] or (bare[1] if len(bare) > 1 else "")
-        if not folder or len(bare) > (1 if "=" in bare[0] else 2):
-            raise ConfigError(
-                "--resume takes a run folder and nothing else",
-                got=" ".join(words),
-                expected="preftune train-reward-model --resume RUN",
-            )
-        as_json = len(bare) < len(words)
+    folder = resumed_folder([word for word in arguments if word != "--json"], "train-reward-model")
+    if folder is not None:
+        as_json = "--json" in arguments
         result, found = resume_reward_model(folder, quiet=as_json)
     else:
         settings = parse_settings(
             RewardModelConfig,
-            words,
+            arguments,
             prog="preftune train-reward-model",
             description="A reward model out of preference pairs. `--resume RUN` goes on with a run.",
         )

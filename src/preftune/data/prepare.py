@@ -1,7 +1,6 @@
 """From a source to records, and from records to groups that fit, with a count of everything on the way."""
 
 import gc
-import json
 import shutil
 import tempfile
 from collections import Counter, deque
@@ -27,7 +26,7 @@ from preftune.data.store import StoredGroups, StoreWriter, publish, read_meta, s
 from preftune.data.store_key import stamps, store_key
 from preftune.errors import ConfigError, DataError, StorageError, storage_error
 from preftune.progress import Reporter
-from preftune.storage import cache_folder
+from preftune.storage import cache_folder, json_line
 from preftune.types import Group, Record
 
 Wanted = SignalName | Literal["prompts"] | None
@@ -88,7 +87,7 @@ def write_bad_rows(path: str | Path, bad_rows: Sequence[BadRow]) -> None:
     """One JSON line {file, row, message} for each skipped row."""
     try:
         with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(bad)) + "\n" for bad in bad_rows)
+            file.writelines(json_line(asdict(bad)) for bad in bad_rows)
     except OSError as error:
         raise storage_error("write the list of bad rows", path, error) from error
 

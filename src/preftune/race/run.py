@@ -20,7 +20,7 @@ from preftune.race.schedule import Trial, models_wanted, next_trials
 from preftune.report.read import RunFiles, read_run
 from preftune.rewards.judged import sample_and_judge
 from preftune.sampling.sample import load_sampler
-from preftune.storage import whole_file
+from preftune.storage import write_json
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
 from preftune.train.runlog import claim_folder, forget_run, to_plain
@@ -50,12 +50,12 @@ def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
         else:
             new = {trial: run.result for trial, run in run_trials(config.lab_race(), missing).items()}
         for trial, result in new.items():
-            _write_json(folders[trial] / RESULT, asdict(result))
+            write_json(folders[trial] / RESULT, asdict(result), "write the result", indent=1)
             results[trial] = result
             report.note(f"{len(results)} of {race.num_trials}  {_told(config, trial, result)}")
         _prune(config, output, methods, results)
     content = _content(config, results)
-    _write_json(output / COMPARISON, content)
+    write_json(output / COMPARISON, content, "write the result", indent=1)
     write_race(content, output / PAGE)
     return content
 
@@ -79,11 +79,6 @@ def _read_result(folder: Path) -> Result | None:
         raise StorageError(
             f"{path} is damaged", got=str(error), do="Delete it to measure this run again"
         ) from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with whole_file(path, "write the result") as file:
-        file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 # --- a run of a language model ---

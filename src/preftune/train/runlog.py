@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.objectives import OBJECTIVES, objective_name
-from preftune.storage import whole_file
+from preftune.storage import json_line, whole_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class RunFolder:
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
         try:
             with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(clean, ensure_ascii=False) + "\n")
+                file.write(json_line(clean))
         except OSError as error:
             raise storage_error(f"write {name}", self.path, error) from error
 

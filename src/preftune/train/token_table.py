@@ -2,7 +2,6 @@
 report.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from preftune.data.render import Renderer, make_renderer
 from preftune.model.layout import LayoutOptions, group_pairs, split_micro_batches
 from preftune.model.policy import Policy, score_groups
 from preftune.report.read import TOKENS
+from preftune.storage import rows_to_jsonl
 from preftune.train.anchors import GroupLogps
 from preftune.train.runlog import RunFolder
 from preftune.train.setup import Job
@@ -39,7 +39,7 @@ def write_tokens(job: Job, run: RunFolder) -> None:
         renderer,
         run.path.resolve().name,
     )
-    run.write_text(TOKENS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    run.write_text(TOKENS, rows_to_jsonl(rows))
 
 
 @torch.no_grad()
