@@ -13,7 +13,7 @@ from preftune.catalogue.curves import NUM_TOKENS, VALUE, CurveSet, DerivativeCur
 from preftune.catalogue.curves_figure import write_figure
 from preftune.catalogue.entries import entry
 from preftune.errors import PreftuneError, StorageError
-from preftune.objectives import DPO, OBJECTIVES, SFT
+from preftune.objectives import DPO, OBJECTIVES, SFT, Coupled
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, StepView, TokenScores
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_dpo_at_one_point():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reads:
+class Reads(Coupled):
     """The loss is a sum of one score over all tokens."""
 
     score: str

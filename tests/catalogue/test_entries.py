@@ -11,7 +11,7 @@ import preftune
 from preftune.catalogue import entries as catalogue
 from preftune.catalogue.entries import Uses, entries, entry
 from preftune.errors import ConfigError
-from preftune.objectives import OBJECTIVES
+from preftune.objectives import OBJECTIVES, Objective
 from preftune.objectives.checks import check_positive
 from preftune.types import Hybrid, Labels, Pairs, Rewards, TokenScores
 
@@ -92,7 +92,7 @@ def test_a_signal_that_depends_on_a_setting_shows():
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changing:
+class Changing(Objective):
     """What a class could do.
 
     Text that looks like an argument: nothing: at all.

@@ -9,11 +9,12 @@ import torch
 
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES, reduce_losses
-from preftune.objectives.base import coupling_of, sum_tokens
+from preftune.objectives.base import Coupled, coupling_of, sum_tokens
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.f_dpo import FDPO
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.mixture import MPO, Mixture, common_signal, derived_signal, parse_terms
 from preftune.objectives.nca import NCA
 from preftune.objectives.pairwise import pair_margin, pair_weights
@@ -247,7 +248,7 @@ def test_rewards_go_with_rewards_only(spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
+class Drift(Coupled, PairObjective):
     """A coupled objective for tests: margins over a running mean, every kind of coupling, a state."""
 
     rate: float = 0.5
@@ -261,13 +262,6 @@ class Drift:
     @property
     def couples(self):
         return frozenset({"scores", "mismatched"} if self.loud else {"scores"})
-
-    @property
-    def signal(self):
-        return Pairs
-
-    def weights(self, lengths, signal):
-        return pair_weights(signal)
 
     def initial_state(self):
         return {"mean": torch.tensor(0.0, dtype=torch.float64)}
@@ -436,7 +430,7 @@ def test_needs_are_those_of_the_terms():
 
 def test_any_weight_of_mpo_can_be_written_in_a_spec():
     """However small or large: the sign in 1e+30 is not that of a sum."""
-    found = MPO(dpo_weight=1e-30, bco_weight=1e30, sft_weight=0.1 + 0.2, beta=1e-5).mixture.parsed
+    found = MPO(dpo_weight=1e-30, bco_weight=1e30, sft_weight=0.1 + 0.2, beta=1e-5).parsed
     assert [(term.weight, term.objective) for term in found] == [
         (1e-30, DPO(beta=1e-5)),
         (1e30, BCOPair(beta=1e-5)),

@@ -13,7 +13,6 @@ from preftune.model.layout import LayoutOptions
 from preftune.model.policy import Policy, make_value_head, score_groups
 from preftune.model.reference import ReferenceOptions
 from preftune.objectives import OBJECTIVES, Objective
-from preftune.objectives.base import imitates
 from preftune.objectives.clipping import kl_estimate
 from preftune.objectives.group_regression import AGRO, GVPO, CoPG
 from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
@@ -93,7 +92,7 @@ def scored(fresh, objective, temperature):
     policy = replace(job.policy, value_head=make_value_head(job.policy.model))
     layout = job.config.layout
     anchors = job.anchors if "behaviour_logp" in objective.needs else replace(job.anchors, behaviour=None)
-    score = make_score(policy, objective, anchors, 1.0 if imitates(objective) else temperature)
+    score = make_score(policy, objective, anchors, 1.0 if objective.imitates else temperature)
     (piece,) = cut_step(groups, objective.signal, policy, layout)
     mismatched = cut_mismatched(groups, objective, policy, layout)
     (coupling,), _ = couple_step([piece], mismatched, objective, score, None)

@@ -1,6 +1,6 @@
 """The command `report`: draw the page of a run again, or compare several runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,13 @@ class ReportConfig:
             refuse_idle(self, "for one run", "output", do="Its page is RUN/report.html")
 
 
+def _facts_of(objective: object) -> Mapping[str, str]:
+    """Facts of the objective of a run that did not write them down."""
+    from preftune.objectives.remedies import facts_of_settings  # imports torch: only for such runs
+
+    return facts_of_settings(objective) if isinstance(objective, dict) else {}
+
+
 def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         ReportConfig,
@@ -47,6 +54,10 @@ def run(arguments: Sequence[str]) -> int:
         description="Draw the page of a run again, or of several: preftune report RUN [RUN ...]",
     )
     folders = [Path(run) for run in settings.runs]
-    page = write_comparison(folders, Path(settings.output)) if settings.output else write_report(folders[0])
+    page = (
+        write_comparison(folders, Path(settings.output))
+        if settings.output
+        else write_report(folders[0], _facts_of)
+    )
     print_json({"page": str(page)}) if settings.json else print(clean_terminal(str(page)))
     return 0

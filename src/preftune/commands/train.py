@@ -9,7 +9,6 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.errors import ConfigError
 from preftune.model.load import quiet_transformers
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.progress import Reporter
 from preftune.terminal import clean_terminal
 from preftune.train.dry_run import dry_run
@@ -48,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
             return _rehearse(settings, as_json, processes)
         result = start(settings, quiet=as_json, processes=processes)
         if processes.is_main:
-            _tell_run(result, as_json, writes=not isinstance(settings.objective, BradleyTerry))
+            _tell_run(result, as_json, writes=settings.objective.trains == "policy")
     return 0 if result.state == "finished" else 130
 
 

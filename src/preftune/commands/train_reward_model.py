@@ -149,7 +149,7 @@ def resume_reward_model(folder: str, *, quiet: bool = False) -> tuple[RunResult,
             f"{folder} is not a run folder", got="no config.yaml in it", expected="what --output made"
         )
     config = replace(settings_from_run(TrainConfig, run.path), output=folder)
-    if not isinstance(config.objective, BradleyTerry):
+    if config.objective.trains != "reward model":
         raise ConfigError(
             f"{folder} is no run of a reward model", do=f"Go on with: preftune train --resume {folder}"
         )

@@ -14,7 +14,6 @@ from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, resolve_model
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.report.diagnosis import MAX_RUNS
 from preftune.report.page import distinct_names
 from preftune.train.groups import read_data
@@ -147,10 +146,10 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
         for name, path in zip(distinct_names(paths), paths, strict=True)
     ]
     for run in runs:
-        if isinstance(run.config.objective, BradleyTerry):
+        if run.config.objective.trains == "reward model":
             raise ConfigError(
                 f"{run.folder} trained a reward model, which gives no log-probabilities",
-                got="bradley-terry",
+                got=run.config.objective.name,
                 expected="runs that trained a policy",
                 do="Leave it out",
             )

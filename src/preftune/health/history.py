@@ -32,9 +32,17 @@ class Points:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings that a condition speaks of; None where a run does not say."""
+    """The settings that a condition speaks of; None where a run does not say.
+
+    `chosen_fall` is a fact of the objective, `against_*` are settings to try: see
+    `preftune.objectives.remedies`. A remedy is empty where none is known.
+    """
 
     objective: str = ""
+    chosen_fall: str = "prevented"
+    against_fall: str = ""
+    against_overlap: str = ""
+    against_length: str = ""
     beta: float | None = None
     on_policy: bool = False
     learning_rate: float | None = None
@@ -98,7 +106,9 @@ class History:
         return series if series is not None and len(series.values) > 1 else None
 
 
-def history_of(rows: Sequence[Mapping[str, object]], config: Mapping[str, object]) -> History:
+def history_of(
+    rows: Sequence[Mapping[str, object]], config: Mapping[str, object], facts: Mapping[str, str] | None = None
+) -> History:
     """The lines of metrics.jsonl and the resolved configuration as a history. A step that stands twice counts
     as it came last.
     """
@@ -119,7 +129,7 @@ def history_of(rows: Sequence[Mapping[str, object]], config: Mapping[str, object
         }
         for phase in ("train", "eval")
     )
-    return History(train=train, evaluation=evaluation, settings=settings_of(config))
+    return History(train=train, evaluation=evaluation, settings=settings_of(config, facts))
 
 
 def points_of(steps: Sequence[int], values: Mapping[int, float]) -> Points | None:
@@ -128,14 +138,17 @@ def points_of(steps: Sequence[int], values: Mapping[int, float]) -> Points | Non
     return Points(steps=tuple(kept), values=tuple(values[step] for step in kept)) if kept else None
 
 
-def settings_of(config: Mapping[str, object]) -> Settings:
-    """From the mapping that config.yaml holds; what is not there, or not of its type, is not known."""
+def settings_of(config: Mapping[str, object], facts: Mapping[str, str] | None = None) -> Settings:
+    """From the mapping that config.yaml holds, and the facts of the objective; what is not there, or not of
+    its type, is not known.
+    """
     objective, optim, collect, sampling = (
         _mapping(config.get(name)) for name in ("objective", "optim", "collect", "sampling")
     )
     reward, model = config.get("reward"), _mapping(config.get("reference")).get("model")
     return Settings(
         objective=str(objective.get("name") or ""),
+        **(facts or {}),
         beta=_number(objective.get("beta")),
         on_policy=config.get("source") == "on-policy",
         learning_rate=_number(optim.get("learning_rate")),

@@ -5,44 +5,6 @@ from dataclasses import replace
 from preftune.health.history import History, Points
 from preftune.health.verdict import Measured, Threshold, one_in
 
-FALL_IS_USUAL = frozenset(
-    {
-        "alpha-dpo",
-        "alphapo",
-        "aot",
-        "beta-dpo",
-        "bpo",
-        "copg",
-        "discopop",
-        "dpo",
-        "era",
-        "exo",
-        "f-dpo",
-        "gdpo",
-        "hinge",
-        "inpo",
-        "ipo",
-        "ld-dpo",
-        "ln-dpo",
-        "mallowspo",
-        "r-dpo",
-        "rebel",
-        "reward-distillation",
-        "robust-dpo",
-        "simpo",
-        "tdpo",
-        "tis-dpo",
-        "wpo",
-    }
-)
-"""Objectives that see differences of two completions only: both may fall, and over many different prompts
-they usually do.
-"""
-FALL_IS_MEANT = frozenset({"apo-down"})
-"""It takes both completions for worse than what the policy says."""
-PER_TOKEN = frozenset({"ln-dpo", "simpo", "alphapo", "cpo-simpo", "alpha-dpo", "dil", "simper"})
-"""Objectives that already divide by the length."""
-
 MIN_FALL = 2.0
 """Nats by which a chosen completion must have fallen before the fall counts: less is what one common token
 moves.
@@ -108,12 +70,12 @@ def displacement(history: History) -> Measured | None:
     """Chosen completions lose probability while the margin grows."""
     settings, held, trained = history.settings, _moved(history), _moved(history, trained=True)
     places = [one for one in (held, trained) if one is not None and one[0] > one[1]]
-    if (held is None and trained is None) or settings.objective in FALL_IS_MEANT:
+    if (held is None and trained is None) or settings.chosen_fall == "intended":
         return None
     chosen, rejected, size, _ = min(
         places, key=lambda one: one[0] / one[2], default=held or trained or (0.0, 0.0, 1.0, 1.0)
     )
-    usual = settings.objective in FALL_IS_USUAL
+    usual = settings.chosen_fall == "possible"
     grows = chosen > rejected
     meaning = (
         f"Probability leaves the chosen completions too; {settings.objective} sees only differences, so a small fall is usual, but "
@@ -121,22 +83,20 @@ def displacement(history: History) -> Measured | None:
         if usual
         else "Probability leaves the completions that should gain it; this objective is made to hold them up."
     )
-    option = one_in(3.0, settings.learning_rate)
-    if usual:
-        option = "--objective dpop" if settings.objective == "rpo" else "--objective rpo"
+    slower = one_in(3.0, settings.learning_rate)
     return Measured(
         value=-chosen / size if grows and -chosen >= MIN_FALL else 0.0,
         threshold=FALL_USUAL if usual else FALL_NOT_USUAL,
         evidence=f"log-ratio of chosen {chosen:+.2f}, of rejected {rejected:+.2f} nats; chosen began at {-size:.1f}",
         meaning=meaning,
-        option=option,
+        option=(settings.against_fall or slower) if usual else slower,
     )
 
 
 def rejected_only(history: History) -> Measured | None:
     """The margin grows by pushing rejected completions down alone."""
     moved = _moved(history)
-    if moved is None or history.settings.objective in FALL_IS_MEANT:
+    if moved is None or history.settings.chosen_fall == "intended":
         return None
     chosen, rejected, _, _ = moved
     margin = chosen - rejected
@@ -145,7 +105,7 @@ def rejected_only(history: History) -> Measured | None:
         threshold=REJECTED_SHARE,
         evidence=f"log-ratio of chosen {chosen:+.2f}, of rejected {rejected:+.2f} nats",
         meaning="The policy learns what not to say and hardly what to say.",
-        option="--objective rpo",
+        option=history.settings.against_fall or one_in(3.0, history.settings.learning_rate),
     )
 
 
@@ -160,7 +120,7 @@ def identical_pairs(history: History) -> Measured | None:
         threshold=OVERLAP,
         evidence=f"{share:.0%} of a pair's tokens are in common at its ends, on average",
         meaning="The pairs differ in a few tokens only: they teach little, and what they share is easily pushed down too.",
-        option="--objective dpop",
+        option=history.settings.against_overlap or one_in(3.0, history.settings.learning_rate),
     )
 
 
@@ -176,14 +136,13 @@ def margin_by_length(history: History) -> Measured | None:
     chosen, rejected, _, _ = moved
     value, one_sided = series.values[-1], bias.values[-1]
     learned = "longer" if value > 0 else "shorter"
-    per_token = history.settings.objective in PER_TOKEN
     return Measured(
         value=max(0.0, value * one_sided) if max(abs(chosen), abs(rejected)) >= MIN_FALL else 0.0,
         threshold=LENGTH_RULE,
         evidence=f"correlation {value:+.2f} of held-out margin and difference of lengths; the chosen completion is the longer "
         f"one in {(1 + one_sided) / 2:.0%} of pairs",
         meaning=f"What the policy has learned is close to: the {learned} completion is the better one.",
-        option="--objective r-dpo" if per_token else "--objective ln-dpo",
+        option=history.settings.against_length or one_in(3.0, history.settings.learning_rate),
     )
 
 

@@ -11,12 +11,19 @@ LabelsFrom = Literal["pairs", "best_worst", "threshold"]
 PairsFrom = Literal["all", "best_worst"]
 Only = Literal["both", "preferred", "dispreferred"]
 
-EXCLUDED = {
-    "bradley-terry": "it trains a reward model, not a policy",
-    "hypo": "it wants samples that nobody judged beside the pairs",
-    "xpo": "it wants samples that nobody judged beside the pairs",
-    "tis-dpo": "its token weights come from two further trained models",
-}
+
+def why_excluded(objective: Objective) -> str | None:
+    """Why the laboratory does not run an objective; None if it does."""
+    if objective.trains != "policy":
+        return f"it trains a {objective.trains}, not a policy"
+    if objective.signal is Hybrid:
+        return "it wants samples that nobody judged beside the pairs"
+    if "contrast" in objective.needs:
+        return "its token weights come from two further trained models"
+    return None
+
+
+EXCLUDED = {name: reason for name, kind in OBJECTIVES.items() if (reason := why_excluded(kind()))}
 """Objectives of the table that the laboratory does not run, each with the reason."""
 
 
@@ -61,9 +68,7 @@ def default_method(name: str) -> Method:
     # The divisor of a one-token completion is one token; the default stands for a sampler's budget of them.
     settings = {"max_tokens": 1} if "max_tokens" in {field.name for field in fields(kind)} else {}
     objective = kind(**settings)  # type: ignore[call-arg]
-    if objective.signal is Hybrid:
-        raise ConfigError(f"The laboratory does not run {name}", got="a signal with unjudged samples")
-    return Method(objective=objective, only="preferred" if name in ("sft", "dynamic-ft") else "both")
+    return Method(objective=objective, only="preferred" if objective.imitates else "both")
 
 
 def pairs_wanted(method: Method) -> bool:

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.objectives.base import State, coupling_of, mean_log_ratio
-from preftune.objectives.checks import check_finite, check_positive
+from preftune.objectives.base import Coupled, State, coupling_of, mean_log_ratio
+from preftune.objectives.checks import finite, positive
 from preftune.objectives.coupling import (
     check_state,
     initial_moments,
@@ -14,13 +13,14 @@ from preftune.objectives.coupling import (
     step_scores,
     update_moments,
 )
-from preftune.objectives.pairwise import pair_margin, pair_weights
+from preftune.objectives.kinds import PairObjective
+from preftune.objectives.pairwise import pair_margin
 from preftune.objectives.simpo import target_margin_losses
 from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaDPO:
+class AlphaDPO(Coupled, PairObjective):
     """The mean log-probability of the chosen completion above the rejected one's by a margin, larger for
     pairs that the policy already tells apart better than the reference.
 
@@ -38,25 +38,15 @@ class AlphaDPO:
         alpha: nats per token of margin for each standard deviation of M.
     """
 
-    beta: float = 2.5
-    gamma: float = 1.5
-    alpha: float = 0.2
+    name = "alpha-dpo"
+    needs = frozenset({"ref_logp", "coupling"})
+    chosen_fall = "possible"
+    length_normalized = True
+    value_is_surrogate = True
 
-    def __post_init__(self) -> None:
-        check_positive("alpha-dpo", beta=self.beta)
-        check_finite("alpha-dpo", gamma=self.gamma, alpha=self.alpha)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "coupling"})
-
-    @property
-    def couples(self) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
+    beta: float = positive(2.5)
+    gamma: float = finite(1.5)
+    alpha: float = finite(0.2)
 
     def initial_state(self) -> dict[str, Tensor]:
         """Running moments of M."""
@@ -64,15 +54,11 @@ class AlphaDPO:
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """z of each pair."""
-        check_state("alpha-dpo", state, self.initial_state())
+        check_state(self.name, state, self.initial_state())
         assert isinstance(step.signal, Pairs)
         margin = pair_margin(mean_log_ratio(step_scores(step)), step.signal)
         mean, std, new = update_moments(margin, state)
         return Coupling(pair={"z": standardized(margin, mean, std).to(margin.dtype)}), new
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         margin = self.gamma + self.beta * self.alpha * coupling_of(scores).pair["z"]

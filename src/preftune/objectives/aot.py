@@ -7,16 +7,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.objectives.base import State, coupling_of, log_ratio, reference, sum_tokens
-from preftune.objectives.checks import check_between, check_choice, check_positive
+from preftune.objectives.base import Coupled, State, coupling_of, log_ratio, reference, sum_tokens
+from preftune.objectives.checks import between, positive
 from preftune.objectives.coupling import check_state, lexicographic, pair_keys, step_scores
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides
 from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class AOT:
+class AOT(Coupled, PairObjective):
     """The sorted values of one side of a step above the sorted values of the other, rank by rank.
 
         L = mean_i logistic( beta * (a_(i) - b_(i)) ),   logistic(m) = -(1 - e) log sigma(m) - e log sigma(-m)
@@ -34,34 +35,17 @@ class AOT:
         label_smoothing: e, the probability that a preference was labeled the wrong way round, in [0, 0.5).
     """
 
-    beta: float = 0.01
+    name = "aot"
+    needs = frozenset({"ref_logp", "coupling"})
+    chosen_fall = "possible"
+
+    beta: float = positive(0.01)
     pairing: Literal["paired", "unpaired"] = "paired"
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_positive("aot", beta=self.beta)
-        check_choice("aot", ("paired", "unpaired"), pairing=self.pairing)
-        check_between("aot", "[0, 0.5)", label_smoothing=self.label_smoothing)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "coupling"})
-
-    @property
-    def couples(self) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def initial_state(self) -> dict[str, Tensor]:
-        """Nothing: the order is of the step alone."""
-        return {}
+    label_smoothing: float = between(0.0, "[0, 0.5)")
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """For each value of a pair, the value of its rank on the other side."""
-        check_state("aot", state, self.initial_state())
+        check_state(self.name, state, self.initial_state())
         assert isinstance(step.signal, Pairs)
         scores, keys = step_scores(step), pair_keys(step, step.signal)
         if self.pairing == "paired":
@@ -70,10 +54,6 @@ class AOT:
         chosen, rejected = pair_sides(log_ratio(scores), step.signal)
         found = {"rejected": _same_rank(chosen, rejected, keys), "chosen": _same_rank(rejected, chosen, keys)}
         return Coupling(pair=found), {}
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         partner, ratio = coupling_of(scores).pair, log_ratio(scores)

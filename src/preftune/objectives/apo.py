@@ -7,15 +7,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.base import Objective, log_ratio
+from preftune.objectives.checks import positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.labelwise import anchored, label_losses, label_weights
 from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
 from preftune.types import Labels, Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class APOZero:
+class APOZero(Objective):
     """The chosen completion up and the rejected one down, each against the reference. For data better than
     the model.
 
@@ -30,16 +31,11 @@ class APOZero:
         unit: "pair", or "completion" to learn from single labels, 1 - sigma(label * beta * h) each.
     """
 
-    beta: float = 0.1
+    name = "apo-zero"
+    needs = frozenset({"ref_logp"})
+
+    beta: float = positive(0.1)
     unit: Literal["pair", "completion"] = "pair"
-
-    def __post_init__(self) -> None:
-        check_positive("apo-zero", beta=self.beta)
-        check_choice("apo-zero", ("pair", "completion"), unit=self.unit)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Pairs] | type[Labels]:
@@ -60,7 +56,7 @@ class APOZero:
 
 
 @dataclass(frozen=True, kw_only=True)
-class APODown:
+class APODown(PairObjective):
     """The chosen completion down and the rejected one further down. For data worse than the model.
 
         L = sigma(beta * h(chosen)) + 1 - sigma(beta * D),   D = h(chosen) - h(rejected)
@@ -72,22 +68,11 @@ class APODown:
         beta: strength of the pull to the reference, > 0.
     """
 
-    beta: float = 0.1
+    name = "apo-down"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "intended"
 
-    def __post_init__(self) -> None:
-        check_positive("apo-down", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.1)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

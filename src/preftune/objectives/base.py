@@ -1,70 +1,115 @@
 """What an objective is, and the few sums that all of them share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from preftune.objectives.checks import check_fields
 from preftune.types import Coupling, Labels, Losses, Pairs, Signal, StepView, TokenScores
 
+ChosenFall = Literal["prevented", "possible", "intended"]
+Opponent = Literal["none", "reference", "mixture"]
 
-@runtime_checkable
-class Objective(Protocol):
+
+class Objective(ABC):
     """The loss of a method: a frozen dataclass whose fields are its hyper-parameters, and which is callable.
 
     It is pure: it sees numbers per completion token and a signal, never a model, a batch layout or a
-    reduction. `needs` names the fields of TokenScores, beside `logp`, that must be there. `weights` gives the
-    weight of each unit from what is known before any score, so that a step's global weight is known before
-    its first backward.
+    reduction. The attributes below are facts about the loss that other parts of the package rely on; the
+    contract suite measures each of them. A subclass sets an attribute, or defines a property of the same name
+    where the fact depends on a hyper-parameter.
+
+    Attributes:
+        name: what the objective is called in messages and in the table.
+        needs: the fields of TokenScores that the loss reads in addition to `logp` and `lengths`.
+        signal: what the loss learns from: Pairs, Labels, Rewards or Hybrid.
+        trains: "policy" if the loss has a gradient with respect to log-probabilities, or "reward model".
+        imitates: whether the loss is the likelihood of preferred completions under the model as it is, at
+            temperature 1. Every other loss sees an on-policy run's policy, reference and behaviour policy at
+            the temperature of sampling, since its ratios and expectations are of the distribution that
+            samples.
+        length_normalized: whether the loss stays the same when a completion gets twice as many tokens of the
+            same mean log-probability.
+        chosen_fall: what happens if the chosen (preferred, best rewarded) completion and the others lose
+            log-probability together. "prevented": the loss opposes it; "possible": the loss does not;
+            "intended": the loss itself pushes the chosen completion down.
+        opponents: settings of `collect.opponent` that fit the loss: whose completions may stand next to the
+            policy's own in a group. Empty if sampling alone cannot make the signal.
+        value_is_surrogate: whether parts of the loss that depend on the policy are held fixed in the
+            gradient, so that the value is not what the gradient lowers.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: ClassVar[str]
+    needs: frozenset[str] = frozenset()
+    signal: type[Signal]
+    trains: Literal["policy", "reward model"] = "policy"
+    imitates: ClassVar[bool] = False
+    length_normalized: bool = False
+    chosen_fall: ChosenFall = "prevented"
+    opponents: tuple[Opponent, ...] = ("none",)
+    value_is_surrogate: bool = False
 
-    @property
-    def needs(self) -> frozenset[str]: ...
+    def __init_subclass__(cls) -> None:
+        """A class without a name of its own is called by its Python name."""
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
 
-    @property
-    def signal(self) -> type[Signal]: ...
+    def __post_init__(self) -> None:
+        """Refuse hyper-parameters that are out of range."""
+        check_fields(self, self.name)
 
-    def weights(self, lengths: Int[Tensor, " C"], signal: Any) -> Float[Tensor, " U"]: ...
+    @abstractmethod
+    def weights(self, lengths: Int[Tensor, " C"], signal: Any) -> Float[Tensor, " U"]:
+        """The weight of each unit, known before any score: a step's total weight is known before its first
+        backward pass.
+        """
 
-    def __call__(self, scores: TokenScores, signal: Any) -> Losses: ...
+    @abstractmethod
+    def __call__(self, scores: TokenScores, signal: Any) -> Losses:
+        """The loss of each unit, its weight, and metrics."""
+
+    def losses(
+        self,
+        per_unit: Float[Tensor, " U"],
+        scores: TokenScores,
+        signal: Signal,
+        metrics: Mapping[str, Tensor],
+    ) -> Losses:
+        """The losses with the weights of the units."""
+        weight = self.weights(scores.lengths, signal).to(per_unit.dtype)
+        return Losses(per_unit=per_unit, weight=weight, metrics=metrics)
 
 
 State = Mapping[str, Tensor]
 """What an estimator remembers from step to step: named tensors, saved in checkpoints."""
 
 
-@runtime_checkable
-class Coupled(Objective, Protocol):
+class Coupled(Objective):
     """An objective whose units depend on the rest of their step, or on earlier steps; `coupling` is among its
     needs.
 
-    Before the first gradient of a step, `couple` sees the whole of it and returns what each unit needs to
-    know of the others, and the new state. It is pure: the state comes in and goes out. `couples` says what
-    must be scored for that: "scores", all completions of the step; "mismatched", each completion under the
-    prompt of the next group; or nothing. A held-out evaluation is treated as if it were the next step, and
-    its state is thrown away.
+    Before the first gradient of a step, `couple` sees the whole step and returns what each unit needs to know
+    of the others, and the new state. It is pure: the state comes in and goes out. A held-out evaluation is
+    treated as if it were the next step, and its state is thrown away.
+
+    Attributes:
+        couples: what must be scored for `couple`: "scores", all completions of the step; "mismatched", each
+            completion under the prompt of the next group; or nothing.
     """
 
-    @property
-    def couples(self) -> frozenset[str]: ...
+    couples: frozenset[str] = frozenset({"scores"})
 
-    def initial_state(self) -> dict[str, Tensor]: ...
+    def initial_state(self) -> dict[str, Tensor]:
+        """Nothing, if the coupling is of the step alone."""
+        return {}
 
+    @abstractmethod
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]: ...
-
-
-def imitates(objective: Objective) -> bool:
-    """Whether the objective is the likelihood of completions under the model as it is, at temperature 1.
-
-    Every other objective sees an on-policy run's policy, reference and behaviour policy at the temperature of
-    sampling, since its ratios and its expectations are of the distribution that samples. A class says so with
-    `imitates`.
-    """
-    return bool(getattr(type(objective), "imitates", False))
 
 
 def reduce_losses(losses: Losses, global_weight: float) -> Float[Tensor, ""]:

@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.objectives.base import State, coupling_of, log_ratio
-from preftune.objectives.checks import check_positive
+from preftune.objectives.base import Coupled, State, coupling_of, log_ratio
+from preftune.objectives.checks import positive
 from preftune.objectives.coupling import check_state, step_scores
-from preftune.objectives.labelwise import label_losses, label_weights
+from preftune.objectives.kinds import LabelObjective
+from preftune.objectives.labelwise import label_losses
 from preftune.objectives.links import logistic
 from preftune.types import Coupling, Labels, Losses, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCO:
+class BCO(Coupled, LabelObjective):
     """A completion's implicit reward above or below the mean of all implicit rewards so far, as its label
     says.
 
@@ -29,22 +29,11 @@ class BCO:
         beta: strength of the pull to the reference, > 0.
     """
 
-    beta: float = 0.01
+    name = "bco"
+    needs = frozenset({"ref_logp", "coupling"})
+    value_is_surrogate = True
 
-    def __post_init__(self) -> None:
-        check_positive("bco", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "coupling"})
-
-    @property
-    def couples(self) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @property
-    def signal(self) -> type[Labels]:
-        return Labels
+    beta: float = positive(0.01)
 
     def initial_state(self) -> dict[str, Tensor]:
         """Sum and number of the implicit rewards seen."""
@@ -52,7 +41,7 @@ class BCO:
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """delta, of the labeled completions of this step and of all steps before."""
-        check_state("bco", state, self.initial_state())
+        check_state(self.name, state, self.initial_state())
         assert isinstance(step.signal, Labels)
         ratio = log_ratio(step_scores(step))
         rewards = self.beta * ratio[step.signal.label != 0].double()
@@ -62,10 +51,6 @@ class BCO:
         }
         delta = new["sum"] / new["count"].clamp(min=1)
         return Coupling(whole={"delta": delta.to(ratio.dtype)}), new
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:
-        """One per labeled completion."""
-        return label_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Labels) -> Losses:
         delta = coupling_of(scores).whole["delta"]

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_positive
+from preftune.objectives.checks import positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCOPair:
+class BCOPair(PairObjective):
     """The chosen completion classified as good and the rejected one as bad, each on its own.
 
         L = -log sigma(beta * h(chosen)) - log sigma(-beta * h(rejected))
@@ -26,22 +24,10 @@ class BCOPair:
         beta: strength of the pull to the reference, > 0.
     """
 
-    beta: float = 0.01
+    name = "bco-pair"
+    needs = frozenset({"ref_logp"})
 
-    def __post_init__(self) -> None:
-        check_positive("bco-pair", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.01)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

@@ -2,29 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import mean_tokens, sum_tokens
-from preftune.objectives.checks import check_between, check_choice, check_not_negative
-from preftune.objectives.groupwise import (
-    group_index,
-    group_losses,
-    group_max,
-    group_sum,
-    group_weights,
-    reward_softmax,
-)
-from preftune.objectives.pairwise import NLL_SCALES, NLLScale
+from preftune.objectives.checks import between, not_negative
+from preftune.objectives.groupwise import group_index, group_losses, group_max, group_sum, reward_softmax
+from preftune.objectives.kinds import GroupObjective
+from preftune.objectives.pairwise import NLLScale
 from preftune.types import Losses, Rewards, TokenScores
 
 Negatives = Literal["sum", "mean", "worst"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN:
+class BestOfN(GroupObjective):
     """Maximum likelihood of the best completion of a prompt, with a small pull down on the others.
 
         L = -l(best) + negative_weight * N,   l(y) = (1/n) sum_t log pi(y_t)   (nll_scale mean), or the sum
@@ -45,28 +39,16 @@ class BestOfN:
         nll_scale: whether l is the mean or the sum over the tokens of a completion.
     """
 
-    negative_weight: float = 0.05
+    name = "best-of-n"
+
+    negative_weight: float = not_negative(0.05)
     negatives: Negatives = "sum"
-    min_ratio: float = 0.01
+    min_ratio: float = between(0.01, "[0, 1)")
     nll_scale: NLLScale = "mean"
 
-    def __post_init__(self) -> None:
-        check_not_negative("best-of-n", negative_weight=self.negative_weight)
-        check_choice("best-of-n", get_args(Negatives), negatives=self.negatives)
-        check_between("best-of-n", "[0, 1)", min_ratio=self.min_ratio)
-        check_choice("best-of-n", NLL_SCALES, nll_scale=self.nll_scale)
-
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per group."""
-        return group_weights(signal)
+    def length_normalized(self) -> bool:
+        return self.nll_scale == "mean"
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         over_tokens = sum_tokens if self.nll_scale == "sum" else mean_tokens

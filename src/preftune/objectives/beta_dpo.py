@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.objectives.base import State, coupling_of, log_ratio
-from preftune.objectives.checks import check_between, check_not_negative, check_positive
+from preftune.objectives.base import Coupled, State, coupling_of, log_ratio
+from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.coupling import (
     check_state,
     initial_moments,
@@ -17,15 +17,16 @@ from preftune.objectives.coupling import (
     step_scores,
     update_moments,
 )
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
 
 _MIN_BETA = 1e-3  # as the authors have it
 
 
 @dataclass(frozen=True, kw_only=True)
-class BetaDPO:
+class BetaDPO(Coupled, PairObjective):
     """DPO on the pairs of a step whose margin D is usual, with a beta that grows with their mean margin.
 
         L = -log sigma(beta_step * D) on kept pairs,   D = h(chosen) - h(rejected)
@@ -42,26 +43,14 @@ class BetaDPO:
         keep: share of the pairs of a step that is kept, in (0, 1]; at least one pair is.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.6
-    keep: float = 0.8
+    name = "beta-dpo"
+    needs = frozenset({"ref_logp", "coupling"})
+    chosen_fall = "possible"
+    value_is_surrogate = True
 
-    def __post_init__(self) -> None:
-        check_positive("beta-dpo", beta=self.beta)
-        check_not_negative("beta-dpo", alpha=self.alpha)
-        check_between("beta-dpo", "(0, 1]", keep=self.keep)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "coupling"})
-
-    @property
-    def couples(self) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
+    beta: float = positive(0.1)
+    alpha: float = not_negative(0.6)
+    keep: float = between(0.8, "(0, 1]")
 
     def initial_state(self) -> dict[str, Tensor]:
         """Running moments of D; their number of steps also seeds the draw."""
@@ -69,7 +58,7 @@ class BetaDPO:
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """The step's beta, and of each pair whether it is kept."""
-        check_state("beta-dpo", state, self.initial_state())
+        check_state(self.name, state, self.initial_state())
         assert isinstance(step.signal, Pairs)
         margin = pair_margin(log_ratio(step_scores(step)), step.signal)
         mean, std, new = update_moments(margin, state)
@@ -83,10 +72,6 @@ class BetaDPO:
         return Coupling(
             whole={"beta": beta.clamp(min=_MIN_BETA).to(margin.dtype)}, pair={"factor": factor}
         ), new
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair, kept or not: which are kept is known only after scoring."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio, coupling = log_ratio(scores), coupling_of(scores)

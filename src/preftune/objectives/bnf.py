@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.errors import ConfigError
-from preftune.objectives.base import label_metrics, mean_tokens, per_token, reference, sum_tokens
+from preftune.objectives.base import Objective, label_metrics, mean_tokens, per_token, reference, sum_tokens
 from preftune.objectives.links import MAX_LOGP, log_odds
 from preftune.types import Labels, Losses, Pairs, TokenScores
 
@@ -40,7 +39,7 @@ def potential(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Float
 
 
 @dataclass(frozen=True, kw_only=True)
-class BNF:
+class BNF(Objective):
     """Likelihood of a completion, or against it, with feedback that fades once a token has moved away from
     the reference.
 
@@ -60,17 +59,10 @@ class BNF:
             shorter completion of its pair, so that a longer answer weighs more; this one needs pairs.
     """
 
+    name = "bnf"
+    needs = frozenset({"ref_logp"})
+
     reduction: Literal["sequence_mean", "pair_min"] = "sequence_mean"
-
-    def __post_init__(self) -> None:
-        if self.reduction not in ("sequence_mean", "pair_min"):
-            raise ConfigError(
-                "bnf: reduction is unknown", got=self.reduction, expected="sequence_mean or pair_min"
-            )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
 
     @property
     def signal(self) -> type[Labels] | type[Pairs]:
@@ -80,6 +72,10 @@ class BNF:
         """One per completion, or per pair."""
         units = signal.label if isinstance(signal, Labels) else signal.chosen
         return torch.ones(units.shape, dtype=torch.get_default_dtype(), device=units.device)
+
+    @property
+    def length_normalized(self) -> bool:
+        return self.reduction == "sequence_mean"
 
     def __call__(self, scores: TokenScores, signal: Labels | Pairs) -> Losses:
         weight = odds_weight(scores.logp, reference(scores))

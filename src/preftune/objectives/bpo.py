@@ -1,22 +1,20 @@
 """BPO: preference losses anchored at the policy that sampled the pairs."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-from jaxtyping import Float, Int
-from torch import Tensor
+from typing import Literal
 
 from preftune.objectives.base import behaviour_ratio
-from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.checks import positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import hinge, logistic
-from preftune.objectives.pairwise import flip_chance, margin_target, pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import flip_chance, margin_target, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 BPOLink = Literal["logistic", "square", "hinge"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BPO:
+class BPO(PairObjective):
     """DPO, IPO or the hinge loss with the sampling policy in the reference's place: a trust region that moves
     along.
 
@@ -33,24 +31,12 @@ class BPO:
         link: what is made of the margin: DPO's, IPO's or RSO's loss.
     """
 
-    beta: float = 0.1
+    name = "bpo"
+    needs = frozenset({"behaviour_logp"})
+    chosen_fall = "possible"
+
+    beta: float = positive(0.1)
     link: BPOLink = "logistic"
-
-    def __post_init__(self) -> None:
-        check_positive("bpo", beta=self.beta)
-        check_choice("bpo", get_args(BPOLink), link=self.link)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = behaviour_ratio(scores)

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import reward_metrics
-from preftune.objectives.checks import check_not_negative
+from preftune.objectives.checks import not_negative
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import flip_chance, pair_margin, pair_sides, pair_weights
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class BradleyTerry:
+class BradleyTerry(PairObjective):
     """A scalar head's reward of the chosen completion above that of the rejected one, by a logistic loss.
 
         L = -p log sigma(r_w - r_l - m) - (1 - p) log sigma(r_l - r_w - m) + c * (r_w + r_l)^2
@@ -30,23 +28,14 @@ class BradleyTerry:
         centring: c, >= 0. The preference says nothing of the rewards' origin; this pulls it to 0.
     """
 
-    margin: float = 0.0
-    centring: float = 0.01
+    name = "bradley-terry"
+    needs = frozenset({"value_after"})
+    trains = "reward model"
+    chosen_fall = "possible"
+    length_normalized = True
 
-    def __post_init__(self) -> None:
-        check_not_negative("bradley-terry", margin=self.margin, centring=self.centring)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"value_after"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    margin: float = not_negative(0.0)
+    centring: float = not_negative(0.01)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         assert scores.value_after is not None, "the objective declares value_after in its needs"

@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_not_negative, check_positive
+from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.objectives.sppo import anchored_squares
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalDPO:
+class CalDPO(PairObjective):
     """A logistic loss on the log-ratios plus SPPO's pull of each of them to its own value.
 
         L = -log sigma(D) + c * [ (h(chosen) - 1 / (2 beta))^2 + (h(rejected) + 1 / (2 beta))^2 ]
@@ -29,24 +27,11 @@ class CalDPO:
         calibration_weight: c, >= 0.
     """
 
-    beta: float = 0.002
-    calibration_weight: float = 0.5
+    name = "cal-dpo"
+    needs = frozenset({"ref_logp"})
 
-    def __post_init__(self) -> None:
-        check_positive("cal-dpo", beta=self.beta)
-        check_not_negative("cal-dpo", calibration_weight=self.calibration_weight)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.002)
+    calibration_weight: float = not_negative(0.5)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = log_ratio(scores)

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import sum_tokens
-from preftune.objectives.checks import check_choice, check_not_negative, check_positive
+from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import NLL_SCALES, NLLScale, losses_with_nll, pair_margin, pair_weights
+from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class CPO:
+class CPO(PairObjective):
     """DPO with a uniform reference, and likelihood of the chosen completion in the reference's place.
 
         L = -log sigma( beta * (log pi(chosen) - log pi(rejected)) ) + w * NLL(chosen)
@@ -30,26 +28,11 @@ class CPO:
             their sum (the paper).
     """
 
-    beta: float = 0.1
-    nll_weight: float = 1.0
+    name = "cpo"
+
+    beta: float = positive(0.1)
+    nll_weight: float = not_negative(1.0)
     nll_scale: NLLScale = "mean"
-
-    def __post_init__(self) -> None:
-        check_positive("cpo", beta=self.beta)
-        check_not_negative("cpo", nll_weight=self.nll_weight)
-        check_choice("cpo", NLL_SCALES, nll_scale=self.nll_scale)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * sum_tokens(scores.logp, scores.lengths)

@@ -8,15 +8,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.errors import StorageError
-from preftune.objectives.base import State, coupling_of, mean_tokens, reference, sum_tokens
-from preftune.objectives.checks import check_between, check_choice, check_positive
+from preftune.objectives.base import (
+    ChosenFall,
+    Coupled,
+    State,
+    coupling_of,
+    mean_tokens,
+    reference,
+    sum_tokens,
+)
+from preftune.objectives.checks import between, positive
 from preftune.objectives.coupling import check_state, step_scores
 from preftune.objectives.groupwise import group_metrics, group_sum, reward_softmax
+from preftune.objectives.kinds import RewardObjective
 from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class DFT:
+class DFT(Coupled, RewardObjective):
     """The likelihood of a prompt's demonstration among all completions, whose total is estimated from sampled
     ones.
 
@@ -37,34 +46,32 @@ class DFT:
         variant: "dft" or "dft2".
     """
 
-    tau: float = 1.0
-    gamma: float = 0.85
-    variant: Literal["dft", "dft2"] = "dft"
+    name = "dft"
+    value_is_surrogate = True
 
-    def __post_init__(self) -> None:
-        check_positive("dft", tau=self.tau)
-        check_between("dft", "(0, 1]", gamma=self.gamma)
-        check_choice("dft", ("dft", "dft2"), variant=self.variant)
+    tau: float = positive(1.0)
+    gamma: float = between(0.85, "(0, 1]")
+    variant: Literal["dft", "dft2"] = "dft"
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"ref_logp", "coupling"} if self.variant == "dft" else {"coupling"})
 
-    @property
-    def couples(self) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
     def initial_state(self) -> dict[str, Tensor]:
         """Digests of the prompts seen, in order, and u of each."""
         return {"prompt": torch.zeros(0, dtype=torch.int64), "u": torch.zeros(0, dtype=torch.float64)}
 
+    @property
+    def chosen_fall(self) -> ChosenFall:
+        return "possible" if self.gamma == 1 else "prevented"
+
+    @property
+    def length_normalized(self) -> bool:
+        return self.variant == "dft2"
+
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """Of each sampled completion exp(d - u) and u; 0 for the demonstrations."""
-        check_state("dft", state, self.initial_state())
+        check_state(self.name, state, self.initial_state())
         assert isinstance(step.signal, Rewards)
         scores, sampled = step_scores(step), ~is_demonstration(step.signal)
         exponent = self._score(scores).double() / self.tau

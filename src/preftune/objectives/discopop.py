@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_between, check_positive
+from preftune.objectives.checks import between, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscoPOP:
+class DiscoPOP(PairObjective):
     """A logistic loss where the pair is ordered wrongly, blending into an exponential one where it is ordered
     rightly.
 
@@ -31,24 +30,12 @@ class DiscoPOP:
         tau: width of the blend, in (0, 1]; above 1 the exponential would win for wrongly ordered pairs.
     """
 
-    beta: float = 0.05
-    tau: float = 0.05
+    name = "discopop"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("discopop", beta=self.beta)
-        check_between("discopop", "(0, 1]", tau=self.tau)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.05)
+    tau: float = between(0.05, "(0, 1]")
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_between, check_positive
+from preftune.objectives.checks import between, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import flip_chance, pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import flip_chance, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO:
+class DPO(PairObjective):
     """The chosen completion's log-ratio above the rejected one's, by a logistic loss.
 
         L = -(1 - e) log sigma(beta * D) - e log sigma(-beta * D),   D = h(chosen) - h(rejected)
@@ -29,24 +27,12 @@ class DPO:
         label_smoothing: e, the probability that a preference was labeled the wrong way round, in [0, 0.5).
     """
 
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+    name = "dpo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("dpo", beta=self.beta)
-        check_between("dpo", "[0, 0.5)", label_smoothing=self.label_smoothing)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.1)
+    label_smoothing: float = between(0.0, "[0, 0.5)")
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

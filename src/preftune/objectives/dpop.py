@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_not_negative, check_positive
+from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOP:
+class DPOP(PairObjective):
     """DPO with a penalty wherever the chosen completion is less likely than under the reference.
 
         L = -log sigma( beta * ( D - lambda * max(0, -h(chosen)) ) ),   D = h(chosen) - h(rejected)
@@ -27,24 +25,11 @@ class DPOP:
         penalty: lambda, the weight of the chosen completion's fall, >= 0; at 0 it is DPO.
     """
 
-    beta: float = 0.3
-    penalty: float = 50.0
+    name = "dpop"
+    needs = frozenset({"ref_logp"})
 
-    def __post_init__(self) -> None:
-        check_positive("dpop", beta=self.beta)
-        check_not_negative("dpop", penalty=self.penalty)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.3)
+    penalty: float = not_negative(50.0)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = log_ratio(scores)

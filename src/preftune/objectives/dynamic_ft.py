@@ -1,18 +1,18 @@
 """Dynamic fine-tuning: maximum likelihood with each token weighted by its own probability."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import label_metrics
+from preftune.objectives.kinds import LabelObjective
 from preftune.objectives.sft import SFT
 from preftune.types import Labels, Losses, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicFT:
+class DynamicFT(LabelObjective):
     """SFT on preferred completions in which a token counts as much as the policy believes in it.
 
         L = -mean_t sg(pi_t) * log pi_t over all tokens of the step
@@ -23,15 +23,9 @@ class DynamicFT:
     unlikely. Units and weights are those of SFT under token_mean.
     """
 
-    imitates: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Labels]:
-        return Labels
+    name = "dynamic-ft"
+    imitates = True
+    value_is_surrogate = True
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:
         """One per token that is preferred; else zero."""

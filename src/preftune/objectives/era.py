@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import reference, sum_tokens
-from preftune.objectives.checks import check_not_negative, check_positive
+from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.groupwise import all_pairs, group_metrics, reward_gap
+from preftune.objectives.kinds import GroupPairObjective
 from preftune.objectives.links import binary_kl
 from preftune.objectives.pairwise import pair_margin
 from preftune.types import Losses, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class ERA:
+class ERA(GroupPairObjective):
     """The policy's preference between two completions fitted to the one that a Boltzmann distribution of the
     rewards would have.
 
@@ -31,24 +29,12 @@ class ERA:
         gamma: strength of the pull to the reference, >= 0.
     """
 
-    beta: float = 1.0
-    gamma: float = 1e-3
+    name = "era"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("era", beta=self.beta)
-        check_not_negative("era", gamma=self.gamma)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """Of all pairs of a group together: one."""
-        return all_pairs(signal)[1]
+    beta: float = positive(1.0)
+    gamma: float = not_negative(1e-3)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         logp = sum_tokens(scores.logp, scores.lengths)

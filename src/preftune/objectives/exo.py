@@ -4,19 +4,18 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_between, check_positive
-from preftune.objectives.groupwise import group_log_softmax, group_losses, group_sum, group_weights
+from preftune.objectives.checks import between, positive
+from preftune.objectives.groupwise import group_log_softmax, group_losses, group_sum
+from preftune.objectives.kinds import GroupObjective, PairObjective
 from preftune.objectives.links import binary_kl
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class EXO:
+class EXO(PairObjective):
     """The KL divergence that cDPO minimizes, with its arguments swapped: mode-seeking instead of
     mean-seeking.
 
@@ -31,24 +30,12 @@ class EXO:
         label_smoothing: e, in (0, 0.5); at 0 the divergence is infinite.
     """
 
-    beta: float = 0.1
-    label_smoothing: float = 1e-3
+    name = "exo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("exo", beta=self.beta)
-        check_between("exo", "(0, 0.5)", label_smoothing=self.label_smoothing)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.1)
+    label_smoothing: float = between(1e-3, "(0, 0.5)")
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)
@@ -58,7 +45,7 @@ class EXO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EXOGroup:
+class EXOGroup(GroupObjective):
     """The same reverse divergence over all scored completions of a prompt: InfoNCA's with its arguments
     swapped.
 
@@ -73,23 +60,12 @@ class EXOGroup:
         reward_temperature: beta_r, > 0; the authors' for summaries. At 0 the divergence would be infinite.
     """
 
-    beta: float = 0.5
-    reward_temperature: float = 0.5
+    name = "exo-group"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("exo-group", beta=self.beta, reward_temperature=self.reward_temperature)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per group."""
-        return group_weights(signal)
+    beta: float = positive(0.5)
+    reward_temperature: float = positive(0.5)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * log_ratio(scores)

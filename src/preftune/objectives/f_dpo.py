@@ -2,24 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from preftune.errors import ConfigError
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_between, check_choice, check_positive
+from preftune.objectives.checks import check_between, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import bounded_expm1, logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FDPO:
+class FDPO(PairObjective):
     """DPO when the policy is held to the reference by an f-divergence other than the reverse KL.
 
         L = -log sigma( beta * g(h(chosen)) - beta * g(h(rejected)) ),   g(h) = f'(e^h) up to constants:
@@ -38,13 +39,16 @@ class FDPO:
         alpha: of the alpha divergence, in (0, 1), and only of it; the paper tries 0.3, 0.5 and 0.7.
     """
 
-    beta: float = 0.1
+    name = "f-dpo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
+
+    beta: float = positive(0.1)
     divergence: Divergence = "js"
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive("f-dpo", beta=self.beta)
-        check_choice("f-dpo", get_args(Divergence), divergence=self.divergence)
+        super().__post_init__()
         if self.divergence == "alpha":
             check_between("f-dpo", "(0, 1)", alpha=math.nan if self.alpha is None else self.alpha)
         elif self.alpha is not None:
@@ -54,18 +58,6 @@ class FDPO:
                 expected="none",
                 do="Leave it out, or set divergence to alpha",
             )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * self._score(log_ratio(scores))

@@ -1,22 +1,20 @@
 """GDPO and GIPO: geometric averaging of the two answers by a soft label."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-from jaxtyping import Float, Int
-from torch import Tensor
+from typing import Literal
 
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_between, check_choice, check_positive
+from preftune.objectives.checks import between, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 Link = Literal["logistic", "square"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GDPO:
+class GDPO(PairObjective):
     """DPO, or IPO, whose margin shrinks with the uncertainty of the preference.
 
         logistic:  L = -log sigma( beta * (2p - 1) * D )            D = h(chosen) - h(rejected)
@@ -34,26 +32,13 @@ class GDPO:
         link: "logistic" for GDPO, "square" for GIPO.
     """
 
-    beta: float = 0.1
-    soft_label: float = 0.9
+    name = "gdpo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
+
+    beta: float = positive(0.1)
+    soft_label: float = between(0.9, "(0.5, 1]")
     link: Link = "logistic"
-
-    def __post_init__(self) -> None:
-        check_positive("gdpo", beta=self.beta)
-        check_between("gdpo", "(0.5, 1]", soft_label=self.soft_label)
-        check_choice("gdpo", get_args(Link), link=self.link)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

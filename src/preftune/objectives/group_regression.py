@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import behaviour_ratio, log_ratio
-from preftune.objectives.checks import check_positive
+from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import comparable_groups, group_index, group_metrics, group_sum
+from preftune.objectives.kinds import GroupOfTwoObjective
 from preftune.types import Losses, Rewards, TokenScores
 
 
@@ -37,7 +38,7 @@ def spread_losses(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoPG:
+class CoPG(GroupOfTwoObjective):
     """Differences of regularized rewards made to vanish, over all pairs of a prompt's completions.
 
         L = (1 / (G - 1)) sum_{i > j} (a_i - a_j)^2 = (G / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
@@ -51,22 +52,11 @@ class CoPG:
         beta: strength of the pull to the reference, in units of reward, > 0.
     """
 
-    beta: float = 0.1
+    name = "copg"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("copg", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per group of two or more."""
-        return comparable_groups(signal)
+    beta: float = positive(0.1)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * log_ratio(scores)
@@ -75,7 +65,7 @@ class CoPG:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AGRO:
+class AGRO(GroupOfTwoObjective):
     """Half the variance of the regularized reward over a prompt's completions, which is zero at the optimum.
 
         L = (1/2) (1 / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
@@ -89,22 +79,11 @@ class AGRO:
         beta: strength of the pull to the reference, in units of reward, > 0.
     """
 
-    beta: float = 0.1
+    name = "agro"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("agro", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per group of two or more."""
-        return comparable_groups(signal)
+    beta: float = positive(0.1)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * log_ratio(scores)
@@ -113,7 +92,7 @@ class AGRO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GVPO:
+class GVPO(GroupOfTwoObjective):
     """Centred implicit rewards regressed on centred rewards, with the policy that sampled the group as
     anchor.
 
@@ -128,22 +107,11 @@ class GVPO:
         beta: strength of the pull to the sampling policy, in units of reward, > 0; 0.1 in the authors' code.
     """
 
-    beta: float = 0.1
+    name = "gvpo"
+    needs = frozenset({"behaviour_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("gvpo", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per group of two or more."""
-        return comparable_groups(signal)
+    beta: float = positive(0.1)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * behaviour_ratio(scores)

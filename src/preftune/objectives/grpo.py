@@ -1,7 +1,7 @@
 """GRPO and what followed: the same clipped loss with other advantages, ratios and averages."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -10,17 +10,18 @@ from torch import Tensor
 from preftune.errors import ConfigError
 from preftune.objectives.advantages import centred, group_deviation, standardized
 from preftune.objectives.base import mean_tokens, per_token, reference, sum_tokens
-from preftune.objectives.checks import check_between, check_choice, check_not_negative, check_positive
+from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.clipping import kl_estimate, mean_ratio, token_ratio
 from preftune.objectives.groupwise import group_index
-from preftune.objectives.policy_gradient import clipped_losses, policy_losses, unit_weights
+from preftune.objectives.kinds import CompletionObjective, RewardObjective
+from preftune.objectives.policy_gradient import clipped_losses, policy_losses
 from preftune.types import Losses, Rewards, TokenScores
 
 LossKL = Literal["k2", "k3"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO:
+class GRPO(CompletionObjective):
     """PPO's clipped loss without a critic: rewards standardized within the completions of a prompt.
 
         L = (1/n) sum_t [ -min( rho_t A, clip(rho_t, 1 - clip, 1 + clip) A ) + beta * k3_t ],   rho_t =
@@ -39,16 +40,16 @@ class GRPO:
             KL(pi || ref).
     """
 
-    beta: float = 0.04
-    clip: float = 0.2
-    eps: float = 1e-4
+    name = "grpo"
+    length_normalized = True
+
+    beta: float = not_negative(0.04)
+    clip: float = between(0.2, "(0, 1)")
+    eps: float = positive(1e-4)
     kl: LossKL = "k3"
 
     def __post_init__(self) -> None:
-        check_not_negative("grpo", beta=self.beta)
-        check_between("grpo", "(0, 1)", clip=self.clip)
-        check_positive("grpo", eps=self.eps)
-        check_choice("grpo", get_args(LossKL), kl=self.kl)
+        super().__post_init__()
         if self.beta == 0 and self.kl != "k3":
             raise ConfigError(
                 "grpo: kl has no effect with beta 0", got=self.kl, do="Leave it out, or set beta"
@@ -57,14 +58,6 @@ class GRPO:
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"behaviour_logp", "ref_logp"} if self.beta > 0 else {"behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per completion."""
-        return unit_weights(len(lengths), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)
@@ -80,7 +73,7 @@ class GRPO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrGRPO:
+class DrGRPO(CompletionObjective):
     """GRPO without its two divisions: by the standard deviation of the rewards, and by the length of the
     completion.
 
@@ -97,24 +90,11 @@ class DrGRPO:
             default is this.
     """
 
-    clip: float = 0.2
-    max_tokens: int = 128
+    name = "dr-grpo"
+    needs = frozenset({"behaviour_logp"})
 
-    def __post_init__(self) -> None:
-        check_between("dr-grpo", "(0, 1)", clip=self.clip)
-        check_positive("dr-grpo", max_tokens=float(self.max_tokens))
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per completion."""
-        return unit_weights(len(lengths), lengths)
+    clip: float = between(0.2, "(0, 1)")
+    max_tokens: int = positive(128)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = centred(signal.reward.to(scores.logp.dtype), signal)
@@ -129,7 +109,7 @@ class DrGRPO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAPO:
+class DAPO(RewardObjective):
     """GRPO with a wider clip upward, the mean over all tokens of the step, and no groups whose rewards are
     all equal.
 
@@ -147,21 +127,12 @@ class DAPO:
         eps: added to the standard deviation, > 0; TRL's. The paper has none.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    eps: float = 1e-4
+    name = "dapo"
+    needs = frozenset({"behaviour_logp"})
 
-    def __post_init__(self) -> None:
-        check_between("dapo", "(0, 1)", clip_low=self.clip_low)
-        check_positive("dapo", clip_high=self.clip_high, eps=self.eps)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
+    clip_low: float = between(0.2, "(0, 1)")
+    clip_high: float = positive(0.28)
+    eps: float = positive(1e-4)
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
         """One per token of a group whose rewards differ, else zero."""
@@ -179,7 +150,7 @@ class DAPO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSPO:
+class GSPO(CompletionObjective):
     """GRPO with one ratio for the whole completion: the geometric mean of its tokens' ratios.
 
         L = -min( s A, clip(s, 1 - clip_low, 1 + clip_high) A ),   s = (pi(y) / mu(y))^(1/n)
@@ -195,25 +166,13 @@ class GSPO:
         eps: added to the standard deviation, > 0; TRL's. The paper has none.
     """
 
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
-    eps: float = 1e-4
+    name = "gspo"
+    needs = frozenset({"behaviour_logp"})
+    length_normalized = True
 
-    def __post_init__(self) -> None:
-        check_between("gspo", "(0, 1)", clip_low=self.clip_low)
-        check_positive("gspo", clip_high=self.clip_high, eps=self.eps)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per completion."""
-        return unit_weights(len(lengths), lengths)
+    clip_low: float = between(3e-4, "(0, 1)")
+    clip_high: float = positive(4e-4)
+    eps: float = positive(1e-4)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)

@@ -2,25 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio, sum_tokens
-from preftune.objectives.checks import check_choice, check_not_negative, check_positive
+from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import hinge
-from preftune.objectives.pairwise import (
-    NLL_SCALES,
-    NLLScale,
-    losses_with_nll,
-    pair_losses,
-    pair_margin,
-    pair_weights,
-)
+from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hinge:
+class Hinge(PairObjective):
     """DPO's margin under a hinge: pairs beyond it have no gradient.
 
         L = max(0, 1 - beta * D),   D = h(chosen) - h(rejected)
@@ -33,22 +24,11 @@ class Hinge:
         beta: strength of the pull to the reference, > 0; the paper's gamma.
     """
 
-    beta: float = 0.05
+    name = "hinge"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("hinge", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.05)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)
@@ -56,7 +36,7 @@ class Hinge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SLiC:
+class SLiC(PairObjective):
     """A hinge on the log-probabilities themselves, and likelihood of the chosen completion to stay near the
     data.
 
@@ -72,26 +52,11 @@ class SLiC:
         nll_scale: whether the likelihood term is the sum (the paper) or the mean over tokens.
     """
 
-    delta: float = 1.0
-    nll_weight: float = 0.1
+    name = "slic"
+
+    delta: float = positive(1.0)
+    nll_weight: float = not_negative(0.1)
     nll_scale: NLLScale = "sum"
-
-    def __post_init__(self) -> None:
-        check_positive("slic", delta=self.delta)
-        check_not_negative("slic", nll_weight=self.nll_weight)
-        check_choice("slic", NLL_SCALES, nll_scale=self.nll_scale)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         logp = sum_tokens(scores.logp, scores.lengths)

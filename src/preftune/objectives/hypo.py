@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from preftune.objectives.base import State, coupling_of, log_ratio, score_metrics
-from preftune.objectives.checks import check_not_negative, check_positive
+from preftune.objectives.base import Coupled, Objective, State, coupling_of, log_ratio, score_metrics
+from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_margin, pairs_of
 from preftune.types import Coupling, Hybrid, Losses, StepView, TokenScores
@@ -30,7 +30,7 @@ def policy_samples(signal: Hybrid) -> Bool[Tensor, " C"]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HyPO:
+class HyPO(Coupled, Objective):
     """DPO on offline pairs, plus the reverse KL divergence where the policy now is, which offline pairs do
     not cover.
 
@@ -48,27 +48,15 @@ class HyPO:
         kl_weight: weight of the KL divergence, >= 0 (the default is from memory); at 0 it is DPO.
     """
 
-    beta: float = 0.1
-    kl_weight: float = 1e-4
+    name = "hypo"
+    needs = frozenset({"ref_logp", "coupling"})
+    signal = Hybrid
+    couples = frozenset()
+    chosen_fall = "possible"
+    opponents = ()
 
-    def __post_init__(self) -> None:
-        check_positive("hypo", beta=self.beta)
-        check_not_negative("hypo", kl_weight=self.kl_weight)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "coupling"})
-
-    @property
-    def signal(self) -> type[Hybrid]:
-        return Hybrid
-
-    @property
-    def couples(self) -> frozenset[str]:
-        return frozenset()
-
-    def initial_state(self) -> dict[str, Tensor]:
-        return {}
+    beta: float = positive(0.1)
+    kl_weight: float = not_negative(1e-4)
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """What turns one mean over pairs and samples of the step into the sum of two means."""

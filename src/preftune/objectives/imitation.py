@@ -1,16 +1,17 @@
 """DIL and GSIL: preference data as imitation, by estimating the ratio of two densities."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio, mean_log_ratio, mean_tokens
-from preftune.objectives.checks import check_choice, check_finite, check_positive
+from preftune.objectives.checks import finite, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import bounded_exp, hinge, logistic
-from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
 
 DILLink = Literal["lsif", "ukl", "bce"]
@@ -39,7 +40,7 @@ def density_ratio_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DIL:
+class DIL(PairObjective):
     """The density ratio of policy to reference, estimated so that chosen completions have much of it and
     rejected ones little.
 
@@ -55,22 +56,11 @@ class DIL:
         link: which estimator of the density ratio; the authors use lsif.
     """
 
+    name = "dil"
+    needs = frozenset({"ref_logp"})
+    length_normalized = True
+
     link: DILLink = "lsif"
-
-    def __post_init__(self) -> None:
-        check_choice("dil", get_args(DILLink), link=self.link)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = mean_log_ratio(scores)
@@ -84,7 +74,7 @@ class DIL:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSIL:
+class GSIL(PairObjective):
     """Demonstrations against the policy's own samples: the implicit reward as a classifier between the two.
 
         bernoulli  L = -log sigma(f(chosen)) - log sigma(-f(rejected)),   f(y) = beta * h(y) + offset
@@ -101,26 +91,12 @@ class GSIL:
         link: which estimator of the density ratio.
     """
 
-    beta: float = 0.01
-    offset: float = 2.0
+    name = "gsil"
+    needs = frozenset({"ref_logp"})
+
+    beta: float = positive(0.01)
+    offset: float = finite(2.0)
     link: GSILLink = "bernoulli"
-
-    def __post_init__(self) -> None:
-        check_positive("gsil", beta=self.beta)
-        check_finite("gsil", offset=self.offset)
-        check_choice("gsil", get_args(GSILLink), link=self.link)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import behaviour, reference, sum_tokens
-from preftune.objectives.checks import check_between, check_positive
-from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin, pair_weights
+from preftune.objectives.checks import check_between, positive
+from preftune.objectives.kinds import PairObjective
+from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class INPO:
+class INPO(PairObjective):
     """IPO with sums whose anchor lies between the reference and the policy that sampled the pair.
 
         L = ( g(chosen) - g(rejected) - (P - 1/2) / eta )^2
@@ -29,24 +27,16 @@ class INPO:
         tau: strength of the pull to the reference, in (0, eta).
     """
 
-    eta: float = 7.5e-3
+    name = "inpo"
+    needs = frozenset({"ref_logp", "behaviour_logp"})
+    chosen_fall = "possible"
+
+    eta: float = positive(7.5e-3)
     tau: float = 2.5e-3
 
     def __post_init__(self) -> None:
-        check_positive("inpo", eta=self.eta)
+        super().__post_init__()
         check_between("inpo", f"(0, {self.eta})", tau=self.tau)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         share = self.tau / self.eta

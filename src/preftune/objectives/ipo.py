@@ -3,17 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio, mean_log_ratio
-from preftune.objectives.checks import check_choice, check_positive
-from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin, pair_weights
+from preftune.objectives.checks import positive
+from preftune.objectives.kinds import PairObjective
+from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPO:
+class IPO(PairObjective):
     """The difference of two log-ratios regressed on a fixed margin, which it must not exceed either.
 
         L = ( D - (P - 1/2) / tau )^2,   D = h(chosen) - h(rejected)              (reduction sum)
@@ -31,24 +29,16 @@ class IPO:
         reduction: whether a log-ratio is the mean over tokens or their sum.
     """
 
-    tau: float = 0.1
+    name = "ipo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
+
+    tau: float = positive(0.1)
     reduction: Literal["mean", "sum"] = "mean"
 
-    def __post_init__(self) -> None:
-        check_positive("ipo", tau=self.tau)
-        check_choice("ipo", ("mean", "sum"), reduction=self.reduction)
-
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    def length_normalized(self) -> bool:
+        return self.reduction == "mean"
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = log_ratio(scores) if self.reduction == "sum" else mean_log_ratio(scores)

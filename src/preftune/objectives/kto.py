@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.errors import TrainingError
-from preftune.objectives.base import State, coupling_of, log_ratio
-from preftune.objectives.checks import check_positive
+from preftune.objectives.base import Coupled, State, coupling_of, log_ratio
+from preftune.objectives.checks import positive
 from preftune.objectives.coupling import check_state
-from preftune.objectives.labelwise import anchored, label_losses, label_weights
+from preftune.objectives.kinds import LabelObjective
+from preftune.objectives.labelwise import anchored, label_losses
 from preftune.types import Coupling, Labels, Losses, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class KTO:
+class KTO(Coupled, LabelObjective):
     """A completion's log-ratio away from that of completions to other prompts, up or down as its label says.
 
         L = w_D * (1 - sigma(beta * (h - z0)))   of a preferred completion,
@@ -35,37 +35,17 @@ class KTO:
             number of preferred over w_U * number of dispreferred in about [1, 4/3] (from memory).
     """
 
-    beta: float = 0.1
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    name = "kto"
+    needs = frozenset({"ref_logp", "coupling"})
+    couples = frozenset({"mismatched"})
 
-    def __post_init__(self) -> None:
-        check_positive(
-            "kto",
-            beta=self.beta,
-            desirable_weight=self.desirable_weight,
-            undesirable_weight=self.undesirable_weight,
-        )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "coupling"})
-
-    @property
-    def couples(self) -> frozenset[str]:
-        return frozenset({"mismatched"})
-
-    @property
-    def signal(self) -> type[Labels]:
-        return Labels
-
-    def initial_state(self) -> dict[str, Tensor]:
-        """Nothing: z0 is of the step alone."""
-        return {}
+    beta: float = positive(0.1)
+    desirable_weight: float = positive(1.0)
+    undesirable_weight: float = positive(1.0)
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """z0, of all mismatched completions of the step."""
-        check_state("kto", state, self.initial_state())
+        check_state(self.name, state, self.initial_state())
         if step.mismatched is None:
             raise TrainingError(
                 "KTO compares completions with those of other prompts",
@@ -74,10 +54,6 @@ class KTO:
                 do="Raise --batch_size",
             )
         return Coupling(whole={"z0": log_ratio(step.mismatched).mean().clamp(min=0)}), {}
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:
-        """One per labeled completion: the weights of the two sides are part of the loss."""
-        return label_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Labels) -> Losses:
         z0 = coupling_of(scores).whole["z0"]

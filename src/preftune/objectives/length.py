@@ -7,14 +7,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio, mean_log_ratio, reference, sum_tokens
-from preftune.objectives.checks import check_between, check_not_negative, check_positive
+from preftune.objectives.checks import between, not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_lengths, pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import pair_lengths, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class LNDPO:
+class LNDPO(PairObjective):
     """DPO on log-ratios per token.
 
         L = -log sigma( beta * (hbar(chosen) - hbar(rejected)) ),   hbar(y) = h(y) / |y|
@@ -27,22 +28,12 @@ class LNDPO:
         beta: strength of the pull to the reference, > 0.
     """
 
-    beta: float = 5.0
+    name = "ln-dpo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
+    length_normalized = True
 
-    def __post_init__(self) -> None:
-        check_positive("ln-dpo", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(5.0)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * mean_log_ratio(scores)
@@ -50,7 +41,7 @@ class LNDPO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LDDPO:
+class LDDPO(PairObjective):
     """DPO in which the tokens by which one completion of a pair outlasts the other count less.
 
         L = -log sigma( beta * (d(chosen) - d(rejected)) ),   d(y) = h(y_1 .. y_m) + alpha * h(y_m+1 .. y_n)
@@ -65,24 +56,12 @@ class LDDPO:
         alpha: weight of the tokens past the shorter completion's length, in [0, 1].
     """
 
-    beta: float = 0.1
-    alpha: float = 0.5
+    name = "ld-dpo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("ld-dpo", beta=self.beta)
-        check_between("ld-dpo", "[0, 1]", alpha=self.alpha)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.1)
+    alpha: float = between(0.5, "[0, 1]")
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         token_ratio = scores.logp - reference(scores)
@@ -113,7 +92,7 @@ def _damped_sum(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RDPO:
+class RDPO(PairObjective):
     """DPO with a length term beside the margin: the longer completion's length explains part of its being
     preferred.
 
@@ -130,24 +109,12 @@ class RDPO:
         alpha: nats per token of difference, >= 0; 0.01 to 1.0 have been tried (from memory); at 0 it is DPO.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.01
+    name = "r-dpo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("r-dpo", beta=self.beta)
-        check_not_negative("r-dpo", alpha=self.alpha)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.1)
+    alpha: float = not_negative(0.01)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from preftune.objectives.base import State, coupling_of, log_ratio, mean_tokens
-from preftune.objectives.checks import check_positive
+from preftune.objectives.base import Coupled, State, coupling_of, log_ratio, mean_tokens
+from preftune.objectives.checks import positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides
 from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
 
 # Entropies below a millionth of log V are rounding in fp32; the dispersion stops growing there, at 13.8.
@@ -18,7 +19,7 @@ _LEAST_MEAN = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class MallowsPO:
+class MallowsPO(Coupled, PairObjective):
     """DPO with a beta of each pair: large where the reference is sure of the answer, small where many would
     do.
 
@@ -37,33 +38,19 @@ class MallowsPO:
             authors' is 0.29, for a Llama 3 with instruction tuning and their data.
     """
 
-    beta: float = 0.1
-    scale: float | None = None
+    name = "mallowspo"
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("mallowspo", beta=self.beta)
-        if self.scale is not None:
-            check_positive("mallowspo", scale=self.scale)
+    beta: float = positive(0.1)
+    scale: float | None = positive(None)
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"ref_logp", "ref_entropy_share"} | ({"coupling"} if self.scale is None else set()))
 
     @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    @property
     def couples(self) -> frozenset[str]:
         return frozenset({"scores"} if self.scale is None else ())
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
-
-    def initial_state(self) -> dict[str, Tensor]:
-        """Nothing is remembered from step to step."""
-        return {}
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """The scale that makes the mean of phi over the step's pairs 1."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -13,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.errors import ConfigError
-from preftune.objectives.base import Coupled, Objective, State, coupling_of
-from preftune.objectives.checks import check_positive
+from preftune.objectives.base import ChosenFall, Coupled, Objective, Opponent, State, coupling_of
+from preftune.objectives.checks import positive
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
 
 _SUMS = ("mixture", "mpo")  # the objectives of this file, which cannot be terms
@@ -34,31 +35,17 @@ class Term:
     label: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """A weighted sum of objectives, each reduced over the whole step as if it were trained alone.
-
-        L = sum_k weight_k * L_k,   L_k = sum_u per_unit_ku * w_ku / W_k,   W_k = sum_u w_ku over the step
-
-    Every term keeps its own units: the tokens of `sft` and the pairs of `dpo` are not weighed against each
-    other. The one reducer divides by W = sum_k W_k, so the units of term k are scaled by weight_k * W / W_k,
-    which is why a mixture looks at the whole step before its gradient. A term without weight in a step adds
-    nothing to it. Terms on labels take them from the pairs of the others: +1 chosen, -1 rejected, 0 neither
-    or both.
-
-    Args:
-        terms: such as "0.8*dpo(beta=0.1) + 0.2*bco-pair + sft": names of objectives with their settings, each
-            with a weight, a number other than 0 that is 1 if left out. The default is MPO's.
-    """
-
-    terms: str = "0.8*dpo(beta=0.1)+0.2*bco-pair(beta=0.1)+sft"
-
-    def __post_init__(self) -> None:
-        _ = self.parsed, self.signal  # refuse now what cannot be read or does not go together
+class WeightedSum(Coupled):
+    """A weighted sum of objectives; the terms come from a subclass."""
 
     @cached_property
+    @abstractmethod
     def parsed(self) -> tuple[Term, ...]:
-        return parse_terms(self.terms)
+        """The terms."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.parsed, self.signal  # refuse now what cannot be read or does not go together
 
     @property
     def needs(self) -> frozenset[str]:
@@ -67,6 +54,29 @@ class Mixture:
     @property
     def signal(self) -> type[Signal]:
         return common_signal([term.objective.signal for term in self.parsed])
+
+    @property
+    def trains(self) -> Literal["policy", "reward model"]:
+        return "policy" if any(term.objective.trains == "policy" for term in self.parsed) else "reward model"
+
+    @property
+    def length_normalized(self) -> bool:
+        return all(term.objective.length_normalized for term in self.parsed)
+
+    @property
+    def chosen_fall(self) -> ChosenFall:
+        falls = [term.objective.chosen_fall for term in self.parsed]
+        return "prevented" if "prevented" in falls else falls[0]
+
+    @property
+    def opponents(self) -> tuple[Opponent, ...]:
+        """Those that fit every term."""
+        fitting = set.intersection(*(set(term.objective.opponents) for term in self.parsed))
+        return tuple(opponent for opponent in get_args(Opponent) if opponent in fitting)
+
+    @property
+    def value_is_surrogate(self) -> bool:
+        return any(term.objective.value_is_surrogate for term in self.parsed)
 
     @property
     def couples(self) -> frozenset[str]:
@@ -144,7 +154,33 @@ class Mixture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MPO:
+class Mixture(WeightedSum):
+    """A weighted sum of objectives, each reduced over the whole step as if it were trained alone.
+
+        L = sum_k weight_k * L_k,   L_k = sum_u per_unit_ku * w_ku / W_k,   W_k = sum_u w_ku over the step
+
+    Every term keeps its own units: the tokens of `sft` and the pairs of `dpo` are not weighed against each
+    other. The one reducer divides by W = sum_k W_k, so the units of term k are scaled by weight_k * W / W_k,
+    which is why a mixture looks at the whole step before its gradient. A term without weight in a step adds
+    nothing to it. Terms on labels take them from the pairs of the others: +1 chosen, -1 rejected, 0 neither
+    or both.
+
+    Args:
+        terms: such as "0.8*dpo(beta=0.1) + 0.2*bco-pair + sft": names of objectives with their settings, each
+            with a weight, a number other than 0 that is 1 if left out. The default is MPO's.
+    """
+
+    name = "mixture"
+
+    terms: str = "0.8*dpo(beta=0.1)+0.2*bco-pair(beta=0.1)+sft"
+
+    @cached_property
+    def parsed(self) -> tuple[Term, ...]:
+        return parse_terms(self.terms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPO(WeightedSum):
     """A preference, an absolute quality and a likelihood: DPO, BCO on pairs and SFT in one sum.
 
         L = w_p * L_dpo + w_q * L_bco-pair + w_g * L_sft
@@ -161,51 +197,19 @@ class MPO:
         beta: strength of the pull to the reference in the first two terms, > 0.
     """
 
-    dpo_weight: float = 0.8
-    bco_weight: float = 0.2
-    sft_weight: float = 1.0
-    beta: float = 0.1
+    name = "mpo"
 
-    def __post_init__(self) -> None:
-        check_positive(
-            "mpo",
-            dpo_weight=self.dpo_weight,
-            bco_weight=self.bco_weight,
-            sft_weight=self.sft_weight,
-            beta=self.beta,
-        )
+    dpo_weight: float = positive(0.8)
+    bco_weight: float = positive(0.2)
+    sft_weight: float = positive(1.0)
+    beta: float = positive(0.1)
 
     @cached_property
-    def mixture(self) -> Mixture:
-        return Mixture(
-            terms=f"{self.dpo_weight}*dpo(beta={self.beta}) + {self.bco_weight}*bco-pair(beta={self.beta})"
+    def parsed(self) -> tuple[Term, ...]:
+        return parse_terms(
+            f"{self.dpo_weight}*dpo(beta={self.beta}) + {self.bco_weight}*bco-pair(beta={self.beta})"
             f" + {self.sft_weight}*sft"
         )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.mixture.needs
-
-    @property
-    def signal(self) -> type[Signal]:
-        return self.mixture.signal
-
-    @property
-    def couples(self) -> frozenset[str]:
-        return self.mixture.couples
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair, twice, then one per chosen token."""
-        return self.mixture.weights(lengths, signal)
-
-    def initial_state(self) -> dict[str, Tensor]:
-        return self.mixture.initial_state()
-
-    def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
-        return self.mixture.couple(step, state)
-
-    def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
-        return self.mixture(scores, signal)
 
 
 # --- from text to terms ---

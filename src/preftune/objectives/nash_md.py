@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from preftune.objectives.base import log_ratio, sum_tokens
-from preftune.objectives.checks import check_not_negative
+from preftune.objectives.base import ChosenFall, log_ratio, sum_tokens
+from preftune.objectives.checks import not_negative
 from preftune.objectives.groupwise import group_metrics
+from preftune.objectives.kinds import CompletionObjective
 from preftune.types import Losses, Rewards, TokenScores
 
 
@@ -33,7 +33,7 @@ def win_rate_losses(
 
 
 @dataclass(frozen=True, kw_only=True)
-class NashMD:
+class NashMD(CompletionObjective):
     """Likelihood of each sampled completion, weighted by how far its win rate exceeds one half, less a KL
     penalty.
 
@@ -49,22 +49,22 @@ class NashMD:
             baseline of 1/2.
     """
 
-    beta: float = 0.1
+    name = "nash-md"
+    opponents = ("none", "reference", "mixture")
 
-    def __post_init__(self) -> None:
-        check_not_negative("nash-md", beta=self.beta)
+    beta: float = not_negative(0.1)
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"ref_logp"} if self.beta > 0 else ())
 
     @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
+    def chosen_fall(self) -> ChosenFall:
+        return "prevented" if self.beta > 0 else "possible"
 
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per completion."""
-        return torch.ones(len(lengths), dtype=torch.get_default_dtype(), device=lengths.device)
+    @property
+    def value_is_surrogate(self) -> bool:
+        return self.beta > 0
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         win_rate = signal.reward.to(scores.logp.dtype)

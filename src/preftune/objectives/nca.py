@@ -3,24 +3,17 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_not_negative, check_positive
-from preftune.objectives.groupwise import (
-    group_log_softmax,
-    group_losses,
-    group_sum,
-    group_weights,
-    reward_softmax,
-)
+from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.groupwise import group_log_softmax, group_losses, group_sum, reward_softmax
+from preftune.objectives.kinds import GroupObjective
 from preftune.objectives.links import logistic
 from preftune.types import Losses, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoNCA:
+class InfoNCA(GroupObjective):
     """Cross-entropy of a softmax over the implicit rewards of a prompt's completions with one over their
     rewards.
 
@@ -36,24 +29,12 @@ class InfoNCA:
             pairs, whose rewards are 1 and 0.
     """
 
-    beta: float = 0.01
-    reward_temperature: float = 1.0
+    name = "infonca"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("infonca", beta=self.beta)
-        check_not_negative("infonca", reward_temperature=self.reward_temperature)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per group."""
-        return group_weights(signal)
+    beta: float = positive(0.01)
+    reward_temperature: float = not_negative(1.0)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * log_ratio(scores)
@@ -63,7 +44,7 @@ class InfoNCA:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NCA:
+class NCA(GroupObjective):
     """Each completion classified against noise on its own, so that absolute likelihoods matter and not only
     differences.
 
@@ -80,24 +61,11 @@ class NCA:
             pairs, whose rewards are 1 and 0.
     """
 
-    beta: float = 0.01
-    reward_temperature: float = 1.0
+    name = "nca"
+    needs = frozenset({"ref_logp"})
 
-    def __post_init__(self) -> None:
-        check_positive("nca", beta=self.beta)
-        check_not_negative("nca", reward_temperature=self.reward_temperature)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per group."""
-        return group_weights(signal)
+    beta: float = positive(0.01)
+    reward_temperature: float = not_negative(1.0)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * log_ratio(scores)

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import mean_tokens
-from preftune.objectives.checks import check_positive
+from preftune.objectives.checks import positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import log_odds, logistic
-from preftune.objectives.pairwise import losses_with_nll, pair_margin, pair_weights
+from preftune.objectives.pairwise import losses_with_nll, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class ORPO:
+class ORPO(PairObjective):
     """Fine-tuning on the chosen completion, with a logistic loss on how its odds compare to the rejected
     one's.
 
@@ -30,22 +28,10 @@ class ORPO:
         odds_weight: w (the paper's lambda; `beta` in some implementations), > 0.
     """
 
-    odds_weight: float = 0.1
+    name = "orpo"
+    length_normalized = True
 
-    def __post_init__(self) -> None:
-        check_positive("orpo", odds_weight=self.odds_weight)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    odds_weight: float = positive(0.1)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         odds = log_odds(mean_tokens(scores.logp, scores.lengths))

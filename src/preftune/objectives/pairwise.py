@@ -16,7 +16,7 @@ NLLScale = Literal["sum", "mean"]
 NLL_SCALES = get_args(NLLScale)
 
 
-def pair_weights(signal: Pairs) -> Float[Tensor, " P"]:
+def pair_weights(signal: Pairs | Hybrid) -> Float[Tensor, " P"]:
     """One per pair."""
     return torch.ones(signal.chosen.shape, dtype=torch.get_default_dtype(), device=signal.chosen.device)
 

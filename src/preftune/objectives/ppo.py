@@ -3,24 +3,20 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.advantages import gae, moments, whitened
-from preftune.objectives.base import State, coupling_of
-from preftune.objectives.checks import check_between, check_not_negative, check_positive
+from preftune.objectives.base import Coupled, State, coupling_of
+from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.clipping import token_ratio
-from preftune.objectives.policy_gradient import (
-    clipped_losses,
-    penalized_token_rewards,
-    policy_losses,
-    unit_weights,
-)
+from preftune.objectives.kinds import TokenObjective
+from preftune.objectives.policy_gradient import clipped_losses, penalized_token_rewards, policy_losses
 from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO:
+class PPO(Coupled, TokenObjective):
     """Advantages from a critic, whitened over the step, in a loss that stops where the policy has moved
     enough.
 
@@ -47,23 +43,15 @@ class PPO:
         dual_clip: c > 1, the largest loss in units of |A_t| where A_t < 0; 3 in a public implementation.
     """
 
-    kl_coef: float = 0.05
-    clip: float = 0.2
-    vf_coef: float = 0.1
-    gamma: float = 1.0
-    lam: float = 0.95
-    value_clip: float | None = None
-    dual_clip: float | None = None
+    name = "ppo"
 
-    def __post_init__(self) -> None:
-        check_not_negative("ppo", kl_coef=self.kl_coef, vf_coef=self.vf_coef)
-        check_between("ppo", "(0, 1)", clip=self.clip)
-        check_between("ppo", "(0, 1]", gamma=self.gamma)
-        check_between("ppo", "[0, 1]", lam=self.lam)
-        if self.value_clip is not None:
-            check_positive("ppo", value_clip=self.value_clip)
-        if self.dual_clip is not None:
-            check_between("ppo", "(1, inf)", dual_clip=self.dual_clip)
+    kl_coef: float = not_negative(0.05)
+    clip: float = between(0.2, "(0, 1)")
+    vf_coef: float = not_negative(0.1)
+    gamma: float = between(1.0, "(0, 1]")
+    lam: float = between(0.95, "[0, 1]")
+    value_clip: float | None = positive(None)
+    dual_clip: float | None = between(None, "(1, inf)")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -72,24 +60,13 @@ class PPO:
         return frozenset({"behaviour_logp", "coupling"} | reference | critic)
 
     @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    @property
-    def couples(self) -> frozenset[str]:
-        return frozenset({"scores"})
-
-    def initial_state(self) -> dict[str, Tensor]:
-        return {}
+    def value_is_surrogate(self) -> bool:
+        return self.value_clip is None
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """Mean and variance of the advantages of all tokens of the step."""
         assert isinstance(step.signal, Rewards) and step.scores is not None
         return Coupling(whole=moments(self._advantages(step.scores, step.signal))), {}
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per token."""
-        return unit_weights(int(lengths.sum()), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         raw = self._advantages(scores, signal)

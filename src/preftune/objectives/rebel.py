@@ -2,18 +2,15 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import behaviour, behaviour_ratio, reference, sum_tokens
-from preftune.objectives.checks import check_not_negative, check_positive
-from preftune.objectives.groupwise import all_pairs
+from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.kinds import GroupPairObjective
 from preftune.objectives.reward_distillation import pair_regression
 from preftune.types import Losses, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class REBEL:
+class REBEL(GroupPairObjective):
     """The change of a log-probability since sampling regressed on eta times the reward, over all pairs of a
     prompt's completions.
 
@@ -32,24 +29,15 @@ class REBEL:
             needed.
     """
 
-    eta: float = 1.0
-    kl_coef: float = 0.05
+    name = "rebel"
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("rebel", eta=self.eta)
-        check_not_negative("rebel", kl_coef=self.kl_coef)
+    eta: float = positive(1.0)
+    kl_coef: float = not_negative(0.05)
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"behaviour_logp", "ref_logp"} if self.kl_coef > 0 else {"behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """Of all pairs of a group together: one."""
-        return all_pairs(signal)[1]
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         moved = behaviour_ratio(scores)

@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from preftune.errors import ConfigError
 from preftune.objectives.advantages import centred, leave_one_out
-from preftune.objectives.base import State, coupling_of, sum_tokens
-from preftune.objectives.checks import check_between, check_choice, check_not_negative
+from preftune.objectives.base import ChosenFall, Coupled, State, coupling_of, sum_tokens
+from preftune.objectives.checks import check_between, not_negative
+from preftune.objectives.kinds import CompletionObjective
 from preftune.objectives.policy_gradient import penalized_reward, policy_losses, unit_weights
 from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 
@@ -30,7 +31,7 @@ def score_function_losses(
 
 
 @dataclass(frozen=True, kw_only=True)
-class REINFORCE:
+class REINFORCE(Coupled, CompletionObjective):
     """Each sampled completion's log-probability, weighted by its reward less a baseline.
 
         L = -A log pi(y),   A = r - beta * h(y) - b, held constant
@@ -47,13 +48,15 @@ class REINFORCE:
         momentum: share of the old value that a step leaves in the moving average, in [0, 1), and only of it.
     """
 
+    name = "reinforce"
+    couples = frozenset()
+
     baseline: Baseline = "leave_one_out"
-    beta: float = 0.0
+    beta: float = not_negative(0.0)
     momentum: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice("reinforce", get_args(Baseline), baseline=self.baseline)
-        check_not_negative("reinforce", beta=self.beta)
+        super().__post_init__()
         if self.baseline == "moving_average":
             check_between(
                 "reinforce", "[0, 1)", momentum=math.nan if self.momentum is None else self.momentum
@@ -71,17 +74,16 @@ class REINFORCE:
         reference = {"ref_logp"} if self.beta > 0 else set()
         return frozenset(reference | ({"coupling"} if self.baseline == "moving_average" else set()))
 
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    @property
-    def couples(self) -> frozenset[str]:
-        """The rewards are enough."""
-        return frozenset()
-
     def initial_state(self) -> dict[str, Tensor]:
         return {"baseline": torch.zeros((), dtype=torch.float64), "steps": torch.zeros((), dtype=torch.int64)}
+
+    @property
+    def chosen_fall(self) -> ChosenFall:
+        return "possible" if self.baseline in ("mean", "leave_one_out") else "prevented"
+
+    @property
+    def value_is_surrogate(self) -> bool:
+        return self.beta > 0
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """The average of past steps, which knows nothing of this one; the first step has only its own mean."""
@@ -91,10 +93,6 @@ class REINFORCE:
             baseline = mean
         updated = self.momentum * baseline + (1 - self.momentum) * mean
         return Coupling(whole={"baseline": baseline}), {"baseline": updated, "steps": state["steps"] + 1}
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per completion."""
-        return unit_weights(len(lengths), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         reward = penalized_reward(scores, signal, self.beta)

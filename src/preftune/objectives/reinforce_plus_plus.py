@@ -6,20 +6,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.advantages import moments, reward_to_go, whitened
-from preftune.objectives.base import State, coupling_of
-from preftune.objectives.checks import check_between, check_not_negative
+from preftune.objectives.base import Coupled, State, coupling_of
+from preftune.objectives.checks import between, not_negative
 from preftune.objectives.clipping import token_ratio
-from preftune.objectives.policy_gradient import (
-    clipped_losses,
-    penalized_token_rewards,
-    policy_losses,
-    unit_weights,
-)
+from preftune.objectives.kinds import TokenObjective
+from preftune.objectives.policy_gradient import clipped_losses, penalized_token_rewards, policy_losses
 from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReinforcePlusPlus:
+class ReinforcePlusPlus(Coupled, TokenObjective):
     """The return from each token on, whitened over all tokens of the step, in PPO's clipped loss.
 
         L_t = -min( rho_t A_t, clip(rho_t, 1 - clip, 1 + clip) A_t ),   rho_t = pi(y_t) / mu(y_t)
@@ -36,39 +32,25 @@ class ReinforcePlusPlus:
         clip: how far a ratio may leave 1, in (0, 1).
     """
 
-    beta: float = 0.01
-    gamma: float = 1.0
-    clip: float = 0.2
+    name = "reinforce-plus-plus"
 
-    def __post_init__(self) -> None:
-        check_not_negative("reinforce-plus-plus", beta=self.beta)
-        check_between("reinforce-plus-plus", "(0, 1]", gamma=self.gamma)
-        check_between("reinforce-plus-plus", "(0, 1)", clip=self.clip)
+    beta: float = not_negative(0.01)
+    gamma: float = between(1.0, "(0, 1]")
+    clip: float = between(0.2, "(0, 1)")
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"behaviour_logp", "coupling"} | ({"ref_logp"} if self.beta > 0 else set()))
 
     @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    @property
     def couples(self) -> frozenset[str]:
         """Without a penalty the rewards and lengths are enough."""
         return frozenset({"scores"} if self.beta > 0 else set())
-
-    def initial_state(self) -> dict[str, Tensor]:
-        return {}
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """Mean and variance of the returns of all tokens of the step."""
         assert isinstance(step.signal, Rewards)
         return Coupling(whole=moments(self._returns(step.scores, step.lengths, step.signal))), {}
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per token."""
-        return unit_weights(int(lengths.sum()), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         returns = self._returns(scores, scores.lengths, signal).to(scores.logp.dtype)

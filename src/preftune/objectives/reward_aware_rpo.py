@@ -1,14 +1,12 @@
 """Reward-aware preference optimization: implicit preferences fitted to those that rewards imply."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-from jaxtyping import Float, Int
-from torch import Tensor
+from typing import Literal
 
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import all_pairs, group_metrics
+from preftune.objectives.kinds import GroupPairObjective
 from preftune.objectives.links import binary_kl
 from preftune.objectives.pairwise import pair_margin
 from preftune.objectives.reward_distillation import pair_regression
@@ -18,7 +16,7 @@ Distance = Literal["backward_kl", "forward_kl", "squared"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardAwareRPO:
+class RewardAwareRPO(GroupPairObjective):
     """The difference of two implicit rewards near eta times the difference of the rewards, over all pairs of
     a prompt's completions.
 
@@ -39,25 +37,13 @@ class RewardAwareRPO:
         distance: how the two differences are compared.
     """
 
-    beta: float = 0.2
-    eta: float = 1.0
+    name = "reward-aware-rpo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
+
+    beta: float = positive(0.2)
+    eta: float = positive(1.0)
     distance: Distance = "backward_kl"
-
-    def __post_init__(self) -> None:
-        check_positive("reward-aware-rpo", beta=self.beta, eta=self.eta)
-        check_choice("reward-aware-rpo", get_args(Distance), distance=self.distance)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """Of all pairs of a group together: one."""
-        return all_pairs(signal)[1]
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * log_ratio(scores)

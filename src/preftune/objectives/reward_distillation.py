@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_positive
+from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import all_pairs, group_metrics
+from preftune.objectives.kinds import GroupPairObjective
 from preftune.objectives.pairwise import pair_margin
 from preftune.types import Losses, Rewards, TokenScores
 
@@ -31,7 +32,7 @@ def pair_regression(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardDistillation:
+class RewardDistillation(GroupPairObjective):
     """The difference of two implicit rewards regressed on the difference of the rewards, over all pairs of a
     prompt's completions.
 
@@ -46,22 +47,11 @@ class RewardDistillation:
         beta: nats of reward per nat of log-ratio, > 0: the rewards are fitted as they are.
     """
 
-    beta: float = 0.1
+    name = "reward-distillation"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("reward-distillation", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """Of all pairs of a group together: one."""
-        return all_pairs(signal)[1]
+    beta: float = positive(0.1)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         rewards = self.beta * log_ratio(scores)

@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.advantages import leave_one_out
-from preftune.objectives.base import sum_tokens
-from preftune.objectives.checks import check_between, check_not_negative
+from preftune.objectives.base import ChosenFall, sum_tokens
+from preftune.objectives.checks import between, not_negative
 from preftune.objectives.clipping import sequence_ratio
-from preftune.objectives.policy_gradient import clipped_losses, penalized_reward, policy_losses, unit_weights
+from preftune.objectives.kinds import CompletionObjective
+from preftune.objectives.policy_gradient import clipped_losses, penalized_reward, policy_losses
 from preftune.objectives.reinforce import REINFORCE, score_function_losses
 from preftune.types import Losses, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLOO:
+class RLOO(CompletionObjective):
     """REINFORCE with the mean of a prompt's other completions as baseline; optionally clipped, for stale
     samples.
 
@@ -33,13 +31,10 @@ class RLOO:
         clip: how far the ratio of whole completions may leave 1, in (0, 1), TRL's being 0.2; none: no ratio.
     """
 
-    beta: float = 0.03
-    clip: float | None = None
+    name = "rloo"
 
-    def __post_init__(self) -> None:
-        check_not_negative("rloo", beta=self.beta)
-        if self.clip is not None:
-            check_between("rloo", "(0, 1)", clip=self.clip)
+    beta: float = not_negative(0.03)
+    clip: float | None = between(None, "(0, 1)")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -47,12 +42,12 @@ class RLOO:
         return frozenset(reference | (set() if self.clip is None else {"behaviour_logp"}))
 
     @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
+    def chosen_fall(self) -> ChosenFall:
+        return "possible" if self.clip is None else "prevented"
 
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per completion."""
-        return unit_weights(len(lengths), lengths)
+    @property
+    def value_is_surrogate(self) -> bool:
+        return self.beta > 0
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         if self.clip is None:
@@ -66,7 +61,7 @@ class RLOO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceMatching:
+class PreferenceMatching(CompletionObjective):
     """RLOO on the reward less the log-probability: entropy with a coefficient of one, and no reference.
 
         L = -A log pi(y),   A = R - mean of the others' R,   R = r - log pi(y), held constant
@@ -78,17 +73,9 @@ class PreferenceMatching:
     reference that gives every completion the same.
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per completion."""
-        return unit_weights(len(lengths), lengths)
+    name = "preference-matching"
+    chosen_fall = "possible"
+    value_is_surrogate = True
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         logp = sum_tokens(scores.logp, scores.lengths).detach()

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_between, check_positive
+from preftune.objectives.checks import between, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustDPO:
+class RobustDPO(PairObjective):
     """An unbiased estimate of DPO's loss on clean labels, from labels of which a known share is wrong.
 
         L = ( -(1 - e) log sigma(beta * D) + e log sigma(-beta * D) ) / (1 - 2e),   D = h(chosen) -
@@ -30,24 +28,12 @@ class RobustDPO:
             at 0 it is DPO.
     """
 
-    beta: float = 0.1
-    label_smoothing: float = 0.1
+    name = "robust-dpo"
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
 
-    def __post_init__(self) -> None:
-        check_positive("robust-dpo", beta=self.beta)
-        check_between("robust-dpo", "[0, 0.5)", label_smoothing=self.label_smoothing)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(0.1)
+    label_smoothing: float = between(0.1, "[0, 0.5)")
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_choice, check_not_negative, check_positive
+from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import NLL_SCALES, NLLScale, losses_with_nll, pair_margin, pair_weights
+from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPO:
+class RPO(PairObjective):
     """DPO that also holds the chosen completion up.
 
         L = -log sigma(beta * D) + w * NLL(chosen),   D = h(chosen) - h(rejected)
@@ -30,26 +28,12 @@ class RPO:
         nll_scale: whether the likelihood term is the mean over the completion's tokens or their sum.
     """
 
-    beta: float = 0.5
-    nll_weight: float = 0.2
+    name = "rpo"
+    needs = frozenset({"ref_logp"})
+
+    beta: float = positive(0.5)
+    nll_weight: float = not_negative(0.2)
     nll_scale: NLLScale = "mean"
-
-    def __post_init__(self) -> None:
-        check_positive("rpo", beta=self.beta)
-        check_not_negative("rpo", nll_weight=self.nll_weight)
-        check_choice("rpo", NLL_SCALES, nll_scale=self.nll_scale)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         rewards = self.beta * log_ratio(scores)

@@ -9,13 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import mean_tokens, per_token, sum_tokens
-from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import group_metrics
+from preftune.objectives.kinds import RewardObjective
 from preftune.types import Losses, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class RWR:
+class RWR(RewardObjective):
     """Maximum likelihood in which a completion counts as much as the exponential of its reward.
 
         L = -w(y) log pi(y_t), the mean over all tokens of the step,   w(y) = min( exp(r(y) / T), max_weight )
@@ -31,26 +32,20 @@ class RWR:
             completion.
     """
 
-    temperature: float = 1.0
-    max_weight: float = 20.0
+    name = "rwr"
+
+    temperature: float = positive(1.0)
+    max_weight: float = positive(20.0)
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-
-    def __post_init__(self) -> None:
-        check_positive("rwr", temperature=self.temperature, max_weight=self.max_weight)
-        check_choice("rwr", ("token_mean", "sequence_mean"), reduction=self.reduction)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
         """One per token, or per completion."""
         num_units = int(lengths.sum()) if self.reduction == "token_mean" else len(lengths)
         return torch.ones(num_units, dtype=torch.get_default_dtype(), device=lengths.device)
+
+    @property
+    def length_normalized(self) -> bool:
+        return self.reduction == "sequence_mean"
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         exponent = (signal.reward / self.temperature).clamp(max=math.log(self.max_weight))

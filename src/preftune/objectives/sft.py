@@ -1,19 +1,19 @@
 """SFT: maximum likelihood. On chosen completions it is Pref-FT."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.errors import ConfigError
 from preftune.objectives.base import label_metrics, mean_tokens, per_token
+from preftune.objectives.kinds import LabelObjective
 from preftune.types import Labels, Losses, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFT:
+class SFT(LabelObjective):
     """Negative log-likelihood of the preferred completions; dispreferred ones weigh nothing.
 
         L = -mean_t logp_t over all tokens of the step   (token_mean), or
@@ -26,28 +26,19 @@ class SFT:
         reduction: "token_mean" lets every token weigh the same, "sequence_mean" every completion.
     """
 
-    imitates: ClassVar[bool] = True
+    name = "sft"
+    imitates = True
 
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-
-    def __post_init__(self) -> None:
-        if self.reduction not in ("token_mean", "sequence_mean"):
-            raise ConfigError(
-                "sft: reduction is unknown", got=self.reduction, expected="token_mean or sequence_mean"
-            )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Labels]:
-        return Labels
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Labels) -> Float[Tensor, " U"]:
         """One per token, or per completion, that is preferred; else zero."""
         preferred = (signal.label > 0).to(torch.get_default_dtype())
         return per_token(preferred, lengths) if self.reduction == "token_mean" else preferred
+
+    @property
+    def length_normalized(self) -> bool:
+        return self.reduction == "sequence_mean"
 
     def __call__(self, scores: TokenScores, signal: Labels) -> Losses:
         per_unit = (

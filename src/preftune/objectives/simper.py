@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import mean_tokens
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_weights
+from preftune.objectives.kinds import PairObjective
+from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimPER:
+class SimPER(PairObjective):
     """The inverse perplexity of the chosen completion up, that of the rejected one down; no reference, no
     hyper-parameter.
 
@@ -23,17 +21,8 @@ class SimPER:
     unlikely.
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    name = "simper"
+    length_normalized = True
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         inverse_perplexity = mean_tokens(scores.logp, scores.lengths).exp()

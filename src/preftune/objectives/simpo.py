@@ -2,20 +2,14 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from preftune.objectives.base import mean_tokens
-from preftune.objectives.checks import check_choice, check_finite, check_not_negative, check_positive
+from preftune.objectives.base import ChosenFall, mean_tokens
+from preftune.objectives.checks import finite, not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import bounded_expm1, logistic
-from preftune.objectives.pairwise import (
-    NLL_SCALES,
-    NLLScale,
-    losses_with_nll,
-    pair_losses,
-    pair_margin,
-    pair_weights,
-)
+from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
 
@@ -39,7 +33,7 @@ def target_margin_losses(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimPO:
+class SimPO(PairObjective):
     """The mean log-probability of the chosen completion above the rejected one's by a margin; no reference.
 
         L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma ),   lpbar = log pi(y) / |y|
@@ -54,31 +48,19 @@ class SimPO:
         gamma: target margin, in units of beta times nats per token.
     """
 
-    beta: float = 2.0
-    gamma: float = 1.0
+    name = "simpo"
+    chosen_fall = "possible"
+    length_normalized = True
 
-    def __post_init__(self) -> None:
-        check_positive("simpo", beta=self.beta)
-        check_finite("simpo", gamma=self.gamma)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(2.0)
+    gamma: float = finite(1.0)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         return target_margin_losses(scores, signal, beta=self.beta, gamma=self.gamma)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CPOSimPO:
+class CPOSimPO(PairObjective):
     """SimPO that also holds the chosen completion up, as CPO does.
 
         L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma ) + w * NLL(chosen),   lpbar = log
@@ -97,28 +79,16 @@ class CPOSimPO:
             their sum (the description).
     """
 
-    beta: float = 10.0
-    gamma: float = 5.4
-    nll_weight: float = 0.05
+    name = "cpo-simpo"
+
+    beta: float = positive(10.0)
+    gamma: float = finite(5.4)
+    nll_weight: float = not_negative(0.05)
     nll_scale: NLLScale = "mean"
 
-    def __post_init__(self) -> None:
-        check_positive("cpo-simpo", beta=self.beta)
-        check_finite("cpo-simpo", gamma=self.gamma)
-        check_not_negative("cpo-simpo", nll_weight=self.nll_weight)
-        check_choice("cpo-simpo", NLL_SCALES, nll_scale=self.nll_scale)
-
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    def length_normalized(self) -> bool:
+        return self.nll_scale == "mean"
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         preference = SimPO(beta=self.beta, gamma=self.gamma)(scores, signal).per_unit
@@ -127,7 +97,7 @@ class CPOSimPO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaPO:
+class AlphaPO(PairObjective):
     """SimPO with a reward that bends: alpha > 0 weighs unlikely completions more, alpha < 0 likely ones.
 
         L = -log sigma( r(chosen) - r(rejected) - gamma ),   r(y) = beta * (1 - exp(-alpha * lpbar(y))) /
@@ -142,25 +112,16 @@ class AlphaPO:
         alpha: shape of the reward; at 0 it is SimPO.
     """
 
-    beta: float = 2.5
-    gamma: float = 0.1
-    alpha: float = 0.25
+    name = "alphapo"
+    length_normalized = True
 
-    def __post_init__(self) -> None:
-        check_positive("alphapo", beta=self.beta)
-        check_finite("alphapo", gamma=self.gamma, alpha=self.alpha)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
+    beta: float = positive(2.5)
+    gamma: float = finite(0.1)
+    alpha: float = finite(0.25)
 
     @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    def chosen_fall(self) -> ChosenFall:
+        return "possible" if self.alpha >= 0 else "prevented"
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         return target_margin_losses(scores, signal, beta=self.beta, gamma=self.gamma, alpha=self.alpha)

@@ -1,15 +1,15 @@
 """SPO: the group as its own opponent."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import sum_tokens
-from preftune.objectives.checks import check_choice
 from preftune.objectives.groupwise import comparable_groups, group_index
+from preftune.objectives.kinds import RewardObjective
 from preftune.objectives.nash_md import win_rate_losses
 from preftune.types import Losses, Rewards, TokenScores
 
@@ -34,7 +34,7 @@ def win_rates(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPO:
+class SPO(RewardObjective):
     """Likelihood of each completion, weighted by how much more often it beats the others of its group than
     they win.
 
@@ -50,18 +50,10 @@ class SPO:
         win: "sigmoid" takes rewards as log-odds, "sign" takes only their order, a tie being half a win.
     """
 
+    name = "spo"
+    chosen_fall = "possible"
+
     win: Win = "sigmoid"
-
-    def __post_init__(self) -> None:
-        check_choice("spo", get_args(Win), win=self.win)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset()
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
         """One per completion of a group of two or more."""

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio
-from preftune.objectives.checks import check_positive
-from preftune.objectives.pairwise import margin_target, pair_losses, pair_sides, pair_weights
+from preftune.objectives.checks import positive
+from preftune.objectives.kinds import PairObjective
+from preftune.objectives.pairwise import margin_target, pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
 
 
@@ -20,7 +21,7 @@ def anchored_squares(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPPO:
+class SPPO(PairObjective):
     """Each log-ratio regressed on its win rate: P for the chosen completion and 1 - P for the rejected one.
 
         L = scale * [ (h(chosen) - (P - 1/2) / beta)^2 + (h(rejected) + (P - 1/2) / beta)^2 ]
@@ -35,23 +36,11 @@ class SPPO:
         scale: 0.5 in the paper, 1 in a popular implementation.
     """
 
-    beta: float = 1e-3
-    scale: float = 0.5
+    name = "sppo"
+    needs = frozenset({"ref_logp"})
 
-    def __post_init__(self) -> None:
-        check_positive("sppo", beta=self.beta, scale=self.scale)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    beta: float = positive(1e-3)
+    scale: float = positive(0.5)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         ratio = log_ratio(scores)

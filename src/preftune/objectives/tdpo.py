@@ -1,16 +1,14 @@
 """TDPO: DPO whose margin also compares how far the policy has moved along each completion."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
-
-from jaxtyping import Float, Int
-from torch import Tensor
+from typing import Literal
 
 from preftune.errors import ConfigError
 from preftune.objectives.base import log_ratio, sum_tokens
-from preftune.objectives.checks import check_choice, check_positive
+from preftune.objectives.checks import check_positive, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
 
 Variant = Literal["tdpo1", "tdpo2"]
@@ -18,7 +16,7 @@ _ALPHA = 0.5  # the authors'
 
 
 @dataclass(frozen=True, kw_only=True)
-class TDPO:
+class TDPO(PairObjective):
     """DPO with the forward KL divergence along a completion as part of its implicit reward.
 
         TDPO1: L = -log sigma( beta * ( D - (K(rejected) - K(chosen)) ) )
@@ -36,13 +34,16 @@ class TDPO:
         alpha: weight of the divergences in TDPO2, > 0; by default 0.5, the authors'. TDPO1 has none.
     """
 
-    beta: float = 0.1
+    name = "tdpo"
+    needs = frozenset({"ref_logp", "kl_from_ref"})
+    chosen_fall = "possible"
+
+    beta: float = positive(0.1)
     variant: Variant = "tdpo2"
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive("tdpo", beta=self.beta)
-        check_choice("tdpo", get_args(Variant), variant=self.variant)
+        super().__post_init__()
         if self.alpha is not None:
             check_positive("tdpo", alpha=self.alpha)
             if self.variant == "tdpo1":
@@ -51,16 +52,8 @@ class TDPO:
                 )
 
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "kl_from_ref"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
+    def value_is_surrogate(self) -> bool:
+        return self.variant == "tdpo2"
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         assert scores.kl_from_ref is not None

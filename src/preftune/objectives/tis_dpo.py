@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.errors import ConfigError
 from preftune.objectives.base import log_ratio, mean_tokens, reference, sum_tokens
-from preftune.objectives.checks import check_finite, check_not_negative, check_positive
+from preftune.objectives.checks import finite, not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import bounded_exp, logistic
-from preftune.objectives.pairwise import pair_losses, pair_weights
+from preftune.objectives.pairwise import pair_losses
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class TISDPO:
+class TISDPO(PairObjective):
     """DPO on log-ratios that are weighted token by token, with the policy's divergence from the reference as
     a penalty.
 
@@ -38,30 +36,23 @@ class TISDPO:
         upper: largest contrast of a token, above `lower`.
     """
 
-    beta: float = 0.1
-    alpha: float = 0.5
-    mu: float = 1.0
-    lower: float = -0.5
-    upper: float = 1.5
+    name = "tis-dpo"
+    chosen_fall = "possible"
+
+    beta: float = positive(0.1)
+    alpha: float = not_negative(0.5)
+    mu: float = not_negative(1.0)
+    lower: float = finite(-0.5)
+    upper: float = finite(1.5)
 
     def __post_init__(self) -> None:
-        check_positive("tis-dpo", beta=self.beta)
-        check_not_negative("tis-dpo", alpha=self.alpha, mu=self.mu)
-        check_finite("tis-dpo", lower=self.lower, upper=self.upper)
+        super().__post_init__()
         if self.lower >= self.upper:
             raise ConfigError("tis-dpo: lower must be below upper", got=f"{self.lower} and {self.upper}")
 
     @property
     def needs(self) -> frozenset[str]:
         return frozenset({"ref_logp", "contrast"} | ({"kl_to_ref"} if self.alpha > 0 else set()))
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(signal)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         assert scores.contrast is not None

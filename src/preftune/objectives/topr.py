@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from preftune.errors import ConfigError
 from preftune.objectives.base import sum_tokens
-from preftune.objectives.checks import check_not_negative
+from preftune.objectives.checks import not_negative
 from preftune.objectives.clipping import sequence_ratio
-from preftune.objectives.policy_gradient import policy_losses, unit_weights
+from preftune.objectives.kinds import CompletionObjective
+from preftune.objectives.policy_gradient import policy_losses
 from preftune.types import Losses, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class TOPR:
+class TOPR(CompletionObjective):
     """REINFORCE on anybody's samples: good ones as in likelihood training, bad ones by a ratio that is at
     most one.
 
@@ -37,37 +36,23 @@ class TOPR:
         negative_high: and its largest, at least negative_low.
     """
 
-    positive_low: float = 1.0
-    positive_high: float = 1.0
-    negative_low: float = 0.0
-    negative_high: float = 1.0
+    name = "topr"
+    needs = frozenset({"behaviour_logp"})
+    value_is_surrogate = True
+
+    positive_low: float = not_negative(1.0)
+    positive_high: float = not_negative(1.0)
+    negative_low: float = not_negative(0.0)
+    negative_high: float = not_negative(1.0)
 
     def __post_init__(self) -> None:
-        check_not_negative(
-            "topr",
-            positive_low=self.positive_low,
-            positive_high=self.positive_high,
-            negative_low=self.negative_low,
-            negative_high=self.negative_high,
-        )
+        super().__post_init__()
         for side in ("positive", "negative"):
             low, high = getattr(self, f"{side}_low"), getattr(self, f"{side}_high")
             if low > high:
                 raise ConfigError(
                     f"topr: {side}_low is above {side}_high", got=low, expected=f"at most {high}"
                 )
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"behaviour_logp"})
-
-    @property
-    def signal(self) -> type[Rewards]:
-        return Rewards
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
-        """One per completion."""
-        return unit_weights(len(lengths), lengths)
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         reward, ratio = signal.reward.to(scores.logp.dtype), sequence_ratio(scores).detach()

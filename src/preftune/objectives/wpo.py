@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio, mean_tokens
-from preftune.objectives.checks import check_positive
+from preftune.objectives.checks import positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides, pair_weights
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
-class WPO:
+class WPO(PairObjective):
     """DPO's loss of each pair, times how likely the policy is to write the two completions itself.
 
         L = -sg( min(1, w(chosen) * w(rejected)) ) * log sigma( beta * (h(chosen) - h(rejected)) )
@@ -28,22 +26,12 @@ class WPO:
         beta: strength of the pull to the reference, > 0; the authors' default.
     """
 
-    beta: float = 0.01
+    name = "wpo"
+    needs = frozenset({"ref_logp", "log_collision"})
+    chosen_fall = "possible"
+    value_is_surrogate = True
 
-    def __post_init__(self) -> None:
-        check_positive("wpo", beta=self.beta)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp", "log_collision"})
-
-    @property
-    def signal(self) -> type[Pairs]:
-        return Pairs
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Pairs) -> Float[Tensor, " U"]:
-        """One per pair: the weight of the method is part of its loss, for it is not known before the scores."""
-        return pair_weights(signal)
+    beta: float = positive(0.01)
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         assert scores.log_collision is not None

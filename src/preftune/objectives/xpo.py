@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from preftune.objectives.base import log_ratio, sum_tokens
-from preftune.objectives.checks import check_not_negative, check_positive
+from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
-from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides, pair_weights, pairs_of
+from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides, pairs_of
 from preftune.types import Hybrid, Losses, TokenScores
 
 REFERENCE = 2  # of Hybrid.source
 
 
 @dataclass(frozen=True, kw_only=True)
-class XPO:
+class XPO(PairObjective):
     """DPO on pairs of a sample of the policy and one of the reference, in which the reference's sample is
     pushed down.
 
@@ -31,24 +29,14 @@ class XPO:
         alpha: weight of the exploration bonus per nat, >= 0; at 0 it is DPO.
     """
 
-    beta: float = 0.1
-    alpha: float = 1e-5
+    name = "xpo"
+    needs = frozenset({"ref_logp"})
+    signal = Hybrid
+    chosen_fall = "possible"
+    opponents = ("reference",)
 
-    def __post_init__(self) -> None:
-        check_positive("xpo", beta=self.beta)
-        check_not_negative("xpo", alpha=self.alpha)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"ref_logp"})
-
-    @property
-    def signal(self) -> type[Hybrid]:
-        return Hybrid
-
-    def weights(self, lengths: Int[Tensor, " C"], signal: Hybrid) -> Float[Tensor, " U"]:
-        """One per pair."""
-        return pair_weights(pairs_of(signal))
+    beta: float = positive(0.1)
+    alpha: float = not_negative(1e-5)
 
     def __call__(self, scores: TokenScores, signal: Hybrid) -> Losses:
         pairs = pairs_of(signal)

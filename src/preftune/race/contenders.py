@@ -8,7 +8,6 @@ from preftune.errors import ConfigError
 from preftune.lab.methods import Method, default_method
 from preftune.objectives import Objective
 from preftune.objectives.bnf import BNF
-from preftune.objectives.bradley_terry import BradleyTerry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +92,9 @@ def _contender(text: str) -> Contender:
         given.append(key)
         words.append(f"--{key}={value}" if key == "selection" else f"--objective.{key}={value}")
     found = parse_settings(_Written, words, prog="preftune compare", description="")
-    if isinstance(found.objective, BradleyTerry):
+    if found.objective.trains == "reward model":
         raise ConfigError(
-            "bradley-terry trains a reward model, not a policy",
+            f"{found.objective.name} trains a reward model, not a policy",
             got=text,
             do="Use preftune train-reward-model",
         )

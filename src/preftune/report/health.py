@@ -1,10 +1,10 @@
 """The health of a run, as its page shows it: judged from metrics.jsonl, so that runs of any age have it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from preftune.health.conditions import CONDITIONS, judge
-from preftune.health.history import History, Points, points_of, settings_of
+from preftune.health.history import History, Points, Settings, points_of, settings_of
 from preftune.health.verdict import Finding
 from preftune.report.read import RunFiles, Series
 
@@ -44,8 +44,17 @@ def health(run: RunFiles) -> Health | None:
 def history_of_run(run: RunFiles) -> History:
     """What the judge sees of a run folder."""
     return History(
-        train=_points(run.train), evaluation=_points(run.evaluation), settings=settings_of(run.config)
+        train=_points(run.train),
+        evaluation=_points(run.evaluation),
+        settings=settings_of(run.config, objective_facts(run)),
     )
+
+
+def objective_facts(run: RunFiles) -> dict[str, str]:
+    """What health needs to know of the objective, as the run's environment holds it."""
+    facts, known = run.environment.get("objective"), {one.name for one in fields(Settings)}
+    given = facts if isinstance(facts, dict) else {}
+    return {str(name): str(value) for name, value in given.items() if name in known}
 
 
 def _points(metrics: Mapping[str, Series]) -> dict[str, Points]:

@@ -9,8 +9,8 @@ import base64
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -83,9 +83,16 @@ class SampleRow:
         )
 
 
-def write_report(run_dir: Path) -> Path:
+FactsOf = Callable[[object], Mapping[str, str]]
+"""From the objective as config.yaml holds it to its facts, for runs that did not write them down."""
+
+
+def write_report(run_dir: Path, facts_of: FactsOf | None = None) -> Path:
     """Writes `report.html` and `report.md` into the run folder and returns the path of the page."""
     run = read_run(run_dir)
+    if facts_of is not None and "objective" not in run.environment:
+        facts = facts_of(run.config.get("objective"))
+        run = replace(run, environment={**run.environment, "objective": dict(facts)})
     page = write_page(run_dir / REPORT_NAME, run_page(run))
     write_page(run_dir / MARKDOWN_NAME, run_markdown(run))
     return page

@@ -8,7 +8,6 @@ from preftune.model.adapters import LoraOptions
 from preftune.model.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
 from preftune.model.shard import ShardOptions
 from preftune.objectives import Objective, objective_name
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.train.optim import OptimOptions
 from preftune.types import Labels, Pairs
 
@@ -55,7 +54,7 @@ def check_filter(expression: str | None, source: str, objective: Objective) -> N
         raise ConfigError(
             "filter has no effect on-policy", got=expression, expected="pairs in a file", do="Leave it out"
         )
-    if objective.signal not in (Pairs, Labels) or isinstance(objective, BradleyTerry):
+    if objective.signal not in (Pairs, Labels) or objective.trains == "reward model":
         raise ConfigError(
             "filter has no effect on this objective: it leaves out pairs by the likelihood they will lose",
             got=objective_name(objective),

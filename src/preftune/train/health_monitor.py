@@ -25,13 +25,14 @@ class Watch:
 
     run: RunFolder
     config: Mapping[str, Any]  # as config.yaml holds it
+    facts: Mapping[str, str] = field(default_factory=dict)  # of the objective
     report: Reporter
     _told: dict[str, int] = field(default_factory=dict)
 
     def findings(self, row: Mapping[str, object] | None = None) -> tuple[Finding, ...]:
         """Of the rows written so far, and of one that is about to be."""
         rows = [*_rows(self.run), *([row] if row is not None else [])]
-        found = judge(history_of(rows, self.config))
+        found = judge(history_of(rows, self.config, self.facts))
         for finding in reversed(found):  # the worst is said last, where the eye is
             if finding.number > self._told.get(finding.id, 0):
                 self._told[finding.id] = finding.number

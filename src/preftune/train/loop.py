@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from preftune.data.prepare import write_bad_rows
@@ -21,6 +21,7 @@ from preftune.health.conditions import health_numbers
 from preftune.model.cost import Shape, utilisation, work_of
 from preftune.model.reference import REFERENCE_SCORES
 from preftune.objectives import State
+from preftune.objectives.remedies import remedies
 from preftune.progress import Reporter
 from preftune.report.page import write_report
 from preftune.train.anchors import follow, following_tensors
@@ -82,7 +83,10 @@ def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = AL
     processes.from_main(lambda: check_room(config.output, _bytes_needed(job)))
     parameters = sum(p.numel() for p in job.policy.model.parameters())
     trainable = sum(p.numel() for p in job.policy.trainable().values())
-    around = environment(str(job.policy.device), parameters, trainable) | {"processes": processes.size}
+    around = environment(str(job.policy.device), parameters, trainable) | {
+        "processes": processes.size,
+        "objective": asdict(remedies(config.objective)),
+    }
     run = create_run(config.output, config, around, writes=processes.is_main)
     if processes.is_main and job.prepared.bad_rows:
         write_bad_rows(run.path / "bad_rows.jsonl", job.prepared.bad_rows)
@@ -143,7 +147,8 @@ def run_loop(
     evaluation: dict[str, float] = {}
     eval_every = job.eval_every
     last, half = job.num_steps, HalfStep(job.optimizer)
-    watch = Watch(run=run, config=to_plain(config), report=report)
+    facts = asdict(remedies(config.objective))
+    watch = Watch(run=run, config=to_plain(config), facts=facts, report=report)
 
     def between() -> bool:
         """After a half step: such weights are neither saved nor left."""

@@ -11,9 +11,7 @@ from preftune.model.load import LoadOptions
 from preftune.model.reference import ReferenceOptions
 from preftune.model.shard import ShardOptions
 from preftune.objectives import Objective, objective_name
-from preftune.objectives.base import imitates
 from preftune.objectives.bnf import BNF
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.anchors import TOLERANCE
@@ -168,7 +166,7 @@ class TrainConfig:
         """Temperature at which the policy is scored: that of sampling, except for objectives that imitate
         completions.
         """
-        return 1.0 if imitates(self.objective) else self.sampled_at
+        return 1.0 if self.objective.imitates else self.sampled_at
 
     @property
     def data_plan(self) -> DataPlan:
@@ -199,7 +197,7 @@ class TrainConfig:
             shard=self.shard,
             low_weights=self.optim.weights == "bf16",
             gradient_checkpointing=self.gradient_checkpointing,
-            classifies=isinstance(self.objective, BradleyTerry),
+            classifies=self.objective.trains == "reward model",
             has_values=bool(self.objective.needs & {"value", "value_after"}),
             draws=self.source == "on-policy" and (not self.server.url or self.collect.opponent != "none"),
         )

@@ -12,7 +12,6 @@ from preftune.model.classifier import save_reward_model
 from preftune.model.policy import Policy, adapter_weights
 from preftune.model.shard import full_tensors
 from preftune.objectives import State
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.progress import Reporter
 from preftune.train.anchors import following_tensors
 from preftune.train.checkpoint import (
@@ -62,7 +61,7 @@ def install_final(job: Job, run: RunFolder) -> None:
 def _whole_weights(job: Job) -> dict[str, Tensor]:
     """What save_final needs of a model in shards, on the CPU of the main process."""
     policy, keep = job.policy, job.processes.is_main
-    weights = None if isinstance(job.config.objective, BradleyTerry) else adapter_weights(policy, keep)
+    weights = None if job.config.objective.trains == "reward model" else adapter_weights(policy, keep)
     if weights is None:
         weights = full_tensors(policy.model.state_dict(keep_vars=True), keep)
     head = {} if policy.value_head is None else dict(policy.value_head.named_parameters(prefix="value_head"))
@@ -80,7 +79,7 @@ def save_final(job: Job, folder: Path, weights: Mapping[str, Tensor] | None = No
     head = None if policy.value_head is None else policy.value_head.weight.detach()
     if named is not None and head is not None:
         head = named.pop("value_head.weight")
-    if isinstance(job.config.objective, BradleyTerry):
+    if job.config.objective.trains == "reward model":
         whole = policy if named is None or head is None else _put_together(job, named, head)
         save_reward_model(whole, make_renderer(job.tokenizer, job.config.rows.template), folder)
         return

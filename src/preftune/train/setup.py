@@ -18,7 +18,6 @@ from preftune.model.policy import Policy, score_groups
 from preftune.model.proof import check_attention
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions, check_equal
 from preftune.objectives import Objective
-from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.progress import Reporter
 from preftune.rewards import COLUMNS, check_columns, resolve_reward
 from preftune.rewards.questions import shared_columns
@@ -161,7 +160,7 @@ def anchored_scores(objective: Objective, collect: CollectOptions, has_held: boo
     which show log-ratios of held-out data.
     """
     needs = objective.needs & ANCHORED
-    watched = has_held and not isinstance(objective, BradleyTerry)
+    watched = has_held and objective.trains == "policy"
     return needs | {"ref_logp"} if watched or collect.opponent != "none" else needs
 
 

@@ -6,7 +6,7 @@ from preftune.objectives import Objective, objective_name
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.onpolicy.collect import CollectOptions
-from preftune.types import Hybrid, Rewards
+from preftune.types import Rewards
 
 
 def check_sampling(objective: Objective, sampling: SampleOptions, collect: CollectOptions) -> None:
@@ -42,8 +42,8 @@ def weighs_ratios(objective: Objective) -> bool:
 def check_opponent(objective: Objective, collect: CollectOptions) -> None:
     """Who may answer beside the policy."""
     name, opponent = objective_name(objective), collect.opponent
-    expected = {"xpo": ("reference",), "nash-md": ("none", "reference", "mixture")}.get(name, ("none",))
-    if objective.signal is Hybrid and name != "xpo":
+    expected = objective.opponents
+    if not expected:
         raise ConfigError(
             f"{name} needs completions of other sources beside the policy's",
             got="samples of the policy alone",
@@ -63,9 +63,9 @@ def check_opponent(objective: Objective, collect: CollectOptions) -> None:
             got=f"collect.data_share {collect.data_share}",
             do="Leave it or collect.opponent out",
         )
-    if opponent != "none" and name == "nash-md" and collect.selection is not None:
+    if opponent != "none" and objective.signal is Rewards and collect.selection is not None:
         raise ConfigError(
-            "A selection has no place between win rates and nash-md",
+            f"A selection has no place between win rates and {name}",
             got=collect.selection,
             do="Leave out --collect.selection",
         )
