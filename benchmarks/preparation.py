@@ -130,8 +130,8 @@ def run_ours(settings: argparse.Namespace) -> dict[str, Any]:
 def run_tokens(settings: argparse.Namespace) -> dict[str, Any]:
     from preftune.data.fit import fit
     from preftune.data.options import DataOptions
-    from preftune.data.prepare import RecordReader
     from preftune.data.record_file import RecordFile
+    from preftune.data.records import RecordReader
     from preftune.data.render import make_renderer
     from preftune.data.store import StoredGroups, StoreWriter
     from preftune.model.load import LoadOptions, load_tokenizer, resolve_model

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.main import main
 from preftune.data.options import DataOptions
-from preftune.data.prepare import LoadedRecords
+from preftune.data.records import LoadedRecords
 from preftune.data.render import make_renderer
 from preftune.diagnosis.data_findings import BOUNDS, Bound, findings_of
 from preftune.diagnosis.data_model import choose_prompts, measure_own, read_completions

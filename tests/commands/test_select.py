@@ -7,7 +7,7 @@ import pytest
 from preftune.cli.main import main
 from preftune.commands.select import SelectConfig, select
 from preftune.data.options import DataOptions
-from preftune.data.prepare import load_records
+from preftune.data.records import load_records
 from preftune.errors import ConfigError, DataError
 from preftune.types import Message
 from tests.folders import SCORED, save_tiny_model, write_rows
@@ -128,7 +128,7 @@ def test_trajectories(tmp_path):
 
 @pytest.mark.parametrize("column", ["chosen", "chosen_reward", "probability"])
 def test_a_column_that_would_change_the_meaning_is_refused(tmp_path, column):
-    with pytest.raises(DataError, match="Rename"):
+    with pytest.raises(DataError, match=r"Rename|--rows\.ignore"):
         selected(tmp_path, [{**ROWS[0], column: 0.3}])
     assert not (tmp_path / "out.jsonl").exists()
 

@@ -21,7 +21,7 @@ from preftune.errors import ConfigError
         {"soft_label_temperature": 0.0},
         {"soft_label_temperature": float("inf")},
         {"soft_label_temperature": float("nan")},
-        {"columns": {"winner": "chosen"}},
+        {"columns": {"loser": "chosen"}},
     ],
 )
 def test_what_is_out_of_range_is_an_error(option):

@@ -8,7 +8,8 @@ import pytest
 
 from preftune.data.data_report import Lengths
 from preftune.data.options import DataOptions
-from preftune.data.prepare import load_records, prepare, write_bad_rows
+from preftune.data.prepare import prepare
+from preftune.data.records import load_records, write_bad_rows
 from preftune.errors import ConfigError, DataError, StorageError
 from tests.data import tokenizers_for_tests as made
 
@@ -147,7 +148,7 @@ def test_probabilities_of_some_pairs(tmp_path, chat):
     all_known = prepare(path, chat, "pairs", DataOptions(max_rows=1)).report.lines()
     assert "1 of 1 pairs have a probability" in all_known
     assert not any(
-        "probability" in line for line in prepare(path, chat, "labels", DataOptions()).report.lines()
+        "have a probability" in line for line in prepare(path, chat, "labels", DataOptions()).report.lines()
     )
     assert prepare(path, chat, None, DataOptions()).groups[1].probabilities == ()
     assert prepare(path, chat, "prompts", DataOptions()).records[0].probabilities == ()

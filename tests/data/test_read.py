@@ -94,7 +94,7 @@ def test_a_folder_gives_the_files_of_the_split(tmp_path):
         write(tmp_path / "data" / name, json.dumps({"prompt": name}))
     assert [row["prompt"] for _, row in rows_of(tmp_path)] == ["train-0.jsonl", "train-1.jsonl"]
     assert [row["prompt"] for _, row in rows_of(tmp_path, split="test")] == ["test.jsonl"]
-    with pytest.raises(DataError, match="no file of the split dev"):
+    with pytest.raises(DataError, match="no split dev; got the splits test, train"):
         rows_of(tmp_path, split="dev")
 
 
@@ -103,7 +103,7 @@ def test_train_is_all_files_where_no_split_is_named(tmp_path):
         write(tmp_path / name, json.dumps({"prompt": name}))
     assert [row["prompt"] for _, row in rows_of(tmp_path)] == ["a.jsonl", "b.jsonl"]
     write(tmp_path / "test.jsonl", json.dumps({"prompt": "test"}))
-    with pytest.raises(DataError, match="no file of the split train"):
+    with pytest.raises(DataError, match="no split train; got the splits test"):
         rows_of(tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_columns_are_renamed(tmp_path):
     path = write(
         tmp_path / "a.jsonl", json.dumps({"winner": "w", "rejected": "r", "prompt": "old", "q": "new"})
     )
-    row = {"chosen": "w", "rejected": "r", "prompt": "new"}
+    row = {"chosen": "w", "rejected": "r", "prompt": "new", "prompt (replaced)": "old"}
     assert rows_of(path, columns={"chosen": "winner", "prompt": "q"}) == [(1, row)]
 
 

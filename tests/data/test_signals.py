@@ -227,7 +227,7 @@ def test_samples_alone_are_hybrid_too_and_nothing_is_dropped():
     derived, report = derive(rows, "hybrid")
     assert [record.completions for record in derived] == [("a", "b", "d"), ("x", "y")]
     assert [record.sources for record in derived] == [("data", "policy", "policy"), ("policy", "policy")]
-    assert (derived[1].pairs, report.num_samples, report.dropped) == ((), 3, {"no signal": 1})
+    assert (derived[1].pairs, report.num_samples, report.dropped) == ((), 3, {"unlabelled completions": 1})
 
 
 def test_hybrid_pairs_come_from_rewards_and_labels_as_pairs_do():

@@ -138,7 +138,7 @@ def test_records_come_back_and_those_of_a_key_together(some, keyed):
     order: dict[object, list[int]] = {}
     for index, record in enumerate(some):
         waiting.append(record)
-        places.add(("x", record.prompt) if keyed[index] else None)
+        places.add("x" if keyed[index] else None, record)
         order.setdefault(record.prompt if keyed[index] else index, []).append(index)
     waiting.finish()
     assert [waiting[index] for index in range(len(waiting))] == some

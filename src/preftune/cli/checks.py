@@ -23,7 +23,7 @@ def refuse_idle_rows(rows: DataOptions, used: tuple[str, ...], where: str) -> No
     refuse_idle(rows, f"on {where}", *unused, prefix="rows.")
 
 
-READING_OPTIONS = ("split", "format", "columns", "bad_rows", "template", "max_rows")
+READING_OPTIONS = ("split", "format", "columns", "ignore", "bad_rows", "template", "max_rows", "streaming")
 
 
 def check_new_file(output: str, overwrite: bool) -> None:

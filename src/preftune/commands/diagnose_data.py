@@ -15,7 +15,7 @@ from preftune.cli.checks import Precision, check_new_file, check_seed, refuse_id
 from preftune.cli.output import make_console, make_table, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
-from preftune.data.prepare import load_records
+from preftune.data.records import load_records
 from preftune.data.render import Renderer, make_renderer
 from preftune.diagnosis.data_findings import (
     DataMeasures,

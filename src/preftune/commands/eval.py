@@ -12,7 +12,8 @@ from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_i
 from preftune.cli.output import print_json, print_table
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
-from preftune.data.prepare import load_prompts, prepare
+from preftune.data.prepare import prepare
+from preftune.data.records import load_prompts
 from preftune.errors import ConfigError, check_range, refuse_idle, storage_error
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.load import (

@@ -7,7 +7,7 @@ from preftune.cli.output import make_console, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.data.inspect import inspect_data
 from preftune.data.options import DataOptions
-from preftune.errors import check_range, refuse_idle
+from preftune.errors import DataError, check_range, refuse_idle
 from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
 
 
@@ -50,6 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     found = inspect_data(settings.data, tokenizer, settings.rows)
     if settings.json:
         print_json(found.as_dict())
+        _stop(found.stop)
         return 0
     console = make_console()
     for line in found.lines():
@@ -57,4 +58,11 @@ def run(arguments: Sequence[str]) -> int:
     for text in found.samples(settings.examples):
         console.print()
         console.print(text, soft_wrap=True)
+    _stop(found.stop)
     return 0
+
+
+def _stop(reason: str) -> None:
+    """What would stop training comes last, and as an error."""
+    if reason:
+        raise DataError(reason)

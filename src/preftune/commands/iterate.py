@@ -15,7 +15,7 @@ from preftune.commands.reward import RewardConfig, add_rewards
 from preftune.commands.sample import sample_rows
 from preftune.commands.select import SelectConfig, select
 from preftune.data.options import DataOptions
-from preftune.data.prepare import load_prompts
+from preftune.data.records import load_prompts
 from preftune.errors import check_range
 from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions

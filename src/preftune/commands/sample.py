@@ -9,7 +9,7 @@ from pathlib import Path
 from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
-from preftune.data.prepare import load_prompts
+from preftune.data.records import load_prompts
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, ServerError, refuse_idle
 from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model

@@ -13,7 +13,7 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.formats import FORMATS, detect
 from preftune.data.options import DataOptions
-from preftune.data.prepare import LoadedRecords, load_records
+from preftune.data.records import LoadedRecords, load_records
 from preftune.data.signals import merge
 from preftune.errors import ConfigError, DataError
 from preftune.selection.apply import apply

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from preftune.data.column_account import column_lines
 from preftune.data.signals import SignalReport
 
 
@@ -28,6 +29,11 @@ class Lengths:
         return f"median {self.median}, 95% {self.p95}, longest {self.max}"
 
 
+def census_lines(census: Mapping[str, int]) -> list[str]:
+    """What the data say of their completions, in one line."""
+    return ["census: " + ", ".join(f"{count} {name}" for name, count in census.items())] if census else []
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReport:
     """What was read, derived, cut and dropped on the way from a source to its groups."""
@@ -47,6 +53,12 @@ class DataReport:
     num_context: int  # completion tokens that are not scored: what the assistant of a trajectory reads
     prompt_tokens: Lengths
     completion_tokens: Lengths
+    columns: Mapping[str, str] = field(
+        default_factory=dict
+    )  # every column of the source -> what it was used as
+    census: Mapping[str, int] = field(
+        default_factory=dict
+    )  # completions by what the data say of them; pairs, ties
     filtered: Mapping[str, int] = field(
         default_factory=dict
     )  # pairs that were left out of training, by reason
@@ -65,6 +77,7 @@ class DataReport:
     def lines(self) -> list[str]:
         """The report for a terminal."""
         lines = [f"{self.source}: {self.num_rows} rows, format {self.format}, {self.template} template"]
+        lines += column_lines(self.columns) + census_lines(self.census)
         if self.num_bad:
             lines.append(f"skipped {self.num_bad} rows that cannot be used")
         lines += [f"dropped {count} rows: {reason}" for reason, count in self.dropped_rows.items()]

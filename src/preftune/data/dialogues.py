@@ -5,7 +5,16 @@ beginning.
 import re
 from collections.abc import Mapping
 
-from preftune.data.fields import as_completion, as_text, as_turns, completion_of, described, not_blank
+from preftune.data.fields import (
+    ROLES,
+    as_completion,
+    as_text,
+    as_turns,
+    completion_of,
+    described,
+    not_blank,
+    turns_of_text,
+)
 from preftune.errors import DataError, shown
 from preftune.types import Completion, Message
 
@@ -17,6 +26,7 @@ Prompt = tuple[Message, ...] | str
 
 def split_shared(chosen: object, rejected: object) -> tuple[Prompt, Completion, Completion]:
     """(prompt, chosen, rejected) of two dialogues or two texts; an answer of a transcript may come out empty."""
+    chosen, rejected = turns_of_text(chosen), turns_of_text(rejected)
     if isinstance(chosen, list) and isinstance(rejected, list):
         return _split_turns(as_turns(chosen, "chosen"), as_turns(rejected, "rejected"))
     if isinstance(chosen, str) and isinstance(rejected, str):
@@ -35,6 +45,25 @@ def split_shared(chosen: object, rejected: object) -> tuple[Prompt, Completion, 
 def is_transcript(text: str) -> bool:
     """Whether the text is a dialogue in the HH layout: "\\n\\nHuman: ... \\n\\nAssistant: ..."."""
     return {mark.group(1) for mark in _HH_MARK.finditer(text)} == {"Human", "Assistant"}
+
+
+def transcript_dialogue(value: object) -> tuple[Message, ...] | None:
+    """The turns of a text in the HH layout that begins with the human; None for anything else."""
+    if not isinstance(value, str) or "Human:" not in value or not value.lstrip().startswith("Human:"):
+        return None
+    text = f"\n\n{value.strip()}"
+    marks = {mark.group(1) for mark in _HH_MARK.finditer(text)}
+    return transcript_turns(text) if "Assistant" in marks or value.startswith("\n\nHuman:") else None
+
+
+def transcript_prompt(text: str) -> tuple[Message, ...] | None:
+    """The turns of a transcript that ends where the assistant would answer; None for any other text."""
+    turns = transcript_dialogue(text)
+    if turns is None:
+        return None
+    if turns[-1].role == "assistant" and not turns[-1].content:
+        turns = turns[:-1]
+    return turns if turns[-1].role == "user" else None
 
 
 def transcript_turns(text: str) -> tuple[Message, ...]:
@@ -119,15 +148,37 @@ def first_difference(left: tuple[Message, ...], right: tuple[Message, ...]) -> s
 
 def answer(value: object, name: str, prompt: Prompt) -> tuple[tuple[Message, ...], Completion]:
     """(the turns before the answer, if the whole dialogue stands there; the answer, or the trajectory)."""
+    value = turns_of_text(value)
     if not isinstance(value, (list, Mapping)):
-        return (), as_completion(value, name)
-    turns = as_turns(value, name)
-    ends_with(turns, "assistant", name)
-    asked = prompt if isinstance(prompt, str) else prompt[-1].content
-    repeated = any(turn.content.strip() == asked.strip() for turn in turns[:-1])
-    if turns[0].role == "assistant" and not repeated:
+        turns = transcript_dialogue(value)
+        if turns is None:
+            return (), as_completion(value, name)
+    else:
+        turns = as_turns(value, name)
+    if turns[0].role == "assistant" and not _repeats(turns, prompt):
         return (), not_blank(completion_of(turns, name), name)
+    ends_with(turns, "assistant", name)
     return turns[:-1], answer_text(turns, name)
+
+
+def completion_or_dialogue(
+    value: object, name: str, prompt: Prompt
+) -> tuple[tuple[Message, ...], Completion]:
+    """Like `answer`, but only a text in the HH layout and turns that begin with a user are a whole dialogue."""
+    value = turns_of_text(value)
+    first = value[0] if isinstance(value, list) and value else None
+    role = str(first.get("role", first.get("from"))).lower() if isinstance(first, Mapping) else ""
+    if ROLES.get(role) in ("user", "system") or transcript_dialogue(value) is not None:
+        return answer(value, name, prompt)
+    return (), as_completion(value, name)
+
+
+def _repeats(turns: tuple[Message, ...], prompt: Prompt) -> bool:
+    """Whether a dialogue that the assistant begins has the prompt in it, and is no continuation of the prompt."""
+    if isinstance(prompt, str):
+        return any(turn.role == "user" and turn.content.strip() == prompt.strip() for turn in turns)
+    spoken = _spoken(prompt)
+    return _spoken(turns)[: len(spoken)] == spoken
 
 
 def answer_text(turns: tuple[Message, ...], name: str) -> Completion:

@@ -4,11 +4,15 @@ got.
 The caller adds the file and the row to the error.
 """
 
+import json
 import math
+import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from itertools import pairwise
 from typing import TypeVar
 
+from preftune.data.label_words import NEGATIVE, NEUTRAL, NUMBERS, POSITIVE, label_word
 from preftune.data.turn_extras import turn_extras
 from preftune.errors import DataError, shown
 from preftune.types import SOURCES, Completion, Message, Source
@@ -26,13 +30,60 @@ ROLES = {
     "model": "assistant",
     "chatgpt": "assistant",
     "system": "system",
+    "developer": "system",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
     "ipython": "tool",
 }
-_LABELS = {"true": 1, "1": 1, "+1": 1, "1.0": 1, "false": -1, "0": -1, "-1": -1, "0.0": -1, "-1.0": -1}
+_REPR = re.compile(r"\s*\[?\s*\{\s*u?'(role|content|from|value)'\s*:")
+_UNKNOWN_NUMBERS = frozenset(("", "n/a", "na", "none", "null", "nan"))
 _NOT_RENDERED = ("image", "images", "audio", "audios", "video", "videos")
+
+
+class ColumnFault(DataError):
+    """A fault of a whole column, which no other row can mend: it stops the run even where bad rows are skipped."""
+
+
+class LabelValues:
+    """The numbers that are labels in a file: 0 is dispreferred beside 1 and neutral beside -1, so not both may be."""
+
+    __slots__ = ("bounds", "minus", "zero")
+
+    def __init__(self) -> None:
+        self.zero = self.minus = False
+        self.bounds: dict[object, tuple[float, float]] = {}  # prompt -> (least reward of +1, greatest of -1)
+
+    def check(self, prompt: object, label: int | None, reward: float | None, name: str) -> None:
+        """Rewards beside the labels of one prompt must not contradict them."""
+        if label is None or reward is None:
+            return
+        key = hash(prompt)
+        least, greatest = self.bounds.get(key, (math.inf, -math.inf))
+        least, greatest = (min(least, reward), greatest) if label > 0 else (least, max(greatest, reward))
+        self.bounds[key] = least, greatest
+        if least < greatest:
+            raise DataError(
+                f"The column {name} contradicts the labels of this prompt",
+                got=f"{least:g} for a preferred completion and {greatest:g} for a dispreferred one",
+                expected="preferred completions that are not worse",
+                do=f"If the column means something else, use --rows.ignore {name}",
+            )
+
+    def note(self, value: object, name: str) -> None:
+        """One more label of the file."""
+        if value in (0, "0", "0.0") and value is not False:
+            self.zero = True
+        elif value in (-1, "-1", "-1.0"):
+            self.minus = True
+        if self.zero and self.minus:
+            raise ColumnFault(
+                f"The column {name} holds 0 and -1, and 0 could mean dispreferred or neutral",
+                got="labels 0 and -1",
+                expected="1 and 0, or 1 and -1",
+                do=f"Say what the values mean, as in --rows.columns '{name}={name}{{1:1,0:0,-1:-1}}', "
+                "where 0 beside -1 is neutral",
+            )
 
 
 def described(value: object) -> str:
@@ -65,6 +116,13 @@ def as_text(value: object, name: str) -> str:
     """A string that can be written as UTF-8; it may be empty."""
     if not isinstance(value, str):
         raise DataError(f"The field {name} has the wrong type", got=described(value), expected="text")
+    if "'" in value and _REPR.match(value):
+        raise ColumnFault(
+            f"The field {name} holds turns as Python writes them (with single quotes), which is not JSON",
+            got=shown(value),
+            expected="a list of turns, or its JSON text",
+            do="Write the column with json.dumps, or save the rows as .jsonl or .parquet",
+        )
     if value.isascii():
         return value
     try:
@@ -79,8 +137,31 @@ def as_text(value: object, name: str) -> str:
 
 def as_completion(value: object, name: str) -> Completion:
     """A completion with text in it: a string, the one turn of the assistant, or the turns of a trajectory."""
+    value = turns_of_text(value)
     many = isinstance(value, (list, Mapping))
     return not_blank(completion_of(as_turns(value, name), name) if many else as_text(value, name), name)
+
+
+def turns_of_text(value: object) -> object:
+    """The turns that JSON text holds, as tables write them; any other value as it is."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        turns = [parsed] if isinstance(parsed, Mapping) else parsed
+        if turns and all(isinstance(turn, Mapping) and _is_turn(turn) for turn in turns):
+            return parsed
+    return value
+
+
+def _is_turn(turn: Mapping) -> bool:
+    role = turn.get("role", turn.get("from"))
+    return (
+        isinstance(role, str)
+        and role.lower() in ROLES
+        and bool({"content", "value", "tool_calls"} & turn.keys())
+    )
 
 
 def completion_of(turns: tuple[Message, ...], name: str) -> Completion:
@@ -113,7 +194,8 @@ def not_blank(completion: Completion, name: str) -> Completion:
 
 def as_turns(value: object, name: str) -> tuple[Message, ...]:
     """The turns of a dialogue from {role, content} or {from, value} objects; one object is one turn."""
-    turns = [value] if isinstance(value, Mapping) else value
+    value = turns_of_text(value)
+    turns = _rows_of_columns(value) if isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(
             f"The field {name} is not a dialogue",
@@ -121,6 +203,14 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
             expected="a list of turns such as {role, content}",
         )
     return tuple([_usual_turn(turn) or _turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)])
+
+
+def _rows_of_columns(value: Mapping) -> list:
+    """One object as a list of one; an object of lists of one length as the list of objects that it stands for."""
+    lists = value and all(isinstance(cells, list) for cells in value.values())
+    if lists and len({len(cells) for cells in value.values()}) == 1:
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    return [value]
 
 
 def _usual_turn(turn: object) -> Message | None:
@@ -136,6 +226,8 @@ def _usual_turn(turn: object) -> Message | None:
 
 
 def _turn(turn: object, name: str) -> Message:
+    if isinstance(turn, list) and all(isinstance(item, tuple) and len(item) == 2 for item in turn):
+        turn = dict(turn)  # a map of an Arrow table
     if not isinstance(turn, Mapping):
         raise DataError(
             f"The field {name} is not a turn", got=described(turn), expected="an object {role, content}"
@@ -181,17 +273,40 @@ def refuse_unrendered(row: Row) -> None:
             )
 
 
-def as_label(value: object, name: str) -> int:
-    """+1 or -1 from a boolean, 0 or 1, +1 or -1, or one of these as text."""
-    if isinstance(value, (bool, int, float, str)):
-        label = _LABELS.get(str(value).strip().lower())
-        if label is not None:
-            return label
+def as_label(value: object, name: str, seen: LabelValues | None = None) -> int | None:
+    """+1 or -1 from a boolean, 0 or 1, +1 or -1, or a usual word; None from a word for neutral."""
+    if isinstance(value, (bool, int, float, str, Decimal)):
+        word = label_word(value)
+        if seen is not None and word in NUMBERS:
+            seen.note(value, name)
+        if word in POSITIVE:
+            return 1
+        if word in NEGATIVE:
+            return -1
+        if word in NEUTRAL:
+            return None
+        if _is_number(word):
+            raise ColumnFault(
+                f"The column {name} holds more than two numbers, so it is no label but a rating",
+                got=described(value),
+                expected="true or false, 1 or 0, +1 or -1",
+                do=f"Say what its values mean, as in --rows.columns '{name}={name}{{>=4:1,<=2:-1,3:0}}', "
+                f"or read it as a reward: --rows.columns reward={name}",
+            )
     raise DataError(
         f"The label in {name} is not understood",
         got=described(value),
-        expected="true or false, 1 or 0, +1 or -1",
+        expected="true or false, 1 or 0, +1 or -1, or words such as good and bad",
+        do=f"Say what its values mean, as in --rows.columns '{name}={name}{{VALUE:1,OTHER:-1}}'",
     )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def as_ended(value: object, count: int) -> tuple[bool, ...]:
@@ -211,14 +326,13 @@ def as_ended(value: object, count: int) -> tuple[bool, ...]:
 
 
 def as_reward(value: object, name: str) -> float:
-    """A finite number, or text that reads as one (CSV knows only text)."""
-    number = value
+    """A finite number, or text that reads as one (CSV knows only text); true is 1 and false 0."""
+    number = float(value) if isinstance(value, (bool, Decimal)) else value
     if isinstance(value, str):
-        try:
+        number = {"true": 1.0, "false": 0.0}.get(value.strip().lower())
+        if number is None and _is_number(value):
             number = float(value)
-        except ValueError:
-            number = None
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
+    if not isinstance(number, (int, float)):
         raise DataError(f"The field {name} is not a number", got=described(value), expected="a number")
     try:
         number = float(number)
@@ -227,6 +341,13 @@ def as_reward(value: object, name: str) -> float:
     if not math.isfinite(number):
         raise DataError(f"The field {name} is not finite", got=described(value), expected="a finite number")
     return number
+
+
+def as_reward_or_none(value: object, name: str) -> float | None:
+    """A reward, or None where it is missing or written as not available."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in _UNKNOWN_NUMBERS):
+        return None
+    return as_reward(value, name)
 
 
 def as_probability(value: object, name: str) -> float:
@@ -281,7 +402,19 @@ def each_of(row: Row, name: str, count: int, convert: Callable[[object, str], T]
 
 
 def as_list(value: object, name: str, of: str) -> list:
-    """A list with something in it."""
+    """A list with something in it; JSON text of a list is read, as tables write it."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ColumnFault(
+                f"The field {name} holds text that is not a JSON list",
+                got=shown(value),
+                expected=f"a list of {of}, or its JSON text",
+                do="Write the column with json.dumps, or save the rows as .jsonl or .parquet",
+            ) from error
+    if isinstance(value, Mapping):
+        value = _rows_of_columns(value)
     if not isinstance(value, list) or not value:
         raise DataError(
             f"The field {name} is not a list of {of}", got=described(value), expected=f"a list of {of}"

@@ -6,20 +6,19 @@ skip; a fault of the file (missing, damaged, empty) is raised.
 
 import csv
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 
-from preftune.errors import ConfigError, DataError, shown
+from preftune.data.arrow_files import arrow_values
+from preftune.data.json_files import AROUND, json_fault, json_values, parse, read_whole, refuse_split
+from preftune.errors import DataError, shown
 
 MAX_LINE_BYTES = 64 << 20  # of one row of .jsonl
-MAX_JSON_BYTES = 2 << 30  # of a .json file, which is read whole
 SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".arrow")
 _BUFFER = 1 << 18  # bytes that are read at once
-_AROUND = 30  # characters shown on either side of a fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,7 @@ def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
     """
     suffix = suffix_of(path)
     if suffix not in (".json", ".json.gz"):
-        _refuse_split(str(path), split)
+        refuse_split(str(path), split)
     name = str(path)
     if not suffix:
         raise DataError(
@@ -61,7 +60,8 @@ def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
         if path.stat().st_size == 0:
             raise DataError(f"{name} is empty", got="0 bytes", expected="at least one row")
         if suffix in (".parquet", ".arrow"):
-            yield from _arrow_rows(path, suffix)
+            for number, value in enumerate(arrow_values(path, suffix), start=1):
+                yield RawRow(file=name, number=number, value=value)
             return
         with (
             gzip.open(path, "rb")
@@ -80,16 +80,6 @@ def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
         raise DataError(
             f"{name} cannot be read", got=error.strerror or str(error), expected="a readable file"
         ) from error
-
-
-def _refuse_split(name: str, split: str | None) -> None:
-    if split not in (None, "train"):
-        raise ConfigError(
-            f"The option split does not apply to the single file {name}",
-            got=split,
-            expected="a folder, a saved data set or a data set of the hub",
-            do="Name the file of that split, and leave split out",
-        )
 
 
 def _text_rows(file: BufferedIOBase, name: str, suffix: str, split: str | None) -> Iterator[RawRow]:
@@ -131,7 +121,7 @@ def _decoded(raw: bytes, offset: int, where: str) -> str | DataError:
     try:
         return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
-        near = raw[max(0, error.start - _AROUND) : error.start + _AROUND]
+        near = raw[max(0, error.start - AROUND) : error.start + AROUND]
         return DataError(
             f"{where}: the text is not UTF-8 at byte {offset + error.start} of the file",
             got=shown(near),
@@ -151,25 +141,10 @@ def _json_lines(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
 
 def _json_row(text: str, name: str, number: int) -> RawRow:
     try:
-        value = json.loads(text)
+        value = parse(text)
     except (ValueError, RecursionError) as error:
-        return RawRow(file=name, number=number, value=_json_fault(f"{name}, row {number}", text, error))
+        return RawRow(file=name, number=number, value=json_fault(f"{name}, row {number}", text, error))
     return _object_row(value, name, number)
-
-
-def _json_fault(where: str, text: str, error: ValueError | RecursionError) -> DataError:
-    if not isinstance(error, json.JSONDecodeError):  # nested too deeply, or an integer of thousands of digits
-        return DataError(
-            f"{where}: the JSON cannot be read",
-            got=shown(text[:_AROUND]),
-            expected="plain nesting and numbers",
-        )
-    near = text[max(0, error.pos - _AROUND) : error.pos + _AROUND]
-    return DataError(
-        f"{where}: broken JSON ({error.msg}, character {error.pos})",
-        got=f"{shown(near)} around the fault",
-        expected="one whole JSON object",
-    )
 
 
 def _object_row(value: object, name: str, number: int) -> RawRow:
@@ -183,90 +158,16 @@ def _object_row(value: object, name: str, number: int) -> RawRow:
     return RawRow(file=name, number=number, value=fault)
 
 
-# --- a whole .json file ---
-
-
 def _json_rows(file: BufferedIOBase, name: str, split: str | None) -> Iterator[RawRow]:
-    raw = file.read(MAX_JSON_BYTES + 1)
-    if len(raw) > MAX_JSON_BYTES:
-        raise DataError(
-            f"{name} is too large to be read whole",
-            got=f"more than {MAX_JSON_BYTES >> 30} GiB",
-            expected="a smaller file",
-            do="Write it as .jsonl, which is read row by row",
-        )
-    text = _decoded(raw, 0, name)
+    text = _decoded(read_whole(file, name), 0, name)
     if isinstance(text, DataError):
         raise text
-    start = len(text) - len(text.lstrip())
-    if text.startswith("[", start):
-        _refuse_split(name, split)
-        yield from _json_list(text, start + 1, name)
-        return
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            raise _json_fault(name, text, error) from error
-        _refuse_split(name, split)
-        lines = text.split("\n")  # several objects: JSON lines under another name
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _json_row(line, name, number)
-        return
-    except (ValueError, RecursionError) as error:
-        raise _json_fault(name, text, error) from error
-    for number, row in enumerate(_list_inside(value, name, split), start=1):
-        yield _object_row(row, name, number)
-
-
-def _json_list(text: str, position: int, name: str) -> Iterator[RawRow]:
-    """The elements of a JSON list one at a time, so that a fault is told with its row; it ends the file."""
-    decoder, number = json.JSONDecoder(), 0
-    position = _after_space(text, position)
-    while not (text.startswith("]", position) and number == 0):
-        number += 1
-        try:
-            value, position = decoder.raw_decode(text, position)
-            position = _after_space(text, position)
-            if text[position : position + 1] not in (",", "]"):
-                raise json.JSONDecodeError("Expecting ',' or ']'", text, position)
-        except (ValueError, RecursionError) as error:
-            raise _json_fault(f"{name}, row {number}", text, error) from error
-        yield _object_row(value, name, number)
-        if text[position] == "]":
-            break
-        position = _after_space(text, position + 1)
-
-
-def _after_space(text: str, position: int) -> int:
-    while text[position : position + 1] in (" ", "\t", "\n", "\r"):
-        position += 1
-    return position
-
-
-def _list_inside(value: object, name: str, split: str | None) -> list:
-    lists = (
-        {key: rows for key, rows in value.items() if isinstance(rows, list)}
-        if isinstance(value, dict)
-        else {}
-    )
-    of_objects = {
-        key: rows for key, rows in lists.items() if rows and all(isinstance(row, dict) for row in rows)
-    }
-    if split in of_objects:
-        return of_objects[split]
-    if len(of_objects) == 1:
-        _refuse_split(name, split)
-        return next(iter(of_objects.values()))
-    got = f"an object with the keys {shown(list(value))}" if isinstance(value, dict) else type(value).__name__
-    do = f"The lists are {', '.join(of_objects)}: name one with the option split" if of_objects else None
-    raise DataError(
-        f"{name}: no list of rows found",
-        got=got,
-        expected='a list of objects, or an object with one such list, as in {"data": [...]}',
-        do=do,
-    )
+    for number, value in json_values(text, name, split):
+        yield (
+            RawRow(file=name, number=number, value=value)
+            if isinstance(value, DataError)
+            else _object_row(value, name, number)
+        )
 
 
 # --- tables ---
@@ -307,6 +208,7 @@ def _csv_rows(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
 def _header(cells: list[str], faults: list[DataError], name: str) -> list[str]:
     if faults:
         raise faults[0]
+    cells = [cell.strip() for cell in cells]
     repeated = [cell for cell in cells if cells.count(cell) > 1]
     if repeated:
         raise DataError(
@@ -327,38 +229,3 @@ def _csv_row(header: list[str], cells: list[str], faults: list[DataError], name:
         )
         return RawRow(file=name, number=number, value=fault)
     return RawRow(file=name, number=number, value=dict(zip(header, cells, strict=True)))
-
-
-def _arrow_rows(path: Path, suffix: str) -> Iterator[RawRow]:
-    import pyarrow
-
-    try:
-        number = 0
-        for batch in _arrow_batches(path, suffix):
-            for value in batch.to_pylist():
-                number += 1
-                yield RawRow(file=str(path), number=number, value=value)
-    except pyarrow.ArrowException as error:
-        raise DataError(
-            f"{path}: the file is damaged or of another kind",
-            got=str(error).splitlines()[0],
-            expected=f"a whole {suffix} file",
-        ) from error
-
-
-def _arrow_batches(path: Path, suffix: str):
-    import pyarrow
-    import pyarrow.parquet
-
-    if suffix == ".parquet":
-        with pyarrow.parquet.ParquetFile(path) as table:
-            yield from table.iter_batches(batch_size=1000)
-        return
-    with pyarrow.memory_map(str(path)) as source:
-        try:
-            reader = pyarrow.ipc.open_stream(source)
-        except pyarrow.ArrowInvalid:
-            reader = pyarrow.ipc.open_file(source)
-            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-        else:
-            yield from reader

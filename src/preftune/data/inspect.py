@@ -11,10 +11,11 @@ import numpy as np
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from preftune.data.data_report import Lengths
+from preftune.data.column_account import column_lines
+from preftune.data.data_report import Lengths, census_lines
 from preftune.data.fit import fit
 from preftune.data.options import DataOptions
-from preftune.data.prepare import LoadedRecords, load_records
+from preftune.data.records import LoadedRecords, load_records
 from preftune.data.render import Renderer, make_renderer
 from preftune.data.signals import SignalName, available_signals
 from preftune.errors import DataError
@@ -40,6 +41,9 @@ class Inspection:
     num_bad: int
     bad_messages: tuple[str, ...]  # the first few
     dropped_rows: Mapping[str, int]
+    columns: Mapping[str, str]  # every column -> what it was used as
+    census: Mapping[str, int]  # completions by what the data say of them; pairs, ties
+    stop: str  # why training would stop; empty if it would not
     num_records: int
     num_completions: int
     fitted: Mapping[str, int]  # records by what max_length and truncation would do with them
@@ -75,6 +79,8 @@ class Inspection:
         """The census for a terminal."""
         lines = [
             f"{self.source}: {self.num_rows} rows, format {self.format}, {self.template} template",
+            *column_lines(self.columns),
+            *census_lines(self.census),
             "signals: " + (", ".join(self.signals) or "none (prompts only)"),
             f"{self.num_records} records, {self.num_completions} completions, {self.num_bad} bad rows",
             *self.bad_messages,
@@ -112,7 +118,7 @@ class Inspection:
 
 def inspect_data(source: str | Path, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Inspection:
     """The census of a source as it would be trained on. Too long rows are counted, never an error here."""
-    loaded = load_records(source, options)
+    loaded = load_records(source, options, stops=False)
     renderer = make_renderer(tokenizer, options.template, many=True)
     pairs = list(zip(loaded.records, renderer.render_all(loaded.records), strict=True))
     bad = [bad.message for bad in loaded.bad_rows]
@@ -143,6 +149,9 @@ def _census(
         num_bad=len(bad),
         bad_messages=tuple(bad[:5]),
         dropped_rows=loaded.dropped,
+        columns=loaded.columns,
+        census=loaded.census,
+        stop=loaded.stop,
         num_records=len(records),
         num_completions=len(completions),
         fitted=_fitted(groups, renderer, options),

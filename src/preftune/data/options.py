@@ -3,8 +3,9 @@ transformers.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from preftune.data.column_map import parse_columns, rules_of
 from preftune.errors import ConfigError, check_range
 
 FormatName = Literal[
@@ -12,6 +13,7 @@ FormatName = Literal[
     "sharegpt",
     "pairs",
     "dialogues",
+    "verdicts",
     "ultrafeedback",
     "ranked",
     "groups",
@@ -20,6 +22,8 @@ FormatName = Literal[
     "messages_label",
     "completions",
     "prompts",
+    "best_first",
+    "stepwise",
 ]
 BadRows = Literal["error", "skip"]
 Pairing = Literal["all", "best_worst"]
@@ -47,6 +51,12 @@ FIELDS = (
     "probabilities",
     "labels",
     "sources",
+    "winner",
+    "response_a",
+    "response_b",
+    "ended",
+    "tools",
+    "chat_template_kwargs",
 )  # what `columns` can fill
 
 
@@ -57,7 +67,10 @@ class DataOptions:
     Args:
         split: Which split of a hub data set, of a saved data set or of a folder of files to read.
         format: How the rows are laid out; auto finds it from the first rows and reports it.
-        columns: Our field name to your column name, for instance {"chosen": "winner", "rejected": "loser"}.
+        columns: Which of your columns is which field: label=thumbs_up; prompt=input.messages (inside an object);
+            prompt=context+question (joined); label=thumbs{up:1,down:-1} (what values mean; >= and <= work for
+            numbers). Several are separated by commas. JSON works too: {"chosen": "winner"}.
+        ignore: Columns, separated by commas, that are left out although they look like preference information.
         bad_rows: What to do with a row that cannot be used: stop with an error, or skip it and count it.
         pairing: Which pairs (or labels) to make of the rewards of one prompt: all, or only best against
             worst.
@@ -70,11 +83,13 @@ class DataOptions:
             left, or cut the completions from their right to the same length. All but error are counted.
         max_length: Most tokens of a prompt and its longest completion together.
         max_rows: Read at most so many rows; all rows when not given.
+        streaming: Read a data set of the hub row by row, without a copy of it on disk.
     """
 
     split: str = "train"
     format: FormatName = "auto"
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, Any] | str = field(default_factory=dict)
+    ignore: list[str] | str = field(default_factory=list)
     bad_rows: BadRows = "error"
     pairing: Pairing = "all"
     min_gap: float = 0.0
@@ -83,6 +98,7 @@ class DataOptions:
     truncation: Truncation = "drop"
     max_length: int = 2048
     max_rows: int | None = None
+    streaming: bool = False
 
     def __post_init__(self):
         for name, choices in (
@@ -110,11 +126,16 @@ class DataOptions:
                 got=self.max_length,
                 expected="at least 2: a prompt token and a completion token",
             )
-        unknown = [name for name in self.columns if name not in FIELDS]
-        if unknown:
-            raise ConfigError(
-                "The data option columns names a field that does not exist",
-                got=unknown[0],
-                expected="one of " + ", ".join(FIELDS),
-                do='Write {our field: your column}, as in {"chosen": "winner"}',
-            )
+        columns = parse_columns(self.columns, FIELDS)
+        names = self.ignore.split(",") if isinstance(self.ignore, str) else self.ignore
+        ignore = [name.strip() for name in names if name.strip()]
+        object.__setattr__(self, "columns", columns)  # both in their usual form, as they go into config.yaml
+        object.__setattr__(self, "ignore", ignore)
+        for rule in rules_of(columns):
+            for column in rule.columns:
+                if column in ignore:
+                    raise ConfigError(
+                        "A column is both used and ignored",
+                        got=column,
+                        expected="one of the data options columns and ignore",
+                    )

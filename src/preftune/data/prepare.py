@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -14,43 +14,20 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.data_report import DataReport, Lengths
-from preftune.data.files import RawRow, located
 from preftune.data.fit import fit
-from preftune.data.formats import DETECTION_ROWS, FORMATS, Drop, Format, detect
 from preftune.data.options import DataOptions
-from preftune.data.read import read_rows
 from preftune.data.record_file import RecordFile
+from preftune.data.records import BadRow, RecordReader, bad_row, load_records, prompt_only
 from preftune.data.render import make_renderer
 from preftune.data.signals import Derivation, SignalName, SignalReport, derive
 from preftune.data.store import StoredGroups, StoreWriter, publish, read_meta, scratch_folder
 from preftune.data.store_key import stamps, store_key
 from preftune.errors import ConfigError, DataError, StorageError, storage_error
-from preftune.progress import Reporter
-from preftune.storage import cache_folder, json_line
+from preftune.storage import cache_folder
 from preftune.types import Group, Record
 
 Wanted = SignalName | Literal["prompts"] | None
 """The signal that groups are to have; "prompts" without completions, None as the records are."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BadRow:
-    """A row that was skipped because it cannot be used, and why."""
-
-    file: str
-    row: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedRecords:
-    """The records of a source and what became of its other rows."""
-
-    records: tuple[Record, ...]
-    format: str
-    num_rows: int
-    bad_rows: tuple[BadRow, ...]
-    dropped: Mapping[str, int]  # rows in order that carry no preference, by reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +45,7 @@ class Prepared:
         """The record of each group at the same place. They are read anew from the source each time, and fill
         memory.
         """
-        loaded = load_records(self.report.source, self.options)
+        loaded = load_records(self.report.source, self.options, passed=self.signal == "prompts")
         found = {
             record.origin: record for record in _with_signal(loaded.records, self.signal, self.options)[0]
         }
@@ -81,122 +58,6 @@ class Prepared:
                 do="Start again",
             )
         return tuple(found[origin] for origin in origins)
-
-
-def write_bad_rows(path: str | Path, bad_rows: Sequence[BadRow]) -> None:
-    """One JSON line {file, row, message} for each skipped row."""
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json_line(asdict(bad)) for bad in bad_rows)
-    except OSError as error:
-        raise storage_error("write the list of bad rows", path, error) from error
-
-
-# --- records ---
-
-
-class RecordReader:
-    """The usable rows of a source as records, one by one; and what became of the other rows, known once all
-    are read.
-
-    A bad row stops with an error or is skipped, as the options say.
-    """
-
-    def __init__(self, source: str | Path, options: DataOptions):
-        self.source, self.options = str(source), options
-        self.format, self.num_records = "", 0
-        self.bad_rows: list[BadRow] = []
-        self.dropped: Counter[str] = Counter()
-        self._count: Counter[str] = Counter()
-
-    @property
-    def num_rows(self) -> int:
-        return self._count["rows"]
-
-    def __iter__(self) -> Iterator[Record]:
-        form, rows = _format_of(
-            self.source, _counted(read_rows(self.source, self.options), self._count), self.options
-        )
-        self.format = form.name
-        for row in rows:
-            result = _converted(row, form)
-            if isinstance(result, Record):
-                self.num_records += 1
-                yield result
-            elif isinstance(result, Drop):
-                self.dropped[result.reason] += 1
-            else:
-                self.bad_rows.append(_bad_row(row.file, row.number, result, self.options))
-        if not self.num_records:
-            reasons = [f"{count} rows: {reason}" for reason, count in self.dropped.items()]
-            reasons += (
-                [f"{len(self.bad_rows)} bad rows, the first: {self.bad_rows[0].message}"]
-                if self.bad_rows
-                else []
-            )
-            raise DataError(
-                f"{self.source}: no row can be used",
-                got="; ".join(reasons),
-                expected=f"rows of the format {form.name}",
-            )
-
-
-def load_records(source: str | Path, options: DataOptions) -> LoadedRecords:
-    """All usable rows of a source as records in memory."""
-    reader = RecordReader(source, options)
-    records = tuple(reader)
-    return LoadedRecords(
-        records=records,
-        format=reader.format,
-        num_rows=reader.num_rows,
-        bad_rows=tuple(reader.bad_rows),
-        dropped=dict(reader.dropped),
-    )
-
-
-def _counted(rows: Iterator[RawRow], count: Counter) -> Iterator[RawRow]:
-    for row in rows:
-        count["rows"] += 1
-        yield row
-
-
-def _bad_row(file: str, number: int, error: DataError, options: DataOptions) -> BadRow:
-    if options.bad_rows == "error":
-        raise DataError(f"{error} Set bad_rows to skip to leave such rows out and count them") from error
-    return BadRow(file=file, row=number, message=str(error))
-
-
-def _format_of(source: str, rows: Iterator[RawRow], options: DataOptions) -> tuple[Format, Iterator[RawRow]]:
-    """The format that was asked for or that the first good rows have, and all rows."""
-    if options.format != "auto":
-        return FORMATS[options.format], rows
-    seen: list[RawRow] = []
-    good: list[dict] = []
-    for row in rows:
-        seen.append(row)
-        if isinstance(row.value, DataError):
-            _bad_row(row.file, row.number, row.value, options)
-        else:
-            good.append(row.value)
-        if len(good) == DETECTION_ROWS:
-            break
-    if not good:
-        first = seen[0].value
-        raise DataError(f"{source}: no row can be read; {len(seen)} bad rows, the first: {first}")
-    try:
-        return detect(good), chain(seen, rows)
-    except DataError as error:
-        raise located(source, 1, error) from error
-
-
-def _converted(row: RawRow, form: Format) -> Record | Drop | DataError:
-    if isinstance(row.value, DataError):
-        return row.value
-    try:
-        result = form.convert(row.value)
-    except DataError as error:
-        return located(row.file, row.number, error)
-    return replace(result, origin=f"{row.file}:{row.number}") if isinstance(result, Record) else result
 
 
 # --- groups ---
@@ -279,7 +140,7 @@ class _Maker:
     ) -> tuple[DataReport, bool]:
         options, reader, derivation = (
             self.options,
-            RecordReader(self.source, self.options),
+            RecordReader(self.source, self.options, passed=self.signal == "prompts"),
             self._derivation(),
         )
         for record in reader:
@@ -300,7 +161,7 @@ class _Maker:
         for group in renderer.render_all(_noted(chain([first], found), origins)):
             file, _, number = origins.popleft().rpartition(":")
             if isinstance(group, DataError):
-                self.bad.append(_bad_row(file, int(number), group, options))
+                self.bad.append(bad_row(file, int(number), group, options))
                 continue
             result = fit(
                 group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos
@@ -372,13 +233,6 @@ def _noted(records: Iterator[Record], origins: deque[str]) -> Iterator[Record]:
         yield record
 
 
-def prompt_only(record: Record) -> Record:
-    """The record's prompt and other columns, without completions and what is known of them."""
-    return replace(
-        record, completions=(), pairs=(), probabilities=(), labels=(), rewards=(), ended=(), sources=()
-    )
-
-
 def _refuse_making(signal: Wanted, options: DataOptions) -> None:
     """What says how pairs or labels are made is an error where none are."""
     if options.pairing != "all" or options.min_gap > 0 or options.soft_label_temperature is not None:
@@ -420,6 +274,8 @@ def _report(
         num_rows=reader.num_rows,
         num_bad=num_bad,
         dropped_rows=dict(reader.dropped),
+        columns=reader.columns,
+        census=reader.census.found(reader.dropped),
         derived=derived,
         fitted=dict(fitted),
         num_groups=writer.num_groups,
@@ -430,13 +286,3 @@ def _report(
         prompt_tokens=Lengths.of(writer.prompts),
         completion_tokens=Lengths.of(writer.completions),
     )
-
-
-def load_prompts(source: str, options: DataOptions, report: Reporter) -> Sequence[Record]:
-    """The records of a file without their completions; rows that were skipped are counted."""
-    loaded = load_records(source, options)
-    if loaded.bad_rows:
-        report.note(
-            f"skipped {len(loaded.bad_rows)} rows that cannot be used, the first: {loaded.bad_rows[0].message}"
-        )
-    return [prompt_only(record) for record in loaded.records]

@@ -3,32 +3,52 @@
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from preftune.data.files import SUFFIXES, RawRow, read_file, suffix_of
+from preftune.data.arrow_files import arrow_values
+from preftune.data.column_map import ColumnRule, mapped, rules_of
+from preftune.data.files import SUFFIXES, RawRow, located, read_file, suffix_of
+from preftune.data.memory import MEMORY, memory_rows
 from preftune.data.options import DataOptions
-from preftune.errors import DataError, shown
+from preftune.errors import ConfigError, DataError, shown
 
 HUB_SECONDS = 10.0  # how long the hub may take to say whether it has the data set
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
-_OTHER_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+_HELD_OUT_WORD = re.compile(r"(?<![A-Za-z])(test|validation|valid|val|dev|eval)(?![A-Za-z])")
+_SPLIT_WORD = re.compile(r"(?<![A-Za-z])(train|test|validation|valid|val|dev|eval)(?![A-Za-z])")
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 
 
 def read_rows(source: str, options: DataOptions) -> Iterator[RawRow]:
     """The rows of a source in their order, at most `max_rows` of them, with columns named as we name them."""
-    number = 0
-    for row in _rows_of(source, options.split):
+    assert isinstance(options.columns, dict)
+    number, rules, ignored = 0, rules_of(options.columns), frozenset(options.ignore)
+    unseen = set(ignored)
+    for row in _rows_of(source, options):
         number += 1
-        yield _renamed(row, options.columns) if options.columns else row
+        if unseen and isinstance(row.value, dict):
+            unseen -= row.value.keys()
+        yield _renamed(row, rules, ignored) if rules or ignored else row
         if number == options.max_rows:
             return
     if number == 0:
         raise DataError(f"{source} holds no rows", got="0 rows", expected="at least one row")
+    if unseen:
+        raise ConfigError(
+            "The data option ignore names a column that is not there",
+            got=", ".join(sorted(unseen)),
+            expected=f"columns of {source}",
+        )
 
 
-def _rows_of(source: str, split: str) -> Iterator[RawRow]:
-    path = Path(source).expanduser()
+def _rows_of(source: str, options: DataOptions) -> Iterator[RawRow]:
+    split, path = options.split, Path(source).expanduser()
+    if source.startswith(MEMORY):
+        _refuse_streaming(source, options)
+        return memory_rows(source)
+    if path.exists():
+        _refuse_streaming(source, options)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved_rows(path, split)
@@ -36,7 +56,7 @@ def _rows_of(source: str, split: str) -> Iterator[RawRow]:
     if path.exists():
         return read_file(path, split)
     if _HUB_ID.fullmatch(source) and not suffix_of(path):
-        return _hub_rows(source, split)
+        return _hub_rows(source, split, options.streaming)
     raise DataError(
         f"{source} does not exist",
         got="no such file or folder",
@@ -44,22 +64,25 @@ def _rows_of(source: str, split: str) -> Iterator[RawRow]:
     )
 
 
-def _renamed(row: RawRow, columns: dict[str, str]) -> RawRow:
-    """The row with the user's columns under our names; a column that had our name already gives way."""
+def _refuse_streaming(source: str, options: DataOptions) -> None:
+    if options.streaming:
+        raise ConfigError(
+            "The data option streaming has no effect here",
+            got=source,
+            expected="a data set of the hub",
+            do="Leave it out: local rows are always read one by one",
+        )
+
+
+def _renamed(row: RawRow, rules: tuple[ColumnRule, ...], ignored: frozenset[str]) -> RawRow:
+    """The row without ignored columns, and with the user's columns under our names."""
     if isinstance(row.value, DataError):
         return row
-    missing = [column for column in columns.values() if column not in row.value]
-    if missing:
-        fault = DataError(
-            f"{row.file}, row {row.number}: the column {missing[0]} named in columns is not there",
-            got="the columns " + ", ".join(row.value),
-            expected=f"a column {missing[0]}",
-        )
-        return RawRow(file=row.file, number=row.number, value=fault)
-    taken = set(columns.values())
-    value = {name: cell for name, cell in row.value.items() if name not in taken}
-    value |= {field: row.value[column] for field, column in columns.items()}
-    return RawRow(file=row.file, number=row.number, value=value)
+    value = {name: cell for name, cell in row.value.items() if name not in ignored}
+    try:
+        return RawRow(file=row.file, number=row.number, value=mapped(value, rules))
+    except DataError as error:
+        return RawRow(file=row.file, number=row.number, value=located(row.file, row.number, error))
 
 
 # --- folders ---
@@ -85,21 +108,52 @@ def _folder_rows(folder: Path, split: str) -> Iterator[RawRow]:
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    """The files whose name or folder holds the split as a word; all files for "train" if none names a split."""
-    names = {path: str(path.relative_to(folder)) for path in files}
-    for letters in (r"[A-Za-z0-9_]", r"[A-Za-z0-9]"):  # train-0.parquet goes before my_train.parquet
-        word = re.compile(rf"(?<!{letters}){re.escape(split)}(?!{letters})")
-        found = [path for path in files if word.search(names[path])]
-        if found:
-            return found
-    others = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(_OTHER_SPLITS)})(?![A-Za-z0-9])")
-    if split == "train" and not any(others.search(name) for name in names.values()):
+    """The files of a split, by their names or folders; all files for "train" if none names a split."""
+    labels = split_labels([path.relative_to(folder) for path in files])
+    found = [path for path, label in zip(files, labels, strict=True) if label == split]
+    if found:
+        return found
+    held = {label for label in labels if _SPLIT_WORD.search(label)}
+    if split == "train" and not held:
+        return files
+    if split == "train" and len(files) == 1 and not _HELD_OUT_WORD.search(labels[0]):
         return files
     raise DataError(
-        f"The folder {folder} has no file of the split {split}",
-        got=shown(list(names.values()), 300),
-        expected=f"files with {split} in their name",
+        f"The folder {folder} has no split {split}",
+        got="the splits " + ", ".join(sorted(held)) if held else shown([path.name for path in files], 300),
+        expected=f"files with {split} as the name of their split",
+        do=f"Choose one, as in --rows.split {min(held)}" if held else None,
     )
+
+
+def split_labels(paths: list[Path]) -> list[str]:
+    """The split that each file belongs to: its name without numbers of shards and without the beginning that all share.
+
+    A folder that is named for a split comes before the name of the file.
+    """
+    words = [_words(path) for path in paths]
+    shared = 0
+    if len({tuple(own) for own in words}) > 1:
+        for same in zip(*words, strict=False):
+            if len(set(same)) > 1 or any(_SPLIT_WORD.search(word) for word in same):
+                break
+            shared += 1
+    labels = []
+    for path, own in zip(paths, words, strict=True):
+        named = [part for part in path.parts[:-1] if _SPLIT_WORD.search(part)]
+        rest = own[shared:] or own
+        first = next((k for k, word in enumerate(rest) if _SPLIT_WORD.search(word)), 0)
+        labels.append(named[-1] if named else "_".join(rest[first:]))
+    return labels
+
+
+def _words(path: Path) -> list[str]:
+    stem = path.name.removesuffix(suffix_of(path)) if suffix_of(path) else path.stem
+    stem = re.sub(r"-\d+-of-\d+", "", stem)
+    words = [word for word in re.split(r"[-_. ]+", stem) if word]
+    while len(words) > 1 and words[-1].isdigit():
+        words.pop()
+    return words
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
@@ -119,7 +173,9 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
                 got=shown([name for name in splits if name]),
                 expected="one of these splits",
             )
-        rows = datasets.load_from_disk(str(path))
+        rows = _arrow_rows(path)
+        if rows is None:
+            rows = datasets.load_from_disk(str(path))
     except DataError:
         raise
     except Exception as error:
@@ -132,22 +188,37 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
         yield RawRow(file=str(path), number=number, value=dict(row))
 
 
+def _arrow_rows(folder: Path) -> Iterator[dict[str, object]] | None:
+    """The rows of the Arrow files of a saved split; None where they are not simply all rows in order."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if state.get("_indices_data_files") or state.get("_format_columns"):
+        return None
+    paths = [folder / file["filename"] for file in state["_data_files"]]
+    return chain.from_iterable(arrow_values(path, ".arrow") for path in paths)
+
+
 # --- the hub ---
 
 
-def _hub_rows(source: str, split: str) -> Iterator[RawRow]:
+def _hub_rows(source: str, split: str, streaming: bool) -> Iterator[RawRow]:
     import datasets
 
     name, _, config = source.partition(":")
     _ask_hub(source, name)
     try:
         rows = datasets.load_dataset(
-            name, config or None, split=split, download_config=datasets.DownloadConfig(max_retries=1)
+            name,
+            config or None,
+            split=split,
+            streaming=streaming,
+            download_config=datasets.DownloadConfig(max_retries=1),
         )
+        for number, row in enumerate(rows, start=1):
+            yield RawRow(file=source, number=number, value=dict(row))
+    except DataError:
+        raise
     except Exception as error:  # the library raises many kinds; all are the user's or the network's
         raise _hub_error(source, error) from error
-    for number, row in enumerate(rows, start=1):
-        yield RawRow(file=source, number=number, value=dict(row))
 
 
 def _ask_hub(source: str, name: str) -> None:

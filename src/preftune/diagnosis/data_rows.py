@@ -11,7 +11,7 @@ import numpy as np
 from preftune.data.fit import COMPLETION_CUT, CUT_EQUAL, EQUAL, fit
 from preftune.data.formats import EMPTY, EQUAL_PAIR
 from preftune.data.options import DataOptions
-from preftune.data.prepare import LoadedRecords, load_records
+from preftune.data.records import LoadedRecords, load_records
 from preftune.data.render import Renderer
 from preftune.data.signals import derive
 from preftune.diagnosis.data_findings import DataMeasures, Leakage

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preftune.data.options import DataOptions
-from preftune.data.prepare import load_prompts
+from preftune.data.records import load_prompts
 from preftune.errors import DataError, DivergenceError, StorageError
 from preftune.progress import Reporter
 from preftune.race.options import CompareConfig, Contender

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from preftune.data.prepare import write_bad_rows
+from preftune.data.records import write_bad_rows
 from preftune.errors import (
     ConfigError,
     ElsewhereError,

@@ -1,0 +1,264 @@
+"""Rows of several answers to one prompt, with rewards, ranks, labels or pairs of their places."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from preftune.data.dialogues import Prompt, agreed, completion_or_dialogue
+from preftune.data.fields import (
+    Row,
+    as_completion,
+    as_list,
+    as_pair,
+    as_probability,
+    as_reward,
+    as_reward_or_none,
+    as_source,
+    described,
+    each_of,
+    first_key,
+    has,
+    value_of,
+)
+from preftune.data.format_labels import LABEL, one_answer
+from preftune.data.format_pairs import JUDGED, without_blank
+from preftune.data.prompts import PROMPTS, read_prompt
+from preftune.data.row_view import Format, RowView
+from preftune.errors import DataError
+from preftune.types import SOURCES, Completion, Record
+
+T = TypeVar("T")
+
+LISTS = ("completions", "answers", "responses", "generations")
+_TEXTS = (
+    "completion",
+    "response",
+    "answer",
+    "text",
+    "output",
+    "content",
+)  # of one entry of a list of completions
+_SCORES = ("overall_score", "score", "reward", "rating", "pm_score")
+_REWARDS = ("rewards", "scores", "ratings")
+_REWARD = ("reward", "score")
+_KNOWN = ("pairs", "probabilities", "labels", "rewards", "sources")
+_ROLES = {
+    "pairs": "pairs",
+    "probabilities": "probabilities of the pairs",
+    "labels": "labels",
+    "rewards": "rewards",
+    "sources": "who wrote each completion",
+}
+
+
+def _listed(view: RowView) -> tuple[str, list]:
+    key, value = view.take("completions", *LISTS)
+    return key, as_list(value, key, "completions")
+
+
+def _text(view: RowView, value: object, name: str, prompt: Prompt) -> Completion:
+    before, completion = completion_or_dialogue(value, name, prompt)
+    if agreed(prompt, before) != prompt:
+        return as_completion(value, name)
+    return without_blank(completion, prompt, view)
+
+
+def _entries(
+    view: RowView, prompt: Prompt, names: tuple[str, ...], convert: Callable[[object, str], T]
+) -> tuple[list[Completion], list[T]]:
+    """(texts, numbers) of a list of objects that hold a text and a number each."""
+    key, entries = _listed(view)
+    texts, numbers = [], []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise DataError(
+                f"The field {key}[{index}] is not an object",
+                got=described(entry),
+                expected="a text and a number",
+            )
+        text, number = first_key(entry, *_TEXTS), first_key(entry, *names)
+        texts.append(_text(view, value_of(entry, text), f"{key}[{index}].{text}", prompt))
+        if number not in entry:
+            value_of(entry, number)
+        numbers.append(convert(entry[number], f"{key}[{index}].{number}"))
+    view.used[key] = f"completions and their {first_key(entries[0], *names)}"
+    return texts, numbers
+
+
+def _columns_of(
+    view: RowView, prompt: Prompt, role: str, *names: str, convert: Callable[[object, str], T]
+) -> tuple[list[Completion], list[T]]:
+    """(texts, numbers) of a list of completions with a list of numbers beside it."""
+    key, values = _listed(view)
+    number_key, given = view.take(role, *names)
+    numbers = as_list(given, number_key, "numbers")
+    if len(numbers) != len(values):
+        raise DataError(
+            f"The fields {key} and {number_key} have different lengths",
+            got=f"{len(values)} and {len(numbers)}",
+            expected="one number for each completion",
+        )
+    texts = [_text(view, value, f"{key}[{index}]", prompt) for index, value in enumerate(values)]
+    return texts, [convert(number, f"{number_key}[{index}]") for index, number in enumerate(numbers)]
+
+
+def _scored(view: RowView) -> Record:
+    if view.has(*LISTS):
+        prompt = read_prompt(view)
+        texts, rewards = _columns_of(view, prompt, "rewards", *_REWARDS, convert=as_reward_or_none)
+    else:
+        prompt, completion = one_answer(view)
+        key, value = view.take("reward", *_REWARD)
+        texts, rewards = [completion], [as_reward(value, key)]
+    return view.record(prompt, texts, rewards=tuple(rewards))
+
+
+def _ultrafeedback(view: RowView) -> Record:
+    prompt = read_prompt(view)
+    texts, rewards = _entries(view, prompt, _SCORES, as_reward_or_none)
+    return view.record(prompt, texts, rewards=tuple(rewards))
+
+
+def _ranked(view: RowView) -> Record:
+    prompt = read_prompt(view)
+    if view.has("ranks"):
+        texts, ranks = _columns_of(view, prompt, "ranks, 1 is best", "ranks", convert=as_reward)
+    else:
+        texts, ranks = _entries(view, prompt, ("rank",), as_reward)
+    return view.record(prompt, texts, rewards=tuple(-rank for rank in ranks))
+
+
+def _best_first(view: RowView) -> Record:
+    """A list of answers in the order of preference, which only the user can know."""
+    prompt = read_prompt(view)
+    key, value = view.take("completions, best first", *LISTS, *JUDGED)
+    values = as_list(value, key, "answers, best first")
+    texts = [_text(view, text, f"{key}[{index}]", prompt) for index, text in enumerate(values)]
+    return view.record(prompt, texts, rewards=tuple(-float(index) for index in range(len(texts))))
+
+
+def _stepwise(view: RowView) -> Record:
+    """Steps of one answer with a label each: the answer is preferred if all its steps are right."""
+    prompt = read_prompt(view)
+    key, steps = view.take("steps of the completion", *LISTS)
+    texts = [str(as_completion(step, f"{key}[{k}]")) for k, step in enumerate(as_list(steps, key, "steps"))]
+    name, value = view.take("labels of the steps", "labels")
+    labels = [view.label(item, f"{name}[{k}]") for k, item in enumerate(as_list(value, name, "labels"))]
+    if len(labels) != len(texts):
+        raise DataError(
+            f"The fields {key} and {name} have different lengths",
+            got=f"{len(texts)} and {len(labels)}",
+            expected="one label for each step",
+        )
+    right = None if None in labels else 1 if all(label == 1 for label in labels) else -1
+    return view.record(prompt, ("\n".join(texts),), labels=(right,))
+
+
+# --- all that a record can know ---
+
+
+def _groups(view: RowView) -> Record:
+    row = view.row
+    prompt = read_prompt(view)
+    if entries := _has_entries(row, *LABEL):
+        texts, labels = _entries(view, prompt, LABEL, view.label)
+        return view.record(prompt, texts, labels=tuple(labels))
+    assert not entries
+    key, values = _listed(view)
+    texts = [_text(view, value, f"{key}[{index}]", prompt) for index, value in enumerate(values)]
+    count = len(texts)
+    given = row.get("pairs") or [] if has(row, *_KNOWN) else value_of(row, "pairs")
+    if not isinstance(given, list):
+        raise DataError(
+            "The field pairs is not a list", got=described(given), expected="a list of [chosen, rejected]"
+        )
+    view.used |= {name: role for name, role in _ROLES.items() if name in row}
+    pairs = tuple(as_pair(pair, f"pairs[{index}]", count) for index, pair in enumerate(given))
+    return view.record(
+        prompt,
+        texts,
+        pairs=pairs,
+        probabilities=each_of(row, "probabilities", len(pairs), as_probability),
+        labels=each_of(row, "labels", count, lambda v, name: None if v is None else view.label(v, name)),
+        rewards=each_of(row, "rewards", count, as_reward_or_none),
+        sources=each_of(row, "sources", count, as_source),
+    )
+
+
+def _is_group(row: Row) -> bool:
+    """A column sources may be about anything: it counts only if it holds our words."""
+    sources = row.get("sources")
+    known = isinstance(sources, list) and bool(sources) and all(source in SOURCES for source in sources)
+    labels = isinstance(row.get("labels"), list) or _has_entries(row, *LABEL)
+    return has(row, *PROMPTS) and has(row, *LISTS) and (has(row, "pairs") or known or labels)
+
+
+def _has_entries(row: Row, *names: str) -> bool:
+    """Whether the row's list of completions holds objects with one of these numbers."""
+    entries = row.get(first_key(row, *LISTS))
+    if isinstance(entries, Mapping):  # an object of lists
+        return any(isinstance(entries.get(name), list) for name in names)
+    return isinstance(entries, list) and any(
+        isinstance(entry, Mapping) and has(entry, *names) for entry in entries
+    )
+
+
+def _is_scored(row: Row) -> bool:
+    group = has(row, *LISTS) and has(row, *_REWARDS)
+    single = has(row, *JUDGED) and has(row, *_REWARD) and not has(row, *LABEL)
+    return has(row, *PROMPTS) and (group or single)
+
+
+def formats() -> tuple[Format, ...]:
+    """In the order of detection."""
+    return (
+        Format(
+            name="ultrafeedback",
+            columns="instruction, completions of {response, overall_score}",
+            read=_ultrafeedback,
+            matches=lambda row: has(row, *PROMPTS) and _has_entries(row, *_SCORES),
+            companions=frozenset(("correct_answers", "incorrect_answers")),
+        ),
+        Format(
+            name="ranked",
+            columns="prompt, completions, ranks; or completions of {completion, rank}",
+            read=_ranked,
+            matches=lambda row: (
+                has(row, *PROMPTS) and has(row, *LISTS) and (has(row, "ranks") or _has_entries(row, "rank"))
+            ),
+            companions=frozenset(("good_natured",)),
+        ),
+        Format(
+            name="groups",
+            columns="prompt, completions, pairs of their places; sources, probabilities, labels, rewards",
+            read=_groups,
+            matches=_is_group,
+        ),
+        Format(
+            name="scored",
+            columns="prompt, completions, rewards; or prompt, completion, reward",
+            read=_scored,
+            matches=_is_scored,
+        ),
+    )
+
+
+def only_by_name() -> tuple[Format, ...]:
+    """Formats that are never detected, because only the user can know what the list means."""
+    return (
+        Format(
+            name="best_first",
+            columns="prompt, a list of answers, best first",
+            read=_best_first,
+            matches=_never,
+        ),
+        Format(
+            name="stepwise",
+            columns="prompt, completions: the steps of one answer, labels of the steps",
+            read=_stepwise,
+            matches=_never,
+        ),
+    )
+
+
+def _never(row: Row) -> bool:
+    return False

@@ -1,0 +1,86 @@
+"""Rows of one answer, with a label or without; rows of a prompt alone."""
+
+from preftune.data.dialogues import Prompt, agreed, completion_or_dialogue
+from preftune.data.fields import Row, as_reward_or_none, first_key, has, value_of
+from preftune.data.format_pairs import ANSWER, JUDGED, several_answers, without_blank
+from preftune.data.prompts import DIALOGUE, PROMPTS, ends_with_answer, last_turn, read_dialogue, read_prompt
+from preftune.data.row_view import Format, RowView
+from preftune.types import Completion, Record
+
+LABEL = ("label", "kto_tag")
+
+
+def one_answer(view: RowView, names: tuple[str, ...] = JUDGED) -> tuple[Prompt, Completion]:
+    """(prompt, completion) of a row with one answer, which may repeat the prompt."""
+    prompt = read_prompt(view)
+    key, value = view.take("completion", *names)
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
+        raise several_answers(key, value)
+    before, completion = completion_or_dialogue(value, key, prompt)
+    return agreed(prompt, before), without_blank(completion, prompt, view)
+
+
+def _labels(view: RowView) -> Record:
+    prompt, completion = one_answer(view)
+    key, value = view.take("label", *LABEL)
+    return _labeled(view, prompt, completion, view.label(value, key))
+
+
+def _labeled(view: RowView, prompt: Prompt, completion: Completion, label: int | None) -> Record:
+    name, value = view.get("checked: it must not contradict the labels of a prompt", "reward", "score")
+    if value is not None and view.labels is not None:
+        view.labels.check(prompt, label, as_reward_or_none(value, name), name)
+    return view.record(prompt, (completion,), labels=(label,))
+
+
+def _messages_label(view: RowView) -> Record:
+    prompt, completion = read_dialogue(view)
+    if view.has(*LABEL):
+        key, value = view.take("label", *LABEL)
+    else:
+        place = last_turn(view.row)
+        key = first_key(place, *LABEL)
+        value = value_of(place if has(place, *LABEL) else view.row, key)
+    return _labeled(view, prompt, completion, view.label(value, key))
+
+
+def _completions(view: RowView) -> Record:
+    if view.has(*DIALOGUE) and not (view.has("prompt") and view.has(*ANSWER)):
+        prompt, completion = read_dialogue(view)
+    else:
+        prompt, completion = one_answer(view, ANSWER)
+    return view.record(prompt, (completion,))
+
+
+def _prompts(view: RowView) -> Record:
+    return view.record(read_prompt(view), ())
+
+
+def _is_completion(row: Row) -> bool:
+    names = ("prompt", "question", "instruction", "query")
+    return (has(row, *names) and has(row, *ANSWER)) or ends_with_answer(row)
+
+
+def formats() -> tuple[Format, ...]:
+    """In the order of detection."""
+    return (
+        Format(
+            name="labels",
+            columns="prompt, completion, label",
+            read=_labels,
+            matches=lambda row: has(row, *PROMPTS) and has(row, *JUDGED) and has(row, *LABEL),
+        ),
+        Format(
+            name="messages_label",
+            columns="messages, label",
+            read=_messages_label,
+            matches=lambda row: has(row, *DIALOGUE) and (has(row, *LABEL) or has(last_turn(row), *LABEL)),
+        ),
+        Format(
+            name="completions",
+            columns="prompt, completion; or messages that end with the assistant",
+            read=_completions,
+            matches=_is_completion,
+        ),
+        Format(name="prompts", columns="prompt", read=_prompts, matches=lambda row: has(row, *PROMPTS)),
+    )

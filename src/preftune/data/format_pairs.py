@@ -1,0 +1,242 @@
+"""Rows that hold a preferred and a dispreferred answer."""
+
+from collections.abc import Mapping, Sequence
+
+from preftune.data.dialogues import Prompt, agreed, answer, answer_turns, part, split_shared
+from preftune.data.fields import (
+    Row,
+    as_probability,
+    as_reward_or_none,
+    described,
+    first_key,
+    has,
+    is_blank,
+    not_blank,
+    turns_of_text,
+)
+from preftune.data.prompts import DIALOGUE, PROMPTS, ends_with_answer, read_dialogue, read_prompt
+from preftune.data.row_view import EMPTY, EQUAL_PAIR, Drop, Format, RowView
+from preftune.errors import DataError
+from preftune.types import Completion, Record
+
+CHOSEN = (
+    "chosen",
+    "chosen_response",
+    "chosen_answer",
+    "chosen_completion",
+    "chosen_messages",
+    "preferred_output",
+    "preferred_response",
+)
+REJECTED = (
+    "rejected",
+    "rejected_response",
+    "rejected_answer",
+    "rejected_completion",
+    "rejected_messages",
+    "non_preferred_output",
+    "dispreferred_response",
+)
+ANSWER = ("completion", "response", "output")
+JUDGED = (
+    *ANSWER,
+    "answer",
+)  # beside a label, a reward or a rejected answer; elsewhere an answer may be a solution
+_PROBABILITY = ("probability", "chosen_prob", "chosen_probs")
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_reward", "rejected_reward"),
+)
+
+
+def from_transcript(prompt: Prompt, view: RowView) -> bool:
+    """Whether the prompt came as a transcript, whose answers begin with a blank that is no part of them."""
+    return not isinstance(prompt, str) and any(
+        role == "prompt" and isinstance(view.row.get(name), str) and "Human:" in str(view.row[name])
+        for name, role in view.used.items()
+    )
+
+
+def without_blank(completion: Completion, prompt: Prompt, view: RowView) -> Completion:
+    """The answer without the blank that a transcript puts before it."""
+    if isinstance(completion, str) and completion[:1].isspace() and from_transcript(prompt, view):
+        return completion.lstrip()
+    return completion
+
+
+def pair_record(view: RowView, prompt: Prompt, chosen: Completion, rejected: Completion) -> Record | Drop:
+    """The record of one pair, with its probability if the row has one."""
+    _check_scores(view)
+    if chosen == rejected:
+        return Drop(reason=EQUAL_PAIR)
+    key, value = view.get("probability that chosen is better", *_PROBABILITY)
+    probabilities = () if value in (None, "") else (as_probability(value, key),)  # a table has empty cells
+    return view.record(prompt, (chosen, rejected), pairs=((0, 1),), probabilities=probabilities)
+
+
+def _check_scores(view: RowView) -> None:
+    """Scores beside a pair must not contradict it."""
+    for names in _SCORES:
+        if has(view.row, names[0]) and has(view.row, names[1]):
+            chosen, rejected = (as_reward_or_none(view.row[name], name) for name in names)
+            if chosen is not None and rejected is not None and chosen < rejected:
+                raise DataError(
+                    f"The scores {names[0]} and {names[1]} contradict the pair",
+                    got=f"{chosen:g} for chosen and {rejected:g} for rejected",
+                    expected="a chosen completion that is not worse",
+                    do=f"If the scores mean something else, use --rows.ignore {','.join(names)}",
+                )
+            view.used |= dict.fromkeys(names, "checked: they must not contradict the pair")
+    if view.row.get("margin") is not None:
+        margin = as_reward_or_none(view.row["margin"], "margin")
+        if margin is not None and margin < 0:
+            raise DataError(
+                "The margin contradicts the pair",
+                got=f"{margin:g}",
+                expected="0 or more: the chosen completion is better",
+                do="If the column means something else, use --rows.ignore margin",
+            )
+        view.used["margin"] = "checked: it must not contradict the pair"
+
+
+def _texts(value: object) -> list | None:
+    """Several answers; None for one answer, which may be a list of turns."""
+    value = turns_of_text(value)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, list) and item for item in value):
+        return value if all(isinstance(turn, Mapping) for item in value for turn in item) else None
+    return None
+
+
+def _pairs(view: RowView) -> Record | Drop:
+    row = view.row
+    own = has(row, "prompt", *CHOSEN) or not ends_with_answer(row)
+    if row.get("prompt") in ("", []) and isinstance(turns_of_text(row.get("chosen")), list):
+        return _dialogues(view)  # a prompt column that is empty, beside whole dialogues
+    if not own:  # the chosen answer ends the messages
+        chosen_key = first_key(row, *DIALOGUE)
+        prompt, chosen = read_dialogue(view)
+        before, many = (), None
+    else:
+        prompt = read_prompt(view)
+        chosen_key, value = view.take("chosen completion", *CHOSEN, *JUDGED)
+        many = _texts(value)
+        if many and chosen_key in JUDGED:
+            raise several_answers(chosen_key, value)
+        before, chosen = ((), "") if many else _answer(value, chosen_key, prompt, view)
+    rejected_key, value = view.take("rejected completion", *REJECTED)
+    several = _texts(value)
+    if many or several:
+        return _several(view, prompt, before, many or [chosen], several or [value])
+    rejected_before, rejected = _answer(value, rejected_key, prompt, view)
+    if before and rejected_before:
+        before, chosen, rejected = part(
+            (*before, *answer_turns(chosen)), (*rejected_before, *answer_turns(rejected))
+        )
+        chosen, rejected = not_blank(chosen, chosen_key), not_blank(rejected, rejected_key)
+    prompt = agreed(prompt, before or rejected_before)
+    return pair_record(view, prompt, chosen, rejected)
+
+
+def several_answers(name: str, value: object) -> DataError:
+    return DataError(
+        f"The field {name} holds several answers, and nothing says which is better",
+        got=described(value),
+        expected="one answer, or several with rewards, ranks or labels",
+        do="If the best answer comes first, use --rows.format best_first",
+    )
+
+
+def _answer(value: object, name: str, prompt: Prompt, view: RowView):
+    if isinstance(value, Mapping) and not {"role", "from", "content", "value"} & value.keys():
+        texts = [key for key, item in value.items() if isinstance(item, str)]
+        raise DataError(
+            f"The field {name} is an object that is no turn",
+            got=described(value),
+            expected="text, a turn {role, content}, or a list of turns",
+            do=f"Name the text in it, as in --rows.columns {name}={name}.{(texts or ['text'])[0]}",
+        )
+    before, completion = answer(value, name, prompt)
+    return before, without_blank(completion, prompt, view)
+
+
+def _several(
+    view: RowView, prompt: Prompt, before: tuple, chosen: Sequence[object], rejected: Sequence[object]
+) -> Record | Drop:
+    """Each chosen answer against each rejected one."""
+    _check_scores(view)
+    sides: list[list[Completion]] = []
+    prompt = agreed(prompt, before)
+    for name, values in (("chosen", chosen), ("rejected", rejected)):
+        texts = []
+        for index, value in enumerate(values):
+            before, text = _answer(value, f"{name}[{index}]", prompt, view)
+            prompt = agreed(prompt, before)
+            texts.append(text)
+        sides.append(list(dict.fromkeys(texts)))
+    both = set(sides[0]) & set(sides[1])
+    good, bad = ([text for text in side if text not in both] for side in sides)
+    if not good or not bad:
+        return Drop(reason=EQUAL_PAIR)
+    pairs = tuple((i, len(good) + j) for i in range(len(good)) for j in range(len(bad)))
+    return view.record(prompt, (*good, *bad), pairs=pairs)
+
+
+def _dialogues(view: RowView) -> Record | Drop:
+    if "prompt" in view.row:
+        view.used["prompt"] = "empty"
+    _, first = view.take("prompt and chosen completion", "chosen")
+    _, second = view.take("prompt and rejected completion", "rejected")
+    for name, value in (("chosen", first), ("rejected", second)):
+        if _texts(value):
+            raise DataError(
+                f"The field {name} holds several answers, and the row has no prompt",
+                got=described(value),
+                expected="a prompt, with one or several answers in chosen and rejected",
+                do="Add a column prompt",
+            )
+    prompt, chosen, rejected = split_shared(first, second)
+    if is_blank(chosen) or is_blank(rejected):  # in a transcript, the speaker's name with nothing behind it
+        return Drop(reason=EMPTY)
+    return pair_record(view, prompt, chosen, rejected)
+
+
+def _is_pair(row: Row) -> bool:
+    if not has(row, *REJECTED) or isinstance(row.get(first_key(row, *REJECTED)), (bool, int, float)):
+        return False
+    if has(row, *CHOSEN):
+        return has(row, *PROMPTS)
+    return ends_with_answer(row) or (has(row, *PROMPTS) and has(row, *JUDGED))
+
+
+def formats() -> tuple[Format, ...]:
+    """In the order of detection."""
+    return (
+        Format(
+            name="sharegpt",
+            columns="conversations, chosen, rejected",
+            read=_pairs,
+            matches=lambda row: (
+                has(row, "conversations")
+                and has(row, "chosen")
+                and has(row, "rejected")
+                and not has(row, "prompt")
+            ),
+        ),
+        Format(
+            name="pairs",
+            columns="prompt, chosen, rejected; or messages that end with the chosen answer, rejected_response",
+            read=_pairs,
+            matches=_is_pair,
+        ),
+        Format(
+            name="dialogues",
+            columns="chosen, rejected with a shared beginning",
+            read=_dialogues,
+            matches=lambda row: has(row, "chosen") and has(row, "rejected"),
+        ),
+    )

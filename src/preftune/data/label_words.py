@@ -1,0 +1,107 @@
+"""Labels and verdicts as people write them: true, 1, good, 👍, up; b, model_b, tie."""
+
+import re
+
+POSITIVE = frozenset(
+    [
+        "true",
+        "yes",
+        "y",
+        "t",
+        "good",
+        "up",
+        "thumbs_up",
+        "thumbsup",
+        "like",
+        "liked",
+        "positive",
+        "pos",
+        "chosen",
+        "preferred",
+        "accept",
+        "accepted",
+        "correct",
+        "desirable",
+        "right",
+        "upvote",
+        "upvoted",
+        "pass",
+        "passed",
+        "👍",
+        "✅",
+        "✓",
+        "✔",
+        "+1",
+        "1",
+        "1.0",
+    ]
+)
+NEGATIVE = frozenset(
+    [
+        "false",
+        "no",
+        "n",
+        "f",
+        "bad",
+        "down",
+        "thumbs_down",
+        "thumbsdown",
+        "dislike",
+        "disliked",
+        "negative",
+        "neg",
+        "rejected",
+        "dispreferred",
+        "reject",
+        "incorrect",
+        "undesirable",
+        "wrong",
+        "downvote",
+        "downvoted",
+        "fail",
+        "failed",
+        "👎",
+        "❌",
+        "✗",
+        "✘",
+        "-1",
+        "-1.0",
+        "0",
+        "0.0",
+    ]
+)
+NEUTRAL = frozenset(["neutral", "tie", "unknown", "unsure", "unrated", "n/a"])
+NUMBERS = frozenset(["+1", "1", "1.0", "-1", "-1.0", "0", "0.0"])
+_TIES = frozenset(
+    ["tie", "ties", "tied", "both", "bothbad", "bothgood", "equal", "draw", "neither", "same", "nopreference"]
+)
+_FIRST, _SECOND = frozenset(["first", "left"]), frozenset(["second", "right"])
+_DECORATION = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f]")  # skin tones, and the mark that asks for color
+_FILLER = re.compile(r"model|responses?|answers?|assistant|completions?|outputs?|option|candidate|side|id")
+
+
+def label_word(value: object) -> str:
+    """A label in the spelling of the tables above."""
+    word = str(value).strip().lower()
+    return word if word.isascii() and " " not in word else _DECORATION.sub("", word).replace(" ", "_")
+
+
+def verdict_word(value: object, sides: tuple[str, str]) -> int | str | None:
+    """Which of two answers a verdict prefers: 0 or 1, None for a tie; else what is unclear about it.
+
+    `sides` are the endings of the two columns: ("a", "b"), ("1", "2") or ("0", "1").
+    """
+    if isinstance(value, bool):
+        return "true or false does not say which answer"
+    text = str(value).strip().lower()
+    if isinstance(value, float) and value.is_integer():
+        text = str(int(value))
+    plain = re.sub(r"[\W_]+", "", text)
+    if plain.startswith("tie") or plain in _TIES:
+        return None
+    if plain in _FIRST or plain in _SECOND:
+        return int(plain in _SECOND)
+    rest = _FILLER.sub("", plain) or plain
+    if rest in sides:
+        return sides.index(rest)
+    return f"the two columns end in {sides[0]} and {sides[1]}"

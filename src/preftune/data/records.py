@@ -1,0 +1,232 @@
+"""From a source to records, with an account of every row and column."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from preftune.data.column_account import ColumnAccount
+from preftune.data.fields import ColumnFault, LabelValues
+from preftune.data.files import RawRow, located
+from preftune.data.formats import DETECTION_ROWS, FORMATS, Drop, Format, detect
+from preftune.data.options import DataOptions
+from preftune.data.read import read_rows
+from preftune.data.row_view import TIE, RowView
+from preftune.errors import DataError, storage_error
+from preftune.progress import Reporter
+from preftune.storage import json_line
+from preftune.types import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A row that was skipped because it cannot be used, and why."""
+
+    file: str
+    row: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRecords:
+    """The records of a source and what became of its other rows."""
+
+    records: tuple[Record, ...]
+    format: str
+    num_rows: int
+    bad_rows: tuple[BadRow, ...]
+    dropped: Mapping[str, int]  # rows in order that carry no preference, by reason
+    columns: Mapping[str, str]  # every column -> what it was used as
+    census: Mapping[str, int]  # see `Census`
+    stop: str = ""  # why training stops: columns that look like preference information are not used
+
+
+def write_bad_rows(path: str | Path, bad_rows: Sequence[BadRow]) -> None:
+    """One JSON line {file, row, message} for each skipped row."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json_line(asdict(bad)) for bad in bad_rows)
+    except OSError as error:
+        raise storage_error("write the list of bad rows", path, error) from error
+
+
+class Census:
+    """How many completions are preferred, dispreferred, neutral, rewarded or unlabelled; pairs and ties."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, record: Record) -> None:
+        counts = self.counts
+        if record.pairs:
+            counts["pairs"] += len(record.pairs)
+        for label in record.labels:
+            counts["neutral" if label is None else "preferred" if label > 0 else "dispreferred"] += 1
+        if record.rewards:
+            known = [reward for reward in record.rewards if reward is not None]
+            counts["rewarded"] += len(known)
+            counts["not rewarded"] += len(record.rewards) - len(known)
+            counts["ties"] += len(known) > 1 and min(known) == max(known)
+        elif not record.pairs and not record.labels:
+            counts["unlabelled"] += len(record.completions)
+
+    def found(self, dropped: Mapping[str, int]) -> dict[str, int]:
+        """The counts, without those that are 0."""
+        ties = self.counts["ties"] + dropped.get(TIE, 0)
+        return {name: count for name, count in {**self.counts, "ties": ties}.items() if count}
+
+
+class RecordReader:
+    """The usable rows of a source as records, one by one; and what became of the other rows and of every column,
+    known once all are read.
+
+    A bad row stops with an error or is skipped, as the options say. `passed` says that columns which are not used
+    go to reward functions; otherwise those that look like preference information stop the run, unless `stops` is
+    False.
+    """
+
+    def __init__(self, source: str | Path, options: DataOptions, *, passed: bool = False, stops: bool = True):
+        self.source, self.options = str(source), options
+        self.passed, self.stops = passed, stops
+        self.columns: dict[str, str] = {}
+        self.census, self.stop = Census(), ""
+        self.format, self.num_records = "", 0
+        self.bad_rows: list[BadRow] = []
+        self.dropped: Counter[str] = Counter()
+        self._count: Counter[str] = Counter()
+
+    @property
+    def num_rows(self) -> int:
+        return self._count["rows"]
+
+    def __iter__(self) -> Iterator[Record]:
+        form, first, rows = _format_of(
+            self.source, _counted(read_rows(self.source, self.options), self._count), self.options
+        )
+        self.format = form.name
+        passed = self.passed or self.options.format == "prompts"  # the user says that nothing else counts
+        account = ColumnAccount(form, self.options.ignore, passed)
+        account.look(first)
+        labels = LabelValues()
+        demonstrations = self.options.format == "completions"  # the user says so
+        for row in rows:
+            result: Record | Drop | DataError
+            if isinstance(row.value, DataError):
+                result = row.value
+            else:
+                view = RowView(row.value, labels)
+                result = _converted(row, view, form)
+                if not isinstance(result, DataError):
+                    account.add(row.value, view.used)
+                    if account.stops and self.stops and self._count["rows"] > DETECTION_ROWS:
+                        account.check(self.source)
+            if isinstance(result, Record):
+                self.num_records += 1
+                if demonstrations:
+                    result = replace(result, labels=(1,) * len(result.completions))
+                self.census.add(result)
+                yield result
+            elif isinstance(result, Drop):
+                self.dropped[result.reason] += 1
+            else:
+                self.bad_rows.append(bad_row(row.file, row.number, result, self.options))
+        self.columns = account.summary()
+        if self.stops:
+            account.check(self.source)
+        elif account.stops:
+            self.stop = str(account.stop(self.source))
+        if not self.num_records:
+            reasons = [f"{count} rows: {reason}" for reason, count in self.dropped.items()]
+            reasons += (
+                [f"{len(self.bad_rows)} bad rows, the first: {self.bad_rows[0].message}"]
+                if self.bad_rows
+                else []
+            )
+            raise DataError(
+                f"{self.source}: no row can be used",
+                got="; ".join(reasons),
+                expected=f"rows of the format {form.name}",
+            )
+
+
+def load_records(
+    source: str | Path, options: DataOptions, *, passed: bool = False, stops: bool = True
+) -> LoadedRecords:
+    """All usable rows of a source as records in memory."""
+    reader = RecordReader(source, options, passed=passed, stops=stops)
+    records = tuple(reader)
+    return LoadedRecords(
+        records=records,
+        format=reader.format,
+        num_rows=reader.num_rows,
+        bad_rows=tuple(reader.bad_rows),
+        dropped=dict(reader.dropped),
+        columns=reader.columns,
+        census=reader.census.found(reader.dropped),
+        stop=reader.stop,
+    )
+
+
+def _counted(rows: Iterator[RawRow], count: Counter) -> Iterator[RawRow]:
+    for row in rows:
+        count["rows"] += 1
+        yield row
+
+
+def bad_row(file: str, number: int, error: DataError, options: DataOptions) -> BadRow:
+    if options.bad_rows == "error":
+        raise DataError(f"{error} Set bad_rows to skip to leave such rows out and count them") from error
+    return BadRow(file=file, row=number, message=str(error))
+
+
+def _format_of(
+    source: str, rows: Iterator[RawRow], options: DataOptions
+) -> tuple[Format, list[dict], Iterator[RawRow]]:
+    """The format that was asked for or that the first good rows have, the first good rows, and all rows."""
+    seen: list[RawRow] = []
+    good: list[dict] = []
+    for row in rows:
+        seen.append(row)
+        if isinstance(row.value, DataError):
+            bad_row(row.file, row.number, row.value, options)
+        else:
+            good.append(row.value)
+        if len(good) == DETECTION_ROWS:
+            break
+    if options.format != "auto":
+        return FORMATS[options.format], good, chain(seen, rows)
+    if not good:
+        first = seen[0].value
+        raise DataError(f"{source}: no row can be read; {len(seen)} bad rows, the first: {first}")
+    try:
+        return detect(good), good, chain(seen, rows)
+    except DataError as error:
+        raise located(source, 1, error) from error
+
+
+def _converted(row: RawRow, view: RowView, form: Format) -> Record | Drop | DataError:
+    try:
+        result = form.read(view)
+    except ColumnFault as error:
+        raise located(row.file, row.number, error) from error
+    except DataError as error:
+        return located(row.file, row.number, error)
+    return replace(result, origin=f"{row.file}:{row.number}") if isinstance(result, Record) else result
+
+
+def prompt_only(record: Record) -> Record:
+    """The record's prompt and other columns, without completions and what is known of them."""
+    return replace(
+        record, completions=(), pairs=(), probabilities=(), labels=(), rewards=(), ended=(), sources=()
+    )
+
+
+def load_prompts(source: str, options: DataOptions, report: Reporter) -> Sequence[Record]:
+    """The records of a file without their completions; rows that were skipped are counted."""
+    loaded = load_records(source, options, passed=True)
+    if loaded.bad_rows:
+        report.note(
+            f"skipped {len(loaded.bad_rows)} rows that cannot be used, the first: {loaded.bad_rows[0].message}"
+        )
+    return [prompt_only(record) for record in loaded.records]
