@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from preftune.errors import StorageError, TrainingError
+from preftune.errors import StorageError
 from preftune.objectives.apo import APOZero
 from preftune.objectives.kto import KTO
 from preftune.types import Labels
@@ -65,9 +65,8 @@ def test_without_z0_it_is_apo_zero_on_single_completions():
     assert gradient(one, scores) == gradient(other, scores)
 
 
-def test_a_step_with_one_prompt_is_refused():
-    with pytest.raises(TrainingError, match=r"one prompt only.*two prompts or more.*--batch_size"):
-        couple(KTO(), step(), LABELS)
+def test_a_step_with_one_prompt_has_a_threshold_of_zero():
+    assert couple(KTO(), step(), LABELS)[0].whole["z0"].item() == 0.0
 
 
 def test_what_it_declares():

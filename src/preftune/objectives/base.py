@@ -112,6 +112,16 @@ class Coupled(Objective):
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]: ...
 
 
+def couples_mismatched(objective: Objective) -> bool:
+    """Whether the objective compares completions with those of other prompts of the step."""
+    return isinstance(objective, Coupled) and "mismatched" in objective.couples
+
+
+def smallest_step(objective: Objective) -> int:
+    """Groups that a step needs at least: two where completions are compared with those of other prompts."""
+    return 2 if couples_mismatched(objective) else 1
+
+
 def reduce_losses(losses: Losses, global_weight: float) -> Float[Tensor, ""]:
     """sum_u per_unit_u * weight_u / global_weight, the weight being that of the whole step and not of this
     piece.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from preftune.errors import TrainingError
 from preftune.objectives.base import Coupled, State, coupling_of, log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.coupling import check_state
@@ -25,8 +24,9 @@ class KTO(Coupled, LabelObjective):
     Ethayarajh et al., "KTO: Model Alignment as Prospect Theoretic Optimization", ICML 2024, arXiv 2402.01306,
     equation
     7. z0 estimates the KL divergence to the reference from the log-ratios of completions under the prompt of
-    another group, over the whole step and without a gradient. With z0 = 0 it is APO-zero on single
-    completions.
+    another group, over the whole step and without a gradient. A step whose groups share one prompt has no
+    such completions; z0 is then 0, its lower bound, as in a public implementation that does without it. With
+    z0 = 0 it is APO-zero on single completions.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -44,15 +44,10 @@ class KTO(Coupled, LabelObjective):
     undesirable_weight: float = positive(1.0)
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
-        """z0, of all mismatched completions of the step."""
+        """z0, of all mismatched completions of the step; 0 where the step has one prompt only."""
         check_state(self.name, state, self.initial_state())
         if step.mismatched is None:
-            raise TrainingError(
-                "KTO compares completions with those of other prompts",
-                got="a step with one prompt only",
-                expected="two prompts or more",
-                do="Raise --batch_size",
-            )
+            return Coupling(whole={"z0": torch.zeros((), device=step.lengths.device)}), {}
         return Coupling(whole={"z0": log_ratio(step.mismatched).mean().clamp(min=0)}), {}
 
     def __call__(self, scores: TokenScores, signal: Labels) -> Losses:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from preftune.errors import DataError
 from preftune.model.layout import LayoutOptions, Sharing, batch_signal, collate, segments, split_micro_batches
 from preftune.model.policy import Policy, score, sent
 from preftune.model.reference import REFERENCE_SCORES
-from preftune.objectives import Coupled, Objective
+from preftune.objectives import Objective, objective_name
+from preftune.objectives.base import couples_mismatched
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MicroBatch
@@ -112,10 +114,20 @@ def mismatched_groups(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def wants_mismatched(objective: Objective) -> bool:
-    return (
-        "coupling" in objective.needs and isinstance(objective, Coupled) and "mismatched" in objective.couples
-    )
+def with_mismatched(objective: Objective, groups: Sequence[Group]) -> Sequence[Group]:
+    """Every group that anchors are asked about in a step of these groups."""
+    return [*groups, *mismatched_groups(groups)] if couples_mismatched(objective) else groups
+
+
+def check_prompts(objective: Objective, groups: Sequence[Group]) -> None:
+    """Whether an objective that compares completions with those of other prompts has other prompts."""
+    if couples_mismatched(objective) and len({group.prompt.tobytes() for group in groups}) < 2:
+        raise DataError(
+            f"{objective_name(objective)} compares completions with those of other prompts",
+            got="one prompt in the training data",
+            expected="two prompts or more",
+            do="Add prompts, or use an objective without this comparison, for example apo-zero or bco",
+        )
 
 
 def cut_mismatched(
@@ -128,7 +140,7 @@ def cut_mismatched(
     """This process's share of the mismatched completions of a step, for an objective that couples them; else
     nothing.
     """
-    if not wants_mismatched(objective):
+    if not couples_mismatched(objective):
         return []
     found, read_last = mismatched_groups(groups), reads_last(objective)
     pieces = cut_step(share_of(found, policy, processes), Labels, policy, layout, read_last)

@@ -8,6 +8,7 @@ from preftune.model.adapters import LoraOptions
 from preftune.model.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
 from preftune.model.shard import ShardOptions
 from preftune.objectives import Objective, objective_name
+from preftune.objectives.base import smallest_step
 from preftune.train.optim import OptimOptions
 from preftune.types import Labels, Pairs
 
@@ -42,6 +43,17 @@ def check_low_weights(
             "A reference in bf16 cannot follow in parts of a step: they are lost in rounding",
             got=f"reference.update_rate {reference.update_rate:g} with optim.weights bf16",
             expected="update_rate 1, or optim.weights fp32",
+        )
+
+
+def check_batch_size(objective: Objective, batch_size: int) -> None:
+    """Whether a step holds enough groups for an objective that compares completions with each other."""
+    if batch_size < smallest_step(objective):
+        raise ConfigError(
+            f"{objective_name(objective)} compares completions with those of other prompts of the step",
+            got=f"batch_size {batch_size}",
+            expected=f"at least {smallest_step(objective)}",
+            do="Raise --batch_size",
         )
 
 

@@ -11,12 +11,13 @@ from preftune.model.load import LoadOptions
 from preftune.model.reference import ReferenceOptions
 from preftune.model.shard import ShardOptions
 from preftune.objectives import Objective, objective_name
+from preftune.objectives.base import smallest_step
 from preftune.objectives.bnf import BNF
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.anchors import TOLERANCE
 from preftune.train.budget import Budget, resolved_steps
-from preftune.train.checks import check_anchors, check_filter, check_low_weights
+from preftune.train.checks import check_anchors, check_batch_size, check_filter, check_low_weights
 from preftune.train.groups import DataPlan
 from preftune.train.models import ModelPlan
 from preftune.train.onpolicy.checks import (
@@ -151,6 +152,7 @@ class TrainConfig:
                 refuse_idle(self, "offline", "server", **offline)
         else:
             self._check_on_policy()
+        check_batch_size(self.objective, self.batch_size)
         check_filter(self.filter, self.source, self.objective)
         check_anchors(self.objective, self.reference, self.source)
 
@@ -211,6 +213,7 @@ class TrainConfig:
             selection=chosen_selection(self.collect, self.objective.signal),
             layout=self.layout,
             batch_size=self.batch_size,
+            least=smallest_step(self.objective),
             seed=self.seed,
             wants_values="behaviour_value" in self.objective.needs,
             tolerance=TOLERANCE[self.precision] if gap is None else gap,

@@ -18,13 +18,14 @@ from preftune.model.policy import Policy, score_groups
 from preftune.model.proof import check_attention
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions, check_equal
 from preftune.objectives import Objective
+from preftune.objectives.base import couples_mismatched, smallest_step
 from preftune.progress import Reporter
 from preftune.rewards import COLUMNS, check_columns, resolve_reward
 from preftune.rewards.questions import shared_columns
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import Blend
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
-from preftune.train.batches import ANCHORED, mismatched_groups, wants_mismatched
+from preftune.train.batches import ANCHORED, check_prompts, mismatched_groups, with_mismatched
 from preftune.train.budget import Budget
 from preftune.train.filters import filter_pairs
 from preftune.train.groups import DataPlan, ReadData, read_completions, read_data
@@ -140,6 +141,14 @@ def check_start(job: Job) -> float | None:
     return worst
 
 
+def offline_source(
+    objective: Objective, groups: Sequence[Group], batch_size: int, seed: int
+) -> OfflineSource:
+    """The groups of a file, in steps that the objective can learn from."""
+    check_prompts(objective, groups)
+    return OfflineSource(groups=groups, batch_size=batch_size, seed=seed, least=smallest_step(objective))
+
+
 def scored_groups(
     objective: Objective, source: OfflineSource, held: Sequence[Group], num_steps: int
 ) -> Sequence[Group]:
@@ -149,7 +158,7 @@ def scored_groups(
     if not objective.needs & ANCHORED:
         return held
     groups = JoinedGroups(first=source.visited(num_steps), second=held)
-    if not wants_mismatched(objective):
+    if not couples_mismatched(objective):
         return groups
     mismatched = [group for step in range(1, num_steps + 1) for group in mismatched_groups(source.take(step))]
     return JoinedGroups(first=groups, second=[*mismatched, *mismatched_groups(held)])
@@ -204,10 +213,12 @@ def build_job(
     )
     source: OfflineSource | OnPolicySource
     if reward is None:
-        source = OfflineSource(groups=data.train, batch_size=config.batch_size, seed=config.seed)
+        source = offline_source(config.objective, data.train, config.batch_size, config.seed)
         budget = config.budget(source.steps_per_epoch)
         visited = (
-            source.take(1) if rehearses else scored_groups(config.objective, source, data.held, budget.steps)
+            with_mismatched(config.objective, source.take(1))
+            if rehearses
+            else scored_groups(config.objective, source, data.held, budget.steps)
         )
         anchors = replace(builder, groups=visited).build(needs)
     else:

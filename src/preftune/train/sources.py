@@ -1,7 +1,6 @@
 """Where the groups of each step come from."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +25,20 @@ class Taken:
     ] = ()  # drawn for this step: prompt, completions, rewards, for the run folder
 
 
+def num_steps_of(num_groups: int, batch_size: int, least: int = 1) -> int:
+    """Steps of a pass over some groups. The last step takes the remainder; a remainder of fewer than `least`
+    groups joins the step before it.
+    """
+    whole, rest = divmod(num_groups, batch_size)
+    return whole + (rest >= least or not whole) if rest else whole
+
+
+def step_slice(place: int, num_groups: int, batch_size: int, least: int = 1) -> slice:
+    """The groups of step 0, 1, ... of a pass."""
+    last = place == num_steps_of(num_groups, batch_size, least) - 1
+    return slice(place * batch_size, num_groups if last else (place + 1) * batch_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OfflineSource:
     """A fixed collection, every group once per epoch, in an order that the seed and the epoch settle.
@@ -37,10 +50,11 @@ class OfflineSource:
     groups: Sequence[Group]
     batch_size: int
     seed: int
+    least: int = 1  # groups of a step; a smaller remainder joins the step before it
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.groups) / self.batch_size)
+        return num_steps_of(len(self.groups), self.batch_size, self.least)
 
     def supply(self, step: int) -> Taken:
         """Groups of step 1, 2, ..."""
@@ -59,7 +73,8 @@ class OfflineSource:
         """Groups of step 1, 2, ...; the last step of an epoch takes what is left."""
         epoch, position = divmod(step - 1, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
-        return [self.groups[i] for i in order[position * self.batch_size : (position + 1) * self.batch_size]]
+        part = step_slice(position, len(self.groups), self.batch_size, self.least)
+        return [self.groups[i] for i in order[part]]
 
     def visited(self, num_steps: int) -> Sequence[Group]:
         """Groups that a run of so many steps comes by, each once."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from preftune.errors import DivergenceError, TrainingError
+from preftune.errors import DivergenceError
 from preftune.objectives import Coupled, Objective, State, reduce_losses
 from preftune.train.processes import ALONE, Processes
 from preftune.types import Coupling, Hybrid, Labels, Pairs, Rewards, Signal, StepView, TokenScores
@@ -68,21 +68,15 @@ class MetricMeter:
 def global_weight(
     micro_batches: Iterable[MicroBatch], objective: Objective, processes: Processes = ALONE
 ) -> float:
-    """Weight of all units of a step, in all processes; known before any score."""
+    """Weight of all units of a step, in all processes; known before any score. It is 0 where the objective
+    puts no weight on anything in the step, as on groups whose rewards are all equal.
+    """
     mine = sum(
         float(objective.weights(piece.lengths, piece.signal).double().sum())
         for piece in micro_batches
         if not piece.idle
     )
-    total = processes.total(mine)
-    if not total > 0:
-        raise TrainingError(
-            "A step has nothing to learn from",
-            got="units of weight zero only",
-            expected="a preferred completion or a pair",
-            do="Raise --batch_size",
-        )
-    return total
+    return processes.total(mine)
 
 
 def accumulate_gradient(
@@ -136,7 +130,7 @@ def run_step(
     processes: Processes = ALONE,
 ) -> StepResult:
     """Gradient of the whole step, clipping, update. A loss or gradient that is not finite stops it before the
-    update.
+    update. A step without any weight is no update: it is logged with a loss of 0 and `step/empty` 1.
 
     `state` and `mismatched` matter to coupled objectives only; without a state they start from their initial
     one. With several processes the micro-batches are this one's share of the step, and loss, metrics and
@@ -144,6 +138,8 @@ def run_step(
     """
     optimizer.zero_grad(set_to_none=True)
     total = global_weight(micro_batches, objective, processes)
+    if not total > 0:
+        return StepResult(loss=0.0, grad_norm=0.0, metrics={"step/empty": 1.0}, state=state or {})
     couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state, processes)
     loss, meter, failed = 0.0, MetricMeter(), None
     # Nothing is autocast here, but weights that micro-batches cast to bf16 stay cast until the outermost of

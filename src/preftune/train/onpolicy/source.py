@@ -35,7 +35,7 @@ from preftune.train.onpolicy.collect import (
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.metrics import Drawn, News
 from preftune.train.processes import ALONE, Processes
-from preftune.train.sources import OfflineSource, Taken
+from preftune.train.sources import OfflineSource, Taken, num_steps_of, step_slice
 from preftune.types import Group, Record
 
 TIES, OPPONENTS = 2**41, 2**42
@@ -73,6 +73,7 @@ class CollectPlan:
     selection: Selection | None
     layout: LayoutOptions
     batch_size: int
+    least: int  # groups of a step; a smaller remainder joins the step before it
     seed: int
     wants_values: bool  # whether groups carry the scalar head's values at sampling
     tolerance: float  # nats per token by which sampler and trainer may differ
@@ -114,7 +115,7 @@ class OnPolicySource:
         process; the one more of `opponent` always from here. Several processes draw a share of the prompts
         each; all get everything.
         """
-        self.processes = processes
+        self.processes, self.least = processes, plan.least
         self.policy, self.judge, self.options, self.selection = policy, judge, plan.options, plan.selection
         self.layout, self.batch_size, self.seed = plan.layout, plan.batch_size, plan.seed
         self.wants_values, self.tolerance, self.report = plan.wants_values, plan.tolerance, report
@@ -173,7 +174,7 @@ class OnPolicySource:
         return (self.prompts_each + from_data) * (1 + self.options.replay)
 
     def _steps(self, num_groups: int) -> int:
-        return self.options.epochs * -(-num_groups // self.batch_size)
+        return self.options.epochs * num_steps_of(num_groups, self.batch_size, self.least)
 
     def supply(self, step: int) -> Taken:
         """Groups of step 1, 2, ...; draws a collection first when the one before has been gone over `epochs`
@@ -190,9 +191,9 @@ class OnPolicySource:
                 return news
             pool = [group for collection in state.current for group in collection.groups]
         drawn_at = [collection.step for collection in state.current for _ in collection.groups]
-        epoch, place = divmod(step - 1 - state.begun, -(-len(pool) // self.batch_size))
+        epoch, place = divmod(step - 1 - state.begun, num_steps_of(len(pool), self.batch_size, self.least))
         order = np.random.default_rng([self.seed, 1, state.current[-1].number, epoch]).permutation(len(pool))
-        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        chosen = order[step_slice(place, len(pool), self.batch_size, self.least)]
         staleness = float(np.mean([step - 1 - drawn_at[i] for i in chosen]))
         return replace(
             news, groups=[pool[i] for i in chosen], metrics={**news.metrics, "staleness": staleness}
