@@ -26,8 +26,8 @@ from benchmarks.advice.problems import Draw, drawn
 from benchmarks.advice.regret import Habit, habits, regret, regret_of_range, summary
 
 from preftune.advice.advice import advise
-from preftune.advice.evidence import Evidence, as_json
-from preftune.lab.measured_evidence import measured
+from preftune.advice.evidence import Evidence, evidence_json
+from preftune.lab.measured_evidence import measure_evidence
 
 TUNED_ON = (0, 101, 202, 303, 404)
 BEST_SINGLE = Habit(on_policy=None, offline="wpo")
@@ -52,7 +52,9 @@ def first_seed(seed: int, index: int) -> int:
 
 def user_sees(draw: Draw, seed: int) -> Evidence:
     """Evidence on the data of the first reported seed, with what the user can afford."""
-    found = measured(draw.problem, groups=draw.groups, can_reward=draw.can_reward, seed=seed + TUNING_SEEDS)
+    found = measure_evidence(
+        draw.problem, groups=draw.groups, can_reward=draw.can_reward, seed=seed + TUNING_SEEDS
+    )
     return found.with_answers(
         can_sample=draw.rounds > 0, samples=draw.samples, steps=draw.steps, can_hold_reference=True
     )
@@ -145,7 +147,7 @@ def _told(index: int, one: Case, cost: float) -> dict[str, Any]:
             f"{c.objective} {c.source}": [round(value, 4), raced.rates[c]]
             for c, value in raced.returns.items()
         },
-        "evidence": as_json(one.evidence),
+        "evidence": evidence_json(one.evidence),
         "seconds": round(one.seconds, 1),
     }
 

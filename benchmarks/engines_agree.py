@@ -23,7 +23,7 @@ import fastokens
 import numpy as np
 from tokenizers import Tokenizer
 
-from preftune.data.fast_tokens import KINDS, agreeing, trusted
+from preftune.data.fast_tokens import PROBE_TEXTS, agreeing, trusted
 from preftune.model.load import resolve_model
 
 MORE = (
@@ -88,7 +88,7 @@ def file_texts(paths: list[Path]) -> list[str]:
 
 
 def made_up(engine: Tokenizer, count: int) -> list[str]:
-    draw, pieces = random.Random(0), [*KINDS, *MORE]
+    draw, pieces = random.Random(0), [*PROBE_TEXTS, *MORE]
     added = [token.content for token in engine.get_added_tokens_decoder().values()][:40] or ["a"]
     return [
         "".join(draw.choice(added if draw.random() < 0.07 else pieces) for _ in range(draw.randint(1, 14)))

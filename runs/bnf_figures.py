@@ -35,7 +35,7 @@ from preftune.cli.main import main as preftune
 from preftune.data.options import DataOptions
 from preftune.model.load import quiet_transformers
 from preftune.objectives import OBJECTIVES
-from preftune.stats import Interval, finite, mean_interval
+from preftune.stats import Interval, json_numbers, mean_interval
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig
 
@@ -247,7 +247,7 @@ def report(
         print(
             f"{first} has the {words}: {told}. Others minus {first}, 95% over {len(options.seeds)} seeds: {spread}"
         )
-        claims[quantity] = {"claim": words, "verdict": told, "others_minus_first": finite(differences)}
+        claims[quantity] = {"claim": words, "verdict": told, "others_minus_first": json_numbers(differences)}
     values = {m: {q: [both_sides(run, q) for run in ones] for q in CLAIMS} for m, ones in runs.items()}
     content = {
         "options": vars(options),

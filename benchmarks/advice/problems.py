@@ -15,10 +15,10 @@ from preftune.lab.problem import (
     Contexts,
     Data,
     FromReference,
+    LengthRewardModel,
     Near,
     Normal,
     Problem,
-    RewardModel,
     Short,
     Skewed,
     TanhCauchy,
@@ -101,7 +101,7 @@ def drawn(seed: int, index: int) -> Draw:
             "size": size,
             "reference": Normal(mean=float(mean), deviation=float(deviation)),
             "reward": reward,
-            "reward_model": RewardModel(pairs=500) if rng.random() < 0.5 else None,
+            "reward_model": LengthRewardModel(pairs=500) if rng.random() < 0.5 else None,
         }
     else:
         size = int(rng.choice((20, 40)))

@@ -24,7 +24,7 @@ _WEIGHT = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*\*\s*(.*)",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
+class SpecTerm:
     """One reward of a sum; no weight where none was written. Values are still text."""
 
     weight: float | None
@@ -32,7 +32,7 @@ class Term:
     settings: Mapping[str, str]
 
 
-def parse_spec(text: str) -> list[Term]:
+def parse_spec(text: str) -> list[SpecTerm]:
     """The terms of a sum, or one term."""
     if not text.strip():
         raise ConfigError("The reward's name is empty", expected="a built-in reward or 'module:function'")
@@ -44,7 +44,7 @@ def parse_spec(text: str) -> list[Term]:
     if len(terms) == 1:
         return terms
     return [
-        Term(
+        SpecTerm(
             weight=sign * (1.0 if term.weight is None else term.weight),
             name=term.name,
             settings=term.settings,
@@ -71,7 +71,7 @@ def _cut(text: str, separates: Callable[[int], bool], quotes: bool = False) -> l
     return [*pieces, (start, len(text))]
 
 
-def _term(text: str, whole: str) -> Term:
+def _term(text: str, whole: str) -> SpecTerm:
     found = _WEIGHT.fullmatch(text)
     weight, text = (float(found[1]), found[2]) if found else (None, text)
     if weight is not None and not math.isfinite(weight):
@@ -81,7 +81,7 @@ def _term(text: str, whole: str) -> Term:
     name, bracket, inner = text.partition("(") if text.endswith(")") else (text, "", "")
     if not name.strip():
         raise ConfigError("A reward has no name", got=shown(whole), expected="such as 0.7*brief + 0.3*ended")
-    return Term(
+    return SpecTerm(
         weight=weight, name=name.strip(), settings=_settings(name.strip(), inner[:-1]) if bracket else {}
     )
 

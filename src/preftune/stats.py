@@ -58,16 +58,16 @@ def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half, num=len(numbers))
 
 
-def finite(content: Any) -> Any:
+def json_numbers(content: Any) -> Any:
     """Values for JSON: dataclasses as mappings, and null for what is not finite, as the interval of a single
     value is.
     """
     if is_dataclass(content) and not isinstance(content, type):
-        return finite(asdict(content))
+        return json_numbers(asdict(content))
     if isinstance(content, Mapping):
-        return {str(key): finite(value) for key, value in content.items()}
+        return {str(key): json_numbers(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
+        return [json_numbers(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from preftune.advice.advice import advise
 from preftune.advice.evidence import Evidence
-from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCES
+from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCE_RULES
 from preftune.objectives import OBJECTIVES
 
 OFFLINE_PAIRS = {"can_sample": False, "can_reward": False, "num_pairs": 1000}
@@ -156,7 +156,7 @@ def test_a_budget_of_steps_says_how_many_samples_each_has():
 
 def test_every_rule_names_what_exists():
     fields = {field.name for field in dataclasses.fields(Evidence)}
-    for rule in (*SOURCES, *ON_POLICY, *OFFLINE, *COLLECT):
+    for rule in (*SOURCE_RULES, *ON_POLICY, *OFFLINE, *COLLECT):
         assert set(rule.rests_on) <= fields and rule.reason.endswith(".") and rule.basis
     for rule in (*ON_POLICY, *OFFLINE):
         OBJECTIVES[rule.choice](**rule.settings(Evidence(noise=1.0)))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from preftune.advice.evidence import Evidence, as_json, evidence_from, read_evidence
+from preftune.advice.evidence import Evidence, evidence_from, evidence_json, read_evidence
 from preftune.errors import ConfigError
 
 FULL = {
@@ -34,13 +34,13 @@ FULL = {
 def test_out_and_in_again_is_the_same():
     evidence = evidence_from(FULL, "a test")
     assert evidence.best_of_n == {1: 0.1, 4: 0.3}
-    assert as_json(evidence) == FULL
-    assert evidence_from(as_json(evidence), "a test") == evidence
-    assert evidence_from(as_json(Evidence()), "a test") == Evidence()
+    assert evidence_json(evidence) == FULL
+    assert evidence_from(evidence_json(evidence), "a test") == evidence
+    assert evidence_from(evidence_json(Evidence()), "a test") == Evidence()
 
 
 def test_every_field_is_in_the_full_example():
-    assert list(FULL) == list(as_json(Evidence()))
+    assert list(FULL) == list(evidence_json(Evidence()))
 
 
 def test_a_diagnosis_holds_it_among_other_things():

@@ -15,8 +15,8 @@ from preftune.data.options import DataOptions
 from preftune.data.records import LoadedRecords
 from preftune.data.render import make_renderer
 from preftune.diagnosis.data_findings import BOUNDS, Bound, findings_of
-from preftune.diagnosis.data_model import choose_prompts, measure_own, read_completions
-from preftune.diagnosis.data_rows import Rows, read
+from preftune.diagnosis.data_model import choose_prompts, measure_own, score_data_completions
+from preftune.diagnosis.data_rows import SignalRows, read
 from preftune.model.layout import LayoutOptions
 from preftune.progress import Reporter
 from preftune.sampling.sample import SampleOptions, sample
@@ -221,7 +221,7 @@ def test_readings_are_the_model_s(parts, pairs_file):
     rows = read(pairs_file, DataOptions(), renderer)
     asked = choose_prompts(rows, model, SampleOptions(max_new_tokens=10), 3, seed=1)
     assert len(asked.numbers) == 3 and list(asked.numbers) == sorted(set(asked.numbers))
-    found = read_completions(model, asked, 10, "fp32", LayoutOptions(), Reporter(quiet=True))
+    found = score_data_completions(model, asked, 10, "fp32", LayoutOptions(), Reporter(quiet=True))
     for members, by_record in zip(asked.members, found, strict=True):
         for (_, group), readings in zip(members, by_record, strict=True):
             for ids, reading in zip(group.completions, readings, strict=True):
@@ -246,7 +246,7 @@ def test_choice_of_prompts_depends_on_the_seed(parts, pairs_file):
     assert chosen[0] == chosen[1] and len(set(chosen)) > 1
 
 
-def own_rows(model, renderer, count: int, seed: int) -> Rows:
+def own_rows(model, renderer, count: int, seed: int) -> SignalRows:
     """Pairs of the tiny model's own completions, as tokens: its bytes do not survive being written as text."""
     records = [
         Record(prompt=f"Question {k}", completions=("a", "b"), pairs=((0, 1),), origin=f"own:{k + 1}")
@@ -265,7 +265,7 @@ def own_rows(model, renderer, count: int, seed: int) -> Rows:
         for group, ones in zip(groups, drawn, strict=True)
     ]
     loaded = LoadedRecords(records=tuple(records), format="pairs", num_rows=count, bad_rows=(), dropped={})
-    return Rows(
+    return SignalRows(
         loaded=loaded,
         records=tuple(records),
         groups=tuple(groups),
@@ -276,7 +276,7 @@ def own_rows(model, renderer, count: int, seed: int) -> Rows:
     )
 
 
-def measured(parts, rows: Rows, seed: int):
+def measured(parts, rows: SignalRows, seed: int):
     model, renderer = parts
     return measure_own(
         rows,

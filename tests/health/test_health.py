@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 
 from preftune.cli.settings import parse_settings
-from preftune.health.conditions import CONDITIONS, health_numbers, judge
+from preftune.health.conditions import CONDITIONS, check_health, health_numbers
 from preftune.health.history import History, Points, Settings, history_of
 from preftune.health.pairs import (
     FALL_NOT_USUAL,
@@ -206,7 +206,7 @@ CASES = {  # name -> (condition, threshold, a history in which the measure is v)
 
 
 def found(a_history: History, condition: str):
-    return {one.id: one for one in judge(a_history)}[condition]
+    return {one.id: one for one in check_health(a_history)}[condition]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -283,7 +283,7 @@ def test_displacement_is_of_training_pairs_too_and_needs_a_margin_that_grows():
     assert found(pair_runs([0, -1.9], [0, -20], BNF), "displacement").level == "ok"  # less than MIN_FALL
     assert "displacement" not in {
         one.id
-        for one in judge(
+        for one in check_health(
             pair_runs([0, -30], [0, -60], replace(BNF, objective="apo-down", chosen_fall="intended"))
         )
     }
@@ -315,17 +315,17 @@ def test_a_short_run_has_no_trend_and_a_run_under_way_is_not_called_slow():
             cut = {
                 name: Points(steps=one.steps[:9], values=one.values[:9]) for name, one in whole.train.items()
             }
-            assert condition not in {one.id for one in judge(replace(whole, train=cut))}, condition
+            assert condition not in {one.id for one in check_health(replace(whole, train=cut))}, condition
     slow = CASES["movement"][2](0.0)
     assert found(slow, "learning-rate-low").level == "act"
     assert "learning-rate-low" not in {
-        one.id for one in judge(replace(slow, settings=replace(OFFLINE, epochs=2.1)))
+        one.id for one in check_health(replace(slow, settings=replace(OFFLINE, epochs=2.1)))
     }
 
 
 def test_samples_of_the_policy_are_no_evidence_of_displacement():
     whole = pair_runs([0, -50], [0, -80], replace(SAMPLES, objective="dpo"))
-    assert not {"displacement", "rejected-only", "length-margins"} & {one.id for one in judge(whole)}
+    assert not {"displacement", "rejected-only", "length-margins"} & {one.id for one in check_health(whole)}
 
 
 def test_old_runs_that_log_no_share_of_equal_rewards_are_judged_by_the_spread():
@@ -342,7 +342,7 @@ def test_old_runs_that_log_no_share_of_equal_rewards_are_judged_by_the_spread():
 
 
 def test_the_worst_comes_first_and_rows_keep_the_order_of_the_table():
-    findings = judge(replace(pair_runs([0, -50], [0, -80], BNF), settings=BNF))
+    findings = check_health(replace(pair_runs([0, -50], [0, -80], BNF), settings=BNF))
     assert [one.number for one in findings] == sorted((one.number for one in findings), reverse=True)
     numbers = health_numbers(findings)
     order = [f"health/{one.id}" for one in CONDITIONS]
@@ -365,7 +365,7 @@ def test_a_history_is_read_from_rows_and_a_configuration_of_any_kind():
     assert read.train == {"loss": Points(steps=(1,), values=(3.0,))}
     assert read.evaluation == {"loss": Points(steps=(0,), values=(1.0,))}
     assert read.settings == Settings(objective="dpo", beta=0.1)
-    assert judge(history_of([], {})) == ()
+    assert check_health(history_of([], {})) == ()
 
 
 def test_the_page_shows_every_line_as_it_is():

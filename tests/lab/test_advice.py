@@ -14,7 +14,7 @@ from benchmarks.advice.regret import Habit, habits, regret, regret_of_range, spa
 from preftune.advice.advice import advise
 from preftune.errors import ConfigError
 from preftune.lab.environment import World
-from preftune.lab.measured_evidence import cyclic_noise, labeled, measured, upper_share
+from preftune.lab.measured_evidence import cyclic_noise, labeled, measure_evidence, upper_share
 from preftune.lab.problem import Problem
 from tests.lab.problems import tiny
 
@@ -40,7 +40,7 @@ def below_best(law: np.ndarray, data: np.ndarray, reward: np.ndarray, size: int)
 def test_evidence_is_what_the_laws_say(policy):
     problem = many(policy)
     law, data, reward = problem.reference_law(), problem.data_law(), problem.reward_values()
-    found = measured(problem, groups=GROUPS, can_reward=True, seed=3)
+    found = measure_evidence(problem, groups=GROUPS, can_reward=True, seed=3)
     assert found.num_prompts == GROUPS and found.completions_per_prompt == 3
     assert found.best_of_data == pytest.approx(below_best(law, data, reward, 3), abs=0.03)
     order = np.argsort(reward)
@@ -68,12 +68,12 @@ def test_length_bias_by_enumeration():
     first, second = np.meshgrid(np.arange(7), np.arange(7), indexing="ij")
     chance = np.outer(data, data) * (reward[first] > reward[second])
     exact = (chance * ((np.sign(lengths[first] - lengths[second]) + 1) / 2)).sum() / chance.sum()
-    found = measured(problem, groups=GROUPS, can_reward=False, seed=0)
+    found = measure_evidence(problem, groups=GROUPS, can_reward=False, seed=0)
     assert found.length_bias == pytest.approx(exact, abs=0.05)
 
 
 def test_without_a_reward_nothing_that_wants_one():
-    found = measured(many("tabular"), groups=GROUPS, can_reward=False, seed=0)
+    found = measure_evidence(many("tabular"), groups=GROUPS, can_reward=False, seed=0)
     assert found.best_of_data is found.best_of_n is found.reward_spread is found.zero_spread is None
     assert found.can_reward is False and found.num_pairs
 
@@ -81,13 +81,15 @@ def test_without_a_reward_nothing_that_wants_one():
 @pytest.mark.parametrize("can_reward", [True, False])
 def test_exchanged_pairs_are_counted(can_reward):
     """With a reward against it, without one from contradictions."""
-    found = measured(many("tabular", completions=5, noise=0.2), groups=GROUPS, can_reward=can_reward, seed=1)
+    found = measure_evidence(
+        many("tabular", completions=5, noise=0.2), groups=GROUPS, can_reward=can_reward, seed=1
+    )
     assert found.noise is not None and 0.2 <= found.noise < 0.26
 
 
 def test_evidence_is_of_the_data_that_training_uses():
     problem = many("tabular")
-    world, found = World(problem, (5,)), measured(problem, groups=GROUPS, can_reward=True, seed=5)
+    world, found = World(problem, (5,)), measure_evidence(problem, groups=GROUPS, can_reward=True, seed=5)
     rewards = world.rewards(world.sample_data(GROUPS, 3), true=True)[0]
     assert found.num_pairs == sum(
         int(one[i] != one[j]) for one in rewards for i, j in ((0, 1), (0, 2), (1, 2))
@@ -210,7 +212,7 @@ def test_summary_by_hand():
 @pytest.mark.parametrize("index", range(30))
 def test_what_is_advised_can_be_run(index):
     draw = drawn(12, index)
-    evidence = measured(draw.problem, groups=draw.groups, can_reward=draw.can_reward, seed=index)
+    evidence = measure_evidence(draw.problem, groups=draw.groups, can_reward=draw.can_reward, seed=index)
     advice = advise(
         evidence.with_answers(can_sample=draw.rounds > 0, samples=draw.samples, can_hold_reference=True)
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from preftune.errors import ConfigError
-from preftune.lab.criteria import Clause, Criteria, judge, load_criteria, measured
+from preftune.lab.criteria import Clause, Criteria, clause_values, judge_experiment, load_criteria
 from preftune.lab.experiments import PLANS, SWEPT, grid_of, plans
 from preftune.lab.figure_specs import runs_shown
 from preftune.lab.findings import FIRST_SEED, THEORY, TUNING_SEEDS, area, load_rates, needed
@@ -24,7 +24,7 @@ TRACKS = {"high": track(0.9, 1.0, 1.1), "low": track(0.1, 0.2, 0.3), "wide": tra
 
 def verdict(**clause) -> tuple[float, str]:
     entry = Criteria(finding="", title="", claim="", clauses=(Clause(says="", **clause),))
-    found = judge("E", entry, TRACKS, {"high": 10})
+    found = judge_experiment("E", entry, TRACKS, {"high": 10})
     return found.clauses[0].estimate, found.verdict
 
 
@@ -63,7 +63,9 @@ def test_clauses(clause, estimate, expected):
 def test_one_failed_clause_fails_and_one_open_clause_leaves_open():
     def of(*clauses):
         made = tuple(Clause(says="", kind="value", of=("high",), **clause) for clause in clauses)
-        return judge("E", Criteria(finding="", title="", claim="", clauses=made), TRACKS, {}).verdict
+        return judge_experiment(
+            "E", Criteria(finding="", title="", claim="", clauses=made), TRACKS, {}
+        ).verdict
 
     assert of({"above": 0.5}, {"above": 0.6}) == "reproduced"
     assert of({"above": 0.5}, {"above": 0.8}) == "fragile"
@@ -72,9 +74,9 @@ def test_one_failed_clause_fails_and_one_open_clause_leaves_open():
 
 def test_first_reaching_counts_queries():
     clause = Clause(says="", kind="value", of=("high",), reaches=0.46, count="reward_queries", above=0.0)
-    assert measured(clause, TRACKS["high"], None).tolist() == [200, 200, 200]
+    assert clause_values(clause, TRACKS["high"], None).tolist() == [200, 200, 200]
     clause = Clause(says="", kind="value", of=("high",), reaches=0.46, above=0.0)
-    assert measured(clause, TRACKS["high"], None).tolist() == [20, 10, 10]
+    assert clause_values(clause, TRACKS["high"], None).tolist() == [20, 10, 10]
 
 
 @pytest.mark.parametrize("wrong", [{"above": 1.0, "below": 2.0}, {}, {"above": 1.0, "of": ("a", "b")}])

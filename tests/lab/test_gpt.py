@@ -10,7 +10,7 @@ from torch import nn
 
 from preftune.errors import TrainingError
 from preftune.lab.environment import World
-from preftune.lab.gpt import HEADS, LAYERS, WIDTH, GPTPolicy, Tree
+from preftune.lab.gpt import HEADS, HIDDEN_SIZE, LAYERS, GPTPolicy, Tree
 from preftune.lab.problem import load_problem
 from tests.lab.problems import tiny
 
@@ -33,13 +33,19 @@ class Oracle(nn.Module):
 
     def __init__(self, made: GPTPolicy, seed: int) -> None:
         super().__init__()
-        self.prompt, self.head = nn.Linear(SIZE, WIDTH, bias=False), nn.Linear(WIDTH, TREE.base, bias=False)
-        self.tokens, self.positions = nn.Embedding(TREE.base, WIDTH), nn.Embedding(TREE.length, WIDTH)
+        self.prompt, self.head = (
+            nn.Linear(SIZE, HIDDEN_SIZE, bias=False),
+            nn.Linear(HIDDEN_SIZE, TREE.base, bias=False),
+        )
+        self.tokens, self.positions = (
+            nn.Embedding(TREE.base, HIDDEN_SIZE),
+            nn.Embedding(TREE.length, HIDDEN_SIZE),
+        )
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                WIDTH,
+                HIDDEN_SIZE,
                 HEADS,
-                4 * WIDTH,
+                4 * HIDDEN_SIZE,
                 dropout=0.0,
                 activation=nn.GELU(approximate="tanh"),
                 norm_first=True,
@@ -47,7 +53,7 @@ class Oracle(nn.Module):
             )
             for _ in range(LAYERS)
         )
-        self.norm = nn.LayerNorm(WIDTH)
+        self.norm = nn.LayerNorm(HIDDEN_SIZE)
         self.double().eval()
         self.pairs = [
             (self.prompt.weight, made.prompt, True),

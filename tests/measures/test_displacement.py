@@ -5,7 +5,7 @@ import pytest
 
 from preftune.errors import DataError
 from preftune.measures.displacement import (
-    KINDS,
+    TOKEN_KINDS,
     by_class,
     directions,
     rank_correlation,
@@ -44,7 +44,7 @@ def test_a_token_of_one_half_is_likely():
 def test_classes_split_the_log_ratio():
     ratios = [np.array([1.0, -2.0, 0.5]), np.array([3.0, 1.0])]
     classes = [["first", "words", "end"], ["first", "words"]]
-    found = by_class(ratios, classes, KINDS, [0, 1])
+    found = by_class(ratios, classes, TOKEN_KINDS, [0, 1])
     assert {name: one.share for name, one in found.items()} == pytest.approx(
         {"first": 0.4, "end": 0.2, "punctuation": 0.0, "digits": 0.0, "words": 0.4}
     )
@@ -56,7 +56,7 @@ def test_classes_split_the_log_ratio():
     assert found["end"].per_completion.mean == 0.25  # 0.5 in one completion, none in the other
     assert sum(one.per_completion.mean for one in found.values()) == pytest.approx(np.mean([-0.5, 4.0]))
     with pytest.raises(DataError, match="its class"):
-        by_class(ratios, [["first"], ["first"]], KINDS, [0, 1])
+        by_class(ratios, [["first"], ["first"]], TOKEN_KINDS, [0, 1])
 
 
 def test_directions_of_pairs():

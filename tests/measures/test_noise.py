@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from preftune.measures.noise import FOLDS, MIN_PROMPTS, contradictions, cross_validated, fit
+from preftune.measures.noise import FOLDS, MIN_PROMPTS, contradictions, cross_validated, fit_logistic
 
 
 def pairs(count, exchanged, seed=0, width=6):
@@ -57,7 +57,7 @@ def test_a_wide_block_does_not_drown_a_narrow_one():
 def test_fit_is_the_minimum(ridge):
     """The gradient of the loss, by autograd, vanishes there; the loss is convex."""
     x = pairs(50, 0.2)
-    w = torch.from_numpy(fit(x, ridge)).requires_grad_()
+    w = torch.from_numpy(fit_logistic(x, ridge)).requires_grad_()
     loss = -torch.nn.functional.logsigmoid(torch.from_numpy(x) @ w).sum() + ridge * 50 / 2 * (w @ w)
     (gradient,) = torch.autograd.grad(loss, w)
     assert gradient.abs().max() < 1e-6 and w.abs().max() > 0.001

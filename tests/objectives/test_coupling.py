@@ -11,7 +11,7 @@ from preftune.objectives.coupling import (
     initial_moments,
     lexicographic,
     pair_keys,
-    standardized,
+    standardized_in_fp64,
     step_scores,
     update_moments,
 )
@@ -75,10 +75,12 @@ def test_values_without_a_deviation_are_all_usual():
     def number(value):
         return torch.tensor(value, dtype=torch.float64)
 
-    assert standardized(torch.tensor([3.0]), number(1.0), number(4.0)).tolist() == [0.5]
-    assert standardized(torch.tensor([0.0, 2.0]), number(0.0), number(0.0)).tolist() == [0.0, 0.0]
-    assert standardized(torch.tensor([2.0]), number(0.0), number(9.99e-7)).tolist() == [0.0]
-    assert standardized(torch.tensor([2.0]), number(0.0), number(1e-6)).tolist() == pytest.approx([2e6])
+    assert standardized_in_fp64(torch.tensor([3.0]), number(1.0), number(4.0)).tolist() == [0.5]
+    assert standardized_in_fp64(torch.tensor([0.0, 2.0]), number(0.0), number(0.0)).tolist() == [0.0, 0.0]
+    assert standardized_in_fp64(torch.tensor([2.0]), number(0.0), number(9.99e-7)).tolist() == [0.0]
+    assert standardized_in_fp64(torch.tensor([2.0]), number(0.0), number(1e-6)).tolist() == pytest.approx(
+        [2e6]
+    )
 
 
 def test_a_state_has_the_names_dtypes_and_axes_of_the_initial_one():

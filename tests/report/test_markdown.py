@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 
 from preftune.report import read_run, write_report
 from preftune.report.health import health
-from preftune.report.markdown import MAX_CHARACTERS, NUM_SAMPLES, fenced, inline, run_markdown
+from preftune.report.markdown import MAX_MARKDOWN_CHARACTERS, NUM_SAMPLES, fenced, inline, run_markdown
 
 from .runs import HOSTILE, HOSTILE_NAME, TRICKS, build_run, sample, spoil, write_lines
 
@@ -135,7 +135,8 @@ def test_hostile_runs_give_plain_markdown(tmp_path):
 def test_long_samples_are_cut_and_say_so(tmp_path):
     run = build_run(tmp_path / "run", steps=4, num_prompts=1)
     write_lines(
-        run / "samples.jsonl", [sample("after", 0, None, completion="x" * (MAX_CHARACTERS + 7), ended=False)]
+        run / "samples.jsonl",
+        [sample("after", 0, None, completion="x" * (MAX_MARKDOWN_CHARACTERS + 7), ended=False)],
     )
     text = run_markdown(read_run(run))
     assert "… (7 more characters in samples.jsonl)" in text

@@ -19,9 +19,15 @@ from preftune.report.page import (
     clean,
     distinct_names,
     run_page,
-    sample_rows,
+    split_sample_rows,
 )
-from preftune.report.summary import changes, objective_text, settings_that_differ, verdict, what_was_done
+from preftune.report.summary import (
+    changes,
+    describe_reward_change,
+    objective_text,
+    settings_that_differ,
+    what_was_done,
+)
 from preftune.stats import Interval
 from preftune.text import describe, interval_text, mean_text, value_text
 
@@ -149,7 +155,7 @@ def test_reward_before_and_after_over_the_prompts_that_have_both(folder):
     assert (reward.before.mean, reward.after.mean, reward.difference.mean) == (1.75, 3.25, 1.5)
     assert reward.difference.num == 2
     # both differences are 1.5, so there is no spread and zero is excluded
-    assert verdict(reward).endswith("(95% interval +1.5 to +1.5). The interval excludes zero.")
+    assert describe_reward_change(reward).endswith("(95% interval +1.5 to +1.5). The interval excludes zero.")
     assert (ended.name, ended.before.mean, length.after.mean) == ("Properly ended", 100.0, 10.0)
 
 
@@ -159,7 +165,7 @@ def test_the_verdict_claims_no_more_than_the_interval(folder):
         rows += [sample("after", i, r) for i, r in enumerate(after)]
         write_lines(folder / "samples.jsonl", rows)
         (reward, *_) = changes(read_run(folder).samples)
-        return verdict(reward)
+        return describe_reward_change(reward)
 
     assert "includes zero: these samples do not show" in said([0, 0, 0], [1, -1, 0.5])
     assert "fell" in said([3, 4, 5], [1, 2, 3.1]) and "excludes zero" in said([3, 4, 5], [1, 2, 3.1])
@@ -177,7 +183,7 @@ def test_samples_stand_in_the_order_of_prompts_not_of_rewards(folder):
         for stage in ("after", "before")
     ]
     write_lines(folder / "samples.jsonl", rows)
-    shown, folded = sample_rows(read_run(folder).samples)
+    shown, folded = split_sample_rows(read_run(folder).samples)
     assert [row.label for row in shown] == [f"prompt {n}, sample 1" for n in range(1, NUM_SHOWN + 1)]
     assert shown[3].before.completion == "before 3 0" and shown[3].after.completion == "after 3 0"
     assert [row.label for row in folded][:2] == ["prompt 1, sample 2", "prompt 2, sample 2"]

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from preftune.report import read_run, write_report
-from preftune.report.read import read_tokens
-from preftune.report.tokens import MAX_TOKENS, look, token_legend, token_pairs, token_row, visible
+from preftune.report.read import read_token_table
+from preftune.report.tokens import MAX_TOKENS, look, parse_token_row, token_legend, token_pairs, visible
 
 from .runs import build_run
 from .token_files import row_of, write_tokens
@@ -87,11 +87,11 @@ def test_the_numbers_of_a_completion():
         {"text": "a", "logp": math.log(0.5), "ref_logp": math.log(0.25)},
         {"text": "b", "logp": -3.0, "ref_logp": -1.0},
     ]
-    row = token_row(row_of("run", 0, "chosen") | {"tokens": tokens})
+    row = parse_token_row(row_of("run", 0, "chosen") | {"tokens": tokens})
     assert row.log_ratio == pytest.approx(math.log(2) - 2)
     assert row.tokens[0].title == "+0.693: 25% → 50%"
     assert row.facts == "log-ratio −1.31 over 2 tokens" and row.most == "“b” −2.00, “a” +0.693"
-    long = token_row(row_of("run", 0, "chosen") | {"tokens": tokens * MAX_TOKENS})
+    long = parse_token_row(row_of("run", 0, "chosen") | {"tokens": tokens * MAX_TOKENS})
     assert (len(long.tokens), long.num_left_out) == (MAX_TOKENS, MAX_TOKENS)
     assert long.log_ratio == pytest.approx(MAX_TOKENS * row.log_ratio)
 
@@ -120,7 +120,7 @@ def test_a_damaged_row_is_left_out_and_said(tmp_path, change):
             json.dumps(row) + "\n" for row in (row_of("r", 0, "chosen") | change, row_of("r", 0, "rejected"))
         )
     )
-    rows, notes = read_tokens(path)
+    rows, notes = read_token_table(path)
     assert [row.side for row in rows] == ["rejected"]
     assert notes == ("tokens.jsonl: 1 line without the fields of a completion left out.",)
 

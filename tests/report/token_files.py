@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from preftune.report.diagnosis import BARS, DIRECTIONS, KINDS
+from preftune.report.diagnosis import BARS, DIRECTIONS, KIND_LABELS
 
 from .runs import write_lines
 
@@ -90,15 +90,15 @@ def diagnosis_content(names: list[str]) -> dict:
 def _run(name: str, size: float) -> dict:
     kinds = {
         kind: {"share": 0.2, "per_completion": interval(size * value)}
-        for kind, value in zip(KINDS, KIND_MEANS, strict=True)
+        for kind, value in zip(KIND_LABELS, KIND_MEANS, strict=True)
     }
     side = {
         "intervals": {bar: interval(size) for bar in BARS},
         "pooled": {"gini": 0.4},
         "points": [[0.1 * k, size] for k in range(6)],
-        "kinds": {kind: kinds[kind] for kind in list(KINDS)[:5]},
+        "kinds": {kind: kinds[kind] for kind in list(KIND_LABELS)[:5]},
         "histogram": [0.25, 0.5, 0.25],
-        "expectations": {kind: kinds[kind] for kind in list(KINDS)[5:]},
+        "expectations": {kind: kinds[kind] for kind in list(KIND_LABELS)[5:]},
     }
     return {
         "name": name,

@@ -9,7 +9,7 @@ import pytest
 
 from preftune.errors import DataError
 from preftune.selection.apply import EQUAL_PAIRS, apply
-from preftune.selection.rules import AllPairs, BestOfN, BestVsWorst, DynamicSampling, LabelByMean
+from preftune.selection.rules import AllPairs, BestCompletion, BestVsWorst, DynamicSampling, LabelByMean
 from preftune.types import Group, Record
 
 
@@ -94,11 +94,13 @@ def test_equal_completions_are_told_apart_by_nothing():
 
 
 def test_what_is_dropped_is_gone():
-    found, selected = apply(BestOfN(), [record("a", rewards=(None,)), record("b", "c", rewards=(0.0, 1.0))])
+    found, selected = apply(
+        BestCompletion(), [record("a", rewards=(None,)), record("b", "c", rewards=(0.0, 1.0))]
+    )
     assert [one.completions for one in found] == [("c",)] and found[0].labels == (1,)
     assert selected.counts()["groups_in"] == 2 and selected.dropped == {"no reward": 1}
 
 
 def test_without_rewards():
     with pytest.raises(DataError, match="f:1: the completions have no rewards; got 0 rewards; expected 2"):
-        apply(BestOfN(), [record("a", "b", rewards=())])
+        apply(BestCompletion(), [record("a", "b", rewards=())])

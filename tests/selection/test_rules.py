@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from preftune.errors import ConfigError, DataError
 from preftune.selection.choices import (
+    ALL_EQUAL,
     BELOW,
-    EQUAL,
     NO_PAIR,
     NO_REWARD,
     NOT_BEST,
@@ -26,7 +26,7 @@ from preftune.selection.rules import (
     RSO,
     SELECTIONS,
     AllPairs,
-    BestOfN,
+    BestCompletion,
     BestVsWorst,
     DynamicSampling,
     LabelByMean,
@@ -49,7 +49,7 @@ def pairs(*pairs: tuple[int, int]) -> Choice:
 
 
 def test_best_of_n():
-    found = BestOfN()(REWARDS)
+    found = BestCompletion()(REWARDS)
     assert [found.choices[g] for g in (0, 2, 3, 4)] == [kept(1), None, kept(0), kept(2)]
     assert found.choices[1] in (kept(0), kept(1))
     assert found.dropped == {NO_REWARD: 1} and found.left_out == {NO_REWARD: 1, NOT_CHOSEN: 2 + 1 + 2}
@@ -90,7 +90,7 @@ def test_rest_grows_its_threshold():
 def test_best_vs_worst():
     found = BestVsWorst()(REWARDS)
     assert found.choices == (pairs((1, 0)), None, None, None, pairs((2, 0)))
-    assert found.dropped == {EQUAL: 1, NO_REWARD: 1, SINGLE: 1} and found.left_out == {
+    assert found.dropped == {ALL_EQUAL: 1, NO_REWARD: 1, SINGLE: 1} and found.left_out == {
         NO_REWARD: 1,
         NOT_CHOSEN: 2,
     }
@@ -123,25 +123,25 @@ def test_labels():
         None,
         Choice(kept=(0, 2), labels=(-1, 1)),
     )
-    assert by_mean.dropped == {EQUAL: 1, NO_REWARD: 1, SINGLE: 1}
+    assert by_mean.dropped == {ALL_EQUAL: 1, NO_REWARD: 1, SINGLE: 1}
     assert LabelByMean(min_gap=0.5)(REWARDS).dropped[SMALL_GAP] == 1
 
 
 def test_dynamic_sampling():
     found = DynamicSampling()([[0.0, 1.0, None], [1.0, 1.0], [0.0, 0.0], [0.5]])
     assert found.choices == (Choice(kept=(0, 1)), None, None, None)
-    assert found.dropped == {EQUAL: 2, SINGLE: 1} and found.makes == "rewards"
+    assert found.dropped == {ALL_EQUAL: 2, SINGLE: 1} and found.makes == "rewards"
 
 
 def test_ties_are_broken_at_random():
     """Each of three equal rewards is the best a third of the time, and groups draw apart."""
-    found = BestOfN()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=5)
+    found = BestCompletion()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=5)
     counts = Counter(choice.kept[0] for choice in found.choices)
     assert (
         set(counts) == {0, 1, 2} and chi_square(counts, {k: 1 / 3 for k in range(3)}) < 13.8
     )  # 99.9%, 2 degrees
-    assert found == BestOfN()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=5)
-    assert found != BestOfN()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=6)
+    assert found == BestCompletion()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=5)
+    assert found != BestCompletion()([[1.0, 1.0, 1.0, 0.0]] * 3000, seed=6)
 
 
 def test_a_group_draws_by_its_place_alone():

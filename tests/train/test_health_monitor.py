@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from preftune.health.conditions import CONDITIONS, judge
+from preftune.health.conditions import CONDITIONS, check_health
 from preftune.health.history import history_of
 from preftune.objectives.dpo import DPO
 from preftune.progress import Reporter
@@ -168,4 +168,4 @@ def test_the_loop_and_the_page_judge_the_same_history(tiny_folder, pairs_file, t
     run = loop.train(config, quiet=True).folder
     from_rows = history_of(metric_rows(run), to_plain(config))
     assert from_rows == history_of_run(read_run(run))
-    assert judge(from_rows)
+    assert check_health(from_rows)

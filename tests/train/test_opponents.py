@@ -20,7 +20,7 @@ from preftune.objectives.xpo import XPO
 from preftune.progress import Reporter
 from preftune.sampling.sample import Blend, SampleOptions, sample
 from preftune.train.loop import train
-from preftune.train.onpolicy.collect import CollectOptions, win_rates
+from preftune.train.onpolicy.collect import CollectOptions, win_rates_against_opponents
 from preftune.train.setup import build_job
 from preftune.types import Group
 from tests.folders import metric_rows, save_tiny_model, tiny_config, write_rows
@@ -102,12 +102,14 @@ def test_win_rates_by_hand():
     group = Group(prompt=ids, completions=(ids,) * 4, rewards=(0.2, 0.5, 0.7, 0.5), sources=(1, 1, 1, 2))
     silent = replace(group, rewards=(0.2, None, 0.7, None))
     partly = replace(group, rewards=(0.2, None, 0.7, 0.1))
-    assert [one.rewards for one in win_rates([group, silent, partly])] == [
+    assert [one.rewards for one in win_rates_against_opponents([group, silent, partly])] == [
         (0.0, 0.5, 1.0),
         (None,) * 3,
         (1.0, None, 1.0),
     ]
-    assert all(len(one.completions) == 3 and one.sources == () for one in win_rates([group]))
+    assert all(
+        len(one.completions) == 3 and one.sources == () for one in win_rates_against_opponents([group])
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 4])

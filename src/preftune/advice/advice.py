@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from preftune.advice.evidence import Evidence
-from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCES, Rule
+from preftune.advice.rules import COLLECT, OFFLINE, ON_POLICY, SOURCE_RULES, Rule
 from preftune.objectives import OBJECTIVES
 from preftune.types import Pairs, Rewards
 
@@ -48,7 +48,7 @@ class Advice:
 
 def advise(evidence: Evidence) -> Advice:
     """All that the rules say of this evidence; what is not known makes no rule hold."""
-    source = _recommended(SOURCES, evidence)
+    source = _recommended(SOURCE_RULES, evidence)
     offline = source[0].choice == "offline"
     feasible = [
         rule for rule in (OFFLINE if offline else ON_POLICY) if _feasible(rule.choice, evidence, offline)

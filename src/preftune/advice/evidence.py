@@ -13,8 +13,8 @@ from typing import Any
 from preftune.errors import ConfigError
 
 SHARES = ("best_of_data", "zero_spread", "noise", "length_bias", "overlap", "duplicates", "leakage")
-COUNTS = ("num_prompts", "num_pairs", "samples", "steps")
-SIZES = ("completions_per_prompt", "completion_tokens", "reward_spread")
+COUNT_FIELDS = ("num_prompts", "num_pairs", "samples", "steps")
+SIZE_FIELDS = ("completions_per_prompt", "completion_tokens", "reward_spread")
 ANSWERS = ("can_reward", "can_sample", "can_hold_reference", "keep_length")
 
 
@@ -110,7 +110,7 @@ def evidence_from(content: object, where: str) -> Evidence:
     for name, value in values.items():
         if value is not None:
             _check(name, value)
-            if name not in (*COUNTS, *ANSWERS):  # JSON writes 1 for 1.0
+            if name not in (*COUNT_FIELDS, *ANSWERS):  # JSON writes 1 for 1.0
                 values[name] = (
                     {n: float(best) for n, best in value.items()} if name == "best_of_n" else float(value)
                 )
@@ -134,7 +134,7 @@ def read_evidence(text: str, where: str) -> Evidence:
     return evidence_from(content, where)
 
 
-def as_json(evidence: Evidence) -> dict[str, Any]:
+def evidence_json(evidence: Evidence) -> dict[str, Any]:
     """All fields by their names; null where nothing is known."""
     found = {field.name: getattr(evidence, field.name) for field in fields(evidence)}
     if evidence.best_of_n is not None:
@@ -158,7 +158,7 @@ def _check(name: str, value: object) -> None:
         expected = "a finite reward for each number of samples"
     elif name in ANSWERS:
         good, expected = isinstance(value, bool), "true or false"
-    elif name in COUNTS:
+    elif name in COUNT_FIELDS:
         good, expected = (
             isinstance(value, int) and not isinstance(value, bool) and value >= 0,
             "a whole number of at least 0",
@@ -167,7 +167,7 @@ def _check(name: str, value: object) -> None:
         low, high, expected = -math.inf, math.inf, "a finite number"
         if name in SHARES:
             low, high, expected = 0, 1, "a number in [0, 1]"
-        elif name in SIZES:
+        elif name in SIZE_FIELDS:
             low, expected = 0, "a finite number of at least 0"
         good = _is_number(value) and low <= value <= high  # type: ignore[operator]
     if not good:

@@ -80,7 +80,7 @@ def gain_of_four(e: Evidence) -> float | None:
     return (e.best_of_n[4] - e.best_of_n[1]) / e.reward_spread
 
 
-SOURCES = (
+SOURCE_RULES = (
     Rule(
         choice="offline",
         when=lambda e: _above(e.best_of_data, GOOD_DATA),

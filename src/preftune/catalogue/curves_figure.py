@@ -16,7 +16,7 @@ from preftune.storage import whole_file
 MAX_COLUMNS = 8
 PAGE_WIDTH = 13.6  # inches, of the panels when there are all columns
 LEGEND_WIDTH = 4.2  # inches, as the least width of all panels together
-LEFT, ABOVE, BELOW = 0.75, 0.62, 0.62  # inches around the panels
+LEFT, ABOVE, MARGIN_BELOW = 0.75, 0.62, 0.62  # inches around the panels
 DOTS = (0, (2, 2))
 PREFERRED, DISPREFERRED = PALETTE[0], PALETTE[1]  # blue and orange, which nobody takes for one another
 WHAT = {"logit": "the token's logit", "logp": "the token's log-probability"}
@@ -42,7 +42,7 @@ def _drawn(found: CurveSet) -> Figure:
     rows = math.ceil(count / columns)
     width = max(min(3.2, PAGE_WIDTH / columns), LEGEND_WIDTH / columns)
     height = 0.8 * width
-    across, down = LEFT + columns * width, ABOVE + rows * height + BELOW
+    across, down = LEFT + columns * width, ABOVE + rows * height + MARGIN_BELOW
     figure = Figure(figsize=(across, down))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     # By hand: matplotlib's own layout of some eighty panels takes longer than their curves.
@@ -50,7 +50,7 @@ def _drawn(found: CurveSet) -> Figure:
         left=LEFT / across,
         right=1 - 0.1 / across,
         top=1 - ABOVE / down,
-        bottom=BELOW / down,
+        bottom=MARGIN_BELOW / down,
         wspace=0.16,
         hspace=0.36,
     )
@@ -68,7 +68,7 @@ def _drawn(found: CurveSet) -> Figure:
     pushed = f"push on {WHAT[found.quantity]}" + ("\n" if rows == 1 else " ") + "(largest of the panel: 1)"
     figure.text(
         0.05 / across,
-        (BELOW + rows * height / 2) / down,
+        (MARGIN_BELOW + rows * height / 2) / down,
         pushed,
         ha="left",
         va="center",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from preftune.advice.advice import Advice, Recommendation, advise
-from preftune.advice.evidence import Evidence, as_json, read_evidence
+from preftune.advice.evidence import Evidence, evidence_json, read_evidence
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, check_range
 from preftune.terminal import clean_terminal
 
-WIDTH = 100
+TEXT_WIDTH = 100
 HEADINGS = {
     "source": "Where completions come from",
     "objective": "Objective",
@@ -146,12 +146,12 @@ class AdviseConfig:
 
     def _measured(self) -> Evidence:
         from preftune.lab.measured_evidence import (
-            measured,
+            measure_evidence,
         )  # imports torch, which a diagnosis on file does without
         from preftune.lab.problem import load_problem
 
         problem = load_problem(self.problem or "")
-        return measured(
+        return measure_evidence(
             problem,
             groups=problem.prompts.train,
             can_reward=self.can_reward is not False,
@@ -172,7 +172,7 @@ def run(arguments: Sequence[str]) -> int:
     if settings.race.output:
         advice = after_race(advice, settings)
     if settings.json:
-        print_json({"advice": advice.as_json(), "evidence": as_json(evidence)})
+        print_json({"advice": advice.as_json(), "evidence": evidence_json(evidence)})
     else:
         _tell(advice, evidence)
     return 0
@@ -252,7 +252,7 @@ def _tell(advice: Advice, evidence: Evidence) -> None:
             flag = "--objective." if name == "objective" else ""
             settings = [f"{flag}{key} {_shown(value)}" for key, value in one.settings.items()]
             lines.append("  ".join([f"  {place}. {one.choice}", *settings]))
-            lines += textwrap.wrap(one.reason, WIDTH, initial_indent="     ", subsequent_indent="     ")
+            lines += textwrap.wrap(one.reason, TEXT_WIDTH, initial_indent="     ", subsequent_indent="     ")
             if one.evidence:
                 lines.append(
                     f"     measured: {', '.join(f'{key} {_shown(value)}' for key, value in one.evidence.items())}"

@@ -10,14 +10,17 @@ from preftune.model.load import quiet_transformers
 from preftune.progress import Reporter
 from preftune.race.options import CompareConfig
 from preftune.race.report import RaceTable, race_table
-from preftune.race.run import COMPARISON, PAGE, compare
+from preftune.race.run import COMPARISON, COMPARISON_PAGE, compare
 from preftune.terminal import clean_terminal
 
 
 def _tell(config: CompareConfig, table: RaceTable, content: Mapping[str, Any]) -> None:
     print_table(table.headings, table.cells())
     print(table.summary)
-    lines = [f"page    {Path(config.output) / PAGE}", f"numbers {Path(config.output) / COMPARISON}"]
+    lines = [
+        f"page    {Path(config.output) / COMPARISON_PAGE}",
+        f"numbers {Path(config.output) / COMPARISON}",
+    ]
     if content["model"] is not None:
         lines.append(f"model   {Path(config.output) / content['model']}")
     print(clean_terminal("\n".join(lines)))

@@ -25,7 +25,7 @@ from preftune.progress import Reporter
 from preftune.report.page import write_report
 from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
 from preftune.sampling.sample import SampleOptions, load_sampler
-from preftune.stats import finite
+from preftune.stats import json_numbers
 from preftune.storage import write_jsonl
 from preftune.train.loop import RunResult, train
 from preftune.train.optim import OptimOptions
@@ -242,7 +242,7 @@ def run(arguments: Sequence[str]) -> int:
     result = demo(settings, Reporter(quiet=settings.json))
     if settings.json:
         shown = asdict(result) | {"run": {"folder": str(result.run.folder), "step": result.run.step}}
-        print_json(finite(shown))
+        print_json(json_numbers(shown))
         return 0
     found = result.comparison
     change, before, after = found.difference, found.before, found.after

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from preftune.terminal import clean_terminal
 
-USAGE = """\
+DIAGNOSE_USAGE = """\
 usage: preftune diagnose ACTION [settings]
 
 actions:
@@ -16,7 +16,7 @@ actions:
 preftune diagnose ACTION --help lists its settings.
 """
 
-ACTIONS = ("run", "data")
+DIAGNOSE_ACTIONS = ("run", "data")
 """The actions; the module of one is `preftune.commands.diagnose_ACTION`."""
 
 
@@ -24,12 +24,12 @@ def run(arguments: Sequence[str]) -> int:
     """Hand the settings to an action."""
     words = list(arguments)
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(DIAGNOSE_USAGE, end="")
         return 0
-    if words[0] not in ACTIONS:
+    if words[0] not in DIAGNOSE_ACTIONS:
         got = clean_terminal(words[0])
         print(
-            f"preftune diagnose: there is no action {got!r}; expected one of {', '.join(ACTIONS)}.",
+            f"preftune diagnose: there is no action {got!r}; expected one of {', '.join(DIAGNOSE_ACTIONS)}.",
             file=sys.stderr,
         )
         return 2

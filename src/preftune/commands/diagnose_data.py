@@ -20,10 +20,10 @@ from preftune.data.render import Renderer, make_renderer
 from preftune.diagnosis.data_findings import (
     DataMeasures,
     bounds_used,
+    count_verdicts,
     coverage_case,
     evidence,
     findings,
-    worst,
 )
 from preftune.diagnosis.data_model import measure_own
 from preftune.diagnosis.data_rows import measure_rows, read
@@ -40,7 +40,7 @@ from preftune.model.load import (
 from preftune.progress import Reporter
 from preftune.rewards import AnyReward, resolve_reward
 from preftune.sampling.sample import SampleOptions
-from preftune.stats import finite
+from preftune.stats import json_numbers
 from preftune.storage import write_json
 from preftune.terminal import clean_terminal
 from preftune.text import percent, plural, value_text
@@ -158,7 +158,7 @@ def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasure
     return replace(found, own=own, left_out=(*missing, *left_out))
 
 
-def as_json(found: DataMeasures, settings: DiagnoseDataConfig) -> dict[str, object]:
+def diagnosis_json(found: DataMeasures, settings: DiagnoseDataConfig) -> dict[str, object]:
     """Everything, for other programs; `evidence` has stable names."""
     used = (
         None
@@ -170,7 +170,7 @@ def as_json(found: DataMeasures, settings: DiagnoseDataConfig) -> dict[str, obje
             "seed": settings.seed,
         }
     )
-    return finite(
+    return json_numbers(
         {
             "source": found.source,
             "model": found.model,
@@ -221,7 +221,7 @@ def tell(found: DataMeasures, console: Console) -> None:
     console.print()
     if found.own is not None and (case := coverage_case(found.own)):
         line(case)
-    line(", ".join(f"{count} {verdict}" for verdict, count in worst(told_findings).items() if count))
+    line(", ".join(f"{count} {verdict}" for verdict, count in count_verdicts(told_findings).items() if count))
     for what in found.left_out:
         line(f"not measured: {what}", "dim")
 
@@ -236,7 +236,7 @@ def run(arguments: Sequence[str]) -> int:
         description="What a data set can teach a model: preftune diagnose data FILE --model M",
     )
     found = diagnose_data(settings, Reporter(quiet=settings.json))
-    content = as_json(found, settings)
+    content = diagnosis_json(found, settings)
     if settings.output is not None:
         write_json(Path(settings.output), content, "write the diagnosis")
     if settings.json:

@@ -31,7 +31,7 @@ from preftune.model.reference import RefLogps
 from preftune.progress import Reporter
 from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
 from preftune.sampling.sample import SampleOptions, load_sampler
-from preftune.stats import Interval, cluster_means, finite, mean_interval
+from preftune.stats import Interval, cluster_means, json_numbers, mean_interval
 from preftune.train.runlog import RunFolder
 from preftune.types import Group
 
@@ -245,13 +245,13 @@ def run(arguments: Sequence[str]) -> int:
     if settings.data is not None:
         pairs = evaluate_pairs(settings, report)
         if settings.json:
-            print_json(finite(pairs))
+            print_json(json_numbers(pairs))
         else:
             _tell_pairs(pairs)
     else:
         prompts = evaluate_prompts(settings, report)
         if settings.json:
-            print_json(finite(prompts))
+            print_json(json_numbers(prompts))
         else:
             _tell_prompts(prompts)
     return 0

@@ -34,7 +34,7 @@ from preftune.storage import whole_file, write_json
 from preftune.terminal import clean_terminal
 from preftune.text import plural, value_text
 
-USAGE = """\
+LAB_USAGE = """\
 usage: preftune lab ACTION [settings]
 
 actions:
@@ -201,12 +201,12 @@ class LabTuneConfig:
 
 def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(LAB_USAGE, end="")
         return 0
     action = arguments[0]
-    if action not in ACTIONS:
-        raise ConfigError("There is no such action", got=action, expected=", ".join(ACTIONS))
-    return ACTIONS[action](arguments[1:])
+    if action not in LAB_ACTIONS:
+        raise ConfigError("There is no such action", got=action, expected=", ".join(LAB_ACTIONS))
+    return LAB_ACTIONS[action](arguments[1:])
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -427,7 +427,7 @@ def _teller(what: str) -> Callable[[int, int], None]:
     return tell
 
 
-ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {
+LAB_ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": _list,
     "show": _show,
     "run": _run,

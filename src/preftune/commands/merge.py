@@ -21,7 +21,7 @@ from preftune.model.load import (
     quiet_transformers,
     resolve_model,
 )
-from preftune.model.merge import Method, Weights, merge_weights
+from preftune.model.merge import MergeMethod, Weights, merge_weights
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 from preftune.train.runlog import RunFolder, check_output, check_room
@@ -52,7 +52,7 @@ class MergeConfig:
 
     models: list[str]
     output: str
-    method: Method = "linear"
+    method: MergeMethod = "linear"
     base: str | None = None
     weights: list[float] = field(default_factory=list)
     share: float = 1.0
@@ -115,7 +115,7 @@ class MergeResult:
     )  # between the first two task vectors as wholes, in degrees; None without a base and two models
 
 
-def merge(settings: MergeConfig) -> MergeResult:
+def merge_models(settings: MergeConfig) -> MergeResult:
     """Load, check that the models fit each other, merge, save with the first one's tokenizer; whole or not at
     all.
     """
@@ -201,7 +201,7 @@ def run(arguments: Sequence[str]) -> int:
         prog="preftune merge",
         description="One model out of several, or out of an adapter: preftune merge MODEL [MODEL ...]",
     )
-    result = merge(settings)
+    result = merge_models(settings)
     if settings.json:
         print_json(asdict(result))
         return 0

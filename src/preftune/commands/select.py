@@ -31,7 +31,7 @@ _LAYOUTS: dict[Makes, tuple[Layout, ...]] = {
     "labels": ("labels", "groups"),
     "rewards": ("groups",),
 }
-Row = dict[str, object]
+OutputRow = dict[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +251,7 @@ def _plain(text: Completion | tuple[Message, ...]) -> object:
     return text if isinstance(text, str) else [turn.as_dict() for turn in text]
 
 
-def _rows(record: Record, layout: Layout) -> Iterator[Row]:
+def _rows(record: Record, layout: Layout) -> Iterator[OutputRow]:
     """The record's rows, each proven to be read as what is meant."""
     write = {"pairs": _pair_rows, "labels": _label_rows, "groups": _group_rows}[layout]
     for row in ({**record.template_columns(), **written} for written in write(record)):
@@ -291,7 +291,7 @@ def _known(record: object) -> tuple[object, ...] | None:
     )
 
 
-def _pair_rows(record: Record) -> Iterator[Row]:
+def _pair_rows(record: Record) -> Iterator[OutputRow]:
     for chosen, rejected in record.pairs:
         ended = {"ended": [record.ended[chosen], record.ended[rejected]]} if record.ended else {}
         yield {
@@ -304,7 +304,7 @@ def _pair_rows(record: Record) -> Iterator[Row]:
         }
 
 
-def _label_rows(record: Record) -> Iterator[Row]:
+def _label_rows(record: Record) -> Iterator[OutputRow]:
     for k, (completion, label) in enumerate(zip(record.completions, record.labels, strict=True)):
         ended = {"ended": record.ended[k]} if record.ended else {}
         yield {
@@ -316,7 +316,7 @@ def _label_rows(record: Record) -> Iterator[Row]:
         }
 
 
-def _group_rows(record: Record) -> Iterator[Row]:
+def _group_rows(record: Record) -> Iterator[OutputRow]:
     known = {"labels": list(record.labels), "ended": list(record.ended), "sources": list(record.sources)}
     yield {
         "prompt": _plain(record.prompt),

@@ -21,7 +21,7 @@ from preftune.model.classifier import scores_of
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, load_tokenizer, pick_device, quiet_transformers, resolve_model
 from preftune.objectives.bradley_terry import BradleyTerry
-from preftune.stats import finite
+from preftune.stats import json_numbers
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text
 from preftune.train.groups import read_data
@@ -31,7 +31,7 @@ from preftune.train.options import TrainConfig
 from preftune.train.runlog import RunFolder
 from preftune.types import Group
 
-EVALUATION = "reward_evaluation"
+EVALUATION_FILE = "reward_evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def resume_reward_model(folder: str, *, quiet: bool = False) -> tuple[RunResult,
         raise ConfigError(
             f"{folder} is no run of a reward model", do=f"Go on with: preftune train --resume {folder}"
         )
-    if run.state() != "finished" or (run.path / f"{EVALUATION}.json").is_file():
+    if run.state() != "finished" or (run.path / f"{EVALUATION_FILE}.json").is_file():
         return _evaluated(resume(config, quiet=quiet), config, 10)
     result = RunResult(folder=run.path, final=run.final, step=0, state="finished", evaluation={})
     return _evaluated(result, config, 10)
@@ -175,8 +175,8 @@ def _evaluated(result: RunResult, config: TrainConfig, num_bins: int) -> tuple[R
         seed=config.seed,
     )
     run = RunFolder(path=result.folder)
-    run.write_json(f"{EVALUATION}.json", finite(found))
-    run.write_text(f"{EVALUATION}.md", "\n".join(evaluation_page(found)) + "\n")
+    run.write_json(f"{EVALUATION_FILE}.json", json_numbers(found))
+    run.write_text(f"{EVALUATION_FILE}.md", "\n".join(evaluation_page(found)) + "\n")
     return result, found
 
 
@@ -226,7 +226,7 @@ def run(arguments: Sequence[str]) -> int:
                 "folder": str(result.folder),
                 "final": result.final and str(result.final),
                 "state": result.state,
-                "evaluation": found and finite(found),
+                "evaluation": found and json_numbers(found),
             }
         )
     elif result.final:

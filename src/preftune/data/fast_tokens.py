@@ -17,7 +17,7 @@ import fastokens
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-KINDS = (  # texts, alone and in pairs, on which engines must agree
+PROBE_TEXTS = (  # texts, alone and in pairs, on which engines must agree
     "a",
     "Z",
     "the",
@@ -126,7 +126,10 @@ def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
     if len(unusual) > _MOST_UNUSUAL or len(overlaps) > _MOST_OVERLAPS:
         return None
     few = [*unusual, *(token.content for token in added[:8] if token.content not in unusual)]
-    texts = [a + b for a, b in product((*KINDS, *few), repeat=2)] + ["".join(KINDS), " ".join(KINDS)]
+    texts = [a + b for a, b in product((*PROBE_TEXTS, *few), repeat=2)] + [
+        "".join(PROBE_TEXTS),
+        " ".join(PROBE_TEXTS),
+    ]
     texts += [
         around.format(text)
         for text in (*(token.content for token in added), *overlaps)

@@ -6,12 +6,12 @@ from typing import Literal
 
 from preftune.measures.coverage import Nearness, RewardPeak
 from preftune.measures.faults import FAULTS, Fault
-from preftune.measures.noise import Agreement, Contradictions
+from preftune.measures.noise import Contradictions, ModelAgreement
 from preftune.measures.overlap import LengthBias, PairOverlap
 from preftune.stats import Interval
 from preftune.text import interval_text, percent, plural, value_text
 
-Verdict = Literal["good", "look at this", "mend this"]
+DataVerdict = Literal["good", "look at this", "mend this"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Bound:
     mend: float | None
     reason: str
 
-    def verdict(self, value: float, mildest: float | None = None) -> Verdict:
+    def verdict(self, value: float, mildest: float | None = None) -> DataVerdict:
         """`mildest` is the end of the number's interval that says least: what is to be mended lies beyond
         `look` there, too.
         """
@@ -97,7 +97,7 @@ class OwnSamples:
         float  # share of the data's completions that are longer than own samples can be, and read up to there
     )
     near: Mapping[str, Nearness]
-    agreement: Agreement | None  # of a quick reward model on frozen states, with the labels
+    agreement: ModelAgreement | None  # of a quick reward model on frozen states, with the labels
     peak: RewardPeak | None = None
     data_rewards: Mapping[str, Interval] = field(default_factory=dict)
     # share of pairs that the reward orders as the data do; ties count half
@@ -133,12 +133,12 @@ class DataMeasures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class DataFinding:
     """One line of the diagnosis."""
 
     name: str
     measured: str
-    verdict: Verdict
+    verdict: DataVerdict
     says: str
 
 
@@ -165,7 +165,7 @@ def evidence(m: DataMeasures) -> dict[str, object]:
     }
 
 
-def findings(m: DataMeasures) -> list[Finding]:
+def findings(m: DataMeasures) -> list[DataFinding]:
     """The measures with their verdicts, what spoils data first."""
     found = [*_rows(m), *_repetition(m)]
     found += _pairs(m) if m.num_pairs or m.idle_pairs else []
@@ -177,11 +177,11 @@ def _share(value: float) -> str:
     return "none" if value == 0 else f"{100 * value:.0f}%" if value >= 0.0995 else f"{100 * value:.2g}%"
 
 
-def _say(verdict: Verdict, good: str, bad: str) -> str:
+def _say(verdict: DataVerdict, good: str, bad: str) -> str:
     return good if verdict == "good" else bad
 
 
-def _rows(m: DataMeasures) -> list[Finding]:
+def _rows(m: DataMeasures) -> list[DataFinding]:
     total = sum(one.rows for one in m.unusable.values())
     verdict = BOUNDS["unusable_rows"].verdict(total / m.num_rows)
     places = {
@@ -190,7 +190,7 @@ def _rows(m: DataMeasures) -> list[Finding]:
     }
     examples = "; ".join(f"{what} ({place})" for what, place in places.items())
     found = [
-        Finding(
+        DataFinding(
             name="rows that cannot be used",
             measured=f"{total} of {m.num_rows}",
             verdict=verdict,
@@ -201,7 +201,7 @@ def _rows(m: DataMeasures) -> list[Finding]:
         bound = BOUNDS["open_ends" if name in ("no_end", "cut_off") else "fault_rows"]
         measured = f"{plural(fault.rows, 'row')}, {_share(fault.share)}"
         found.append(
-            Finding(
+            DataFinding(
                 name=name.replace("_", " "),
                 measured=measured,
                 verdict=bound.verdict(fault.share),
@@ -210,7 +210,7 @@ def _rows(m: DataMeasures) -> list[Finding]:
         )
     if not m.faults:
         found.append(
-            Finding(
+            DataFinding(
                 name="faults in the texts",
                 measured="none",
                 verdict="good",
@@ -220,12 +220,12 @@ def _rows(m: DataMeasures) -> list[Finding]:
     return found
 
 
-def _repetition(m: DataMeasures) -> list[Finding]:
+def _repetition(m: DataMeasures) -> list[DataFinding]:
     near = m.duplicates["near"]
     verdict = BOUNDS["duplicates"].verdict(near)
     kinds = f"word for word: {_share(m.duplicates['exact'])}; but for case and punctuation: {_share(m.duplicates['normalized'])}"
     found = [
-        Finding(
+        DataFinding(
             name="duplicates",
             measured=f"{_share(near)} of rows",
             verdict=verdict,
@@ -241,7 +241,7 @@ def _repetition(m: DataMeasures) -> list[Finding]:
         verdict = BOUNDS["leakage"].verdict(leaked)
         told = f"prompts of {m.leakage.held_out} that are trained on; whole rows: {_share(m.leakage.rows['near'])}"
         found.append(
-            Finding(
+            DataFinding(
                 name="leakage",
                 measured=f"{_share(leaked)} of {m.leakage.num_rows}",
                 verdict=verdict,
@@ -255,12 +255,12 @@ def _repetition(m: DataMeasures) -> list[Finding]:
     return found
 
 
-def _pairs(m: DataMeasures) -> list[Finding]:
+def _pairs(m: DataMeasures) -> list[DataFinding]:
     idle, total = sum(m.idle_pairs.values()), m.num_pairs + sum(m.idle_pairs.values())
     verdict = BOUNDS["idle_pairs"].verdict(idle / total)
     reasons = "; ".join(f"{count}: {reason}" for reason, count in m.idle_pairs.items())
     found = [
-        Finding(
+        DataFinding(
             name="pairs that teach nothing",
             measured=f"{idle} of {total}",
             verdict=verdict,
@@ -276,18 +276,18 @@ def _pairs(m: DataMeasures) -> list[Finding]:
     return found
 
 
-def _overlap(told: PairOverlap, unit: str) -> list[Finding]:
+def _overlap(told: PairOverlap, unit: str) -> list[DataFinding]:
     near = BOUNDS["near_identical"].verdict(told.near_identical)
     mean = BOUNDS["overlap"].verdict(told.overlap.mean)
     return [
-        Finding(
+        DataFinding(
             name="overlap of chosen and rejected",
             measured=interval_text(told.overlap),
             verdict=mean,
             says=f"share of {unit} in common, and {told.prefix_tokens:.1f} {unit} ({_share(told.prefix_share)}) of common beginning"
             + _say(mean, "", ". Prefer objectives that hold the chosen likelihood up (dpop, rpo, cal-dpo)"),
         ),
-        Finding(
+        DataFinding(
             name="near-identical pairs",
             measured=_share(told.near_identical),
             verdict=near,
@@ -300,7 +300,7 @@ def _overlap(told: PairOverlap, unit: str) -> list[Finding]:
     ]
 
 
-def _length_finding(told: LengthBias, unit: str) -> Finding:
+def _length_finding(told: LengthBias, unit: str) -> DataFinding:
     chance = told.chosen_longer
     mildest = 0.0 if chance.low <= 0.5 <= chance.high else min(abs(chance.low - 0.5), abs(chance.high - 0.5))
     verdict = BOUNDS["length_bias"].verdict(abs(chance.mean - 0.5), mildest)
@@ -311,7 +311,7 @@ def _length_finding(told: LengthBias, unit: str) -> Finding:
         else ""
     )
     told_text = f"{rule}difference {interval_text(told.difference, signed=True)} {unit}"
-    return Finding(
+    return DataFinding(
         name="length bias",
         measured=f"chosen longer {interval_text(chance)}",
         verdict=verdict,
@@ -324,9 +324,9 @@ def _length_finding(told: LengthBias, unit: str) -> Finding:
     )
 
 
-def _contradictions(told: Contradictions) -> list[Finding]:
+def _contradictions(told: Contradictions) -> list[DataFinding]:
     exchanged = told.exchanged or 0.0
-    verdict: Verdict = BOUNDS["contradictions"].verdict(max(exchanged, told.in_cycles))
+    verdict: DataVerdict = BOUNDS["contradictions"].verdict(max(exchanged, told.in_cycles))
     says = (
         "no preference contradicts another" if told.num_repeated else "no pair is judged twice, and no cycle"
     )
@@ -337,13 +337,15 @@ def _contradictions(told: Contradictions) -> list[Finding]:
         f"preferences that cannot all be right; {plural(told.num_repeated, 'repeated judgment')}. "
         "Judge them again, or use an objective for noise (robust-dpo, label_smoothing)"
     )
-    return [Finding(name="contradictions", measured=measured, verdict=verdict, says=_say(verdict, says, bad))]
+    return [
+        DataFinding(name="contradictions", measured=measured, verdict=verdict, says=_say(verdict, says, bad))
+    ]
 
 
 # --- what needs the model ---
 
 
-def findings_of(own: OwnSamples) -> list[Finding]:
+def findings_of(own: OwnSamples) -> list[DataFinding]:
     """What the model's own samples say."""
     found = [_near(name, told) for name, told in own.near.items()]
     if own.agreement:
@@ -354,7 +356,7 @@ def findings_of(own: OwnSamples) -> list[Finding]:
         share = own.reward_agreement
         verdict = BOUNDS["reward_disagreement"].verdict(1 - share.mean, 1 - share.high)
         found.append(
-            Finding(
+            DataFinding(
                 name="reward and preferences",
                 measured=f"agree on {interval_text(share)}",
                 verdict=verdict,
@@ -368,7 +370,7 @@ def findings_of(own: OwnSamples) -> list[Finding]:
     return found
 
 
-def _near(name: str, told: Nearness) -> Finding:
+def _near(name: str, told: Nearness) -> DataFinding:
     gap = told.off_policy.mean
     bound = BOUNDS["off_policy"]
     verdict = bound.verdict(gap)
@@ -378,7 +380,7 @@ def _near(name: str, told: Nearness) -> Finding:
         else "within what it writes, and likelier than its own draws"
     )
     says = _say(verdict, covered, "the model seldom writes such completions: draw own samples and judge them")
-    return Finding(
+    return DataFinding(
         name="off-policy" + (f", {name}" if name != "all" else ""),
         verdict=verdict,
         measured=f"{interval_text(told.off_policy, signed=True)} nats/token",
@@ -386,7 +388,7 @@ def _near(name: str, told: Nearness) -> Finding:
     )
 
 
-def _noise(told: Agreement) -> Finding:
+def _noise(told: ModelAgreement) -> DataFinding:
     coin = told.agreement.low <= 0.5  # the pairs do not tell the quick model from a coin
     verdict = "look at this" if coin else BOUNDS["noise"].verdict(told.noise)
     doubt = (
@@ -394,7 +396,7 @@ def _noise(told: Agreement) -> Finding:
         if coin
         else "it may not see what people saw: read some"
     )
-    return Finding(
+    return DataFinding(
         name="noise of the labels",
         measured=f"upper estimate {percent(told.noise)}",
         verdict=verdict,
@@ -403,7 +405,7 @@ def _noise(told: Agreement) -> Finding:
     )
 
 
-def _peak(own: OwnSamples) -> list[Finding]:
+def _peak(own: OwnSamples) -> list[DataFinding]:
     assert own.peak is not None
     best = own.peak.best_of_data
     verdict = BOUNDS["best_of_data"].verdict(best.mean)
@@ -413,7 +415,7 @@ def _peak(own: OwnSamples) -> list[Finding]:
     )
     curve = ", ".join(f"n={n} {value_text(one.mean)}" for n, one in own.peak.best_of_n.items())
     return [
-        Finding(
+        DataFinding(
             name="the data's best against own samples",
             measured=f"wins {interval_text(best)}",
             verdict=verdict,
@@ -425,7 +427,7 @@ def _peak(own: OwnSamples) -> list[Finding]:
                 ". The reward's peak lies outside what the model writes: start with sft on the best, or explore",
             ),
         ),
-        Finding(
+        DataFinding(
             name="prompts whose own rewards are equal",
             measured=interval_text(own.peak.zero_spread),
             verdict=flat,
@@ -473,7 +475,7 @@ def bounds_used() -> dict[str, dict[str, object]]:
     return {name: {"look": one.look, "mend": one.mend, "reason": one.reason} for name, one in BOUNDS.items()}
 
 
-def worst(found: Sequence[Finding]) -> Mapping[Verdict, int]:
+def count_verdicts(found: Sequence[DataFinding]) -> Mapping[DataVerdict, int]:
     """How many findings have each verdict, the worst first."""
-    order: tuple[Verdict, ...] = ("mend this", "look at this", "good")
+    order: tuple[DataVerdict, ...] = ("mend this", "look at this", "good")
     return {verdict: sum(one.verdict == verdict for one in found) for verdict in order}

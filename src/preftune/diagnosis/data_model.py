@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from preftune.data.render import Renderer
 from preftune.diagnosis.data_findings import OwnSamples
-from preftune.diagnosis.data_rows import Rows
+from preftune.diagnosis.data_rows import SignalRows
 from preftune.errors import ConfigError, DataError
 from preftune.measures.coverage import Nearness, nearness, reward_peak
-from preftune.measures.noise import MIN_PROMPTS, Agreement, cross_validated
+from preftune.measures.noise import MIN_PROMPTS, ModelAgreement, cross_validated
 from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.model.policy import Policy, hidden_states, model_head, to_device
 from preftune.model.proof import choose_layout
@@ -26,7 +26,7 @@ from preftune.sampling.sample import Sampled, SampleOptions, sample
 from preftune.stats import Interval, cluster_means, mean_interval
 from preftune.types import Group, Record
 
-SIDES = ("all", "chosen", "rejected")
+COMPLETION_SIDES = ("all", "chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +55,9 @@ class JudgedData:
     data: list[list[list[float | None]]]
 
 
-def choose_prompts(rows: Rows, model: PreTrainedModel, options: SampleOptions, most: int, seed: int) -> Asked:
+def choose_prompts(
+    rows: SignalRows, model: PreTrainedModel, options: SampleOptions, most: int, seed: int
+) -> Asked:
     """At most `most` prompts, drawn by the seed, of those that leave the model room for a completion."""
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     members: dict[int, list[tuple[Record, Group]]] = {}
@@ -76,7 +78,7 @@ def choose_prompts(rows: Rows, model: PreTrainedModel, options: SampleOptions, m
 
 
 def measure_own(
-    rows: Rows,
+    rows: SignalRows,
     model: PreTrainedModel,
     renderer: Renderer,
     reward: tuple[str, AnyReward] | None,
@@ -92,7 +94,7 @@ def measure_own(
     asked = choose_prompts(rows, model, options, max_prompts, seed)
     if reward is not None:
         _check_reward(asked, *reward)
-    readings = read_completions(model, asked, options.max_new_tokens, precision, layout, report)
+    readings = score_data_completions(model, asked, options.max_new_tokens, precision, layout, report)
     prompts = [members[0][1].prompt for members in asked.members]
     drawn = sample(
         model,
@@ -123,7 +125,7 @@ def measure_own(
             *left_out,
             "the reward's peak, and the reward against the preferences: no --reward was given",
         ]
-    judged = judge(asked, drawn, *reward, options.max_new_tokens)
+    judged = reward_completions(asked, drawn, *reward, options.max_new_tokens)
     rewards = _with_rewards(found, asked, judged)
     if rewards.peak is None:
         left_out.append("the reward's peak: the reward has no opinion on own samples and data of any prompt")
@@ -134,7 +136,7 @@ def measure_own(
 
 
 @torch.no_grad()
-def read_completions(
+def score_data_completions(
     model: PreTrainedModel, asked: Asked, budget: int, precision: str, layout: LayoutOptions, report: Reporter
 ) -> list[list[list[Reading]]]:
     """[prompt][record][completion]: one pass of the model over the data, each completion up to the budget."""
@@ -196,7 +198,7 @@ def _nearness(
     asked: Asked, readings: list[list[list[Reading]]], own: list[list[float]]
 ) -> dict[str, Nearness]:
     found = {}
-    for side in SIDES:
+    for side in COMPLETION_SIDES:
         data = [
             [readings[p][r][k].logp for r, (_, group) in enumerate(members) for k in _on_side(group, side)]
             for p, members in enumerate(asked.members)
@@ -206,7 +208,7 @@ def _nearness(
     return found
 
 
-def _label_agreement(asked: Asked, readings: list[list[list[Reading]]], seed: int) -> Agreement | None:
+def _label_agreement(asked: Asked, readings: list[list[list[Reading]]], seed: int) -> ModelAgreement | None:
     """Features of a completion: its mean last hidden state, its length (tokens), its log-probability per
     token.
     """
@@ -247,7 +249,7 @@ def _check_reward(asked: Asked, name: str, function: AnyReward) -> None:
                 )
 
 
-def judge(
+def reward_completions(
     asked: Asked, drawn: Sequence[Sequence[Sampled]], name: str, function: AnyReward, budget: int
 ) -> JudgedData:
     """The reward of own samples and of the data's completions, called once on all."""
@@ -294,7 +296,7 @@ def _with_rewards(found: OwnSamples, asked: Asked, judged: JudgedData) -> OwnSam
             ]
             for p, members in enumerate(asked.members)
         ]
-        for side in SIDES
+        for side in COMPLETION_SIDES
     }
     own = [[value for value in values if value is not None] for values in judged.own]
     means = {

@@ -27,7 +27,7 @@ _PLACE = re.compile(r"^.*?(?:, row \d+|:\d+): ")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class SignalRows:
     """The rows of a data set that carry a signal, made of pairs where they can be.
 
     `groups` are in the records' order, None where the length policy or equal tokens leave nothing; all None
@@ -51,7 +51,7 @@ class Rows:
 # --- reading ---
 
 
-def read(source: str, options: DataOptions, renderer: Renderer | None) -> Rows:
+def read(source: str, options: DataOptions, renderer: Renderer | None) -> SignalRows:
     """Rows, pairs and groups of a source; rows that cannot be used are kept apart with what is wrong with
     them.
     """
@@ -100,7 +100,7 @@ def read(source: str, options: DataOptions, renderer: Renderer | None) -> Rows:
             )
     numbers: dict[object, int] = {}
     prompt = tuple(numbers.setdefault(record.identity, len(numbers)) for record in records)
-    return Rows(
+    return SignalRows(
         loaded=loaded,
         records=records,
         groups=tuple(groups),
@@ -166,7 +166,7 @@ def _parts(record: Record) -> tuple[str, str]:
     return whole_text(record.prompt), "\n".join(sorted(map(whole_text, record.completions)))
 
 
-def text_faults(rows: Rows, renderer: Renderer | None) -> dict[str, Fault]:
+def text_faults(rows: SignalRows, renderer: Renderer | None) -> dict[str, Fault]:
     """The faults of the rows' texts; with a model also its own special tokens."""
     special = list(renderer.tokenizer.all_special_tokens) if renderer else []
     bos = renderer.tokenizer.bos_token if renderer else None
@@ -189,14 +189,14 @@ def text_faults(rows: Rows, renderer: Renderer | None) -> dict[str, Fault]:
     )
 
 
-def duplicates(rows: Rows) -> tuple[dict[str, float], str | None]:
+def duplicates(rows: SignalRows) -> tuple[dict[str, float], str | None]:
     """Share of rows that repeat an earlier one, by likeness, and the first such row."""
     records = rows.loaded.records
     found = repeats([_parts(record) for record in records])
     return _shares(found), _example(found, records, records)
 
 
-def leakage(rows: Rows, held: LoadedRecords) -> Leakage:
+def leakage(rows: SignalRows, held: LoadedRecords) -> Leakage:
     """Held-out rows whose prompt, or all of which, stands in the data."""
     mine = [_parts(record) for record in rows.loaded.records]
     theirs = [_parts(record) for record in held.records]
@@ -230,7 +230,9 @@ def _example(found: Repeats, records: Sequence[Record], others: Sequence[Record]
 # --- pairs ---
 
 
-def pair_measures(rows: Rows, renderer: Renderer | None) -> tuple[LengthBias | None, PairOverlap | None]:
+def pair_measures(
+    rows: SignalRows, renderer: Renderer | None
+) -> tuple[LengthBias | None, PairOverlap | None]:
     """Lengths and overlap of chosen and rejected: tokens of the rows as trained on, or words."""
     pieces, clusters = [], []
     for record, group, number in zip(rows.records, rows.groups, rows.prompt, strict=True):
@@ -258,7 +260,7 @@ def _pieces(known: Record | Group, renderer: Renderer | None) -> list[list]:
     return [ids[:-1] if ids[-1] == renderer.end_of_turn else ids for ids in scored]
 
 
-def text_contradictions(rows: Rows) -> Contradictions | None:
+def text_contradictions(rows: SignalRows) -> Contradictions | None:
     """Pairs of texts, normalized, that cannot all be right."""
     judged = []
     for record in rows.loaded.records:
@@ -272,7 +274,7 @@ def text_contradictions(rows: Rows) -> Contradictions | None:
 
 def measure_rows(
     source: str,
-    rows: Rows,
+    rows: SignalRows,
     renderer: Renderer | None,
     held: LoadedRecords | None,
     model: str | None,

@@ -20,7 +20,7 @@ from preftune.objectives import objective_name
 from preftune.progress import Reporter
 from preftune.report.diagnosis import SIDES
 from preftune.sampling.sample import SampleOptions, sample
-from preftune.stats import cluster_means, finite, mean_interval, paired_interval
+from preftune.stats import cluster_means, json_numbers, mean_interval, paired_interval
 from preftune.train.token_table import scored_ids, token_row
 from preftune.types import Group
 
@@ -83,7 +83,7 @@ def diagnose_runs(settings: DiagnoseRunConfig, report: Reporter) -> tuple[dict, 
         "runs": numbers,
         "differences": _differences(runs, material, moved),
     }
-    return finite(content), _token_rows(runs, material, moved, settings.examples)
+    return json_numbers(content), _token_rows(runs, material, moved, settings.examples)
 
 
 def _load(settings: DiagnoseRunConfig, name: str) -> Policy:

@@ -99,7 +99,7 @@ CONDITIONS = (
 """The closed table."""
 
 
-def judge(history: History) -> tuple[Finding, ...]:
+def check_health(history: History) -> tuple[Finding, ...]:
     """A finding for each condition that the run has the numbers for, the worst first; else in the order of
     the table.
     """

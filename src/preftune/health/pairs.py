@@ -62,7 +62,7 @@ HELD_OUT_MARGIN = Threshold(
 LEARNED_BY_HEART = "The run goes on learning its training data by heart, to the cost of all other."
 FITTED = 0.99
 """Accuracy on training pairs from which they count as learned by heart."""
-FLAT = 0.1
+FLAT_LOSS_CHANGE = 0.1
 """Share of its first value at which a training loss counts as near 0."""
 
 
@@ -152,7 +152,7 @@ def saturated(history: History) -> Measured | None:
     loss = history.train.get("loss")
     if accuracy is None or loss is None or held is None or not history.has_trend:
         return None
-    flat = accuracy.tail() >= FITTED and abs(loss.tail()) <= FLAT * abs(loss.head())
+    flat = accuracy.tail() >= FITTED and abs(loss.tail()) <= FLAT_LOSS_CHANGE * abs(loss.head())
     gap = accuracy.tail() - held.values[-1]
     return Measured(
         value=gap if flat else 0.0,

@@ -6,7 +6,7 @@ import math
 import statistics
 
 from preftune.health.history import WINDOW, History, Points
-from preftune.health.verdict import Measured, Threshold, one_in, worst
+from preftune.health.verdict import Measured, Threshold, one_in, worst_measured
 
 LENGTH_DRIFT = Threshold(
     measures="factor by which the length of held-out samples has changed, either way",
@@ -197,7 +197,7 @@ def stale_samples(history: History) -> Measured | None:
         )
     if not found or not settings.on_policy:
         return None
-    return worst(found)
+    return worst_measured(found)
 
 
 def _when_fresh(series: Points, staleness: Points) -> float | None:

@@ -3,7 +3,7 @@
 import statistics
 
 from preftune.health.history import History
-from preftune.health.verdict import Measured, Threshold, one_in, worst
+from preftune.health.verdict import Measured, Threshold, one_in, worst_measured
 
 START = Threshold(
     measures="log-ratio before the first step, as a share of the completion's log-probability",
@@ -97,7 +97,7 @@ def rate_high(history: History) -> Measured | None:
     """Steps overshoot: the loss rises or jumps, gradients grow, text as such is lost, or the reward falls."""
     if not history.has_trend:
         return None
-    return worst(
+    return worst_measured(
         [
             _text_lost(history),
             _loss_rise(history),

@@ -56,7 +56,7 @@ class Measured:
         return LEVELS[min(LEVELS.index(self.threshold.level(self.value)), LEVELS.index(self.cap))]
 
 
-def worst(measured: Sequence[Measured | None]) -> Measured | None:
+def worst_measured(measured: Sequence[Measured | None]) -> Measured | None:
     """The one of the highest level, the first of several; None where nothing could be measured."""
     known = [one for one in measured if one is not None]
     return max(known, key=lambda one: LEVELS.index(one.level), default=None)

@@ -83,7 +83,7 @@ class Criteria:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class JudgedClause:
     """A clause with its number."""
 
     says: str
@@ -102,7 +102,7 @@ class Outcome:
 
     id: str
     criteria: Criteria
-    clauses: tuple[Judged, ...]
+    clauses: tuple[JudgedClause, ...]
 
     @property
     def verdict(self) -> Verdict:
@@ -141,12 +141,13 @@ def load_criteria() -> dict[str, Criteria]:
     return {name: built(Criteria, entry, f"criteria.yaml, {name}") for name, entry in content.items()}
 
 
-def judge(
+def judge_experiment(
     name: str, criteria: Criteria, tracks: Mapping[str, Track], stops: Mapping[str, int], level: float = 0.95
 ) -> Outcome:
     """The verdict on one experiment from the tracks of its runs."""
     values = [
-        [measured(clause, tracks[run], stops.get(run)) for run in clause.of] for clause in criteria.clauses
+        [clause_values(clause, tracks[run], stops.get(run)) for run in clause.of]
+        for clause in criteria.clauses
     ]
     clauses = tuple(_judged(clause, of, level) for clause, of in zip(criteria.clauses, values, strict=True))
     return Outcome(id=name, criteria=criteria, clauses=clauses)
@@ -160,14 +161,14 @@ def judge_values(
     return Outcome(id=name, criteria=criteria, clauses=clauses)
 
 
-def _judged(clause: Clause, values: Sequence[np.ndarray], level: float) -> Judged:
+def _judged(clause: Clause, values: Sequence[np.ndarray], level: float) -> JudgedClause:
     interval = _interval(clause, values, level)
     right, wrong = (
         (interval.low > clause.above, interval.high <= clause.above)
         if clause.above is not None
         else (interval.high < clause.below, interval.low >= clause.below)  # type: ignore[operator]
     )
-    return Judged(
+    return JudgedClause(
         says=clause.says,
         criterion=clause.criterion,
         estimate=interval.mean,
@@ -193,7 +194,7 @@ def _interval(clause: Clause, values: Sequence[np.ndarray], level: float) -> Int
     return min(steps, key=lambda step: step.mean)
 
 
-def measured(clause: Clause, track: Track, stop: int | None) -> np.ndarray:
+def clause_values(clause: Clause, track: Track, stop: int | None) -> np.ndarray:
     """The number of each seed, [S]."""
     series = series_of(track, clause.measure)
     if clause.reaches is not None:

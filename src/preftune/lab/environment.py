@@ -38,7 +38,7 @@ PURPOSES = ("network", "contexts", "held_out", "samples", "order", "reward_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class CompletionTokens:
     """Which token each completion has at which row of the policy's logits [R, V]; completions one after
     another.
     """
@@ -179,7 +179,7 @@ class World:
         found = table.gather(1, flat).view(completions.shape)
         return found.mean(-1) if completions.ndim == 4 else found
 
-    def tokens(self, completions: Tensor, *, shift: int = 0) -> Tokens:
+    def tokens(self, completions: Tensor, *, shift: int = 0) -> CompletionTokens:
         """Rows of the flattened logits [S * rows, V]. `shift` reads each completion under another group's
         prompt.
         """
@@ -192,14 +192,16 @@ class World:
                 completions
             )
             lengths = torch.full((completions[..., 0].numel(),), length)
-            return Tokens(row=row.reshape(-1), target=completions.flatten(), lengths=lengths)
+            return CompletionTokens(row=row.reshape(-1), target=completions.flatten(), lengths=lengths)
         group = (torch.arange(num_groups) + shift) % num_groups
         prompt = (torch.arange(num_seeds)[:, None] * num_groups + group)[..., None, None]
         row = prompt * self.tree.num_rows + self.tree.rows(completions)
         lengths = torch.full((completions.numel(),), self.tree.length)
-        return Tokens(row=row.flatten(), target=self.tree.digits(completions).flatten(), lengths=lengths)
+        return CompletionTokens(
+            row=row.flatten(), target=self.tree.digits(completions).flatten(), lengths=lengths
+        )
 
-    def _answer_tokens(self, completions: Tensor) -> Tokens:
+    def _answer_tokens(self, completions: Tensor) -> CompletionTokens:
         """An answer that stops at position k has k tokens of going on and one of stopping; one that never
         stops has no end.
         """
@@ -210,7 +212,7 @@ class World:
         start = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         place = torch.arange(len(start)) - start
         target = (place == torch.repeat_interleave(outcome, lengths)).long()
-        return Tokens(
+        return CompletionTokens(
             row=torch.repeat_interleave(seed * positions, lengths) + place, target=target, lengths=lengths
         )
 

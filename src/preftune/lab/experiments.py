@@ -8,7 +8,7 @@ from preftune.lab.jobs import Plan
 from preftune.lab.loop import Loop
 from preftune.lab.problem import load_problem
 
-SIZE = 10  # completions of a prompt in the bandits
+BANDIT_COMPLETIONS = 10  # completions of a prompt in the bandits
 
 # --- bandits ---
 
@@ -20,10 +20,10 @@ def _fresh(problem: str, method: str, prompts: int) -> Plan:
     loop = Loop(
         source="policy",
         steps=300,
-        collection=SIZE * prompts,
-        minibatch=SIZE * 10,
+        collection=BANDIT_COMPLETIONS * prompts,
+        minibatch=BANDIT_COMPLETIONS * 10,
         epochs=1,
-        completions=SIZE,
+        completions=BANDIT_COMPLETIONS,
         prompts="fresh",
     )
     return Plan(problem=problem, method=method, loop=loop)

@@ -31,9 +31,9 @@ def _lengths(problem: str, *names: str, measure: str = "length") -> Picture:
     )
 
 
-SIZES = ("5", "10", "", "500")
-BY_PROMPTS = tuple("r1 ipo offline" + (f" n={size}" if size else "") for size in SIZES)
-PROMPT_LABELS = tuple(f"{size or 100} prompts" for size in SIZES)
+DATA_SIZES = ("5", "10", "", "500")
+BY_PROMPTS = tuple("r1 ipo offline" + (f" n={size}" if size else "") for size in DATA_SIZES)
+PROMPT_LABELS = tuple(f"{size or 100} prompts" for size in DATA_SIZES)
 
 PICTURES: dict[str, tuple[Picture, ...]] = {
     "E1": (_sizes("r1", "best-of-n"), _sizes("r1", "ipo")),

@@ -23,7 +23,7 @@ from preftune.lab.loop import Track
 from preftune.report.figures import GRID, INK, MUTED, PALETTE, STYLE, short_paths
 from preftune.stats import mean_interval
 
-WIDTH = 4.8  # inches; a phone shows the figure at two thirds of its size
+FIGURE_WIDTH = 4.8  # inches; a phone shows the figure at two thirds of its size
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 LOOK: dict[Any, Any] = {
     **STYLE,
@@ -41,7 +41,7 @@ UNITS = {
     "entropy": "entropy, nats",
     "kl": "KL(policy || reference), nats",
 }
-COUNTS = {
+COUNT_LABELS = {
     "grad_steps": "gradient steps",
     "reward_queries": "reward queries",
     "samples_drawn": "samples drawn",
@@ -69,7 +69,7 @@ class Picture:
     @property
     def caption(self) -> str:
         what = sentence_start(UNITS[self.measure])
-        return f"{what}, over {COUNTS[self.over]}" if self.kind == "curves" else f"{what}, at the end"
+        return f"{what}, over {COUNT_LABELS[self.over]}" if self.kind == "curves" else f"{what}, at the end"
 
 
 def drawn(picture: Picture, tracks: Mapping[str, Track], key: str) -> str:
@@ -86,7 +86,7 @@ def drawn(picture: Picture, tracks: Mapping[str, Track], key: str) -> str:
 
     rows = 0.22 * math.ceil(len(picture.labels) / _columns(picture.labels))
     return as_svg(
-        fill, (WIDTH, 3.0 + rows if picture.kind == "curves" else 1.0 + 0.26 * len(picture.runs)), key
+        fill, (FIGURE_WIDTH, 3.0 + rows if picture.kind == "curves" else 1.0 + 0.26 * len(picture.runs)), key
     )
 
 
@@ -136,7 +136,7 @@ def _curves(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
         )
     if picture.log:
         axes.set_xscale("log")
-    axes.set(xlabel=COUNTS[picture.over], ylabel=UNITS[picture.measure])
+    axes.set(xlabel=COUNT_LABELS[picture.over], ylabel=UNITS[picture.measure])
 
 
 def _points(axes: Axes, picture: Picture, tracks: Mapping[str, Track]) -> None:
@@ -177,7 +177,7 @@ def sweep(rates: Sequence[float], finals: Mapping[str, np.ndarray], measure: str
         axes.set(xlabel="learning rate of Adam", ylabel=UNITS[measure])
         _legend(figure, tuple(finals))
 
-    return as_svg(fill, (WIDTH, 3.4), key)
+    return as_svg(fill, (FIGURE_WIDTH, 3.4), key)
 
 
 def as_svg(fill: Callable[[Figure], None], size: tuple[float, float], key: str) -> str:
@@ -207,22 +207,22 @@ def theory_figures() -> dict[str, tuple[str, str]]:
         "modes": (
             "The binned normal nearest to a law with two modes: by KL(target || fit) it covers both, by KL(fit || target) "
             "it keeps to the larger.",
-            as_svg(_modes, (WIDTH, 3.1), "modes"),
+            as_svg(_modes, (FIGURE_WIDTH, 3.1), "modes"),
         ),
         "logarithmic-mean": (
             "Two outcomes of equal mass m, with targets q1 and q2. Above the line, their logarithmic mean, a "
             "policy gradient changes their ratio faster than likelihood does; in a low-density bin it is slower.",
-            as_svg(_log_mean, (WIDTH, 3.3), "logmean"),
+            as_svg(_log_mean, (FIGURE_WIDTH, 3.3), "logmean"),
         ),
         "negative-gradient": (
             "One step from a policy that gives the chosen and the rejected outcome p each and one other "
             "the rest: the change of the chosen one's log-probability, with and without pushing the other down.",
-            as_svg(_negative, (WIDTH, 3.5), "negative"),
+            as_svg(_negative, (FIGURE_WIDTH, 3.5), "negative"),
         ),
         "bnf": (
             "A dispreferred token under gradient flow: against its likelihood without end, with BNF's feedback as the "
             "logarithm of time.",
-            as_svg(_held_down, (WIDTH, 3.3), "bnf"),
+            as_svg(_held_down, (FIGURE_WIDTH, 3.3), "bnf"),
         ),
     }
 
@@ -232,7 +232,7 @@ def toy_figure() -> tuple[str, str]:
     return (
         "Ten steps of plain gradient descent at rate 0.3 from the start. On the project page the two results carry each "
         "other's label.",
-        as_svg(_toy, (WIDTH, 3.5), "toy"),
+        as_svg(_toy, (FIGURE_WIDTH, 3.5), "toy"),
     )
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import yaml
 
 from preftune.errors import ConfigError, TrainingError
-from preftune.lab.criteria import Criteria, Judged, Outcome, judge, judge_values, load_criteria
+from preftune.lab.criteria import (
+    Criteria,
+    JudgedClause,
+    Outcome,
+    judge_experiment,
+    judge_values,
+    load_criteria,
+)
 from preftune.lab.experiments import SWEEP_RATES, SWEPT, plans, sweep_plan
 from preftune.lab.jobs import Done, Failed, Job, Plan, perform_all
 from preftune.lab.loop import Track
@@ -121,7 +128,7 @@ def confirm(
                 judge_values(name, entry, {method: area(values) for method, values in swept[name].items()})
             )
         else:
-            outcomes.append(judge(name, entry, tracks, stops))
+            outcomes.append(judge_experiment(name, entry, tracks, stops))
         seconds[name] = seconds.get(name, 0.0) + time.process_time() - began
     return Findings(
         outcomes=tuple(outcomes),
@@ -169,7 +176,7 @@ def _theory(name: str, entry: Criteria) -> Outcome:
         says: (round(worst, 9), tolerance) for says, (worst, tolerance) in departures.items()
     }  # below is rounding
     judged = [
-        Judged(
+        JudgedClause(
             says=says,
             criterion=f"within {tolerance:g}",
             estimate=worst,

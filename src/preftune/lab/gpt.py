@@ -18,10 +18,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-LAYERS, HEADS, WIDTH = 3, 3, 48  # minGPT's gpt-nano, without dropout: ratios of probabilities need one law
+from preftune.lab.policies import NORM_EPS
+
+LAYERS, HEADS, HIDDEN_SIZE = (
+    3,
+    3,
+    48,
+)  # minGPT's gpt-nano, without dropout: ratios of probabilities need one law
 # of all weights at the start; of what is added to the residual stream less, by sqrt(2 LAYERS)
 DEVIATION = 0.02
-NORM_EPS = 1e-5  # torch's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +108,28 @@ class GPTPolicy(nn.Module):
         super().__init__()
         self.tree, self._generators, self._dtype = tree, generators, dtype
         into = DEVIATION / (2 * LAYERS) ** 0.5
-        self.prompt = self._drawn(size, WIDTH)
-        self.tokens, self.positions = self._drawn(tree.base, WIDTH), self._drawn(tree.length, WIDTH)
+        self.prompt = self._drawn(size, HIDDEN_SIZE)
+        self.tokens, self.positions = (
+            self._drawn(tree.base, HIDDEN_SIZE),
+            self._drawn(tree.length, HIDDEN_SIZE),
+        )
         self.norms = nn.ParameterList(self._norm() for _ in range(2 * LAYERS + 1))
-        self.attends = nn.ParameterList(self._drawn(WIDTH, 3 * WIDTH) for _ in range(LAYERS))
-        self.joins = nn.ParameterList(self._drawn(WIDTH, WIDTH, into) for _ in range(LAYERS))
-        self.widens = nn.ParameterList(self._drawn(WIDTH, 4 * WIDTH) for _ in range(LAYERS))
-        self.narrows = nn.ParameterList(self._drawn(4 * WIDTH, WIDTH, into) for _ in range(LAYERS))
-        widths = {"attend": 3 * WIDTH, "join": WIDTH, "widen": 4 * WIDTH, "narrow": WIDTH}
+        self.attends = nn.ParameterList(self._drawn(HIDDEN_SIZE, 3 * HIDDEN_SIZE) for _ in range(LAYERS))
+        self.joins = nn.ParameterList(self._drawn(HIDDEN_SIZE, HIDDEN_SIZE, into) for _ in range(LAYERS))
+        self.widens = nn.ParameterList(self._drawn(HIDDEN_SIZE, 4 * HIDDEN_SIZE) for _ in range(LAYERS))
+        self.narrows = nn.ParameterList(
+            self._drawn(4 * HIDDEN_SIZE, HIDDEN_SIZE, into) for _ in range(LAYERS)
+        )
+        widths = {
+            "attend": 3 * HIDDEN_SIZE,
+            "join": HIDDEN_SIZE,
+            "widen": 4 * HIDDEN_SIZE,
+            "narrow": HIDDEN_SIZE,
+        }
         self.biases = nn.ParameterDict(
             {f"{name}{i}": self._zeros(width) for i in range(LAYERS) for name, width in widths.items()}
         )
-        self.head = self._drawn(WIDTH, tree.base)
+        self.head = self._drawn(HIDDEN_SIZE, tree.base)
 
     def _drawn(self, rows: int, columns: int, deviation: float = DEVIATION) -> nn.Parameter:
         """Each seed's from its own generator."""
@@ -129,7 +144,7 @@ class GPTPolicy(nn.Module):
 
     def _norm(self) -> nn.Parameter:
         """Scale and shift, [S, 2, W]."""
-        ones = torch.ones((len(self._generators), 1, WIDTH), dtype=self._dtype)
+        ones = torch.ones((len(self._generators), 1, HIDDEN_SIZE), dtype=self._dtype)
         return nn.Parameter(torch.cat([ones, torch.zeros_like(ones)], dim=1))
 
     def forward(self, prompts: Float[Tensor, "S P D"]) -> Float[Tensor, "S PT b"]:
@@ -153,7 +168,7 @@ class GPTPolicy(nn.Module):
         self, hidden: Float[Tensor, "S PT W"], layer: int, num_prompts: int
     ) -> Float[Tensor, "S PT W"]:
         mixed = torch.baddbmm(self.biases[f"attend{layer}"], hidden, self.attends[layer])
-        parts = mixed.view(len(hidden) * num_prompts, self.tree.num_rows, 3, HEADS, WIDTH // HEADS)
+        parts = mixed.view(len(hidden) * num_prompts, self.tree.num_rows, 3, HEADS, HIDDEN_SIZE // HEADS)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         found = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=self.tree.sees)
         found = found.transpose(1, 2).reshape(hidden.shape)

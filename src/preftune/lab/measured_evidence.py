@@ -22,7 +22,7 @@ OWN_SAMPLES = 16  # of each prompt, before training; they count for nothing, as 
 ONE_SIDED_95 = 1.645  # standard deviations
 
 
-def measured(problem: Problem, *, groups: int, can_reward: bool, seed: int) -> Evidence:
+def measure_evidence(problem: Problem, *, groups: int, can_reward: bool, seed: int) -> Evidence:
     """What a user sees of the data that training on this seed uses, `groups` prompts of them, and of
     `OWN_SAMPLES` completions of the reference for each. What the user can afford is not measured.
     """

@@ -19,7 +19,7 @@ from preftune.storage import whole_file
 from preftune.text import value_text
 
 SPREAD = {"curves": "Bands", "points": "Bars"}
-PAGE, VERDICTS = "lab.html", "verdicts.json"
+FINDINGS_PAGE, VERDICTS = "lab.html", "verdicts.json"
 
 
 def figures_of(findings: Findings) -> dict[str, list[tuple[str, str]]]:
@@ -60,9 +60,9 @@ def write_findings(findings: Findings, rates: Mapping[str, Tuned], folder: Path)
                 folder / "figures" / f"{name}{'' if len(entries) == 1 else f'-{i + 1}'}.svg", "write a figure"
             ) as file:
                 file.write_text(svg + "\n", encoding="utf-8")
-    with whole_file(folder / PAGE, "write the page") as file:
+    with whole_file(folder / FINDINGS_PAGE, "write the page") as file:
         file.write_text(_page(findings, rates, figures), encoding="utf-8")
-    return folder / PAGE
+    return folder / FINDINGS_PAGE
 
 
 def _page(

@@ -254,7 +254,7 @@ class Contexts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModel:
+class LengthRewardModel:
     """A Bradley-Terry model fitted to pairs of the data, in the place of the true reward, linear in k/L,
     (k/L)^2 and the distance of k to the middle of the reference; its values are standardized over the data.
     """
@@ -300,7 +300,7 @@ class Problem:
     length: int = 1
     data: Data = Data()
     contexts: Contexts | None = None
-    reward_model: RewardModel | None = None
+    reward_model: LengthRewardModel | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.size <= MOST_OUTCOMES:

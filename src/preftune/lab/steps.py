@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from preftune.lab.environment import Tokens, World
+from preftune.lab.environment import CompletionTokens, World
 from preftune.lab.methods import Method
 from preftune.objectives import Objective, State, reduce_losses
 from preftune.train.step import MicroBatch, couple_step
@@ -30,8 +30,8 @@ class Step:
     the units.
     """
 
-    tokens: Tokens
-    mismatched: Tokens
+    tokens: CompletionTokens
+    mismatched: CompletionTokens
     prompt: Int[Tensor, " C"]
     signal: Signal
     token_cuts: tuple[int, ...]
@@ -257,20 +257,20 @@ def _labels(world, method: Method, rewards, flipped) -> tuple[Tensor, Tensor]:
     return index, label
 
 
-def _taken(tokens: Tokens, index: Int[Tensor, " K"]) -> Tokens:
+def _taken(tokens: CompletionTokens, index: Int[Tensor, " K"]) -> CompletionTokens:
     """The tokens of some completions, which may stand there more than once."""
     starts = tokens.lengths.cumsum(0) - tokens.lengths
     lengths = tokens.lengths[index]
     offset = torch.arange(int(lengths.sum())) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
     place = torch.repeat_interleave(starts[index], lengths) + offset
-    return Tokens(row=tokens.row[place], target=tokens.target[place], lengths=lengths)
+    return CompletionTokens(row=tokens.row[place], target=tokens.target[place], lengths=lengths)
 
 
 # --- scores ---
 
 
 def token_scores(
-    logits: Tensor, ref: Tensor, behaviour: Tensor | None, tokens: Tokens, needs: frozenset[str]
+    logits: Tensor, ref: Tensor, behaviour: Tensor | None, tokens: CompletionTokens, needs: frozenset[str]
 ) -> TokenScores:
     """What an objective wants to know of each token, from the policy's logits [S, rows, V] and the
     log-probabilities of the reference and of the policy that sampled. There is no critic: values are 0.

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from preftune.errors import DataError
 from preftune.stats import Interval, Numbers, cluster_means, mean_interval
 
-KINDS = ("first", "end", "punctuation", "digits", "words")
+TOKEN_KINDS = ("first", "end", "punctuation", "digits", "words")
 """Of a token: the first of a completion, its end-of-turn token, spaces and punctuation only, digits only,
 anything else.
 """

@@ -18,8 +18,8 @@ _MIX = np.random.default_rng(2404).integers(1, 2**63, size=(2, _HASHES), dtype=n
 _MULTIPLIER = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
 _WORD = re.compile(r"\w+")
 
-Kind = Literal["exact", "normalized", "near"]
-Row = tuple[str, ...]
+DuplicateKind = Literal["exact", "normalized", "near"]
+RowTexts = tuple[str, ...]
 """Texts that must all repeat those of another row, such as a prompt and its completions."""
 
 
@@ -33,7 +33,7 @@ class Repeats:
     normalized: tuple[int | None, ...]
     near: tuple[int | None, ...]
 
-    def share(self, kind: Kind = "near") -> float:
+    def share(self, kind: DuplicateKind = "near") -> float:
         """Share of rows that repeat another one."""
         found = getattr(self, kind)
         return sum(place is not None for place in found) / len(found) if found else 0.0
@@ -52,12 +52,12 @@ def normalized(text: str) -> str:
     return " ".join(words(text))
 
 
-def repeats(rows: Sequence[Row]) -> Repeats:
+def repeats(rows: Sequence[RowTexts]) -> Repeats:
     """Which rows repeat an earlier one that is new itself."""
     return _repeats(rows, {}, {}, _Near(), learn=True)
 
 
-def repeats_of(rows: Sequence[Row], others: Sequence[Row]) -> Repeats:
+def repeats_of(rows: Sequence[RowTexts], others: Sequence[RowTexts]) -> Repeats:
     """Which rows repeat one of the others."""
     exact, plain, near = {}, {}, _Near()
     _repeats(others, exact, plain, near, learn=True)
@@ -65,7 +65,12 @@ def repeats_of(rows: Sequence[Row], others: Sequence[Row]) -> Repeats:
 
 
 def _repeats(
-    rows: Sequence[Row], exact: dict[Row, int], plain: dict[Row, int], near: "_Near", *, learn: bool
+    rows: Sequence[RowTexts],
+    exact: dict[RowTexts, int],
+    plain: dict[RowTexts, int],
+    near: "_Near",
+    *,
+    learn: bool,
 ) -> Repeats:
     found: list[tuple[int | None, ...]] = []
     for place, row in enumerate(rows):

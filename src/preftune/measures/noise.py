@@ -25,7 +25,7 @@ _SETTLED = 1e-9  # of the gradient's largest entry, per pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class ModelAgreement:
     """A quick reward model on pairs that it has not seen."""
 
     agreement: Interval  # Wilson's, over prompts
@@ -52,7 +52,7 @@ class Contradictions:
 
 def cross_validated(
     features: Sequence[Float[np.ndarray, "P ..."]], clusters: Sequence[int] | np.ndarray, *, seed: int = 0
-) -> Agreement | None:
+) -> ModelAgreement | None:
     """Agreement of a Bradley-Terry model with pairs of prompts that it was not fitted to; None below
     MIN_PROMPTS prompts.
 
@@ -80,9 +80,9 @@ def cross_validated(
     for held in range(FOLDS):
         test = fold[prompt] == held
         train_x, test_x = _scaled(blocks, ~test)
-        margins[test] = test_x @ fit(train_x, _best_ridge(train_x, prompt[~test], seed))
+        margins[test] = test_x @ fit_logistic(train_x, _best_ridge(train_x, prompt[~test], seed))
     found = calibrate(margins, prompt, seed=seed)
-    return Agreement(agreement=found.accuracy, nll=found.nll, num_pairs=len(prompt))
+    return ModelAgreement(agreement=found.accuracy, nll=found.nll, num_pairs=len(prompt))
 
 
 def _scaled(
@@ -101,7 +101,7 @@ def _scaled(
     return x[train], x[~train]
 
 
-def fit(x: Float[np.ndarray, "P F"], ridge: float) -> Float[np.ndarray, " F"]:
+def fit_logistic(x: Float[np.ndarray, "P F"], ridge: float) -> Float[np.ndarray, " F"]:
     """The minimum of sum_p log(1 + exp(-w . x_p)) + ridge * P / 2 * |w|^2, by Newton's method with halved
     steps.
     """
@@ -129,7 +129,8 @@ def _best_ridge(x: np.ndarray, prompt: np.ndarray, seed: int) -> float:
     fold = np.random.default_rng(seed + 1).permutation(int(prompt.max()) + 1)[prompt] % INNER_FOLDS
     losses = {
         ridge: sum(
-            np.logaddexp(0, -x[fold == k] @ fit(x[fold != k], ridge)).sum() for k in range(INNER_FOLDS)
+            np.logaddexp(0, -x[fold == k] @ fit_logistic(x[fold != k], ridge)).sum()
+            for k in range(INNER_FOLDS)
         )
         for ridge in reversed(RIDGES)
     }

@@ -12,7 +12,7 @@ from preftune.stats import Interval, cluster_means, mean_interval
 
 NEAR_IDENTICAL = 0.9  # share of tokens in common from which two completions differ in a word or two
 
-Tokens = Sequence[Hashable]
+TokenSequence = Sequence[Hashable]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class LengthBias:
     longer_wins: float | None  # accuracy of the rule among pairs of different lengths
 
 
-def common_tokens(one: Tokens, two: Tokens) -> int:
+def common_tokens(one: TokenSequence, two: TokenSequence) -> int:
     """Length of the longest common subsequence.
 
     Bit-parallel: Hyyrö, "Bit-Parallel LCS-length Computation Revisited", AWOCA 2004; one machine word holds
@@ -53,7 +53,7 @@ def common_tokens(one: Tokens, two: Tokens) -> int:
     return len(one) - open_places.bit_count()
 
 
-def overlap(one: Tokens, two: Tokens) -> float:
+def overlap(one: TokenSequence, two: TokenSequence) -> float:
     """Share of tokens that two completions have in common, in the same order.
 
         overlap = 2 LCS(one, two) / (|one| + |two|) = 1 - edit distance / (|one| + |two|)
@@ -64,14 +64,16 @@ def overlap(one: Tokens, two: Tokens) -> float:
     return 2 * common_tokens(one, two) / total if total else 1.0
 
 
-def shared_prefix(one: Tokens, two: Tokens) -> int:
+def shared_prefix(one: TokenSequence, two: TokenSequence) -> int:
     """Tokens before the first one that differs."""
     return next(
         (k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
     )
 
 
-def pair_overlap(pairs: Sequence[tuple[Tokens, Tokens]], clusters: Sequence[int]) -> PairOverlap:
+def pair_overlap(
+    pairs: Sequence[tuple[TokenSequence, TokenSequence]], clusters: Sequence[int]
+) -> PairOverlap:
     """The overlap of (chosen, rejected) pairs; pair p belongs to prompt `clusters[p]`."""
     if not pairs:
         raise DataError("There are no pairs to compare", got="0 pairs", expected="at least one")

@@ -20,13 +20,13 @@ from preftune.types import Batch
 SEGMENTS = "preftune_segments"
 """The name of `attend` among the attention functions of transformers."""
 
-Lengths = tuple[tuple[int, ...], ...]
+SegmentLengths = tuple[tuple[int, ...], ...]
 """Positions of the prompt and of each completion, for every segment of a flat row in its order. A completion
 of one token is only ever a target and has none.
 """
 
 
-def segment_lengths(batch: Batch) -> Lengths:
+def segment_lengths(batch: Batch) -> SegmentLengths:
     """The segments of a batch that is one row without padding."""
     groups, branches = batch.group_ids[0], batch.branch_ids[0]
     moved = (groups.diff() != 0) | (branches.diff() != 0)
@@ -59,7 +59,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    preftune_segments: Lengths | None = None,
+    preftune_segments: SegmentLengths | None = None,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -90,7 +90,7 @@ def attend(
 
 
 def _by_segment(
-    query: Tensor, key: Tensor, value: Tensor, segments: Lengths, window: int, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, segments: SegmentLengths, window: int, scaling: float | None
 ) -> list[Tensor]:
     # Split once: the gradient of a slice would be as long as the row.
     parts = zip(

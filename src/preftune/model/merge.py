@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Method = Literal["linear", "slerp"]
+MergeMethod = Literal["linear", "slerp"]
 
 
 Weights = Mapping[str, Tensor]
@@ -68,7 +68,11 @@ def towards(start: Tensor, end: Tensor, share: float) -> Tensor:
 
 
 def merge_weights(
-    models: Sequence[Weights], base: Weights | None, method: Method, shares: Sequence[float], share: float
+    models: Sequence[Weights],
+    base: Weights | None,
+    method: MergeMethod,
+    shares: Sequence[float],
+    share: float,
 ) -> dict[str, Tensor]:
     """Every weight tensor merged by itself, in the dtype that it has in the first model."""
     merged: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from preftune.objectives.checks import finite, positive
 from preftune.objectives.coupling import (
     check_state,
     initial_moments,
-    standardized,
+    standardized_in_fp64,
     step_scores,
     update_moments,
 )
@@ -58,7 +58,7 @@ class AlphaDPO(Coupled, PairObjective):
         assert isinstance(step.signal, Pairs)
         margin = pair_margin(mean_log_ratio(step_scores(step)), step.signal)
         mean, std, new = update_moments(margin, state)
-        return Coupling(pair={"z": standardized(margin, mean, std).to(margin.dtype)}), new
+        return Coupling(pair={"z": standardized_in_fp64(margin, mean, std).to(margin.dtype)}), new
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         margin = self.gamma + self.beta * self.alpha * coupling_of(scores).pair["z"]

@@ -13,7 +13,7 @@ from preftune.objectives.coupling import (
     initial_moments,
     lexicographic,
     pair_keys,
-    standardized,
+    standardized_in_fp64,
     step_scores,
     update_moments,
 )
@@ -63,7 +63,7 @@ class BetaDPO(Coupled, PairObjective):
         margin = pair_margin(log_ratio(step_scores(step)), step.signal)
         mean, std, new = update_moments(margin, state)
         order = lexicographic(*pair_keys(step, step.signal), margin)
-        log_weight = -standardized(margin, mean, std).square() / 2
+        log_weight = -standardized_in_fp64(margin, mean, std).square() / 2
         count = max(1, round(self.keep * len(margin)))
         kept = _draw(log_weight, order, count, seed=int(state["steps"]))
         beta = self.beta * (1 + self.alpha * (margin[kept].double().mean() - mean))

@@ -104,7 +104,7 @@ def update_moments(
     return new["mean"] / now, new["std"] / now, new
 
 
-def standardized(
+def standardized_in_fp64(
     values: Float[Tensor, " U"], mean: Float[Tensor, ""], std: Float[Tensor, ""]
 ) -> Float[Tensor, " U"]:
     """(x - mean) / std in fp64. A deviation of nearly nothing, as where policy and reference are equal, makes

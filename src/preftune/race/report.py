@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
 from preftune.race.schedule import ALPHA, Place, places
-from preftune.report.figures import PALETTE, SIZE, STYLE, VARIABLES, finished_svg
+from preftune.report.figures import FIGURE_SIZE, PALETTE, STYLE, VARIABLES, finished_svg
 from preftune.report.page import render_page, write_page
 from preftune.report.panels import Figure, LegendEntry
 from preftune.report.summary import Cell
@@ -271,7 +271,7 @@ def _curves(content: Mapping[str, Any], colors: Mapping[str, str]) -> Figure | N
 
 def _drawn(curves: Mapping[str, Sequence[tuple[float, Interval]]], axis: str) -> str:
     with mpl.rc_context(STYLE):
-        figure = Drawing(figsize=(1.5 * SIZE[0], 1.3 * SIZE[1]), layout="constrained")
+        figure = Drawing(figsize=(1.5 * FIGURE_SIZE[0], 1.3 * FIGURE_SIZE[1]), layout="constrained")
         axes = figure.subplots()
         means = [one.mean for curve in curves.values() for _, one in curve]
         spread = max(max(means) - min(means), 1e-9)

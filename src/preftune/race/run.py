@@ -25,7 +25,7 @@ from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
 from preftune.train.runlog import claim_folder, forget_run, to_plain
 
-RESULT, COMPARISON, PAGE = "result.json", "comparison.json", "comparison.html"
+RESULT, COMPARISON, COMPARISON_PAGE = "result.json", "comparison.json", "comparison.html"
 
 GROWS = ("objectives", "seeds", "keep_models", "json", "output")
 """Settings that may change between two calls: what was run stays as it is."""
@@ -56,7 +56,7 @@ def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
         _prune(config, output, methods, results)
     content = _content(config, results)
     write_json(output / COMPARISON, content, "write the result", indent=1)
-    write_race(content, output / PAGE)
+    write_race(content, output / COMPARISON_PAGE)
     return content
 
 

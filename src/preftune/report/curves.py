@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import Formatter, FuncFormatter, Locator, LogLocator, MaxNLocator, ScalarFormatter
 
-from preftune.report.figures import CHARACTER, GRID, LINE, MAX_VALUE, MUTED, SIZE, STYLE, VARIABLES
+from preftune.report.figures import CHARACTER, FIGURE_SIZE, GRID, LINE, MAX_VALUE, MUTED, STYLE, VARIABLES
 from preftune.report.read import Series
 
 MAX_POINTS = 400  # per curve: more than the pixels across
@@ -21,7 +21,7 @@ MAX_MARKERS = 30
 MIN_SIZE = 1e-290  # below this the arithmetic of a double is coarse; such a value is drawn as 0
 _FONT = 9.5  # points, as all lengths here
 _MARGIN = 0.05  # of the axis, free on either side of the data
-_WIDTH, _HEIGHT = (72 * inches for inches in SIZE)
+_WIDTH, _HEIGHT = (72 * inches for inches in FIGURE_SIZE)
 _TOP, _BOTTOM = LINE, _HEIGHT - 2 * LINE - 6  # of the axes
 
 

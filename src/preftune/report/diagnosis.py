@@ -14,13 +14,13 @@ from preftune.report.diagnosis_figures import (
 from preftune.report.figures import PALETTE, VARIABLES
 from preftune.report.page import render_page, write_page
 from preftune.report.panels import Figure, LegendEntry
-from preftune.report.read import TOKENS, read_tokens
-from preftune.report.summary import EMPTY, Cell
+from preftune.report.read import TOKENS, read_token_table
+from preftune.report.summary import EMPTY_CELL, Cell
 from preftune.report.tokens import token_pairs
 from preftune.stats import Interval
 from preftune.text import interval_text, mean_text, percent, plural, range_text, value_text
 
-PAGE = "diagnosis.html"
+DIAGNOSIS_PAGE = "diagnosis.html"
 SIDES = ("chosen", "rejected")
 MAX_RUNS = len(PALETTE)
 DIRECTIONS = {
@@ -29,7 +29,7 @@ DIRECTIONS = {
     "both_fall": "both fall",
     "wrong_way": "chosen falls, rejected rises",
 }
-KINDS = {
+KIND_LABELS = {
     "first": "first token",
     "end": "end-of-turn token",
     "punctuation": "spaces and punctuation",
@@ -77,7 +77,7 @@ def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
     tokens.jsonl lies there.
     """
     runs = content["runs"]
-    rows, notes = read_tokens(folder / TOKENS)
+    rows, notes = read_token_table(folder / TOKENS)
     names = [run["name"] for run in runs]
     page = render_page(
         "diagnosis.html",
@@ -100,7 +100,7 @@ def write_diagnosis(content: Mapping[str, Any], folder: Path) -> Path:
         token_pairs=token_pairs(rows),
         notes=notes,
     )
-    return write_page(folder / PAGE, page)
+    return write_page(folder / DIAGNOSIS_PAGE, page)
 
 
 def interval(value: Mapping[str, Any]) -> Interval:
@@ -205,7 +205,7 @@ def _against_first(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]
     """Each other run minus the first one, pair by pair."""
     rows = {
         f"{BARS[name][0]}, {side}": [
-            EMPTY,
+            EMPTY_CELL,
             *(_cell(one[side][name], signed=True) for one in content["differences"]),
         ]
         for name in BARS
@@ -229,7 +229,7 @@ def _class_tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]
             if title != "samples of the policy"
             else words: [_cell(one[group][name]["per_completion"]) for one in ones]
             for group in ("kinds", "expectations")
-            for name, words in KINDS.items()
+            for name, words in KIND_LABELS.items()
             if name in ones[0][group]
         }
     return found

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
-from preftune.report.figures import INK, MUTED, PALETTE, SIZE, STYLE, finished_svg
+from preftune.report.figures import FIGURE_SIZE, INK, MUTED, PALETTE, STYLE, finished_svg
 from preftune.stats import Interval
 
 SIDE_COLOURS = {"chosen": PALETTE[0], "rejected": PALETTE[1]}
@@ -91,6 +91,6 @@ def bars_figure(intervals: Sequence[Mapping[str, Interval]], *, key: str) -> str
 
 def _drawn(fill: Any, key: str) -> str:
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=FIGURE_SIZE, layout="constrained")
         fill(figure.subplots())
         return finished_svg(figure, key)

@@ -22,7 +22,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
     color: f"--series-{index + 1}" for index, color in enumerate(PALETTE)
 }
 
-SIZE = (4.5, 2.7)  # inches; small, since a phone shows the figure at three quarters of its size
+FIGURE_SIZE = (4.5, 2.7)  # inches; small, since a phone shows the figure at three quarters of its size
 MAX_VALUE = 1e30  # beyond this matplotlib's own arithmetic overflows; such a value is drawn as a gap
 CHARACTER, LINE = 6.2, 15.0  # points of a character and of a line of text
 MAX_LEVELS = 12  # of a reward that takes few values: one bar each instead of bins
@@ -61,7 +61,7 @@ def histogram_figure(before: Sequence[float], after: Sequence[float], *, key: st
     groups = [(np.asarray(before, dtype=float), MUTED), (np.asarray(after, dtype=float), PALETTE[0])]
     groups = [(np.clip(values, -MAX_VALUE, MAX_VALUE), color) for values, color in groups if len(values)]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE)
+        figure = Figure(figsize=FIGURE_SIZE)
         axes = figure.subplots()
         values = np.concatenate([values for values, _ in groups]) if groups else np.zeros(1)
         levels = np.unique(values)
@@ -91,7 +91,7 @@ def _leave_room(axes: Axes) -> None:
     matplotlib's own layouts measure every text, most of the time that a figure takes, in a font that is not
     the page's.
     """
-    width, height = (72 * inches for inches in SIZE)
+    width, height = (72 * inches for inches in FIGURE_SIZE)
     across, up = (
         axis.get_major_formatter().format_ticks(axis.get_majorticklocs().tolist())
         for axis in (axes.xaxis, axes.yaxis)

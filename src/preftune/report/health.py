@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from preftune.health.conditions import CONDITIONS, judge
+from preftune.health.conditions import CONDITIONS, check_health
 from preftune.health.history import History, Points, Settings, points_of, settings_of
 from preftune.health.verdict import Finding
 from preftune.report.read import RunFiles, Series
@@ -21,7 +21,7 @@ class Health:
 
 def health(run: RunFiles) -> Health | None:
     """None where nothing was logged that could be judged."""
-    findings = judge(history_of_run(run))
+    findings = check_health(history_of_run(run))
     if not findings:
         return None
     raised = tuple(one for one in findings if one.number > 0)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from preftune.report.health import health
 from preftune.report.read import RunFiles, Sample
-from preftune.report.summary import changes, last_values, verdict, what_was_done
+from preftune.report.summary import changes, describe_reward_change, last_values, what_was_done
 from preftune.stats import Interval
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text, value_text
 
 NUM_SAMPLES = 3  # prompts, their first sample each
-MAX_CHARACTERS = 600  # of a prompt or completion
+MAX_MARKDOWN_CHARACTERS = 600  # of a prompt or completion
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&$]|(?<!\w)_|_(?!\w)")
 _LINE_START = re.compile(r"^(\d*)([.)#+=-])(?=[\s#=-]|$)")  # lists, headings and rules
 
@@ -26,7 +26,7 @@ def run_markdown(run: RunFiles) -> str:
     blocks = [f"# {inline(run.name)} ({run.state})", inline(what_was_done(run))]
     if run.message:
         blocks.append(f"> {inline(run.message)}")
-    blocks += [inline(verdict(change)) for change in measured if change.name == "Reward"]
+    blocks += [inline(describe_reward_change(change)) for change in measured if change.name == "Reward"]
     if run.notes:
         blocks.append("Not everything could be read:\n\n" + _list(run.notes))
     if measured:
@@ -63,9 +63,9 @@ def inline(text: str) -> str:
 def fenced(text: str) -> str:
     """A code block whose fence is longer than any in the text."""
     clean = clean_terminal(text.replace("\r\n", "\n").replace("\r", "\n"))
-    left_out = len(clean) - MAX_CHARACTERS
+    left_out = len(clean) - MAX_MARKDOWN_CHARACTERS
     shown = (
-        f"{clean[:MAX_CHARACTERS]}\n… ({left_out:,} more characters in samples.jsonl)"
+        f"{clean[:MAX_MARKDOWN_CHARACTERS]}\n… ({left_out:,} more characters in samples.jsonl)"
         if left_out > 0
         else clean
     )

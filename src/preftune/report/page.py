@@ -24,18 +24,18 @@ from preftune.report.markdown import run_markdown
 from preftune.report.panels import Figure, LegendEntry, figures, more_figures
 from preftune.report.read import RunFiles, Sample, read_run
 from preftune.report.summary import (
-    EMPTY,
+    EMPTY_CELL,
     Cell,
     Change,
     changes,
+    describe_reward_change,
     end_points,
     facts,
     settings_that_differ,
     tiles,
-    verdict,
     what_was_done,
 )
-from preftune.report.tokens import NUM_FOLDED as TOKENS_FOLDED
+from preftune.report.tokens import NUM_FOLDED_PAIRS as TOKENS_FOLDED
 from preftune.report.tokens import NUM_OPEN, token_legend, token_pairs
 from preftune.storage import whole_file
 from preftune.text import mean_text, plural, range_text, signed_text, value_text
@@ -71,15 +71,15 @@ class SampleRow:
         rewards = [None if one is None else one.reward for one in both]
         before, after = rewards
         return (
-            *(EMPTY if one is None else Cell(text=value_text(one), value=one) for one in rewards),
-            EMPTY
+            *(EMPTY_CELL if one is None else Cell(text=value_text(one), value=one) for one in rewards),
+            EMPTY_CELL
             if before is None or after is None
             else Cell(text=signed_text(after - before), value=after - before),
             *(
-                EMPTY if one is None else Cell(text=f"{one.num_tokens:,}", value=one.num_tokens)
+                EMPTY_CELL if one is None else Cell(text=f"{one.num_tokens:,}", value=one.num_tokens)
                 for one in both
             ),
-            *(EMPTY if one is None else Cell(text="yes" if one.ended else "no") for one in both),
+            *(EMPTY_CELL if one is None else Cell(text="yes" if one.ended else "no") for one in both),
         )
 
 
@@ -122,7 +122,7 @@ def run_page(run: RunFiles) -> str:
     """The HTML of one run."""
     measured = changes(run.samples)
     reward = next((change for change in measured if change.name == "Reward"), None)
-    shown, folded = sample_rows(run.samples)
+    shown, folded = split_sample_rows(run.samples)
     return render_page(
         "run.html",
         title=run.name,
@@ -130,7 +130,7 @@ def run_page(run: RunFiles) -> str:
         what=what_was_done(run),
         facts=facts(run),
         tiles=tiles(run, measured),
-        verdict=verdict(reward) if reward else "",
+        verdict=describe_reward_change(reward) if reward else "",
         health=health(run),
         changes=[_cells(change) for change in measured],
         figures=figures([run]),
@@ -159,7 +159,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
         title=f"{len(runs)} runs" if len(runs) > 1 else names[0],
         legend=legend,
         settings=settings_that_differ(runs),
-        ends={label: [end.get(label, EMPTY) for end in ends] for label in labels},
+        ends={label: [end.get(label, EMPTY_CELL) for end in ends] for label in labels},
         several_objectives=len({str(run.config.get("objective")) for run in runs}) > 1,
         figures=figures(runs),
         more_figures=more_figures(runs),
@@ -167,7 +167,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
     )
 
 
-def sample_rows(samples: Sequence[Sample]) -> tuple[list[SampleRow], list[SampleRow]]:
+def split_sample_rows(samples: Sequence[Sample]) -> tuple[list[SampleRow], list[SampleRow]]:
     """The first sample of the first prompts, and all others, both in the order of the prompts."""
     pairs: dict[tuple[int, int], dict[str, Sample]] = {}
     for sample in samples:

@@ -14,7 +14,7 @@ from typing import Literal
 import yaml
 
 from preftune.errors import ConfigError, StorageError, storage_error
-from preftune.report.tokens import TokenRow, token_row
+from preftune.report.tokens import TokenRow, parse_token_row
 from preftune.text import plural
 
 TOKENS = "tokens.jsonl"
@@ -97,7 +97,7 @@ def read_run(folder: Path) -> RunFiles:
     train, evaluation, step_notes = _series(metric_rows)
     sample_rows, sample_notes = _json_lines(folder / "samples.jsonl")
     samples, field_notes = _samples(sample_rows)
-    tokens, token_notes = read_tokens(folder / TOKENS)
+    tokens, token_notes = read_token_table(folder / TOKENS)
     data_report, data_notes = _json_object(folder / "data_report.json")
     status, status_notes = _json_object(folder / "status.json")
     lines = data_report.get("lines")
@@ -128,10 +128,10 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
-def read_tokens(path: Path) -> tuple[tuple[TokenRow, ...], tuple[str, ...]]:
+def read_token_table(path: Path) -> tuple[tuple[TokenRow, ...], tuple[str, ...]]:
     """The rows of a tokens.jsonl, and notes of what could not be read; nothing where there is no such file."""
     rows, notes = _json_lines(path)
-    found = [token_row(row) for row in rows]
+    found = [parse_token_row(row) for row in rows]
     known = tuple(row for row in found if row is not None)
     skipped = len(found) - len(known)
     lacking = (

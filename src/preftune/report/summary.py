@@ -39,7 +39,7 @@ class Cell:
     value: int | float | None = None
 
 
-EMPTY = Cell(text="–")
+EMPTY_CELL = Cell(text="–")
 
 
 def changes(samples: Sequence[Sample]) -> tuple[Change, ...]:
@@ -72,7 +72,7 @@ def _change(name: str, unit: str, measured: Sequence[tuple[Sample, float]]) -> C
     )
 
 
-def verdict(change: Change) -> str:
+def describe_reward_change(change: Change) -> str:
     """The reward before and after in one or two sentences."""
     difference, before, after = change.difference, change.before, change.after
     if difference is None or before is None or after is None:

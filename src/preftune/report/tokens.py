@@ -9,9 +9,9 @@ from preftune.text import plural, signed_text
 
 EDGES = (0.03, 0.1, 0.3, 1.0, 3.0)  # nats; the same on every page, so that pages compare
 MAX_TOKENS = 400  # of a completion
-NUM_OPEN, NUM_FOLDED = 4, 12  # pairs at once, and behind "more"
+NUM_OPEN, NUM_FOLDED_PAIRS = 4, 12  # pairs at once, and behind "more"
 NUM_NAMED = 3  # tokens that moved most, in words
-SIDES = {"chosen": "chosen", "rejected": "rejected", "completion": "completion"}
+SIDE_LABELS = {"chosen": "chosen", "rejected": "rejected", "completion": "completion"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +73,15 @@ class Swatch:
     text: str
 
 
-def token_row(row: Mapping[str, object]) -> TokenRow | None:
+def parse_token_row(row: Mapping[str, object]) -> TokenRow | None:
     """A line of tokens.jsonl, None where a field is missing or of the wrong type."""
     pair, entries = row.get("pair"), row.get("tokens")
     if not isinstance(pair, int) or isinstance(pair, bool) or not isinstance(entries, list) or not entries:
         return None
     run, side, prompt = (row.get(key) for key in ("run", "side", "prompt"))
-    if not (isinstance(run, str) and isinstance(prompt, str) and isinstance(side, str) and side in SIDES):
+    if not (
+        isinstance(run, str) and isinstance(prompt, str) and isinstance(side, str) and side in SIDE_LABELS
+    ):
         return None
     tokens = [_token(entry) for entry in entries]
     known = [one for one in tokens if one is not None]

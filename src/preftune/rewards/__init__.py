@@ -7,7 +7,7 @@ them.
 """
 
 from preftune.rewards.base import COLUMNS, BuiltIn, RewardFunction, RewardReport, Verdicts
-from preftune.rewards.call import TIMEOUT_S, AnyReward, WeightedSum, ask, call_reward, check_columns
+from preftune.rewards.call import TIMEOUT_S, AnyReward, WeightedRewards, ask, call_reward, check_columns
 from preftune.rewards.resolve import REWARDS, resolve_reward
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "RewardFunction",
     "RewardReport",
     "Verdicts",
-    "WeightedSum",
+    "WeightedRewards",
     "ask",
     "call_reward",
     "check_columns",

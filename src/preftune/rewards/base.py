@@ -19,7 +19,7 @@ COLUMNS = {
 }
 """What sampling gives beside the columns of the data."""
 
-Prompt = str | Sequence[Mapping[str, str]]
+PromptInput = str | Sequence[Mapping[str, str]]
 """Plain text, or turns {role, content}."""
 
 
@@ -87,13 +87,13 @@ def each(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) and len(value) == count else [value] * count
 
 
-def whole_prompts(prompts: Sequence[str], columns: Mapping[str, Any]) -> list[Prompt]:
+def whole_prompts(prompts: Sequence[str], columns: Mapping[str, Any]) -> list[PromptInput]:
     """The prompts with the turns before the last, where the column `prompt_turns` has them."""
     turns = each(columns.get("prompt_turns"), len(prompts))
     return [mine or prompt for prompt, mine in zip(prompts, turns, strict=True)]
 
 
-def prompt_as_text(prompt: Prompt) -> str:
+def prompt_as_text(prompt: PromptInput) -> str:
     """A prompt for a reader of text; a dialogue with the names of its roles."""
     if isinstance(prompt, str):
         return prompt
@@ -111,7 +111,7 @@ def need_package(reward: str, module: str, package: str) -> None:
         )
 
 
-def check_range(
+def check_reward_range(
     reward: str, name: str, value: float | int, low: float | int, high: float | int = float("inf")
 ) -> None:
     if not low <= value <= high or value == float("inf"):

@@ -27,13 +27,13 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightedSum:
+class WeightedRewards:
     """sum_k weight_k * reward_k; None where any of them has no opinion."""
 
     parts: tuple[Part, ...]
 
 
-AnyReward = RewardFunction | WeightedSum
+AnyReward = RewardFunction | WeightedRewards
 
 
 def _outcome(function: RewardFunction, arguments: Mapping[str, Any], timeout_s: float | None) -> Any:
@@ -62,7 +62,7 @@ async def _awaited(result: Any, seconds: float | None) -> Any:
 
 def check_columns(function: AnyReward, name: str, columns: Mapping[str, Any] | set[str]) -> None:
     """An error if the reward needs columns that are not among these."""
-    if isinstance(function, WeightedSum):
+    if isinstance(function, WeightedRewards):
         for part in function.parts:
             check_columns(part.function, part.name, columns)
     if not isinstance(function, BuiltIn):
@@ -103,7 +103,7 @@ def ask(
                 do="Rename the column",
             )
     check_columns(function, name, columns)
-    if isinstance(function, WeightedSum):
+    if isinstance(function, WeightedRewards):
         found = [
             ask(part.function, part.name, prompts, completions, columns, timeout_s) for part in function.parts
         ]

@@ -17,7 +17,15 @@ from preftune.model.load import (
     pick_device,
     resolve_model,
 )
-from preftune.rewards.base import BuiltIn, Prompt, at, check_range, each, prompt_as_text, whole_prompts
+from preftune.rewards.base import (
+    BuiltIn,
+    PromptInput,
+    at,
+    check_reward_range,
+    each,
+    prompt_as_text,
+    whole_prompts,
+)
 from preftune.types import Group, Message, Record
 
 
@@ -55,8 +63,8 @@ class RewardModel(BuiltIn):
     allow_pickle: bool = False
 
     def __post_init__(self) -> None:
-        check_range("model", "batch_size", self.batch_size, 1)
-        check_range("model", "max_length", 1 if self.max_length is None else self.max_length, 1)
+        check_reward_range("model", "batch_size", self.batch_size, 1)
+        check_reward_range("model", "max_length", 1 if self.max_length is None else self.max_length, 1)
         _ = self._classifier  # a model that cannot serve is told now
 
     @cached_property
@@ -173,7 +181,7 @@ def classified(
 
 
 def _row(
-    one: Classifier, prompt: Prompt, completion: str, ended: bool, ending: str, where: str
+    one: Classifier, prompt: PromptInput, completion: str, ended: bool, ending: str, where: str
 ) -> dict[str, list[int]]:
     if one.renderer is None:
         pair = one.tokenizer(prompt_as_text(prompt), completion, verbose=False)
@@ -219,7 +227,7 @@ def ended_flags(columns: Mapping[str, Any], count: int) -> list[bool]:
 
 
 def render(
-    renderer: Renderer, prompt: Prompt, completions: Sequence[str], ended: Sequence[bool], where: str
+    renderer: Renderer, prompt: PromptInput, completions: Sequence[str], ended: Sequence[bool], where: str
 ) -> Group:
     """Completions of one prompt as token ids; `where` names the first of them for an error."""
     turns = (

@@ -22,7 +22,7 @@ from preftune.model.load import (
 )
 from preftune.model.policy import Policy, score_groups
 from preftune.model.proof import choose_layout
-from preftune.rewards.base import BuiltIn, at, check_range, whole_prompts
+from preftune.rewards.base import BuiltIn, at, check_reward_range, whole_prompts
 from preftune.rewards.classifier import ended_flags, render
 from preftune.types import Group
 
@@ -68,7 +68,7 @@ class ImplicitReward(BuiltIn):
             raise ConfigError(
                 "beta of reward 'implicit' is out of range", got=self.beta, expected="a number above 0"
             )
-        check_range("implicit", "length_penalty", self.length_penalty, 0)
+        check_reward_range("implicit", "length_penalty", self.length_penalty, 0)
         _ = self._models
 
     @cached_property

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from preftune.errors import ConfigError
 from preftune.rewards.base import (
     BuiltIn,
-    Prompt,
+    PromptInput,
     Verdicts,
     at,
-    check_range,
+    check_reward_range,
     each,
     prompt_as_text,
     whole_prompts,
@@ -130,8 +130,8 @@ class Judge(BuiltIn):
             ("backoff_s", 0),
             ("temperature", 0),
         ):
-            check_range("judge", name, getattr(self, name), least)
-        check_range("judge", "timeout_s", self.timeout_s, 1e-3)
+            check_reward_range("judge", name, getattr(self, name), least)
+        check_reward_range("judge", "timeout_s", self.timeout_s, 1e-3)
         if self.low >= self.high:
             raise ConfigError("low of reward 'judge' is not below high", got=f"{self.low} and {self.high}")
         if self.mode == "score" and self.against is not None:
@@ -203,7 +203,7 @@ class Judge(BuiltIn):
         texts |= {"low": str(self.low), "high": str(self.high)}
         return re.sub(r"\{(\w+)\}", lambda place: texts.get(place[1], place[0]), self._question)
 
-    def _scores(self, prompts: Sequence[Prompt], completions: list[str]) -> Verdicts:
+    def _scores(self, prompts: Sequence[PromptInput], completions: list[str]) -> Verdicts:
         questions = [
             self._filled(prompt=prompt_as_text(p), completion=c)
             for p, c in zip(prompts, completions, strict=True)
@@ -211,7 +211,7 @@ class Judge(BuiltIn):
         rewards = [parsed_score(answer, self.low, self.high) for answer in self._answers(questions)]
         return Verdicts(rewards=list(rewards), parse_failures=rewards.count(None))
 
-    def _wins(self, prompts: Sequence[Prompt], completions: list[str]) -> Verdicts:
+    def _wins(self, prompts: Sequence[PromptInput], completions: list[str]) -> Verdicts:
         """Every completion against every other one of its prompt; completions of one prompt stand side by
         side.
         """
@@ -239,7 +239,7 @@ class Judge(BuiltIn):
         )
 
     def _wins_against(
-        self, prompts: Sequence[Prompt], completions: list[str], others: Sequence[Any]
+        self, prompts: Sequence[PromptInput], completions: list[str], others: Sequence[Any]
     ) -> Verdicts:
         known = [k for k, other in enumerate(others) if other is not None]
         shares, failures = self._compared(

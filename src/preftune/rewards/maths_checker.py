@@ -8,7 +8,7 @@ import sys
 _DELIMITED = re.compile(r"\$|\\boxed|\\\(|\\\[")
 
 
-def verdict(right: str, completion: str) -> float | None:
+def compare_answers(right: str, completion: str) -> float | None:
     """Whether the completion's last expression equals the right one; None if the right one cannot be read."""
     from math_verify import parse, verify
 
@@ -20,14 +20,14 @@ def verdict(right: str, completion: str) -> float | None:
     return float(bool(answer) and verify(gold, answer, timeout_seconds=None))
 
 
-def main() -> None:
+def serve_checks() -> None:
     logging.disable()  # it warns that nothing limits its time: the other process does
     import math_verify  # noqa: F401  before it says that it is ready
 
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(verdict(**json.loads(line))), flush=True)
+        print(json.dumps(compare_answers(**json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    serve_checks()

@@ -13,8 +13,8 @@ from types import ModuleType
 
 from preftune.errors import ConfigError, shown
 from preftune.rewards.base import BuiltIn, RewardFunction
-from preftune.rewards.call import AnyReward, Part, WeightedSum
-from preftune.spec import Term, made, parse_spec
+from preftune.rewards.call import AnyReward, Part, WeightedRewards
+from preftune.spec import SpecTerm, made, parse_spec
 
 
 class _BuiltIns(Mapping[str, type[BuiltIn]]):
@@ -67,10 +67,10 @@ def resolve_reward(text: str) -> AnyReward:
     parts = tuple(
         Part(weight=1.0 if t.weight is None else t.weight, name=t.name, function=_resolved(t)) for t in terms
     )
-    return parts[0].function if terms[0].weight is None else WeightedSum(parts=parts)
+    return parts[0].function if terms[0].weight is None else WeightedRewards(parts=parts)
 
 
-def _resolved(term: Term) -> RewardFunction:
+def _resolved(term: SpecTerm) -> RewardFunction:
     name, colon, folder = term.name.partition(":")
     if name == "model" and colon:
         return made(REWARDS["model"], "model", {"path": folder, **term.settings})

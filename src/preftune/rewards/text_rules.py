@@ -134,7 +134,7 @@ class Regex(BuiltIn):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format(BuiltIn):
+class TaggedFormat(BuiltIn):
     """1 for a completion that is made of tagged blocks, each once, in this order, with only blanks between;
     else 0.
 

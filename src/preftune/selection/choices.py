@@ -20,7 +20,7 @@ GroupRewards = Sequence[float | None]
 
 NO_REWARD = "no reward"
 SINGLE = "a single reward"
-EQUAL = "all rewards are equal"
+ALL_EQUAL = "all rewards are equal"
 SMALL_GAP = "no gap of min_gap"
 BELOW = "no reward above the threshold"
 NOT_BEST = "none of the best of the collection"
@@ -140,7 +140,7 @@ def no_gap(known: Known, min_gap: float) -> str:
     if len(known) < 2:
         return SINGLE
     spread = max(known.values()) - min(known.values())
-    return EQUAL if spread == 0 else SMALL_GAP if spread < min_gap else ""
+    return ALL_EQUAL if spread == 0 else SMALL_GAP if spread < min_gap else ""
 
 
 def out_of_range(name: str, parameter: str, value: object, expected: str) -> ConfigError:

@@ -40,7 +40,7 @@ Ranking = Literal["first-round", "tournament", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestOfN:
+class BestCompletion:
     """The best completion of each group: iterated best-of-N. Dong et al., "RAFT", 2023, arXiv 2304.06767."""
 
     @property
@@ -365,7 +365,7 @@ class DynamicSampling:
 
 
 SELECTIONS: Mapping[str, type[Selection]] = {
-    "best-of-n": BestOfN,
+    "best-of-n": BestCompletion,
     "top-fraction": TopFraction,
     "rest": Rest,
     "rso": RSO,

@@ -29,7 +29,7 @@ from preftune.train.batches import (
 from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes
-from preftune.train.setup import Job, build_job, scored_groups
+from preftune.train.setup import TrainingJob, build_job, scored_groups
 from preftune.train.step import run_step
 from preftune.types import Group
 
@@ -99,7 +99,7 @@ def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Fore
         return _forecast(job, ready)
 
 
-def _forecast(job: Job, ready: float) -> Forecast:
+def _forecast(job: TrainingJob, ready: float) -> Forecast:
     policy, config, device = job.policy, job.config, job.policy.device
     to_come = sum(
         p.numel() * ((p.grad_dtype or p.dtype).itemsize + 2 * p.element_size())
@@ -182,7 +182,7 @@ class _Measured:
     moving: float  # seconds of clipping and the optimizer
 
 
-def _update(job: Job, groups: Sequence[Group]) -> _Measured:
+def _update(job: TrainingJob, groups: Sequence[Group]) -> _Measured:
     """A real update on these groups as one step, at a learning rate of 0, which also scales the decay."""
     config, policy = job.config, job.policy
     pieces = cut_step(groups, config.objective.signal, policy, config.layout, reads_last(config.objective))
@@ -218,7 +218,7 @@ def _update(job: Job, groups: Sequence[Group]) -> _Measured:
 
 
 @torch.no_grad()
-def _forward_seconds(job: Job, groups: Sequence[Group]) -> float:
+def _forward_seconds(job: TrainingJob, groups: Sequence[Group]) -> float:
     score = make_score(job.policy, job.config.objective, replace(job.anchors, reference=None))
     started = time.perf_counter()
     for piece in cut_step(
@@ -231,7 +231,7 @@ def _forward_seconds(job: Job, groups: Sequence[Group]) -> float:
 # --- what the whole run holds ---
 
 
-def _whole(job: Job, drawn: Sequence[Group]) -> tuple[int, float]:
+def _whole(job: TrainingJob, drawn: Sequence[Group]) -> tuple[int, float]:
     """Positions of the run's largest micro-batch, and the operations of all its updates."""
     shape, last = Shape.of(job.policy.model), reads_last(job.config.objective)
     counted = 1 if job.samples is not None else min(job.num_steps, _MOST_STEPS)
@@ -246,12 +246,12 @@ def _whole(job: Job, drawn: Sequence[Group]) -> tuple[int, float]:
     return largest, total * job.num_steps / counted
 
 
-def _steps_per_draw(job: Job) -> int:
+def _steps_per_draw(job: TrainingJob) -> int:
     options, batch_size = job.config.collect, job.config.batch_size
     return options.epochs * -(-(options.prompts or batch_size) // batch_size)
 
 
-def _computes_reference(job: Job) -> bool:
+def _computes_reference(job: TrainingJob) -> bool:
     """Whether the reference is asked along with the policy, and not computed before."""
     config = job.config
     mode = chosen_mode(
@@ -260,7 +260,7 @@ def _computes_reference(job: Job) -> bool:
     return job.anchors.reference is not None and mode in ("live", "adapter")
 
 
-def _evaluation_seconds(job: Job, rate: float, drawing: float, drawn: int) -> float:
+def _evaluation_seconds(job: TrainingJob, rate: float, drawing: float, drawn: int) -> float:
     """Before the first step and each `eval_every` steps."""
     if not job.eval_groups:
         return 0.0
@@ -275,7 +275,7 @@ def _evaluation_seconds(job: Job, rate: float, drawing: float, drawn: int) -> fl
     )
 
 
-def _reference_seconds(job: Job, rate: float) -> float:
+def _reference_seconds(job: TrainingJob, rate: float) -> float:
     """For the pass that a cached reference takes; what is in the cache already is not known here, so this is
     the most.
     """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from preftune.errors import storage_error
-from preftune.health.conditions import judge
+from preftune.health.conditions import check_health
 from preftune.health.history import history_of
 from preftune.health.verdict import LEVELS, Finding
 from preftune.model.layout import group_pairs
@@ -32,7 +32,7 @@ class Watch:
     def findings(self, row: Mapping[str, object] | None = None) -> tuple[Finding, ...]:
         """Of the rows written so far, and of one that is about to be."""
         rows = [*_rows(self.run), *([row] if row is not None else [])]
-        found = judge(history_of(rows, self.config, self.facts))
+        found = check_health(history_of(rows, self.config, self.facts))
         for finding in reversed(found):  # the worst is said last, where the eye is
             if finding.number > self._told.get(finding.id, 0):
                 self._told[finding.id] = finding.number

@@ -43,7 +43,7 @@ from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
 from preftune.train.saving import install_final, keep_state, save_state
-from preftune.train.setup import Job, build_job
+from preftune.train.setup import TrainingJob, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
 from preftune.train.token_table import write_tokens
@@ -140,7 +140,7 @@ def _arranged(processes: Processes, device: str, shard_mode: str) -> Processes:
 
 
 def run_loop(
-    job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None
+    job: TrainingJob, run: RunFolder, report: Reporter, counters: Counters, state: State | None
 ) -> RunResult:
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
     config, processes = job.config, job.processes
@@ -219,7 +219,7 @@ def _tell_finished(run: RunFolder, report: Reporter, step: int, evaluation: Mapp
 
 
 def _train_step(
-    job: Job, run: RunFolder, report: Reporter, counters: Counters, state: State | None, taken: Taken
+    job: TrainingJob, run: RunFolder, report: Reporter, counters: Counters, state: State | None, taken: Taken
 ) -> tuple[Counters, State]:
     config, step, groups = job.config, counters.step + 1, taken.groups
     started = time.perf_counter()
@@ -291,7 +291,7 @@ def _train_step(
 
 
 def _evaluate(
-    job: Job, run: RunFolder, report: Reporter, step: int, state: State | None, watch: Watch
+    job: TrainingJob, run: RunFolder, report: Reporter, step: int, state: State | None, watch: Watch
 ) -> dict[str, float]:
     """Held-out metrics and the run's health, in one row; without held-out data the health alone, which needs
     no row.
@@ -340,7 +340,7 @@ def _evaluate(
     return metrics
 
 
-def _bytes_needed(job: Job) -> int:
+def _bytes_needed(job: TrainingJob) -> int:
     """final/ and, if any, the checkpoints, with one more while it is written."""
     trained = sum(p.numel() * p.element_size() for p in job.policy.trainable().values())
     every = job.config.save_every

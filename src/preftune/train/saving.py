@@ -24,10 +24,10 @@ from preftune.train.checkpoint import (
 )
 from preftune.train.models import load_policy
 from preftune.train.runlog import RunFolder
-from preftune.train.setup import Job
+from preftune.train.setup import TrainingJob
 
 
-def save_state(job: Job, run: RunFolder, counters: Counters, state: State | None) -> Path:
+def save_state(job: TrainingJob, run: RunFolder, counters: Counters, state: State | None) -> Path:
     """A checkpoint by the main process, the others know where; of a model in shards by all of them together."""
     folder, processes, keep = run.checkpoints, job.processes, job.config.keep_checkpoints
     parameters, following = job.policy.trainable(), following_tensors(job.anchors.following, job.policy)
@@ -43,14 +43,14 @@ def save_state(job: Job, run: RunFolder, counters: Counters, state: State | None
     )
 
 
-def keep_state(job: Job, run: RunFolder, counters: Counters, state: State | None) -> Path:
+def keep_state(job: TrainingJob, run: RunFolder, counters: Counters, state: State | None) -> Path:
     """The same where no process has met an error: one that it meets in saving is an error of all."""
     if job.processes.lockstep:
         return save_state(job, run, counters, state)
     return job.processes.from_main(lambda: save_state(job, run, counters, state))
 
 
-def install_final(job: Job, run: RunFolder) -> None:
+def install_final(job: TrainingJob, run: RunFolder) -> None:
     """final/, by the main process; of a model in shards all put its weights together first."""
     weights = _whole_weights(job) if job.processes.lockstep else None
     job.processes.from_main(
@@ -58,7 +58,7 @@ def install_final(job: Job, run: RunFolder) -> None:
     )
 
 
-def _whole_weights(job: Job) -> dict[str, Tensor]:
+def _whole_weights(job: TrainingJob) -> dict[str, Tensor]:
     """What save_final needs of a model in shards, on the CPU of the main process."""
     policy, keep = job.policy, job.processes.is_main
     weights = None if job.config.objective.trains == "reward model" else adapter_weights(policy, keep)
@@ -68,7 +68,7 @@ def _whole_weights(job: Job) -> dict[str, Tensor]:
     return weights | full_tensors(head, keep)
 
 
-def save_final(job: Job, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+def save_final(job: TrainingJob, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """The tuned model in Hugging Face layout, or the adapter in peft's, with tokenizer and template;
     `weights` are those of a model in shards.
 
@@ -92,7 +92,7 @@ def save_final(job: Job, folder: Path, weights: Mapping[str, Tensor] | None = No
     job.tokenizer.save_pretrained(folder)
 
 
-def _put_together(job: Job, weights: Mapping[str, Tensor], head: Tensor) -> Policy:
+def _put_together(job: TrainingJob, weights: Mapping[str, Tensor], head: Tensor) -> Policy:
     """The policy as an ordinary model on the CPU: read once more, with these weights."""
     whole, _ = load_policy(job.config.model_plan, Reporter(quiet=True), lockstep=True)
     assert whole.value_head is not None

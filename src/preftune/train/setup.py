@@ -30,7 +30,7 @@ from preftune.train.budget import Budget
 from preftune.train.filters import filter_pairs
 from preftune.train.groups import DataPlan, ReadData, read_completions, read_data
 from preftune.train.models import Models, load_models
-from preftune.train.onpolicy.collect import CollectOptions, Judge
+from preftune.train.onpolicy.collect import CollectOptions, Sampler
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.source import CollectPlan, OnPolicySource, PromptData
 from preftune.train.optim import make_optimizer, schedule_line
@@ -41,7 +41,7 @@ from preftune.types import Group
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Job:
+class TrainingJob:
     """A run, ready to start."""
 
     config: TrainConfig
@@ -83,7 +83,7 @@ def prompt_data(plan: DataPlan, data: ReadData, tokenizer: PreTrainedTokenizerBa
 
 def make_source(
     models: Models,
-    judge: Judge,
+    judge: Sampler,
     material: PromptData,
     plan: CollectPlan,
     server: ServerOptions,
@@ -114,7 +114,7 @@ def _opponent(options: CollectOptions, writer: Blend | None) -> Blend | None:
     return writer if options.opponent == "reference" else replace(writer, share=options.opponent_share)
 
 
-def check_start(job: Job) -> float | None:
+def check_start(job: TrainingJob) -> float | None:
     """Step 0: policy = reference, so every log-ratio is 0 and DPO's loss is ln 2. Returns the largest
     difference seen.
 
@@ -184,7 +184,7 @@ def shared_tokenizer(model: str, options: ReferenceOptions, loading: LoadOptions
 
 def build_job(
     config: TrainConfig, report: Reporter, processes: Processes = ALONE, *, rehearses: bool = False
-) -> Job:
+) -> TrainingJob:
     """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds.
 
     Who `rehearses` has the reference's numbers for the first step alone.
@@ -223,7 +223,7 @@ def build_job(
         anchors = replace(builder, groups=visited).build(needs)
     else:
         anchors = builder.build(needs)
-        judge = Judge(
+        judge = Sampler(
             renderer=make_renderer(tokenizer, config.rows.template),
             sampling=config.sampling,
             reward=reward,
@@ -237,7 +237,7 @@ def build_job(
         )
         budget = source.within(config.budget(source.steps_per_epoch))
     report.note(f"{budget.line(source.steps_per_epoch)}; {schedule_line(budget.steps, config.optim)}")
-    job = Job(
+    job = TrainingJob(
         config=config,
         policy=models.policy,
         tokenizer=tokenizer,

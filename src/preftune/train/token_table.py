@@ -16,13 +16,13 @@ from preftune.report.read import TOKENS
 from preftune.storage import rows_to_jsonl
 from preftune.train.anchors import GroupLogps
 from preftune.train.runlog import RunFolder
-from preftune.train.setup import Job
+from preftune.train.setup import TrainingJob
 from preftune.types import Group
 
 NUM_GROUPS = 4  # the cost is that of scoring them twice
 
 
-def write_tokens(job: Job, run: RunFolder) -> None:
+def write_tokens(job: TrainingJob, run: RunFolder) -> None:
     """tokens.jsonl, where there are held-out completions and a reference; on-policy, held out are prompts
     alone.
     """

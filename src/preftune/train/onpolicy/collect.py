@@ -110,7 +110,7 @@ def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judge:
+class Sampler:
     """How completions are drawn and judged in a run."""
 
     renderer: Renderer
@@ -134,7 +134,7 @@ class Draw:
 
 def draw(
     model: PreTrainedModel,
-    judge: Judge,
+    judge: Sampler,
     prompts: Sequence[Group],
     seed: int,
     keys: Sequence[int],
@@ -191,7 +191,7 @@ def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
     return Draw(groups=tuple(groups), texts=texts, ended=ended)
 
 
-def win_rates(groups: Sequence[Group]) -> list[Group]:
+def win_rates_against_opponents(groups: Sequence[Group]) -> list[Group]:
     """Without the opponents, the last completion of each: a completion's reward becomes P(it beats the
     opponent's), a tie 1/2.
 
@@ -207,7 +207,7 @@ def win_rates(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def judge_draw(drawn: Draw, judge: Judge, records: Sequence[Record]) -> tuple[list[Group], Verdicts]:
+def judge_draw(drawn: Draw, judge: Sampler, records: Sequence[Record]) -> tuple[list[Group], Verdicts]:
     """The groups with a reward for each completion (None where it has no opinion), and what the reward said.
 
     The reward is called once on all completions; `records` are those of the prompts, for their other columns.

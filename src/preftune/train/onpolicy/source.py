@@ -25,11 +25,11 @@ from preftune.train.budget import Budget
 from preftune.train.onpolicy.collect import (
     CollectOptions,
     Draw,
-    Judge,
+    Sampler,
     draw,
     judge_draw,
     select_groups,
-    win_rates,
+    win_rates_against_opponents,
     with_opponents,
 )
 from preftune.train.onpolicy.follower import Follower
@@ -103,7 +103,7 @@ class OnPolicySource:
         self,
         *,
         policy: Policy,
-        judge: Judge,
+        judge: Sampler,
         material: PromptData,
         plan: CollectPlan,
         report: Reporter,
@@ -255,7 +255,11 @@ class OnPolicySource:
         drawn = state.unjudged
         records = [self.records[group.origin] for group in drawn.groups]
         groups, verdicts = self.processes.from_main(lambda: judge_draw(drawn, self.judge, records))
-        known = win_rates(groups) if self.opponent is not None and self.selection is None else groups
+        known = (
+            win_rates_against_opponents(groups)
+            if self.opponent is not None and self.selection is None
+            else groups
+        )
         kept, dropped = select_groups(known, self.selection, draw_seed(self.seed, TIES + state.draws))
         if self.wants_values:
             kept = self._with_values(kept)
@@ -266,7 +270,7 @@ class OnPolicySource:
     def drawn(
         self,
         prompts: Sequence[Group],
-        judge: Judge,
+        judge: Sampler,
         number: int,
         progress: Callable[[int, int], None],
         blend: Blend | None = None,
