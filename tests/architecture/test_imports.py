@@ -1,7 +1,8 @@
-"""Dependencies point one way, every module is there, and nothing grows too large."""
+"""Dependencies point one way, a public name has one meaning, and nothing grows too large."""
 
 import ast
 import importlib
+from collections import defaultdict
 from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
@@ -196,3 +197,44 @@ def test_nothing_grows_too_large():
 def test_the_layers_are_the_design_s():
     order = ["types", "objectives", "model", "sampling", "rewards", "train", "race", "commands"]
     assert all(LAYER_OF[lower] < LAYER_OF[upper] for lower, upper in pairwise(order))
+
+
+SHARED = {"run", "formats"}  # of each module in commands/, and of each module of row formats
+
+
+def public_names(text: str) -> set[str]:
+    """Functions, classes and constants of a module's top level; imported names and type variables do not count."""
+    names: set[str] = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and "TypeVar(" not in ast.unparse(node):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {
+                part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)
+            }
+    return {name for name in names if not name.startswith("_")}
+
+
+def defined_twice(texts: dict[str, str]) -> dict[str, list[str]]:
+    modules = defaultdict(list)
+    for module, text in texts.items():
+        for name in public_names(text) - SHARED:
+            modules[name].append(module)
+    return {name: where for name, where in modules.items() if len(where) > 1}
+
+
+def test_no_public_name_is_defined_twice():
+    texts = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
+    assert defined_twice(texts) == {}
+
+
+def test_a_second_meaning_is_noticed():
+    one, other = (
+        "def merge(): ...\nA, B = 1, 2\nT = TypeVar('T')",
+        "class merge: ...\nB: int = 3\nT = TypeVar('T')",
+    )
+    assert defined_twice({"one": one, "other": other}) == {"merge": ["one", "other"], "B": ["one", "other"]}
+    assert not defined_twice(
+        {"one": "def run(): ...\n_A = 1", "other": "from x import merge\ndef run(): ...\n_A = 2"}
+    )

@@ -190,7 +190,7 @@ def _hyper_parameters(kind: type[Any], page: str) -> tuple[HyperParameter, ...]:
                 name=field.name,
                 default=field.default,
                 meaning=meanings.get(field.name, ""),
-                note=plain(notes.get(field.name, "")),
+                note=strip_markdown(notes.get(field.name, "")),
             )
         )
     return tuple(found)
@@ -217,14 +217,14 @@ def _header(page: str) -> dict[str, Any]:
     without_title = re.sub(r"\*(\\.|[^*\\])+\*( \([^)]*\))?(, )?", "", paper)
     return {
         "title": heading.partition(": ")[2],
-        "paper": plain(paper).rstrip("."),
-        "citation": plain(without_title).rstrip("."),
+        "paper": strip_markdown(paper).rstrip("."),
+        "citation": strip_markdown(without_title).rstrip("."),
         "url": link[1] if link else None,
         "formula": formula[1] if formula else None,
     }
 
 
-def plain(markdown: str) -> str:
+def strip_markdown(markdown: str) -> str:
     """A line of Markdown without its marks; of a link, the text."""
     text = re.sub(r"\[([^\]]*)\]\(\S+?\)", r"\1", markdown)
     return re.sub(r"\\(.)|[*`]", lambda found: found[1] or "", text)

@@ -18,7 +18,7 @@ from preftune.storage import write_json, write_jsonl
 from preftune.text import interval_text, percent
 from preftune.train.runlog import check_output
 
-NUMBERS = "diagnosis.json"
+DIAGNOSIS_FILE = "diagnosis.json"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     finally:
         report.close()
     write_jsonl(folder / TOKENS, tokens, "write the tokens")
-    write_json(folder / NUMBERS, content, "write the diagnosis", indent=1)
+    write_json(folder / DIAGNOSIS_FILE, content, "write the diagnosis", indent=1)
     page = write_diagnosis(content, folder)
     if settings.json:
         print_json(content)
@@ -93,6 +93,6 @@ def _tell(content: Mapping[str, Any], page: Path) -> None:
     for line in (
         *summary(content)[len(content["runs"]) :],
         "",
-        f"{page} shows it; {NUMBERS} and {TOKENS} lie beside it.",
+        f"{page} shows it; {DIAGNOSIS_FILE} and {TOKENS} lie beside it.",
     ):
         print_line(console, line)

@@ -12,7 +12,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import TypeVar
 
-from preftune.data.label_words import NEGATIVE, NEUTRAL, NUMBERS, POSITIVE, label_word
+from preftune.data.label_words import NEGATIVE, NEUTRAL_WORDS, NUMBERS, POSITIVE, label_word
 from preftune.data.turn_extras import turn_extras
 from preftune.errors import DataError, shown
 from preftune.types import SOURCES, Completion, Message, Source
@@ -283,7 +283,7 @@ def as_label(value: object, name: str, seen: LabelValues | None = None) -> int |
             return 1
         if word in NEGATIVE:
             return -1
-        if word in NEUTRAL:
+        if word in NEUTRAL_WORDS:
             return None
         if _is_number(word):
             raise ColumnFault(

@@ -70,7 +70,7 @@ NEGATIVE = frozenset(
         "0.0",
     ]
 )
-NEUTRAL = frozenset(["neutral", "tie", "unknown", "unsure", "unrated", "n/a"])
+NEUTRAL_WORDS = frozenset(["neutral", "tie", "unknown", "unsure", "unrated", "n/a"])
 NUMBERS = frozenset(["+1", "1", "1.0", "-1", "-1.0", "0", "0.0"])
 _TIES = frozenset(
     ["tie", "ties", "tied", "both", "bothbad", "bothgood", "equal", "draw", "neither", "same", "nopreference"]
