@@ -14,7 +14,8 @@ from preftune.sampling.sample import SampleOptions
 from preftune.train.checkpoint import checkpoints
 from preftune.train.loop import resume, train
 from preftune.train.onpolicy.collect import CollectOptions
-from preftune.train.optim import HalfStep, OptimOptions, make_optimizer
+from preftune.train.optim import HalfStep, OptimOptions
+from preftune.train.optimizers import make_optimizer
 from preftune.train.options import TrainConfig
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
 
@@ -75,7 +76,7 @@ def test_a_rotation_is_only_damped_by_the_extragradient():
 
 def test_moments_are_put_back_too():
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = make_optimizer([parameter], OptimOptions(learning_rate=0.1))
+    optimizer = make_optimizer({"w": parameter}, OptimOptions(learning_rate=0.1))
     parameter.grad = torch.tensor([1.0, -2.0, 3.0])
     optimizer.step()
     before, moments = parameter.detach().clone(), copy.deepcopy(optimizer.state_dict())

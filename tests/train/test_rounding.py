@@ -12,7 +12,8 @@ from preftune.objectives.dpo import DPO
 from preftune.progress import Reporter
 from preftune.train.batches import cut_step, make_score
 from preftune.train.loop import train
-from preftune.train.optim import OptimOptions, make_optimizer
+from preftune.train.optim import OptimOptions
+from preftune.train.optimizers import make_optimizer
 from preftune.train.rounding import RoundedAdamW, draw_noise, round_by_chance, sum_gradients_exactly
 from preftune.train.setup import build_job
 from preftune.train.step import accumulate_gradient, global_weight
@@ -192,7 +193,7 @@ def test_the_options_reach_the_optimizer():
     chosen = OptimOptions(
         weights="bf16", learning_rate=0.1, adam_beta1=0.5, adam_beta2=0.6, adam_epsilon=0.7, weight_decay=0.8
     )
-    optimizer = make_optimizer([low_parameter(some(3))], chosen, 9)
+    optimizer = make_optimizer({"w": low_parameter(some(3))}, chosen, 9)
     assert isinstance(optimizer, RoundedAdamW) and optimizer._seed == 9
     group = optimizer.param_groups[0]
     assert [group[k] for k in ("lr", "betas", "eps", "weight_decay")] == [0.1, (0.5, 0.6), 0.7, 0.8]

@@ -33,6 +33,7 @@ ALIASES = {
     "save_steps": "save_every",
     "save_total_limit": "keep_checkpoints",
     "lr_scheduler_type": "optim.schedule",
+    "optim": "optim.name",
     "lora_r": "lora.rank",
     "lora_alpha": "lora.alpha",
     "lora_target_modules": "lora.target_modules",

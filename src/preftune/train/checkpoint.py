@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from preftune.errors import StorageError, storage_error
 from preftune.model.shard import like
+from preftune.train.optimizers import put_special, state_tensors
 
 SHARDS = "shards"
 """The folder of what is in shards, in a checkpoint that has any."""
@@ -58,7 +59,7 @@ def save_checkpoint(
     """
     scratch = begin_checkpoint(folder)
     tensors = {"policy": {name: p.detach() for name, p in parameters.items()}} | {
-        "optimiser": _optimizer_tensors(parameters, optimizer)
+        "optimiser": state_tensors(parameters, optimizer)
     }
     return end_checkpoint(scratch, counters, keep, tensors | dict(extra))
 
@@ -111,7 +112,7 @@ def write_shards(
     into `scratch`.
     """
     tensors = {f"policy|{name}": p.detach() for name, p in parameters.items()}
-    tensors |= {f"optimiser|{key}": value for key, value in _optimizer_tensors(parameters, optimizer).items()}
+    tensors |= {f"optimiser|{key}": value for key, value in state_tensors(parameters, optimizer).items()}
     tensors |= {f"reference|{name}": value for name, value in reference.items()}
     try:
         save(dict(tensors), checkpoint_id=scratch / SHARDS)
@@ -183,7 +184,7 @@ def _read_files(path: Path, parameters, optimizer, reference) -> None:
         for values, tensors in ((weights, parameters), (followed, reference)):
             for name, tensor in tensors.items():
                 tensor.copy_(like(values[name], tensor))
-    for key, value in state.items():
+    for key, value in put_special(optimizer, parameters, state).items():
         name, entry = key.rsplit("|", 1)
         parameter = parameters[name]
         per_weight = value.shape == parameter.shape
@@ -212,13 +213,3 @@ def _read_shards(path: Path, parameters, optimizer, reference) -> None:
             "ignore", message=".*assuming the intent is to load in a single process", category=UserWarning
         )
         load(wanted, checkpoint_id=path / SHARDS, no_dist=not dist.is_initialized())
-
-
-def _optimizer_tensors(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    return {
-        f"{name}|{key}": value.detach()
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }

@@ -57,6 +57,17 @@ def check_batch_size(objective: Objective, batch_size: int) -> None:
         )
 
 
+def check_shards(optim: OptimOptions, shard: ShardOptions) -> None:
+    """Optimizers that see whole matrices, or that no test covers in parts, need whole weights."""
+    if shard.mode != "none" and optim.name != "adamw":
+        raise ConfigError(
+            f"optim.name {optim.name} does not work on a model in shards",
+            got=f"shard.mode {shard.mode}",
+            expected="optim.name adamw",
+            do="Leave one out",
+        )
+
+
 def check_filter(expression: str | None, source: str, objective: Objective) -> None:
     """CHES is of the two completions of a pair, and says how likely they will be."""
     if expression is None:

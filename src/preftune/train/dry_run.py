@@ -27,6 +27,7 @@ from preftune.train.batches import (
     reads_last,
 )
 from preftune.train.onpolicy.source import OnPolicySource
+from preftune.train.optimizers import MOMENT_BYTES, set_learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes
 from preftune.train.setup import TrainingJob, build_job, scored_groups
@@ -101,8 +102,9 @@ def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Fore
 
 def _forecast(job: TrainingJob, ready: float) -> Forecast:
     policy, config, device = job.policy, job.config, job.policy.device
+    moments = MOMENT_BYTES[config.optim.name] / 4  # in units of a weight, of which adamw has two
     to_come = sum(
-        p.numel() * ((p.grad_dtype or p.dtype).itemsize + 2 * p.element_size())
+        p.numel() * ((p.grad_dtype or p.dtype).itemsize + moments * p.element_size())
         for p in policy.trainable().values()
     )
     free = in_memory(device) + available(device)
@@ -190,8 +192,7 @@ def _update(job: TrainingJob, groups: Sequence[Group]) -> _Measured:
         job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
     )
     parameters, limit = list(policy.trainable().values()), config.optim.max_grad_norm
-    for group in job.optimizer.param_groups:
-        group["lr"] = 0.0
+    set_learning_rate(job.optimizer, 0.0)
     reset_peak(policy.device)
     began = time.perf_counter()
     run_step(

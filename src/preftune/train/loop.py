@@ -39,6 +39,7 @@ from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.health_monitor import Watch, common_ends
 from preftune.train.optim import HalfStep, learning_rate
+from preftune.train.optimizers import averaged_weights, set_learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
@@ -181,8 +182,9 @@ def run_loop(
         if counters.step < last:
             keep_state(job, run, counters, state)
         else:
-            install_final(job, run)
-            write_tokens(job, run)
+            with averaged_weights(job.optimizer):
+                install_final(job, run)
+                write_tokens(job, run)
     except TrainingError as error:
         savable = (counters.step or job.samples) and not between() and (error.saves or not processes.lockstep)
         kept = f" The weights before it are in {save_state(job, run, counters, state)}." if savable else ""
@@ -228,8 +230,7 @@ def _train_step(
     pieces = cut_step(mine, kind, job.policy, config.layout, read_last)
     pieces = evened(pieces, groups, kind, job.policy, config.layout, job.processes, read_last)
     rate = learning_rate(step, max(step, job.budget.planned(counters)), config.optim)
-    for group in job.optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(job.optimizer, rate)
     needed = (
         job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
     )
@@ -300,33 +301,8 @@ def _evaluate(
         if run.writes:
             watch.findings()
         return {}
-    started, used = time.perf_counter(), {}
-    if job.samples is not None:
-        metrics = evaluate_samples(
-            job.samples,
-            job.eval_groups,
-            job.anchors.reference,
-            lambda done, of: report.update("evaluate", done, of),
-        )
-    else:
-        metrics = evaluate(
-            job.policy,
-            job.eval_groups,
-            job.config.objective,
-            job.anchors,
-            job.config.layout,
-            state,
-            job.processes,
-        )
-        seconds, operations = (
-            time.perf_counter() - started,
-            work_of(Shape.of(job.policy.model), job.eval_groups).forward,
-        )
-        used = {
-            "eval_mfu": utilisation(
-                operations, seconds, job.policy.device, job.config.precision, job.processes.size
-            )
-        }
+    with averaged_weights(job.optimizer):
+        metrics, used = _held_out(job, report, state)
     row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()} | used
     if run.writes:
         run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
@@ -338,6 +314,39 @@ def _evaluate(
     if shown:
         report.note(f"step {step}: held-out " + ", ".join(shown))
     return metrics
+
+
+def _held_out(
+    job: TrainingJob, report: Reporter, state: State | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of the held-out data, and how well the machine was used."""
+    if job.samples is not None:
+        metrics = evaluate_samples(
+            job.samples,
+            job.eval_groups,
+            job.anchors.reference,
+            lambda done, of: report.update("evaluate", done, of),
+        )
+        return metrics, {}
+    started = time.perf_counter()
+    metrics = evaluate(
+        job.policy,
+        job.eval_groups,
+        job.config.objective,
+        job.anchors,
+        job.config.layout,
+        state,
+        job.processes,
+    )
+    seconds, operations = (
+        time.perf_counter() - started,
+        work_of(Shape.of(job.policy.model), job.eval_groups).forward,
+    )
+    return metrics, {
+        "eval_mfu": utilisation(
+            operations, seconds, job.policy.device, job.config.precision, job.processes.size
+        )
+    }
 
 
 def _bytes_needed(job: TrainingJob) -> int:

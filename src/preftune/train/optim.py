@@ -1,23 +1,24 @@
 """The optimizer, its options, and the learning rate of each step."""
 
 import copy
+import difflib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from preftune.errors import check_range, refuse_idle
-from preftune.train.rounding import RoundedAdamW
+from preftune.errors import ConfigError, check_range, refuse_idle
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimOptions:
-    """AdamW and its schedule.
+    """The optimizer and its schedule.
 
     Args:
+        name: "adamw", "adamw-8bit" (package torchao), "adafactor", "muon" (matrices inside the model; AdamW for
+            the rest) or "schedule-free" (package schedulefree; with schedule constant).
         learning_rate: peak learning rate; around 1e-6 for all weights, 1e-5 to 1e-4 for adapters.
         schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
         warmup_ratio: share of all steps in which the learning rate rises linearly from zero.
@@ -34,6 +35,7 @@ class OptimOptions:
             drawn (EGPO).
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-6
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.1
@@ -47,6 +49,7 @@ class OptimOptions:
     extragradient: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", _optimizer_name(self.name))
         numbers = "a number in [0, inf)"
         check_range(self, "[0, inf)", "learning_rate", "weight_decay", "max_grad_norm", expected=numbers)
         check_range(self, "[0, 1]", "warmup_ratio", expected="a number in [0, 1]")
@@ -57,22 +60,43 @@ class OptimOptions:
             )
         check_range(self, "[0, 1)", "adam_beta1", "adam_beta2", expected="a number in [0, 1)")
         check_range(self, "(0, inf)", "adam_epsilon")
+        if self.name == "adafactor":
+            idle = ("adam_beta1", "adam_beta2", "adam_epsilon")
+            refuse_idle(self, "on adafactor, which keeps no first moment", *idle, prefix="optim.")
+        if self.name == "schedule-free" and self.schedule != "constant":
+            raise ConfigError(
+                "optim.name schedule-free averages weights in place of a schedule",
+                got=f"optim.schedule {self.schedule}",
+                expected="constant",
+                do="Set --optim.schedule constant",
+            )
+        if self.name != "adamw":
+            where = f"with optim.name {self.name}"
+            refuse_idle(self, where, "weights", "extragradient", prefix="optim.", do="Use optim.name adamw")
 
 
-def make_optimizer(
-    parameters: Iterable[nn.Parameter], options: OptimOptions, seed: int = 0
-) -> torch.optim.Optimizer:
-    """AdamW as the options have it. The seed is of what is rounded by chance."""
-    betas = (options.adam_beta1, options.adam_beta2)
-    settings = {
-        "lr": options.learning_rate,
-        "betas": betas,
-        "eps": options.adam_epsilon,
-        "weight_decay": options.weight_decay,
-    }
-    if options.weights == "bf16":
-        return RoundedAdamW(parameters, **settings, seed=seed)
-    return torch.optim.AdamW(parameters, **settings, fused=True)
+OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor", "muon", "schedule-free")
+_FAMILIAR = {
+    "adamw": ("adamw_torch", "adamw_torch_fused", "adamw_hf"),
+    "adamw-8bit": ("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit", "paged_adamw_8bit"),
+    "schedule-free": ("schedule_free_adamw", "schedule_free", "schedulefree"),
+}
+"""Names that other programs use for the same optimizers."""
+
+
+def _optimizer_name(name: str) -> str:
+    for ours, others in _FAMILIAR.items():
+        if name.lower() in others:
+            return ours
+    if name.lower() not in OPTIMIZERS:
+        near = difflib.get_close_matches(name.lower().replace("_", "-"), OPTIMIZERS, n=1)
+        raise ConfigError(
+            "optim.name is no optimizer that preftune has",
+            got=name,
+            expected=", ".join(OPTIMIZERS),
+            do=f"Did you mean {near[0]}?" if near else None,
+        )
+    return name.lower()
 
 
 def warmup_of(num_steps: int, options: OptimOptions) -> int:

@@ -17,7 +17,13 @@ from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.anchors import TOLERANCE
 from preftune.train.budget import Budget, resolved_steps
-from preftune.train.checks import check_anchors, check_batch_size, check_filter, check_low_weights
+from preftune.train.checks import (
+    check_anchors,
+    check_batch_size,
+    check_filter,
+    check_low_weights,
+    check_shards,
+)
 from preftune.train.groups import DataPlan
 from preftune.train.models import ModelPlan
 from preftune.train.onpolicy.checks import (
@@ -141,6 +147,7 @@ class TrainConfig:
                 got="lora.rank 0",
                 do="Set --lora.rank, or --reference.mode cache or live",
             )
+        check_shards(self.optim, self.shard)
         check_low_weights(self.optim, self.precision, self.lora, self.shard, self.reference)
         if self.optim.extragradient:
             self._check_extragradient()

@@ -33,7 +33,8 @@ from preftune.train.models import Models, load_models
 from preftune.train.onpolicy.collect import CollectOptions, Sampler
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.source import CollectPlan, OnPolicySource, PromptData
-from preftune.train.optim import make_optimizer, schedule_line
+from preftune.train.optim import schedule_line
+from preftune.train.optimizers import check_optimizer, hidden_matrices, make_optimizer
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.sources import OfflineSource
@@ -190,6 +191,7 @@ def build_job(
     Who `rehearses` has the reference's numbers for the first step alone.
     """
     check_attention(config.layout, pick_device(config.device))
+    check_optimizer(config.optim)
     reward = resolve_reward(config.reward) if config.reward is not None else None
     tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
     data = read_data(config.data_plan, tokenizer)
@@ -237,6 +239,7 @@ def build_job(
         )
         budget = source.within(config.budget(source.steps_per_epoch))
     report.note(f"{budget.line(source.steps_per_epoch)}; {schedule_line(budget.steps, config.optim)}")
+    weights = models.policy.trainable()
     job = TrainingJob(
         config=config,
         policy=models.policy,
@@ -245,7 +248,9 @@ def build_job(
         eval_groups=data.held,
         anchors=anchors,
         prepared=data.prepared,
-        optimizer=make_optimizer(models.policy.trainable().values(), config.optim, config.seed),
+        optimizer=make_optimizer(
+            weights, config.optim, config.seed, hidden_matrices(models.policy.model, weights)
+        ),
         budget=budget,
         processes=processes,
     )
