@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -29,14 +28,7 @@ from preftune.diagnosis.data_model import measure_own
 from preftune.diagnosis.data_rows import measure_rows, read
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import (
-    LoadOptions,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    quiet_transformers,
-    resolve_model,
-)
+from preftune.model.load import LoadOptions, load_on_device, load_tokenizer, quiet_transformers, resolve_model
 from preftune.progress import Reporter
 from preftune.rewards import AnyReward, resolve_reward
 from preftune.sampling.sample import SampleOptions
@@ -140,8 +132,7 @@ def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasure
         left_out.append("all that speaks of chosen and rejected: the data give no pairs")
     if renderer is None:
         return replace(found, left_out=(_WITHOUT_MODEL, *left_out))
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    model = load_model(source, settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
+    model = load_on_device(source, settings.loading, settings.precision, settings.device)
     options = SampleOptions(num_completions=settings.samples, max_new_tokens=settings.max_new_tokens)
     own, missing = measure_own(
         rows,

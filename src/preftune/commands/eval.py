@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 
 from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
@@ -15,25 +15,21 @@ from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
 from preftune.data.records import load_prompts
 from preftune.errors import ConfigError, check_range, refuse_idle, storage_error
-from preftune.model.layout import LayoutOptions, split_micro_batches
+from preftune.model.layout import LayoutOptions
 from preftune.model.load import (
     LoadOptions,
     check_same_tokenizer,
-    load_model,
     load_tokenizer,
-    pick_device,
     quiet_transformers,
     resolve_model,
 )
-from preftune.model.policy import Policy, score_groups
-from preftune.model.proof import choose_layout
-from preftune.model.reference import RefLogps
+from preftune.model.policy import score_all
+from preftune.model.scorer import load_scorer
 from preftune.progress import Reporter
 from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
 from preftune.sampling.sample import SampleOptions, load_sampler
 from preftune.stats import Interval, cluster_means, json_numbers, mean_interval
 from preftune.train.runlog import RunFolder
-from preftune.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +139,12 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
     prepared = prepare(settings.data, tokenizer, "pairs", settings.rows)
     for line in prepared.report.lines():
         report.note(line)
-    logps = [_score_all(settings, name, prepared.groups, report) for name in (settings.model, reference)]
+    logps = []
+    for name in (settings.model, reference):
+        policy = load_scorer(name, settings.loading, settings.layout, settings.precision, settings.device)
+        tell = partial(report.update, f"score {name}")
+        logps.append(score_all(policy, prepared.groups, settings.layout, tell))
+        del policy  # one model at a time is in memory
     ratios = [
         [float(a.sum(dtype=np.float64) - b.sum(dtype=np.float64)) for a, b in zip(one, two, strict=True)]
         for one, two in zip(*logps, strict=True)
@@ -169,24 +170,6 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
             name: mean_interval(cluster_means(values, clusters)) for name, values in quantities.items()
         },
     )
-
-
-def _score_all(settings: EvalConfig, name: str, groups: Sequence[Group], report: Reporter) -> RefLogps:
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    model = load_model(resolve_model(name), settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
-    sharing, reason = choose_layout(model, settings.layout, settings.precision)
-    policy = Policy(model=model, precision=settings.precision, sharing=sharing, sharing_reason=reason)
-    logps: RefLogps = [[] for _ in groups]
-    done = 0
-    report.update(f"score {name}", 0, len(groups))
-    for indices in split_micro_batches(groups, settings.layout, sharing):
-        for index, one in zip(
-            indices, score_groups(policy, [groups[i] for i in indices], settings.layout), strict=True
-        ):
-            logps[index] = one
-        done += len(indices)
-        report.update(f"score {name}", done, len(groups))
-    return logps
 
 
 def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from preftune.cli.checks import Precision, name_bare_words
@@ -20,6 +19,7 @@ from preftune.model.load import (
     load_tokenizer,
     quiet_transformers,
     resolve_model,
+    weights_dtype,
 )
 from preftune.model.merge import MergeMethod, Weights, merge_weights
 from preftune.terminal import clean_terminal
@@ -151,7 +151,7 @@ def merge_models(settings: MergeConfig) -> MergeResult:
     output.parent.mkdir(parents=True, exist_ok=True)
 
     def write(folder: Path) -> None:
-        first.to(torch.bfloat16 if settings.precision == "bf16" else torch.float32).save_pretrained(folder)  # type: ignore[arg-type]
+        first.to(weights_dtype(settings.precision)).save_pretrained(folder)  # type: ignore[arg-type]
         tokenizer.save_pretrained(folder)
         (folder / "merge.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
 

@@ -4,6 +4,7 @@ consistent labels are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from preftune.diagnosis.data_rows import SignalRows
 from preftune.errors import ConfigError, DataError
 from preftune.measures.coverage import Nearness, nearness, reward_peak
 from preftune.measures.noise import MIN_PROMPTS, ModelAgreement, cross_validated
-from preftune.model.layout import LayoutOptions, collate, split_micro_batches
-from preftune.model.policy import Policy, hidden_states, model_head, to_device
-from preftune.model.proof import choose_layout
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.policy import Policy, hidden_states, micro_batches, model_head, to_device
+from preftune.model.scorer import make_scorer
 from preftune.model.scoring import score_tokens
 from preftune.progress import Reporter
 from preftune.rewards import AnyReward, ask, check_columns
@@ -140,10 +141,7 @@ def score_data_completions(
     model: PreTrainedModel, asked: Asked, budget: int, precision: str, layout: LayoutOptions, report: Reporter
 ) -> list[list[list[Reading]]]:
     """[prompt][record][completion]: one pass of the model over the data, each completion up to the budget."""
-    sharing, reason = choose_layout(model, layout, precision)
-    if reason:
-        report.note(f"rows are {sharing}: {reason}")
-    policy = Policy(model=model, precision=precision, sharing=sharing, sharing_reason=reason)
+    policy = make_scorer(model, layout, precision, report.note)
     flat = [
         (p, r, _begun(group, budget))
         for p, members in enumerate(asked.members)
@@ -151,14 +149,12 @@ def score_data_completions(
     ]
     groups = [group for _, _, group in flat]
     found: list[list[list[Reading]]] = [[[] for _ in members] for members in asked.members]
-    done = 0
-    for indices in split_micro_batches(groups, layout, sharing, read_last=True):
-        parts = iter(_read(policy, [groups[i] for i in indices], layout))
+    tell = partial(report.update, "score")
+    for indices, batch in micro_batches(policy, groups, layout, tell, read_last=True):
+        parts = iter(_read(policy, batch, layout))
         for i in indices:
             p, r, group = flat[i]
             found[p][r] = [next(parts) for _ in group.completions]
-        done += len(indices)
-        report.update("score", done, len(groups))
     return found
 
 

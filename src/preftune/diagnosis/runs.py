@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from preftune.data.inspect import token_pieces
 from preftune.data.render import Renderer
@@ -13,9 +12,8 @@ from preftune.measures import displacement, shifts
 from preftune.measures.ches import Ches
 from preftune.measures.probe import TokenProbe, ches_scores, probe_groups
 from preftune.measures.shifts import TokenShifts
-from preftune.model.load import load_model, pick_device, resolve_model
 from preftune.model.policy import Policy
-from preftune.model.proof import choose_layout
+from preftune.model.scorer import load_scorer
 from preftune.objectives import objective_name
 from preftune.progress import Reporter
 from preftune.report.diagnosis import SIDES
@@ -87,10 +85,7 @@ def diagnose_runs(settings: DiagnoseRunConfig, report: Reporter) -> tuple[dict, 
 
 
 def _load(settings: DiagnoseRunConfig, name: str) -> Policy:
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    model = load_model(resolve_model(name), settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
-    sharing, reason = choose_layout(model, settings.layout, settings.precision)
-    return Policy(model=model, precision=settings.precision, sharing=sharing, sharing_reason=reason)
+    return load_scorer(name, settings.loading, settings.layout, settings.precision, settings.device)
 
 
 def _told(report: Reporter, phase: str) -> Callable[[int, int], None]:

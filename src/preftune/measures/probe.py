@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from preftune.measures.ches import Ches, ches
-from preftune.model.layout import LayoutOptions, collate, split_micro_batches
-from preftune.model.policy import Policy, hidden_states, model_head, to_device
+from preftune.model.layout import LayoutOptions, collate
+from preftune.model.policy import Policy, hidden_states, micro_batches, model_head, to_device
 from preftune.model.scoring import Head, head_logits, score_tokens
 from preftune.types import Batch, Group
 
@@ -93,10 +93,8 @@ def _hidden_batches(
     """(group indices, their batch, the hidden states that predict its completion tokens), one micro-batch
     after another.
     """
-    progress(0, len(groups))
-    done = 0
-    for indices in split_micro_batches(groups, options, policy.sharing):
-        batch = to_device(collate([groups[i] for i in indices], options, policy.sharing), policy.device)
+    for indices, part in micro_batches(policy, groups, options, progress):
+        batch = to_device(collate(part, options, policy.sharing), policy.device)
         with (
             torch.no_grad(),
             torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"),
@@ -105,5 +103,3 @@ def _hidden_batches(
                 lambda batch=batch: hidden_states(policy.model, batch, policy.sharing)[batch.predict_at]
             )
         yield indices, batch, hidden
-        done += len(indices)
-        progress(done, len(groups))

@@ -154,6 +154,19 @@ def check_same_tokenizer(model: str, reference: str, options: LoadOptions) -> No
         )
 
 
+def weights_dtype(precision: str) -> torch.dtype:
+    """Of the weights of a model that is not trained."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def load_on_device(name: str, options: LoadOptions, precision: str, device: str) -> PreTrainedModel:
+    """A causal model by its name, with weights in `precision`, on the device ("auto" takes a GPU if there is
+    one).
+    """
+    model = load_model(resolve_model(name), options, weights_dtype(precision))
+    return model.to(pick_device(device))  # type: ignore[arg-type]
+
+
 def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is
     exact.

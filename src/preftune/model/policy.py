@@ -15,7 +15,7 @@ from preftune.errors import ModelError
 from preftune.model.attention_masks import attention_inputs
 from preftune.model.attention_segments import segment_lengths, window_inputs
 from preftune.model.kernels.recompute import recomputing
-from preftune.model.layout import LayoutOptions, Sharing, collate
+from preftune.model.layout import LayoutOptions, Sharing, collate, split_micro_batches
 from preftune.model.scoring import Head, HeadScores, score_tokens
 from preftune.model.shard import ShardOptions, Shards, cut_up, full_tensors
 from preftune.types import Batch, Group, TokenScores
@@ -227,6 +227,36 @@ def score(
 def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N 1"]:
     assert policy.value_head is not None, "the policy has no value head"
     return policy.value_head(hidden.to(policy.value_head.weight.dtype))
+
+
+def micro_batches(
+    policy: Policy,
+    groups: Sequence[Group],
+    options: LayoutOptions,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    read_last: bool = False,
+) -> Iterator[tuple[list[int], list[Group]]]:
+    """(indices, groups) of one micro-batch after another; `progress` gets (groups done, of all)."""
+    progress(0, len(groups))
+    done = 0
+    for indices in split_micro_batches(groups, options, policy.sharing, read_last):
+        yield indices, [groups[i] for i in indices]
+        done += len(indices)
+        progress(done, len(groups))
+
+
+def score_all(
+    policy: Policy,
+    groups: Sequence[Group],
+    options: LayoutOptions,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[list[np.ndarray]]:
+    """logp of every completion token of any number of groups, as float32 arrays [group][completion]."""
+    logps: list[list[np.ndarray]] = [[] for _ in groups]
+    for indices, part in micro_batches(policy, groups, options, progress):
+        for index, scores in zip(indices, score_groups(policy, part, options), strict=True):
+            logps[index] = scores
+    return logps
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError, StorageError, TrainingError, check_range, refuse_idle, storage_error
 from preftune.model.layout import LayoutOptions, split_micro_batches
-from preftune.model.policy import PROBE, Policy, score_groups
+from preftune.model.policy import PROBE, Policy, score_all, score_groups
 from preftune.types import Group
 
 RefLogps = list[list[np.ndarray]]
@@ -219,17 +219,11 @@ def fill_store(
         split_micro_batches([groups[place] for place in part], options, reference.sharing) for part in parts
     ]
     idle, done = reference.behind(sum(map(len, pieces))), 0
-    for chosen, batches in zip(parts, pieces, strict=True):
+    for chosen in parts:
         part = [groups[place] for place in chosen]
-        logps: RefLogps = [[] for _ in part]
-        for indices in batches:
-            for index, one in zip(
-                indices, score_groups(reference, [part[i] for i in indices], options), strict=True
-            ):
-                logps[index] = one
-            done += len(indices)
-            progress(done, len(missing))
+        logps = score_all(reference, part, options, lambda n, of, done=done: progress(done + n, len(missing)))
         store.add(part, logps)
+        done += len(part)
     for _ in range(idle):
         score_groups(reference, [PROBE], options)
     return len(missing)

@@ -16,6 +16,7 @@ from preftune.model.load import (
     load_tokenizer,
     pick_device,
     resolve_model,
+    weights_dtype,
 )
 from preftune.rewards.base import (
     BuiltIn,
@@ -96,7 +97,7 @@ def load_classifier(settings: RewardModel) -> Classifier:
     source = resolve_model(settings.path)
     loading = LoadOptions(trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle)
     tokenizer = load_tokenizer(source, loading)
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    dtype = weights_dtype(settings.precision)
     model = load_classification_model(source, loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
     template = settings.template
     if template == "auto":

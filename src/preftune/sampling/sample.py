@@ -16,7 +16,7 @@ from preftune.data.options import Template
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError, check_range
 from preftune.model.attention_segments import without_flex
-from preftune.model.load import LoadOptions, load_model, load_tokenizer, pick_device, resolve_model
+from preftune.model.load import LoadOptions, load_on_device, load_tokenizer, resolve_model
 from preftune.model.policy import model_head
 from preftune.model.scoring import Head, head_logits
 from preftune.sampling.distribution import MAX_KEY, log_distribution, pick, uniforms
@@ -106,8 +106,7 @@ def load_sampler(
     """A model by its name, to draw from, with the renderer of its prompts."""
     source = resolve_model(name)
     renderer = make_renderer(load_tokenizer(source, loading), template)
-    model = load_model(source, loading, torch.bfloat16 if precision == "bf16" else torch.float32)
-    return model.to(pick_device(device)), renderer  # type: ignore[arg-type]
+    return load_on_device(source, loading, precision, device), renderer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

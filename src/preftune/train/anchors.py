@@ -14,9 +14,17 @@ from torch import Tensor
 
 from preftune.model.adapters import inject_lora
 from preftune.model.cost import Shape, utilisation, work_of
-from preftune.model.layout import collate, split_micro_batches
+from preftune.model.layout import collate
 from preftune.model.load import load_model, resolve_model
-from preftune.model.policy import Policy, hidden_states, in_shards, model_head, score_groups, to_device
+from preftune.model.policy import (
+    Policy,
+    hidden_states,
+    in_shards,
+    micro_batches,
+    model_head,
+    score_groups,
+    to_device,
+)
 from preftune.model.proof import choose_layout
 from preftune.model.reference import (
     REFERENCE_SCORES,
@@ -243,8 +251,7 @@ class AnchorBuilder:
         plan = self.plan
         chosen = np.random.default_rng(plan.seed).permutation(len(self.groups))[:4]
         few = [self.groups[i] for i in chosen]
-        for indices in split_micro_batches(few, plan.layout, model.sharing):
-            part = [few[i] for i in indices]
+        for _, part in micro_batches(model, few, plan.layout):
             check_equal(
                 [store.get(group) for group in part],
                 score_groups(model, part, plan.layout),

@@ -10,7 +10,7 @@ from preftune.model.classifier import check_classifier
 from preftune.model.kernels.products import has_bf16
 from preftune.model.kernels.recompute import check_recomputes
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions, load_model, pick_device, resolve_model
+from preftune.model.load import LoadOptions, load_model, pick_device, resolve_model, weights_dtype
 from preftune.model.policy import Policy, in_shards, make_value_head
 from preftune.model.proof import choose_layout
 from preftune.model.reference import weights_digest
@@ -69,7 +69,7 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
     low = plan.low_weights or (
         plan.precision == "bf16" and plan.lora.rank > 0
     )  # with adapters, what is frozen
-    dtype = torch.bfloat16 if low else torch.float32
+    dtype = weights_dtype("bf16" if low else "fp32")
     device = torch.device("cpu") if lockstep else pick_device(plan.device)
     model = load_model(resolve_model(plan.model), plan.loading, dtype).to(device)  # type: ignore[arg-type]
     if plan.classifies:

@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from preftune.data.prepare import Prepared
 from preftune.data.render import make_renderer
 from preftune.data.store import JoinedGroups
-from preftune.model.layout import split_micro_batches
 from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, pick_device, resolve_model
-from preftune.model.policy import Policy, score_groups
+from preftune.model.policy import Policy, micro_batches, score_groups
 from preftune.model.proof import check_attention
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions, check_equal
 from preftune.objectives import Objective
@@ -126,8 +125,7 @@ def check_start(job: TrainingJob) -> float | None:
         return None
     few = job.source.take(1)[:4]
     worst = 0.0
-    for indices in split_micro_batches(few, config.layout, job.policy.sharing):
-        part = [few[i] for i in indices]
+    for _, part in micro_batches(job.policy, few, config.layout):
         worst = max(
             worst,
             check_equal(

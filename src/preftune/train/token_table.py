@@ -10,8 +10,8 @@ import torch
 
 from preftune.data.inspect import token_pieces
 from preftune.data.render import Renderer, make_renderer
-from preftune.model.layout import LayoutOptions, group_pairs, split_micro_batches
-from preftune.model.policy import Policy, score_groups
+from preftune.model.layout import LayoutOptions, group_pairs
+from preftune.model.policy import Policy, micro_batches, score_groups
 from preftune.report.read import TOKENS
 from preftune.storage import rows_to_jsonl
 from preftune.train.anchors import GroupLogps
@@ -55,8 +55,7 @@ def token_rows(
     has none its first completion. `logp` and `ref_logp` are of one token, nats.
     """
     few, rows = groups[:NUM_GROUPS], []
-    for indices in split_micro_batches(few, layout, policy.sharing):
-        part = [few[index] for index in indices]
+    for indices, part in micro_batches(policy, few, layout):
         scored = zip(indices, part, score_groups(policy, part, layout), reference(part), strict=True)
         for index, group, mine, anchor in scored:
             pairs = group_pairs(group)

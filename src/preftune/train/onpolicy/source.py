@@ -16,7 +16,7 @@ from torch import Tensor
 from preftune.errors import TrainingError
 from preftune.model.cost import Shape, utilisation, work_of
 from preftune.model.layout import LayoutOptions, collate, split_micro_batches
-from preftune.model.policy import Policy, adapter_weights, score
+from preftune.model.policy import Policy, adapter_weights, micro_batches, score
 from preftune.progress import Reporter
 from preftune.sampling.agreement import agreement, check_agreement
 from preftune.sampling.sample import Blend, Sampled
@@ -315,8 +315,8 @@ class OnPolicySource:
     def _with_values(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with the scalar head's values as they are at sampling."""
         found = list(groups)
-        for indices in split_micro_batches(groups, self.layout, self.policy.sharing):
-            batch = collate([groups[i] for i in indices], self.layout, self.policy.sharing)
+        for indices, part in micro_batches(self.policy, groups, self.layout):
+            batch = collate(part, self.layout, self.policy.sharing)
             value = score(self.policy, batch, frozenset({"value"})).value
             assert value is not None
             parts = iter(value.float().cpu().split(batch.lengths.tolist()))
