@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.data.chat_text import make_chat_text, only_writes_texts, run_template
+from preftune.data.chat_run import run_template
+from preftune.data.chat_syntax import only_writes_texts
+from preftune.data.chat_text import make_chat_text
 from preftune.errors import DataError
 from preftune.types import Message
 from tests.data import tokenizers_for_tests as made

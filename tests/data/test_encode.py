@@ -83,7 +83,8 @@ def test_an_engine_of_words_would_not_bear_a_cut_after_the_first():
 def test_groups_are_those_of_a_renderer_that_neither_cuts_nor_skips(template, prompt, answers):
     renderer = make_renderer(made.byte_tokenizer(template))
     encoder = replace(renderer.encoder, engine=None, cuts=())
-    plain = replace(renderer, chat=replace(renderer.chat, fixed=False), encoder=encoder)
+    writing = replace(renderer.writing, chat=replace(renderer.chat, fixed=False))
+    plain = replace(renderer, writing=writing, rules=replace(renderer.rules, encoder=encoder))
     record = Record(prompt=prompt, completions=tuple(answers), origin="f:1")
     (ours,), (theirs,) = renderer.render_all([record]), plain.render_all([record])
     if isinstance(theirs, Exception):

@@ -273,7 +273,7 @@ def test_groups_are_the_same_before_and_after():
     assert renderer.encoder.quick is not None
     wait(renderer.encoder.quick)
     again = list(renderer.render_all(records))
-    slow = replace(renderer, encoder=replace(renderer.encoder, quick=None))
+    slow = replace(renderer, rules=replace(renderer.rules, encoder=replace(renderer.encoder, quick=None)))
     for one, other, third in zip(first, again, slow.render_all(records), strict=True):
         for a, b, c in zip(
             *(list((group.prompt, *group.completions)) for group in (one, other, third)), strict=True

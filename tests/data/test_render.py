@@ -56,7 +56,7 @@ def test_prompt_and_completion_read_as_the_template_writes_them(family):
     whole = renderer.tokenizer.apply_chat_template(turns, tokenize=False)
     both = renderer.decode(np.concatenate([group.prompt, group.completions[0]]))
     assert whole.startswith(
-        both.removesuffix("</s>") if renderer.after_end and not renderer.template_end else both
+        both.removesuffix("</s>") if renderer.end.after and not renderer.end.text else both
     )
 
 

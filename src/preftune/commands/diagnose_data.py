@@ -121,7 +121,7 @@ def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasure
     source = ""
     if settings.model is not None:
         source = resolve_model(settings.model)
-        renderer = make_renderer(load_tokenizer(source, settings.loading), settings.rows.template, many=True)
+        renderer = make_renderer(load_tokenizer(source, settings.loading), settings.rows, many=True)
     if settings.reward is not None:
         reward = settings.reward, resolve_reward(settings.reward)
     rows = read(settings.data, settings.rows, renderer)

@@ -180,7 +180,7 @@ def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation
     stages: list[list[Judged]] = []
     for name in (reference_of(settings), settings.model):
         model, renderer = load_sampler(
-            name, settings.loading, settings.precision, settings.device, settings.rows.template
+            name, settings.loading, settings.precision, settings.device, settings.rows
         )
         stages.append(
             sample_and_judge(

@@ -163,7 +163,12 @@ class _Round:
             optim=config.optim,
             lora=config.lora,
             loading=config.loading,
-            rows=DataOptions(template=config.rows.template, max_length=config.rows.max_length),
+            rows=DataOptions(
+                template=config.rows.template,
+                chat_template=config.rows.chat_template,
+                chat_template_kwargs=config.rows.chat_template_kwargs,
+                max_length=config.rows.max_length,
+            ),
             reference=ReferenceOptions(model=config.model) if anchored else ReferenceOptions(),
         )
 
@@ -209,7 +214,7 @@ class _Round:
             records[(count * (self.number - 1) + i) % len(records)] for i in range(min(count, len(records)))
         ]
         model, renderer = load_sampler(
-            self.model, config.loading, config.precision, config.device, config.rows.template
+            self.model, config.loading, config.precision, config.device, config.rows
         )
         drawn = sample(
             model,

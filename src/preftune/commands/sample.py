@@ -105,7 +105,7 @@ def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[lis
     """A function of records, seed and progress that draws from the server or in this process."""
     if not settings.server.url:
         model, renderer = load_sampler(
-            settings.model, settings.loading, settings.precision, settings.device, settings.rows.template
+            settings.model, settings.loading, settings.precision, settings.device, settings.rows
         )
         engine, reason = choose_engine(model)
         if reason:
@@ -119,9 +119,7 @@ def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[lis
             progress,
             engine=engine,
         )
-    renderer = make_renderer(
-        load_tokenizer(resolve_model(settings.model), settings.loading), settings.rows.template
-    )
+    renderer = make_renderer(load_tokenizer(resolve_model(settings.model), settings.loading), settings.rows)
     journal = _journal_of(settings)
     if journal is not None and journal.exists():
         report.note(f"going on with what {journal} holds")

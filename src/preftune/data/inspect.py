@@ -119,7 +119,7 @@ class Inspection:
 def inspect_data(source: str | Path, tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Inspection:
     """The census of a source as it would be trained on. Too long rows are counted, never an error here."""
     loaded = load_records(source, options, stops=False)
-    renderer = make_renderer(tokenizer, options.template, many=True)
+    renderer = make_renderer(tokenizer, options, many=True)
     pairs = list(zip(loaded.records, renderer.render_all(loaded.records), strict=True))
     bad = [bad.message for bad in loaded.bad_rows]
     bad += [str(group) for _, group in pairs if isinstance(group, DataError)]
@@ -283,10 +283,16 @@ def _append_tokens(text: Text, ids: np.ndarray, renderer: Renderer, styles: tupl
 
 
 def token_pieces(ids: np.ndarray, renderer: Renderer) -> list[str]:
-    """The text that each token adds: bytes of one character come out with the token that completes it."""
+    """The text that each token adds: bytes of one character come out with the token that completes it.
+
+    Tokens are decoded behind another one, as decoders in the way of SentencePiece leave out the blank that a
+    text begins with.
+    """
+    before = renderer.encoder.ids(["a"])[0]
+    skip = len(renderer.decode(before))
     pieces, start = [], 0
     for end in range(1, len(ids) + 1):
-        piece = renderer.decode(ids[start:end])
+        piece = renderer.decode(np.concatenate([before, ids[start:end]]))[skip:]
         whole = (
             not piece.endswith("\ufffd") or end - start >= 4 or end == len(ids)
         )  # UTF-8 takes at most 4 bytes

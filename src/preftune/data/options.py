@@ -79,6 +79,10 @@ class DataOptions:
             1 / (1 + exp(-gap / temperature)); in units of the reward. Without it they count as certain.
         template: Render prompts with the tokenizer's chat template or as plain text; auto takes chat if there
             is one.
+        chat_template: A file with a Jinja chat template, or the name of one that comes with preftune (qwen3, qwq,
+            r1-distill, llama-3). It replaces the model's template and is saved with the trained model.
+        chat_template_kwargs: Variables for the chat template, for instance {"enable_thinking": false}. A row's
+            column chat_template_kwargs overrides them.
         truncation: What to do with a group longer than max_length: error, drop it, cut the prompt from its
             left, or cut the completions from their right to the same length. All but error are counted.
         max_length: Most tokens of a prompt and its longest completion together.
@@ -95,6 +99,8 @@ class DataOptions:
     min_gap: float = 0.0
     soft_label_temperature: float | None = None
     template: Template = "auto"
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     truncation: Truncation = "drop"
     max_length: int = 2048
     max_rows: int | None = None
@@ -125,6 +131,13 @@ class DataOptions:
                 "The data option max_length is too small",
                 got=self.max_length,
                 expected="at least 2: a prompt token and a completion token",
+            )
+        if self.template == "plain" and (self.chat_template is not None or self.chat_template_kwargs):
+            raise ConfigError(
+                "The data options chat_template and chat_template_kwargs have no effect on plain text",
+                got="template plain",
+                expected="template auto or chat",
+                do="Leave one of them out",
             )
         columns = parse_columns(self.columns, FIELDS)
         names = self.ignore.split(",") if isinstance(self.ignore, str) else self.ignore

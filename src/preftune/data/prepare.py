@@ -13,6 +13,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from preftune.data.chat_templates import apply_template
 from preftune.data.data_report import DataReport, Lengths
 from preftune.data.fit import fit
 from preftune.data.options import DataOptions
@@ -71,6 +72,7 @@ def prepare(
     They are kept in the cache where it is certain that the next preparation would give the same
     (`store_key`), else in a temporary file. Memory does not grow with the rows but for some bytes of each.
     """
+    apply_template(tokenizer, options)
     key, before = store_key(str(source), tokenizer, signal, options), stamps(str(source))
     folder = None if key is None else cache_folder() / "tokens" / key
     meta = None if folder is None else read_meta(folder)
@@ -154,7 +156,7 @@ class _Maker:
         found = derivation.derived(records) if derivation is not None else self._as_they_are(records)
         first = next(found)  # what is wrong with the signal is said before what is wrong with the tokenizer
         renderer, origins, fitted = (
-            make_renderer(tokenizer, options.template, many=True),
+            make_renderer(tokenizer, options, many=True),
             deque[str](),
             Counter[str](),
         )

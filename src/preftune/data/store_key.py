@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from preftune.data.files import suffix_of
 from preftune.data.options import DataOptions
+from preftune.data.vocabulary import missing_rows
 
 _CODE = ("data", "types.py", "errors.py")  # of this package: what makes groups
 _LIBRARIES = ("transformers", "tokenizers", "fastokens", "jinja2", "numpy")
@@ -81,6 +82,7 @@ def _told_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...] | 
         template,
         specials,
         tokenizer.split_special_tokens,
+        missing_rows(tokenizer),
         hashlib.blake2b(engine.encode()).hexdigest(),
     )
 
@@ -91,6 +93,6 @@ def _code() -> str:
     digest = hashlib.blake2b()
     for name in _CODE:
         path = root / name
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+        for file in sorted([*path.glob("*.py"), *path.glob("*/*.jinja")]) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
     return " ".join([digest.hexdigest(), *(f"{name} {version(name)}" for name in _LIBRARIES)])

@@ -169,7 +169,7 @@ def find_material(settings: DiagnoseRunConfig, runs: Sequence[Run]) -> Material:
     else:
         source, rows, groups = _held_out(runs, tokenizer)
     groups = groups[: settings.max_prompts]
-    return Material(source=source, groups=groups, renderer=make_renderer(tokenizer, rows.template))
+    return Material(source=source, groups=groups, renderer=make_renderer(tokenizer, rows))
 
 
 def _held_out(

@@ -139,7 +139,7 @@ def reward_tokenizer(renderer: Renderer) -> PreTrainedTokenizerBase:
             break
     else:
         tokenizer.add_special_tokens({"pad_token": PAD})
-    if renderer.mode == "chat" and (renderer.after_end or not renderer.template_end):
+    if renderer.mode == "chat" and (renderer.end.after or not renderer.end.text):
         tokenizer.chat_template = _ending_template(tokenizer, renderer)
     return tokenizer
 
@@ -152,8 +152,8 @@ def _writes_unknown(tokenizer: Any) -> bool:
 
 def _ending_template(tokenizer: Any, renderer: Renderer) -> str:
     """The template with nothing behind the last end of turn, such as a line break; as it is if that fails."""
-    end, count = renderer.template_end + renderer.after_end, len(renderer.after_end)
-    last = "" if renderer.template_end else renderer.decode([renderer.end_of_turn])
+    end, count = renderer.end.text + renderer.end.after, len(renderer.end.after)
+    last = "" if renderer.end.text else renderer.decode([renderer.end_of_turn])
     whole = str(tokenizer.chat_template)
     wrapped = (
         "{%- set whole -%}" + whole + "{%- endset -%}"

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from preftune.data.vocabulary import note_rows
 from preftune.errors import ConfigError, ModelError
 from preftune.model.adapters import quiet_peft
 from preftune.model.attention_segments import plain_attention
@@ -120,13 +121,27 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
     """The tokenizer of a resolved model (of an adapter: the one saved beside it, else its base's)."""
     if (Path(source) / _ADAPTER_FILE).is_file() and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_of(source), options)
-    return _from_pretrained(
+    tokenizer = _from_pretrained(
         AutoTokenizer.from_pretrained,
         source,
         "tokenizer",
         source,
         trust_remote_code=options.trust_remote_code,
     )
+    rows = _embedding_rows(Path(source) / "config.json")
+    if rows is not None:
+        note_rows(tokenizer, rows)
+    return tokenizer
+
+
+def _embedding_rows(path: Path) -> int | None:
+    """The rows of the embedding that the configuration of a model on this machine states."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return rows if type(rows) is int and rows > 0 else None
 
 
 def pick_device(name: str) -> torch.device:

@@ -164,9 +164,7 @@ def _judged(config: CompareConfig, trial: Trial, model: Path, report: Reporter) 
     """
     assert config.judge_prompts is not None and config.judge_reward is not None
     records = load_prompts(config.judge_prompts, DataOptions(template=config.rows.template), report)
-    loaded, renderer = load_sampler(
-        str(model), config.loading, config.precision, config.device, config.rows.template
-    )
+    loaded, renderer = load_sampler(str(model), config.loading, config.precision, config.device, config.rows)
     found = sample_and_judge(loaded, renderer, records, config.sampling, config.judge_reward, trial.seed)
     known = [one.reward for one in found if one.reward is not None]
     if not known:

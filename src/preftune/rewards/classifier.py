@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.data.fields import as_turns
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError, TrainingError
 from preftune.model.load import (
@@ -27,7 +28,7 @@ from preftune.rewards.base import (
     prompt_as_text,
     whole_prompts,
 )
-from preftune.types import Group, Message, Record
+from preftune.types import Group, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,11 +232,7 @@ def render(
     renderer: Renderer, prompt: PromptInput, completions: Sequence[str], ended: Sequence[bool], where: str
 ) -> Group:
     """Completions of one prompt as token ids; `where` names the first of them for an error."""
-    turns = (
-        prompt
-        if isinstance(prompt, str)
-        else tuple(Message(role=t["role"], content=t["content"]) for t in prompt)
-    )
+    turns = prompt if isinstance(prompt, str) else as_turns(list(prompt), "prompt_turns")
     try:
         return renderer.render(
             Record(prompt=turns, completions=tuple(completions), ended=tuple(ended), origin=where)

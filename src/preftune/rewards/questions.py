@@ -29,6 +29,7 @@ def questions(
     columns: dict[str, object] = {
         name: [records[p].columns[name] for p, _ in flat] for name in sorted(shared_columns(records))
     }
+    columns |= template_columns([records[p] for p, _ in flat])
     columns |= {
         "ended": [ended[p][k] for p, k in flat],
         "num_tokens": [num_tokens[p][k] for p, k in flat],
@@ -45,6 +46,13 @@ def questions(
 def shared_columns(records: Sequence[Record]) -> set[str]:
     """Columns that every record has."""
     return set.intersection(*(set(record.columns) for record in records)) if records else set()
+
+
+def template_columns(records: Sequence[Record]) -> dict[str, list[object]]:
+    """The columns tools and chat_template_kwargs, where a record has them: one entry for each record."""
+    known = [record.template_columns() for record in records]
+    names = sorted(set().union(*known))
+    return {name: [columns.get(name) for columns in known] for name in names}
 
 
 def prompt_text(record: Record) -> str:

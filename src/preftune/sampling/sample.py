@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from preftune.data.options import Template
+from preftune.data.options import DataOptions, Template
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError, check_range
 from preftune.model.attention_segments import without_flex
@@ -101,11 +101,11 @@ def load_sampler(
     loading: LoadOptions,
     precision: Literal["fp32", "bf16"],
     device: str,
-    template: Template = "auto",
+    rows: DataOptions | Template = "auto",
 ) -> tuple[PreTrainedModel, Renderer]:
     """A model by its name, to draw from, with the renderer of its prompts."""
     source = resolve_model(name)
-    renderer = make_renderer(load_tokenizer(source, loading), template)
+    renderer = make_renderer(load_tokenizer(source, loading), rows)
     return load_on_device(source, loading, precision, device), renderer
 
 
@@ -262,6 +262,7 @@ def _draw(
     voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: SampleOptions, renderer: Renderer
 ) -> list[Sampled]:
     """Token by token until all rows have ended; `noise` are the rows' uniforms."""
+    stop = (*options.stop, *renderer.stop_texts)
     (count, budget), live = noise.shape, np.arange(len(noise))
     tokens, lengths = np.zeros((count, budget), dtype=np.int32), np.full(count, budget)
     ended = np.zeros(count, dtype=bool)
@@ -270,9 +271,7 @@ def _draw(
         found = _next_tokens(voices, noise[live, step], options)
         tokens[live, step], behaviour[live, step], logp[live, step] = (one.cpu().numpy() for one in found)
         for row in live[~ended[live]]:
-            if tokens[row, step] == renderer.end_of_turn or _stopped(
-                tokens[row, : step + 1], options.stop, renderer
-            ):
+            if tokens[row, step] in renderer.stop_ids or _stopped(tokens[row, : step + 1], stop, renderer):
                 ended[row], lengths[row] = True, step + 1
         on = ~ended[live]
         if step + 1 == budget or not on.any():
@@ -352,5 +351,7 @@ def _stopped(ids: np.ndarray, stop: Sequence[str], renderer: Renderer) -> bool:
 
 def completion_text(ids: np.ndarray, renderer: Renderer) -> str:
     """The text of a completion's tokens, without the end-of-turn token and other special ones."""
-    kept = ids[: len(ids) - (len(ids) > 0 and ids[-1] == renderer.end_of_turn)]
-    return str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
+    kept = ids[: len(ids) - (len(ids) > 0 and ids[-1] in renderer.stop_ids)]
+    text = str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
+    end = next((end for end in renderer.stop_texts if text.endswith(end)), "")
+    return text.removesuffix(end).rstrip("\n") if end else text

@@ -115,6 +115,13 @@ async def _sample(
             expected="tokens",
             do="Use a server that takes token ids, or template chat",
         )
+    if renderer.replaced and server.api in ("transformers", "chat"):
+        raise ConfigError(
+            "A server's chat uses its own template: rows.chat_template has no effect on it",
+            got=f"server.api {server.api}",
+            expected="tokens",
+            do="Use a server that takes token ids, or leave rows.chat_template out",
+        )
     async with HttpClient(endpoint_of(server)) as client:
         model = server.model or await client.request("/v1/models", None, _first_model)
         server = replace(server, model=model)
@@ -171,7 +178,8 @@ async def _find_api(
     """
     if server.api in ("tokens", "transformers"):
         return server.api, lambda prompt, options: _body(server.api, server.model, renderer, prompt, options)
-    apis: tuple[Api, ...] = ("tokens", "transformers", "chat") if renderer.mode == "chat" else ("tokens",)
+    chats = renderer.mode == "chat" and not renderer.replaced
+    apis: tuple[Api, ...] = ("tokens", "transformers", "chat") if chats else ("tokens",)
     if server.api == "chat":
         apis = ("chat",)
     refusals = []
@@ -246,8 +254,9 @@ def _body(
         "temperature": options.temperature,
         "top_p": options.top_p,
     }
-    if options.stop:
-        body["stop"] = list(options.stop)
+    stop = [*options.stop, *renderer.stop_texts]
+    if stop:
+        body["stop"] = stop
     if api == "tokens":
         body["prompt"] = prompt.tokens.tolist()
         # What is off is said, too: servers take what is left open from the model's own recommendations.
@@ -258,20 +267,25 @@ def _body(
             "logprobs": 1,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
-            "stop_token_ids": [renderer.end_of_turn],
-            "include_stop_str_in_output": bool(options.stop),
+            "stop_token_ids": list(renderer.stop_ids),
+            "include_stop_str_in_output": bool(stop),
         }
         return body
     assert prompt.record is not None, "a chat is asked with text"
     text = prompt.record.prompt
     turns = (Message(role="user", content=text),) if isinstance(text, str) else text
-    body["messages"] = [{"role": turn.role, "content": turn.content} for turn in turns]
+    body["messages"] = [
+        {key: value for key, value in turn.as_dict().items() if key != "weight"} for turn in turns
+    ]
+    body |= prompt.record.template_columns()
+    if renderer.chat.defaults:
+        body["chat_template_kwargs"] = {**renderer.chat.defaults, **body.get("chat_template_kwargs", {})}
     if api == "transformers":
-        greedy = options.temperature == 0
+        greedy, ends = options.temperature == 0, list(renderer.stop_ids)
         drawn = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
         body["generation_config"] = json.dumps(
             {"do_sample": not greedy, "max_new_tokens": options.max_new_tokens, "repetition_penalty": 1.0}
-            | {"eos_token_id": renderer.end_of_turn, "pad_token_id": renderer.end_of_turn}
+            | {"eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": renderer.end_of_turn}
             | ({} if greedy else drawn | ({"min_p": options.min_p} if options.min_p else {}))
         )
     elif options.top_k or options.min_p:
@@ -294,7 +308,7 @@ def _sampled(
             token_ids=_tokens_of(row, prompt.record, renderer), text=row["text"], ended=row["ended"]
         )
     ids, values = list(row["token_ids"]), row["logprobs"]
-    by_text = row["stop_text"] or any(text in row["text"] for text in options.stop)
+    by_text = row["stop_text"] or any(text in row["text"] for text in (*options.stop, *renderer.stop_texts))
     added = renderer.tokenizer.added_tokens_decoder
     if row["ended"] and not by_text and not (ids and ids[-1] in added and added[ids[-1]].special):
         ids.append(renderer.end_of_turn)  # some servers leave it out, and its log-probability in or out

@@ -81,7 +81,7 @@ def save_final(job: TrainingJob, folder: Path, weights: Mapping[str, Tensor] | N
         head = named.pop("value_head.weight")
     if job.config.objective.trains == "reward model":
         whole = policy if named is None or head is None else _put_together(job, named, head)
-        save_reward_model(whole, make_renderer(job.tokenizer, job.config.rows.template), folder)
+        save_reward_model(whole, make_renderer(job.tokenizer, job.config.rows), folder)
         return
     if policy.peft_model is not None:  # the embeddings never train here
         policy.peft_model.save_pretrained(folder, save_embedding_layers=False, state_dict=named)

@@ -224,7 +224,7 @@ def build_job(
     else:
         anchors = builder.build(needs)
         judge = Sampler(
-            renderer=make_renderer(tokenizer, config.rows.template),
+            renderer=make_renderer(tokenizer, config.rows),
             sampling=config.sampling,
             reward=reward,
             reward_name=config.reward or "",

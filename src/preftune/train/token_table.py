@@ -30,7 +30,7 @@ def write_tokens(job: TrainingJob, run: RunFolder) -> None:
         return
     if not run.writes and not job.processes.lockstep:
         return
-    renderer = make_renderer(job.tokenizer, job.config.rows.template)
+    renderer = make_renderer(job.tokenizer, job.config.rows)
     rows = token_rows(
         job.policy,
         job.anchors.reference,
