@@ -2,6 +2,7 @@
 stood there, what was expected and what to do.
 """
 
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -150,15 +151,34 @@ def refuse_idle(
             )
 
 
+_REMEDIES = {
+    errno.ENOSPC: ("a disk with room", "Free some space or choose another folder"),
+    errno.EDQUOT: ("room in your quota", "Free some space or choose another folder"),
+    errno.EFBIG: ("a file system that holds files of this size", "Choose another folder, or raise ulimit -f"),
+    errno.EROFS: ("a folder that can be written", "Choose another folder"),
+    errno.EACCES: ("permission", "Change the permissions or choose another folder"),
+    errno.EPERM: ("permission", "Change the permissions or choose another folder"),
+    errno.EMFILE: ("fewer open files in this process", "Raise the limit of open files: ulimit -n 4096"),
+    errno.ENFILE: ("fewer open files on this machine", "Close other programs, or raise fs.file-max"),
+    errno.ENOENT: ("a folder that exists", "Was it removed or unmounted? Start again"),
+    errno.EIO: ("a disk that works", "Check the disk, or choose another folder"),
+    errno.ESTALE: ("a file server that answers", "Mount the folder again, then repeat the command"),
+    errno.ENAMETOOLONG: ("a shorter name", "Choose another name"),
+    errno.ELOOP: ("a path without a circle of links", "Choose another folder"),
+}
+"""Error number of the system -> (what was expected, what to do)."""
+
+
 def storage_error(action: str, path: str | os.PathLike[str], error: OSError) -> StorageError:
     """The StorageError for an operating-system error met while doing `action` ("write the checkpoint") on
     `path`.
     """
+    expected, do = _REMEDIES.get(
+        error.errno or 0,
+        ("a folder that can be written and has room", "Free some space or choose another folder"),
+    )
     return StorageError(
-        f"Cannot {action} at {os.fspath(path)}",
-        got=error.strerror or str(error),
-        expected="a folder that can be written and has room",
-        do="Free some space or choose another folder",
+        f"Cannot {action} at {os.fspath(path)}", got=error.strerror or str(error), expected=expected, do=do
     )
 
 

@@ -34,8 +34,12 @@ class Reporter:
     _told: float = 0.0
 
     def note(self, text: str) -> None:
-        if not self.quiet:
+        if self.quiet:
+            return
+        try:
             self.console.print(clean_terminal(text), markup=False, soft_wrap=True)
+        except OSError:  # the terminal was closed: what the run does matters more than what it says
+            self.quiet, self._bar = True, None
 
     def update(self, phase: str, done: int, total: int, detail: str = "") -> None:
         """`done` of `total` of a phase; a new phase (best told with what is done before it starts) has its

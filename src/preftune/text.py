@@ -23,6 +23,15 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f}%" if math.isfinite(value) else "not finite"
 
 
+def bytes_text(count: int | float) -> str:
+    """`512 bytes`, `1.4 MB`, `270 GB`: three significant digits, in powers of a thousand."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 999.5 or unit == "TB":
+            return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 

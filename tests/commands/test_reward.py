@@ -220,8 +220,8 @@ def test_mistakes_are_told_before_anything_is_judged(source, tmp_path, capsys):
         err = failure(capsys, bad, "--reward", "regex(pattern=a)", "--output", output)
         assert wanted in err and "row 8" in err
     assert "cannot be read" in failure(capsys, tmp_path / "no.jsonl", "--reward", "ended", "--output", output)
-    assert "cannot be written" in failure(
-        capsys, source, "--reward", "ended", "--output", tmp_path / "no" / "o.jsonl", code=4
+    assert "Cannot make the folder" in failure(
+        capsys, source, "--reward", "ended", "--output", f"{source}/o.jsonl", code=4
     )
     assert not output.exists() and not (tmp_path / "o.jsonl.part").exists()
 

@@ -20,7 +20,7 @@ from preftune.objectives.sft import SFT
 from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint, save_checkpoint
 from preftune.train.step import MicroBatch, run_step
 from preftune.types import Labels, TokenScores
-from tests.folders import PAIRS, metric_rows, save_tiny_model, weights_of, write_rows
+from tests.folders import PAIRS, metric_rows, same_bits, save_tiny_model, timeless, weights_of, write_rows
 
 ODD = "zyx~^`"  # characters that no other row has
 ROWS = [{**row, "chosen": f"{row['chosen']} {ODD}"} if k == 5 else row for k, row in enumerate(PAIRS)]
@@ -227,7 +227,8 @@ def test_a_full_disk_leaves_nothing_half_written(words, tiny_folder, pairs_file,
     assert "Cannot write" in one_line(capsys)
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
     left = {str(path.relative_to(run)) for path in run.rglob("*")} - {"checkpoints"}
-    assert left == {"config.yaml", "metrics.jsonl", "data_report.json", "status.json"}
+    whole = {"config.yaml", "manifest.json", "metrics.jsonl", "data_report.json", "status.json"}
+    assert left == whole | (set() if words else {"health.json", "tokens.jsonl"})
 
 
 def train_words(model, data, output, *more) -> list[str]:
@@ -267,12 +268,36 @@ def test_there_is_nothing_to_resume(tiny_folder, pairs_file, tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", "--resume", str(run)]) == 2
     assert "is finished" in one_line(capsys)
-    (run / "status.json").write_text('{"state": "running", "step": 0, "message": ""}')
-    assert main(["train", "--resume", str(run)]) == 4
-    assert "has no checkpoint" in one_line(capsys)
-    (run / "status.json").write_text("{")
-    assert main(["train", "--resume", str(run)]) == 4
-    assert "is not a run folder" in one_line(capsys)
     for words in (["--resume"], ["--resume", str(run), "--epochs", "3"], ["--resume", str(tmp_path)]):
         assert main(["train", *words]) == 2
         one_line(capsys)
+
+
+@pytest.mark.parametrize("status", ['{"state": "running", "step": 0, "message": ""}', "{", "\0\0\0", None])
+def test_a_run_killed_after_its_model_was_saved_is_completed(
+    status, tiny_folder, pairs_file, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    assert main(train_words(tiny_folder, pairs_file, run, "--max_steps", "1")) == 0
+    page = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    if status is None:
+        (run / "status.json").unlink()
+    else:
+        (run / "status.json").write_text(status)
+    assert main(["train", "--resume", str(run)]) == 0
+    capsys.readouterr()
+    assert json.loads((run / "status.json").read_text()) == {"state": "finished", "step": 1, "message": ""}
+    assert (run / "report.html").read_text() == page
+
+
+def test_a_run_without_a_checkpoint_starts_again(tiny_folder, pairs_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(train_words(tiny_folder, pairs_file, run, "--max_steps", "2")) == 0
+    rows, weights = timeless(metric_rows(run)), weights_of(run / "final")
+    for path in run.iterdir():
+        if path.name not in ("config.yaml", "metrics.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "starts again" in capsys.readouterr().err
+    assert timeless(metric_rows(run)) == rows and same_bits(weights_of(run / "final"), weights)

@@ -3,8 +3,12 @@
 import gc
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import ModuleType
 
 from preftune import __version__
@@ -46,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _run(words)
+        with _stopping_signals():
+            status = _run(words)
         sys.stdout.flush()
         return status
     except PreftuneError as error:
@@ -54,11 +59,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"preftune {words[0]}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"\npreftune {words[0]}: interrupted.", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be closed
+            print(f"\npreftune {words[0]}: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _stopping_signals() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP end a command as Ctrl-C does, with temporary files removed. Signals that arrive
+    within two seconds of the first, as a scheduler sends them to a process group, count as one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = -float("inf")
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > 2:
+            raise KeyboardInterrupt
+
+    names = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    usual = {getattr(signal, name): way for name, way in names.items() if hasattr(signal, name)}
+    numbers = [number for number, way in usual.items() if signal.getsignal(number) == way]  # not if ignored
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, usual[number])
 
 
 def _is_told_elsewhere(error: PreftuneError) -> bool:

@@ -12,6 +12,7 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, check_range
 from preftune.objectives import OBJECTIVES
+from preftune.storage import new_file
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 
@@ -23,6 +24,7 @@ class CurvesConfig:
     Args:
         objectives: which ones; all when none is given.
         output: the figure, *.png, *.svg or *.pdf.
+        overwrite: replace the output if it exists.
         quantity: the derivative with respect to the token's "logit" or to its "logp" (log-probability).
         ref_prob: probability of the token under the reference, between 0 and 1.
         json: print the curves as JSON.
@@ -30,6 +32,7 @@ class CurvesConfig:
 
     objectives: list[str] = field(default_factory=list)
     output: str = "derivative-curves.png"
+    overwrite: bool = False
     quantity: Quantity = "logit"
     ref_prob: float = 0.3
     json: bool = False
@@ -61,7 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     if not found.curves:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.not_drawn.items())
         raise ConfigError("None of these objectives has a curve", got=reasons)
-    figure = write_figure(found, Path(settings.output))
+    with new_file(settings.output, settings.overwrite) as output:
+        figure = write_figure(found, output)
     if settings.json:
         print_json(asdict(found) | {"figure": str(figure)})
         return 0

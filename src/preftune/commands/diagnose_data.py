@@ -3,6 +3,7 @@ trained.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from preftune.progress import Reporter
 from preftune.rewards import AnyReward, resolve_reward
 from preftune.sampling.sample import SampleOptions
 from preftune.stats import json_numbers
-from preftune.storage import write_json
+from preftune.storage import new_file, write_json
 from preftune.terminal import clean_terminal
 from preftune.text import percent, plural, value_text
 
@@ -226,10 +227,13 @@ def run(arguments: Sequence[str]) -> int:
         positional="data",
         description="What a data set can teach a model: preftune diagnose data FILE --model M",
     )
-    found = diagnose_data(settings, Reporter(quiet=settings.json))
-    content = diagnosis_json(found, settings)
-    if settings.output is not None:
-        write_json(Path(settings.output), content, "write the diagnosis")
+    with ExitStack() as stack:
+        if settings.output is not None:
+            stack.enter_context(new_file(settings.output, settings.overwrite))
+        found = diagnose_data(settings, Reporter(quiet=settings.json))
+        content = diagnosis_json(found, settings)
+        if settings.output is not None:
+            write_json(Path(settings.output), content, "write the diagnosis")
     if settings.json:
         print_json(content)
         return 0

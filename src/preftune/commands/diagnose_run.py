@@ -14,7 +14,7 @@ from preftune.model.load import quiet_transformers
 from preftune.progress import Reporter
 from preftune.report.diagnosis import interval, summary, write_diagnosis
 from preftune.report.read import TOKENS
-from preftune.storage import write_json, write_jsonl
+from preftune.storage import locked_folder, write_json, write_jsonl
 from preftune.text import interval_text, percent
 from preftune.train.runlog import check_output
 
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     _check_folder(settings.output)
     report = Reporter(quiet=settings.json)
     try:
-        with memory_errors():
+        with memory_errors(), locked_folder(folder):
             content, tokens = diagnose_runs(settings, report)
     finally:
         report.close()

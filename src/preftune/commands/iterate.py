@@ -4,13 +4,13 @@ people can look into.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
 from preftune.cli.output import print_json
-from preftune.cli.settings import parse_settings, settings_from_run
+from preftune.cli.settings import parse_settings
 from preftune.commands.reward import RewardConfig, add_rewards
 from preftune.commands.sample import sample_rows
 from preftune.commands.select import SelectConfig, select
@@ -26,13 +26,12 @@ from preftune.objectives.bnf import BNF
 from preftune.progress import Reporter
 from preftune.rewards import TIMEOUT_S, resolve_reward
 from preftune.sampling.sample import SampleOptions, load_sampler, sample
-from preftune.storage import write_jsonl
+from preftune.storage import locked_folder, remove_leftovers, write_jsonl
 from preftune.terminal import clean_terminal
-from preftune.train.checkpoint import checkpoints
-from preftune.train.loop import resume, train
+from preftune.train.loop import train_or_resume
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig, four_completions
-from preftune.train.runlog import claim_folder, forget_run, to_plain
+from preftune.train.runlog import claim_folder, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +199,11 @@ class _Round:
         known = [one for one in rewards if one is not None]
         mean = sum(known) / len(known) if known else None
         report.note(f"reward {'none' if mean is None else format(mean, '.4f')} of {len(rewards)} completions")
-        if not (self.run / "final").exists():
+        if not (self.run / "config.yaml").exists():
             for line in select(self.select_settings()).lines():
                 report.note(line)
-            self._train()
+        if train_or_resume(self.train_settings(), quiet=self.config.json).final is None:
+            raise KeyboardInterrupt
         return mean
 
     def _sample(self, report: Reporter) -> None:
@@ -227,32 +227,22 @@ class _Round:
         rows = sample_rows(mine, drawn, config.sampling)
         write_jsonl(self.folder / "completions.jsonl", rows, "write the completions")
 
-    def _train(self) -> None:
-        """A run with a checkpoint goes on; one without starts again, as it has nothing to lose."""
-        if checkpoints(self.run / "checkpoints"):
-            result = resume(
-                replace(settings_from_run(TrainConfig, self.run), output=str(self.run)),
-                quiet=self.config.json,
-            )
-        else:
-            forget_run(self.run)
-            result = train(self.train_settings(), quiet=self.config.json)
-        if result.final is None:
-            raise KeyboardInterrupt
-
 
 def iterate(config: IterateConfig, report: Reporter) -> IterateResult:
     """All rounds; those that are finished are only read."""
     mine = {
         key: value for key, value in to_plain(config).items() if key not in ("rounds", "json", "output")
     }  # rounds may grow
-    claim_folder(config.output, "iterate.yaml", mine)
-    model, rewards = config.model, []
-    for number in range(1, config.rounds + 1):
-        stage = _Round(config, number, model)
-        stage.folder.mkdir(exist_ok=True)
-        rewards.append(stage.go(report))
-        model = str(stage.run / "final")
+    with locked_folder(Path(config.output)):
+        claim_folder(config.output, "iterate.yaml", mine)
+        remove_leftovers(Path(config.output))
+        model, rewards = config.model, []
+        for number in range(1, config.rounds + 1):
+            stage = _Round(config, number, model)
+            stage.folder.mkdir(exist_ok=True)
+            remove_leftovers(stage.folder)
+            rewards.append(stage.go(report))
+            model = str(stage.run / "final")
     report.close()
     return IterateResult(final=model, rewards=tuple(rewards))
 

@@ -6,7 +6,6 @@ It stands apart from the other verbs so that nothing here waits for the model li
 
 import difflib
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Literal
 
 import yaml
 
-from preftune.cli.checks import check_new_file
 from preftune.cli.output import print_json, print_table
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, check_range
@@ -30,7 +28,7 @@ from preftune.race.experiment_rates import tune_experiments
 from preftune.race.lab_figure import write_lab_figure
 from preftune.race.problem import LAST_SEED, LabRace, check_seeds, lab_contenders, run_lab_race
 from preftune.race.schedule import check_budget, check_tuning_seeds, plan_race
-from preftune.storage import whole_file, write_json
+from preftune.storage import new_file, whole_file, write_json
 from preftune.terminal import clean_terminal
 from preftune.text import plural, value_text
 
@@ -217,10 +215,10 @@ def _run(arguments: Sequence[str]) -> int:
         positional="problem",
         description="Objectives on one problem: preftune lab run PROBLEM",
     )
-    target = _target(Path(settings.output) / "result.json", settings.overwrite)
-    result = run_lab_race(settings.lab_race(), settings.workers, _teller("runs"))
-    write_json(target, result, "write the result", indent=1)
-    figure = write_lab_figure(result, target.with_name("result.svg"))
+    with new_file(str(Path(settings.output) / "result.json"), settings.overwrite) as target:
+        result = run_lab_race(settings.lab_race(), settings.workers, _teller("runs"))
+        write_json(target, result, "write the result", indent=1)
+        figure = write_lab_figure(result, target.with_name("result.svg"))
     if settings.json:
         print_json(result | {"figure": str(figure)})
         return 0
@@ -363,10 +361,10 @@ def _all(arguments: Sequence[str]) -> int:
         LabAllConfig, arguments, prog="preftune lab all", description="Every experiment, on fresh seeds"
     )
     folder = Path(settings.output)
-    _target(folder / VERDICTS, settings.overwrite)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
-    found = confirm(seeds, settings.workers, _teller("runs"), runs_shown(), settings.experiments)
-    page = write_findings(found, load_rates(), folder)
+    with new_file(str(folder / VERDICTS), settings.overwrite):
+        found = confirm(seeds, settings.workers, _teller("runs"), runs_shown(), settings.experiments)
+        page = write_findings(found, load_rates(), folder)
     if settings.json:
         print_json([outcome.as_dict() for outcome in found.outcomes])
         return 0
@@ -392,27 +390,12 @@ def _tune(arguments: Sequence[str]) -> int:
         positional="output",
         description="Learning rates of the experiments: preftune lab tune FILE",
     )
-    target = _target(Path(settings.output), settings.overwrite)
-    content = tune_experiments(settings.tier, settings.workers, _teller("runs"))
-    with whole_file(target, "write the rates") as file:
-        file.write_text(yaml.safe_dump(content, sort_keys=False, width=132), encoding="utf-8")
+    with new_file(settings.output, settings.overwrite) as target:
+        content = tune_experiments(settings.tier, settings.workers, _teller("runs"))
+        with whole_file(target, "write the rates") as file:
+            file.write_text(yaml.safe_dump(content, sort_keys=False, width=132), encoding="utf-8")
     print(clean_terminal(f"{plural(len(content['runs']), 'run')} tuned in {target}"))
     return 0
-
-
-def _target(path: Path, overwrite: bool) -> Path:
-    """Refuses before the work what could not be written after it."""
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder", expected="a name for a file")
-    check_new_file(str(path), overwrite)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writable = os.access(path.parent, os.W_OK)
-    except OSError as error:
-        raise ConfigError(f"Cannot write to {path.parent}", got=error.strerror) from error
-    if not writable:
-        raise ConfigError(f"Cannot write to {path.parent}", do="Choose another output")
-    return path
 
 
 def _teller(what: str) -> Callable[[int, int], None]:

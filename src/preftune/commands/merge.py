@@ -22,6 +22,7 @@ from preftune.model.load import (
     weights_dtype,
 )
 from preftune.model.merge import MergeMethod, Weights, merge_weights
+from preftune.storage import new_folder
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 from preftune.train.runlog import RunFolder, check_output, check_room
@@ -119,7 +120,13 @@ def merge_models(settings: MergeConfig) -> MergeResult:
     """Load, check that the models fit each other, merge, save with the first one's tokenizer; whole or not at
     all.
     """
+    output = Path(settings.output)
     check_output(settings.output)
+    with new_folder(output):
+        return _merge(settings)
+
+
+def _merge(settings: MergeConfig) -> MergeResult:
     others = [*settings.models[1:], *([settings.base] if settings.base is not None else [])]
     for other in others:
         check_same_tokenizer(settings.models[0], other, settings.loading)

@@ -9,6 +9,7 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, refuse_idle
 from preftune.report.page import write_comparison, write_report
+from preftune.storage import new_file
 from preftune.terminal import clean_terminal
 
 
@@ -19,11 +20,13 @@ class ReportConfig:
     Args:
         runs: run folders.
         output: the page of several runs.
+        overwrite: replace the output if it exists.
         json: print the path as JSON.
     """
 
     runs: list[str]
     output: str | None = None
+    overwrite: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
@@ -54,10 +57,10 @@ def run(arguments: Sequence[str]) -> int:
         description="Draw the page of a run again, or of several: preftune report RUN [RUN ...]",
     )
     folders = [Path(run) for run in settings.runs]
-    page = (
-        write_comparison(folders, Path(settings.output))
-        if settings.output
-        else write_report(folders[0], _facts_of)
-    )
+    if settings.output:
+        with new_file(settings.output, settings.overwrite) as output:
+            page = write_comparison(folders, output)
+    else:
+        page = write_report(folders[0], _facts_of)
     print_json({"page": str(page)}) if settings.json else print(clean_terminal(str(page)))
     return 0

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preftune.cli.checks import check_new_file
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.data.fields import as_text, described, value_of
@@ -28,7 +27,7 @@ from preftune.errors import (
 from preftune.progress import Reporter
 from preftune.rewards import TIMEOUT_S, RewardReport, Verdicts, ask, check_columns, resolve_reward
 from preftune.rewards.questions import prompt_text, prompt_turns
-from preftune.storage import json_line, whole_file
+from preftune.storage import json_line, new_file, whole_file
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 from preftune.types import Record
@@ -105,7 +104,11 @@ class _Row:
 
 def add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
     """Judge every completion of the file and write its rows with the rewards."""
-    check_new_file(settings.output, settings.overwrite)
+    with new_file(settings.output, settings.overwrite):
+        return _add_rewards(settings, report)
+
+
+def _add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
     rows = list(_rows(settings))
     function = resolve_reward(settings.reward)
     check_columns(

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import choose_engine
 from preftune.sampling.sample import Sampled, SampleOptions, load_sampler, sample
 from preftune.sampling.server import sample_server
-from preftune.storage import write_jsonl
+from preftune.storage import new_file, write_jsonl
 from preftune.terminal import clean_terminal
 from preftune.types import Message, Record
 
@@ -35,6 +36,7 @@ class SampleConfig:
         output: write JSON lines {prompt, completions, ended, num_tokens, budget, the other columns of the
             prompts} here instead of printing. With a server, what is drawn is kept in a journal beside it
             until all is there, and the same command goes on from it.
+        overwrite: replace the output if it exists.
         seed: of the draw.
         precision: "fp32" or "bf16".
         device: "auto" takes a GPU if there is one.
@@ -49,6 +51,7 @@ class SampleConfig:
     prompt: str | None = None
     prompts: str | None = None
     output: str | None = None
+    overwrite: bool = False
     seed: int = 0
     precision: Precision = "fp32"
     device: str = "auto"
@@ -67,6 +70,8 @@ class SampleConfig:
             raise ConfigError("prompt and prompts exclude each other", got="both", expected="one of them")
         if self.prompts is None:
             refuse_idle(self, "without prompts", "output", do="Add --prompts FILE")
+        if self.output is None:
+            refuse_idle(self, "without an output", "overwrite")
         if self.prompt is None and self.prompts is None:
             add = "Add --prompt TEXT or --prompts FILE"
             refuse_idle(self, "in a chat", "json", got="neither prompt nor prompts", do=add)
@@ -86,6 +91,13 @@ def run(arguments: Sequence[str]) -> int:
         prog="preftune sample",
         description="Completions of a model; without a prompt, a chat.",
     )
+    with ExitStack() as stack:
+        if settings.output is not None:  # refused before anything is loaded
+            stack.enter_context(new_file(settings.output, settings.overwrite))
+        return _run(settings)
+
+
+def _run(settings: SampleConfig) -> int:
     report = Reporter(quiet=settings.json or settings.prompt is not None)
     records: Sequence[Record] = []
     if settings.prompt is not None:

@@ -20,7 +20,7 @@ from preftune.selection.apply import apply
 from preftune.selection.choices import NO_REWARD, Makes, Selected, Selection
 from preftune.selection.length_penalty import balanced_alpha, penalized
 from preftune.selection.rules import make_selection
-from preftune.storage import write_jsonl
+from preftune.storage import new_file, write_jsonl
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 from preftune.types import Completion, Message, Record
@@ -179,6 +179,11 @@ class SelectResult:
 
 def select(settings: SelectConfig) -> SelectResult:
     """Read, select, write the whole file or nothing."""
+    with new_file(settings.output, settings.overwrite):
+        return _select(settings)
+
+
+def _select(settings: SelectConfig) -> SelectResult:
     loaded = load_records(settings.data, settings.rows)
     records: Sequence[Record] = merge(loaded.records, "rewards")
     price, records = _priced(records, settings.length_penalty)

@@ -1,8 +1,11 @@
 """What each verb does: settings in, work done by the rooms, results printed."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from preftune.cli.checks import resumed_folder
 from preftune.cli.output import print_json
@@ -24,6 +27,7 @@ def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
     as_json, rehearses = "--json" in arguments, not {"--dry-run", "--dry_run"}.isdisjoint(arguments)
     words = [word for word in arguments if word not in ("--json", "--dry-run", "--dry_run")]
+    words, options = _resume_options(words)
     folder = resumed_folder([*words, *(["--dry-run"] if rehearses else [])], "train")
     if folder is not None:
         if not (Path(folder) / "config.yaml").is_file():
@@ -33,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         settings = replace(
             settings_from_run(TrainConfig, Path(folder)), output=folder
         )  # the folder may have moved
-        start = resume
+        start = partial(resume, **options)
     else:
         settings = parse_settings(
             TrainConfig,
@@ -41,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
             prog="preftune train",
             description="Tune a model on preferences. `--resume RUN` goes on with one; `--dry-run` tells what it will cost.",
         )
-        start = train
+        start = _restarted(settings) or train
     with together(settings.process_minutes) as processes:
         if rehearses:
             return _rehearse(settings, as_json, processes)
@@ -49,6 +53,41 @@ def run(arguments: Sequence[str]) -> int:
         if processes.is_main:
             _tell_run(result, as_json, writes=settings.objective.trains == "policy")
     return 0 if result.state == "finished" else 130
+
+
+def _resume_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """(the other words, what stands after `--resume RUN`: --allow-changed NAME,NAME and --skip-damaged)"""
+    words: list[str] = []
+    options: dict[str, Any] = {}
+    rest = list(arguments)
+    resumes = bool(rest) and rest[0].partition("=")[0] == "--resume"
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if resumes and name == "--allow-changed":
+            value = value if equals else rest.pop(0) if rest else ""
+            options["allowed"] = frozenset(part.strip() for part in value.split(",") if part.strip())
+            if not options["allowed"]:
+                raise ConfigError(
+                    "--allow-changed names nothing",
+                    got=word,
+                    expected="--allow-changed data,optim.learning_rate",
+                )
+        elif resumes and word.replace("_", "-") == "--skip-damaged":
+            options["skip_damaged"] = True
+        else:
+            words.append(word)
+    return words, options
+
+
+def _restarted(settings: TrainConfig) -> Callable[..., RunResult] | None:
+    """Where torchrun starts all processes again after one was lost, the run they had begun is resumed."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if not again or not (Path(settings.output) / "config.yaml").is_file():
+        return None
+    before = replace(settings_from_run(TrainConfig, Path(settings.output)), output=settings.output)
+    return resume if before == settings else None
 
 
 def _rehearse(settings: TrainConfig, as_json: bool, processes: Processes) -> int:

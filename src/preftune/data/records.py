@@ -13,9 +13,9 @@ from preftune.data.formats import DETECTION_ROWS, FORMATS, Drop, Format, detect
 from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
 from preftune.data.row_view import TIE, RowView
-from preftune.errors import DataError, storage_error
+from preftune.errors import DataError
 from preftune.progress import Reporter
-from preftune.storage import json_line
+from preftune.storage import write_jsonl
 from preftune.types import Record
 
 
@@ -44,11 +44,7 @@ class LoadedRecords:
 
 def write_bad_rows(path: str | Path, bad_rows: Sequence[BadRow]) -> None:
     """One JSON line {file, row, message} for each skipped row."""
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json_line(asdict(bad)) for bad in bad_rows)
-    except OSError as error:
-        raise storage_error("write the list of bad rows", path, error) from error
+    write_jsonl(Path(path), map(asdict, bad_rows), "write the list of bad rows")
 
 
 class Census:

@@ -2,6 +2,8 @@
 
 import math
 import statistics
+from array import array
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +17,8 @@ MIN_STEPS = 10
 class Points:
     """One metric at ascending steps, finite values only, at least one."""
 
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
+    steps: Sequence[int]
+    values: Sequence[float]
 
     def head(self, num: int = WINDOW) -> float:
         """Mean of the first values: fewer than `num` where head and tail would meet."""
@@ -130,6 +132,44 @@ def history_of(
         for phase in ("train", "eval")
     )
     return History(train=train, evaluation=evaluation, settings=settings_of(config, facts))
+
+
+class GrowingHistory:
+    """A history to which rows are added one by one; the cost of a row does not depend on how many there are."""
+
+    def __init__(self, config: Mapping[str, object], facts: Mapping[str, str] | None = None):
+        self._settings = settings_of(config, facts)
+        self._points: dict[str, dict[str, Points]] = {"train": {}, "eval": {}}
+        self.last_evaluation: int | None = None  # its step
+
+    def add(self, row: Mapping[str, object]) -> None:
+        """One line of metrics.jsonl. A step that stands twice counts as it came last."""
+        step, phase = row.get("step"), row.get("phase")
+        if not isinstance(step, int) or phase not in ("train", "eval"):
+            return
+        if phase == "eval":
+            self.last_evaluation = step
+        series = self._points[str(phase)]
+        for key, value in row.items():
+            if key == "step" or not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            name = key.removeprefix("eval_") if phase == "eval" else key
+            if math.isfinite(value):
+                points = series.setdefault(name, Points(steps=array("q"), values=array("d")))
+                _put(points.steps, points.values, step, float(value))  # type: ignore[arg-type]
+
+    def now(self) -> History:
+        """As of the rows so far; its numbers are shared with this object, and no copy."""
+        return History(train=self._points["train"], evaluation=self._points["eval"], settings=self._settings)
+
+
+def _put(steps: array, values: array, step: int, value: float) -> None:
+    place = len(steps) if not steps or steps[-1] < step else bisect_left(steps, step)
+    if place < len(steps) and steps[place] == step:
+        values[place] = value
+    else:
+        steps.insert(place, step)
+        values.insert(place, value)
 
 
 def points_of(steps: Sequence[int], values: Mapping[int, float]) -> Points | None:

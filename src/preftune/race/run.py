@@ -20,10 +20,9 @@ from preftune.race.schedule import Trial, models_wanted, next_trials
 from preftune.report.read import RunFiles, read_run
 from preftune.rewards.judged import sample_and_judge
 from preftune.sampling.sample import load_sampler
-from preftune.storage import write_json
-from preftune.train.checkpoint import checkpoints
-from preftune.train.loop import resume, train
-from preftune.train.runlog import claim_folder, forget_run, to_plain
+from preftune.storage import locked_folder, remove_leftovers, write_json
+from preftune.train.loop import train_or_resume
+from preftune.train.runlog import claim_folder, to_plain
 
 RESULT, COMPARISON, COMPARISON_PAGE = "result.json", "comparison.json", "comparison.html"
 
@@ -33,7 +32,13 @@ GROWS = ("objectives", "seeds", "keep_models", "json", "output")
 
 def compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
     """The whole race; runs that are over are only read. Returns the content of comparison.json."""
+    with locked_folder(Path(config.output)):
+        return _compare(config, report)
+
+
+def _compare(config: CompareConfig, report: Reporter) -> dict[str, Any]:
     output = Path(config.output)
+    remove_leftovers(output)
     claim_folder(config.output, "compare.yaml", {k: v for k, v in to_plain(config).items() if k not in GROWS})
     race, methods = config.race(), {one.label: one for one in config.contenders()}
     results: dict[Trial, Result] = {}
@@ -90,23 +95,18 @@ def _train_result(config: CompareConfig, contender: Contender, trial: Trial, rep
     """
     folder = Path(config.output) / config.folder(contender, trial)
     settings = config.train_settings(contender, trial, str(folder))
-    if not (folder / "final").exists():
-        try:
-            if checkpoints(folder / "checkpoints"):
-                ended = resume(settings, quiet=True)
-            else:
-                forget_run(folder)
-                ended = train(settings, quiet=True)
-        except DivergenceError:
-            run = read_run(folder)
-            return Result(
-                score=None,
-                failed=f"after step {run.last_step}: {run.message}",
-                counters=_counters(run),
-                measures={},
-            )
-        if ended.final is None:
-            raise KeyboardInterrupt
+    try:
+        ended = train_or_resume(settings, quiet=True)
+    except DivergenceError:
+        run = read_run(folder)
+        return Result(
+            score=None,
+            failed=f"after step {run.last_step}: {run.message}",
+            counters=_counters(run),
+            measures={},
+        )
+    if ended.final is None:
+        raise KeyboardInterrupt
     run = read_run(folder)
     judged = _judged(config, trial, folder / "final", report) if config.measured.name == "judged" else {}
     return _measured(config, run, judged)

@@ -2,16 +2,17 @@
 a whole one.
 """
 
+import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from preftune.errors import storage_error
 from preftune.health.conditions import check_health
-from preftune.health.history import history_of
+from preftune.health.history import GrowingHistory
 from preftune.health.verdict import LEVELS, Finding
 from preftune.model.layout import group_pairs
 from preftune.progress import Reporter
@@ -19,25 +20,42 @@ from preftune.train.runlog import RunFolder
 from preftune.types import Group
 
 
-@dataclass(kw_only=True)
 class Watch:
-    """Judges a run and says each condition once, when it first comes to a level."""
+    """Judges a run and says each condition once, when it first comes to a level.
 
-    run: RunFolder
-    config: Mapping[str, Any]  # as config.yaml holds it
-    facts: Mapping[str, str] = field(default_factory=dict)  # of the objective
-    report: Reporter
-    _told: dict[str, int] = field(default_factory=dict)
+    Each judgment reads only the lines of metrics.jsonl that were written since the last one.
+    """
+
+    def __init__(
+        self,
+        *,
+        run: RunFolder,
+        config: Mapping[str, Any],
+        facts: Mapping[str, str] | None = None,
+        report: Reporter,
+    ):
+        """`config` is what config.yaml holds, `facts` are those of the objective."""
+        self.run, self.report = run, report
+        self._history = GrowingHistory(config, facts)
+        self._read = 0  # bytes of metrics.jsonl
+        self._told: dict[str, int] = {}
 
     def findings(self, row: Mapping[str, object] | None = None) -> tuple[Finding, ...]:
         """Of the rows written so far, and of one that is about to be."""
-        rows = [*_rows(self.run), *([row] if row is not None else [])]
-        found = check_health(history_of(rows, self.config, self.facts))
+        self._catch_up()
+        if row is not None:
+            self._history.add(row)
+        found = check_health(self._history.now())
         for finding in reversed(found):  # the worst is said last, where the eye is
             if finding.number > self._told.get(finding.id, 0):
                 self._told[finding.id] = finding.number
                 self.report.note(finding.line)
         return found
+
+    def lacks(self, step: int) -> bool:
+        """Whether metrics.jsonl has no evaluation at this step."""
+        self._catch_up()
+        return self._history.last_evaluation != step
 
     def write(self) -> None:
         """health.json, of all rows."""
@@ -45,14 +63,17 @@ class Watch:
         worst = max((one["number"] for one in found), default=0)
         self.run.write_json("health.json", {"level": LEVELS[worst], "findings": found})
 
-
-def _rows(run: RunFolder) -> list[dict[str, object]]:
-    path = run.path / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    except OSError as error:
-        raise storage_error("read metrics.jsonl", run.path, error) from error
-    return [json.loads(line) for line in lines if line]
+    def _catch_up(self) -> None:
+        path = self.run.path / "metrics.jsonl"
+        try:
+            with path.open("rb") if path.exists() else io.BytesIO() as file:
+                file.seek(self._read)
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self._read += len(line)
+                        self._history.add(json.loads(line))
+        except OSError as error:
+            raise storage_error("read metrics.jsonl", self.run.path, error) from error
 
 
 def common_ends(groups: Sequence[Group]) -> dict[str, float]:

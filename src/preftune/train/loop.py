@@ -1,10 +1,8 @@
 """The loop: the only one."""
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +21,8 @@ from preftune.model.reference import REFERENCE_SCORES
 from preftune.objectives import State
 from preftune.objectives.remedies import remedies
 from preftune.progress import Reporter
-from preftune.report.page import write_report
+from preftune.report.page import REPORT_NAME, write_report
+from preftune.report.read import read_run
 from preftune.train.anchors import follow, following_tensors
 from preftune.train.batches import (
     PackedContent,
@@ -35,14 +34,16 @@ from preftune.train.batches import (
     reads_last,
     share_of,
 )
-from preftune.train.checkpoint import Counters, checkpoints, load_checkpoint
+from preftune.train.checkpoint import Counters, load_checkpoint
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.health_monitor import Watch, common_ends
+from preftune.train.interruption import Interruption, interruption
 from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.optimizers import averaged_weights, set_learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
-from preftune.train.runlog import RunFolder, check_output, check_room, create_run, environment, to_plain
+from preftune.train.recovery import Comparison, check_final, claim_new, claim_old, latest_start, manifest_of
+from preftune.train.runlog import RunFolder, check_room, create_run, environment, forget_run, to_plain
 from preftune.train.saving import install_final, keep_state, save_state
 from preftune.train.setup import TrainingJob, build_job
 from preftune.train.sources import Taken
@@ -77,11 +78,103 @@ def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = AL
             got=f"process_minutes {config.process_minutes:g}",
             do="Leave it out",
         )
-    processes.from_main(lambda: check_output(config.output))
     report = Reporter(quiet=quiet or not processes.is_main)
-    with memory_errors():
-        job = build_job(config, report, processes)
-    processes.from_main(lambda: check_room(config.output, _bytes_needed(job)))
+    with ExitStack() as stack:
+        processes.from_main(lambda: claim_new(stack, config.output))
+        identity = Comparison(processes=processes, report=report, folder=Path(config.output))
+        with memory_errors():
+            job = build_job(config, report, processes, check=identity.check)
+        processes.from_main(lambda: check_room(config.output, _bytes_needed(job)))
+        with interruption() as stop:
+            run = _created(job, identity)
+            return run_loop(job, run, report, Counters(), None, stop)
+
+
+def resume(
+    config: TrainConfig,
+    *,
+    quiet: bool = False,
+    processes: Processes = ALONE,
+    allowed: frozenset[str] = frozenset(),
+    skip_damaged: bool = False,
+) -> RunResult:
+    """Continue from the latest checkpoint of a run folder, as if the run had never stopped, or from the start if
+    it has none; with any number of processes.
+
+    What changes results since the run was started is refused unless `allowed` names it. With `skip_damaged` an
+    earlier checkpoint is taken where the latest ones are damaged.
+    """
+    run = RunFolder(path=Path(config.output), writes=processes.is_main)
+    report = Reporter(quiet=quiet or not processes.is_main)
+    processes = _arranged(processes, config.device, config.shard.mode)
+    with ExitStack() as stack:
+        processes.from_main(lambda: claim_old(stack, run))
+        if processes.from_main(lambda: _is_over(run)):
+            return processes.from_main(lambda: complete(run, report))
+        start = processes.from_main(lambda: latest_start(run, skip_damaged))
+        before = processes.from_main(lambda: manifest_of(run, config, start, allowed, report))
+        identity = Comparison(
+            processes=processes, report=report, folder=run.path, before=before, allowed=allowed
+        )
+        with memory_errors():
+            job = build_job(config, report, processes, check=identity.check)
+        if start is None:
+            report.note("the run has no whole checkpoint: it starts again")
+            processes.from_main(lambda: run.restore_logs(-1, {}, repairs=False))
+            with interruption() as stop:
+                return run_loop(job, _created(job, identity), report, Counters(), None, stop)
+        following = following_tensors(job.anchors.following, job.policy)
+        counters, extra = load_checkpoint(
+            start.path, job.policy.trainable(), job.optimizer, following, start.state
+        )
+        _check_end(job, counters)
+        if job.samples is not None:
+            job.samples.load(extra["source"])
+        repaired = processes.from_main(
+            lambda: run.restore_logs(counters.step, start.state.logs, repairs="log" in allowed)
+        )
+        processes.from_main(lambda: identity.record(run, counters.step, tuple(repaired)))
+        for note in [*start.notes, *repaired, f"resumed at step {counters.step} of {job.num_steps}"]:
+            report.note(note)
+        with interruption() as stop:
+            run.set_state("running", counters.step)
+            return run_loop(job, run, report, counters, extra["estimators"] or None, stop)
+
+
+def train_or_resume(config: TrainConfig, *, quiet: bool = False) -> RunResult:
+    """A run inside a larger output: started, resumed, completed, or only read, whichever its folder needs."""
+    run = RunFolder(path=Path(config.output))
+    if run.is_complete() and run.state() == "finished" and (run.path / REPORT_NAME).is_file():
+        check_final(run)
+        return RunResult(folder=run.path, final=run.final, step=0, state="finished", evaluation={})
+    if (run.path / "config.yaml").is_file():
+        return resume(config, quiet=quiet)
+    forget_run(run.path)
+    return train(config, quiet=quiet)
+
+
+def _is_over(run: RunFolder) -> bool:
+    """Whether nothing is left to train; an error if nothing is left to do at all."""
+    if not run.is_complete():  # not yet, or its model was removed
+        return False
+    check_final(run)
+    if run.state() == "finished" and (run.path / REPORT_NAME).is_file():
+        raise ConfigError(
+            f"The run {run.path} is finished",
+            got=f"its model in {run.final}",
+            do="Nothing is left to resume; start a new run to train further",
+        )
+    return True
+
+
+def complete(run: RunFolder, report: Reporter) -> RunResult:
+    """Status and report of a run whose final/ is in place."""
+    return _tell_finished(run, report, read_run(run.path).last_step, {})
+
+
+def _created(job: TrainingJob, identity: Comparison) -> RunFolder:
+    """The run folder with what is known before the first step."""
+    config, processes = job.config, job.processes
     parameters = sum(p.numel() for p in job.policy.model.parameters())
     trainable = sum(p.numel() for p in job.policy.trainable().values())
     around = environment(str(job.policy.device), parameters, trainable) | {
@@ -89,41 +182,21 @@ def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = AL
         "objective": asdict(remedies(config.objective)),
     }
     run = create_run(config.output, config, around, writes=processes.is_main)
+    identity.record(run)
     if processes.is_main and job.prepared.bad_rows:
         write_bad_rows(run.path / "bad_rows.jsonl", job.prepared.bad_rows)
     run.write_json("data_report.json", job.prepared.report.as_dict() | {"lines": job.prepared.report.lines()})
-    return run_loop(job, run, report, Counters(), None)
+    return run
 
 
-def resume(config: TrainConfig, *, quiet: bool = False, processes: Processes = ALONE) -> RunResult:
-    """Go on from the latest checkpoint of a run folder, as if the run had never stopped; with any number of
-    processes.
-    """
-    run = RunFolder(path=Path(config.output), writes=processes.is_main)
-    report = Reporter(quiet=quiet or not processes.is_main)
-    processes = _arranged(processes, config.device, config.shard.mode)
-    if run.state() == "finished":
+def _check_end(job: TrainingJob, counters: Counters) -> None:
+    if counters.step > job.num_steps:
         raise ConfigError(
-            f"The run {config.output} is finished",
-            got=f"its model in {run.final}",
-            do="Nothing is left to resume; start a new run to train further",
+            "The checkpoint is beyond the end of the run",
+            got=f"step {counters.step}, and {job.num_steps} steps by the settings in config.yaml",
+            expected=f"at least {counters.step} steps",
+            do="Raise epochs, max_steps or max_samples in config.yaml",
         )
-    found = checkpoints(run.checkpoints)
-    if not found:
-        raise StorageError(
-            f"The run {config.output} has no checkpoint",
-            expected="checkpoints/step-N",
-            do="Start it again with another --output, and --save_every N",
-        )
-    with memory_errors():
-        job = build_job(config, report, processes)
-    following = following_tensors(job.anchors.following, job.policy)
-    counters, extra = load_checkpoint(found[-1], job.policy.trainable(), job.optimizer, following)
-    if job.samples is not None:
-        job.samples.load(extra["source"])
-    run.forget_after(counters.step or -1)  # the evaluation at step 0 is done again
-    report.note(f"resumed at step {counters.step} of {job.num_steps}")
-    return run_loop(job, run, report, counters, extra["estimators"] or None)
 
 
 def _arranged(processes: Processes, device: str, shard_mode: str) -> Processes:
@@ -141,7 +214,12 @@ def _arranged(processes: Processes, device: str, shard_mode: str) -> Processes:
 
 
 def run_loop(
-    job: TrainingJob, run: RunFolder, report: Reporter, counters: Counters, state: State | None
+    job: TrainingJob,
+    run: RunFolder,
+    report: Reporter,
+    counters: Counters,
+    state: State | None,
+    stop: Interruption,
 ) -> RunResult:
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
     config, processes = job.config, job.processes
@@ -156,11 +234,12 @@ def run_loop(
         return config.optim.extragradient and counters.step % 2 == 1
 
     try:
-        with interruption() as interrupted, memory_errors():
-            if counters.step == 0:
-                evaluation = _evaluate(job, run, report, 0, state, watch)
+        with memory_errors():
+            due = job.eval_groups and (counters.step % eval_every == 0 or counters.step == last)
+            if counters.step == 0 or (due and processes.from_main(lambda: watch.lacks(counters.step))):
+                evaluation = _evaluate(job, run, report, counters.step, state, watch)
             report.update("train", counters.step, job.num_steps)
-            while counters.step < last and (between() or not processes.any(interrupted())):
+            while counters.step < last and (between() or not processes.any(stop.requested)):
                 taken = job.source.supply(counters.step + 1)
                 if config.optim.extragradient:
                     half.put_back() if between() else half.keep()
@@ -178,37 +257,58 @@ def run_loop(
                 if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state, watch)
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
-                    keep_state(job, run, counters, state)
-        if counters.step < last:
-            keep_state(job, run, counters, state)
-        else:
-            with averaged_weights(job.optimizer):
-                install_final(job, run)
+                    with stop.postponed():
+                        keep_state(job, run, counters, state)
+                        run.set_state("running", counters.step)
+        with stop.postponed():
+            if counters.step < last:
+                keep_state(job, run, counters, state)
+                processes.from_main(watch.write)
+                return _tell_interrupted(run, report, counters.step, evaluation)
+            with averaged_weights(job.optimizer), memory_errors():
                 write_tokens(job, run)
+                processes.from_main(watch.write)
+                install_final(job, run)
+            return _tell_finished(run, report, counters.step, evaluation)
     except TrainingError as error:
-        savable = (counters.step or job.samples) and not between() and (error.saves or not processes.lockstep)
-        kept = f" The weights before it are in {save_state(job, run, counters, state)}." if savable else ""
+        kept = ""
+        if (counters.step or job.samples) and not between() and (error.saves or not processes.lockstep):
+            with stop.postponed():
+                kept = _kept(job, run, counters, state)
         run.set_state("failed", counters.step, str(error))
         if isinstance(error, ElsewhereError):
             raise
         raise type(error)(f"Step {counters.step + 1} stopped: {error}{kept}") from error
-    except PreftuneError as error:
+    except BaseException as error:
         with suppress(StorageError):  # the disk that has no room for a checkpoint may have none for this
-            run.set_state("failed", counters.step, str(error))
+            run.set_state(*_ending(error, counters.step, run))
         raise
     finally:
         report.close()
-    processes.from_main(watch.write)
-    finished = counters.step == last
-    return (_tell_finished if finished else _tell_interrupted)(run, report, counters.step, evaluation)
+
+
+def _kept(job: TrainingJob, run: RunFolder, counters: Counters, state: State | None) -> str:
+    """Save what there is after an error, and say where."""
+    try:
+        return f" The weights before it are in {save_state(job, run, counters, state)}."
+    except StorageError as error:
+        return f" The weights before it could not be saved: {error}"
+
+
+def _ending(error: BaseException, step: int, run: RunFolder) -> tuple[str, int, str]:
+    """State, step and message for status.json after an error that ends the run."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", step, f"Stopped at once; resume with: preftune train --resume {run.path}"
+    told = str(error) if isinstance(error, PreftuneError) else f"{type(error).__name__}: {error}"
+    return "failed", step, " ".join(told.split())[:500]
 
 
 def _tell_interrupted(
     run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]
 ) -> RunResult:
     how = f"preftune train --resume {run.path}"
-    run.set_state("interrupted", step, f"Go on with: {how}")
-    report.note(f"\nInterrupted after step {step}; a checkpoint is saved. Go on with:\n  {how}")
+    run.set_state("interrupted", step, f"Resume with: {how}")
+    report.note(f"\nInterrupted after step {step}; a checkpoint is saved. Resume with:\n  {how}")
     return RunResult(folder=run.path, final=None, step=step, state="interrupted", evaluation=evaluation)
 
 
@@ -355,24 +455,3 @@ def _bytes_needed(job: TrainingJob) -> int:
     every = job.config.save_every
     saved = min(job.config.keep_checkpoints, (job.num_steps - 1) // every) if every else 0
     return trained + (3 * trained * (saved + 1) if saved else 0)
-
-
-@contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Within, Ctrl-C or SIGTERM asks the loop to stop after the step; a second one stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

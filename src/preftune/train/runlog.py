@@ -1,5 +1,8 @@
 """The run folder: everything that a report, a resume or a reader needs is in its files."""
 
+import errno
+import hashlib
+import io
 import json
 import math
 import os
@@ -8,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,25 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from preftune.errors import ConfigError, StorageError, storage_error
+from preftune.errors import ConfigError, PreftuneError, StorageError, storage_error
 from preftune.objectives import OBJECTIVES, objective_name
-from preftune.storage import json_line, whole_file
+from preftune.storage import (
+    DIGESTS,
+    LOCK,
+    digests_of,
+    encoded,
+    json_line,
+    put_in_place,
+    remove,
+    sealed,
+    sync,
+    whole_file,
+)
+from preftune.text import bytes_text
+from preftune.train.checkpoint import LogMark, cause_of
+
+LOGS = ("metrics.jsonl", "completions.jsonl")
+"""Files of a run that grow line by line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +47,7 @@ class RunFolder:
 
     path: Path
     writes: bool = True
+    _logs: dict[str, "_Log"] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -39,58 +59,134 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all."""
-        if not self.writes:
-            return
-        try:
-            scratch = self.path / f".{name}-{os.getpid()}"
-            try:
-                scratch.write_text(text, encoding="utf-8")
-                os.replace(scratch, self.path / name)
-            finally:
-                scratch.unlink(missing_ok=True)
-        except OSError as error:
-            raise storage_error(f"write {name}", self.path, error) from error
+        if self.writes:
+            with whole_file(self.path / name, f"write {name}") as file:
+                file.write_bytes(encoded(text))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """One JSON line, in one write, so that a reader or a crash never sees half a line followed by
-        another.
-        """
+        """One JSON line, in one write. Of a line that does not fit on the disk nothing stays."""
         if not self.writes:
             return
         clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        path, line = self.path / name, json_line(clean).encode()
+        log = self._log(name)
         try:
-            with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write(json_line(clean))
+            with open(path, "ab", buffering=0) as file:
+                if file.write(line) < len(line):
+                    os.ftruncate(file.fileno(), log.num_bytes)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise storage_error(f"write {name}", self.path, error) from error
+        log.num_bytes += len(line)
+        log.digest.update(line)
+
+    def _log(self, name: str) -> "_Log":
+        """What this process knows of a log; of one that is there already, all that is in it."""
+        if name not in self._logs:
+            path, digest = self.path / name, hashlib.blake2b(digest_size=16)
+            with path.open("rb") if path.exists() else io.BytesIO() as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            self._logs[name] = _Log(num_bytes=path.stat().st_size if path.exists() else 0, digest=digest)
+        return self._logs[name]
+
+    def log_marks(self) -> dict[str, LogMark]:
+        """Length and digest of each log as it is now, synced, for a checkpoint."""
+        marks = {}
+        for name in LOGS:
+            path = self.path / name
+            if not path.exists():
+                continue
+            try:
+                log = self._log(name)
+                with path.open("rb") as file:
+                    sync(file.fileno())
+            except OSError as error:
+                raise storage_error(f"write {name}", self.path, error) from error
+            marks[name] = LogMark(num_bytes=log.num_bytes, digest=log.digest.hexdigest())
+        return marks
+
+    def restore_logs(self, step: int, marks: Mapping[str, LogMark] | None, repairs: bool) -> list[str]:
+        """Cut the logs to what they held at a checkpoint. A log that held something else is an error, or with
+        `repairs` keeps its readable lines up to that step. Returns a sentence for each repaired log.
+        """
+        told: list[str] = []
+        if not self.writes:
+            return told
+        self._logs.clear()
+        for name in LOGS:
+            mark = None if marks is None else marks.get(name, LogMark())
+            try:
+                if mark is None or not self._cut(name, mark):
+                    told += self._readable(name, step, repairs, mark is None)
+            except StorageError:
+                raise
+            except OSError as error:
+                raise storage_error(f"read {name}", self.path, error) from error
+        return told
+
+    def _cut(self, name: str, mark: LogMark) -> bool:
+        """Whether the log begins as it was at the mark; if so, it ends there now."""
+        path, digest, left = self.path / name, hashlib.blake2b(digest_size=16), mark.num_bytes
+        if not path.exists():
+            return left == 0
+        with path.open("r+b") as file:
+            while left and (piece := file.read(min(left, 1 << 20))):
+                digest.update(piece)
+                left -= len(piece)
+            if left or (mark.num_bytes and digest.hexdigest() != mark.digest):
+                return False
+            file.truncate(mark.num_bytes)
+            sync(file.fileno())
+        return True
+
+    def _readable(self, name: str, step: int, repairs: bool, unmarked: bool) -> list[str]:
+        """Keep the lines up to a step; lines that cannot be read are an error or are repaired by leaving them
+        out. In a log without a mark, only the last line may be cut off by a crash.
+        """
+        path = self.path / name
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        kept, bad = [], []
+        for number, line in enumerate(lines, 1):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + b"\n")
+            except (ValueError, KeyError, TypeError, RecursionError):
+                if number < len(lines):
+                    bad.append(number)
+        if unmarked and not bad:
+            with whole_file(path, f"write {name}") as file:
+                file.write_bytes(b"".join(kept))
+            return []
+        got = f"line {bad[0]} that cannot be read" if bad else f"{len(kept)} other lines"
+        if not repairs:
+            raise StorageError(
+                f"{path} is not as the run left it at step {step}",
+                got=got if path.exists() else "no such file",
+                expected="the lines that the run wrote",
+                do="Put the file back, or add --allow-changed log to resume with the lines that can be read",
+            )
+        with whole_file(path, f"write {name}") as file:
+            file.write_bytes(b"".join(kept))
+        return [f"{name} was changed after the checkpoint: {got}; {len(kept)} lines are kept"]
 
     def set_state(self, state: str, step: int, message: str = "") -> None:
         self.write_json("status.json", {"state": state, "step": step, "message": message})
 
     def state(self) -> str:
+        """As status.json holds it; "running" where that file is missing or damaged: it is written anew."""
         try:
-            return json.loads((self.path / "status.json").read_text())["state"]
-        except (OSError, ValueError, KeyError) as error:
-            raise StorageError(
-                f"{self.path} is not a run folder", got=str(error), expected="status.json in it"
-            ) from error
+            state = json.loads((self.path / "status.json").read_bytes())["state"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return "running"
+        return state if isinstance(state, str) else "running"
 
-    def forget_after(self, step: int) -> None:
-        """Drop metrics and completions of steps that a resumed run will do again."""
-        for name in ("metrics.jsonl", "completions.jsonl"):
-            if not (self.path / name).exists():
-                continue
-            kept = []
-            for line in (self.path / name).read_text(encoding="utf-8").split("\n"):
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line)
-                except ValueError:  # the line that a crash cut off, and the end
-                    continue
-            self.write_text(name, "".join(line + "\n" for line in kept))
+    def is_complete(self) -> bool:
+        """Whether final/ is there, which is the last that needs the model in memory."""
+        return self.final.is_dir()
 
     def install_folder(self, name: str, write: Callable[[Path], None]) -> Path:
         """Have `write` fill a scratch folder, then put it in place under `name`."""
@@ -98,16 +194,26 @@ class RunFolder:
             return self.path / name
         scratch = self.path / f".{name}-{os.getpid()}"
         try:
+            remove(scratch)  # of a process of the same number, which was killed
             scratch.mkdir()
             write(scratch)
-            shutil.rmtree(self.path / name, ignore_errors=True)
-            scratch.rename(self.path / name)
+            (scratch / DIGESTS).write_text(sealed(digests_of(scratch)), encoding="utf-8")
+            put_in_place(scratch, self.path / name)
         except (OSError, SafetensorError) as error:
-            cause = error if isinstance(error, OSError) else OSError(str(error))
-            raise storage_error(f"write {name}/", self.path, cause) from error
+            if isinstance(error, PreftuneError):
+                raise
+            raise storage_error(f"write {name}/", self.path, cause_of(error)) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return self.path / name
+
+
+@dataclass(kw_only=True)
+class _Log:
+    """What a process has written to a log, or found in it."""
+
+    num_bytes: int
+    digest: Any
 
 
 def check_output(output: str) -> None:
@@ -115,11 +221,13 @@ def check_output(output: str) -> None:
     path = Path(output)
     if not output:
         raise ConfigError("output is empty", expected="a new or empty folder")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or _content(path)):
+        resumes = path.is_dir() and (path / "config.yaml").is_file()
         raise ConfigError(
             f"The output {output} is there already",
             expected="a new or empty folder",
-            do=f"Choose another --output, or go on with: preftune train --resume {output}",
+            do="Choose another --output"
+            + (f", or resume the run: preftune train --resume {output}" if resumes else ""),
         )
     parent = next(p for p in [path, *path.absolute().parents] if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -132,6 +240,11 @@ def check_output(output: str) -> None:
         )
 
 
+def _content(folder: Path) -> list[str]:
+    """Names in a folder but for its lock."""
+    return [name for name in os.listdir(folder) if name != LOCK]
+
+
 def check_room(output: str, needed_bytes: int) -> None:
     """The disk must have room for what the run will write; a run must not fail at its end."""
     parent = next(p for p in [Path(output), *Path(output).absolute().parents] if p.exists())
@@ -139,8 +252,8 @@ def check_room(output: str, needed_bytes: int) -> None:
     if free < needed_bytes:
         raise StorageError(
             f"There is no room for the run in {parent}",
-            got=f"{free / 1e9:.2f} GB free",
-            expected=f"{needed_bytes / 1e9:.2f} GB for weights and checkpoints",
+            got=f"{bytes_text(free)} free",
+            expected=f"{bytes_text(needed_bytes)} for weights and checkpoints",
             do="Free some space or choose another --output",
         )
 
@@ -148,10 +261,11 @@ def check_room(output: str, needed_bytes: int) -> None:
 def create_run(output: str, config: Any, environment: Mapping[str, Any], writes: bool = True) -> RunFolder:
     """Make the folder and write config.yaml."""
     run = RunFolder(path=Path(output), writes=writes)
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error("make the run folder", output, error) from error
+    if writes:
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error("make the run folder", output, error) from error
     run.write_text(
         "config.yaml", yaml.safe_dump({**to_plain(config), "environment": dict(environment)}, sort_keys=False)
     )
@@ -179,7 +293,7 @@ def claim_folder(output: str, name: str, settings: Mapping[str, Any]) -> None:
                 do="Choose another --output",
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or _content(folder)):
         raise ConfigError(
             f"The output {output} is there already",
             expected="a new or empty folder",
@@ -194,9 +308,12 @@ def claim_folder(output: str, name: str, settings: Mapping[str, Any]) -> None:
 
 
 def forget_run(run: Path) -> None:
-    """Files of a run that never came to a checkpoint."""
-    for path in sorted(run.rglob("*"), reverse=True) if run.exists() else []:
-        path.rmdir() if path.is_dir() else path.unlink()
+    """Delete the files of a run that never came to a checkpoint; of a link, the link alone."""
+    try:
+        for path in run.iterdir() if run.is_dir() else []:
+            remove(path)
+    except OSError as error:
+        raise storage_error("start the run again", run, error) from error
 
 
 def to_plain(config: Any) -> Any:

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from preftune.data.render import make_renderer
+from preftune.errors import PreftuneError
 from preftune.model.classifier import save_reward_model
 from preftune.model.policy import Policy, adapter_weights
 from preftune.model.shard import full_tensors
@@ -16,12 +17,14 @@ from preftune.progress import Reporter
 from preftune.train.anchors import following_tensors
 from preftune.train.checkpoint import (
     Counters,
+    LogMark,
     begin_checkpoint,
     checkpoint_folder,
     end_checkpoint,
     save_checkpoint,
     write_shards,
 )
+from preftune.train.checkpoint_shards import shard_files
 from preftune.train.models import load_policy
 from preftune.train.runlog import RunFolder
 from preftune.train.setup import TrainingJob
@@ -34,13 +37,35 @@ def save_state(job: TrainingJob, run: RunFolder, counters: Counters, state: Stat
     extra = {"estimators": dict(state or {}), "source": job.source.state()}
     if processes.lockstep:
         scratch = processes.from_main(lambda: begin_checkpoint(folder))
-        write_shards(scratch, parameters, job.optimizer, following)
-        return processes.from_main(lambda: end_checkpoint(scratch, counters, keep, extra))
+        _write_part(job, scratch, parameters, following)
+        marks, shards = _marks(run, counters), shard_files(processes.size)
+        return processes.from_main(lambda: end_checkpoint(scratch, counters, keep, extra, marks, shards))
     if not processes.is_main:
         return checkpoint_folder(folder, counters.step)
     return save_checkpoint(
-        folder, parameters, job.optimizer, counters, keep, {"reference": following, **extra}
+        folder,
+        parameters,
+        job.optimizer,
+        counters,
+        keep,
+        {"reference": following, **extra},
+        _marks(run, counters),
     )
+
+
+def _marks(run: RunFolder, counters: Counters) -> dict[str, LogMark]:
+    """Where the logs stand. At step 0 nothing counts: the evaluation there is done again."""
+    return run.log_marks() if run.writes and counters.step else {}
+
+
+def _write_part(job: TrainingJob, scratch: Path, parameters, following) -> None:
+    """An error of one process is an error of all."""
+    failed: PreftuneError | None = None
+    try:
+        write_shards(scratch, parameters, job.optimizer, following)
+    except PreftuneError as error:
+        failed = error
+    job.processes.agree(failed)
 
 
 def keep_state(job: TrainingJob, run: RunFolder, counters: Counters, state: State | None) -> Path:

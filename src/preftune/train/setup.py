@@ -2,7 +2,7 @@
 takes only the settings that it needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions, check_e
 from preftune.objectives import Objective
 from preftune.objectives.base import couples_mismatched, smallest_step
 from preftune.progress import Reporter
-from preftune.rewards import COLUMNS, check_columns, resolve_reward
+from preftune.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
 from preftune.rewards.questions import shared_columns
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import Blend
@@ -28,6 +28,7 @@ from preftune.train.batches import ANCHORED, check_prompts, mismatched_groups, w
 from preftune.train.budget import Budget
 from preftune.train.filters import filter_pairs
 from preftune.train.groups import DataPlan, ReadData, read_completions, read_data
+from preftune.train.identity import Identity, identify
 from preftune.train.models import Models, load_models
 from preftune.train.onpolicy.collect import CollectOptions, Sampler
 from preftune.train.onpolicy.follower import Follower
@@ -181,26 +182,41 @@ def shared_tokenizer(model: str, options: ReferenceOptions, loading: LoadOptions
     return tokenizer
 
 
-def build_job(
-    config: TrainConfig, report: Reporter, processes: Processes = ALONE, *, rehearses: bool = False
-) -> TrainingJob:
-    """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds.
-
-    Who `rehearses` has the reference's numbers for the first step alone.
-    """
-    check_attention(config.layout, pick_device(config.device))
-    check_optimizer(config.optim)
+def _read_inputs(
+    config: TrainConfig, report: Reporter
+) -> tuple[AnyReward | None, PreTrainedTokenizerBase, ReadData]:
+    """Everything that is read before the model's weights."""
     reward = resolve_reward(config.reward) if config.reward is not None else None
     tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
     data = read_data(config.data_plan, tokenizer)
-    for line in data.lines:
-        report.note(line)
+    report.note("\n".join(data.lines))
     if reward is not None:
         check_columns(reward, config.reward or "", shared_columns(data.prepared.records) | set(COLUMNS))
+    return reward, tokenizer, data
+
+
+def build_job(
+    config: TrainConfig,
+    report: Reporter,
+    processes: Processes = ALONE,
+    *,
+    rehearses: bool = False,
+    check: Callable[[Identity], None] = lambda identity: None,
+) -> TrainingJob:
+    """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds.
+
+    Who `rehearses` has the reference's numbers for the first step alone. `check` gets the identity of the run
+    before the reference's numbers are computed.
+    """
+    check_attention(config.layout, pick_device(config.device))
+    check_optimizer(config.optim)
+    reward, tokenizer, data = _read_inputs(config, report)
     models = load_models(config.model_plan, report, processes)
     if config.filter is not None:
         data = filter_pairs(config.filter, models.policy, config.layout, data, report)
-    needs, output = anchored_scores(config.objective, config.collect, bool(data.held)), Path(config.output)
+    if not rehearses:
+        check(identify(config, tokenizer, data, models, processes.size))
+    needs = anchored_scores(config.objective, config.collect, bool(data.held))
     builder = AnchorBuilder(
         options=config.reference,
         plan=config.model_plan,
@@ -232,9 +248,8 @@ def build_job(
             engine=models.engine,
         )
         prompts, plan = prompt_data(config.data_plan, data, tokenizer), config.collect_plan
-        source = make_source(
-            models, judge, prompts, plan, config.server, output, anchors.writer, report, processes
-        )
+        output, server = Path(config.output), config.server
+        source = make_source(models, judge, prompts, plan, server, output, anchors.writer, report, processes)
         budget = source.within(config.budget(source.steps_per_epoch))
     report.note(f"{budget.line(source.steps_per_epoch)}; {schedule_line(budget.steps, config.optim)}")
     weights = models.policy.trainable()
