@@ -56,7 +56,7 @@ def test_the_installed_command_is_this_one():
     done = subprocess.run(
         [sys.executable, "-m", "preftune.cli.main", "trian"], capture_output=True, text=True
     )
-    assert done.returncode == 2 and "there is no verb 'trian'" in done.stderr
+    assert done.returncode == 2 and "Unknown command 'trian'. Did you mean preftune train?" in done.stderr
 
 
 def test_help_names_every_verb(capsys):
@@ -114,7 +114,7 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
         "--prompts",
         pairs_file,
         "--output",
-        "/nowhere/x",
+        f"{pairs_file}/x",
         "--json",
         "--max_new_tokens",
         "2",
@@ -359,9 +359,10 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
         *([verb, action] for verb, actions in ACTIONS.items() for action in actions),
     ],
 )
-def test_every_verb_has_help(words, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([*words, "--help"])
-    assert ended.value.code in (0, None)
+def test_every_command_has_help(words, capsys):
+    try:
+        assert main([*words, "--help"]) == 0
+    except SystemExit as ended:  # the actions of the laboratory
+        assert ended.code in (0, None)
     told = capsys.readouterr().out
     assert f"usage: preftune {' '.join(words)}" in told and "--config" in told

@@ -11,7 +11,10 @@ from dataclasses import fields, is_dataclass
 import pytest
 import yaml
 
-from preftune.cli.settings import ALIASES, ELSEWHERE, parse_settings
+from preftune.cli import main as cli_main
+from preftune.cli.names import ALIASES, ELSEWHERE
+from preftune.cli.outline import objective_outlines, outline_of
+from preftune.cli.settings import parse_settings
 from preftune.commands.demo import DemoConfig
 from preftune.commands.eval import EvalConfig
 from preftune.commands.inspect import InspectConfig
@@ -23,7 +26,6 @@ from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.mixture import Mixture
 from preftune.objectives.sft import SFT
-from preftune.race.options import CompareConfig
 from preftune.sampling.client import ServerOptions
 from preftune.train.loop import train
 from preftune.train.options import TrainConfig
@@ -94,14 +96,10 @@ def test_a_mixture_on_the_command_line(tmp_path):
 
 
 def test_every_alias_names_a_setting():
-    known = {"objective.beta", "objective.label_smoothing"}
-    for kind in (TrainConfig, SampleConfig, EvalConfig, CompareConfig):
-        for field in fields(kind):
-            value = (
-                getattr(kind, field.name, None) if field.default_factory is None else field.default_factory
-            )
-            inner = value if isinstance(value, type) and is_dataclass(value) else None
-            known |= {f"{field.name}.{f.name}" for f in fields(inner)} if inner else {field.name}
+    known = {"objective.name"} | {one.name for many in objective_outlines().values() for one in many}
+    for verb in cli_main.VERBS:
+        outline = outline_of(verb.replace("-", "_"))
+        known |= {one.name for one in outline.settings} if outline is not None else set()
     assert set(ALIASES.values()) <= known
     assert not set(ALIASES) & set(ELSEWHERE)
 
@@ -173,27 +171,27 @@ def test_flags_win_over_yaml_and_later_files_over_earlier_ones(tmp_path):
 
 
 BAD_YAMLS = {
-    "learning_rte: 1": "got learning_rte. Did you mean learning_rate?",
-    "optim: {learning_rte: 1}": "got optim.learning_rte. Did you mean optim.learning_rate?",
+    "learning_rte: 1": "Unknown setting learning_rte. Did you mean learning_rate?",
+    "optim: {learning_rte: 1}": "Unknown setting optim.learning_rte. Did you mean optim.learning_rate?",
     "optim: 3": "optim is a section of settings; got 3",
     "lora: null": "lora is a section of settings; got None",
-    "optim: {learning_rate: abc}": "optim.learning_rate has a value that it cannot take; got abc; expected a number",
-    "optim: {adam: {beta1: 3}}": "There is no setting of this name; got optim.adam",
+    "optim: {learning_rate: abc}": "Invalid value for optim.learning_rate; got abc; expected a number",
+    "optim: {adam: {beta1: 3}}": "Unknown setting optim.adam",
     "objective: dppo": "There is no such objective; got dppo; expected agro, ",
     "objective: [a]": "There is no such objective",
     "objective: null": "There is no such objective",
-    "objective: {name: dpo, betaa: 1}": "There is no setting of this name; got objective.betaa",
-    "objective: {beta: 0.2}": "There is no setting of this name; got objective.beta",  # BNF has none
+    "objective: {name: dpo, betaa: 1}": "Unknown setting objective.betaa",
+    "objective: {beta: 0.2}": "Unknown setting objective.beta",  # BNF has none
     "learning_rate: 1\noptim: {learning_rate: 2}": "optim.learning_rate is given twice; got 1 and 2",
     "[1, 2]": "holds no settings; got list",
     "": "holds no settings",
     "1: 2": "holds no settings",
     "a: [": "is not valid YAML",
     "!!python/object/apply:os.system ['false']": "is not valid YAML",
-    "batch_size: true": "batch_size has a value that it cannot take; got True; expected a whole number",
-    "eval_data: 3": "eval_data has a value that it cannot take; got 3; expected text or null",
+    "batch_size: true": "Invalid value for batch_size; got True; expected a whole number",
+    "eval_data: 3": "Invalid value for eval_data; got 3; expected text or null",
     "rows: {truncation: maybe}": "got maybe; expected error, drop, cut_prompt, cut_completion",
-    "config: other.yaml": "There is no setting of this name; got config",
+    "config: other.yaml": "Unknown setting config",
 }
 
 
@@ -204,14 +202,14 @@ def test_bad_yaml_is_told(text, tmp_path):
 
 
 BAD_FLAGS = {
-    "--learning_rte 1": "got learning_rte. Did you mean learning_rate?",
-    "--learn 1": "There is no setting of this name; got learn",  # no abbreviations
-    "--learning_rate abc": "optim.learning_rate has a value that it cannot take; got abc; expected a number",
+    "--learning_rte 1": "Unknown option --learning_rte. Did you mean --learning_rate?",
+    "--learn 1": "Unknown option --learn",  # no abbreviations
+    "--learning_rate abc": "Invalid value for optim.learning_rate; got abc; expected a number",
     "--learning_rate nan": "learning_rate",
     "--learning_rate -1": "learning_rate is out of range; got -1.0; expected a number in [0, inf)",
     "--learning_rate": "optim.learning_rate has no value",
     "--batch_size 0": "batch_size is out of range; got 0; expected at least 1",
-    "--batch_size 1.5": "batch_size has a value that it cannot take; got 1.5; expected a whole number",
+    "--batch_size 1.5": "Invalid value for batch_size; got 1.5; expected a whole number",
     "--max_steps many": "got many; expected a whole number or null",
     "--schedule linaer": "got linaer; expected linear, cosine, constant",
     "--precision fp16": "got fp16; expected fp32, bf16",
@@ -220,7 +218,7 @@ BAD_FLAGS = {
     "--objective dpo --beta 0": "dpo: beta is out of range; got 0.0",
     "--objective mixture --objective.terms dpo+nca": "mixture: terms learn from signals that do not go together",
     "--objective mpo --objective.sft_weight 0": "mpo: sft_weight is out of range; got 0.0",
-    "--objective bnf --beta 1": "There is no setting of this name; got objective.beta",
+    "--objective bnf --beta 1": "Unknown option --objective.beta",
     "--epochs inf": "epochs",
     "--eval_fraction 1": "eval_fraction is out of range",
     "--seed -1": "seed is out of range",
@@ -242,7 +240,7 @@ BAD_FLAGS = {
     "--eval_fraction 0 --eval_every 2": "eval_every has no effect without held-out data",
     "--keep_checkpoints 2": "keep_checkpoints has no effect without save_every",
     "--columns {chosn:x}": "rows.columns",
-    "stray": "A word stands alone; got 'stray'",
+    "stray": "Unexpected argument 'stray'",
     "--config /nowhere.yaml": "Cannot read the settings in /nowhere.yaml",
     "--warmup_ratio 1.5": "warmup_ratio is out of range",
     "--adam_epsilon 0": "adam_epsilon is out of range",

@@ -103,8 +103,8 @@ def test_what_is_refused_is_one_sentence(diagnosis, tmp_path, capsys):
         ([str(tmp_path)], "Cannot read the diagnosis"),
         ([str(broken)], "is not valid JSON"),
         ([str(unknown)], "Did you mean noise?"),
-        ([diagnosis, "--samples", "-1"], "samples has a value that it cannot take"),
-        ([diagnosis, "--steps", "-1"], "steps has a value that it cannot take"),
+        ([diagnosis, "--samples", "-1"], "Invalid value for samples"),
+        ([diagnosis, "--steps", "-1"], "Invalid value for steps"),
         ([diagnosis, "--seed", "1"], "seed cannot be used"),
         (["--problem", "nothing"], "There is no such problem"),
     ):

@@ -515,7 +515,7 @@ def test_mistakes(tmp_path, tiny_folder, pairs_file, capsys):
         ([pairs_file, *model, "--max_length", "3"], "no row is left that could be trained on"),
         ([pairs_file, "--held_out", "/nowhere"], "/nowhere does not exist"),
         ([pairs_file, "--model", "/nowhere"], "There is no model"),
-        ([pairs_file, "--stray", "1"], "There is no setting of this name"),
+        ([pairs_file, "--stray", "1"], "Unknown option"),
     ):
         assert main(["diagnose", "data", *words]) == 2, words
         told = capsys.readouterr()

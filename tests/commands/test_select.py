@@ -149,7 +149,7 @@ def test_mistakes(tmp_path, capsys):
         (["--selection", "rso"], "none would be rejected"),
         (["--seed", "-1"], "seed is out of range"),
         (["--length_penalty", "0"], "length_penalty is out of range"),
-        (["--length_penalty", "some"], "length_penalty has a value that it cannot take"),
+        (["--length_penalty", "some"], "Invalid value for length_penalty"),
     ):
         output = [] if "--output" in words else ["--output", str(out)]
         assert main(["select", data, *output, *words]) == 2, words

@@ -147,8 +147,8 @@ def test_mistakes(files, tmp_path, capsys):
     for words, wanted in (
         (["--margin", "-1"], "bradley-terry: margin"),
         (["--num_bins", "0"], "num_bins is out of range"),
-        (["--reference.mode", "live"], "There is no setting of this name"),
-        (["--objective", "dpo"], "There is no setting of this name"),
+        (["--reference.mode", "live"], "Unknown option"),
+        (["--objective", "dpo"], "Unknown option"),
         (["--eval_fraction", "0.5"], "eval_fraction has no effect with eval_data"),
     ):
         assert train(files, tmp_path / "run", *words) == 2, words

@@ -9,38 +9,48 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
 
 from preftune import __version__
-from preftune.errors import ConfigError, DataError, ElsewhereError, ModelError, PreftuneError
+from preftune.cli.help import help_text
+from preftune.cli.names import nearest
+from preftune.cli.words import prepared
+from preftune.errors import ConfigError, DataError, ElsewhereError, ModelError, PreftuneError, shown
 from preftune.terminal import clean_terminal
 
 HELP = """\
-preftune: fine-tune language models on preferences
+preftune fine-tunes language models on preference data.
 
-usage: preftune VERB [settings]
+usage: preftune COMMAND [settings]
 
-verbs:
-  demo        the whole way in small, on a bundled model: sample, judge, tune with BNF, compare
-  inspect     what is in a data file, as a model sees it      preftune inspect DATA --model M
-  train       tune a model                                    preftune train --model M --data FILE --objective bnf --output RUN
-  sample      completions of a model, or a chat               preftune sample --model RUN/final --prompt TEXT
-  reward      add rewards to the completions in a file        preftune reward FILE --reward brief --output OUT
-  select      completions with rewards -> pairs or labels     preftune select FILE --selection best-vs-worst --output PAIRS.jsonl
-  iterate     rounds of sample, reward, select, train         preftune iterate --prompts FILE --reward brief --output FOLDER
-  compare     methods under an equal budget, several seeds    preftune compare --data D --objectives bnf,dpo --steps 60 --output OUT
-  eval        log-ratios on preference data, or rewards       preftune eval --model RUN/final --data FILE
-  train-reward-model  Bradley-Terry on pairs, calibrated      preftune train-reward-model --data PAIRS --model M --output RUN
-  merge       one model out of several, or of an adapter      preftune merge MODEL MODEL --base START --method slerp --output NEW
-  diagnose    what a run did, what a data set can teach       preftune diagnose run RUN
-  advise      which source and objective suit this data       preftune advise DIAGNOSIS.json
-  report      draw a run's page again, or compare runs        preftune report RUN [RUN ...]
-  objectives  the losses to choose from, or the page of one   preftune objectives [NAME]
-  curves      how hard they push a token, as a figure         preftune curves [NAME ...]
-  lab         bandits and lengths: findings, own problems     preftune lab list
+start here:
+  demo                end-to-end example on a bundled model   preftune demo
+  inspect             how a data file is read                 preftune inspect DATA --model M
+  train               train a model                           preftune train --data FILE --objective dpo --output RUN
+  eval                log-ratios on pairs, rewards on prompts preftune eval RUN/final --data FILE
+  report              write a run's page, or compare runs     preftune report RUN [RUN ...]
 
-settings are flags (--learning_rate 1e-6) or YAML (--config run.yaml), the same names in both.
-preftune VERB --help lists them; preftune VERB ... --print_config shows what they come to.
+data:
+  sample              completions of a model, or a chat       preftune sample --model RUN/final --prompt TEXT
+  reward              add rewards to the completions          preftune reward FILE --reward brief --output OUT
+  select              completions with rewards -> pairs       preftune select FILE --selection best-vs-worst --output PAIRS
+  iterate             rounds of sample, reward, select, train preftune iterate --prompts FILE --reward brief --output FOLDER
+
+models:
+  train-reward-model  train a Bradley-Terry reward model      preftune train-reward-model --data PAIRS --output RUN
+  merge               merge models, or an adapter             preftune merge MODEL MODEL --base START --output NEW
+
+methods:
+  objectives          list the losses, or show one            preftune objectives [NAME]
+  compare             methods under an equal budget           preftune compare --data D --objectives bnf,dpo --steps 60 --output OUT
+  diagnose            what a run changed, what data can teach preftune diagnose RUN | DATA
+  advise              which source and objective suit data    preftune advise DIAGNOSIS.json
+  curves              derivative of each loss, as a figure    preftune curves [NAME ...]
+  lab                 bandit experiments of both papers       preftune lab list
+
+Settings are flags (--learning_rate 1e-6) or YAML (--config run.yaml) with the same names.
+preftune COMMAND --help shows the settings that most people need; --help all shows every setting.
 """
 
 
@@ -56,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except PreftuneError as error:
         if not _is_told_elsewhere(error):
-            print(f"preftune {words[0]}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
+            place = f"preftune {words[0]}" if words[0] in VERBS else "preftune"
+            print(f"{place}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be closed
@@ -112,12 +123,33 @@ def _run(words: list[str]) -> int:
         return 0
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
-        print(
-            f"preftune: there is no verb {clean_terminal(verb)!r}; expected one of {', '.join(VERBS)}.",
-            file=sys.stderr,
+        near = nearest(verb, (*VERBS, *ELSEWHERE_VERBS), 0.6)
+        raise ConfigError(
+            f"Unknown command {shown(verb)}",
+            expected=None if near else ", ".join(VERBS),
+            do=ELSEWHERE_VERBS.get(near or "", f"Did you mean preftune {near}?") if near else None,
         )
-        return 2
-    return _module_of(verb).run(rest)
+    command = verb
+    if verb == "diagnose":
+        rest = _with_action(rest)
+        if rest and rest[0] in ("run", "data"):
+            command, rest = f"diagnose-{rest[0]}", rest[1:]
+    if {"--help", "-h"} & set(rest) and (text := help_text(command, rest)) is not None:
+        print(text, end="")
+        return 0
+    settings = prepared(command, rest)  # mistakes are told before the libraries are imported
+    return _module_of(command).run(settings)
+
+
+def _with_action(words: list[str]) -> list[str]:
+    """`preftune diagnose FILE` and `preftune diagnose RUN` without the action."""
+    first = words[0] if words else ""
+    if first and not first.startswith("-") and first not in ("run", "data"):
+        if (Path(first) / "config.yaml").is_file():
+            return ["run", *words]
+        if Path(first).exists():
+            return ["data", *words]
+    return words
 
 
 def _module_of(verb: str) -> ModuleType:
@@ -157,6 +189,18 @@ VERBS = (
     "lab",
 )
 """The commands; the module of one is `preftune.commands.NAME`, with `_` for `-`."""
+
+ELSEWHERE_VERBS = {
+    "generate": "Use: preftune sample --model MODEL --prompt TEXT",
+    "predict": "Use: preftune sample --model MODEL --prompts FILE",
+    "evaluate": "Use: preftune eval",
+    "dpo": "Use: preftune train --objective dpo",
+    "sft": "Use: preftune train --objective sft",
+    "grpo": "Use: preftune train --source on-policy --objective grpo",
+    "resume": "Use: preftune train --resume RUN",
+    "serve": "A vLLM or transformers server serves RUN/final; docs/sampling.md shows how to use one",
+}
+"""Commands of other tools."""
 
 
 if __name__ == "__main__":

@@ -13,55 +13,17 @@ from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from preftune.cli.names import ALIASES, unknown_setting
 from preftune.errors import ConfigError, shown
 from preftune.objectives import OBJECTIVES
 
 T = TypeVar("T")
-
-ALIASES = {
-    "model_name_or_path": "model",
-    "dataset_name": "data",
-    "output_dir": "output",
-    "num_train_epochs": "epochs",
-    "dataset_train_split": "rows.split",
-    "eval_steps": "eval_every",
-    "save_steps": "save_every",
-    "save_total_limit": "keep_checkpoints",
-    "lr_scheduler_type": "optim.schedule",
-    "optim": "optim.name",
-    "lora_r": "lora.rank",
-    "lora_alpha": "lora.alpha",
-    "lora_target_modules": "lora.target_modules",
-    "beta": "objective.beta",
-    "label_smoothing": "objective.label_smoothing",
-    "max_steps": "budget.steps",
-    "max_samples": "budget.samples",
-    "max_minutes": "budget.minutes",  # where runs are compared
-    "steps": "budget.steps",
-    "max_completion_length": "sampling.max_new_tokens",
-    "num_generations": "sampling.num_completions",
-}
-"""Names of the ecosystem for settings that mean the same thing here."""
-
-ELSEWHERE = {
-    "per_device_train_batch_size": "Use batch_size, the number of groups per step over all devices; "
-    "micro-batches follow from layout.micro_batch_tokens",
-    "gradient_accumulation_steps": "Use batch_size, the number of groups per step; micro-batches follow from "
-    "layout.micro_batch_tokens and never change the result",
-    "bf16": "Use --precision bf16",
-    "use_peft": "Use --lora.rank 16",
-    "loss_type": "Use --objective NAME; `preftune objectives` lists them",
-    "precompute_ref_log_probs": "Use --reference.mode cache (the default for most objectives) or live",
-    "truncation_mode": "Use --rows.truncation",
-    "report_to": "Leave it out: the run folder's metrics.jsonl and report.html hold everything",
-    "logging_steps": "Leave it out: every step is logged",
-}
-"""What to use instead of names of the ecosystem that have no equal here."""
 
 
 def parse_settings(
@@ -70,7 +32,9 @@ def parse_settings(
     """The settings of a verb, validated. `positional` may be given as a bare word before the first flag."""
     names = _names(kind)
     tokens = _expand(arguments, names, positional)
-    sources = [_read_yaml(tokens[i + 1], names) for i, token in enumerate(tokens[:-1]) if token == "--config"]
+    sources = [_read_yaml(path, names) for path in _yaml_paths(tokens)]
+    for path, source in zip(_yaml_paths(tokens), sources, strict=True):
+        _refuse_nulls(path, source, _needs_value(kind))
     parser = ArgumentParser(
         prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False
     )
@@ -93,12 +57,16 @@ def parse_settings(
         ready = parser.instantiate(parsed).as_dict()
     except ConfigError:
         raise
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _told(error, prog, names) from error
     ready.pop("config", None)
     if objective:
         ready["objective"] = objective(**{k: v for k, v in parsed.objective.as_dict().items() if k != "name"})
     return kind(**ready)
+
+
+def _yaml_paths(tokens: Sequence[str]) -> list[str]:
+    return [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--config"]
 
 
 def settings_from_run(kind: type[T], path: Path) -> T:
@@ -159,18 +127,72 @@ def _expand(arguments: Sequence[str], names: Mapping[str, str], positional: str 
     return out
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error: the last one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if isinstance(key, str) and key in keys[:place]:
+                line = node.value[place][0].start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: the key {shown(key)} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def shown_value(text: object, limit: int = 160) -> str:
+    """A value as it was written, cut to a length that a sentence bears."""
+    plain = str(text)
+    return plain if len(plain) <= limit else plain[: limit - 1] + "…"
+
+
+def _needs_value(kind: Any) -> frozenset[str]:
+    """Full names of the settings that null is no value of."""
+    hints = get_type_hints(kind)
+    found = set()
+    for field in fields(kind):
+        section = hints[field.name]
+        if is_dataclass(section):
+            inner = get_type_hints(section)
+            found |= {
+                f"{field.name}.{one.name}" for one in fields(section) if not _takes_none(inner[one.name])
+            }
+        elif not _takes_none(section):
+            found.add(field.name)
+    return frozenset(found)
+
+
+def _takes_none(hint: Any) -> bool:
+    return hint is Any or NoneType in get_args(hint)
+
+
+def _refuse_nulls(path: str, tree: Mapping[str, Any], needs_value: frozenset[str], prefix: str = "") -> None:
+    for key, value in tree.items():
+        if isinstance(value, dict) and f"{prefix}{key}" not in needs_value:
+            _refuse_nulls(path, value, needs_value, f"{prefix}{key}.")
+        elif value is None and f"{prefix}{key}" in needs_value:
+            raise ConfigError(
+                f"Invalid value for {prefix}{key} in {path}",
+                got="null",
+                do="Leave the line out for the default",
+            )
+
+
 def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
     """A YAML file's settings under their full names, nested. A run's own record of its environment is left
     out.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"Cannot read the settings in {path}", got=str(error), expected="a YAML file"
         ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not valid YAML", got="nesting without an end") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML", got=str(error).replace("\n", " ")) from error
+        raise ConfigError(
+            f"{path} is not valid YAML", got=shown_value(" ".join(str(error).split()))
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(
             f"{path} holds no settings", got=type(content).__name__, expected="key: value lines"
@@ -195,7 +217,7 @@ def _insert(tree: dict[str, Any], key: str, value: Any, names: Mapping[str, str]
     """A setting under its full name; one that is not known or stands there twice is an error."""
     full = names.get(key.replace("-", "_"))
     if full is None:
-        raise _unknown(key, names)
+        raise unknown_setting(key, names, flag=False)
     section, _, leaf = full.rpartition(".")
     place = tree.setdefault(section, {}) if section else tree
     if leaf in place:
@@ -231,20 +253,6 @@ def _objective_class(
     return OBJECTIVES[name]
 
 
-def _unknown(key: str, names: Mapping[str, str]) -> ConfigError:
-    """What to say of a key that is no setting."""
-    what = "There is no setting of this name"
-    leaf = key.rpartition(".")[2]
-    if leaf in ELSEWHERE:
-        return ConfigError(what, got=key, do=ELSEWHERE[leaf])
-    if key.startswith("objective."):
-        return ConfigError(what, got=key, do="Give --help with this --objective to see its hyper-parameters")
-    near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(leaf, names, n=1)
-    return ConfigError(
-        what, got=key, do=f"Did you mean {near[0]}?" if near else "Give --help to see all settings"
-    )
-
-
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -260,12 +268,12 @@ def _told(error: Exception, prog: str, names: Mapping[str, str]) -> ConfigError:
     """The parser's complaint as one sentence, with what to do."""
     text = " ".join(str(error).split())
     if found := re.search(r"unrecognized arguments: --([^\s=]+)", text):
-        return _unknown(found[1], names)
+        return unknown_setting(found[1], names, flag=True)
     if found := re.search(r"Group '(.+?)' does not accept option '(.+?)'", text):
-        return _unknown(f"{found[1]}.{found[2]}", names)
+        return unknown_setting(f"{found[1]}.{found[2]}", names, flag=False)
     if found := re.search(r"unrecognized arguments: (.*)", text):
         return ConfigError(
-            "A word stands alone", got=shown(found[1]), expected="--setting value", do=f"See {prog} --help"
+            f"Unexpected argument {shown(found[1])}", expected="--option VALUE", do=f"See {prog} --help"
         )
     if found := re.search(r'key "([\w.]+)": (.*?)(?:Given value type.*)?(?:Got|Given) value: (.*)', text):
         choices = re.search(r"Literal\[(.*?)\]", found[2])
@@ -276,10 +284,10 @@ def _told(error: Exception, prog: str, names: Mapping[str, str]) -> ConfigError:
             else " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
         )
         return ConfigError(
-            f"{found[1]} has a value that it cannot take", got=found[3], expected=expected or None
+            f"Invalid value for {found[1]}", got=shown_value(found[3]), expected=expected or None
         )
     if found := re.search(r"argument --([\w.]+): expected one argument", text):
         return ConfigError(f"{found[1]} has no value", expected=f"--{found[1]} VALUE")
     if "required" in text.lower():
         return ConfigError("A setting is missing", got=text, do=f"See {prog} --help")
-    return ConfigError("A setting has a value that it cannot take", got=text, do=f"See {prog} --help")
+    return ConfigError("Invalid value", got=shown_value(text), do=f"See {prog} --help")

@@ -1,0 +1,135 @@
+"""Names of settings: those of the ecosystem that mean the same thing here, and what to use instead of others."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from preftune.errors import ConfigError
+
+ALIASES = {
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "dataset_name": "data",
+    "dataset": "data",
+    "train_file": "data",
+    "output_dir": "output",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "dataset_train_split": "rows.split",
+    "eval_dataset": "eval_data",
+    "validation_file": "eval_data",
+    "val_split": "eval_fraction",
+    "val_set_size": "eval_fraction",
+    "val_size": "eval_fraction",
+    "test_size": "eval_fraction",
+    "eval_split": "eval_fraction",
+    "eval_steps": "eval_every",
+    "save_steps": "save_every",
+    "save_total_limit": "keep_checkpoints",
+    "lr": "optim.learning_rate",
+    "lr_scheduler_type": "optim.schedule",
+    "lr_scheduler": "optim.schedule",
+    "scheduler": "optim.schedule",
+    "optim": "optim.name",
+    "optimizer": "optim.name",
+    "lora_rank": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target_modules": "lora.target_modules",
+    "lora_target": "lora.target_modules",
+    "lora_modules_to_save": "lora.modules_to_save",
+    "use_rslora": "lora.rslora",
+    "use_dora": "lora.dora",
+    "beta": "objective.beta",
+    "label_smoothing": "objective.label_smoothing",
+    "method": "objective.name",
+    "loss": "objective.name",
+    "loss_type": "objective.name",
+    "algorithm": "objective.name",
+    "rl": "objective.name",
+    "pref_loss": "objective.name",
+    "simpo_gamma": "objective.gamma",
+    "max_steps": "budget.steps",  # where runs are compared
+    "max_samples": "budget.samples",
+    "max_minutes": "budget.minutes",
+    "steps": "budget.steps",
+    "max_completion_length": "sampling.max_new_tokens",
+    "max_new_token": "sampling.max_new_tokens",
+    "num_generations": "sampling.num_completions",
+    "cutoff_len": "rows.max_length",
+    "max_seq_length": "rows.max_length",
+    "max_seq_len": "rows.max_length",
+    "sequence_len": "rows.max_length",
+    "warmup": "optim.warmup_ratio",
+    "load_best_model_at_end": "keep_best",
+    "reward_funcs": "reward",
+    "reward_function": "reward",
+    "reward_fn": "reward",
+    "dtype": "precision",
+    "torch_dtype": "precision",
+}
+"""Names of other tools, and short names, for settings that mean the same thing here."""
+
+ELSEWHERE = {
+    "per_device_train_batch_size": "Use --batch_size, the number of groups per step over all devices; "
+    "micro-batches follow from --layout.micro_batch_tokens",
+    "micro_batch_size": "Use --batch_size, the number of groups per step; micro-batches follow from "
+    "--layout.micro_batch_tokens",
+    "gradient_accumulation_steps": "Use --batch_size, the number of groups per step; micro-batches follow from "
+    "--layout.micro_batch_tokens and never change the result",
+    "bf16": "Use --precision bf16",
+    "fp16": "Use --precision bf16 or fp32; fp16 is not supported",
+    "fp32": "Use --precision fp32, the default",
+    "use_peft": "Use --lora.rank 16",
+    "adapter": "Use --lora.rank 16, or --model ADAPTER to start from one",
+    "finetuning_type": "Use --lora.rank 16 for LoRA; without it all weights train",
+    "precompute_ref_log_probs": "Use --reference.mode cache (the default for most objectives) or live",
+    "ref_model": "Use --reference.model FOLDER",
+    "truncation_mode": "Use --rows.truncation",
+    "report_to": "Metrics are in the run folder's metrics.jsonl and report.html",
+    "wandb": "Metrics are in the run folder's metrics.jsonl and report.html",
+    "logging_steps": "Leave it out: every step is logged",
+    "push_to_hub": "Train first, then run: preftune export RUN --to hub",
+    "resume_from_checkpoint": "Use: preftune train --resume RUN",
+    "overwrite_output_dir": "Name a new --output, or delete the old run folder",
+    "deepspeed": "Use torchrun with --shard.mode full; docs/scaling.md shows how",
+    "fsdp": "Use torchrun with --shard.mode full; docs/scaling.md shows how",
+    "mask_truncated_completions": "Truncated completions count as they are; `--reward brief` scores those that end",
+    "packing": "Leave it out: sequences always share rows without padding",
+    "padding_free": "Leave it out: there is no padding",
+    "flash_attention": "Leave it out: the fastest exact attention is chosen at start-up",
+    "attn_implementation": "Use --layout.attention; the default is the fastest that is proven exact",
+    "use_vllm": "Use --server.url http://HOST:PORT of a running vLLM",
+    "seed_everything": "Use --seed",
+    "load_in_8bit": "Quantized bases are not loaded by a flag of this name; see docs/models.md",
+    "load_in_4bit": "Quantized bases are not loaded by a flag of this name; see docs/models.md",
+    "qlora": "Quantized bases are not loaded by a flag of this name; see docs/models.md",
+    "max_prompt_length": "Use --rows.max_length with --rows.truncation",
+}
+"""What to use instead of names that have no equal here."""
+
+CUTOFF = 0.72  # similarity of a suggestion; below it the suggestion misleads more often than it helps
+
+
+def nearest(name: str, choices: Iterable[str], cutoff: float = CUTOFF) -> str | None:
+    """The choice that is most like `name`, if one is like enough; swapped letters count as most alike."""
+    choices = list(choices)
+    swapped = [one for one in choices if one != name and sorted(one) == sorted(name)]
+    return (
+        swapped[0]
+        if swapped
+        else next(iter(difflib.get_close_matches(name, choices, n=1, cutoff=cutoff)), None)
+    )
+
+
+def unknown_setting(key: str, names: Mapping[str, str], *, flag: bool, where: str = "") -> ConfigError:
+    """What to say of a key that is no setting. `names` are the names that work, short and full."""
+    what = f"Unknown option --{key}" if flag else f"Unknown setting {key}{where}"
+    leaf = key.rpartition(".")[2]
+    dash = "--" if flag else ""
+    if leaf in ELSEWHERE:
+        return ConfigError(what, do=ELSEWHERE[leaf])
+    if key.startswith("objective."):
+        return ConfigError(what, do="Give --help with this --objective to see its hyperparameters")
+    near = nearest(key, names) or nearest(leaf, names)
+    return ConfigError(what, do=f"Did you mean {dash}{near}?" if near else "Give --help to see all settings")

@@ -1,0 +1,213 @@
+"""The settings of every command, read from the source without importing it.
+
+Importing a command means importing the model libraries, which takes seconds. A mistyped option or a `--help`
+is answered from the syntax trees of the settings' dataclasses instead, in milliseconds.
+"""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One option of a command; `name` is its full name, such as optim.learning_rate."""
+
+    name: str
+    kind: str  # the annotation as it stands in the source
+    default: str | None  # as it stands in the source; None if the setting is required
+    help: str
+
+    @property
+    def section(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def leaf(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def is_switch(self) -> bool:
+        return self.kind == "bool"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a command takes."""
+
+    summary: str  # the first sentence of the settings' docstring
+    settings: tuple[Setting, ...]
+    sections: Mapping[str, str]  # section -> what it is for
+    has_objective: bool
+
+
+@cache
+def outline_of(module: str) -> Outline | None:
+    """The outline of `preftune.commands.MODULE`; None if it has no single set of settings."""
+    path = ROOT / "commands" / f"{module}.py"
+    tree = _tree(path)
+    kinds = {
+        call.args[0].id
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == "parse_settings"
+        and call.args
+        and isinstance(call.args[0], ast.Name)
+    }
+    if len(kinds) != 1:
+        return None
+    source = _find(path, kinds.pop())
+    if source is None:
+        return None
+    where, kind = source
+    texts = _help_texts(kind)
+    settings: list[Setting] = []
+    sections: dict[str, str] = {}
+    for field in _fields(where, kind):
+        nested = _find(where, field.kind) if field.kind.isidentifier() else None
+        if field.name == "objective":
+            text = texts.get("objective", "the loss; `preftune objectives` lists them")
+            settings.append(Setting(name="objective", kind="str", default="bnf", help=text))
+        elif nested is not None and _is_dataclass(nested[1]):
+            sections[field.name] = texts.get(field.name, "")
+            inner = _help_texts(nested[1])
+            settings += [
+                Setting(
+                    name=f"{field.name}.{one.name}",
+                    kind=one.kind,
+                    default=one.default,
+                    help=inner.get(one.name, ""),
+                )
+                for one in _fields(*nested)
+            ]
+        else:
+            settings.append(
+                Setting(
+                    name=field.name, kind=field.kind, default=field.default, help=texts.get(field.name, "")
+                )
+            )
+    return Outline(
+        summary=_summary(kind),
+        settings=tuple(settings),
+        sections=sections,
+        has_objective=any(one.name == "objective" for one in settings),
+    )
+
+
+@cache
+def objective_outlines() -> Mapping[str, tuple[Setting, ...]]:
+    """Name of each objective -> its hyperparameters."""
+    found: dict[str, tuple[Setting, ...]] = {}
+    for path in sorted((ROOT / "objectives").glob("*.py")):
+        for kind in (node for node in _tree(path).body if isinstance(node, ast.ClassDef)):
+            name = next((_text(node.value) for node in kind.body if _assigns(node, "name")), None)
+            if name:
+                texts = _help_texts(kind)
+                found[name] = tuple(
+                    Setting(
+                        name=f"objective.{one.name}",
+                        kind=one.kind,
+                        default=one.default,
+                        help=texts.get(one.name, ""),
+                    )
+                    for one in _fields(path, kind)
+                )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Field:
+    name: str
+    kind: str
+    default: str | None
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _find(path: Path, name: str) -> tuple[Path, ast.ClassDef] | None:
+    """The class that `name` is in a file, followed through imports from this package."""
+    for node in _tree(path).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return path, node
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("preftune"):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    other = _file_of(node.module or "")
+                    return _find(other, alias.name) if other is not None else None
+    return None
+
+
+def _file_of(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split(".")[1:])
+    return next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
+
+
+def _fields(path: Path, kind: ast.ClassDef) -> Iterator[_Field]:
+    """The dataclass fields of a class, those of its bases first."""
+    for base in kind.bases:
+        parent = _find(path, base.id) if isinstance(base, ast.Name) else None
+        if parent is not None and _is_dataclass(parent[1]):
+            yield from _fields(*parent)
+    for node in kind.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            annotation = ast.unparse(node.annotation)
+            if not annotation.startswith("ClassVar"):
+                yield _Field(name=node.target.id, kind=annotation, default=_default_of(node.value))
+
+
+def _default_of(value: ast.expr | None) -> str | None:
+    """The source of a default; of a call such as `positive(0.1)`, its first argument."""
+    if value is None:
+        return None
+    if isinstance(value, ast.Call):
+        given = {one.arg: one.value for one in value.keywords}
+        if "default" in given:
+            return ast.unparse(given["default"])
+        if "default_factory" in given:
+            return {"list": "[]", "dict": "{}"}.get(ast.unparse(given["default_factory"]), "")
+        return ast.unparse(value.args[0]) if value.args else ""
+    return ast.unparse(value)
+
+
+def _is_dataclass(kind: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(one) for one in kind.decorator_list)
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    if isinstance(node, ast.AnnAssign):
+        return isinstance(node.target, ast.Name) and node.target.id == name and node.value is not None
+    return isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == [name]
+
+
+def _text(value: ast.expr | None) -> str | None:
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
+
+
+def _summary(kind: ast.ClassDef) -> str:
+    text = ast.get_docstring(kind) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _help_texts(kind: ast.ClassDef) -> dict[str, str]:
+    """Argument -> description, from the docstring's `Args:`."""
+    _, _, text = (ast.get_docstring(kind) or "").partition("Args:\n")
+    texts: dict[str, str] = {}
+    name = ""
+    for line in text.split("\n"):
+        if found := re.match(r"    (\w+): (.*)", line):
+            name = found[1]
+            texts[name] = found[2]
+        elif name and line.startswith("        "):
+            texts[name] += " " + line.strip()
+        elif line.strip() and not line.startswith(" "):
+            break
+    return texts

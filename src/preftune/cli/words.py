@@ -1,0 +1,180 @@
+"""The words of a command line, before anything heavy is imported: help, short forms, and mistakes.
+
+`prepared` either answers at once (help, a mistake) or returns the words as `parse_settings` takes them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from preftune.cli.names import ALIASES, ELSEWHERE, nearest, unknown_setting
+from preftune.cli.outline import ROOT, Outline, Setting, objective_outlines, outline_of
+from preftune.errors import ConfigError, shown
+
+POSITIONAL = {
+    "sample": "model",
+    "eval": "model",
+    "chat": "model",
+    "compare": "data",
+    "iterate": "prompts",
+    "train-reward-model": "data",
+}
+"""Commands whose first bare word is a setting. (Others read their bare words themselves.)"""
+
+DEFAULT_RANK = "16"  # of `--lora` without a number
+
+
+def module_of(command: str) -> str:
+    return command.replace("-", "_")
+
+
+def prepared(command: str, words: Sequence[str]) -> list[str]:
+    """The words with short forms spelled out; a ConfigError for a mistake that shows without importing."""
+    outline = outline_of(module_of(command))
+    if outline is None:
+        return list(words)
+    known = names_of(outline)
+    own = _own_flags(module_of(command))
+    words = _bare_words(command, list(words))
+    objective = _objective(words, known) if outline.has_objective else None
+    parameters = objective_outlines().get(objective or "", ())
+    settings = {one.name: one for one in (*outline.settings, *parameters)}
+    done: list[str] = []
+    for place, word in enumerate(words):
+        if not word.startswith("--") or word == "--":
+            done.append(word)
+            continue
+        flag, equals, value = word[2:].partition("=")
+        key = flag.replace("-", "_")
+        following = words[place + 1] if place + 1 < len(words) else None
+        bare = not equals and (following is None or following.startswith("--"))
+        if key == "lora" and "lora.rank" in known:
+            done += [f"--lora.rank{equals}{value}", *([DEFAULT_RANK] if bare else [])]
+            continue
+        full = _full_name(key, known, parameters)
+        if full is None:
+            if key in own or flag in own:
+                done.append(word)
+                continue
+            raise _unknown(flag, known, objective)
+        if key == "optim" and "optim.name" in known:
+            full = "optim.name"
+        if full in ("objective", "objective.name"):
+            full = "objective"
+            if value:
+                value = spelled_objective(value)
+        done.append(f"--{full}{equals}{value}")
+        setting = settings.get(full)
+        if bare and setting is not None and setting.is_switch:
+            done.append("true")
+        elif bare and setting is not None:
+            raise ConfigError(f"--{flag} has no value", expected=f"--{flag} VALUE")
+    return _objective_values(done)
+
+
+def names_of(outline: Outline) -> dict[str, str]:
+    """Every name that works -> the full name; a name at the top wins over the same name in a section."""
+    full = [one.name for one in outline.settings] + ["config", "print_config"]
+    full += [f"{section}" for section in outline.sections]
+    if outline.has_objective:
+        full += ["objective.name"]
+        full += {one.name for many in objective_outlines().values() for one in many}
+    leaves = [name.rpartition(".")[2] for name in full if not name.startswith("objective.")]
+    short = {
+        name.rpartition(".")[2]: name
+        for name in full
+        if leaves.count(name.rpartition(".")[2]) == 1 and not name.startswith("objective.")
+    }
+    names = short | {name: name for name in full}
+    return names | {
+        alias: name for alias, name in ALIASES.items() if name in set(full) and alias not in names
+    }
+
+
+def spelled_objective(text: str) -> str:
+    """A name of the table in any spelling; what is no plain name (a mixture, module:Class) stays as it is."""
+    table = objective_outlines()
+    plain = text.strip().lower().replace("_", "-")
+    if plain in table or not table:
+        return plain
+    if re.search(r"[:+*(./]", text):
+        return text
+    near = nearest(plain, table, 0.5)
+    raise ConfigError(
+        f"Unknown objective {shown(text)}",
+        do=f"Did you mean {near}?" if near else "Run `preftune objectives` to see all of them",
+    )
+
+
+def _unknown(flag: str, known: Mapping[str, str], objective: str | None) -> ConfigError:
+    owners = [
+        name
+        for name, many in objective_outlines().items()
+        if flag.replace("-", "_") in {s.leaf for s in many}
+    ]
+    if objective is not None and owners and flag not in ELSEWHERE:
+        return ConfigError(
+            f"Unknown option --{flag}",
+            got=f"objective {objective}, which has no {flag}",
+            expected=f"an objective that has it: {', '.join(owners[:6])}",
+        )
+    return unknown_setting(flag, known, flag=True)
+
+
+def _full_name(key: str, known: Mapping[str, str], parameters: Sequence[Setting]) -> str | None:
+    if key in known:
+        return known[key]
+    if key in ELSEWHERE:
+        return None
+    return next((one.name for one in parameters if one.leaf == key), None)
+
+
+def _bare_words(command: str, words: list[str]) -> list[str]:
+    """Leading words without a flag, as settings."""
+    bare = []
+    while words and not words[0].startswith("-") and (command == "train" or command in POSITIONAL):
+        bare.append(words.pop(0))
+    if command == "train":
+        return [part for word in bare for part in _train_word(word)] + words
+    if len(bare) > 1:
+        raise ConfigError(f"Unexpected argument {shown(bare[1])}", do=f"See preftune {command} --help")
+    return [part for word in bare for part in (f"--{POSITIONAL[command]}", word)] + words
+
+
+def _train_word(word: str) -> tuple[str, str]:
+    """`preftune train dpo pairs.csv`: an objective, or a data file."""
+    if word.strip().lower().replace("_", "-") in objective_outlines():
+        return "--objective", word
+    if Path(word).exists() or re.search(r"\.(jsonl?|csv|parquet|arrow)$", word):
+        return "--data", word
+    near = nearest(word.lower(), objective_outlines(), 0.6)
+    raise ConfigError(
+        f"Unexpected argument {shown(word)}",
+        expected="an objective, a data file, or --option VALUE",
+        do=f"Did you mean --objective {near}?" if near else "See preftune train --help",
+    )
+
+
+def _objective(words: Sequence[str], known: Mapping[str, str]) -> str | None:
+    """The objective that the flags name, the last one winning; bnf without one."""
+    named = "bnf"
+    for place, word in enumerate(words):
+        flag, equals, value = word[2:].partition("=") if word.startswith("--") else ("", "", "")
+        if known.get(flag.replace("-", "_")) in ("objective", "objective.name"):
+            named = value if equals else words[place + 1] if place + 1 < len(words) else named
+    return spelled_objective(named)
+
+
+def _objective_values(words: list[str]) -> list[str]:
+    for place, word in enumerate(words[:-1]):
+        if word == "--objective":
+            words[place + 1] = spelled_objective(words[place + 1])
+    return words
+
+
+def _own_flags(module: str) -> frozenset[str]:
+    """Flags that the command reads itself, as they stand in its source."""
+    sources = (ROOT / "commands" / f"{module}.py", ROOT / "cli" / "output.py", ROOT / "cli" / "checks.py")
+    text = "".join(path.read_text(encoding="utf-8") for path in sources if path.is_file())
+    flags = set(re.findall(r"[\"']--([a-z][a-z_-]*)[\"'=]", text)) | {"help", "json"}
+    return frozenset(flags | {flag.replace("-", "_") for flag in flags})

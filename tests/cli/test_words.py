@@ -1,0 +1,138 @@
+"""Short forms, other tools' names and mistakes, answered before anything heavy is imported."""
+
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from typing import get_type_hints
+
+import pytest
+
+from preftune.cli.help import help_text
+from preftune.cli.main import VERBS, main
+from preftune.cli.outline import objective_outlines, outline_of
+from preftune.cli.words import prepared
+from preftune.errors import ConfigError
+from preftune.objectives import OBJECTIVES
+from preftune.train.options import TrainConfig
+
+MISTAKES = [
+    ("trian", "Unknown command 'trian'. Did you mean preftune train?"),
+    ("generate", "Use: preftune sample"),
+    ("train --learning_rte 1", "Unknown option --learning_rte. Did you mean --learning_rate?"),
+    ("train --learning-rte 1", "Did you mean --learning_rate?"),
+    ("train --objective dop", "Unknown objective 'dop'. Did you mean dpo?"),
+    ("train dop", "Did you mean --objective dpo?"),
+    ("train --gamma 0.5", "objective bnf, which has no gamma; expected an objective that has it"),
+    ("train --push_to_hub", "preftune export RUN --to hub"),
+    ("train --report_to wandb", "metrics.jsonl"),
+    ("train --resume_from_checkpoint r", "Use: preftune train --resume RUN"),
+    ("train --deepspeed x", "--shard.mode full"),
+    ("train --mask_truncated_completions true", "Truncated completions"),
+    ("train --gradient_accumulation_steps 4", "Use --batch_size"),
+    ("train --lr", "--lr has no value"),
+    ("train --nonsense_of_mine 1", "Unknown option --nonsense_of_mine. Give --help"),
+    ("sample a b", "Unexpected argument 'b'"),
+    ("objectives --jsn", "Did you mean --json?"),
+    ("train --help optimm", "Did you mean optim?"),
+]
+
+
+@pytest.mark.parametrize(("line", "told"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_is_answered_with_what_leads_on(line, told, capsys):
+    assert main(line.split()) == 2
+    out, err = capsys.readouterr()
+    assert told in err and err.count("\n") == 1 and not out
+
+
+def test_mistakes_and_help_import_no_library():
+    code = (
+        "import sys, preftune.cli.main as cli\n"
+        "assert cli.main(['train', '--lerning_rate', '1']) == 2\n"
+        "assert cli.main(['train', '--objective', 'dop']) == 2\n"
+        "assert cli.main(['train', '--help']) == 0 and cli.main(['train', '--help', 'all']) == 0\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'rich', 'yaml', 'jsonargparse'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("--lr 1e-4", ["--optim.learning_rate", "1e-4"]),
+        ("--lora", ["--lora.rank", "16"]),
+        ("--lora 8", ["--lora.rank", "8"]),
+        ("--lora=8", ["--lora.rank=8"]),
+        ("--lora --lr 1", ["--lora.rank", "16", "--optim.learning_rate", "1"]),
+        ("--method dpo", ["--objective", "dpo"]),
+        ("--loss DPO", ["--objective", "dpo"]),
+        ("--objective=CPO_SimPO", ["--objective=cpo-simpo"]),
+        ("--objective simpo --gamma 0.5", ["--objective", "simpo", "--objective.gamma", "0.5"]),
+        ("--objective 0.7*dpo+0.3*sft", ["--objective", "0.7*dpo+0.3*sft"]),
+        ("--objective mine:Loss", ["--objective", "mine:Loss"]),
+        ("--val_split 0.1", ["--eval_fraction", "0.1"]),
+        ("--gradient_checkpointing", ["--gradient_checkpointing", "true"]),
+        ("--gradient_checkpointing false", ["--gradient_checkpointing", "false"]),
+        ("--max-steps 400", ["--max_steps", "400"]),
+        ("dpo", ["--objective", "dpo"]),
+        (
+            "dpo pairs.jsonl --lr 1",
+            ["--objective", "dpo", "--data", "pairs.jsonl", "--optim.learning_rate", "1"],
+        ),
+        ("--config x.yaml --print_config", ["--config", "x.yaml", "--print_config"]),
+        ("--resume run", ["--resume", "run"]),
+        ("--dry-run --json", ["--dry-run", "--json"]),
+    ],
+)
+def test_short_forms_are_spelled_out(line, wanted):
+    assert prepared("train", line.split()) == wanted
+
+
+def test_the_first_word_is_a_model_where_that_is_natural():
+    assert prepared("sample", ["runs/dpo", "--prompt", "hi"]) == ["--model", "runs/dpo", "--prompt", "hi"]
+    assert prepared("eval", ["m", "--data", "d"]) == ["--model", "m", "--data", "d"]
+
+
+def test_the_outline_is_what_the_settings_are():
+    """The syntax trees tell the same names and defaults as the classes themselves."""
+    outline = outline_of("train")
+    assert outline is not None
+    told = {one.name for one in outline.settings}
+    hints, real = get_type_hints(TrainConfig), set()
+    for field in fields(TrainConfig):
+        section = hints[field.name]
+        nested = is_dataclass(section) and field.name != "objective"
+        real |= {f"{field.name}.{one.name}" for one in fields(section)} if nested else {field.name}
+    assert told == real
+    assert not [one.name for one in outline.settings if not one.help]
+
+
+def test_objectives_and_their_hyperparameters_are_those_of_the_table():
+    outlines = objective_outlines()
+    assert set(outlines) == set(OBJECTIVES)
+    for name, kind in OBJECTIVES.items():
+        assert [one.leaf for one in outlines[name]] == [one.name for one in fields(kind)], name
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if outline_of(verb.replace("-", "_"))])
+def test_help_comes_in_layers(verb):
+    short, whole = help_text(verb, ["--help"]), help_text(verb, ["--help", "all"])
+    outline = outline_of(verb.replace("-", "_"))
+    assert short is not None and whole is not None and outline is not None
+    assert all(f"--{one.name} " in whole for one in outline.settings)
+    assert short.count("\n") <= 130 and max(map(len, short.split("\n"))) <= 130
+    for section in outline.sections:
+        text = help_text(verb, ["--help", section])
+        assert text is not None and all(
+            f"--{one.name} " in text for one in outline.settings if one.section == section
+        )
+
+
+def test_help_of_an_objective_shows_its_hyperparameters():
+    assert "--objective.gamma " in (help_text("train", ["--objective", "simpo", "--help"]) or "")
+
+
+def test_a_section_that_is_not_there_is_told():
+    with pytest.raises(ConfigError, match="There is no section or setting 'nothing'"):
+        help_text("train", ["--help", "nothing"])
