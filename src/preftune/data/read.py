@@ -27,9 +27,7 @@ def read_rows(source: str, options: DataOptions) -> Iterator[RawRow]:
     unseen = set(ignored)
     for row in _rows_of(source, options):
         number += 1
-        if unseen and isinstance(row.value, dict):
-            unseen -= row.value.keys()
-        yield _renamed(row, rules, ignored) if rules or ignored else row
+        yield _renamed(row, rules, ignored, unseen) if rules or ignored else row
         if number == options.max_rows:
             return
     if number == 0:
@@ -74,13 +72,22 @@ def _refuse_streaming(source: str, options: DataOptions) -> None:
         )
 
 
-def _renamed(row: RawRow, rules: tuple[ColumnRule, ...], ignored: frozenset[str]) -> RawRow:
-    """The row without ignored columns, and with the user's columns under our names."""
+def _renamed(
+    row: RawRow, rules: tuple[ColumnRule, ...], ignored: frozenset[str], unseen: set[str]
+) -> RawRow:
+    """The row without ignored columns, and with the user's columns under our names.
+
+    What is left of an object that was reached into (`chosen.votes`) can be ignored too.
+    """
     if isinstance(row.value, DataError):
         return row
     value = {name: cell for name, cell in row.value.items() if name not in ignored}
     try:
-        return RawRow(file=row.file, number=row.number, value=mapped(value, rules))
+        result = mapped(value, rules) if rules else value
+        if unseen:
+            unseen -= row.value.keys() | result.keys()
+        result = {name: cell for name, cell in result.items() if name not in ignored}
+        return RawRow(file=row.file, number=row.number, value=result)
     except DataError as error:
         return RawRow(file=row.file, number=row.number, value=located(row.file, row.number, error))
 
