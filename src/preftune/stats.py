@@ -58,6 +58,25 @@ def mean_interval(values: Numbers, level: float = 0.95) -> Interval:
     return Interval(mean=mean, low=mean - half, high=mean + half, num=len(numbers))
 
 
+def preferred_share(margins: Numbers) -> np.ndarray:
+    """Of each pair, 1 if the chosen completion has the larger number, 0 if the other one has, one half for a tie."""
+    return (np.sign(np.asarray(margins, dtype=np.float64)) + 1) / 2
+
+
+def share_interval(shares: Numbers, level: float = 0.95) -> Interval:
+    """The mean of independent shares in [0, 1] with Wilson's score interval, which never leaves [0, 1].
+
+    It is honest where all of a few answers are right (Wilson, "Probable Inference, the Law of Succession, and
+    Statistical Inference", JASA 1927). Shares between 0 and 1 vary less than the answers it is made for, so it is then
+    too wide, never too narrow.
+    """
+    numbers = _finite(shares, "shares")
+    count, mean, z = len(numbers), float(numbers.mean()), NormalDist().inv_cdf((1 + level) / 2)
+    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    return Interval(mean=mean, low=max(0.0, middle - half), high=min(1.0, middle + half), num=count)
+
+
 def json_numbers(content: Any) -> Any:
     """Values for JSON: dataclasses as mappings, and null for what is not finite, as the interval of a single
     value is.

@@ -438,6 +438,8 @@ FELT = {
     "rows.split": ("--data folder", "--split test"),
     "rows.format": ("", "--format labels"),
     "rows.columns": ("", '--columns {"chosen":"rejected","rejected":"chosen"}'),
+    "rows.ignore": None,
+    "rows.streaming": None,
     "rows.bad_rows": ("--data bad.jsonl", "--bad_rows skip"),
     "rows.pairing": ("--data rewarded.jsonl", "--pairing best_worst"),
     "rows.min_gap": ("--data rewarded.jsonl", "--min_gap 0.5"),

@@ -39,7 +39,8 @@ def totals(folder, data) -> np.ndarray:
 
 
 def test_pairs_by_hand(tiny_folder, other, pairs_file):
-    ratio = totals(other, pairs_file) - totals(tiny_folder, pairs_file)
+    own, of_reference = totals(other, pairs_file), totals(tiny_folder, pairs_file)
+    ratio = own - of_reference
     margin = 0.5 * (ratio[:, 0] - ratio[:, 1])
     for layout in (LayoutOptions(), LayoutOptions(share_prompts=False, micro_batch_tokens=90)):
         found = evaluate_pairs(
@@ -56,6 +57,8 @@ def test_pairs_by_hand(tiny_folder, other, pairs_file):
                 "log_ratios/rejected": ratio[:, 1].mean(),
                 "rewards/margins": margin.mean(),
                 "rewards/accuracies": (margin > 0).mean(),
+                "ranking/accuracies": (own[:, 0] > own[:, 1]).mean(),
+                "ranking/reference_accuracies": (of_reference[:, 0] > of_reference[:, 1]).mean(),
             },
             rel=1e-5,
         )
@@ -68,7 +71,24 @@ def test_a_model_against_itself_is_nothing(tiny_folder, pairs_file):
     found = evaluate_pairs(
         EvalConfig(model=str(tiny_folder), data=pairs_file, reference=str(tiny_folder)), QUIET
     )
-    assert {interval.mean for interval in found.intervals.values()} == {0.0}
+    means = {name: interval.mean for name, interval in found.intervals.items()}
+    assert {means[name] for name in ("log_ratios/chosen", "log_ratios/rejected", "rewards/margins")} == {0.0}
+    accuracy = found.intervals["rewards/accuracies"]
+    assert accuracy.mean == 0.5 and 0.0 < accuracy.low < 0.5 < accuracy.high < 1.0  # ties count one half
+    assert means["ranking/accuracies"] == means["ranking/reference_accuracies"]
+
+
+def test_the_beta_of_a_run_is_used_and_told(tiny_folder, other, pairs_file, tmp_path):
+    final = tmp_path / "run" / "final"
+    shutil.copytree(other, final)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(f"model: {tiny_folder}\nobjective: {{name: dpo, beta: 0.25}}\n")
+    for given, beta, of_run in ((None, 0.25, True), (0.5, 0.5, False)):
+        found = evaluate_pairs(EvalConfig(model=str(final), data=pairs_file, beta=given), QUIET)
+        assert (found.beta, found.beta_of_run) == (beta, of_run)
+    config.write_text(f"model: {tiny_folder}\nobjective: {{name: sft}}\n")
+    found = evaluate_pairs(EvalConfig(model=str(final), data=pairs_file), QUIET)
+    assert (found.beta, found.beta_of_run) == (1.0, False)
 
 
 def test_pairs_of_one_prompt_count_once(tiny_folder, other, tmp_path):

@@ -56,13 +56,19 @@ class Layout:
             return "no preference (tie), counted"
         if self.labels:
             return "labels: " + ", ".join(
-                f"{text} {'neutral' if label is None else f'{label:+d}'}" for text, label in self.labels.items()
+                f"{text} {'neutral' if label is None else f'{label:+d}'}"
+                for text, label in self.labels.items()
             )
         if self.rewards:
             return "rewards: " + ", ".join(
-                f"{text} {'not known' if reward is None else f'{reward:g}'}" for text, reward in self.rewards.items()
+                f"{text} {'not known' if reward is None else f'{reward:g}'}"
+                for text, reward in self.rewards.items()
             )
-        return "pairs: " + ", ".join(f"{good} over {bad}" for good, bad in sorted(self.pairs)) if self.pairs else "a prompt"
+        return (
+            "pairs: " + ", ".join(f"{good} over {bad}" for good, bad in sorted(self.pairs))
+            if self.pairs
+            else "a prompt"
+        )
 
 
 def pair(title, row, **more):
@@ -70,7 +76,9 @@ def pair(title, row, **more):
 
 
 def label(title, row, value=1, **more):
-    return Layout(title=title, row=row, labels={GOOD: value}, pairs=set(), format=more.pop("format", "labels"), **more)
+    return Layout(
+        title=title, row=row, labels={GOOD: value}, pairs=set(), format=more.pop("format", "labels"), **more
+    )
 
 
 def verdict(title, row, **more):
@@ -93,7 +101,11 @@ LAYOUTS = (
     # pairs
     pair("TRL", {"prompt": ASK, **PAIR}),
     pair("TRL, turns", {"prompt": [user()], "chosen": [bot(GOOD)], "rejected": [bot(BAD)]}),
-    pair("TRL, implicit prompt", {"chosen": [user(), bot(GOOD)], "rejected": [user(), bot(BAD)]}, format="dialogues"),
+    pair(
+        "TRL, implicit prompt",
+        {"chosen": [user(), bot(GOOD)], "rejected": [user(), bot(BAD)]},
+        format="dialogues",
+    ),
     pair(
         "UltraFeedback, binarized",
         {
@@ -109,7 +121,10 @@ LAYOUTS = (
     pair("Argilla", {"instruction": ASK, "chosen_response": GOOD, "rejected_response": BAD}),
     pair("Intel", {**WITH_SYSTEM, "question": ASK, **PAIR}, system="Be brief."),
     pair("ms-swift", {"messages": [user(), bot(GOOD)], "rejected_response": BAD}),
-    pair("ms-swift, rejected_messages", {"messages": [user(), bot(GOOD)], "rejected_messages": [user(), bot(BAD)]}),
+    pair(
+        "ms-swift, rejected_messages",
+        {"messages": [user(), bot(GOOD)], "rejected_messages": [user(), bot(BAD)]},
+    ),
     pair("ms-swift, query", {"query": ASK, "response": GOOD, "rejected_response": BAD}),
     pair(
         "ms-swift, history",
@@ -120,18 +135,10 @@ LAYOUTS = (
         {"prompt": ASK, "chosen": GOOD, "rejected": [BAD, "A hat."]},
         pairs={(GOOD, BAD), (GOOD, "A hat.")},
     ),
-    pair(
-        "LLaMA-Factory, alpaca",
-        {"instruction": "Answer.", "input": ASK, **PAIR},
-        prompt=f"Answer.\n{ASK}",
-    ),
+    pair("LLaMA-Factory, alpaca", {"instruction": "Answer.", "input": ASK, **PAIR}, prompt=f"Answer.\n{ASK}"),
     pair(
         "LLaMA-Factory, ShareGPT",
-        {
-            "conversations": [said("human", ASK)],
-            "chosen": said("gpt", GOOD),
-            "rejected": said("gpt", BAD),
-        },
+        {"conversations": [said("human", ASK)], "chosen": said("gpt", GOOD), "rejected": said("gpt", BAD)},
         format="sharegpt",
     ),
     pair("axolotl, chat_template", {"messages": [user()], "chosen": bot(GOOD), "rejected": bot(BAD)}),
@@ -163,7 +170,11 @@ LAYOUTS = (
         options={"columns": "prompt=context+question"},
         prompt=f"Rivers flow.\n\n{ASK}",
     ),
-    pair("developer role", {"prompt": [{"role": "developer", "content": "Be brief."}, user()], **PAIR}, system="Be brief."),
+    pair(
+        "developer role",
+        {"prompt": [{"role": "developer", "content": "Be brief."}, user()], **PAIR},
+        system="Be brief.",
+    ),
     pair(
         "turns as JSON text (tables)",
         {"prompt": ASK, "chosen": json.dumps([bot(GOOD)]), "rejected": json.dumps([bot(BAD)])},
@@ -174,21 +185,34 @@ LAYOUTS = (
         "turns as Python writes them",
     ),
     pair("HH", {"chosen": hh(f" {GOOD}"), "rejected": hh(f" {BAD}")}, format="dialogues"),
-    pair("HH, prompt apart (Dahoas)", {"prompt": hh(), "response": f" {GOOD}", "chosen": f" {GOOD}", "rejected": f" {BAD}"}),
+    pair(
+        "HH, prompt apart (Dahoas)",
+        {"prompt": hh(), "response": f" {GOOD}", "chosen": f" {GOOD}", "rejected": f" {BAD}"},
+    ),
     pair("HH, prompt and whole texts", {"prompt": ASK, "chosen": hh(f" {GOOD}"), "rejected": hh(f" {BAD}")}),
     refused(
         "scores that contradict the pair",
         {"prompt": ASK, **PAIR, "score_chosen": 1.0, "score_rejected": 9.0},
         "contradict the pair",
     ),
-    refused("a pair with a label of unknown meaning", {"prompt": ASK, **PAIR, "label": 0}, "the column label is not used"),
+    refused(
+        "a pair with a label of unknown meaning",
+        {"prompt": ASK, **PAIR, "label": 0},
+        "the column label is not used",
+    ),
     pair(
         "objects with a text inside",
         {"question": ASK, "chosen": {"answer": GOOD, "votes": 3}, "rejected": {"answer": BAD, "votes": 1}},
-        options={"columns": "chosen=chosen.answer,rejected=rejected.answer", "ignore": "chosen.votes,rejected.votes"},
+        options={
+            "columns": "chosen=chosen.answer,rejected=rejected.answer",
+            "ignore": "chosen.votes,rejected.votes",
+        },
     ),
     # verdicts
-    verdict("arena, turns", {"conversation_a": [user(), bot(GOOD)], "conversation_b": [user(), bot(BAD)], "winner": "model_a"}),
+    verdict(
+        "arena, turns",
+        {"conversation_a": [user(), bot(GOOD)], "conversation_b": [user(), bot(BAD)], "winner": "model_a"},
+    ),
     verdict(
         "arena, lists of texts",
         {
@@ -205,12 +229,15 @@ LAYOUTS = (
     verdict("A/B, names of models", {**AB, "model_a": "m1", "model_b": "m2", "winner": "m2"}),
     refused("A/B, a number for a letter", {**AB, "preference": 1}, "the two columns end in a and b"),
     verdict("A/B, values mapped", {**AB, "label": 1}, options={"columns": "winner=label{0:a,1:b}"}),
-    verdict("AlpacaFarm", {"instruction": ASK, "input": "", "output_1": GOOD, "output_2": BAD, "preference": 1}),
-    verdict("HelpSteer2, preferences", {**TWO, "preference_strength": -2, "preference_statement": "1 is right."}),
+    verdict(
+        "AlpacaFarm", {"instruction": ASK, "input": "", "output_1": GOOD, "output_2": BAD, "preference": 1}
+    ),
+    verdict(
+        "HelpSteer2, preferences", {**TWO, "preference_strength": -2, "preference_statement": "1 is right."}
+    ),
     verdict("HelpSteer2, tie", {**TWO, "preference_strength": 0}, drop="tie"),
     verdict(
-        "HelpSteer3",
-        {"context": [user()], "response1": BAD, "response2": GOOD, "overall_preference": 1},
+        "HelpSteer3", {"context": [user()], "response1": BAD, "response2": GOOD, "overall_preference": 1}
     ),
     verdict(
         "PKU-SafeRLHF",
@@ -226,23 +253,49 @@ LAYOUTS = (
     ),
     refused(
         "PKU-SafeRLHF, two verdicts that disagree",
-        {"prompt": ASK, "response_0": BAD, "response_1": GOOD, "better_response_id": 1, "safer_response_id": 0},
+        {
+            "prompt": ASK,
+            "response_0": BAD,
+            "response_1": GOOD,
+            "better_response_id": 1,
+            "safer_response_id": 0,
+        },
         "Two columns disagree",
     ),
     verdict(
         "SHP",
-        {"history": ASK, "human_ref_A": BAD, "human_ref_B": GOOD, "labels": 0, "score_A": 3, "score_B": 9, "score_ratio": 3.0},
+        {
+            "history": ASK,
+            "human_ref_A": BAD,
+            "human_ref_B": GOOD,
+            "labels": 0,
+            "score_A": 3,
+            "score_B": 9,
+            "score_ratio": 3.0,
+        },
     ),
     reward(
         "WebGPT",
-        {"question": {"full_text": ASK, "id": "1"}, "answer_0": GOOD, "answer_1": BAD, "score_0": 2.0, "score_1": 1.0},
+        {
+            "question": {"full_text": ASK, "id": "1"},
+            "answer_0": GOOD,
+            "answer_1": BAD,
+            "score_0": 2.0,
+            "score_1": 1.0,
+        },
         format="verdicts",
     ),
     # groups
     reward("rewards", {"prompt": ASK, "completions": [GOOD, BAD], "rewards": [2.0, 1.0]}, format="scored"),
     reward(
         "UltraFeedback",
-        {"instruction": ASK, "completions": [{"response": GOOD, "overall_score": 2.0}, {"response": BAD, "overall_score": 1.0}]},
+        {
+            "instruction": ASK,
+            "completions": [
+                {"response": GOOD, "overall_score": 2.0},
+                {"response": BAD, "overall_score": 1.0},
+            ],
+        },
         format="ultrafeedback",
     ),
     reward(
@@ -252,14 +305,28 @@ LAYOUTS = (
     ),
     reward(
         "UltraFeedback, a score that is missing",
-        {"instruction": ASK, "completions": [{"response": GOOD, "overall_score": "N/A"}, {"response": BAD, "overall_score": 1.0}]},
+        {
+            "instruction": ASK,
+            "completions": [
+                {"response": GOOD, "overall_score": "N/A"},
+                {"response": BAD, "overall_score": 1.0},
+            ],
+        },
         {GOOD: None, BAD: 1.0},
         format="ultrafeedback",
     ),
-    reward("distilabel, ratings", {"input": ASK, "generations": [GOOD, BAD], "ratings": [2.0, 1.0]}, format="scored"),
+    reward(
+        "distilabel, ratings",
+        {"input": ASK, "generations": [GOOD, BAD], "ratings": [2.0, 1.0]},
+        format="scored",
+    ),
     reward(
         "Nectar",
-        {"prompt": hh(" "), "answers": [{"answer": BAD, "rank": 2.0}, {"answer": GOOD, "rank": 1.0}], "good_natured": True},
+        {
+            "prompt": hh(" "),
+            "answers": [{"answer": BAD, "rank": 2.0}, {"answer": GOOD, "rank": 1.0}],
+            "good_natured": True,
+        },
         {BAD: -2.0, GOOD: -1.0},
         format="ranked",
     ),
@@ -269,7 +336,12 @@ LAYOUTS = (
         format="ultrafeedback",
     ),
     reward("OpenRLHF", {"input": ASK, "output": GOOD, "reward": 2.0}, {GOOD: 2.0}, format="scored"),
-    reward("true and false as a reward", {"prompt": ASK, "completion": GOOD, "reward": True}, {GOOD: 1.0}, format="scored"),
+    reward(
+        "true and false as a reward",
+        {"prompt": ASK, "completion": GOOD, "reward": True},
+        {GOOD: 1.0},
+        format="scored",
+    ),
     Layout(
         title="labels of several answers",
         row={"prompt": ASK, "completions": [GOOD, BAD], "labels": [True, False]},
@@ -285,7 +357,11 @@ LAYOUTS = (
         labels={f"It flows.\n{GOOD}": 1},
         pairs=set(),
     ),
-    refused("LLaMA-Factory, a list of outputs", {"instruction": ASK, "output": [GOOD, BAD]}, "holds several answers"),
+    refused(
+        "LLaMA-Factory, a list of outputs",
+        {"instruction": ASK, "output": [GOOD, BAD]},
+        "holds several answers",
+    ),
     reward(
         "LLaMA-Factory, a list of outputs, best first",
         {"instruction": ASK, "output": [GOOD, BAD]},
@@ -301,8 +377,15 @@ LAYOUTS = (
     label("KTO, neutral", {"prompt": ASK, "completion": GOOD, "label": "neutral"}, None),
     label("LLaMA-Factory, kto_tag", {"instruction": ASK, "input": "", "output": GOOD, "kto_tag": True}),
     label("ms-swift, label", {"messages": [user(), bot(GOOD)], "label": False}, -1, format="messages_label"),
-    refused("thumbs", {"prompt": ASK, "completion": GOOD, "thumbs_up": False}, "the column thumbs_up is not used"),
-    label("thumbs, mapped", {"prompt": ASK, "completion": GOOD, "thumbs_up": False}, -1, options={"columns": "label=thumbs_up"}),
+    refused(
+        "thumbs", {"prompt": ASK, "completion": GOOD, "thumbs_up": False}, "the column thumbs_up is not used"
+    ),
+    label(
+        "thumbs, mapped",
+        {"prompt": ASK, "completion": GOOD, "thumbs_up": False},
+        -1,
+        options={"columns": "label=thumbs_up"},
+    ),
     label(
         "thumbs, values mapped",
         {"question": ASK, "answer": GOOD, "thumbs": "up"},
@@ -327,8 +410,14 @@ LAYOUTS = (
         None,
         options={"columns": "label=rating{>=4:1,<=2:-1,3:0}"},
     ),
-    refused("is_good", {"prompt": ASK, "completion": GOOD, "is_good": False}, "the column is_good is not used"),
-    refused("HelpSteer 1 and 2, ratings", {"prompt": ASK, "response": GOOD, **JUDGED}, "helpfulness, correctness, coherence"),
+    refused(
+        "is_good", {"prompt": ASK, "completion": GOOD, "is_good": False}, "the column is_good is not used"
+    ),
+    refused(
+        "HelpSteer 1 and 2, ratings",
+        {"prompt": ASK, "response": GOOD, **JUDGED},
+        "helpfulness, correctness, coherence",
+    ),
     reward(
         "HelpSteer 1 and 2, one rating as the reward",
         {"prompt": ASK, "response": GOOD, **JUDGED},

@@ -35,7 +35,9 @@ def test_every_layout(tmp_path, layout: Layout):
     assert dict(zip(texts, record.rewards, strict=False)) == layout.rewards
     prompt = record.prompt
     assert (prompt if isinstance(prompt, str) else prompt[-1].content) == layout.prompt
-    assert (prompt[0].content if prompt[0].role == "system" else "") == layout.system if layout.system else True
+    assert (
+        (prompt[0].content if prompt[0].role == "system" else "") == layout.system if layout.system else True
+    )
     assert {name.partition(".")[0] for name in loaded.columns} >= set() and loaded.columns
 
 

@@ -28,7 +28,14 @@ from preftune.model.scorer import load_scorer
 from preftune.progress import Reporter
 from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
 from preftune.sampling.sample import SampleOptions, load_sampler
-from preftune.stats import Interval, cluster_means, json_numbers, mean_interval
+from preftune.stats import (
+    Interval,
+    cluster_means,
+    json_numbers,
+    mean_interval,
+    preferred_share,
+    share_interval,
+)
 from preftune.train.runlog import RunFolder
 
 
@@ -45,7 +52,8 @@ class EvalConfig:
             final/ of a run, what it started from, when not given.
         reward: on prompts: a built-in reward, module:function or a weighted sum; docs/rewards.md lists them.
         output: on prompts: a folder for samples.jsonl.
-        beta: on pairs: the implicit reward is beta * log-ratio.
+        beta: on pairs: the implicit reward is beta * log-ratio; for the final/ of a run, the run's own, when not
+            given; otherwise 1.
         seed: of the draw.
         precision: "fp32" or "bf16".
         device: "auto" takes a GPU if there is one.
@@ -110,6 +118,7 @@ class PairEvaluation:
 
     num_pairs: int
     beta: float
+    beta_of_run: bool  # whether beta is the one that the run of RUN/final was trained with
     intervals: Mapping[str, Interval]
 
 
@@ -117,16 +126,15 @@ def reference_of(settings: EvalConfig) -> str:
     """The reference that was named, or the model that the run of RUN/final started from."""
     if settings.reference is not None:
         return settings.reference
-    config = Path(settings.model).expanduser().resolve().parent / "config.yaml"
-    try:
-        return str(yaml.safe_load(config.read_text(encoding="utf-8"))["model"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    model = _run_config(settings).get("model")
+    if not isinstance(model, str):
         raise ConfigError(
             "eval compares with a reference",
             got=f"none, and {settings.model} is not the final/ of a run",
             expected="--reference MODEL",
             do="Name the model that the tuning started from",
-        ) from error
+        )
+    return model
 
 
 def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
@@ -145,31 +153,56 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
         tell = partial(report.update, f"score {name}")
         logps.append(score_all(policy, prepared.groups, settings.layout, tell))
         del policy  # one model at a time is in memory
-    ratios = [
-        [float(a.sum(dtype=np.float64) - b.sum(dtype=np.float64)) for a, b in zip(one, two, strict=True)]
-        for one, two in zip(*logps, strict=True)
+    sums = [[[float(ids.sum(dtype=np.float64)) for ids in group] for group in model] for model in logps]
+    beta, of_run = beta_of(settings)
+    clusters = [index for index, group in enumerate(prepared.groups) for _ in group.pairs]
+    sides = [
+        [[sums[model][index][place] for model in (0, 1)] for place in pair]
+        for index, group in enumerate(prepared.groups)
+        for pair in group.pairs
     ]
-    beta = settings.beta if settings.beta is not None else 1.0
-    clusters, chosen, rejected = [], [], []
-    for index, (group, ratio) in enumerate(zip(prepared.groups, ratios, strict=True)):
-        for c, r in group.pairs:
-            clusters.append(index)
-            chosen.append(ratio[c])
-            rejected.append(ratio[r])
-    margins = beta * (np.array(chosen) - np.array(rejected))
-    quantities = {
-        "log_ratios/chosen": chosen,
-        "log_ratios/rejected": rejected,
+    logp = np.array(sides)  # [pairs, chosen and rejected, model and reference]
+    ratios = logp[..., 0] - logp[..., 1]
+    margins = beta * (ratios[:, 0] - ratios[:, 1])
+    means = {
+        "log_ratios/chosen": ratios[:, 0],
+        "log_ratios/rejected": ratios[:, 1],
         "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).astype(float),
+    }
+    ranked = preferred_share(logp[:, 0] - logp[:, 1])  # [pairs, model and reference]
+    shares = {
+        "rewards/accuracies": preferred_share(margins),
+        "ranking/accuracies": ranked[:, 0],
+        "ranking/reference_accuracies": ranked[:, 1],
     }
     return PairEvaluation(
-        num_pairs=len(chosen),
+        num_pairs=len(sides),
         beta=beta,
-        intervals={
-            name: mean_interval(cluster_means(values, clusters)) for name, values in quantities.items()
-        },
+        beta_of_run=of_run,
+        intervals={name: mean_interval(cluster_means(values, clusters)) for name, values in means.items()}
+        | {name: share_interval(cluster_means(values, clusters)) for name, values in shares.items()},
     )
+
+
+def beta_of(settings: EvalConfig) -> tuple[float, bool]:
+    """(beta, whether it is the run's own): the one that was given, else that of the run of RUN/final, else 1."""
+    if settings.beta is not None:
+        return settings.beta, False
+    objective = _run_config(settings).get("objective")
+    beta = objective.get("beta") if isinstance(objective, Mapping) else None
+    if isinstance(beta, (int, float)) and not isinstance(beta, bool) and beta > 0:
+        return float(beta), True
+    return 1.0, False
+
+
+def _run_config(settings: EvalConfig) -> Mapping[str, object]:
+    """The configuration of the run of RUN/final; empty where the model is not one."""
+    path = Path(settings.model).expanduser().resolve().parent / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, Mapping) else {}
 
 
 def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation:
@@ -242,7 +275,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _tell_pairs(found: PairEvaluation) -> None:
     rows = [(name, f"{interval.mean:.4f}", _span(interval)) for name, interval in found.intervals.items()]
-    title = f"{found.num_pairs} pairs, beta {found.beta:g}"
+    title = f"{found.num_pairs} pairs, beta {found.beta:g}" + " (of the run)" * found.beta_of_run
     print_table(("quantity", "mean", "95% interval"), rows, title)
 
 

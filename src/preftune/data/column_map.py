@@ -11,7 +11,9 @@ from typing import Any
 from preftune.errors import ConfigError, DataError, shown
 
 _ITEM = re.compile(r"\s*([\w.]+)\s*=\s*([^{},]+?)\s*(?:\{([^{}]*)\})?\s*")
-_FORMS = "FIELD=COLUMN, FIELD=COLUMN.INNER, FIELD=COLUMN+COLUMN or FIELD=COLUMN{VALUE:NEW,...}"
+_FORMS = (
+    "--rows.columns with FIELD=COLUMN, FIELD=COLUMN.INNER, FIELD=COLUMN+COLUMN or FIELD=COLUMN{VALUE:NEW,...}"
+)
 _COMPARISON = re.compile(r"(<=|>=|<|>)\s*(-?\d+(?:\.\d+)?)")
 NEUTRAL = "neutral"
 REPLACED = " (replaced)"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 from preftune.data.files import RawRow
@@ -17,10 +18,15 @@ MEMORY = "in memory: "
 _SOURCES: dict[str, Sequence[Mapping[str, object]]] = {}
 
 
+def source_name(data: Any) -> str:
+    """The name of a source: of a file as it is, of rows in memory a new one."""
+    return str(data) if isinstance(data, PathLike) else memory_source(data)
+
+
 def memory_source(rows: Any) -> str:
     """The name of a source that holds these rows; they stay in memory as long as the process runs."""
     kept = _kept(rows)
-    digest, number = hashlib.blake2b(digest_size=8), 0
+    digest, number = hashlib.blake2b(digest_size=16), 0
     for row in kept:
         number += 1
         if not isinstance(row, Mapping):

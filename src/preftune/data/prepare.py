@@ -65,7 +65,12 @@ class Prepared:
 
 
 def prepare(
-    source: str | Path, tokenizer: PreTrainedTokenizerBase, signal: Wanted, options: DataOptions
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    signal: Wanted,
+    options: DataOptions,
+    *,
+    columns_passed: bool = False,
 ) -> Prepared:
     """The groups of a source with exactly this signal.
 
@@ -73,7 +78,8 @@ def prepare(
     (`store_key`), else in a temporary file. Memory does not grow with the rows but for some bytes of each.
     """
     apply_template(tokenizer, options)
-    key, before = store_key(str(source), tokenizer, signal, options), stamps(str(source))
+    passed = columns_passed or signal == "prompts"
+    key, before = store_key(str(source), tokenizer, signal, options, passed), stamps(str(source))
     folder = None if key is None else cache_folder() / "tokens" / key
     meta = None if folder is None else read_meta(folder)
     if folder is not None and meta is not None:
@@ -84,7 +90,7 @@ def prepare(
         )
     scratch, kept = _scratch_for(folder)
     try:
-        made = _Maker(str(source), signal, options, scratch)
+        made = _Maker(str(source), signal, options, scratch, passed)
         with _no_collection():
             report, certain = made.fill(tokenizer)
         groups = _opened(scratch, certain)
@@ -116,7 +122,8 @@ def _scratch_for(folder: Path | None) -> tuple[Path, bool]:
 class _Maker:
     """Making a store: all rows are read and wait on disk, then they become groups batch by batch."""
 
-    def __init__(self, source: str, signal: Wanted, options: DataOptions, folder: Path):
+    def __init__(self, source: str, signal: Wanted, options: DataOptions, folder: Path, passed: bool) -> None:
+        self.passed = passed
         self.signal: Wanted = signal
         self.source, self.options, self.folder = source, options, folder
         self.bad: list[BadRow] = []
@@ -142,7 +149,7 @@ class _Maker:
     ) -> tuple[DataReport, bool]:
         options, reader, derivation = (
             self.options,
-            RecordReader(self.source, self.options, passed=self.signal == "prompts"),
+            RecordReader(self.source, self.options, passed=self.passed),
             self._derivation(),
         )
         for record in reader:

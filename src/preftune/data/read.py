@@ -72,9 +72,7 @@ def _refuse_streaming(source: str, options: DataOptions) -> None:
         )
 
 
-def _renamed(
-    row: RawRow, rules: tuple[ColumnRule, ...], ignored: frozenset[str], unseen: set[str]
-) -> RawRow:
+def _renamed(row: RawRow, rules: tuple[ColumnRule, ...], ignored: frozenset[str], unseen: set[str]) -> RawRow:
     """The row without ignored columns, and with the user's columns under our names.
 
     What is left of an object that was reached into (`chosen.votes`) can be ignored too.

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -37,8 +37,8 @@ class LoadedRecords:
     num_rows: int
     bad_rows: tuple[BadRow, ...]
     dropped: Mapping[str, int]  # rows in order that carry no preference, by reason
-    columns: Mapping[str, str]  # every column -> what it was used as
-    census: Mapping[str, int]  # see `Census`
+    columns: Mapping[str, str] = field(default_factory=dict)  # every column -> what it was used as
+    census: Mapping[str, int] = field(default_factory=dict)  # see `Census`
     stop: str = ""  # why training stops: columns that look like preference information are not used
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from preftune.data.files import suffix_of
+from preftune.data.memory import MEMORY
 from preftune.data.options import DataOptions
 from preftune.data.vocabulary import missing_rows
 
@@ -21,7 +22,11 @@ _PIECE = 1 << 20  # bytes
 
 
 def store_key(
-    source: str, tokenizer: PreTrainedTokenizerBase, signal: str | None, options: DataOptions
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    signal: str | None,
+    options: DataOptions,
+    passed: bool = False,
 ) -> str | None:
     """A digest of the source's name and content, the tokenizer, its template, the options, the code and its
     libraries.
@@ -31,10 +36,10 @@ def store_key(
     """
     told = _told_tokenizer(tokenizer)
     paths = source_files(source)
-    if told is None or not paths:
+    if told is None or not (paths or source.startswith(MEMORY)):
         return None
     digest = hashlib.blake2b(digest_size=16)
-    for part in (source, signal, json.dumps(asdict(options), sort_keys=True), _code(), *told):
+    for part in (source, signal, passed, json.dumps(asdict(options), sort_keys=True), _code(), *told):
         digest.update(repr(part).encode() + b"\n")
     try:
         for path in paths:
@@ -49,6 +54,8 @@ def store_key(
 
 def source_files(source: str) -> list[Path]:
     """The files of a local source, which its rows are in; empty for a data set of the hub."""
+    if source.startswith(MEMORY):
+        return []
     path = Path(source).expanduser()
     if path.is_file():
         return [path]

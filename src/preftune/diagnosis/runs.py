@@ -18,7 +18,14 @@ from preftune.objectives import objective_name
 from preftune.progress import Reporter
 from preftune.report.diagnosis import SIDES
 from preftune.sampling.sample import SampleOptions, sample
-from preftune.stats import cluster_means, json_numbers, mean_interval, paired_interval
+from preftune.stats import (
+    cluster_means,
+    json_numbers,
+    mean_interval,
+    paired_interval,
+    preferred_share,
+    share_interval,
+)
 from preftune.train.token_table import scored_ids, token_row
 from preftune.types import Group
 
@@ -182,7 +189,7 @@ def _of_run(
         "sides": sides,
         "directions": displacement.directions(up, down, clusters),
         "margin": mean_interval(cluster_means(margins, clusters)),
-        "accuracy": mean_interval(cluster_means((margins > 0).astype(float), clusters)),
+        "accuracy": share_interval(cluster_means(preferred_share(margins), clusters)),
         "ches": {
             **{name: mean_interval(cluster_means(ones, clusters)) for name, ones in scores.items()},
             "rank_correlation": displacement.rank_correlation(

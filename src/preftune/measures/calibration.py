@@ -2,15 +2,13 @@
 numpy only.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 
 from preftune.errors import ConfigError, DataError
-from preftune.stats import Interval, cluster_means, mean_interval
+from preftune.stats import Interval, cluster_means, mean_interval, share_interval
 
 RESAMPLES = 1000
 
@@ -56,8 +54,8 @@ def calibrate(
 
     with equal bins of the confidence from 1/2 to 1 (Guo et al., "On Calibration of Modern Neural Networks",
     ICML 2017, arXiv
-    1706.04599). An outcome is 1, or the pair's own probability where the data give one. A margin of 0 is a
-    wrong answer.
+    1706.04599). An outcome is 1, or the pair's own probability where the data give one. A margin of 0 counts
+    one half.
 
     Args:
         margins: r(chosen) - r(rejected) per pair.
@@ -78,32 +76,19 @@ def calibrate(
     outcome = np.ones_like(margin) if probabilities is None else np.asarray(probabilities, dtype=np.float64)
     chance = np.exp(-np.logaddexp(0, -margin))
     confidence = np.maximum(chance, 1 - chance)
-    right = np.where(margin > 0, outcome, 1 - outcome)
+    right = np.where(margin == 0, 0.5, np.where(margin > 0, outcome, 1 - outcome))
     nll = outcome * np.logaddexp(0, -margin) + (1 - outcome) * np.logaddexp(0, margin)
     _, prompt = np.unique(np.asarray(clusters), return_inverse=True)
     sums = _bin_sums(prompt, confidence, right, num_bins)
     return Calibration(
         num_pairs=len(margin),
         num_prompts=int(prompt.max()) + 1,
-        accuracy=_wilson(cluster_means(right, prompt)),
+        accuracy=share_interval(cluster_means(right, prompt)),
         nll=mean_interval(cluster_means(nll, prompt)),
         brier=_within_one(mean_interval(cluster_means((chance - outcome) ** 2, prompt))),
         ece=_ece_interval(sums, seed),
         bins=_bins(sums.sum(1)),
     )
-
-
-def _wilson(shares: np.ndarray) -> Interval:
-    """Wilson's score interval for the mean of shares in [0, 1], which is honest where all of a few answers
-    are right.
-
-    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927. Shares between
-    0 and 1 vary less than the answers it is made for, so it is then too wide, never too narrow.
-    """
-    count, mean, z = len(shares), float(shares.mean()), NormalDist().inv_cdf(0.975)
-    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-    return Interval(mean=mean, low=max(0.0, middle - half), high=min(1.0, middle + half), num=count)
 
 
 def _within_one(interval: Interval) -> Interval:

@@ -231,5 +231,5 @@ def reward_metrics(signal: Pairs, rewards: Float[Tensor, " C"]) -> dict[str, Ten
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": margin,
-        "rewards/accuracies": (margin > 0).to(margin.dtype),
+        "rewards/accuracies": (margin.sign() + 1) / 2,  # a tie counts one half
     }

@@ -15,7 +15,7 @@ from preftune.data.prepare import Prepared, prepare
 from preftune.data.signals import SignalName
 from preftune.data.store import SomeGroups
 from preftune.errors import ConfigError, DataError
-from preftune.objectives import Objective
+from preftune.objectives import Objective, objective_name
 from preftune.train.sources import hold_out
 from preftune.types import Group, Hybrid, Labels, Pairs, Rewards
 
@@ -50,12 +50,14 @@ class ReadData:
     prepared: Prepared
     train: Sequence[Group]
     held: Sequence[Group]
+    warning: str = ""  # of labels that are all equal
 
     @property
     def lines(self) -> list[str]:
         """What was used and what was left out, for a person."""
         return [
             *self.prepared.report.lines(),
+            *([self.warning] if self.warning else []),
             f"{len(self.train)} groups to train on, {len(self.held)} held out",
         ]
 
@@ -75,7 +77,25 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
     train = learned_groups(train, plan.objective)
     if not train:
         raise _teaches_nothing(plan, f"{len(prepared.groups)} groups without a preferred completion")
-    return ReadData(prepared=prepared, train=train, held=held)
+    return ReadData(prepared=prepared, train=train, held=held, warning=one_class(prepared, plan.objective))
+
+
+def one_class(prepared: Prepared, objective: Objective) -> str:
+    """What the objective will do with labels that are all equal; nothing where both kinds occur."""
+    derived, name = prepared.report.derived, objective_name(objective)
+    if derived is None or derived.signal != "labels" or (derived.num_preferred and derived.num_dispreferred):
+        return ""
+    if len(_counted(objective)) < 2:  # SFT learns from one kind anyway
+        return ""
+    if derived.num_preferred:
+        return (
+            f"warning: all {derived.num_preferred} labels are +1, so {name} only raises the probability of completions, "
+            "as supervised fine-tuning does. Is there a column that says which completions are dispreferred?"
+        )
+    return (
+        f"warning: all {derived.num_dispreferred} labels are -1, so {name} only lowers the probability of completions, and "
+        "nothing says what to write instead. Is there a column that says which completions are preferred?"
+    )
 
 
 def read_completions(
@@ -85,7 +105,8 @@ def read_completions(
     if not plan.uses_completions:
         return ()
     known = {group.prompt.tobytes() for group in prompts}
-    groups = prepare(plan.data, tokenizer, SIGNAL_NAMES[plan.objective.signal], plan.rows).groups
+    signal = SIGNAL_NAMES[plan.objective.signal]
+    groups = prepare(plan.data, tokenizer, signal, plan.rows, columns_passed=True).groups
     places = [place for place, group in enumerate(groups) if group.prompt.tobytes() in known]
     learned = learned_groups(
         SomeGroups(groups=groups, places=np.array(places, dtype=np.int64)), plan.objective
@@ -144,18 +165,23 @@ class LearnedGroups(Sequence[Group]):
         return group if len(keep) == len(group.completions) else take_completions(group, keep, pairs=())
 
 
+def _counted(objective: Objective) -> frozenset[int]:
+    """The labels on which the objective puts weight."""
+    lengths = torch.ones(1, dtype=torch.long)
+    return frozenset(
+        label
+        for label in (1, -1)
+        if (objective.weights(lengths, Labels(label=torch.tensor([label]))).sum() > 0).item()
+    )
+
+
 def learned_groups(groups: Sequence[Group], objective: Objective) -> Sequence[Group]:
     """Labeled groups without the completions on which the objective puts no weight (SFT: the dispreferred
     ones).
     """
     if objective.signal is not Labels:
         return groups
-    lengths = torch.ones(1, dtype=torch.long)
-    counted = frozenset(
-        label
-        for label in (1, -1)
-        if (objective.weights(lengths, Labels(label=torch.tensor([label]))).sum() > 0).item()
-    )
+    counted = _counted(objective)
     places = [place for place, group in enumerate(groups) if any(label in counted for label in group.labels)]
     return LearnedGroups(
         groups=SomeGroups(groups=groups, places=np.array(places, dtype=np.int64)), counted=counted

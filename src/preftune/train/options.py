@@ -1,8 +1,9 @@
 """The settings of a training run: a tree of frozen dataclasses, each owned by its room."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from preftune.data.memory import source_name
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.model.adapters import LoraOptions
@@ -87,14 +88,14 @@ class TrainConfig:
         loading: what may be loaded beside plain tensors.
     """
 
-    data: str
+    data: str | Any
     output: str
     model: str = "smollm2-135m-instruct"
     objective: Objective = field(default_factory=BNF)
     source: Literal["offline", "on-policy"] = "offline"
     reward: str | None = None
     filter: str | None = None
-    eval_data: str | None = None
+    eval_data: str | Any | None = None
     eval_fraction: float = 0.1
     batch_size: int = 8
     epochs: float = 1.0
@@ -127,6 +128,10 @@ class TrainConfig:
         check_range(self, "(0, inf)", "epochs", "max_minutes")
         check_range(self, "(0, 10080]", "process_minutes", expected="above 0, and a week at most")
         check_range(self, "[0, 1)", "eval_fraction")
+        for name in ("data", "eval_data"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, name, source_name(value))
         if not self.data:
             raise ConfigError("data is empty", expected="a file, a folder or a hub id")
         if self.eval_data is not None:
