@@ -5,9 +5,10 @@ held-out pairs.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from transformers import AutoModelForSequenceClassification
 
 from preftune.cli.checks import Precision, resumed_folder
@@ -55,6 +56,7 @@ class RewardModelConfig:
         keep_checkpoints: how many of the latest checkpoints stay.
         precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in
             bf16.
+        save_dtype: of the saved weights: "bf16", "fp16", "fp32", or "auto": as in the model's files.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
         device: "auto" takes a GPU if there is one.
         seed: of the data order, the held-out split and the adapters' start.
@@ -81,6 +83,7 @@ class RewardModelConfig:
     save_every: int = 0
     keep_checkpoints: int = 1
     precision: Precision = "fp32"
+    save_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
     device: str = "auto"
     seed: int = 0
@@ -121,7 +124,11 @@ def evaluate_reward_model(
     """Accuracy and calibration of a saved reward model on groups with pairs, scored by plain transformers in
     fp32.
     """
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval().to(pick_device(device))
+    model: Any = (
+        AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        .eval()
+        .to(pick_device(device))
+    )
     sequences = [np.concatenate([group.prompt, ids]) for group in groups for ids in group.completions]
     scores = scores_of(model, sequences, micro_batch_tokens)
     margins, clusters, chances, start = [], [], [], 0

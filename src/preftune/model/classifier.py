@@ -103,7 +103,9 @@ def scores_of(model: PreTrainedModel, sequences: Sequence[np.ndarray], batch_tok
     return scores
 
 
-def save_reward_model(policy: Policy, renderer: Renderer, folder: Path) -> None:
+def save_reward_model(
+    policy: Policy, renderer: Renderer, folder: Path, dtype: torch.dtype = torch.float32
+) -> None:
     """Model, head and tokenizer, for AutoModelForSequenceClassification. An adapter is merged: the policy is
     used up.
     """
@@ -117,7 +119,7 @@ def save_reward_model(policy: Policy, renderer: Renderer, folder: Path) -> None:
     rows = cast(nn.Embedding, made.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         made.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    made.save_pretrained(folder)
+    made.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -311,3 +311,23 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     )
     plain.load_state_dict(model.state_dict())
     return plain.eval()
+
+
+def stored_dtype(source: str, options: LoadOptions) -> torch.dtype:
+    """The type of the weights in a model's files, of an adapter's base; fp32 where the files name none, or one
+    that weights cannot be saved in.
+    """
+    if (Path(source) / _ADAPTER_FILE).is_file():
+        return stored_dtype(_base_of(source), options)
+    if Path(source).suffix == ".gguf":
+        return torch.float32
+    config = _from_pretrained(
+        AutoConfig.from_pretrained,
+        source,
+        "configuration",
+        source,
+        trust_remote_code=options.trust_remote_code,
+    )
+    found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    dtype = getattr(torch, found, None) if isinstance(found, str) else found
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32

@@ -10,7 +10,14 @@ from preftune.model.classifier import check_classifier
 from preftune.model.kernels.products import has_bf16
 from preftune.model.kernels.recompute import check_recomputes
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions, load_model, pick_device, resolve_model, weights_dtype
+from preftune.model.load import (
+    LoadOptions,
+    load_model,
+    pick_device,
+    resolve_model,
+    stored_dtype,
+    weights_dtype,
+)
 from preftune.model.policy import Policy, in_shards, make_value_head
 from preftune.model.proof import choose_layout
 from preftune.model.reference import weights_digest
@@ -37,6 +44,7 @@ class ModelPlan:
     low_weights: bool  # whether all weights train in bf16
     gradient_checkpointing: bool
     classifies: bool  # whether it becomes a reward model
+    save_dtype: Literal["auto", "bf16", "fp16", "fp32"]
     has_values: bool  # whether it gets a scalar head
     draws: bool  # whether completions are drawn in this process
 
@@ -48,6 +56,7 @@ class Models:
     policy: Policy
     start_digest: str  # of its weights without adapters
     engine: Engine  # that draws
+    saved: torch.dtype  # of the weights in final/
 
 
 def load_models(plan: ModelPlan, report: Reporter, processes: Processes) -> Models:
@@ -56,7 +65,21 @@ def load_models(plan: ModelPlan, report: Reporter, processes: Processes) -> Mode
     engine = _proven_engine(policy, report) if plan.draws else "shared"
     if processes.lockstep:
         policy = in_shards(policy, plan.shard, pick_device(plan.device))
-    return Models(policy=policy, start_digest=digest, engine=engine)
+    saved = _saved_dtype(plan)
+    if saved != torch.float32:
+        report.note(f"final/ will be in {str(saved).removeprefix('torch.')}")
+    return Models(policy=policy, start_digest=digest, engine=engine, saved=saved)
+
+
+def _saved_dtype(plan: ModelPlan) -> torch.dtype:
+    """What final/ is saved in: with "auto" as the model's files are, adapters in fp32, which their updates need."""
+    if plan.save_dtype != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[plan.save_dtype]
+    if plan.low_weights:
+        return torch.bfloat16
+    if plan.lora.rank and not plan.classifies:
+        return torch.float32
+    return stored_dtype(resolve_model(plan.model), plan.loading)
 
 
 def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tuple[Policy, str]:

@@ -71,6 +71,8 @@ class TrainConfig:
         keep_checkpoints: how many of the latest checkpoints stay.
         precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in
             bf16.
+        save_dtype: of the weights in final/: "bf16", "fp16", "fp32", or "auto": as in the model's files, of
+            adapters fp32.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
         device: "auto" takes a GPU if there is one, and of several processes each its own.
         process_minutes: with several processes: how long one waits for the others before the run stops; more
@@ -106,6 +108,7 @@ class TrainConfig:
     save_every: int = 0
     keep_checkpoints: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    save_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
     device: str = "auto"
     process_minutes: float = 60.0
@@ -212,6 +215,7 @@ class TrainConfig:
             low_weights=self.optim.weights == "bf16",
             gradient_checkpointing=self.gradient_checkpointing,
             classifies=self.objective.trains == "reward model",
+            save_dtype=self.save_dtype,
             has_values=bool(self.objective.needs & {"value", "value_after"}),
             draws=self.source == "on-policy" and (not self.server.url or self.collect.opponent != "none"),
         )

@@ -1,5 +1,6 @@
 """What a run leaves on disk of its model: checkpoints on the way, final/ at the end."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -106,15 +107,47 @@ def save_final(job: TrainingJob, folder: Path, weights: Mapping[str, Tensor] | N
         head = named.pop("value_head.weight")
     if job.config.objective.trains == "reward model":
         whole = policy if named is None or head is None else _put_together(job, named, head)
-        save_reward_model(whole, make_renderer(job.tokenizer, job.config.rows), folder)
+        renderer = make_renderer(job.tokenizer, job.config.rows)
+        save_reward_model(whole, renderer, folder, job.saved)
         return
     if policy.peft_model is not None:  # the embeddings never train here
-        policy.peft_model.save_pretrained(folder, save_embedding_layers=False, state_dict=named)
+        adapter = named or policy.peft_model.state_dict()
+        adapter = in_dtype({name: p for name, p in adapter.items() if "lora_" in name}, job.saved)
+        policy.peft_model.save_pretrained(folder, save_embedding_layers=False, state_dict=adapter)
     else:
-        policy.model.save_pretrained(folder, state_dict=named)
+        whole_state = in_dtype(named or policy.model.state_dict(), job.saved)
+        policy.model.save_pretrained(folder, state_dict=whole_state)
+        _name_dtype(folder, whole_state)
     if head is not None:
         save_file({"weight": head}, folder / "value_head.safetensors")
     job.tokenizer.save_pretrained(folder)
+
+
+def in_dtype(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in another type; those that are tied stay tied. All stay as they are where one is too large for
+    the type, which has nowhere to put it.
+    """
+    cast: dict[tuple[int, torch.Size], Tensor] = {}
+    for weight in weights.values():
+        place = (weight.data_ptr(), weight.shape)
+        if place in cast or not weight.is_floating_point():
+            continue
+        low = weight.detach().to(dtype)
+        if dtype == torch.float16 and not torch.isfinite(low).all() and torch.isfinite(weight).all():
+            return dict(weights)
+        cast[place] = low
+    return {name: cast.get((weight.data_ptr(), weight.shape), weight) for name, weight in weights.items()}
+
+
+def _name_dtype(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """The type of the saved weights, into the configuration beside them."""
+    kinds = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and part.get("dtype") and len(kinds) == 1:
+            part["dtype"] = str(next(iter(kinds))).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _put_together(job: TrainingJob, weights: Mapping[str, Tensor], head: Tensor) -> Policy:

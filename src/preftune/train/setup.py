@@ -54,6 +54,7 @@ class TrainingJob:
     optimizer: torch.optim.Optimizer
     prepared: Prepared
     budget: Budget
+    saved: torch.dtype  # of the weights in final/
     processes: Processes
 
     @property
@@ -265,6 +266,7 @@ def build_job(
             weights, config.optim, config.seed, hidden_matrices(models.policy.model, weights)
         ),
         budget=budget,
+        saved=models.saved,
         processes=processes,
     )
     if config.objective.needs & REFERENCE_SCORES:
