@@ -33,7 +33,7 @@ from preftune.train.models import Models, load_models
 from preftune.train.onpolicy.collect import CollectOptions, Sampler
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.source import CollectPlan, OnPolicySource, PromptData
-from preftune.train.optim import schedule_line
+from preftune.train.optim import OptimOptions, schedule_line
 from preftune.train.optimizers import check_optimizer, hidden_matrices, make_optimizer
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
@@ -196,6 +196,11 @@ def _read_inputs(
     return reward, tokenizer, data
 
 
+def _optimizer(policy: Policy, options: OptimOptions, seed: int) -> torch.optim.Optimizer:
+    weights = policy.trainable()
+    return make_optimizer(weights, options, seed, hidden_matrices(policy.model, weights))
+
+
 def build_job(
     config: TrainConfig,
     report: Reporter,
@@ -253,7 +258,6 @@ def build_job(
         source = make_source(models, judge, prompts, plan, server, output, anchors.writer, report, processes)
         budget = source.within(config.budget(source.steps_per_epoch))
     report.note(f"{budget.line(source.steps_per_epoch)}; {schedule_line(budget.steps, config.optim)}")
-    weights = models.policy.trainable()
     job = TrainingJob(
         config=config,
         policy=models.policy,
@@ -262,9 +266,7 @@ def build_job(
         eval_groups=data.held,
         anchors=anchors,
         prepared=data.prepared,
-        optimizer=make_optimizer(
-            weights, config.optim, config.seed, hidden_matrices(models.policy.model, weights)
-        ),
+        optimizer=_optimizer(models.policy, config.optim, config.seed),
         budget=budget,
         saved=models.saved,
         processes=processes,
