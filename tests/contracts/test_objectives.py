@@ -11,6 +11,7 @@ import torch
 
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES, reduce_losses
+from preftune.types import Rewards
 from tests.contracts.steps import (
     FROZEN,
     assemble,
@@ -224,12 +225,43 @@ def test_every_hyper_parameter_is_felt(name):
         )
 
 
+ALONE = [
+    (name, objective)
+    for name, variants in VARIANTS.items()
+    for objective in variants
+    if objective.signal is Rewards
+]
+
+
+@pytest.mark.parametrize(("name", "objective"), ALONE)
+def test_what_a_single_completion_teaches(name, objective):
+    """Objectives that compare the completions of a prompt learn nothing from the reward of one alone."""
+    steps = []
+    for shift in (0.0, 1.5):
+        pieces = [
+            replace(
+                piece,
+                tokens=piece.tokens[:1],
+                rewards=(piece.rewards[0] + shift * number,),
+                labels=piece.labels[:1],
+                sources=piece.sources[:1],
+                pairs=(),
+            )
+            for number, piece in enumerate(random_step(3))
+        ]
+        steps.append(loss_and_gradient(pieces, objective, 1.0, couple(pieces, objective))[1])
+    felt = not torch.equal(*steps) or name in ("best-of-n", "nca")  # which raise whatever is the best
+    assert felt == (objective.least_completions == 1)
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_bad_hyper_parameters_are_refused(name, monkeypatch):
     monkeypatch.setattr(
         jaxtyping.config, "jaxtyping_disable", True
     )  # as for a user: no type checker in the way
     for field in fields(OBJECTIVES[name]):
+        if isinstance(field.default, bool):
+            continue  # both values are in range
         bad = "no such choice" if isinstance(field.default, str) else float("nan")
         with pytest.raises(ConfigError, match=field.name):
             OBJECTIVES[name](**{field.name: bad})

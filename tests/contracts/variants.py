@@ -136,6 +136,7 @@ VARIANTS: dict[str, list[Objective]] = {
         PPO(),
         PPO(kl_coef=0.7, clip=0.1, vf_coef=0.6, gamma=0.8, lam=0.3, value_clip=0.2, dual_clip=1.1),
         PPO(kl_coef=0.0),
+        PPO(kl_coef=0.7, gamma=0.8, lam=0.3, normalize_returns=False),
     ],
     "preference-matching": [PreferenceMatching()],
     "r-dpo": [RDPO(), RDPO(beta=0.7, alpha=0.3)],

@@ -9,6 +9,7 @@ import torch
 
 from preftune.errors import ConfigError
 from preftune.objectives.ppo import PPO
+from preftune.types import StepView
 from tests.objectives.samples import (
     K3,
     LOGP,
@@ -41,7 +42,7 @@ def test_without_a_penalty():
     """
     a, critic = white([0.2, 1.0, 0.5]), [0.02, 0.5, 0.125]
     policy = [-1.5 * a[0], -0.5 * a[1], -0.8 * a[2]]
-    objective = PPO(kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=0.6)
+    objective = PPO(normalize_returns=False, kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=0.6)
     check_samples(
         objective,
         units=[p + 0.6 * c for p, c in zip(policy, critic, strict=True)],
@@ -63,7 +64,7 @@ def test_the_penalty_is_the_sampler_s_log_ratio():
     a, critic = white(raw), [x * x / 2 for x in raw]
     assert [x > 0 for x in a] == [True, False, False]
     check_samples(
-        PPO(kl_coef=0.4, lam=1.0, clip=0.6, vf_coef=0.0),
+        PPO(normalize_returns=False, kl_coef=0.4, lam=1.0, clip=0.6, vf_coef=0.0),
         units=[-q * x for q, x in zip(RATIOS, a, strict=True)],
         slopes=[-q * x for q, x in zip(RATIOS, a, strict=True)],
         metrics={
@@ -83,7 +84,9 @@ def test_clipped_values_are_measured_from_those_at_sampling():
     second has fallen away from R: (2 - 3)^2 / 2 is more than (2.2 - 3)^2 / 2, and has its gradient.
     """
     a, critic = white([0.85, 0.5, 0.75]), [0.15125, 0.5, 0.125]
-    objective = PPO(kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=1.0, value_clip=0.3, clip=0.6)
+    objective = PPO(
+        normalize_returns=False, kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=1.0, value_clip=0.3, clip=0.6
+    )
     check_samples(
         objective,
         units=[-q * x + c for q, x, c in zip(RATIOS, a, critic, strict=True)],
@@ -102,7 +105,7 @@ def test_dual_clip():
     """1.5 and bad: at most 1.2 times the advantage, and flat."""
     a = white([0.2, 1.0, 0.5])
     check_samples(
-        PPO(kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=0.0, dual_clip=1.2),
+        PPO(normalize_returns=False, kl_coef=0.0, gamma=0.5, lam=0.4, vf_coef=0.0, dual_clip=1.2),
         units=[-1.2 * a[0], -0.5 * a[1], -0.8 * a[2]],
         slopes=[0.0, -0.5 * a[1], 0.0],
         metrics={
@@ -116,7 +119,7 @@ def test_dual_clip():
 
 def test_couple_gives_the_moments_of_the_step_and_remembers_nothing():
     """A' = .2, 1, .5: mean 17 / 30, variance .49 / 3."""
-    objective = PPO(kl_coef=0.0, gamma=0.5, lam=0.4)
+    objective = PPO(normalize_returns=False, kl_coef=0.0, gamma=0.5, lam=0.4)
     assert objective.initial_state() == {}
     coupling, state = couple(objective, sample_scores(objective))
     assert {name: value.item() for name, value in coupling.whole.items()} == pytest.approx(
@@ -125,9 +128,30 @@ def test_couple_gives_the_moments_of_the_step_and_remembers_nothing():
     assert state == {}
 
 
+def test_normalized_returns_start_at_their_mean_and_do_not_depend_on_the_scale_of_the_reward():
+    """gamma = lam = 1: the returns of the tokens are 3, 3 and 1. A head that is 0 everywhere predicts their
+    mean 7 / 3 on their scale, the deviation sqrt(4 / 3); its targets are (R - m) / s.
+    """
+    objective = PPO(kl_coef=0.0, lam=1.0, vf_coef=1.0)
+    scores = replace(sample_scores(objective), value=torch.zeros(3, dtype=torch.float64))
+    coupling, state = couple(objective, scores)
+    mean, std = 7 / 3, math.sqrt(4 / 3)
+    assert coupling.whole["value_mean"].item() == pytest.approx(mean)
+    assert coupling.whole["value_std"].item() == pytest.approx(std)
+    assert state["steps"].item() == 1 and sorted(state) == ["mean", "std", "steps"]
+    found = objective(replace(scores, coupling=coupling), SAMPLES)
+    raw = [3 - mean, 3 - mean, 1 - mean]
+    assert found.metrics["value_loss"].tolist() == pytest.approx([(x / std) ** 2 / 2 for x in raw])
+    assert found.metrics["advantage/abs"].tolist() == pytest.approx([abs(x) for x in white(raw)])
+    large = replace(SAMPLES, reward=100 * SAMPLES.reward - 60)
+    step = StepView(lengths=scores.lengths, prompt=scores.lengths, signal=large, scores=scores)
+    other = objective(replace(scores, coupling=objective.couple(step, objective.initial_state())[0]), large)
+    torch.testing.assert_close(other.per_unit, found.per_unit, rtol=1e-6, atol=1e-6)
+
+
 def test_a_critic_that_is_right_leaves_nothing_to_learn():
     """lam = 1 and values equal to the returns: every advantage is 0, so is the critic's loss."""
-    objective = PPO(kl_coef=0.0, lam=1.0)
+    objective = PPO(normalize_returns=False, kl_coef=0.0, lam=1.0)
     scores = replace(sample_scores(objective), value=torch.tensor([3.0, 3.0, 1.0], dtype=torch.float64))
     losses = objective(replace(scores, coupling=couple(objective, scores)[0]), SAMPLES)
     assert losses.per_unit.tolist() == [0.0, 0.0, 0.0]

@@ -267,8 +267,8 @@ def test_dr_grpo_and_trl_s_budget_of_tokens(grpo, three):
 @pytest.mark.parametrize(
     ("objective", "delta"),
     [
-        (PPO(kl_coef=0.4, vf_coef=0.0), None),
-        (PPO(kl_coef=0.0, vf_coef=0.0, clip=0.05, dual_clip=1.2), 1.2),
+        (PPO(kl_coef=0.4, vf_coef=0.0, normalize_returns=False), None),
+        (PPO(kl_coef=0.0, vf_coef=0.0, clip=0.05, dual_clip=1.2, normalize_returns=False), 1.2),
         (ReinforcePlusPlus(beta=0.4, gamma=0.9), None),
         (ReinforcePlusPlus(beta=0.0, clip=0.05), None),
     ],

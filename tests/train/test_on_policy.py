@@ -16,9 +16,11 @@ from preftune.model.reference import ReferenceOptions
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
-from preftune.objectives.grpo import GRPO
+from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
 from preftune.objectives.ppo import PPO
+from preftune.objectives.reinforce import REINFORCE
 from preftune.objectives.rloo import RLOO
+from preftune.objectives.topr import TOPR
 from preftune.progress import Reporter
 from preftune.sampling.sample import SampleOptions
 from preftune.train.loop import resume, train
@@ -351,9 +353,12 @@ REFUSED = {
     ),
     "one completion": (
         dict(objective=DPO(), sampling={"num_completions": 1}),
-        "One completion per prompt has nothing",
+        "dpo compares the completions of a prompt with each other; got sampling.num_completions 1",
     ),
-    "held-out data": (dict(eval_data="x", eval_fraction=0.1), "eval_data has no effect on-policy"),
+    "one completion of a group": (
+        dict(objective=GRPO(), sampling={"num_completions": 1}),
+        "grpo compares the completions of a prompt with each other; got sampling.num_completions 1",
+    ),
     "wrong selection": (
         dict(collect={"selection": "best-vs-worst"}),
         "The selection best-vs-worst makes pairs",
@@ -400,6 +405,25 @@ def test_held_out_prompts_are_sampled_and_judged(config):
     assert rows[-1]["eval_kl"] != rows[0]["eval_kl"]
     assert all(0 < row["eval_entropy"] < 7 and 0 <= row["eval_reward"] <= 1 for row in rows)
     assert all(1 <= row["eval_completions/length"] <= 5 for row in rows)
+
+
+def test_held_out_prompts_from_a_file(config, tmp_path):
+    held = write_rows(tmp_path / "held.jsonl", [{"prompt": "Say yes.", "word": "yes"}])
+    run = train(config(eval_data=held, eval_fraction=0.1, max_steps=1), quiet=True)
+    rows = [row for row in metric_rows(run.folder) if row["phase"] == "eval"]
+    assert len(rows) == 2 and all("eval_reward" in row and "eval_kl" in row for row in rows)
+    job = build_job(config(eval_data=held, eval_fraction=0.1), Reporter(quiet=True))
+    assert [group.origin for group in job.eval_groups] == [f"{held}:1"]
+    assert len(job.source._order.groups) == len(PROMPTS)
+
+
+def test_what_draws_one_completion_and_learns_from_it_is_let_through(config):
+    one = {"num_completions": 1}
+    for objective in (REINFORCE(baseline="none"), PPO(), TOPR()):
+        config(objective=objective, sampling=one)
+    for objective in (REINFORCE(), RLOO(), DrGRPO(), DAPO(), GSPO()):
+        with pytest.raises(ConfigError, match="compares the completions of a prompt with each other"):
+            config(objective=objective, sampling=one)
 
 
 def test_the_source_is_the_runs(config):

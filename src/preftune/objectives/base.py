@@ -39,6 +39,8 @@ class Objective(ABC):
             "intended": the loss itself pushes the chosen completion down.
         opponents: settings of `collect.opponent` that fit the loss: whose completions may stand next to the
             policy's own in a group. Empty if sampling alone cannot make the signal.
+        least_completions: of objectives on rewards, how many completions of a prompt the loss needs to learn
+            anything from their rewards: 2 where they are compared with each other.
         value_is_surrogate: whether parts of the loss that depend on the policy are held fixed in the
             gradient, so that the value is not what the gradient lowers.
     """
@@ -51,6 +53,7 @@ class Objective(ABC):
     length_normalized: bool = False
     chosen_fall: ChosenFall = "prevented"
     opponents: tuple[Opponent, ...] = ("none",)
+    least_completions: int = 1
     value_is_surrogate: bool = False
 
     def __init_subclass__(cls) -> None:

@@ -47,6 +47,7 @@ class DFT(Coupled, RewardObjective):
     """
 
     name = "dft"
+    least_completions = 2
     value_is_surrogate = True
 
     tau: float = positive(1.0)

@@ -61,6 +61,7 @@ class EXOGroup(GroupObjective):
     """
 
     name = "exo-group"
+    least_completions = 2
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

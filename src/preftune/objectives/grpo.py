@@ -41,6 +41,7 @@ class GRPO(CompletionObjective):
     """
 
     name = "grpo"
+    least_completions = 2
     length_normalized = True
 
     beta: float = not_negative(0.04)
@@ -91,6 +92,7 @@ class DrGRPO(CompletionObjective):
     """
 
     name = "dr-grpo"
+    least_completions = 2
     needs = frozenset({"behaviour_logp"})
 
     clip: float = between(0.2, "(0, 1)")
@@ -128,6 +130,7 @@ class DAPO(RewardObjective):
     """
 
     name = "dapo"
+    least_completions = 2
     needs = frozenset({"behaviour_logp"})
 
     clip_low: float = between(0.2, "(0, 1)")
@@ -167,6 +170,7 @@ class GSPO(CompletionObjective):
     """
 
     name = "gspo"
+    least_completions = 2
     needs = frozenset({"behaviour_logp"})
     length_normalized = True
 

@@ -47,12 +47,16 @@ class GroupObjective(RewardObjective):
 class GroupOfTwoObjective(RewardObjective):
     """One unit per group; a group of a single completion has no weight."""
 
+    least_completions = 2
+
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
         return comparable_groups(signal)
 
 
 class GroupPairObjective(RewardObjective):
     """One unit per two completions of a group; the units of a group share the weight of one."""
+
+    least_completions = 2
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " P"]:
         return all_pairs(signal)[1]

@@ -30,6 +30,7 @@ class InfoNCA(GroupObjective):
     """
 
     name = "infonca"
+    least_completions = 2
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -78,6 +78,10 @@ class REINFORCE(Coupled, CompletionObjective):
         return {"baseline": torch.zeros((), dtype=torch.float64), "steps": torch.zeros((), dtype=torch.int64)}
 
     @property
+    def least_completions(self) -> int:
+        return 2 if self.baseline in ("mean", "leave_one_out") else 1
+
+    @property
     def chosen_fall(self) -> ChosenFall:
         return "possible" if self.baseline in ("mean", "leave_one_out") else "prevented"
 

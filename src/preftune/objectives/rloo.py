@@ -32,6 +32,7 @@ class RLOO(CompletionObjective):
     """
 
     name = "rloo"
+    least_completions = 2
 
     beta: float = not_negative(0.03)
     clip: float | None = between(None, "(0, 1)")
@@ -74,6 +75,7 @@ class PreferenceMatching(CompletionObjective):
     """
 
     name = "preference-matching"
+    least_completions = 2
     chosen_fall = "possible"
     value_is_surrogate = True
 

@@ -51,6 +51,7 @@ class SPO(RewardObjective):
     """
 
     name = "spo"
+    least_completions = 2
     chosen_fall = "possible"
 
     win: Win = "sigmoid"

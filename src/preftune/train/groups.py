@@ -16,8 +16,9 @@ from preftune.data.signals import SignalName
 from preftune.data.store import SomeGroups
 from preftune.errors import ConfigError, DataError
 from preftune.objectives import Objective, objective_name
+from preftune.text import plural
 from preftune.train.sources import hold_out
-from preftune.types import Group, Hybrid, Labels, Pairs, Rewards
+from preftune.types import Group, Hybrid, Labels, Pairs, Record, Rewards
 
 SIGNAL_NAMES: dict[type, SignalName] = {
     Pairs: "pairs",
@@ -51,6 +52,8 @@ class ReadData:
     train: Sequence[Group]
     held: Sequence[Group]
     warning: str = ""  # of labels that are all equal
+    held_records: Sequence[Record] = ()  # of held-out prompts from a file of their own
+    alone: int = 0  # groups left out because they have fewer completions than the objective compares
 
     @property
     def lines(self) -> list[str]:
@@ -58,6 +61,11 @@ class ReadData:
         return [
             *self.prepared.report.lines(),
             *([self.warning] if self.warning else []),
+            *(
+                [f"{plural(self.alone, 'group')} left out: too few completions to compare with each other"]
+                if self.alone
+                else []
+            ),
             f"{len(self.train)} groups to train on, {len(self.held)} held out",
         ]
 
@@ -66,6 +74,11 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
     """Training groups and held-out groups."""
     if plan.room is not None:
         prepared = prepare(plan.data, tokenizer, "prompts", prompt_rows(plan))
+        if plan.eval_data is not None:
+            other = prepare(plan.eval_data, tokenizer, "prompts", prompt_rows(plan))
+            return ReadData(
+                prepared=prepared, train=prepared.groups, held=other.groups, held_records=other.records
+            )
         train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
         return ReadData(prepared=prepared, train=train, held=held)
     signal = SIGNAL_NAMES[plan.objective.signal]
@@ -74,10 +87,18 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
         train, held = prepared.groups, prepare(plan.eval_data, tokenizer, signal, plan.rows).groups
     else:
         train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
-    train = learned_groups(train, plan.objective)
-    if not train:
-        raise _teaches_nothing(plan, f"{len(prepared.groups)} groups without a preferred completion")
-    return ReadData(prepared=prepared, train=train, held=held, warning=one_class(prepared, plan.objective))
+    learned = learned_groups(train, plan.objective)
+    if not learned:
+        lacking = (
+            f"fewer than {plan.objective.least_completions} completions with a reward"
+            if plan.objective.signal is Rewards
+            else "a preferred completion"
+        )
+        without = "with" if plan.objective.signal is Rewards else "without"
+        raise _teaches_nothing(plan, f"{len(prepared.groups)} groups {without} {lacking}")
+    alone = len(train) - len(learned) if plan.objective.signal is Rewards else 0
+    warning = one_class(prepared, plan.objective)
+    return ReadData(prepared=prepared, train=learned, held=held, alone=alone, warning=warning)
 
 
 def one_class(prepared: Prepared, objective: Objective) -> str:
@@ -177,8 +198,17 @@ def _counted(objective: Objective) -> frozenset[int]:
 
 def learned_groups(groups: Sequence[Group], objective: Objective) -> Sequence[Group]:
     """Labeled groups without the completions on which the objective puts no weight (SFT: the dispreferred
-    ones).
+    ones); of rewarded groups those with as many completions as the objective compares.
     """
+    if objective.signal is Rewards and objective.least_completions > 1:
+        enough = [
+            place
+            for place, group in enumerate(groups)
+            if sum(reward is not None for reward in group.rewards) >= objective.least_completions
+        ]
+        if len(enough) == len(groups):
+            return groups
+        return SomeGroups(groups=groups, places=np.array(enough, dtype=np.int64))
     if objective.signal is not Labels:
         return groups
     counted = _counted(objective)

@@ -20,6 +20,8 @@ class OptimOptions:
         name: "adamw", "adamw-8bit" (package torchao), "adafactor", "muon" (matrices inside the model; AdamW for
             the rest) or "schedule-free" (package schedulefree; with schedule constant).
         learning_rate: peak learning rate; around 1e-6 for all weights, 1e-5 to 1e-4 for adapters.
+        value_learning_rate: peak learning rate of a critic's scalar head, which starts at 0 and must learn within
+            a few steps; 1e-3 when not given.
         schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
         warmup_ratio: share of all steps in which the learning rate rises linearly from zero.
         warmup_steps: the same as a number of steps, in place of warmup_ratio.
@@ -37,6 +39,7 @@ class OptimOptions:
 
     name: str = "adamw"
     learning_rate: float = 1e-6
+    value_learning_rate: float | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.1
     warmup_steps: int | None = None
@@ -52,6 +55,7 @@ class OptimOptions:
         object.__setattr__(self, "name", _optimizer_name(self.name))
         numbers = "a number in [0, inf)"
         check_range(self, "[0, inf)", "learning_rate", "weight_decay", "max_grad_norm", expected=numbers)
+        check_range(self, "(0, inf)", "value_learning_rate", expected="a number above 0")
         check_range(self, "[0, 1]", "warmup_ratio", expected="a number in [0, 1]")
         check_range(self, "[0, inf)", "warmup_steps")
         if self.warmup_steps is not None:
@@ -72,7 +76,15 @@ class OptimOptions:
             )
         if self.name != "adamw":
             where = f"with optim.name {self.name}"
-            refuse_idle(self, where, "weights", "extragradient", prefix="optim.", do="Use optim.name adamw")
+            refuse_idle(
+                self,
+                where,
+                "weights",
+                "extragradient",
+                "value_learning_rate",
+                prefix="optim.",
+                do="Use optim.name adamw",
+            )
 
 
 OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor", "muon", "schedule-free")
@@ -97,6 +109,10 @@ def _optimizer_name(name: str) -> str:
             do=f"Did you mean {near[0]}?" if near else None,
         )
     return name.lower()
+
+
+VALUE_LEARNING_RATE = 1e-3
+"""Of a critic's scalar head: a linear read-out of the policy's states, far from the weights that fine-tuning moves."""
 
 
 def warmup_of(num_steps: int, options: OptimOptions) -> int:

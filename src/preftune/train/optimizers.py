@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError
-from preftune.train.optim import OptimOptions
+from preftune.train.optim import VALUE_LEARNING_RATE, OptimOptions
 from preftune.train.rounding import RoundedAdamW
 
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.1, "adafactor": 0.1, "muon": 4.0, "schedule-free": 8.0}
@@ -24,15 +24,23 @@ def make_optimizer(
     options: OptimOptions,
     seed: int = 0,
     matrices: frozenset[str] = frozenset(),
+    critic: frozenset[str] = frozenset(),
 ) -> torch.optim.Optimizer:
     """The optimizer that the options name. `seed` is of stochastic rounding; `matrices` are the names of the
-    weights that Muon updates, the others get AdamW.
+    weights that Muon updates, the others get AdamW; `critic` are those of a critic's head, which AdamW gives a
+    learning rate of their own, in proportion to that of the other weights.
     """
     weights, betas = list(parameters.values()), (options.adam_beta1, options.adam_beta2)
     common = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
     adam = {**common, "betas": betas, "eps": options.adam_epsilon}
+    groups: Any = weights
+    if critic and options.name == "adamw":
+        groups = [
+            {"params": [weight for name, weight in parameters.items() if name not in critic]},
+            {"params": [parameters[name] for name in sorted(critic)], "lr_scale": _critic_scale(options)},
+        ]
     if options.weights == "bf16":
-        return RoundedAdamW(weights, **adam, seed=seed)
+        return RoundedAdamW(groups, **adam, seed=seed)
     if options.name == "adamw-8bit":
         return _library("torchao.optim", "torchao", options.name).AdamW8bit(weights, **adam)
     if options.name == "schedule-free":
@@ -48,7 +56,13 @@ def make_optimizer(
         hidden = [weight for name, weight in parameters.items() if name in matrices]
         others = [weight for name, weight in parameters.items() if name not in matrices]
         return _MuonAndAdamW(hidden, others, common, adam)
-    return torch.optim.AdamW(weights, **adam, fused=True)
+    return torch.optim.AdamW(groups, **adam, fused=True)
+
+
+def _critic_scale(options: OptimOptions) -> float:
+    """Learning rate of a critic's head over that of the other weights."""
+    peak = VALUE_LEARNING_RATE if options.value_learning_rate is None else options.value_learning_rate
+    return peak / options.learning_rate if options.learning_rate else 0.0
 
 
 def check_optimizer(options: OptimOptions) -> None:
@@ -113,9 +127,9 @@ def hidden_matrices(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):  # of a compiled step, which would be compiled again for a number
-            group["lr"].fill_(rate)
+            group["lr"].fill_(rate * group.get("lr_scale", 1.0))
         else:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class TrainConfig:
         source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by
             `reward`.
         reward: on-policy: a built-in reward or module:function.
-        eval_data: held-out data, in any format that `data` may have.
+        eval_data: held-out data, in any format that `data` may have; on-policy its prompts are used.
         filter: leave out pairs by what the policy at its start makes of them: "ches<0.9" keeps those of
             training whose length-normalized CHES is below its 0.9-quantile.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
@@ -157,6 +157,14 @@ class TrainConfig:
             )
         check_shards(self.optim, self.shard)
         check_low_weights(self.optim, self.precision, self.lora, self.shard, self.reference)
+        if "value" not in self.objective.needs:
+            refuse_idle(
+                self.optim,
+                "on an objective without a critic",
+                "value_learning_rate",
+                prefix="optim.",
+                got=objective_name(self.objective),
+            )
         if self.optim.extragradient:
             self._check_extragradient()
         if self.source == "offline":
@@ -251,12 +259,6 @@ class TrainConfig:
                 got="none",
                 expected="--reward NAME or module:function",
             )
-        refuse_idle(
-            self,
-            "on-policy: evaluation draws completions of held-out prompts",
-            "eval_data",
-            do="Use --eval_fraction",
-        )
         if self.reference.mode == "cache":
             raise ConfigError(
                 "A cached reference knows no completions that are yet to be drawn",

@@ -78,7 +78,7 @@ def prompt_data(plan: DataPlan, data: ReadData, tokenizer: PreTrainedTokenizerBa
     """What an on-policy run has from its data."""
     return PromptData(
         prompts=data.train,
-        records={record.origin: record for record in data.prepared.records},
+        records={record.origin: record for record in (*data.prepared.records, *data.held_records)},
         groups=read_completions(plan, tokenizer, data.train),
     )
 
@@ -192,13 +192,20 @@ def _read_inputs(
     data = read_data(config.data_plan, tokenizer)
     report.note("\n".join(data.lines))
     if reward is not None:
-        check_columns(reward, config.reward or "", shared_columns(data.prepared.records) | set(COLUMNS))
+        known = shared_columns([*data.prepared.records, *data.held_records])
+        check_columns(reward, config.reward or "", known | set(COLUMNS))
     return reward, tokenizer, data
 
 
-def _optimizer(policy: Policy, options: OptimOptions, seed: int) -> torch.optim.Optimizer:
+def _optimizer(
+    policy: Policy, options: OptimOptions, seed: int, objective: Objective
+) -> torch.optim.Optimizer:
+    """The optimizer, with a learning rate of its own for a critic's head."""
     weights = policy.trainable()
-    return make_optimizer(weights, options, seed, hidden_matrices(policy.model, weights))
+    critic = frozenset(
+        name for name in weights if name.startswith("value_head.") and "value" in objective.needs
+    )
+    return make_optimizer(weights, options, seed, hidden_matrices(policy.model, weights), critic)
 
 
 def build_job(
@@ -266,7 +273,7 @@ def build_job(
         eval_groups=data.held,
         anchors=anchors,
         prepared=data.prepared,
-        optimizer=_optimizer(models.policy, config.optim, config.seed),
+        optimizer=_optimizer(models.policy, config.optim, config.seed, config.objective),
         budget=budget,
         saved=models.saved,
         processes=processes,

@@ -26,11 +26,12 @@ def check_sampling(objective: Objective, sampling: SampleOptions, collect: Colle
             do="Leave these out; a temperature above 0 is fine: policy and samples have one distribution",
         )
     count = sampling.num_completions + (collect.opponent != "none")
-    if count < 2 and objective.signal is not Rewards:
+    if count < (objective.least_completions if objective.signal is Rewards else 2):
         raise ConfigError(
-            "One completion per prompt has nothing to be compared with",
-            got="sampling.num_completions 1",
+            f"{name} compares the completions of a prompt with each other",
+            got=f"sampling.num_completions {sampling.num_completions}",
             expected="at least 2",
+            do="Set --sampling.num_completions 4",
         )
 
 
