@@ -12,7 +12,6 @@ from preftune.health.conditions import CONDITIONS, check_health
 from preftune.health.history import history_of
 from preftune.objectives.dpo import DPO
 from preftune.progress import Reporter
-from preftune.report.health import history_of_run
 from preftune.report.read import read_run
 from preftune.sampling.sample import SampleOptions
 from preftune.train import loop
@@ -167,5 +166,6 @@ def test_the_loop_and_the_page_judge_the_same_history(tiny_folder, pairs_file, t
     config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", epochs=6.0)
     run = loop.train(config, quiet=True).folder
     from_rows = history_of(metric_rows(run), to_plain(config))
-    assert from_rows == history_of_run(read_run(run))
+    files = read_run(run)
+    assert from_rows == history_of(files.rows, files.config)
     assert check_health(from_rows)

@@ -4,8 +4,8 @@ import math
 import statistics
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 WINDOW = 10
 """Training steps that make one number: a step of a few pairs alone is noise."""
@@ -109,29 +109,47 @@ class History:
 
 
 def history_of(
-    rows: Sequence[Mapping[str, object]], config: Mapping[str, object], facts: Mapping[str, str] | None = None
+    rows: Iterable[Mapping[str, object]], config: Mapping[str, object], facts: Mapping[str, str] | None = None
 ) -> History:
-    """The lines of metrics.jsonl and the resolved configuration as a history. A step that stands twice counts
-    as it came last.
-    """
-    found: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
+    """The lines of metrics.jsonl and the resolved configuration as a history."""
+    history = GrowingHistory(config, facts)
     for row in rows:
-        step, phase = row.get("step"), row.get("phase")
-        if not isinstance(step, int) or phase not in ("train", "eval"):
-            continue
-        for key, value in row.items():
-            if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                name = key.removeprefix("eval_") if phase == "eval" else key
-                found[str(phase)].setdefault(name, {})[step] = float(value)
-    train, evaluation = (
-        {
-            name: points
-            for name, values in found[phase].items()
-            if (points := points_of(sorted(values), values)) is not None
-        }
-        for phase in ("train", "eval")
-    )
-    return History(train=train, evaluation=evaluation, settings=settings_of(config, facts))
+        history.add(row)
+    now = history.now()
+    return replace(now, train=_frozen(now.train), evaluation=_frozen(now.evaluation))
+
+
+def _frozen(metrics: Mapping[str, Points]) -> dict[str, Points]:
+    return {
+        name: Points(steps=tuple(points.steps), values=tuple(points.values))
+        for name, points in metrics.items()
+    }
+
+
+def metric_values(row: Mapping[str, object]) -> tuple[int, str, dict[str, float]] | None:
+    """(step, phase, value of each metric) of a line of metrics.jsonl, in the phase "eval" without the prefix
+    `eval_`; None where the line has neither step nor phase.
+    """
+    step, phase = row.get("step"), row.get("phase")
+    if not isinstance(step, int) or isinstance(step, bool) or phase not in ("train", "eval"):
+        return None
+    values = {name: value for name, entry in row.items() if (value := as_float(entry)) is not None}
+    values.pop("step")
+    if phase == "eval":
+        values = {name.removeprefix("eval_"): value for name, value in values.items()}
+    return step, str(phase), values
+
+
+def as_float(value: object) -> float | None:
+    """A JSON value as a float, None where it is no number (a boolean is none); too large for a float is
+    infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 class GrowingHistory:
@@ -144,19 +162,16 @@ class GrowingHistory:
 
     def add(self, row: Mapping[str, object]) -> None:
         """One line of metrics.jsonl. A step that stands twice counts as it came last."""
-        step, phase = row.get("step"), row.get("phase")
-        if not isinstance(step, int) or phase not in ("train", "eval"):
+        if (found := metric_values(row)) is None:
             return
+        step, phase, values = found
         if phase == "eval":
             self.last_evaluation = step
-        series = self._points[str(phase)]
-        for key, value in row.items():
-            if key == "step" or not isinstance(value, int | float) or isinstance(value, bool):
-                continue
-            name = key.removeprefix("eval_") if phase == "eval" else key
+        series = self._points[phase]
+        for name, value in values.items():
             if math.isfinite(value):
                 points = series.setdefault(name, Points(steps=array("q"), values=array("d")))
-                _put(points.steps, points.values, step, float(value))  # type: ignore[arg-type]
+                _put(points.steps, points.values, step, value)  # type: ignore[arg-type]
 
     def now(self) -> History:
         """As of the rows so far; its numbers are shared with this object, and no copy."""
@@ -170,12 +185,6 @@ def _put(steps: array, values: array, step: int, value: float) -> None:
     else:
         steps.insert(place, step)
         values.insert(place, value)
-
-
-def points_of(steps: Sequence[int], values: Mapping[int, float]) -> Points | None:
-    """The finite ones."""
-    kept = [step for step in steps if math.isfinite(values[step])]
-    return Points(steps=tuple(kept), values=tuple(values[step] for step in kept)) if kept else None
 
 
 def settings_of(config: Mapping[str, object], facts: Mapping[str, str] | None = None) -> Settings:

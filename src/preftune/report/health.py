@@ -1,12 +1,11 @@
 """The health of a run, as its page shows it: judged from metrics.jsonl, so that runs of any age have it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from preftune.health.conditions import CONDITIONS, check_health
-from preftune.health.history import History, Points, Settings, points_of, settings_of
+from preftune.health.history import Settings, history_of
 from preftune.health.verdict import Finding
-from preftune.report.read import RunFiles, Series
+from preftune.report.read import RunFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +20,7 @@ class Health:
 
 def health(run: RunFiles) -> Health | None:
     """None where nothing was logged that could be judged."""
-    findings = check_health(history_of_run(run))
+    findings = check_health(history_of(run.rows, run.config, objective_facts(run)))
     if not findings:
         return None
     raised = tuple(one for one in findings if one.number > 0)
@@ -41,25 +40,8 @@ def health(run: RunFiles) -> Health | None:
     )
 
 
-def history_of_run(run: RunFiles) -> History:
-    """What the judge sees of a run folder."""
-    return History(
-        train=_points(run.train),
-        evaluation=_points(run.evaluation),
-        settings=settings_of(run.config, objective_facts(run)),
-    )
-
-
 def objective_facts(run: RunFiles) -> dict[str, str]:
     """What health needs to know of the objective, as the run's environment holds it."""
     facts, known = run.environment.get("objective"), {one.name for one in fields(Settings)}
     given = facts if isinstance(facts, dict) else {}
     return {str(name): str(value) for name, value in given.items() if name in known}
-
-
-def _points(metrics: Mapping[str, Series]) -> dict[str, Points]:
-    found = {
-        name: points_of(one.steps, dict(zip(one.steps, one.values, strict=True)))
-        for name, one in metrics.items()
-    }
-    return {name: points for name, points in found.items() if points is not None}

@@ -14,10 +14,11 @@ from typing import Literal
 import yaml
 
 from preftune.errors import ConfigError, StorageError, storage_error
+from preftune.health.history import as_float, metric_values
 from preftune.report.tokens import TokenRow, parse_token_row
 from preftune.text import plural
 
-TOKENS = "tokens.jsonl"
+METRICS, TOKENS = "metrics.jsonl", "tokens.jsonl"
 STATES = ("finished", "interrupted", "failed", "running")
 
 
@@ -59,6 +60,7 @@ class RunFiles:
     folder: Path
     config: Mapping[str, object]  # without the environment
     environment: Mapping[str, object]
+    rows: tuple[Mapping[str, object], ...]  # lines of metrics.jsonl
     train: Mapping[str, Series]
     evaluation: Mapping[str, Series]
     tokens: tuple[TokenRow, ...]
@@ -84,7 +86,7 @@ def read_run(folder: Path) -> RunFiles:
         raise ConfigError(
             "There is no such run folder", got=str(folder), do="Give the output folder of a training run"
         )
-    if not any((folder / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+    if not any((folder / name).is_file() for name in ("config.yaml", METRICS)):
         raise ConfigError(
             "This is no run folder",
             got=str(folder),
@@ -93,8 +95,8 @@ def read_run(folder: Path) -> RunFiles:
         )
     config = _config(folder / "config.yaml")
     environment = config.pop("environment", None)
-    metric_rows, metric_notes = _json_lines(folder / "metrics.jsonl")
-    train, evaluation, step_notes = _series(metric_rows)
+    rows, metric_notes = _json_lines(folder / METRICS)
+    train, evaluation, step_notes = _series(rows)
     sample_rows, sample_notes = _json_lines(folder / "samples.jsonl")
     samples, field_notes = _samples(sample_rows)
     tokens, token_notes = read_token_table(folder / TOKENS)
@@ -106,6 +108,7 @@ def read_run(folder: Path) -> RunFiles:
         folder=folder,
         config=config,
         environment=environment if isinstance(environment, dict) else {},
+        rows=tuple(rows),
         train=train,
         evaluation=evaluation,
         samples=samples,
@@ -140,18 +143,6 @@ def read_token_table(path: Path) -> tuple[tuple[TokenRow, ...], tuple[str, ...]]
         else ()
     )
     return known, (*notes, *lacking)
-
-
-def number(value: object) -> float | None:
-    """A JSON value as a float, None where it is no number (a boolean is none); too large for a float is
-    infinite.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
 
 
 def _read(path: Path) -> str | None:
@@ -218,26 +209,21 @@ def _note(file: str, lines: list[int], fault: str) -> tuple[str, ...]:
 
 
 def _series(rows: list[dict[str, object]]) -> tuple[dict[str, Series], dict[str, Series], tuple[str, ...]]:
-    """Series by phase. A resumed run logs steps again: the later line stands."""
-    values: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
-    skipped = 0
-    for row in rows:
-        step, phase = row.get("step"), row.get("phase")
-        if not isinstance(step, int) or isinstance(step, bool) or phase not in ("train", "eval"):
-            skipped += 1
-            continue
-        for key, value in row.items():
-            if key != "step" and (metric := number(value)) is not None:
-                name = key.removeprefix("eval_") if phase == "eval" else key
-                values[str(phase)].setdefault(name, {})[step] = metric
+    """Series by phase. A resumed run logs steps again: the later line counts."""
+    metrics: dict[str, dict[str, dict[int, float]]] = {"train": {}, "eval": {}}
+    known = [found for row in rows if (found := metric_values(row)) is not None]
+    for step, phase, values in known:
+        for name, value in values.items():
+            metrics[phase].setdefault(name, {})[step] = value
     train, evaluation = (
         {
             name: Series(steps=tuple(sorted(points)), values=tuple(points[step] for step in sorted(points)))
-            for name, points in values[phase].items()
+            for name, points in metrics[phase].items()
         }
         for phase in ("train", "eval")
     )
-    notes = (f"metrics.jsonl: {skipped} lines without step or phase were left out.",) if skipped else ()
+    skipped = len(rows) - len(known)
+    notes = (f"{METRICS}: {skipped} lines without step or phase were left out.",) if skipped else ()
     return train, evaluation, notes
 
 
@@ -264,7 +250,7 @@ def _sample(row: dict[str, object]) -> Sample | None:
         return None
     if stage not in ("before", "after") or not (isinstance(prompt, str) and isinstance(completion, str)):
         return None
-    reward = number(row.get("reward"))
+    reward = as_float(row.get("reward"))
     return Sample(
         stage="before" if stage == "before" else "after",
         step=step,
