@@ -32,12 +32,13 @@ start here:
   report              write a run's page, or compare runs     preftune report RUN [RUN ...]
 
 data:
-  sample              completions of a model, or a chat       preftune sample --model RUN/final --prompt TEXT
+  sample              completions of prompts                  preftune sample RUN --prompts FILE --output OUT
   reward              add rewards to the completions          preftune reward FILE --reward brief --output OUT
   select              completions with rewards -> pairs       preftune select FILE --selection best-vs-worst --output PAIRS
   iterate             rounds of sample, reward, select, train preftune iterate --prompts FILE --reward brief --output FOLDER
 
 models:
+  chat                talk to a model, or to two at once      preftune chat RUN [--compare MODEL]
   train-reward-model  train a Bradley-Terry reward model      preftune train-reward-model --data PAIRS --output RUN
   merge               merge models, or an adapter             preftune merge MODEL MODEL --base START --output NEW
 
@@ -48,6 +49,7 @@ methods:
   advise              which source and objective suit data    preftune advise DIAGNOSIS.json
   curves              derivative of each loss, as a figure    preftune curves [NAME ...]
   lab                 bandit experiments of both papers       preftune lab list
+  env                 versions and hardware, for bug reports  preftune env
 
 Settings are flags (--learning_rate 1e-6) or YAML (--config run.yaml) with the same names.
 preftune COMMAND --help shows the settings that most people need; --help all shows every setting.
@@ -174,6 +176,7 @@ VERBS = (
     "inspect",
     "train",
     "sample",
+    "chat",
     "reward",
     "select",
     "iterate",
@@ -187,6 +190,7 @@ VERBS = (
     "objectives",
     "curves",
     "lab",
+    "env",
 )
 """The commands; the module of one is `preftune.commands.NAME`, with `_` for `-`."""
 

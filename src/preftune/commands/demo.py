@@ -255,5 +255,5 @@ tokens per completion        {before.num_tokens:.0f} -> {after.num_tokens:.0f}
 seconds                      {", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())}
 
 report   {result.run.folder / "report.html"}
-chat     preftune sample --model {result.run.final}""")
+chat     preftune chat {result.run.final}""")
     return 0

@@ -1,7 +1,6 @@
 """The command `sample`: completions of a prompt or of a file of prompts, or a chat."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
 from preftune.cli.settings import parse_settings
+from preftune.commands.chat import Answer, Partner, hold_chat
 from preftune.data.options import DataOptions
 from preftune.data.records import load_prompts
 from preftune.data.render import make_renderer
@@ -106,11 +106,24 @@ def _run(settings: SampleConfig) -> int:
         records = load_prompts(settings.prompts, settings.rows, report)
     draw = _drawing(settings, report)
     if not records:
-        return _chat(settings, draw)
+        return hold_chat({"": _partner(draw)}, settings.seed, None)
     _tell_samples(
         settings, records, draw(records, settings.seed, lambda done, of: report.update("sample", done, of))
     )
     return 0
+
+
+def _partner(draw: Callable[..., list[list[Sampled]]]) -> Partner:
+    """Answers one turn at a time, whole."""
+
+    def answer(turns: Sequence[Message], seed: int, show: Callable[[str], None]) -> Answer | None:
+        record = Record(prompt=tuple(turns), completions=(), origin="chat")
+        [answers] = draw([record], seed, lambda done, of: None)
+        if answers:
+            show(answers[0].text)
+        return Answer(text=answers[0].text, ended=answers[0].ended) if answers else None
+
+    return answer
 
 
 def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[list[Sampled]]]:
@@ -204,23 +217,3 @@ def _tell_samples(
                 print(f"# {clean_terminal(str(row['prompt']))}")
             for one in ones:
                 print(clean_terminal(one.text) + ("" if one.ended else " [cut off by max_new_tokens]"))
-
-
-def _chat(settings: SampleConfig, draw: Callable[..., list[list[Sampled]]]) -> int:
-    """Turn by turn on standard input; an empty line or the end of the input closes it."""
-    print("chat: write and press Enter; an empty line ends it", file=sys.stderr)
-    turns: list[Message] = []
-    while True:
-        print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            return 0
-        turns.append(Message(role="user", content=line))
-        record = Record(prompt=tuple(turns), completions=(), origin="chat")
-        [answers] = draw([record], settings.seed + len(turns), lambda done, of: None)
-        if not answers:
-            print("the server withholds its answer; that question is left out", file=sys.stderr)
-            turns.pop()
-            continue
-        print(clean_terminal(answers[0].text), flush=True)
-        turns.append(Message(role="assistant", content=answers[0].text))

@@ -113,5 +113,5 @@ def _tell_run(result: RunResult, as_json: bool, writes: bool) -> None:
         )
     elif result.final:
         lines = [f"model   {result.final}", f"report  {result.folder / 'report.html'}"]
-        lines += [f"try it  preftune sample --model {result.final}"] if writes else []
+        lines += [f"try it  preftune chat {result.final}"] if writes else []
         print(clean_terminal("\n".join(lines)))

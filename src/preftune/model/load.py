@@ -61,6 +61,8 @@ def resolve_model(name: str) -> str:
     if not name:
         raise ModelError("The model's name is empty", expected="a folder, a .gguf file or a hub id")
     path = Path(name).expanduser()
+    if (path / "config.yaml").is_file() and (path / "final").is_dir():
+        path = path / "final"  # the model that a run folder holds
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", _ADAPTER_FILE)):
         raise ModelError(
             f"The folder {name} holds no model",

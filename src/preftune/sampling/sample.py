@@ -150,6 +150,7 @@ def sample(
     keys: Sequence[int] | None = None,
     engine: Engine | None = None,
     blend: Blend | None = None,
+    stream: Callable[[np.ndarray], None] | None = None,
 ) -> list[list[Sampled]]:
     """`num_completions` completions of each prompt (token ids), in the prompts' order.
 
@@ -158,7 +159,8 @@ def sample(
     neither on the other prompts nor on `sample_batch`, but for rounding: a sum in another order can move a
     probability by its last bits. `engine` is what choose_engine said of the model, which is asked when it is
     not given. With a `blend` the mixture of two models of one architecture is drawn from; `logp` is then of
-    the mixture at temperature 1. No random state of torch or numpy is read or moved.
+    the mixture at temperature 1. With one prompt and one completion, `stream` gets the token ids so far after
+    each token. No random state of torch or numpy is read or moved.
     """
     keys = range(len(prompts)) if keys is None else keys
     check_keys(keys, len(prompts))
@@ -175,7 +177,7 @@ def sample(
                 for k in range(options.num_completions)
             ]
             voices = _open(engine, model, blend, [prompts[i] for i in indices], options.num_completions)
-            drawn = iter(_draw(voices, np.stack(noise), options, renderer))
+            drawn = iter(_draw(voices, np.stack(noise), options, renderer, stream))
             for index in indices:
                 results[index] = list(itertools.islice(drawn, options.num_completions))
             done += len(indices)
@@ -259,9 +261,15 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _draw(
-    voices: Sequence[_Voice], noise: Float[np.ndarray, "R T"], options: SampleOptions, renderer: Renderer
+    voices: Sequence[_Voice],
+    noise: Float[np.ndarray, "R T"],
+    options: SampleOptions,
+    renderer: Renderer,
+    stream: Callable[[np.ndarray], None] | None,
 ) -> list[Sampled]:
-    """Token by token until all rows have ended; `noise` are the rows' uniforms."""
+    """Token by token until all rows have ended; `noise` are the rows' uniforms. `stream` gets the token ids of
+    the first row after each token.
+    """
     stop = (*options.stop, *renderer.stop_texts)
     (count, budget), live = noise.shape, np.arange(len(noise))
     tokens, lengths = np.zeros((count, budget), dtype=np.int32), np.full(count, budget)
@@ -273,6 +281,8 @@ def _draw(
         for row in live[~ended[live]]:
             if tokens[row, step] in renderer.stop_ids or _stopped(tokens[row, : step + 1], stop, renderer):
                 ended[row], lengths[row] = True, step + 1
+        if stream is not None:
+            stream(tokens[0, : step + 1])
         on = ~ended[live]
         if step + 1 == budget or not on.any():
             break
