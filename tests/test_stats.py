@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from preftune.errors import ConfigError, DataError
-from preftune.stats import MAX_SERIES_FREEDOM, cluster_means, mean_interval, paired_interval, t_quantile
+from preftune.stats import (
+    MAX_SERIES_FREEDOM,
+    cluster_means,
+    mean_interval,
+    paired_interval,
+    preferred_share,
+    share_interval,
+    t_quantile,
+)
 
 
 # Printed tables of Student's t (two-sided 95% and 99%, one-sided 90%).
@@ -110,3 +118,12 @@ def test_what_does_not_fit_together_is_refused():
         mean_interval([1.0, 2.0], level=95.0)
     with pytest.raises(ConfigError, match="domain"):
         t_quantile(0.975, 0)
+
+
+def test_a_tie_counts_one_half_and_shares_stay_shares():
+    assert preferred_share([2.0, 0.0, -0.1]).tolist() == [1.0, 0.5, 0.0]
+    none, some, all_ = (share_interval(shares) for shares in ([0.0] * 8, [1.0, 0.0] * 5, [1.0] * 8))
+    assert (all_.low, all_.high) == (pytest.approx(0.6756, abs=1e-4), 1.0)
+    assert (none.low, none.high) == (0.0, pytest.approx(1 - 0.6756, abs=1e-4))
+    assert (some.low, some.high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+    assert share_interval([0.5]).low > 0.0

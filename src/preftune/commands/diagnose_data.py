@@ -14,6 +14,8 @@ from rich.text import Text
 from preftune.cli.checks import Precision, check_new_file, check_seed, refuse_idle_rows
 from preftune.cli.output import make_console, make_table, print_json, print_line
 from preftune.cli.settings import parse_settings
+from preftune.data.column_account import column_lines
+from preftune.data.data_report import census_lines
 from preftune.data.options import DataOptions
 from preftune.data.records import load_records
 from preftune.data.render import Renderer, make_renderer
@@ -126,6 +128,8 @@ def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasure
     if settings.reward is not None:
         reward = settings.reward, resolve_reward(settings.reward)
     rows = read(settings.data, settings.rows, renderer)
+    for line in (*column_lines(rows.loaded.columns), *census_lines(rows.loaded.census)):
+        report.note(line)
     held = load_records(settings.held_out, settings.rows) if settings.held_out is not None else None
     found = measure_rows(settings.data, rows, renderer, held, settings.model, settings.reward)
     left_out = [] if held else ["leakage: no --held_out was given"]

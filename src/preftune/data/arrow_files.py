@@ -18,7 +18,9 @@ def arrow_values(path: Path, suffix: str) -> Iterator[dict[str, object]]:
         for batch in _batches(path, suffix):
             batch.validate(full=True)
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, ValueError, OverflowError, KeyError, IndexError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError, KeyError, IndexError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise  # of the disk, not of the file's content
         raise DataError(
             f"{path}: the file is damaged or of another kind",
             got=(str(error).strip() or type(error).__name__).splitlines()[0],

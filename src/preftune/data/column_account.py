@@ -286,6 +286,10 @@ class ColumnAccount:
         if self.stops:
             raise self.stop(where)
 
+    def _prompt(self) -> str:
+        """The column that was used as the prompt."""
+        return next((name for name, role in self.roles.items() if role.startswith("prompt")), "prompt")
+
     def stop(self, where: str) -> DataError:
         names = list(self.stops)
         kinds = ", ".join(dict.fromkeys(kind for kind, _ in self.stops.values()))
@@ -294,7 +298,7 @@ class ColumnAccount:
             f"{where}: {_plural(names)} not used by the format {self.form.name}, and {'they look' if len(names) > 1 else 'it looks'} like {kinds}",
             got=", ".join(f"{name} {shown(self.stops[name][1], 30)}" for name in names),
             expected=f"a use for every such column (used: {', '.join(used) or 'none'})",
-            do=_advice(names, self.stops, self.form.name),
+            do=_advice(names, self.stops, self.form.name, self._prompt()),
         )
 
 
@@ -332,7 +336,7 @@ def _plural(names: list[str]) -> str:
     return f"the columns {', '.join(names)} are" if len(names) > 1 else f"the column {names[0]} is"
 
 
-def _advice(names: list[str], stops: Mapping[str, tuple[str, object]], form: str) -> str:
+def _advice(names: list[str], stops: Mapping[str, tuple[str, object]], form: str, prompt: str) -> str:
     """How to map the first such column, and how to ignore all of them."""
     kind, value = stops[names[0]]
     names = [name.removesuffix(REPLACED) for name in names]
@@ -340,7 +344,7 @@ def _advice(names: list[str], stops: Mapping[str, tuple[str, object]], form: str
     many = len(names) > 1
     ignore = f"If {'they do' if many else 'it does'} not matter, use --rows.ignore {','.join(names)}"
     if kind == "a part of the prompt":
-        how = f"To join it with the prompt, use --rows.columns prompt={name}+PROMPT_COLUMN (both names in their order)"
+        how = f"To join it with the prompt, use --rows.columns prompt={name}+{prompt}"
     elif kind == "an answer" and isinstance(value, list):
         how = f"Nothing says which of the {name} are good. Add rewards with `preftune reward`"
     elif kind == "an answer":

@@ -12,7 +12,6 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import TypeVar
 
-from preftune.data.label_words import NEGATIVE, NEUTRAL_WORDS, NUMBERS, POSITIVE, label_word
 from preftune.data.turn_extras import turn_extras
 from preftune.errors import DataError, shown
 from preftune.types import SOURCES, Completion, Message, Source
@@ -32,10 +31,12 @@ ROLES = {
     "system": "system",
     "developer": "system",
     "tool": "tool",
+    "tool_response": "tool",
     "function": "tool",
     "observation": "tool",
     "ipython": "tool",
 }
+_CALL = "tool_call"  # the role of a call in files of ms-swift
 _REPR = re.compile(r"\s*\[?\s*\{\s*u?'(role|content|from|value)'\s*:")
 _UNKNOWN_NUMBERS = frozenset(("", "n/a", "na", "none", "null", "nan"))
 _NOT_RENDERED = ("image", "images", "audio", "audios", "video", "videos")
@@ -43,47 +44,6 @@ _NOT_RENDERED = ("image", "images", "audio", "audios", "video", "videos")
 
 class ColumnFault(DataError):
     """A fault of a whole column, which no other row can mend: it stops the run even where bad rows are skipped."""
-
-
-class LabelValues:
-    """The numbers that are labels in a file: 0 is dispreferred beside 1 and neutral beside -1, so not both may be."""
-
-    __slots__ = ("bounds", "minus", "zero")
-
-    def __init__(self) -> None:
-        self.zero = self.minus = False
-        self.bounds: dict[object, tuple[float, float]] = {}  # prompt -> (least reward of +1, greatest of -1)
-
-    def check(self, prompt: object, label: int | None, reward: float | None, name: str) -> None:
-        """Rewards beside the labels of one prompt must not contradict them."""
-        if label is None or reward is None:
-            return
-        key = hash(prompt)
-        least, greatest = self.bounds.get(key, (math.inf, -math.inf))
-        least, greatest = (min(least, reward), greatest) if label > 0 else (least, max(greatest, reward))
-        self.bounds[key] = least, greatest
-        if least < greatest:
-            raise DataError(
-                f"The column {name} contradicts the labels of this prompt",
-                got=f"{least:g} for a preferred completion and {greatest:g} for a dispreferred one",
-                expected="preferred completions that are not worse",
-                do=f"If the column means something else, use --rows.ignore {name}",
-            )
-
-    def note(self, value: object, name: str) -> None:
-        """One more label of the file."""
-        if value in (0, "0", "0.0") and value is not False:
-            self.zero = True
-        elif value in (-1, "-1", "-1.0"):
-            self.minus = True
-        if self.zero and self.minus:
-            raise ColumnFault(
-                f"The column {name} holds 0 and -1, and 0 could mean dispreferred or neutral",
-                got="labels 0 and -1",
-                expected="1 and 0, or 1 and -1",
-                do=f"Say what the values mean, as in --rows.columns '{name}={name}{{1:1,0:0,-1:-1}}', "
-                "where 0 beside -1 is neutral",
-            )
 
 
 def described(value: object) -> str:
@@ -202,7 +162,32 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
             got=described(value),
             expected="a list of turns such as {role, content}",
         )
+    if any(type(turn) is dict and turn.get("role") == _CALL for turn in turns):
+        turns = _with_calls(turns, name)
     return tuple([_usual_turn(turn) or _turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)])
+
+
+def _with_calls(turns: list, name: str) -> list:
+    """Turns of the role tool_call, as ms-swift writes them, as tool calls of one turn of the assistant."""
+    result: list = []
+    for index, turn in enumerate(turns):
+        if not isinstance(turn, Mapping) or turn.get("role") != _CALL:
+            result.append(turn)
+            continue
+        content = turn.get("content")
+        try:
+            call = json.loads(content) if isinstance(content, str) else content
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"The tool call {name}[{index}] is not JSON",
+                got=shown(content),
+                expected='{"name": ..., "arguments": {...}}',
+            ) from error
+        if index and turns[index - 1].get("role") == _CALL:
+            result[-1]["tool_calls"].append(call)
+        else:
+            result.append({"role": "assistant", "content": "", "tool_calls": [call]})
+    return result
 
 
 def _rows_of_columns(value: Mapping) -> list:
@@ -273,35 +258,8 @@ def refuse_unrendered(row: Row) -> None:
             )
 
 
-def as_label(value: object, name: str, seen: LabelValues | None = None) -> int | None:
-    """+1 or -1 from a boolean, 0 or 1, +1 or -1, or a usual word; None from a word for neutral."""
-    if isinstance(value, (bool, int, float, str, Decimal)):
-        word = label_word(value)
-        if seen is not None and word in NUMBERS:
-            seen.note(value, name)
-        if word in POSITIVE:
-            return 1
-        if word in NEGATIVE:
-            return -1
-        if word in NEUTRAL_WORDS:
-            return None
-        if _is_number(word):
-            raise ColumnFault(
-                f"The column {name} holds more than two numbers, so it is no label but a rating",
-                got=described(value),
-                expected="true or false, 1 or 0, +1 or -1",
-                do=f"Say what its values mean, as in --rows.columns '{name}={name}{{>=4:1,<=2:-1,3:0}}', "
-                f"or read it as a reward: --rows.columns reward={name}",
-            )
-    raise DataError(
-        f"The label in {name} is not understood",
-        got=described(value),
-        expected="true or false, 1 or 0, +1 or -1, or words such as good and bad",
-        do=f"Say what its values mean, as in --rows.columns '{name}={name}{{VALUE:1,OTHER:-1}}'",
-    )
-
-
-def _is_number(word: str) -> bool:
+def is_number(word: str) -> bool:
+    """Whether a text reads as a number."""
     try:
         float(word)
     except ValueError:
@@ -330,7 +288,7 @@ def as_reward(value: object, name: str) -> float:
     number = float(value) if isinstance(value, (bool, Decimal)) else value
     if isinstance(value, str):
         number = {"true": 1.0, "false": 0.0}.get(value.strip().lower())
-        if number is None and _is_number(value):
+        if number is None and is_number(value):
             number = float(value)
     if not isinstance(number, (int, float)):
         raise DataError(f"The field {name} is not a number", got=described(value), expected="a number")

@@ -44,7 +44,7 @@ _KNOWN = ("pairs", "probabilities", "labels", "rewards", "sources")
 _ROLES = {
     "pairs": "pairs",
     "probabilities": "probabilities of the pairs",
-    "labels": "labels",
+    "labels": "labels of whole answers; for the steps of one answer, use --rows.format stepwise",
     "rewards": "rewards",
     "sources": "who wrote each completion",
 }

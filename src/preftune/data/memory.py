@@ -7,7 +7,7 @@ takes it too, and the configuration of a run says truthfully where its rows came
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from typing import Any
 
@@ -15,7 +15,7 @@ from preftune.data.files import RawRow
 from preftune.errors import DataError
 
 MEMORY = "in memory: "
-_SOURCES: dict[str, Sequence[Mapping[str, object]]] = {}
+_SOURCES: dict[str, Iterable[Any]] = {}
 
 
 def source_name(data: Any) -> str:
@@ -43,7 +43,7 @@ def memory_source(rows: Any) -> str:
     return name
 
 
-def _kept(rows: Any) -> Sequence[Mapping[str, object]]:
+def _kept(rows: Any) -> Iterable[Any]:
     if isinstance(rows, Mapping):
         raise DataError(
             "The data are one mapping",
@@ -55,7 +55,7 @@ def _kept(rows: Any) -> Sequence[Mapping[str, object]]:
         return [dict(zip(columns, cells, strict=True)) for cells in rows.itertuples(index=False, name=None)]
     if isinstance(rows, Iterable) and not isinstance(rows, (str, bytes)):
         whole = hasattr(rows, "features") and hasattr(rows, "__len__")  # a Dataset reads its own rows again
-        return rows if whole else list(rows)  # type: ignore[return-value]
+        return rows if whole else list(rows)
     raise DataError(
         "The data are of a kind that cannot be read",
         got=type(rows).__name__,

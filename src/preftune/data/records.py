@@ -7,9 +7,10 @@ from itertools import chain
 from pathlib import Path
 
 from preftune.data.column_account import ColumnAccount
-from preftune.data.fields import ColumnFault, LabelValues
+from preftune.data.fields import ColumnFault
 from preftune.data.files import RawRow, located
 from preftune.data.formats import DETECTION_ROWS, FORMATS, Drop, Format, detect
+from preftune.data.labels import LabelValues
 from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
 from preftune.data.row_view import TIE, RowView

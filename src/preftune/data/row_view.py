@@ -4,16 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from preftune.data.dialogues import Prompt
-from preftune.data.fields import (
-    LabelValues,
-    Row,
-    as_ended,
-    as_label,
-    first_key,
-    has,
-    refuse_unrendered,
-    value_of,
-)
+from preftune.data.fields import Row, as_ended, first_key, has, refuse_unrendered, value_of
+from preftune.data.labels import LabelValues, as_label
 from preftune.data.turn_extras import RENDERED, as_template_kwargs, as_tools
 from preftune.types import Completion, Record
 

@@ -1,0 +1,77 @@
+"""Labels of completions: +1, -1 or neutral, and what the numbers of a whole column mean together."""
+
+import math
+from decimal import Decimal
+
+from preftune.data.fields import ColumnFault, described, is_number
+from preftune.data.label_words import NEGATIVE, NEUTRAL_WORDS, NUMBERS, POSITIVE, label_word
+from preftune.errors import DataError
+
+
+class LabelValues:
+    """The numbers that are labels in a file: 0 is dispreferred beside 1 and neutral beside -1, so not both may be."""
+
+    __slots__ = ("bounds", "minus", "zero")
+
+    def __init__(self) -> None:
+        self.zero = self.minus = False
+        self.bounds: dict[object, tuple[float, float]] = {}  # prompt -> (least reward of +1, greatest of -1)
+
+    def check(self, prompt: object, label: int | None, reward: float | None, name: str) -> None:
+        """Rewards beside the labels of one prompt must not contradict them."""
+        if label is None or reward is None:
+            return
+        key = hash(prompt)
+        least, greatest = self.bounds.get(key, (math.inf, -math.inf))
+        least, greatest = (min(least, reward), greatest) if label > 0 else (least, max(greatest, reward))
+        self.bounds[key] = least, greatest
+        if least < greatest:
+            raise DataError(
+                f"The column {name} contradicts the labels of this prompt",
+                got=f"{least:g} for a preferred completion and {greatest:g} for a dispreferred one",
+                expected="preferred completions that are not worse",
+                do=f"If the column means something else, use --rows.ignore {name}",
+            )
+
+    def note(self, value: object, name: str) -> None:
+        """One more label of the file."""
+        if value in (0, "0", "0.0") and value is not False:
+            self.zero = True
+        elif value in (-1, "-1", "-1.0"):
+            self.minus = True
+        if self.zero and self.minus:
+            raise ColumnFault(
+                f"The column {name} holds 0 and -1, and 0 could mean dispreferred or neutral",
+                got="labels 0 and -1",
+                expected="1 and 0, or 1 and -1",
+                do=f"Say what the values mean, as in --rows.columns '{name}={name}{{1:1,0:0,-1:-1}}', "
+                "where 0 beside -1 is neutral",
+            )
+
+
+def as_label(value: object, name: str, seen: LabelValues | None = None) -> int | None:
+    """+1 or -1 from a boolean, 0 or 1, +1 or -1, or a usual word; None from a word for neutral."""
+    if isinstance(value, (bool, int, float, str, Decimal)):
+        word = label_word(value)
+        if seen is not None and word in NUMBERS:
+            seen.note(value, name)
+        if word in POSITIVE:
+            return 1
+        if word in NEGATIVE:
+            return -1
+        if word in NEUTRAL_WORDS:
+            return None
+        if is_number(word):
+            raise ColumnFault(
+                f"The column {name} holds more than two numbers, so it is no label but a rating",
+                got=described(value),
+                expected="true or false, 1 or 0, +1 or -1",
+                do=f"Say what its values mean, as in --rows.columns '{name}={name}{{>=4:1,<=2:-1,3:0}}', "
+                f"or read it as a reward: --rows.columns reward={name}",
+            )
+    raise DataError(
+        f"The label in {name} is not understood",
+        got=described(value),
+        expected="true or false, 1 or 0, +1 or -1, or words such as good and bad",
+        do=f"Say what its values mean, as in --rows.columns '{name}={name}{{VALUE:1,OTHER:-1}}'",
+    )
