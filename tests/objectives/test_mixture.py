@@ -369,33 +369,33 @@ def test_specs(with_drift):
 
 
 BAD = {
-    "": "a part that cannot be read; got nothing; expected weight*name(setting=value, ...), joined by +.",
-    "dpo + ": "a part that cannot be read; got nothing",
-    "dpo sft": "a part that cannot be read; got dpo sft",
-    "dpo - sft": "a part that cannot be read; got dpo - sft",
-    "dpo*0.5": "a part that cannot be read; got dpo*0.5",
-    "0.5*dpo(beta=1 + sft": "a part that cannot be read; got 0.5*dpo(beta=1",
-    "dpo(beta=1))": "a part that cannot be read",
-    "dppo": "names an objective that does not exist; got dppo; expected agro, ",
-    "half*dpo": "a weight that it cannot take; got half; expected a number other than 0",
-    "*dpo": "a weight that it cannot take",
-    "nan*dpo": "a weight that it cannot take; got nan",
-    "inf*dpo": "a weight that it cannot take; got inf",
-    "0*dpo": "a weight that it cannot take; got 0",
+    "": "The objective is not understood; got nothing; expected NAME or NAME(setting=value, ...).",
+    "dpo + ": "The objective is not understood; got nothing",
+    "dpo sft": "The objective is not understood; got 'dpo sft'",
+    "dpo*0.5": "The weight of the objective is not understood; got 'dpo'; expected number*objective.",
+    "0.5*dpo(beta=1 + sft": "The objective is not understood; got 'dpo(beta=1 + sft'",
+    "dpo(beta=1))": "The objective is not understood",
+    "dppo": "There is no such objective; got dppo; expected agro, ",
+    "half*dpo": "The weight of the objective is not understood; got 'half'",
+    "*dpo": "The weight of the objective is not understood; got nothing",
+    "nan*dpo": "The weight of the objective is not understood; got 'nan'",
+    "inf*dpo": "The weight of the objective is not understood; got 'inf'",
+    "1e999*dpo": "The weight of the objective dpo is out of range; got 1e999",
+    "0*dpo": "mixture: terms has a weight of 0; got dpo. Leave the term out",
     "dpo + mixture": "holds a sum of objectives; got mixture. Write its terms out",
     "dpo + 0.5*mpo(beta=2)": "holds a sum of objectives; got mpo",
-    "dpo(gamma=1)": "a setting that dpo does not take, or takes once; got gamma=1; expected beta=... or label_smoothing=...",
-    "dpo(beta=1, beta=2)": "takes once; got beta=2",
-    "dpo(0.1)": "does not take, or takes once; got 0.1",
-    "dpo(beta=1,)": "does not take",
-    "simper(beta=1)": "got beta=1; expected none",
-    "dpo(beta)": "does not take, or takes once; got beta",
-    "dpo(beta=much)": "a value that dpo cannot take; got beta=much",
-    "dpo(beta=)": "a value that dpo cannot take; got beta=",
-    "dpo(beta=null)": "a value that dpo cannot take; got beta=null",
-    "f-dpo(divergence=alpha, alpha=none)": "a value that f-dpo cannot take; got alpha=none",
-    "drift(steps=1.5)": "a value that drift cannot take; got steps=1.5",
-    "drift(loud=yes)": "a value that drift cannot take; got loud=yes",
+    "dpo(gamma=1)": "Objective 'dpo' has no such setting; got gamma; expected beta, label_smoothing.",
+    "dpo(bta=1)": "got bta; expected beta, label_smoothing. Did you mean beta?",
+    "dpo(beta=1, beta=2)": "A setting of objective 'dpo' is given twice; got beta.",
+    "dpo(0.1)": "A setting of objective 'dpo' is not understood; got '0.1'; expected key=value.",
+    "dpo(beta=1,)": "A setting of objective 'dpo' is not understood",
+    "simper(beta=1)": "got beta; expected none",
+    "dpo(beta)": "is not understood; got 'beta'",
+    "dpo(beta=much)": "beta of objective 'dpo' has a value that it cannot take; got much; expected a number.",
+    "dpo(beta=)": "beta of objective 'dpo' has a value that it cannot take; got nothing",
+    "dpo(beta=null)": "beta of objective 'dpo' has a value that it cannot take; got null",
+    "drift(steps=1.5)": "steps of objective 'drift' has a value that it cannot take; got 1.5; expected a whole number.",
+    "drift(loud=yes)": "got yes; expected true or false",
 }
 
 
@@ -404,17 +404,16 @@ def test_bad_specs_are_told(spec, with_drift, monkeypatch):
     monkeypatch.setattr(
         jaxtyping.config, "jaxtyping_disable", True
     )  # as for a user: no type checker in the way
-    with pytest.raises(ConfigError, match=r"^mixture: terms ") as caught:
+    with pytest.raises(ConfigError) as caught:
         Mixture(terms=spec)
     assert BAD[spec] in str(caught.value)
-    assert ", mpo," not in str(caught.value)
 
 
 def test_values_out_of_range_are_told_by_the_objective(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     for spec, told in (
-        ("dpo(beta=nan)", "dpo: beta is out of range; got nan"),
-        ("sft(reduction=sum)", "sft: reduction is unknown; got sum"),
+        ("dpo(beta=-1)", "dpo: beta is out of range; got -1.0"),
+        ("inpo(eta=0.1, tau=0.2)", "inpo: tau is out of range; got 0.2"),
     ):
         with pytest.raises(ConfigError, match=told):
             Mixture(terms=spec)

@@ -214,7 +214,7 @@ def module(tmp_path, monkeypatch):
 
     yield write
     sys.modules.pop("my_reward_module", None)
-    sys.modules.pop("preftune_reward_file_my_reward_module", None)
+    sys.modules.pop("preftune_user_file_my_reward_module", None)
 
 
 FUNCTION = (
@@ -249,31 +249,31 @@ def test_a_file_may_define_dataclasses(module):
     [
         (
             "breif",
-            f"Unknown reward; got 'breif'; expected one of {KNOWN}, or 'module:function'. Perhaps you meant 'brief'.",
+            f"Unknown reward; got 'breif'; expected one of {KNOWN}, or 'module:function'. Did you mean brief?",
         ),
         ("zzz", f"Unknown reward; got 'zzz'; expected one of {KNOWN}, or 'module:function'."),
-        (":score", "A reward's name is not complete; got ':score'; expected 'module:function'."),
-        ("my_module:", "A reward's name is not complete; got 'my_module:'; expected 'module:function'."),
+        (":score", "The name of the reward is not complete; got ':score'; expected 'module:function'."),
+        (
+            "my_module:",
+            "The name of the reward is not complete; got 'my_module:'; expected 'module:function'.",
+        ),
         (
             "no_such_module:f",
             "Reward 'no_such_module:f' cannot be found: there is no module 'no_such_module'. "
-            "Install the module, or give the path of its file: 'path/to/file.py:function'.",
+            "Install the module, or give the path of its file: 'path/to/file.py:NAME'.",
         ),
         (
             "math.no_such:f",
             "Reward 'math.no_such:f' cannot be found: there is no module 'math.no_such'. "
-            "Install the module, or give the path of its file: 'path/to/file.py:function'.",
+            "Install the module, or give the path of its file: 'path/to/file.py:NAME'.",
         ),
         (
             "./here:f",
             "Reward './here:f' cannot be found: there is no module './here'. "
-            "Install the module, or give the path of its file: 'path/to/file.py:function'.",
+            "Install the module, or give the path of its file: 'path/to/file.py:NAME'.",
         ),
         ("no/such.py:f", "Reward 'no/such.py:f' cannot be found: there is no file 'no/such.py'."),
-        (
-            "math:sqr",
-            "Reward 'math:sqr' cannot be found: 'math' has no attribute 'sqr'. Perhaps you meant 'sqrt'.",
-        ),
+        ("math:sqr", "Reward 'math:sqr' cannot be found: 'math' has no attribute 'sqr'. Did you mean sqrt?"),
         ("math:qqq", "Reward 'math:qqq' cannot be found: 'math' has no attribute 'qqq'."),
         ("math:pi", "Reward 'math:pi' is not callable; got 3.141592653589793; expected a function."),
     ],
@@ -299,7 +299,7 @@ def test_an_import_that_raises_is_named(module, source, named):
         with pytest.raises(ConfigError, match="cannot be used: importing") as caught:
             resolve_reward(name)
         assert named in str(caught.value) and caught.value.__cause__ is not None
-    assert "preftune_reward_file_my_reward_module" not in sys.modules
+    assert "preftune_user_file_my_reward_module" not in sys.modules
 
 
 @pytest.mark.parametrize(

@@ -31,20 +31,20 @@ def test_the_nearer_to_the_mode_the_better(lengths, mode):
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("length.mode", "Reward 'length.mode' needs a setting; got no mode; expected length.mode(mode=...)."),
+        ("length.mode", "Reward 'length.mode' needs a setting; got no mode; expected mode=...."),
         (
             "length.mode(mode=-1)",
             "mode of reward 'length.mode' is out of range; got -1.0; expected 0 or more tokens.",
         ),
         (
             "length.mode(mode=inf)",
-            "mode of reward 'length.mode' is out of range; got inf; expected 0 or more tokens.",
+            "mode of reward 'length.mode' has a value that it cannot take; got inf; expected a number.",
         ),
         (
             "length.mode(mode=x)",
             "mode of reward 'length.mode' has a value that it cannot take; got x; expected a number.",
         ),
-        ("regex", "Reward 'regex' needs a setting; got no pattern; expected regex(pattern=...)."),
+        ("regex", "Reward 'regex' needs a setting; got no pattern; expected pattern=...."),
         (
             "regex(pattern='(')",
             "pattern of reward 'regex' is no regular expression; got '('; expected one that compiles",
@@ -177,13 +177,13 @@ def test_failures_to_understand_a_judge_add_up():
     "spec, message",
     [
         ("", "The reward's name is empty"),
-        ("0.5*", "A reward has no name; got '0.5*'"),
-        ("brief + (x=1)", "A reward has no name"),
-        ("1e999*brief", "The weight of a reward is out of range"),
+        ("0.5*", "The reward is not understood; got nothing"),
+        ("brief + (x=1)", "The reward is not understood; got '(x=1)'"),
+        ("1e999*brief", "The weight of the reward brief is out of range"),
         ("brief(x=1)", "Reward 'brief' has no such setting; got x; expected none."),
         (
             "regex(patern=a)",
-            "has no such setting; got patern; expected pattern, whole. Perhaps you meant 'pattern'.",
+            "has no such setting; got patern; expected pattern, whole. Did you mean pattern?",
         ),
         ("regex(a)", "A setting of reward 'regex' is not understood; got 'a'; expected key=value."),
         ("regex(pattern='a' 'b')", "pattern of reward 'regex' is not understood"),

@@ -7,7 +7,6 @@ hyper-parameters by `objective.beta`. The names that the ecosystem uses work whe
 here.
 """
 
-import difflib
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
@@ -21,9 +20,12 @@ from jsonargparse import ArgumentParser
 
 from preftune.cli.names import ALIASES, unknown_setting
 from preftune.errors import ConfigError, shown
-from preftune.objectives import OBJECTIVES
+from preftune.objectives import OBJECTIVES, resolve_objective, written_name
+from preftune.spec import Bare, parse_term
 
 T = TypeVar("T")
+
+OBJECTIVE = "objective.name"
 
 
 def parse_settings(
@@ -31,7 +33,7 @@ def parse_settings(
 ) -> T:
     """The settings of a verb, validated. `positional` may be given as a bare word before the first flag."""
     names = _names(kind)
-    tokens = _expand(arguments, names, positional)
+    tokens = _spell_out(_expand(arguments, names, positional))
     sources = [_read_yaml(path, names) for path in _yaml_paths(tokens)]
     for path, source in zip(_yaml_paths(tokens), sources, strict=True):
         _refuse_nulls(path, source, _needs_value(kind))
@@ -45,8 +47,10 @@ def parse_settings(
         parser.add_argument(
             "--objective.name",
             type=str,
-            default=next(n for n, k in OBJECTIVES.items() if k is objective),
-            help="the loss: " + ", ".join(OBJECTIVES) + "; also: --objective NAME",
+            default=written_name(objective),
+            help="the loss: "
+            + ", ".join(OBJECTIVES)
+            + ", or module:Class or path/to/file.py:Class; also: --objective NAME or 'NAME(setting=value, ...)'",
         )
         parser.add_class_arguments(objective, "objective", instantiate=False)
     for source in sources:
@@ -61,7 +65,8 @@ def parse_settings(
         raise _told(error, prog, names) from error
     ready.pop("config", None)
     if objective:
-        ready["objective"] = objective(**{k: v for k, v in parsed.objective.as_dict().items() if k != "name"})
+        given = {k: v for k, v in parsed.objective.as_dict().items() if k != "name"}
+        ready["objective"] = objective(**given)
     return kind(**ready)
 
 
@@ -97,7 +102,7 @@ def _names(kind: Any) -> dict[str, str]:
     names = short | {name: name for name in full}
     if "objective.name" in full:
         parameters = {f"objective.{f.name}" for kind_ in OBJECTIVES.values() for f in fields(kind_)}  # type: ignore[arg-type]
-        names |= {"objective": "objective.name"} | {name: name for name in parameters}
+        names |= {"objective": OBJECTIVE} | {name: name for name in parameters}
     known = set(names.values())
     return names | {alias: name for alias, name in ALIASES.items() if name in known and alias not in names}
 
@@ -210,12 +215,42 @@ def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
             )
         else:
             _insert(tree, key, value, names)
+    objective = tree.get("objective")
+    if isinstance(objective, dict) and "(" in str(objective.get("name")):
+        term = parse_term(str(objective.pop("name")), "objective")
+        for key, value in {"name": term.name, **term.settings}.items():
+            value = yaml.safe_load(_plain(value)) if isinstance(value, Bare) and key != "name" else value
+            _insert(tree, f"objective.{key}", value, names)
     return tree
+
+
+def _spell_out(tokens: Sequence[str]) -> list[str]:
+    """`--objective.name "dpo(beta=0.5)"` as the flags that it stands for."""
+    out: list[str] = []
+    for token in tokens:
+        before = out[-1] if out else ""
+        flag, equals, value = token.partition("=") if token.startswith(f"--{OBJECTIVE}=") else ("", "", token)
+        if "(" not in value or not (flag or before == f"--{OBJECTIVE}"):
+            out.append(token)
+            continue
+        term = parse_term(value, "objective")
+        out.append(f"{flag}{equals}{term.name}")
+        out += [f"--objective.{key}={_plain(setting)}" for key, setting in term.settings.items()]
+    return out
+
+
+def _plain(setting: Any) -> Any:
+    """A setting as the parser reads it: a bare `none` is null, as everywhere."""
+    return "null" if isinstance(setting, Bare) and setting.lower() == "none" else setting
 
 
 def _insert(tree: dict[str, Any], key: str, value: Any, names: Mapping[str, str]) -> None:
     """A setting under its full name; one that is not known or stands there twice is an error."""
     full = names.get(key.replace("-", "_"))
+    if full is None and key.startswith("objective.") and OBJECTIVE in names.values():
+        full = (
+            key  # of a class that is not in the table: the parser knows whether it has that hyper-parameter
+        )
     if full is None:
         raise unknown_setting(key, names, flag=False)
     section, _, leaf = full.rpartition(".")
@@ -235,22 +270,14 @@ def _objective_class(
     if default is None:
         return None
     named = [source["objective"]["name"] for source in sources if "name" in source.get("objective", {})]
-    flag = "--objective.name"
+    flag = f"--{OBJECTIVE}"
     for i, token in enumerate(tokens):
         if token == flag and i + 1 < len(tokens):
             named.append(tokens[i + 1])
         elif token.startswith(flag + "="):
             named.append(token.partition("=")[2])
-    name = named[-1] if named else next(n for n, k in OBJECTIVES.items() if k is default.default_factory)  # type: ignore[comparison-overlap]
-    if not isinstance(name, str) or name not in OBJECTIVES:
-        near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
-        raise ConfigError(
-            "There is no such objective",
-            got=str(name),
-            expected=", ".join(OBJECTIVES),
-            do=f"Did you mean {near[0]}?" if near else None,
-        )
-    return OBJECTIVES[name]
+    name = named[-1] if named else default.default_factory.name  # type: ignore[union-attr]
+    return resolve_objective(name)
 
 
 _KINDS = {

@@ -52,6 +52,8 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
             done += [f"--lora.rank{equals}{value}", *([DEFAULT_RANK] if bare else [])]
             continue
         full = _full_name(key, known, parameters)
+        if full is None and ":" in (objective or "") and key.startswith("objective."):
+            full = key  # a hyperparameter of a class that the source does not show
         if full is None:
             if key in own or flag in own:
                 done.append(word)
@@ -143,8 +145,8 @@ def _bare_words(command: str, words: list[str]) -> list[str]:
 
 def _train_word(word: str) -> tuple[str, str]:
     """`preftune train dpo pairs.csv`: an objective, or a data file."""
-    if word.strip().lower().replace("_", "-") in objective_outlines():
-        return "--objective", word
+    if word.strip().lower().replace("_", "-") in objective_outlines() or re.search(r"(\w\(|:\w+$)", word):
+        return "--objective", word  # also NAME(setting=value) and module:Class
     if Path(word).exists() or re.search(r"\.(jsonl?|csv|parquet|arrow)$", word):
         return "--data", word
     near = nearest(word.lower(), objective_outlines(), 0.6)

@@ -17,7 +17,7 @@ import yaml
 
 from preftune.errors import ConfigError
 from preftune.lab.loop import Track
-from preftune.lab.spec import built
+from preftune.spec import build
 from preftune.stats import Interval, mean_interval
 
 CRITERIA = resources.files("preftune") / "lab" / "criteria.yaml"
@@ -138,7 +138,7 @@ class Outcome:
 def load_criteria() -> dict[str, Criteria]:
     """Every experiment of the file, by its id."""
     content = yaml.safe_load(CRITERIA.read_text(encoding="utf-8"))
-    return {name: built(Criteria, entry, f"criteria.yaml, {name}") for name, entry in content.items()}
+    return {name: build(Criteria, entry, f"criteria.yaml, {name}") for name, entry in content.items()}
 
 
 def judge_experiment(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from preftune.errors import ConfigError
-from preftune.objectives import OBJECTIVES, Objective
+from preftune.objectives import OBJECTIVES, Objective, resolve_objective
 from preftune.types import Hybrid, Labels, Pairs
 
 LabelsFrom = Literal["pairs", "best_worst", "threshold"]
@@ -59,15 +59,13 @@ def all_methods() -> dict[str, Method]:
 
 
 def default_method(name: str) -> Method:
-    """An objective of the table with its defaults, and the reading of the data that fits its signal."""
-    if name in EXCLUDED:
-        raise ConfigError(f"The laboratory does not run {name}", got=EXCLUDED[name])
-    if name not in OBJECTIVES:
-        raise ConfigError("There is no such objective", got=name, do="`preftune objectives` lists them")
-    kind = OBJECTIVES[name]
+    """An objective with its defaults, and the reading of the data that fits its signal."""
+    kind = resolve_objective(name)
     # The divisor of a one-token completion is one token; the default stands for a sampler's budget of them.
-    settings = {"max_tokens": 1} if "max_tokens" in {field.name for field in fields(kind)} else {}
-    objective = kind(**settings)  # type: ignore[call-arg]
+    settings = {"max_tokens": 1} if "max_tokens" in {field.name for field in fields(kind)} else {}  # type: ignore[arg-type]
+    objective = kind(**settings)
+    if reason := why_excluded(objective):
+        raise ConfigError(f"The laboratory does not run {name}", got=reason)
     return Method(objective=objective, only="preferred" if objective.imitates else "both")
 
 

@@ -17,8 +17,8 @@ import yaml
 
 from preftune.errors import ConfigError
 from preftune.lab.gpt import Tree
-from preftune.lab.spec import built
 from preftune.objectives.checks import check_between, check_finite, check_positive
+from preftune.spec import build
 
 PROBLEMS = resources.files("preftune") / "lab" / "problems"
 
@@ -438,5 +438,5 @@ def problem_from(content: object, where: str) -> Problem:
     """A problem from a mapping; every mistake is one sentence that names the place."""
     if isinstance(content, dict) and isinstance(content.get("data"), dict):
         data = dict(content["data"])
-        content = {**content, "data": built(Data, data, f"{where}, data", {"law": DATA_KINDS})}
-    return built(Problem, content, where, {"reward": REWARD_KINDS, "reference": LAW_KINDS})
+        content = {**content, "data": build(Data, data, f"{where}, data", {"law": DATA_KINDS})}
+    return build(Problem, content, where, {"reward": REWARD_KINDS, "reference": LAW_KINDS})

@@ -1,13 +1,10 @@
 """Weighted sums of objectives, and MPO, which is one of them."""
 
-import math
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeGuard, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -16,14 +13,10 @@ from torch import Tensor
 from preftune.errors import ConfigError
 from preftune.objectives.base import ChosenFall, Coupled, Objective, Opponent, State, coupling_of
 from preftune.objectives.checks import positive
+from preftune.spec import parse_sum
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
 
-_SUMS = ("mixture", "mpo")  # the objectives of this file, which cannot be terms
 _OF_THE_POLICY = ("logps/", "log_ratios/")  # metrics that say the same whichever term gives them
-_PLUS = re.compile(
-    r"(?<!\d[eE])(?<!\.[eE])\+(?![^()]*\))"
-)  # neither that of a number such as 1e+3 nor one in brackets
-_TERM = re.compile(r"(?:(?P<weight>[^*()]*)\*)?\s*(?P<name>[\w-]+)\s*(?:\((?P<settings>[^()]*)\))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,74 +210,22 @@ class MPO(WeightedSum):
 
 def parse_terms(text: str) -> tuple[Term, ...]:
     """The terms of a sum. The second `dpo` is labeled dpo-2."""
-    found: list[Term] = []
-    for part in _PLUS.split(text):
-        matched = _TERM.fullmatch(part.strip())
-        if matched is None:
+    from preftune.objectives.resolve import make_objective_of  # the table holds this file's classes
+
+    terms: list[Term] = []
+    for written in parse_sum(text, "objective", blanks=False):
+        objective = make_objective_of(written)
+        if isinstance(objective, WeightedSum):
             raise ConfigError(
-                "mixture: terms has a part that cannot be read",
-                got=part.strip() or "nothing",
-                expected="weight*name(setting=value, ...), joined by +",
+                "mixture: terms holds a sum of objectives", got=written.name, do="Write its terms out"
             )
-        objective = _objective(matched["name"], matched["settings"] or "")
-        count = 1 + sum(type(term.objective) is type(objective) for term in found)
-        label = matched["name"] + (f"-{count}" if count > 1 else "")
-        found.append(Term(weight=_weight(matched["weight"]), objective=objective, label=label))
-    return tuple(found)
-
-
-def _weight(text: str | None) -> float:
-    """A finite number other than 0; 1 if there is none."""
-    try:
-        weight = 1.0 if text is None else float(text)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight) or weight == 0:
-        raise ConfigError(
-            "mixture: terms has a weight that it cannot take", got=text, expected="a number other than 0"
-        )
-    return weight
-
-
-def _objective(name: str, settings: str) -> Objective:
-    """The objective of a name, with settings such as "beta=0.1, label_smoothing=0.2"."""
-    from preftune.objectives import (
-        OBJECTIVES,
-    )  # the table holds this file's classes, so it cannot be imported before
-
-    if name in _SUMS:
-        raise ConfigError("mixture: terms holds a sum of objectives", got=name, do="Write its terms out")
-    if name not in OBJECTIVES:
-        known = ", ".join(one for one in OBJECTIVES if one not in _SUMS)
-        raise ConfigError("mixture: terms names an objective that does not exist", got=name, expected=known)
-    kind, values = OBJECTIVES[name], {}
-    hints = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
-    for part in settings.split(",") if settings.strip() else []:
-        key, equals, value = (word.strip() for word in part.partition("="))
-        if not equals or key not in hints or key in values:
-            raise ConfigError(
-                f"mixture: terms has a setting that {name} does not take, or takes once",
-                got=part.strip(),
-                expected=" or ".join(f"{one}=..." for one in hints) or "none",
-            )
-        try:
-            values[key] = _value(value, hints[key])
-        except ValueError as error:
-            raise ConfigError(
-                f"mixture: terms has a value that {name} cannot take", got=part.strip()
-            ) from error
-    return kind(**values)
-
-
-def _value(text: str, hint: Any) -> object:
-    """A setting's value by its type; a ValueError if it has none."""
-    if get_origin(hint) in (Union, UnionType):
-        return None if NoneType in get_args(hint) and text == "null" else _value(text, get_args(hint)[0])
-    if hint is bool:
-        return ("false", "true").index(text) == 1
-    return (
-        text if get_origin(hint) is Literal else hint(text)
-    )  # the objective itself refuses an unknown choice
+        if written.weight == 0:
+            raise ConfigError("mixture: terms has a weight of 0", got=written.name, do="Leave the term out")
+        count = 1 + sum(type(term.objective) is type(objective) for term in terms)
+        label = written.name + (f"-{count}" if count > 1 else "")
+        weight = 1.0 if written.weight is None else written.weight
+        terms.append(Term(weight=weight, objective=objective, label=label))
+    return tuple(terms)
 
 
 # --- what each term sees ---

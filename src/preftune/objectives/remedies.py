@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_type_hints
 
 from preftune.errors import ConfigError
-from preftune.objectives import OBJECTIVES
 from preftune.objectives.base import ChosenFall, Objective
 from preftune.objectives.checks import choices_of
 from preftune.objectives.cpo import CPO
@@ -13,6 +12,7 @@ from preftune.objectives.dpop import DPOP
 from preftune.objectives.length import LNDPO, RDPO
 from preftune.objectives.rpo import RPO
 from preftune.objectives.simpo import CPOSimPO, SimPO
+from preftune.objectives.table import OBJECTIVES
 
 
 @dataclass(frozen=True, kw_only=True)

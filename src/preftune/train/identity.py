@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from preftune.errors import ConfigError, PreftuneError, StorageError, shown
 from preftune.model.load import resolve_model
-from preftune.spec import parse_spec
+from preftune.objectives import source_file
+from preftune.spec import parse_sum
 from preftune.storage import digest_of, sealed, unsealed
 from preftune.train.groups import ReadData
 from preftune.train.models import Models
@@ -108,9 +109,9 @@ def model_digest(name: str) -> str:
 def reward_digest(text: str) -> str:
     """How a reward is written, and the files that it names: code of the user, folders of models."""
     parts = [text]
-    for term in parse_spec(text):
+    for term in parse_sum(text, "reward"):
         names = [term.name, term.name.partition(":")[0], term.name.partition(":")[2], *term.settings.values()]
-        for path in (Path(name).expanduser() for name in names if name):
+        for path in (Path(str(name)).expanduser() for name in names if name):
             parts += [_path_digest(path)] if path.exists() else []
     return _text_digest("\n".join(parts))
 
@@ -190,6 +191,8 @@ def identify(
         inputs["data"] = _text_digest(f"{inputs['data']} {records_digest(data.prepared.records)}")
         inputs["reward"] = reward_digest(config.reward)
     around = surroundings(str(models.policy.device), processes)
+    if own := source_file(config.objective):
+        inputs["objective"] = _path_digest(own)
     return Identity(inputs=inputs, settings=flat_settings(config), environment=around)
 
 

@@ -11,7 +11,7 @@ from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions
 from preftune.model.reference import ReferenceOptions
 from preftune.model.shard import ShardOptions
-from preftune.objectives import Objective, objective_name
+from preftune.objectives import Objective, make_objective, objective_name
 from preftune.objectives.base import smallest_step
 from preftune.objectives.bnf import BNF
 from preftune.sampling.client import ServerOptions
@@ -52,7 +52,7 @@ class TrainConfig:
         data: preference data: a file, a folder or a hub id; on-policy, of which the prompts are used.
         output: the run folder, which must not hold anything yet.
         model: the policy at its start: a bundled name, a folder, a .gguf file, an adapter folder or a hub id.
-        objective: the loss and its hyper-parameters.
+        objective: the loss and its hyper-parameters; from Python also the text "dpo(beta=0.1)".
         source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by
             `reward`.
         reward: on-policy: a built-in reward or module:function.
@@ -125,6 +125,8 @@ class TrainConfig:
     loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
+        if isinstance(self.objective, str):  # as it is written on the command line
+            object.__setattr__(self, "objective", make_objective(self.objective))
         check_range(self, "[1, inf)", "batch_size", "max_steps", "eval_every", "keep_checkpoints")
         check_range(self, "[0, inf)", "save_every")
         check_range(self, "[0, 4611686018427387904)", "seed", expected="0 or more, less than 2**62")

@@ -21,7 +21,7 @@ import yaml
 from safetensors import SafetensorError
 
 from preftune.errors import ConfigError, PreftuneError, StorageError, storage_error
-from preftune.objectives import OBJECTIVES, objective_name
+from preftune.objectives import Objective, objective_name
 from preftune.storage import (
     DIGESTS,
     LOCK,
@@ -318,7 +318,7 @@ def forget_run(run: Path) -> None:
 
 def to_plain(config: Any) -> Any:
     """A tree of dataclasses as plain mappings; an objective is its name and its hyper-parameters."""
-    if type(config) in OBJECTIVES.values():
+    if isinstance(config, Objective):
         return {"name": objective_name(config), **asdict(config)}
     if is_dataclass(config):
         return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
