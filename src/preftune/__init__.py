@@ -1,3 +1,70 @@
-"""preftune: fine-tune language models on preferences."""
+"""preftune: fine-tune language models on preference data.
+
+The names below are imported when they are first used, so that `import preftune` stays light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from preftune.errors import PreftuneError
+    from preftune.model.load import LoadOptions, load_model, load_tokenizer
+    from preftune.model.policy import Policy, score_all
+    from preftune.model.scorer import load_scorer
+    from preftune.objectives import OBJECTIVES, Objective
+    from preftune.report.read import read_run
+    from preftune.sampling.sample import SampleOptions, sample
+    from preftune.train.loop import RunResult, resume, train
+    from preftune.train.options import TrainConfig
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "PreftuneError": "errors",
+    "LoadOptions": "model.load",
+    "load_model": "model.load",
+    "load_tokenizer": "model.load",
+    "Policy": "model.policy",
+    "score_all": "model.policy",
+    "load_scorer": "model.scorer",
+    "OBJECTIVES": "objectives",
+    "Objective": "objectives",
+    "read_run": "report.read",
+    "SampleOptions": "sampling.sample",
+    "sample": "sampling.sample",
+    "RunResult": "train.loop",
+    "resume": "train.loop",
+    "TrainConfig": "train.options",
+}
+"""Name -> the module that defines it. `train` is not in it: the package of this name can be called."""
+
+__all__ = [
+    "OBJECTIVES",
+    "LoadOptions",
+    "Objective",
+    "Policy",
+    "PreftuneError",
+    "RunResult",
+    "SampleOptions",
+    "TrainConfig",
+    "load_model",
+    "load_scorer",
+    "load_tokenizer",
+    "read_run",
+    "resume",
+    "sample",
+    "score_all",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":
+        return importlib.import_module("preftune.train")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'preftune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"preftune.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -91,3 +91,8 @@ def test_what_was_not_verified_is_said_in_both_places(name):
     docstring = " ".join((OBJECTIVES[name].__doc__ or "").split())
     unverified = "formula not verified against the paper"
     assert (unverified in " ".join(page(name).split())) == (unverified in docstring)
+
+
+def test_design_decisions_stay_short():
+    lines = (PAGES.parent / "dev" / "decisions.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 250
