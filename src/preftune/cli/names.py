@@ -36,6 +36,8 @@ ALIASES = {
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
     "lora_target_modules": "lora.target_modules",
+    "lora_target_parameters": "lora.target_parameters",
+    "init_lora_weights": "lora.start",
     "lora_target": "lora.target_modules",
     "lora_modules_to_save": "lora.modules_to_save",
     "use_rslora": "lora.rslora",

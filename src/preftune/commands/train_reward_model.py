@@ -20,12 +20,13 @@ from preftune.measures.calibration import Calibration, calibrate
 from preftune.model.adapters import LoraOptions
 from preftune.model.classifier import scores_of
 from preftune.model.layout import LayoutOptions
+from preftune.model.limits import model_limits
 from preftune.model.load import LoadOptions, load_tokenizer, pick_device, quiet_transformers, resolve_model
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.stats import json_numbers
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text
-from preftune.train.groups import read_data
+from preftune.train.groups import read_data, within
 from preftune.train.loop import RunResult, resume, train
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
@@ -170,7 +171,7 @@ def _evaluated(result: RunResult, config: TrainConfig, num_bins: int) -> tuple[R
     if result.final is None:
         return result, None
     tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
-    held = read_data(config.data_plan, tokenizer).held
+    held = read_data(within(config.data_plan, model_limits(config.model, config.loading)), tokenizer).held
     if not held:
         return result, None
     found = evaluate_reward_model(

@@ -13,10 +13,11 @@ from preftune.data.prepare import prepare
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
+from preftune.model.limits import model_limits
 from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.report.diagnosis import MAX_RUNS
 from preftune.report.page import distinct_names
-from preftune.train.groups import read_data
+from preftune.train.groups import read_data, within
 from preftune.train.options import TrainConfig
 from preftune.types import Group
 
@@ -187,7 +188,7 @@ def _held_out(
                     got=f"{runs[0].name} and {run.name}",
                     expected="runs with the same data and seed",
                 )
-    held = read_data(config.data_plan, tokenizer).held
+    held = read_data(within(config.data_plan, model_limits(config.model, config.loading)), tokenizer).held
     if not held:
         raise ConfigError(f"The run {runs[0].folder} held out nothing", got="eval_fraction 0", do=do)
     prompts = {group.prompt.tobytes() for group in held}

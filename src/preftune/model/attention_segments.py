@@ -2,10 +2,11 @@
 sequences.
 """
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from transformers.masking_utils import sdpa_mask
 
 from preftune.model.attention_masks import FLEX, layer_types, set_attention
 from preftune.types import Batch
+
+T = TypeVar("T")
 
 SEGMENTS = "preftune_segments"
 """The name of `attend` among the attention functions of transformers."""
@@ -71,6 +74,8 @@ def attend(
     The keys and values of a prompt are computed once and read by all its completions.
     """
     if preftune_segments is None:
+        if softcap is not None or s_aux is not None:  # sdpa would leave them out without a word
+            raise NotImplementedError("soft-capped scores or attention sinks")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, s_aux=s_aux, **others
         )
@@ -136,6 +141,62 @@ def plain_attention(config: Any) -> str:
     eager.
     """
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else SEGMENTS
+
+
+def with_fitting_attention(make: Callable[[str], T], model_class: Any, config: Any) -> T:
+    """`make(name)` with the attention function that suits the class: `plain_attention`, or one of its own where
+    it does not look functions up by name.
+    """
+    name = plain_attention(config)
+    by_name = model_class is None or hasattr(sys.modules[model_class.__module__], "ALL_ATTENTION_FUNCTIONS")
+    if name == SEGMENTS and not by_name and not getattr(model_class, "_supports_attention_backend", True):
+        name = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+    try:
+        return make(name)
+    except KeyError as error:  # one of its parts has a table of its own
+        if name not in str(error):
+            raise
+        return make("eager")
+
+
+_FEW_TOKENS = 12
+_TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest logit
+
+
+@torch.no_grad()
+def settle_attention(model: PreTrainedModel) -> None:
+    """Give the model the attention that transformers would have chosen, where `attend` computes something else.
+
+    Attention sinks and masks that a layer makes for itself are of this kind. The logits of a few tokens are
+    compared.
+    """
+    name = model.config.get_text_config()._attn_implementation
+    if name != SEGMENTS:
+        return
+    size = max(1, min(40, int(getattr(model.config.get_text_config(), "vocab_size", 0) or 40)))
+    ids = (torch.arange(_FEW_TOKENS, device=model.device) * 7 % size)[None]
+    found = _logits(model, ids)
+    natives = ("sdpa", "eager") if getattr(model, "_supports_sdpa", False) else ("eager",)
+    for native in natives:
+        try:
+            model.set_attn_implementation(native)
+            expected = _logits(model, ids)
+        except Exception:  # the code of a model may fail in any way
+            continue
+        if expected is None:
+            continue
+        tolerance = _TOLERANCE.get(expected.dtype, 1e-4) * float(expected.abs().max())
+        if found is not None and float((found - expected).abs().max()) <= tolerance:
+            break
+        return
+    model.set_attn_implementation(SEGMENTS)
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor | None:
+    try:
+        return model(input_ids=ids, use_cache=False).logits
+    except Exception:  # the code of a model may fail in any way
+        return None
 
 
 @contextmanager

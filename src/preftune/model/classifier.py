@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedMo
 
 from preftune.data.render import Renderer
 from preftune.errors import ModelError
-from preftune.model.policy import Policy
+from preftune.model.policy import Policy, text_body
 
 PAD = "<|pad|>"  # for tokenizers that have no token to spare
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # relative; far below what another position makes
@@ -65,7 +65,7 @@ def check_classifier(model: PreTrainedModel) -> None:
     head.weight.copy_(torch.randn(1, width, generator=torch.Generator().manual_seed(0)))
     made = classifier(model, head, pad=0)
     found = scores_of(made, _PROBES, batch_tokens=10**6)
-    body = model.get_decoder()
+    body = text_body(model)
     for ids, score in zip(_PROBES, found, strict=True):
         hidden = body(
             input_ids=torch.from_numpy(ids)[None].to(model.device), use_cache=False

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from preftune.model.attention_masks import layer_types
+from preftune.model.policy import text_body
 from preftune.types import Group
 
 
@@ -32,7 +33,7 @@ class Shape:
         embedding, linear = model.get_input_embeddings().weight, model.get_output_embeddings()
         assert isinstance(linear, nn.Linear), "scoring has refused any other head"
         head = linear.weight
-        matrices = [p for p in model.get_decoder().parameters() if p.ndim == 2 and p is not embedding]
+        matrices = [p for p in text_body(model).parameters() if p.ndim == 2 and p is not embedding]
         kinds = (
             getattr(config, "layer_types", None)
             or [next(iter(layer_types(config)))] * config.num_hidden_layers

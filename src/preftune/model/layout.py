@@ -14,10 +14,11 @@ import torch
 from preftune.errors import ConfigError, DataError, check_range
 from preftune.types import Batch, Group, Hybrid, Labels, Pairs, Rewards, Signal
 
-Sharing = Literal["flat", "shared", "packed", "single"]
+Sharing = Literal["flat", "shared", "packed", "single", "alone"]
 """How sequences lie in rows: one row holds all, nothing pads it, and completions share their prompt; rows of
 like length under an explicit mask, with shared prompts too; the same, with a copy of the prompt for every
-completion; or every row holds one sequence only (for models whose layers mix all positions of a row).
+completion; every row holds one sequence only (for models whose layers mix all positions of a row); or rows of
+one sequence are also computed one at a time, whole (for models in which a row depends on the other rows).
 """
 Attention = Literal["auto", "segments", "flex", "sdpa", "eager"]
 
@@ -92,7 +93,7 @@ def pack_rows(found: Sequence[Segment], row_tokens: int, sharing: Sharing) -> li
     order = sorted(found, key=lambda s: (-s.num_positions, s.group, s.completions))
     if sharing == "flat":
         return [order]
-    if sharing == "single":
+    if sharing in ("single", "alone"):
         return [[segment] for segment in order]
     limit = max(row_tokens, order[0].num_positions)
     count = math.ceil(sum(segment.num_positions for segment in order) / limit)
@@ -139,7 +140,8 @@ def collate(
     With `read_last` the last token of a completion is an input too, so that the model's state after it can be
     read.
     """
-    rows = pack_rows(segments(groups, sharing, read_last), options.row_tokens, sharing)
+    include_last = read_last or sharing == "alone"  # what depends on the length depends on the whole length
+    rows = pack_rows(segments(groups, sharing, include_last), options.row_tokens, sharing)
     width = max(sum(segment.num_positions for segment in row) for row in rows)
     tokens, positions, branches = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(3))
     owners = np.full((len(rows), width), -1, dtype=np.int64)
@@ -156,7 +158,7 @@ def collate(
             at = start + prompt
             for branch, k in enumerate(segment.completions, 1):
                 count = len(group.completions[k])
-                inner = count - 1 + read_last
+                inner = count - 1 + include_last
                 tokens[r, at : at + inner] = group.completions[k][:inner]
                 positions[r, at : at + inner] = np.arange(prompt, prompt + inner)
                 branches[r, at : at + inner] = branch

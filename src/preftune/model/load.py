@@ -2,12 +2,12 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -24,14 +25,21 @@ from transformers import (
 
 from preftune.data.vocabulary import note_rows
 from preftune.errors import ConfigError, ModelError
+from preftune.model.adapter_files import (
+    CONFIG,
+    WEIGHTS,
+    adapter_config,
+    check_ranks,
+    is_adapter,
+    shapes_of,
+    vocabulary_of,
+)
 from preftune.model.adapters import quiet_peft
-from preftune.model.attention_segments import plain_attention
+from preftune.model.attention_segments import plain_attention, settle_attention, with_fitting_attention
 from preftune.model.bundled import BUNDLED_MODELS, bundled_folder
 from preftune.model.kernels.gated import lighten_mlps
 from preftune.model.kernels.norms import quicken_norms
 from preftune.model.kernels.products import use_fast_products
-
-_ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +71,7 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if (path / "config.yaml").is_file() and (path / "final").is_dir():
         path = path / "final"  # the model that a run folder holds
-    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", _ADAPTER_FILE)):
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", CONFIG)):
         raise ModelError(
             f"The folder {name} holds no model",
             got=", ".join(sorted(p.name for p in path.iterdir())[:6]) or "nothing",
@@ -121,8 +129,8 @@ def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str
 
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved model (of an adapter: the one saved beside it, else its base's)."""
-    if (Path(source) / _ADAPTER_FILE).is_file() and not (Path(source) / "tokenizer_config.json").is_file():
-        return load_tokenizer(_base_of(source), options)
+    if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
+        return load_tokenizer(base_of(source), options)
     tokenizer = _from_pretrained(
         AutoTokenizer.from_pretrained,
         source,
@@ -190,11 +198,12 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     """
     quiet_transformers()
     use_fast_products()
-    if (Path(source) / _ADAPTER_FILE).is_file():
+    if is_adapter(source):
         return _merged(source, options, dtype)
     model = _whole_model(AutoModelForCausalLM, source, options, dtype)
     model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
     make_lean(model)
+    settle_attention(model)
     model.name_or_path = source
     return model
 
@@ -207,7 +216,7 @@ def load_classification_model(
     """
     quiet_transformers()
     use_fast_products()
-    if (Path(source) / _ADAPTER_FILE).is_file():
+    if is_adapter(source):
         raise ModelError(
             f"{source} is an adapter",
             expected="a whole sequence-classification model",
@@ -224,8 +233,26 @@ def make_lean(model: PreTrainedModel) -> None:
     lighten_mlps(model)
 
 
+def _check_index(source: str) -> None:
+    """An index of weights may name files of its own folder only."""
+    for path in Path(source).glob("*.index.json"):
+        try:
+            files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+            strange = sorted(str(file) for file in files if Path(str(file)).name != str(file))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"The index {path} is damaged", got=repr(error)) from error
+        if strange:
+            raise ModelError(
+                f"The index {path} names a file outside its folder",
+                got=strange[0],
+                expected="names of files in the model's folder",
+                do="Do not use this model unless you know where it comes from",
+            )
+
+
 def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
     """What the auto class `kind` makes of the files; an error if a weight is not in them."""
+    _check_index(source)
     config = _from_pretrained(
         AutoConfig.from_pretrained,
         source,
@@ -242,14 +269,24 @@ def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtyp
             expected="a causal language model",
             do="Name it as a reward, or name the model it came from",
         )
+    if kind is AutoModelForCausalLM:
+        kind = _writing_kind(config, source)
+
+    def load(path: str, **arguments: Any) -> Any:
+        model_class = kind._model_mapping.get(type(config), None)
+        return with_fitting_attention(
+            lambda name: kind.from_pretrained(path, attn_implementation=name, **arguments),
+            model_class if isinstance(model_class, type) else None,
+            config,
+        )
+
     model, found = _from_pretrained(
-        kind.from_pretrained,
+        load,
         source,
         "weights",
         source,
         config=config,
         dtype=dtype,
-        attn_implementation=plain_attention(config),
         trust_remote_code=options.trust_remote_code,
         use_safetensors=None if options.allow_pickle else True,
         output_loading_info=True,
@@ -264,43 +301,77 @@ def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtyp
     return model
 
 
-def _base_of(source: str) -> str:
-    """The resolved base of an adapter folder."""
-    try:
-        name = json.loads((Path(source) / _ADAPTER_FILE).read_text(encoding="utf-8"))[
-            "base_model_name_or_path"
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+def _writing_kind(config: Any, source: str) -> Any:
+    """The auto class for a model that writes text; an error if there is none."""
+    if config.is_encoder_decoder and not _has_decoder_class(config):
         raise ModelError(
-            f"The adapter {source} is damaged",
-            got=f"{_ADAPTER_FILE}: {error!r}",
-            expected="a folder that peft saved",
-        ) from error
+            f"{source} is an encoder-decoder model",
+            got=config.model_type,
+            expected="a decoder-only language model",
+            do="Name another model; preftune does not train models that encode the prompt apart",
+        )
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return AutoModelForCausalLM
+    for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in kind._model_mapping:
+            return kind
+    raise ModelError(
+        f"{source} is no language model that transformers can load",
+        got=f"model_type {config.model_type}",
+        expected="a decoder-only language model, or a vision-language model with one",
+        do="Name another model",
+    )
+
+
+def _has_decoder_class(config: Any) -> bool:
+    """Whether the files are those of a decoder by itself, as its configuration names it."""
+    return any(str(name).endswith("ForCausalLM") for name in config.architectures or ())
+
+
+def base_of(source: str) -> str:
+    """The resolved base of an adapter folder."""
+    name = adapter_config(source).get("base_model_name_or_path")
     base = resolve_model(str(name)) if name else source
     if base == source:
         raise ModelError(
             f"The adapter {source} names no base model",
             got=f"base_model_name_or_path: {name}",
-            do=f"Write its folder or hub id into {_ADAPTER_FILE}",
+            do=f"Write its folder or hub id into {CONFIG}",
         )
     return base
 
 
 def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
-    if not options.allow_pickle and not (Path(source) / "adapter_model.safetensors").is_file():
+    """An adapter merged into its base; all weights train."""
+    config, shapes = adapter_config(source), shapes_of(source)
+    if not options.allow_pickle and not shapes:
         raise ModelError(
             f"Cannot load the weights of the adapter {source}",
-            got="no adapter_model.safetensors",
+            got=f"no {WEIGHTS}",
             do="If it has pickle weights only and you trust them, set --allow_pickle true",
         )
+    check_ranks(source, config, shapes)
     from peft import PeftModel
 
-    base = load_model(_base_of(source), options, dtype)
+    base = load_model(base_of(source), options, dtype)
+    stacked = [*getattr(base, "merged_adapters", []), source]
+    _resize_to(base, shapes)
     with quiet_peft():
         adapted = _from_pretrained(partial(PeftModel.from_pretrained, base), source, "adapter", source)
-    model = adapted.merge_and_unload().eval()
-    model.name_or_path = source  # an adapter trained on top of this one stands on both
+    if not hasattr(adapted, "merge_and_unload"):
+        raise ModelError(f"The adapter {source} cannot be merged into its base", got=config.get("peft_type"))
+    model = adapted.merge_and_unload().eval().requires_grad_(True)
+    model.merged_adapters = stacked  # an adapter trained on top of this one stands on all of them
     return model
+
+
+def _resize_to(base: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give the base the vocabulary of an adapter that holds embeddings of another size."""
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = {name for name, module in base.named_modules() if any(module is end for end in ends)}
+    rows, own = vocabulary_of(shapes, names), int(cast(Any, ends[0]).weight.shape[0])
+    if rows is not None and rows != own:
+        base.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -319,8 +390,8 @@ def stored_dtype(source: str, options: LoadOptions) -> torch.dtype:
     """The type of the weights in a model's files, of an adapter's base; fp32 where the files name none, or one
     that weights cannot be saved in.
     """
-    if (Path(source) / _ADAPTER_FILE).is_file():
-        return stored_dtype(_base_of(source), options)
+    if (Path(source) / CONFIG).is_file():
+        return stored_dtype(base_of(source), options)
     if Path(source).suffix == ".gguf":
         return torch.float32
     config = _from_pretrained(

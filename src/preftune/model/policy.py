@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from preftune.errors import ModelError
+from preftune.model.adapters import dropping_out, has_dropout, unwrapped_head
 from preftune.model.attention_masks import attention_inputs
 from preftune.model.attention_segments import segment_lengths, window_inputs
 from preftune.model.kernels.recompute import recomputing
@@ -103,7 +105,7 @@ def make_value_head(model: PreTrainedModel) -> nn.Linear:
 
 def model_head(model: PreTrainedModel) -> Head:
     """The head of a Hugging Face causal model with what its configuration does to the logits."""
-    linear = model.get_output_embeddings()
+    linear = unwrapped_head(model.get_output_embeddings())
     if not isinstance(linear, nn.Linear):
         raise ModelError(
             f"The output head of {type(model).__name__} cannot be scored",
@@ -112,11 +114,22 @@ def model_head(model: PreTrainedModel) -> Head:
             do="Leave the head (lm_head) out of the adapter's target modules",
         )
     config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
-        getattr(config, "logits_scaling", None) or 1.0
-    )
-    softcap = getattr(config, "final_logit_softcapping", None)
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= float(getattr(config, name, None) or 1.0)
+    for name in ("logits_scaling", "logits_mup_width_multiplier"):
+        scale /= float(getattr(config, name, None) or 1.0)
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    softcap = next((cap for name in caps if (cap := getattr(config, name, None))), None)
     return Head(weight=linear.weight, bias=linear.bias, scale=scale, softcap=softcap)
+
+
+def text_body(model: PreTrainedModel) -> nn.Module:
+    """The module from token ids to the last hidden states, which the head reads."""
+    body = model.get_decoder()
+    if isinstance(body, nn.Linear) or body is model or getattr(body, "lm_head", None) is not None:
+        body = model.base_model
+    return getattr(model, "model", body) if body is model else body
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Float[Tensor, "RS H"]:
@@ -129,7 +142,9 @@ def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Flo
         mask = (batch.group_ids >= 0).long()
     else:
         mask = attention_inputs(batch, config, model.dtype)
-    output = model.get_decoder()(
+    if sharing == "alone":
+        return _rows_alone(model, batch)
+    output = text_body(model)(
         input_ids=batch.input_ids,
         attention_mask=mask,
         position_ids=batch.position_ids,
@@ -137,6 +152,29 @@ def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Flo
         **more,
     )
     return output.last_hidden_state.flatten(0, 1)
+
+
+def _rows_alone(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "RS H"]:
+    """Every row through the model by itself, without padding and as if it were the model's first."""
+    rows = []
+    for ids, owners in zip(batch.input_ids, batch.group_ids, strict=True):
+        length = int((owners >= 0).sum())
+        forget_lengths(model)
+        output = text_body(model)(input_ids=ids[None, :length], use_cache=False)
+        rows.append(pad(output.last_hidden_state[0], (0, 0, 0, len(ids) - length)))
+    return torch.cat(rows)
+
+
+def forget_lengths(model: nn.Module) -> None:
+    """Rotary embeddings that scale with the longest sequence seen so far return to their start."""
+    for module in model.modules():
+        for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+            prefix = name.removesuffix("max_seq_len_cached")
+            start = getattr(module, f"{prefix}original_inv_freq", None)
+            frequencies = getattr(module, f"{prefix}inv_freq", None)
+            if isinstance(start, Tensor) and isinstance(frequencies, Tensor):
+                setattr(module, name, module.original_max_seq_len)
+                setattr(module, f"{prefix}inv_freq", start.to(frequencies.device, copy=True))
 
 
 @contextmanager
@@ -198,10 +236,15 @@ def score(
     positions, batch = batch.num_real_positions, to_device(batch, policy.device)
     kept = policy.kept_positions if torch.is_grad_enabled() else None
     into_grad = into_grad and policy.shards is None and torch.is_grad_enabled()
+    drops = policy.peft_model is not None and torch.is_grad_enabled() and has_dropout(policy.model)
 
     def work() -> tuple[HeadScores, Tensor | None, Tensor | None]:
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
-            with recomputing(policy.model, positions, kept), sparse_embedding(policy.model, into_grad):
+            with (
+                dropping_out(policy.model, drops),
+                recomputing(policy.model, positions, None if drops else kept),
+                sparse_embedding(policy.model, into_grad),
+            ):
                 states = hidden_states(policy.model, batch, policy.sharing)
             hidden = states[batch.predict_at]
             found = score_tokens(

@@ -1,5 +1,7 @@
 """Proofs at start-up: which layout and which attention score this model exactly."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -11,12 +13,12 @@ from preftune.model.attention_masks import FLEX, expressible, set_attention
 from preftune.model.attention_segments import SEGMENTS, plain_attention
 from preftune.model.kernels.widen import in_fp32
 from preftune.model.layout import LayoutOptions, Sharing, collate
-from preftune.model.policy import PROBE, hidden_states, model_head, to_device
+from preftune.model.policy import PROBE, forget_lengths, hidden_states, model_head, text_body, to_device
 from preftune.model.scoring import score_tokens
 from preftune.types import Batch, Group
 
 # Relative to the largest |logp|: far above rounding, far below what a leak or another head makes.
-_PROBE_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def check_attention(options: LayoutOptions, device: torch.device) -> None:
@@ -29,8 +31,11 @@ def check_attention(options: LayoutOptions, device: torch.device) -> None:
         )
 
 
-def choose_layout(model: PreTrainedModel, options: LayoutOptions, precision: str) -> tuple[Sharing, str]:
+def choose_layout(
+    model: PreTrainedModel, options: LayoutOptions, precision: str, longest: int | None = None
+) -> tuple[Sharing, str]:
     """The layout and the attention function of a model's rows: (sharing, what is to be said of the two).
+    No row is longer than `longest` tokens, if that is known.
 
     The attention function is set in the model. FlexAttention is taken only where hidden states and a gradient
     are those of plain attention; that it is chosen, or why it is not where it could be, is said.
@@ -44,14 +49,23 @@ def choose_layout(model: PreTrainedModel, options: LayoutOptions, precision: str
             expected="auto, flex or eager",
         )
     if wanted in ("sdpa", "eager"):
-        set_attention(model, wanted)
-    sharing, reason = choose_sharing(model, options.share_prompts)
+        try:
+            set_attention(model, wanted)
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(
+                f"layout.attention {wanted} is not for this model",
+                got=" ".join(str(error).split())[:160],
+                do="Leave layout.attention out",
+            ) from error
+    sharing, reason = choose_sharing(model, options.share_prompts, longest)
+    if precision == "bf16":
+        _check_low(model, sharing)
     if wanted in ("sdpa", "eager", "segments") or not on_cuda:
         return sharing, reason
     rows: Sharing = (
         "shared" if sharing == "flat" else sharing
     )  # FlexAttention has kernels for rows of like length
-    told = "it has no packed rows" if sharing == "single" else prove_flex(model, rows, precision)
+    told = "it has no packed rows" if sharing in ("single", "alone") else prove_flex(model, rows, precision)
     if told and wanted == "flex":
         raise ModelError(
             "layout.attention flex cannot be had for this model",
@@ -103,7 +117,7 @@ def _states_and_gradient(
     parameter.
     """
     real = batch.group_ids.flatten() >= 0
-    small = next((p for p in model.get_decoder().parameters() if p.ndim == 1 and p.requires_grad), None)
+    small = next((p for p in text_body(model).parameters() if p.ndim == 1 and p.requires_grad), None)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         with torch.no_grad():
             found = [hidden_states(model, batch, sharing)[real].float()]
@@ -115,22 +129,28 @@ def _states_and_gradient(
             return [*found, states.detach(), torch.autograd.grad((mix * states).sum(), small)[0].float()]
 
 
-def choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
+def choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None = None) -> tuple[Sharing, str]:
     """The densest layout that is exact for this model, proven on a small probe, and the reason if it is not
-    the densest.
+    the densest. No row is longer than `longest` tokens, if that is known.
 
-    The probe scores two completions of one prompt in every layout and compares with the model's own logits,
+    The probe scores short rows beside longer ones in every layout and compares with the model's own logits,
     one sequence at a time; so it also proves that the head is read as the model means it. It computes in
     fp32: rounding in 16 bits can be as large as what another layout would do wrong.
     """
     with in_fp32(model):
-        return _choose_sharing(model, wanted)
+        return _choose_sharing(model, wanted, longest)
 
 
-def _choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]:
-    truth = _plain_logp(model, PROBE)
-    order: tuple[Sharing, ...] = ("flat", "shared", "packed", "single")
-    reason = ""
+def _choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None) -> tuple[Sharing, str]:
+    groups = probe_groups(model)
+    try:
+        truth = torch.cat([_plain_logp(model, group) for group in groups])
+    except Exception as failure:  # the code of a model may fail in any way
+        raise _not_exact(model, f"its own forward fails on plain tokens: {_in_short(failure)}") from failure
+    if not _is_causal(model, groups[0]):
+        raise _not_exact(model, "its logits depend on later tokens: it is no causal language model")
+    order: tuple[Sharing, ...] = ("flat", "shared", "packed", "single", "alone")
+    reason, wrong = "", ""
     if not wanted:
         order, reason = order[2:], "share_prompts is off"
     config = model.config.get_text_config()
@@ -138,31 +158,125 @@ def _choose_sharing(model: PreTrainedModel, wanted: bool) -> tuple[Sharing, str]
         order, reason = order[1:], f"its attention is {config._attn_implementation}"
     if not expressible(config):
         order, reason = (
-            order[-1:],
+            ("single", "alone"),
             "its layers mix the positions of a row in ways that a mask cannot keep apart",
+        )
+    limit = context_limit(model)
+    if limit is not None and (longest is None or longest > limit):
+        order, reason = (
+            ("alone",),
+            f"its positions depend on the longest row where one has more than {limit} tokens",
         )
     for sharing in order:
         try:
-            error = _probe_error(model, sharing, truth)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            NotImplementedError,
-        ) as failure:
-            reason = f"its attention refuses an explicit mask ({type(failure).__name__})"
-            continue
-        if error < _PROBE_TOLERANCE[model.dtype]:
-            return sharing, reason
-        reason = reason or f"{sharing} rows change its log-probabilities (by {error:.1g} relative)"
-    raise ModelError(
+            error = _probe_error(model, sharing, groups, truth)
+        except Exception as failure:  # the code of a model may fail in any way
+            wrong = f"{sharing} rows fail: {_in_short(failure)}"
+        else:
+            if error < _PROBE_TOLERANCE[model.dtype]:
+                return sharing, reason
+            wrong = f"{sharing} rows change its log-probabilities (by {error:.1g} relative)"
+        reason = reason or wrong
+    if wrong.startswith("alone rows change"):
+        wrong = (
+            "its head does more with hidden states than a linear layer and the scales of its configuration"
+        )
+    raise _not_exact(model, wrong)
+
+
+@torch.no_grad()
+def _check_low(model: PreTrainedModel, sharing: Sharing) -> None:
+    """An error if the model does not compute with products in bf16."""
+    batch = to_device(collate([PROBE], LayoutOptions(), sharing), model.device)
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16):
+            hidden_states(model, batch, sharing)
+    except Exception as failure:  # the code of a model may fail in any way
+        raise ModelError(
+            f"{type(model).__name__} does not compute in bf16",
+            got=_in_short(failure),
+            do="Use --precision fp32",
+        ) from failure
+
+
+def _in_short(failure: Exception) -> str:
+    return f"{type(failure).__name__} ({' '.join(str(failure).split())[:120]})"
+
+
+def _not_exact(model: PreTrainedModel, reason: str) -> ModelError:
+    return ModelError(
         f"{type(model).__name__} cannot be scored exactly",
         got=reason,
         expected="log-probabilities equal to the model's own logits",
         do="Please report the architecture",
     )
+
+
+def probe_groups(model: PreTrainedModel) -> list[Group]:
+    """Short rows beside longer ones, of tokens that the model has."""
+    vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 41)
+    size = max(1, min(38, vocabulary - 3))
+
+    def ids(start: int, count: int, stride: int) -> np.ndarray:
+        return ((start + stride * np.arange(count)) % size + min(3, vocabulary - 1)).astype(np.int32)
+
+    longer = Group(prompt=ids(5, 23, 7), completions=(ids(2, 17, 5), ids(11, 6, 3)))
+    shorter = Group(prompt=ids(1, 3, 2), completions=(ids(8, 1, 1), ids(20, 4, 11)))
+    return [PROBE, longer, shorter] if vocabulary > 16 else [longer, shorter]
+
+
+@torch.no_grad()
+def _is_causal(model: PreTrainedModel, group: Group) -> bool:
+    """Whether the logits of a sequence stay as they are when tokens follow."""
+    ids = torch.from_numpy(np.concatenate([group.prompt, group.completions[0]])).long().to(model.device)
+    size = len(ids) - 2
+    whole, part = (
+        model(input_ids=some[None], use_cache=False).logits[0, :size].float() for some in (ids, ids[:size])
+    )
+    return float((whole - part).abs().max()) < _PROBE_TOLERANCE[model.dtype] * 10 * float(whole.abs().max())
+
+
+@torch.no_grad()
+def context_limit(model: PreTrainedModel) -> int | None:
+    """The number of tokens above which the positions of one row change the result of another, if there is one.
+
+    Rotary embeddings with dynamic or long-context scaling are of this kind. A short row is computed beside
+    another whose few tokens stand at high positions, so that the check costs little whatever the limit.
+    """
+    for limit in sorted(_context_lengths(model.config.get_text_config())):
+        try:
+            forget_lengths(model)
+            alone, beside = (_first_row_beside(model, last) for last in (limit - 1, limit))
+        except Exception:  # learned positions end there, or the model takes no positions
+            continue
+        finally:
+            forget_lengths(model)
+        if not torch.allclose(alone, beside, rtol=0, atol=1e-4 * float(alone.abs().max())):
+            return limit
+    return None
+
+
+def _context_lengths(config: Any) -> set[int]:
+    """Every number of positions that a configuration names."""
+    found, parts = set[int](), [config.to_dict()]
+    while parts:
+        for name, value in parts.pop().items():
+            if isinstance(value, dict):
+                parts.append(value)
+            elif "max_position" in str(name) and isinstance(value, int) and value > 8:
+                found.add(value)
+    return found
+
+
+def _first_row_beside(model: PreTrainedModel, last: int) -> Tensor:
+    """Hidden states of a short row, computed together with a row whose last token stands at this position."""
+    few = 6
+    ids = torch.arange(1, few + 1, device=model.device).repeat(2, 1)
+    positions = torch.arange(few, device=model.device)
+    output = text_body(model)(
+        input_ids=ids, position_ids=torch.stack([positions, positions + last - few + 1]), use_cache=False
+    )
+    return output.last_hidden_state[0].float()
 
 
 _WIDE_PROBE = Group(  # several blocks of FlexAttention
@@ -186,9 +300,11 @@ def _plain_logp(model: PreTrainedModel, group: Group) -> Float[Tensor, " N"]:
 
 
 @torch.no_grad()
-def _probe_error(model: PreTrainedModel, sharing: Sharing, truth: Float[Tensor, " N"]) -> float:
-    batch = to_device(collate([PROBE, PROBE], LayoutOptions(), sharing), model.device)
+def _probe_error(
+    model: PreTrainedModel, sharing: Sharing, groups: list[Group], truth: Float[Tensor, " N"]
+) -> float:
+    batch = to_device(collate(groups, LayoutOptions(micro_batch_tokens=100), sharing), model.device)
     hidden = hidden_states(model, batch, sharing)[batch.predict_at]
     logp = score_tokens(hidden, model_head(model), batch.targets).logp.float()
-    expected = truth.repeat(2)
-    return float((logp - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+    error = float((logp - truth).abs().max() / truth.abs().max().clamp(min=1.0))
+    return error if error == error else float("inf")

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError, StorageError, TrainingError, check_range, refuse_idle, storage_error
+from preftune.model.adapters import without_adapter
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.policy import PROBE, Policy, score_all, score_groups
 from preftune.types import Group
@@ -232,7 +233,7 @@ def fill_store(
 @contextmanager
 def adapter_off(policy: Policy) -> Iterator[None]:
     """Within, the policy is its own start: the model without its adapter."""
-    with policy.peft_model.disable_adapter():
+    with without_adapter(policy.peft_model):
         yield
 
 

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from preftune.errors import ModelError
 from preftune.model.attention_masks import expressible, layer_types
 from preftune.model.kernels.widen import in_fp32
-from preftune.model.policy import model_head
+from preftune.model.policy import model_head, text_body
 from preftune.model.scoring import head_logits
 
 Engine = Literal["shared", "repeated", "recomputed"]
@@ -192,7 +192,7 @@ class _SharedRows:
         past = (
             DynamicCache()
         )  # without the configuration: it holds all positions of layers with a sliding window
-        states = model.get_decoder()(input_ids=inputs, past_key_values=past, use_cache=True).last_hidden_state
+        states = text_body(model)(input_ids=inputs, past_key_values=past, use_cache=True).last_hidden_state
         group = torch.arange(len(inputs), device=inputs.device).repeat_interleave(completions)
         self.hidden = states[group, lengths[group] - 1]
         self._at = _Prompts(
@@ -209,7 +209,7 @@ class _SharedRows:
         self._steps += 1
         position = self._at.lengths[self._at.group] + self._steps - 1
         with _attention(self._model, _ATTENTION):
-            output = self._model.get_decoder()(
+            output = text_body(self._model)(
                 input_ids=tokens[:, None],
                 position_ids=position[:, None],
                 attention_mask=self._masks(position),
@@ -269,7 +269,7 @@ def _within(
 
 class _RepeatedRows:
     def __init__(self, model: PreTrainedModel, inputs: Int[Tensor, "G P"], completions: int):
-        self._decoder = model.get_decoder()
+        self._decoder = text_body(model)
         output = self._decoder(input_ids=inputs, use_cache=True)
         self._cache, self.hidden = output.past_key_values, output.last_hidden_state[:, -1]
         self.keep(torch.arange(len(inputs)).repeat_interleave(completions))
@@ -288,7 +288,7 @@ class _RepeatedRows:
 
 class _RecomputedRows:
     def __init__(self, model: PreTrainedModel, inputs: Int[Tensor, "G P"], completions: int):
-        self._decoder, self._inputs = model.get_decoder(), inputs
+        self._decoder, self._inputs = text_body(model), inputs
         self.hidden = self._compute()
         self.keep(torch.arange(len(inputs)).repeat_interleave(completions))
 

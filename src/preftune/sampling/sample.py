@@ -16,11 +16,13 @@ from preftune.data.options import DataOptions, Template
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError, check_range
 from preftune.model.attention_segments import without_flex
+from preftune.model.limits import changing_length, positions_of
 from preftune.model.load import LoadOptions, load_on_device, load_tokenizer, resolve_model
 from preftune.model.policy import model_head
 from preftune.model.scoring import Head, head_logits
 from preftune.sampling.distribution import MAX_KEY, log_distribution, pick, uniforms
 from preftune.sampling.engine import Engine, Rows, choose_engine, start_rows
+from preftune.sampling.tokens import end_tokens, textless_tokens
 
 _CHUNK_ELEMENTS = 2**24  # logits of so many rows at a time, 64 MiB in fp32
 # rows that have ended are dropped when they are this share of all: dropping copies what is kept
@@ -91,7 +93,7 @@ class Sampled:
 
     token_ids: np.ndarray  # int32 [tokens]
     text: str
-    ended: bool  # by the end-of-turn token or a stop text; a stop text is in `text` and no end-of-turn token follows it
+    ended: bool  # by the end-of-turn token, another end token of the model or a stop text; a stop text is in `text` and no end-of-turn token follows it
     behaviour_logp: np.ndarray | None = None  # float32 [tokens]
     logp: np.ndarray | None = None  # float32 [tokens]
 
@@ -165,6 +167,7 @@ def sample(
     keys = range(len(prompts)) if keys is None else keys
     check_keys(keys, len(prompts))
     _check_room(model, prompts, options)
+    ends, textless = end_tokens(model, renderer), textless_tokens(model, renderer)
     results: list[list[Sampled]] = [[] for _ in prompts]
     progress(0, len(prompts))
     done = 0
@@ -177,7 +180,7 @@ def sample(
                 for k in range(options.num_completions)
             ]
             voices = _open(engine, model, blend, [prompts[i] for i in indices], options.num_completions)
-            drawn = iter(_draw(voices, np.stack(noise), options, renderer, stream))
+            drawn = iter(_draw(voices, np.stack(noise), options, renderer, ends, textless, stream))
             for index in indices:
                 results[index] = list(itertools.islice(drawn, options.num_completions))
             done += len(indices)
@@ -218,11 +221,20 @@ def check_keys(keys: Sequence[int], count: int) -> None:
 
 
 def _check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SampleOptions) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    room, change = positions_of(config), changing_length(config)
     for index, prompt in enumerate(prompts):
         if not len(prompt):
             raise DataError(
                 f"Prompt {index} has no tokens", expected="at least one token before the completion"
+            )
+        if change is not None and len(prompt) + options.max_new_tokens > change:
+            raise DataError(
+                f"Prompt {index} with its completion exceeds the model's original context",
+                got=f"{len(prompt)} tokens and a budget of {options.max_new_tokens}",
+                expected=f"at most {change} together: beyond them the model's rotary positions change, also of "
+                "tokens that are drawn already",
+                do="Lower max_new_tokens or leave the prompt out",
             )
         if (
             room is not None and len(prompt) + options.max_new_tokens > room + 1
@@ -265,6 +277,8 @@ def _draw(
     noise: Float[np.ndarray, "R T"],
     options: SampleOptions,
     renderer: Renderer,
+    ends: frozenset[int],
+    textless: Tensor | None,
     stream: Callable[[np.ndarray], None] | None,
 ) -> list[Sampled]:
     """Token by token until all rows have ended; `noise` are the rows' uniforms. `stream` gets the token ids of
@@ -276,10 +290,10 @@ def _draw(
     ended = np.zeros(count, dtype=bool)
     behaviour, logp = np.zeros((2, count, budget), dtype=np.float32)
     for step in range(budget):
-        found = _next_tokens(voices, noise[live, step], options)
+        found = _next_tokens(voices, noise[live, step], options, textless)
         tokens[live, step], behaviour[live, step], logp[live, step] = (one.cpu().numpy() for one in found)
         for row in live[~ended[live]]:
-            if tokens[row, step] in renderer.stop_ids or _stopped(tokens[row, : step + 1], stop, renderer):
+            if int(tokens[row, step]) in ends or _stopped(tokens[row, : step + 1], stop, renderer):
                 ended[row], lengths[row] = True, step + 1
         if stream is not None:
             stream(tokens[0, : step + 1])
@@ -295,7 +309,7 @@ def _draw(
     return [
         Sampled(
             token_ids=tokens[row, :length].copy(),
-            text=completion_text(tokens[row, :length], renderer),
+            text=completion_text(tokens[row, :length], renderer, ends),
             ended=bool(ended[row]),
             behaviour_logp=behaviour[row, :length].copy(),
             logp=logp[row, :length].copy(),
@@ -305,13 +319,13 @@ def _draw(
 
 
 def _next_tokens(
-    voices: Sequence[_Voice], noise: Float[np.ndarray, " R"], options: SampleOptions
+    voices: Sequence[_Voice], noise: Float[np.ndarray, " R"], options: SampleOptions, textless: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(token, behaviour_logp, logp) of each row."""
     chunk = max(1, _CHUNK_ELEMENTS // len(voices[0].head.weight))
     uniform = torch.from_numpy(noise).to(voices[0].rows.hidden.device)
     parts = [
-        _choose(_logits(voices, slice(i, i + chunk)), uniform[i : i + chunk], options)
+        _choose(_logits(voices, slice(i, i + chunk)), uniform[i : i + chunk], options, textless)
         for i in range(0, len(noise), chunk)
     ]
     token, behaviour, logp = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -327,14 +341,19 @@ def _logits(voices: Sequence[_Voice], rows: slice) -> Float[Tensor, "R V"]:
 
 
 def _choose(
-    logits: Float[Tensor, "R V"], uniform: Float[Tensor, " R"], options: SampleOptions
+    logits: Float[Tensor, "R V"],
+    uniform: Float[Tensor, " R"],
+    options: SampleOptions,
+    textless: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     plain = logits.log_softmax(1)
+    if textless is not None:
+        logits = logits.index_fill(1, textless, float("-inf"))
     if options.temperature == 0:
         token = logits.argmax(1)
         logp = plain.gather(1, token[:, None]).squeeze(1)
         return token, torch.zeros_like(logp), logp
-    drawn_from = plain
+    drawn_from = plain if textless is None else logits.log_softmax(1)
     if options.temperature != 1 or options.truncated:
         drawn_from = log_distribution(
             logits,
@@ -359,9 +378,9 @@ def _stopped(ids: np.ndarray, stop: Sequence[str], renderer: Renderer) -> bool:
     return any(text in tail for text in stop)
 
 
-def completion_text(ids: np.ndarray, renderer: Renderer) -> str:
-    """The text of a completion's tokens, without the end-of-turn token and other special ones."""
-    kept = ids[: len(ids) - (len(ids) > 0 and ids[-1] in renderer.stop_ids)]
+def completion_text(ids: np.ndarray, renderer: Renderer, ends: frozenset[int] = frozenset()) -> str:
+    """The text of a completion's tokens, without its end token and other special ones."""
+    kept = ids[: len(ids) - (len(ids) > 0 and int(ids[-1]) in {*renderer.stop_ids, *ends})]
     text = str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
     end = next((end for end in renderer.stop_texts if text.endswith(end)), "")
     return text.removesuffix(end).rstrip("\n") if end else text

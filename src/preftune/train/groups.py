@@ -15,6 +15,7 @@ from preftune.data.prepare import Prepared, prepare
 from preftune.data.signals import SignalName
 from preftune.data.store import SomeGroups
 from preftune.errors import ConfigError, DataError
+from preftune.model.limits import Limits
 from preftune.objectives import Objective, objective_name
 from preftune.text import plural
 from preftune.train.sources import hold_out
@@ -117,6 +118,14 @@ def one_class(prepared: Prepared, objective: Objective) -> str:
         f"warning: all {derived.num_dispreferred} labels are -1, so {name} only lowers the probability of completions, and "
         "nothing says what to write instead. Is there a column that says which completions are preferred?"
     )
+
+
+def within(plan: DataPlan, limits: Limits) -> DataPlan:
+    """The plan with rows no longer than the model's positions."""
+    most = limits.positions
+    if most is None or plan.rows.max_length <= most:
+        return plan
+    return replace(plan, rows=replace(plan.rows, max_length=most))
 
 
 def read_completions(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from preftune.errors import ConfigError
 from preftune.model.adapters import LoraOptions, inject_lora
 from preftune.model.classifier import check_classifier
 from preftune.model.kernels.products import has_bf16
@@ -40,6 +41,7 @@ class ModelPlan:
     seed: int  # of the adapters
     layout: LayoutOptions
     lora: LoraOptions
+    longest: int  # tokens of a row, at most
     shard: ShardOptions
     low_weights: bool  # whether all weights train in bf16
     gradient_checkpointing: bool
@@ -101,7 +103,7 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         report.note(
             "precision: this processor has no bf16 products and computes them in fp32: bf16 saves memory here, not time"
         )
-    sharing, reason = choose_layout(model, plan.layout, plan.precision)
+    sharing, reason = choose_layout(model, plan.layout, plan.precision, plan.longest)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
     digest = weights_digest(
         model
@@ -113,6 +115,13 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         peft_model.eval()
     if plan.gradient_checkpointing:
         check_recomputes(model)
+        if plan.lora.dropout:
+            raise ConfigError(
+                "lora.dropout does not go with gradient_checkpointing",
+                got=f"lora.dropout {plan.lora.dropout:g}",
+                expected="0, since what is computed twice must be the same twice",
+                do="Leave one of the two out",
+            )
     policy = Policy(
         model=model,
         precision=plan.precision,

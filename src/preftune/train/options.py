@@ -221,6 +221,7 @@ class TrainConfig:
             seed=self.seed,
             layout=self.layout,
             lora=self.lora,
+            longest=self.rows.max_length,
             shard=self.shard,
             low_weights=self.optim.weights == "bf16",
             gradient_checkpointing=self.gradient_checkpointing,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from preftune.data.render import make_renderer
 from preftune.errors import PreftuneError
+from preftune.model.adapter_saving import save_adapter
 from preftune.model.classifier import save_reward_model
 from preftune.model.policy import Policy, adapter_weights
 from preftune.model.shard import full_tensors
@@ -110,10 +111,11 @@ def save_final(job: TrainingJob, folder: Path, weights: Mapping[str, Tensor] | N
         renderer = make_renderer(job.tokenizer, job.config.rows)
         save_reward_model(whole, renderer, folder, job.saved)
         return
-    if policy.peft_model is not None:  # the embeddings never train here
+    if policy.peft_model is not None:
+        moved = {name for name, p in policy.peft_model.named_parameters() if p.requires_grad}
         adapter = named or policy.peft_model.state_dict()
-        adapter = in_dtype({name: p for name, p in adapter.items() if "lora_" in name}, job.saved)
-        policy.peft_model.save_pretrained(folder, save_embedding_layers=False, state_dict=adapter)
+        adapter = in_dtype({name: p for name, p in adapter.items() if name in moved}, job.saved)
+        save_adapter(policy, folder, adapter)
     else:
         whole_state = in_dtype(named or policy.model.state_dict(), job.saved)
         policy.model.save_pretrained(folder, state_dict=whole_state)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from preftune.data.prepare import Prepared
 from preftune.data.render import make_renderer
 from preftune.data.store import JoinedGroups
+from preftune.model.limits import model_limits
 from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, pick_device, resolve_model
 from preftune.model.policy import Policy, micro_batches, score_groups
 from preftune.model.proof import check_attention
@@ -27,7 +28,7 @@ from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, check_prompts, mismatched_groups, with_mismatched
 from preftune.train.budget import Budget
 from preftune.train.filters import filter_pairs
-from preftune.train.groups import DataPlan, ReadData, read_completions, read_data
+from preftune.train.groups import DataPlan, ReadData, read_completions, read_data, within
 from preftune.train.identity import Identity, identify
 from preftune.train.models import Models, load_models
 from preftune.train.onpolicy.collect import CollectOptions, Sampler
@@ -189,7 +190,12 @@ def _read_inputs(
     """Everything that is read before the model's weights."""
     reward = resolve_reward(config.reward) if config.reward is not None else None
     tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
-    data = read_data(config.data_plan, tokenizer)
+    limits, plan = model_limits(config.model, config.loading), config.data_plan
+    if within(plan, limits) is not plan:
+        report.note(
+            f"rows.max_length: {limits.positions}, the positions of the model, instead of {config.rows.max_length}"
+        )
+    data = read_data(within(plan, limits), tokenizer)
     report.note("\n".join(data.lines))
     if reward is not None:
         known = shared_columns([*data.prepared.records, *data.held_records])
@@ -260,7 +266,8 @@ def build_job(
             timeout_s=config.collect.reward_timeout_s,
             engine=models.engine,
         )
-        prompts, plan = prompt_data(config.data_plan, data, tokenizer), config.collect_plan
+        limited = within(config.data_plan, model_limits(config.model, config.loading))
+        prompts, plan = prompt_data(limited, data, tokenizer), config.collect_plan
         output, server = Path(config.output), config.server
         source = make_source(models, judge, prompts, plan, server, output, anchors.writer, report, processes)
         budget = source.within(config.budget(source.steps_per_epoch))

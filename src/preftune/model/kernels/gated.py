@@ -13,6 +13,9 @@ from torch.nn.functional import linear, silu
 
 _PARTS = ["gate_proj", "up_proj", "down_proj", "act_fn"]
 _PROBE = 4  # rows
+_PROBE_SIZES = (1.0, 100.0)  # of inputs, so that clamped products are seen
+_APART = {torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest gradient
+_APART_EXACT = 1e-4
 _KEEPS_PRODUCT = ContextVar("keeps_product", default=False)
 
 
@@ -83,28 +86,62 @@ def lighten_mlps(model: nn.Module) -> int:
     """Let the MLPs of a model that compute down(silu(gate(x)) up(x)) keep less for their backward; how many
     do.
 
-    What an MLP computes is not taken from the names of its parts: the first of its class must give the same
-    bits on a probe.
+    What an MLP computes is not taken from the names of its parts: the first of its class, with its settings,
+    must give the same bits on a probe, and the same gradients. A module that cannot be probed stays as it is.
     """
-    count, same = 0, dict[tuple[type, type], bool]()
+    count, same = 0, dict[tuple[object, ...], bool]()
     for module in model.modules():
         if [name for name, _ in module.named_children()] != _PARTS or "forward" in vars(module):
             continue
-        kind = type(module), type(module.act_fn)
+        kind = type(module), type(module.act_fn), *_settings(module)
         if kind not in same:
-            same[kind] = isinstance(module.gate_proj, nn.Linear) and _is_same(module, module.gate_proj)
+            same[kind] = _is_same(module)
         if same[kind]:
             module.forward = partial(_forward, module)
             count += 1
     return count
 
 
-@torch.no_grad()
-def _is_same(module: nn.Module, gate: nn.Linear) -> bool:
+def _settings(module: nn.Module) -> list[tuple[str, object]]:
+    """Numbers and words that may change what a module computes, such as a limit of its products."""
+    plain = (bool, int, float, str, type(None))
+    return sorted(
+        (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, plain) and not name.startswith("_") and name not in ("training", "layer_idx")
+    )
+
+
+def _is_same(module: Any) -> bool:
+    gate, up, down = (getattr(module, name) for name in _PARTS[:3])
+    if any(type(part) is not nn.Linear or type(part.weight) is not nn.Parameter for part in (gate, up, down)):
+        return False
     weight = gate.weight
-    probe = torch.linspace(-1, 1, _PROBE * gate.in_features, dtype=weight.dtype, device=weight.device)
-    probe = probe.reshape(_PROBE, gate.in_features)
-    return torch.equal(_forward(module, probe), module(probe))
+    plain = torch.linspace(-1, 1, _PROBE * gate.in_features, dtype=weight.dtype, device=weight.device)
+    try:
+        return all(
+            _same_at(module, size * plain.reshape(_PROBE, gate.in_features), [up.weight, down.weight])
+            for size in _PROBE_SIZES
+        )
+    except Exception:  # a module of another kind, which may want other inputs or refuse these in any way
+        return False
+
+
+def _same_at(module: nn.Module, probe: Tensor, weights: list[Tensor]) -> bool:
+    """Whether values are the same bits and gradients, of the probe and of weights, differ by rounding."""
+    found = []
+    for forward in (partial(_forward, module), module):
+        with torch.enable_grad():
+            states = probe.clone().requires_grad_()
+            value = forward(states)
+            wanted = [states, *(weight for weight in weights if weight.requires_grad)]
+            gradients = torch.autograd.grad(value, wanted, torch.ones_like(value))
+        found.append((value.detach(), gradients))
+    apart = _APART.get(probe.dtype, _APART_EXACT)
+    return torch.equal(found[0][0], found[1][0]) and all(
+        torch.allclose(mine, usual, rtol=0, atol=apart * float(usual.abs().max()))
+        for mine, usual in zip(found[0][1], found[1][1], strict=True)
+    )
 
 
 def _forward(module: Any, states: Tensor) -> Tensor:

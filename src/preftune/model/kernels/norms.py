@@ -54,9 +54,9 @@ def quicken_norms(model: nn.Module) -> int:
     """Let the root-mean-square norms of a model compute in fewer passes where that is known to be the same;
     how many do.
 
-    What a norm computes is not taken from its name: it must give the same on a probe, so that others
-    (Gemma's, which adds 1 to its weight) stay as they are. In another precision and on other devices a norm
-    computes as it did.
+    What a norm computes is not taken from its name: it must give the same values and gradients on a probe, so
+    that others (Gemma's, which adds 1 to its weight) and those that cannot be probed stay as they are. In
+    another precision and on other devices a norm computes as it did.
     """
     count = 0
     for module in model.modules():
@@ -70,21 +70,37 @@ def quicken_norms(model: nn.Module) -> int:
     return count
 
 
-@torch.no_grad()
 def _is_same(module: nn.Module, weight: Tensor, eps: float) -> bool:
     if weight.ndim != 1 or weight.dtype != torch.float32 or weight.device.type != "cpu":
         return False
     plain = torch.linspace(-1, 1, 3 * len(weight)).reshape(3, len(weight))
-    for size in _PROBES:
-        expected = module(size * plain)
-        if expected.dtype != torch.float32 or not torch.allclose(
-            rms_norm(size * plain, weight, eps), expected, rtol=0, atol=_APART * float(expected.abs().max())
-        ):
-            return False
-    return True
+    try:
+        return all(_same_at(module, size * plain, weight, eps) for size in _PROBES)
+    except Exception:  # a norm of another kind, which may want other inputs or refuse these in any way
+        return False
 
 
-def _forward(module: Any, usual: Any, eps: float, states: Tensor) -> Tensor:
+def _same_at(module: nn.Module, probe: Tensor, weight: Tensor, eps: float) -> bool:
+    """Whether values and gradients, of the probe and of the weight, are the same but for rounding."""
+    found = []
+    for forward in (module, lambda states: rms_norm(states, weight, eps)):
+        with torch.enable_grad():
+            states = probe.clone().requires_grad_()
+            value = forward(states)
+            wanted = [states, weight] if weight.requires_grad else [states]
+            into = torch.arange(value.numel()).cos().view_as(value)
+            gradients = torch.autograd.grad(value, wanted, into)
+        found.append([value.detach(), *gradients])
+    return all(
+        mine.dtype == torch.float32
+        and torch.allclose(mine, usual, rtol=0, atol=_APART * float(usual.abs().max()))
+        for usual, mine in zip(*found, strict=True)
+    )
+
+
+def _forward(module: Any, usual: Any, eps: float, states: Tensor, *others: Any, **named: Any) -> Tensor:
+    if any(value is not None for value in (*others, *named.values())):  # such as a gate
+        return usual(module, states, *others, **named)
     if states.dtype == module.weight.dtype == torch.float32 and states.device.type == "cpu":
         return rms_norm(states, module.weight, eps)
     return usual(module, states)
