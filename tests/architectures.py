@@ -15,7 +15,7 @@ from preftune.errors import ModelError
 from preftune.model.attention_segments import with_fitting_attention
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, load_model
-from preftune.model.proof import choose_layout
+from preftune.model.proof import check_trains, choose_layout
 
 VOCAB = 320
 OPTIONS = LayoutOptions(micro_batch_tokens=120)
@@ -310,7 +310,9 @@ def make_table() -> str:
             tiny_architecture(kind).save_pretrained(folder)
             try:
                 model = load_model(folder, LoadOptions())
-                rows.append(table_row(kind, *choose_layout(model, OPTIONS, "fp32")))
+                sharing, reason = choose_layout(model, OPTIONS, "fp32")
+                check_trains(model, sharing, "fp32")
+                rows.append(table_row(kind, sharing, reason))
             except ModelError as error:
                 rows.append(table_row(kind, "", str(error)))
     return "\n".join(rows) + "\n"

@@ -17,7 +17,7 @@ from preftune.model.kernels.recompute import layers_of
 from preftune.model.layout import collate
 from preftune.model.load import LoadOptions, load_model
 from preftune.model.policy import Policy, score
-from preftune.model.proof import choose_layout
+from preftune.model.proof import check_trains, choose_layout
 from preftune.types import Group
 from tests.architectures import ARCHITECTURES, NOT_MADE, OPTIONS, TABLE, table_row, tiny_architecture
 
@@ -80,6 +80,7 @@ def test_exact_or_refused(kind, tmp_path):
     try:
         model = load_model(str(tmp_path / "model"), LoadOptions())
         sharing, reason = choose_layout(model, OPTIONS, "fp32")
+        check_trains(model, sharing, "fp32")
     except ModelError as error:
         assert "\n" not in str(error)
         assert documented()[kind] == table_row(kind, "", str(error))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError, check_range, refuse_idle
 
-Start = Literal["zero", "gaussian", "pissa", "pissa_niter_16", "olora"]
+AdapterStart = Literal["zero", "gaussian", "pissa", "pissa_niter_16", "olora"]
 
 _FUSED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 _MOVES_BASE = ("pissa", "pissa_niter_16", "olora")
@@ -47,7 +47,7 @@ class LoraOptions:
     dropout: float = 0.0
     rslora: bool = False
     dora: bool = False
-    start: Start = "zero"
+    start: AdapterStart = "zero"
     modules_to_save: list[str] | str = field(default_factory=list)
     target_parameters: list[str] | str = field(default_factory=list)
     trainable_tokens: list[int] = field(default_factory=list)

@@ -142,7 +142,7 @@ def choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None = N
 
 
 def _choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None) -> tuple[Sharing, str]:
-    groups = probe_groups(model)
+    groups = layout_probe(model)
     try:
         truth = torch.cat([_plain_logp(model, group) for group in groups])
     except Exception as failure:  # the code of a model may fail in any way
@@ -199,6 +199,23 @@ def _check_low(model: PreTrainedModel, sharing: Sharing) -> None:
         ) from failure
 
 
+def check_trains(model: PreTrainedModel, sharing: Sharing, precision: str) -> None:
+    """An error if no gradient reaches the model's weights."""
+    batch = to_device(collate([PROBE], LayoutOptions(), sharing), model.device)
+    small = [p for p in text_body(model).parameters() if p.ndim == 1 and p.requires_grad]
+    low = precision == "bf16"
+    try:
+        with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+            states = hidden_states(model, batch, sharing).float()
+            found = torch.autograd.grad(states.square().sum(), small, allow_unused=True) if small else ()
+            if 4 * sum(gradient is not None for gradient in found) < len(small):
+                raise RuntimeError("the backward does not reach its layers")
+    except Exception as failure:  # the code of a model may fail in any way
+        raise ModelError(
+            f"{type(model).__name__} cannot be trained", got=_in_short(failure), do="Use another model"
+        ) from failure
+
+
 def _in_short(failure: Exception) -> str:
     return f"{type(failure).__name__} ({' '.join(str(failure).split())[:120]})"
 
@@ -212,7 +229,7 @@ def _not_exact(model: PreTrainedModel, reason: str) -> ModelError:
     )
 
 
-def probe_groups(model: PreTrainedModel) -> list[Group]:
+def layout_probe(model: PreTrainedModel) -> list[Group]:
     """Short rows beside longer ones, of tokens that the model has."""
     vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 41)
     size = max(1, min(38, vocabulary - 3))

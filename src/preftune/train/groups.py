@@ -49,6 +49,7 @@ class DataPlan:
 class ReadData:
     """What was read; on-policy, groups are prompts without completions."""
 
+    plan: DataPlan
     prepared: Prepared
     train: Sequence[Group]
     held: Sequence[Group]
@@ -81,13 +82,14 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
                 prepared=prepared, train=prepared.groups, held=other.groups, held_records=other.records
             )
         train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
-        return ReadData(prepared=prepared, train=train, held=held)
+        return ReadData(plan=plan, prepared=prepared, train=train, held=held)
     signal = SIGNAL_NAMES[plan.objective.signal]
     prepared = prepare(plan.data, tokenizer, signal, plan.rows)
     if plan.eval_data is not None:
         train, held = prepared.groups, prepare(plan.eval_data, tokenizer, signal, plan.rows).groups
     else:
         train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
+<<<<<<< HEAD
     learned = learned_groups(train, plan.objective)
     if not learned:
         lacking = (
@@ -100,6 +102,14 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
     alone = len(train) - len(learned) if plan.objective.signal is Rewards else 0
     warning = one_class(prepared, plan.objective)
     return ReadData(prepared=prepared, train=learned, held=held, alone=alone, warning=warning)
+=======
+    train = learned_groups(train, plan.objective)
+    if not train:
+        raise _teaches_nothing(plan, f"{len(prepared.groups)} groups without a preferred completion")
+    return ReadData(
+        plan=plan, prepared=prepared, train=train, held=held, warning=one_class(prepared, plan.objective)
+    )
+>>>>>>> a1b936f (The set-up refuses a model that no gradient reaches)
 
 
 def one_class(prepared: Prepared, objective: Objective) -> str:

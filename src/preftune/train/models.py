@@ -20,7 +20,7 @@ from preftune.model.load import (
     weights_dtype,
 )
 from preftune.model.policy import Policy, in_shards, make_value_head
-from preftune.model.proof import choose_layout
+from preftune.model.proof import check_trains, choose_layout
 from preftune.model.reference import weights_digest
 from preftune.model.shard import ShardOptions
 from preftune.progress import Reporter
@@ -105,6 +105,7 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         )
     sharing, reason = choose_layout(model, plan.layout, plan.precision, plan.longest)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
+    check_trains(model, sharing, plan.precision)
     digest = weights_digest(
         model
     )  # before the adapters, which change nothing yet: one cache serves every rank and seed

@@ -266,8 +266,7 @@ def build_job(
             timeout_s=config.collect.reward_timeout_s,
             engine=models.engine,
         )
-        limited = within(config.data_plan, model_limits(config.model, config.loading))
-        prompts, plan = prompt_data(limited, data, tokenizer), config.collect_plan
+        prompts, plan = prompt_data(data.plan, data, tokenizer), config.collect_plan
         output, server = Path(config.output), config.server
         source = make_source(models, judge, prompts, plan, server, output, anchors.writer, report, processes)
         budget = source.within(config.budget(source.steps_per_epoch))
