@@ -79,7 +79,11 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
         if plan.eval_data is not None:
             other = prepare(plan.eval_data, tokenizer, "prompts", prompt_rows(plan))
             return ReadData(
-                prepared=prepared, train=prepared.groups, held=other.groups, held_records=other.records
+                plan=plan,
+                prepared=prepared,
+                train=prepared.groups,
+                held=other.groups,
+                held_records=other.records,
             )
         train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
         return ReadData(plan=plan, prepared=prepared, train=train, held=held)
@@ -89,7 +93,6 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
         train, held = prepared.groups, prepare(plan.eval_data, tokenizer, signal, plan.rows).groups
     else:
         train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
-<<<<<<< HEAD
     learned = learned_groups(train, plan.objective)
     if not learned:
         lacking = (
@@ -101,15 +104,7 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
         raise _teaches_nothing(plan, f"{len(prepared.groups)} groups {without} {lacking}")
     alone = len(train) - len(learned) if plan.objective.signal is Rewards else 0
     warning = one_class(prepared, plan.objective)
-    return ReadData(prepared=prepared, train=learned, held=held, alone=alone, warning=warning)
-=======
-    train = learned_groups(train, plan.objective)
-    if not train:
-        raise _teaches_nothing(plan, f"{len(prepared.groups)} groups without a preferred completion")
-    return ReadData(
-        plan=plan, prepared=prepared, train=train, held=held, warning=one_class(prepared, plan.objective)
-    )
->>>>>>> a1b936f (The set-up refuses a model that no gradient reaches)
+    return ReadData(plan=plan, prepared=prepared, train=learned, held=held, alone=alone, warning=warning)
 
 
 def one_class(prepared: Prepared, objective: Objective) -> str:
