@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from preftune.model.adapters import unwrapped_head
 from preftune.model.attention_masks import layer_types
 from preftune.model.policy import text_body
 from preftune.types import Group
@@ -30,7 +31,7 @@ class Shape:
     @staticmethod
     def of(model: PreTrainedModel) -> "Shape":
         config = model.config.get_text_config()
-        embedding, linear = model.get_input_embeddings().weight, model.get_output_embeddings()
+        embedding, linear = model.get_input_embeddings().weight, unwrapped_head(model.get_output_embeddings())
         assert isinstance(linear, nn.Linear), "scoring has refused any other head"
         head = linear.weight
         matrices = [p for p in text_body(model).parameters() if p.ndim == 2 and p is not embedding]
