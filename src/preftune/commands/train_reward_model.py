@@ -57,6 +57,8 @@ class RewardModelConfig:
         keep_checkpoints: how many of the latest checkpoints stay.
         precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in
             bf16.
+        keep_best: save the weights of the evaluation that was best by this held-out metric; true is the loss.
+        early_stopping_patience: with keep_best: stop after so many evaluations without a better one.
         save_dtype: of the saved weights: "bf16", "fp16", "fp32", or "auto": as in the model's files.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
         device: "auto" takes a GPU if there is one.
@@ -84,6 +86,8 @@ class RewardModelConfig:
     save_every: int = 0
     keep_checkpoints: int = 1
     precision: Precision = "fp32"
+    keep_best: str | bool | None = None
+    early_stopping_patience: int | None = None
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
     device: str = "auto"

@@ -254,7 +254,11 @@ def load_checkpoint(
     """
     state = state or read_state(path)
     try:
-        extra = {name: load_file(path / f"{name}.safetensors") for name in ("estimators", "source")}
+        extra = {
+            name: load_file(path / f"{name}.safetensors")
+            for name in ("estimators", "source", "best")
+            if name != "best" or (path / "best.safetensors").is_file()
+        }
         if (path / SHARDS / ".metadata").exists():
             raise StorageError(
                 f"The checkpoint {path} was written by an older version in a format that executes code when read",

@@ -35,8 +35,8 @@ from preftune.train.batches import (
     share_of,
 )
 from preftune.train.checkpoint import Counters, load_checkpoint
-from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.health_monitor import Watch, common_ends
+from preftune.train.held_out import check_best_metric, held_out_metrics
 from preftune.train.interruption import Interruption, interruption
 from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.optimizers import averaged_weights, set_learning_rate
@@ -84,6 +84,7 @@ def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = AL
         identity = Comparison(processes=processes, report=report, folder=Path(config.output))
         with memory_errors():
             job = build_job(config, report, processes, check=identity.check)
+            check_best_metric(job)
         processes.from_main(lambda: check_room(config.output, _bytes_needed(job)))
         with interruption() as stop:
             run = _created(job, identity)
@@ -130,6 +131,8 @@ def resume(
         _check_end(job, counters)
         if job.samples is not None:
             job.samples.load(extra["source"])
+        if job.best is not None:
+            job.best.load(extra["best"])
         repaired = processes.from_main(
             lambda: run.restore_logs(counters.step, start.state.logs, repairs="log" in allowed)
         )
@@ -256,6 +259,8 @@ def run_loop(
                     last = counters.step
                 if counters.step % eval_every == 0 or counters.step == last:
                     evaluation = _evaluate(job, run, report, counters.step, state, watch)
+                    if job.best is not None and job.best.exhausted:
+                        last = counters.step
                 if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
                     with stop.postponed():
                         keep_state(job, run, counters, state)
@@ -266,9 +271,15 @@ def run_loop(
                 processes.from_main(watch.write)
                 return _tell_interrupted(run, report, counters.step, evaluation)
             with averaged_weights(job.optimizer), memory_errors():
+                if job.best is not None:
+                    job.best.put_back(job.policy)
+                    run.write_json("best.json", job.best.summary())
+                    report.note(job.best.line)
                 write_tokens(job, run)
                 processes.from_main(watch.write)
                 install_final(job, run)
+                if job.best is not None:
+                    processes.from_main(job.best.clear)
             return _tell_finished(run, report, counters.step, evaluation)
     except TrainingError as error:
         kept = ""
@@ -402,7 +413,9 @@ def _evaluate(
             watch.findings()
         return {}
     with averaged_weights(job.optimizer):
-        metrics, used = _held_out(job, report, state)
+        metrics, used = held_out_metrics(job, report, state)
+        if job.best is not None:
+            job.best.see(step, metrics, job.policy)
     row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()} | used
     if run.writes:
         run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
@@ -416,42 +429,10 @@ def _evaluate(
     return metrics
 
 
-def _held_out(
-    job: TrainingJob, report: Reporter, state: State | None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics of the held-out data, and how well the machine was used."""
-    if job.samples is not None:
-        metrics = evaluate_samples(
-            job.samples,
-            job.eval_groups,
-            job.anchors.reference,
-            lambda done, of: report.update("evaluate", done, of),
-        )
-        return metrics, {}
-    started = time.perf_counter()
-    metrics = evaluate(
-        job.policy,
-        job.eval_groups,
-        job.config.objective,
-        job.anchors,
-        job.config.layout,
-        state,
-        job.processes,
-    )
-    seconds, operations = (
-        time.perf_counter() - started,
-        work_of(Shape.of(job.policy.model), job.eval_groups).forward,
-    )
-    return metrics, {
-        "eval_mfu": utilisation(
-            operations, seconds, job.policy.device, job.config.precision, job.processes.size
-        )
-    }
-
-
 def _bytes_needed(job: TrainingJob) -> int:
     """final/ and, if any, the checkpoints, with one more while it is written."""
     trained = sum(p.numel() * p.element_size() for p in job.policy.trainable().values())
     every = job.config.save_every
     saved = min(job.config.keep_checkpoints, (job.num_steps - 1) // every) if every else 0
-    return trained + (3 * trained * (saved + 1) if saved else 0)
+    best = 2 * trained if job.best is not None else 0
+    return trained + best + (3 * trained * (saved + 1) if saved else 0)

@@ -17,6 +17,7 @@ from preftune.objectives.bnf import BNF
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.anchors import TOLERANCE
+from preftune.train.best import BestMetric
 from preftune.train.budget import Budget, resolved_steps
 from preftune.train.checks import (
     check_anchors,
@@ -71,6 +72,9 @@ class TrainConfig:
         keep_checkpoints: how many of the latest checkpoints stay.
         precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in
             bf16.
+        keep_best: final/ holds the weights of the evaluation that was best by this held-out metric: loss, reward,
+            rewards/accuracies, ...; "max:NAME" or "min:NAME" for others; true is the loss, on-policy the reward.
+        early_stopping_patience: with keep_best: stop after so many evaluations without a better one.
         save_dtype: of the weights in final/: "bf16", "fp16", "fp32", or "auto": as in the model's files, of
             adapters fp32.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
@@ -108,6 +112,8 @@ class TrainConfig:
     save_every: int = 0
     keep_checkpoints: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
+    keep_best: str | bool | None = None
+    early_stopping_patience: int | None = None
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
     device: str = "auto"
@@ -127,7 +133,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.objective, str):  # as it is written on the command line
             object.__setattr__(self, "objective", make_objective(self.objective))
-        check_range(self, "[1, inf)", "batch_size", "max_steps", "eval_every", "keep_checkpoints")
+        check_range(
+            self,
+            "[1, inf)",
+            "batch_size",
+            "max_steps",
+            "eval_every",
+            "keep_checkpoints",
+            "early_stopping_patience",
+        )
         check_range(self, "[0, inf)", "save_every")
         check_range(self, "[0, 4611686018427387904)", "seed", expected="0 or more, less than 2**62")
         check_range(self, "(0, inf)", "epochs", "max_minutes")
@@ -146,9 +160,14 @@ class TrainConfig:
                 self,
                 "without held-out data",
                 "eval_every",
+                "keep_best",
                 got="eval_fraction 0",
-                do="Set --eval_fraction or --eval_data, or leave eval_every out",
+                do="Set --eval_fraction or --eval_data, or leave it out",
             )
+        if self.keep_best:
+            _ = self.best_metric
+        else:
+            refuse_idle(self, "without keep_best", "early_stopping_patience", do="Set --keep_best METRIC")
         if self.save_every == 0:
             refuse_idle(self, "without save_every", "keep_checkpoints", do="Set --save_every N")
         if self.reference.mode == "adapter" and self.lora.rank == 0:
@@ -194,6 +213,12 @@ class TrainConfig:
         completions.
         """
         return 1.0 if self.objective.imitates else self.sampled_at
+
+    @property
+    def best_metric(self) -> BestMetric:
+        """What `keep_best` names."""
+        assert self.keep_best
+        return BestMetric.of(self.keep_best, "loss" if self.source == "offline" else "reward")
 
     @property
     def data_plan(self) -> DataPlan:

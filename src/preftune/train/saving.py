@@ -37,6 +37,8 @@ def save_state(job: TrainingJob, run: RunFolder, counters: Counters, state: Stat
     folder, processes, keep = run.checkpoints, job.processes, job.config.keep_checkpoints
     parameters, following = job.policy.trainable(), following_tensors(job.anchors.following, job.policy)
     extra = {"estimators": dict(state or {}), "source": job.source.state()}
+    if job.best is not None:
+        extra["best"] = job.best.state()
     if processes.lockstep:
         scratch = processes.from_main(lambda: begin_checkpoint(folder))
         _write_part(job, scratch, parameters, following)

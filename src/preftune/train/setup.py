@@ -4,6 +4,7 @@ takes only the settings that it needs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import Blend
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, check_prompts, mismatched_groups, with_mismatched
+from preftune.train.best import BestWeights
 from preftune.train.budget import Budget
 from preftune.train.filters import filter_pairs
 from preftune.train.groups import DataPlan, ReadData, read_completions, read_data, within
@@ -57,6 +59,20 @@ class TrainingJob:
     budget: Budget
     saved: torch.dtype  # of the weights in final/
     processes: Processes
+
+    @cached_property
+    def best(self) -> BestWeights | None:
+        """The best weights so far, where the run keeps them."""
+        if not self.config.keep_best:
+            return None
+        folder = Path(self.config.output)
+        return BestWeights(
+            metric=self.config.best_metric,
+            patience=self.config.early_stopping_patience,
+            folder=folder / "best",
+            checkpoints=self.config.keep_checkpoints,
+            processes=self.processes,
+        )
 
     @property
     def num_steps(self) -> int:

@@ -1,0 +1,57 @@
+"""Held-out metrics of a run: of its policy as it is, and whether a metric that a setting names is among them."""
+
+import time
+from dataclasses import replace
+
+from preftune.model.cost import Shape, utilisation, work_of
+from preftune.objectives import State
+from preftune.progress import Reporter
+from preftune.train.best import LATER, ON_POLICY
+from preftune.train.evaluate import evaluate, evaluate_samples
+from preftune.train.setup import TrainingJob
+
+
+def held_out_metrics(
+    job: TrainingJob, report: Reporter, state: State | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of the held-out data, and how well the machine was used."""
+    if job.samples is not None:
+        metrics = evaluate_samples(
+            job.samples,
+            job.eval_groups,
+            job.anchors.reference,
+            lambda done, of: report.update("evaluate", done, of),
+        )
+        return metrics, {}
+    started = time.perf_counter()
+    metrics = evaluate(
+        job.policy,
+        job.eval_groups,
+        job.config.objective,
+        job.anchors,
+        job.config.layout,
+        state,
+        job.processes,
+    )
+    seconds, operations = (
+        time.perf_counter() - started,
+        work_of(Shape.of(job.policy.model), job.eval_groups).forward,
+    )
+    return metrics, {
+        "eval_mfu": utilisation(
+            operations, seconds, job.policy.device, job.config.precision, job.processes.size
+        )
+    }
+
+
+def check_best_metric(job: TrainingJob) -> None:
+    """Before anything is written: whether keep_best names a metric that evaluations will have."""
+    best = job.best
+    if best is None:
+        return
+    metrics = dict.fromkeys(ON_POLICY, 0.0)
+    if job.samples is None:
+        few = replace(job, eval_groups=job.eval_groups[:4])
+        metrics, _ = held_out_metrics(few, Reporter(quiet=True), None)
+    if best.metric.name not in (*metrics, *LATER):
+        raise best.unknown(metrics)
