@@ -18,7 +18,7 @@ _LOWER = ("loss", "kl", "no_reward")
 _HIGHER = ("reward", "rewards/accuracies", "rewards/margins", "rewards/chosen", "completions/ended")
 LATER = ("length_correlation", "length_bias")
 """Metrics that an untrained policy does not have."""
-ON_POLICY = ("reward", "no_reward", "kl", "entropy", "completions/length", "completions/ended")
+SAMPLED_METRICS = ("reward", "no_reward", "kl", "entropy", "completions/length", "completions/ended")
 """Metrics of evaluations that draw completions."""
 
 

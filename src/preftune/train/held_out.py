@@ -6,7 +6,7 @@ from dataclasses import replace
 from preftune.model.cost import Shape, utilisation, work_of
 from preftune.objectives import State
 from preftune.progress import Reporter
-from preftune.train.best import LATER, ON_POLICY
+from preftune.train.best import LATER, SAMPLED_METRICS
 from preftune.train.evaluate import evaluate, evaluate_samples
 from preftune.train.setup import TrainingJob
 
@@ -49,7 +49,7 @@ def check_best_metric(job: TrainingJob) -> None:
     best = job.best
     if best is None:
         return
-    metrics = dict.fromkeys(ON_POLICY, 0.0)
+    metrics = dict.fromkeys(SAMPLED_METRICS, 0.0)
     if job.samples is None:
         few = replace(job, eval_groups=job.eval_groups[:4])
         metrics, _ = held_out_metrics(few, Reporter(quiet=True), None)

@@ -270,16 +270,7 @@ def run_loop(
                 keep_state(job, run, counters, state)
                 processes.from_main(watch.write)
                 return _tell_interrupted(run, report, counters.step, evaluation)
-            with averaged_weights(job.optimizer), memory_errors():
-                if job.best is not None:
-                    job.best.put_back(job.policy)
-                    run.write_json("best.json", job.best.summary())
-                    report.note(job.best.line)
-                write_tokens(job, run)
-                processes.from_main(watch.write)
-                install_final(job, run)
-                if job.best is not None:
-                    processes.from_main(job.best.clear)
+            _leave_model(job, run, report, watch)
             return _tell_finished(run, report, counters.step, evaluation)
     except TrainingError as error:
         kept = ""
@@ -296,6 +287,20 @@ def run_loop(
         raise
     finally:
         report.close()
+
+
+def _leave_model(job: TrainingJob, run: RunFolder, report: Reporter, watch: Watch) -> None:
+    """final/ and what is measured on it: of the best weights where the run keeps them."""
+    with averaged_weights(job.optimizer), memory_errors():
+        if job.best is not None:
+            job.best.put_back(job.policy)
+            run.write_json("best.json", job.best.summary())
+            report.note(job.best.line)
+        write_tokens(job, run)
+        job.processes.from_main(watch.write)
+        install_final(job, run)
+        if job.best is not None:
+            job.processes.from_main(job.best.clear)
 
 
 def _kept(job: TrainingJob, run: RunFolder, counters: Counters, state: State | None) -> str:
