@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format venv bench bench-quick bench-gpu mutants clean
+.PHONY: demo test drills check format venv bench bench-quick bench-gpu mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# A hundred kills at random moments, twenty corruptions of each file, signals in every phase: docs/reliability.md.
+drills: .venv/ready
+	DRILLS=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/drills -n 2 --dist loadgroup
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preftune.errors import ModelError, StorageError, TrainingError
+from preftune.errors import ModelError, TrainingError
 from preftune.model.adapters import LoraOptions
-from preftune.model.reference import ReferenceOptions
+from preftune.model.reference import ReferenceOptions, ReferenceStore
 from preftune.objectives.dpo import DPO
 from preftune.progress import Reporter
 from preftune.train.loop import train
 from preftune.train.setup import build_job
+from preftune.types import Group
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import metric_rows, save_tiny_model, timeless, tiny_config
 
@@ -27,7 +28,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def shards(cache: Path) -> list[Path]:
-    return sorted(cache.rglob("*.logp.npy"))
+    return sorted(cache.rglob("*.scores"))
 
 
 def test_cache_live_and_adapter_off_agree(tiny_folder, pairs_file, tmp_path, cache):
@@ -64,11 +65,11 @@ def notes_of(config, capsys) -> str:
 def test_a_second_run_takes_everything_from_the_cache(tiny_folder, pairs_file, tmp_path, cache, capsys):
     config = tiny_config(tiny_folder, pairs_file, tmp_path / "run")
     assert "8 groups computed, 0 from the cache" in notes_of(config, capsys)
-    found = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    found = {path: path.stat().st_mtime_ns for path in cache.rglob("*.scores")}
     again = notes_of(config, capsys)
     assert "0 groups computed, 8 from the cache" in again
     assert "matrix products" not in again
-    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == found
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.scores")} == found
     # Other weights are another reference, and so is another precision.
     other = save_tiny_model(tmp_path / "other", seed=1)
     assert "8 groups computed, 0 from the cache" in notes_of(
@@ -80,35 +81,53 @@ def test_a_second_run_takes_everything_from_the_cache(tiny_folder, pairs_file, t
 
 def test_a_stale_cache_is_refused(tiny_folder, pairs_file, tmp_path, cache):
     config = tiny_config(tiny_folder, pairs_file, tmp_path / "run")
-    build_job(config, Reporter(quiet=True))
+    job = build_job(config, Reporter(quiet=True))
     (shard,) = shards(cache)
-    np.save(shard, np.load(shard) * np.float32(1.01))
+    groups = [*job.source.groups, *job.eval_groups]
+    logps = [ReferenceStore(shard.parent).get(group) for group in groups]
+    shard.unlink()
+    ReferenceStore(shard.parent).add(groups, [[one * np.float32(1.01) for one in each] for each in logps])
     with pytest.raises(
         TrainingError, match=r"The cached reference differs from the model .*Delete .*references"
     ):
         build_job(config, Reporter(quiet=True))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "no array", "index cut", "index of another kind"])
-def test_a_damaged_cache_is_refused(damage, tiny_folder, pairs_file, tmp_path, cache):
+@pytest.mark.parametrize("damage", ["cut", "empty", "no shard", "index", "values", "zeroed"])
+def test_a_damaged_shard_is_computed_again(damage, tiny_folder, pairs_file, tmp_path, cache, capsys):
     config = tiny_config(tiny_folder, pairs_file, tmp_path / "run")
     build_job(config, Reporter(quiet=True))
     (shard,) = shards(cache)
-    index = shard.with_name(shard.name.replace(".logp.", ".index."))
-    if damage == "cut":
-        os.truncate(shard, shard.stat().st_size // 2)
-    elif damage == "empty":
-        os.truncate(shard, 0)
-    elif damage == "gone":
-        shard.unlink()
-    elif damage == "no array":
-        shard.write_bytes(b"something else")
-    elif damage == "index cut":
-        os.truncate(index, index.stat().st_size - 7)
+    whole = shard.read_bytes()
+    content = bytearray(whole)
+    if damage in ("cut", "empty"):
+        content = content[: len(content) // 2 if damage == "cut" else 0]
+    elif damage == "no shard":
+        content = b"something else"
+    elif damage == "zeroed":
+        content[-100:] = bytes(100)
     else:
-        np.save(index, np.zeros(4))
-    with pytest.raises(StorageError, match=r"The reference cache .* is damaged.*Delete"):
-        build_job(config, Reporter(quiet=True))
+        content[20 if damage == "index" else -20] ^= 4
+    shard.write_bytes(content)
+    told = notes_of(config, capsys)
+    assert f"{shard.name} in the cache was damaged" in told and "8 groups computed" in told
+    assert shards(cache)[0].read_bytes() == whole
+
+
+def test_many_shards_need_one_descriptor(tmp_path):
+    """And another user's cache, which cannot be written, is read and added to for this process alone."""
+    groups = [
+        Group(prompt=np.array([k, 1], dtype=np.int32), completions=(np.array([2, k], dtype=np.int32),))
+        for k in range(300)
+    ]
+    store = ReferenceStore(tmp_path)
+    for k, group in enumerate(groups):
+        store.add([group], [[np.array([k, -k], dtype=np.float32)]])
+    before = len(os.listdir("/proc/self/fd"))
+    again = ReferenceStore(tmp_path)
+    assert all(group in again for group in groups)
+    assert [again.get(group)[0].tolist() for group in groups] == [[k, -k] for k in range(300)]
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
 def test_another_model_as_reference(tiny_folder, pairs_file, tmp_path, cache):

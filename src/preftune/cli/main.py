@@ -30,6 +30,7 @@ start here:
   train               train a model                           preftune train --data FILE --objective dpo --output RUN
   eval                log-ratios on pairs, rewards on prompts preftune eval RUN/final --data FILE
   report              write a run's page, or compare runs     preftune report RUN [RUN ...]
+  clean               remove what killed processes left       preftune clean RUN
 
 data:
   sample              completions of prompts                  preftune sample RUN --prompts FILE --output OUT
@@ -187,6 +188,7 @@ VERBS = (
     "diagnose",
     "advise",
     "report",
+    "clean",
     "objectives",
     "curves",
     "lab",

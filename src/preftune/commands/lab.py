@@ -217,8 +217,8 @@ def _run(arguments: Sequence[str]) -> int:
     )
     with new_file(str(Path(settings.output) / "result.json"), settings.overwrite) as target:
         result = run_lab_race(settings.lab_race(), settings.workers, _teller("runs"))
-        write_json(target, result, "write the result", indent=1)
         figure = write_lab_figure(result, target.with_name("result.svg"))
+        write_json(target, result, "write the result", indent=1)  # last: where it is, all is
     if settings.json:
         print_json(result | {"figure": str(figure)})
         return 0

@@ -2,26 +2,21 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from preftune.errors import ConfigError, StorageError, TrainingError, check_range, refuse_idle, storage_error
+from preftune.errors import ConfigError, TrainingError, check_range, refuse_idle
 from preftune.model.adapters import without_adapter
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.policy import PROBE, Policy, score_all, score_groups
+from preftune.model.reference_store import ReferenceStore, RefLogps, completion_keys
 from preftune.types import Group
-
-RefLogps = list[list[np.ndarray]]
-"""[group][completion] -> float32 [tokens]"""
-
 
 VOCABULARY_SCORES = frozenset({"ref_entropy_share", "kl_from_ref", "kl_to_ref"})
 """Scores that need the reference's distribution over the vocabulary, which is too large to be cached."""
@@ -98,101 +93,6 @@ def weights_digest(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def completion_keys(group: Group) -> list[bytes]:
-    """128-bit digests of what a completion's numbers depend on beside the reference: the tokens of prompt and
-    completion, and which of them are scored.
-
-    Template, tokenizer and truncation act through the tokens alone.
-    """
-    prompt = hashlib.blake2b(group.prompt.astype("<i4").tobytes(), digest_size=32).digest()
-    keys = []
-    for k, completion in enumerate(group.completions):
-        scored = group.scored[k].tobytes() if group.scored and not group.scored[k].all() else b""
-        kind = b"some scored" if scored else b""  # a mask is never taken for more tokens
-        content = prompt + completion.astype("<i4").tobytes() + scored
-        keys.append(hashlib.blake2b(content, digest_size=16, person=kind).digest())
-    return keys
-
-
-class ReferenceStore:
-    """Per-token logp of one reference on disk: immutable shards, each an index of keys and a flat float32
-    file.
-    """
-
-    _INDEX = np.dtype([("key", "V16"), ("start", "<i8"), ("length", "<i4")])
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._found: dict[bytes, tuple[np.ndarray, int, int]] = {}
-        for index in sorted(folder.glob("*.index.npy")):
-            self._open(index)
-
-    def _open(self, path: Path) -> None:
-        try:
-            index = np.load(path, allow_pickle=False)
-            values = np.load(
-                path.with_name(path.name.replace(".index.", ".logp.")), mmap_mode="r", allow_pickle=False
-            )
-            ends = index["start"] + index["length"]
-        except (OSError, ValueError, IndexError, EOFError) as error:
-            raise StorageError(
-                f"The reference cache {path} is damaged", got=str(error), do="Delete its folder"
-            ) from error
-        if len(ends) and ends.max() > len(values):
-            raise StorageError(
-                f"The reference cache {path} is damaged", got="a cut-off file", do="Delete its folder"
-            )
-        for row in index:
-            self._found[row["key"].tobytes()] = (values, int(row["start"]), int(row["length"]))
-
-    def __contains__(self, group: Group) -> bool:
-        return all(key in self._found for key in completion_keys(group))
-
-    def get(self, group: Group) -> list[np.ndarray]:
-        found = []
-        for key, num_scored in zip(completion_keys(group), group.num_scored, strict=True):
-            values, start, length = self._found[key]
-            if length != num_scored:
-                raise StorageError(
-                    f"The reference cache {self.folder} is damaged",
-                    got=f"{length} tokens",
-                    expected=f"{num_scored}",
-                    do="Delete its folder",
-                )
-            found.append(np.asarray(values[start : start + length]))
-        return found
-
-    def add(self, groups: Sequence[Group], logps: RefLogps) -> None:
-        """Write one more shard; the index is renamed last, so a shard is there whole or not at all."""
-        flat = {
-            key: logp
-            for group, one in zip(groups, logps, strict=True)
-            for key, logp in zip(completion_keys(group), one, strict=True)
-        }
-        lengths = np.array([len(logp) for logp in flat.values()])
-        index = np.empty(len(flat), self._INDEX)
-        index["key"] = np.frombuffer(b"".join(flat), dtype="V16")
-        index["start"], index["length"] = np.cumsum(lengths) - lengths, lengths
-        name = hashlib.blake2b(b"".join(flat), digest_size=12).hexdigest()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write_array(self.folder / f"{name}.logp.npy", np.concatenate(list(flat.values())).astype("<f4"))
-            _write_array(self.folder / f"{name}.index.npy", index)
-        except OSError as error:
-            raise storage_error("write the reference cache", self.folder, error) from error
-        self._open(self.folder / f"{name}.index.npy")
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    scratch = path.with_name(f".{path.name}-{os.getpid()}.part")
-    try:
-        with open(scratch, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def fill_store(

@@ -182,6 +182,8 @@ class AnchorBuilder:
             self.processes.wait()
         store = ReferenceStore(folder)
         fresh += fill_store(store, model, self.groups, layout, lambda done, of: report.update(role, done, of))
+        for name in {*known.damaged, *store.damaged}:
+            report.note(f"{role}: {name} in the cache was damaged; its numbers are computed again")
         report.note(f"{role}: {fresh} groups computed, {len(self.groups) - fresh} from the cache")
         if new:
             operations = work_of(Shape.of(model.model), [*new.values()]).forward

@@ -166,8 +166,8 @@ def together(minutes: float, environment: Mapping[str, str] = os.environ) -> Ite
             raise
         raise LostError(
             f"Process {dist.get_rank()} lost another process of the run",
-            got=str(error).split("\n")[0][:120],
-            do="See what that process said, and go on with --resume if the run has a checkpoint",
+            got=next((words for words in _LOST if words in str(error)), "a collective operation that failed"),
+            do="See what that process reported, and continue with preftune train --resume",
         ) from error
     finally:
         dist.destroy_process_group()
@@ -183,17 +183,19 @@ def _take_gpu(local_rank: int, count: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out",
+    "timed out",
+    "Connection refused",
+)
+"""What gloo says, in words alone, when another process did not come."""
+
+
 def _is_lost(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process did not come. Gloo says so in words alone."""
-    told = str(error)
-    words = (
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Broken pipe",
-        "Timed out",
-        "timed out",
-        "Connection refused",
-    )
+    """Whether a collective failed because another process did not come."""
     return not isinstance(error, PreftuneError) and (
-        isinstance(error, dist.DistError) or any(word in told for word in words)
+        isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
     )
