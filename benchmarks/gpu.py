@@ -101,6 +101,13 @@ class Shape:
     learning_rate: float = pair_training.RATE
 
 
+def _sizes(
+    vocabulary: int, hidden: int, inner: int, layers: int, heads: int, key_heads: int
+) -> dict[str, int]:
+    sizes = dict(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers)
+    return sizes | dict(num_attention_heads=heads, num_key_value_heads=key_heads)
+
+
 def shapes(tiny: bool) -> dict[str, Shape]:
     if tiny:
         sizes: dict[str, Any] = dict(
@@ -121,33 +128,9 @@ def shapes(tiny: bool) -> dict[str, Shape]:
                 config=LlamaConfig(**sizes), lora=True, layout=layout, batch=4, learning_rate=1e-2
             ),
         }
-    small = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    middle = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    large = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-    )
+    small = Qwen2Config(**_sizes(151936, 896, 4864, 24, 14, 2), tie_word_embeddings=True)
+    middle = Qwen2Config(**_sizes(151936, 1536, 8960, 28, 12, 2), tie_word_embeddings=True)
+    large = LlamaConfig(**_sizes(128256, 4096, 14336, 32, 32, 8), max_position_embeddings=8192)
     return {
         "0.5b": Shape(config=small, lora=False, layout=LayoutOptions(micro_batch_tokens=16384), batch=16),
         "1.5b": Shape(config=middle, lora=False, layout=LayoutOptions(micro_batch_tokens=4096), batch=16),

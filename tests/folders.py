@@ -13,6 +13,7 @@ from preftune.objectives.dpo import DPO
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
+from tests.models import model_sizes
 
 PAIRS = [
     {
@@ -42,11 +43,7 @@ def save_tiny_model(folder: Path, seed: int = 0, std: float = 0.1) -> Path:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **model_sizes(),
         head_dim=8,
         bos_token_id=1,
         eos_token_id=end,

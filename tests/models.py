@@ -20,19 +20,16 @@ from preftune.model.attention_segments import SEGMENTS
 from preftune.types import Group
 
 VOCAB = 64
-_SHAPE = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    bos_token_id=1,
-    eos_token_id=2,
-    pad_token_id=0,
-    max_position_embeddings=256,
-)
+ENDS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+
+
+def model_sizes(hidden: int = 32, inner: int = 48, layers: int = 2, heads: int = 4) -> dict[str, int]:
+    """Of a configuration of transformers; two query heads share a key head."""
+    sizes = dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers)
+    return sizes | dict(num_attention_heads=heads, num_key_value_heads=(heads + 1) // 2)
+
+
+_SHAPE = dict(vocab_size=VOCAB, **model_sizes(), head_dim=8, **ENDS, max_position_embeddings=256)
 
 CONFIGS = {
     "llama": lambda: LlamaConfig(**_SHAPE),
@@ -51,16 +48,7 @@ CONFIGS = {
     ),
     "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=5),
     "granite": lambda: GraniteConfig(**_SHAPE, logits_scaling=3.0),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCAB,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=256,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    ),
+    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ENDS),
 }
 
 

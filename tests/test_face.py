@@ -1,13 +1,12 @@
 """`import preftune` offers the names that users need, and loads nothing for them before they are used."""
 
 import importlib
-import subprocess
-import sys
 
 import pytest
 
 import preftune
 from tests.folders import tiny_config
+from tests.fresh import run_fresh
 
 
 def test_import_is_light():
@@ -17,8 +16,7 @@ def test_import_is_light():
         "heavy = {'torch', 'transformers', 'numpy', 'yaml', 'rich', 'preftune.train'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 @pytest.mark.parametrize("name", [name for name in preftune.__all__ if name != "train"])

@@ -123,6 +123,11 @@ class Record:
             return self.prompt, self.tools, self.chat_template_kwargs
         return self.prompt
 
+    def content(self) -> tuple[object, ...]:
+        """What makes two records say the same: the prompt, the completions and the signal."""
+        signal = (self.pairs, self.probabilities, self.labels, self.rewards)
+        return (self.identity, self.completions, *signal)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:

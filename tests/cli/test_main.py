@@ -12,6 +12,7 @@ import pytest
 
 from preftune.cli.main import HELP, VERBS, main
 from tests.folders import PAIRS, save_tiny_model, write_rows
+from tests.fresh import run_fresh
 
 ACTIONS = {
     "lab": ("run", "list", "show", "all", "tune"),
@@ -27,9 +28,7 @@ def test_nothing_heavy_is_imported_for_help():
         "heavy = {'torch', 'transformers', 'numpy', 'peft', 'datasets', 'rich', 'yaml', 'jsonargparse', 'matplotlib'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(HELP)
+    assert run_fresh(code).startswith(HELP)
 
 
 def test_no_garbage_is_looked_for_while_a_verb_is_imported_nor_ever_among_its_libraries():
@@ -48,8 +47,7 @@ def test_no_garbage_is_looked_for_while_a_verb_is_imported_nor_ever_among_its_li
         "assert not gc.isenabled()\n"
         "assert 'peft' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_the_installed_command_is_this_one():

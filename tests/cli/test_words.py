@@ -1,7 +1,5 @@
 """Short forms, other tools' names and mistakes, answered before anything heavy is imported."""
 
-import subprocess
-import sys
 from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
@@ -14,6 +12,7 @@ from preftune.cli.words import prepared
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 from preftune.train.options import TrainConfig
+from tests.fresh import run_fresh
 
 MISTAKES = [
     ("trian", "Unknown command 'trian'. Did you mean preftune train?"),
@@ -53,8 +52,7 @@ def test_mistakes_and_help_import_no_library():
         "heavy = {'torch', 'transformers', 'numpy', 'rich', 'yaml', 'jsonargparse'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """`preftune lab` from the command line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -10,6 +8,7 @@ import yaml
 from preftune.cli.main import main
 from preftune.lab.criteria import load_criteria
 from preftune.lab.problem import shipped_problems
+from tests.fresh import run_fresh
 
 PROBLEM = {
     "name": "mine",
@@ -34,8 +33,7 @@ def test_the_laboratory_loads_no_model_library():
         "heavy = {'transformers', 'datasets', 'peft'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_list_and_show(capsys, tmp_path):

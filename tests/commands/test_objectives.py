@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from preftune.catalogue.entries import entries
 from preftune.cli.main import main
 from preftune.objectives import OBJECTIVES
+from tests.fresh import run_fresh
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -201,8 +200,7 @@ def test_looking_up_loads_no_model_library():
         "assert not {'transformers', 'peft', 'datasets'} & set(sys.modules)"
     )
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
     assert time.monotonic() - start < 20  # 2 to 3 s alone on a core
 
 

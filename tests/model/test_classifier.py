@@ -25,19 +25,11 @@ from tests.data.tokenizers_for_tests import (
     byte_tokenizer,
     word_tokenizer,
 )
-from tests.models import CONFIGS, tiny_model
+from tests.models import CONFIGS, model_sizes, tiny_model
 
 FAMILIES = {
     **CONFIGS,
-    "qwen2": lambda: Qwen2Config(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        max_position_embeddings=256,
-    ),
+    "qwen2": lambda: Qwen2Config(**model_sizes(), tie_word_embeddings=True, max_position_embeddings=256),
 }
 WITHOUT = {"granite"}  # transformers has no sequence classifier of it
 RECORDS = [

@@ -23,6 +23,7 @@ from preftune.objectives.simpo import AlphaPO, SimPO
 from preftune.objectives.sppo import SPPO
 from tests.parity.trl_losses import (
     COMMON,
+    assert_parity,
     cpo_batch,
     dpo_batch,
     kto_batch,
@@ -37,11 +38,6 @@ from tests.parity.trl_losses import (
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
 RAGGED = random_examples(3, chosen_lengths=(5, 2, 7), rejected_lengths=(3, 6, 1))
 LEVEL = random_examples(4, chosen_lengths=(4, 4, 4), rejected_lengths=(3, 6, 1))  # token mean = mean of means
-
-
-def assert_parity(mine, other):
-    torch.testing.assert_close(mine[0], other[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mine[1], other[1], rtol=1e-5, atol=1e-5 * other[1].abs().max().item())
 
 
 def test_the_version_is_the_one_that_was_read():

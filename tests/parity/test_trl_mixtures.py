@@ -14,6 +14,7 @@ from preftune.types import Pairs, TokenScores
 from tests.models import CONFIGS
 from tests.parity.trl_losses import (
     COMMON,
+    assert_parity,
     cpo_batch,
     dpo_batch,
     gradient_of,
@@ -29,11 +30,6 @@ from tests.parity.trl_losses import (
 pytestmark = [pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")]
 RAGGED = random_examples(5, chosen_lengths=(5, 2, 7), rejected_lengths=(3, 6, 1))
 LEVEL = random_examples(6, chosen_lengths=(4, 4, 4), rejected_lengths=(3, 6, 1))  # token mean = mean of means
-
-
-def assert_parity(mine, other):
-    torch.testing.assert_close(mine[0], other[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mine[1], other[1], rtol=1e-5, atol=1e-5 * other[1].abs().max().item())
 
 
 # --- DPOTrainer with several loss types ---

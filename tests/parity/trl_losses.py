@@ -169,3 +169,8 @@ def coupled(
 def theirs(loss: Callable[[], Tensor], policy: PreTrainedModel) -> tuple[Tensor, Tensor]:
     value = loss()
     return value, gradient_of(value, policy)
+
+
+def assert_parity(mine, other):
+    torch.testing.assert_close(mine[0], other[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mine[1], other[1], rtol=1e-5, atol=1e-5 * other[1].abs().max().item())

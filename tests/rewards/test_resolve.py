@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from preftune.errors import ConfigError, TrainingError
 from preftune.rewards import REWARDS, call_reward, resolve_reward
 from preftune.rewards.text_rules import is_echo, is_repetitive, is_sentence
+from tests.refusals import refusal
 
 PROMPT = "How do bees make honey in the hive?"
 KNOWN = ", ".join(REWARDS)
@@ -279,9 +280,7 @@ def test_a_file_may_define_dataclasses(module):
     ],
 )
 def test_a_name_that_cannot_be_resolved(name, message):
-    with pytest.raises(ConfigError) as caught:
-        resolve_reward(name)
-    assert str(caught.value) == message
+    assert refusal(resolve_reward, name) == message
 
 
 @pytest.mark.parametrize(

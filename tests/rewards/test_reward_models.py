@@ -21,6 +21,7 @@ from preftune.errors import ConfigError, ModelError, TrainingError
 from preftune.rewards import ask, call_reward, resolve_reward
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 from tests.folders import save_tiny_model
+from tests.models import model_sizes
 
 PROMPTS = ["Hi", "Hi", "What is the capital of France?"]
 COMPLETIONS = ["Hello there", "No.", "The capital of France is Paris, I think."]
@@ -40,11 +41,7 @@ def save_reward_model(folder, template=CHATML, num_labels=1, pad=0, **settings):
     tokenizer = byte_tokenizer(template, eos="<|im_end|>")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **model_sizes(),
         head_dim=8,
         pad_token_id=pad,
         eos_token_id=tokenizer.eos_token_id,
@@ -151,13 +148,7 @@ def test_a_pair_of_texts(tmp_path):
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ids
     )
     config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer), **model_sizes(), num_labels=1, pad_token_id=tokenizer.pad_token_id
     )
     draw(BertForSequenceClassification(config)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

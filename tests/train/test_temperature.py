@@ -34,6 +34,7 @@ from preftune.train.setup import build_job
 from preftune.train.step import couple_step
 from preftune.types import Group
 from tests.folders import metric_rows, tiny_config, write_rows
+from tests.models import model_sizes
 
 TEMPERATURES = [0.7, 1.0, 1.3]
 REWARD = """
@@ -205,11 +206,7 @@ def small_policy(seed: int) -> Policy:
     """A model of five words in fp64 whose distribution is far from uniform."""
     config = LlamaConfig(
         vocab_size=WORDS,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        **(model_sizes(hidden=8, inner=8, layers=1, heads=2) | dict(num_key_value_heads=2)),
         max_position_embeddings=16,
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()

@@ -29,7 +29,7 @@ OBJECTIVE = "objective.name"
 
 
 def parse_settings(
-    kind: type[T], arguments: Sequence[str], *, prog: str, description: str, positional: str | None = None
+    kind: type[T], arguments: Sequence[str], prog: str, description: str, positional: str | None = None
 ) -> T:
     """The settings of a verb, validated. `positional` may be given as a bare word before the first flag."""
     names = _names(kind)

@@ -163,9 +163,9 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         AdviseConfig,
         arguments,
-        prog="preftune advise",
+        "preftune advise",
+        "What to train on, with which objective: preftune advise DIAGNOSIS.json",
         positional="diagnosis",
-        description="What to train on, with which objective: preftune advise DIAGNOSIS.json",
     )
     evidence = settings.evidence()
     advice = advise(evidence)

@@ -31,8 +31,8 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         CompareConfig,
         arguments,
-        prog="preftune compare",
-        description="Methods under an equal budget, tuned, on several seeds.",
+        "preftune compare",
+        "Methods under an equal budget, tuned, on several seeds.",
     )
     report = Reporter(quiet=settings.json)
     try:

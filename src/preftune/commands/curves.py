@@ -57,8 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         CurvesConfig,
         name_bare_words(arguments, "objectives"),
-        prog="preftune curves",
-        description="How hard objectives push a token: preftune curves [NAME ...]",
+        "preftune curves",
+        "How hard objectives push a token: preftune curves [NAME ...]",
     )
     found = derivative_curves(settings.objectives or list(OBJECTIVES), settings.quantity, settings.ref_prob)
     if not found.curves:

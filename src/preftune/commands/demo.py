@@ -237,7 +237,7 @@ def _summary(judged: Sequence[Judged]) -> str:
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
     settings = parse_settings(
-        DemoConfig, arguments, prog="preftune demo", description="The whole way in small, in a few minutes."
+        DemoConfig, arguments, "preftune demo", "The whole way in small, in a few minutes."
     )
     result = demo(settings, Reporter(quiet=settings.json))
     if settings.json:

@@ -227,9 +227,9 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         DiagnoseDataConfig,
         arguments,
-        prog="preftune diagnose data",
+        "preftune diagnose data",
+        "What a data set can teach a model: preftune diagnose data FILE --model M",
         positional="data",
-        description="What a data set can teach a model: preftune diagnose data FILE --model M",
     )
     with ExitStack() as stack:
         if settings.output is not None:

@@ -27,8 +27,8 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         DiagnoseRunConfig,
         name_bare_words(arguments, "runs"),
-        prog="preftune diagnose run",
-        description="Where runs moved probability: preftune diagnose run RUN [RUN ...] --output FOLDER",
+        "preftune diagnose run",
+        "Where runs moved probability: preftune diagnose run RUN [RUN ...] --output FOLDER",
     )
     folder = Path(settings.output)
     _check_folder(settings.output)

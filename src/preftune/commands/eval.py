@@ -252,10 +252,7 @@ def write_samples(run: RunFolder, before: list[Judged], after: list[Judged], ste
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
     settings = parse_settings(
-        EvalConfig,
-        arguments,
-        prog="preftune eval",
-        description="How good a model is, on preference data or on prompts.",
+        EvalConfig, arguments, "preftune eval", "How good a model is, on preference data or on prompts."
     )
     report = Reporter(quiet=settings.json)
     if settings.data is not None:

@@ -42,9 +42,9 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         InspectConfig,
         arguments,
-        prog="preftune inspect",
+        "preftune inspect",
+        "What is in a data file, as a model's tokenizer sees it.",
         positional="data",
-        description="What is in a data file, as a model's tokenizer sees it.",
     )
     tokenizer = load_tokenizer(resolve_model(settings.model), settings.loading)
     found = inspect_data(settings.data, tokenizer, settings.rows)

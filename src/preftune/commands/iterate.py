@@ -252,8 +252,8 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         IterateConfig,
         arguments,
-        prog="preftune iterate",
-        description="Rounds of sample, reward, select, train, from file to file.",
+        "preftune iterate",
+        "Rounds of sample, reward, select, train, from file to file.",
     )
     found = iterate(settings, Reporter(quiet=settings.json))
     if settings.json:

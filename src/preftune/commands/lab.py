@@ -211,9 +211,9 @@ def _run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         LabRunConfig,
         arguments,
-        prog="preftune lab run",
+        "preftune lab run",
+        "Objectives on one problem: preftune lab run PROBLEM",
         positional="problem",
-        description="Objectives on one problem: preftune lab run PROBLEM",
     )
     with new_file(str(Path(settings.output) / "result.json"), settings.overwrite) as target:
         result = run_lab_race(settings.lab_race(), settings.workers, _teller("runs"))
@@ -246,9 +246,7 @@ def _tell_result(result: dict) -> None:
 
 
 def _list(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        LabListConfig, arguments, prog="preftune lab list", description="Experiments and problems"
-    )
+    settings = parse_settings(LabListConfig, arguments, "preftune lab list", "Experiments and problems")
     criteria, problems = load_criteria(), {name: load_problem(name) for name in shipped_problems()}
     if settings.json:
         print_json(
@@ -271,9 +269,9 @@ def _show(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         LabShowConfig,
         arguments,
-        prog="preftune lab show",
+        "preftune lab show",
+        "An experiment or a shipped problem: preftune lab show E4",
         positional="name",
-        description="An experiment or a shipped problem: preftune lab show E4",
     )
     criteria = load_criteria()
     if settings.name in shipped_problems():
@@ -357,9 +355,7 @@ def _criteria_json(entry: Criteria) -> dict:
 
 
 def _all(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        LabAllConfig, arguments, prog="preftune lab all", description="Every experiment, on fresh seeds"
-    )
+    settings = parse_settings(LabAllConfig, arguments, "preftune lab all", "Every experiment, on fresh seeds")
     folder = Path(settings.output)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     with new_file(str(folder / VERDICTS), settings.overwrite):
@@ -386,9 +382,9 @@ def _tune(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         LabTuneConfig,
         arguments,
-        prog="preftune lab tune",
+        "preftune lab tune",
+        "Learning rates of the experiments: preftune lab tune FILE",
         positional="output",
-        description="Learning rates of the experiments: preftune lab tune FILE",
     )
     with new_file(settings.output, settings.overwrite) as target:
         content = tune_experiments(settings.tier, settings.workers, _teller("runs"))

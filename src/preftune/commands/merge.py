@@ -205,8 +205,8 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         MergeConfig,
         name_bare_words(arguments, "models"),
-        prog="preftune merge",
-        description="One model out of several, or out of an adapter: preftune merge MODEL [MODEL ...]",
+        "preftune merge",
+        "One model out of several, or out of an adapter: preftune merge MODEL [MODEL ...]",
     )
     result = merge_models(settings)
     if settings.json:

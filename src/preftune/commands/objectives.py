@@ -56,9 +56,9 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         ObjectivesConfig,
         arguments,
-        prog="preftune objectives",
+        "preftune objectives",
+        "The table of objectives, or the page of one: preftune objectives NAME",
         positional="name",
-        description="The table of objectives, or the page of one: preftune objectives NAME",
     )
     if settings.name is not None:
         found = entry(settings.name)

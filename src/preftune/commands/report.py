@@ -53,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         ReportConfig,
         name_bare_words(arguments, "runs"),
-        prog="preftune report",
-        description="Draw the page of a run again, or of several: preftune report RUN [RUN ...]",
+        "preftune report",
+        "Draw the page of a run again, or of several: preftune report RUN [RUN ...]",
     )
     folders = [Path(run) for run in settings.runs]
     if settings.output:

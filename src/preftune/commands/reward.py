@@ -83,7 +83,7 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardedFile:
-    """What came of a file. `resumed_rows` were judged by an earlier command that did not get to the end."""
+    """Outcome for a file. An earlier, interrupted command scored the `resumed_rows`."""
 
     output: str
     reward: str
@@ -315,9 +315,9 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         RewardConfig,
         arguments,
-        prog="preftune reward",
+        "preftune reward",
+        "Judge completions: preftune reward FILE --reward brief --output OUT",
         positional="data",
-        description="Judge completions: preftune reward FILE --reward brief --output OUT",
     )
     found = add_rewards(settings, Reporter(quiet=settings.json))
     if settings.json:

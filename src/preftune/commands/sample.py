@@ -86,10 +86,7 @@ class SampleConfig:
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
     settings = parse_settings(
-        SampleConfig,
-        arguments,
-        prog="preftune sample",
-        description="Completions of a model; without a prompt, a chat.",
+        SampleConfig, arguments, "preftune sample", "Completions of a model; without a prompt, a chat."
     )
     with ExitStack() as stack:
         if settings.output is not None:  # refused before anything is loaded

@@ -284,16 +284,7 @@ def _known(record: object) -> tuple[object, ...] | None:
     """What training learns of a row."""
     if not isinstance(record, Record):
         return None
-    return (
-        record.identity,
-        record.completions,
-        record.pairs,
-        record.probabilities,
-        record.labels,
-        record.rewards,
-        record.ended,
-        record.sources,
-    )
+    return (*record.content(), record.ended, record.sources)
 
 
 def _pair_rows(record: Record) -> Iterator[OutputRow]:
@@ -336,9 +327,9 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(
         SelectConfig,
         arguments,
-        prog="preftune select",
+        "preftune select",
+        "From completions with rewards to pairs, labels or groups.",
         positional="data",
-        description="From completions with rewards to pairs, labels or groups.",
     )
     result = select(settings)
     if settings.json:

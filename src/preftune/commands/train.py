@@ -42,8 +42,8 @@ def run(arguments: Sequence[str]) -> int:
         settings = parse_settings(
             TrainConfig,
             words,
-            prog="preftune train",
-            description="Tune a model on preferences. `--resume RUN` goes on with one; `--dry-run` tells what it will cost.",
+            "preftune train",
+            "Tune a model on preferences. `--resume RUN` goes on with one; `--dry-run` tells what it will cost.",
         )
         start = _restarted(settings) or train
     with together(settings.process_minutes) as processes:

@@ -227,8 +227,8 @@ def run(arguments: Sequence[str]) -> int:
         settings = parse_settings(
             RewardModelConfig,
             arguments,
-            prog="preftune train-reward-model",
-            description="A reward model out of preference pairs. `--resume RUN` goes on with a run.",
+            "preftune train-reward-model",
+            "A reward model out of preference pairs. `--resume RUN` goes on with a run.",
         )
         as_json = settings.json
         result, found = train_reward_model(settings)

@@ -166,7 +166,7 @@ def _census(
         completions_ending_turn=sum(int(ids[-1]) == renderer.end_of_turn for ids in completions),
         special_inside=_special_inside(groups, renderer),
         duplicate_prompts=len(records) - len({record.identity for record in records}),
-        duplicate_records=len(records) - len({_content(record) for record in records}),
+        duplicate_records=len(records) - len({record.content() for record in records}),
         identical_completions=sum(
             len(set(record.completions)) < len(record.completions) for record in records
         ),
@@ -174,17 +174,6 @@ def _census(
         reward_ties=sum(len(set(record.rewards)) < len(record.rewards) for record in records),
         groups=tuple(groups),
         renderer=renderer,
-    )
-
-
-def _content(record: Record) -> tuple[object, ...]:
-    return (
-        record.identity,
-        record.completions,
-        record.pairs,
-        record.probabilities,
-        record.labels,
-        record.rewards,
     )
 
 

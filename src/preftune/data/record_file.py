@@ -1,4 +1,4 @@
-"""Records that wait on disk: memory holds a few bytes of each, however long its texts are."""
+"""A temporary file of records: memory holds a few bytes per record, whatever the length of its texts."""
 
 import hashlib
 import json

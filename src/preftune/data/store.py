@@ -112,7 +112,7 @@ class StoredGroups(Sequence[Group]):
     """
 
     def __init__(self, folder: Path, certain: bool):
-        """With `certain`, pairs without a probability have 1."""
+        """Open a store; with `certain`, the probability of a pair defaults to 1."""
         self._tokens, self._heads = (os.open(folder / name, os.O_RDONLY) for name in ("tokens", "heads"))
         for file in (self._tokens, self._heads):
             weakref.finalize(self, os.close, file)

@@ -89,7 +89,7 @@ def as_names(value: list[str] | str) -> list[str]:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Within, peft's use of names that transformers has renamed is no news for the user."""
+    """Silence peft's warnings about names that transformers has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning

@@ -147,7 +147,7 @@ def reward_tokenizer(renderer: Renderer) -> PreTrainedTokenizerBase:
 
 
 def _writes_unknown(tokenizer: Any) -> bool:
-    """Whether a text can hold the unknown token."""
+    """Whether the tokenizer can produce the unknown token."""
     ids = tokenizer("\U000f1234", add_special_tokens=False)["input_ids"]
     return tokenizer.unk_token_id in ids
 

@@ -19,7 +19,7 @@ from preftune.types import Group
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What decides how much a model multiplies."""
+    """Sizes of a model that determine its number of multiplications."""
 
     body: int  # entries of the matrices that every position is multiplied with
     trained_body: int  # of these, those that get a gradient

@@ -44,7 +44,7 @@ from preftune.model.kernels.products import use_fast_products
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What may be loaded beside plain tensors.
+    """Security settings for loading models.
 
     Args:
         trust_remote_code: run Python code that comes with the model.
@@ -180,7 +180,7 @@ def check_same_tokenizer(model: str, reference: str, options: LoadOptions) -> No
 
 
 def weights_dtype(precision: str) -> torch.dtype:
-    """Of the weights of a model that is not trained."""
+    """The dtype of the weights of a model that is not trained."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
@@ -251,7 +251,7 @@ def _check_index(source: str) -> None:
 
 
 def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
-    """What the auto class `kind` makes of the files; an error if a weight is not in them."""
+    """Load a model with the auto class `kind`; an error if the files lack a weight."""
     _check_index(source)
     config = _from_pretrained(
         AutoConfig.from_pretrained,

@@ -53,12 +53,12 @@ class Policy:
         return work() if self.shards is None else self.shards.run(work)
 
     def whole(self) -> AbstractContextManager[None]:
-        """Within, this process can make as many passes as it likes, without gradients."""
+        """Allow this process any number of passes without gradients within the context."""
         return nullcontext() if self.shards is None else self.shards.whole()
 
     def behind(self, passes: int) -> int:
-        """How many idle passes this process owes the others, besides so many of its own; asked by all, before
-        any of them.
+        """Idle forward passes that this process must add to `passes` of its own, so that all processes make
+        equally many. All processes call this before their first pass.
         """
         return 0 if self.shards is None else self.shards.behind(passes)
 

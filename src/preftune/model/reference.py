@@ -132,7 +132,7 @@ def fill_store(
 
 @contextmanager
 def adapter_off(policy: Policy) -> Iterator[None]:
-    """Within, the policy is its own start: the model without its adapter."""
+    """Disable the adapter within the context: the policy is its own reference."""
     with without_adapter(policy.peft_model):
         yield
 

@@ -194,7 +194,7 @@ def _work_tokens(z: Tensor) -> int:
 
 
 def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
-    """What is wanted of a chunk, from the log-probabilities [n, V] of the policy and of the reference."""
+    """The requested scores of a chunk, from the log-probabilities [n, V] of the policy and of the reference."""
     found = {}
     if wanted & {"entropy", "log_collision", "kl_to_ref"}:
         p = log_p.exp()

@@ -94,7 +94,7 @@ class Shards:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Within, each process holds all weights and makes passes on its own, without gradients."""
+        """Gather all weights in each process within the context, for passes of its own without gradients."""
         for unit in self._units():
             unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()

@@ -1,4 +1,4 @@
-"""How methods of a comparison are written: `bnf,dpo(beta=0.5),sft(selection=best-of-n)`."""
+"""Reading the methods of a comparison: `bnf,dpo(beta=0.5),sft(selection=best-of-n)`."""
 
 import re
 from dataclasses import dataclass, replace

@@ -32,7 +32,7 @@ ENDLESS = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:
-    """What one full run of any method may use; exactly one of them.
+    """Budget of one full run of any method, in exactly one unit.
 
     Args:
         steps: optimizer steps.
@@ -66,7 +66,7 @@ class BudgetOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What methods are compared by: always such that higher is better."""
+    """The measure by which methods are compared; higher is better."""
 
     name: str
     title: str  # "held-out accuracy"
@@ -321,7 +321,7 @@ class CompareConfig:
         )
 
     def folder(self, contender: Contender, trial: Trial) -> Path:
-        """Of a run, relative to the output: named by all that tells it from others."""
+        """Folder of a run, relative to the output: method, rate, budget and seed name it."""
         part = f"{self.budget.unit}-{self.budget.part(trial.share):g}"
         return Path("runs") / contender.slug / f"rate-{trial.rate:g}-{part}-seed-{trial.seed}"
 

@@ -21,7 +21,7 @@ MOST_SEEDS, LAST_SEED = 1000, 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a comparison reads of a run; it is in the run's folder once the run is over.
+    """Outcome of a run; it is written to the run's folder once the run is over.
 
     `curve` has the measure where it was taken: step, samples drawn, value. `failed` says why there is no
     score.
@@ -126,7 +126,7 @@ def _seed_track(track: Track, index: int) -> Track:
 
 
 def _result(track: Track) -> Result:
-    """Of a track of one seed."""
+    """Result of a track with one seed."""
     values = track.measures["return"][:, 0].tolist()
     drawn = track.counters["samples_drawn"]
     last = {name: float(track.final(name)[0]) for name in track.measures}

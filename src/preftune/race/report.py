@@ -99,7 +99,7 @@ class RaceTable:
 
 
 def race_table(content: Mapping[str, Any]) -> RaceTable:
-    """Where every method ended, and the summary."""
+    """The final table of all methods, and the summary."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for method, entry in content["methods"].items():
         by_seed = {run["seed"]: run for run in entry["runs"]}
@@ -134,7 +134,7 @@ def _row(place: Place, runs: Sequence[Mapping[str, Any]], tuning: Sequence[Mappi
 
 
 def brief(reason: str) -> str:
-    """What a message says first; its details are in comparison.json."""
+    """The first sentence of a message; comparison.json holds the rest."""
     return reason.partition(";")[0]
 
 

@@ -43,7 +43,7 @@ class Rung:
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
-    """What is compared. Without `halving` every rate has the full budget at once."""
+    """Methods, learning rates and seeds of a race. Without `halving` every rate has the full budget at once."""
 
     methods: tuple[str, ...]
     rates: tuple[float, ...]
@@ -85,7 +85,7 @@ class Race:
 
     @property
     def num_trials(self) -> int:
-        """Of all methods, if none fails."""
+        """Number of trials of all methods, if none fails."""
         tuning = sum(rung.count for rung in self.rungs) * len(self.tuning_seeds)
         return len(self.methods) * (tuning + len(self.seeds))
 
@@ -95,7 +95,7 @@ class Race:
 
 
 def check_tuning_seeds(options: Any) -> None:
-    """Of settings with `first_seed` and `tuning_seeds`, which are those right below it."""
+    """Check the seeds of settings with `first_seed` and `tuning_seeds`: tuning uses the seeds right below it."""
     check_range(options, "[1, inf)", "tuning_seeds")
     check_range(
         options,
@@ -196,7 +196,7 @@ def mean_score(scores: Sequence[float | None]) -> float | None:
 
 
 def next_trials(race: Race, scores: Scores) -> tuple[Trial, ...]:
-    """What may run now, method by method in their order; nothing when the race is over."""
+    """Trials that can run now, in the order of the methods; none when the race is over."""
     return tuple(trial for method in race.methods for trial in standing(race, method, scores).waiting)
 
 

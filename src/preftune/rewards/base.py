@@ -17,7 +17,7 @@ COLUMNS = {
     "budget": "int: the most tokens a completion may have",
     "prompt_turns": "list of {role, content} per completion: the whole prompt, where it is a dialogue; else None",
 }
-"""What sampling gives beside the columns of the data."""
+"""Columns that sampling adds to those of the data."""
 
 PromptInput = str | Sequence[Mapping[str, str]]
 """Plain text, or turns {role, content}."""

@@ -20,8 +20,7 @@ from preftune.rewards.classifier import ended_flags, render
 
 @dataclass(frozen=True, kw_only=True)
 class ImplicitReward(BuiltIn):
-    """What a tuned model has come to prefer beside the model that it was tuned from, as DPO's implicit
-    reward.
+    """DPO's implicit reward of a tuned model, relative to the model that it was tuned from.
 
         reward = beta * log-ratio - length_penalty * |y|,   log-ratio = sum_t (log pi(y_t) - log ref(y_t))
 

@@ -267,7 +267,7 @@ class Judge(BuiltIn):
 
 @dataclass(kw_only=True)
 class _Chat:
-    """How the judge wants to be asked; what it refuses is left out of later questions."""
+    """Request parameters that the judge accepts; a refused parameter is left out of later requests."""
 
     model: str
     temperature: float | None

@@ -1,6 +1,4 @@
-"""Completions of a model with the reward of each: what comparisons before and after, and labeled data, are
-made of.
-"""
+"""Sampled completions with their rewards, for evaluations before and after training and for labeled data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,7 +68,7 @@ def sample_and_judge(
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What one model's samples came to."""
+    """Reward, length and share of ended completions of one model's samples."""
 
     reward: Interval
     ended: float

@@ -1,4 +1,4 @@
-"""What a reward is asked about completions that a model drew."""
+"""Columns that a reward gets with sampled completions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether the trainer scores completions as the sampler did that drew them."""
+"""Agreement of the trainer's and the sampler's log-probabilities of the same completions."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Agreement:
 
 
 def compare_logps(one: Sequence[np.ndarray], two: Sequence[np.ndarray]) -> Agreement:
-    """Of the same completions, token by token, scored twice."""
+    """Compare two scorings of the same completions, token by token."""
     off = np.abs(np.concatenate([np.asarray(a, np.float64) - b for a, b in zip(one, two, strict=True)]))
     return Agreement(mean=float(off.mean()), max=float(off.max()), num_tokens=len(off))
 

@@ -175,7 +175,7 @@ AttentionInterface.register(_ATTENTION, attend_shared)
 
 @contextmanager
 def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within, the model's layers use the named attention function."""
+    """Use the named attention function in the model's layers within the context."""
     kept = model.config._attn_implementation
     model.config._attn_implementation = name
     try:

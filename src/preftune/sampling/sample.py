@@ -74,7 +74,7 @@ class SampleOptions:
 
     @property
     def truncated(self) -> bool:
-        """Whether tokens are left out that the model could write."""
+        """Whether top_k, top_p or min_p exclude tokens."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
@@ -333,7 +333,7 @@ def _next_tokens(
 
 
 def _logits(voices: Sequence[_Voice], rows: slice) -> Float[Tensor, "R V"]:
-    """Of the mixture; its normalizer is the softmax's business."""
+    """Logits of the mixture, without its normalizer."""
     first, *others = [head_logits(voice.rows.hidden[rows], voice.head) for voice in voices]
     if not others:
         return first

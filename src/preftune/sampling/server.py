@@ -92,7 +92,7 @@ def sample_server_tokens(
     keys: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Sampled]]:
-    """The same of prompts that are tokens, by the api "tokens"; a server that tells text alone is refused."""
+    """Sample prompts given as tokens, through the api "tokens"; a server that returns text only is refused."""
     if server.api not in ("auto", "tokens"):
         raise ConfigError(
             "Prompts of tokens have no place in a chat", got=f"server.api {server.api}", expected="tokens"
@@ -234,7 +234,7 @@ _CHANGES = (_as_is, _renamed_budget, _fixed_distribution)
 
 
 def _seed(seed: int, key: int, sample: int) -> int:
-    """Of one completion, in 31 bits, which every server takes."""
+    """Seed of one completion: 31 bits, which every server accepts."""
     return int(uniforms(seed, key, sample, 1)[0] * 2**31)
 
 

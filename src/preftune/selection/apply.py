@@ -53,7 +53,7 @@ def apply(selection: Selection, ones: Sequence[One], seed: int = 0) -> tuple[lis
 
 
 def _keys(one: Record | Group) -> list[Hashable]:
-    """What makes completions equal: the text, or the tokens and which of them are scored."""
+    """Key of a completion: its text, or its tokens and the mask of scored tokens."""
     if isinstance(one, Record):
         return [*one.completions]
     masks = [mask.tobytes() for mask in one.scored] or [b""] * len(one.completions)

@@ -57,7 +57,7 @@ GroupHidden = Callable[[Sequence[Group]], tuple[Tensor, Head]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Anchors:
-    """What the models beside the policy say of some groups; None is what the run does not need."""
+    """Scores of groups under the frozen models; None where the run does not need them."""
 
     reference: GroupLogps | None = None
     reference_hidden: GroupHidden | None = None
@@ -70,7 +70,7 @@ class Anchors:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnchorBuilder:
-    """What all anchors of a run are built from."""
+    """Settings from which all anchors of a run are built."""
 
     options: ReferenceOptions
     plan: ModelPlan
@@ -267,8 +267,8 @@ class AnchorBuilder:
 def chosen_mode(
     options: ReferenceOptions, needs: frozenset[str], has_adapter: bool, on_policy: bool = False
 ) -> str:
-    """What mode "auto" comes to: the cache, unless the reference moves, is needed over the whole vocabulary,
-    or is asked about completions that do not exist yet.
+    """Resolve mode "auto": the cache, unless the reference moves, is needed over the whole vocabulary, or
+    scores completions that do not exist yet.
     """
     if options.mode != "auto":
         return options.mode

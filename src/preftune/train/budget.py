@@ -36,7 +36,7 @@ class Budget:
         return min(self.steps, int(60 * self.minutes * counters.step / counters.seconds))
 
     def has_room(self, counters: Counters, draws: int) -> bool:
-        """Whether one more step fits, for which so many completions must be drawn."""
+        """Whether one more step, which draws `samples` completions, fits into the budget."""
         if self.samples is not None and counters.samples_drawn + draws > self.samples:
             return False
         return counters.step < self.planned(counters)

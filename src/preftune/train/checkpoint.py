@@ -36,7 +36,7 @@ _MOST = 2**62  # of any counter
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """What a run has done so far, for comparing methods on any axis."""
+    """Counters of a run: steps, samples, tokens, seconds."""
 
     step: int = 0
     num_tokens: int = 0  # positions computed by the policy in training, padding not counted

@@ -16,7 +16,7 @@ from preftune.types import Labels, Pairs
 def check_low_weights(
     optim: OptimOptions, precision: str, lora: LoraOptions, shard: ShardOptions, reference: ReferenceOptions
 ) -> None:
-    """What `optim.weights` bf16 goes with."""
+    """Refuse settings that `optim.weights` bf16 does not support."""
     if optim.weights != "bf16":
         return
     if precision != "bf16":
@@ -87,7 +87,7 @@ def check_filter(expression: str | None, source: str, objective: Objective) -> N
 
 
 def check_anchors(objective: Objective, reference: ReferenceOptions, source: str) -> None:
-    """What the objective needs must be there, and what is set must be of use to it."""
+    """Check that the objective's inputs exist and that every setting has an effect."""
     name, needs = objective_name(objective), objective.needs
     if "behaviour_value" in needs and source == "offline":
         raise ConfigError(

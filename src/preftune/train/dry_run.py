@@ -1,4 +1,4 @@
-"""What a run will cost, before it starts: memory and time, from a few groups that are really computed."""
+"""Predicted memory and time of a run, from a few groups that are really computed."""
 
 import re
 import resource
@@ -253,7 +253,7 @@ def _steps_per_draw(job: TrainingJob) -> int:
 
 
 def _computes_reference(job: TrainingJob) -> bool:
-    """Whether the reference is asked along with the policy, and not computed before."""
+    """Whether the reference is computed in each step, and not before training."""
     config = job.config
     mode = chosen_mode(
         config.reference, config.objective.needs & ANCHORED, config.lora.rank > 0, job.samples is not None

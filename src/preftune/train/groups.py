@@ -31,7 +31,7 @@ SIGNAL_NAMES: dict[type, SignalName] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DataPlan:
-    """What a run reads, and what for."""
+    """Data files of a run, and their use."""
 
     data: str
     eval_data: str | None
@@ -47,7 +47,7 @@ class DataPlan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReadData:
-    """What was read; on-policy, groups are prompts without completions."""
+    """Prepared groups of a run; on-policy, groups are prompts without completions."""
 
     plan: DataPlan
     prepared: Prepared
@@ -59,7 +59,7 @@ class ReadData:
 
     @property
     def lines(self) -> list[str]:
-        """What was used and what was left out, for a person."""
+        """Describe which rows are used and which are dropped."""
         return [
             *self.prepared.report.lines(),
             *([self.warning] if self.warning else []),

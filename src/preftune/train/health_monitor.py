@@ -41,7 +41,7 @@ class Watch:
         self._told: dict[str, int] = {}
 
     def findings(self, row: Mapping[str, object] | None = None) -> tuple[Finding, ...]:
-        """Of the rows written so far, and of one that is about to be."""
+        """Findings of the rows written so far, and of a row that is about to be written."""
         self._catch_up()
         if row is not None:
             self._history.add(row)

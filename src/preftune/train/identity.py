@@ -84,7 +84,7 @@ def records_digest(records: Iterable[Record]) -> str:
 
 
 def tokenizer_digests(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Of the tokenizer, and of its chat template."""
+    """Digest of the tokenizer and its chat template."""
     engine = (
         tokenizer.backend_tokenizer.to_str()
         if isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -107,7 +107,7 @@ def model_digest(name: str) -> str:
 
 
 def reward_digest(text: str) -> str:
-    """How a reward is written, and the files that it names: code of the user, folders of models."""
+    """The reward's text and digests of the files it names: user code, model folders."""
     parts = [text]
     for term in parse_sum(text, "reward"):
         names = [term.name, term.name.partition(":")[0], term.name.partition(":")[2], *term.settings.values()]

@@ -53,7 +53,7 @@ from preftune.train.token_table import write_tokens
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """How a run ended."""
+    """The end of a run."""
 
     folder: Path
     final: Path | None  # the tuned model; None when the run was interrupted

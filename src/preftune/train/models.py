@@ -74,7 +74,7 @@ def load_models(plan: ModelPlan, report: Reporter, processes: Processes) -> Mode
 
 
 def _saved_dtype(plan: ModelPlan) -> torch.dtype:
-    """What final/ is saved in: with "auto" as the model's files are, adapters in fp32, which their updates need."""
+    """The dtype of final/: with "auto" that of the model's files, for adapters fp32, which their updates need."""
     if plan.save_dtype != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[plan.save_dtype]
     if plan.low_weights:

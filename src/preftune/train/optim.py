@@ -123,7 +123,7 @@ def warmup_of(num_steps: int, options: OptimOptions) -> int:
 
 
 def schedule_line(num_steps: int, options: OptimOptions) -> str:
-    """What the learning rate does, for a person."""
+    """Describe the learning-rate schedule in words."""
     warmup = warmup_of(num_steps, options)
     line = f"learning rate {options.learning_rate:g}, {options.schedule}, {warmup} steps of warm-up"
     return line if warmup < num_steps else f"{line}, so that no step has the full rate"

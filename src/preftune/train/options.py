@@ -222,7 +222,7 @@ class TrainConfig:
 
     @property
     def data_plan(self) -> DataPlan:
-        """What is read."""
+        """Data options."""
         on_policy = self.source == "on-policy"
         return DataPlan(
             data=self.data,
@@ -237,7 +237,7 @@ class TrainConfig:
 
     @property
     def model_plan(self) -> ModelPlan:
-        """What is loaded."""
+        """Model options."""
         return ModelPlan(
             model=self.model,
             loading=self.loading,
@@ -258,7 +258,7 @@ class TrainConfig:
 
     @property
     def collect_plan(self) -> CollectPlan:
-        """What is drawn."""
+        """Sampling options."""
         gap = self.collect.sampler_gap
         return CollectPlan(
             options=self.collect,
@@ -272,7 +272,7 @@ class TrainConfig:
         )
 
     def budget(self, steps_per_epoch: int) -> Budget:
-        """How far the run goes."""
+        """Budget of the run."""
         whole = 2 if self.optim.extragradient else 1
         return Budget(
             steps=resolved_steps(steps_per_epoch, self.epochs, self.max_steps, whole),

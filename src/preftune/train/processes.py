@@ -54,8 +54,8 @@ class Processes:
         return sorted(mine)
 
     def gather(self, mine: T) -> list[T]:
-        """What every process has, in their order. Tensors must be on the CPU: another process's GPU is not
-        this one's.
+        """Gather an object of each process, in rank order. Tensors must be on the CPU, because processes have
+        different GPUs.
         """
         if self.size == 1:
             return [mine]
@@ -71,7 +71,7 @@ class Processes:
         return mine if self.size == 1 else any(self.gather(mine))
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """What the main process makes of `work`; an error of it is an error of all."""
+        """Run `work` in the main process and send the result to all; an error is raised in all processes."""
         if self.size == 1:
             return work()
         made: list[Any] = [None]

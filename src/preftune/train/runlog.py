@@ -58,7 +58,7 @@ class RunFolder:
         return self.path / "final"
 
     def write_text(self, name: str, text: str) -> None:
-        """Whole or not at all."""
+        """Write a file atomically."""
         if self.writes:
             with whole_file(self.path / name, f"write {name}") as file:
                 file.write_bytes(encoded(text))
@@ -210,7 +210,7 @@ class RunFolder:
 
 @dataclass(kw_only=True)
 class _Log:
-    """What a process has written to a log, or found in it."""
+    """State of a log file as this process knows it."""
 
     num_bytes: int
     digest: Any

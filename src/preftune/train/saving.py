@@ -1,4 +1,4 @@
-"""What a run leaves on disk of its model: checkpoints on the way, final/ at the end."""
+"""Saving the model of a run: checkpoints during training, final/ at the end."""
 
 import json
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def save_state(job: TrainingJob, run: RunFolder, counters: Counters, state: Stat
 
 
 def _marks(run: RunFolder, counters: Counters) -> dict[str, LogMark]:
-    """Where the logs stand. At step 0 nothing counts: the evaluation there is done again."""
+    """Marks of the logs' ends. At step 0 they are empty, because the evaluation of step 0 is repeated."""
     return run.log_marks() if run.writes and counters.step else {}
 
 
@@ -73,7 +73,7 @@ def _write_part(job: TrainingJob, scratch: Path, parameters, following) -> None:
 
 
 def keep_state(job: TrainingJob, run: RunFolder, counters: Counters, state: State | None) -> Path:
-    """The same where no process has met an error: one that it meets in saving is an error of all."""
+    """Save after checking that no process failed; an error while saving is raised in all processes."""
     if job.processes.lockstep:
         return save_state(job, run, counters, state)
     return job.processes.from_main(lambda: save_state(job, run, counters, state))
@@ -88,7 +88,7 @@ def install_final(job: TrainingJob, run: RunFolder) -> None:
 
 
 def _whole_weights(job: TrainingJob) -> dict[str, Tensor]:
-    """What save_final needs of a model in shards, on the CPU of the main process."""
+    """Gather the tensors that save_final needs from a sharded model, on the CPU of the main process."""
     policy, keep = job.policy, job.processes.is_main
     weights = None if job.config.objective.trains == "reward model" else adapter_weights(policy, keep)
     if weights is None:

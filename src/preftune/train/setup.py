@@ -92,7 +92,7 @@ class TrainingJob:
 
 
 def prompt_data(plan: DataPlan, data: ReadData, tokenizer: PreTrainedTokenizerBase) -> PromptData:
-    """What an on-policy run has from its data."""
+    """Data of an on-policy run."""
     return PromptData(
         prompts=data.train,
         records={record.origin: record for record in (*data.prepared.records, *data.held_records)},
@@ -111,7 +111,7 @@ def make_source(
     report: Reporter,
     processes: Processes,
 ) -> OnPolicySource:
-    """What draws from the policy, or from a server that follows it."""
+    """Make the sampler of the policy, or of a server that follows it."""
     follower = Follower(server, models.policy, output / "server") if server.url else None
     return OnPolicySource(
         policy=models.policy,
@@ -126,7 +126,7 @@ def make_source(
 
 
 def _opponent(options: CollectOptions, writer: Blend | None) -> Blend | None:
-    """Who answers beside the policy: the reference, or a mixture of the two."""
+    """Make the opponent: the reference, or a mixture of reference and policy."""
     if options.opponent == "none":
         return None
     assert writer is not None, "an on-policy reference is live or the policy without its adapter"
@@ -183,8 +183,8 @@ def scored_groups(
 
 
 def anchored_scores(objective: Objective, collect: CollectOptions, has_held: bool) -> frozenset[str]:
-    """What the models beside the policy are asked for: by the objective, by an opponent, and by evaluations,
-    which show log-ratios of held-out data.
+    """Scores needed from frozen models: by the objective, by an opponent, and by evaluations, which report
+    log-ratios of held-out data.
     """
     needs = objective.needs & ANCHORED
     watched = has_held and objective.trains == "policy"
@@ -240,8 +240,8 @@ def build_job(
 ) -> TrainingJob:
     """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds.
 
-    Who `rehearses` has the reference's numbers for the first step alone. `check` gets the identity of the run
-    before the reference's numbers are computed.
+    With `rehearses` (a dry run) the reference is computed for the first step only. `check` gets the identity
+    of the run before the reference is computed.
     """
     check_attention(config.layout, pick_device(config.device))
     check_optimizer(config.optim)

@@ -1,4 +1,4 @@
-"""Where the groups of each step come from."""
+"""Sources of the groups of each step."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

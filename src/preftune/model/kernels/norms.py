@@ -26,8 +26,8 @@ class _RootMeanSquareNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         rows, weight, scale = ctx.saved_tensors
         gradient = gradients[0].reshape(rows.shape)
-        # The backward of a layer norm of mean 0 is that of this one, but that it takes the mean of gradient x
-        # weight away.
+        # The backward of a layer norm with mean 0 differs in one term only: it subtracts the mean of
+        # gradient * weight.
         into_rows, into_weight, _ = torch.ops.aten.native_layer_norm_backward(
             gradient,
             rows,

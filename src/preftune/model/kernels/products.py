@@ -1,5 +1,5 @@
-"""Matrix products on processors of which PyTorch's own product uses a part: half in fp32, or a seventh in
-bf16.
+"""oneDNN replacements for CPU matrix products where PyTorch's default uses only part of the processor: half
+of it in fp32, a seventh in bf16.
 """
 
 import os
@@ -122,19 +122,19 @@ def replace_products(
 
 
 def is_large(left: Tensor, right: Tensor) -> bool:
-    """Whether a product in fp32 is worth the call of oneDNN."""
+    """Whether an fp32 product is large enough for oneDNN to be faster."""
     return _are_matrices(left, right, torch.float32) and left.numel() * right.shape[1] >= _SMALL
 
 
 def is_worth_casting(left: Tensor, right: Tensor) -> bool:
-    """Whether a product in bf16 takes longer than casting its inputs to fp32."""
+    """Whether a bf16 product takes longer than casting its inputs to fp32."""
     if not _are_matrices(left, right, torch.bfloat16) or left.numel() * right.shape[1] < _SMALL:
         return False
     return min(*left.shape, right.shape[1]) >= _FEW
 
 
 def _are_matrices(left: Tensor, right: Tensor, dtype: torch.dtype) -> bool:
-    """What PyTorch's kernel refuses, it is to say so itself."""
+    """Let PyTorch's kernel raise its own error for inputs that it refuses."""
     return (
         left.dtype == right.dtype == dtype
         and left.ndim == right.ndim == 2

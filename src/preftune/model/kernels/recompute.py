@@ -13,7 +13,7 @@ from preftune.errors import ModelError
 from preftune.model.kernels.gated import keeping_products
 
 _INPUT_SHARE = 0.08
-"""Of a layer's activations: its input, one width of some thirteen (docs/scaling.md)."""
+"""Share of a layer's activations that its input makes up: one width of about thirteen (docs/scaling.md)."""
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

@@ -1,6 +1,4 @@
-"""A model whose weights are in 16 bits, computing in fp32 for a while: what is proven of it is not lost in
-its rounding.
-"""
+"""Run a model with 16-bit weights in fp32 for a while, so that its rounding does not hide what a proof compares."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,7 +40,7 @@ _Weights = list[tuple[nn.Parameter, torch.dtype]]
 
 
 def _low(parameters: Iterable[nn.Parameter]) -> _Weights:
-    """Those in 16 bits, with the precision they have."""
+    """The layers with 16-bit weights, and their dtype."""
     return [(parameter, parameter.dtype) for parameter in parameters if parameter.dtype in _LOW]
 
 

@@ -41,7 +41,7 @@ def weighs_ratios(objective: Objective) -> bool:
 
 
 def check_opponent(objective: Objective, collect: CollectOptions) -> None:
-    """Who may answer beside the policy."""
+    """Check which other model may answer prompts."""
     name, opponent = objective_name(objective), collect.opponent
     expected = objective.opponents
     if not expected:

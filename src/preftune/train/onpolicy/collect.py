@@ -111,7 +111,7 @@ def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
-    """How completions are drawn and judged in a run."""
+    """Sampling and reward settings of a run."""
 
     renderer: Renderer
     sampling: SampleOptions
@@ -143,8 +143,8 @@ def draw(
     server: ServerOptions | None = None,
     blend: Blend | None = None,
 ) -> tuple[Draw, list[list[Sampled]]]:
-    """Completions of each prompt from the model as it is, or blended with another, or from a server that has
-    it; and the same as the sampler gave them.
+    """Sample completions of each prompt: from the model, from its mixture with another model, or from a
+    server that holds it. Also returns the samples as the sampler made them.
     """
     tokens = [group.prompt for group in prompts]
     if server is None:

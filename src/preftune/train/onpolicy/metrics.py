@@ -1,4 +1,4 @@
-"""What the draws of one collection came to: counts, rewards, lengths, and the metrics made of them."""
+"""Metrics of one on-policy collection: counts, rewards, lengths."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from preftune.types import Group, Record
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What a draw took, and how near the sampler was to the trainer."""
+    """Cost of a draw, and the gap between the sampler's and the trainer's log-probabilities."""
 
     gap: float  # mean |logp of the trainer - logp of the sampler| per token
     seconds: float
@@ -25,7 +25,7 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class News:
-    """What the draws of one collection came to."""
+    """Metrics of one collection."""
 
     num_prompts: int = 0
     num_asked: int = 0

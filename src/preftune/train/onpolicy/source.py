@@ -58,7 +58,7 @@ class Collection:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptData:
-    """What an on-policy run has from its data."""
+    """Data of an on-policy run."""
 
     prompts: Sequence[Group]  # without completions
     records: Mapping[str, Record]  # of all prompts, by origin, held-out ones included
@@ -67,7 +67,7 @@ class PromptData:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CollectPlan:
-    """How collections are made and gone over."""
+    """How collections are sampled and iterated."""
 
     options: CollectOptions
     selection: Selection | None
@@ -161,7 +161,7 @@ class OnPolicySource:
         return sum(self._samples(state.draws + k) for k in range(missing))
 
     def _num_prompts(self, draw: int) -> int:
-        """Of draw 0, 1, ...: the last one of a pass takes what is left."""
+        """Prompts of draw 0, 1, ...; the last draw of a pass takes the remainder."""
         place = draw % self._order.steps_per_epoch
         return min(self.prompts_each, len(self._order.groups) - place * self.prompts_each)
 
@@ -335,7 +335,7 @@ class OnPolicySource:
 
 
 def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Draw, list[list[Sampled]]]:
-    """What processes drew of every so-manieth prompt, in the prompts' order."""
+    """Merge per-rank draws in the order of the prompts: rank r drew prompts r, r + size, ..."""
     count = sum(len(draw.groups) for draw, _ in parts)
     order = [divmod(place, len(parts)) for place in range(count)]
     return Draw(
