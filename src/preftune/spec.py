@@ -326,7 +326,9 @@ def _load_module(source: str, whole: str) -> ModuleType:
         # A module that exists may itself import one that does not: that is another mistake.
         if not f"{source}.".startswith(f"{error.name}."):
             raise _import_raised(whole, source, error) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise _import_raised(whole, source, error) from error
     raise ConfigError(
         f"{whole} cannot be found: there is no module {source!r}",
@@ -344,7 +346,9 @@ def _load_file(path: Path, whole: str) -> ModuleType:
     sys.modules[module_name] = module  # dataclasses and pickle look a class's module up there
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         del sys.modules[module_name]
         raise _import_raised(whole, str(path), error) from error
     return module

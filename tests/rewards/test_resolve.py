@@ -366,7 +366,7 @@ def test_a_wrong_number_of_entries():
 
 
 @pytest.mark.parametrize(
-    "outcome, kind", [(None, "NoneType"), (1.0, "float"), (np.zeros(3), "ndarray"), ("abc", "str")]
+    "outcome, kind", [(None, "NoneType"), (1.0, "float"), (np.zeros((3, 2)), "ndarray"), ("abc", "str")]
 )
 def test_an_outcome_that_is_no_list(outcome, kind):
     with pytest.raises(TrainingError, match=f"returned no list; got a {kind}; expected a list of 3"):

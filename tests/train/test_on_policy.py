@@ -451,3 +451,23 @@ def test_the_recipes_of_the_docs_are_settings(flags):
     ]
     config = parse_settings(TrainConfig, words, prog="preftune train", description="")
     assert config.source == "on-policy" and len(RECIPES) >= 10
+
+
+def test_terms_of_a_reward_are_logged_by_themselves(config, tmp_path):
+    path = tmp_path / "late.py"
+    path.write_text(
+        "def score(prompts, completions, *, training_step, **columns):\n"
+        "    return [None if k % 2 else float(training_step) for k in range(len(prompts))]\n"
+    )
+    reward = f"0.5*length.min + {path}:score"
+    run = train(config(reward=reward, max_steps=2, eval_fraction=0.25), quiet=True)
+    first, second = trained(metric_rows(run.folder))
+    assert [row["collect/reward/score"] for row in (first, second)] == [0.0, 1.0]
+    assert second["collect/reward_none/score"] == 0.5 and second["collect/reward_std/score"] == 0.0
+    assert second["collect/reward_none/length.min"] == 0.0
+    assert second["collect/reward"] == pytest.approx(0.5 * second["collect/reward/length.min"] + 0.5)
+    held = [row for row in metric_rows(run.folder) if row["phase"] == "eval"]
+    assert held[-1]["eval_reward/score"] == 2.0
+    row = json.loads((run.folder / "completions.jsonl").read_text().splitlines()[-1])
+    assert row["reward_parts"]["score"] == [1.0, None, 1.0, None]
+    assert row["reward_parts"]["length.min"] == [-float(n) for n in row["num_tokens"]]

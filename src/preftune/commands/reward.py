@@ -52,6 +52,7 @@ class RewardConfig:
         per_completion: other columns that hold one entry per completion.
         rows_per_call: rows that the reward gets at a time; what is judged is kept after each call.
         timeout_s: seconds that one call of a function of your own may take; null is no limit.
+        reward_process: run functions of yours in processes of their own, which the time limit kills.
         overwrite: replace the output, and forget what an interrupted command left.
         json: print the result as JSON.
     """
@@ -63,6 +64,7 @@ class RewardConfig:
     per_completion: list[str] = field(default_factory=list)
     rows_per_call: int = 16
     timeout_s: float | None = TIMEOUT_S
+    reward_process: bool = False
     overwrite: bool = False
     json: bool = False
 
@@ -110,7 +112,7 @@ def add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
 
 def _add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
     rows = list(_rows(settings))
-    function = resolve_reward(settings.reward)
+    function = resolve_reward(settings.reward, settings.reward_process)
     check_columns(
         function,
         settings.reward,
@@ -168,10 +170,10 @@ def _rows(settings: RewardConfig) -> Iterator[_Row]:
 
 
 def _row(value: Mapping[str, Any], settings: RewardConfig) -> _Row:
-    if settings.column in value:
+    if settings.column in value or f"{settings.column}_parts" in value:
         raise DataError(
             f"The row has a column {settings.column} already",
-            got=shown(value[settings.column]),
+            got=shown(value.get(settings.column, value.get(f"{settings.column}_parts"))),
             do="Give the new rewards another name with --column",
         )
     record = FORMATS["prompts"].convert(value)
@@ -278,11 +280,14 @@ class _Journal:
 
     def add(self, rows: Sequence[_Row], verdicts: Verdicts) -> None:
         """Rows that are done, on disk when this returns."""
-        rewards, lines = iter(verdicts.rewards), []
+        rewards, lines, start = iter(verdicts.rewards), [], 0
         for row in rows:
             mine = [next(rewards) for _ in row.completions]
+            part = {name: values[start : start + len(mine)] for name, values in verdicts.parts.items()}
+            start += len(mine)
             failures = verdicts.parse_failures if not lines else 0  # of all these rows
-            lines.append({"row": {**row.value, self.column: mine}, "parse_failures": failures})
+            more = {f"{self.column}_parts": part} if part else {}
+            lines.append({"row": {**row.value, self.column: mine, **more}, "parse_failures": failures})
         begin = [] if self.part.exists() and self.part.stat().st_size else [self.header]
         try:
             with open(self.part, "ab") as file:
@@ -299,9 +304,12 @@ class _Journal:
             path.write_bytes(b"".join(_line(line["row"]) for line in self.lines))
         self.part.unlink(missing_ok=True)
         rewards = [reward for line in self.lines for reward in line["row"][self.column]]
-        return Verdicts(
-            rewards=rewards, parse_failures=sum(line["parse_failures"] for line in self.lines)
-        ).report()
+        parts: dict[str, list[float | None]] = {}
+        for line in self.lines:
+            for name, values in line["row"].get(f"{self.column}_parts", {}).items():
+                parts.setdefault(name, []).extend(values)
+        failures = sum(line["parse_failures"] for line in self.lines)
+        return Verdicts(rewards=rewards, parse_failures=failures, parts=parts).report()
 
 
 def _line(content: Mapping[str, Any]) -> bytes:
@@ -327,6 +335,11 @@ def run(arguments: Sequence[str]) -> int:
     parts = [f"{plural(told.num_asked, 'completion')} of {plural(found.rows, 'row')}"]
     if told.mean is not None:
         parts.append(f"mean {told.mean:.4g}, standard deviation {told.std:.4g}")
+    for name, part in told.parts.items():
+        numbers = (
+            "no number" if part.mean is None else f"mean {part.mean:.4g}, standard deviation {part.std:.4g}"
+        )
+        parts.append(f"{name}: {numbers}, {part.num_none} without an opinion")
     parts += [f"{told.num_none} without an opinion"] * (told.num_none > 0)
     parts += [f"{told.parse_failures} answers of the judge not understood"] * (told.parse_failures > 0)
     print(clean_terminal(f"{'; '.join(parts)}\n{found.output}"))

@@ -6,7 +6,7 @@ import importlib.util
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from preftune.errors import ConfigError, shown
@@ -16,6 +16,7 @@ COLUMNS = {
     "num_tokens": "int per completion: its tokens, the end-of-turn token included",
     "budget": "int: the most tokens a completion may have",
     "prompt_turns": "list of {role, content} per completion: the whole prompt, where it is a dialogue; else None",
+    "training_step": "int, in training: optimizer steps done when the completions were drawn",
 }
 """Columns that sampling adds to those of the data."""
 
@@ -27,7 +28,7 @@ PromptInput = str | Sequence[Mapping[str, str]]
 class RewardReport:
     """What a reward said of completions, in numbers. `parse_failures` counts answers of a judge that could
     not be understood; mean and standard deviation (of the population) are over the numbers, None where there
-    is none.
+    is none. `parts` are the same of each term of a weighted sum, by its name.
     """
 
     num_asked: int
@@ -35,14 +36,18 @@ class RewardReport:
     parse_failures: int
     mean: float | None
     std: float | None
+    parts: "Mapping[str, RewardReport]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
-    """One finite number for each completion, or None: no opinion."""
+    """One finite number for each completion, or None: no opinion. `parts` are those of each term of a weighted
+    sum, before its weight, by the term's name.
+    """
 
     rewards: list[float | None]
     parse_failures: int = 0
+    parts: Mapping[str, list[float | None]] = field(default_factory=dict)
 
     def report(self) -> RewardReport:
         known = [reward for reward in self.rewards if reward is not None]
@@ -52,6 +57,7 @@ class Verdicts:
             parse_failures=self.parse_failures,
             mean=statistics.fmean(known) if known else None,
             std=statistics.pstdev(known) if known else None,
+            parts={name: Verdicts(rewards=rewards).report() for name, rewards in self.parts.items()},
         )
 
 

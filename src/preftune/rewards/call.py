@@ -3,17 +3,20 @@
 import asyncio
 import inspect
 import math
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any
 
 from preftune.errors import ConfigError, PreftuneError, TrainingError, shown
 from preftune.rewards.base import COLUMNS, BuiltIn, RewardFunction, Verdicts, at
+from preftune.rewards.own_process import OwnProcess
 from preftune.timed import Overdue, run_apart
 
 TIMEOUT_S = 600.0  # seconds that one call of a user's function may take
+MOST_AT_ONCE = 8  # asynchronous terms of a sum that run at the same time
 _RESERVED = ("prompts", "completions")
 
 
@@ -24,11 +27,12 @@ class Part:
     weight: float
     name: str
     function: RewardFunction
+    label: str = ""  # short, and its own among the terms of the sum
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedRewards:
-    """sum_k weight_k * reward_k; None where any of them has no opinion."""
+    """sum_k weight_k * reward_k over the terms that have an opinion; None where no term has one."""
 
     parts: tuple[Part, ...]
 
@@ -40,13 +44,23 @@ def _outcome(function: RewardFunction, arguments: Mapping[str, Any], timeout_s: 
     if isinstance(function, BuiltIn):
         return function(**arguments)
 
+    if isinstance(function, OwnProcess):
+        return function.ask(arguments, timeout_s)
+
     def work() -> Any:
         result = function(**arguments)
         return asyncio.run(_awaited(result, timeout_s)) if inspect.isawaitable(result) else result
 
-    if timeout_s is None and not inspect.iscoroutinefunction(function):
+    if timeout_s is None and not is_async(function):
         return work()  # in the caller's thread, where signals work
     return run_apart(work, timeout_s)
+
+
+def is_async(function: RewardFunction) -> bool:
+    """Whether calling the function gives something to wait for."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  an object whose call is asynchronous
+    )
 
 
 async def _awaited(result: Any, seconds: float | None) -> Any:
@@ -104,10 +118,11 @@ def ask(
             )
     check_columns(function, name, columns)
     if isinstance(function, WeightedRewards):
-        found = [
-            ask(part.function, part.name, prompts, completions, columns, timeout_s) for part in function.parts
+        calls = [
+            partial(ask, part.function, part.name, prompts, completions, columns, timeout_s)
+            for part in function.parts
         ]
-        return _summed([part.weight for part in function.parts], found)
+        return _summed(function.parts, _all_of(calls, [is_async(part.function) for part in function.parts]))
 
     def call(start: int, stop: int) -> object:
         part = slice(start, stop)  # slices are copies: the function may do with them what it likes
@@ -129,7 +144,9 @@ def ask(
             got=f"nothing within {timeout_s:g} s",
             do="Mend the function, or raise timeout_s",
         ) from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         index = _first_raising(call, len(completions), error)
         where = f"on {len(completions)} completions" if index is None else at(index, completions)
         raise TrainingError(
@@ -150,24 +167,43 @@ def call_reward(
     return ask(function, name, prompts, completions, columns, timeout_s).rewards
 
 
-def _summed(weights: list[float], found: list[Verdicts]) -> Verdicts:
+def _all_of(calls: Sequence[Callable[[], Verdicts]], apart: Sequence[bool]) -> list[Verdicts]:
+    """What the terms of a sum say. Asynchronous functions wait for something else most of the time, so they run
+    at the same time, at most MOST_AT_ONCE of them.
+    """
+    if sum(apart) < 2:
+        return [call() for call in calls]
+    with ThreadPoolExecutor(MOST_AT_ONCE, "preftune-rewards") as pool:
+        begun = [pool.submit(call) if alone else None for call, alone in zip(calls, apart, strict=True)]
+        return [
+            call() if waiting is None else waiting.result()
+            for call, waiting in zip(calls, begun, strict=True)
+        ]
+
+
+def _summed(parts: Sequence[Part], found: Sequence[Verdicts]) -> Verdicts:
     rewards: list[float | None] = []
+    weights = [part.weight for part in parts]
     for ones in zip(*(one.rewards for one in found), strict=True):
-        known = [reward for reward in ones if reward is not None]
-        rewards.append(sum(map(operator.mul, weights, known)) if len(known) == len(ones) else None)
-    return Verdicts(rewards=rewards, parse_failures=sum(one.parse_failures for one in found))
+        known = [w * reward for w, reward in zip(weights, ones, strict=True) if reward is not None]
+        rewards.append(sum(known) if known else None)
+    return Verdicts(
+        rewards=rewards,
+        parse_failures=sum(one.parse_failures for one in found),
+        parts={part.label or part.name: one.rewards for part, one in zip(parts, found, strict=True)},
+    )
 
 
 def _checked(outcome: object, name: str, completions: list[str]) -> Verdicts:
     failures = outcome.parse_failures if isinstance(outcome, Verdicts) else 0
-    outcome = outcome.rewards if isinstance(outcome, Verdicts) else outcome
+    outcome = _as_list(outcome.rewards if isinstance(outcome, Verdicts) else outcome)
     expected = f"a list of {len(completions)} numbers or None"
     if not isinstance(outcome, list | tuple):
         raise TrainingError(
             f"Reward {name!r} returned no list",
             got=f"a {type(outcome).__name__}",
             expected=expected,
-            do="Return a list; arrays and tensors have .tolist()",
+            do="Return a list, or an array or tensor of one dimension",
         )
     if len(outcome) != len(completions):
         without = f", none for {at(len(outcome), completions)}" if len(outcome) < len(completions) else ""
@@ -183,10 +219,21 @@ def _checked(outcome: object, name: str, completions: list[str]) -> Verdicts:
     return Verdicts(rewards=rewards, parse_failures=failures)
 
 
-def _finite(entry: object) -> float | None:
+def _as_list(outcome: Any) -> Any:
+    """An array or tensor of one dimension as a list; anything else as it is."""
     try:
+        return outcome.tolist() if getattr(outcome, "ndim", None) == 1 else outcome
+    except Exception:  # an object that only looks like an array
+        return outcome
+
+
+def _finite(entry: Any) -> float | None:
+    """A number of Python, numpy or torch as a float; None if it is no finite number."""
+    try:
+        if not isinstance(entry, Real) and getattr(entry, "ndim", None) == 0:
+            entry = entry.item()  # of an array or a tensor
         number = float(entry) if isinstance(entry, Real) else math.nan
-    except OverflowError:  # an int beyond the largest float
+    except Exception:  # an int beyond the largest float, or an object that only looks like a number
         return None
     return number if math.isfinite(number) else None
 
@@ -203,7 +250,9 @@ def _first_raising(call: Callable[[int, int], object], count: int, error: BaseEx
     def raises(start: int, stop: int) -> bool:
         try:
             call(start, stop)
-        except (Exception, SystemExit) as again:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as again:
             return type(again) is type(error)
         return False
 

@@ -21,6 +21,7 @@ def questions(
     ended: Sequence[Sequence[bool]],
     num_tokens: Sequence[Sequence[int]],
     budget: int,
+    step: int | None = None,
 ) -> Questions:
     """Of the completions of each record's prompt: the columns that sampling gives, and those that all records
     have.
@@ -36,6 +37,8 @@ def questions(
         "budget": budget,
         "prompt_turns": [prompt_turns(records[p]) for p, _ in flat],
     }
+    if step is not None:
+        columns["training_step"] = step
     return Questions(
         prompts=[prompt_text(records[p]) for p, _ in flat],
         completions=[texts[p][k] for p, k in flat],

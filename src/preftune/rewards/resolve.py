@@ -4,11 +4,12 @@ the user.
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from preftune.errors import ConfigError
 from preftune.rewards.base import BuiltIn, RewardFunction
 from preftune.rewards.call import AnyReward, Part, WeightedRewards
+from preftune.rewards.own_process import OwnProcess
 from preftune.spec import SpecTerm, build, load_attribute, parse_sum, suggestion
 
 
@@ -51,36 +52,59 @@ REWARDS: Mapping[str, type[BuiltIn]] = _BuiltIns(
 )
 
 
-def resolve_reward(text: str) -> AnyReward:
+def resolve_reward(text: str, own_process: bool = False) -> AnyReward:
     """The reward that is written in `text`, ready to judge; every mistake in it that can be seen now is a
     ConfigError now.
 
     A built-in with its settings, the user's function named as "module:function" or
-    "path/to/file.py:function", or a weighted sum of these.
+    "path/to/file.py:function", or a weighted sum of these. With `own_process` functions of the user run in
+    processes of their own, which a time limit can end.
     """
     if not text.strip():
         raise ConfigError("The reward's name is empty", expected="a built-in reward or 'module:function'")
     terms = parse_sum(text, "reward")
     parts = tuple(
-        Part(weight=1.0 if t.weight is None else t.weight, name=t.name, function=_resolved(t)) for t in terms
+        Part(
+            weight=1.0 if term.weight is None else term.weight,
+            name=term.name,
+            function=_resolved(term, own_process),
+            label=label,
+        )
+        for term, label in zip(terms, _labels([term.name for term in terms]), strict=True)
     )
+    if own_process and all(isinstance(part.function, BuiltIn) for part in parts):
+        raise ConfigError(
+            "A process of its own is for a reward function of yours",
+            got=text,
+            expected="'module:function'",
+            do="Leave reward_process out: built-in rewards keep their own time",
+        )
     return parts[0].function if terms[0].weight is None else WeightedRewards(parts=parts)
 
 
-def _resolved(term: SpecTerm) -> RewardFunction:
+def _labels(names: Sequence[str]) -> list[str]:
+    """A short name for each term, its own: built-ins by their name, functions by theirs, the second of a name
+    with -2.
+    """
+    short = ["model" if name.startswith("model:") else name.rpartition(":")[2] for name in names]
+    seen = [short[:place].count(name) for place, name in enumerate(short)]
+    return [f"{name}-{count + 1}" if count else name for name, count in zip(short, seen, strict=True)]
+
+
+def _resolved(term: SpecTerm, own_process: bool) -> RewardFunction:
     name, colon, folder = term.name.partition(":")
     if name == "model" and colon:
         return _built("model", {"path": folder, **term.settings})
     if term.name in REWARDS:
         return _built(term.name, term.settings)
-    return _users_function(term.name, bool(term.settings))
+    return _users_function(term.name, bool(term.settings), own_process)
 
 
 def _built(name: str, settings: Mapping[str, object]) -> RewardFunction:
     return build(REWARDS[name], settings, f"reward {name!r}")
 
 
-def _users_function(name: str, with_settings: bool) -> RewardFunction:
+def _users_function(name: str, with_settings: bool, own_process: bool) -> RewardFunction:
     if ":" not in name:
         raise ConfigError(
             "Unknown reward",
@@ -95,6 +119,8 @@ def _users_function(name: str, with_settings: bool) -> RewardFunction:
             expected="built-in rewards with settings",
             do="Write a function that has them in it",
         )
+    if own_process:
+        return OwnProcess(name)
     function = load_attribute(name, "reward", "module:function")
     _check_signature(function, name)
     return function

@@ -23,6 +23,7 @@ from preftune.train.batches import (
     share_of,
 )
 from preftune.train.onpolicy.collect import judge_draw
+from preftune.train.onpolicy.metrics import part_metrics
 from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MetricMeter, couple_step, global_weight
@@ -126,6 +127,7 @@ def evaluate_samples(
     prompts: Sequence[Group],
     reference: GroupLogps | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    step: int = 0,
 ) -> dict[str, float]:
     """Reward of the policy's samples on held-out prompts, their length, and how many ended.
 
@@ -139,7 +141,7 @@ def evaluate_samples(
     )
     drawn, _ = source.drawn(prompts, judge, EVALUATION, progress)
     records = [source.records[group.origin] for group in prompts]
-    groups, verdicts = source.processes.from_main(lambda: judge_draw(drawn, judge, records))
+    groups, verdicts = source.processes.from_main(lambda: judge_draw(drawn, judge, records, step))
     lengths = [len(ids) for group in groups for ids in group.completions]
     metrics = {
         "completions/length": float(np.mean(lengths)),
@@ -149,6 +151,7 @@ def evaluate_samples(
     known = [reward for reward in verdicts.rewards if reward is not None]
     if known:
         metrics["reward"] = float(np.mean(known))
+    metrics |= part_metrics(verdicts.parts, "")
     temperature = judge.sampling.temperature
     if temperature == 0 or judge.sampling.truncated:
         return metrics

@@ -12,7 +12,7 @@ from preftune.train.setup import TrainingJob
 
 
 def held_out_metrics(
-    job: TrainingJob, report: Reporter, state: State | None
+    job: TrainingJob, report: Reporter, step: int, state: State | None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics of the held-out data, and how well the machine was used."""
     if job.samples is not None:
@@ -21,6 +21,7 @@ def held_out_metrics(
             job.eval_groups,
             job.anchors.reference,
             lambda done, of: report.update("evaluate", done, of),
+            step,
         )
         return metrics, {}
     started = time.perf_counter()

@@ -418,7 +418,7 @@ def _evaluate(
             watch.findings()
         return {}
     with averaged_weights(job.optimizer):
-        metrics, used = held_out_metrics(job, report, state)
+        metrics, used = held_out_metrics(job, report, step, state)
         if job.best is not None:
             job.best.see(step, metrics, job.policy)
     row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()} | used

@@ -204,7 +204,9 @@ def _read_inputs(
     config: TrainConfig, report: Reporter
 ) -> tuple[AnyReward | None, PreTrainedTokenizerBase, ReadData]:
     """Everything that is read before the model's weights."""
-    reward = resolve_reward(config.reward) if config.reward is not None else None
+    reward = None
+    if config.reward is not None:
+        reward = resolve_reward(config.reward, config.collect.reward_process)
     tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
     limits, plan = model_limits(config.model, config.loading), config.data_plan
     if within(plan, limits) is not plan:

@@ -55,6 +55,8 @@ class CollectOptions:
         sampler_gap: the most by which sampler and trainer may differ, in nats per token on average; by
             default 0.001 in fp32 and 0.1 in bf16.
         reward_timeout_s: seconds that a reward function may take for a collection.
+        reward_process: run reward functions of yours in processes of their own, which the time limit kills; a
+            thread, in which they run otherwise, cannot be stopped.
     """
 
     prompts: int | None = None
@@ -70,6 +72,7 @@ class CollectOptions:
     eval_completions: int = 1
     sampler_gap: float | None = None
     reward_timeout_s: float = TIMEOUT_S
+    reward_process: bool = False
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "prompts", "epochs", "eval_completions", prefix="collect.")
@@ -207,13 +210,16 @@ def win_rates_against_opponents(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def judge_draw(drawn: Draw, judge: Sampler, records: Sequence[Record]) -> tuple[list[Group], Verdicts]:
+def judge_draw(
+    drawn: Draw, judge: Sampler, records: Sequence[Record], step: int
+) -> tuple[list[Group], Verdicts]:
     """The groups with a reward for each completion (None where it has no opinion), and what the reward said.
 
     The reward is called once on all completions; `records` are those of the prompts, for their other columns.
+    `step` is how many optimizer steps the policy has done, which a reward sees as `training_step`.
     """
     counts = [[len(ids) for ids in group.completions] for group in drawn.groups]
-    asked = questions(records, drawn.texts, drawn.ended, counts, judge.sampling.max_new_tokens)
+    asked = questions(records, drawn.texts, drawn.ended, counts, judge.sampling.max_new_tokens, step)
     verdicts = ask(
         judge.reward, judge.reward_name, asked.prompts, asked.completions, asked.columns, judge.timeout_s
     )

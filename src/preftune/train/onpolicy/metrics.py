@@ -41,6 +41,7 @@ class News:
     centred: tuple[
         tuple[float, float], ...
     ] = ()  # reward and length of a completion, less the mean of its prompt
+    parts: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)  # of a weighted sum
     rows: tuple[Mapping[str, object], ...] = ()
     drawing: float = 0.0  # seconds
     must_be_done: float = 0.0  # operations of what was drawn here, as `work_of` counts them
@@ -56,6 +57,7 @@ class News:
     ) -> "News":
         """And one draw more; `made` is None for one that a run before had made."""
         lengths = [[len(ids) for ids in group.completions] for group in groups]
+        starts = np.cumsum([0, *map(len, lengths)]).tolist()
         rows = [
             {
                 "prompt": prompt_text(record),
@@ -63,9 +65,10 @@ class News:
                 "rewards": list(group.rewards),
                 "ended": list(ended),
                 "num_tokens": counts,
+                **_parts_of(verdicts, start, start + len(counts)),
             }
-            for record, texts, group, ended, counts in zip(
-                records, drawn.texts, groups, drawn.ended, lengths, strict=True
+            for record, texts, group, ended, counts, start in zip(
+                records, drawn.texts, groups, drawn.ended, lengths, starts[:-1], strict=True
             )
         ]
         known = [reward for reward in verdicts.rewards if reward is not None]
@@ -88,6 +91,7 @@ class News:
             comparable=self.comparable + len(several),
             equal=self.equal + equal,
             centred=(*self.centred, *chain.from_iterable(map(_centred, several))),
+            parts={name: (*self.parts.get(name, ()), *values) for name, values in verdicts.parts.items()},
             rows=(*self.rows, *rows),
             drawing=self.drawing + (0.0 if made is None else made.seconds),
             must_be_done=self.must_be_done + (0.0 if made is None else made.must_be_done),
@@ -110,6 +114,7 @@ class News:
                 "collect/reward": float(np.mean(self.rewards)),
                 "collect/reward_std": float(np.std(self.rewards)),
             }
+        metrics |= part_metrics(self.parts, "collect/")
         if self.comparable:
             metrics["collect/equal_rewards"] = self.equal / self.comparable
         reward, length = np.array(self.centred).reshape(-1, 2).T
@@ -127,6 +132,25 @@ class News:
             metrics=metrics,
             completions=tuple({"step": step, **row} for row in self.rows),
         )
+
+
+def _parts_of(verdicts: Verdicts, start: int, stop: int) -> dict[str, object]:
+    """The rewards of some completions by the terms of a weighted sum, for a row of completions.jsonl."""
+    if not verdicts.parts:
+        return {}
+    return {"reward_parts": {name: values[start:stop] for name, values in verdicts.parts.items()}}
+
+
+def part_metrics(parts: Mapping[str, Sequence[float | None]], prefix: str) -> dict[str, float]:
+    """Mean, standard deviation and share of None of each term of a weighted sum, before its weight."""
+    metrics: dict[str, float] = {}
+    for name, values in parts.items():
+        known = [value for value in values if value is not None]
+        metrics[f"{prefix}reward_none/{name}"] = 1.0 - len(known) / max(1, len(values))
+        if known:
+            metrics[f"{prefix}reward/{name}"] = float(np.mean(known))
+            metrics[f"{prefix}reward_std/{name}"] = float(np.std(known))
+    return metrics
 
 
 def _centred(pairs: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:

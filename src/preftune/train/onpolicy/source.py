@@ -254,7 +254,7 @@ class OnPolicySource:
             state.draws += 1
         drawn = state.unjudged
         records = [self.records[group.origin] for group in drawn.groups]
-        groups, verdicts = self.processes.from_main(lambda: judge_draw(drawn, self.judge, records))
+        groups, verdicts = self.processes.from_main(lambda: judge_draw(drawn, self.judge, records, step - 1))
         known = (
             win_rates_against_opponents(groups)
             if self.opponent is not None and self.selection is None
