@@ -123,6 +123,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _with_ticks(super()._parse(source, name, filename))
 
     def call_binop(self, context: object, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is str and type(right) is str:
+            _budget.charge(len(left) + len(right))
+            return left + right
         _check_operation(operator, left, right)
         result = super().call_binop(context, operator, left, right)  # type: ignore[arg-type]
         _budget.charge(_size(result))
