@@ -53,6 +53,6 @@ def check_best_metric(job: TrainingJob) -> None:
     metrics = dict.fromkeys(SAMPLED_METRICS, 0.0)
     if job.samples is None:
         few = replace(job, eval_groups=job.eval_groups[:4])
-        metrics, _ = held_out_metrics(few, Reporter(quiet=True), None)
+        metrics, _ = held_out_metrics(few, Reporter(quiet=True), 0, None)
     if best.metric.name not in (*metrics, *LATER):
         raise best.unknown(metrics)
