@@ -56,7 +56,7 @@ def test_a_model_that_knows_what_it_knows():
 
 def test_knowing_nothing():
     found = calibrate([0.0, 0.0], [0, 1])
-    assert found.accuracy.mean == 0.0  # equal rewards are no answer
+    assert found.accuracy.mean == 0.5  # a tie counts one half
     assert found.brier.mean == 0.25 and found.nll.mean == pytest.approx(math.log(2))
 
 
