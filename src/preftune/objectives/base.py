@@ -41,6 +41,8 @@ class Objective(ABC):
             policy's own in a group. Empty if sampling alone cannot make the signal.
         least_completions: of objectives on rewards, how many completions of a prompt the loss needs to learn
             anything from their rewards: 2 where they are compared with each other.
+        learning_rates: the lowest and the highest learning rate for all weights that the sources of the page
+            use.
         value_is_surrogate: whether parts of the loss that depend on the policy are held fixed in the
             gradient, so that the value is not what the gradient lowers.
     """
@@ -54,6 +56,7 @@ class Objective(ABC):
     chosen_fall: ChosenFall = "prevented"
     opponents: tuple[Opponent, ...] = ("none",)
     least_completions: int = 1
+    learning_rates: ClassVar[tuple[float, float]] = (1e-7, 2e-5)
     value_is_surrogate: bool = False
 
     def __init_subclass__(cls) -> None:

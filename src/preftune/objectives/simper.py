@@ -21,6 +21,7 @@ class SimPER(PairObjective):
     unlikely.
     """
 
+    learning_rates = (3e-7, 1e-6)
     name = "simper"
     length_normalized = True
 

@@ -48,6 +48,7 @@ class SimPO(PairObjective):
         gamma: target margin, in units of beta times nats per token.
     """
 
+    learning_rates = (3e-7, 1e-6)
     name = "simpo"
     chosen_fall = "possible"
     length_normalized = True

@@ -40,6 +40,7 @@ from preftune.train.optim import OptimOptions, schedule_line
 from preftune.train.optimizers import check_optimizer, hidden_matrices, make_optimizer
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
+from preftune.train.recommended import unusual_settings
 from preftune.train.sources import OfflineSource
 from preftune.types import Group
 
@@ -289,6 +290,8 @@ def build_job(
         source = make_source(models, judge, prompts, plan, server, output, anchors.writer, report, processes)
         budget = source.within(config.budget(source.steps_per_epoch))
     report.note(f"{budget.line(source.steps_per_epoch)}; {schedule_line(budget.steps, config.optim)}")
+    for line in unusual_settings(config.objective, config.optim, config.lora.rank):
+        report.note(line)
     job = TrainingJob(
         config=config,
         policy=models.policy,

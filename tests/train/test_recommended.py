@@ -1,0 +1,48 @@
+"""A setting far outside what an objective's page recommends is told before training."""
+
+import pytest
+
+from preftune.objectives import OBJECTIVES
+from preftune.train.optim import OptimOptions
+from preftune.train.recommended import unusual_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "rate", "rank", "expected"),
+    [
+        ("dpo", {}, 1e-6, 0, []),
+        ("dpo", {}, 1e-4, 16, []),
+        ("dpo", {}, 1e-2, 16, ["learning rate 0.01 is far above the usual 1e-06 to 0.0002 for adapters"]),
+        ("dpo", {}, 1e-3, 0, ["learning rate 0.001 is far above the usual 1e-07 to 2e-05 for all weights"]),
+        (
+            "simpo",
+            {},
+            1e-4,
+            0,
+            ["learning rate 0.0001 is far above the usual 3e-07 to 1e-06 for all weights"],
+        ),
+        ("dpo", {}, 1e-10, 0, ["learning rate 1e-10 is far below the usual"]),
+        ("simpo", {"beta": 0.1}, 1e-6, 0, ["beta 0.1 is far below the recommended 2"]),
+        ("dpo", {"beta": 5.0}, 1e-6, 0, ["beta 5 is far above the recommended 0.1"]),
+        ("dpo", {"beta": 0.01}, 0.0, 0, []),
+        ("sft", {}, 1e-5, 0, []),
+    ],
+)
+def test_what_is_unusual(name, settings, rate, rank, expected):
+    lines = unusual_settings(OBJECTIVES[name](**settings), OptimOptions(learning_rate=rate), rank)
+    assert len(lines) == len(expected)
+    for line, start in zip(lines, expected, strict=True):
+        assert line.startswith(start) and line.endswith(f"see: preftune objectives {name}")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_defaults_are_usual(name):
+    objective = OBJECTIVES[name]
+    low, high = objective.learning_rates
+    assert 0 < low <= high < 1
+    if not any(
+        True
+        for option in objective.__dataclass_fields__.values()
+        if option.default.__class__.__name__ == "_MISSING_TYPE"
+    ):
+        assert unusual_settings(objective(), OptimOptions(), 0) == []
