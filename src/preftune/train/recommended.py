@@ -5,19 +5,19 @@ from dataclasses import fields
 from preftune.objectives import Objective, objective_name
 from preftune.train.optim import OptimOptions
 
-FAR = 10.0
+_FAR = 10.0
 """Times beyond the range of the recommended values."""
-ADAPTERS = 10.0
+_ADAPTERS = 10.0
 """Adapters take learning rates that are so many times larger than all weights do."""
 
 
 def unusual_settings(objective: Objective, optim: OptimOptions, lora_rank: int) -> list[str]:
     """A sentence for each, for a person; nothing for a learning rate of 0, which is a test."""
-    scale = ADAPTERS if lora_rank else 1.0
+    scale = _ADAPTERS if lora_rank else 1.0
     low, high = (scale * rate for rate in objective.learning_rates)
     page = f"see: preftune objectives {objective_name(objective)}"
     found = []
-    if optim.learning_rate and not low / FAR <= optim.learning_rate <= high * FAR:
+    if optim.learning_rate and not low / _FAR <= optim.learning_rate <= high * _FAR:
         what = "adapters" if lora_rank else "all weights"
         size = "above" if optim.learning_rate > high else "below"
         usual = f"{low:g}" if low == high else f"{low:g} to {high:g}"
@@ -26,7 +26,7 @@ def unusual_settings(objective: Objective, optim: OptimOptions, lora_rank: int) 
         )
     beta = next((option.default for option in fields(objective) if option.name == "beta"), None)  # type: ignore[arg-type]
     given = getattr(objective, "beta", None)
-    if isinstance(beta, float) and beta > 0 and given and not beta / FAR <= given <= beta * FAR:
+    if isinstance(beta, float) and beta > 0 and given and not beta / _FAR <= given <= beta * _FAR:
         size = "above" if given > beta else "below"
         found.append(f"beta {given:g} is far {size} the recommended {beta:g}; {page}")
     return found
