@@ -19,6 +19,7 @@ from preftune.errors import DataError, shown
 from preftune.types import Completion, Message
 
 _HH_MARK = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+_LINE_MARK = re.compile(r"\n+(?=(?:Human|Assistant):)")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 Prompt = tuple[Message, ...] | str
@@ -52,6 +53,8 @@ def transcript_dialogue(value: object) -> tuple[Message, ...] | None:
     if not isinstance(value, str) or "Human:" not in value or not value.lstrip().startswith("Human:"):
         return None
     text = f"\n\n{value.strip()}"
+    if "\n\nAssistant:" not in text:  # single line breaks between the turns
+        text = "\n\n" + _LINE_MARK.sub("\n\n", text).strip()
     marks = {mark.group(1) for mark in _HH_MARK.finditer(text)}
     return transcript_turns(text) if "Assistant" in marks or value.startswith("\n\nHuman:") else None
 

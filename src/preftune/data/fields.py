@@ -155,6 +155,8 @@ def not_blank(completion: Completion, name: str) -> Completion:
 def as_turns(value: object, name: str) -> tuple[Message, ...]:
     """The turns of a dialogue from {role, content} or {from, value} objects; one object is one turn."""
     value = turns_of_text(value)
+    if isinstance(value, str):
+        as_text(value, name)  # says so if these are turns as Python writes them
     turns = _rows_of_columns(value) if isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(

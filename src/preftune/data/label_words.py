@@ -94,8 +94,9 @@ def verdict_word(value: object, sides: tuple[str, str]) -> int | str | None:
     if isinstance(value, bool):
         return "true or false does not say which answer"
     text = str(value).strip().lower()
-    if isinstance(value, float) and value.is_integer():
-        text = str(int(value))
+    text = (
+        text.removesuffix(".0") if text.removesuffix(".0").isdigit() else text
+    )  # a float, or one in a table
     plain = re.sub(r"[\W_]+", "", text)
     if plain.startswith("tie") or plain in _TIES:
         return None

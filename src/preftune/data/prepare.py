@@ -14,6 +14,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.chat_templates import apply_template
+from preftune.data.column_account import UNUSED
 from preftune.data.data_report import DataReport, Lengths
 from preftune.data.fit import fit
 from preftune.data.options import DataOptions
@@ -160,6 +161,8 @@ class _Maker:
         self.bad += reader.bad_rows
         if derivation is None:
             _refuse_making(self.signal, options)
+        if derivation is not None and reader.format == "prompts":
+            raise _prompts_only(reader, self.signal)
         found = derivation.derived(records) if derivation is not None else self._as_they_are(records)
         first = next(found)  # what is wrong with the signal is said before what is wrong with the tokenizer
         renderer, origins, fitted = (
@@ -240,6 +243,16 @@ def _noted(records: Iterator[Record], origins: deque[str]) -> Iterator[Record]:
     for record in records:
         origins.append(record.origin)
         yield record
+
+
+def _prompts_only(reader: RecordReader, signal: Wanted) -> DataError:
+    others = [name for name, role in reader.columns.items() if role == UNUSED]
+    return DataError(
+        f"{reader.source} holds prompts only, which give no {signal}",
+        got="the other columns " + ", ".join(others) if others else "no other columns",
+        expected="answers and what is known of them",
+        do="Name your columns, as in --rows.columns chosen=winner,rejected=loser",
+    )
 
 
 def _refuse_making(signal: Wanted, options: DataOptions) -> None:

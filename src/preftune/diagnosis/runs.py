@@ -159,7 +159,7 @@ def _classes(moved: Sequence[TokenShifts], kinds: Sequence[Sequence[str]], clust
     ratios = [one.log_ratio for one in moved]
     expected = [displacement.token_expectations(one.ref_logp) for one in moved]
     return {
-        "kinds": displacement.by_class(ratios, kinds, displacement.KINDS, clusters),
+        "kinds": displacement.by_class(ratios, kinds, displacement.TOKEN_KINDS, clusters),
         "expectations": displacement.by_class(ratios, expected, displacement.EXPECTATIONS, clusters),
     }
 
