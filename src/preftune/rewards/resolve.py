@@ -2,11 +2,14 @@
 the user.
 """
 
+import ast
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, shown
 from preftune.rewards.base import BuiltIn, RewardFunction
 from preftune.rewards.call import AnyReward, Part, WeightedRewards
 from preftune.rewards.own_process import OwnProcess
@@ -104,7 +107,34 @@ def _built(name: str, settings: Mapping[str, object]) -> RewardFunction:
     return build(REWARDS[name], settings, f"reward {name!r}")
 
 
+PASSED_OBJECT = "python:"
+_PASSED: dict[str, RewardFunction] = {}
+
+
+def register_reward(function: Any) -> str:
+    """A name for a function that was passed as an object; it is known as long as this process runs."""
+    _check_signature(function, getattr(function, "__name__", "reward"))
+    name = f"{PASSED_OBJECT}{getattr(function, '__qualname__', type(function).__name__)}"
+    _PASSED[name] = function
+    return name
+
+
 def _users_function(name: str, with_settings: bool, own_process: bool) -> RewardFunction:
+    if name.startswith(PASSED_OBJECT):
+        if name not in _PASSED:
+            raise ConfigError(
+                f"Reward {name!r} was a Python object of another process",
+                do="Pass the function again with preftune.train, or name it as module:function",
+            )
+        if own_process:
+            raise ConfigError(
+                "reward_process has no effect on a function that was passed as an object",
+                got=name,
+                expected="'module:function', which another process can import",
+            )
+        return _PASSED[name]
+    if ":" not in name and name.endswith(".py"):
+        name = f"{name}:{_only_function(Path(name).expanduser())}"
     if ":" not in name:
         raise ConfigError(
             "Unknown reward",
@@ -124,6 +154,26 @@ def _users_function(name: str, with_settings: bool, own_process: bool) -> Reward
     function = load_attribute(name, "reward", "module:function")
     _check_signature(function, name)
     return function
+
+
+def _only_function(path: Path) -> str:
+    """The one public function that a file defines."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"Reward {shown(str(path))} cannot be read", got=shown(error, 160)) from error
+    names = [
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+    ]
+    if len(names) != 1:
+        raise ConfigError(
+            f"Reward {shown(str(path))} names a file, not a function",
+            got=", ".join(names) or "no public function in it",
+            expected=f"{path}:FUNCTION",
+        )
+    return names[0]
 
 
 def _check_signature(function: object, name: str) -> None:

@@ -1,10 +1,13 @@
 """The loop: the only one."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from preftune.data.records import write_bad_rows
 from preftune.errors import (
@@ -50,6 +53,9 @@ from preftune.train.sources import Taken
 from preftune.train.step import run_step
 from preftune.train.token_table import write_tokens
 
+OnStep = Callable[[Mapping[str, Any]], object]
+"""Called after each step with its metrics; a true value ends the run there, as its last step would."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -61,8 +67,46 @@ class RunResult:
     state: str  # "finished" or "interrupted"
     evaluation: Mapping[str, float]  # of the last evaluation on held-out data, {} without
 
+    @property
+    def metrics(self) -> Any:
+        """Every logged number as a pandas DataFrame: a row for each step, evaluations in the columns eval_*."""
+        import pandas
 
-def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = ALONE) -> RunResult:
+        run = read_run(self.folder)
+        columns = {name: pandas.Series(one.values, one.steps) for name, one in run.train.items()}
+        columns |= {
+            f"eval_{name}": pandas.Series(one.values, one.steps) for name, one in run.evaluation.items()
+        }
+        return pandas.DataFrame(columns).rename_axis("step")
+
+    def plot(self, *names: str) -> Any:
+        """A matplotlib figure of these metrics over the steps; the loss if none is named."""
+        from matplotlib.figure import Figure
+
+        table, names = self.metrics, names or ("loss",)
+        if unknown := [name for name in names if name not in table]:
+            raise ConfigError("The run has no such metric", got=unknown[0], expected=", ".join(table.columns))
+        figure = Figure(figsize=(6, 2.4 * len(names)), layout="constrained")
+        for place, name in enumerate(names):
+            axes = figure.add_subplot(len(names), 1, place + 1)
+            axes.plot(table[name].dropna(), marker="o", markersize=3)
+            axes.set(xlabel="step", ylabel=name)
+        return figure
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        numbers = "".join(
+            f"<tr><td>{escape(k)}</td><td>{v:.4f}</td></tr>" for k, v in self.evaluation.items()
+        )
+        return (
+            f"<p>{escape(self.state)} after step {self.step}: {escape(str(self.folder))}</p>"
+            f"<table>{numbers}</table><p>report: {escape(str(self.folder / REPORT_NAME))}</p>"
+        )
+
+
+def train(
+    config: TrainConfig, *, quiet: bool = False, processes: Processes = ALONE, on_step: OnStep | None = None
+) -> RunResult:
     """Train from the start, into a new run folder."""
     processes = _arranged(processes, config.device, config.shard.mode)
     if config.shard.mode != "none" and not processes.lockstep:
@@ -88,7 +132,7 @@ def train(config: TrainConfig, *, quiet: bool = False, processes: Processes = AL
         processes.from_main(lambda: check_room(config.output, _bytes_needed(job)))
         with interruption() as stop:
             run = _created(job, identity)
-            return run_loop(job, run, report, Counters(), None, stop)
+            return run_loop(job, run, report, Counters(), None, stop, on_step)
 
 
 def resume(
@@ -223,6 +267,7 @@ def run_loop(
     counters: Counters,
     state: State | None,
     stop: Interruption,
+    on_step: OnStep | None = None,
 ) -> RunResult:
     """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
     config, processes = job.config, job.processes
@@ -254,7 +299,9 @@ def run_loop(
                     if last % eval_every:
                         evaluation = _evaluate(job, run, report, last, state, watch)
                     break
-                counters, state = _train_step(job, run, report, counters, state, taken)
+                counters, state, row = _train_step(job, run, report, counters, state, taken)
+                if on_step is not None and on_step(MappingProxyType(row)):
+                    last = counters.step
                 if not job.budget.has_room(counters, job.source.draws(counters.step + 1)):
                     last = counters.step
                 if counters.step % eval_every == 0 or counters.step == last:
@@ -338,7 +385,7 @@ def _tell_finished(run: RunFolder, report: Reporter, step: int, evaluation: Mapp
 
 def _train_step(
     job: TrainingJob, run: RunFolder, report: Reporter, counters: Counters, state: State | None, taken: Taken
-) -> tuple[Counters, State]:
+) -> tuple[Counters, State, dict[str, Any]]:
     config, step, groups = job.config, counters.step + 1, taken.groups
     started = time.perf_counter()
     mine = share_of(groups, job.policy, job.processes)
@@ -381,30 +428,28 @@ def _train_step(
     )
     for row in taken.completions:
         run.append("completions.jsonl", row)
-    run.append(
-        "metrics.jsonl",
-        {
-            "step": step,
-            "phase": "train",
-            "loss": result.loss,
-            "grad_norm": result.grad_norm,
-            "learning_rate": rate,
-            "epoch": round(step / job.source.steps_per_epoch, 6),
-            "num_tokens": counters.num_tokens,
-            "prompts_seen": counters.prompts_seen,
-            "samples_drawn": counters.samples_drawn,
-            "reward_queries": counters.reward_queries,
-            "step_time": seconds,
-            "tokens_per_second": tokens / seconds,
-            "packing": tokens / computed,
-            "mfu": used,
-            **common_ends(groups),
-            **result.metrics,
-            **taken.metrics,
-        },
-    )
+    row = {
+        "step": step,
+        "phase": "train",
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "learning_rate": rate,
+        "epoch": round(step / job.source.steps_per_epoch, 6),
+        "num_tokens": counters.num_tokens,
+        "prompts_seen": counters.prompts_seen,
+        "samples_drawn": counters.samples_drawn,
+        "reward_queries": counters.reward_queries,
+        "step_time": seconds,
+        "tokens_per_second": tokens / seconds,
+        "packing": tokens / computed,
+        "mfu": used,
+        **common_ends(groups),
+        **result.metrics,
+        **taken.metrics,
+    }
+    run.append("metrics.jsonl", row)
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
-    return counters, result.state
+    return counters, result.state, row
 
 
 def _evaluate(
