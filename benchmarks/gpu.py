@@ -110,15 +110,7 @@ def _sizes(
 
 def shapes(tiny: bool) -> dict[str, Shape]:
     if tiny:
-        sizes: dict[str, Any] = dict(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=64,
-            max_position_embeddings=512,
-        )
+        sizes: dict[str, Any] = _sizes(64, 32, 48, 2, 4, 2) | dict(max_position_embeddings=512)
         layout = LayoutOptions(micro_batch_tokens=256)
         return {
             "tiny": Shape(

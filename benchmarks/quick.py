@@ -61,15 +61,9 @@ class Calls(TorchDispatchMode):
 
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=2,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
+    sizes = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=2)
+    heads = dict(num_attention_heads=9, num_key_value_heads=3)
+    config = LlamaConfig(**sizes, **heads, tie_word_embeddings=True)
     config._attn_implementation = SEGMENTS
     model = LlamaForCausalLM(config).eval()
     make_lean(model)  # as one that is loaded

@@ -71,16 +71,8 @@ def test_clean_data_without_a_model(pairs_file, capsys):
     assert (evidence["num_prompts"], evidence["num_pairs"], evidence["completions_per_prompt"]) == (8, 8, 2.0)
     assert evidence["duplicates"] == 0 and evidence["can_reward"] is False
     assert evidence["length_bias"] == 0.0  # "No idea about ... at all." is always longer
-    missing = {
-        "completion_tokens",
-        "off_policy",
-        "best_of_data",
-        "best_of_n",
-        "reward_spread",
-        "zero_spread",
-        "noise",
-        "leakage",
-    }
+    missing = {"completion_tokens", "off_policy", "best_of_data", "best_of_n"}
+    missing |= {"reward_spread", "zero_spread", "noise", "leakage"}
     assert all(evidence[name] is None for name in missing) and told["measures"]["unit"] == "words"
     # "It is the sea ." and "No idea about the sea at all ." share three words of 5 + 8; and so on
     assert 0.2 < evidence["overlap"] < 0.6

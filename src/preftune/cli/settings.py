@@ -29,16 +29,22 @@ OBJECTIVE = "objective.name"
 
 
 def parse_settings(
-    kind: type[T], arguments: Sequence[str], prog: str, description: str, positional: str | None = None
+    kind: type[T], arguments: Sequence[str], prog: str, description: str = "", positional: str | None = None
 ) -> T:
-    """The settings of a verb, validated. `positional` may be given as a bare word before the first flag."""
+    """The settings of a command, validated. `positional` may be given as a bare word before the first flag. The
+    description is by default the summary of the settings' docstring.
+    """
     names = _names(kind)
     tokens = _spell_out(_expand(arguments, names, positional))
     sources = [_read_yaml(path, names) for path in _yaml_paths(tokens)]
     for path, source in zip(_yaml_paths(tokens), sources, strict=True):
         _refuse_nulls(path, source, _needs_value(kind))
     parser = ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False
+        prog=prog,
+        description=description or (kind.__doc__ or "").split("\n\n")[0],
+        exit_on_error=False,
+        default_env=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with settings; flags win over it")
     objective = _objective_class(kind, tokens, sources)

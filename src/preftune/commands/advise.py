@@ -160,13 +160,7 @@ class AdviseConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        AdviseConfig,
-        arguments,
-        "preftune advise",
-        "What to train on, with which objective: preftune advise DIAGNOSIS.json",
-        positional="diagnosis",
-    )
+    settings = parse_settings(AdviseConfig, arguments, "preftune advise", positional="diagnosis")
     evidence = settings.evidence()
     advice = advise(evidence)
     if settings.race.output:

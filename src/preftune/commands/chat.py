@@ -74,7 +74,7 @@ Partner = Callable[[Sequence[Message], int, Callable[[str], None]], Answer | Non
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(ChatConfig, arguments, "preftune chat", "Talk to a model.")
+    settings = parse_settings(ChatConfig, arguments, "preftune chat")
     if settings.compare is None:
         return hold_chat({"": load_partner(settings, settings.model)}, settings.seed, settings.system)
     names = (settings.model, settings.compare)

@@ -29,13 +29,7 @@ class CleanConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        CleanConfig,
-        arguments,
-        prog="preftune clean",
-        positional="folder",
-        description="Remove what killed processes left: preftune clean RUN",
-    )
+    settings = parse_settings(CleanConfig, arguments, "preftune clean", positional="folder")
     root = Path(settings.folder)
     ours = {"config.yaml", "iterate.yaml", "compare.yaml"}
     runs = [root, *(path.parent for name in sorted(ours) for path in root.rglob(name))]

@@ -28,12 +28,7 @@ def _tell(config: CompareConfig, table: RaceTable, content: Mapping[str, Any]) -
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(
-        CompareConfig,
-        arguments,
-        "preftune compare",
-        "Methods under an equal budget, tuned, on several seeds.",
-    )
+    settings = parse_settings(CompareConfig, arguments, "preftune compare")
     report = Reporter(quiet=settings.json)
     try:
         content = compare(settings, report)

@@ -54,12 +54,7 @@ class CurvesConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        CurvesConfig,
-        name_bare_words(arguments, "objectives"),
-        "preftune curves",
-        "How hard objectives push a token: preftune curves [NAME ...]",
-    )
+    settings = parse_settings(CurvesConfig, name_bare_words(arguments, "objectives"), "preftune curves")
     found = derivative_curves(settings.objectives or list(OBJECTIVES), settings.quantity, settings.ref_prob)
     if not found.curves:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.not_drawn.items())

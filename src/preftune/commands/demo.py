@@ -236,9 +236,7 @@ def _summary(judged: Sequence[Judged]) -> str:
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(
-        DemoConfig, arguments, "preftune demo", "The whole way in small, in a few minutes."
-    )
+    settings = parse_settings(DemoConfig, arguments, "preftune demo")
     result = demo(settings, Reporter(quiet=settings.json))
     if settings.json:
         shown = asdict(result) | {"run": {"folder": str(result.run.folder), "step": result.run.step}}

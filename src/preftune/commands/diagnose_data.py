@@ -224,13 +224,7 @@ def tell(found: DataMeasures, console: Console) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(
-        DiagnoseDataConfig,
-        arguments,
-        "preftune diagnose data",
-        "What a data set can teach a model: preftune diagnose data FILE --model M",
-        positional="data",
-    )
+    settings = parse_settings(DiagnoseDataConfig, arguments, "preftune diagnose data", positional="data")
     with ExitStack() as stack:
         if settings.output is not None:
             stack.enter_context(new_file(settings.output, settings.overwrite))

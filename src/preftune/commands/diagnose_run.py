@@ -24,12 +24,7 @@ DIAGNOSIS_FILE = "diagnosis.json"
 def run(arguments: Sequence[str]) -> int:
     """`preftune diagnose run RUN [RUN ...] --output FOLDER`."""
     quiet_transformers()
-    settings = parse_settings(
-        DiagnoseRunConfig,
-        name_bare_words(arguments, "runs"),
-        "preftune diagnose run",
-        "Where runs moved probability: preftune diagnose run RUN [RUN ...] --output FOLDER",
-    )
+    settings = parse_settings(DiagnoseRunConfig, name_bare_words(arguments, "runs"), "preftune diagnose run")
     folder = Path(settings.output)
     _check_folder(settings.output)
     report = Reporter(quiet=settings.json)

@@ -45,7 +45,7 @@ class EnvConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(EnvConfig, arguments, "preftune env", "Versions and hardware.")
+    settings = parse_settings(EnvConfig, arguments, "preftune env")
     facts = environment_facts()
     if settings.json:
         print_json(facts)

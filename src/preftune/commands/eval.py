@@ -251,9 +251,7 @@ def write_samples(run: RunFolder, before: list[Judged], after: list[Judged], ste
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(
-        EvalConfig, arguments, "preftune eval", "How good a model is, on preference data or on prompts."
-    )
+    settings = parse_settings(EvalConfig, arguments, "preftune eval")
     report = Reporter(quiet=settings.json)
     if settings.data is not None:
         pairs = evaluate_pairs(settings, report)

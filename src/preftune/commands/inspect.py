@@ -39,13 +39,7 @@ class InspectConfig:
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(
-        InspectConfig,
-        arguments,
-        "preftune inspect",
-        "What is in a data file, as a model's tokenizer sees it.",
-        positional="data",
-    )
+    settings = parse_settings(InspectConfig, arguments, "preftune inspect", positional="data")
     tokenizer = load_tokenizer(resolve_model(settings.model), settings.loading)
     found = inspect_data(settings.data, tokenizer, settings.rows)
     if settings.json:

@@ -249,12 +249,7 @@ def iterate(config: IterateConfig, report: Reporter) -> IterateResult:
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(
-        IterateConfig,
-        arguments,
-        "preftune iterate",
-        "Rounds of sample, reward, select, train, from file to file.",
-    )
+    settings = parse_settings(IterateConfig, arguments, "preftune iterate")
     found = iterate(settings, Reporter(quiet=settings.json))
     if settings.json:
         print_json({"final": found.final, "rewards": found.rewards})

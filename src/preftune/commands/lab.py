@@ -208,13 +208,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        LabRunConfig,
-        arguments,
-        "preftune lab run",
-        "Objectives on one problem: preftune lab run PROBLEM",
-        positional="problem",
-    )
+    settings = parse_settings(LabRunConfig, arguments, "preftune lab run", positional="problem")
     with new_file(str(Path(settings.output) / "result.json"), settings.overwrite) as target:
         result = run_lab_race(settings.lab_race(), settings.workers, _teller("runs"))
         figure = write_lab_figure(result, target.with_name("result.svg"))
@@ -246,7 +240,7 @@ def _tell_result(result: dict) -> None:
 
 
 def _list(arguments: Sequence[str]) -> int:
-    settings = parse_settings(LabListConfig, arguments, "preftune lab list", "Experiments and problems")
+    settings = parse_settings(LabListConfig, arguments, "preftune lab list")
     criteria, problems = load_criteria(), {name: load_problem(name) for name in shipped_problems()}
     if settings.json:
         print_json(
@@ -266,13 +260,7 @@ def _list(arguments: Sequence[str]) -> int:
 
 
 def _show(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        LabShowConfig,
-        arguments,
-        "preftune lab show",
-        "An experiment or a shipped problem: preftune lab show E4",
-        positional="name",
-    )
+    settings = parse_settings(LabShowConfig, arguments, "preftune lab show", positional="name")
     criteria = load_criteria()
     if settings.name in shipped_problems():
         from preftune.lab.problem import PROBLEMS
@@ -355,7 +343,7 @@ def _criteria_json(entry: Criteria) -> dict:
 
 
 def _all(arguments: Sequence[str]) -> int:
-    settings = parse_settings(LabAllConfig, arguments, "preftune lab all", "Every experiment, on fresh seeds")
+    settings = parse_settings(LabAllConfig, arguments, "preftune lab all")
     folder = Path(settings.output)
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     with new_file(str(folder / VERDICTS), settings.overwrite):
@@ -379,13 +367,7 @@ def _tell_findings(found: Findings) -> None:
 
 
 def _tune(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        LabTuneConfig,
-        arguments,
-        "preftune lab tune",
-        "Learning rates of the experiments: preftune lab tune FILE",
-        positional="output",
-    )
+    settings = parse_settings(LabTuneConfig, arguments, "preftune lab tune", positional="output")
     with new_file(settings.output, settings.overwrite) as target:
         content = tune_experiments(settings.tier, settings.workers, _teller("runs"))
         with whole_file(target, "write the rates") as file:

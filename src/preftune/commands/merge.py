@@ -202,12 +202,7 @@ def _whole_angle(states: Sequence[Weights], base: Weights | None, names: Sequenc
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(
-        MergeConfig,
-        name_bare_words(arguments, "models"),
-        "preftune merge",
-        "One model out of several, or out of an adapter: preftune merge MODEL [MODEL ...]",
-    )
+    settings = parse_settings(MergeConfig, name_bare_words(arguments, "models"), "preftune merge")
     result = merge_models(settings)
     if settings.json:
         print_json(asdict(result))

@@ -53,13 +53,7 @@ class ObjectivesConfig:
 
 
 def run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        ObjectivesConfig,
-        arguments,
-        "preftune objectives",
-        "The table of objectives, or the page of one: preftune objectives NAME",
-        positional="name",
-    )
+    settings = parse_settings(ObjectivesConfig, arguments, "preftune objectives", positional="name")
     if settings.name is not None:
         found = entry(settings.name)
         if settings.json:

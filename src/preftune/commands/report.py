@@ -50,12 +50,7 @@ def _facts_of(objective: object) -> Mapping[str, str]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        ReportConfig,
-        name_bare_words(arguments, "runs"),
-        "preftune report",
-        "Draw the page of a run again, or of several: preftune report RUN [RUN ...]",
-    )
+    settings = parse_settings(ReportConfig, name_bare_words(arguments, "runs"), "preftune report")
     folders = [Path(run) for run in settings.runs]
     if settings.output:
         with new_file(settings.output, settings.overwrite) as output:

@@ -320,13 +320,7 @@ def _line(content: Mapping[str, Any]) -> bytes:
 
 
 def run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        RewardConfig,
-        arguments,
-        "preftune reward",
-        "Judge completions: preftune reward FILE --reward brief --output OUT",
-        positional="data",
-    )
+    settings = parse_settings(RewardConfig, arguments, "preftune reward", positional="data")
     found = add_rewards(settings, Reporter(quiet=settings.json))
     if settings.json:
         print_json(asdict(found))

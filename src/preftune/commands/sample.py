@@ -85,9 +85,7 @@ class SampleConfig:
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    settings = parse_settings(
-        SampleConfig, arguments, "preftune sample", "Completions of a model; without a prompt, a chat."
-    )
+    settings = parse_settings(SampleConfig, arguments, "preftune sample")
     with ExitStack() as stack:
         if settings.output is not None:  # refused before anything is loaded
             stack.enter_context(new_file(settings.output, settings.overwrite))

@@ -324,13 +324,7 @@ def _group_rows(record: Record) -> Iterator[OutputRow]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    settings = parse_settings(
-        SelectConfig,
-        arguments,
-        "preftune select",
-        "From completions with rewards to pairs, labels or groups.",
-        positional="data",
-    )
+    settings = parse_settings(SelectConfig, arguments, "preftune select", positional="data")
     result = select(settings)
     if settings.json:
         print_json(asdict(result))

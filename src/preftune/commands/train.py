@@ -39,12 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         )  # the folder may have moved
         start = partial(resume, **options)
     else:
-        settings = parse_settings(
-            TrainConfig,
-            words,
-            "preftune train",
-            "Tune a model on preferences. `--resume RUN` goes on with one; `--dry-run` tells what it will cost.",
-        )
+        settings = parse_settings(TrainConfig, words, "preftune train")
         start = _restarted(settings) or train
     with together(settings.process_minutes) as processes:
         if rehearses:

@@ -224,12 +224,7 @@ def run(arguments: Sequence[str]) -> int:
         as_json = "--json" in arguments
         result, found = resume_reward_model(folder, quiet=as_json)
     else:
-        settings = parse_settings(
-            RewardModelConfig,
-            arguments,
-            "preftune train-reward-model",
-            "A reward model out of preference pairs. `--resume RUN` goes on with a run.",
-        )
+        settings = parse_settings(RewardModelConfig, arguments, "preftune train-reward-model")
         as_json = settings.json
         result, found = train_reward_model(settings)
     if as_json:

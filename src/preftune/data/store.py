@@ -106,7 +106,24 @@ def read_meta(folder: Path) -> dict | None:
     return meta if whole else None
 
 
-class StoredGroups(Sequence[Group]):
+class LazyGroups(Sequence[Group]):
+    """A sequence of groups that are made when they are asked for; a slice of it makes none."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Group: ...
+    @overload
+    def __getitem__(self, index: slice) -> "LazyGroups": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "Group | LazyGroups":
+        return self._part(index) if isinstance(index, slice) else self._at(range(len(self))[index])
+
+    def _part(self, part: slice) -> "LazyGroups":
+        return SomeGroups(groups=self, places=np.arange(len(self))[part])
+
+    def _at(self, place: int) -> Group:
+        raise NotImplementedError
+
+
+class StoredGroups(LazyGroups):
     """The groups of a store, each made when it is asked for. The files stay open, so they may be unlinked
     meanwhile.
     """
@@ -122,14 +139,7 @@ class StoredGroups(Sequence[Group]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Group: ...
-    @overload
-    def __getitem__(self, index: slice) -> "SomeGroups": ...
-    def __getitem__(self, index: SupportsIndex | slice) -> "Group | SomeGroups":
-        if isinstance(index, slice):
-            return SomeGroups(groups=self, places=np.arange(len(self))[index])
-        place = range(len(self))[index]
+    def _at(self, place: int) -> Group:
         start = self._ends[place - 1] if place else np.zeros(2, dtype=np.int64)
         (tokens, head), end = map(int, start), self._ends[place]
         ids = np.frombuffer(os.pread(self._tokens, int(end[0]) - tokens, tokens), dtype="<i4").astype(
@@ -161,7 +171,7 @@ def _group(ids: np.ndarray, head: list, certain: bool) -> Group:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SomeGroups(Sequence[Group]):
+class SomeGroups(LazyGroups):
     """Some of the groups of another sequence, in an order of their own; eight bytes of each are kept."""
 
     groups: Sequence[Group]
@@ -170,18 +180,15 @@ class SomeGroups(Sequence[Group]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Group: ...
-    @overload
-    def __getitem__(self, index: slice) -> "SomeGroups": ...
-    def __getitem__(self, index: SupportsIndex | slice) -> "Group | SomeGroups":
-        if isinstance(index, slice):
-            return SomeGroups(groups=self.groups, places=self.places[index])
-        return self.groups[self.places[index]]
+    def _part(self, part: slice) -> LazyGroups:
+        return SomeGroups(groups=self.groups, places=self.places[part])
+
+    def _at(self, place: int) -> Group:
+        return self.groups[self.places[place]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class JoinedGroups(Sequence[Group]):
+class JoinedGroups(LazyGroups):
     """Two sequences of groups, one after the other."""
 
     first: Sequence[Group]
@@ -190,14 +197,7 @@ class JoinedGroups(Sequence[Group]):
     def __len__(self) -> int:
         return len(self.first) + len(self.second)
 
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Group: ...
-    @overload
-    def __getitem__(self, index: slice) -> "SomeGroups": ...
-    def __getitem__(self, index: SupportsIndex | slice) -> "Group | SomeGroups":
-        if isinstance(index, slice):
-            return SomeGroups(groups=self, places=np.arange(len(self))[index])
-        place = range(len(self))[index]
+    def _at(self, place: int) -> Group:
         return self.first[place] if place < len(self.first) else self.second[place - len(self.first)]
 
 

@@ -250,16 +250,17 @@ def _check_index(source: str) -> None:
             )
 
 
+def _configuration(source: str, options: LoadOptions) -> Any:
+    trust = options.trust_remote_code
+    return _from_pretrained(
+        AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=trust
+    )
+
+
 def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
     """Load a model with the auto class `kind`; an error if the files lack a weight."""
     _check_index(source)
-    config = _from_pretrained(
-        AutoConfig.from_pretrained,
-        source,
-        "configuration",
-        source,
-        trust_remote_code=options.trust_remote_code,
-    )
+    config = _configuration(source, options)
     if kind is AutoModelForCausalLM and any(
         str(name).endswith("ForSequenceClassification") for name in config.architectures or ()
     ):
@@ -394,13 +395,7 @@ def stored_dtype(source: str, options: LoadOptions) -> torch.dtype:
         return stored_dtype(base_of(source), options)
     if Path(source).suffix == ".gguf":
         return torch.float32
-    config = _from_pretrained(
-        AutoConfig.from_pretrained,
-        source,
-        "configuration",
-        source,
-        trust_remote_code=options.trust_remote_code,
-    )
+    config = _configuration(source, options)
     found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     dtype = getattr(torch, found, None) if isinstance(found, str) else found
     return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32

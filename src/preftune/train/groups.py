@@ -1,9 +1,7 @@
 """The first stage of the set-up: the groups that a run learns from, and those that it holds out."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import SupportsIndex, overload
 
 import numpy as np
 import torch
@@ -13,7 +11,7 @@ from preftune.data.fit import take_completions
 from preftune.data.options import DataOptions
 from preftune.data.prepare import Prepared, prepare
 from preftune.data.signals import SignalName
-from preftune.data.store import SomeGroups
+from preftune.data.store import LazyGroups, SomeGroups
 from preftune.errors import ConfigError, DataError
 from preftune.model.limits import Limits
 from preftune.objectives import Objective, objective_name
@@ -177,7 +175,7 @@ def prompt_rows(plan: DataPlan) -> DataOptions:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LearnedGroups(Sequence[Group]):
+class LearnedGroups(LazyGroups):
     """Labeled groups without the completions that an objective puts no weight on; made when they are asked
     for.
     """
@@ -188,14 +186,8 @@ class LearnedGroups(Sequence[Group]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> Group: ...
-    @overload
-    def __getitem__(self, index: slice) -> "LearnedGroups": ...
-    def __getitem__(self, index: SupportsIndex | slice) -> "Group | LearnedGroups":
-        if isinstance(index, slice):
-            return LearnedGroups(groups=self.groups[index], counted=self.counted)
-        group = self.groups[operator.index(index)]
+    def _at(self, place: int) -> Group:
+        group = self.groups[place]
         keep = [k for k, label in enumerate(group.labels) if label in self.counted]
         return group if len(keep) == len(group.completions) else take_completions(group, keep, pairs=())
 

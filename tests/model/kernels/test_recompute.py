@@ -136,15 +136,8 @@ def test_layers_are_given_back_after_an_error():
 def opt_with_dropout() -> OPTForCausalLM:
     """Its layers drop out themselves, in their own forward, and not through a module of theirs."""
     torch.manual_seed(0)
-    config = OPTConfig(
-        vocab_size=64,
-        hidden_size=16,
-        ffn_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        dropout=0.5,
-        word_embed_proj_dim=16,
-    )
+    sizes = dict(vocab_size=64, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2)
+    config = OPTConfig(**sizes, dropout=0.5, word_embed_proj_dim=16)
     return OPTForCausalLM(config).eval()
 
 
