@@ -12,6 +12,8 @@ import torch
 from preftune.cli.settings import settings_from_run
 from preftune.errors import ConfigError, StorageError
 from preftune.model.adapters import LoraOptions
+from preftune.report.read import read_run
+from preftune.report.summary import facts
 from preftune.train.best import BestMetric, BestWeights
 from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
@@ -47,6 +49,8 @@ def test_final_holds_the_best_weights(lora, tiny_folder, pairs_file, tmp_path):
     )
     assert same_bits(weights_of(result.final), weights_of(short.final))
     assert not (result.folder / "best").exists()
+    shown = dict(facts(read_run(result.folder)))
+    assert shown["weights kept"].startswith(f"step {-step}, rewards/accuracies 1")
 
 
 def interrupted_at(step, config):

@@ -7,7 +7,7 @@ last line is left out, and everything else that could not be read is said in `no
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +70,9 @@ class RunFiles:
     message: str
     has_final: bool
     notes: tuple[str, ...]
+    best: Mapping[str, object] = field(
+        default_factory=dict
+    )  # metric, value and step, where a run keeps the best
 
     @property
     def name(self) -> str:
@@ -102,12 +105,14 @@ def read_run(folder: Path) -> RunFiles:
     tokens, token_notes = read_token_table(folder / TOKENS)
     data_report, data_notes = _json_object(folder / "data_report.json")
     status, status_notes = _json_object(folder / "status.json")
+    best = _json_object(folder / "best.json")[0] if (folder / "best.json").is_file() else {}
     lines = data_report.get("lines")
     state = status.get("state")
     return RunFiles(
         folder=folder,
         config=config,
         environment=environment if isinstance(environment, dict) else {},
+        best=best,
         rows=tuple(rows),
         train=train,
         evaluation=evaluation,

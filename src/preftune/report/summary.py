@@ -205,6 +205,9 @@ def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
     known = {**run.config, **(optim if isinstance(optim, Mapping) else {})}
     wanted = {"learning_rate": "learning rate", "batch_size": "batch size", "seed": "seed"}
     settings = [(label, describe(known[key])) for key, label in wanted.items() if known.get(key) is not None]
+    if {"step", "metric", "value"} <= run.best.keys():
+        kept = f"step {run.best['step']}, {run.best['metric']} {describe(run.best['value'])}"
+        settings.append(("weights kept", kept))
     num_parameters = run.environment.get("num_parameters")
     if isinstance(num_parameters, int):
         settings.append(("parameters", f"{num_parameters:,}"))

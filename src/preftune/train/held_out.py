@@ -54,5 +54,8 @@ def check_best_metric(job: TrainingJob) -> None:
     if job.samples is None:
         few = replace(job, eval_groups=job.eval_groups[:4])
         metrics, _ = held_out_metrics(few, Reporter(quiet=True), 0, None)
-    if best.metric.name not in (*metrics, *LATER):
+    parts = job.samples is not None and best.metric.name.startswith(
+        ("reward/", "reward_none/", "reward_std/")
+    )
+    if best.metric.name not in (*metrics, *LATER) and not parts:
         raise best.unknown(metrics)
