@@ -42,6 +42,7 @@ models:
   chat                talk to a model, or to two at once      preftune chat RUN [--compare MODEL]
   train-reward-model  train a Bradley-Terry reward model      preftune train-reward-model --data PAIRS --output RUN
   merge               merge models, or an adapter             preftune merge MODEL MODEL --base START --output NEW
+  export              a model for other programs              preftune export RUN --to gguf --output FOLDER
 
 methods:
   objectives          list the losses, or show one            preftune objectives [NAME]
@@ -185,6 +186,7 @@ VERBS = (
     "eval",
     "train-reward-model",
     "merge",
+    "export",
     "diagnose",
     "advise",
     "report",

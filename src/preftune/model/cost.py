@@ -39,8 +39,9 @@ class Shape:
             getattr(config, "layer_types", None)
             or [next(iter(layer_types(config)))] * config.num_hidden_layers
         )
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        width = config.num_attention_heads * size
+        heads = getattr(config, "num_attention_heads", None) or 0  # none in a recurrent model
+        size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+        width = heads * size
         return Shape(
             body=sum(p.numel() for p in matrices),
             trained_body=sum(p.numel() for p in matrices if p.requires_grad),

@@ -1,0 +1,154 @@
+"""A trained model for other programs: merged, adapter, GGUF, Ollama, and a hub."""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from preftune.cli.main import main
+from preftune.commands.export import modelfile
+from preftune.model.load import LoadOptions, load_model, load_tokenizer
+from tests.folders import weights_of
+from tests.model.test_adapters import logits, trained
+
+
+@pytest.fixture
+def adapter(tiny_folder, tmp_path):
+    trained(tiny_folder, tmp_path / "run")
+    load_tokenizer(str(tiny_folder), LoadOptions()).save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def exported(capsys, *words) -> dict:
+    assert main(["export", *map(str, words), "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("f32", torch.float32), ("bf16", torch.bfloat16)])
+def test_merged_weights_in_the_chosen_type(dtype, kind, adapter, tmp_path, capsys):
+    wanted = logits(load_model(str(adapter), LoadOptions()))
+    exported(capsys, adapter, "--to", "merged", "--dtype", dtype, "--output", tmp_path / "out")
+    assert {tensor.dtype for tensor in weights_of(tmp_path / "out").values()} == {kind}
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    torch.testing.assert_close(logits(again), wanted, atol=1e-5 if dtype == "f32" else 0.5, rtol=0)
+
+
+def test_the_adapter_alone(adapter, tiny_folder, tmp_path, capsys):
+    exported(capsys, adapter, "--to", "adapter", "--output", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    found = logits(load_model(str(tmp_path / "out"), LoadOptions()))
+    torch.testing.assert_close(found, logits(load_model(str(adapter), LoadOptions())), atol=0, rtol=0)
+    assert main(["export", str(tiny_folder), "--to", "adapter", "--output", str(tmp_path / "no")]) == 2
+    assert "is no adapter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("f32", 1e-4), ("f16", 0.05)])
+def test_gguf_is_the_same_function(dtype, most, adapter, tmp_path, capsys):
+    told = exported(capsys, adapter, "--to", "gguf", "--dtype", dtype, "--output", tmp_path / "out")
+    assert told["largest_difference"] < most and told["same_text"]
+    again = load_model(str(tmp_path / "out" / "model.gguf"), LoadOptions())
+    torch.testing.assert_close(
+        logits(again), logits(load_model(str(adapter), LoadOptions())), atol=most, rtol=0
+    )
+
+
+def test_ollama_gets_the_template_and_the_stop_tokens(tiny_folder):
+    model, tokenizer = (
+        load_model(str(tiny_folder), LoadOptions()),
+        load_tokenizer(str(tiny_folder), LoadOptions()),
+    )
+    text = modelfile(model, tokenizer)
+    assert text.startswith("FROM ./model.gguf\n")
+    assert (
+        "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}<|im_start|>user\n{{ .Prompt }}<|im_end|>\n"
+        "<|im_start|>assistant\n{{ .Response }}<|im_end|>" in text
+    )
+    assert 'PARAMETER stop "<|im_end|>"' in text
+
+
+def test_an_architecture_without_gguf_is_refused(tiny_folder, tmp_path, capsys):
+    from tests.architectures import tiny_architecture
+
+    tiny_architecture("mamba").save_pretrained(tmp_path / "model")
+    load_tokenizer(str(tiny_folder), LoadOptions()).save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), "--to", "gguf", "--output", str(tmp_path / "out")]) == 2
+    assert "no GGUF conversion" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few addresses of a hub that an upload of small files needs; it keeps what came."""
+
+    seen: dict[str, object]
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        answer: object = {}
+        if self.path == "/api/repos/create":
+            self.seen["created"] = json.loads(body)
+            answer = {"url": f"http://{self.headers['Host']}/someone/model"}
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            answer = {
+                "files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
+            }
+        elif "/commit/" in self.path:
+            lines = [json.loads(line) for line in body.decode().splitlines() if line]
+            self.seen["files"] = {
+                line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"
+            }
+            answer = {
+                "commitUrl": f"http://{self.headers['Host']}/someone/model/commit/1",
+                "commitOid": "1",
+                "success": True,
+            }
+        elif self.path == "/api/validate-yaml":
+            answer = {"errors": [], "warnings": []}
+        self.reply(answer)
+
+    def do_GET(self):
+        self.reply({"id": "someone/model", "sha": "1", "siblings": [], "private": False})
+
+    def reply(self, answer: object) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    kind = type("OneHub", (Hub,), {"seen": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", kind.seen
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hub_gets_the_files_and_a_card(hub, adapter, capsys):
+    address, seen = hub
+    told = exported(
+        capsys, adapter, "--to", "hub", "--output", "someone/model", "--endpoint", address,
+        "--private", "true", "--license", "apache-2.0",
+    )  # fmt: skip
+    assert seen["created"]["name"] == "model" and seen["created"]["private"]
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(told["files"])
+    import base64
+
+    card = base64.b64decode(seen["files"]["README.md"]).decode()
+    assert "license: apache-2.0" in card and "library_name: peft" in card
+    assert not re.search(r"base_model: /", card)
