@@ -104,7 +104,7 @@ def _forecast(job: TrainingJob, ready: float) -> Forecast:
     policy, config, device = job.policy, job.config, job.policy.device
     moments = MOMENT_BYTES[config.optim.name] / 4  # in units of a weight, of which adamw has two
     to_come = sum(
-        p.numel() * ((p.grad_dtype or p.dtype).itemsize + moments * p.element_size())
+        round(p.numel() * ((p.grad_dtype or p.dtype).itemsize + moments * p.element_size()))
         for p in policy.trainable().values()
     )
     free = in_memory(device) + available(device)
