@@ -8,7 +8,9 @@ import numpy as np
 import pandas
 import pyarrow
 import pytest
+import yaml
 
+from preftune.cli.settings import parse_settings
 from preftune.data.memory import memory_source
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
@@ -147,17 +149,24 @@ def test_rows_in_memory(kind):
     """All kinds of the same rows are the same source; its name is honest in the configuration of a run."""
     config = TrainConfig(data=SOURCES[kind](), output="o")
     assert config.data == memory_source(ROWS)
-    assert config.data.startswith("in memory: 4 rows, digest ")
+    assert config.data.startswith("in memory (4 rows, digest ")
     loaded = load_records(config.data, config.rows)
     assert [record.prompt for record in loaded.records] == ["p0", "p1", "p2", "p3"]
     assert loaded.records[1].origin == "data:2"
     assert len(prepare(config.data, word_tokenizer(CHATML), "pairs", DataOptions()).groups) == 4
 
 
+def test_the_name_of_rows_in_memory_survives_a_configuration_file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"data": memory_source(ROWS), "output": "o"}))
+    config = parse_settings(TrainConfig, ["--config", str(path)], prog="train", description="")
+    assert config.data == memory_source(ROWS)
+
+
 def test_other_rows_are_another_source():
     assert memory_source(ROWS) != memory_source(ROWS[::-1])
     with pytest.raises(DataError, match="not in the memory of this process"):
-        load_records("in memory: 4 rows, digest 00", DataOptions())
+        load_records("in memory (4 rows, digest 00)", DataOptions())
 
 
 def test_what_pandas_and_numpy_write_is_read():

@@ -14,7 +14,7 @@ from typing import Any
 from preftune.data.files import RawRow
 from preftune.errors import DataError
 
-MEMORY = "in memory: "
+MEMORY = "in memory ("
 _SOURCES: dict[str, Iterable[Any]] = {}
 
 
@@ -38,7 +38,7 @@ def memory_source(rows: Any) -> str:
         digest.update(json.dumps(plain(row), sort_keys=True, default=str).encode(errors="surrogatepass"))
     if not number:
         raise DataError("The data hold no rows", got="0 rows", expected="at least one row")
-    name = f"{MEMORY}{number} rows, digest {digest.hexdigest()}"
+    name = f"{MEMORY}{number} rows, digest {digest.hexdigest()})"
     _SOURCES[name] = kept
     return name
 
@@ -67,7 +67,7 @@ def memory_rows(source: str) -> Iterator[RawRow]:
     """The rows of a source in memory."""
     if source not in _SOURCES:
         raise DataError(
-            f"The rows ({source}) are not in the memory of this process",
+            f"The rows {source} are not in the memory of this process",
             got="a run whose data a program gave",
             expected="the same rows, given again by the program",
             do="Start from the program that made the rows, or write them to a file and name it",
