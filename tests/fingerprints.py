@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.contracts.steps import loss_and_gradient, random_step
+from preftune.objectives.contracts.steps import loss_and_gradient, random_step
 from tests.contracts.variants import ALL, IDS
 
 SEEDS = range(5)

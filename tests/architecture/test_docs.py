@@ -12,9 +12,9 @@ import pytest
 
 from preftune.cli.settings import parse_settings
 from preftune.objectives import OBJECTIVES
+from preftune.objectives.contracts.steps import call, random_step
 from preftune.train.options import TrainConfig
-from tests.contracts.steps import call, random_step
-from tests.contracts.variants import VARIANTS
+from tests.contracts.variants import variants_of
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "objectives"
 SECTIONS = ["Equation", "Hyper-parameters", "What is logged", "Departures and traps", "A command"]
@@ -54,7 +54,9 @@ def test_page_names_each_hyper_parameter_and_its_default(name):
 @names
 def test_page_names_everything_that_is_logged(name):
     text = section(name, "What is logged")
-    logged = {metric for variant in VARIANTS[name] for metric in call(random_step(seed=0), variant).metrics}
+    logged = {
+        metric for variant in variants_of(name) for metric in call(random_step(seed=0), variant).metrics
+    }
     if name == "sft":  # rejected completions are not computed in training
         logged.remove("logps/rejected")
     assert [metric for metric in ["loss", *sorted(logged)] if f"`{metric}`" not in text] == []

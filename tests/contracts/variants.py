@@ -1,4 +1,5 @@
-"""Settings of each objective under which the contracts are checked. A new objective adds its own line."""
+"""Settings of each objective under which the contracts are checked. An objective without a line here is checked
+with its defaults, and with each hyper-parameter changed."""
 
 from preftune.objectives import OBJECTIVES, Objective
 from preftune.objectives.alpha_dpo import AlphaDPO
@@ -12,6 +13,7 @@ from preftune.objectives.bnf import BNF
 from preftune.objectives.bpo import BPO
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.cal_dpo import CalDPO
+from preftune.objectives.contracts.checks import default_variants
 from preftune.objectives.cpo import CPO
 from preftune.objectives.dft import DFT
 from preftune.objectives.discopop import DiscoPOP
@@ -175,5 +177,12 @@ VARIANTS: dict[str, list[Objective]] = {
     "wpo": [WPO(), WPO(beta=0.7)],
     "xpo": [XPO(), XPO(beta=0.7, alpha=0.3), XPO(alpha=0.0)],
 }
-ALL = [(name, variant) for name in OBJECTIVES for variant in VARIANTS[name]]
-IDS = [f"{name}-{i}" for name in OBJECTIVES for i, _ in enumerate(VARIANTS[name])]
+
+
+def variants_of(name: str) -> list[Objective]:
+    """The settings above, or the defaults with each hyper-parameter changed."""
+    return list(VARIANTS.get(name) or default_variants(OBJECTIVES[name]))
+
+
+ALL = [(name, variant) for name in OBJECTIVES for variant in variants_of(name)]
+IDS = [f"{name}-{i}" for name in OBJECTIVES for i, _ in enumerate(variants_of(name))]

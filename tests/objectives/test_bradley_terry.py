@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.objectives.contracts.steps import assemble, random_step
 from preftune.objectives.dpo import DPO
 from preftune.types import Pairs, TokenScores
-from tests.contracts.steps import assemble, random_step
 from tests.objectives.golden import PAIR, log_sigma, sigma
 
 # values 0.2, 9, 1.5 of the chosen completion and -8, 0.5 of the rejected one: rewards 1.5 and 0.5

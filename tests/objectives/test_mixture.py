@@ -12,6 +12,7 @@ from preftune.objectives import OBJECTIVES, reduce_losses
 from preftune.objectives.base import Coupled, coupling_of, sum_tokens
 from preftune.objectives.bco_pair import BCOPair
 from preftune.objectives.bnf import BNF
+from preftune.objectives.contracts.steps import assemble, call, couple, loss_and_gradient, random_step
 from preftune.objectives.dpo import DPO
 from preftune.objectives.f_dpo import FDPO
 from preftune.objectives.kinds import PairObjective
@@ -23,7 +24,6 @@ from preftune.objectives.rpo import RPO
 from preftune.objectives.sft import SFT
 from preftune.objectives.simpo import CPOSimPO
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, StepView, TokenScores
-from tests.contracts.steps import assemble, call, couple, loss_and_gradient, random_step
 from tests.objectives.golden import PAIR, log_sigma, make_scores, sigma
 
 
@@ -381,9 +381,9 @@ BAD = {
     "nan*dpo": "The weight of the objective is not understood; got 'nan'",
     "inf*dpo": "The weight of the objective is not understood; got 'inf'",
     "1e999*dpo": "The weight of the objective dpo is out of range; got 1e999",
-    "0*dpo": "mixture: terms has a weight of 0; got dpo. Leave the term out",
-    "dpo + mixture": "holds a sum of objectives; got mixture. Write its terms out",
-    "dpo + 0.5*mpo(beta=2)": "holds a sum of objectives; got mpo",
+    "0*dpo": "A term has a weight of 0; got dpo. Leave the term out",
+    "dpo + mixture": "A term cannot be a sum of objectives; got mixture. Write its terms out",
+    "dpo + 0.5*mpo(beta=2)": "A term cannot be a sum of objectives; got mpo",
     "dpo(gamma=1)": "Objective 'dpo' has no such setting; got gamma; expected beta, label_smoothing.",
     "dpo(bta=1)": "got bta; expected beta, label_smoothing. Did you mean beta?",
     "dpo(beta=1, beta=2)": "A setting of objective 'dpo' is given twice; got beta.",

@@ -5,7 +5,7 @@ They stand apart from the others so that looking something up does not wait for 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from rich.markdown import Markdown
@@ -14,6 +14,7 @@ from preftune.catalogue.entries import UNVERIFIED, Entry, Uses, entries, entry
 from preftune.cli.output import make_console, make_table, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.errors import refuse_idle
+from preftune.objectives import make_objective
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 
@@ -26,6 +27,8 @@ class ObjectivesConfig:
 
     Args:
         name: the objective whose page to print.
+        check: an objective to hold against the contracts that every objective of the table keeps, such as
+            my_module:MyLoss or path/to/file.py:MyLoss; prints what holds and what does not, and why.
         signal: only objectives that can learn from this.
         reference: only objectives with (true) or without (false) a reference.
         on_policy: only objectives that want (true) or do not want (false) samples of the policy's own.
@@ -33,12 +36,15 @@ class ObjectivesConfig:
     """
 
     name: str | None = None
+    check: str | None = None
     signal: Literal["pairs", "labels", "rewards", "hybrid"] | None = None
     reference: bool | None = None
     on_policy: bool | None = None
     json: bool = False
 
     def __post_init__(self) -> None:
+        if self.check is not None:
+            refuse_idle(self, "with check", "name", "signal", "reference", "on_policy", do="Leave it out")
         if self.name is not None:
             refuse_idle(
                 self, "on one page", "signal", "reference", "on_policy", got=self.name, do="Leave one out"
@@ -54,6 +60,8 @@ class ObjectivesConfig:
 
 def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(ObjectivesConfig, arguments, "preftune objectives", positional="name")
+    if settings.check is not None:
+        return _check(settings.check, settings.json)
     if settings.name is not None:
         found = entry(settings.name)
         if settings.json:
@@ -67,6 +75,25 @@ def run(arguments: Sequence[str]) -> int:
     else:
         _tell_table(chosen)
     return 0
+
+
+def _check(text: str, as_json: bool) -> int:
+    """Prints the verdict on each contract; 1 if one does not hold."""
+    from preftune.objectives.contracts.checks import contract_results, default_variants
+
+    written = make_objective(text)
+    others = [] if "(" in text else default_variants(type(written))
+    found = contract_results([written, *others])
+    failed = [one for one in found if one.failure]
+    if as_json:
+        print_json([asdict(one) for one in found])
+    else:
+        for one in found:
+            print(clean_terminal(f"{'FAILS' if one.failure else 'holds'}  {one.contract}"))
+            if one.failure:
+                print(clean_terminal(f"       {one.failure}"))
+        print(clean_terminal(f"{text}: {plural(len(failed), 'contract')} of {len(found)} not kept."))
+    return 1 if failed else 0
 
 
 def _tell_page(found: Entry) -> None:

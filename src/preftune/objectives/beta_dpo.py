@@ -46,7 +46,6 @@ class BetaDPO(Coupled, PairObjective):
     name = "beta-dpo"
     needs = frozenset({"ref_logp", "coupling"})
     chosen_fall = "possible"
-    value_is_surrogate = True
 
     beta: float = positive(0.1)
     alpha: float = not_negative(0.6)
@@ -55,6 +54,10 @@ class BetaDPO(Coupled, PairObjective):
     def initial_state(self) -> dict[str, Tensor]:
         """Running moments of D; their number of steps also seeds the draw."""
         return initial_moments()
+
+    @property
+    def value_is_surrogate(self) -> bool:
+        return self.alpha > 0 or self.keep < 1
 
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """The step's beta, and of each pair whether it is kept."""

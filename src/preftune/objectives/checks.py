@@ -42,6 +42,8 @@ def check_fields(objective: Any, name: str) -> None:
         value = getattr(objective, known.name)
         if value is None and known.default is None:
             continue
+        if isinstance(known.default, bool) and not isinstance(value, bool):
+            raise ConfigError(f"{name}: {known.name} is unknown", got=value, expected="true or false")
         if choices:
             check_choice(name, choices, **{known.name: value})
         if _RANGE in known.metadata:

@@ -169,7 +169,10 @@ class Mixture(WeightedSum):
 
     @cached_property
     def parsed(self) -> tuple[Term, ...]:
-        return parse_terms(self.terms)
+        try:
+            return parse_terms(self.terms)
+        except ConfigError as error:
+            raise ConfigError(f"terms of mixture: {str(error).removesuffix('.')}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +220,10 @@ def parse_terms(text: str) -> tuple[Term, ...]:
         objective = make_objective_of(written)
         if isinstance(objective, WeightedSum):
             raise ConfigError(
-                "mixture: terms holds a sum of objectives", got=written.name, do="Write its terms out"
+                "A term cannot be a sum of objectives", got=written.name, do="Write its terms out"
             )
         if written.weight == 0:
-            raise ConfigError("mixture: terms has a weight of 0", got=written.name, do="Leave the term out")
+            raise ConfigError("A term has a weight of 0", got=written.name, do="Leave the term out")
         count = 1 + sum(type(term.objective) is type(objective) for term in terms)
         label = written.name + (f"-{count}" if count > 1 else "")
         weight = 1.0 if written.weight is None else written.weight

@@ -83,7 +83,9 @@ class REINFORCE(Coupled, CompletionObjective):
 
     @property
     def chosen_fall(self) -> ChosenFall:
-        return "possible" if self.baseline in ("mean", "leave_one_out") else "prevented"
+        centred_in_group = self.baseline in ("mean", "leave_one_out")
+        follows_rewards = self.baseline == "moving_average" and self.beta == 0
+        return "possible" if centred_in_group or follows_rewards else "prevented"
 
     @property
     def value_is_surrogate(self) -> bool:

@@ -7,7 +7,7 @@ from preftune.measures.ches import parse_filter
 from preftune.model.adapters import LoraOptions
 from preftune.model.reference import REFERENCE_SCORES, VOCABULARY_SCORES, ReferenceOptions
 from preftune.model.shard import ShardOptions
-from preftune.objectives import Objective, objective_name
+from preftune.objectives import OBJECTIVES, Objective, objective_name
 from preftune.objectives.base import smallest_step
 from preftune.train.optim import OptimOptions
 from preftune.types import Labels, Pairs
@@ -66,6 +66,14 @@ def check_shards(optim: OptimOptions, shard: ShardOptions) -> None:
             expected="optim.name adamw",
             do="Leave one out",
         )
+
+
+def check_own_objective(objective: Objective) -> None:
+    """A class that is not in the table is held against the contracts that training relies on."""
+    if type(objective) not in OBJECTIVES.values():
+        from preftune.objectives.contracts.checks import refuse_broken
+
+        refuse_broken(objective, objective_name(objective))
 
 
 def check_filter(expression: str | None, source: str, objective: Objective) -> None:

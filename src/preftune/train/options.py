@@ -24,6 +24,7 @@ from preftune.train.checks import (
     check_batch_size,
     check_filter,
     check_low_weights,
+    check_own_objective,
     check_shards,
 )
 from preftune.train.groups import DataPlan
@@ -197,6 +198,7 @@ class TrainConfig:
         else:
             self._check_on_policy()
         check_batch_size(self.objective, self.batch_size)
+        check_own_objective(self.objective)
         check_filter(self.filter, self.source, self.objective)
         check_anchors(self.objective, self.reference, self.source)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from preftune.objectives import Coupled, Objective, State, reduce_losses
+from preftune.objectives.base import Coupled, Objective, State, reduce_losses
 from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
 
 WITH_GRADIENT = (
