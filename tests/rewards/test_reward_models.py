@@ -163,6 +163,17 @@ def test_a_pair_of_texts(tmp_path):
     assert judged(f"model:{tmp_path}") == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_output_of_a_regression_model_is_taken_as_it_is(tmp_path):
+    names = {0: "helpfulness", 1: "correctness", 2: "verbosity"}
+    folder = save_reward_model(tmp_path / "model", num_labels=3, id2label=names, problem_type="regression")
+    raw = judged(f"model(path={folder}, label=correctness)")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": "single_label_classification"}))
+    likely = judged(f"model(path={folder}, label=correctness)")
+    assert max(likely) < 0 and raw != pytest.approx(likely, abs=1e-3)
+    assert all(one != pytest.approx(two, abs=1e-6) for one, two in zip(raw, likely, strict=True))
+
+
 def test_one_of_several_labels(tmp_path):
     folder = save_reward_model(tmp_path / "model", num_labels=3, id2label={0: "bad", 1: "fine", 2: "good"})
     logits = torch.tensor(by_transformers(folder, chat_texts(folder)))

@@ -13,6 +13,7 @@ from preftune.model.attention_masks import FLEX, expressible, set_attention
 from preftune.model.attention_segments import SEGMENTS, plain_attention
 from preftune.model.kernels.widen import in_fp32
 from preftune.model.layout import LayoutOptions, Sharing, collate
+from preftune.model.limits import positions_of
 from preftune.model.policy import PROBE, forget_lengths, hidden_states, model_head, text_body, to_device
 from preftune.model.scoring import score_tokens
 from preftune.types import Batch, Group
@@ -142,7 +143,9 @@ def choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None = N
 
 
 def _choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None) -> tuple[Sharing, str]:
-    groups = layout_probe(model)
+    limit = context_limit(model)
+    bounded = limit is not None and longest is not None and longest <= limit
+    groups = layout_probe(model, limit if bounded else None)
     try:
         truth = torch.cat([_plain_logp(model, group) for group in groups])
     except Exception as failure:  # the code of a model may fail in any way
@@ -161,8 +164,7 @@ def _choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None) -
             ("single", "alone"),
             "its layers mix the positions of a row in ways that a mask cannot keep apart",
         )
-    limit = context_limit(model)
-    if limit is not None and (longest is None or longest > limit):
+    if limit is not None and not bounded:
         order, reason = (
             ("alone",),
             f"its positions depend on the longest row where one has more than {limit} tokens",
@@ -229,15 +231,19 @@ def _not_exact(model: PreTrainedModel, reason: str) -> ModelError:
     )
 
 
-def layout_probe(model: PreTrainedModel) -> list[Group]:
-    """Short rows beside longer ones, of tokens that the model has."""
+def layout_probe(model: PreTrainedModel, most: int | None = None) -> list[Group]:
+    """Short rows beside longer ones, of tokens that the model has, and of its positions or `most` tokens."""
     vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 41)
     size = max(1, min(38, vocabulary - 3))
 
     def ids(start: int, count: int, stride: int) -> np.ndarray:
         return ((start + stride * np.arange(count)) % size + min(3, vocabulary - 1)).astype(np.int32)
 
-    longer = Group(prompt=ids(5, 23, 7), completions=(ids(2, 17, 5), ids(11, 6, 3)))
+    room = min(40, most or 40, positions_of(model.config.get_text_config()) or 40)
+    longer = Group(
+        prompt=ids(5, room * 23 // 40, 7),
+        completions=(ids(2, room * 17 // 40, 5), ids(11, room * 6 // 40, 3)),
+    )
     shorter = Group(prompt=ids(1, 3, 2), completions=(ids(8, 1, 1), ids(20, 4, 11)))
     return [PROBE, longer, shorter] if vocabulary > 16 else [longer, shorter]
 

@@ -43,7 +43,8 @@ class RewardModel(BuiltIn):
             else a pair if there is a separator.
         ending: what the model reads last: all that the chat template writes after an answer (as model cards
             do), or nothing after the end-of-turn token (as reward models are trained here).
-        label: of a model with several labels, by name or number: the reward is its log-probability.
+        label: of a model with several outputs, by name or number: the reward is its log-probability, or the
+            output itself of a regression model (problem_type regression).
         batch_size: texts computed at a time.
         max_length: most tokens of prompt and completion; a longer text is an error, as it is beyond the
             model's positions.
@@ -220,7 +221,10 @@ def _logits(one: Classifier, rows: Sequence[Mapping[str, list[int]]], pad: int |
     logits = one.model(
         **{name: tensor.to(one.model.device) for name, tensor in inputs.items()}
     ).logits.float()
-    return (logits[:, 0] if one.label is None else logits.log_softmax(-1)[:, one.label]).tolist()
+    if one.label is None:
+        return logits[:, 0].tolist()
+    raw = one.model.config.problem_type == "regression"
+    return (logits if raw else logits.log_softmax(-1))[:, one.label].tolist()
 
 
 def ended_flags(columns: Mapping[str, Any], count: int) -> list[bool]:

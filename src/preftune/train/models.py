@@ -106,6 +106,12 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
     sharing, reason = choose_layout(model, plan.layout, plan.precision, plan.longest)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
     check_trains(model, sharing, plan.precision)
+    coefficient = router_loss(model.config.get_text_config())
+    if coefficient:
+        report.note(
+            f"router: the auxiliary loss of the experts (coefficient {coefficient:g} in the model's configuration) "
+            "is not added to the objective"
+        )
     digest = weights_digest(
         model
     )  # before the adapters, which change nothing yet: one cache serves every rank and seed
@@ -133,6 +139,14 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         kept_positions=0 if plan.gradient_checkpointing else plan.layout.micro_batch_tokens,
     )
     return policy, digest
+
+
+def router_loss(config: Any) -> float:
+    """The coefficient of the auxiliary loss that balances experts, which the configuration states; 0 without."""
+    has_experts = any(
+        getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")
+    )
+    return float(getattr(config, "router_aux_loss_coef", None) or 0.0) if has_experts else 0.0
 
 
 def _proven_engine(policy: Policy, report: Reporter) -> Engine:
