@@ -43,7 +43,9 @@ def test_page_names_each_hyper_parameter_and_its_default(name):
     assert [row for row, _ in rows] == [field.name for field in fields(kind)]
     for (_, shown), field in zip(rows, fields(kind), strict=True):
         default, shown = field.default, shown.strip("`")
-        if isinstance(default, (int, float)):
+        if isinstance(default, bool):
+            assert shown == str(default).lower(), field.name
+        elif isinstance(default, (int, float)):
             assert float(shown) == default, field.name
         else:
             assert shown == ("none" if default is None else default), field.name

@@ -19,8 +19,8 @@ class CalDPO(PairObjective):
 
     Xiao et al., "Cal-DPO: Calibrated Direct Preference Optimization for Language Model Alignment", NeurIPS
     2024 (arXiv
-    2412.14516, id from memory), as in the authors' code: no beta in the first term, and c = 0.5. The paper's
-    c is 1 (from memory): formula not verified against the paper.
+    2412.14516), as in the authors' code: no beta in the first term, and c = 0.5. The paper's algorithm 1 has
+    c = 1.
 
     Args:
         beta: sets the values +-1 / (2 beta) that log-ratios are pulled to, > 0.

@@ -18,7 +18,7 @@ class DPOP(PairObjective):
 
     Pal et al., "Smaug: Fixing Failure Modes of Preference Optimization with DPO-Positive", 2024, arXiv
     2402.13228; checked against a public implementation (the authors publish no training code); the defaults
-    are from memory.
+    are those of public implementations.
 
     Args:
         beta: strength of the pull to the reference, > 0.

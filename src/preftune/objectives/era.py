@@ -20,7 +20,7 @@ class ERA(GroupPairObjective):
         t = ( beta * (r(y1) - r(y2)) + gamma * (log ref(y1) - log ref(y2)) ) / (1 + gamma)
 
     Chennakesavalu et al., "Energy Rank Alignment: Using Preference Optimization to Search Chemical Space at
-    Scale", 2024 (arXiv 2405.12961, id from memory), with reward = -energy. The reference enters the target
+    Scale", 2024 (arXiv 2405.12961), with reward = -energy. The reference enters the target
     only: the optimum is proportional to (exp(beta * r) * ref^gamma)^(1 / (1 + gamma)). The unit is a pair;
     the pairs of a group share the weight of one.
 

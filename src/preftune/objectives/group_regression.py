@@ -71,9 +71,9 @@ class AGRO(GroupOfTwoObjective):
         L = (1/2) (1 / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
 
     Tang et al., "RL-finetuning LLMs from on- and off-policy data with a single algorithm", 2025, arXiv
-    2503.19612: formula not verified against the paper. This is its off-policy part; the on-policy one adds
-    the gradient of the sampling distribution, which is left out. CoPG divided by 2 G: the gradient is beta /
-    G times RLOO's of the group.
+    2503.19612: formula not verified against the paper, whose abstract was read. This is its
+    off-policy part; the on-policy one adds the gradient of the sampling distribution, which is left out. CoPG
+    divided by 2 G: the gradient is beta / G times RLOO's of the group.
 
     Args:
         beta: strength of the pull to the reference, in units of reward, > 0.

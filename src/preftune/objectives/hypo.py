@@ -38,14 +38,14 @@ class HyPO(Coupled, Objective):
 
     Song et al., "The Importance of Online Data: Understanding Preference Fine-tuning via Coverage", NeurIPS
     2024, arXiv
-    2406.01462: formula not verified against the paper. Samples are completions that the policy wrote and that
-    are in no pair. The second term has the gradient h(y) grad log pi(y), whose mean over the policy's samples
-    is the gradient of KL(pi || ref); the authors take a leave-one-out baseline from it, which changes its
-    variance alone and is not here.
+    2406.01462: formula not verified against the paper, whose abstract was read. Samples are
+    completions that the policy wrote and that are in no pair. The second term has the gradient
+    h(y) grad log pi(y), whose mean over the policy's samples is the gradient of KL(pi || ref). The authors take
+    a leave-one-out baseline from it, which changes its variance alone and is not here.
 
     Args:
         beta: strength of DPO's pull to the reference, > 0.
-        kl_weight: weight of the KL divergence, >= 0 (the default is from memory); at 0 it is DPO.
+        kl_weight: weight of the KL divergence, >= 0 (the default is ours); at 0 it is DPO.
     """
 
     name = "hypo"

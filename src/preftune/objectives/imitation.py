@@ -49,8 +49,8 @@ class DIL(PairObjective):
         bce   L = -log sigma(hbar(chosen)) - log sigma(-hbar(rejected))
 
     Xiao et al., "On a Connection Between Imitation Learning and RLHF", ICLR 2025 (openreview 2QdsjiNXgj), in
-    the form of the authors' code: log-ratios per token, and no beta. The paper writes ratios of sequences
-    (from memory): formula not verified against the paper. With sums the exponentials would explode.
+    the form of the authors' code: log-ratios per token, and no beta. The paper writes ratios of sequences:
+    formula not verified against the paper. With sums the exponentials would explode.
 
     Args:
         link: which estimator of the density ratio; the authors use lsif.
@@ -81,7 +81,7 @@ class GSIL(PairObjective):
         brier, hinge, kliep and lsif: see `density_ratio_loss`
 
     Xiao et al., "How to Leverage Demonstration Data in Alignment for Large Language Model? A Self-Imitation
-    Learning Perspective", EMNLP 2024 (arXiv 2410.10093, id from memory). Our beta is the paper's alpha, our
+    Learning Perspective", EMNLP 2024 (arXiv 2410.10093). Our beta is the paper's alpha, our
     offset its beta. The chosen completion is a demonstration, the rejected one a sample from the reference,
     which is the policy of the last round.
 

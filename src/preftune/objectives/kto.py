@@ -32,7 +32,7 @@ class KTO(Coupled, LabelObjective):
         beta: strength of the pull to the reference, > 0.
         desirable_weight: factor w_D of the loss of preferred completions, > 0.
         undesirable_weight: factor w_U of the loss of dispreferred completions, > 0; the paper keeps w_D *
-            number of preferred over w_U * number of dispreferred in about [1, 4/3] (from memory).
+            number of preferred over w_U * number of dispreferred in [1, 4/3].
     """
 
     name = "kto"

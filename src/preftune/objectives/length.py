@@ -21,7 +21,7 @@ class LNDPO(PairObjective):
         L = -log sigma( beta * (hbar(chosen) - hbar(rejected)) ),   hbar(y) = h(y) / |y|
 
     Lambert et al., "Tulu 3: Pushing Frontiers in Open Language Model Post-Training", 2024; checked against a
-    public implementation; the default beta is from memory. Log-ratios per token are small, hence a beta far
+    public implementation; the default beta is that of the recipe. Log-ratios per token are small, hence a beta far
     above DPO's.
 
     Args:
@@ -106,7 +106,7 @@ class RDPO(PairObjective):
 
     Args:
         beta: strength of the pull to the reference, > 0.
-        alpha: nats per token of difference, >= 0; 0.01 to 1.0 have been tried (from memory); at 0 it is DPO.
+        alpha: nats per token of difference, >= 0; larger values push harder; at 0 it is DPO.
     """
 
     name = "r-dpo"

@@ -20,8 +20,8 @@ class InfoNCA(GroupObjective):
         L = -sum_k p_k log softmax_k(beta * h),   p = softmax_k(reward / alpha)
 
     Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", NeurIPS 2024, arXiv
-    2402.05369. With two completions and alpha -> 0 it is DPO. The authors' code has the inverse of alpha, and
-    adds 0.01 to the top reward, which is left out here.
+    2402.05369. With two completions and alpha -> 0 it is DPO. The authors' code divides scores by alpha too; it
+    also adds 0.01 to the top reward, which is left out here.
 
     Args:
         beta: strength of the pull to the reference, > 0.
@@ -54,7 +54,7 @@ class NCA(GroupObjective):
 
     Chen et al., "Noise Contrastive Alignment of Language Models with Explicit Rewards", NeurIPS 2024, arXiv
     2402.05369. For a pair with alpha -> 0: -log sigma(r_w) - 0.5 log sigma(-r_w) - 0.5 log sigma(-r_l). The
-    authors' code has the inverse of alpha and adds 0.01 to the top reward, which is left out here.
+    authors' code also adds 0.01 to the top reward, which is left out here.
 
     Args:
         beta: strength of the pull to the reference, > 0.

@@ -27,7 +27,7 @@ class ReinforcePlusPlus(Coupled, TokenObjective):
 
     Args:
         beta: strength of the pull to the reference, >= 0, by a penalty in each token's reward; at 0 there is
-            no reference. The default is from memory.
+            no reference. The default is OpenRLHF's initial KL coefficient.
         gamma: discount per token, in (0, 1].
         clip: how far a ratio may leave 1, in (0, 1).
     """

@@ -27,7 +27,7 @@ class RewardAwareRPO(GroupPairObjective):
 
     Sun et al., "Reward-aware Preference Optimization: A Unified Mathematical Framework for Model Alignment",
     2025 (arXiv
-    2502.00203, id from memory), in the form and with the names of NVIDIA's code. squared is reward
+    2502.00203), in the form and with the names of NVIDIA's code. squared is reward
     distillation, backward_kl is ERA with a reference, forward_kl is EXO with its smoothing set by the
     rewards. The unit is a pair; the pairs of a group share the weight of one.
 

@@ -38,8 +38,8 @@ class RewardDistillation(GroupPairObjective):
 
         L = ( beta * (h(y1) - h(y2)) - (r(y1) - r(y2)) )^2
 
-    Fisch et al., "Robust Preference Optimization through Reward Model Distillation", 2024 (arXiv 2405.19316,
-    id from memory): formula not verified against the paper. Its pessimistic form over an ensemble of reward
+    Fisch et al., "Robust Preference Optimization through Reward Model Distillation", 2024 (arXiv 2405.19316):
+    formula not verified against the paper, whose abstract was read. Its pessimistic form over an ensemble of reward
     models is not here. The unit is a pair; the pairs of a group share the weight of one, so each prompt with
     two completions or more counts the same.
 

@@ -17,7 +17,7 @@ class SimPER(PairObjective):
 
     Xiao et al., "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters", ICLR 2025
     (arXiv
-    2502.00883, id from memory). The loss lies in (-1, 1), and its gradient fades as a completion becomes
+    2502.00883). The loss lies in (-1, 1), and its gradient fades as a completion becomes
     unlikely.
     """
 
