@@ -26,11 +26,11 @@ COMMANDS = (
 )
 
 
-def run_command(job: dict) -> None:
-    """In the forked process: never returns."""
-    file = os.open(job["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def run_command(job: dict, out: int) -> None:
+    """In the forked process: never returns. What it prints goes into a pipe, which no limit on files holds up."""
     for number in (1, 2):
-        os.dup2(file, number)
+        os.dup2(out, number)
+    os.close(out)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(job["environment"])
     for name, value in job["limits"].items():
@@ -65,27 +65,44 @@ def serve() -> None:
     for name in ("preftune.train.loop", "peft", "transformers.models.llama.modeling_llama"):
         importlib.import_module(name)
     answer({"ready": True})
-    buffer, running = b"", set()
+    buffer, running = b"", {}
     while True:
-        ready, _, _ = select.select([0], [], [], 0.005)
-        if ready:
-            more = os.read(0, 1 << 16)
-            if not more:
+        pipes = dict(running.values())
+        for ready in select.select([0, *pipes], [], [], 0.005)[0]:
+            more = os.read(ready, 1 << 16)
+            if ready:
+                with open(pipes[ready], "ab") as file:
+                    file.write(more)
+            elif not more:
                 return
-            buffer += more
-            *lines, buffer = buffer.split(b"\n")
-            for line in lines:
-                process = os.fork()
-                if not process:
-                    signal.signal(signal.SIGINT, signal.default_int_handler)
-                    run_command(json.loads(line))
-                running.add(process)
-                answer({"process": process})
-        for process in list(running):
+            else:
+                *lines, buffer = (buffer + more).split(b"\n")
+                for line in lines:
+                    start(json.loads(line), running)
+        for process, (pipe, out) in list(running.items()):
             done, status = os.waitpid(process, os.WNOHANG)
             if done:
-                running.discard(process)
+                with open(out, "ab") as file:
+                    while more := os.read(pipe, 1 << 16):
+                        file.write(more)
+                os.close(pipe)
+                del running[process]
                 answer({"process": process, "status": os.waitstatus_to_exitcode(status)})
+
+
+def start(job: dict, running: dict) -> None:
+    open(job["out"], "wb").close()
+    pipe, end = os.pipe()
+    process = os.fork()
+    if not process:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(pipe)
+        for other, _ in running.values():
+            os.close(other)
+        run_command(job, end)
+    os.close(end)
+    running[process] = pipe, job["out"]
+    answer({"process": process})
 
 
 def answer(content: dict) -> None:

@@ -91,7 +91,7 @@ def test_an_output_is_never_replaced_unasked(verb, tiny_folder, forks, tmp_path)
     output.write_text("precious")
     words = {
         "sample": ["sample", "--model", tiny_folder, "--prompts", data, "--max_new_tokens", "3"],
-        "reward": ["reward", data, "--reward", "brief", "--column", "brief"],
+        "reward": ["reward", data, "--reward", "regex(pattern=e)", "--column", "brief"],
         "select": ["select", data, "--selection", "best-vs-worst"],
     }[verb] + ["--output", output]
     refused = forks.run(words)

@@ -7,6 +7,7 @@ import pickle
 import tempfile
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -57,7 +58,8 @@ class RecordFile:
         return _unpacked(pickle.loads(self._read[start - self._read_from : end - self._read_from]))
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk left in the buffer: the error was raised when it was met
+            self._file.close()
 
 
 def _packed(record: Record) -> tuple:

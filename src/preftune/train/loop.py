@@ -45,9 +45,17 @@ from preftune.train.optim import HalfStep, learning_rate
 from preftune.train.optimizers import averaged_weights, set_learning_rate
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
-from preftune.train.recovery import Comparison, check_final, claim_new, claim_old, latest_start, manifest_of
+from preftune.train.recovery import (
+    Comparison,
+    check_end,
+    check_final,
+    claim_new,
+    claim_old,
+    latest_start,
+    manifest_of,
+)
 from preftune.train.runlog import RunFolder, check_room, create_run, environment, forget_run, to_plain
-from preftune.train.saving import install_final, keep_state, save_state
+from preftune.train.saving import bytes_needed, install_final, keep_state, save_state
 from preftune.train.setup import TrainingJob, build_job
 from preftune.train.sources import Taken
 from preftune.train.step import run_step
@@ -129,7 +137,7 @@ def train(
         with memory_errors():
             job = build_job(config, report, processes, check=identity.check)
             check_best_metric(job)
-        processes.from_main(lambda: check_room(config.output, _bytes_needed(job)))
+        processes.from_main(lambda: check_room(config.output, bytes_needed(job)))
         with interruption() as stop:
             run = _created(job, identity)
             return run_loop(job, run, report, Counters(), None, stop, on_step)
@@ -172,7 +180,7 @@ def resume(
         counters, extra = load_checkpoint(
             start.path, job.policy.trainable(), job.optimizer, following, start.state
         )
-        _check_end(job, counters)
+        check_end(counters, job.num_steps)
         if job.samples is not None:
             job.samples.load(extra["source"])
         if job.best is not None:
@@ -229,21 +237,17 @@ def _created(job: TrainingJob, identity: Comparison) -> RunFolder:
         "objective": asdict(remedies(config.objective)),
     }
     run = create_run(config.output, config, around, writes=processes.is_main)
-    identity.record(run)
-    if processes.is_main and job.prepared.bad_rows:
-        write_bad_rows(run.path / "bad_rows.jsonl", job.prepared.bad_rows)
-    run.write_json("data_report.json", job.prepared.report.as_dict() | {"lines": job.prepared.report.lines()})
+    try:
+        identity.record(run)
+        if processes.is_main and job.prepared.bad_rows:
+            write_bad_rows(run.path / "bad_rows.jsonl", job.prepared.bad_rows)
+        report = job.prepared.report
+        run.write_json("data_report.json", report.as_dict() | {"lines": report.lines()})
+    except BaseException as error:
+        with suppress(StorageError):
+            run.set_state(*_ending(error, 0, run))
+        raise
     return run
-
-
-def _check_end(job: TrainingJob, counters: Counters) -> None:
-    if counters.step > job.num_steps:
-        raise ConfigError(
-            "The checkpoint is beyond the end of the run",
-            got=f"step {counters.step}, and {job.num_steps} steps by the settings in config.yaml",
-            expected=f"at least {counters.step} steps",
-            do="Raise epochs, max_steps or max_samples in config.yaml",
-        )
 
 
 def _arranged(processes: Processes, device: str, shard_mode: str) -> Processes:
@@ -477,12 +481,3 @@ def _evaluate(
     if shown:
         report.note(f"step {step}: held-out " + ", ".join(shown))
     return metrics
-
-
-def _bytes_needed(job: TrainingJob) -> int:
-    """final/ and, if any, the checkpoints, with one more while it is written."""
-    trained = sum(p.numel() * p.element_size() for p in job.policy.trainable().values())
-    every = job.config.save_every
-    saved = min(job.config.keep_checkpoints, (job.num_steps - 1) // every) if every else 0
-    best = 2 * trained if job.best is not None else 0
-    return trained + best + (3 * trained * (saved + 1) if saved else 0)

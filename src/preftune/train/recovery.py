@@ -9,7 +9,7 @@ from typing import Any
 from preftune.errors import ConfigError, DataError, StorageError, storage_error
 from preftune.progress import Reporter
 from preftune.storage import DIGESTS, first_damage, locked_folder, remove, remove_leftovers, unsealed
-from preftune.train.checkpoint import CheckpointState, checkpoints, read_state
+from preftune.train.checkpoint import CheckpointState, Counters, checkpoints, read_state
 from preftune.train.identity import (
     MANIFEST,
     Identity,
@@ -69,6 +69,17 @@ def check_final(run: RunFolder) -> None:
             f"The model {run.final} is damaged",
             got=damage,
             do=f"Delete {run.final}; then --resume makes it again from the latest checkpoint",
+        )
+
+
+def check_end(counters: Counters, num_steps: int) -> None:
+    """The checkpoint must not be beyond the end of the run."""
+    if counters.step > num_steps:
+        raise ConfigError(
+            "The checkpoint is beyond the end of the run",
+            got=f"step {counters.step}, and {num_steps} steps by the settings in config.yaml",
+            expected=f"at least {counters.step} steps",
+            do="Raise epochs, max_steps or max_samples in config.yaml",
         )
 
 

@@ -162,3 +162,12 @@ def _put_together(job: TrainingJob, weights: Mapping[str, Tensor], head: Tensor)
     with torch.no_grad():
         whole.value_head.weight.copy_(head)
     return whole
+
+
+def bytes_needed(job: TrainingJob) -> int:
+    """final/ and, if any, the checkpoints, with one more while it is written."""
+    trained = sum(p.numel() * p.element_size() for p in job.policy.trainable().values())
+    every = job.config.save_every
+    saved = min(job.config.keep_checkpoints, (job.num_steps - 1) // every) if every else 0
+    best = 2 * trained if job.best is not None else 0
+    return trained + best + (3 * trained * (saved + 1) if saved else 0)
