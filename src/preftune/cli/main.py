@@ -13,9 +13,6 @@ from pathlib import Path
 from types import ModuleType
 
 from preftune import __version__
-from preftune.cli.help import help_text
-from preftune.cli.names import nearest
-from preftune.cli.words import prepared
 from preftune.errors import ConfigError, DataError, ElsewhereError, ModelError, PreftuneError, shown
 from preftune.terminal import clean_terminal
 
@@ -126,6 +123,11 @@ def _run(words: list[str]) -> int:
         print(f"preftune {__version__}")
         return 0
     verb, rest = words[0], words[1:]
+    # imported now: `preftune --help` and `--version` do without
+    from preftune.cli.help import help_text
+    from preftune.cli.names import nearest
+    from preftune.cli.words import prepared
+
     if verb not in VERBS:
         near = nearest(verb, (*VERBS, *ELSEWHERE_VERBS), 0.6)
         raise ConfigError(
