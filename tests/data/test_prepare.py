@@ -103,7 +103,7 @@ def test_bad_rows_are_written(tmp_path, chat):
     assert [(line["file"], line["row"]) for line in lines] == [(str(path), 2), (str(path), 3)]
     assert "broken JSON" in lines[0]["message"]
     with pytest.raises(StorageError, match="list of bad rows"):
-        write_bad_rows(tmp_path / "none" / "bad_rows.jsonl", prepared.bad_rows)
+        write_bad_rows(path / "bad_rows.jsonl", prepared.bad_rows)
 
 
 def test_a_row_that_the_template_refuses_is_a_bad_row(tmp_path):
