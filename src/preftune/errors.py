@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
 from typing import Any
 
 
@@ -126,6 +125,8 @@ def check_range(
 
 def is_given(options: Any, name: str) -> bool:
     """Whether a field of a dataclass differs from its default."""
+    from dataclasses import MISSING, fields  # with inspect and ast: not for `preftune --help`
+
     option = next(option for option in fields(options) if option.name == name)
     default = option.default if option.default_factory is MISSING else option.default_factory()
     return bool(getattr(options, name) != default)

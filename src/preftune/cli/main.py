@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import ModuleType
 
 from preftune import __version__
@@ -149,6 +148,8 @@ def _run(words: list[str]) -> int:
 
 def _with_action(words: list[str]) -> list[str]:
     """`preftune diagnose FILE` and `preftune diagnose RUN` without the action."""
+    from pathlib import Path
+
     first = words[0] if words else ""
     if first and not first.startswith("-") and first not in ("run", "data"):
         if (Path(first) / "config.yaml").is_file():
