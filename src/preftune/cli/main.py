@@ -3,10 +3,7 @@
 import gc
 import importlib
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import ModuleType
@@ -60,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(HELP, end="")
+            sys.stdout.flush()
+            return 0
         with _stopping_signals():
             status = _run(words)
         sys.stdout.flush()
@@ -83,6 +84,10 @@ def _stopping_signals() -> Iterator[None]:
     """Within, SIGTERM and SIGHUP end a command as Ctrl-C does, with temporary files removed. Signals that arrive
     within two seconds of the first, as a scheduler sends them to a process group, count as one.
     """
+    import signal
+    import threading
+    import time
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -115,9 +120,6 @@ def _is_told_elsewhere(error: PreftuneError) -> bool:
 
 
 def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
     if words[0] in ("-V", "--version", "version"):
         print(f"preftune {__version__}")
         return 0
