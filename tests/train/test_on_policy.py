@@ -277,7 +277,10 @@ def test_a_reward_that_fails_loses_no_completion(config, tmp_path):
         train(config("cut", **settings), quiet=True)
     path.write_text(body.format(""))
     whole = train(config("whole", **settings), quiet=True)
-    cut = resume(settings_from_run(TrainConfig, whole.folder.parent / "cut"), quiet=True)
+    settings_of_cut = settings_from_run(TrainConfig, whole.folder.parent / "cut")
+    with pytest.raises(ConfigError, match="--allow-changed reward"):
+        resume(settings_of_cut, quiet=True)
+    cut = resume(settings_of_cut, quiet=True, allowed=frozenset({"reward"}))
     assert same_bits(weights_of(cut.final), weights_of(whole.final))
     assert (
         trained(metric_rows(cut.folder))[-1]["samples_drawn"]
@@ -296,7 +299,7 @@ def test_a_reward_that_fails_at_the_first_step_loses_no_completion(config, tmp_p
         "def taste(prompts, completions, **columns):\n    return [float(c.count('e')) for c in completions]\n"
     )
     folder = config("cut", **settings).output
-    result = resume(config("cut", **settings), quiet=True)
+    result = resume(config("cut", **settings), quiet=True, allowed=frozenset({"reward"}))
     assert str(result.folder) == folder and result.step == 2
 
 
