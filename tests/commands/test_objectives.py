@@ -243,8 +243,9 @@ def test_curves_of_all_unless_some_are_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(curves_command, "derivative_curves", record)
     output = str(tmp_path / "c.png")
     run(capsys, "curves", "--output", output)
-    run(capsys, "curves", "dpo", "bnf", "--output", output, "--ref_prob", "0.1")
-    run(capsys, "curves", "--objectives", "[dpo]", "--output", output, "--quantity", "logp")
+    again = ("--output", output, "--overwrite")
+    run(capsys, "curves", "dpo", "bnf", *again, "--ref_prob", "0.1")
+    run(capsys, "curves", "--objectives", "[dpo]", *again, "--quantity", "logp")
     assert asked == [(list(OBJECTIVES), "logit", 0.3), (["dpo", "bnf"], "logit", 0.1), (["dpo"], "logp", 0.3)]
 
 

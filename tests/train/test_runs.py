@@ -131,6 +131,7 @@ def test_the_run_folder_holds_everything(tiny_folder, pairs_file, tmp_path):
     ]
     assert {path.name for path in result.folder.iterdir()} == {
         "config.yaml",
+        "manifest.json",
         "metrics.jsonl",
         "data_report.json",
         "status.json",
