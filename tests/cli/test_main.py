@@ -185,7 +185,9 @@ def test_nothing_commands_the_terminal(tiny_folder, tmp_path, capsys):
     columns = write_rows(tmp_path / f"columns{EVIL}.jsonl", [{EVIL: "a", f"x{EVIL}": "b"}])
     group = {"prompt": EVIL, "completions": ["a", EVIL], "rewards": [0, 1], EVIL: 1}
     scored = write_rows(tmp_path / f"scored{EVIL}.jsonl", [group])
-    wrong = write_rows(tmp_path / f"wrong{EVIL}.jsonl", [{"prompt": "p", "chosen": "c", "rejected": [EVIL]}])
+    wrong = write_rows(
+        tmp_path / f"wrong{EVIL}.jsonl", [{"prompt": "p", "chosen": "c", "rejected": {EVIL: EVIL}}]
+    )
     judged = write_rows(
         tmp_path / f"judged{EVIL}.jsonl", [{"prompt": EVIL, "completions": [EVIL], EVIL: EVIL}]
     )

