@@ -37,10 +37,19 @@ MODULES = {
 }
 
 
-def imported(path: Path) -> set[str]:
-    """Modules that a file imports, anywhere in it."""
+class RunsOnly(ast.NodeTransformer):
+    """Leaves out what only a type checker reads."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        return node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else node
+
+
+def imported(path: Path, runs_only: bool = False) -> set[str]:
+    """Modules that a file imports, anywhere in it; with `runs_only`, without those for a type checker alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(RunsOnly().visit(tree) if runs_only else tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -97,7 +106,7 @@ def test_light_modules_import_nothing_heavy(names):
         if any(module == f"preftune.{name}" or module.startswith(f"preftune.{name}.") for name in names):
             reached, queue = set(), [path]
             while queue:
-                for other in imported(queue.pop()) - reached:
+                for other in imported(queue.pop(), runs_only=True) - reached:
                     reached.add(other)
                     if other in MODULES:
                         queue.append(MODULES[other])

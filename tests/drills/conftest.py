@@ -80,8 +80,9 @@ class Forks:
         return json.loads(self._server.stdout.readline())
 
     def close(self) -> None:
-        self._server.stdin.close()
-        self._server.wait(timeout=30)
+        with self._server:  # closes both pipes
+            self._server.stdin.close()
+            self._server.wait(timeout=30)
 
 
 @pytest.fixture(scope="session")

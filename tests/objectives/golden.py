@@ -92,7 +92,8 @@ def check_pair(
     if "ref_logp" in objective.needs:
         metrics |= {"log_ratios/chosen": logp[0] - ref[0], "log_ratios/rejected": logp[1] - ref[1]}
     margin = rewards[0] - rewards[1]
-    metrics |= {"rewards/margins": margin, "rewards/accuracies": float(margin > 0), **(extra or {})}
+    accuracy = 0.5 if margin == 0 else float(margin > 0)  # a tie counts one half
+    metrics |= {"rewards/margins": margin, "rewards/accuracies": accuracy, **(extra or {})}
     assert {name: entry.tolist() for name, entry in losses.metrics.items()} == {
         name: pytest.approx([entry], rel=1e-9, abs=1e-12) for name, entry in metrics.items()
     }

@@ -97,7 +97,7 @@ def test_metrics_are_rewards_and_no_log_probabilities():
         "rewards/accuracies": [1.0],
     }
     tied = BradleyTerry()(head((1.0, 1.0), (1, 1)), PAIR).metrics
-    assert tied["rewards/accuracies"].item() == 0.0  # an equal reward is not accurate
+    assert tied["rewards/accuracies"].item() == 0.5  # a tie counts one half
 
 
 def test_needs_no_reference():

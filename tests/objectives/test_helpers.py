@@ -125,7 +125,7 @@ def test_group_metrics_leave_ties_out():
 
 
 def test_score_metrics_of_a_tie():
-    """An equal score is not accurate."""
+    """An equal score counts one half."""
     scores = TokenScores(logp=torch.tensor([-1.0, -2.0, -3.0]), lengths=torch.tensor([1, 2]))
     pair = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
     metrics = score_metrics(scores, pair, torch.tensor([2.0, 2.0]))
@@ -135,7 +135,7 @@ def test_score_metrics_of_a_tie():
         "rewards/chosen": 2.0,
         "rewards/rejected": 2.0,
         "rewards/margins": 0.0,
-        "rewards/accuracies": 0.0,
+        "rewards/accuracies": 0.5,
     }
 
 

@@ -64,6 +64,7 @@ DEFAULTS = {
         "vf_coef": 0.1,
         "gamma": 1.0,
         "lam": 0.95,
+        "normalize_returns": True,
         "value_clip": None,
         "dual_clip": None,
     },
@@ -158,7 +159,7 @@ FIELDS = [
     (name, field)
     for name, fields in DEFAULTS.items()
     for field, value in fields.items()
-    if isinstance(value, (int, float))
+    if isinstance(value, (int, float)) and not isinstance(value, bool)
 ]
 
 

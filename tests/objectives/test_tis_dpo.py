@@ -59,7 +59,7 @@ def test_by_hand(alpha):
             "rewards/chosen": 0.0,
             "rewards/rejected": 0.0,
             "rewards/margins": 0.0,
-            "rewards/accuracies": 0.0,
+            "rewards/accuracies": 0.5,
             "token_weights/chosen": (weight[0] + weight[1]) / 2,
             "token_weights/rejected": (weight[2] + weight[3]) / 2,
         }

@@ -139,7 +139,11 @@ def test_a_single_judged_part_of_a_sum():
     with serving(by_length) as peer:
         spec = f"0.5*judge(url={peer.url}, model=m, {FAST}) + ended"
         found = ask(resolve_reward(spec), spec, ["p", "p"], ["abcd", "x" * 11], {"ended": [True, True]})
-    assert found == Verdicts(rewards=[3.0, None], parse_failures=1)
+    assert found == Verdicts(
+        rewards=[3.0, 1.0],  # the second by the other term alone
+        parse_failures=1,
+        parts={"judge": [4.0, None], "ended": [1.0, 1.0]},
+    )
 
 
 # Pairs
@@ -359,7 +363,7 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, capsys):
         ("url=http://x", "Reward 'judge' needs a setting; got no model"),
         (
             "url=http://x, model=m, mode=best",
-            "mode of reward 'judge' is unknown; got best; expected score or pairwise.",
+            "mode of reward 'judge' has a value that it cannot take; got best; expected score or pairwise.",
         ),
         ("url=http://x, model=m, against=gold", "against of reward 'judge' has no effect on scores"),
         (

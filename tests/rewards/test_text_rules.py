@@ -143,7 +143,7 @@ def test_a_weighted_sum():
     assert judged("0.5*ended + 0.01*length.min", "ab", **columns) == [pytest.approx(0.4), pytest.approx(-0.2)]
     assert judged("ended - 2*ended", "ab", **columns) == [-1, 0]
     assert judged("-1*length.min", "ab", **columns) == [10, 20]
-    assert judged("exact + ended", "ab", answer=["a", None], **columns) == [2, None]
+    assert judged("exact + ended", "ab", answer=["a", None], **columns) == [2, 0]  # by `ended` alone
 
 
 def test_a_sum_names_the_part_that_fails(tmp_path):

@@ -43,7 +43,7 @@ REWARDS: Mapping[str, type[BuiltIn]] = _BuiltIns(
         "length.mode": "text_rules:LengthMode",
         "length.skew": "text_rules:LengthMin",
         "regex": "text_rules:Regex",
-        "format": "text_rules:Format",
+        "format": "text_rules:TaggedFormat",
         "exact": "answers:Exact",
         "maths": "answers:Maths",
         "instructions": "packages:Instructions",
