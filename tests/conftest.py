@@ -1,6 +1,7 @@
 """Shared by all tests: deterministic torch, no network, a cache of its own."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,6 +14,9 @@ from hypothesis import HealthCheck, settings
 from tests.typechecks import check_cheaply
 
 check_cheaply()
+# A shell without job control starts background jobs with SIGINT ignored, and a run respects that. The tests send
+# this signal, also to processes that inherit how this one treats it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")  # how long an example takes says more of the machine than of the code
 

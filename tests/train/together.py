@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
@@ -31,7 +31,7 @@ def run_all(
     jobs: Sequence[Sequence[str]], cwd: Path, processes: int = 2, *how: str
 ) -> subprocess.CompletedProcess:
     """Each job is the words after `preftune`; an error if one does not end well in all processes."""
-    (cwd / "jobs.json").write_text(json.dumps(list(zip(free_ports(len(jobs)), jobs, strict=True))))
+    (cwd / "jobs.json").write_text(json.dumps(list(jobs)))
     done = subprocess.run(
         [*COMMAND, str(processes), __file__, "jobs.json", *how],
         capture_output=True,
@@ -60,23 +60,28 @@ def _told(path: Path) -> tuple[int, str]:
     return int(found[2]), found[1]
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("localhost", 0))
-        return [one.getsockname()[1] for one in sockets]
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
 
 
 def _run_jobs(path: str, may_fail: bool) -> int:
+    from torch.distributed import TCPStore
+
     from preftune.cli.main import main
 
-    # each run meets anew, which torchrun's own store is not made for
+    # Each run meets anew, which torchrun's own store is not made for: that store only carries the ports. The
+    # first process chooses a port right before its use, as another program may take one that was free earlier.
+    ports = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    rank = int(os.environ["RANK"])
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-    for index, (port, words) in enumerate(json.loads(Path(path).read_text())):
-        os.environ["MASTER_PORT"] = str(port)
+    for index, words in enumerate(json.loads(Path(path).read_text())):
+        if rank == 0:
+            ports.set(f"port-{index}", str(free_port()))
+        os.environ["MASTER_PORT"] = ports.get(f"port-{index}").decode()
         if may_fail:
-            with open(_errors(index, int(os.environ["RANK"])), "w") as file, redirect_stderr(file):
+            with open(_errors(index, rank), "w") as file, redirect_stderr(file):
                 print(f"status {main(words)}", file=file)
             continue
         status = main(words)

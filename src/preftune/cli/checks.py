@@ -57,3 +57,18 @@ def resumed_folder(arguments: Sequence[str], command: str) -> str | None:
             do="The run continues with the settings in its config.yaml",
         )
     return folder
+
+
+def take_switch(arguments: Sequence[str], name: str) -> tuple[bool, list[str]]:
+    """(whether `--NAME`, `--NAME true` or `--NAME=true` is among the words, the other words)"""
+    is_on, others, words = False, [], list(arguments)
+    while words:
+        word = words.pop(0)
+        flag, _, value = word.partition("=")
+        if flag != f"--{name}":
+            others.append(word)
+            continue
+        if not value and words and words[0].lower() in ("true", "false"):
+            value = words.pop(0)
+        is_on = value.lower() in ("", "true")
+    return is_on, others

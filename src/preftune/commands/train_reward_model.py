@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from preftune.cli.checks import Precision, resumed_folder
+from preftune.cli.checks import Precision, resumed_folder, take_switch
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.data.options import DataOptions
@@ -219,9 +219,9 @@ def evaluation_page(found: Calibration) -> list[str]:
 
 def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
-    folder = resumed_folder([word for word in arguments if word != "--json"], "train-reward-model")
+    as_json, words = take_switch(arguments, "json")
+    folder = resumed_folder(words, "train-reward-model")
     if folder is not None:
-        as_json = "--json" in arguments
         result, found = resume_reward_model(folder, quiet=as_json)
     else:
         settings = parse_settings(RewardModelConfig, arguments, "preftune train-reward-model")
