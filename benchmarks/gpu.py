@@ -67,7 +67,7 @@ from preftune.objectives.sft import SFT
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
 from preftune.train.groups import learned_groups
-from preftune.train.optim import make_optimizer
+from preftune.train.optimizers import make_optimizer
 from preftune.train.options import OptimOptions
 from preftune.train.step import run_step
 from preftune.types import Group

@@ -53,7 +53,7 @@ from preftune.objectives.grpo import GRPO
 from preftune.objectives.rloo import RLOO
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_score
-from preftune.train.optim import make_optimizer
+from preftune.train.optimizers import make_optimizer
 from preftune.train.options import OptimOptions
 from preftune.train.step import run_step
 from preftune.types import Group, Rewards

@@ -28,7 +28,7 @@ from preftune.objectives import OBJECTIVES, Objective
 from preftune.objectives.sft import SFT
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_mismatched, cut_step, make_score
-from preftune.train.optim import make_optimizer
+from preftune.train.optimizers import make_optimizer
 from preftune.train.options import OptimOptions
 from preftune.train.step import run_step
 from preftune.types import Group

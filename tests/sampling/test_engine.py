@@ -4,7 +4,6 @@ changes nothing.
 
 import itertools
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,8 +34,9 @@ from preftune.types import Group
 from tests.data.tokenizers_for_tests import byte_tokenizer
 from tests.models import _SHAPE, CONFIGS, tiny_model
 
-END = 2
-RENDERER = replace(make_renderer(byte_tokenizer()), start=(), bos=None, end_of_turn=END)
+RENDERER = make_renderer(byte_tokenizer())
+END = 2  # </s>
+assert RENDERER.stop_ids == (END,), "what the tests hold to be the end of an answer is it"
 PROMPTS = [
     np.array(ids, dtype=np.int32)
     for ids in ([5, 9, 30, 7, 7, 12, 40, 3], [8], [11, 4, 6, 20], [22, 31, 9], [6, 5, 4, 3])
