@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from preftune.data.options import DataOptions
 from preftune.data.render import Renderer
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.load import LoadOptions, quiet_transformers
@@ -168,6 +169,7 @@ def make_base(folder: Path, seed: int, size: Size) -> Path:
     run = train(
         TrainConfig(
             data=data,
+            rows=DataOptions(format="completions"),
             output=str(folder / "run"),
             model=str(folder / "untrained"),
             objective=SFT(),

@@ -183,7 +183,6 @@ def test_the_same_seeds_give_the_same_verdicts(capsys, tmp_path):
         (("all", "--first_seed", "3"), "first_seed is out of range"),
         (("all", "--only", "[E99]"), "There is no such experiment"),
         (("all", "--workers", "0"), "workers is out of range"),
-        (("tune", "/dev/null/x"), "Cannot write"),
         (("list", "--color", "red"), "Unknown option"),
     ],
 )
@@ -191,3 +190,8 @@ def test_mistakes_are_one_line(words, wanted, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     told = lab(capsys, *words, code=2)
     assert wanted in told and told.count("\n") == 1
+
+
+def test_rates_that_cannot_be_written(capsys):
+    told = lab(capsys, "tune", "/dev/null/x", code=4)  # the status of storage, not of a mistake in the words
+    assert "Cannot make the folder at /dev/null" in told and told.count("\n") == 1

@@ -16,7 +16,7 @@ PANELS = [(name, panel) for name, panels in PICTURES.items() for panel in panels
 @pytest.mark.parametrize(("name", "panel"), PANELS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(PANELS)])
 def test_legends_fit(name, panel):
     with mpl.rc_context(figures.LOOK):
-        figure = Figure(figsize=(figures.WIDTH, 3.4), layout="constrained")
+        figure = Figure(figsize=(figures.FIGURE_WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
         for label in panel.labels:
             axes.plot([0, 1], [0, 1], marker="o", label=label)
