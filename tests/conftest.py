@@ -14,8 +14,6 @@ from hypothesis import HealthCheck, settings
 from tests.typechecks import check_cheaply
 
 os.environ.pop("COLUMNS", None)  # tables are as wide as in a pipe, whatever the terminal
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts background jobs so
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests interrupt runs
 
 check_cheaply()
 # A shell without job control starts background jobs with SIGINT ignored, and a run respects that. The tests send

@@ -103,8 +103,8 @@ def test_what_is_refused_is_one_sentence(diagnosis, tmp_path, capsys):
         ([str(tmp_path)], "Cannot read the diagnosis"),
         ([str(broken)], "is not valid JSON"),
         ([str(unknown)], "Did you mean noise?"),
-        ([diagnosis, "--samples", "-1"], "Invalid value for samples"),
-        ([diagnosis, "--steps", "-1"], "Invalid value for steps"),
+        ([diagnosis, "--samples", "-1"], "samples is out of range; got -1; expected at least 0"),
+        ([diagnosis, "--steps", "-1"], "steps is out of range; got -1; expected at least 0"),
         ([diagnosis, "--seed", "1"], "seed cannot be used"),
         (["--problem", "nothing"], "There is no such problem"),
     ):

@@ -108,6 +108,7 @@ class AdviseConfig:
                 got="both" if self.problem else "neither",
                 do="`preftune diagnose data DATA --output FILE` writes a diagnosis",
             )
+        check_range(self, "[0, inf)", "samples", "steps")
         if self.seed is not None and (self.problem is None or self.seed < 0):
             raise ConfigError(
                 "seed cannot be used", got=self.seed, expected="0 or more, and a problem to draw samples of"
