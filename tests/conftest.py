@@ -29,6 +29,12 @@ def _deterministic():
 
 
 @pytest.fixture(autouse=True)
+def _piped_width(monkeypatch):
+    """Tables have the width of piped output: readline gives the processes of pytest-xdist COLUMNS=80."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Reference caches of a test stay out of the user's; the bundled model is looked up where the user has
     it.
