@@ -217,7 +217,7 @@ def our_step(case: Case, shape: Shape, groups: Sequence[Group], device: torch.de
     kept = list(learned_groups(groups, objective))
     score = make_score(policy, objective, make_anchors(case.method, policy, kept, layout))
     parameters = list(policy.trainable().values())
-    optimizer = make_optimizer(parameters, OptimOptions(learning_rate=shape.learning_rate))
+    optimizer = make_optimizer(policy.trainable(), OptimOptions(learning_rate=shape.learning_rate))
 
     def step(number: int) -> float:
         pieces = cut_step(

@@ -136,7 +136,7 @@ def our_side(
     policy: Policy, objective: GRPO | RLOO, groups: Sequence[Group], behaviour: dict[str, list[np.ndarray]]
 ) -> Side:
     parameters, layout, used = list(policy.trainable().values()), LayoutOptions(), policy
-    optimizer = make_optimizer(parameters, OptimOptions(learning_rate=0.0))
+    optimizer = make_optimizer(policy.trainable(), OptimOptions(learning_rate=0.0))
     start_moments(optimizer, parameters)
     anchors = Anchors(behaviour=lambda part: [behaviour[group.origin] for group in part])
 

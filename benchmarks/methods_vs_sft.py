@@ -81,7 +81,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     logps = reference_of(policy, [*groups, *known], layout)
     anchors = Anchors(reference=lambda part: [logps[g.origin] for g in part])
     parameters = list(policy.trainable().values())
-    optimizer = make_optimizer(parameters, OptimOptions(learning_rate=0.0))
+    optimizer = make_optimizer(policy.trainable(), OptimOptions(learning_rate=0.0))
     times: dict[str, list[float]] = {name: [] for name in objectives}
     extra: dict[str, list[float]] = {name: [] for name in objectives}
     for step in range(settings.steps + 1):  # the first round warms up

@@ -145,7 +145,7 @@ def our_steps(variant: str, pairs: Sequence[Pair], settings: argparse.Namespace)
             logps |= {g.origin: one for g, one in zip(part, score_groups(policy, part, layout), strict=True)}
         anchors = Anchors(reference=lambda part: [logps[g.origin] for g in part])
     objective, parameters = DPO(beta=plain_baseline.BETA), list(policy.trainable().values())
-    optimizer = make_optimizer(parameters, OptimOptions(learning_rate=RATE))
+    optimizer = make_optimizer(policy.trainable(), OptimOptions(learning_rate=RATE))
 
     def step(number: int) -> float:
         part = groups[number * settings.pairs : (number + 1) * settings.pairs]
