@@ -106,7 +106,7 @@ def objective_outlines() -> Mapping[str, tuple[Setting, ...]]:
     found: dict[str, tuple[Setting, ...]] = {}
     for path in sorted((ROOT / "objectives").glob("*.py")):
         for kind in (node for node in _tree(path).body if isinstance(node, ast.ClassDef)):
-            name = next((_text(node.value) for node in kind.body if _assigns(node, "name")), None)
+            name = next((text for node in kind.body if (text := _assigned_text(node, "name"))), None)
             if name:
                 texts = _help_texts(kind)
                 found[name] = tuple(
@@ -182,14 +182,17 @@ def _is_dataclass(kind: ast.ClassDef) -> bool:
     return any("dataclass" in ast.unparse(one) for one in kind.decorator_list)
 
 
-def _assigns(node: ast.stmt, name: str) -> bool:
+def _assigned_text(node: ast.stmt, name: str) -> str | None:
+    """The text that a statement of the form `name = "text"` assigns."""
     if isinstance(node, ast.AnnAssign):
-        return isinstance(node.target, ast.Name) and node.target.id == name and node.value is not None
-    return isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == [name]
-
-
-def _text(value: ast.expr | None) -> str | None:
-    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
+        targets = [node.target]
+    elif isinstance(node, ast.Assign):
+        targets = node.targets
+    else:
+        return None
+    value = node.value
+    is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return value.value if is_text and [ast.unparse(one) for one in targets] == [name] else None  # type: ignore
 
 
 def _summary(kind: ast.ClassDef) -> str:

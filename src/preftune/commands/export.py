@@ -251,7 +251,11 @@ def _last_metrics(path: Path) -> dict[str, float]:
     except (OSError, ValueError):
         return {}
     for row in reversed(rows):
-        found = {k: v for k, v in row.items() if str(k).startswith("eval_") and isinstance(v, int | float)}
+        found = {
+            str(k): float(v)
+            for k, v in row.items()
+            if str(k).startswith("eval_") and isinstance(v, int | float)
+        }
         if found:
             return found
     return {}

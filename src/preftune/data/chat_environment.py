@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError  # type: ignore
 from jinja2.utils import Namespace
 
 BASE_WORK = 1_000_000  # units for a dialogue without texts: about a second
@@ -212,7 +212,7 @@ def _with_ticks(tree: nodes.Template) -> nodes.Template:
         node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
         if node.test is not None:
             node.test = nodes.And(tick, node.test, lineno=node.lineno)
-    tree.set_environment(tree.environment)
+    tree.set_environment(tree.environment)  # type: ignore
     return tree
 
 
@@ -301,7 +301,7 @@ def _check_growth(name: str, text: str, args: Iterable[object], kwargs: Mapping[
     if name in _GROWING:
         widest = max(
             (
-                value if type(value) is int else len(value)
+                value if type(value) is int else len(value)  # type: ignore
                 for value in values
                 if isinstance(value, (int, str))
             ),

@@ -70,7 +70,11 @@ def run_template(
         if not is_usual(tokenizer):
             return str(
                 tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=generation_prompt, tools=tools, **kwargs
+                    turns,  # type: ignore
+                    tokenize=False,
+                    add_generation_prompt=generation_prompt,
+                    tools=tools,
+                    **kwargs,  # type: ignore
                 )
             )
         template = tokenizer.get_chat_template(None, tools)
@@ -142,7 +146,7 @@ def _turn(message: Message, shape: CallShape) -> dict[str, object]:
 def _call(call: ToolCall, shape: CallShape) -> dict[str, object]:
     arguments = _loaded(call.arguments) if shape.parsed else call.arguments
     function = {"name": call.name, "arguments": arguments}
-    return {"type": "function", "function": function} | ({"id": call.id} if call.id else {})
+    return {"type": "function", "function": function} | ({"id": call.id} if call.id else {})  # type: ignore
 
 
 def call_shape(tokenizer: PreTrainedTokenizerBase, defaults: Mapping[str, object]) -> CallShape:

@@ -247,7 +247,7 @@ def _plain_answer(completion: Completion) -> str:
             do="Use the option template: chat",
         )
     _flags(completion)
-    return completion[0].content
+    return completion[0].content  # type: ignore
 
 
 def _refuse_chat_data(record: Record) -> None:

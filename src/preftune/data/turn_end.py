@@ -159,7 +159,7 @@ def template_markup(tokenizer: PreTrainedTokenizerBase, write: Callable[..., str
     if len(parts) == 2:
         before, after = parts
     lines = [line.strip() for line in before.splitlines() if line.strip()]
-    header = lines[-1].removeprefix(tokenizer.bos_token or "").strip() if lines else ""
+    header = lines[-1].removeprefix(str(tokenizer.bos_token or "")).strip() if lines else ""
     footer = after.strip()
     named = (tokenizer.bos_token, tokenizer.eos_token)
     by_length = sorted(special, key=len, reverse=True)

@@ -89,7 +89,7 @@ def as_tools(value: object, name: str) -> str:
                 expected='{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}',
             )
     whole = [
-        tool if "function" in tool else {"type": "function", "function": dict(tool)}
+        tool if "function" in tool else {"type": "function", "function": dict(tool)}  # type: ignore
         for tool in map(_without_nulls, tools)
     ]
     return _dumped(whole, name)

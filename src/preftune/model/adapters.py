@@ -130,7 +130,7 @@ def inject_lora(model: PreTrainedModel, options: LoraOptions) -> Any:
         lora_dropout=options.dropout,
         use_rslora=options.rslora,
         use_dora=options.dora,
-        init_lora_weights=True if options.start == "zero" else options.start,
+        init_lora_weights=True if options.start == "zero" else options.start,  # type: ignore
         modules_to_save=whole or None,
         target_parameters=parameters or None,
         exclude_modules=_not_for_adapters(model) or None if targets == "all-linear" else None,
@@ -153,7 +153,7 @@ def inject_lora(model: PreTrainedModel, options: LoraOptions) -> Any:
         ) from error
     _check_ties(model)
     if options.start in _MOVES_BASE:
-        peft_model.start_weights = {
+        peft_model.start_weights = {  # type: ignore
             name: parameter.detach().clone()
             for name, parameter in peft_model.named_parameters()
             if ".lora_" in name

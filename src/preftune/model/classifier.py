@@ -119,7 +119,7 @@ def save_reward_model(
     rows = cast(nn.Embedding, made.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         made.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    made.to(dtype).save_pretrained(folder)
+    made.to(dtype).save_pretrained(folder)  # type: ignore
     tokenizer.save_pretrained(folder)
 
 

@@ -160,12 +160,12 @@ def _choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None) -
     if config._attn_implementation != SEGMENTS and order[0] == "flat":
         order, reason = order[1:], f"its attention is {config._attn_implementation}"
     if not expressible(config):
-        order, reason = (
+        order, reason = (  # type: ignore
             ("single", "alone"),
             "its layers mix the positions of a row in ways that a mask cannot keep apart",
         )
     if limit is not None and not bounded:
-        order, reason = (
+        order, reason = (  # type: ignore
             ("alone",),
             f"its positions depend on the longest row where one has more than {limit} tokens",
         )

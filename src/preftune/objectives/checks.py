@@ -45,7 +45,7 @@ def check_fields(objective: Any, name: str) -> None:
         if isinstance(known.default, bool) and not isinstance(value, bool):
             raise ConfigError(f"{name}: {known.name} is unknown", got=value, expected="true or false")
         if choices:
-            check_choice(name, choices, **{known.name: value})
+            check_choice(name, choices, **{known.name: value})  # type: ignore
         if _RANGE in known.metadata:
             known.metadata[_RANGE](name, **{known.name: value})
 

@@ -59,7 +59,7 @@ class WeightedSum(Coupled):
     @property
     def chosen_fall(self) -> ChosenFall:
         falls = [term.objective.chosen_fall for term in self.parsed]
-        return "prevented" if "prevented" in falls else falls[0]
+        return "prevented" if "prevented" in falls else falls[0]  # type: ignore
 
     @property
     def opponents(self) -> tuple[Opponent, ...]:

@@ -90,7 +90,7 @@ def _check_class(kind: object, name: str) -> None:
             expected="signal = Pairs, Labels, Rewards or Hybrid",
         )
     parameters = getattr(kind, "__dataclass_params__", None)
-    if not is_dataclass(kind) or "__dataclass_fields__" not in vars(kind) or not parameters.frozen:
+    if not is_dataclass(kind) or "__dataclass_fields__" not in vars(kind) or not parameters.frozen:  # type: ignore
         raise ConfigError(
             f"The objective {name} can be changed after it was made",
             got="no frozen dataclass",

@@ -31,7 +31,7 @@ class Contender:
         method = default_method(self.name)
         return replace(
             method,
-            objective=replace(method.objective, **{key: getattr(self.objective, key) for key in self.given}),
+            objective=replace(method.objective, **{key: getattr(self.objective, key) for key in self.given}),  # type: ignore
         )
 
 

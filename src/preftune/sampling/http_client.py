@@ -234,7 +234,7 @@ class HttpClient:
         if not error or any(key in content for key in ("choices", "data")):
             return
         code = error.get("code", error.get("status")) if isinstance(error, dict) else None
-        status = int(code) if str(code).isdecimal() else 500
+        status = int(str(code)) if str(code).isdecimal() else 500
         if status in RETRIED or status >= 500:
             raise _Retry(f"an error in place of an answer: {shown(text, 200)}")
         raise Refused(self.endpoint, path, status, shown(text, 300))

@@ -177,7 +177,8 @@ async def _find_api(
     where there is a choice.
     """
     if server.api in ("tokens", "transformers"):
-        return server.api, lambda prompt, options: _body(server.api, server.model, renderer, prompt, options)
+        named: Api = server.api
+        return named, lambda prompt, options: _body(named, server.model, renderer, prompt, options)
     chats = renderer.mode == "chat" and not renderer.replaced
     apis: tuple[Api, ...] = ("tokens", "transformers", "chat") if chats else ("tokens",)
     if server.api == "chat":
@@ -187,7 +188,9 @@ async def _find_api(
     for api in apis:
         for change in _CHANGES if api == "chat" else (_as_is,):
 
-            def body_of(prompt: _Prompt, options: SampleOptions, api=api, change=change) -> dict[str, Any]:
+            def body_of(
+                prompt: _Prompt, options: SampleOptions, api: Api = api, change=change
+            ) -> dict[str, Any]:
                 return change(_body(api, server.model, renderer, prompt, options), options)
 
             try:

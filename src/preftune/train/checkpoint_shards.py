@@ -54,7 +54,7 @@ def _local(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """This process's part of a tensor, and where it begins in the whole."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), (0,) * tensor.ndim
-    part = tensor.detach().to_local()
+    part = tensor.detach().to_local()  # type: ignore
     chunks = tensor.__create_chunk_list__() if part.numel() else []  # type: ignore[attr-defined]
     return part, tuple(chunks[0].offsets) if chunks else (0,) * tensor.ndim
 

@@ -58,4 +58,4 @@ def check_best_metric(job: TrainingJob) -> None:
         ("reward/", "reward_none/", "reward_std/")
     )
     if best.metric.name not in (*metrics, *LATER) and not parts:
-        raise best.unknown(metrics)
+        raise best.unknown(metrics)  # type: ignore

@@ -291,7 +291,7 @@ def _refuse(
     if not refused:
         return
     first = refused[0]
-    old, new = (inputs | settings)[first]
+    old, new = {**inputs, **settings}[first]
     raise ConfigError(
         f"The run {folder} was started with other {', '.join(refused)}",
         got=f"other content of {first}" if first in inputs else f"{first} {_value(new)}",

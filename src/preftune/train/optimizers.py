@@ -114,7 +114,7 @@ class _MuonAndAdamW(torch.optim.Optimizer):
 def hidden_matrices(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> frozenset[str]:
     """Names of the trained matrices inside the model: neither embeddings nor heads."""
     outside = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore
     if head is not None:
         outside.add(id(head.weight))
     return frozenset(

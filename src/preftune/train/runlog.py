@@ -319,7 +319,7 @@ def forget_run(run: Path) -> None:
 def to_plain(config: Any) -> Any:
     """A tree of dataclasses as plain mappings; an objective is its name and its hyper-parameters."""
     if isinstance(config, Objective):
-        return {"name": objective_name(config), **asdict(config)}
+        return {"name": objective_name(config), **asdict(config)}  # type: ignore
     if is_dataclass(config):
         return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
     return dict(config) if isinstance(config, Mapping) else config

@@ -147,7 +147,7 @@ def needs_read(objective: Objective) -> None:
 
 def refuses(objective: Objective) -> None:
     """A number that is none, and a choice that does not exist, with a ConfigError that names the setting."""
-    for field in fields(objective):
+    for field in fields(objective):  # type: ignore
         bad = "no such choice" if isinstance(field.default, str) else float("nan")
         try:
             type(objective)(**{field.name: bad})
@@ -259,7 +259,7 @@ def _others(hint: Any, default: Any) -> list[object]:
     if isinstance(default, bool):
         return [not default]
     if isinstance(default, int | float):
-        return [type(default)(2 * default) if default else type(default)(1)] + (
+        return [type(default)(2 * default) if default else type(default)(1)] + (  # type: ignore
             [default / 2] if isinstance(default, float) else []
         )
     return [choice for choice in choices_of(hint) if choice != default]

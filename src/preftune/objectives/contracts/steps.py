@@ -161,7 +161,7 @@ def _scores(
     }
     if leaf is not None:
         flat |= dict(zip(leaf_names(objective), leaf, strict=True))
-    return TokenScores(lengths=torch.tensor([len(tokens["logp"]) for tokens in completions]), **flat)
+    return TokenScores(lengths=torch.tensor([len(tokens["logp"]) for tokens in completions]), **flat)  # type: ignore
 
 
 def _joined(couplings: Sequence[Coupling | None]) -> Coupling | None:
