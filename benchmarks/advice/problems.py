@@ -9,22 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from preftune.lab.distributions import FromReference, Normal, Skewed, TanhCauchy, Tilted, Truncated
 from preftune.lab.loop import Loop
-from preftune.lab.problem import (
-    Bump,
-    Contexts,
-    Data,
-    FromReference,
-    LengthRewardModel,
-    Near,
-    Normal,
-    Problem,
-    Short,
-    Skewed,
-    TanhCauchy,
-    Tilted,
-    Truncated,
-)
+from preftune.lab.problem import Contexts, Data, LengthRewardModel, Problem
+from preftune.lab.reward_functions import Bump, Near, Short
 
 SHARES = {"tabular": 0.6, "mlp": 0.1, "hazard": 0.3}  # of the kinds of policy
 REWARDED = 0.7  # share of problems with a reward that own samples can be judged by

@@ -141,7 +141,7 @@ def test_advice_is_pure():
 
 def test_selections_are_pure():
     """They see rewards: no record, no tokens, no torch. `apply` alone turns them into groups."""
-    pure = {f"preftune.selection.{name}" for name in ("rules", "choices", "length_penalty")}
+    pure = {f"preftune.selection.{name}" for name in ("rules", "rejection", "choices", "length_penalty")}
     for module in pure:
         ours = {
             ".".join(other.split(".")[:3])

@@ -14,9 +14,10 @@ from preftune.cli.main import main
 from preftune.data.options import DataOptions
 from preftune.data.records import LoadedRecords
 from preftune.data.render import make_renderer
-from preftune.diagnosis.data_findings import BOUNDS, Bound, findings_of
 from preftune.diagnosis.data_model import choose_prompts, measure_own, score_data_completions
 from preftune.diagnosis.data_rows import SignalRows, read
+from preftune.diagnosis.data_verdicts import BOUNDS, Bound
+from preftune.diagnosis.sample_findings import findings_of
 from preftune.model.layout import LayoutOptions
 from preftune.progress import Reporter
 from preftune.sampling.sample import SampleOptions, sample

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from preftune.lab.distributions import Truncated
 from preftune.lab.environment import World
 from preftune.lab.length_reward import fitted_reward
 from preftune.lab.policies import hazard_log_odds, stopping_law
-from preftune.lab.problem import Truncated, load_problem, shipped_problems
+from preftune.lab.problem import load_problem, shipped_problems
 from tests.lab.problems import tiny
 
 

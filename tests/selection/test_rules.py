@@ -22,8 +22,8 @@ from preftune.selection.choices import (
     SMALL_GAP,
     Choice,
 )
+from preftune.selection.rejection import RSO, rejection_sample
 from preftune.selection.rules import (
-    RSO,
     SELECTIONS,
     AllPairs,
     BestCompletion,
@@ -34,7 +34,6 @@ from preftune.selection.rules import (
     Rest,
     TopFraction,
     make_selection,
-    rejection_sample,
 )
 
 REWARDS = [[0.2, 0.9, 0.5, None], [1.0, 1.0], [None, None], [0.3], [0.1, 0.2, 0.3]]

@@ -19,16 +19,12 @@ from preftune.data.data_report import census_lines
 from preftune.data.options import DataOptions
 from preftune.data.records import load_records
 from preftune.data.render import Renderer, make_renderer
-from preftune.diagnosis.data_findings import (
-    DataMeasures,
-    bounds_used,
-    count_verdicts,
-    coverage_case,
-    evidence,
-    findings,
-)
+from preftune.diagnosis.data_findings import findings
+from preftune.diagnosis.data_measures import DataMeasures, evidence
 from preftune.diagnosis.data_model import measure_own
 from preftune.diagnosis.data_rows import measure_rows, read
+from preftune.diagnosis.data_verdicts import bounds_used, count_verdicts
+from preftune.diagnosis.sample_findings import coverage_case
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, load_on_device, load_tokenizer, quiet_transformers, resolve_model

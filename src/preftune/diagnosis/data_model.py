@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preftune.data.render import Renderer
-from preftune.diagnosis.data_findings import OwnSamples
+from preftune.diagnosis.data_measures import OwnSamples
 from preftune.diagnosis.data_rows import SignalRows
 from preftune.errors import ConfigError, DataError
 from preftune.measures.coverage import Nearness, nearness, reward_peak

@@ -14,7 +14,7 @@ from preftune.data.options import DataOptions
 from preftune.data.records import LoadedRecords, load_records
 from preftune.data.render import Renderer
 from preftune.data.signals import derive
-from preftune.diagnosis.data_findings import DataMeasures, Leakage
+from preftune.diagnosis.data_measures import DataMeasures, Leakage
 from preftune.errors import ConfigError, DataError
 from preftune.measures.duplicates import Repeats, normalized, repeats, repeats_of
 from preftune.measures.faults import Fault, count_faults, faults_of

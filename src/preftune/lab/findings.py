@@ -32,6 +32,8 @@ TOY = "Xh"
 THEORY = ("E9", TOY)
 
 Tell = Callable[[int, int], None]
+SweepJobs = Mapping[tuple[str, str, float], Job]
+"""By experiment, method and learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,54 +92,72 @@ def confirm(
     runs = {name: entry for name, entry in needed(criteria, extra).items() if name not in (*THEORY, *SWEPT)}
     rates, all_plans = load_rates(), plans()
     jobs = {run: _job(run, all_plans, rates, seeds) for names in runs.values() for run in names}
-    sweeps = {
-        (name, method, rate): Job(plan=sweep_plan(name, method), learning_rate=rate, seeds=tuple(seeds))
-        for name in SWEPT
-        if name in criteria
-        for method in SWEPT[name][2]
-        for rate in SWEEP_RATES
-    }
-    done = all_done([*jobs.values(), *sweeps.values()], workers, tell)
+    swept = [name for name in SWEPT if name in criteria]
+    sweep_jobs = _sweep_jobs(swept, seeds)
+    done = all_done([*jobs.values(), *sweep_jobs.values()], workers, tell)
     tracks = {run: done[job].track for run, job in jobs.items()}
+    sweeps = _final_values(swept, sweep_jobs, done)
     seconds = {
         name: sum(_share(jobs[run], done, runs, jobs) for run in names) for name, names in runs.items()
     }
     seconds |= {
-        name: sum(done[job].seconds for key, job in sweeps.items() if key[0] == name)
-        for name in SWEPT
-        if name in criteria
-    }
-    swept = {
-        name: {
-            method: np.stack(
-                [done[sweeps[name, method, rate]].track.final(SWEPT[name][1]) for rate in SWEEP_RATES]
-            )
-            for method in SWEPT[name][2]
-        }
-        for name in SWEPT
-        if name in criteria
+        name: sum(done[job].seconds for key, job in sweep_jobs.items() if key[0] == name) for name in swept
     }
     stops = {run: rates[run].stop for run in tracks}
     outcomes = []
     for name, entry in criteria.items():
         began = time.process_time()
-        if name in THEORY:
-            outcomes.append(_theory(name, entry))
-        elif name in SWEPT:
-            outcomes.append(
-                judge_values(name, entry, {method: area(values) for method, values in swept[name].items()})
-            )
-        else:
-            outcomes.append(judge_experiment(name, entry, tracks, stops))
+        outcomes.append(_outcome(name, entry, tracks, stops, sweeps))
         seconds[name] = seconds.get(name, 0.0) + time.process_time() - began
     return Findings(
         outcomes=tuple(outcomes),
         tracks=tracks,
-        sweeps=swept,
+        sweeps=sweeps,
         seconds=seconds,
         wall=time.perf_counter() - start,
         seeds=tuple(seeds),
     )
+
+
+def _sweep_jobs(experiments: Sequence[str], seeds: Sequence[int]) -> SweepJobs:
+    """A run for each method and learning rate of the experiments that sweep rates."""
+    return {
+        (name, method, rate): Job(plan=sweep_plan(name, method), learning_rate=rate, seeds=tuple(seeds))
+        for name in experiments
+        for method in SWEPT[name][2]
+        for rate in SWEEP_RATES
+    }
+
+
+def _final_values(
+    experiments: Sequence[str], jobs: SweepJobs, done: Mapping[Job, Done]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The final values [rates, S] of each experiment's methods."""
+    return {
+        name: {
+            method: np.stack(
+                [done[jobs[name, method, rate]].track.final(SWEPT[name][1]) for rate in SWEEP_RATES]
+            )
+            for method in SWEPT[name][2]
+        }
+        for name in experiments
+    }
+
+
+def _outcome(
+    name: str,
+    criteria: Criteria,
+    tracks: Mapping[str, Track],
+    stops: Mapping[str, int],
+    sweeps: Mapping[str, Mapping[str, np.ndarray]],
+) -> Outcome:
+    """The verdict on one experiment."""
+    if name in THEORY:
+        return _theory(name, criteria)
+    if name in SWEPT:
+        areas = {method: area(values) for method, values in sweeps[name].items()}
+        return judge_values(name, criteria, areas)
+    return judge_experiment(name, criteria, tracks, stops)
 
 
 def all_done(jobs: Sequence[Job], workers: int, tell: Tell) -> dict[Job, Done]:

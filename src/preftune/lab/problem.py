@@ -6,8 +6,7 @@ answer of `size` positions that never stops is one outcome more, the last. All l
 probabilities over outcomes.
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -16,188 +15,13 @@ import numpy as np
 import yaml
 
 from preftune.errors import ConfigError
+from preftune.lab.distributions import DATA_KINDS, LAW_KINDS, FromReference, Truncated
 from preftune.lab.gpt import Tree
-from preftune.objectives.checks import check_between, check_finite, check_positive
+from preftune.lab.reward_functions import REWARD_KINDS, Near, Short
+from preftune.objectives.checks import check_between, check_positive
 from preftune.spec import build
 
 PROBLEMS = resources.files("preftune") / "lab" / "problems"
-
-# --- rewards ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bump:
-    """exp(-((i - centre) / width)^2), i being the outcome from 0."""
-
-    centre: float
-    width: float
-
-    def __post_init__(self) -> None:
-        check_finite("reward", centre=self.centre)
-        check_positive("reward", width=self.width)
-
-    def values(self, num: int) -> np.ndarray:
-        return np.exp(-(((np.arange(num) - self.centre) / self.width) ** 2))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardTable:
-    """A number for each outcome."""
-
-    table: tuple[float, ...]
-
-    def values(self, num: int) -> np.ndarray:
-        if len(self.table) != num:
-            raise ConfigError(
-                "Each outcome needs its reward",
-                got=f"{len(self.table)} rewards of {num} outcomes",
-                do="Change size, or the table of rewards",
-            )
-        return np.asarray(self.table, dtype=float)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Short:
-    """Minus the length, as a share of the longest."""
-
-    def values(self, num: int) -> np.ndarray:
-        return -_lengths(num) / (num - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Near:
-    """Minus the distance of the length to `length`, as a share of the longest."""
-
-    length: float
-
-    def values(self, num: int) -> np.ndarray:
-        return -np.abs(_lengths(num) - self.length) / (num - 1)
-
-
-# --- laws ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class TanhCauchy:
-    """tanh of a Cauchy variable, in equal bins of [-1, 1]: most mass in the lowest outcomes, some at the very
-    last.
-    """
-
-    location: float = -0.7
-    scale: float = 0.4
-
-    def __post_init__(self) -> None:
-        check_finite("reference", location=self.location)
-        check_positive("reference", scale=self.scale)
-
-    def probabilities(self, num: int) -> np.ndarray:
-        edges = np.linspace(-1, 1, num + 1)
-        with np.errstate(divide="ignore"):
-            below = 0.5 + np.arctan((np.arctanh(edges) - self.location) / self.scale) / math.pi
-        return np.diff(below)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Uniform:
-    def probabilities(self, num: int) -> np.ndarray:
-        return np.full(num, 1 / num)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tilted:
-    """In proportion to exp(tilt * i / (number - 1)): a negative tilt favors the first outcomes."""
-
-    tilt: float
-
-    def __post_init__(self) -> None:
-        check_finite("reference", tilt=self.tilt)
-
-    def probabilities(self, num: int) -> np.ndarray:
-        return _normalized(np.exp(self.tilt * (np.arange(num) / max(1, num - 1) - (self.tilt > 0))))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Normal:
-    """The normal density at each outcome's length, or at its index + 1, normalized."""
-
-    mean: float
-    deviation: float
-
-    def __post_init__(self) -> None:
-        check_finite("reference", mean=self.mean)
-        check_positive("reference", deviation=self.deviation)
-
-    def probabilities(self, num: int) -> np.ndarray:
-        distance = (np.arange(1, num + 1) - self.mean) / self.deviation
-        return _normalized(np.exp((np.abs(distance).min() ** 2 - distance**2) / 2))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A probability for each outcome."""
-
-    table: tuple[float, ...]
-
-    def probabilities(self, num: int) -> np.ndarray:
-        law = np.asarray(self.table, dtype=float)
-        if len(law) != num:
-            raise ConfigError(
-                "Each outcome needs its probability", got=f"{len(law)} probabilities of {num} outcomes"
-            )
-        if law.min() < 0:
-            raise ConfigError("A probability is below 0", got=float(law.min()))
-        if abs(law.sum() - 1) > 1e-6:
-            raise ConfigError(
-                "Probabilities do not sum to one",
-                got=f"a sum of {law.sum():.6g}",
-                do="Divide each by their sum",
-            )
-        return law
-
-
-# --- how data are drawn ---
-
-
-@dataclass(frozen=True, kw_only=True)
-class FromReference:
-    """Completions of the data are the reference's own."""
-
-    def law(self, reference: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        return reference
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skewed:
-    """In proportion to reference * exp(tilt * reward): data that lean to the good outcomes, or with tilt < 0
-    to the bad.
-    """
-
-    tilt: float
-
-    def __post_init__(self) -> None:
-        check_finite("data", tilt=self.tilt)
-
-    def law(self, reference: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        return _normalized(reference * np.exp(self.tilt * (reward - reward.max())))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Truncated:
-    """With probability `share` a completion is cut at an exponentially distributed length (rounded up) of
-    this mean.
-    """
-
-    mean: float
-    share: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_positive("data", mean=self.mean)
-        check_between("data", "[0, 1]", share=self.share)
-
-    def law(self, reference: np.ndarray, reward: np.ndarray) -> np.ndarray:
-        longer = np.append(reference[::-1].cumsum()[::-1], 0.0)  # P(outcome >= i)
-        cut_after = np.exp(-np.arange(len(longer)) / self.mean)  # P(cut > i), i from 0
-        return self.share * -np.diff(longer * cut_after) + (1 - self.share) * reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +36,7 @@ class Data:
         min_gap: pairs whose rewards differ by less are left out.
     """
 
-    law: Any = FromReference()
+    law: Any = field(default_factory=FromReference)
     completions: int = 10
     noise: float = 0.0
     ties: Literal["drop", "keep"] = "drop"
@@ -387,26 +211,6 @@ class Problem:
     def with_train(self, count: int) -> "Problem":
         """The same with another number of training prompts."""
         return replace(self, contexts=replace(self.prompts, train=count))
-
-
-REWARD_KINDS = {"bump": Bump, "table": RewardTable, "short": Short, "near": Near}
-LAW_KINDS = {
-    "tanh_cauchy": TanhCauchy,
-    "uniform": Uniform,
-    "tilted": Tilted,
-    "normal": Normal,
-    "table": Table,
-}
-DATA_KINDS = {"reference": FromReference, "skewed": Skewed, "truncated": Truncated}
-
-
-def _lengths(num: int) -> np.ndarray:
-    """Tokens of each outcome: stopping at the i-th position takes i tokens, never stopping all of them."""
-    return np.minimum(np.arange(1, num + 1), num - 1).astype(float)
-
-
-def _normalized(weights: np.ndarray) -> np.ndarray:
-    return weights / weights.sum()
 
 
 def shipped_problems() -> list[str]:
