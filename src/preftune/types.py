@@ -184,6 +184,8 @@ class Batch:
     targets: Int[Tensor, " N"]
     lengths: Int[Tensor, " C"]  # scored tokens per completion; they sum to N
     read_at: Int[Tensor, " N"] | None = None
+    # 1 / the copies of a position in the batch; 0 for padding and for last tokens, which predict nothing
+    share: Float[Tensor, "R S"] | None = None
 
     @property
     def num_positions(self) -> int:
@@ -205,6 +207,18 @@ class Coupling:
     whole: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
     completion: Mapping[str, Float[Tensor, " C"]] = field(default_factory=dict)
     pair: Mapping[str, Float[Tensor, " P"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterUse:
+    """Sums over the tokens of a micro-batch, or of a step, of what the routers of a mixture of experts do. E
+    experts, L layers.
+    """
+
+    probability: Float[Tensor, " E"]  # that a router gives each expert, over all layers
+    count: Float[Tensor, "L E"]  # tokens that each expert gets; never carries a gradient
+    entropy: Float[Tensor, ""]  # of the routers' probabilities, in nats; never carries a gradient
+    rows: Float[Tensor, ""]  # tokens, once for each layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +251,7 @@ class TokenScores:
     # of that head when the completion was sampled; no gradient
     behaviour_value: Float[Tensor, " N"] | None = None
     coupling: Coupling | None = None
+    router: RouterUse | None = None  # no objective sees it: the step adds the auxiliary loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

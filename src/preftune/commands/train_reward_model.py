@@ -61,6 +61,8 @@ class RewardModelConfig:
         early_stopping_patience: with keep_best: stop after so many evaluations without a better one.
         save_dtype: of the saved weights: "bf16", "fp16", "fp32", or "auto": as in the model's files.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
+        router_aux_loss_coef: of a mixture of experts: coefficient of the auxiliary loss that balances the load of
+            the experts; the model's own when not given, 0 leaves the loss out.
         device: "auto" takes a GPU if there is one.
         seed: of the data order, the held-out split and the adapters' start.
         json: print JSON.
@@ -90,6 +92,7 @@ class RewardModelConfig:
     early_stopping_patience: int | None = None
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
+    router_aux_loss_coef: float | None = None
     device: str = "auto"
     seed: int = 0
     json: bool = False

@@ -145,6 +145,7 @@ def collate(
     width = max(sum(segment.num_positions for segment in row) for row in rows)
     tokens, positions, branches = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(3))
     owners = np.full((len(rows), width), -1, dtype=np.int64)
+    share = np.zeros((len(rows), width), dtype=np.float32)
     predict_at: list[list[np.ndarray]] = [[np.empty(0)] * len(group.completions) for group in groups]
     read_at: list[list[np.ndarray]] = [[np.empty(0)] * len(group.completions) for group in groups]
     for r, row in enumerate(rows):
@@ -155,6 +156,7 @@ def collate(
             owners[r, start:end] = number
             tokens[r, start : start + prompt] = group.prompt
             positions[r, start : start + prompt] = np.arange(prompt)
+            share[r, start : start + prompt] = len(segment.completions) / len(group.completions)
             at = start + prompt
             for branch, k in enumerate(segment.completions, 1):
                 count = len(group.completions[k])
@@ -162,6 +164,7 @@ def collate(
                 tokens[r, at : at + inner] = group.completions[k][:inner]
                 positions[r, at : at + inner] = np.arange(prompt, prompt + inner)
                 branches[r, at : at + inner] = branch
+                share[r, at : at + count - 1] = 1.0
                 places = r * width + np.concatenate([[start + prompt - 1], np.arange(at, at + count)])
                 scored = group.scored[k] if group.scored else slice(None)
                 predict_at[segment.group][k], read_at[segment.group][k] = (
@@ -184,6 +187,7 @@ def collate(
         read_at=_flat(read_at) if read_last else None,
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         lengths=torch.tensor([len(ids) for ids in targets]),
+        share=torch.from_numpy(share),
     )
 
 

@@ -18,9 +18,10 @@ from preftune.model.attention_masks import attention_inputs
 from preftune.model.attention_segments import segment_lengths, window_inputs
 from preftune.model.kernels.recompute import recomputing
 from preftune.model.layout import LayoutOptions, Sharing, collate, split_micro_batches
+from preftune.model.router import Router, router_use
 from preftune.model.scoring import Head, HeadScores, score_tokens
 from preftune.model.shard import ShardOptions, Shards, cut_up, full_tensors
-from preftune.types import Batch, Group, TokenScores
+from preftune.types import Batch, Group, RouterUse, TokenScores
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Policy:
     shards: Shards | None = None  # when several processes hold a part of it each
     # whose activations a backward finds kept, the rest computed again; all if None
     kept_positions: int | None = None
+    router: Router | None = None  # of a mixture of experts
 
     @property
     def device(self) -> torch.device:
@@ -134,16 +136,25 @@ def text_body(model: PreTrainedModel) -> nn.Module:
 
 def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Float[Tensor, "RS H"]:
     """Last hidden states of all positions, rows flattened."""
+    return _body_outputs(model, batch, sharing, routes=False)[0]
+
+
+def _body_outputs(
+    model: PreTrainedModel, batch: Batch, sharing: Sharing, *, routes: bool
+) -> tuple[Float[Tensor, "RS H"], tuple[Float[Tensor, "RS E"], ...]]:
+    """Last hidden states of all positions, rows flattened; and with `routes` the logits of each layer's
+    router.
+    """
     config = model.config.get_text_config()
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"output_router_logits": True} if routes else {}
     if sharing == "flat":
-        mask, more = window_inputs(config), {"preftune_segments": segment_lengths(batch)}
+        mask, more = window_inputs(config), more | {"preftune_segments": segment_lengths(batch)}
     elif sharing == "single":
         mask = (batch.group_ids >= 0).long()
     else:
         mask = attention_inputs(batch, config, model.dtype)
     if sharing == "alone":
-        return _rows_alone(model, batch)
+        return _rows_alone(model, batch, more)
     output = text_body(model)(
         input_ids=batch.input_ids,
         attention_mask=mask,
@@ -151,18 +162,24 @@ def hidden_states(model: PreTrainedModel, batch: Batch, sharing: Sharing) -> Flo
         use_cache=False,
         **more,
     )
-    return output.last_hidden_state.flatten(0, 1)
+    routed = output.router_logits if routes else ()
+    return output.last_hidden_state.flatten(0, 1), tuple(layer.flatten(0, -2) for layer in routed)
 
 
-def _rows_alone(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "RS H"]:
+def _rows_alone(
+    model: PreTrainedModel, batch: Batch, more: dict[str, Any]
+) -> tuple[Float[Tensor, "RS H"], tuple[Float[Tensor, "RS E"], ...]]:
     """Every row through the model by itself, without padding and as if it were the model's first."""
-    rows = []
+    rows, routed = [], []
     for ids, owners in zip(batch.input_ids, batch.group_ids, strict=True):
         length = int((owners >= 0).sum())
         forget_lengths(model)
-        output = text_body(model)(input_ids=ids[None, :length], use_cache=False)
-        rows.append(pad(output.last_hidden_state[0], (0, 0, 0, len(ids) - length)))
-    return torch.cat(rows)
+        output = text_body(model)(input_ids=ids[None, :length], use_cache=False, **more)
+        rest = (0, 0, 0, len(ids) - length)
+        rows.append(pad(output.last_hidden_state[0], rest))
+        if more:
+            routed.append([pad(layer.flatten(0, -2), rest) for layer in output.router_logits])
+    return torch.cat(rows), tuple(torch.cat(layer) for layer in zip(*routed, strict=True))
 
 
 def forget_lengths(model: nn.Module) -> None:
@@ -234,18 +251,19 @@ def score(
     then, and no second one is ever held.
     """
     positions, batch = batch.num_real_positions, to_device(batch, policy.device)
+    routes = policy.router is not None and torch.is_grad_enabled()
     kept = policy.kept_positions if torch.is_grad_enabled() else None
     into_grad = into_grad and policy.shards is None and torch.is_grad_enabled()
     drops = policy.peft_model is not None and torch.is_grad_enabled() and has_dropout(policy.model)
 
-    def work() -> tuple[HeadScores, Tensor | None, Tensor | None]:
+    def work() -> tuple[HeadScores, RouterUse | None, Tensor | None, Tensor | None]:
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
             with (
                 dropping_out(policy.model, drops),
                 recomputing(policy.model, positions, None if drops else kept),
                 sparse_embedding(policy.model, into_grad),
             ):
-                states = hidden_states(policy.model, batch, policy.sharing)
+                states, logits = _body_outputs(policy.model, batch, policy.sharing, routes=routes)
             hidden = states[batch.predict_at]
             found = score_tokens(
                 hidden,
@@ -256,15 +274,37 @@ def score(
                 into_grad=into_grad,
                 wanted=wanted & (set(HeadScores._fields) - {"ref_logp"}),
             )
+        use = _use_of(policy, batch, logits) if routes else None
         value = _head_value(policy, hidden) if "value" in wanted else None
         if "value_after" not in wanted:
-            return found, value, None
+            return found, use, value, None
         assert batch.read_at is not None, "the batch was laid out without its last tokens"
-        return found, value, _head_value(policy, states[batch.read_at])
+        return found, use, value, _head_value(policy, states[batch.read_at])
 
-    found, *values = policy.run(work)
+    found, use, *values = policy.run(work)
     value, value_after = (None if one is None else one.squeeze(1) for one in values)
-    return TokenScores(lengths=batch.lengths, value=value, value_after=value_after, **found._asdict())
+    return TokenScores(
+        lengths=batch.lengths, value=value, value_after=value_after, router=use, **found._asdict()
+    )
+
+
+def _use_of(policy: Policy, batch: Batch, logits: Sequence[Tensor]) -> RouterUse:
+    assert policy.router is not None and batch.share is not None
+    with torch.autocast(policy.device.type, enabled=False):
+        return router_use(logits, batch.share.flatten(), policy.router.top_k)
+
+
+@torch.no_grad()
+def route(policy: Policy, batch: Batch) -> RouterUse:
+    """What the routers do with a batch: a pass of the model without its head."""
+    batch = to_device(batch, policy.device)
+
+    def work() -> RouterUse:
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
+            _, logits = _body_outputs(policy.model, batch, policy.sharing, routes=True)
+        return _use_of(policy, batch, logits)
+
+    return policy.run(work)
 
 
 def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N 1"]:

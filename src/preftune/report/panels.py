@@ -104,6 +104,14 @@ PANELS = (
         meaning="The step size that the schedule gave the optimizer.",
     ),
     Panel(
+        title="Load of experts",
+        unit="of an even load",
+        metrics={"router/load_max": "most loaded", "router/load_min": "least loaded"},
+        zero=True,
+        meaning="Tokens of the most and of the least loaded expert of any layer, over what each expert gets when the load is "
+        "even. An expert near 0 is not trained.",
+    ),
+    Panel(
         title="Speed",
         unit="tokens per second",
         metrics={"tokens_per_second": "speed"},
@@ -120,6 +128,9 @@ KNOWN_MEANINGS = {
     "bnf/weight_chosen": "The mean weight of preferred tokens, as in bnf/weight_rejected.",
     "bnf/weight_rejected": "The mean weight min(1, odds under the policy / odds under the reference): at 1 a token trains as in "
     "SFT, towards 0 its push fades.",
+    "router/aux_loss": "The load-balancing loss of the experts, before its coefficient; an even load gives the number of "
+    "experts of a token.",
+    "router/entropy": "Mean entropy of a router's probabilities over the experts, in nats.",
     "step_time": "Seconds that a step took, drawing and judging its collection included.",
     "collect_time": "Seconds that drawing and judging a collection took.",
     "entropy": "Mean of -log pi per token of the policy's own completions, in nats: an estimate of its entropy. Towards 0 it "

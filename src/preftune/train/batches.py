@@ -9,14 +9,15 @@ import torch
 
 from preftune.errors import DataError
 from preftune.model.layout import LayoutOptions, Sharing, batch_signal, collate, segments, split_micro_batches
-from preftune.model.policy import Policy, score, sent
+from preftune.model.policy import Policy, route, score, sent
 from preftune.model.reference import REFERENCE_SCORES
 from preftune.objectives import Objective, objective_name
 from preftune.objectives.base import couples_mismatched
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.processes import ALONE, Processes
+from preftune.train.router_loss import RouterLoss
 from preftune.train.step import MicroBatch
-from preftune.types import Batch, Group, Labels, Signal, TokenScores
+from preftune.types import Batch, Group, Labels, RouterUse, Signal, TokenScores
 
 ANCHORED = REFERENCE_SCORES | {"behaviour_logp", "behaviour_value", "contrast"}
 """Scores that other models give than the policy as it is."""
@@ -196,3 +197,14 @@ def make_score(
         return replace(found, lengths=piece.lengths, **anchored)
 
     return score_piece
+
+
+def make_router_loss(policy: Policy) -> RouterLoss | None:
+    """How a step reads the routers of the policy; None of a model without experts."""
+
+    def route_content(content: object) -> RouterUse:
+        assert isinstance(content, PackedContent)
+        return route(policy, content.batch)
+
+    router = policy.router
+    return None if router is None else RouterLoss(coefficient=router.coefficient, route=route_content)

@@ -22,6 +22,7 @@ from preftune.train.batches import (
     PackedContent,
     cut_mismatched,
     cut_step,
+    make_router_loss,
     make_score,
     num_positions,
     reads_last,
@@ -203,6 +204,7 @@ def _update(job: TrainingJob, groups: Sequence[Group]) -> _Measured:
         job.optimizer,
         limit,
         mismatched=cut_mismatched(groups, config.objective, policy, config.layout),
+        router=make_router_loss(policy),
     )
     done = time.perf_counter()
     most = peak(policy.device)

@@ -32,6 +32,7 @@ from preftune.train.batches import (
     cut_mismatched,
     cut_step,
     evened,
+    make_router_loss,
     make_score,
     num_positions,
     reads_last,
@@ -411,6 +412,7 @@ def _train_step(
         state=state,
         mismatched=cut_mismatched(groups, config.objective, job.policy, config.layout, job.processes),
         processes=job.processes,
+        router=make_router_loss(job.policy),
     )
     if job.anchors.following is not None:
         follow(job.anchors.following, job.policy, step, config.reference)
@@ -451,6 +453,8 @@ def _train_step(
         **result.metrics,
         **taken.metrics,
     }
+    if result.expert_loads:
+        row["router/load"] = list(result.expert_loads)
     run.append("metrics.jsonl", row)
     report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
     return counters, result.state, row

@@ -22,6 +22,7 @@ from preftune.model.load import (
 from preftune.model.policy import Policy, in_shards, make_value_head
 from preftune.model.proof import check_trains, choose_layout
 from preftune.model.reference import weights_digest
+from preftune.model.router import find_router
 from preftune.model.shard import ShardOptions
 from preftune.progress import Reporter
 from preftune.sampling.engine import Engine, choose_engine
@@ -48,6 +49,7 @@ class ModelPlan:
     classifies: bool  # whether it becomes a reward model
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"]
     has_values: bool  # whether it gets a scalar head
+    router_aux_loss_coef: float | None  # None: the model's own
     draws: bool  # whether completions are drawn in this process
 
 
@@ -106,12 +108,9 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
     sharing, reason = choose_layout(model, plan.layout, plan.precision, plan.longest)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
     check_trains(model, sharing, plan.precision)
-    coefficient = router_loss(model.config.get_text_config())
-    if coefficient:
-        report.note(
-            f"router: the auxiliary loss of the experts (coefficient {coefficient:g} in the model's configuration) "
-            "is not added to the objective"
-        )
+    router, line = find_router(model, plan.router_aux_loss_coef)
+    if line:
+        report.note(line)
     digest = weights_digest(
         model
     )  # before the adapters, which change nothing yet: one cache serves every rank and seed
@@ -137,16 +136,9 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         peft_model=peft_model,
         value_head=make_value_head(model) if plan.has_values else None,
         kept_positions=0 if plan.gradient_checkpointing else plan.layout.micro_batch_tokens,
+        router=router,
     )
     return policy, digest
-
-
-def router_loss(config: Any) -> float:
-    """The coefficient of the auxiliary loss that balances experts, which the configuration states; 0 without."""
-    has_experts = any(
-        getattr(config, name, None) for name in ("num_local_experts", "num_experts", "n_routed_experts")
-    )
-    return float(getattr(config, "router_aux_loss_coef", None) or 0.0) if has_experts else 0.0
 
 
 def _proven_engine(policy: Policy, report: Reporter) -> Engine:

@@ -79,6 +79,8 @@ class TrainConfig:
         save_dtype: of the weights in final/: "bf16", "fp16", "fp32", or "auto": as in the model's files, of
             adapters fp32.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
+        router_aux_loss_coef: of a mixture of experts: coefficient of the auxiliary loss that balances the load of
+            the experts; the model's own when not given, 0 leaves the loss out.
         device: "auto" takes a GPU if there is one, and of several processes each its own.
         process_minutes: with several processes: how long one waits for the others before the run stops; more
             than a reward or a server ever takes.
@@ -117,6 +119,7 @@ class TrainConfig:
     early_stopping_patience: int | None = None
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
+    router_aux_loss_coef: float | None = None
     device: str = "auto"
     process_minutes: float = 60.0
     seed: int = 0
@@ -143,7 +146,7 @@ class TrainConfig:
             "keep_checkpoints",
             "early_stopping_patience",
         )
-        check_range(self, "[0, inf)", "save_every")
+        check_range(self, "[0, inf)", "save_every", "router_aux_loss_coef")
         check_range(self, "[0, 4611686018427387904)", "seed", expected="0 or more, less than 2**62")
         check_range(self, "(0, inf)", "epochs", "max_minutes")
         check_range(self, "(0, 10080]", "process_minutes", expected="above 0, and a week at most")
@@ -252,6 +255,7 @@ class TrainConfig:
             shard=self.shard,
             low_weights=self.optim.weights == "bf16",
             gradient_checkpointing=self.gradient_checkpointing,
+            router_aux_loss_coef=self.router_aux_loss_coef,
             classifies=self.objective.trains == "reward model",
             save_dtype=self.save_dtype,
             has_values=bool(self.objective.needs & {"value", "value_after"}),

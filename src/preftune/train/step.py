@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from preftune.errors import DivergenceError
 from preftune.objectives import Coupled, Objective, State, reduce_losses
 from preftune.train.processes import ALONE, Processes
+from preftune.train.router_loss import RouterLoss, RouterMeter, meter_of
 from preftune.types import Coupling, Hybrid, Labels, Pairs, Rewards, Signal, StepView, TokenScores
 
 
@@ -37,6 +38,7 @@ class StepResult:
     grad_norm: float
     metrics: Mapping[str, float]
     state: State  # of the objective's estimators after the step
+    expert_loads: tuple[float, ...] = ()  # share of each expert of a mixture, over all layers
 
 
 class MetricMeter:
@@ -86,9 +88,10 @@ def accumulate_gradient(
     couplings: Sequence[Coupling | None],
     total: float,
     lockstep: bool = False,
+    router: RouterMeter | None = None,
 ) -> tuple[float, MetricMeter]:
     """Add the gradient of these pieces' part of the step's loss to `.grad`; returns that part and the
-    metrics.
+    metrics. `router` adds the auxiliary loss of experts to the gradient, not to the loss that is returned.
 
     `total` is the weight of the whole step. In lockstep with other processes a loss that is not finite is
     told at the end: they wait for this one's passes.
@@ -109,7 +112,8 @@ def accumulate_gradient(
             )
             if not lockstep:
                 raise failed
-        loss.backward()
+        extra = 0.0 if router is None or scores.router is None else router.part(scores.router)
+        (loss + extra).backward()
         loss_sum += loss.item()
         meter.add(losses.metrics)
     if failed is not None:
@@ -128,6 +132,7 @@ def run_step(
     state: State | None = None,
     mismatched: Sequence[MicroBatch] = (),
     processes: Processes = ALONE,
+    router: RouterLoss | None = None,
 ) -> StepResult:
     """Gradient of the whole step, clipping, update. A loss or gradient that is not finite stops it before the
     update. A step without any weight is no update: it is logged with a loss of 0 and `step/empty` 1.
@@ -142,13 +147,15 @@ def run_step(
         return StepResult(loss=0.0, grad_norm=0.0, metrics={"step/empty": 1.0}, state=state or {})
     couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state, processes)
     loss, meter, failed = 0.0, MetricMeter(), None
+    routing = [(piece.content, piece.idle) for piece in micro_batches]
+    routers = None if router is None else meter_of(router, routing, processes)
     # Nothing is autocast here, but weights that micro-batches cast to bf16 stay cast until the outermost of
     # such contexts ends.
     casts = torch.autocast(parameters[0].device.type, enabled=False)
     try:
         with casts:
             loss, meter = accumulate_gradient(
-                micro_batches, objective, score, couplings, total, processes.lockstep
+                micro_batches, objective, score, couplings, total, processes.lockstep, routers
             )
     except DivergenceError as error:
         failed = error
@@ -159,7 +166,7 @@ def run_step(
     norm = processes.norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm)):
         mine = _rows_with_bad_gradient(
-            micro_batches, objective, score, couplings, parameters, total, processes
+            micro_batches, objective, score, couplings, parameters, total, processes, routers
         )
         culprits = [origin for part in processes.gather(mine) for origin in part]
         error = DivergenceError(
@@ -171,11 +178,14 @@ def run_step(
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimizer.step()
-    return StepResult(loss=loss, grad_norm=norm.item(), metrics=meter.means(), state=new_state)
+    routed, loads = ({}, ()) if routers is None else routers.metrics(processes)
+    return StepResult(
+        loss=loss, grad_norm=norm.item(), metrics=meter.means() | routed, state=new_state, expert_loads=loads
+    )
 
 
 def _rows_with_bad_gradient(
-    micro_batches, objective, score, couplings, parameters, total, processes
+    micro_batches, objective, score, couplings, parameters, total, processes, routers
 ) -> tuple[str, ...]:
     """The step failed: find which pieces give a bad gradient alone; in lockstep, together with the others'
     pieces.
@@ -184,7 +194,7 @@ def _rows_with_bad_gradient(
     for piece, coupling in zip(micro_batches, couplings, strict=True):
         for parameter in parameters:
             parameter.grad = None
-        accumulate_gradient([piece], objective, score, [coupling], total, processes.lockstep)
+        accumulate_gradient([piece], objective, score, [coupling], total, processes.lockstep, routers)
         gradients = [p.grad for p in parameters if p.grad is not None]
         whole = processes.norm(gradients) if processes.lockstep else torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(whole)) and not piece.idle:
