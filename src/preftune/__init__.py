@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from preftune.objectives import OBJECTIVES, Objective
     from preftune.report.read import read_run
     from preftune.sampling.sample import SampleOptions, sample
-    from preftune.train.loop import RunResult, resume, train
+    from preftune.train.loop import resume, train
     from preftune.train.options import TrainConfig
+    from preftune.train.result import RunResult
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,7 @@ _MODULES = {
     "read_run": "report.read",
     "SampleOptions": "sampling.sample",
     "sample": "sampling.sample",
-    "RunResult": "train.loop",
+    "RunResult": "train.result",
     "resume": "train.loop",
     "TrainConfig": "train.options",
 }

@@ -27,9 +27,10 @@ from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sa
 from preftune.sampling.sample import SampleOptions, load_sampler
 from preftune.stats import json_numbers
 from preftune.storage import write_jsonl
-from preftune.train.loop import RunResult, train
+from preftune.train.loop import train
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
+from preftune.train.result import RunResult
 from preftune.train.runlog import RunFolder, check_output
 from preftune.types import Record
 

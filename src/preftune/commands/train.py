@@ -15,9 +15,10 @@ from preftune.model.load import quiet_transformers
 from preftune.progress import Reporter
 from preftune.terminal import clean_terminal
 from preftune.train.dry_run import dry_run
-from preftune.train.loop import RunResult, resume, train
+from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes, together
+from preftune.train.result import RunResult
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -27,9 +27,10 @@ from preftune.stats import json_numbers
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text
 from preftune.train.groups import read_data, within
-from preftune.train.loop import RunResult, resume, train
+from preftune.train.loop import resume, train
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
+from preftune.train.result import RunResult
 from preftune.train.runlog import RunFolder
 from preftune.types import Group
 

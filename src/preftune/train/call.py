@@ -16,8 +16,9 @@ from preftune.data.memory import source_name
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.objectives import Objective
 from preftune.rewards.resolve import register_reward
-from preftune.train.loop import OnStep, RunResult, train
+from preftune.train.loop import OnStep, train
 from preftune.train.options import TrainConfig
+from preftune.train.result import RunResult
 
 PASSED_MODEL = "start"
 """Suffix of the folder, beside the run folder, that holds a model which was passed as an object."""

@@ -3,11 +3,15 @@
 import time
 from dataclasses import replace
 
+from preftune.health.conditions import health_numbers
 from preftune.model.cost import Shape, utilisation, work_of
 from preftune.objectives import State
 from preftune.progress import Reporter
 from preftune.train.best import LATER, SAMPLED_METRICS
 from preftune.train.evaluate import evaluate, evaluate_samples
+from preftune.train.health_monitor import Watch
+from preftune.train.optimizers import averaged_weights
+from preftune.train.runlog import RunFolder
 from preftune.train.setup import TrainingJob
 
 
@@ -59,3 +63,30 @@ def check_best_metric(job: TrainingJob) -> None:
     )
     if best.metric.name not in (*metrics, *LATER) and not parts:
         raise best.unknown(metrics)  # type: ignore
+
+
+def log_evaluation(
+    job: TrainingJob, run: RunFolder, report: Reporter, step: int, state: State | None, watch: Watch
+) -> dict[str, float]:
+    """Write held-out metrics and the run's health as one row; without held-out data check health alone, which
+    needs no row.
+    """
+    if not job.eval_groups:
+        if run.writes:
+            watch.findings()
+        return {}
+    with averaged_weights(job.optimizer):
+        metrics, used = held_out_metrics(job, report, step, state)
+        if job.best is not None:
+            job.best.see(step, metrics, job.policy)
+    row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()} | used
+    if run.writes:
+        run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
+    shown = [
+        f"{k} {metrics[k]:.4f}"
+        for k in ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl")
+        if k in metrics
+    ]
+    if shown:
+        report.note(f"step {step}: held-out " + ", ".join(shown))
+    return metrics

@@ -1,49 +1,32 @@
-"""The loop: the only one."""
+"""Training runs: start, resume, and the loop over optimizer steps."""
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
-from html import escape
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from preftune.data.records import write_bad_rows
-from preftune.errors import (
-    ConfigError,
-    ElsewhereError,
-    PreftuneError,
-    StorageError,
-    TrainingError,
-    memory_errors,
-)
-from preftune.health.conditions import health_numbers
-from preftune.model.cost import Shape, utilisation, work_of
-from preftune.model.reference import REFERENCE_SCORES
+from preftune.errors import ConfigError, ElsewhereError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
 from preftune.objectives.remedies import remedies
 from preftune.progress import Reporter
-from preftune.report.page import REPORT_NAME, write_report
-from preftune.report.read import read_run
-from preftune.train.anchors import follow, following_tensors
-from preftune.train.batches import (
-    PackedContent,
-    cut_mismatched,
-    cut_step,
-    evened,
-    make_router_loss,
-    make_score,
-    num_positions,
-    reads_last,
-    share_of,
-)
+from preftune.report.page import REPORT_NAME
+from preftune.train.anchors import following_tensors
 from preftune.train.checkpoint import Counters, load_checkpoint
-from preftune.train.health_monitor import Watch, common_ends
-from preftune.train.held_out import check_best_metric, held_out_metrics
+from preftune.train.ending import (
+    complete,
+    finished,
+    interrupted,
+    leave_model,
+    save_after_error,
+    status_after_error,
+)
+from preftune.train.health_monitor import Watch
+from preftune.train.held_out import check_best_metric, log_evaluation
 from preftune.train.interruption import Interruption, interruption
-from preftune.train.optim import HalfStep, learning_rate
-from preftune.train.optimizers import averaged_weights, set_learning_rate
+from preftune.train.optim import HalfStep
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes
 from preftune.train.recovery import (
@@ -55,62 +38,15 @@ from preftune.train.recovery import (
     latest_start,
     manifest_of,
 )
+from preftune.train.result import RunResult
 from preftune.train.runlog import RunFolder, check_room, create_run, environment, forget_run, to_plain
-from preftune.train.saving import bytes_needed, install_final, keep_state, save_state
+from preftune.train.saving import bytes_needed, keep_state
 from preftune.train.setup import TrainingJob, build_job
 from preftune.train.sources import Taken
-from preftune.train.step import run_step
-from preftune.train.token_table import write_tokens
+from preftune.train.update import train_step
 
 OnStep = Callable[[Mapping[str, Any]], object]
 """Called after each step with its metrics; a true value ends the run there, as its last step would."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """The end of a run."""
-
-    folder: Path
-    final: Path | None  # the tuned model; None when the run was interrupted
-    step: int
-    state: str  # "finished" or "interrupted"
-    evaluation: Mapping[str, float]  # of the last evaluation on held-out data, {} without
-
-    @property
-    def metrics(self) -> Any:
-        """Every logged number as a pandas DataFrame: a row for each step, evaluations in the columns eval_*."""
-        import pandas
-
-        run = read_run(self.folder)
-        columns = {name: pandas.Series(one.values, one.steps) for name, one in run.train.items()}
-        columns |= {
-            f"eval_{name}": pandas.Series(one.values, one.steps) for name, one in run.evaluation.items()
-        }
-        return pandas.DataFrame(columns).rename_axis("step")
-
-    def plot(self, *names: str) -> Any:
-        """A matplotlib figure of these metrics over the steps; the loss if none is named."""
-        from matplotlib.figure import Figure
-
-        table, names = self.metrics, names or ("loss",)
-        if unknown := [name for name in names if name not in table]:
-            raise ConfigError("The run has no such metric", got=unknown[0], expected=", ".join(table.columns))
-        figure = Figure(figsize=(6, 2.4 * len(names)), layout="constrained")
-        for place, name in enumerate(names):
-            axes = figure.add_subplot(len(names), 1, place + 1)
-            axes.plot(table[name].dropna(), marker="o", markersize=3)
-            axes.set(xlabel="step", ylabel=name)
-        return figure
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        numbers = "".join(
-            f"<tr><td>{escape(k)}</td><td>{v:.4f}</td></tr>" for k, v in self.evaluation.items()
-        )
-        return (
-            f"<p>{escape(self.state)} after step {self.step}: {escape(str(self.folder))}</p>"
-            f"<table>{numbers}</table><p>report: {escape(str(self.folder / REPORT_NAME))}</p>"
-        )
 
 
 def train(
@@ -223,11 +159,6 @@ def _is_over(run: RunFolder) -> bool:
     return True
 
 
-def complete(run: RunFolder, report: Reporter) -> RunResult:
-    """Status and report of a run whose final/ is in place."""
-    return _tell_finished(run, report, read_run(run.path).last_step, {})
-
-
 def _created(job: TrainingJob, identity: Comparison) -> RunFolder:
     """The run folder with what is known before the first step."""
     config, processes = job.config, job.processes
@@ -246,7 +177,7 @@ def _created(job: TrainingJob, identity: Comparison) -> RunFolder:
         run.write_json("data_report.json", report.as_dict() | {"lines": report.lines()})
     except BaseException as error:
         with suppress(StorageError):
-            run.set_state(*_ending(error, 0, run))
+            run.set_state(*status_after_error(error, 0, run))
         raise
     return run
 
@@ -274,214 +205,129 @@ def run_loop(
     stop: Interruption,
     on_step: OnStep | None = None,
 ) -> RunResult:
-    """Steps until the end, an interruption, or an error; each leaves a run folder that says what to do next."""
-    config, processes = job.config, job.processes
-    evaluation: dict[str, float] = {}
-    eval_every = job.eval_every
-    last, half = job.num_steps, HalfStep(job.optimizer)
-    facts = asdict(remedies(config.objective))
-    watch = Watch(run=run, config=to_plain(config), facts=facts, report=report)
-
-    def between() -> bool:
-        """After a half step: such weights are neither saved nor left."""
-        return config.optim.extragradient and counters.step % 2 == 1
-
+    """Train until the end, an interruption or an error; each leaves a run folder that says what to do next."""
+    facts = asdict(remedies(job.config.objective))
+    watch = Watch(run=run, config=to_plain(job.config), facts=facts, report=report)
+    loop = _Loop(
+        job=job,
+        run=run,
+        report=report,
+        watch=watch,
+        half=HalfStep(job.optimizer),
+        stop=stop,
+        on_step=on_step,
+        counters=counters,
+        state=state,
+        last=job.num_steps,
+    )
     try:
         with memory_errors():
-            due = job.eval_groups and (counters.step % eval_every == 0 or counters.step == last)
-            if counters.step == 0 or (due and processes.from_main(lambda: watch.lacks(counters.step))):
-                evaluation = _evaluate(job, run, report, counters.step, state, watch)
-            report.update("train", counters.step, job.num_steps)
-            while counters.step < last and (between() or not processes.any(stop.requested)):
-                taken = job.source.supply(counters.step + 1)
-                if config.optim.extragradient:
-                    half.put_back() if between() else half.keep()
-                if not taken.groups:
-                    report.note(
-                        f"step {counters.step}: all completions of a prompt have the same reward; nothing is left to learn"
-                    )
-                    last = counters.step
-                    if last % eval_every:
-                        evaluation = _evaluate(job, run, report, last, state, watch)
-                    break
-                counters, state, row = _train_step(job, run, report, counters, state, taken)
-                if on_step is not None and on_step(MappingProxyType(row)):
-                    last = counters.step
-                if not job.budget.has_room(counters, job.source.draws(counters.step + 1)):
-                    last = counters.step
-                if counters.step % eval_every == 0 or counters.step == last:
-                    evaluation = _evaluate(job, run, report, counters.step, state, watch)
-                    if job.best is not None and job.best.exhausted:
-                        last = counters.step
-                if config.save_every and counters.step % config.save_every == 0 and counters.step < last:
-                    with stop.postponed():
-                        keep_state(job, run, counters, state)
-                        run.set_state("running", counters.step)
+            loop.evaluate_start()
+            loop.run_steps()
         with stop.postponed():
-            if counters.step < last:
-                keep_state(job, run, counters, state)
-                processes.from_main(watch.write)
-                return _tell_interrupted(run, report, counters.step, evaluation)
-            _leave_model(job, run, report, watch)
-            return _tell_finished(run, report, counters.step, evaluation)
+            return loop.end()
     except TrainingError as error:
-        kept = ""
-        if (counters.step or job.samples) and not between() and (error.saves or not processes.lockstep):
-            with stop.postponed():
-                kept = _kept(job, run, counters, state)
-        run.set_state("failed", counters.step, str(error))
+        kept = loop.save_after(error)
+        run.set_state("failed", loop.counters.step, str(error))
         if isinstance(error, ElsewhereError):
             raise
-        raise type(error)(f"Step {counters.step + 1} stopped: {error}{kept}") from error
+        raise type(error)(f"Step {loop.counters.step + 1} stopped: {error}{kept}") from error
     except BaseException as error:
         with suppress(StorageError):  # the disk that has no room for a checkpoint may have none for this
-            run.set_state(*_ending(error, counters.step, run))
+            run.set_state(*status_after_error(error, loop.counters.step, run))
         raise
     finally:
         report.close()
 
 
-def _leave_model(job: TrainingJob, run: RunFolder, report: Reporter, watch: Watch) -> None:
-    """final/ and what is measured on it: of the best weights where the run keeps them."""
-    with averaged_weights(job.optimizer), memory_errors():
-        if job.best is not None:
-            job.best.put_back(job.policy)
-            run.write_json("best.json", job.best.summary())
-            report.note(job.best.line)
-        write_tokens(job, run)
-        job.processes.from_main(watch.write)
-        install_final(job, run)
-        if job.best is not None:
-            job.processes.from_main(job.best.clear)
+@dataclass(kw_only=True)
+class _Loop:
+    """A run between its first step and its last."""
 
+    job: TrainingJob
+    run: RunFolder
+    report: Reporter
+    watch: Watch
+    half: HalfStep
+    stop: Interruption
+    on_step: OnStep | None
+    counters: Counters
+    state: State | None  # of the objective's estimators
+    last: int  # step after which the run ends
+    evaluation: dict[str, float] = field(default_factory=dict)  # the latest
 
-def _kept(job: TrainingJob, run: RunFolder, counters: Counters, state: State | None) -> str:
-    """Save what there is after an error, and say where."""
-    try:
-        return f" The weights before it are in {save_state(job, run, counters, state)}."
-    except StorageError as error:
-        return f" The weights before it could not be saved: {error}"
+    @property
+    def between_halves(self) -> bool:
+        """Whether the latest step is the first of two halves: such weights are neither saved nor kept."""
+        return self.job.config.optim.extragradient and self.counters.step % 2 == 1
 
+    def evaluate_start(self) -> None:
+        """Evaluate before the first step; after a resumption where the evaluation of this step is missing."""
+        job, step = self.job, self.counters.step
+        due = job.eval_groups and (step % job.eval_every == 0 or step == self.last)
+        if step == 0 or (due and job.processes.from_main(lambda: self.watch.lacks(step))):
+            self._evaluate()
 
-def _ending(error: BaseException, step: int, run: RunFolder) -> tuple[str, int, str]:
-    """State, step and message for status.json after an error that ends the run."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", step, f"Stopped at once; resume with: preftune train --resume {run.path}"
-    told = str(error) if isinstance(error, PreftuneError) else f"{type(error).__name__}: {error}"
-    return "failed", step, " ".join(told.split())[:500]
+    def run_steps(self) -> None:
+        """Step until the last step or an interruption."""
+        job = self.job
+        self.report.update("train", self.counters.step, job.num_steps)
+        while self.counters.step < self.last and (
+            self.between_halves or not job.processes.any(self.stop.requested)
+        ):
+            taken = job.source.supply(self.counters.step + 1)
+            if job.config.optim.extragradient:
+                self.half.put_back() if self.between_halves else self.half.keep()
+            if not taken.groups:
+                self._end_without_groups()
+                return
+            self._step(taken)
 
+    def _end_without_groups(self) -> None:
+        step = self.counters.step
+        self.report.note(
+            f"step {step}: all completions of a prompt have the same reward; nothing is left to learn"
+        )
+        self.last = step
+        if step % self.job.eval_every:
+            self._evaluate()
 
-def _tell_interrupted(
-    run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]
-) -> RunResult:
-    how = f"preftune train --resume {run.path}"
-    run.set_state("interrupted", step, f"Resume with: {how}")
-    report.note(f"\nInterrupted after step {step}; a checkpoint is saved. Resume with:\n  {how}")
-    return RunResult(folder=run.path, final=None, step=step, state="interrupted", evaluation=evaluation)
+    def _step(self, taken: Taken) -> None:
+        """One step, and what is due after it: evaluation, checkpoint, the end of the run."""
+        job, run = self.job, self.run
+        self.counters, self.state, row = train_step(job, run, self.report, self.counters, self.state, taken)
+        step, save_every = self.counters.step, job.config.save_every
+        if self.on_step is not None and self.on_step(MappingProxyType(row)):
+            self.last = step
+        if not job.budget.has_room(self.counters, job.source.draws(step + 1)):
+            self.last = step
+        if step % job.eval_every == 0 or step == self.last:
+            self._evaluate()
+            if job.best is not None and job.best.exhausted:
+                self.last = step
+        if save_every and step % save_every == 0 and step < self.last:
+            with self.stop.postponed():
+                keep_state(job, run, self.counters, self.state)
+                run.set_state("running", step)
 
+    def _evaluate(self) -> None:
+        step = self.counters.step
+        self.evaluation = log_evaluation(self.job, self.run, self.report, step, self.state, self.watch)
 
-def _tell_finished(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:
-    run.set_state("finished", step)
-    if run.writes:
-        write_report(run.path)
-    report.note(f"finished: model in {run.final}, report in {run.path / 'report.html'}")
-    return RunResult(folder=run.path, final=run.final, step=step, state="finished", evaluation=evaluation)
+    def end(self) -> RunResult:
+        """Save the model, or after an interruption a checkpoint."""
+        job, run, step = self.job, self.run, self.counters.step
+        if step < self.last:
+            keep_state(job, run, self.counters, self.state)
+            job.processes.from_main(self.watch.write)
+            return interrupted(run, self.report, step, self.evaluation)
+        leave_model(job, run, self.report, self.watch)
+        return finished(run, self.report, step, self.evaluation)
 
-
-def _train_step(
-    job: TrainingJob, run: RunFolder, report: Reporter, counters: Counters, state: State | None, taken: Taken
-) -> tuple[Counters, State, dict[str, Any]]:
-    config, step, groups = job.config, counters.step + 1, taken.groups
-    started = time.perf_counter()
-    mine = share_of(groups, job.policy, job.processes)
-    kind, read_last = config.objective.signal, reads_last(config.objective)
-    pieces = cut_step(mine, kind, job.policy, config.layout, read_last)
-    pieces = evened(pieces, groups, kind, job.policy, config.layout, job.processes, read_last)
-    rate = learning_rate(step, max(step, job.budget.planned(counters)), config.optim)
-    set_learning_rate(job.optimizer, rate)
-    needed = (
-        job.anchors if config.objective.needs & REFERENCE_SCORES else replace(job.anchors, reference=None)
-    )
-    result = run_step(
-        pieces,
-        config.objective,
-        make_score(job.policy, config.objective, needed, config.scored_at),
-        list(job.policy.trainable().values()),
-        job.optimizer,
-        config.optim.max_grad_norm,
-        state=state,
-        mismatched=cut_mismatched(groups, config.objective, job.policy, config.layout, job.processes),
-        processes=job.processes,
-        router=make_router_loss(job.policy),
-    )
-    if job.anchors.following is not None:
-        follow(job.anchors.following, job.policy, step, config.reference)
-    batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
-    tokens = num_positions(groups, job.policy.sharing, read_last)
-    computed = job.processes.total(sum(batch.num_positions for batch in batches))
-    updating = max(job.processes.gather(time.perf_counter() - started))
-    seconds = updating + taken.metrics.get("collect_time", 0.0)
-    operations = work_of(Shape.of(job.policy.model), groups).training
-    used = utilisation(operations, updating, job.policy.device, config.precision, job.processes.size)
-    counters = replace(
-        counters,
-        step=step,
-        num_tokens=counters.num_tokens + tokens,
-        prompts_seen=counters.prompts_seen + taken.prompts_seen,
-        samples_drawn=counters.samples_drawn + taken.samples_drawn,
-        reward_queries=counters.reward_queries + taken.reward_queries,
-        seconds=counters.seconds + seconds,
-    )
-    for row in taken.completions:
-        run.append("completions.jsonl", row)
-    row = {
-        "step": step,
-        "phase": "train",
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
-        "learning_rate": rate,
-        "epoch": round(step / job.source.steps_per_epoch, 6),
-        "num_tokens": counters.num_tokens,
-        "prompts_seen": counters.prompts_seen,
-        "samples_drawn": counters.samples_drawn,
-        "reward_queries": counters.reward_queries,
-        "step_time": seconds,
-        "tokens_per_second": tokens / seconds,
-        "packing": tokens / computed,
-        "mfu": used,
-        **common_ends(groups),
-        **result.metrics,
-        **taken.metrics,
-    }
-    if result.expert_loads:
-        row["router/load"] = list(result.expert_loads)
-    run.append("metrics.jsonl", row)
-    report.update("train", step, job.num_steps, f"loss {result.loss:.4f}")
-    return counters, result.state, row
-
-
-def _evaluate(
-    job: TrainingJob, run: RunFolder, report: Reporter, step: int, state: State | None, watch: Watch
-) -> dict[str, float]:
-    """Held-out metrics and the run's health, in one row; without held-out data the health alone, which needs
-    no row.
-    """
-    if not job.eval_groups:
-        if run.writes:
-            watch.findings()
-        return {}
-    with averaged_weights(job.optimizer):
-        metrics, used = held_out_metrics(job, report, step, state)
-        if job.best is not None:
-            job.best.see(step, metrics, job.policy)
-    row = {"step": step, "phase": "eval"} | {f"eval_{k}": v for k, v in metrics.items()} | used
-    if run.writes:
-        run.append("metrics.jsonl", row | health_numbers(watch.findings(row)))
-    shown = [
-        f"{k} {metrics[k]:.4f}"
-        for k in ("loss", "rewards/margins", "rewards/accuracies", "reward", "kl")
-        if k in metrics
-    ]
-    if shown:
-        report.note(f"step {step}: held-out " + ", ".join(shown))
-    return metrics
+    def save_after(self, error: TrainingError) -> str:
+        """Save a checkpoint after an error, where there is something to save; the sentence that says where."""
+        begun = self.counters.step or self.job.samples
+        if begun and not self.between_halves and (error.saves or not self.job.processes.lockstep):
+            with self.stop.postponed():
+                return save_after_error(self.job, self.run, self.counters, self.state)
+        return ""
