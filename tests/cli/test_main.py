@@ -80,7 +80,7 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
     broken.write_text('{"prompt": "a", "chosen": "b"\n')
     train = ["train", *model, "--output", run, "--json"]
     for words, wanted in (
-        ((), "A setting is missing"),
+        ((), "--data is missing"),
         (("--data", "/nowhere"), "/nowhere does not exist"),
         (("--data", empty), "is empty"),
         (("--data", broken), "broken.jsonl, row 1"),

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
+        if not words or words[0] in ("-h", "--help") or words == ["help"]:
             print(HELP, end="")
             sys.stdout.flush()
             return 0
@@ -124,13 +124,15 @@ def _run(words: list[str]) -> int:
         print(f"preftune {__version__}")
         return 0
     verb, rest = words[0], words[1:]
+    if rest[:1] == ["help"] or (verb == "help" and rest):  # `preftune train help`, `preftune help train`
+        verb, rest = (verb, ["--help", *rest[1:]]) if verb != "help" else (rest[0], ["--help", *rest[1:]])
     # imported now: `preftune --help` and `--version` do without
     from preftune.cli.help import help_text
     from preftune.cli.names import nearest
-    from preftune.cli.words import prepared
+    from preftune.cli.words import check_early, prepared
 
     if verb not in VERBS:
-        near = nearest(verb, (*VERBS, *ELSEWHERE_VERBS), 0.6)
+        near = verb if verb in ELSEWHERE_VERBS else nearest(verb, (*VERBS, *ELSEWHERE_VERBS), 0.6)
         raise ConfigError(
             f"Unknown command {shown(verb)}",
             expected=None if near else ", ".join(VERBS),
@@ -144,7 +146,8 @@ def _run(words: list[str]) -> int:
     if {"--help", "-h"} & set(rest) and (text := help_text(command, rest)) is not None:
         print(text, end="")
         return 0
-    settings = prepared(command, rest)  # mistakes are told before the libraries are imported
+    settings = prepared(command, rest)  # mistakes are reported before the libraries are imported
+    check_early(command, settings)
     return _module_of(command).run(settings)
 
 
@@ -156,7 +159,7 @@ def _with_action(words: list[str]) -> list[str]:
     if first and not first.startswith("-") and first not in ("run", "data"):
         if (Path(first) / "config.yaml").is_file():
             return ["run", *words]
-        if Path(first).exists():
+        if Path(first).exists() or Path(first).suffix:
             return ["data", *words]
     return words
 
@@ -210,6 +213,18 @@ ELSEWHERE_VERBS = {
     "dpo": "Use: preftune train --objective dpo",
     "sft": "Use: preftune train --objective sft",
     "grpo": "Use: preftune train --source on-policy --objective grpo",
+    "finetune": "Use: preftune train",
+    "fine-tune": "Use: preftune train",
+    "tune": "Use: preftune train",
+    "fit": "Use: preftune train",
+    "orpo": "Use: preftune train --objective orpo",
+    "kto": "Use: preftune train --objective kto",
+    "ppo": "Use: preftune train --source on-policy --objective ppo",
+    "push": "Use: preftune export RUN --to hub",
+    "upload": "Use: preftune export RUN --to hub",
+    "convert": "Use: preftune export RUN --to gguf",
+    "benchmark": "Use: preftune eval, or lm-eval and inspect-ai on RUN/final",
+    "score": "Use: preftune reward FILE --reward NAME, or preftune eval",
     "resume": "Use: preftune train --resume RUN",
     "serve": "A vLLM or transformers server serves RUN/final; docs/sampling.md shows how to use one",
 }

@@ -72,6 +72,11 @@ ALIASES = {
 }
 """Names of other tools, and short names, for settings that mean the same thing here."""
 
+NO_QUANTIZED = (
+    "Quantized base models are not trained. Use --lora --precision bf16 --gradient_checkpointing: the frozen base "
+    "takes 2 bytes per weight"
+)
+
 ELSEWHERE = {
     "per_device_train_batch_size": "Use --batch_size, the number of groups per step over all devices; "
     "micro-batches follow from --layout.micro_batch_tokens",
@@ -82,7 +87,8 @@ ELSEWHERE = {
     "bf16": "Use --precision bf16",
     "fp16": "Use --precision bf16 or fp32; fp16 is not supported",
     "fp32": "Use --precision fp32, the default",
-    "use_peft": "Use --lora.rank 16",
+    "use_peft": "Use --lora, or --lora.rank N",
+    "use_lora": "Use --lora, or --lora.rank N",
     "adapter": "Use --lora.rank 16, or --model ADAPTER to start from one",
     "finetuning_type": "Use --lora.rank 16 for LoRA; without it all weights train",
     "precompute_ref_log_probs": "Use --reference.mode cache (the default for most objectives) or live",
@@ -103,9 +109,17 @@ ELSEWHERE = {
     "attn_implementation": "Use --layout.attention; the default is the fastest that is proven exact",
     "use_vllm": "Use --server.url http://HOST:PORT of a running vLLM",
     "seed_everything": "Use --seed",
-    "load_in_8bit": "Quantized bases are not loaded by a flag of this name; see docs/models.md",
-    "load_in_4bit": "Quantized bases are not loaded by a flag of this name; see docs/models.md",
-    "qlora": "Quantized bases are not loaded by a flag of this name; see docs/models.md",
+    "eval_strategy": "Use --eval_every STEPS",
+    "evaluation_strategy": "Use --eval_every STEPS",
+    "save_strategy": "Use --save_every STEPS",
+    "dataset_text_field": "Use --columns COLUMN=ROLE; docs/data.md lists the roles",
+    "tokenizer": "The tokenizer is read from the model's folder",
+    "processing_class": "The tokenizer is read from the model's folder",
+    "benchmark": "Export the model and run lm-eval or inspect-ai on the folder; preftune eval scores pairs and rewards",
+    "tasks": "Export the model and run lm-eval or inspect-ai on the folder; preftune eval scores pairs and rewards",
+    "load_in_8bit": NO_QUANTIZED,
+    "load_in_4bit": NO_QUANTIZED,
+    "qlora": NO_QUANTIZED,
     "max_prompt_length": "Use --rows.max_length with --rows.truncation",
 }
 """What to use instead of names that have no equal here."""

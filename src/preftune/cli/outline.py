@@ -32,8 +32,9 @@ class Setting:
         return self.name.rpartition(".")[2]
 
     @property
-    def is_switch(self) -> bool:
-        return self.kind == "bool"
+    def works_bare(self) -> bool:
+        """Whether the flag without a value means true."""
+        return "bool" in self.kind.split(" | ")
 
 
 @dataclass(frozen=True, kw_only=True)

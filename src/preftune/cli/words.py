@@ -7,21 +7,33 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from preftune.cli.early import check_runs, check_words
 from preftune.cli.names import ALIASES, ELSEWHERE, nearest, unknown_setting
 from preftune.cli.outline import ROOT, Outline, Setting, objective_outlines, outline_of
 from preftune.errors import ConfigError, shown
 
 POSITIONAL = {
-    "sample": "model",
-    "eval": "model",
+    "advise": "diagnosis",
     "chat": "model",
+    "clean": "folder",
     "compare": "data",
+    "diagnose-data": "data",
+    "eval": "model",
+    "export": "run",
+    "inspect": "data",
     "iterate": "prompts",
+    "objectives": "name",
+    "reward": "data",
+    "sample": "model",
+    "select": "data",
     "train-reward-model": "data",
 }
 """Commands whose first bare word is a setting. (Others read their bare words themselves.)"""
 
+SHORT_FLAGS = {"-o": "output", "-d": "data", "-m": "model", "-c": "config"}
+
 DEFAULT_RANK = "16"  # of `--lora` without a number
+LORA_SWITCHES = ("lora", "use_lora", "use_peft")
 
 
 def module_of(command: str) -> str:
@@ -35,7 +47,10 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
         return list(words)
     known = names_of(outline)
     own = _own_flags(module_of(command))
-    words = _bare_words(command, list(words))
+    if command in ("report", "diagnose-run"):
+        check_runs(words)
+    words = [_spelled_flag(word, known) for word in words]
+    words = _bare_words(command, words)
     objective = _objective(words, known) if outline.has_objective else None
     parameters = objective_outlines().get(objective or "", ())
     settings = {one.name: one for one in (*outline.settings, *parameters)}
@@ -48,8 +63,11 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
         key = flag.replace("-", "_")
         following = words[place + 1] if place + 1 < len(words) else None
         bare = not equals and (following is None or following.startswith("--"))
-        if key == "lora" and "lora.rank" in known:
+        if key in LORA_SWITCHES and "lora.rank" in known and (key == "lora" or bare):
             done += [f"--lora.rank{equals}{value}", *([DEFAULT_RANK] if bare else [])]
+            continue
+        if key == "bf16" and bare and "precision" in known:
+            done += ["--precision", "bf16"]
             continue
         full = _full_name(key, known, parameters)
         if full is None and ":" in (objective or "") and key.startswith("objective."):
@@ -67,11 +85,38 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
                 value = spelled_objective(value)
         done.append(f"--{full}{equals}{value}")
         setting = settings.get(full)
-        if bare and setting is not None and setting.is_switch:
+        if bare and setting is not None and setting.works_bare:
             done.append("true")
         elif bare and setting is not None:
             raise ConfigError(f"--{flag} has no value", expected=f"--{flag} VALUE")
-    return _objective_values(done)
+    done = _objective_values(command, done)
+    return done + _implied(done, known)
+
+
+def check_early(command: str, words: Sequence[str]) -> None:
+    """Raises for a mistake in a value that shows without importing; `words` are those of `prepared`."""
+    outline = outline_of(module_of(command))
+    if outline is not None:
+        check_words(command, words, outline)
+
+
+def _implied(words: Sequence[str], known: Mapping[str, str]) -> list[str]:
+    """What a flag says of another: LoRA's settings that there is an adapter, patience that a metric is watched."""
+    flags = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    if flags & {"config", "resume"}:
+        return []
+    implied = []
+    if "early_stopping_patience" in flags and "keep_best" not in flags:
+        implied += ["--keep_best", "true"]  # the held-out loss, on-policy the held-out reward
+    if "lora.rank" in known and "lora.rank" not in flags and any(flag.startswith("lora.") for flag in flags):
+        implied += ["--lora.rank", DEFAULT_RANK]
+    return implied
+
+
+def _spelled_flag(word: str, known: Mapping[str, str]) -> str:
+    """`-o` as `--output`, for the few short flags that every tool has."""
+    full = SHORT_FLAGS.get(word)
+    return f"--{full}" if full is not None and full in known else word
 
 
 def names_of(outline: Outline) -> dict[str, str]:
@@ -144,15 +189,19 @@ def _bare_words(command: str, words: list[str]) -> list[str]:
 
 
 def _train_word(word: str) -> tuple[str, str]:
-    """`preftune train dpo pairs.csv`: an objective, or a data file."""
+    """`preftune train dpo pairs.csv`: an objective, a data file, or a file of settings."""
     if word.strip().lower().replace("_", "-") in objective_outlines() or re.search(r"(\w\(|:\w+$)", word):
         return "--objective", word  # also NAME(setting=value) and module:Class
-    if Path(word).exists() or re.search(r"\.(jsonl?|csv|parquet|arrow)$", word):
+    if (Path(word).exists() and not word.endswith((".yaml", ".yml"))) or re.search(
+        r"\.(jsonl?|csv|parquet|arrow)$", word
+    ):
         return "--data", word
+    if re.search(r"\.ya?ml$", word):
+        return "--config", word
     near = nearest(word.lower(), objective_outlines(), 0.6)
     raise ConfigError(
         f"Unexpected argument {shown(word)}",
-        expected="an objective, a data file, or --option VALUE",
+        expected="an objective, a data file, a .yaml file of settings, or --option VALUE",
         do=f"Did you mean --objective {near}?" if near else "See preftune train --help",
     )
 
@@ -167,9 +216,9 @@ def _objective(words: Sequence[str], known: Mapping[str, str]) -> str | None:
     return spelled_objective(named)
 
 
-def _objective_values(words: list[str]) -> list[str]:
+def _objective_values(command: str, words: list[str]) -> list[str]:
     for place, word in enumerate(words[:-1]):
-        if word == "--objective":
+        if word == "--objective" or (word == "--name" and command == "objectives"):
             words[place + 1] = spelled_objective(words[place + 1])
     return words
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from preftune.data.arrow_files import arrow_values
 from preftune.data.json_files import AROUND, json_fault, json_values, parse, read_whole, refuse_split
+from preftune.data.names import SUFFIXES, suffix_of
 from preftune.errors import DataError, shown
 
 MAX_LINE_BYTES = 64 << 20  # of one row of .jsonl
-SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".arrow")
 _BUFFER = 1 << 18  # bytes that are read at once
 
 
@@ -30,11 +30,6 @@ class RawRow:
     file: str
     number: int  # from 1
     value: dict[str, object] | DataError
-
-
-def suffix_of(path: Path) -> str:
-    """The known ending of a file name, or the empty string."""
-    return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
 
 
 def located(file: str, number: int, error: DataError) -> DataError:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from preftune.data.arrow_files import arrow_values
 from preftune.data.column_map import ColumnRule, mapped, rules_of
-from preftune.data.files import SUFFIXES, RawRow, located, read_file, suffix_of
+from preftune.data.files import RawRow, located, read_file
 from preftune.data.memory import MEMORY, memory_rows
+from preftune.data.names import SUFFIXES, missing_data, suffix_of
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, DataError, shown
 
@@ -55,11 +56,7 @@ def _rows_of(source: str, options: DataOptions) -> Iterator[RawRow]:
         return read_file(path, split)
     if _HUB_ID.fullmatch(source) and not suffix_of(path):
         return _hub_rows(source, split, options.streaming)
-    raise DataError(
-        f"{source} does not exist",
-        got="no such file or folder",
-        expected="a file (" + " ".join(SUFFIXES) + "), a folder, or a hub id such as owner/name",
-    )
+    raise missing_data(source)
 
 
 def _refuse_streaming(source: str, options: DataOptions) -> None:

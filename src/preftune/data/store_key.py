@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from preftune.data.files import suffix_of
 from preftune.data.memory import MEMORY
+from preftune.data.names import suffix_of
 from preftune.data.options import DataOptions
 from preftune.data.vocabulary import missing_rows
 

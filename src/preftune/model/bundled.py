@@ -31,6 +31,14 @@ BUNDLED_MODELS = {
 }
 
 
+def missing_model(name: str) -> ModelError:
+    return ModelError(
+        f"There is no model {name!r}",
+        expected="a folder, a .gguf file, a hub id (owner/name) or one of " + ", ".join(BUNDLED_MODELS),
+        do="Check the path",
+    )
+
+
 def bundled_folder(name: str) -> Path:
     """The model as an ordinary Hugging Face folder in the cache; fetched and converted once (100 MB, half a
     minute).

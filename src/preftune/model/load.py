@@ -36,7 +36,7 @@ from preftune.model.adapter_files import (
 )
 from preftune.model.adapters import quiet_peft
 from preftune.model.attention_segments import plain_attention, settle_attention, with_fitting_attention
-from preftune.model.bundled import BUNDLED_MODELS, bundled_folder
+from preftune.model.bundled import BUNDLED_MODELS, bundled_folder, missing_model
 from preftune.model.kernels.gated import lighten_mlps
 from preftune.model.kernels.norms import quicken_norms
 from preftune.model.kernels.products import use_fast_products
@@ -82,11 +82,7 @@ def resolve_model(name: str) -> str:
     if path.exists():
         return str(path.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ModelError(
-            f"There is no model {name!r}",
-            expected="a folder, a .gguf file, a hub id (owner/name) or one of " + ", ".join(BUNDLED_MODELS),
-            do="Check the path",
-        )
+        raise missing_model(name)
     return name
 
 

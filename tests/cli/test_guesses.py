@@ -1,0 +1,120 @@
+"""What people type before they have read anything: each line runs, or its sentence says what to type instead."""
+
+import io
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from preftune.cli.main import main
+from preftune.cli.settings import parse_settings
+from preftune.cli.words import prepared
+from preftune.train.loop import train
+from preftune.train.options import TrainConfig
+from tests.folders import tiny_config
+
+MAX_CPU_SECONDS = 0.7
+
+TRAIN = [
+    ("dpo --data pairs.csv --output r", "objective.name", "dpo"),
+    ("--data pairs.csv --lr 1e-4 --output r", "optim.learning_rate", 1e-4),
+    ("--data pairs.csv --lora --output r", "lora.rank", 16),
+    ("--data pairs.csv --lora_dropout 0.05 --output r", "lora.dropout", 0.05),
+    ("--data pairs.csv --lora_target_modules all-linear --output r", "lora.target_modules", "all-linear"),
+    ("--data pairs.csv --objective DPO --output r", "objective.name", "dpo"),
+    ("--data pairs.csv --method dpo --output r", "objective.name", "dpo"),
+    ("--data pairs.csv --loss dpo --output r", "objective.name", "dpo"),
+    ("--data pairs.csv --objective simpo --gamma 0.5 --output r", "objective.gamma", 0.5),
+    ("--data pairs.csv --val_split 0.1 --output r", "eval_fraction", 0.1),
+    ("--data pairs.csv --gradient_checkpointing --output r", "gradient_checkpointing", True),
+    ("--data pairs.csv --max_steps 400 --output r", "max_steps", 400),
+    ("--data pairs.csv --early_stopping_patience 3 --output r", "best_metric.name", "loss"),
+    ("--data pairs.csv --load_best_model_at_end --output r", "best_metric.name", "loss"),
+    ("--data prompts.jsonl --source on-policy --reward my.py --output r", "reward", "my.py"),
+    ("--data pairs.csv --use_lora --output r", "lora.rank", 16),
+    ("--data pairs.csv --bf16 --output r", "precision", "bf16"),
+    ("--data pairs.csv --batch-size 2 --output r", "batch_size", 2),
+    ("pairs.csv dpo --output r", "data", "pairs.csv"),
+    ("-d pairs.csv -o r", "output", "r"),
+    ("run.yaml", "optim.learning_rate", 1e-3),
+]
+
+MISTAKES = [
+    ("train --data pairs.csv --load_in_4bit --output r", "--lora --precision bf16"),
+    ("train --data pairs.csv --resume_from_checkpoint r", "Use: preftune train --resume RUN"),
+    ("train --data pairs.csv --push_to_hub --output r", "preftune export RUN --to hub"),
+    ("objectives dop", "Did you mean dpo?"),
+    ("trian", "Did you mean preftune train?"),
+    ("finetune --data pairs.csv", "Use: preftune train"),
+    ("train --data missing.csv --output r", "missing.csv does not exist"),
+    ("train --data pairs.csv", "--output is missing"),
+    ("train --data pairs.csv --precision bf61 --output r", "got bf61; expected fp32, bf16"),
+    ("train --data pairs.csv --epochs two --output r", "got two; expected a number"),
+    ("train --data pairs.csv --eval_strategy steps --output r", "Use --eval_every STEPS"),
+    ("diagnose nothing.csv", "nothing.csv does not exist"),
+    ("inspect nothing.csv", "nothing.csv does not exist"),
+    ("sample nowhere --prompt hi", "There is no model 'nowhere'"),
+    ("report nowhere", "There is no such run folder"),
+    ("eval r/final --tasks gsm8k", "lm-eval"),
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The files that the lines name, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"question {i},a good answer {i},no\n" for i in range(6))
+    Path("pairs.csv").write_text("prompt,chosen,rejected\n" + rows)
+    Path("prompts.jsonl").write_text('{"prompt": "hi"}\n')
+    Path("my.py").write_text(
+        "def reward(prompts, completions, **columns):\n    return [1.0 for _ in completions]\n"
+    )
+    Path("run.yaml").write_text("data: pairs.csv\noutput: r\noptim:\n  learning_rate: 1.0e-3\n")
+
+
+@pytest.mark.parametrize(("line", "name", "wanted"), TRAIN, ids=[line for line, _, _ in TRAIN])
+def test_a_guess_has_the_meaning_that_people_expect(line, name, wanted):
+    config = parse_settings(TrainConfig, prepared("train", shlex.split(line)), prog="preftune train")
+    value = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert value == wanted
+
+
+@pytest.mark.parametrize(("line", "told"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_a_mistake_is_answered_before_the_libraries_are_imported(line, told):
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-m", "preftune", *shlex.split(line)], capture_output=True, text=True
+    )
+    after = os.times()
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    assert seconds < MAX_CPU_SECONDS
+
+
+def test_eight_bit_adam_runs_or_names_its_package(capsys):
+    status = main(
+        shlex.split("train --data pairs.csv --optim adamw_8bit --output r --dry-run --model nowhere")
+    )
+    told = capsys.readouterr().err
+    assert status == 2 and ("pip install torchao" in told or "There is no model" in told)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["sample r --prompt hi --max_new_tokens 3", "chat r --max_new_tokens 3", "eval r/final --data pairs.csv"],
+)
+def test_a_run_is_named_by_its_folder(line, tiny_folder, monkeypatch, capsys):
+    train(tiny_config(tiny_folder, "pairs.csv", "r", max_steps=1), quiet=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("/exit\n"))
+    assert main(shlex.split(line)) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["help train", "train help", "train --help"])
+def test_help_is_found_by_each_of_its_names(line, capsys):
+    assert main(line.split()) == 0
+    assert "usage: preftune train" in capsys.readouterr().out
