@@ -11,7 +11,7 @@ from pathlib import Path
 from preftune.cli.outline import Outline, Setting
 from preftune.data.names import missing_data, suffix_of
 from preftune.errors import ConfigError
-from preftune.model.bundled import BUNDLED_MODELS, missing_model
+from preftune.model.names import BUNDLED_MODELS, missing_model
 
 DATA_SETTINGS = frozenset({"data", "eval_data", "prompts"})
 MODEL_SETTINGS = frozenset({"model", "compare"})

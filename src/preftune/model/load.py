@@ -36,10 +36,11 @@ from preftune.model.adapter_files import (
 )
 from preftune.model.adapters import quiet_peft
 from preftune.model.attention_segments import plain_attention, settle_attention, with_fitting_attention
-from preftune.model.bundled import BUNDLED_MODELS, bundled_folder, missing_model
+from preftune.model.bundled import bundled_folder
 from preftune.model.kernels.gated import lighten_mlps
 from preftune.model.kernels.norms import quicken_norms
 from preftune.model.kernels.products import use_fast_products
+from preftune.model.names import BUNDLED_MODELS, missing_model
 
 
 @dataclass(frozen=True, kw_only=True)
