@@ -15,7 +15,7 @@ from preftune.model.names import BUNDLED_MODELS, missing_model
 
 DATA_SETTINGS = frozenset({"data", "eval_data", "prompts"})
 MODEL_SETTINGS = frozenset({"model", "compare"})
-PACKAGES = {"adamw-8bit": "torchao", "adamw_8bit": "torchao", "schedule-free": "schedulefree"}
+OPTIMIZER_PACKAGES = {"adamw-8bit": "torchao", "adamw_8bit": "torchao", "schedule-free": "schedulefree"}
 """Value of optim.name -> the package that it needs."""
 
 EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
@@ -28,7 +28,7 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
     for name, value in given.items():
         if name in settings:
             _check_value(settings[name], value)
-        if name == "optim.name" and (package := PACKAGES.get(value)):
+        if name == "optim.name" and (package := OPTIMIZER_PACKAGES.get(value)):
             _check_package(value, package)
         if name in DATA_SETTINGS and settings[name].kind != "list[str]":
             _check_data(value)
