@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test drills check format venv bench bench-quick bench-gpu mutants clean
+.PHONY: demo test drills check docs format venv bench bench-quick bench-gpu mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
@@ -18,6 +18,10 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The documentation site in build/site; a warning or a broken link is an error.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -3,28 +3,25 @@
 import contextlib
 import io
 import re
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from preftune.cli.main import main
-from tests.folders import PAIRS, save_tiny_model, write_rows
+from tests.documented import BUNDLED, make_home, run_command
+from tests.folders import PAIRS, write_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-HUB = "HuggingFaceTB/SmolLM2-360M-Instruct"
 COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("    preftune ")]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with the files that the README names; the cache holds the tiny model as the bundled one."""
-    home = tmp_path_factory.mktemp("readme")
-    tiny = save_tiny_model(home / "cache" / "models" / "smollm2-135m-instruct")
-    shutil.copytree(tiny, home / "preftune-demo" / "run" / "final")
+    home = make_home(tmp_path_factory.mktemp("readme"))
+    shutil.copytree(home / BUNDLED, home / "preftune-demo" / "run" / "final")
     write_rows(home / "pairs.jsonl", PAIRS * 3)
     write_rows(home / "held_out.jsonl", PAIRS)
     write_rows(home / "prompts.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
@@ -41,25 +38,11 @@ def _at_home(home, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
 
 
-def run(command: str, home: Path) -> tuple[int, str, str]:
-    words = shlex.split(command, comments=True)[1:]
-    words = [
-        str(home / "cache" / "models" / "smollm2-135m-instruct") if word == HUB else word for word in words
-    ]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(words)
-        except SystemExit as stop:  # --print_config and --help
-            status = int(stop.code or 0)
-    return status, out.getvalue(), err.getvalue()
-
-
 def test_the_commands_in_their_order(home):
     """One test, because later commands use what earlier ones made."""
     assert len(COMMANDS) >= 8
     for command in COMMANDS:
-        status, _, err = run(command, home)
+        status, _, err = run_command(command, home)
         if "--resume" in command:
             assert (status, "is finished" in err) == (2, True), err
         else:

@@ -199,5 +199,10 @@ def test_all_entries_are_there_in_order():
 def test_the_pages_go_into_a_wheel():
     """`pages` is a link that a build follows; the packages' data name its files."""
     pages = Path(preftune.__file__).parent / "pages"
-    assert pages.resolve() == ROOT / "docs" / "objectives"
-    assert '"pages/*.md"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert pages.resolve() == ROOT / "docs"
+    listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    folders = {path.parent.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")} - {
+        Path("dev")
+    }
+    for folder in folders:
+        assert f'"{(Path("pages") / folder / "*.md").as_posix()}"' in listed, folder

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import textwrap
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import pytest
 import yaml
@@ -523,10 +523,10 @@ ELSEWHERE_TESTED = {
 
 def leaves(config) -> set[str]:
     found = set()
-    for field in fields(config):
-        value = getattr(config, field.name)
-        inner = is_dataclass(value) and field.name != "objective"
-        found |= {f"{field.name}.{f.name}" for f in fields(value)} if inner else {field.name}
+    for each in fields(config):
+        value = getattr(config, each.name)
+        inner = is_dataclass(value) and each.name != "objective"
+        found |= {f"{each.name}.{f.name}" for f in fields(value)} if inner else {each.name}
     return found
 
 
@@ -597,3 +597,43 @@ def test_every_setting_is_felt_or_refused(name, playground, tiny_folder, tmp_pat
     }
     expected_error = name in refused  # the last two by a run of one process
     assert str(within).startswith("[") != expected_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inner:
+    thresholds: list[float] | None = None
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lists:
+    """Settings that are lists."""
+
+    rates: list[float] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    inner: _Inner = field(default_factory=_Inner)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--rates", "1e-6,1e-5"], "rates", [1e-6, 1e-5]),
+        (["--rates=1e-6, 1e-5"], "rates", [1e-6, 1e-5]),
+        (["--rates", "0.5"], "rates", [0.5]),
+        (["--rates", "[0.5, 1]"], "rates", [0.5, 1.0]),
+        (["--places", "3,4"], "places", [3, 4]),
+        (["--inner.thresholds", "0.1,0.2"], "inner.thresholds", [0.1, 0.2]),
+        (["--names", "END"], "inner.names", ["END"]),
+        (["--names", '["a, b", "c"]'], "inner.names", ["a, b", "c"]),
+    ],
+)
+def test_lists_without_brackets(words, name, value):
+    settings = parse_settings(_Lists, words, "preftune x")
+    for part in name.split("."):
+        settings = getattr(settings, part)
+    assert settings == value
+
+
+def test_a_text_with_a_comma_may_be_one_or_two():
+    with pytest.raises(ConfigError, match=r"names.*a list: \[a, b\]"):
+        parse_settings(_Lists, ["--names", "a,b"], "preftune x")

@@ -86,6 +86,9 @@ def test_the_beta_of_a_run_is_used_and_told(tiny_folder, other, pairs_file, tmp_
     for given, beta, of_run in ((None, 0.25, True), (0.5, 0.5, False)):
         found = evaluate_pairs(EvalConfig(model=str(final), data=pairs_file, beta=given), QUIET)
         assert (found.beta, found.beta_of_run) == (beta, of_run)
+        assert found == evaluate_pairs(
+            EvalConfig(model=str(tmp_path / "run"), data=pairs_file, beta=given), QUIET
+        )
     config.write_text(f"model: {tiny_folder}\nobjective: {{name: sft}}\n")
     found = evaluate_pairs(EvalConfig(model=str(final), data=pairs_file), QUIET)
     assert (found.beta, found.beta_of_run) == (1.0, False)

@@ -125,7 +125,11 @@ def check_names(names: list[str]) -> None:
 def page_of(name: str) -> str:
     """The page's Markdown."""
     try:
-        return resources.files("preftune").joinpath("pages", f"{name}.md").read_text(encoding="utf-8")
+        return (
+            resources.files("preftune")
+            .joinpath("pages", "objectives", f"{name}.md")
+            .read_text(encoding="utf-8")
+        )
     except OSError as error:
         # A checkout without symbolic links (Windows) has a file in the place of the folder.
         raise ConfigError(

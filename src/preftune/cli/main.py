@@ -45,6 +45,7 @@ methods:
   curves              derivative of each loss, as a figure    preftune curves [NAME ...]
   lab                 bandit experiments of both papers       preftune lab list
   env                 versions and hardware, for bug reports  preftune env
+  docs                this version's documentation, offline  preftune docs [NAME]
 
 Settings are flags (--learning_rate 1e-6) or YAML (--config run.yaml) with the same names.
 preftune COMMAND --help shows the settings that most people need; --help all shows every setting.
@@ -203,6 +204,7 @@ VERBS = (
     "curves",
     "lab",
     "env",
+    "docs",
 )
 """The commands; the module of one is `preftune.commands.NAME`, with `_` for `-`."""
 

@@ -7,13 +7,14 @@ hyper-parameters by `objective.beta`. The names that the ecosystem uses work whe
 here.
 """
 
+import json
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -35,7 +36,7 @@ def parse_settings(
     description is by default the summary of the settings' docstring.
     """
     names = _names(kind)
-    tokens = _spell_out(_expand(arguments, names, positional))
+    tokens = _bracketed(kind, _spell_out(_expand(arguments, names, positional)))
     sources = [_read_yaml(path, names) for path in _yaml_paths(tokens)]
     for path, source in zip(_yaml_paths(tokens), sources, strict=True):
         _refuse_nulls(path, source, _needs_value(kind))
@@ -253,6 +254,42 @@ def _spell_out(tokens: Sequence[str]) -> list[str]:
         out.append(f"{flag}{equals}{term.name}")
         out += [f"--objective.{key}={_plain(setting)}" for key, setting in term.settings.items()]
     return out
+
+
+def _bracketed(kind: Any, tokens: Sequence[str]) -> list[str]:
+    """`--rates 1e-6,1e-5` and `--stop END` as the lists that they stand for. Commas separate numbers only: a text may
+    contain one, so several texts need brackets.
+    """
+    elements = {
+        f"--{name}": get_args(hint)[0] for name, hint in _hints(kind).items() if get_origin(hint) is list
+    }
+    out: list[str] = []
+    for token in tokens:
+        flag, equals, value = token.partition("=")
+        if not equals and out and out[-1] in elements:
+            flag, value, prefix = out[-1], token, ""
+        else:
+            prefix = f"{flag}="
+        element = elements.get(flag)
+        if element is None or (prefix and not equals) or value.lstrip().startswith("["):
+            out.append(token)
+        elif element is str:
+            out.append(token if "," in value else prefix + json.dumps([value]))
+        else:
+            out.append(f"{prefix}[{value}]")
+    return out
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Full name of each setting -> its type; that of `list[X] | None` is list[X]."""
+    hints: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        inner = get_type_hints(hint) if is_dataclass(hint) else {"": hint}
+        for leaf, leaf_hint in inner.items():
+            options = [one for one in get_args(leaf_hint) if one is not NoneType]
+            optional = NoneType in get_args(leaf_hint) and len(options) == 1
+            hints[f"{name}.{leaf}".rstrip(".")] = options[0] if optional else leaf_hint
+    return hints
 
 
 def _plain(setting: Any) -> Any:

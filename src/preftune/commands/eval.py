@@ -130,7 +130,7 @@ def reference_of(settings: EvalConfig) -> str:
     if not isinstance(model, str):
         raise ConfigError(
             "eval compares with a reference",
-            got=f"none, and {settings.model} is not the final/ of a run",
+            got=f"none, and {settings.model} is not a run or the final/ of one",
             expected="--reference MODEL",
             do="Name the model that the tuning started from",
         )
@@ -196,9 +196,11 @@ def beta_of(settings: EvalConfig) -> tuple[float, bool]:
 
 
 def _run_config(settings: EvalConfig) -> Mapping[str, object]:
-    """The configuration of the run of RUN/final; empty where the model is not one."""
-    path = Path(settings.model).expanduser().resolve().parent / "config.yaml"
+    """The configuration of the run that RUN or RUN/final stands for; empty if the model is neither."""
+    folder = Path(settings.model).expanduser().resolve()
+    run = folder if (folder / "final").is_dir() else folder.parent
     try:
+        path = run / "config.yaml"
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}

@@ -334,7 +334,7 @@ def score_all(
     options: LayoutOptions,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[list[np.ndarray]]:
-    """logp of every completion token of any number of groups, as float32 arrays [group][completion]."""
+    """logp of every completion token of any number of groups: float32 arrays by group, then by completion."""
     logps: list[list[np.ndarray]] = [[] for _ in groups]
     for indices, part in micro_batches(policy, groups, options, progress):
         for index, scores in zip(indices, score_groups(policy, part, options), strict=True):
@@ -347,7 +347,7 @@ def score_groups(
     policy: Policy, groups: Sequence[Group], options: LayoutOptions, temperature: float = 1.0
 ) -> list[list[np.ndarray]]:
     """logp of every completion token of the groups (already one micro-batch) under softmax(logits /
-    temperature), as float32 arrays [group][completion].
+    temperature), as float32 arrays indexed by group, then by completion.
     """
     batch = collate(groups, options, policy.sharing)
     parts = iter(
