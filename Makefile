@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test drills check docs format venv bench bench-quick bench-gpu mutants clean
+.PHONY: demo test drills fuzz growth soak check docs format venv bench bench-quick bench-gpu mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
@@ -13,6 +13,10 @@ test: .venv/ready
 # A hundred kills at random moments, twenty corruptions of each file, signals in every phase: docs/reliability.md.
 drills: .venv/ready
 	DRILLS=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/drills -n 2 --dist loadgroup
+
+# All malformed inputs of the corpus, and coverage-guided fuzzing of each reader where atheris is installed.
+fuzz: .venv/ready
+	FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 -s
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

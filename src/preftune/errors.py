@@ -9,11 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_MOST_SHOWN = 600
+"""Characters of a part of a message: a value of a megabyte is not echoed whole."""
+
 
 def shown(value: object, limit: int = 80) -> str:
     """A value for a message: its repr (which escapes control characters), cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 class PreftuneError(Exception):
@@ -25,14 +32,14 @@ class PreftuneError(Exception):
     saves = False  # whether all processes of a run meet it at the same place, so that they can save a checkpoint together
 
     def __init__(self, what: str, *, got: object = None, expected: str | None = None, do: str | None = None):
-        parts = [what.rstrip(".")]
+        parts = [_cut(what.rstrip("."))]
         if got is not None:
-            parts.append(f"got {got.rstrip('.') if isinstance(got, str) else shown(got)}")
+            parts.append(f"got {_cut(got.rstrip('.')) if isinstance(got, str) else shown(got)}")
         if expected is not None:
             parts.append(f"expected {expected}")
         message = "; ".join(parts) + "."
         if do:
-            message += f" {do}" if do.endswith("?") else f" {do.rstrip('.')}."
+            message += f" {_cut(do)}" if do.endswith("?") else f" {_cut(do.rstrip('.'))}."
         super().__init__(message)
 
 

@@ -9,7 +9,15 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 
 from preftune import __version__
-from preftune.errors import ConfigError, DataError, ElsewhereError, ModelError, PreftuneError, shown
+from preftune.errors import (
+    ConfigError,
+    DataError,
+    ElsewhereError,
+    ModelError,
+    PreftuneError,
+    shown,
+    storage_error,
+)
 from preftune.terminal import clean_terminal
 
 HELP = """\
@@ -78,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # of the system, wherever a library meets it
+        told = storage_error("read or write", shown(error.filename or "a file of this command"), error)
+        print(f"preftune {words[0]}: {' '.join(clean_terminal(str(told)).split())}", file=sys.stderr)
+        return told.exit_code
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser
 from preftune.cli.names import ALIASES, unknown_setting
 from preftune.errors import ConfigError, shown
 from preftune.objectives import OBJECTIVES, resolve_objective, written_name
-from preftune.spec import Bare, parse_term
+from preftune.spec import Bare, odd_number, parse_term, parse_yaml
 
 T = TypeVar("T")
 
@@ -37,6 +37,7 @@ def parse_settings(
     """
     names = _names(kind)
     tokens = _bracketed(kind, _spell_out(_expand(arguments, names, positional)))
+    _refuse_odd_numbers(kind, tokens)
     sources = [_read_yaml(path, names) for path in _yaml_paths(tokens)]
     for path, source in zip(_yaml_paths(tokens), sources, strict=True):
         _refuse_nulls(path, source, _needs_value(kind))
@@ -74,8 +75,38 @@ def parse_settings(
     _refuse_objects(kind, ready)
     if objective:
         given = {k: v for k, v in parsed.objective.as_dict().items() if k != "name"}
+        hints = get_type_hints(objective)
+        for name, value in given.items():
+            if value is None and not _takes_none(hints[name]):
+                raise ConfigError(
+                    f"Invalid value for objective.{name}", got="null", do="Leave it out for the default"
+                )
         ready["objective"] = objective(**given)
     return kind(**ready)
+
+
+def _refuse_odd_numbers(kind: type[Any], tokens: Sequence[str]) -> None:
+    """The parser reads values as YAML 1.1, which takes 010 for 8 and 1:30 for 90."""
+    numbers = _numbers(kind)
+    for place, token in enumerate(tokens):
+        name, equals, value = token[2:].partition("=") if token.startswith("--") else ("", "", "")
+        value = value if equals else "".join(tokens[place + 1 : place + 2])
+        if name in numbers and odd_number(value.strip()):
+            raise ConfigError(
+                f"Invalid value for {name}", got=shown_value(value), expected="a plain decimal number"
+            )
+
+
+def _numbers(kind: type[Any]) -> frozenset[str]:
+    """Full names of the settings that are numbers."""
+    hints, found = get_type_hints(kind), set()
+    for field in fields(kind):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            found |= {f"{field.name}.{name}" for name in _numbers(hint)}  # type: ignore[arg-type]
+        elif {hint, *get_args(hint)} & {int, float} and str not in get_args(hint):
+            found.add(field.name)
+    return frozenset(found)
 
 
 def _yaml_paths(tokens: Sequence[str]) -> list[str]:
@@ -140,18 +171,6 @@ def _expand(arguments: Sequence[str], names: Mapping[str, str], positional: str 
     return out
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error: the last one would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if isinstance(key, str) and key in keys[:place]:
-                line = node.value[place][0].start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: the key {shown(key)} stands there twice")
-        return super().construct_mapping(node, deep)
-
-
 def shown_value(text: object, limit: int = 160) -> str:
     """A value as it was written, cut to a length that a sentence bears."""
     plain = str(text)
@@ -204,17 +223,12 @@ def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
     out.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(
             f"Cannot read the settings in {path}", got=str(error), expected="a YAML file"
         ) from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is not valid YAML", got="nesting without an end") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{path} is not valid YAML", got=shown_value(" ".join(str(error).split()))
-        ) from error
+    content = parse_yaml(text, path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(
             f"{path} holds no settings", got=type(content).__name__, expected="key: value lines"

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from preftune.errors import ConfigError
 from preftune.lab.distributions import DATA_KINDS, LAW_KINDS, FromReference, Truncated
 from preftune.lab.gpt import Tree
 from preftune.lab.reward_functions import REWARD_KINDS, Near, Short
 from preftune.objectives.checks import check_between, check_positive
-from preftune.spec import build
+from preftune.spec import build, parse_yaml
 
 PROBLEMS = resources.files("preftune") / "lab" / "problems"
 
@@ -230,12 +229,10 @@ def load_problem(name: str) -> Problem:
             expected=f"a YAML file, or one of {', '.join(shipped_problems())}",
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the problem {name}", got=str(error)) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML", got=" ".join(str(error).split())) from error
-    return problem_from(content, where=name)
+    return problem_from(parse_yaml(text, name), where=name)
 
 
 def problem_from(content: object, where: str) -> Problem:

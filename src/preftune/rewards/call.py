@@ -223,7 +223,9 @@ def _as_list(outcome: Any) -> Any:
     """An array or tensor of one dimension as a list; anything else as it is."""
     try:
         return outcome.tolist() if getattr(outcome, "ndim", None) == 1 else outcome
-    except Exception:  # an object that only looks like an array
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an object that only looks like an array
         return outcome
 
 
@@ -233,7 +235,9 @@ def _finite(entry: Any) -> float | None:
         if not isinstance(entry, Real) and getattr(entry, "ndim", None) == 0:
             entry = entry.item()  # of an array or a tensor
         number = float(entry) if isinstance(entry, Real) else math.nan
-    except Exception:  # an int beyond the largest float, or an object that only looks like a number
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an int beyond the largest float, or an object that only looks like a number
         return None
     return number if math.isfinite(number) else None
 

@@ -71,7 +71,8 @@ PLACES = {"score": ("prompt", "completion"), "pairwise": ("prompt", "first", "se
 MAX_VERDICT = 200  # characters of the line with the verdict
 _MARK = r"[\s*_#>`]*"  # what models put around a line
 _SCORE = re.compile(
-    rf"{_MARK}score{_MARK}[:=]?{_MARK}(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?{_MARK}\.?{_MARK}", re.IGNORECASE
+    rf"{_MARK}score{_MARK}[:=]?{_MARK}(-?[0-9]+(?:\.[0-9]+)?)(?:\s*/\s*([0-9]+))?{_MARK}\.?{_MARK}",
+    re.IGNORECASE,
 )
 _BETTER = re.compile(rf"{_MARK}better{_MARK}[:=]?{_MARK}(a|b|tie){_MARK}\.?{_MARK}", re.IGNORECASE)
 

@@ -41,6 +41,8 @@ def read_tokens(content: Any, max_new_tokens: int, vocabulary: int) -> dict[str,
         ids = [int(token.removeprefix("token_id:")) for token in logprobs["tokens"]]
     values = logprobs.get("token_logprobs")
     text, ended = _text_of(choice["text"]), _ended(choice)
+    if ids is not None and values is not None and abs(len(values) - len(ids)) > 1:  # 1: the end of the turn
+        raise ValueError(f"{len(values)} log-probabilities for {len(ids)} tokens")
     return {
         "text": text,
         "ended": ended,

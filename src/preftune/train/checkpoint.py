@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from preftune.errors import StorageError, storage_error
+from preftune.errors import StorageError, shown, storage_error
 from preftune.model.shard import like
 from preftune.storage import digests_of, first_damage, put_in_place, sealed, unsealed
 from preftune.train.checkpoint_shards import SHARDS, ShardReader, write_part
@@ -183,7 +183,7 @@ def read_state(path: Path) -> CheckpointState:
     try:
         state = _state(path)
         damage = None if state.digests is None else first_damage(path, state.digests)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(path, str(error) or type(error).__name__) from error
     if damage:
         raise _damaged(path, damage)
@@ -209,7 +209,7 @@ def _state(path: Path) -> CheckpointState:
         state = CheckpointState(counters=_counters(plain), logs=None, digests=None)
     else:
         logs, digests = plain.get("logs"), plain.get("digests")
-        if not isinstance(logs, dict) or not isinstance(digests, dict):
+        if not isinstance(logs, dict) or not _are_texts(digests):
             raise ValueError(f"{STATE} holds no digests")
         marks = {name: _mark(mark) for name, mark in logs.items()}
         state = CheckpointState(counters=_counters(plain["counters"]), logs=marks, digests=digests)
@@ -218,15 +218,17 @@ def _state(path: Path) -> CheckpointState:
     return state
 
 
+def _are_texts(plain: Any) -> bool:
+    return isinstance(plain, dict) and all(isinstance(value, str) for value in plain.values())
+
+
 def _mark(plain: Any) -> LogMark:
-    mark = LogMark(**plain)
-    if (
-        not isinstance(mark.num_bytes, int)
-        or not 0 <= mark.num_bytes < _MOST
-        or not isinstance(mark.digest, str)
-    ):
-        raise ValueError(f"a log of {str(mark.num_bytes)[:40]} bytes in {STATE}")
-    return mark
+    if not isinstance(plain, dict) or set(plain) != {"num_bytes", "digest"}:
+        raise ValueError(f"a log without its length and digest in {STATE}")
+    size, digest = plain["num_bytes"], plain["digest"]
+    if type(size) is not int or not 0 <= size < _MOST or not isinstance(digest, str):
+        raise ValueError(f"a log of {shown(size, 40)} bytes in {STATE}")
+    return LogMark(num_bytes=size, digest=digest)
 
 
 def _counters(plain: Any) -> Counters:

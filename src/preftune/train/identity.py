@@ -211,8 +211,7 @@ def read_manifest(run: RunFolder) -> dict[str, Any] | None:
         return None
     try:
         content = unsealed(path.read_bytes())
-        if not {"inputs", "settings", "environment", "resumed"} <= set(content):
-            raise ValueError("no inputs and settings")
+        _check_manifest(content)
     except (OSError, ValueError, TypeError) as error:
         raise StorageError(
             f"{path} is damaged",
@@ -220,6 +219,18 @@ def read_manifest(run: RunFolder) -> dict[str, Any] | None:
             do="Put it back, or delete it to resume without comparing the inputs of the run",
         ) from error
     return content
+
+
+def _check_manifest(content: Any) -> None:
+    kinds = {"inputs": dict, "settings": dict, "environment": dict, "resumed": list}
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError("no inputs and settings")
+    if not all(isinstance(digest, str) for digest in content["inputs"].values()):
+        raise ValueError("an input without a digest")
+    if not all(isinstance(entry, dict) for entry in content["resumed"]):
+        raise ValueError("a resumption without its changes")
 
 
 def changed_entries(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
