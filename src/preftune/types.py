@@ -285,11 +285,14 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hybrid:
-    """Signal: pairs, and who wrote each completion; completions in no pair are samples that nobody judged."""
+    """Signal: pairs, and who wrote each completion; completions in no pair are samples that nobody judged.
+    Completions of one prompt share a group index.
+    """
 
     chosen: Int[Tensor, " P"]
     rejected: Int[Tensor, " P"]
     source: Int[Tensor, " C"]  # 0 the data, 1 the policy, 2 the reference, as in SOURCES
+    group: Int[Tensor, " C"]
 
 
 Signal = Pairs | Labels | Rewards | Hybrid

@@ -15,6 +15,7 @@ HYBRID = Hybrid(
     chosen=torch.tensor([0, 0, 4]),
     rejected=torch.tensor([1, 2, 1]),
     source=torch.tensor([0, 0, 0, 1, 1, 0, 1]),
+    group=torch.tensor([0, 0, 0, 0, 0, 1, 1]),
 )
 RATIOS = [1.0, -1.0, 0.5, 3.0, 2.0, 9.0, -1.0]
 
@@ -48,6 +49,40 @@ def test_golden():
     assert slopes == pytest.approx(expected, rel=1e-9)
 
 
+def test_samples_of_a_prompt_are_each_other_s_baseline():
+    """h = 3 and -1, baselines -1 and 3: (3 * 4 + 1 * 4) / 2 over two samples is 4; slopes of 4 and -4, halved."""
+    none = torch.zeros(0, dtype=torch.long)
+    signal = Hybrid(
+        chosen=none, rejected=none, source=torch.tensor([1, 1]), group=torch.zeros(2, dtype=torch.long)
+    )
+    objective = HyPO(kl_weight=0.5)
+    given = scores(objective, signal, (3.0, -1.0))
+    loss = total(objective, given, signal)
+    assert loss.item() == pytest.approx(0.5 * 4.0, rel=1e-12)
+    slopes = torch.autograd.grad(loss, given.logp)[0][::2].tolist()
+    assert slopes == pytest.approx([0.5 * 4 / 2, 0.5 * -4 / 2], rel=1e-12)
+
+
+def test_with_a_baseline_the_expected_gradient_is_that_of_the_kl():
+    """All nine draws of two samples of three arms, by their probability."""
+    logits = torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64).log()
+    none, two = torch.zeros(0, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    signal = Hybrid(chosen=none, rejected=none, source=two + 1, group=two)
+    logp, lengths, objective = logits.log_softmax(0), two + 1, HyPO(kl_weight=0.7)
+    coupling, _ = objective.couple(StepView(lengths=lengths, prompt=two, signal=signal), {})
+    expected = torch.zeros((), dtype=torch.float64)
+    for one in range(3):
+        for other in range(3):
+            arms = torch.tensor([one, other])
+            given = TokenScores(logp=logp[arms], ref_logp=ref[arms], lengths=lengths, coupling=coupling)
+            chance = logp[arms].sum().exp().detach()
+            expected = expected + chance * objective(given, signal).per_unit.mean()
+    (mine,) = torch.autograd.grad(expected, logits, retain_graph=True)
+    (exact,) = torch.autograd.grad(0.7 * (logp.exp() * (logp - ref)).sum(), logits)
+    torch.testing.assert_close(mine, exact, rtol=1e-10, atol=1e-12)
+
+
 def test_units():
     """A pair counts with its chosen completion, a sample by itself."""
     objective = HyPO()
@@ -70,13 +105,23 @@ def test_coupling_holds_the_two_counts_of_the_step():
 
 
 def test_one_pair_and_one_sample_are_each_counted_in_full():
-    signal = Hybrid(chosen=torch.tensor([0]), rejected=torch.tensor([1]), source=torch.tensor([0, 0, 1]))
+    signal = Hybrid(
+        chosen=torch.tensor([0]),
+        rejected=torch.tensor([1]),
+        source=torch.tensor([0, 0, 1]),
+        group=torch.zeros(3, dtype=torch.long),
+    )
     whole = scores(HyPO(), signal, (1.0, -1.0, 2.0)).coupling.whole
     assert {name: value.item() for name, value in whole.items()} == {"pair": 2.0, "sample": 2.0}
 
 
 def test_without_samples_it_is_dpo():
-    signal = Hybrid(chosen=torch.tensor([0]), rejected=torch.tensor([1]), source=torch.tensor([1, 2]))
+    signal = Hybrid(
+        chosen=torch.tensor([0]),
+        rejected=torch.tensor([1]),
+        source=torch.tensor([1, 2]),
+        group=torch.zeros(2, dtype=torch.long),
+    )
     objective = HyPO(beta=0.4, kl_weight=5.0)
     given = scores(objective, signal, (1.0, -1.0))
     dpo = DPO(beta=0.4)(given, Pairs(chosen=signal.chosen, rejected=signal.rejected)).per_unit.sum()
@@ -85,7 +130,7 @@ def test_without_samples_it_is_dpo():
 
 def test_without_pairs_only_the_divergence_is_left():
     none = torch.zeros(0, dtype=torch.long)
-    signal = Hybrid(chosen=none, rejected=none, source=torch.tensor([1, 1]))
+    signal = Hybrid(chosen=none, rejected=none, source=torch.tensor([1, 1]), group=torch.arange(2))
     objective = HyPO(kl_weight=5.0)
     given = scores(objective, signal, (1.0, -3.0))
     assert total(objective, given, signal).item() == pytest.approx(5.0 * (0.5 + 4.5) / 2, rel=1e-12)
@@ -98,7 +143,7 @@ def test_expected_gradient_of_the_samples_is_that_of_the_kl():
     none, objective = torch.zeros(0, dtype=torch.long), HyPO(kl_weight=0.7)
     logp = logits.log_softmax(0)
     lengths = torch.ones(3, dtype=torch.long)
-    signal = Hybrid(chosen=none, rejected=none, source=torch.ones(3, dtype=torch.long))
+    signal = Hybrid(chosen=none, rejected=none, source=torch.ones(3, dtype=torch.long), group=torch.arange(3))
     coupling, _ = objective.couple(StepView(lengths=lengths, prompt=lengths, signal=signal), {})
     losses = objective(TokenScores(logp=logp, ref_logp=ref, lengths=lengths, coupling=coupling), signal)
     expected = (logp.exp().detach() * losses.per_unit).sum()

@@ -199,7 +199,12 @@ def test_labels_out_of_pairs():
     assert isinstance(found, Labels)
     assert found.label.tolist() == [1, -1, 0, 0, -1]
     assert derived_signal(pairs, Pairs, 5) is pairs
-    hybrid = Hybrid(chosen=pairs.chosen, rejected=pairs.rejected, source=torch.zeros(5, dtype=torch.long))
+    hybrid = Hybrid(
+        chosen=pairs.chosen,
+        rejected=pairs.rejected,
+        source=torch.zeros(5, dtype=torch.long),
+        group=torch.zeros(5, dtype=torch.long),
+    )
     bare = derived_signal(hybrid, Pairs, 5)
     assert isinstance(bare, Pairs)
     assert bare.chosen is hybrid.chosen and bare.rejected is hybrid.rejected and bare.probability is None

@@ -13,7 +13,12 @@ LOGP, REF, LENGTHS = (-10.0, -14.0), (-11.0, -13.0), (5, 8)
 
 def golden(sources: tuple[int, int], objective=None):
     objective = objective or XPO(alpha=0.01)
-    signal = Hybrid(chosen=PAIR.chosen, rejected=PAIR.rejected, source=torch.tensor(sources))
+    signal = Hybrid(
+        chosen=PAIR.chosen,
+        rejected=PAIR.rejected,
+        source=torch.tensor(sources),
+        group=torch.zeros(2, dtype=torch.long),
+    )
     scores = make_scores(objective, LOGP, REF, LENGTHS)
     losses = objective(scores, signal)
     return losses, gradient(losses, scores)
@@ -42,7 +47,12 @@ def test_golden(sources, bonus, slopes):
 
 def test_without_the_bonus_it_is_dpo():
     given, pairs = random_scores()
-    hybrid = Hybrid(chosen=pairs.chosen, rejected=pairs.rejected, source=torch.tensor([1, 2, 1, 2]))
+    hybrid = Hybrid(
+        chosen=pairs.chosen,
+        rejected=pairs.rejected,
+        source=torch.tensor([1, 2, 1, 2]),
+        group=torch.tensor([0, 0, 1, 1]),
+    )
     mine, dpo = XPO(beta=0.4, alpha=0.0)(given, hybrid), DPO(beta=0.4)(given, pairs)
     torch.testing.assert_close(mine.per_unit, dpo.per_unit, rtol=0, atol=0)
 
@@ -50,7 +60,12 @@ def test_without_the_bonus_it_is_dpo():
 def test_samples_in_no_pair_play_no_part():
     objective = XPO(alpha=0.5)
     scores = make_scores(objective, (-3.0, -2.0, -4.0), (-2.0, -2.0, -2.0), (1, 1, 1))
-    signal = Hybrid(chosen=torch.tensor([0]), rejected=torch.tensor([1]), source=torch.tensor([1, 2, 2]))
+    signal = Hybrid(
+        chosen=torch.tensor([0]),
+        rejected=torch.tensor([1]),
+        source=torch.tensor([1, 2, 2]),
+        group=torch.zeros(3, dtype=torch.long),
+    )
     slopes = gradient(objective(scores, signal), scores)
     assert slopes[2] == 0.0
     assert slopes[1] > 0.5

@@ -25,7 +25,8 @@ from preftune.progress import Reporter
 from preftune.sampling.sample import SampleOptions
 from preftune.train.loop import resume, train
 from preftune.train.onpolicy.collect import CollectOptions
-from preftune.train.onpolicy.source import OnPolicySource, group_of, plain_group
+from preftune.train.onpolicy.source import OnPolicySource
+from preftune.train.onpolicy.state import group_of, plain_group
 from preftune.train.options import TrainConfig
 from preftune.train.setup import build_job
 from preftune.types import Group

@@ -2,6 +2,7 @@
 want them.
 """
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +16,16 @@ from preftune.model.load import LoadOptions, load_model, load_tokenizer, resolve
 from preftune.model.policy import score_groups
 from preftune.objectives.dpo import DPO
 from preftune.objectives.hypo import HyPO
+from preftune.objectives.inpo import INPO
 from preftune.objectives.nash_md import NashMD
+from preftune.objectives.rloo import RLOO
 from preftune.objectives.xpo import XPO
 from preftune.progress import Reporter
 from preftune.sampling.sample import Blend, SampleOptions, sample
+from preftune.selection.choices import NO_PAIR
+from preftune.selection.rules import make_selection
 from preftune.train.loop import train
-from preftune.train.onpolicy.collect import CollectOptions, win_rates_against_opponents
+from preftune.train.onpolicy.collect import CollectOptions, select_sides, win_rates_against_opponents
 from preftune.train.setup import build_job
 from preftune.types import Group
 from tests.folders import metric_rows, save_tiny_model, tiny_config, write_rows
@@ -152,8 +157,17 @@ def test_runs_against_opponents(config, tmp_path, objective, opponent):
     [
         (XPO(), "none", {}, "xpo has another use of opponents"),
         (XPO(), "mixture", {}, "expected reference"),
-        (HyPO(), "reference", {}, "hypo needs completions of other sources"),
+        (HyPO(), "reference", {}, "hypo needs pairs of the data"),
         (DPO(), "reference", {}, "dpo has another use of opponents"),
+        (INPO(), "mixture", {}, "inpo has another use of opponents"),
+        (RLOO(), "two-sided", {}, "rloo has another use of opponents"),
+        (DPO(), "two-sided", {"sampling": {"num_completions": 1}}, "at least 2"),
+        (
+            NashMD(),
+            "mixture",
+            {"collect": CollectOptions(opponent="mixture", opponent_share=-0.5)},
+            "between policy and reference",
+        ),
         (NashMD(), "mixture", {"collect": CollectOptions(opponent="mixture", data_share=0.5)}, "no opponent"),
         (
             NashMD(),
@@ -168,8 +182,73 @@ def test_what_opponents_are_not_for(config, objective, opponent, settings, messa
         config(objective, opponent, **settings)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_two_sides_are_the_mixtures_with_both_signs(config, temperature):
+    """Two own completions, then one of 1.5 z - 0.5 z_ref and one of 0.5 z + 0.5 z_ref, paired with each other."""
+    settings = {"num_completions": 2, "temperature": temperature}
+    job = build_job(config(DPO(), "two-sided", sampling=settings), Reporter(quiet=True))
+    start = copy.deepcopy(job.policy.model)
+    with torch.no_grad():
+        for parameter in job.policy.trainable().values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    seen = 0
+    for group in job.source.supply(1).groups:
+        assert all(len({sources(group, c), sources(group, r)}) == 1 for c, r in group.pairs)
+        for ids, told, source in zip(group.completions, group.behaviour_logp, group.sources, strict=True):
+            whole = [*group.prompt.tolist(), *ids.tolist()]
+            own, other = plain_logits(job.policy.model, whole), plain_logits(start, whole)
+            places = range(len(group.prompt) - 1, len(whole) - 1)
+            shares = (0.0,) if source == 1 else (-0.5, 0.5)
+            gaps = [
+                max(
+                    abs(
+                        float((((1 - s) * own[t] + s * other[t]) / temperature).log_softmax(-1)[whole[t + 1]])
+                        - a
+                    )
+                    for t, a in zip(places, told.tolist(), strict=True)
+                )
+                for s in shares
+            ]
+            assert min(gaps) < 1e-4
+            seen += source == 2
+    assert seen >= 2
+
+
+def sources(group: Group, place: int) -> int:
+    return group.sources[place]
+
+
+def test_pairs_of_two_sides_by_hand():
+    """Own completions with rewards 0.1, 0.9 and 0.4, sides 0.2 and 0.5; of the second prompt the own are equal."""
+    ids = [np.array([k], dtype=np.int32) for k in range(5)]
+    group = Group(
+        prompt=ids[0], completions=tuple(ids), rewards=(0.1, 0.9, 0.4, 0.2, 0.5), sources=(1, 1, 1, 2, 2)
+    )
+    equal = replace(group, rewards=(0.3, 0.3, 0.3, 0.7, 0.5))
+    silent = replace(group, rewards=(0.3, 0.3, 0.3, 0.5, 0.5))
+    kept, dropped = select_sides([group, equal, silent], make_selection("best-vs-worst"), 0)
+    assert dropped == {NO_PAIR: 1}
+    assert [[(one.completions[c][0], one.completions[r][0]) for c, r in one.pairs] for one in kept] == [
+        [(1, 0), (4, 3)],
+        [(3, 4)],
+    ]
+    assert kept[0].rewards == (0.1, 0.9, 0.2, 0.5) and kept[1].sources == (2, 2)
+
+
+@pytest.mark.parametrize("share", [-0.5, 0.5])
+def test_a_mixture_of_either_sign_writes_one_completion_of_a_pair(config, tmp_path, share):
+    collect = CollectOptions(opponent="mixture", opponent_share=share)
+    assert train(config(DPO(), "mixture", collect=collect), quiet=True).state == "finished"
+    rows = [row for row in metric_rows(tmp_path / "run") if row["phase"] == "train"]
+    assert rows[-1]["samples_drawn"] == 3 * 3 * 4
+
+
 def test_settings_of_opponents():
     with pytest.raises(ConfigError, match="out of range"):
         CollectOptions(opponent="mixture", opponent_share=1.0)
+    with pytest.raises(ConfigError, match="other than 0"):
+        CollectOptions(opponent="mixture", opponent_share=0.0)
+    with pytest.raises(ConfigError, match="above 0 for two sides"):
+        CollectOptions(opponent="two-sided", opponent_share=-0.5)
     with pytest.raises(ConfigError, match="is of a mixture"):
         CollectOptions(opponent="reference", opponent_share=0.3)

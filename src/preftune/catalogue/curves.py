@@ -133,7 +133,12 @@ def _signal(kind: type[Signal]) -> Signal:
         return Labels(label=torch.tensor([1, -1]))
     if kind is Rewards:
         return Rewards(reward=torch.tensor([1.0, 0.0], dtype=torch.float64), group=torch.tensor([0, 0]))
-    return Hybrid(chosen=first, rejected=second, source=torch.tensor([0, 0, 1, 2]))
+    return Hybrid(
+        chosen=first,
+        rejected=second,
+        source=torch.tensor([0, 0, 1, 2]),
+        group=torch.zeros(4, dtype=torch.long),
+    )
 
 
 def _every_score(target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -> dict[str, Tensor]:

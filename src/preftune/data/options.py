@@ -39,7 +39,6 @@ FIELDS = (
     "rejected",
     "probability",
     "completion",
-    "reasoning_content",
     "completions",
     "answers",
     "label",

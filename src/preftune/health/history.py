@@ -195,11 +195,12 @@ def settings_of(config: Mapping[str, object], facts: Mapping[str, str] | None = 
         _mapping(config.get(name)) for name in ("objective", "optim", "collect", "sampling")
     )
     reward, model = config.get("reward"), _mapping(config.get("reference")).get("model")
+    source = config.get("source")
     return Settings(
         objective=str(objective.get("name") or ""),
         **(facts or {}),
         beta=_number(objective.get("beta")),
-        on_policy=config.get("source") == "on-policy",
+        on_policy=source == "on-policy" or (source == "hybrid" and isinstance(reward, str)),
         learning_rate=_number(optim.get("learning_rate")),
         epochs=_number(config.get("epochs")),
         max_steps=_whole(config.get("max_steps")),

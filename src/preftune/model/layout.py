@@ -207,7 +207,8 @@ def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
         chosen, rejected = torch.tensor(np.array(pairs, dtype=np.int64).reshape(-1, 2)).unbind(1)
         if kind is Hybrid:
             sources = [source for group in groups for source in group_sources(group)]
-            return Hybrid(chosen=chosen, rejected=rejected, source=torch.tensor(sources))
+            index = torch.tensor([g for g, group in enumerate(groups) for _ in group.completions])
+            return Hybrid(chosen=chosen, rejected=rejected, source=torch.tensor(sources), group=index)
         if not any(group.probabilities for group in groups):
             return Pairs(chosen=chosen, rejected=rejected)
         chances = [p for group in groups for p in group.probabilities or (1.0,) * len(group.pairs)]

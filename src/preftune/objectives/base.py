@@ -12,7 +12,7 @@ from preftune.objectives.checks import check_fields
 from preftune.types import Coupling, Labels, Losses, Pairs, Signal, StepView, TokenScores
 
 ChosenFall = Literal["prevented", "possible", "intended"]
-Opponent = Literal["none", "reference", "mixture"]
+Opponent = Literal["none", "reference", "mixture", "two-sided"]
 
 
 class Objective(ABC):
@@ -39,6 +39,8 @@ class Objective(ABC):
             "intended": the loss itself pushes the chosen completion down.
         opponents: settings of `collect.opponent` that fit the loss: whose completions may stand next to the
             policy's own in a group. Empty if sampling alone cannot make the signal.
+        unjudged_samples: whether the loss reads completions of the policy that are in no pair and that nobody
+            judged.
         least_completions: of objectives on rewards, how many completions of a prompt the loss needs to learn
             anything from their rewards: 2 where they are compared with each other.
         learning_rates: the lowest and the highest learning rate for all weights that the sources of the page
@@ -55,6 +57,7 @@ class Objective(ABC):
     length_normalized: bool = False
     chosen_fall: ChosenFall = "prevented"
     opponents: tuple[Opponent, ...] = ("none",)
+    unjudged_samples: bool = False
     least_completions: int = 1
     learning_rates: ClassVar[tuple[float, float]] = (1e-7, 2e-5)
     value_is_surrogate: bool = False

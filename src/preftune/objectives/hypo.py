@@ -34,14 +34,14 @@ class HyPO(Coupled, Objective):
     """DPO on offline pairs, plus the reverse KL divergence where the policy now is, which offline pairs do
     not cover.
 
-        L = mean over pairs of -log sigma(beta * D)  +  kl_weight * mean over samples of h(y)^2 / 2
+        L = mean over pairs of -log sigma(beta * D)  +  kl_weight * mean over samples of h(y) (h(y) - b(y)) / 2
 
     Song et al., "The Importance of Online Data: Understanding Preference Fine-tuning via Coverage", NeurIPS
     2024, arXiv
     2406.01462: formula not verified against the paper, whose abstract was read. Samples are
-    completions that the policy wrote and that are in no pair. The second term has the gradient
-    h(y) grad log pi(y), whose mean over the policy's samples is the gradient of KL(pi || ref). The authors take
-    a leave-one-out baseline from it, which changes its variance alone and is not here.
+    completions that the policy wrote and that are in no pair; b(y) is the mean of h over the other samples of the
+    prompt, 0 without any. The second term has the gradient (h(y) - b(y)) grad log pi(y), whose mean over the policy's
+    samples is the gradient of KL(pi || ref), with the leave-one-out baseline that the authors take.
 
     Args:
         beta: strength of DPO's pull to the reference, > 0.
@@ -54,6 +54,7 @@ class HyPO(Coupled, Objective):
     couples = frozenset()
     chosen_fall = "possible"
     opponents = ()
+    unjudged_samples = True
 
     beta: float = positive(0.1)
     kl_weight: float = not_negative(1e-4)
@@ -78,9 +79,22 @@ class HyPO(Coupled, Objective):
         # A pair's loss stands with its chosen completion, so that the units of a group lie together.
         preference = torch.zeros_like(ratio).index_add(0, pairs.chosen, logistic(pair_margin(rewards, pairs)))
         preference = preference / chosen_count(signal).clamp(min=1).to(ratio.dtype)
-        penalty = torch.where(is_sample, 0.5 * ratio.square(), 0.0)
+        penalty = torch.where(is_sample, 0.5 * ratio * (ratio - _others_mean(ratio, is_sample, signal)), 0.0)
         return Losses(
             per_unit=scale["pair"] * preference + self.kl_weight * scale["sample"] * penalty,
             weight=self.weights(scores.lengths, signal).to(ratio.dtype),
             metrics=score_metrics(scores, pairs, rewards) | {"hypo/kl": ratio.detach()[is_sample]},
         )
+
+
+def _others_mean(
+    ratio: Float[Tensor, " C"], is_sample: Bool[Tensor, " C"], signal: Hybrid
+) -> Float[Tensor, " C"]:
+    """Mean of the other samples of the same prompt; 0 where there is none. It has a gradient: summed over the
+    samples of a prompt, that of h (h - b) / 2 is h - b for each.
+    """
+    _, index = torch.unique(signal.group, return_inverse=True)
+    sample = is_sample.to(ratio.dtype)
+    total = torch.zeros_like(ratio).index_add(0, index, ratio * sample)
+    count = torch.zeros_like(ratio).index_add(0, index, sample)
+    return (total[index] - ratio) / (count[index] - 1).clamp(min=1) * (count[index] > 1)

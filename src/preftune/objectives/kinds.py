@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from preftune.objectives.base import Objective
+from preftune.objectives.base import Objective, Opponent
 from preftune.objectives.groupwise import all_pairs, comparable_groups, group_weights
 from preftune.objectives.labelwise import label_weights
 from preftune.objectives.pairwise import pair_weights
@@ -17,6 +17,11 @@ class PairObjective(Objective):
     """One unit per pair."""
 
     signal = Pairs
+
+    @property
+    def opponents(self) -> tuple[Opponent, ...]:
+        """Mixtures may write completions of a pair, unless the loss compares the policy with who wrote them."""
+        return ("none",) if "behaviour_logp" in self.needs else ("none", "mixture", "two-sided")
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Any) -> Float[Tensor, " P"]:
         return pair_weights(signal)

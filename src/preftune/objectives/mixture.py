@@ -68,6 +68,10 @@ class WeightedSum(Coupled):
         return tuple(opponent for opponent in get_args(Opponent) if opponent in fitting)
 
     @property
+    def unjudged_samples(self) -> bool:
+        return any(term.objective.unjudged_samples for term in self.parsed)
+
+    @property
     def value_is_surrogate(self) -> bool:
         return any(term.objective.value_is_surrogate for term in self.parsed)
 

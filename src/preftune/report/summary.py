@@ -179,7 +179,7 @@ def what_was_done(run: RunFiles) -> str:
         ("reward_queries", "reward query"),
     ):
         count = run.train.get(name)
-        if config.get("source") == "on-policy" and count is not None:
+        if config.get("source") in ("on-policy", "hybrid") and count is not None:
             amounts.append(
                 plural(int(count.last), noun)
                 if noun != "reward query"
@@ -229,7 +229,7 @@ def end_points(run: RunFiles) -> dict[str, Cell]:
 
 def last_values(run: RunFiles) -> dict[str, Cell]:
     """The last value of what was logged, by label."""
-    drawn = run.train.get("samples_drawn") if run.config.get("source") == "on-policy" else None
+    drawn = run.train.get("samples_drawn") if run.config.get("source") in ("on-policy", "hybrid") else None
     measured = (
         ("held-out reward", run.evaluation.get("reward"), value_text),
         ("KL to the reference", run.evaluation.get("kl"), value_text),

@@ -114,7 +114,7 @@ def load_sampler(
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Blend:
     """A second model that has a say in every token: softmax((1 - share) z + share z_other), the geometric
-    mixture of the two.
+    mixture of the two. A share below 0 leads away from the second model: beyond the first one, as seen from it.
 
     `within` is entered around every pass of the second model, which may be the first one without its adapter;
     `around` by who draws, around it all.
@@ -201,7 +201,7 @@ def _open(
         own = 1.0 if blend is None else 1.0 - blend.share
         rows = start_rows(engine, model, prompts, completions)
         found.append(_Voice(rows=rows, head=model_head(model), share=own, within=nullcontext))
-    if blend is not None and blend.share > 0:
+    if blend is not None and blend.share != 0:
         with blend.within():
             rows = start_rows(engine, blend.model, prompts, completions)
         found.append(_Voice(rows=rows, head=model_head(blend.model), share=blend.share, within=blend.within))

@@ -40,8 +40,11 @@ def evaluate(
     state: State | None = None,
     processes: Processes = ALONE,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    temperature: float = 1.0,
 ) -> dict[str, float]:
-    """Loss and metrics over all groups. Groups that hold a preference also give margins and accuracies,
+    """Loss and metrics over all groups, of the policy at a temperature.
+
+    Groups that hold a preference also give margins and accuracies,
     whatever the objective learns from. Data on which the objective puts no weight (dispreferred completions
     only, for SFT) have no loss.
 
@@ -61,7 +64,7 @@ def evaluate(
     )
     pieces = evened(pieces, groups, objective.signal, policy, layout, processes, reads_last(objective))
     total = global_weight(pieces, objective, processes) if has_loss else 1.0
-    score = make_score(policy, objective, anchors)
+    score = make_score(policy, objective, anchors, temperature)
     mismatched = cut_mismatched(groups, objective, policy, layout, processes)
     couplings, _ = couple_step(pieces, mismatched, objective, score, state, processes)
     loss, meter, done = 0.0, MetricMeter(), 0
@@ -146,8 +149,9 @@ def evaluate_samples(
     metrics = {
         "completions/length": float(np.mean(lengths)),
         "completions/ended": float(np.mean([e for one in drawn.ended for e in one])),
-        "no_reward": float(verdicts.rewards.count(None)),
     }
+    if judge.reward is not None:
+        metrics["no_reward"] = float(verdicts.rewards.count(None))
     known = [reward for reward in verdicts.rewards if reward is not None]
     if known:
         metrics["reward"] = float(np.mean(known))

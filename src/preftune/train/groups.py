@@ -17,7 +17,7 @@ from preftune.model.limits import Limits
 from preftune.objectives import Objective, objective_name
 from preftune.text import plural
 from preftune.train.sources import hold_out
-from preftune.types import Group, Hybrid, Labels, Pairs, Record, Rewards
+from preftune.types import SOURCES, Group, Hybrid, Labels, Pairs, Record, Rewards
 
 SIGNAL_NAMES: dict[type, SignalName] = {
     Pairs: "pairs",
@@ -41,6 +41,13 @@ class DataPlan:
         None  # on-policy: tokens that a drawn completion may need; of the data, prompts are used
     )
     uses_completions: bool = False  # on-policy: whether the completions in the data are learned from as well
+    unjudged: bool = False  # whether samples stand next to the pairs of the data, and nobody judges them
+
+    @property
+    def signal(self) -> SignalName:
+        """What is made of the completions in the data; samples of the policy come from sampling if there is any."""
+        signal = SIGNAL_NAMES[self.objective.signal]
+        return "pairs" if signal == "hybrid" and self.room is not None else signal
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +61,7 @@ class ReadData:
     warning: str = ""  # of labels that are all equal
     held_records: Sequence[Record] = ()  # of held-out prompts from a file of their own
     alone: int = 0  # groups left out because they have fewer completions than the objective compares
+    crowded: int = 0  # groups left out because their prompts leave no room for samples
 
     @property
     def lines(self) -> list[str]:
@@ -66,12 +74,21 @@ class ReadData:
                 if self.alone
                 else []
             ),
+            *(
+                [
+                    f"{plural(self.crowded, 'group')} left out: the prompt leaves no room for sampling.max_new_tokens"
+                ]
+                if self.crowded
+                else []
+            ),
             f"{len(self.train)} groups to train on, {len(self.held)} held out",
         ]
 
 
 def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
     """Training groups and held-out groups."""
+    if plan.unjudged:
+        return _read_paired(plan, tokenizer)
     if plan.room is not None:
         prepared = prepare(plan.data, tokenizer, "prompts", prompt_rows(plan))
         if plan.eval_data is not None:
@@ -85,7 +102,7 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
             )
         train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
         return ReadData(plan=plan, prepared=prepared, train=train, held=held)
-    signal = SIGNAL_NAMES[plan.objective.signal]
+    signal = plan.signal
     prepared = prepare(plan.data, tokenizer, signal, plan.rows)
     if plan.eval_data is not None:
         train, held = prepared.groups, prepare(plan.eval_data, tokenizer, signal, plan.rows).groups
@@ -103,6 +120,42 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
     alone = len(train) - len(learned) if plan.objective.signal is Rewards else 0
     warning = one_class(prepared, plan.objective)
     return ReadData(plan=plan, prepared=prepared, train=learned, held=held, alone=alone, warning=warning)
+
+
+def _read_paired(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
+    """Pairs of the data whose prompts leave room for samples; held-out pairs as well."""
+    prepared = prepare(plan.data, tokenizer, plan.signal, plan.rows, columns_passed=True)
+    train, held, records = prepared.groups, (), ()
+    if plan.eval_data is None:
+        train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
+    else:
+        other = prepare(plan.eval_data, tokenizer, plan.signal, plan.rows, columns_passed=True)
+        held, records = other.groups, other.records
+    most = plan.rows.max_length - (plan.room or 0)
+    fitting = [
+        SomeGroups(
+            groups=groups,
+            places=np.array(
+                [k for k, group in enumerate(groups) if len(group.prompt) <= most], dtype=np.int64
+            ),
+        )
+        for groups in (train, held)
+    ]
+    if not fitting[0]:
+        raise DataError(
+            "No prompt leaves room for samples",
+            got=f"rows.max_length {plan.rows.max_length}, sampling.max_new_tokens {plan.room}",
+            expected=f"prompts of at most {most} tokens",
+            do="Lower --sampling.max_new_tokens or raise --rows.max_length",
+        )
+    return ReadData(
+        plan=plan,
+        prepared=prepared,
+        train=fitting[0],
+        held=WrittenGroups(groups=fitting[1]),
+        held_records=records,
+        crowded=len(train) + len(held) - sum(map(len, fitting)),
+    )
 
 
 def one_class(prepared: Prepared, objective: Objective) -> str:
@@ -138,15 +191,14 @@ def read_completions(
     if not plan.uses_completions:
         return ()
     known = {group.prompt.tobytes() for group in prompts}
-    signal = SIGNAL_NAMES[plan.objective.signal]
-    groups = prepare(plan.data, tokenizer, signal, plan.rows, columns_passed=True).groups
+    groups = prepare(plan.data, tokenizer, plan.signal, plan.rows, columns_passed=True).groups
     places = [place for place, group in enumerate(groups) if group.prompt.tobytes() in known]
     learned = learned_groups(
         SomeGroups(groups=groups, places=np.array(places, dtype=np.int64)), plan.objective
     )
     if not learned:
         raise _teaches_nothing(plan, "collect.data_share above 0")
-    return learned
+    return WrittenGroups(groups=learned) if plan.objective.signal is Hybrid else learned
 
 
 def _teaches_nothing(plan: DataPlan, got: str) -> DataError:
@@ -190,6 +242,20 @@ class LearnedGroups(LazyGroups):
         group = self.groups[place]
         keep = [k for k, label in enumerate(group.labels) if label in self.counted]
         return group if len(keep) == len(group.completions) else take_completions(group, keep, pairs=())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WrittenGroups(LazyGroups):
+    """Groups that say of their completions that they are the data's; made when they are asked for."""
+
+    groups: Sequence[Group]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def _at(self, place: int) -> Group:
+        group = self.groups[place]
+        return replace(group, sources=(SOURCES.index("data"),) * len(group.completions))
 
 
 def _counted(objective: Objective) -> frozenset[int]:

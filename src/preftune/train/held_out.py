@@ -19,15 +19,17 @@ def held_out_metrics(
     job: TrainingJob, report: Reporter, step: int, state: State | None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Metrics of the held-out data, and how well the machine was used."""
+    sampled: dict[str, float] = {}
     if job.samples is not None:
-        metrics = evaluate_samples(
+        sampled = evaluate_samples(
             job.samples,
             job.eval_groups,
             job.anchors.reference,
             lambda done, of: report.update("evaluate", done, of),
             step,
         )
-        return metrics, {}
+    if not job.watches_groups:
+        return sampled, {}
     started = time.perf_counter()
     metrics = evaluate(
         job.policy,
@@ -37,12 +39,13 @@ def held_out_metrics(
         job.config.layout,
         state,
         job.processes,
+        temperature=job.config.scored_at,
     )
     seconds, operations = (
         time.perf_counter() - started,
         work_of(Shape.of(job.policy.model), job.eval_groups).forward,
     )
-    return metrics, {
+    return metrics | sampled, {
         "eval_mfu": utilisation(
             operations, seconds, job.policy.device, job.config.precision, job.processes.size
         )
@@ -55,7 +58,7 @@ def check_best_metric(job: TrainingJob) -> None:
     if best is None:
         return
     metrics = dict.fromkeys(SAMPLED_METRICS, 0.0)
-    if job.samples is None:
+    if job.watches_groups:
         few = replace(job, eval_groups=job.eval_groups[:4])
         metrics, _ = held_out_metrics(few, Reporter(quiet=True), 0, None)
     parts = job.samples is not None and best.metric.name.startswith(

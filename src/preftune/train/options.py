@@ -1,6 +1,6 @@
 """The settings of a training run: a tree of frozen dataclasses, each owned by its room."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from preftune.data.memory import source_name
@@ -34,6 +34,7 @@ from preftune.train.onpolicy.checks import (
     check_opponent,
     check_sampling,
     check_server,
+    check_unjudged,
     weighs_ratios,
 )
 from preftune.train.onpolicy.collect import CollectOptions, chosen_selection
@@ -56,7 +57,9 @@ class TrainConfig:
         model: the policy at its start: a bundled name, a folder, a .gguf file, an adapter folder or a hub id.
         objective: the loss and its hyper-parameters; from Python also the text "dpo(beta=0.1)".
         source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by
-            `reward`.
+            `reward`, "hybrid" from both: half of each step's groups are the data's, half are samples with a
+            reward; for objectives that read samples which nobody judged (hypo), each pair of the data comes
+            with samples of its prompt.
         reward: on-policy: a built-in reward or module:function.
         eval_data: held-out data, in any format that `data` may have; on-policy its prompts are used.
         filter: leave out pairs by what the policy at its start makes of them: "ches<0.9" keeps those of
@@ -101,7 +104,7 @@ class TrainConfig:
     output: str
     model: str = "smollm2-135m-instruct"
     objective: Objective = field(default_factory=BNF)
-    source: Literal["offline", "on-policy"] = "offline"
+    source: Literal["offline", "on-policy", "hybrid"] = "offline"
     reward: str | None = None
     filter: str | None = None
     eval_data: str | Any | None = None
@@ -192,7 +195,9 @@ class TrainConfig:
             )
         if self.optim.extragradient:
             self._check_extragradient()
-        if self.source == "offline":
+        if self.source == "hybrid" and not self.unjudged and self.collect.data_share is None:
+            object.__setattr__(self, "collect", replace(self.collect, data_share=0.5))
+        if not self.draws:
             idle = ("reward", "sampling", "collect", "max_samples")
             offline = {"got": "source offline", "do": "Set --source on-policy"}
             refuse_idle(self, "offline", *idle, **offline)
@@ -206,11 +211,21 @@ class TrainConfig:
         check_anchors(self.objective, self.reference, self.source)
 
     @property
+    def draws(self) -> bool:
+        """Whether completions are sampled in training."""
+        return self.source != "offline"
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether nobody judges them: the objective reads them as they are, with pairs of the data."""
+        return self.source == "hybrid" and self.objective.unjudged_samples
+
+    @property
     def sampled_at(self) -> float:
         """Temperature of the distribution that completions come from, which is the policy of an on-policy
         run; 1 for data in a file, and for the most probable completion alone.
         """
-        return (self.sampling.temperature or 1.0) if self.source == "on-policy" else 1.0
+        return (self.sampling.temperature or 1.0) if self.draws else 1.0
 
     @property
     def scored_at(self) -> float:
@@ -223,12 +238,11 @@ class TrainConfig:
     def best_metric(self) -> BestMetric:
         """What `keep_best` names."""
         assert self.keep_best
-        return BestMetric.of(self.keep_best, "loss" if self.source == "offline" else "reward")
+        return BestMetric.of(self.keep_best, "reward" if self.draws and not self.unjudged else "loss")
 
     @property
     def data_plan(self) -> DataPlan:
         """Data options."""
-        on_policy = self.source == "on-policy"
         return DataPlan(
             data=self.data,
             eval_data=self.eval_data,
@@ -236,8 +250,9 @@ class TrainConfig:
             seed=self.seed,
             rows=self.rows,
             objective=self.objective,
-            room=self.sampling.max_new_tokens if on_policy else None,
-            uses_completions=on_policy and self.collect.data_share > 0,
+            room=self.sampling.max_new_tokens if self.draws else None,
+            uses_completions=self.draws and bool(self.collect.data_share),
+            unjudged=self.unjudged,
         )
 
     @property
@@ -259,7 +274,7 @@ class TrainConfig:
             classifies=self.objective.trains == "reward model",
             save_dtype=self.save_dtype,
             has_values=bool(self.objective.needs & {"value", "value_after"}),
-            draws=self.source == "on-policy" and (not self.server.url or self.collect.opponent != "none"),
+            draws=self.draws and (not self.server.url or self.collect.opponent != "none"),
         )
 
     @property
@@ -268,7 +283,7 @@ class TrainConfig:
         gap = self.collect.sampler_gap
         return CollectPlan(
             options=self.collect,
-            selection=chosen_selection(self.collect, self.objective.signal),
+            selection=None if self.unjudged else chosen_selection(self.collect, self.objective.signal),
             layout=self.layout,
             batch_size=self.batch_size,
             least=smallest_step(self.objective),
@@ -287,7 +302,9 @@ class TrainConfig:
         )
 
     def _check_on_policy(self) -> None:
-        if self.reward is None:
+        if self.unjudged:
+            check_unjudged(self.objective, self.reward, self.collect)
+        elif self.reward is None:
             raise ConfigError(
                 "On-policy samples are judged by a reward",
                 got="none",
@@ -300,10 +317,17 @@ class TrainConfig:
                 expected="auto, live or adapter",
                 do="Leave out --reference.mode",
             )
-        check_opponent(self.objective, self.collect)
+        if self.source == "hybrid" and self.collect.data_share == 0:
+            raise ConfigError(
+                "Source hybrid learns from completions of the data, too",
+                got="collect.data_share 0",
+                do="Set --source on-policy",
+            )
+        if not self.unjudged:
+            check_opponent(self.objective, self.collect)
         check_max_samples(self.max_samples, self.sampling, self.collect, self.batch_size)
         chosen_selection(self.collect, self.objective.signal)
-        check_sampling(self.objective, self.sampling, self.collect)
+        check_sampling(self.objective, self.sampling, self.collect, self.unjudged)
         if self.server.url:
             check_server(self.server, self.sampling, self.lora, weighs_ratios(self.objective))
 

@@ -87,6 +87,11 @@ class TrainingJob:
         return steps + steps % 2 if self.config.optim.extragradient else steps
 
     @property
+    def watches_groups(self) -> bool:
+        """Whether held-out data are groups to learn from, and not prompts alone."""
+        return not self.config.draws or self.config.unjudged
+
+    @property
     def samples(self) -> OnPolicySource | None:
         """The source, if it draws from the policy."""
         return self.source if isinstance(self.source, OnPolicySource) else None
@@ -121,17 +126,19 @@ def make_source(
         plan=plan,
         report=report,
         follower=follower,
-        opponent=_opponent(plan.options, writer),
+        opponents=_opponents(plan.options, writer),
         processes=processes,
     )
 
 
-def _opponent(options: CollectOptions, writer: Blend | None) -> Blend | None:
-    """Make the opponent: the reference, or a mixture of reference and policy."""
+def _opponents(options: CollectOptions, writer: Blend | None) -> tuple[Blend, ...]:
+    """The opponents: the reference, or mixtures of reference and policy."""
     if options.opponent == "none":
-        return None
+        return ()
     assert writer is not None, "an on-policy reference is live or the policy without its adapter"
-    return writer if options.opponent == "reference" else replace(writer, share=options.opponent_share)
+    share = options.opponent_share
+    shares = {"reference": (1.0,), "mixture": (share,), "two-sided": (-share, share)}[options.opponent]
+    return tuple(replace(writer, share=one) for one in shares)
 
 
 def check_start(job: TrainingJob) -> float | None:
@@ -258,7 +265,7 @@ def build_job(
     builder = AnchorBuilder(
         options=config.reference,
         plan=config.model_plan,
-        on_policy=reward is not None,
+        on_policy=config.draws,
         temperature=config.sampled_at,
         models=models,
         groups=(),
@@ -266,7 +273,7 @@ def build_job(
         processes=processes,
     )
     source: OfflineSource | OnPolicySource
-    if reward is None:
+    if not config.draws:
         source = offline_source(config.objective, data.train, config.batch_size, config.seed)
         budget = config.budget(source.steps_per_epoch)
         visited = (

@@ -299,22 +299,26 @@ def join_signals(parts: Sequence[Signal], num_completions: Sequence[int]) -> Sig
             for side in ("chosen", "rejected")
         }
         if isinstance(first, Hybrid):
-            return Hybrid(
-                **indices, source=torch.cat([part.source for part in parts if isinstance(part, Hybrid)])
-            )
+            hybrid = [part for part in parts if isinstance(part, Hybrid)]
+            source = torch.cat([part.source for part in hybrid])
+            return Hybrid(**indices, source=source, group=_joined_groups([part.group for part in hybrid]))
         chances = [
             part.probability for part in parts if isinstance(part, Pairs) and part.probability is not None
         ]
         return Pairs(**indices, probability=torch.cat(chances) if len(chances) == len(parts) else None)
-    groups, count = [], 0
-    for part in parts:
-        assert isinstance(part, Rewards)
-        groups.append(count + part.group)
-        count += int(part.group.max()) + 1
+    rewarded = [part for part in parts if isinstance(part, Rewards)]
     return Rewards(
-        reward=torch.cat([part.reward for part in parts if isinstance(part, Rewards)]),
-        group=torch.cat(groups),
+        reward=torch.cat([part.reward for part in rewarded]),
+        group=_joined_groups([part.group for part in rewarded]),
     )
+
+
+def _joined_groups(parts: Sequence[Tensor]) -> Tensor:
+    """Group indices of several pieces that run on."""
+    starts = [0]
+    for part in parts:
+        starts.append(starts[-1] + int(part.max()) + 1)
+    return torch.cat([start + part for start, part in zip(starts, parts, strict=False)])
 
 
 def _cut_coupling(coupling: Coupling, sizes: Sequence[tuple[int, int]]) -> list[Coupling]:

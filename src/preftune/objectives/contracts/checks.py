@@ -196,6 +196,7 @@ CONTRACTS: Mapping[str, Contract] = {
     "chosen_fall": _fact("chosen_fall"),
     "value_is_surrogate": _fact("value_is_surrogate"),
     "opponents": opponents,
+    "unjudged_samples": _fact("unjudged_samples"),
 }
 """What every objective keeps to, and the facts that it declares."""
 

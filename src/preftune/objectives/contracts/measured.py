@@ -98,6 +98,16 @@ def takes_opponents(objective: Objective) -> bool | None:
     return bool(gradients[0] <= SMALL < gradients[1])
 
 
+def unjudged_samples(objective: Objective) -> bool:
+    """Whether a completion of the policy in no pair has a gradient, with the default settings."""
+    if objective.signal is not Hybrid:
+        return False
+    pair = _alike(-0.8, -1.2, sources=(0, 0))[0]
+    step = [replace(pair, tokens=(*pair.tokens, _completion(-0.5)), sources=(0, 0, 1))]
+    _, gradient = loss_and_gradient(step, type(objective)(), 1.0, couple(step, type(objective)()))
+    return bool((gradient[0][-LENGTH:] != 0).any())
+
+
 # --- steps in which all is known ---
 
 

@@ -182,9 +182,8 @@ def _signal(pieces: Sequence[Piece], kind: type[Signal]) -> Signal:
         pairs = [(s + c, s + r) for s, piece in zip(starts, pieces, strict=False) for c, r in piece.pairs]
         chosen, rejected = torch.tensor([c for c, _ in pairs]), torch.tensor([r for _, r in pairs])
         if kind is Hybrid:
-            return Hybrid(
-                chosen=chosen, rejected=rejected, source=torch.tensor([s for p in pieces for s in p.sources])
-            )
+            source = torch.tensor([s for p in pieces for s in p.sources])
+            return Hybrid(chosen=chosen, rejected=rejected, source=source, group=group)
         chances = [p for piece in pieces for p in piece.probabilities]
         known = torch.tensor(chances, dtype=torch.float64) if chances else None
         return Pairs(chosen=chosen, rejected=rejected, probability=known)

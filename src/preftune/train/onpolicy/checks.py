@@ -9,15 +9,17 @@ from preftune.train.onpolicy.collect import CollectOptions
 from preftune.types import Rewards
 
 
-def check_sampling(objective: Objective, sampling: SampleOptions, collect: CollectOptions) -> None:
+def check_sampling(
+    objective: Objective, sampling: SampleOptions, collect: CollectOptions, unjudged: bool
+) -> None:
     """Whether an objective can learn from completions that are drawn in this way."""
     name = objective_name(objective)
     wants_ratio = weighs_ratios(objective)
     if wants_ratio and collect.data_share:
         raise ConfigError(
             f"{name} needs to know how probable a completion was when it was drawn",
-            got=f"collect.data_share {collect.data_share}",
-            do="Leave it out",
+            got=f"completions of the data (collect.data_share {collect.data_share:g})",
+            do="Set --source on-policy without --collect.data_share",
         )
     if wants_ratio and (sampling.truncated or sampling.temperature == 0):
         raise ConfigError(
@@ -25,7 +27,9 @@ def check_sampling(objective: Objective, sampling: SampleOptions, collect: Colle
             got="top_k, top_p, min_p or temperature 0",
             do="Leave these out; a temperature above 0 is fine: policy and samples have one distribution",
         )
-    count = sampling.num_completions + (collect.opponent != "none")
+    if unjudged:
+        return
+    count = sampling.num_completions + (0 if collect.opponent == "two-sided" else collect.num_opponents)
     if count < (objective.least_completions if objective.signal is Rewards else 2):
         raise ConfigError(
             f"{name} compares the completions of a prompt with each other",
@@ -46,10 +50,10 @@ def check_opponent(objective: Objective, collect: CollectOptions) -> None:
     expected = objective.opponents
     if not expected:
         raise ConfigError(
-            f"{name} needs completions of other sources beside the policy's",
-            got="samples of the policy alone",
-            expected="an objective on pairs, labels or rewards",
-            do="Sample with the policy, join the samples with the data, and train on the file",
+            f"{name} needs pairs of the data in addition to the policy's samples",
+            got="source on-policy",
+            expected="source hybrid, with pairs in --data and without --reward",
+            do="Set --source hybrid",
         )
     if opponent not in expected:
         raise ConfigError(
@@ -58,7 +62,13 @@ def check_opponent(objective: Objective, collect: CollectOptions) -> None:
             expected=" or ".join(expected),
             do=f"Set --collect.opponent {expected[0]}",
         )
-    if opponent != "none" and collect.data_share:
+    if opponent == "mixture" and collect.opponent_share < 0 and objective.signal is Rewards:
+        raise ConfigError(
+            f"{name} plays against a mixture between policy and reference",
+            got=f"collect.opponent_share {collect.opponent_share:g}",
+            expected="above 0",
+        )
+    if opponent != "none" and collect.data_share and objective.signal is Rewards:
         raise ConfigError(
             "The completions in the data have no opponent",
             got=f"collect.data_share {collect.data_share}",
@@ -107,7 +117,7 @@ def check_max_samples(
     """Whether a limit on completions reaches to the first step and can be kept."""
     if max_samples is None:
         return
-    each = sampling.num_completions + (collect.opponent != "none")
+    each = sampling.num_completions + collect.num_opponents
     first = (collect.lag + 1) * (collect.prompts or batch_size) * each
     if max_samples < first:
         raise ConfigError(
@@ -122,3 +132,23 @@ def check_max_samples(
             got=f"max_samples {max_samples}",
             do="Leave one out",
         )
+
+
+def check_unjudged(objective: Objective, reward: str | None, collect: CollectOptions) -> None:
+    """Source hybrid for an objective that reads samples of the policy without a reward: each step has pairs of
+    the data with samples of the same prompts.
+    """
+    name = objective_name(objective)
+    if reward is not None:
+        raise ConfigError(
+            f"{name} asks no reward: its samples only say where the policy is", got=reward, do="Leave it out"
+        )
+    if weighs_ratios(objective):
+        raise ConfigError(
+            f"{name} needs to know how probable a completion was when it was drawn",
+            got="pairs of the data",
+            do="Leave out the term with importance ratios",
+        )
+    judged = ("opponent", "opponent_share", "data_share", "selection", "selection_settings", "fill")
+    judged += ("reward_timeout_s", "reward_process")
+    refuse_idle(collect, f"with {name}, whose samples nobody judges", *judged, prefix="collect.", got=name)

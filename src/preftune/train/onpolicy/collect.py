@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from preftune.data.fit import take_completions
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, check_range
+from preftune.objectives.base import Opponent
 from preftune.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
 from preftune.rewards.questions import questions
 from preftune.sampling.client import ServerOptions
@@ -16,7 +18,7 @@ from preftune.sampling.engine import Engine
 from preftune.sampling.sample import Blend, Sampled, SampleOptions, sample
 from preftune.sampling.server import sample_server_tokens
 from preftune.selection.apply import apply
-from preftune.selection.choices import NO_REWARD, Makes, Selection
+from preftune.selection.choices import NO_PAIR, NO_REWARD, Makes, Selection
 from preftune.selection.rules import make_selection
 from preftune.types import SOURCES, Group, Hybrid, Labels, Pairs, Record, Rewards, Signal
 
@@ -42,10 +44,13 @@ class CollectOptions:
         epochs: passes over a collection before the next one is drawn.
         replay: so many earlier collections are gone over again beside the newest.
         lag: collections by which the sampler is behind, as if it ran beside the training.
-        opponent: what else answers each prompt, once, for objectives that compare with it: "reference" (xpo,
-            nash-md), or "mixture", the geometric mixture of policy and reference (nash-md).
-        opponent_share: the reference's share of that mixture, in (0, 1).
-        data_share: share of the groups that come from the completions in `data` instead, in [0, 1).
+        opponent: what else answers each prompt, for objectives that compare with it: once the "reference" (xpo,
+            nash-md), once a "mixture" of policy and reference, with the logits (1 - s) z + s z_ref (nash-md and
+            objectives on pairs), or "two-sided" (objectives on pairs): once the mixture with -s and once that
+            with s, a pair of their own.
+        opponent_share: s, in [-1, 1) and not 0; below 0 the mixture leads away from the reference.
+        data_share: share of the groups that come from the completions in `data`, in [0, 1); by default 0, and
+            0.5 with source "hybrid".
         selection: how rewards become pairs or labels; by default the best against the worst completion of a
             prompt for objectives on pairs or labels, and everything for objectives on rewards.
         selection_settings: its parameters, for instance {"min_gap": 0.2}.
@@ -63,9 +68,9 @@ class CollectOptions:
     epochs: int = 1
     replay: int = 0
     lag: int = 0
-    opponent: Literal["none", "reference", "mixture"] = "none"
+    opponent: Opponent = "none"
     opponent_share: float = 0.5
-    data_share: float = 0.0
+    data_share: float | None = None
     selection: str | None = None
     selection_settings: dict[str, Any] = field(default_factory=dict)
     fill: bool = False
@@ -77,14 +82,20 @@ class CollectOptions:
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "prompts", "epochs", "eval_completions", prefix="collect.")
         check_range(self, "[0, inf)", "replay", "lag", prefix="collect.")
-        check_range(self, "(0, 1)", "opponent_share", prefix="collect.")
+        check_range(self, "[-1, 1)", "opponent_share", prefix="collect.")
         check_range(self, "[0, 1)", "data_share", prefix="collect.")
         check_range(self, "(0, inf)", "sampler_gap", "reward_timeout_s", prefix="collect.")
-        if self.opponent_share != 0.5 and self.opponent != "mixture":
+        if self.opponent_share != 0.5 and self.opponent not in ("mixture", "two-sided"):
             raise ConfigError(
                 "collect.opponent_share is of a mixture",
                 got=f"collect.opponent {self.opponent}",
                 do="Leave it out, or set --collect.opponent mixture",
+            )
+        if self.opponent_share == 0 or (self.opponent == "two-sided" and self.opponent_share < 0):
+            raise ConfigError(
+                "collect.opponent_share is out of range",
+                got=f"{self.opponent_share:g} with collect.opponent {self.opponent}",
+                expected="above 0 for two sides" if self.opponent == "two-sided" else "a share other than 0",
             )
         if self.selection_settings and self.selection is None:
             raise ConfigError(
@@ -92,6 +103,11 @@ class CollectOptions:
                 got="none",
                 do="Set --collect.selection NAME",
             )
+
+    @property
+    def num_opponents(self) -> int:
+        """Completions of each prompt that others than the policy write."""
+        return {"none": 0, "two-sided": 2}.get(self.opponent, 1)
 
 
 def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection | None:
@@ -114,11 +130,11 @@ def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
-    """Sampling and reward settings of a run."""
+    """Sampling and reward settings of a run; without a reward nobody judges what is drawn."""
 
     renderer: Renderer
     sampling: SampleOptions
-    reward: AnyReward
+    reward: AnyReward | None
     reward_name: str
     timeout_s: float
     engine: Engine
@@ -168,7 +184,12 @@ def draw(
     for group, ones in zip(prompts, drawn, strict=True):
         behaviour = [one.behaviour_logp for one in ones if one.behaviour_logp is not None]
         groups.append(
-            replace(group, completions=tuple(one.token_ids for one in ones), behaviour_logp=tuple(behaviour))
+            Group(
+                prompt=group.prompt,
+                completions=tuple(one.token_ids for one in ones),
+                behaviour_logp=tuple(behaviour),
+                origin=group.origin,
+            )
         )
     texts = tuple(tuple(one.text for one in ones) for ones in drawn)
     return Draw(
@@ -177,10 +198,11 @@ def draw(
 
 
 def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
-    """Each group with the one completion of its opponent behind its own."""
+    """Each group with the one completion of its opponent behind what it holds."""
     groups = []
     for group, other in zip(drawn.groups, opponents.groups, strict=True):
-        sources = (SOURCES.index("policy"),) * len(group.completions) + (SOURCES.index("reference"),)
+        known = group.sources or (SOURCES.index("policy"),) * len(group.completions)
+        sources = (*known, SOURCES.index("reference"))
         groups.append(
             replace(
                 group,
@@ -213,11 +235,14 @@ def win_rates_against_opponents(groups: Sequence[Group]) -> list[Group]:
 def judge_draw(
     drawn: Draw, judge: Sampler, records: Sequence[Record], step: int
 ) -> tuple[list[Group], Verdicts]:
-    """The groups with a reward for each completion (None where it has no opinion), and what the reward said.
+    """The groups with a reward for each completion (None where it has no opinion), and what the reward said;
+    without a reward as they are.
 
     The reward is called once on all completions; `records` are those of the prompts, for their other columns.
     `step` is how many optimizer steps the policy has done, which a reward sees as `training_step`.
     """
+    if judge.reward is None:
+        return list(drawn.groups), Verdicts(rewards=[])
     counts = [[len(ids) for ids in group.completions] for group in drawn.groups]
     asked = questions(records, drawn.texts, drawn.ended, counts, judge.sampling.max_new_tokens, step)
     verdicts = ask(
@@ -246,3 +271,49 @@ def select_groups(
     }
     kept = [take_completions(groups[i], places, ()) for i, places in known.items() if places]
     return kept, {NO_REWARD: len(groups) - len(kept)} if len(kept) < len(groups) else {}
+
+
+def select_sides(
+    groups: Sequence[Group], selection: Selection, seed: int
+) -> tuple[list[Group], Mapping[str, int]]:
+    """`select_groups` on the policy's own completions and on the last two apart; the pairs of both stand in one
+    group. A prompt is dropped if neither part has a pair.
+    """
+    kept: list[Group] = []
+    halves: list[list[Group | None]] = []
+    for part in (slice(0, -2), slice(-2, None)):
+        places = [range(len(group.completions))[part] for group in groups]
+        half = [take_completions(group, place, ()) for group, place in zip(groups, places, strict=True)]
+        stay, selected = apply(selection, half, seed)
+        left = iter(stay)
+        halves.append([None if choice is None else next(left) for choice in selected.choices])
+    for own, sides in zip(*halves, strict=True):
+        whole = own or sides
+        if own is not None and sides is not None:
+            whole = _joined(own, sides)
+        kept += [] if whole is None else [whole]
+    return kept, {NO_PAIR: len(groups) - len(kept)} if len(kept) < len(groups) else {}
+
+
+def _joined(one: Group, two: Group) -> Group:
+    """Completions and pairs of two groups of a prompt."""
+    first = len(one.completions)
+    return replace(
+        one,
+        completions=(*one.completions, *two.completions),
+        pairs=(*one.pairs, *((first + c, first + r) for c, r in two.pairs)),
+        rewards=(*one.rewards, *two.rewards),
+        sources=(*one.sources, *two.sources),
+        behaviour_logp=(*one.behaviour_logp, *two.behaviour_logp),
+    )
+
+
+def beside_pairs(paired: Sequence[Group], drawn: Sequence[Group]) -> list[Group]:
+    """Groups of the data, each with the policy's samples of its prompt behind its completions."""
+    found = []
+    for group, samples in zip(paired, drawn, strict=True):
+        new = samples.completions
+        masks = (*group.scored, *(np.ones(len(ids), dtype=bool) for ids in new)) if group.scored else ()
+        sources = (SOURCES.index("data"),) * len(group.completions) + (SOURCES.index("policy"),) * len(new)
+        found.append(replace(group, completions=(*group.completions, *new), scored=masks, sources=sources))
+    return found

@@ -28,6 +28,7 @@ class News:
     """Metrics of one collection."""
 
     num_prompts: int = 0
+    num_drawn: int = 0
     num_asked: int = 0
     num_none: int = 0
     parse_failures: int = 0
@@ -62,7 +63,7 @@ class News:
             {
                 "prompt": prompt_text(record),
                 "completions": list(texts),
-                "rewards": list(group.rewards),
+                **({"rewards": list(group.rewards)} if group.rewards else {}),
                 "ended": list(ended),
                 "num_tokens": counts,
                 **_parts_of(verdicts, start, start + len(counts)),
@@ -75,11 +76,13 @@ class News:
         judged = [
             [(reward, size) for reward, size in zip(group.rewards, sizes, strict=True) if reward is not None]
             for group, sizes in zip(groups, lengths, strict=True)
+            if group.rewards
         ]
         several = [pairs for pairs in judged if len(pairs) > 1]
         equal = sum(len({reward for reward, _ in pairs}) == 1 for pairs in several)
         return News(
             num_prompts=self.num_prompts + len(groups),
+            num_drawn=self.num_drawn + sum(map(len, lengths)),
             num_asked=self.num_asked + len(verdicts.rewards),
             num_none=self.num_none + len(verdicts.rewards) - len(known),
             parse_failures=self.parse_failures + verdicts.parse_failures,
@@ -104,11 +107,14 @@ class News:
         metrics = {
             "completions/ended": float(np.mean(self.ended)),
             "completions/length": float(np.mean(self.lengths)),
-            "collect/left_out": float(sum(self.dropped.values())),
-            "collect/no_reward": float(self.num_none),
-            "collect/parse_failures": float(self.parse_failures),
             "collect_time": seconds,
         }
+        if self.num_asked:
+            metrics |= {
+                "collect/left_out": float(sum(self.dropped.values())),
+                "collect/no_reward": float(self.num_none),
+                "collect/parse_failures": float(self.parse_failures),
+            }
         if self.rewards:
             metrics |= {
                 "collect/reward": float(np.mean(self.rewards)),
@@ -127,7 +133,7 @@ class News:
         return Taken(
             groups=[],
             prompts_seen=self.num_prompts,
-            samples_drawn=self.num_asked,
+            samples_drawn=self.num_drawn,
             reward_queries=self.num_asked,
             metrics=metrics,
             completions=tuple({"step": step, **row} for row in self.rows),

@@ -6,8 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,14 +25,17 @@ from preftune.train.onpolicy.collect import (
     CollectOptions,
     Draw,
     Sampler,
+    beside_pairs,
     draw,
     judge_draw,
     select_groups,
+    select_sides,
     win_rates_against_opponents,
     with_opponents,
 )
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.metrics import Drawn, News
+from preftune.train.onpolicy.state import Collection, SourceState, plain_state, state_of
 from preftune.train.processes import ALONE, Processes
 from preftune.train.sources import OfflineSource, Taken, num_steps_of, step_slice
 from preftune.types import Group, Record
@@ -48,19 +50,12 @@ MOST_DRAWS = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Collection:
-    """Groups ready to be learned from, and when they were drawn."""
-
-    number: int
-    step: int  # optimizer steps that the policy had done
-    groups: tuple[Group, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class PromptData:
     """Data of an on-policy run."""
 
-    prompts: Sequence[Group]  # without completions
+    prompts: Sequence[
+        Group
+    ]  # without completions; where nobody judges samples, with those of the data and pairs
     records: Mapping[str, Record]  # of all prompts, by origin, held-out ones included
     groups: Sequence[Group]  # learned from as they are, with collect.data_share
 
@@ -79,19 +74,6 @@ class CollectPlan:
     tolerance: float  # nats per token by which sampler and trainer may differ
 
 
-@dataclass(kw_only=True)
-class _State:
-    """Everything that a resumed run needs to go on with the same numbers."""
-
-    draws: int = 0  # draws begun: the cursor over the prompts, and the seed of the next
-    collections: int = 0
-    begun: int = 0  # optimizer steps before the collections in `current` came into use
-    current: list[Collection] = field(default_factory=list)  # the newest last; earlier ones are replayed
-    waiting: list[Collection] = field(default_factory=list)  # drawn, and held back by `lag`
-    gathered: list[Group] = field(default_factory=list)  # of the collection that is being filled
-    unjudged: Draw | None = None
-
-
 class OnPolicySource:
     """Collections of the policy's own completions.
 
@@ -108,11 +90,11 @@ class OnPolicySource:
         plan: CollectPlan,
         report: Reporter,
         follower: Follower | None = None,
-        opponent: Blend | None = None,
+        opponents: Sequence[Blend] = (),
         processes: Processes = ALONE,
     ):
         """Completions come from the server of `follower`, if there is one, and else from the policy in this
-        process; the one more of `opponent` always from here. Several processes draw a share of the prompts
+        process; one more of each of the `opponents` always from here. Several processes draw a share of the prompts
         each; all get everything.
         """
         self.processes, self.least = processes, plan.least
@@ -120,15 +102,15 @@ class OnPolicySource:
         self.layout, self.batch_size, self.seed = plan.layout, plan.batch_size, plan.seed
         self.wants_values, self.tolerance, self.report = plan.wants_values, plan.tolerance, report
         self.prompts_each = plan.options.prompts if plan.options.prompts is not None else plan.batch_size
-        self.records, self.follower, self.opponent = material.records, follower, opponent
+        self.records, self.follower, self.opponents = material.records, follower, opponents
         self._order = OfflineSource(groups=material.prompts, batch_size=self.prompts_each, seed=plan.seed)
-        share = plan.options.data_share
+        share = plan.options.data_share or 0.0
         self._data = OfflineSource(
             groups=material.groups,
             batch_size=max(1, round(share / (1 - share) * self.prompts_each)),
             seed=plan.seed,
         )
-        self._state = _State()
+        self._state = SourceState()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -166,7 +148,7 @@ class OnPolicySource:
         return min(self.prompts_each, len(self._order.groups) - place * self.prompts_each)
 
     def _samples(self, draw: int) -> int:
-        return self._num_prompts(draw) * (self.judge.sampling.num_completions + (self.opponent is not None))
+        return self._num_prompts(draw) * (self.judge.sampling.num_completions + len(self.opponents))
 
     def _planned(self) -> int:
         """Groups that are gone over together."""
@@ -255,17 +237,23 @@ class OnPolicySource:
         drawn = state.unjudged
         records = [self.records[group.origin] for group in drawn.groups]
         groups, verdicts = self.processes.from_main(lambda: judge_draw(drawn, self.judge, records, step - 1))
-        known = (
-            win_rates_against_opponents(groups)
-            if self.opponent is not None and self.selection is None
-            else groups
-        )
-        kept, dropped = select_groups(known, self.selection, draw_seed(self.seed, TIES + state.draws))
+        kept, dropped = self._learned(groups)
         if self.wants_values:
             kept = self._with_values(kept)
         state.gathered += kept
         state.unjudged = None
         return news.joined(drawn, groups, records, verdicts, dropped, made)
+
+    def _learned(self, groups: Sequence[Group]) -> tuple[list[Group], Mapping[str, int]]:
+        """What is learned from judged groups, and how many were dropped for which reason."""
+        state, seed = self._state, draw_seed(self.seed, TIES + self._state.draws)
+        if self.judge.reward is None:
+            return beside_pairs(self._order.take(state.draws), groups), {}
+        if self.opponents and self.selection is None:
+            return select_groups(win_rates_against_opponents(groups), None, seed)
+        if len(self.opponents) > 1 and self.selection is not None:
+            return select_sides(groups, self.selection, seed)
+        return select_groups(groups, self.selection, seed)
 
     def drawn(
         self,
@@ -305,11 +293,12 @@ class OnPolicySource:
         here = self.follower is None
         operations = work_of(Shape.of(policy.model), drawn.groups).forward if here else 0.0
         made = Drawn(gap=found.mean, seconds=seconds, must_be_done=operations)
-        if self.opponent is None:
-            return drawn, made
         once = replace(self.judge, sampling=replace(self.judge.sampling, num_completions=1))
-        opponents, _ = self.drawn(prompts, once, OPPONENTS + number, lambda done, of: None, self.opponent)
-        return with_opponents(drawn, opponents), made
+        for place, blend in enumerate(self.opponents):
+            noise = (1 + place) * OPPONENTS + number
+            written, _ = self.drawn(prompts, once, noise, lambda done, of: None, blend)
+            drawn = with_opponents(drawn, written)
+        return drawn, made
 
     @torch.no_grad()
     def _with_values(self, groups: Sequence[Group]) -> list[Group]:
@@ -327,11 +316,11 @@ class OnPolicySource:
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint."""
-        text = json.dumps(_plain_state(self._state))
+        text = json.dumps(plain_state(self._state))
         return {"json": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self._state = _state_of(json.loads(bytes(tensors["json"].numpy()).decode()))
+        self._state = state_of(json.loads(bytes(tensors["json"].numpy()).decode()))
 
 
 def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Draw, list[list[Sampled]]]:
@@ -348,89 +337,3 @@ def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Dra
 def draw_seed(seed: int, number: int) -> int:
     """Draws of one run differ, and so do those of two runs with neighboring seeds."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 2)
-
-
-def _plain_state(state: _State) -> dict[str, Any]:
-    drawn = state.unjudged
-    return {
-        "draws": state.draws,
-        "collections": state.collections,
-        "begun": state.begun,
-        "current": [_plain_collection(one) for one in state.current],
-        "waiting": [_plain_collection(one) for one in state.waiting],
-        "gathered": [plain_group(group) for group in state.gathered],
-        "unjudged": None
-        if drawn is None
-        else {
-            "groups": [plain_group(group) for group in drawn.groups],
-            "texts": drawn.texts,
-            "ended": drawn.ended,
-        },
-    }
-
-
-def _state_of(plain: Mapping[str, Any]) -> _State:
-    drawn = plain["unjudged"]
-    return _State(
-        draws=plain["draws"],
-        collections=plain["collections"],
-        begun=plain["begun"],
-        current=[_collection_of(one) for one in plain["current"]],
-        waiting=[_collection_of(one) for one in plain["waiting"]],
-        gathered=[group_of(one) for one in plain["gathered"]],
-        unjudged=None
-        if drawn is None
-        else Draw(
-            groups=tuple(group_of(one) for one in drawn["groups"]),
-            texts=tuple(map(tuple, drawn["texts"])),
-            ended=tuple(map(tuple, drawn["ended"])),
-        ),
-    )
-
-
-def _plain_collection(collection: Collection) -> dict[str, Any]:
-    return {
-        "number": collection.number,
-        "step": collection.step,
-        "groups": [plain_group(one) for one in collection.groups],
-    }
-
-
-def _collection_of(plain: Mapping[str, Any]) -> Collection:
-    return Collection(
-        number=plain["number"], step=plain["step"], groups=tuple(group_of(one) for one in plain["groups"])
-    )
-
-
-_ARRAYS = {
-    "completions": np.int32,
-    "scored": np.bool_,
-    "behaviour_logp": np.float32,
-    "behaviour_value": np.float32,
-}
-
-
-def plain_group(group: Group) -> dict[str, Any]:
-    """A group as JSON holds it, without loss: a float32 is a double exactly."""
-    arrays = {name: [array.tolist() for array in getattr(group, name)] for name in _ARRAYS}
-    return (
-        {one.name: getattr(group, one.name) for one in fields(Group)}
-        | arrays
-        | {"prompt": group.prompt.tolist()}
-    )
-
-
-def group_of(plain: Mapping[str, Any]) -> Group:
-    arrays: dict[str, Any] = {
-        name: tuple(np.array(one, dtype=kind) for one in plain[name]) for name, kind in _ARRAYS.items()
-    }
-    others: dict[str, Any] = {
-        name: tuple(plain[name]) for name in ("probabilities", "labels", "rewards", "sources")
-    }
-    return Group(
-        prompt=np.array(plain["prompt"], dtype=np.int32),
-        pairs=tuple(map(tuple, plain["pairs"])),
-        origin=plain["origin"],
-        **others,
-        **arrays,
-    )
