@@ -1,4 +1,4 @@
-"""`preftune diagnose data`: what it measures of files and of a tiny model, what it says, and what it refuses."""
+"""`preftune diagnose data`: what it measures of files and of a tiny model, what it reports, and what it refuses."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_clean_data_without_a_model(pairs_file, capsys):
     # "It is the sea ." and "No idea about the sea at all ." share three words of 5 + 8; and so on
     assert 0.2 < evidence["overlap"] < 0.6
     told_verdicts = verdicts(told)
-    assert told_verdicts.pop("length bias") == "mend this" and set(told_verdicts.values()) == {"good"}
+    assert told_verdicts.pop("length bias") == "fix" and set(told_verdicts.values()) == {"good"}
     assert any("no --model" in one for one in told["left_out"]) and any(
         "no --held_out" in one for one in told["left_out"]
     )
@@ -140,10 +140,10 @@ def test_every_fault_is_counted_where_it_is(tmp_path, capsys):
         told["evidence"]["duplicates"] == 1 / 8
         and told["measures"]["duplicate_example"] == f"{data}:11 repeats {data}:1"
     )
-    assert verdicts(told)["pairs that teach nothing"] == "mend this"
-    says = {one["name"]: one["says"] for one in told["findings"]}
-    assert "(1, first row 8)" in says["rows that cannot be used"]
-    assert says["duplicates"].endswith("row 11 repeats row 1. Keep one of each")
+    assert verdicts(told)["pairs that teach nothing"] == "fix"
+    meanings = {one["name"]: one["meaning"] for one in told["findings"]}
+    assert "(1, first row 8)" in meanings["unusable rows"]
+    assert meanings["duplicates"].endswith("row 11 repeats row 1. Keep one of each")
 
 
 def test_leakage(tmp_path, capsys, pairs_file):
@@ -160,7 +160,7 @@ def test_leakage(tmp_path, capsys, pairs_file):
         and told["evidence"]["leakage"] == 0.75
     )
     assert leaked["rows"] == {"exact": 0.25, "normalized": 0.5, "near": 0.5}
-    assert verdicts(told)["leakage"] == "mend this"
+    assert verdicts(told)["leakage"] == "fix"
     clean = diagnose(capsys, pairs_file, "--held_out", write_rows(tmp_path / "h.jsonl", held[3:]))
     assert clean["evidence"]["leakage"] == 0 and verdicts(clean)["leakage"] == "good"
 
@@ -176,7 +176,7 @@ def test_contradictions(tmp_path, capsys):
     ]
     told = diagnose(capsys, write_rows(tmp_path / "d.jsonl", rows))
     assert told["measures"]["contradictions"]["in_cycles"] == pytest.approx(2 / 9)
-    assert verdicts(told)["contradictions"] == "mend this"
+    assert verdicts(told)["contradictions"] == "fix"
 
 
 def test_the_order_of_completions_makes_no_new_row(tmp_path, capsys):
@@ -291,9 +291,7 @@ def test_own_samples_are_on_policy_and_random_labels_are_noise(parts):
         assert near.off_policy.low < 0 < near.off_policy.high and abs(near.off_policy.mean) < 0.1
         assert near.rank.low < 0.5 < near.rank.high
     assert told.agreement is not None and 0.25 < told.agreement.noise < 0.75
-    assert (
-        next(one for one in findings_of(told) if one.name == "noise of the labels").verdict == "look at this"
-    )
+    assert next(one for one in findings_of(told) if one.name == "noise of the labels").verdict == "check"
     assert [one.verdict for one in findings_of(told) if one.name.startswith("off-policy")] == ["good"] * 3
 
 
@@ -320,8 +318,8 @@ def test_other_data_are_off_policy_and_a_plain_rule_is_no_noise(tmp_path, capsys
     told = diagnose(capsys, write_rows(tmp_path / "d.jsonl", rows), "--model", tiny_folder, *QUICK)
     assert told["evidence"]["noise"] == 0.0 and verdicts(told)["noise of the labels"] == "good"
     assert (
-        told["evidence"]["off_policy"] > BOUNDS["off_policy"].look
-        and verdicts(told)["off-policy"] == "look at this"
+        told["evidence"]["off_policy"] > BOUNDS["off_policy"].check
+        and verdicts(told)["off-policy"] == "check"
     )
     # the byte tokenizer may join letters, so tokens are counted by it, end-of-turn token included
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
@@ -379,9 +377,11 @@ def test_a_flat_reward_and_one_without_an_opinion(tmp_path, tiny_folder, capsys,
         0,
     ]
     assert told["measures"]["own"]["reward_agreement"]["mean"] == 0.5
-    assert verdicts(told)["prompts whose own rewards are equal"] == "mend this"
+    assert verdicts(told)["prompts with equal own rewards"] == "fix"
     told = diagnose(capsys, data, "--model", tiny_folder, "--reward", f"{tmp_path}/flat.py:none", *QUICK)
-    assert told["evidence"]["best_of_n"] is None and any("has no opinion" in one for one in told["left_out"])
+    assert told["evidence"]["best_of_n"] is None and any(
+        "does the reward score both" in one for one in told["left_out"]
+    )
 
 
 def test_equal_after_cutting_and_too_long(tmp_path, tiny_folder, capsys):
@@ -414,10 +414,10 @@ def test_few_prompts_are_said_to_be_few(tmp_path, tiny_folder, pairs_file, capsy
     ]
     assert main(["diagnose", "data", pairs_file, *words]) == 0
     out = capsys.readouterr().out
-    assert "was asked 3 prompts of 8, 3 samples each; with so few, intervals are wide" in out
+    assert "sampled for 3 prompts of 8, 3 samples each; with this few prompts, intervals are wide" in out
     assert (
         re.search(r"off-policy, chosen +.*nats/token", out)
-        and "not measured: noise of the labels: it wants 20 prompts" in out
+        and "not measured: noise of the labels: needs 20 prompts" in out
     )
     assert (
         re.search(r"\d+% of the data's completions are longer than max_new_tokens", out)
@@ -464,21 +464,19 @@ def test_trajectories(tmp_path, tiny_folder, capsys):
 
 
 def test_bounds():
-    bound = Bound(look=0.1, mend=0.5, reason="")
-    assert [bound.verdict(value) for value in (0.1, 0.2, 0.5)] == ["good", "look at this", "mend this"]
-    assert (
-        bound.verdict(0.9, mildest=0.05) == "look at this" and bound.verdict(0.9, mildest=0.2) == "mend this"
-    )
-    assert Bound(look=0.0, mend=None, reason="").verdict(9.0) == "look at this"
-    assert all(bound.reason and (bound.mend is None or bound.mend > bound.look) for bound in BOUNDS.values())
+    bound = Bound(check=0.1, fix=0.5, reason="")
+    assert [bound.verdict(value) for value in (0.1, 0.2, 0.5)] == ["good", "check", "fix"]
+    assert bound.verdict(0.9, mildest=0.05) == "check" and bound.verdict(0.9, mildest=0.2) == "fix"
+    assert Bound(check=0.0, fix=None, reason="").verdict(9.0) == "check"
+    assert all(bound.reason and (bound.fix is None or bound.fix > bound.check) for bound in BOUNDS.values())
 
 
 def test_the_page_has_the_thresholds():
     page = (Path(__file__).parents[2] / "docs" / "data_diagnosis.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.M))
     for name, bound in BOUNDS.items():
-        mend = "never" if bound.mend is None else f"{bound.mend:g}"
-        assert f"| `{name}` | {bound.look:g} | {mend} |" in page, name
+        fix = "never" if bound.fix is None else f"{bound.fix:g}"
+        assert f"| `{name}` | {bound.check:g} | {fix} |" in page, name
     assert set(BOUNDS) <= set(rows) and all(f"`{name}`" in page for name in EVIDENCE)
 
 
@@ -486,7 +484,7 @@ def test_mistakes(tmp_path, tiny_folder, pairs_file, capsys):
     model = ["--model", str(tiny_folder)]
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "p"}])
     for words, wanted in (
-        ([], "A setting is missing"),
+        ([], "--data is missing"),
         (["/nowhere"], "/nowhere does not exist"),
         ([prompts], "holds prompts only"),
         ([pairs_file, "--samples", "1", *model], "samples is out of range; got 1; expected at least 2"),

@@ -1,5 +1,5 @@
-"""`preftune diagnose data`: what a data set can teach a model, and what spoils it, before anything is
-trained.
+"""`preftune diagnose data`: what a data set can teach a model, and what is wrong with it, before
+training.
 """
 
 from collections.abc import Sequence
@@ -37,31 +37,31 @@ from preftune.terminal import clean_terminal
 from preftune.text import percent, plural, value_text
 
 FEW = 20  # prompts, below which a t interval is hardly narrower than what it is to tell apart
-_STYLES = {"good": "green", "look at this": "yellow", "mend this": "bold red"}
+_STYLES = {"good": "green", "check": "yellow", "fix": "bold red"}
 _WITHOUT_MODEL = "off-policy, noise of the labels, the reward's peak, lengths in tokens: no --model was given"
 _READING = ("split", "format", "columns", "bad_rows", "pairing", "min_gap", "max_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnoseDataConfig:
-    """What a data set can teach a model: how near it is to what the model writes, and what spoils it.
+    """What a data set can teach a model: how near it is to what the model writes, and what is wrong with it.
 
     Args:
         data: preference data: a file, a folder or a hub id.
-        model: the model that is to be tuned; without one, what needs no model is measured.
-        reward: a built-in reward, module:function or a weighted sum, to find where its peak lies;
+        model: the model to be trained; without a model, only what needs none is measured.
+        reward: a built-in reward, module:function or a weighted sum, to find where its peak is;
             docs/rewards.md lists them.
-        held_out: data of the same layout; which of its prompts and rows are in `data`, too.
-        max_prompts: prompts that the model is asked, drawn by the seed from all of the data.
-        samples: own completions of each of them.
-        max_new_tokens: budget of an own completion; the data's are compared up to the same number of tokens.
-        output: write everything as JSON here.
+        held_out: data of the same layout; its prompts and rows that are also in `data` are counted.
+        max_prompts: number of prompts to sample for, drawn by the seed from all of the data.
+        samples: own completions of each prompt.
+        max_new_tokens: token limit of an own completion; the data's are compared up to the same number of tokens.
+        output: file for everything as JSON.
         overwrite: replace the output if it exists.
-        seed: of the choice of prompts, the draws and the folds.
+        seed: seed of the choice of prompts, the samples and the folds.
         precision: "fp32" or "bf16".
         device: "auto" takes a GPU if there is one.
         json: print JSON.
-        rows: how data files become groups of tokens; rows that cannot be used are counted here, and no error.
+        rows: how data files become groups of tokens; unusable rows are counted and are no error.
         layout: how groups are laid out for the model.
         loading: what may be loaded beside plain tensors.
     """
@@ -130,7 +130,7 @@ def diagnose_data(settings: DiagnoseDataConfig, report: Reporter) -> DataMeasure
     found = measure_rows(settings.data, rows, renderer, held, settings.model, settings.reward)
     left_out = [] if held else ["leakage: no --held_out was given"]
     if not found.num_pairs:
-        left_out.append("all that speaks of chosen and rejected: the data give no pairs")
+        left_out.append("everything about chosen and rejected completions: the data give no pairs")
     if renderer is None:
         return replace(found, left_out=(_WITHOUT_MODEL, *left_out))
     model = load_on_device(source, settings.loading, settings.precision, settings.device)
@@ -195,21 +195,21 @@ def tell(found: DataMeasures, console: Console) -> None:
     if found.own is not None:
         asked = f"{plural(found.own.num_prompts, 'prompt')} of {found.num_prompts:,}, {found.own.num_samples} samples each"
         line(
-            f"{found.model} was asked {asked}"
-            + "; with so few, intervals are wide" * (found.own.num_prompts < FEW)
+            f"{found.model} sampled for {asked}"
+            + "; with this few prompts, intervals are wide" * (found.own.num_prompts < FEW)
         )
         if found.own.beyond_budget:
             line(
                 f"{percent(found.own.beyond_budget)} of the data's completions are longer than max_new_tokens: they are compared "
-                "with own samples up to there, and a reward that minds the budget finds them too long"
+                "with own samples up to this limit, and a reward that depends on the limit scores them as too long"
             )
     told_findings = findings(found)
     rows = [
-        (one.name, one.measured, Text(one.verdict, style=_STYLES[one.verdict]), one.says)
+        (one.name, one.measured, Text(one.verdict, style=_STYLES[one.verdict]), one.meaning)
         for one in told_findings
     ]
     console.print()
-    console.print(make_table(("finding", "measured", "verdict", "what it says"), rows, unbroken=("verdict",)))
+    console.print(make_table(("finding", "measured", "verdict", "meaning"), rows, unbroken=("verdict",)))
     console.print()
     if found.own is not None and (case := coverage_case(found.own)):
         line(case)

@@ -12,11 +12,11 @@ from preftune.text import interval_text, percent, plural
 
 
 def findings(m: DataMeasures) -> list[DataFinding]:
-    """The measures with their verdicts, what spoils data first."""
+    """The measures with their verdicts, faults of the data first."""
     found = [*_rows(m), *_repetition(m)]
     found += _pairs(m) if m.num_pairs or m.idle_pairs else []
     found += findings_of(m.own) if m.own else []
-    return [replace(one, says=one.says.replace(f"{m.source}:", "row ")) for one in found]
+    return [replace(one, meaning=one.meaning.replace(f"{m.source}:", "row ")) for one in found]
 
 
 def _share(value: float) -> str:
@@ -33,10 +33,10 @@ def _rows(m: DataMeasures) -> list[DataFinding]:
     examples = "; ".join(f"{what} ({place})" for what, place in places.items())
     found = [
         DataFinding(
-            name="rows that cannot be used",
+            name="unusable rows",
             measured=f"{total} of {m.num_rows}",
             verdict=verdict,
-            says=text_for(verdict, "every row can be read", examples),
+            meaning=text_for(verdict, "every row can be read", examples),
         )
     ]
     for name, fault in m.faults.items():
@@ -47,7 +47,7 @@ def _rows(m: DataMeasures) -> list[DataFinding]:
                 name=name.replace("_", " "),
                 measured=measured,
                 verdict=bound.verdict(fault.share),
-                says=f"{FAULTS[name]}; first {fault.example}",
+                meaning=f"{FAULTS[name]}; first {fault.example}",
             )
         )
     if not m.faults:
@@ -56,7 +56,7 @@ def _rows(m: DataMeasures) -> list[DataFinding]:
                 name="faults in the texts",
                 measured="none",
                 verdict="good",
-                says="no marker, special token or broken character, and no end that is missing",
+                meaning="no markers, special tokens, broken characters or missing ends",
             )
         )
     return found
@@ -65,15 +65,15 @@ def _rows(m: DataMeasures) -> list[DataFinding]:
 def _repetition(m: DataMeasures) -> list[DataFinding]:
     near = m.duplicates["near"]
     verdict = BOUNDS["duplicates"].verdict(near)
-    kinds = f"word for word: {_share(m.duplicates['exact'])}; but for case and punctuation: {_share(m.duplicates['normalized'])}"
+    kinds = f"exact: {_share(m.duplicates['exact'])}; except for case and punctuation: {_share(m.duplicates['normalized'])}"
     found = [
         DataFinding(
             name="duplicates",
             measured=f"{_share(near)} of rows",
             verdict=verdict,
-            says=text_for(
+            meaning=text_for(
                 verdict,
-                "hardly a row repeats another",
+                "hardly any row repeats another",
                 f"{kinds}; first {m.duplicate_example}. Keep one of each",
             ),
         )
@@ -81,16 +81,16 @@ def _repetition(m: DataMeasures) -> list[DataFinding]:
     if m.leakage:
         leaked = m.leakage.prompts["near"]
         verdict = BOUNDS["leakage"].verdict(leaked)
-        told = f"prompts of {m.leakage.held_out} that are trained on; whole rows: {_share(m.leakage.rows['near'])}"
+        told = f"prompts of {m.leakage.held_out} that are in the data; whole rows: {_share(m.leakage.rows['near'])}"
         found.append(
             DataFinding(
                 name="leakage",
                 measured=f"{_share(leaked)} of {m.leakage.num_rows}",
                 verdict=verdict,
-                says=text_for(
+                meaning=text_for(
                     verdict,
-                    "no held-out prompt is trained on",
-                    f"{told}; first {m.leakage.example}. Take them out",
+                    "no held-out prompt is in the data",
+                    f"{told}; first {m.leakage.example}. Remove them",
                 ),
             )
         )
@@ -106,7 +106,7 @@ def _pairs(m: DataMeasures) -> list[DataFinding]:
             name="pairs that teach nothing",
             measured=f"{idle} of {total}",
             verdict=verdict,
-            says=text_for(verdict, "every pair differs", reasons),
+            meaning=text_for(verdict, "every pair differs", reasons),
         )
     ]
     if m.overlap:
@@ -126,19 +126,21 @@ def _overlap(told: PairOverlap, unit: str) -> list[DataFinding]:
             name="overlap of chosen and rejected",
             measured=interval_text(told.overlap),
             verdict=mean,
-            says=f"share of {unit} in common, and {told.prefix_tokens:.1f} {unit} ({_share(told.prefix_share)}) of common beginning"
+            meaning=f"share of common {unit}; the common prefix has {told.prefix_tokens:.1f} {unit} ({_share(told.prefix_share)})"
             + text_for(
-                mean, "", ". Prefer objectives that hold the chosen likelihood up (dpop, rpo, cal-dpo)"
+                mean,
+                "",
+                ". Prefer objectives that keep the chosen likelihood from falling (dpop, rpo, cal-dpo)",
             ),
         ),
         DataFinding(
             name="near-identical pairs",
             measured=_share(told.near_identical),
             verdict=near,
-            says=text_for(
+            meaning=text_for(
                 near,
-                "few pairs differ in a word or two only",
-                "of pairs have nine tenths in common; they push likelihoods down on both sides. Drop them, or use dpop",
+                "few pairs differ in only a word or two",
+                "of pairs have nine tenths in common; they lower the likelihood of both sides. Drop them, or use dpop",
             ),
         ),
     ]
@@ -159,7 +161,7 @@ def _length_finding(told: LengthBias, unit: str) -> DataFinding:
         name="length bias",
         measured=f"chosen longer {interval_text(chance)}",
         verdict=verdict,
-        says=told_text
+        meaning=told_text
         + text_for(
             verdict,
             "",
@@ -171,18 +173,18 @@ def _length_finding(told: LengthBias, unit: str) -> DataFinding:
 def _contradictions(told: Contradictions) -> list[DataFinding]:
     exchanged = told.exchanged or 0.0
     verdict: DataVerdict = BOUNDS["contradictions"].verdict(max(exchanged, told.in_cycles))
-    says = (
-        "no preference contradicts another" if told.num_repeated else "no pair is judged twice, and no cycle"
+    meaning = (
+        "no preference contradicts another" if told.num_repeated else "no repeated judgments, and no cycles"
     )
     measured = f"{_share(told.in_cycles)} in cycles"
     if told.exchanged is not None:
         measured += f", {_share(exchanged)} exchanged"
     bad = (
-        f"preferences that cannot all be right; {plural(told.num_repeated, 'repeated judgment')}. "
-        "Judge them again, or use an objective for noise (robust-dpo, label_smoothing)"
+        f"contradictory preferences; {plural(told.num_repeated, 'repeated judgment')}. "
+        "Label them again, or use an objective for noisy labels (robust-dpo, label_smoothing)"
     )
     return [
         DataFinding(
-            name="contradictions", measured=measured, verdict=verdict, says=text_for(verdict, says, bad)
+            name="contradictions", measured=measured, verdict=verdict, meaning=text_for(verdict, meaning, bad)
         )
     ]

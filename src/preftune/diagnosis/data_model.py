@@ -69,8 +69,8 @@ def choose_prompts(
     if not members:
         raise DataError(
             "No prompt leaves the model room for a completion",
-            got=f"a budget of {options.max_new_tokens}",
-            expected=f"prompt and budget within {room} tokens",
+            got=f"a limit of {options.max_new_tokens}",
+            expected=f"prompt and completion within {room} tokens",
             do="Lower max_new_tokens",
         )
     order = np.random.default_rng(seed).permutation(sorted(members))[:most]
@@ -111,7 +111,7 @@ def measure_own(
     left_out = []
     if agreement is None:
         left_out.append(
-            f"noise of the labels: it wants {MIN_PROMPTS} prompts with different pairs; raise max_prompts or add data"
+            f"noise of the labels: needs {MIN_PROMPTS} prompts with different pairs; raise max_prompts or add data"
         )
     sizes = [size for members in asked.members for _, group in members for size in group.num_scored]
     found = OwnSamples(
@@ -129,7 +129,7 @@ def measure_own(
     judged = reward_completions(asked, drawn, *reward, options.max_new_tokens)
     rewards = _with_rewards(found, asked, judged)
     if rewards.peak is None:
-        left_out.append("the reward's peak: the reward has no opinion on own samples and data of any prompt")
+        left_out.append("the reward's peak: for no prompt does the reward score both own samples and data")
     return rewards, left_out
 
 

@@ -4,74 +4,80 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-DataVerdict = Literal["good", "look at this", "mend this"]
+DataVerdict = Literal["good", "check", "fix"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A number above `look` wants a look, from `mend` on it wants mending; None never does."""
+    """The verdict is "check" above `check` and "fix" from `fix` on; None: never."""
 
-    look: float
-    mend: float | None
+    check: float
+    fix: float | None
     reason: str
 
     def verdict(self, value: float, mildest: float | None = None) -> DataVerdict:
-        """`mildest` is the end of the number's interval that says least: what is to be mended lies beyond
-        `look` there, too.
+        """`mildest` is the end of the number's interval that is nearest to good: for "fix" it lies beyond
+        `check`, too.
         """
-        certain = mildest is None or mildest > self.look
-        if self.mend is not None and value >= self.mend and certain:
-            return "mend this"
-        return "look at this" if value > self.look else "good"
+        certain = mildest is None or mildest > self.check
+        if self.fix is not None and value >= self.fix and certain:
+            return "fix"
+        return "check" if value > self.check else "good"
 
 
 BOUNDS: Mapping[str, Bound] = {
     "unusable_rows": Bound(
-        look=0.0, mend=0.05, reason="share of rows; a few are typing errors, many are a wrong export"
+        check=0.0, fix=0.05, reason="share of rows; a few are typing errors, many are a wrong export"
     ),
     "fault_rows": Bound(
-        look=0.0, mend=0.01, reason="share of rows; what stands in one row of a hundred is learned"
+        check=0.0, fix=0.01, reason="share of rows; a model learns a fault that is in 1% of rows"
     ),
     "open_ends": Bound(
-        look=0.05, mend=None, reason="share of rows; people, too, leave out a full stop, so it never condemns"
+        check=0.05,
+        fix=None,
+        reason="share of rows; people also omit the final period, so the verdict is never fix",
     ),
-    "idle_pairs": Bound(look=0.0, mend=0.05, reason="share of pairs; they cost time and teach nothing"),
+    "idle_pairs": Bound(check=0.0, fix=0.05, reason="share of pairs; they cost time and teach nothing"),
     "duplicates": Bound(
-        look=0.01, mend=0.10, reason="share of rows; a repeated row has more weight than its author meant"
+        check=0.01, fix=0.10, reason="share of rows; a repeated row has more weight than intended"
     ),
     "leakage": Bound(
-        look=0.0, mend=0.01, reason="share of held-out rows; the held-out figure is too good by as much"
+        check=0.0, fix=0.01, reason="share of held-out rows; they bias the held-out metrics upwards"
     ),
     "overlap": Bound(
-        look=0.7, mend=None, reason="share of tokens; most of a pair then moves up and down at once"
+        check=0.7, fix=None, reason="share of tokens; most of a pair then moves up and down at once"
     ),
     "near_identical": Bound(
-        look=0.05, mend=0.25, reason="share of pairs; their likelihoods may fall together"
+        check=0.05, fix=0.25, reason="share of pairs; their likelihoods may fall together"
     ),
     "length_bias": Bound(
-        look=0.1, mend=0.25, reason="P(chosen longer) from 1/2; at 3 of 4, length is most of the lesson"
+        check=0.1, fix=0.25, reason="P(chosen longer) from 1/2; at 3 of 4, length dominates what is learned"
     ),
     "contradictions": Bound(
-        look=0.0, mend=0.05, reason="share of exchanged pairs, as their repetitions tell"
+        check=0.0, fix=0.05, reason="share of exchanged pairs, estimated from repeated judgments"
     ),
-    "noise": Bound(look=0.4, mend=None, reason="1 - agreement; an upper estimate, so it never condemns"),
-    "off_policy": Bound(look=0.3, mend=None, reason="nats per token; a factor of e^0.3 = 1.35 in perplexity"),
+    "noise": Bound(
+        check=0.4, fix=None, reason="1 - agreement; an upper estimate, so the verdict is never fix"
+    ),
+    "off_policy": Bound(check=0.3, fix=None, reason="nats per token; a factor of e^0.3 = 1.35 in perplexity"),
     "best_of_data": Bound(
-        look=0.9, mend=None, reason="chance; fewer than one own sample in ten is as good as the data's best"
+        check=0.9,
+        fix=None,
+        reason="probability; fewer than one own sample in ten is as good as the data's best",
     ),
     "zero_spread": Bound(
-        look=0.25, mend=0.5, reason="share of prompts; group methods learn nothing from them"
+        check=0.25, fix=0.5, reason="share of prompts; group methods learn nothing from them"
     ),
     "reward_disagreement": Bound(
-        look=0.4, mend=0.5, reason="share of pairs that the reward orders the other way; 1/2 is a coin"
+        check=0.4, fix=0.5, reason="share of pairs that the reward orders the other way; 1/2 is chance"
     ),
 }
-"""The thresholds are choices, with their reasons; docs/data_diagnosis.md says more."""
+"""The thresholds are choices, with their reasons; docs/data_diagnosis.md has the table."""
 
 
 def bounds_used() -> dict[str, dict[str, object]]:
     """The thresholds as plain values."""
-    return {name: {"look": one.look, "mend": one.mend, "reason": one.reason} for name, one in BOUNDS.items()}
+    return {name: {"check": one.check, "fix": one.fix, "reason": one.reason} for name, one in BOUNDS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +87,7 @@ class DataFinding:
     name: str
     measured: str
     verdict: DataVerdict
-    says: str
+    meaning: str
 
 
 def text_for(verdict: DataVerdict, good: str, bad: str) -> str:
@@ -90,5 +96,5 @@ def text_for(verdict: DataVerdict, good: str, bad: str) -> str:
 
 def count_verdicts(found: Sequence[DataFinding]) -> Mapping[DataVerdict, int]:
     """How many findings have each verdict, the worst first."""
-    order: tuple[DataVerdict, ...] = ("mend this", "look at this", "good")
+    order: tuple[DataVerdict, ...] = ("fix", "check", "good")
     return {verdict: sum(one.verdict == verdict for one in found) for verdict in order}

@@ -8,7 +8,7 @@ from preftune.text import interval_text, percent, plural, value_text
 
 
 def findings_of(own: OwnSamples) -> list[DataFinding]:
-    """What the model's own samples say."""
+    """The findings from the model's own samples."""
     found = [_near(name, told) for name, told in own.near.items()]
     if own.agreement:
         found.append(_noise(own.agreement))
@@ -22,10 +22,10 @@ def findings_of(own: OwnSamples) -> list[DataFinding]:
                 name="reward and preferences",
                 measured=f"agree on {interval_text(share)}",
                 verdict=verdict,
-                says=text_for(
+                meaning=text_for(
                     verdict,
-                    "the reward wants what the data prefer",
-                    "the reward wants something else than the data",
+                    "the reward prefers what the data prefer",
+                    "the reward and the data prefer different completions",
                 ),
             )
         )
@@ -37,34 +37,34 @@ def _near(name: str, told: Nearness) -> DataFinding:
     bound = BOUNDS["off_policy"]
     verdict = bound.verdict(gap)
     covered = (
-        "much as the model writes"
-        if gap >= -bound.look
-        else "within what it writes, and likelier than its own draws"
+        "similar to what the model writes"
+        if gap >= -bound.check
+        else "within what the model writes, and likelier than its own samples"
     )
-    says = text_for(
-        verdict, covered, "the model seldom writes such completions: draw own samples and judge them"
+    meaning = text_for(
+        verdict, covered, "the model rarely writes such completions: train on scored samples of the model"
     )
     return DataFinding(
         name="off-policy" + (f", {name}" if name != "all" else ""),
         verdict=verdict,
         measured=f"{interval_text(told.off_policy, signed=True)} nats/token",
-        says=f"rank {told.rank.mean:.2f} among own samples; {says}",
+        meaning=f"rank {told.rank.mean:.2f} among own samples; {meaning}",
     )
 
 
 def _noise(told: ModelAgreement) -> DataFinding:
-    coin = told.agreement.low <= 0.5  # the pairs do not tell the quick model from a coin
-    verdict = "look at this" if coin else BOUNDS["noise"].verdict(told.noise)
+    coin = told.agreement.low <= 0.5  # the interval of the quick model's accuracy includes chance
+    verdict = "check" if coin else BOUNDS["noise"].verdict(told.noise)
     doubt = (
-        "so few pairs do not tell it from a coin: raise max_prompts"
+        "with this few pairs its accuracy may be chance: raise max_prompts"
         if coin
-        else "it may not see what people saw: read some"
+        else "the model may miss what people see: read some pairs"
     )
     return DataFinding(
         name="noise of the labels",
         measured=f"upper estimate {percent(told.noise)}",
         verdict=verdict,
-        says=f"a quick reward model agrees with {interval_text(told.agreement)} of {plural(told.num_pairs, 'pair')} it has not seen"
+        meaning=f"a quick reward model agrees with {interval_text(told.agreement)} of {plural(told.num_pairs, 'pair')} not used to fit it"
         + text_for(verdict, "", f"; {doubt}"),
     )
 
@@ -80,24 +80,26 @@ def _peak(own: OwnSamples) -> list[DataFinding]:
     curve = ", ".join(f"n={n} {value_text(one.mean)}" for n, one in own.peak.best_of_n.items())
     return [
         DataFinding(
-            name="the data's best against own samples",
-            measured=f"wins {interval_text(best)}",
+            name="best of the data against own samples",
+            measured=f"better with probability {interval_text(best)}",
             verdict=verdict,
-            says=f"best of n own: {curve}"
+            meaning=f"best of n own: {curve}"
             + (f"; data: {sides}" if sides else "")
             + text_for(
                 verdict,
                 "",
-                ". The reward's peak lies outside what the model writes: start with sft on the best, or explore",
+                ". The reward's peak is outside what the model writes: start with sft on the best completions, or explore",
             ),
         ),
         DataFinding(
-            name="prompts whose own rewards are equal",
+            name="prompts with equal own rewards",
             measured=interval_text(own.peak.zero_spread),
             verdict=flat,
-            says=f"standard deviation of a prompt's rewards {interval_text(own.peak.spread)}"
+            meaning=f"standard deviation of a prompt's rewards {interval_text(own.peak.spread)}"
             + text_for(
-                flat, "", ". Group methods learn nothing there: draw more samples, or choose other prompts"
+                flat,
+                "",
+                ". Group methods learn nothing from them: raise the number of samples, or choose other prompts",
             ),
         ),
     ]
@@ -107,8 +109,8 @@ def coverage_case(own: OwnSamples) -> str | None:
     """Which of the paper's problems the data are like, where both conditions were measured."""
     if own.peak is None or "all" not in own.near:
         return None
-    near = own.near["all"].off_policy.mean <= BOUNDS["off_policy"].look
-    inside = own.peak.best_of_data.mean <= BOUNDS["best_of_data"].look
+    near = own.near["all"].off_policy.mean <= BOUNDS["off_policy"].check
+    inside = own.peak.best_of_data.mean <= BOUNDS["best_of_data"].check
     return _CASES[near, inside]
 
 
@@ -116,19 +118,19 @@ _CASES = {
     (
         True,
         True,
-    ): "Data and the reward's peak lie where the model writes (the paper's Mode Length): offline training may do.",
+    ): "Data and the reward's peak are where the model writes (Mode Length in Tajwar et al.): offline training may suffice.",
     (
         True,
         False,
-    ): "The data lie where the model writes, the reward's peak does not (the paper's Min Length): train on-policy, or "
+    ): "The data are where the model writes, the reward's peak is not (Min Length in Tajwar et al.): train on-policy, or "
     "offline with a negative gradient (dpo, bnf).",
     (
         False,
         False,
-    ): "Data and the reward's peak lie away from where the model writes (the paper's Skew Length): on-policy sampling "
+    ): "Data and the reward's peak are away from what the model writes (Skew Length in Tajwar et al.): on-policy sampling "
     "matters most.",
     (
         False,
         True,
-    ): "The reward's peak lies where the model writes, the data do not: own samples, judged, are the better data.",
+    ): "The reward's peak is where the model writes, the data are not: own samples, scored by the reward, are the better data.",
 }

@@ -11,10 +11,10 @@ LONG_ENOUGH = 20  # words: a shorter answer may well be a name or a number, and 
 FAULTS = {
     "special_tokens": "special tokens of a template in the text",
     "role_markers": "another speaker's marker inside a completion",
-    "double_bos": "the text begins with a BOS token, and the tokenizer or template writes one of its own",
-    "no_end": "a long completion that stops without an end",
-    "cut_off": "a completion that the row says was cut off before its end",
-    "control_characters": "characters that no reader sees",
+    "double_bos": "the text begins with a BOS token, and the tokenizer or template adds another",
+    "no_end": "a long completion without an end",
+    "cut_off": "a completion marked as truncated in its row",
+    "control_characters": "invisible control characters",
     "mojibake": "characters decoded with the wrong encoding",
 }
 
