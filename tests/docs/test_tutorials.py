@@ -1,6 +1,7 @@
 """Every command of the quickstart and the tutorials runs, in the order of the page, on the files that it shows."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,13 @@ def test_every_page_stands_in_the_navigation_once():
     objectives = {page for page in pages if page.startswith("objectives/") and page != "objectives/index.md"}
     generated = {"reference/command_line.md", "reference/python_api.md", "dev/log.md"}
     assert sorted(listed) == sorted(pages - objectives | generated)
+
+
+def test_llms_txt_links_to_pages():
+    """The list for programs that read documentation leads somewhere."""
+    links = re.findall(r"\]\(([\w/.-]+)\)", (DOCS / "llms.txt").read_text(encoding="utf-8"))
+    assert len(links) >= 25
+    assert [link for link in links if not (DOCS / link).is_file()] == []
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
