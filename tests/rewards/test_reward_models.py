@@ -277,6 +277,31 @@ def test_a_model_beside_itself_prefers_nothing(tiny_folder):
     assert judged(f"implicit(policy={tiny_folder}, reference={tiny_folder})") == [0.0, 0.0, 0.0]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("length", ["mean", "sum"])
+def test_likelihood_is_that_of_the_model(tiny_folder, length):
+    """Against transformers: the chat template, one sequence at a time, log-softmax in fp64."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder).double()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    expected = []
+    for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
+        turns = [{"role": "user", "content": prompt}]
+        start = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(
+            [*turns, {"role": "assistant", "content": completion}], tokenize=False
+        ).rstrip("\n")
+        before = tokenizer(start, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor(tokenizer(whole, add_special_tokens=False)["input_ids"])
+        logps = model(ids[None]).logits[0, :-1].log_softmax(-1).gather(-1, ids[1:, None])[len(before) - 1 :]
+        expected.append(float(logps.mean() if length == "mean" else logps.sum()))
+    found = resolve_reward(f"likelihood(model={tiny_folder}, length={length})")(
+        prompts=PROMPTS, completions=COMPLETIONS
+    )
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
 def test_implicit_rewards_that_cannot_be(tiny_folder, folder):
     with pytest.raises(ConfigError, match="needs a setting; got no reference"):
         resolve_reward(f"implicit(policy={tiny_folder})")

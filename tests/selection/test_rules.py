@@ -27,6 +27,7 @@ from preftune.selection.rules import (
     SELECTIONS,
     AllPairs,
     BestCompletion,
+    BestVsLevel,
     BestVsWorst,
     DynamicSampling,
     LabelByMean,
@@ -95,6 +96,28 @@ def test_best_vs_worst():
     }
     wide = BestVsWorst(min_gap=0.5)(REWARDS)
     assert wide.choices == (pairs((1, 0)), None, None, None, None) and wide.dropped[SMALL_GAP] == 1
+
+
+def test_best_vs_level():
+    """[1, 0.7, 0.5, 0.2, 0.1] have mean 0.5 and deviation 0.329: one below is 0.171, nearest to 0.2."""
+    group = [0.5, 1.0, 0.1, 0.7, 0.2, None]
+    assert BestVsLevel(level=-1.0)([group]).choices == (pairs((1, 4)),)
+    assert BestVsLevel(level=0.0)([group]).choices == (pairs((1, 0)),)
+    assert BestVsLevel(level=-2.0)([group]).choices == (pairs((1, 2)),)
+    assert BestVsLevel(level=5.0)([group]).choices == (pairs((1, 3)),)  # never the best one, nor one as good
+    assert BestVsLevel(level=5.0, min_gap=0.4)([group]).choices == (pairs((1, 0)),)
+    found = BestVsLevel()([[1.0, 1.0], [0.3], [None]])
+    assert found.dropped == {ALL_EQUAL: 1, SINGLE: 1, NO_REWARD: 1}
+
+
+def test_many_samples_leave_outliers_alone():
+    """100 rewards around 0 and one at -50: the worst is the outlier, two deviations below the mean is not."""
+    group = [*np.random.default_rng(0).normal(size=100), -50.0]
+    target = np.mean(group) - 2 * np.std(group)
+    ((_, rejected),) = BestVsLevel()([group]).choices[0].pairs
+    assert group[rejected] == min(group[:100], key=lambda reward: abs(reward - target))
+    ((_, worst),) = BestVsWorst()([group]).choices[0].pairs
+    assert group[worst] == -50
 
 
 def test_all_pairs():

@@ -42,11 +42,12 @@ class SelectConfig:
         data: rows of prompt, completions and rewards (null where there is none): a file, a folder or a hub
             id.
         output: the file to write, *.jsonl.
-        selection: best-of-n, top-fraction, rest, rso, best-vs-worst, all-pairs, label-by-threshold,
-            label-by-mean or dynamic-sampling.
+        selection: best-of-n, top-fraction, rest, rso, best-vs-worst, best-vs-level, all-pairs,
+            label-by-threshold, label-by-mean or dynamic-sampling.
         write: rows of pairs (prompt, chosen, rejected), of labels (prompt, completion, label) or of groups;
             the first of these that holds what the selection makes when not given.
-        min_gap: of best-vs-worst, all-pairs and label-by-mean: smallest difference of two rewards.
+        level: of best-vs-level: the rejected completion is nearest to mean + level * standard deviation.
+        min_gap: of best-vs-worst, best-vs-level, all-pairs and label-by-mean: smallest difference of two rewards.
         fraction: of top-fraction: the share to keep.
         scope: of top-fraction: the best of the "collection" or of each "group".
         thresholds: of rest: one for each improvement step, increasing.
@@ -67,6 +68,7 @@ class SelectConfig:
     output: str
     selection: str = "best-vs-worst"
     write: Layout | None = None
+    level: float | None = None
     min_gap: float | None = None
     fraction: float | None = None
     scope: Literal["collection", "group"] | None = None
@@ -116,6 +118,7 @@ class SelectConfig:
         """The selection with its parameters."""
         return make_selection(
             self.selection,
+            level=self.level,
             min_gap=self.min_gap,
             fraction=self.fraction,
             scope=self.scope,

@@ -16,6 +16,7 @@ from preftune.model.policy import Policy, score_all
 from preftune.model.scorer import load_scorer
 from preftune.rewards.base import BuiltIn, at, check_reward_range, whole_prompts
 from preftune.rewards.classifier import ended_flags, render
+from preftune.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +96,68 @@ def load_pair(settings: ImplicitReward) -> ModelPair:
     return ModelPair(policy=policies[0], reference=policies[1], renderer=renderer)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(BuiltIn):
+    """Log-probability of a completion under a model, in nats: sum_t log p(y_t), or its mean over the tokens.
+
+    With `--selection best-of-n` it selects the answer that the model finds most probable, as GRAPE does (Zhang et
+    al., "The Best Instruction-Tuning Data are Those That Fit", 2025). Completions are tokenized anew; one that was
+    cut off (column `ended`) has no end-of-turn token.
+
+    Args:
+        model: a folder or a hub id.
+        length: the "mean" over the completion's tokens or their "sum".
+        template: prompts are written with the chat template or as plain text; "auto" takes the template if
+            there is one.
+        device: "auto" takes a GPU if there is one.
+        precision: "fp32" or "bf16".
+        trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read weights from pickle files when there are no safetensors.
+    """
+
+    model: str
+    length: Literal["mean", "sum"] = "mean"
+    template: Literal["auto", "chat", "plain"] = "auto"
+    device: str = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self._scorer
+
+    @cached_property
+    def _scorer(self) -> tuple[Policy, Renderer]:
+        loading = LoadOptions(trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle)
+        renderer = make_renderer(load_tokenizer(resolve_model(self.model), loading), self.template)
+        return load_scorer(self.model, loading, LayoutOptions(), self.precision, self.device), renderer
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+        policy, renderer = self._scorer
+        groups = _groups_of(renderer, prompts, completions, columns)
+        logps = [logp for group in score_all(policy, groups, LayoutOptions()) for logp in group]
+        return [
+            float(logp.sum(dtype=np.float64)) / (len(logp) if self.length == "mean" else 1) for logp in logps
+        ]
+
+
 def log_ratios(
     pair: ModelPair, prompts: Sequence[str], completions: list[str], columns: Mapping[str, Any]
 ) -> Iterator[tuple[float, int]]:
     """(log-ratio summed over its tokens, number of tokens) of each completion, in nats."""
+    groups = _groups_of(pair.renderer, prompts, completions, columns)
+    scores = [
+        [scores for group in score_all(policy, groups, LayoutOptions()) for scores in group]
+        for policy in (pair.policy, pair.reference)
+    ]
+    for policy, reference in zip(*scores, strict=True):
+        yield float(policy.sum(dtype=np.float64) - reference.sum(dtype=np.float64)), len(policy)
+
+
+def _groups_of(
+    renderer: Renderer, prompts: Sequence[str], completions: list[str], columns: Mapping[str, Any]
+) -> list[Group]:
+    """The completions as tokens, in their order; neighbors with one prompt are one group."""
     whole, ended = whole_prompts(prompts, columns), ended_flags(columns, len(completions))
     groups = []
     for _, places in groupby(
@@ -106,10 +165,5 @@ def log_ratios(
     ):  # neighbors share their prompt's computation
         mine = list(places)
         texts, ends = [completions[k] for k in mine], [ended[k] for k in mine]
-        groups.append(render(pair.renderer, whole[mine[0]], texts, ends, at(mine[0], completions)))
-    scores = [
-        [scores for group in score_all(policy, groups, LayoutOptions()) for scores in group]
-        for policy in (pair.policy, pair.reference)
-    ]
-    for policy, reference in zip(*scores, strict=True):
-        yield float(policy.sum(dtype=np.float64) - reference.sum(dtype=np.float64)), len(policy)
+        groups.append(render(renderer, whole[mine[0]], texts, ends, at(mine[0], completions)))
+    return groups

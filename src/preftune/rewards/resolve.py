@@ -50,6 +50,9 @@ REWARDS: Mapping[str, type[BuiltIn]] = _BuiltIns(
         "sentiment": "packages:Sentiment",
         "model": "classifier:RewardModel",
         "implicit": "implicit:ImplicitReward",
+        "likelihood": "implicit:Likelihood",
+        "code": "code:Code",
+        "quote": "quote:Quote",
         "judge": "judge:Judge",
     }
 )

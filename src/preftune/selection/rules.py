@@ -197,6 +197,45 @@ class AllPairs:
         return choose_each(rewards, self.makes, seed, choose)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BestVsLevel:
+    """The best completion of a group against the one whose reward is nearest to mean + level * standard deviation.
+
+    The worst of many samples is an easy contrast; two deviations below the mean is a better one. Xiao et al.,
+    "Finding the Sweet Spot: Preference Data Construction for Scaling Preference Optimization", 2025, arXiv
+    2502.16825. Mean and standard deviation (divisor: the number of rewards) are of the group.
+
+    Args:
+        level: in standard deviations from the mean, below the best completion's.
+        min_gap: smallest difference of the two rewards, in their units.
+    """
+
+    level: float = -2.0
+    min_gap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.level):
+            raise out_of_range("best-vs-level", "level", self.level, "a number")
+        check_gap("best-vs-level", self.min_gap)
+
+    @property
+    def makes(self) -> Makes:
+        return "pairs"
+
+    def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
+        def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
+            if reason := no_gap(known, self.min_gap):
+                return reason
+            order = ranked(known, random)
+            values = np.array(list(known.values()))
+            target = values.mean() + self.level * values.std()
+            best = known[order[0]]
+            lower = [k for k in order if known[k] < best and best - known[k] >= self.min_gap]
+            return paired([(order[0], min(lower, key=lambda k: abs(known[k] - target)))])
+
+        return choose_each(rewards, self.makes, seed, choose)
+
+
 # --- labels ---
 
 
@@ -282,6 +321,7 @@ SELECTIONS: Mapping[str, type[Selection]] = {
     "rest": Rest,
     "rso": RSO,
     "best-vs-worst": BestVsWorst,
+    "best-vs-level": BestVsLevel,
     "all-pairs": AllPairs,
     "label-by-threshold": LabelByThreshold,
     "label-by-mean": LabelByMean,
