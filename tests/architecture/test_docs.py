@@ -17,7 +17,7 @@ from preftune.train.options import TrainConfig
 from tests.contracts.variants import variants_of
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "objectives"
-SECTIONS = ["Equation", "Hyper-parameters", "What is logged", "Departures and traps", "A command"]
+SECTIONS = ["Equation", "Hyperparameters", "Logged metrics", "Notes", "Example"]
 names = pytest.mark.parametrize("name", OBJECTIVES)
 
 
@@ -39,7 +39,7 @@ def test_page_follows_the_template(name):
 @names
 def test_page_names_each_hyper_parameter_and_its_default(name):
     kind = OBJECTIVES[name]
-    rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", section(name, "Hyper-parameters"), flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", section(name, "Hyperparameters"), flags=re.MULTILINE)
     assert [row for row, _ in rows] == [field.name for field in fields(kind)]
     for (_, shown), field in zip(rows, fields(kind), strict=True):
         default, shown = field.default, shown.strip("`")
@@ -49,13 +49,13 @@ def test_page_names_each_hyper_parameter_and_its_default(name):
             assert float(shown) == default, field.name
         else:
             assert shown == ("none" if default is None else default), field.name
-    summary = next(line for line in page(name).splitlines() if line.startswith("| hyper-parameters |"))
+    summary = next(line for line in page(name).splitlines() if line.startswith("| hyperparameters |"))
     assert "none" in summary or re.findall(r"`(\w+)`", summary) == [field.name for field in fields(kind)]
 
 
 @names
 def test_page_names_everything_that_is_logged(name):
-    text = section(name, "What is logged")
+    text = section(name, "Logged metrics")
     logged = {
         metric for variant in variants_of(name) for metric in call(random_step(seed=0), variant).metrics
     }
@@ -76,7 +76,7 @@ def test_page_shows_a_command_with_its_own_settings(name, monkeypatch):
     monkeypatch.setattr(
         jaxtyping.config, "jaxtyping_disable", True
     )  # as for a user: no type checker in the way
-    command = section(name, "A command").strip()
+    command = section(name, "Example").strip()
     assert f"--objective {name} " in command
     words = shlex.split(command.removeprefix("preftune train "))
     settings = parse_settings(TrainConfig, words, prog="preftune train", description="")

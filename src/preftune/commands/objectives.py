@@ -125,7 +125,7 @@ def _tell_table(chosen: Sequence[Entry]) -> None:
     fixed = {heading: both[roomy] for heading, both in widths.items()}
     console.print(make_table(headings, rows, unbroken=("name",), widths=fixed if console.is_terminal else {}))
     notes = [
-        f"{plural(len(chosen), 'objective')}. `preftune objectives NAME` prints a page: equation, paper, traps, a command.",
+        f"{plural(len(chosen), 'objective')}. `preftune objectives NAME` prints its page: paper, equation, notes, example.",
         "ref: needs a reference. on-policy: wants samples of the policy's own.",
     ]
     if any(not one.verified for one in chosen):
