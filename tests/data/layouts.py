@@ -155,6 +155,36 @@ LAYOUTS = (
         },
     ),
     pair(
+        "LLaMA-Factory, ShareGPT with tools",
+        {
+            "conversations": [
+                said("human", "Hi."),
+                said("function_call", '{"name": "rivers", "arguments": {}}'),
+                said("observation", ASK),
+            ],
+            "chosen": said("gpt", GOOD),
+            "rejected": said("gpt", BAD),
+        },
+        format="sharegpt",
+    ),
+    pair(
+        "distilabel, ratings beside the pair",
+        {"instruction": ASK, "generations": [GOOD, BAD], "ratings": [5, 2], **PAIR},
+    ),
+    pair(
+        "other spellings of names",
+        {"Prompt": ASK, "chosen-response": GOOD, "rejectedResponse": BAD},
+        options={"format": "pairs"},
+    ),
+    refused(
+        "two columns with opposite names", {"prompt": ASK, "pos": GOOD, "neg": BAD}, "chosen=pos,rejected=neg"
+    ),
+    refused(
+        "preference information inside an object",
+        {"prompt": ASK, **PAIR, "meta": {"winner": "b"}},
+        "the column meta.winner is not used",
+    ),
+    pair(
         "Dolly's context",
         {"instruction": ASK, "context": "Rivers flow.", **PAIR},
         prompt=f"{ASK}\nRivers flow.",
@@ -341,6 +371,14 @@ LAYOUTS = (
         {"prompt": ASK, "completion": GOOD, "reward": True},
         {GOOD: 1.0},
         format="scored",
+    ),
+    Layout(
+        title="labels inside a list, mapped",
+        row={"prompt": ASK, "replies": [{"text": GOOD, "thumbs": "up"}, {"text": BAD, "thumbs": "down"}]},
+        format="groups",
+        options={"columns": "completions=replies.text,labels=replies.thumbs"},
+        labels={GOOD: 1, BAD: -1},
+        pairs=set(),
     ),
     Layout(
         title="labels of several answers",

@@ -90,6 +90,6 @@ def test_numbers_of_a_table_name_a_side(tmp_path):
 
 def test_columns_of_unknown_names_are_told(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"prompt": "p", "pos": "a", "neg": "b"}))
-    with pytest.raises(DataError, match="prompts only, which give no pairs; got the other columns pos, neg"):
+    path.write_text(json.dumps({"prompt": "p", "one": "a", "two": "b"}))
+    with pytest.raises(DataError, match="prompts only, which give no pairs; got the other columns one, two"):
         prepare(path, word_tokenizer(CHATML), "pairs", DataOptions())

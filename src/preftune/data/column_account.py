@@ -1,239 +1,72 @@
 """What became of every column of a file: used, passed to reward functions, or not used.
 
 A column that is not used but looks like preference information, an answer or a part of the prompt stops the run:
-rows must not be trained on without what they say.
+rows must not be trained on without what they say. So does a field inside a turn, an entry or an object.
 """
 
-import re
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 
-from preftune.data.column_map import REPLACED
+from preftune.data.column_advice import advice
+from preftune.data.column_kinds import (
+    NO_SIGNAL,
+    SEEMS_ANSWER,
+    SEEMS_PREFERENCE,
+    SEEMS_PROMPT,
+    SEEMS_WEIGHT,
+    kind_of,
+    opposite,
+    values_look_like_labels,
+)
 from preftune.data.fields import Row
-from preftune.data.label_words import NEGATIVE, NUMBERS, POSITIVE, label_word
+from preftune.data.format_groups import LISTS
+from preftune.data.format_verdicts import is_side
+from preftune.data.nested_fields import NO_VALUE, object_in, unread
 from preftune.data.row_view import Format
 from preftune.errors import DataError, shown
 
 PASSED = "passed to reward functions"
 UNUSED = "not used"
 IGNORED = "ignored"
-
-_PREFERENCE = frozenset(
-    [
-        "rating",
-        "ratings",
-        "rate",
-        "score",
-        "scores",
-        "label",
-        "labels",
-        "thumb",
-        "thumbs",
-        "thumbsup",
-        "thumbsdown",
-        "like",
-        "likes",
-        "liked",
-        "dislike",
-        "upvote",
-        "upvotes",
-        "downvote",
-        "downvotes",
-        "vote",
-        "votes",
-        "winner",
-        "win",
-        "won",
-        "loser",
-        "preference",
-        "preferences",
-        "preferred",
-        "prefer",
-        "pref",
-        "better",
-        "best",
-        "worse",
-        "worst",
-        "chosen",
-        "rejected",
-        "reject",
-        "accepted",
-        "accept",
-        "helpful",
-        "helpfulness",
-        "harmless",
-        "harmlessness",
-        "correct",
-        "correctness",
-        "coherence",
-        "quality",
-        "feedback",
-        "reward",
-        "rewards",
-        "rank",
-        "ranks",
-        "ranking",
-        "grade",
-        "stars",
-        "star",
-        "verdict",
-        "judgement",
-        "judgment",
-        "choice",
-        "selected",
-        "safer",
-        "safe",
-        "good",
-        "bad",
-        "prob",
-        "probability",
-        "probabilities",
-        "margin",
-        "annotation",
-        "approved",
-        "desirable",
-        "satisfaction",
-        "satisfied",
-        "outcome",
-        "incorrect",
-        "kto",
-    ]
-)
-_METADATA = frozenset(
-    [
-        "model",
-        "models",
-        "source",
-        "generator",
-        "policy",
-        "hash",
-        "sha256",
-        "length",
-        "len",
-        "tokens",
-        "lang",
-        "language",
-        "time",
-        "date",
-        "turns",
-        "explanation",
-        "rationale",
-        "reason",
-        "statement",
-        "elaboration",
-        "critique",
-        "prompt",
-    ]
-)  # as the last word after one of the words above: about it, and not a preference itself
-_ANSWERS = frozenset(
-    [
-        "completion",
-        "completions",
-        "response",
-        "responses",
-        "answer",
-        "answers",
-        "output",
-        "outputs",
-        "messages",
-        "conversation",
-        "conversations",
-        "generation",
-        "generations",
-        "solution",
-        "reply",
-    ]
-)
-_PROMPTS = frozenset(
-    [
-        "prompt",
-        "context",
-        "input",
-        "passage",
-        "document",
-        "documents",
-        "article",
-        "background",
-        "question",
-        "query",
-        "instruction",
-        "history",
-        "system",
-        "system_prompt",
-    ]
-)
-_NO_SIGNAL = ("completions", "prompts")
-_WORDS = re.compile(r"[A-Za-z0-9]+")
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_EMPTY = (None, "", [], {}, ())
-
-
-def words_of(name: str) -> list[str]:
-    """The words of a column's name, in lower case; endings such as the 1 of response_1 are left out."""
-    words = _WORDS.findall(_CAMEL.sub(" ", name))
-    return [word.lower().rstrip("0123456789") or word for word in words]
-
-
-def kind_of(name: str, form: str) -> str:
-    """What a column that is not used seems to be, from its name: preference, answer, prompt, or nothing."""
-    words = words_of(name)
-    metadata = bool(words) and words[-1] in _METADATA
-    if _PREFERENCE & set(words) and not metadata:
-        return "preference information"
-    if name.startswith(("is_", "has_")) and form in _NO_SIGNAL:
-        return "preference information"
-    if form in _NO_SIGNAL and _ANSWERS & set(words) and not metadata:
-        return "an answer"
-    if name in _PROMPTS:
-        return "a part of the prompt"
-    return ""
-
-
-def values_look_like_labels(values: Iterable[object], form: str) -> bool:
-    """Whether the values of a column are labels in words: up and down, good and bad; or, where the format has no
-    signal, true and false.
-    """
-    words = {label_word(value) for value in values if isinstance(value, (bool, str)) and value != ""}
-    flags = {"true", "false"}
-    if not words or not words <= POSITIVE | NEGATIVE or words <= NUMBERS:
-        return False
-    if words <= flags and form not in _NO_SIGNAL:
-        return False
-    return bool(words & POSITIVE and words & NEGATIVE) or not words <= flags | {
-        "yes",
-        "no",
-        "y",
-        "n",
-        "t",
-        "f",
-    }
+_OPAQUE = ("tools", "template variables")  # roles of columns that go to the template as they are
+_IN_TURNS = frozenset(
+    ("attachments", "documents", "context", "functions")
+)  # would change what the model reads
 
 
 class ColumnAccount:
     """The roles of the columns of one source; rows are added one by one.
 
-    `passed` says that what is not used goes to reward functions, so that nothing stops.
+    `passed` says that what is not used goes to reward functions, so that nothing stops. `spelled` has the user's
+    spelling of names that were read in ours.
     """
 
-    def __init__(self, form: Format, ignored: Iterable[str], passed: bool) -> None:
+    def __init__(
+        self, form: Format, ignored: Iterable[str], passed: bool, spelled: Mapping[str, str] | None = None
+    ) -> None:
         self.form, self.passed = form, passed
         self.ignored = set(ignored)
+        self.spelled: Mapping[str, str] = {} if spelled is None else spelled
         self.roles: dict[str, str] = {}
         self.stops: dict[str, tuple[str, object]] = {}  # column -> (what it seems to be, a value)
         self._known: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
-        self._open: set[str] = (
-            set()
-        )  # columns that are not used and hold nothing so far, or repeat the prompt
-        self._first: dict[str, list[object]] = {}  # a few values of columns without a role
+        self._open: set[str] = set()  # not used, and empty so far or a repetition of the prompt
+        self._fields: set[str] = set()  # paths of fields inside values that were looked at
+        self._first: dict[str, list[object]] = {}  # a few values of each column
+        self._unused: dict[str, object] = {}  # a value of each column that is not used
 
     def look(self, rows: Iterable[Row]) -> None:
         """The first rows, for what values look like."""
         for row in rows:
             for name, value in row.items():
-                if isinstance(value, (bool, str)):
+                if isinstance(value, (bool, int, float, str)):
                     self._first.setdefault(str(name), []).append(value)
 
     def add(self, row: Row, used: Mapping[str, str]) -> None:
         """One more row and the roles of the columns that were used."""
+        for name, value in row.items():
+            if type(value) is list or type(value) is dict:
+                self._look_inside(name, value, used)
         key = (tuple(row), tuple(used))
         if key in self._known:
             if self._open and not self._open.isdisjoint(row):
@@ -247,6 +80,8 @@ class ColumnAccount:
             if name not in used:
                 self.roles.setdefault(name, PASSED if self.passed else UNUSED)
                 self._open.add(name)
+        if not self.passed:
+            self._look_at_texts(row, used)
         self._look_again(row, used)
 
     def _look_again(self, row: Row, used: Mapping[str, str]) -> None:
@@ -255,12 +90,13 @@ class ColumnAccount:
                 self._open.discard(name)
                 continue
             value = row[name]
-            if value in _EMPTY or value != value:
+            if value in NO_VALUE or value != value:
                 continue
             kind = self._kind(str(name))
-            if kind == "a part of the prompt" and _repeats(value, row, used):
+            if (kind == SEEMS_PROMPT and _repeats(value, row, used)) or (kind == SEEMS_WEIGHT and value == 1):
                 continue
             self._open.discard(name)
+            self._unused.setdefault(name, value)
             if kind:
                 self.stops.setdefault(str(name), (kind, value))
 
@@ -269,36 +105,91 @@ class ColumnAccount:
             return ""
         kind = kind_of(name, self.form.name)
         if not kind and values_look_like_labels(self._first.get(name, ()), self.form.name):
-            return "preference information"
+            return SEEMS_PREFERENCE
+        if not kind and self.form.name == "verdicts" and is_side(name):
+            return SEEMS_ANSWER
         return kind
+
+    def _look_at_texts(self, row: Row, used: Mapping[str, str]) -> None:
+        """Two columns whose names are opposites are two answers; text may hold an object."""
+        unused = [name for name in row if name not in used]
+        if self.form.name in NO_SIGNAL:
+            texts = [name for name in unused if isinstance(row[name], (str, list)) and row[name]]
+            for pair in combinations(texts, 2):
+                if opposite(*pair) or opposite(*reversed(pair)):
+                    self.stops |= {name: (SEEMS_ANSWER, row[name]) for name in pair}
+        for name in unused:
+            for text in self._first.get(name, ()):
+                if inner := object_in(text):
+                    self._look_inside(name, inner, used)
+
+    # --- fields inside values ---
+
+    def _look_inside(self, name: str, value: object, used: Mapping[str, str]) -> None:
+        role = used.get(name)
+        if role in _OPAQUE or name in self.ignored or (role is None and self.passed):
+            return
+        for path, cell in unread(name, value, used):
+            if path in self._fields:
+                continue
+            self._fields.add(path)
+            kind = "" if self.passed else self._kind_inside(path, cell, role is not None)
+            if path in self.ignored:
+                continue
+            if role is not None or kind:
+                self.roles[path] = UNUSED
+            if kind:
+                self.stops[path] = (kind, cell)
+
+    def _kind_inside(self, path: str, cell: object, in_used: bool) -> str:
+        parts = path.split(".")
+        if not self.form.companions.isdisjoint(parts):
+            return ""
+        if in_used and not _IN_TURNS.isdisjoint(map(str.lower, parts[1:])):
+            return SEEMS_PROMPT
+        if kind_of(parts[-1], "pairs") == SEEMS_PREFERENCE:
+            return SEEMS_PREFERENCE
+        word = isinstance(cell, str) and len(cell) < 20 and values_look_like_labels([cell], "pairs")
+        return SEEMS_PREFERENCE if word else ""
+
+    # --- what is said of it ---
 
     def lines(self) -> list[str]:
         return column_lines(self.summary())
 
     def summary(self) -> dict[str, str]:
         """Column -> its role, in the order of the file."""
-        return {str(name): role for name, role in self.roles.items()} | dict.fromkeys(
-            sorted(self.ignored), IGNORED
-        )
+        roles = {self._name(name): role for name, role in self.roles.items()}
+        return roles | dict.fromkeys(sorted(self.ignored), IGNORED)
+
+    def _name(self, name: object) -> str:
+        """The user's spelling."""
+        return self.spelled.get(str(name), str(name))
 
     def check(self, where: str) -> None:
         """An error if a column that is not used must not be passed over."""
         if self.stops:
             raise self.stop(where)
 
-    def _prompt(self) -> str:
-        """The column that was used as the prompt."""
-        return next((name for name, role in self.roles.items() if role.startswith("prompt")), "prompt")
-
     def stop(self, where: str) -> DataError:
-        names = list(self.stops)
-        kinds = ", ".join(dict.fromkeys(kind for kind, _ in self.stops.values()))
-        used = [name for name, role in self.roles.items() if role not in (UNUSED, PASSED)]
+        stops = {self._name(name): stop for name, stop in self.stops.items()}
+        kinds = ", ".join(dict.fromkeys(kind for kind, _ in stops.values()))
+        used = [self._name(name) for name, role in self.roles.items() if role not in (UNUSED, PASSED)]
+        prompt = next((name for name, role in self.roles.items() if role.startswith("prompt")), "prompt")
+        many = len(stops) > 1
+        names = f"the columns {', '.join(stops)} are" if many else f"the column {next(iter(stops))} is"
         return DataError(
-            f"{where}: {_plural(names)} not used by the format {self.form.name}, and {'they look' if len(names) > 1 else 'it looks'} like {kinds}",
-            got=", ".join(f"{name} {shown(self.stops[name][1], 30)}" for name in names),
+            f"{where}: {names} not used by the format {self.form.name}, and {'they look' if many else 'it looks'} "
+            f"like {kinds}",
+            got=", ".join(f"{name} {shown(value, 30)}" for name, (_, value) in stops.items()),
             expected=f"a use for every such column (used: {', '.join(used) or 'none'})",
-            do=_advice(names, self.stops, self.form.name, self._prompt()),
+            do=advice(
+                stops,
+                {self._name(name): value for name, value in self._unused.items()},
+                self.form.name,
+                self._name(prompt),
+                LISTS,
+            ),
         )
 
 
@@ -330,32 +221,3 @@ def column_lines(roles: Mapping[str, str]) -> list[str]:
         f"columns {role}: {', '.join(by_role[role])}" for role in (PASSED, UNUSED, IGNORED) if role in by_role
     ]
     return lines
-
-
-def _plural(names: list[str]) -> str:
-    return f"the columns {', '.join(names)} are" if len(names) > 1 else f"the column {names[0]} is"
-
-
-def _advice(names: list[str], stops: Mapping[str, tuple[str, object]], form: str, prompt: str) -> str:
-    """How to map the first such column, and how to ignore all of them."""
-    kind, value = stops[names[0]]
-    names = [name.removesuffix(REPLACED) for name in names]
-    name = names[0]
-    many = len(names) > 1
-    ignore = f"If {'they do' if many else 'it does'} not matter, use --rows.ignore {','.join(names)}"
-    if kind == "a part of the prompt":
-        how = f"To join it with the prompt, use --rows.columns prompt={name}+{prompt}"
-    elif kind == "an answer" and isinstance(value, list):
-        how = f"Nothing says which of the {name} are good. Add rewards with `preftune reward`"
-    elif kind == "an answer":
-        how = f"Say what it is, as in --rows.columns completion={name}"
-    elif form in _NO_SIGNAL and isinstance(value, (int, float)) and not isinstance(value, bool):
-        how = (
-            f"If {name} is a reward, use --rows.columns reward={name}; if it is a label, use "
-            f"--rows.columns 'label={name}{{>=4:1,<=2:-1,3:0}}'"
-        )
-    elif form in _NO_SIGNAL:
-        how = f"If {name} says which completions are good, use --rows.columns label={name}"
-    else:
-        how = f"Say what {name} is with --rows.columns FIELD={name}"
-    return f"{how}. {ignore}"

@@ -190,6 +190,9 @@ def _reached(row: Mapping[str, object], path: str) -> tuple[str, object, dict[st
             value = value[part]
         elif isinstance(value, list) and part.lstrip("-").isdigit() and -len(value) <= int(part) < len(value):
             value = value[int(part)]
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+            value, others = _column_of(value, part, way)
+            left |= others
         else:
             inside = (
                 f"the fields {', '.join(map(str, value))}" if isinstance(value, Mapping) else shown(value)
@@ -201,6 +204,19 @@ def _reached(row: Mapping[str, object], path: str) -> tuple[str, object, dict[st
             )
         way = f"{way}.{part}"
     return top, value, left
+
+
+def _column_of(entries: list, field: str, way: str) -> tuple[list[object], dict[str, object]]:
+    """(a field of every entry of a list, the other fields likewise); null where an entry lacks it."""
+    names = dict.fromkeys(key for entry in entries for key in entry)
+    if field not in names:
+        raise DataError(
+            f"The field {way}.{field} named in columns is not there",
+            got=f"entries with the fields {', '.join(map(str, names))}",
+            expected=f"a field {field} in the entries of {way}",
+        )
+    columns = {name: [entry.get(name) for entry in entries] for name in names}
+    return columns.pop(field), {f"{way}.{name}": cells for name, cells in columns.items()}
 
 
 def _parsed(text: str) -> object:
@@ -226,6 +242,8 @@ def _joined(cells: list[object], rule: ColumnRule) -> object:
 def _meaning(cell: object, rule: ColumnRule) -> object:
     if rule.values is None:
         return cell
+    if isinstance(cell, list):  # a value for each completion
+        return [_meaning(item, rule) for item in cell]
     key = _key(cell)
     if key in rule.values:
         return rule.values[key]

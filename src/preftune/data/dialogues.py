@@ -36,6 +36,9 @@ def split_shared(chosen: object, rejected: object) -> tuple[Prompt, Completion, 
         if is_transcript(chosen) and is_transcript(rejected):
             return _split_turns(transcript_turns(chosen), transcript_turns(rejected))
         return _split_texts(chosen, rejected)
+    for name, value in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(value, (list, Mapping)):
+            as_text(value, name)
     raise DataError(
         "The fields chosen and rejected are not of one kind",
         got=f"{described(chosen)} and {described(rejected)}",

@@ -12,7 +12,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import TypeVar
 
-from preftune.data.turn_extras import turn_extras
+from preftune.data.turn_extras import turn_extras, with_joined_parts
 from preftune.errors import DataError, shown
 from preftune.types import SOURCES, Completion, Message, Source
 
@@ -28,15 +28,19 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
     "chatgpt": "assistant",
+    "ai": "assistant",
     "system": "system",
     "developer": "system",
     "tool": "tool",
     "tool_response": "tool",
+    "tool_result": "tool",
+    "tool_output": "tool",
+    "function_response": "tool",
     "function": "tool",
     "observation": "tool",
     "ipython": "tool",
 }
-_CALL = "tool_call"  # the role of a call in files of ms-swift
+_CALLS = ("tool_call", "function_call")  # the roles of a call in files of ms-swift and of LLaMA-Factory
 _REPR = re.compile(r"\s*\[?\s*\{\s*u?'(role|content|from|value)'\s*:")
 _UNKNOWN_NUMBERS = frozenset(("", "n/a", "na", "none", "null", "nan"))
 _NOT_RENDERED = ("image", "images", "audio", "audios", "video", "videos")
@@ -164,19 +168,23 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
             got=described(value),
             expected="a list of turns such as {role, content}",
         )
-    if any(type(turn) is dict and turn.get("role") == _CALL for turn in turns):
+    if any(_calls(turn) for turn in turns):
         turns = _with_calls(turns, name)
     return tuple([_usual_turn(turn) or _turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)])
 
 
+def _calls(turn: object) -> bool:
+    return isinstance(turn, Mapping) and (turn.get("role") in _CALLS or turn.get("from") in _CALLS)
+
+
 def _with_calls(turns: list, name: str) -> list:
-    """Turns of the role tool_call, as ms-swift writes them, as tool calls of one turn of the assistant."""
+    """Turns of the role tool_call or function_call as tool calls of one turn of the assistant."""
     result: list = []
     for index, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or turn.get("role") != _CALL:
+        if not _calls(turn):
             result.append(turn)
             continue
-        content = turn.get("content")
+        content = turn.get("content", turn.get("value"))
         try:
             call = json.loads(content) if isinstance(content, str) else content
         except (ValueError, RecursionError) as error:
@@ -185,10 +193,11 @@ def _with_calls(turns: list, name: str) -> list:
                 got=shown(content),
                 expected='{"name": ..., "arguments": {...}}',
             ) from error
-        if index and turns[index - 1].get("role") == _CALL:
-            result[-1]["tool_calls"].append(call)
+        calls = call if isinstance(call, list) else [call]
+        if index and _calls(turns[index - 1]):
+            result[-1]["tool_calls"] += calls
         else:
-            result.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            result.append({"role": "assistant", "content": "", "tool_calls": list(calls)})
     return result
 
 
@@ -226,26 +235,16 @@ def _turn(turn: object, name: str) -> Message:
         raise DataError(
             f"The role of {name} is not known", got=shown(role), expected="one of " + ", ".join(ROLES)
         )
+    if isinstance(turn.get(content_key), list):
+        turn = with_joined_parts(turn, content_key, name)
     extras = turn_extras(turn, name)
     calls = extras is not None and bool(extras.tool_calls)
     content = (turn.get(content_key) or "") if calls else value_of(turn, content_key)
-    if isinstance(content, list):
-        content = "".join(_text_part(part, f"{name}.{content_key}") for part in content)
     if calls and ROLES[role] != "assistant":
         raise DataError(
             f"The turn {name} calls tools", got=f"the role {role}", expected="a turn of the assistant"
         )
     return Message(role=ROLES[role], content=as_text(content, f"{name}.{content_key}"), extras=extras)
-
-
-def _text_part(part: object, name: str) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text" and "text" in part:
-        return as_text(part["text"], name)
-    raise DataError(
-        f"The field {name} holds a part that is not text",
-        got=described(part),
-        expected='{"type": "text", "text": ...}',
-    )
 
 
 def refuse_unrendered(row: Row) -> None:

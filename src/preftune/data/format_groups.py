@@ -1,6 +1,7 @@
 """Rows of several answers to one prompt, with rewards, ranks, labels or pairs of their places."""
 
 from collections.abc import Callable, Mapping
+from itertools import permutations
 from typing import TypeVar
 
 from preftune.data.dialogues import Prompt, agreed, completion_or_dialogue
@@ -28,7 +29,7 @@ from preftune.types import SOURCES, Completion, Record
 
 T = TypeVar("T")
 
-LISTS = ("completions", "answers", "responses", "generations")
+LISTS = ("completions", "answers", "responses", "generations", "candidates", "outputs")
 _TEXTS = (
     "completion",
     "response",
@@ -40,6 +41,8 @@ _TEXTS = (
 _SCORES = ("overall_score", "score", "reward", "rating", "pm_score")
 _REWARDS = ("rewards", "scores", "ratings")
 _REWARD = ("reward", "score")
+_LISTED = ("rating", "score", "reward")  # where they hold a list
+NUMBER_COLUMNS = (*_REWARDS, *_REWARD, "ranks")
 _KNOWN = ("pairs", "probabilities", "labels", "rewards", "sources")
 _ROLES = {
     "pairs": "pairs",
@@ -80,6 +83,7 @@ def _entries(
         if number not in entry:
             value_of(entry, number)
         numbers.append(convert(entry[number], f"{key}[{index}].{number}"))
+        view.used |= {f"{key}.{text}": "completions", f"{key}.{number}": number}
     view.used[key] = f"completions and their {first_key(entries[0], *names)}"
     return texts, numbers
 
@@ -104,7 +108,7 @@ def _columns_of(
 def _scored(view: RowView) -> Record:
     if view.has(*LISTS):
         prompt = read_prompt(view)
-        texts, rewards = _columns_of(view, prompt, "rewards", *_REWARDS, convert=as_reward_or_none)
+        texts, rewards = _columns_of(view, prompt, "rewards", *_REWARDS, *_LISTED, convert=as_reward_or_none)
     else:
         prompt, completion = one_answer(view)
         key, value = view.take("reward", *_REWARD)
@@ -115,7 +119,27 @@ def _scored(view: RowView) -> Record:
 def _ultrafeedback(view: RowView) -> Record:
     prompt = read_prompt(view)
     texts, rewards = _entries(view, prompt, _SCORES, as_reward_or_none)
+    _check_ranks(view, rewards)
     return view.record(prompt, texts, rewards=tuple(rewards))
+
+
+def _check_ranks(view: RowView, rewards: list[float | None]) -> None:
+    """Ranks beside the scores of entries must not contradict them; 1 is best."""
+    key, entries = _listed(view)
+    view.used[key] = "completions and their scores"
+    ranks = [as_reward_or_none(entry.get("rank"), f"{key}.rank") for entry in entries]
+    known = [(rank, score) for rank, score in zip(ranks, rewards, strict=True) if None not in (rank, score)]
+    if not known:
+        return
+    view.used[f"{key}.rank"] = "checked: they must not contradict the scores"
+    for (rank, score), (other_rank, other) in permutations(known, 2):
+        if rank < other_rank and score < other:  # type: ignore[operator]
+            raise DataError(
+                f"The ranks in {key} contradict the scores",
+                got=f"score {score:g} with rank {rank:g}, score {other:g} with rank {other_rank:g}",
+                expected="better scores for better ranks; rank 1 is best",
+                do=f"If the ranks mean something else, use --rows.ignore {key}.rank",
+            )
 
 
 def _ranked(view: RowView) -> Record:
@@ -203,7 +227,8 @@ def _has_entries(row: Row, *names: str) -> bool:
 
 
 def _is_scored(row: Row) -> bool:
-    group = has(row, *LISTS) and has(row, *_REWARDS)
+    listed = any(isinstance(row.get(name), list) for name in _LISTED)
+    group = has(row, *LISTS) and (listed or has(row, *_REWARDS))
     single = has(row, *JUDGED) and has(row, *_REWARD) and not has(row, *LABEL)
     return has(row, *PROMPTS) and (group or single)
 
@@ -216,7 +241,9 @@ def formats() -> tuple[Format, ...]:
             columns="instruction, completions of {response, overall_score}",
             read=_ultrafeedback,
             matches=lambda row: has(row, *PROMPTS) and _has_entries(row, *_SCORES),
-            companions=frozenset(("correct_answers", "incorrect_answers")),
+            companions=frozenset(
+                ("correct_answers", "incorrect_answers", "annotations", "fine-grained_score", "selected")
+            ),
         ),
         Format(
             name="ranked",

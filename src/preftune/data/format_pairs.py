@@ -6,7 +6,6 @@ from preftune.data.dialogues import Prompt, agreed, answer, answer_turns, part, 
 from preftune.data.fields import (
     Row,
     as_probability,
-    as_reward_or_none,
     described,
     first_key,
     has,
@@ -14,6 +13,7 @@ from preftune.data.fields import (
     not_blank,
     turns_of_text,
 )
+from preftune.data.pair_checks import check_pair
 from preftune.data.prompts import DIALOGUE, PROMPTS, ends_with_answer, read_dialogue, read_prompt
 from preftune.data.row_view import EMPTY, EQUAL_PAIR, Drop, Format, RowView
 from preftune.errors import DataError
@@ -27,6 +27,10 @@ CHOSEN = (
     "chosen_messages",
     "preferred_output",
     "preferred_response",
+    "response_chosen",
+    "answer_chosen",
+    "output_chosen",
+    "text_chosen",
 )
 REJECTED = (
     "rejected",
@@ -36,6 +40,10 @@ REJECTED = (
     "rejected_messages",
     "non_preferred_output",
     "dispreferred_response",
+    "response_rejected",
+    "answer_rejected",
+    "output_rejected",
+    "text_rejected",
 )
 ANSWER = ("completion", "response", "output")
 JUDGED = (
@@ -43,13 +51,6 @@ JUDGED = (
     "answer",
 )  # beside a label, a reward or a rejected answer; elsewhere an answer may be a solution
 _PROBABILITY = ("probability", "chosen_prob", "chosen_probs")
-_SCORES = (
-    ("score_chosen", "score_rejected"),
-    ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"),
-    ("rating_chosen", "rating_rejected"),
-    ("chosen_reward", "rejected_reward"),
-)
 
 
 def from_transcript(prompt: Prompt, view: RowView) -> bool:
@@ -69,37 +70,12 @@ def without_blank(completion: Completion, prompt: Prompt, view: RowView) -> Comp
 
 def pair_record(view: RowView, prompt: Prompt, chosen: Completion, rejected: Completion) -> Record | Drop:
     """The record of one pair, with its probability if the row has one."""
-    _check_scores(view)
+    check_pair(view)
     if chosen == rejected:
         return Drop(reason=EQUAL_PAIR)
     key, value = view.get("probability that chosen is better", *_PROBABILITY)
     probabilities = () if value in (None, "") else (as_probability(value, key),)  # a table has empty cells
     return view.record(prompt, (chosen, rejected), pairs=((0, 1),), probabilities=probabilities)
-
-
-def _check_scores(view: RowView) -> None:
-    """Scores beside a pair must not contradict it."""
-    for names in _SCORES:
-        if has(view.row, names[0]) and has(view.row, names[1]):
-            chosen, rejected = (as_reward_or_none(view.row[name], name) for name in names)
-            if chosen is not None and rejected is not None and chosen < rejected:
-                raise DataError(
-                    f"The scores {names[0]} and {names[1]} contradict the pair",
-                    got=f"{chosen:g} for chosen and {rejected:g} for rejected",
-                    expected="a chosen completion that is not worse",
-                    do=f"If the scores mean something else, use --rows.ignore {','.join(names)}",
-                )
-            view.used |= dict.fromkeys(names, "checked: they must not contradict the pair")
-    if view.row.get("margin") is not None:
-        margin = as_reward_or_none(view.row["margin"], "margin")
-        if margin is not None and margin < 0:
-            raise DataError(
-                "The margin contradicts the pair",
-                got=f"{margin:g}",
-                expected="0 or more: the chosen completion is better",
-                do="If the column means something else, use --rows.ignore margin",
-            )
-        view.used["margin"] = "checked: it must not contradict the pair"
 
 
 def _texts(value: object) -> list | None:
@@ -168,7 +144,7 @@ def _several(
     view: RowView, prompt: Prompt, before: tuple, chosen: Sequence[object], rejected: Sequence[object]
 ) -> Record | Drop:
     """Each chosen answer against each rejected one."""
-    _check_scores(view)
+    check_pair(view)
     sides: list[list[Completion]] = []
     prompt = agreed(prompt, before)
     for name, values in (("chosen", chosen), ("rejected", rejected)):

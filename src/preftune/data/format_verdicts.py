@@ -13,6 +13,7 @@ from preftune.data.fields import (
     described,
     first_key,
     has,
+    is_number,
     turns_of_text,
 )
 from preftune.data.format_pairs import pair_record, without_blank
@@ -39,6 +40,7 @@ _BASES = [
     "model_response",
 ]
 _SIDE = re.compile(rf"({'|'.join(_BASES)})_?(a|b|0|1|2)", re.IGNORECASE)
+_ANY_SIDE = re.compile(rf"({'|'.join(_BASES)})_?([a-z]|\d+)", re.IGNORECASE)
 _ENDINGS = (("a", "b"), ("0", "1"), ("1", "2"))
 _STRENGTH = ("preference_strength", "overall_preference")  # below 0: the first answer is better
 _VERDICT = (
@@ -55,7 +57,16 @@ _VERDICT = (
     "verdict",
     "human_preference",
 )
-_SCORE_BASES = ("score", "reward", "rating")
+_SCORE_BASES = ("score", "reward", "rating", "votes", "upvotes")
+VERDICT_COLUMNS = (
+    *_VERDICT,
+    *_STRENGTH,
+    *(f"{base}_{end}" for base in _BASES for end in ("a", "b", "0", "1", "2")),
+    *(f"winner_model_{end}" for end in ("a", "b")),
+    "winner_tie",
+    "human_ref_A",
+    "human_ref_B",
+)
 COMPANIONS = frozenset(
     (
         "preference_statement",
@@ -64,6 +75,7 @@ COMPANIONS = frozenset(
         "score_ratio",
         "upvote_ratio",
         "toxic_chat_tag",
+        "openai_moderation",
         *(f"is_response_{k}_safe" for k in (0, 1)),
     )
 )
@@ -83,25 +95,32 @@ def sides(row: Row) -> tuple[tuple[str, str], tuple[str, str]] | None:
     return None
 
 
+def is_side(name: str) -> bool:
+    """Whether a name is that of one of several answers: response_3, answer_c."""
+    return _ANY_SIDE.fullmatch(name) is not None
+
+
 def _one_hot(row: Row, ends: tuple[str, str]) -> tuple[str, str, str] | None:
     names = (f"winner_model_{ends[0]}", f"winner_model_{ends[1]}", "winner_tie")
     return names if all(name in row for name in names[:2]) else None
 
 
 def _scores(row: Row, ends: tuple[str, str]) -> tuple[str, str] | None:
-    """The columns of a score for each of the two answers."""
+    """The columns of a score for each of the two answers: score_a, or response_a_score."""
+    names = {name.lower(): name for name in row if isinstance(name, str)}
+    answers = [name.lower() for name in (sides(row) or (("", ""), ends))[0]]
     for base in _SCORE_BASES:
-        names = tuple(
-            next((name for name in row if isinstance(name, str) and name.lower() == f"{base}_{end}"), "")
-            for end in ends
-        )
-        if all(names) and has(row, names[0]) and has(row, names[1]):
-            return names[0], names[1]
+        for first, second in (
+            tuple(f"{base}_{end}" for end in ends),
+            tuple(f"{name}_{base}" for name in answers),
+        ):
+            if has(row, names.get(first, "")) and has(row, names.get(second, "")):
+                return names[first], names[second]
     return None
 
 
 def _verdict_names(row: Row, ends: tuple[str, str]) -> list[str]:
-    names = [name for name in (*_VERDICT, *_STRENGTH) if row.get(name) is not None]
+    names = [name for name in (*_VERDICT, *_STRENGTH) if row.get(name) not in (None, "")]
     if sides_are_refs(row) and isinstance(row.get("labels"), (int, float, str)):
         names.append("labels")
     return names
@@ -112,26 +131,28 @@ def sides_are_refs(row: Row) -> bool:
     return "human_ref_A" in row and "human_ref_B" in row
 
 
-def _verdict(view: RowView, ends: tuple[str, str]) -> int | None:
+def _verdict(view: RowView, names: tuple[str, str], ends: tuple[str, str]) -> int | None:
     """0 or 1: the better answer; None for a tie. All columns that say so must agree."""
     row, said = view.row, {}
+    answers = [row[name] for name in names]
     for name in _verdict_names(row, ends):
         named = [str(row.get(f"model_{end}")) for end in ends]
         value = row[name]
-        if isinstance(value, str) and value in named and named[0] != named[1]:  # the name of the better model
-            value = ends[named.index(value)]
+        for told in (named, answers):  # the name of the better model, or the better answer itself
+            if isinstance(value, str) and value in told and told[0] != told[1]:
+                value = ends[told.index(value)]
         said[name] = _read_verdict(value, name, ends)
         view.used[name] = "which answer is better"
     if hot := _one_hot(row, ends):
         said[hot[0]] = _read_one_hot([row.get(name) for name in hot], hot)
         view.used |= {name: "which answer is better" for name in hot if name in row}
     if len(set(said.values())) > 1:
-        names = list(said)
+        columns = list(said)
         raise ColumnFault(
             "Two columns disagree about which answer is better",
-            got=", ".join(f"{name} {described(row.get(name))}" for name in names),
+            got=", ".join(f"{name} {described(row.get(name))}" for name in columns),
             expected="one verdict",
-            do=f"Choose one of them, as in --rows.ignore {','.join(names[1:])}",
+            do=f"Choose one of them, as in --rows.ignore {','.join(columns[1:])}",
         )
     verdict = next(iter(said.values()))
     if scores := _scores(row, ends):
@@ -140,7 +161,7 @@ def _verdict(view: RowView, ends: tuple[str, str]) -> int | None:
 
 
 def _read_verdict(value: object, name: str, ends: tuple[str, str]) -> int | None:
-    if name in _STRENGTH:
+    if name in _STRENGTH and (not isinstance(value, str) or is_number(value)):
         strength = as_reward_or_none(value, name)
         return None if not strength else int(strength > 0)
     if name == "labels":
@@ -277,7 +298,7 @@ def _verdicts(view: RowView) -> Record | Drop:
         return view.record(
             prompt, texts, rewards=tuple(as_reward_or_none(view.row[name], name) for name in scores)
         )
-    verdict = _verdict(view, ends)
+    verdict = _verdict(view, names, ends)
     prompt, texts = _answers(view, names)
     if verdict is None:
         return Drop(reason=TIE)

@@ -11,6 +11,9 @@ POSITIVE = frozenset(
         "good",
         "up",
         "thumbs_up",
+        "thumb_up",
+        "helpful",
+        "approved",
         "thumbsup",
         "like",
         "liked",
@@ -45,6 +48,9 @@ NEGATIVE = frozenset(
         "bad",
         "down",
         "thumbs_down",
+        "thumb_down",
+        "unhelpful",
+        "not_helpful",
         "thumbsdown",
         "dislike",
         "disliked",
@@ -97,6 +103,8 @@ def verdict_word(value: object, sides: tuple[str, str]) -> int | str | None:
     text = (
         text.removesuffix(".0") if text.removesuffix(".0").isdigit() else text
     )  # a float, or one in a table
+    if re.fullmatch(r"[-+]\d+(\.\d+)?", text):
+        return "a number with a sign could be a strength"
     plain = re.sub(r"[\W_]+", "", text)
     if plain.startswith("tie") or plain in _TIES:
         return None

@@ -51,10 +51,13 @@ class LabelValues:
 
 def as_label(value: object, name: str, seen: LabelValues | None = None) -> int | None:
     """+1 or -1 from a boolean, 0 or 1, +1 or -1, or a usual word; None from a word for neutral."""
+    column = name.partition("[")[0]  # of labels[2]
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"The field {name} is empty", got=described(value), expected="a label")
     if isinstance(value, (bool, int, float, str, Decimal)):
         word = label_word(value)
         if seen is not None and word in NUMBERS:
-            seen.note(value, name)
+            seen.note(value, column)
         if word in POSITIVE:
             return 1
         if word in NEGATIVE:
@@ -63,15 +66,15 @@ def as_label(value: object, name: str, seen: LabelValues | None = None) -> int |
             return None
         if is_number(word):
             raise ColumnFault(
-                f"The column {name} holds more than two numbers, so it is no label but a rating",
+                f"The column {column} holds more than two numbers, so it is no label but a rating",
                 got=described(value),
                 expected="true or false, 1 or 0, +1 or -1",
-                do=f"Say what its values mean, as in --rows.columns '{name}={name}{{>=4:1,<=2:-1,3:0}}', "
-                f"or read it as a reward: --rows.columns reward={name}",
+                do=f"Say what its values mean, as in --rows.columns '{column}={column}{{>=4:1,<=2:-1,3:0}}', "
+                f"or read it as a reward: --rows.columns reward={column}",
             )
     raise DataError(
         f"The label in {name} is not understood",
         got=described(value),
         expected="true or false, 1 or 0, +1 or -1, or words such as good and bad",
-        do=f"Say what its values mean, as in --rows.columns '{name}={name}{{VALUE:1,OTHER:-1}}'",
+        do=f"Say what its values mean, as in --rows.columns '{column}={column}{{VALUE:1,OTHER:-1}}'",
     )

@@ -39,6 +39,7 @@ FIELDS = (
     "rejected",
     "probability",
     "completion",
+    "reasoning_content",
     "completions",
     "answers",
     "label",

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 
 from preftune.data.dialogues import Prompt, answer_text, ends_with, transcript_prompt
-from preftune.data.fields import as_list, as_text, as_turns, described, turns_of_text
+from preftune.data.fields import (
+    as_list,
+    as_text,
+    as_turns,
+    completion_of,
+    described,
+    not_blank,
+    turns_of_text,
+)
 from preftune.data.row_view import RowView
 from preftune.errors import DataError, shown
 from preftune.types import Completion, Message
@@ -20,7 +28,7 @@ PROMPTS = (
     "input",
 )
 DIALOGUE = ("messages", "conversations", "conversation")
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "system_message")
 _JOINED = {"instruction": ("input", "context")}  # columns that follow the prompt in files of this layout
 
 
@@ -55,8 +63,10 @@ def _inside(value: Mapping, key: str, view: RowView) -> object:
     if isinstance(value.get("messages"), list):
         if value.get("tools") and "tools" not in view.row:
             view.row = {**view.row, "tools": value["tools"]}
+        view.used |= {f"{key}.messages": "prompt", f"{key}.tools": "tools"}
         return value["messages"]
     if isinstance(value.get("full_text"), str):
+        view.used[f"{key}.full_text"] = "prompt"
         return value["full_text"]
     return value
 
@@ -109,13 +119,32 @@ def with_system(turns: tuple[Message, ...], system: str) -> tuple[Message, ...]:
     return (Message(role="system", content=system), *turns)
 
 
-def read_dialogue(view: RowView) -> tuple[tuple[Message, ...], Completion]:
-    """(prompt, answer) of a dialogue that ends with the assistant."""
+def read_dialogue(view: RowView, weighted: bool = False) -> tuple[tuple[Message, ...], Completion]:
+    """(prompt, answer) of a dialogue that ends with the assistant.
+
+    With `weighted`, the completion begins with the first answer whose weight is not 0, if turns have weights.
+    """
     key, value = view.take("prompt and completion", *DIALOGUE)
     turns = as_turns(value, key)
     ends_with(turns, "assistant", key)
-    ends_with(turns[:-1], "user", f"{key} before the last answer")
-    return with_system(turns[:-1], _system(view)), answer_text(turns, key)
+    start = _first_scored(turns) if weighted else len(turns) - 1
+    ends_with(
+        turns[:start],
+        "user",
+        f"{key} before the {'last' if start == len(turns) - 1 else 'first scored'} answer",
+    )
+    prompt = with_system(turns[:start], _system(view))
+    if start == len(turns) - 1:
+        return prompt, answer_text(turns, key)
+    return prompt, not_blank(completion_of(turns[start:], key), key)
+
+
+def _first_scored(turns: tuple[Message, ...]) -> int:
+    """The place of the first answer that is scored: where turns have weights, an answer without one counts as 1."""
+    if all(turn.weight is None for turn in turns):
+        return len(turns) - 1
+    answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
+    return next((place for place in answers if turns[place].weight != 0), answers[-1])
 
 
 def ends_with_answer(row: Mapping[str, object]) -> bool:

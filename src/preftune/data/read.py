@@ -8,9 +8,11 @@ from pathlib import Path
 
 from preftune.data.arrow_files import arrow_values
 from preftune.data.column_map import ColumnRule, mapped, rules_of
+from preftune.data.column_names import ColumnNames
 from preftune.data.files import RawRow, located, read_file
 from preftune.data.memory import MEMORY, memory_rows
 from preftune.data.names import SUFFIXES, missing_data, suffix_of
+from preftune.data.nested_fields import holds
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, DataError, shown
 
@@ -21,14 +23,18 @@ _SPLIT_WORD = re.compile(r"(?<![A-Za-z])(train|test|validation|valid|val|dev|eva
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 
 
-def read_rows(source: str, options: DataOptions) -> Iterator[RawRow]:
-    """The rows of a source in their order, at most `max_rows` of them, with columns named as we name them."""
+def read_rows(source: str, options: DataOptions, names: ColumnNames | None = None) -> Iterator[RawRow]:
+    """The rows of a source in their order, at most `max_rows` of them, with columns named as we name them.
+
+    `names` comes to know how the user spells them.
+    """
     assert isinstance(options.columns, dict)
+    names = ColumnNames() if names is None else names
     number, rules, ignored = 0, rules_of(options.columns), frozenset(options.ignore)
     unseen = set(ignored)
     for row in _rows_of(source, options):
         number += 1
-        yield _renamed(row, rules, ignored, unseen) if rules or ignored else row
+        yield _renamed(row, rules, ignored, unseen, names)
         if number == options.max_rows:
             return
     if number == 0:
@@ -69,22 +75,30 @@ def _refuse_streaming(source: str, options: DataOptions) -> None:
         )
 
 
-def _renamed(row: RawRow, rules: tuple[ColumnRule, ...], ignored: frozenset[str], unseen: set[str]) -> RawRow:
+def _renamed(
+    row: RawRow, rules: tuple[ColumnRule, ...], ignored: frozenset[str], unseen: set[str], names: ColumnNames
+) -> RawRow:
     """The row without ignored columns, and with the user's columns under our names.
 
-    What is left of an object that was reached into (`chosen.votes`) can be ignored too.
+    What is left of an object that was reached into (`chosen.votes`) can be ignored too, and so can a field inside a
+    column (`meta.rating`): the account of columns passes over it.
     """
     if isinstance(row.value, DataError):
         return row
-    value = {name: cell for name, cell in row.value.items() if name not in ignored}
+    value = row.value
+    if ignored:
+        value = {name: cell for name, cell in value.items() if name not in ignored}
     try:
-        result = mapped(value, rules) if rules else value
+        if rules:
+            value = mapped(value, rules)
         if unseen:
-            unseen -= row.value.keys() | result.keys()
-        result = {name: cell for name, cell in result.items() if name not in ignored}
-        return RawRow(file=row.file, number=row.number, value=result)
+            unseen -= {name for name in unseen if holds(row.value, name) or name in value}
+        if ignored and rules:
+            value = {name: cell for name, cell in value.items() if name not in ignored}
     except DataError as error:
         return RawRow(file=row.file, number=row.number, value=located(row.file, row.number, error))
+    value = names.usual(value)
+    return row if value is row.value else RawRow(file=row.file, number=row.number, value=value)
 
 
 # --- folders ---
@@ -172,8 +186,9 @@ def _saved_rows(folder: Path, split: str) -> Iterator[RawRow]:
         if split not in splits:
             raise DataError(
                 f"{folder} has no split {split}",
-                got=shown([name for name in splits if name]),
+                got="the splits " + ", ".join(name for name in splits if name),
                 expected="one of these splits",
+                do=f"Choose one, as in --rows.split {next(filter(None, splits))}",
             )
         rows = _arrow_rows(path)
         if rows is None:
@@ -250,6 +265,11 @@ def _hub_error(source: str, error: Exception) -> DataError:
         do = "Unset HF_HUB_OFFLINE, or "
     elif isinstance(error, HfHubHTTPError):
         what, do = f"The hub does not give the data set {source}", "Check the name and your access, or "
+    elif isinstance(error, ValueError) and "split" in str(error):
+        what, do = (
+            f"The data set {source} of the hub has no such split",
+            "Choose one of its splits, as in --rows.split NAME, or ",
+        )
     elif isinstance(error, ValueError):
         what, do = (
             f"The data set {source} of the hub cannot be loaded",

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from preftune.data.column_account import ColumnAccount
+from preftune.data.column_names import ColumnNames
 from preftune.data.fields import ColumnFault
 from preftune.data.files import RawRow, located
 from preftune.data.formats import DETECTION_ROWS, FORMATS, Drop, Format, detect
@@ -98,12 +99,12 @@ class RecordReader:
         return self._count["rows"]
 
     def __iter__(self) -> Iterator[Record]:
-        form, first, rows = _format_of(
-            self.source, _counted(read_rows(self.source, self.options), self._count), self.options
-        )
+        names = ColumnNames()
+        rows = _counted(read_rows(self.source, self.options, names), self._count)
+        form, first, rows = _format_of(self.source, rows, self.options)
         self.format = form.name
         passed = self.passed or self.options.format == "prompts"  # the user says that nothing else counts
-        account = ColumnAccount(form, self.options.ignore, passed)
+        account = ColumnAccount(form, self.options.ignore, passed, names.spelled)
         account.look(first)
         labels = LabelValues()
         demonstrations = self.options.format == "completions"  # the user says so

@@ -7,7 +7,9 @@ from preftune.errors import DataError, shown
 from preftune.types import ToolCall, TurnExtras
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-EXTRAS = (*REASONING, "tool_calls", "function_call", "name", "tool_call_id", "weight")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+TURN_WEIGHTS = ("weight", "train", "loss", "loss_mask")  # of OpenAI, axolotl and ms-swift
+EXTRAS = (*REASONING, "tool_calls", "function_call", "name", "tool_call_id", *TURN_WEIGHTS)
 """Fields of a turn that are rendered in addition to its role and content."""
 RENDERED = ("tools", "chat_template_kwargs")
 """Columns of a row that go to the chat template."""
@@ -32,14 +34,50 @@ def turn_extras(turn: Mapping[str, object], name: str) -> TurnExtras | None:
         )
     if "function_call" in given:
         calls = [*calls, given["function_call"]]
-    weight = as_weight(given["weight"], f"{name}.weight") if "weight" in given else None
+    weights = {key: as_weight(given[key], f"{name}.{key}") for key in TURN_WEIGHTS if key in given}
+    if len(set(weights.values())) > 1:
+        raise DataError(
+            f"The turn {name} has two different weights",
+            got=", ".join(f"{key} {weight:g}" for key, weight in weights.items()),
+            expected="one weight",
+        )
     return TurnExtras(
         reasoning=reasoning[0] if reasoning else "",
         tool_calls=tuple(as_tool_call(call, f"{name}.tool_calls[{k}]") for k, call in enumerate(calls)),
         name=_text(given.get("name", ""), f"{name}.name"),
         tool_call_id=_text(given.get("tool_call_id", ""), f"{name}.tool_call_id"),
-        weight=weight,
+        weight=next(iter(weights.values()), None),
     )
+
+
+def with_joined_parts(turn: Mapping[str, object], key: str, name: str) -> dict[str, object]:
+    """The turn with the parts of its content as one text, and with the reasoning among them in its own field."""
+    parts = turn[key]
+    assert isinstance(parts, list)
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in _TEXT_PARTS and "text" in part:
+            texts.append(_text(part["text"], f"{name}.{key}"))
+        elif kind in REASONING:
+            thought = part.get(kind, part.get("text"))
+            if isinstance(thought, list):  # parts again, as Mistral writes them
+                thought = "".join(_text(inner.get("text"), f"{name}.{key}") for inner in thought)
+            thoughts.append(_text(thought, f"{name}.{key}"))
+        else:
+            raise DataError(
+                f"The field {name}.{key} holds a part that is not text",
+                got=shown(part),
+                expected='{"type": "text", "text": ...}',
+                do="Only text is trained on: leave out rows with images, audio or files",
+            )
+    joined = {**turn, key: "".join(texts)}
+    if thoughts:
+        joined[next((field for field in REASONING if not turn.get(field)), REASONING[0])] = "\n".join(
+            thoughts
+        )
+    return joined
 
 
 def as_weight(value: object, name: str) -> float:
