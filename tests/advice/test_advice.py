@@ -107,7 +107,7 @@ def test_no_pairs_no_objective_on_pairs():
 @pytest.mark.parametrize(
     ("known", "choice"),
     [
-        ({"leakage": 0.001}, "take the held-out prompts out of the training data"),
+        ({"leakage": 0.001}, "remove the held-out prompts from the training data"),
         ({"duplicates": 0.1}, "remove repeated rows"),
         ({"noise": 0.2, "num_pairs": 200}, "a second judgment of each pair"),
         ({"can_reward": False}, "a reward: a rule, a judge, or a reward model of these pairs"),
@@ -115,7 +115,7 @@ def test_no_pairs_no_objective_on_pairs():
         ({"zero_spread": 0.5}, "prompts on which the policy both fails and succeeds"),
         ({"best_of_n": {1: 0.0, 4: 0.04}, "reward_spread": 0.1}, "answers of a better author, to begin with"),
         ({"num_pairs": 199}, "more prompts rather than more completions of each"),
-        ({"length_bias": 0.6}, "pairs in which the shorter side is the better one"),
+        ({"length_bias": 0.6}, "pairs in which the shorter side is chosen"),
     ],
 )
 def test_what_to_collect(known, choice):

@@ -24,9 +24,9 @@ def out(capsys, *words: str) -> str:
 
 def test_for_people(diagnosis, capsys):
     text = out(capsys, diagnosis)
-    assert text.startswith("Where completions come from\n  1. offline\n")
+    assert text.startswith("Source of completions\n  1. offline\n")
     assert "measured: num_pairs 500, noise 0.25" in text and "rests on: E4, E6" in text
-    assert "Not known, and the advice would be better for it: can_sample." in text
+    assert "Unknown; the advice would be better with: can_sample." in text
     assert all(len(line) <= 140 for line in text.splitlines())
     assert "  1. on-policy  new_samples_per_step 30\n" in out(
         capsys, diagnosis, "--can_sample", "true", "--samples", "900", "--steps", "30"
@@ -135,7 +135,8 @@ def test_a_pilot_race_decides(capsys, tmp_path):
     ]
     assert {before[0]["choice"]} <= {one["choice"] for one in after[:3]}
     assert (
-        after[0]["reason"].startswith("Ended the pilot race at") and "the pilot race in" in after[0]["basis"]
+        after[0]["reason"].startswith("Ended the pilot comparison at")
+        and "the pilot comparison in" in after[0]["basis"]
     )
 
 
@@ -164,13 +165,15 @@ def test_a_pilot_race_on_a_language_model(diagnosis, tiny_folder, capsys, tmp_pa
         "--race.rates",
         "[1e-3]",
     )
-    assert text.count("Ended the pilot race at") == 2 and (tmp_path / "pilot" / "comparison.html").exists()
+    assert (
+        text.count("Ended the pilot comparison at") == 2 and (tmp_path / "pilot" / "comparison.html").exists()
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--race.steps", "4"], "A pilot race writes its runs to a folder"),
+        (["--race.steps", "4"], "A pilot comparison writes its runs to a folder"),
         (["--race.output", "x"], "Add --race.data FILE"),
         (["--race.output", "x", "--race.data", "d", "--race.seeds", "1"], "race.seeds is out of range"),
     ],

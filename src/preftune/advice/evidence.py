@@ -20,7 +20,7 @@ ANSWERS = ("can_reward", "can_sample", "can_hold_reference", "keep_length")
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known of a task; None where it was not measured or not said.
+    """What is known of a task; None where it is unknown.
 
     Args:
         num_prompts: prompts of the data.
@@ -39,10 +39,10 @@ class Evidence:
         overlap: mean share of tokens that the two sides of a pair have in common.
         duplicates: share of rows that repeat another.
         leakage: share of held-out rows whose prompt is trained on.
-        can_reward: whether own samples can be judged by a reward.
+        can_reward: whether a reward can score own samples.
         can_sample: whether own samples can be drawn in training.
-        samples: how many of them can be paid.
-        steps: gradient steps that can be paid.
+        samples: budget of own samples.
+        steps: budget of gradient steps.
         can_hold_reference: whether a reference can be scored, at the price of one pass over the data or of
             its memory.
         keep_length: whether answers must not grow longer, though longer ones are preferred in the data.
@@ -90,7 +90,7 @@ def evidence_from(content: object, where: str) -> Evidence:
     """
     if not isinstance(content, Mapping):
         raise ConfigError(
-            f"{where} holds no evidence",
+            f"{where} contains no evidence",
             got=content,
             expected="an object with the evidence's names and numbers",
         )
@@ -147,7 +147,7 @@ def _whole(text: object, where: str) -> int:
         return int(str(text))
     except ValueError as error:
         raise ConfigError(
-            f"{where}, best_of_n has a key that is no number of samples", got=text, expected="1, 2, 4, ..."
+            f"{where}, best_of_n has a key that is not a number of samples", got=text, expected="1, 2, 4, ..."
         ) from error
 
 
@@ -171,9 +171,7 @@ def _check(name: str, value: object) -> None:
             low, expected = 0, "a finite number of at least 0"
         good = _is_number(value) and low <= value <= high  # type: ignore[operator]
     if not good:
-        raise ConfigError(
-            f"The evidence {name} has a value that it cannot take", got=value, expected=expected
-        )
+        raise ConfigError(f"The evidence {name} has an invalid value", got=value, expected=expected)
 
 
 def _is_number(value: object) -> bool:

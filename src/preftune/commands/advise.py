@@ -17,30 +17,30 @@ from preftune.terminal import clean_terminal
 
 TEXT_WIDTH = 100
 HEADINGS = {
-    "source": "Where completions come from",
+    "source": "Source of completions",
     "objective": "Objective",
-    "collect": "What to collect or mend next",
+    "collect": "What to collect or fix next",
 }
 
 
 FILL = ("dpo", "bnf", "ipo", "kto")
-"""Objectives that join a pilot race when fewer are recommended: each learns from any preferences."""
+"""Objectives that join a pilot comparison when fewer are recommended: each learns from any preferences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PilotOptions:
-    """A small race among the recommended objectives, to decide by a measurement. `preftune compare` has all
-    of its settings.
+    """A small comparison of the recommended objectives, to decide by a measurement. `preftune compare` has
+    all of its settings.
 
     Args:
-        output: a folder for its runs; empty runs no race.
-        data: the data, of which a part is used; with a problem of the laboratory that problem is raced on.
-        model: the policy at its start.
-        reward: judges own samples, where the advice is to draw them.
-        rows: how many rows of the data are used.
-        steps: of a full run.
-        seeds: runs of each method that count.
-        methods: how many.
+        output: folder of its runs; empty for no comparison.
+        data: the data, of which a part is used; a laboratory problem replaces the data.
+        model: the initial policy.
+        reward: scores own samples, if the advice is on-policy training.
+        rows: number of rows of the data.
+        steps: optimizer steps of a full run.
+        seeds: final runs of each method.
+        methods: number of objectives to compare.
         rates: learning rates to try; four by default.
     """
 
@@ -62,7 +62,7 @@ class PilotOptions:
             getattr(self, one.name) != one.default for one in fields(self) if one.name != "rates"
         ):
             raise ConfigError(
-                "A pilot race writes its runs to a folder",
+                "A pilot comparison writes its runs to a folder",
                 got="no race.output",
                 do="Add --race.output FOLDER",
             )
@@ -70,23 +70,23 @@ class PilotOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AdviseConfig:
-    """What to do with this data: where completions come from, the objective, what to collect next.
+    """Recommendations for a data set: the source of completions, the objective, what to collect next.
 
-    What is given here wins over the file.
+    Flags override the file.
 
     Args:
-        diagnosis: what `preftune diagnose data --output` wrote, or its evidence alone, as JSON.
-        problem: in its place a problem of the laboratory, a shipped one or a YAML file; its evidence is
-            measured from samples.
+        diagnosis: JSON file of `preftune diagnose data --output`, or its evidence alone.
+        problem: instead of a diagnosis, a shipped laboratory problem or a YAML file; its evidence is measured from
+            samples.
         can_sample: whether own samples can be drawn in training.
-        can_reward: whether they can be judged by a reward.
+        can_reward: whether a reward can score own samples.
         can_hold_reference: whether a reference can be scored.
-        keep_length: whether answers must not grow longer, though the data prefer longer ones.
-        samples: how many own samples can be paid.
-        steps: how many gradient steps can be paid.
-        seed: of the problem's samples.
+        keep_length: whether answers must not grow longer although the data prefer longer answers.
+        samples: budget of own samples.
+        steps: budget of gradient steps.
+        seed: seed of the problem's samples.
         json: print JSON.
-        race: a pilot race that decides among the recommended objectives.
+        race: a pilot comparison that decides among the recommended objectives.
     """
 
     diagnosis: str | None = None
@@ -111,7 +111,7 @@ class AdviseConfig:
         check_range(self, "[0, inf)", "samples", "steps")
         if self.seed is not None and (self.problem is None or self.seed < 0):
             raise ConfigError(
-                "seed cannot be used", got=self.seed, expected="0 or more, and a problem to draw samples of"
+                "seed cannot be used", got=self.seed, expected="0 or more, and a problem to sample from"
             )
         if self.race.output and (self.race.data is None) == (self.problem is None):
             got, do = (
@@ -119,7 +119,7 @@ class AdviseConfig:
                 if self.problem is None
                 else (self.race.data, "Leave out race.data")
             )
-            raise ConfigError("A pilot race is run on data, or on the problem", got=got, do=do)
+            raise ConfigError("A pilot comparison runs on data or on the problem", got=got, do=do)
 
     def evidence(self) -> Evidence:
         """As it is on file or measured, with the user's answers."""
@@ -174,7 +174,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def after_race(advice: Advice, settings: AdviseConfig) -> Advice:
-    """The advice with the objectives in the order of a pilot race among those that it recommends."""
+    """The advice with the objectives in the order of a pilot comparison of those that it recommends."""
     from preftune.data.options import DataOptions
     from preftune.lab.loop import Loop
     from preftune.progress import Reporter
@@ -215,7 +215,9 @@ def after_race(advice: Advice, settings: AdviseConfig) -> Advice:
         replace(
             raced[row["method"]],
             reason=f"{_place(row)} {raced[row['method']].reason}".strip(),
-            basis="; ".join(filter(None, [f"the pilot race in {pilot.output}", raced[row["method"]].basis])),
+            basis="; ".join(
+                filter(None, [f"the pilot comparison in {pilot.output}", raced[row["method"]].basis])
+            ),
         )
         for row in result["places"]
     ]
@@ -231,8 +233,8 @@ def _written(one: Recommendation) -> str:
 
 def _place(row: Mapping[str, Any]) -> str:
     if row["failed"]:
-        return "Failed in the pilot race."
-    ended = f"Ended the pilot race at {_shown(row['mean']['mean'])}, " if row["mean"] else ""
+        return "Failed in the pilot comparison."
+    ended = f"Ended the pilot comparison at {_shown(row['mean']['mean'])}, " if row["mean"] else ""
     return f"{ended}{'tied best or best' if row['tied'] else 'behind the best'}."
 
 
@@ -256,7 +258,7 @@ def _tell(advice: Advice, evidence: Evidence) -> None:
         lines.append("")
     missing = [name for name in ("can_sample", "can_reward", "noise") if getattr(evidence, name) is None]
     if missing:
-        lines.append(f"Not known, and the advice would be better for it: {', '.join(missing)}.")
+        lines.append(f"Unknown; the advice would be better with: {', '.join(missing)}.")
     print(clean_terminal("\n".join(lines)))
 
 
