@@ -79,7 +79,9 @@ class Code(BuiltIn):
             for test in mine or ()
         ]
         with ThreadPoolExecutor(self.parallel) as pool:
-            passed = iter(list(pool.map(lambda job: passes(*job, self.limit_s, self.memory_mb), jobs)))
+            passed = iter(
+                list(pool.map(lambda job: passes(job[0], job[1], self.limit_s, self.memory_mb), jobs))
+            )
         rewards: list[float | None] = []
         for mine in tests:
             outcomes = [next(passed) for _ in mine or ()]
