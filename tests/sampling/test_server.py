@@ -20,7 +20,8 @@ from preftune.errors import ConfigError, ModelError, ServerError
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.replies import read_tokens
 from preftune.sampling.sample import SampleOptions
-from preftune.sampling.server import _Prompt, _sampled, load_adapter, sample_server, unload_adapter
+from preftune.sampling.server import _Prompt, _sampled, sample_server
+from preftune.sampling.server_adapters import load_adapter, unload_adapter
 from preftune.types import Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 

@@ -1,7 +1,7 @@
 """What each verb does: settings in, work done by the rooms, results printed."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,10 @@ from preftune.errors import ConfigError
 from preftune.model.load import quiet_transformers
 from preftune.progress import Reporter
 from preftune.terminal import clean_terminal
-from preftune.train.dry_run import dry_run
+from preftune.train.dry_run import Forecast, dry_run
 from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
-from preftune.train.processes import Processes, together
+from preftune.train.processes import together
 from preftune.train.result import RunResult
 
 
@@ -41,10 +41,11 @@ def run(arguments: Sequence[str]) -> int:
         start = partial(resume, **options)
     else:
         settings = parse_settings(TrainConfig, words, "preftune train")
-        start = _restarted(settings) or train
+        start = resume if _begun(settings.output) == settings else train
     with together(settings.process_minutes) as processes:
         if rehearses:
-            return _rehearse(settings, as_json, processes)
+            forecast = dry_run(settings, Reporter(quiet=as_json), processes)
+            return _print_forecast(forecast, as_json)
         result = start(settings, quiet=as_json, processes=processes)
         if processes.is_main:
             _tell_run(result, as_json, writes=settings.objective.trains == "policy")
@@ -77,21 +78,19 @@ def _resume_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
     return words, options
 
 
-def _restarted(settings: TrainConfig) -> Callable[..., RunResult] | None:
-    """Where torchrun starts all processes again after one was lost, the run they had begun is resumed."""
+def _begun(output: str) -> TrainConfig | None:
+    """The settings of the run in this folder if torchrun starts all processes again after it lost one."""
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if not again or not (Path(settings.output) / "config.yaml").is_file():
+    if not again or not (Path(output) / "config.yaml").is_file():
         return None
-    before = replace(settings_from_run(TrainConfig, Path(settings.output)), output=settings.output)
-    return resume if before == settings else None
+    return replace(settings_from_run(TrainConfig, Path(output)), output=output)
 
 
-def _rehearse(settings: TrainConfig, as_json: bool, processes: Processes) -> int:
-    found = dry_run(settings, Reporter(quiet=as_json), processes)
+def _print_forecast(forecast: Forecast, as_json: bool) -> int:
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(forecast))
     else:
-        print(clean_terminal("\n".join(found.lines())))
+        print(clean_terminal("\n".join(forecast.lines())))
     return 0
 
 

@@ -26,8 +26,9 @@ from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.stats import json_numbers
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text
-from preftune.train.groups import read_data, within
+from preftune.train.groups import DataPlan, read_data, within
 from preftune.train.loop import resume, train
+from preftune.train.models import ModelPlan
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
 from preftune.train.result import RunResult
@@ -154,7 +155,8 @@ def train_reward_model(settings: RewardModelConfig) -> tuple[RunResult, Calibrat
     out.
     """
     config = settings.run_settings()
-    return _evaluated(train(config, quiet=settings.json), config, settings.num_bins)
+    result = train(config, quiet=settings.json)
+    return _evaluated(result, config.model_plan, config.data_plan, settings.num_bins)
 
 
 def resume_reward_model(folder: str, *, quiet: bool = False) -> tuple[RunResult, Calibration | None]:
@@ -170,30 +172,34 @@ def resume_reward_model(folder: str, *, quiet: bool = False) -> tuple[RunResult,
             f"{folder} is no run of a reward model", do=f"Go on with: preftune train --resume {folder}"
         )
     if run.state() != "finished" or (run.path / f"{EVALUATION_FILE}.json").is_file():
-        return _evaluated(resume(config, quiet=quiet), config, 10)
-    result = RunResult(folder=run.path, final=run.final, step=0, state="finished", evaluation={})
-    return _evaluated(result, config, 10)
+        result = resume(config, quiet=quiet)
+    else:
+        result = RunResult(folder=run.path, final=run.final, step=0, state="finished", evaluation={})
+    return _evaluated(result, config.model_plan, config.data_plan, num_bins=10)
 
 
-def _evaluated(result: RunResult, config: TrainConfig, num_bins: int) -> tuple[RunResult, Calibration | None]:
+def _evaluated(
+    result: RunResult, model: ModelPlan, data: DataPlan, num_bins: int
+) -> tuple[RunResult, Calibration | None]:
+    """Evaluate the reward model on the held-out pairs of its run, where there are any."""
     if result.final is None:
         return result, None
-    tokenizer = load_tokenizer(resolve_model(config.model), config.loading)
-    held = read_data(within(config.data_plan, model_limits(config.model, config.loading)), tokenizer).held
+    tokenizer = load_tokenizer(resolve_model(model.model), model.loading)
+    held = read_data(within(data, model_limits(model.model, model.loading)), tokenizer).held
     if not held:
         return result, None
-    found = evaluate_reward_model(
+    calibration = evaluate_reward_model(
         result.final,
         held,
-        device=config.device,
-        micro_batch_tokens=config.layout.micro_batch_tokens,
+        device=model.device,
+        micro_batch_tokens=model.layout.micro_batch_tokens,
         num_bins=num_bins,
-        seed=config.seed,
+        seed=model.seed,
     )
     run = RunFolder(path=result.folder)
-    run.write_json(f"{EVALUATION_FILE}.json", json_numbers(found))
-    run.write_text(f"{EVALUATION_FILE}.md", "\n".join(evaluation_page(found)) + "\n")
-    return result, found
+    run.write_json(f"{EVALUATION_FILE}.json", json_numbers(calibration))
+    run.write_text(f"{EVALUATION_FILE}.md", "\n".join(evaluation_page(calibration)) + "\n")
+    return result, calibration
 
 
 def evaluation_page(found: Calibration) -> list[str]:

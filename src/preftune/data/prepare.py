@@ -20,7 +20,7 @@ from preftune.data.fit import fit
 from preftune.data.options import DataOptions
 from preftune.data.record_file import RecordFile
 from preftune.data.records import BadRow, RecordReader, bad_row, load_records, prompt_only
-from preftune.data.render import make_renderer
+from preftune.data.render import Renderer, make_renderer
 from preftune.data.signals import Derivation, SignalName, SignalReport, derive
 from preftune.data.store import StoredGroups, StoreWriter, publish, read_meta, scratch_folder
 from preftune.data.store_key import stamps, store_key
@@ -163,37 +163,13 @@ class _Maker:
             _refuse_making(self.signal, options)
         if derivation is not None and reader.format == "prompts":
             raise _prompts_only(reader, self.signal)
-        found = derivation.derived(records) if derivation is not None else self._as_they_are(records)
-        first = next(found)  # what is wrong with the signal is said before what is wrong with the tokenizer
-        renderer, origins, fitted = (
-            make_renderer(tokenizer, options, many=True),
-            deque[str](),
-            Counter[str](),
-        )
-        for group in renderer.render_all(_noted(chain([first], found), origins)):
-            file, _, number = origins.popleft().rpartition(":")
-            if isinstance(group, DataError):
-                self.bad.append(bad_row(file, int(number), group, options))
-                continue
-            result = fit(
-                group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos
-            )
-            fitted[result.kind] += 1
-            if result.group is not None:
-                writer.add(result.group)
+        derived = derivation.derived(records) if derivation is not None else self._as_they_are(records)
+        # The first record, because an error of the signal comes before an error of the tokenizer.
+        first = next(derived)
+        renderer = make_renderer(tokenizer, options, many=True)
+        fitted = self._write_groups(renderer, chain([first], derived), writer)
         if not writer.num_groups:
-            got = (
-                ", ".join(f"{count} groups {kind}" for kind, count in fitted.items())
-                or f"{len(self.bad)} bad rows"
-            )
-            raise DataError(
-                f"{self.source}: no group is left",
-                got=got,
-                expected=f"groups of at most {options.max_length} tokens",
-                do="Raise max_length, or choose another truncation"
-                if fitted
-                else f"First: {self.bad[0].message}",
-            )
+            raise self._empty(fitted)
         report = _report(
             reader,
             None if derivation is None else derivation.report(),
@@ -207,6 +183,35 @@ class _Maker:
             {"certain": certain, "bad_rows": [asdict(bad) for bad in self.bad], "report": report.as_dict()}
         )
         return report, certain
+
+    def _write_groups(
+        self, renderer: Renderer, records: Iterator[Record], writer: StoreWriter
+    ) -> Counter[str]:
+        """Write the records as groups of tokens; count how they fit."""
+        options, origins, fitted = self.options, deque[str](), Counter[str]()
+        for group in renderer.render_all(_noted(records, origins)):
+            file, _, number = origins.popleft().rpartition(":")
+            if isinstance(group, DataError):
+                self.bad.append(bad_row(file, int(number), group, options))
+                continue
+            result = fit(
+                group, max_length=options.max_length, truncation=options.truncation, bos=renderer.bos
+            )
+            fitted[result.kind] += 1
+            if result.group is not None:
+                writer.add(result.group)
+        return fitted
+
+    def _empty(self, fitted: Mapping[str, int]) -> DataError:
+        counts = ", ".join(f"{count} groups {kind}" for kind, count in fitted.items())
+        return DataError(
+            f"{self.source}: no group is left",
+            got=counts or f"{len(self.bad)} bad rows",
+            expected=f"groups of at most {self.options.max_length} tokens",
+            do="Raise max_length, or choose another truncation"
+            if fitted
+            else f"First: {self.bad[0].message}",
+        )
 
     def _derivation(self) -> Derivation | None:
         if self.signal is None or self.signal == "prompts":

@@ -6,8 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from preftune.data.render import Renderer
-from preftune.errors import ConfigError, ModelError, ServerError, storage_error
+from preftune.errors import ConfigError, ServerError
 from preftune.sampling.client import ServerOptions, endpoint_of
 from preftune.sampling.distribution import uniforms
 from preftune.sampling.http_client import HttpClient, Refused, Withheld, run_all
+from preftune.sampling.journal import journal_writer, read_journal
 from preftune.sampling.replies import ROW, Api, reply_reader
 from preftune.sampling.sample import Sampled, SampleOptions, check_keys, completion_text
 from preftune.types import Message, Record
@@ -134,12 +134,12 @@ async def _sample(
             for body in [body_of(prompt, options)]
             for k in range(options.num_completions)
         ]
-        rows = _read_journal(journal)
+        rows = read_journal(journal)
         missing = [request for request in requests if request.digest not in rows]
         done = len(requests) - len(missing)
         progress(done, len(requests))
         read = reply_reader(api, renderer, options)
-        with _writer(journal) as write:
+        with journal_writer(journal) as write:
 
             async def work(request: _Request) -> None:
                 try:
@@ -335,81 +335,3 @@ def _tokens_of(row: dict[str, Any], record: Record, renderer: Renderer) -> np.nd
         prompt=record.prompt, completions=(row["text"],), ended=(row["ended"],), origin=record.origin
     )
     return renderer.render(answered).completions[0]
-
-
-# --- the journal ---
-
-
-def _read_journal(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Rows by their request. A line that was not written to its end is left out, and so drawn again."""
-    if path is None or not path.exists():
-        return {}
-    rows = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise storage_error("read the journal", path, error) from error
-    for line in lines:
-        try:
-            row = json.loads(line)
-            rows[row["request"]] = {name: row.get(name) if name == "withheld" else row[name] for name in ROW}
-        except (ValueError, KeyError, TypeError):
-            continue
-    return rows
-
-
-@contextmanager
-def _writer(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends rows, each on the disk's way before the next request is sent."""
-    if path is None:
-        yield lambda row: None
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise storage_error("write the journal", path, error) from error
-
-    def write(row: dict[str, Any] | None) -> None:
-        try:
-            file.write("\n" if row is None else json.dumps(row) + "\n")
-            file.flush()
-        except OSError as error:
-            raise storage_error("write the journal", path, error) from error
-
-    with closing(file):
-        write(None)  # a line that a crash left unfinished stays alone
-        yield write
-
-
-# --- adapters ---
-
-
-def load_adapter(server: ServerOptions, name: str, folder: Path) -> ServerOptions:
-    """Have a running vLLM load a peft adapter under a name, and return the options that draw from it.
-
-    `folder` is read by the server. Give every version a name of its own: a server may keep what it computed
-    under a name. The server must have been started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
-    """
-    asyncio.run(_adapter(server, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}))
-    return replace(server, model=name)
-
-
-def unload_adapter(server: ServerOptions, name: str) -> None:
-    """Have a running vLLM forget an adapter."""
-    asyncio.run(_adapter(server, "/v1/unload_lora_adapter", {"lora_name": name}))
-
-
-async def _adapter(server: ServerOptions, path: str, body: dict[str, Any]) -> None:
-    async with HttpClient(endpoint_of(server)) as client:
-        try:
-            await client.send(path, body)
-        except Refused as refusal:
-            if refusal.status not in (404, 405):
-                raise
-            raise ModelError(
-                "The server does not load adapters while it runs",
-                got=f"status {refusal.status} for {path}",
-                expected="vLLM",
-                do="Start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
-            ) from refusal

@@ -68,16 +68,23 @@ class Anchors:
     writer: Blend | None = None  # the reference alone, where it can be drawn from
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AnchorBuilder:
-    """Settings from which all anchors of a run are built."""
+@dataclass(frozen=True, kw_only=True)
+class AnchorPlan:
+    """Which frozen models a run needs, and how they score."""
 
     options: ReferenceOptions
-    plan: ModelPlan
+    model: ModelPlan
     on_policy: bool
     temperature: float  # at which the reference is scored
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnchorBuilder:
+    """Builds all anchors of a run."""
+
+    plan: AnchorPlan
     models: Models
-    groups: Sequence[Group]  # all that will be scored
+    groups: Sequence[Group] = ()  # all that a cached reference will score
     report: Reporter
     processes: Processes = ALONE
 
@@ -89,8 +96,8 @@ class AnchorBuilder:
         """The anchors for what an objective needs. `ref_logp` among it is what evaluation needs at least."""
         if not needs:
             return Anchors()
-        options, on_policy = self.options, self.on_policy
-        mode = chosen_mode(options, needs, self.plan.lora.rank > 0, on_policy)
+        options, on_policy = self.plan.options, self.plan.on_policy
+        mode = chosen_mode(options, needs, self.plan.model.lora.rank > 0, on_policy)
         held: Policy | None = None
         logps: GroupLogps | None = None
         if mode in ("live", "adapter"):
@@ -125,7 +132,7 @@ class AnchorBuilder:
         )
 
     def _contrast(self) -> GroupLogps:
-        options = self.options
+        options = self.plan.options
         positive = self._cached(options.contrast_positive, "contrast_positive")
         negative = self._cached(options.contrast_negative, "contrast_negative")
 
@@ -147,7 +154,7 @@ class AnchorBuilder:
 
     def _read(self, name: str) -> Policy:
         """A named model, still whole."""
-        plan, policy = self.plan, self.policy
+        plan, policy = self.plan.model, self.policy
         device = torch.device("cpu") if self.processes.lockstep else policy.device
         model = load_model(resolve_model(name), plan.loading, policy.model.dtype).to(device)  # type: ignore[arg-type]
         sharing, reason = choose_layout(model, plan.layout, plan.precision)
@@ -164,12 +171,12 @@ class AnchorBuilder:
     def _cut(self, held: Policy) -> Policy:
         """Frozen, and in shards if the policy is."""
         held.model.requires_grad_(False)
-        return in_shards(held, self.plan.shard, self.policy.device) if self.processes.lockstep else held
+        return in_shards(held, self.plan.model.shard, self.policy.device) if self.processes.lockstep else held
 
     def _cached(self, name: str | None, role: str) -> GroupLogps:
         model, digest = self._model(name)
-        layout, report = self.plan.layout, self.report
-        folder = cache_folder() / "references" / f"{digest[:32]}-{self.plan.precision}"
+        layout, report = self.plan.model.layout, self.report
+        folder = cache_folder() / "references" / f"{digest[:32]}-{self.plan.model.precision}"
         fresh, started, known = 0, time.perf_counter(), ReferenceStore(folder)
         new = {tuple(completion_keys(group)): group for group in self.groups if group not in known}
         if (
@@ -198,9 +205,9 @@ class AnchorBuilder:
         if name is not None:
             held, _ = self._model(name)
         elif self.processes.lockstep:  # shards cannot be copied
-            held = self._read(self.plan.model)
+            held = self._read(self.plan.model.model)
             if follows and self.policy.peft_model is not None:
-                held = replace(held, peft_model=inject_lora(held.model, self.plan.lora))
+                held = replace(held, peft_model=inject_lora(held.model, self.plan.model.lora))
             held = self._cut(held)
             if follows:
                 follow(held, self.policy, step=0, options=ReferenceOptions(update_every=1))
@@ -214,7 +221,7 @@ class AnchorBuilder:
         return held
 
     def _computed(self, held: Policy, without_adapter: bool) -> GroupLogps:
-        layout, temperature = self.plan.layout, self.temperature
+        layout, temperature = self.plan.model.layout, self.plan.temperature
         if not without_adapter:
             return lambda part: score_groups(held, part, layout, temperature)
 
@@ -227,7 +234,7 @@ class AnchorBuilder:
     def _hidden(self, held: Policy, without_adapter: bool) -> GroupHidden:
         @torch.no_grad()
         def states(part: Sequence[Group]) -> tuple[Tensor, Head]:
-            batch = to_device(collate(part, self.plan.layout, held.sharing), held.device)
+            batch = to_device(collate(part, self.plan.model.layout, held.sharing), held.device)
 
             def work() -> tuple[Tensor, Head]:
                 with torch.autocast(held.device.type, torch.bfloat16, enabled=held.precision == "bf16"):
@@ -250,7 +257,7 @@ class AnchorBuilder:
         """Recompute a few groups: a stale or damaged cache, or a policy that is not its own reference, stops
         here.
         """
-        plan = self.plan
+        plan = self.plan.model
         chosen = np.random.default_rng(plan.seed).permutation(len(self.groups))[:4]
         few = [self.groups[i] for i in chosen]
         for _, part in micro_batches(model, few, plan.layout):

@@ -1,6 +1,6 @@
 """Held-out loss and metrics, reduced inside the step: no logits are kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -26,8 +26,8 @@ from preftune.train.onpolicy.collect import judge_draw
 from preftune.train.onpolicy.metrics import part_metrics
 from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.processes import ALONE, Processes
-from preftune.train.step import MetricMeter, couple_step, global_weight
-from preftune.types import Group, Pairs
+from preftune.train.step import MetricMeter, MicroBatch, couple_step, global_weight
+from preftune.types import Group, Pairs, TokenScores
 
 
 @torch.no_grad()
@@ -76,16 +76,8 @@ def evaluate(
             continue
         losses = objective(scores, piece.signal)
         loss += reduce_losses(losses, total).item()
-        metrics = dict(losses.metrics)
-        assert isinstance(piece.content, PackedContent)
-        preferences = [replace(group, pairs=group_pairs(group)) for group in piece.content.groups]
-        own = "rewards/margins" in metrics  # what the objective scores with wins over beta * log-ratio
-        pairs = piece.signal if own else None
-        if not own and anchors.reference is not None and any(group.pairs for group in preferences):
-            pairs = batch_signal(preferences, Pairs)
-            assert isinstance(pairs, Pairs)
-            metrics |= pair_metrics(scores, pairs, beta)
-        if isinstance(pairs, Pairs):
+        metrics, pairs = _with_pair_metrics(losses.metrics, scores, piece, anchors, beta)
+        if pairs is not None:
             margins.append(metrics["rewards/margins"].double().cpu())
             gaps.append((piece.lengths[pairs.chosen] - piece.lengths[pairs.rejected]).double().cpu())
         meter.add(metrics)
@@ -95,6 +87,23 @@ def evaluate(
     parts = processes.gather((margins, gaps))
     lengths = length_metrics([m for one, _ in parts for m in one], [g for _, one in parts for g in one])
     return ({"loss": processes.total(loss)} if has_loss else {}) | meter.means() | lengths
+
+
+def _with_pair_metrics(
+    metrics: Mapping[str, Tensor], scores: TokenScores, piece: MicroBatch, anchors: Anchors, beta: float
+) -> tuple[dict[str, Tensor], Pairs | None]:
+    """Metrics with those of preference pairs, and the pairs that they are of, if there are any. What the
+    objective itself scores with has precedence over beta * log-ratio.
+    """
+    if "rewards/margins" in metrics:
+        return dict(metrics), piece.signal if isinstance(piece.signal, Pairs) else None
+    assert isinstance(piece.content, PackedContent)
+    preferences = [replace(group, pairs=group_pairs(group)) for group in piece.content.groups]
+    if anchors.reference is None or not any(group.pairs for group in preferences):
+        return dict(metrics), None
+    pairs = batch_signal(preferences, Pairs)
+    assert isinstance(pairs, Pairs)
+    return {**metrics, **pair_metrics(scores, pairs, beta)}, pairs
 
 
 MIN_PAIRS = 10

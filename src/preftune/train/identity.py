@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from preftune.errors import ConfigError, PreftuneError, StorageError, shown
 from preftune.model.load import resolve_model
-from preftune.objectives import source_file
+from preftune.model.reference import ReferenceOptions
+from preftune.objectives import Objective, source_file
 from preftune.spec import parse_sum
 from preftune.storage import digest_of, sealed, unsealed
 from preftune.train.groups import ReadData
 from preftune.train.models import Models
-from preftune.train.options import TrainConfig
-from preftune.train.runlog import RunFolder, to_plain
+from preftune.train.runlog import RunFolder
 from preftune.types import Group, Record
 
 MANIFEST = "manifest.json"
@@ -127,16 +127,16 @@ def _text_digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def flat_settings(config: TrainConfig) -> dict[str, Any]:
-    """Full names of all settings that are compared -> values."""
-    found: dict[str, Any] = {}
-    for name, value in to_plain(config).items():
+def compared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of config.yaml that are compared, by their full names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}.{inner}": leaf for inner, leaf in value.items()}
+            flat |= {f"{name}.{inner}": leaf for inner, leaf in value.items()}
         else:
-            found[name] = value
+            flat[name] = value
     skipped = (*_IN_INPUTS, *_WITHOUT_EFFECT)
-    kept = {name: value for name, value in found.items() if not _listed(name, skipped)}
+    kept = {name: value for name, value in flat.items() if not _listed(name, skipped)}
     return json.loads(json.dumps(kept, default=str))
 
 
@@ -171,8 +171,19 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class IdentityPlan:
+    """The settings that the identity of a run is made of."""
+
+    settings: Mapping[str, Any]  # `compared_settings`
+    splits: bool  # whether evaluation data are held out of the training data
+    reference: ReferenceOptions
+    reward: str | None
+    objective: Objective
+
+
 def identify(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, data: ReadData, models: Models, processes: int
+    plan: IdentityPlan, tokenizer: PreTrainedTokenizerBase, data: ReadData, models: Models, processes: int
 ) -> Identity:
     """The identity of a run whose data and initial model are loaded."""
     inputs = {
@@ -180,20 +191,19 @@ def identify(
         "eval_data": groups_digest(data.held),
         "model": models.start_digest,
     }
-    if config.eval_data is None:  # held out of the data
+    if plan.splits:
         inputs["data"] = _text_digest(f"{inputs['data']} {inputs.pop('eval_data')}")
     inputs |= tokenizer_digests(tokenizer)
-    reference = config.reference
     for name in ("model", "contrast_positive", "contrast_negative"):
-        if (other := getattr(reference, name)) is not None:
+        if (other := getattr(plan.reference, name)) is not None:
             inputs["reference" if name == "model" else name] = model_digest(other)
-    if config.reward is not None:
+    if plan.reward is not None:
         inputs["data"] = _text_digest(f"{inputs['data']} {records_digest(data.prepared.records)}")
-        inputs["reward"] = reward_digest(config.reward)
-    around = surroundings(str(models.policy.device), processes)
-    if own := source_file(config.objective):
+        inputs["reward"] = reward_digest(plan.reward)
+    environment = surroundings(str(models.policy.device), processes)
+    if own := source_file(plan.objective):
         inputs["objective"] = _path_digest(own)
-    return Identity(inputs=inputs, settings=flat_settings(config), environment=around)
+    return Identity(inputs=inputs, settings=plan.settings, environment=environment)
 
 
 # --- the manifest ---
@@ -247,11 +257,11 @@ def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict
 
 
 def check_settings(
-    folder: Path, before: Mapping[str, Any], config: TrainConfig, allowed: Collection[str]
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], allowed: Collection[str]
 ) -> None:
     """Before anything is loaded: settings that change results are as they were, or are allowed to differ."""
-    found = _changed_settings(before["settings"], flat_settings(config))
-    _refuse(folder, {}, {name: both for name, both in found.items() if not _rounds(name)}, allowed)
+    changed = _changed_settings(before["settings"], now)
+    _refuse(folder, {}, {name: both for name, both in changed.items() if not _rounds(name)}, allowed)
 
 
 def check_identity(

@@ -102,7 +102,9 @@ def resume(
         if processes.from_main(lambda: _is_over(run)):
             return processes.from_main(lambda: complete(run, report))
         start = processes.from_main(lambda: latest_start(run, skip_damaged))
-        before = processes.from_main(lambda: manifest_of(run, config, start, allowed, report))
+        before = processes.from_main(
+            lambda: manifest_of(run, config.identity_plan.settings, start, allowed, report)
+        )
         identity = Comparison(
             processes=processes, report=report, folder=run.path, before=before, allowed=allowed
         )

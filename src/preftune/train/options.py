@@ -16,7 +16,7 @@ from preftune.objectives.base import smallest_step
 from preftune.objectives.bnf import BNF
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
-from preftune.train.anchors import TOLERANCE
+from preftune.train.anchors import TOLERANCE, AnchorPlan
 from preftune.train.best import BestMetric
 from preftune.train.budget import Budget, resolved_steps
 from preftune.train.checks import (
@@ -28,6 +28,7 @@ from preftune.train.checks import (
     check_shards,
 )
 from preftune.train.groups import DataPlan
+from preftune.train.identity import IdentityPlan, compared_settings
 from preftune.train.models import ModelPlan
 from preftune.train.onpolicy.checks import (
     check_max_samples,
@@ -40,6 +41,7 @@ from preftune.train.onpolicy.checks import (
 from preftune.train.onpolicy.collect import CollectOptions, chosen_selection
 from preftune.train.onpolicy.source import CollectPlan
 from preftune.train.optim import OptimOptions
+from preftune.train.runlog import to_plain
 
 
 def four_completions() -> SampleOptions:
@@ -140,41 +142,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if isinstance(self.objective, str):  # as it is written on the command line
             object.__setattr__(self, "objective", make_objective(self.objective))
-        check_range(
-            self,
-            "[1, inf)",
-            "batch_size",
-            "max_steps",
-            "eval_every",
-            "keep_checkpoints",
-            "early_stopping_patience",
-        )
-        check_range(self, "[0, inf)", "save_every", "router_aux_loss_coef")
-        check_range(self, "[0, 4611686018427387904)", "seed", expected="0 or more, less than 2**62")
-        check_range(self, "(0, inf)", "epochs", "max_minutes")
-        check_range(self, "(0, 10080]", "process_minutes", expected="above 0, and a week at most")
-        check_range(self, "[0, 1)", "eval_fraction")
+        self._check_ranges()
         for name in ("data", "eval_data"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, source_name(value))
         if not self.data:
             raise ConfigError("data is empty", expected="a file, a folder or a hub id")
-        if self.eval_data is not None:
-            refuse_idle(self, "with eval_data", "eval_fraction", do="Leave one out")
-        elif self.eval_fraction == 0:
-            refuse_idle(
-                self,
-                "without held-out data",
-                "eval_every",
-                "keep_best",
-                got="eval_fraction 0",
-                do="Set --eval_fraction or --eval_data, or leave it out",
-            )
-        if self.keep_best:
-            _ = self.best_metric
-        else:
-            refuse_idle(self, "without keep_best", "early_stopping_patience", do="Set --keep_best METRIC")
+        self._check_evaluation()
         if self.save_every == 0:
             refuse_idle(self, "without save_every", "keep_checkpoints", do="Set --save_every N")
         if self.reference.mode == "adapter" and self.lora.rank == 0:
@@ -198,17 +173,46 @@ class TrainConfig:
         if self.source == "hybrid" and not self.unjudged and self.collect.data_share is None:
             object.__setattr__(self, "collect", replace(self.collect, data_share=0.5))
         if not self.draws:
-            idle = ("reward", "sampling", "collect", "max_samples")
-            offline = {"got": "source offline", "do": "Set --source on-policy"}
-            refuse_idle(self, "offline", *idle, **offline)
-            if self.server.url:
-                refuse_idle(self, "offline", "server", **offline)
+            self._check_offline()
         else:
             self._check_on_policy()
         check_batch_size(self.objective, self.batch_size)
         check_own_objective(self.objective)
         check_filter(self.filter, self.source, self.objective)
         check_anchors(self.objective, self.reference, self.source)
+
+    def _check_ranges(self) -> None:
+        counts = ("batch_size", "max_steps", "eval_every", "keep_checkpoints", "early_stopping_patience")
+        check_range(self, "[1, inf)", *counts)
+        check_range(self, "[0, inf)", "save_every", "router_aux_loss_coef")
+        check_range(self, "[0, 4611686018427387904)", "seed", expected="0 or more, less than 2**62")
+        check_range(self, "(0, inf)", "epochs", "max_minutes")
+        check_range(self, "(0, 10080]", "process_minutes", expected="above 0, and a week at most")
+        check_range(self, "[0, 1)", "eval_fraction")
+
+    def _check_evaluation(self) -> None:
+        if self.eval_data is not None:
+            refuse_idle(self, "with eval_data", "eval_fraction", do="Leave one out")
+        elif self.eval_fraction == 0:
+            refuse_idle(
+                self,
+                "without held-out data",
+                "eval_every",
+                "keep_best",
+                got="eval_fraction 0",
+                do="Set --eval_fraction or --eval_data, or leave it out",
+            )
+        if self.keep_best:
+            _ = self.best_metric
+        else:
+            refuse_idle(self, "without keep_best", "early_stopping_patience", do="Set --keep_best METRIC")
+
+    def _check_offline(self) -> None:
+        idle = ("reward", "sampling", "collect", "max_samples")
+        offline = {"got": "source offline", "do": "Set --source on-policy"}
+        refuse_idle(self, "offline", *idle, **offline)
+        if self.server.url:
+            refuse_idle(self, "offline", "server", **offline)
 
     @property
     def draws(self) -> bool:
@@ -278,11 +282,23 @@ class TrainConfig:
         )
 
     @property
+    def anchor_plan(self) -> AnchorPlan:
+        """Reference options."""
+        return AnchorPlan(
+            options=self.reference,
+            model=self.model_plan,
+            on_policy=self.draws,
+            temperature=self.sampled_at,
+        )
+
+    @property
     def collect_plan(self) -> CollectPlan:
         """Sampling options."""
         gap = self.collect.sampler_gap
         return CollectPlan(
             options=self.collect,
+            sampling=self.sampling,
+            reward=self.reward or "",
             selection=None if self.unjudged else chosen_selection(self.collect, self.objective.signal),
             layout=self.layout,
             batch_size=self.batch_size,
@@ -290,6 +306,17 @@ class TrainConfig:
             seed=self.seed,
             wants_values="behaviour_value" in self.objective.needs,
             tolerance=TOLERANCE[self.precision] if gap is None else gap,
+        )
+
+    @property
+    def identity_plan(self) -> IdentityPlan:
+        """What identifies the run."""
+        return IdentityPlan(
+            settings=compared_settings(to_plain(self)),
+            splits=self.eval_data is None,
+            reference=self.reference,
+            reward=self.reward,
+            objective=self.objective,
         )
 
     def budget(self, steps_per_epoch: int) -> Budget:

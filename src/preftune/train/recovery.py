@@ -19,7 +19,6 @@ from preftune.train.identity import (
     read_manifest,
     write_manifest,
 )
-from preftune.train.options import TrainConfig
 from preftune.train.processes import Processes
 from preftune.train.runlog import RunFolder, check_output
 
@@ -115,12 +114,16 @@ def latest_start(run: RunFolder, skip_damaged: bool) -> Start | None:
 
 
 def manifest_of(
-    run: RunFolder, config: TrainConfig, start: Start | None, allowed: frozenset[str], report: Reporter
+    run: RunFolder,
+    settings: Mapping[str, Any],
+    start: Start | None,
+    allowed: frozenset[str],
+    report: Reporter,
 ) -> Mapping[str, Any] | None:
-    """The manifest of a run that is resumed, its settings compared; None, with a note, if it has none."""
+    """The manifest of a run that is resumed, compared with today's settings; None, with a note, if it has none."""
     manifest = read_manifest(run)
     if manifest is not None:
-        check_settings(run.path, manifest, config, allowed)
+        check_settings(run.path, manifest, settings, allowed)
         return manifest
     if allowed - {"log"}:
         raise ConfigError(

@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from preftune.data.prepare import Prepared
-from preftune.data.render import make_renderer
+from preftune.data.render import Renderer, make_renderer
 from preftune.data.store import JoinedGroups
-from preftune.model.limits import model_limits
+from preftune.model.limits import Limits, model_limits
 from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, pick_device, resolve_model
 from preftune.model.policy import Policy, micro_batches, score_groups
 from preftune.model.proof import check_attention
@@ -32,7 +32,7 @@ from preftune.train.budget import Budget
 from preftune.train.filters import filter_pairs
 from preftune.train.groups import DataPlan, ReadData, read_completions, read_data, within
 from preftune.train.identity import Identity, identify
-from preftune.train.models import Models, load_models
+from preftune.train.models import load_models
 from preftune.train.onpolicy.collect import CollectOptions, Sampler
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.source import CollectPlan, OnPolicySource, PromptData
@@ -97,37 +97,12 @@ class TrainingJob:
         return self.source if isinstance(self.source, OnPolicySource) else None
 
 
-def prompt_data(plan: DataPlan, data: ReadData, tokenizer: PreTrainedTokenizerBase) -> PromptData:
+def prompt_data(data: ReadData, tokenizer: PreTrainedTokenizerBase) -> PromptData:
     """Data of an on-policy run."""
     return PromptData(
         prompts=data.train,
         records={record.origin: record for record in (*data.prepared.records, *data.held_records)},
-        groups=read_completions(plan, tokenizer, data.train),
-    )
-
-
-def make_source(
-    models: Models,
-    judge: Sampler,
-    material: PromptData,
-    plan: CollectPlan,
-    server: ServerOptions,
-    output: Path,
-    writer: Blend | None,
-    report: Reporter,
-    processes: Processes,
-) -> OnPolicySource:
-    """Make the sampler of the policy, or of a server that follows it."""
-    follower = Follower(server, models.policy, output / "server") if server.url else None
-    return OnPolicySource(
-        policy=models.policy,
-        judge=judge,
-        material=material,
-        plan=plan,
-        report=report,
-        follower=follower,
-        opponents=_opponents(plan.options, writer),
-        processes=processes,
+        groups=read_completions(data.plan, tokenizer, data.train),
     )
 
 
@@ -145,10 +120,13 @@ def check_start(job: TrainingJob) -> float | None:
     """Step 0: policy = reference, so every log-ratio is 0 and DPO's loss is ln 2. Returns the largest
     difference seen.
 
-    Nothing to check with another model as reference, or without one.
+    Nothing to check with another model as reference, without a reference, and where the objective has no need
+    of it.
     """
     config, reference = job.config, job.anchors.reference
     if reference is None or config.reference.model is not None or isinstance(job.source, OnPolicySource):
+        return None
+    if not config.objective.needs & REFERENCE_SCORES:
         return None
     few = job.source.take(1)[:4]
     worst = 0.0
@@ -208,25 +186,24 @@ def shared_tokenizer(model: str, options: ReferenceOptions, loading: LoadOptions
     return tokenizer
 
 
-def _read_inputs(
-    config: TrainConfig, report: Reporter
-) -> tuple[AnyReward | None, PreTrainedTokenizerBase, ReadData]:
-    """Everything that is read before the model's weights."""
-    reward = None
-    if config.reward is not None:
-        reward = resolve_reward(config.reward, config.collect.reward_process)
-    tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
-    limits, plan = model_limits(config.model, config.loading), config.data_plan
-    if within(plan, limits) is not plan:
+def read_within_limits(
+    plan: DataPlan, limits: Limits, tokenizer: PreTrainedTokenizerBase, report: Reporter
+) -> ReadData:
+    """Read the training and held-out data, in rows that the model has positions for."""
+    limited = within(plan, limits)
+    if limited is not plan:
         report.note(
-            f"rows.max_length: {limits.positions}, the positions of the model, instead of {config.rows.max_length}"
+            f"rows.max_length: {limits.positions}, the positions of the model, instead of {plan.rows.max_length}"
         )
-    data = read_data(within(plan, limits), tokenizer)
+    data = read_data(limited, tokenizer)
     report.note("\n".join(data.lines))
-    if reward is not None:
-        known = shared_columns([*data.prepared.records, *data.held_records])
-        check_columns(reward, config.reward or "", known | set(COLUMNS))
-    return reward, tokenizer, data
+    return data
+
+
+def check_reward(reward: AnyReward, name: str, data: ReadData) -> None:
+    """Refuse a reward that reads columns which the prompts do not have."""
+    known = shared_columns([*data.prepared.records, *data.held_records])
+    check_columns(reward, name, known | set(COLUMNS))
 
 
 def _optimizer(
@@ -238,6 +215,82 @@ def _optimizer(
         name for name in weights if name.startswith("value_head.") and "value" in objective.needs
     )
     return make_optimizer(weights, options, seed, hidden_matrices(policy.model, weights), critic)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Supply:
+    """What a run learns from: groups, the scores of frozen models on them, and for how many steps."""
+
+    source: OfflineSource | OnPolicySource
+    anchors: Anchors
+    budget: Budget
+
+    @property
+    def line(self) -> str:
+        return self.budget.line(self.source.steps_per_epoch)
+
+
+def _offline_supply(
+    data: ReadData,
+    batch_size: int,
+    budget_of: Callable[[int], Budget],
+    builder: AnchorBuilder,
+    needs: frozenset[str],
+    rehearses: bool,
+) -> _Supply:
+    """The completions of a file; `budget_of` is called with the steps of an epoch."""
+    objective = data.plan.objective
+    source = offline_source(objective, data.train, batch_size, data.plan.seed)
+    budget = budget_of(source.steps_per_epoch)
+    if rehearses:
+        scored = with_mismatched(objective, source.take(1))
+    else:
+        scored = scored_groups(objective, source, data.held, budget.steps)
+    anchors = replace(builder, groups=scored).build(needs)
+    return _Supply(source=source, anchors=anchors, budget=budget)
+
+
+def _on_policy_supply(
+    reward: AnyReward | None,
+    renderer: Renderer,
+    prompts: PromptData,
+    plan: CollectPlan,
+    follower: Follower | None,
+    budget_of: Callable[[int], Budget],
+    builder: AnchorBuilder,
+    needs: frozenset[str],
+) -> _Supply:
+    """The policy's own completions, from this process or from a server that follows the policy."""
+    anchors = builder.build(needs)
+    sampler = Sampler(
+        renderer=renderer,
+        sampling=plan.sampling,
+        reward=reward,
+        reward_name=plan.reward,
+        timeout_s=plan.options.reward_timeout_s,
+        engine=builder.models.engine,
+    )
+    source = OnPolicySource(
+        policy=builder.policy,
+        judge=sampler,
+        material=prompts,
+        plan=plan,
+        report=builder.report,
+        follower=follower,
+        opponents=_opponents(plan.options, anchors.writer),
+        processes=builder.processes,
+    )
+    budget = source.within(budget_of(source.steps_per_epoch))
+    return _Supply(source=source, anchors=anchors, budget=budget)
+
+
+def make_follower(options: ServerOptions, policy: Policy, output: Path) -> Follower | None:
+    """The connection that sends the policy's weights to a sampling server, if there is a server."""
+    return Follower(options, policy, output / "server") if options.url else None
+
+
+def _resolve_reward(name: str | None, in_process: bool) -> AnyReward | None:
+    return None if name is None else resolve_reward(name, in_process)
 
 
 def build_job(
@@ -255,63 +308,47 @@ def build_job(
     """
     check_attention(config.layout, pick_device(config.device))
     check_optimizer(config.optim)
-    reward, tokenizer, data = _read_inputs(config, report)
+    reward = _resolve_reward(config.reward, config.collect.reward_process)
+    tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
+    limits = model_limits(config.model, config.loading)
+    data = read_within_limits(config.data_plan, limits, tokenizer, report)
+    if reward is not None:
+        check_reward(reward, config.reward or "", data)
     models = load_models(config.model_plan, report, processes)
     if config.filter is not None:
         data = filter_pairs(config.filter, models.policy, config.layout, data, report)
     if not rehearses:
-        check(identify(config, tokenizer, data, models, processes.size))
+        check(identify(config.identity_plan, tokenizer, data, models, processes.size))
     needs = anchored_scores(config.objective, config.collect, bool(data.held))
-    builder = AnchorBuilder(
-        options=config.reference,
-        plan=config.model_plan,
-        on_policy=config.draws,
-        temperature=config.sampled_at,
-        models=models,
-        groups=(),
-        report=report,
-        processes=processes,
-    )
-    source: OfflineSource | OnPolicySource
+    builder = AnchorBuilder(plan=config.anchor_plan, models=models, report=report, processes=processes)
     if not config.draws:
-        source = offline_source(config.objective, data.train, config.batch_size, config.seed)
-        budget = config.budget(source.steps_per_epoch)
-        visited = (
-            with_mismatched(config.objective, source.take(1))
-            if rehearses
-            else scored_groups(config.objective, source, data.held, budget.steps)
-        )
-        anchors = replace(builder, groups=visited).build(needs)
+        supply = _offline_supply(data, config.batch_size, config.budget, builder, needs, rehearses)
     else:
-        anchors = builder.build(needs)
-        judge = Sampler(
-            renderer=make_renderer(tokenizer, config.rows),
-            sampling=config.sampling,
-            reward=reward,
-            reward_name=config.reward or "",
-            timeout_s=config.collect.reward_timeout_s,
-            engine=models.engine,
+        supply = _on_policy_supply(
+            reward,
+            make_renderer(tokenizer, config.rows),
+            prompt_data(data, tokenizer),
+            config.collect_plan,
+            make_follower(config.server, models.policy, Path(config.output)),
+            config.budget,
+            builder,
+            needs,
         )
-        prompts, plan = prompt_data(data.plan, data, tokenizer), config.collect_plan
-        output, server = Path(config.output), config.server
-        source = make_source(models, judge, prompts, plan, server, output, anchors.writer, report, processes)
-        budget = source.within(config.budget(source.steps_per_epoch))
-    report.note(f"{budget.line(source.steps_per_epoch)}; {schedule_line(budget.steps, config.optim)}")
+    report.note(f"{supply.line}; {schedule_line(supply.budget.steps, config.optim)}")
     for line in unusual_settings(config.objective, config.optim, config.lora.rank):
         report.note(line)
     job = TrainingJob(
         config=config,
         policy=models.policy,
         tokenizer=tokenizer,
-        source=source,
+        source=supply.source,
         eval_groups=data.held,
-        anchors=anchors,
+        anchors=supply.anchors,
         prepared=data.prepared,
         optimizer=_optimizer(models.policy, config.optim, config.seed, config.objective),
-        budget=budget,
+        budget=supply.budget,
         saved=models.saved,
         processes=processes,
     )
-    if config.objective.needs & REFERENCE_SCORES:
-        check_start(job)
+    check_start(job)
     return job

@@ -168,19 +168,22 @@ def run_step(
         mine = _rows_with_bad_gradient(
             micro_batches, objective, score, couplings, parameters, total, processes, routers
         )
-        culprits = [origin for part in processes.gather(mine) for origin in part]
-        error = DivergenceError(
-            "The gradient is not finite",
-            got=f"norm {norm.item()} from rows {_named(culprits)}",
-            do="Look at these rows; a lower --learning_rate helps if earlier steps were fine",
-        )
-        processes.agree(error)
+        processes.agree(_not_finite(norm.item(), processes.gather(mine)))
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimizer.step()
     routed, loads = ({}, ()) if routers is None else routers.metrics(processes)
     return StepResult(
         loss=loss, grad_norm=norm.item(), metrics=meter.means() | routed, state=new_state, expert_loads=loads
+    )
+
+
+def _not_finite(norm: float, rows: Sequence[Sequence[str]]) -> DivergenceError:
+    """`rows` are those of each process."""
+    return DivergenceError(
+        "The gradient is not finite",
+        got=f"norm {norm} from rows {_named([row for part in rows for row in part])}",
+        do="Look at these rows; a lower --learning_rate helps if earlier steps were fine",
     )
 
 

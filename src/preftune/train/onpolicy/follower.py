@@ -10,7 +10,7 @@ from torch import Tensor
 from preftune.errors import storage_error
 from preftune.model.policy import Policy
 from preftune.sampling.client import ServerOptions
-from preftune.sampling.server import load_adapter, unload_adapter
+from preftune.sampling.server_adapters import load_adapter, unload_adapter
 
 
 class Follower:

@@ -18,7 +18,7 @@ from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.model.policy import Policy, adapter_weights, micro_batches, score
 from preftune.progress import Reporter
 from preftune.sampling.agreement import agreement, check_agreement
-from preftune.sampling.sample import Blend, Sampled
+from preftune.sampling.sample import Blend, Sampled, SampleOptions
 from preftune.selection.choices import Selection
 from preftune.train.budget import Budget
 from preftune.train.onpolicy.collect import (
@@ -65,6 +65,8 @@ class CollectPlan:
     """How collections are sampled and iterated."""
 
     options: CollectOptions
+    sampling: SampleOptions
+    reward: str  # as it was written
     selection: Selection | None
     layout: LayoutOptions
     batch_size: int
