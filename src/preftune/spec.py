@@ -247,9 +247,29 @@ def build(target: type[Any], settings: object, place: str, kinds: Mapping[str, K
 
     `place` names the thing in messages, `kinds` the fields whose class a `kind` key chooses.
     """
+    values = read_values(target, settings, place, kinds)
+    lacking = [
+        field.name
+        for field in fields(target)
+        if field.init
+        and field.name not in values
+        and field.default is MISSING
+        and field.default_factory is MISSING
+    ]
+    if lacking:
+        raise ConfigError(
+            f"{_start(place)} needs a setting", got=f"no {lacking[0]}", expected=f"{lacking[0]}=..."
+        )
+    return target(**values)
+
+
+def read_values(
+    target: type[Any], settings: object, place: str, kinds: Mapping[str, Kinds] | None = None
+) -> dict[str, Any]:
+    """The settings as the types of a dataclass's fields; a setting that it lacks or cannot take is an error."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{place} is not a mapping", got=settings, expected="key: value lines")
-    hints, known = get_type_hints(target), {field.name: field for field in fields(target) if field.init}
+    hints, known = get_type_hints(target), [field.name for field in fields(target) if field.init]
     for key in settings:
         if key not in known:
             raise ConfigError(
@@ -258,22 +278,13 @@ def build(target: type[Any], settings: object, place: str, kinds: Mapping[str, K
                 expected=", ".join(known) or "none",
                 do=suggestion(str(key), known),
             )
-    lacking = [
-        name
-        for name, field in known.items()
-        if name not in settings and field.default is MISSING and field.default_factory is MISSING
-    ]
-    if lacking:
-        raise ConfigError(
-            f"{_start(place)} needs a setting", got=f"no {lacking[0]}", expected=f"{lacking[0]}=..."
-        )
     values = {}
     for name, value in settings.items():
         if kinds and name in kinds:
             values[name] = _of_kind(kinds[name], value, f"{name} of {place}")
         else:
             values[name] = _value(hints[name], value, f"{name} of {place}")
-    return target(**values)
+    return values
 
 
 def _start(place: str) -> str:

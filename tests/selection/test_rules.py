@@ -319,10 +319,14 @@ def test_a_parameter_that_is_not_given_takes_its_default():
 @pytest.mark.parametrize(
     ("name", "given", "told"),
     [
-        ("best-vs-worst", {"min_gap": "much"}, "min_gap is out of range; got much; expected a float"),
-        ("rso", {"num_kept": 2.5}, "num_kept is out of range; got 2.5; expected a int"),
-        ("rso", {"num_kept": True}, "num_kept is out of range"),
-        ("rest", {"thresholds": 0.5}, "thresholds is out of range; got 0.5; expected a list of numbers"),
+        (
+            "best-vs-worst",
+            {"min_gap": "much"},
+            "min_gap of selection 'best-vs-worst' has a value that it cannot take; got much; expected a number",
+        ),
+        ("rso", {"num_kept": 2.5}, "num_kept of selection 'rso' .*; got 2.5; expected a whole number"),
+        ("rso", {"num_kept": True}, "num_kept of selection 'rso' .*; got True; expected a whole number"),
+        ("rest", {"thresholds": 0.5}, "thresholds of selection 'rest' .*; got 0.5; expected a list"),
     ],
 )
 def test_parameters_of_another_kind_are_told(name, given, told):

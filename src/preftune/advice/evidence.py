@@ -3,7 +3,6 @@
 Nothing here measures: numbers come in and go out as JSON.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from preftune.errors import ConfigError
+from preftune.spec import suggestion
 
 SHARES = ("best_of_data", "zero_spread", "noise", "length_bias", "overlap", "duplicates", "leakage")
 COUNT_FIELDS = ("num_prompts", "num_pairs", "samples", "steps")
@@ -97,12 +97,11 @@ def evidence_from(content: object, where: str) -> Evidence:
     known = [field.name for field in fields(Evidence)]
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
             raise ConfigError(
                 f"{where} has evidence of an unknown name",
                 got=str(key),
                 expected=", ".join(known),
-                do=f"Did you mean {near[0]}?" if near else None,
+                do=suggestion(str(key), known),
             )
     values: dict[str, Any] = dict(content)
     if isinstance(values.get("best_of_n"), Mapping):

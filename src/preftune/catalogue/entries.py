@@ -4,7 +4,6 @@ Signal and scores come from the class, defaults from its fields, meanings from i
 whether the formula was verified from its page.
 """
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES, Objective
+from preftune.spec import suggestion
 from preftune.types import Hybrid
 
 UNVERIFIED = "formula not verified against the paper"
@@ -114,11 +114,10 @@ def check_names(names: list[str]) -> None:
     """Refuses the first name that is not in the table."""
     for name in names:
         if name not in OBJECTIVES:
-            near = difflib.get_close_matches(name.lower(), OBJECTIVES, n=1, cutoff=0.5)
             raise ConfigError(
                 "There is no such objective",
                 got=name,
-                do=f"Did you mean {near[0]}?" if near else "`preftune objectives` lists them",
+                do=suggestion(name, OBJECTIVES) or "`preftune objectives` lists them",
             )
 
 

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser
 from preftune.cli.names import ALIASES, unknown_setting
 from preftune.errors import ConfigError, shown
 from preftune.objectives import OBJECTIVES, resolve_objective, written_name
-from preftune.spec import Bare, odd_number, parse_term, parse_yaml
+from preftune.spec import Bare, SpecTerm, odd_number, parse_term, parse_yaml, read_values
 
 T = TypeVar("T")
 
@@ -248,11 +248,20 @@ def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
             _insert(tree, key, value, names)
     objective = tree.get("objective")
     if isinstance(objective, dict) and "(" in str(objective.get("name")):
-        term = parse_term(str(objective.pop("name")), "objective")
+        term = _objective_term(str(objective.pop("name")))
         for key, value in {"name": term.name, **term.settings}.items():
             value = yaml.safe_load(_plain(value)) if isinstance(value, Bare) and key != "name" else value
             _insert(tree, f"objective.{key}", value, names)
     return tree
+
+
+def _objective_term(text: str) -> SpecTerm:
+    """An objective with settings in brackets. Each value must have the type of its setting; whether they fit each
+    other is checked later, with those that other flags give.
+    """
+    term = parse_term(text, "objective")
+    read_values(resolve_objective(term.name), term.settings, f"objective {term.name!r}")
+    return term
 
 
 def _spell_out(tokens: Sequence[str]) -> list[str]:
@@ -264,7 +273,7 @@ def _spell_out(tokens: Sequence[str]) -> list[str]:
         if "(" not in value or not (flag or before == f"--{OBJECTIVE}"):
             out.append(token)
             continue
-        term = parse_term(value, "objective")
+        term = _objective_term(value)
         out.append(f"{flag}{equals}{term.name}")
         out += [f"--objective.{key}={_plain(setting)}" for key, setting in term.settings.items()]
     return out

@@ -4,7 +4,6 @@ verdicts.
 It stands apart from the other verbs so that nothing here waits for the model libraries.
 """
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from preftune.race.experiment_rates import tune_experiments
 from preftune.race.lab_figure import write_lab_figure
 from preftune.race.problem import LAST_SEED, LabRace, check_seeds, lab_contenders, run_lab_race
 from preftune.race.schedule import check_budget, check_tuning_seeds, plan_race
+from preftune.spec import suggestion
 from preftune.storage import new_file, whole_file, write_json
 from preftune.terminal import clean_terminal
 from preftune.text import plural, value_text
@@ -275,7 +275,8 @@ def _show(arguments: Sequence[str]) -> int:
         raise ConfigError(
             "There is no such experiment or problem",
             got=settings.name or "nothing",
-            do=_near(settings.name, [*criteria, *shipped_problems()]),
+            do=suggestion(settings.name, [*criteria, *shipped_problems()])
+            or "`preftune lab list` lists them",
         )
     entry = criteria[settings.name]
     verdict = _written_verdict(Path(settings.output) / VERDICTS, settings.name)
@@ -304,13 +305,6 @@ def _show(arguments: Sequence[str]) -> int:
         else "No verdict is written yet: `preftune lab all` writes them."
     )
     return 0
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    """What may have been meant, whatever the case of its letters."""
-    by_lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f"Did you mean {by_lower[near[0]]}?" if near else "`preftune lab list` lists them"
 
 
 def _written_verdict(path: Path, name: str) -> dict | None:

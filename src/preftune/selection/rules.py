@@ -32,6 +32,7 @@ from preftune.selection.choices import (
     ranked,
 )
 from preftune.selection.rejection import RSO
+from preftune.spec import build, parse_term, suggestion
 
 Scope = Literal["collection", "group"]
 
@@ -112,11 +113,10 @@ class Rest:
         improve_step: which of them is used, counted from 1.
     """
 
-    thresholds: Sequence[float] = (0.0, 0.7, 0.8, 0.9, 0.95, 0.99)
+    thresholds: tuple[float, ...] = (0.0, 0.7, 0.8, 0.9, 0.95, 0.99)
     improve_step: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "thresholds", tuple(self.thresholds))  # YAML and flags give a list
         growing = all(a < b for a, b in zip(self.thresholds, self.thresholds[1:], strict=False))
         if not (self.thresholds and growing and all(map(math.isfinite, self.thresholds))):
             raise out_of_range("rest", "thresholds", self.thresholds, "numbers, each above the one before")
@@ -329,14 +329,22 @@ SELECTIONS: Mapping[str, type[Selection]] = {
 }
 
 
-def make_selection(name: str, **given: object) -> Selection:
-    """A selection by name. A parameter that is None takes its default; one that the selection does not have
-    is an error.
+def make_selection(text: str, **given: object) -> Selection:
+    """The selection that is written as "rso" or "rso(temperature=0.5)".
+
+    A parameter in `given` that is None takes its default; one that the selection does not have is an error.
     """
-    if name not in SELECTIONS:
-        raise ConfigError("There is no such selection", got=name, expected=", ".join(SELECTIONS))
-    kind, chosen = SELECTIONS[name], {key: value for key, value in given.items() if value is not None}
-    known = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    term = parse_term(text, "selection")
+    name, kind = term.name, SELECTIONS.get(term.name)
+    if kind is None:
+        raise ConfigError(
+            "There is no such selection",
+            got=name,
+            expected=", ".join(SELECTIONS),
+            do=suggestion(name, SELECTIONS),
+        )
+    chosen = {key: value for key, value in given.items() if value is not None}
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if idle := [key for key in chosen if key not in known]:
         raise ConfigError(
             f"{idle[0]} has no effect on the selection {name}",
@@ -344,18 +352,6 @@ def make_selection(name: str, **given: object) -> Selection:
             expected=", ".join(known) or "no parameters",
             do="Leave it out",
         )
-    return kind(**{key: _as_default(name, key, value, known[key]) for key, value in chosen.items()})
-
-
-def _as_default(name: str, key: str, value: object, default: object) -> object:
-    """A value from YAML or a flag as the parameter's kind: whole numbers are numbers, lists are sequences."""
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    kind = list if isinstance(default, tuple) else type(default)
-    if not isinstance(value, (kind, type(default))) or (
-        isinstance(value, bool) and not isinstance(default, bool)
-    ):
-        raise out_of_range(
-            name, key, value, f"a {'list of numbers' if kind is list else kind.__name__}, such as {default}"
-        )
-    return value
+    if twice := [key for key in chosen if key in term.settings]:
+        raise ConfigError(f"{twice[0]} of the selection {name} is given twice", got=text, do="Leave one out")
+    return build(kind, {**term.settings, **chosen}, f"selection {name!r}")

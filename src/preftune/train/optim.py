@@ -1,7 +1,6 @@
 """The optimizer, its options, and the learning rate of each step."""
 
 import copy
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError, check_range, refuse_idle
+from preftune.spec import suggestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +101,11 @@ def _optimizer_name(name: str) -> str:
         if name.lower() in others:
             return ours
     if name.lower() not in OPTIMIZERS:
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), OPTIMIZERS, n=1)
         raise ConfigError(
             "optim.name is no optimizer that preftune has",
             got=name,
             expected=", ".join(OPTIMIZERS),
-            do=f"Did you mean {near[0]}?" if near else None,
+            do=suggestion(name.replace("_", "-"), OPTIMIZERS),
         )
     return name.lower()
 

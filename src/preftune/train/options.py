@@ -285,10 +285,7 @@ class TrainConfig:
     def anchor_plan(self) -> AnchorPlan:
         """Reference options."""
         return AnchorPlan(
-            options=self.reference,
-            model=self.model_plan,
-            on_policy=self.draws,
-            temperature=self.sampled_at,
+            options=self.reference, model=self.model_plan, on_policy=self.draws, temperature=self.sampled_at
         )
 
     @property
