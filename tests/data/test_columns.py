@@ -40,6 +40,20 @@ def test_every_column_has_a_role(tmp_path):
     assert load(tmp_path, rows, passed=True).columns["rating"] == "passed to reward functions"
 
 
+def test_roles_have_the_names_of_the_file(tmp_path):
+    rows = [{"q": "p", "meta": {"ctx": "c"}, "better": "a", "worse": "b", "id": 1}]
+    columns = load(tmp_path, rows, columns="prompt=meta.ctx+q,chosen=better,rejected=worse").columns
+    assert columns == {
+        "meta.ctx+q": "prompt",
+        "better": "chosen completion",
+        "worse": "rejected completion",
+        "id": "not used",
+    }
+    rows = [{"prompt": "p", "answer": "a", "thumbs": "up"}, {"prompt": "p", "answer": "b", "thumbs": "down"}]
+    columns = load(tmp_path, rows, columns="label=thumbs{up:1,down:-1}").columns
+    assert columns == {"prompt": "prompt", "answer": "completion", "thumbs": "label"}
+
+
 def test_a_column_that_appears_late_stops_too(tmp_path):
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 40
     with pytest.raises(DataError, match=r"the column winner is not used.*--rows\.ignore winner"):

@@ -38,15 +38,21 @@ class ColumnAccount:
     """The roles of the columns of one source; rows are added one by one.
 
     `passed` says that what is not used goes to reward functions, so that nothing stops. `spelled` has the user's
-    spelling of names that were read in ours.
+    spelling of names that were read in ours, `chosen` the columns that the user named for our fields.
     """
 
     def __init__(
-        self, form: Format, ignored: Iterable[str], passed: bool, spelled: Mapping[str, str] | None = None
+        self,
+        form: Format,
+        ignored: Iterable[str],
+        passed: bool,
+        spelled: Mapping[str, str] | None = None,
+        chosen: Mapping[str, str] | None = None,
     ) -> None:
         self.form, self.passed = form, passed
         self.ignored = set(ignored)
         self.spelled: Mapping[str, str] = {} if spelled is None else spelled
+        self.chosen: Mapping[str, str] = {} if chosen is None else chosen
         self.roles: dict[str, str] = {}
         self.stops: dict[str, tuple[str, object]] = {}  # column -> (what it seems to be, a value)
         self._known: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
@@ -164,7 +170,7 @@ class ColumnAccount:
 
     def _name(self, name: object) -> str:
         """The user's spelling."""
-        return self.spelled.get(str(name), str(name))
+        return self.chosen.get(str(name), self.spelled.get(str(name), str(name)))
 
     def check(self, where: str) -> None:
         """An error if a column that is not used must not be passed over."""

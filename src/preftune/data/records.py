@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from preftune.data.column_account import ColumnAccount
+from preftune.data.column_map import rules_of
 from preftune.data.column_names import ColumnNames
 from preftune.data.fields import ColumnFault
 from preftune.data.files import RawRow, located
@@ -104,7 +105,8 @@ class RecordReader:
         form, first, rows = _format_of(self.source, rows, self.options)
         self.format = form.name
         passed = self.passed or self.options.format == "prompts"  # the user says that nothing else counts
-        account = ColumnAccount(form, self.options.ignore, passed, names.spelled)
+        chosen = {rule.field: "+".join(rule.columns) for rule in rules_of(self.options.columns)}
+        account = ColumnAccount(form, self.options.ignore, passed, names.spelled, chosen)
         account.look(first)
         labels = LabelValues()
         demonstrations = self.options.format == "completions"  # the user says so
