@@ -41,7 +41,7 @@ def test_list_and_show(capsys, tmp_path):
     assert all(f"\n{name} " in listed for name in (*load_criteria(), *shipped_problems()))
     assert set(json.loads(lab(capsys, "list", "--json"))["experiments"]) == set(load_criteria())
     shown = lab(capsys, "show", "E4", "--output", tmp_path)
-    assert "ipo less best-of-n" in shown and "above 0.2" in shown and "No verdict is written yet" in shown
+    assert "ipo minus best-of-n" in shown and "above 0.2" in shown and "There is no verdict yet" in shown
     assert yaml.safe_load(lab(capsys, "show", "r1"))["size"] == 100
     assert lab(capsys) == lab(capsys, "--help")
 

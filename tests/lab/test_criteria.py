@@ -23,7 +23,7 @@ TRACKS = {"high": track(0.9, 1.0, 1.1), "low": track(0.1, 0.2, 0.3), "wide": tra
 
 
 def verdict(**clause) -> tuple[float, str]:
-    entry = Criteria(finding="", title="", claim="", clauses=(Clause(says="", **clause),))
+    entry = Criteria(finding="", title="", claim="", clauses=(Clause(text="", **clause),))
     found = judge_experiment("E", entry, TRACKS, {"high": 10})
     return found.clauses[0].estimate, found.verdict
 
@@ -62,7 +62,7 @@ def test_clauses(clause, estimate, expected):
 
 def test_one_failed_clause_fails_and_one_open_clause_leaves_open():
     def of(*clauses):
-        made = tuple(Clause(says="", kind="value", of=("high",), **clause) for clause in clauses)
+        made = tuple(Clause(text="", kind="value", of=("high",), **clause) for clause in clauses)
         return judge_experiment(
             "E", Criteria(finding="", title="", claim="", clauses=made), TRACKS, {}
         ).verdict
@@ -73,16 +73,16 @@ def test_one_failed_clause_fails_and_one_open_clause_leaves_open():
 
 
 def test_first_reaching_counts_queries():
-    clause = Clause(says="", kind="value", of=("high",), reaches=0.46, count="reward_queries", above=0.0)
+    clause = Clause(text="", kind="value", of=("high",), reaches=0.46, count="reward_queries", above=0.0)
     assert clause_values(clause, TRACKS["high"], None).tolist() == [200, 200, 200]
-    clause = Clause(says="", kind="value", of=("high",), reaches=0.46, above=0.0)
+    clause = Clause(text="", kind="value", of=("high",), reaches=0.46, above=0.0)
     assert clause_values(clause, TRACKS["high"], None).tolist() == [20, 10, 10]
 
 
 @pytest.mark.parametrize("wrong", [{"above": 1.0, "below": 2.0}, {}, {"above": 1.0, "of": ("a", "b")}])
 def test_clauses_that_say_nothing_are_refused(wrong):
     with pytest.raises(ConfigError):
-        Clause(**({"says": "x", "kind": "value", "of": ("a",)} | wrong))
+        Clause(**({"text": "x", "kind": "value", "of": ("a",)} | wrong))
 
 
 def test_area_is_the_mean_of_the_trapezoids():

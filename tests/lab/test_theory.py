@@ -27,7 +27,7 @@ def test_numbers_on_record():
     found = checks()
     assert len(found) == 39
     for check in found:
-        assert check.found == pytest.approx(check.expected, abs=check.tolerance), check.says
+        assert check.found == pytest.approx(check.expected, abs=check.tolerance), check.text
 
 
 @pytest.mark.parametrize("direction", [forward_direction, reverse_direction])

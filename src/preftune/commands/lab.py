@@ -1,7 +1,6 @@
-"""The verb `lab`: run objectives on a problem of one's own, and the findings of both papers with their
-verdicts.
+"""The verb `lab`: run objectives on a problem, and the findings of both papers with their verdicts.
 
-It stands apart from the other verbs so that nothing here waits for the model libraries.
+It is separate from the other verbs so that it does not import the model libraries.
 """
 
 import json
@@ -36,11 +35,11 @@ LAB_USAGE = """\
 usage: preftune lab ACTION [settings]
 
 actions:
-  list            the experiments with their claims, and the problems that are shipped
+  list            the experiments with their claims, and the shipped problems
   show NAME       an experiment with its criteria (E4), or a shipped problem (r1)
   run PROBLEM     objectives on a problem: a shipped name or a YAML file      preftune lab run problem.yaml --objectives all
   all             the experiments of a tier on fresh seeds: a page, verdicts.json, figures
-  tune            tune the learning rates of the experiments again
+  tune            tune the learning rates of the experiments
 
 preftune lab ACTION --help lists its settings.
 """
@@ -48,21 +47,21 @@ preftune lab ACTION --help lists its settings.
 
 @dataclass(frozen=True, kw_only=True)
 class LabRunConfig:
-    """Objectives compared on one problem: the race of `preftune compare --problem` with the same settings, as
+    """Compares objectives on one problem, as `preftune compare --problem` with the same settings, and writes
     JSON and a figure.
 
     Args:
         problem: a shipped problem, or a YAML file.
-        objectives: "all", or methods with commas between them, as for `compare`: bnf,dpo(beta=0.5).
-        output: the folder to write to.
-        loop: how data are gathered and used: B (collection), M (minibatch), T (epochs), C (completions).
-        seeds: how many runs of each objective.
-        first_seed: the first of them; tuning uses those right below.
-        tuning_seeds: runs of each learning rate in a round of tuning.
-        rates: the grid of learning rates; by default four that suit the policy.
+        objectives: "all", or methods separated by commas, as for `compare`: bnf,dpo(beta=0.5).
+        output: the output folder.
+        loop: how data are collected and used: B (collection), M (minibatch), T (epochs), C (completions).
+        seeds: number of runs of each objective.
+        first_seed: the first seed; tuning uses the seeds right below it.
+        tuning_seeds: runs of each learning rate in a tuning round.
+        rates: the grid of learning rates; by default four that fit the policy.
         halving: tune by successive halving; false tries every rate with all steps.
-        workers: processes.
-        overwrite: replace a result that is there.
+        workers: number of processes.
+        overwrite: replace an existing result.
         json: print the result as JSON.
     """
 
@@ -114,11 +113,11 @@ class LabListConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabShowConfig:
-    """An experiment with its criteria and, where `lab all` wrote some, its verdicts; or a shipped problem.
+    """An experiment with its criteria and, if `lab all` wrote them, its verdicts; or a shipped problem.
 
     Args:
-        name: of the experiment or problem.
-        output: where `lab all` wrote to.
+        name: name of the experiment or problem.
+        output: the output folder of `lab all`.
         json: print JSON.
     """
 
@@ -129,16 +128,16 @@ class LabShowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabAllConfig:
-    """The experiments of a tier on fresh seeds, judged by the criteria on file.
+    """The experiments of a tier on fresh seeds, tested against the stored criteria.
 
     Args:
-        output: the folder to write to.
+        output: the output folder.
         tier: small (bandits and lengths, minutes), gpt (a small transformer), or all.
-        only: the ids of some experiments of the tier; all when none is given.
-        seeds: how many.
-        first_seed: the first of them; tuning used those below 100.
-        workers: processes.
-        overwrite: replace a result that is there.
+        only: ids of experiments of the tier; by default all.
+        seeds: number of seeds.
+        first_seed: the first seed; tuning used the seeds below 100.
+        workers: number of processes.
+        overwrite: replace an existing result.
         json: print the verdicts as JSON.
     """
 
@@ -158,7 +157,7 @@ class LabAllConfig:
             self,
             f"[100, {LAST_SEED}]",
             "first_seed",
-            expected=f"100 to {LAST_SEED}: those below were used for tuning",
+            expected=f"100 to {LAST_SEED}: lower seeds were used for tuning",
         )
         known = load_criteria()
         for name in self.only:
@@ -182,10 +181,10 @@ class LabTuneConfig:
     """Tunes the learning rates of a tier's experiments again and writes them as YAML.
 
     Args:
-        output: the file.
-        tier: small or gpt: each has a file of its own.
-        workers: processes.
-        overwrite: replace a file that is there.
+        output: the output file.
+        tier: small or gpt; each has its own file.
+        workers: number of processes.
+        overwrite: replace an existing file.
     """
 
     output: str
@@ -217,7 +216,7 @@ def _run(arguments: Sequence[str]) -> int:
         print_json(result | {"figure": str(figure)})
         return 0
     _tell_result(result)
-    print(clean_terminal(f"{target} holds the numbers, {figure} the figure."))
+    print(clean_terminal(f"Numbers: {target}. Figure: {figure}."))
     return 0
 
 
@@ -286,7 +285,7 @@ def _show(arguments: Sequence[str]) -> int:
     print(f"{settings.name} ({entry.finding}): {entry.title}\n{entry.claim}")
     rows = []
     for i, clause in enumerate(entry.clauses):
-        cells = [clause.says, clause.criterion]
+        cells = [clause.text, clause.criterion]
         if verdict:
             found = verdict["clauses"][i]
             cells += [
@@ -302,7 +301,7 @@ def _show(arguments: Sequence[str]) -> int:
     print(
         f"Verdict: {verdict['verdict']}."
         if verdict
-        else "No verdict is written yet: `preftune lab all` writes them."
+        else "There is no verdict yet: `preftune lab all` writes the verdicts."
     )
     return 0
 
@@ -321,7 +320,7 @@ def _written_verdict(path: Path, name: str) -> dict | None:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} holds no verdicts", got=str(error), do="Write it again with `preftune lab all`"
+            f"{path} contains no verdicts", got=str(error), do="Write it again with `preftune lab all`"
         ) from error
 
 
@@ -332,7 +331,7 @@ def _criteria_json(entry: Criteria) -> dict:
         "title": entry.title,
         "claim": entry.claim,
         "note": entry.note,
-        "clauses": [{"says": c.says, "criterion": c.criterion, "runs": list(c.of)} for c in entry.clauses],
+        "clauses": [{"text": c.text, "criterion": c.criterion, "runs": list(c.of)} for c in entry.clauses],
     }
 
 
@@ -347,7 +346,7 @@ def _all(arguments: Sequence[str]) -> int:
         print_json([outcome.as_dict() for outcome in found.outcomes])
         return 0
     _tell_findings(found)
-    print(clean_terminal(f"{page} in {found.wall:.0f} seconds; {folder / VERDICTS} for machines."))
+    print(clean_terminal(f"{page} in {found.wall:.0f} seconds; as JSON: {folder / VERDICTS}."))
     return 0
 
 
@@ -356,7 +355,7 @@ def _tell_findings(found: Findings) -> None:
         (one.id, one.criteria.finding, one.criteria.title, one.verdict, f"{found.seconds[one.id]:.1f}")
         for one in found.outcomes
     ]
-    print_table(("id", "finding", "title", "verdict", "core seconds"), rows)
+    print_table(("id", "finding", "title", "verdict", "CPU seconds"), rows)
     print(f"{plural(len(found.outcomes), 'experiment')} on {plural(len(found.seeds), 'seed')}.")
 
 

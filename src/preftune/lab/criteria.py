@@ -32,7 +32,7 @@ class Clause:
     """One number and where it must lie.
 
     Args:
-        says: the clause in words.
+        text: the clause in words.
         kind: "value" of a run; "difference" of the first run less the second; "ratio" of the first to the
             second; "spread" between the largest and the smallest of several; "falls": the smallest step down
             along a list of runs, which must not be a rise.
@@ -46,7 +46,7 @@ class Clause:
         below: the number must be below this.
     """
 
-    says: str
+    text: str
     kind: Literal["value", "difference", "ratio", "spread", "falls"]
     of: tuple[str, ...]
     measure: str = "return"
@@ -58,10 +58,10 @@ class Clause:
 
     def __post_init__(self) -> None:
         if (self.above is None) == (self.below is None):
-            raise ConfigError(f"The clause {self.says!r} needs one of above and below")
+            raise ConfigError(f"The clause {self.text!r} needs one of above and below")
         wanted = {"value": 1, "difference": 2, "ratio": 2}.get(self.kind)
         if (wanted is not None and len(self.of) != wanted) or (wanted is None and len(self.of) < 2):
-            raise ConfigError(f"The clause {self.says!r} has the wrong number of runs", got=len(self.of))
+            raise ConfigError(f"The clause {self.text!r} has the wrong number of runs", got=len(self.of))
 
     @property
     def criterion(self) -> str:
@@ -86,7 +86,7 @@ class Criteria:
 class JudgedClause:
     """A clause with its number."""
 
-    says: str
+    text: str
     criterion: str
     estimate: float
     low: float
@@ -124,7 +124,7 @@ class Outcome:
             "verdict": self.verdict,
             "clauses": [
                 {
-                    "says": c.says,
+                    "text": c.text,
                     "criterion": c.criterion,
                     "estimate": _rounded(c.estimate),
                     "interval": [_rounded(c.low), _rounded(c.high)],
@@ -169,7 +169,7 @@ def _judged(clause: Clause, values: Sequence[np.ndarray], level: float) -> Judge
         else (interval.high < clause.below, interval.low >= clause.below)  # type: ignore[operator]
     )
     return JudgedClause(
-        says=clause.says,
+        text=clause.text,
         criterion=clause.criterion,
         estimate=interval.mean,
         low=interval.low,
@@ -206,7 +206,7 @@ def clause_values(clause: Clause, track: Track, stop: int | None) -> np.ndarray:
         return series[-1]
     step = stop if clause.at == "stopped" else int(clause.at)
     if step not in track.steps:
-        raise ConfigError(f"Nothing was measured at step {step}", got=clause.says)
+        raise ConfigError(f"Nothing was measured at step {step}", got=clause.text)
     return series[track.steps.index(step)]
 
 

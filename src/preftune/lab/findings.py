@@ -190,21 +190,21 @@ def _theory(name: str, entry: Criteria) -> Outcome:
         return judge_values(name, entry, {"toy": rise})
     departures: dict[str, tuple[float, float]] = {}
     for check in checks():
-        worst, _ = departures.get(check.says, (0.0, 0.0))
-        departures[check.says] = (max(worst, abs(check.found - check.expected)), check.tolerance)
+        worst, _ = departures.get(check.text, (0.0, 0.0))
+        departures[check.text] = (max(worst, abs(check.found - check.expected)), check.tolerance)
     departures = {
-        says: (round(worst, 9), tolerance) for says, (worst, tolerance) in departures.items()
+        text: (round(worst, 9), tolerance) for text, (worst, tolerance) in departures.items()
     }  # below is rounding
     judged = [
         JudgedClause(
-            says=says,
+            text=text,
             criterion=f"within {tolerance:g}",
             estimate=worst,
             low=worst,
             high=worst,
             verdict="reproduced" if worst <= tolerance else "not reproduced",
         )
-        for says, (worst, tolerance) in departures.items()
+        for text, (worst, tolerance) in departures.items()
     ]
     return Outcome(id=name, criteria=entry, clauses=tuple(judged))
 

@@ -151,9 +151,9 @@ def held_down(ref_logp: float, times: Vector, *, feedback: bool, substeps: int =
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A number found by the closed forms beside the one on record."""
+    """A number from the closed forms and its expected value."""
 
-    says: str
+    text: str
     found: float
     expected: float
     tolerance: float
@@ -164,32 +164,36 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """The closed forms against the numbers that were worked out by hand beforehand."""
+    """The closed forms against manually computed values."""
     found: list[Check] = []
 
     def add(
-        says: str, numbers: Vector | float, expected: float | list[float], tolerance: float = 1e-4
+        text: str, numbers: Vector | float, expected: float | list[float], tolerance: float = 1e-4
     ) -> None:
         for number, wanted in zip(np.atleast_1d(numbers), np.atleast_1d(expected), strict=True):
-            found.append(Check(says=says, found=float(number), expected=float(wanted), tolerance=tolerance))
+            found.append(Check(text=text, found=float(number), expected=float(wanted), tolerance=tolerance))
 
     add(
-        "logarithmic mean: cases in which the faster direction is not the one it names",
+        "logarithmic mean: cases with a wrong prediction of the faster direction",
         float(_violations()),
         0.0,
         0.0,
     )
     p, q = np.array([0.05, 0.45, 0.25, 0.25]), np.array([0.4, 0.4, 0.1, 0.1])
-    add("equal targets: forward evens out", forward_direction(p, q), [0.35, -0.05, -0.15, -0.15])
+    add(
+        "equal targets: forward makes the outcomes more equal",
+        forward_direction(p, q),
+        [0.35, -0.05, -0.15, -0.15],
+    )
     add(
         "equal targets: reverse raises the likelier more",
         reverse_direction(p, q),
         [0.12433, 0.13023, -0.12728, -0.12728],
     )
     p, q = np.array([0.6, 0.1, 0.15, 0.15]), np.array([0.05, 0.5, 0.225, 0.225])
-    add("too likely: forward", forward_direction(p, q), [-0.55, 0.4, 0.075, 0.075])
+    add("overestimated outcome: forward", forward_direction(p, q), [-0.55, 0.4, 0.075, 0.075])
     add(
-        "too likely: reverse removes harder and fills slower",
+        "overestimated outcome: reverse lowers it faster and fills the gap more slowly",
         reverse_direction(p, q),
         [-0.76593, 0.28178, 0.24207, 0.24207],
     )
@@ -200,10 +204,7 @@ def checks() -> list[Check]:
     forward, reverse = best_fits(two_modes())
     add("two modes: forward covers both, its divergence", forward.divergence, 0.6930, 1e-3)
     add(
-        "two modes: reverse locks on the larger",
-        np.array([reverse.mean, reverse.deviation]),
-        [12.0, 3.0],
-        1e-3,
+        "two modes: reverse covers the larger", np.array([reverse.mean, reverse.deviation]), [12.0, 3.0], 1e-3
     )
     add("two modes: reverse divergence, -log 0.6", reverse.divergence, -float(np.log(0.6)), 1e-3)
     p, both = np.array([0.1, 0.2, 0.3, 0.4]), (0.0, 1.0)  # without and with the negative gradient
