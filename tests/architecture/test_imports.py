@@ -28,7 +28,7 @@ LAYERS = (
 """From the bottom up. A module may import its own layer and the layers below; there is no exception."""
 
 MAX_ROOT_MODULES = 9
-MAX_LINES = 440  # of a file, as the formatter writes it
+MAX_LINES = 400  # of a file, as the formatter writes it
 MAX_FUNCTION_LINES = 60
 
 MODULES = {
