@@ -12,7 +12,6 @@ from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.contracts.checks import CONTRACTS, refuses
 from preftune.objectives.contracts.steps import couple, loss_and_gradient, random_step, state_after
-from preftune.types import Rewards
 from tests.contracts.variants import ALL, IDS, VARIANTS, variants_of
 
 
@@ -64,30 +63,6 @@ def test_every_hyper_parameter_is_felt(name):
         assert felt, (
             f"{name}.{field.name} changes nothing, or no two settings of the suite differ in it alone"
         )
-
-
-ALONE = [(name, objective) for name, objective in ALL if objective.signal is Rewards]
-
-
-@pytest.mark.parametrize(("name", "objective"), ALONE)
-def test_what_a_single_completion_teaches(name, objective):
-    """Objectives that compare the completions of a prompt learn nothing from the reward of one alone."""
-    steps = []
-    for shift in (0.0, 1.5):
-        pieces = [
-            replace(
-                piece,
-                tokens=piece.tokens[:1],
-                rewards=(piece.rewards[0] + shift * number,),
-                labels=piece.labels[:1],
-                sources=piece.sources[:1],
-                pairs=(),
-            )
-            for number, piece in enumerate(random_step(3))
-        ]
-        steps.append(loss_and_gradient(pieces, objective, 1.0, couple(pieces, objective))[1])
-    felt = not torch.equal(*steps) or name in ("best-of-n", "nca")  # which raise whatever is the best
-    assert felt == (objective.least_completions == 1)
 
 
 def test_the_table_is_complete():

@@ -63,6 +63,7 @@ class NCA(GroupObjective):
     """
 
     name = "nca"
+    least_completions = 2
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.01)

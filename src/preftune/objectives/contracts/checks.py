@@ -197,6 +197,7 @@ CONTRACTS: Mapping[str, Contract] = {
     "value_is_surrogate": _fact("value_is_surrogate"),
     "opponents": opponents,
     "unjudged_samples": _fact("unjudged_samples"),
+    "least_completions": _fact("least_completions"),
 }
 """What every objective keeps to, and the facts that it declares."""
 

@@ -108,6 +108,20 @@ def unjudged_samples(objective: Objective) -> bool:
     return bool((gradient[0][-LENGTH:] != 0).any())
 
 
+def least_completions(objective: Objective) -> int:
+    """1 where the only completion of a prompt teaches something: its reward changes the gradient, or at the
+    reference the loss raises it whatever its reward. Else 2.
+    """
+    if objective.signal is not Rewards:
+        return 1
+    gradients = []
+    for shift in (0.0, 1.5):
+        step = [_first_alone(piece, shift * number) for number, piece in enumerate(random_step(3))]
+        gradients.append(loss_and_gradient(step, objective, 1.0, couple(step, objective))[1])
+    at_reference = loss_and_gradient(_alone(0.0), objective, 1.0, couple(_alone(0.0), objective))[1][0]
+    return 1 if not torch.equal(*gradients) or bool((at_reference < -SMALL).all()) else 2
+
+
 # --- steps in which all is known ---
 
 
@@ -147,6 +161,18 @@ def _alone(reward: float) -> list[Piece]:
     """One prompt with one completion, at the reference."""
     (first, *_) = _alike(-1.0, -1.0)
     return [replace(first, tokens=first.tokens[:1], pairs=(), labels=(1,), rewards=(reward,), sources=(1,))]
+
+
+def _first_alone(piece: Piece, shift: float) -> Piece:
+    """The first completion of a group without the others, its reward moved."""
+    return replace(
+        piece,
+        tokens=piece.tokens[:1],
+        rewards=(piece.rewards[0] + shift,),
+        labels=piece.labels[:1],
+        sources=piece.sources[:1],
+        pairs=(),
+    )
 
 
 def _flat(tokens: dict[str, Tensor]) -> dict[str, Tensor]:
