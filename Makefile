@@ -27,6 +27,10 @@ check: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# The words of the documentation, help texts and error messages.
+prose: .venv/ready
+	$(BIN)/python -m pytest -q tests/docs/test_prose.py
+
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
