@@ -24,7 +24,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds a page for each objective to the navigation."""
     names = sorted(path.stem for path in (ROOT / "docs" / "objectives").glob("*.md") if path.stem != "index")
     assert config.nav is not None
-    config.nav.append({"Losses": [{name: f"objectives/{name}.md"} for name in names]})
+    reference = next(section["Reference"] for section in config.nav if "Reference" in section)
+    reference.append({"Objectives": [{name: f"objectives/{name}.md"} for name in names]})
     return config
 
 
@@ -78,8 +79,14 @@ def _section(command: str, outline: Outline) -> list[str]:
 
 
 def _row(setting: Setting) -> str:
-    default = "required" if setting.default is None else f"`{_cell(setting.default)}`"
+    default = "required" if setting.default is None else f"`{_cell(_plain(setting.default))}`"
     return f"| `--{setting.name}` | {default} | {_cell(setting.help)} |"
+
+
+def _plain(default: str) -> str:
+    """A default of the source as it is written on the command line."""
+    words = {"True": "true", "False": "false", "None": "none"}
+    return words.get(default, default.strip("'\""))
 
 
 def _cell(text: str) -> str:
