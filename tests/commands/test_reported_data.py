@@ -222,7 +222,21 @@ def test_15_one_class_is_a_warning(label, objective, tiny_folder, tmp_path, caps
     rows = each(lambda a, g, b: {"prompt": a, "completion": g, "label": label})
     data = write_rows(tmp_path / "a.jsonl", rows)
     assert train(data, tiny_folder, tmp_path / "run", "--objective", objective, *TRAIN) == 0
-    assert_matches(rf"warning: all 4 labels are {'.1' if label else '-1'}, so {objective} only", capsys)
+    words = rf"warning: all 4 labels are {'.1' if label else '-1'}, so {objective} only"
+    assert_matches(words, capsys)
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text(encoding="utf-8"))
+    assert report["warning"] in report["lines"] and report["warning"].startswith("warning: all 4 labels")
+
+
+def test_the_columns_of_the_held_out_file_are_accounted_for(tiny_folder, tmp_path, capsys):
+    data = write_rows(tmp_path / "a.jsonl", PAIRS)
+    held = write_rows(tmp_path / "b.jsonl", [{**row, "lang": "en"} for row in PAIRS[:2]])
+    words = ["--objective", "dpo", "--eval_data", held, *TRAIN[:4]]
+    assert train(data, tiny_folder, tmp_path / "run", *words) == 0
+    assert_matches(r"eval_data: \S*b.jsonl: 2 rows, format pairs.*eval_data: columns not used: lang", capsys)
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text(encoding="utf-8"))
+    assert report["eval_data"]["columns"]["lang"] == "not used"
+    assert report["eval_data"]["census"] == {"pairs": 2}
 
 
 def test_17_a_token_without_an_embedding_is_named(tmp_path, capsys):

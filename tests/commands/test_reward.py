@@ -277,3 +277,15 @@ def test_training_reads_the_result(tiny_folder, source, tmp_path, capsys):
         == 0
     )
     assert os.path.isdir(run + "/final")
+
+
+def test_the_tools_of_a_row_are_passed_on(tmp_path):
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    rows = [
+        {"prompt": "Is it wet?", "completions": ["a", "b"], "tools": tools},
+        {"prompt": "Is it dry?", "completions": ["c"]},
+    ]
+    source = write_rows(tmp_path / "samples.jsonl", rows)
+    body = "return [float(len(t or [])) for t in columns['tools']]"
+    rewarded(source, "--reward", counting(tmp_path, body), "--output", tmp_path / "scored.jsonl")
+    assert [row["rewards"] for row in lines(tmp_path / "scored.jsonl")] == [[1.0, 1.0], [0.0]]

@@ -261,6 +261,32 @@ def test_a_shipped_template_writes_the_same_whatever_follows(name):
     assert shipped_template(name).count("\n") > 10
 
 
+# --- what a template leaves out by design is counted ---
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        {"role": "assistant", "content": "<think>A greeting.</think>Hello."},
+        {"role": "assistant", "content": "Hello.", "reasoning_content": "A greeting."},
+    ],
+)
+def test_reasoning_that_the_template_leaves_out_of_a_prompt_is_counted(earlier, tmp_path):
+    template = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
+    turns_ = [{"role": "user", "content": "Hi."}, earlier, {"role": "user", "content": "Name a fruit."}]
+    rows = [{"prompt": turns_, "chosen": "An apple.", "rejected": "A stone."}]
+    rows += [{"prompt": "Name a fruit.", "chosen": "An apple.", "rejected": "A stone."}]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    tokenizer = tokenizer_of(template, "<|im_end|>")
+    report = prepare(data, tokenizer, "pairs", DataOptions()).report
+    ((what, count),) = report.left_out.items()
+    assert count == 1 and f"1 {what}" in report.lines() and "reasoning of earlier answers" in what
+    assert f"1 {what}" in inspect_data(data, tokenizer, DataOptions()).lines()
+    kept = prepare(data, tokenizer_of(CHATML, "<|im_end|>"), "pairs", DataOptions()).report
+    assert bool(kept.left_out) == ("reasoning_content" in earlier)
+
+
 # --- tokens that the model does not have ---
 
 

@@ -316,3 +316,41 @@ def test_the_models_are_loaded_once(folder, monkeypatch):
     monkeypatch.setattr("preftune.model.load.AutoModelForSequenceClassification", None)
     renderer = make_renderer(AutoTokenizer.from_pretrained(folder))
     assert renderer.mode == "chat" and len(ask(reward, "model", ["Hi"], ["a"], {}).rewards) == 1
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Of a town.", "parameters": {}}}]
+WITH_TOOLS = "{% if tools %}{% for t in tools %}{{ t.function.name + ': ' + t.function.description }}{% endfor %}{% endif %}"
+
+
+@pytest.mark.parametrize("ending", ["template", "turn"])
+def test_a_reward_model_reads_the_tools_that_its_template_writes(ending, tmp_path):
+    folder = save_reward_model(tmp_path / "model", WITH_TOOLS + CHATML)
+    spec = f"model(path='{folder}', ending='{ending}')"
+    prompts, completions = ["Hi", "Hi"], ["Hello there", "Hello there"]
+    with_tools, without = judged(spec, prompts, completions, tools=[TOOLS, None])
+    end = "\n" * (ending == "template")
+    text = (
+        "weather: Of a town.<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello there<|im_end|>"
+        + end
+    )
+    plain = text.removeprefix("weather: Of a town.")
+    expected = [rewards[0] for rewards in by_transformers(folder, [text, plain])]
+    assert [with_tools, without] == pytest.approx(expected, abs=1e-5)
+    assert with_tools != pytest.approx(without, abs=1e-3)
+
+
+def test_the_log_ratio_of_two_models_reads_the_tools(tmp_path):
+    for seed, name in enumerate(("policy", "reference")):
+        save_tiny_model(tmp_path / name, seed)
+        byte_tokenizer(WITH_TOOLS + CHATML, eos="<|im_end|>").save_pretrained(tmp_path / name)
+    spec = f"implicit(policy='{tmp_path / 'policy'}', reference='{tmp_path / 'reference'}')"
+    prompts, completions = ["Hi", "Hi"], ["Hello there", "Hello there"]
+    with_tools, without = judged(spec, prompts, completions, tools=[TOOLS, None])
+    said = judged(spec, ["Hi"], ["Hello there"])
+    assert without == pytest.approx(said[0], abs=1e-5)
+    assert with_tools != pytest.approx(without, abs=1e-3)
+
+
+def test_a_template_without_tools_gets_none(folder):
+    spec = f"model(path='{folder}')"
+    assert judged(spec, ["Hi"], ["Hello"], tools=[TOOLS]) == judged(spec, ["Hi"], ["Hello"])

@@ -190,6 +190,7 @@ def _row(value: Mapping[str, Any], settings: RewardConfig) -> _Row:
         for key, entry in value.items()
         if key not in prompt_fields and key != "completions"
     }
+    columns |= {key: [entry] * len(completions) for key, entry in record.template_columns().items()}
     for key in settings.per_completion:
         value_of(value, key)
     return _Row(value=value, record=record, completions=completions, columns=columns)

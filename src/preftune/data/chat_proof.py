@@ -38,12 +38,14 @@ def check_answer(turn: Message, text: str) -> None:
         _check_calls(turn, text, "the answer")
 
 
-def check_prompt(turns: Sequence[Message], text: str, first: int = 1) -> None:
-    """An error unless every turn of the prompt stands in what the template wrote for it."""
+def check_prompt(turns: Sequence[Message], text: str, first: int = 1) -> int:
+    """How many earlier answers lose their reasoning; an error unless all else stands in what the template wrote."""
+    thoughtless = 0
     for place, turn in enumerate(turns, start=first):
         content = turn.content.strip()
         if content not in text and _escaped(content) not in text:
             kept = _THOUGHT.sub("", content) if turn.role == "assistant" else content
+            thoughtless += kept != content
             missing = next((part for part in _parts(kept) if part not in text), None)
             if missing is not None:
                 raise DataError(
@@ -52,7 +54,9 @@ def check_prompt(turns: Sequence[Message], text: str, first: int = 1) -> None:
                     expected="every word of the turn",
                     do=_DO,
                 )
+        thoughtless += turn.reasoning.strip() not in text
         _check_calls(turn, text, f"turn {place}")
+    return thoughtless
 
 
 def check_tools(tools: Sequence[Mapping[str, object]], text: str) -> None:

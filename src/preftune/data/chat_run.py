@@ -118,6 +118,14 @@ def check_variables(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, obj
             )
 
 
+def reads_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template writes descriptions of tools."""
+    try:
+        return "tools" in variables_of(tokenizer.get_chat_template(None, [{}]))
+    except (TemplateError, ValueError):  # no template
+        return False
+
+
 def check_row_variables(tokenizer: PreTrainedTokenizerBase, kwargs: str) -> None:
     """The same of a row's column chat_template_kwargs."""
     check_variables(tokenizer, _loaded(kwargs), "chat_template_kwargs")

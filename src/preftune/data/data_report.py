@@ -59,6 +59,11 @@ class DataReport:
     census: Mapping[str, int] = field(
         default_factory=dict
     )  # completions by what the data say of them; pairs, ties
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what the chat template does not write
+    warning: str = ""  # of labels that are all equal
+    eval_data: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the report of the held-out file, in plain values; empty where rows of this source are held out
     filtered: Mapping[str, int] = field(
         default_factory=dict
     )  # pairs that were left out of training, by reason
@@ -74,13 +79,17 @@ class DataReport:
         derived = values["derived"] and SignalReport(**values["derived"])
         return cls(**{**values, **lengths, "derived": derived})
 
-    def lines(self) -> list[str]:
-        """The report for a terminal."""
+    def source_lines(self) -> list[str]:
+        """What was read: columns, census, and rows that were left out."""
         lines = [f"{self.source}: {self.num_rows} rows, format {self.format}, {self.template} template"]
         lines += column_lines(self.columns) + census_lines(self.census)
         if self.num_bad:
             lines.append(f"skipped {self.num_bad} rows that cannot be used")
-        lines += [f"dropped {count} rows: {reason}" for reason, count in self.dropped_rows.items()]
+        return lines + [f"dropped {count} rows: {reason}" for reason, count in self.dropped_rows.items()]
+
+    def lines(self) -> list[str]:
+        """The report for a terminal."""
+        lines = self.source_lines()
         if self.derived:
             made_of = ", ".join(
                 f"{count} records with {name}" for name, count in self.derived.sources.items()
@@ -112,6 +121,12 @@ class DataReport:
             lines.append(
                 f"{self.num_context} tokens of trajectories are not the assistant's and are not scored"
             )
+        lines += [f"{count} {what}" for what, count in self.left_out.items()]
+        lines += [self.warning] if self.warning else []
+        if self.eval_data:
+            held = DataReport.of(self.eval_data)
+            lines += [f"eval_data: {line}" for line in held.source_lines()]
+            lines.append(f"eval_data: {held.num_groups} groups, {held.num_completions} completions")
         return lines + self.filtered_lines()
 
     def filtered_lines(self) -> list[str]:

@@ -63,6 +63,7 @@ class Inspection:
     duplicate_records: int
     identical_completions: int  # records in which two completions are equal
     num_soft: int  # pairs with a probability
+    left_out: Mapping[str, int]  # what the chat template does not write: what -> prompts
     reward_ties: int  # records in which two rewards are equal
     groups: tuple[Group, ...]  # for showing
     renderer: Renderer
@@ -107,6 +108,7 @@ class Inspection:
             (self.num_soft, "pairs have a probability"),
         ):
             lines += [f"{count} {what}"] if count else []
+        lines += [f"{count} {what}" for what, count in self.left_out.items()]
         return [clean_terminal(line) for line in lines]
 
     def samples(self, count: int = 3) -> list[Text]:
@@ -170,6 +172,7 @@ def _census(
         identical_completions=sum(
             len(set(record.completions)) < len(record.completions) for record in records
         ),
+        left_out=dict(renderer.left_out),
         num_soft=sum(len(record.probabilities) for record in records),
         reward_ties=sum(len(set(record.rewards)) < len(record.rewards) for record in records),
         groups=tuple(groups),

@@ -176,7 +176,7 @@ class _Maker:
             writer,
             fitted,
             len(self.bad),
-            renderer.mode,
+            renderer,
         )
         certain = derivation is not None and derivation.soft
         writer.finish(
@@ -291,19 +291,20 @@ def _report(
     writer: StoreWriter,
     fitted: Mapping[str, int],
     num_bad: int,
-    mode: Literal["chat", "plain"],
+    renderer: Renderer,
 ) -> DataReport:
     completions = sum(writer.completions)
     return DataReport(
         source=reader.source,
         format=reader.format,
-        template=mode,
+        template=renderer.mode,
         num_rows=reader.num_rows,
         num_bad=num_bad,
         dropped_rows=dict(reader.dropped),
         columns=reader.columns,
         census=reader.census.found(reader.dropped),
         derived=derived,
+        left_out=dict(renderer.left_out),
         fitted=dict(fitted),
         num_groups=writer.num_groups,
         num_completions=len(writer.completions),

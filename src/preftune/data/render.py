@@ -6,9 +6,10 @@ ended has no end of turn. Of a trajectory, each answer with its end of turn is s
 what stands between is not.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -29,6 +30,7 @@ from preftune.types import Group, Message, Record
 
 __all__ = ["Renderer", "make_renderer", "transcript"]
 
+THOUGHTLESS = "prompts without the reasoning of earlier answers, which the chat template leaves out"
 BATCH = 256  # records tokenized by one call
 
 
@@ -48,6 +50,7 @@ class Renderer:
     stop_ids: tuple[int, ...]  # tokens that end an answer when they are sampled
     stop_texts: tuple[str, ...]  # texts that end an answer, of ends that are no single token
     replaced: bool  # whether the options replaced the tokenizer's chat template
+    left_out: Counter[str] = field(default_factory=Counter)  # of all records so far, by what it is
 
     @property
     def mode(self) -> Literal["chat", "plain"]:
@@ -106,6 +109,8 @@ class Renderer:
             texts = self.writing.texts(record)
         except DataError as error:
             return DataError(f"{record.origin}: {error}")
+        if texts.thoughtless:
+            self.left_out[THOUGHTLESS] += 1
         start = self.encoder.last_cut(texts.prompt)
         if not start:
             return texts

@@ -36,6 +36,7 @@ class Texts:
     completions: tuple[tuple[str, ...], ...]
     scored: tuple[tuple[bool, ...] | None, ...]  # of each stage; None where all answers are scored
     needs_end: tuple[bool, ...]  # whether the end-of-sequence token is added
+    thoughtless: int = 0  # earlier answers in the prompt whose reasoning the template leaves out
 
     @property
     def flat(self) -> list[str]:
@@ -68,9 +69,10 @@ def _chat_texts(writing: Writing, record: Record) -> Texts:
         refuse_rendered(writing.markup, turns)
     context = ChatContext.of(record)
     before, proven = writing.chat.write_proven(turns, True, context)
+    thoughtless = 0
     if not proven:
         _refuse_weights(turns)
-        check_prompt(turns, before)
+        thoughtless = check_prompt(turns, before)
     if context is not PLAIN:
         if record.chat_template_kwargs:
             check_row_variables(writing.tokenizer, record.chat_template_kwargs)
@@ -97,6 +99,7 @@ def _chat_texts(writing: Writing, record: Record) -> Texts:
         completions=tuple(completions),
         scored=tuple(scored),
         needs_end=tuple(needs_end),
+        thoughtless=thoughtless,
     )
 
 

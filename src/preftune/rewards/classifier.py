@@ -1,5 +1,6 @@
 """A sequence-classification model that scores a prompt with its completion."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,8 +9,10 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.data.chat_run import reads_tools
 from preftune.data.fields import as_turns
 from preftune.data.render import Renderer, make_renderer
+from preftune.data.turn_extras import as_tools
 from preftune.errors import ConfigError, DataError, TrainingError
 from preftune.model.load import (
     LoadOptions,
@@ -150,12 +153,13 @@ def classified(
 ) -> list[float]:
     """The reward of each completion. It does not depend on what else is in its batch."""
     rows = [
-        _row(one, prompt, completion, ended, settings.ending, at(index, completions))
-        for index, (prompt, completion, ended) in enumerate(
+        _row(one, prompt, completion, ended, settings.ending, at(index, completions), tools)
+        for index, (prompt, completion, ended, tools) in enumerate(
             zip(
                 whole_prompts(prompts, columns),
                 completions,
                 ended_flags(columns, len(completions)),
+                tool_texts(one.tokenizer, columns, len(completions)),
                 strict=True,
             )
         )
@@ -184,7 +188,7 @@ def classified(
 
 
 def _row(
-    one: Classifier, prompt: PromptInput, completion: str, ended: bool, ending: str, where: str
+    one: Classifier, prompt: PromptInput, completion: str, ended: bool, ending: str, where: str, tools: str
 ) -> dict[str, list[int]]:
     if one.renderer is None:
         pair = one.tokenizer(prompt_as_text(prompt), completion, verbose=False)
@@ -193,14 +197,16 @@ def _row(
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(map(dict, prompt))
         try:
             text = one.tokenizer.apply_chat_template(
-                [*turns, {"role": "assistant", "content": completion}], tokenize=False
+                [*turns, {"role": "assistant", "content": completion}],
+                tools=json.loads(tools) if tools else None,
+                tokenize=False,
             )
         except Exception as error:  # a template is a program of its own and may raise anything
             raise TrainingError(
                 f"The chat template of reward 'model' refuses {where}", got=str(error)
             ) from error
         return {"input_ids": one.tokenizer(str(text), add_special_tokens=False, verbose=False)["input_ids"]}
-    group = render(one.renderer, prompt, [completion], [ended], where)
+    group = render(one.renderer, prompt, [completion], [ended], where, tools)
     return {"input_ids": [*group.prompt.tolist(), *group.completions[0].tolist()]}
 
 
@@ -232,14 +238,29 @@ def ended_flags(columns: Mapping[str, Any], count: int) -> list[bool]:
     return [flag is not False for flag in each(columns.get("ended"), count)]
 
 
+def tool_texts(tokenizer: PreTrainedTokenizerBase, columns: Mapping[str, Any], count: int) -> list[str]:
+    """The tools of each prompt as JSON text; empty where there are none or the model's template writes none."""
+    given = columns.get("tools")
+    if given is None or not reads_tools(tokenizer):
+        return [""] * count
+    return [as_tools(tools, "tools") for tools in each(given, count)]
+
+
 def render(
-    renderer: Renderer, prompt: PromptInput, completions: Sequence[str], ended: Sequence[bool], where: str
+    renderer: Renderer,
+    prompt: PromptInput,
+    completions: Sequence[str],
+    ended: Sequence[bool],
+    where: str,
+    tools: str = "",
 ) -> Group:
     """Completions of one prompt as token ids; `where` names the first of them for an error."""
     turns = prompt if isinstance(prompt, str) else as_turns(list(prompt), "prompt_turns")
     try:
         return renderer.render(
-            Record(prompt=turns, completions=tuple(completions), ended=tuple(ended), origin=where)
+            Record(
+                prompt=turns, completions=tuple(completions), ended=tuple(ended), tools=tools, origin=where
+            )
         )
     except DataError as error:
         raise TrainingError(f"A reward cannot read its completions: {error}") from error

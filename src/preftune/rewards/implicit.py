@@ -15,7 +15,7 @@ from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenize
 from preftune.model.policy import Policy, score_all
 from preftune.model.scorer import load_scorer
 from preftune.rewards.base import BuiltIn, at, check_reward_range, whole_prompts
-from preftune.rewards.classifier import ended_flags, render
+from preftune.rewards.classifier import ended_flags, render, tool_texts
 from preftune.types import Group
 
 
@@ -159,11 +159,13 @@ def _groups_of(
 ) -> list[Group]:
     """The completions as tokens, in their order; neighbors with one prompt are one group."""
     whole, ended = whole_prompts(prompts, columns), ended_flags(columns, len(completions))
+    tools = tool_texts(renderer.tokenizer, columns, len(completions))
     groups = []
     for _, places in groupby(
-        range(len(prompts)), key=lambda k: whole[k]
+        range(len(prompts)), key=lambda k: (whole[k], tools[k])
     ):  # neighbors share their prompt's computation
         mine = list(places)
         texts, ends = [completions[k] for k in mine], [ended[k] for k in mine]
-        groups.append(render(renderer, whole[mine[0]], texts, ends, at(mine[0], completions)))
+        first = mine[0]
+        groups.append(render(renderer, whole[first], texts, ends, at(first, completions), tools[first]))
     return groups

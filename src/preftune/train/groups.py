@@ -58,7 +58,6 @@ class ReadData:
     prepared: Prepared
     train: Sequence[Group]
     held: Sequence[Group]
-    warning: str = ""  # of labels that are all equal
     held_records: Sequence[Record] = ()  # of held-out prompts from a file of their own
     alone: int = 0  # groups left out because they have fewer completions than the objective compares
     crowded: int = 0  # groups left out because their prompts leave no room for samples
@@ -68,7 +67,6 @@ class ReadData:
         """Describe which rows are used and which are dropped."""
         return [
             *self.prepared.report.lines(),
-            *([self.warning] if self.warning else []),
             *(
                 [f"{plural(self.alone, 'group')} left out: too few completions to compare with each other"]
                 if self.alone
@@ -95,7 +93,7 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
             other = prepare(plan.eval_data, tokenizer, "prompts", prompt_rows(plan))
             return ReadData(
                 plan=plan,
-                prepared=prepared,
+                prepared=_reported(prepared, other),
                 train=prepared.groups,
                 held=other.groups,
                 held_records=other.records,
@@ -105,7 +103,8 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
     signal = plan.signal
     prepared = prepare(plan.data, tokenizer, signal, plan.rows)
     if plan.eval_data is not None:
-        train, held = prepared.groups, prepare(plan.eval_data, tokenizer, signal, plan.rows).groups
+        other = prepare(plan.eval_data, tokenizer, signal, plan.rows)
+        train, held, prepared = prepared.groups, other.groups, _reported(prepared, other)
     else:
         train, held = hold_out(prepared.groups, plan.eval_fraction, plan.seed)
     learned = learned_groups(train, plan.objective)
@@ -118,8 +117,14 @@ def read_data(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
         without = "with" if plan.objective.signal is Rewards else "without"
         raise _teaches_nothing(plan, f"{len(prepared.groups)} groups {without} {lacking}")
     alone = len(train) - len(learned) if plan.objective.signal is Rewards else 0
-    warning = one_class(prepared, plan.objective)
-    return ReadData(plan=plan, prepared=prepared, train=learned, held=held, alone=alone, warning=warning)
+    if warning := one_class(prepared, plan.objective):
+        prepared = replace(prepared, report=replace(prepared.report, warning=warning))
+    return ReadData(plan=plan, prepared=prepared, train=learned, held=held, alone=alone)
+
+
+def _reported(prepared: Prepared, held: Prepared) -> Prepared:
+    """The data with the account of the held-out file in its report."""
+    return replace(prepared, report=replace(prepared.report, eval_data=held.report.as_dict()))
 
 
 def _read_paired(plan: DataPlan, tokenizer: PreTrainedTokenizerBase) -> ReadData:
