@@ -62,7 +62,7 @@ ERROR_LIMIT = 38
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for path in [ROOT / "README.md", ROOT / "docs" / "llms.txt", *(ROOT / "docs").rglob("*.md")]
     if "dev" not in path.relative_to(ROOT).parts
 )
 
