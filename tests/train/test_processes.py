@@ -25,6 +25,10 @@ CASES = {
     "a coupled objective": "--data pairs.jsonl --objective kto --epochs 3",
     "estimators": "--data pairs.jsonl --objective bco --epochs 3",
     "own samples": "--data pairs.jsonl --source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 3",
+    "the best weights": "--data pairs.jsonl --objective dpo --epochs 8 --eval_every 2 --learning_rate 3e-2 "
+    "--keep_best rewards/margins --early_stopping_patience 2",
+    "pairs and unjudged samples": "--data pairs.jsonl --source hybrid --objective hypo --objective.kl_weight 0.1 "
+    "--sampling.num_completions 2 --sampling.max_new_tokens 6 --epochs 2",
     "an adapter": "--data pairs.jsonl --objective dpo --lora_r 4 --epochs 3",
 }
 
@@ -68,6 +72,17 @@ def test_two_processes_are_one(case, runs, tiny_folder, tmp_path, monkeypatch):
     together = runs / str(list(CASES).index(case))
     same(tmp_path / "alone", together)
     assert "processes: 2" in (together / "config.yaml").read_text()
+
+
+@ONCE
+def test_both_keep_the_same_evaluation(runs, tiny_folder, tmp_path, monkeypatch):
+    """Of several, and not that of the start; nothing of it is left in the run folder."""
+    monkeypatch.chdir(runs)
+    assert main([*words_of("the best weights", tiny_folder), "--output", str(tmp_path / "alone")]) == 0
+    together = runs / str(list(CASES).index("the best weights"))
+    one, two = (json.loads((folder / "best.json").read_text()) for folder in (tmp_path / "alone", together))
+    assert one["step"] == two["step"] > 0 and one["value"] == pytest.approx(two["value"], rel=1e-4)
+    assert not (together / "best").exists()
 
 
 @ONCE

@@ -24,8 +24,7 @@ class BPO(PairObjective):
 
     D = d(chosen) - d(rejected), d = log pi - log behaviour, summed over tokens; P is the pair's probability,
     1 without one. Xu et al., "BPO: Staying Close to the Behavior LLM Creates Better Online LLM Alignment",
-    EMNLP 2024, arXiv 2406.12168: formula not verified against the paper, whose abstract
-    was read. Soft P is our addition.
+    EMNLP 2024, arXiv 2406.12168; checked against the authors' code. Soft P is our addition.
 
     Args:
         beta: strength of the pull to the sampling policy, > 0.

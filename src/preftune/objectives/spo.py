@@ -42,8 +42,8 @@ class SPO(RewardObjective):
         L = -sg(A_i) log pi(y_i),   A_i = w_i - mean over j != i of w_j = (K / (K - 1)) (w_i - 1/2)
 
     Swamy et al., "A Minimaximalist Approach to Reinforcement Learning from Human Feedback", ICML 2024, arXiv
-    2401.04056: formula not verified against the paper, which leaves the policy gradient open; here it is the
-    leave-one-out one. On win rates it is Nash-MD with beta 0, times K / (K - 1). P comes from rewards, as
+    2401.04056, whose abstract states the reward: the proportion of wins of a sample against others of the
+    policy. The paper leaves the policy gradient open; here it is the leave-one-out one. On win rates it is Nash-MD with beta 0, times K / (K - 1). P comes from rewards, as
     sigma(r_i - r_j) or as their order.
 
     Args:
