@@ -55,8 +55,8 @@ def test_ids_without_text_are_never_drawn(renderer):
     assert len(textless_tokens(model, renderer)) == 3 * known
     found = drawn(model, renderer)
     assert max(int(one.token_ids.max()) for one in found) < known
-    for one in found:  # of what could be drawn, and of the whole vocabulary
-        assert float((one.behaviour_logp - one.logp).min()) > 0.5
+    for one in found:  # of the whole vocabulary, as the trainer scores it
+        assert one.behaviour_logp.tolist() == one.logp.tolist()
     assert textless_tokens(model_with(known), renderer) is None
     greedy = drawn(model, renderer, num_completions=1, temperature=0.0)
     assert int(greedy[0].token_ids.max()) < known

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.errors import ConfigError, TrainingError
@@ -105,6 +106,20 @@ def test_what_the_knobs_come_to(name, config):
     assert rows[-1]["samples_drawn"] == rows[-1]["reward_queries"] == samples
     assert rows[-1]["prompts_seen"] == samples // 4
     assert len((run.folder / "completions.jsonl").read_text().splitlines()) == samples // 4
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_ratios_start_at_one_with_rows_without_a_token(temperature, config, tiny_folder, tmp_path):
+    """Three of four rows of the embedding stand for no text, and hold most of the probability."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    model.resize_token_embeddings(4 * model.config.vocab_size, mean_resizing=False)
+    model.save_pretrained(tmp_path / "wide")
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path / "wide")
+    settings = dict(objective=GRPO(), max_steps=1, sampling={"temperature": temperature})
+    run = train(replace(config(**settings), model=str(tmp_path / "wide")), quiet=True)
+    (row,) = trained(metric_rows(run.folder))
+    assert row["ratio/mean"] == pytest.approx(1, abs=1e-5) and row["ratio/clipped"] == 0
+    assert row["kl"] == pytest.approx(0, abs=1e-5)
 
 
 def test_an_epoch_goes_over_all_prompts_once(config):

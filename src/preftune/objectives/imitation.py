@@ -49,7 +49,8 @@ class DIL(PairObjective):
         bce   L = -log sigma(hbar(chosen)) - log sigma(-hbar(rejected))
 
     Xiao et al., "On a Connection Between Imitation Learning and RLHF", ICLR 2025 (openreview 2QdsjiNXgj), in
-    the form of the authors' code: log-ratios per token, and no beta. The paper writes ratios of sequences. With sums the exponentials would explode.
+    the form of the authors' code: log-ratios per token, and no beta. The paper writes ratios of
+    sequences. With sums the exponentials would explode.
 
     Args:
         link: which estimator of the density ratio; the authors use lsif.

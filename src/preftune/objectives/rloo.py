@@ -69,7 +69,8 @@ class PreferenceMatching(CompletionObjective):
 
     Xiao et al., "On the Algorithmic Bias of Aligning Large Language Models with RLHF: Preference Collapse and
     Matching Regularization", 2024, arXiv 2405.16455, whose abstract states the regularizer: the negative
-    log-probability of the response under the policy. The maximum of E[ r - log pi ] is softmax(r) over completions, so with rewards of a
+    log-probability of the response under the policy. The maximum of E[ r - log pi ] is softmax(r)
+    over completions, so with rewards of a
     Bradley-Terry model the policy prefers as often as its annotators do. It is `rloo` at beta 1 with a
     reference that gives every completion the same.
     """

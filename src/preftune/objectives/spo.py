@@ -43,7 +43,8 @@ class SPO(RewardObjective):
 
     Swamy et al., "A Minimaximalist Approach to Reinforcement Learning from Human Feedback", ICML 2024, arXiv
     2401.04056, whose abstract states the reward: the proportion of wins of a sample against others of the
-    policy. The paper leaves the policy gradient open; here it is the leave-one-out one. On win rates it is Nash-MD with beta 0, times K / (K - 1). P comes from rewards, as
+    policy. The paper leaves the policy gradient open; here it is the leave-one-out one. On win
+    rates it is Nash-MD with beta 0, times K / (K - 1). P comes from rewards, as
     sigma(r_i - r_j) or as their order.
 
     Args:

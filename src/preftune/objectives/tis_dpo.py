@@ -25,7 +25,8 @@ class TISDPO(PairObjective):
     models: one that leans towards what is preferred, one that leans away. Liu et al., "TIS-DPO: Token-level
     Importance Sampling for Direct Preference Optimization With Estimated Weights", ICLR 2025, arXiv
     2410.04350. The loss, the contrast of a token and its two signs are checked against the authors' code, whose
-    weights are linear in the contrast; the exponential is the paper's, its constants are ours. A constant factor before w_t is left
+    weights are linear in the contrast; the exponential is the paper's, its constants are ours. A
+    constant factor before w_t is left
     out: the margin is linear in it, so that it would be another beta. With mu = 0 and alpha = 0 it is DPO.
 
     Args:

@@ -83,7 +83,8 @@ class Sampled:
     """One completion: its tokens up to and including the end-of-turn token (if it came), its text without it.
 
     `logp` is of the model as it is, what preftune.policy scores at temperature 1; `behaviour_logp` is of the
-    distribution that was drawn from, temperature and truncation included. They differ only under these; at
+    distribution that was drawn from, temperature and truncation included. They differ only under these (token
+    ids without text are never drawn, and yet counted in both, so that ratios to the policy start at 1); at
     temperature 0 the drawn token was certain and behaviour_logp is 0. An importance ratio that makes an
     expectation over the draws one over the policy divides by `behaviour_logp`. Under truncation that holds on
     the tokens that could be drawn alone, which no ratio mends. A ratio of the policy to itself before an
@@ -363,7 +364,12 @@ def _choose(
             min_p=options.min_p,
         )
     token = pick(drawn_from.exp(), uniform)
-    behaviour, logp = (one.gather(1, token[:, None]).squeeze(1) for one in (drawn_from, plain))
+    told = drawn_from
+    if (
+        textless is not None and not options.truncated
+    ):  # with their share, as the trainer scores the vocabulary
+        told = plain if options.temperature == 1 else (plain / options.temperature).log_softmax(1)
+    behaviour, logp = (one.gather(1, token[:, None]).squeeze(1) for one in (told, plain))
     return token, behaviour, logp
 
 

@@ -34,7 +34,8 @@ class RSO:
     where the maximum is over those not accepted yet; passes go on until `num_kept` are accepted, none twice.
     With many candidates the accepted ones follow the distribution above; with few, the known maximum is too
     low and they are nearer to pi. Liu et al., "Statistical Rejection Sampling Improves Preference
-    Optimization", ICLR 2024, arXiv 2309.06657, algorithm 1 (the Python code of its appendix). Their code takes equal texts once;
+    Optimization", ICLR 2024, arXiv 2309.06657, algorithm 1 (the Python code of its appendix). Their
+    code takes equal texts once;
     here a text that was drawn twice counts twice, as the distribution wants.
 
     Args:
