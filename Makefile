@@ -14,6 +14,15 @@ test: .venv/ready
 drills: .venv/ready
 	DRILLS=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/drills -n 2 --dist loadgroup
 
+# Exponents of processor time over three decades of size; fails above 1.15.
+growth: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+
+# An hour of runs with checkpoints and on-policy rounds: memory, handles, throughput. MINUTES=10 for a short one.
+MINUTES ?= 60
+soak: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
+
 # All malformed inputs of the corpus, and coverage-guided fuzzing of each reader where atheris is installed.
 fuzz: .venv/ready
 	FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 -s

@@ -53,6 +53,17 @@ def tiny(tmp_path_factory) -> str:
     return str(save_tiny_model(tmp_path_factory.mktemp("bench") / "model"))
 
 
+def test_growth():
+    [found] = run("growth.py", "--only", "near-duplicates of templated rows", "--decades", "2")
+    assert found["sizes"] == [20, 200, 2000] and 0.5 < found["exponent"] < 1.3
+
+
+def test_an_exponent_is_the_slope_of_logarithms():
+    growth = script("growth")
+    assert growth.exponent([1, 10, 100], [1.0, 100.0, 10_000.0]) == pytest.approx(2)
+    assert growth.exponent([1, 10, 100], [1e-4, 1.0, 10.0]) == pytest.approx(1), "short times are left out"
+
+
 def test_startup(tiny):
     [found] = run("startup.py", "--model", tiny, "--pairs", "8", "--turns", "1")
     assert 0 < found["help"][0] < 0.5, "the help is written without importing torch"

@@ -202,9 +202,17 @@ def _select(settings: SelectConfig) -> SelectResult:
             expected="at least one group",
             do=further,
         )
-    rows = [row for record in kept for row in _rows(record, settings.layout())]
-    write_jsonl(Path(settings.output), rows, "write the selection")
-    return _result(settings, loaded, records, found, len(rows), price)
+    count = 0
+
+    def rows() -> Iterator[OutputRow]:
+        nonlocal count
+        for record in kept:
+            for row in _rows(record, settings.layout()):
+                count += 1
+                yield row
+
+    write_jsonl(Path(settings.output), rows(), "write the selection")
+    return _result(settings, loaded, records, found, count, price)
 
 
 def _priced(
@@ -260,9 +268,17 @@ def _plain(text: Completion | tuple[Message, ...]) -> object:
 
 
 def _rows(record: Record, layout: Layout) -> Iterator[OutputRow]:
-    """The record's rows, each proven to be read as what is meant."""
+    """The record's rows, proven to be read as what is meant: each completion in each of its roles once, since the
+    number of pairs grows with the square of the completions.
+    """
     write = {"pairs": _pair_rows, "labels": _label_rows, "groups": _group_rows}[layout]
-    for row in ({**record.template_columns(), **written} for written in write(record)):
+    template, proven = record.template_columns(), set()
+    for roles, written in write(record):
+        row = {**template, **written}
+        if proven.issuperset(roles):
+            yield {**record.columns, **row}
+            continue
+        proven.update(roles)
         if taken := sorted(row.keys() & record.columns.keys()):
             raise DataError(
                 f"{record.origin}: a column of the data has the name of one that select writes",
@@ -290,40 +306,49 @@ def _known(record: object) -> tuple[object, ...] | None:
     return (*record.content(), record.ended, record.sources)
 
 
-def _pair_rows(record: Record) -> Iterator[OutputRow]:
+_Written = tuple[set[tuple[int, bool]], OutputRow]
+"""(the completions of a row, each with whether it is the chosen one; the row)"""
+
+
+def _pair_rows(record: Record) -> Iterator[_Written]:
+    plain = [_plain(completion) for completion in record.completions]
+    prompt = _plain(record.prompt)
     for chosen, rejected in record.pairs:
         ended = {"ended": [record.ended[chosen], record.ended[rejected]]} if record.ended else {}
-        yield {
-            "prompt": _plain(record.prompt),
-            "chosen": _plain(record.completions[chosen]),
-            "rejected": _plain(record.completions[rejected]),
+        row = {
+            "prompt": prompt,
+            "chosen": plain[chosen],
+            "rejected": plain[rejected],
             "chosen_reward": record.rewards[chosen],
             "rejected_reward": record.rewards[rejected],
             **ended,
         }
+        yield {(chosen, True), (rejected, False)}, row
 
 
-def _label_rows(record: Record) -> Iterator[OutputRow]:
+def _label_rows(record: Record) -> Iterator[_Written]:
     for k, (completion, label) in enumerate(zip(record.completions, record.labels, strict=True)):
         ended = {"ended": record.ended[k]} if record.ended else {}
-        yield {
+        row = {
             "prompt": _plain(record.prompt),
             "completion": _plain(completion),
             "label": label,
             "reward": record.rewards[k],
             **ended,
         }
+        yield {(k, True)}, row
 
 
-def _group_rows(record: Record) -> Iterator[OutputRow]:
+def _group_rows(record: Record) -> Iterator[_Written]:
     known = {"labels": list(record.labels), "ended": list(record.ended), "sources": list(record.sources)}
-    yield {
+    row = {
         "prompt": _plain(record.prompt),
         "completions": [_plain(completion) for completion in record.completions],
         "pairs": [list(pair) for pair in record.pairs],
         "rewards": list(record.rewards),
         **{name: values for name, values in known.items() if values},
     }
+    yield {(k, True) for k in range(len(record.completions))}, row
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from jaxtyping import UInt64
 SHINGLE = 3  # words
 NEAR = 0.8  # Jaccard similarity of shingles from which two texts are near-duplicates
 _HASHES, _BANDS = 64, 16  # bands of 4: a pair of similarity 0.8 is missed once in 5,000, see tests
+_CROWD = 64  # rows of one bucket from which on it is taken for a template
 _MIX = np.random.default_rng(2404).integers(1, 2**63, size=(2, _HASHES), dtype=np.uint64)
 _MULTIPLIER = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0x165667B19E3779F9))
 _WORD = re.compile(r"\w+")
@@ -89,21 +90,36 @@ def _repeats(
 
 
 class _Near:
-    """Rows by bands of their MinHash; candidates are compared exactly, part by part."""
+    """Rows by bands of the MinHash of each part; candidates are compared exactly, part by part.
+
+    A bucket that many rows share holds words of a template, which distinguish no rows: it is left out, so that the
+    time does not grow with the square of the rows. The part with the fewest candidates names them, since every part
+    must be alike.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[int, Sequence[np.ndarray]] = {}
-        self.buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+        self.buckets: dict[tuple[int, int, bytes], list[int]] = defaultdict(list)
 
     def add(self, parts: Sequence[np.ndarray], place: int) -> None:
         self.rows[place] = parts
-        for key in _bands(np.unique(np.concatenate(parts))):
-            self.buckets[key].append(place)
+        for number, part in enumerate(parts):
+            for band in _bands(part):
+                bucket = self.buckets[number, *band]
+                if len(bucket) < _CROWD:
+                    bucket.append(place)
 
     def find(self, parts: Sequence[np.ndarray]) -> int | None:
-        keys = _bands(np.unique(np.concatenate(parts)))
-        candidates = sorted({place for key in keys for place in self.buckets.get(key, ())})
-        return next((place for place in candidates if self._alike(parts, place)), None)
+        least: set[int] | None = None
+        certain = False
+        for number, part in enumerate(parts):
+            found = [self.buckets.get((number, *band), ()) for band in _bands(part)]
+            whole = all(len(bucket) < _CROWD for bucket in found)
+            candidates = {place for bucket in found if len(bucket) < _CROWD for place in bucket}
+            if found and (least is None or (whole, -len(candidates)) > (certain, -len(least))):
+                least, certain = candidates, whole
+        alike = (place for place in sorted(least or ()) if self._alike(parts, place))
+        return next(alike, None)
 
     def _alike(self, parts: Sequence[np.ndarray], place: int) -> bool:
         return all(jaccard(one, two) >= NEAR for one, two in zip(parts, self.rows[place], strict=True))

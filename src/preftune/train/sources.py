@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
@@ -71,16 +72,27 @@ class OfflineSource:
 
     def take(self, step: int) -> list[Group]:
         """Groups of step 1, 2, ...; the last step of an epoch takes what is left."""
+        return [self.groups[i] for i in self._places(step)]
+
+    def _places(self, step: int) -> np.ndarray:
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
         part = step_slice(position, len(self.groups), self.batch_size, self.least)
-        return [self.groups[i] for i in order[part]]
+        return _order(self.seed, epoch, len(self.groups))[part]
 
     def visited(self, num_steps: int) -> Sequence[Group]:
         """Groups that a run of so many steps comes by, each once."""
         if num_steps >= self.steps_per_epoch:
             return self.groups
-        return [group for step in range(1, num_steps + 1) for group in self.take(step)]
+        places = [self._places(step) for step in range(1, num_steps + 1)]
+        return SomeGroups(groups=self.groups, places=np.concatenate(places or [np.arange(0)]))
+
+
+@lru_cache(maxsize=2)  # the epochs on either side of a step
+def _order(seed: int, epoch: int, num_groups: int) -> np.ndarray:
+    """The groups of an epoch in their order. Made once an epoch: at each step it would cost more than the step."""
+    order = np.random.default_rng([seed, epoch]).permutation(num_groups)
+    order.flags.writeable = False  # all callers share it
+    return order
 
 
 def hold_out(groups: Sequence[Group], fraction: float, seed: int) -> tuple[Sequence[Group], Sequence[Group]]:
