@@ -175,6 +175,15 @@ def first_damage(folder: Path, digests: Mapping[str, str]) -> str | None:
     return None
 
 
+def folder_damage(folder: Path) -> str | None:
+    """What is wrong with a folder that holds the digests of its files; None if nothing is, or without digests."""
+    file = folder / DIGESTS
+    try:
+        return first_damage(folder, unsealed(file.read_bytes())) if file.is_file() else None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{DIGESTS}: {error}"
+
+
 def sealed(content: Mapping[str, Any]) -> str:
     """JSON text of `content` with a digest of it."""
     return json.dumps({"content": content, "digest": _digest_of_content(content)}, indent=1) + "\n"

@@ -366,3 +366,26 @@ def test_every_command_has_help(words, capsys):
         assert ended.code in (0, None)
     told = capsys.readouterr().out
     assert f"usage: preftune {' '.join(words)}" in told and "--config" in told
+
+
+@pytest.mark.parametrize("command", ["sample", "compare", "iterate", "eval", "train-reward-model", "lab"])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_several_processes_are_refused_once_where_they_make_no_sense(command, rank, monkeypatch, capsys):
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([command, "run"]) == 2
+    said = capsys.readouterr().err
+    assert ("got '2' processes of torchrun" in said and said.count("\n") == 1) if rank == "0" else said == ""
+
+
+def test_a_mistake_on_another_host_is_told_there(monkeypatch, capsys, tmp_path):
+    for name, value in {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--resume", str(tmp_path / "absent")]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_is_one_sentence(tmp_path, capsys):
+    model = save_tiny_model(tmp_path / "model")
+    assert main(["inspect", "x" * 5000, "--model", str(model)]) == 4
+    assert "got File name too long" in (said := capsys.readouterr().err) and said.count("\n") == 1

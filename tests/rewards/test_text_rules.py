@@ -1,6 +1,7 @@
 """The rewards of length, form and known answers: every value worked out by hand."""
 
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from preftune.errors import ConfigError, TrainingError
 from preftune.rewards import Verdicts, ask, resolve_reward
+from preftune.rewards.text_rules import Regex, pattern_size
 from tests.refusals import refusal
 
 
@@ -286,3 +288,31 @@ def test_an_instruction_that_needs_word_lists(monkeypatch):
             "One. Two.",
             ("length_constraints:number_sentences", {"num_sentences": 2, "relation": "at least"}),
         )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size"),
+    [
+        ("abc", 3),
+        (r"a\{3}", 4),
+        ("a{3}", 3),
+        ("a{2,5}b", 6),
+        ("[a-z]{4}", 4),
+        ("(ab){3}", 9),
+        ("((a{5}){5}){5}", 155),
+        (r"[\]{9}]x", 2),
+        ("a*b+", 4),
+    ],
+)
+def test_the_size_of_a_pattern_is_that_with_repetitions_written_out(pattern, size):
+    assert pattern_size(pattern) == size
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(?:(?:a{500}){500}){50}", "((a{1,999}){1,999}){1,999}", "(" * 9000 + ")" * 9000]
+)
+def test_a_pattern_that_takes_minutes_to_compile_is_refused(pattern):
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=r"regex. is (too large|no regular expression)"):
+        Regex(pattern=pattern)
+    assert time.monotonic() - begun < 20

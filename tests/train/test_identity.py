@@ -8,8 +8,11 @@ import pytest
 import yaml
 
 from preftune.cli.main import main
+from preftune.errors import ConfigError
 from preftune.storage import unsealed
+from preftune.train.identity import Identity, check_same_inputs
 from preftune.train.loop import train
+from preftune.train.processes import ALONE, Processes
 from tests.folders import PAIRS, save_tiny_model, tiny_config, weights_of, write_rows
 
 
@@ -138,3 +141,29 @@ def test_an_end_before_the_checkpoint_is_refused(root, capsys):
     words = ["train", "--resume", str(root / "run"), "--allow-changed", "max_steps", "--json"]
     assert main(words) == 2
     assert "The checkpoint is beyond the end of the run; got step 3, and 2 steps" in capsys.readouterr().err
+
+
+def test_a_damaged_final_model_is_never_loaded_in_silence(root, capsys):
+    assert main(["train", "--resume", str(root / "run")]) == 0
+    final = root / "run" / "final"
+    words = ["eval", str(root / "run"), "--data", str(root / "pairs.jsonl"), "--json"]
+    assert main(words) == 0
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        whole = (final / name).read_bytes()
+        (final / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        capsys.readouterr()
+        assert main(words) == 2
+        assert f"final is not as its run wrote it; got other content in {name}" in capsys.readouterr().err
+        (final / name).write_bytes(whole)
+    assert main(words) == 0
+
+
+def test_processes_with_other_files_are_refused():
+    class Two(Processes):
+        def gather(self, mine):
+            return [mine, {**mine, "data": "other"}]
+
+    one = Identity(inputs={"data": "a", "model": "b"}, settings={}, environment={})
+    with pytest.raises(ConfigError, match="Process 1 has other data than process 0"):
+        check_same_inputs(one, Two(size=2))
+    check_same_inputs(one, ALONE)

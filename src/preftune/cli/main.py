@@ -125,11 +125,11 @@ def _stopping_signals() -> Iterator[None]:
 
 
 def _is_told_elsewhere(error: PreftuneError) -> bool:
-    """Of several processes of one run, the one where an error arose tells it; a mistake in what was asked,
-    the first.
+    """Of several processes of one run, the one where an error arose tells it; a mistake in what was asked, the
+    first of each host, since a file may be missing on one host alone.
     """
     asked = isinstance(error, ConfigError | DataError | ModelError)
-    return isinstance(error, ElsewhereError) or (asked and os.environ.get("RANK", "0") != "0")
+    return isinstance(error, ElsewhereError) or (asked and os.environ.get("LOCAL_RANK", "0") != "0")
 
 
 def _run(words: list[str]) -> int:
@@ -159,9 +159,23 @@ def _run(words: list[str]) -> int:
     if {"--help", "-h"} & set(rest) and (text := help_text(command, rest)) is not None:
         print(text, end="")
         return 0
+    _refuse_several_processes(command)
     settings = prepared(command, rest)  # mistakes are reported before the libraries are imported
     check_early(command, settings)
     return _module_of(command).run(settings)
+
+
+def _refuse_several_processes(command: str) -> None:
+    """Commands but `train` would do all their work in each process, into one file."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if command == "train" or "RANK" not in os.environ or size == "1":
+        return
+    raise ConfigError(
+        f"preftune {command} runs in one process",
+        got=f"{shown(size)} processes of torchrun",
+        expected="train, which several processes do together",
+        do=f"Start it without torchrun: preftune {command}",
+    )
 
 
 def _with_action(words: list[str]) -> list[str]:

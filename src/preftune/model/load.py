@@ -4,7 +4,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -41,6 +41,7 @@ from preftune.model.kernels.gated import lighten_mlps
 from preftune.model.kernels.norms import quicken_norms
 from preftune.model.kernels.products import use_fast_products
 from preftune.model.names import BUNDLED_MODELS, missing_model
+from preftune.storage import DIGESTS, folder_damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +81,31 @@ def resolve_model(name: str) -> str:
         )
     if path.is_file() and path.suffix != ".gguf":
         raise ModelError(f"{name} is a file", got=path.suffix, expected="a model folder or a .gguf file")
+    if path.is_dir():
+        _check_digests(path.resolve(), _stamps(path))
     if path.exists():
         return str(path.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise missing_model(name)
     return name
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of each file of a folder."""
+    files = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return tuple((name, found.st_size, found.st_mtime_ns) for name, found in files)
+
+
+@lru_cache(maxsize=16)
+def _check_digests(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> None:
+    """A model that a run wrote must be as the run wrote it. Verified once for each state of its files (`stamps`)."""
+    if damage := folder_damage(folder):
+        raise ModelError(
+            f"The model {folder} is not as its run wrote it",
+            got=damage,
+            expected="the files whose digests the folder holds",
+            do=f"Put the file back; if you changed it on purpose, delete {folder / DIGESTS}",
+        )
 
 
 def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str, **arguments: Any) -> Any:

@@ -15,6 +15,9 @@ PUNCTUATION = string.punctuation + "“”‘’«»…–—¿¡"
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]}*_`]*$")
 # seconds that a pattern may take on one completion; one that backtracks without end takes for ever
 PATTERN_S = 2.0
+MAX_PATTERN = 20_000  # parts of a pattern: they compile in less than a second
+_COUNTED = re.compile(r"\{(\d{0,9})(?:,(\d{0,9}))?\}")
+_CLASS = re.compile(r"\[\^?\]?(?:[^\]\\]|\\.)*\]", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +177,48 @@ class TaggedFormat(BuiltIn):
 
 
 def compiled(reward: str, pattern: str) -> "regex.Pattern[str]":
-    """The pattern, or an error if it is none."""
+    """The pattern, or an error if it is none, or one whose counted repetitions would take minutes to compile."""
+    if (size := pattern_size(pattern)) > MAX_PATTERN:
+        raise ConfigError(
+            f"pattern of reward {reward!r} is too large",
+            got=f"{size:,} parts with repetitions written out: {shown(pattern)}",
+            expected=f"at most {MAX_PATTERN:,}",
+            do="Lower the counts in braces, or do not nest them",
+        )
     try:
         return regex.compile(pattern)
-    except regex.error as error:
+    except (regex.error, OverflowError, RecursionError) as error:
         raise ConfigError(
             f"pattern of reward {reward!r} is no regular expression",
             got=shown(pattern),
             expected=f"one that compiles ({error})",
         ) from error
+
+
+def pattern_size(pattern: str) -> int:
+    """Characters of a pattern with counted repetitions written out; an upper bound for the compiled pattern."""
+    totals, last, place = [0], 0, 0
+    while place < len(pattern):
+        char = pattern[place]
+        counted = _COUNTED.match(pattern, place)
+        if counted is not None:
+            totals[-1] += last * (max(int(counted[1] or 0), int(counted[2] or 0)) - 1)
+            place = counted.end()
+            continue
+        if char == "(":
+            totals.append(1)
+        elif char == ")" and len(totals) > 1:
+            last = totals.pop()
+            totals[-1] += last
+        else:
+            end = _CLASS.match(pattern, place)
+            place = end.end() - 1 if end else place + (char == "\\")
+            last = 1
+            totals[-1] += 1
+        if len(str(sum(totals))) > 12:
+            break  # large enough
+        place += 1
+    return sum(totals)
 
 
 def matches(

@@ -22,6 +22,7 @@ from preftune.spec import parse_sum
 from preftune.storage import digest_of, sealed, unsealed
 from preftune.train.groups import ReadData
 from preftune.train.models import Models
+from preftune.train.processes import Processes
 from preftune.train.runlog import RunFolder
 from preftune.types import Group, Record
 
@@ -204,6 +205,19 @@ def identify(
     if own := source_file(plan.objective):
         inputs["objective"] = _path_digest(own)
     return Identity(inputs=inputs, settings=plan.settings, environment=environment)
+
+
+def check_same_inputs(identity: Identity, processes: Processes) -> None:
+    """All processes must have the same data, model and reward: on several hosts each reads its own files."""
+    first, *others = processes.gather(dict(identity.inputs))
+    for rank, inputs in enumerate(others, 1):
+        if names := list(changed_entries(first, inputs)):
+            raise ConfigError(
+                f"Process {rank} has other {', '.join(names)} than process 0",
+                got=f"other content of {names[0]}",
+                expected="the same files on every host",
+                do="Copy the files of the first host to the others",
+            )
 
 
 # --- the manifest ---

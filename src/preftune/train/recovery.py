@@ -8,7 +8,7 @@ from typing import Any
 
 from preftune.errors import ConfigError, DataError, StorageError, storage_error
 from preftune.progress import Reporter
-from preftune.storage import DIGESTS, first_damage, locked_folder, remove, remove_leftovers, unsealed
+from preftune.storage import folder_damage, locked_folder, remove, remove_leftovers
 from preftune.train.checkpoint import CheckpointState, Counters, checkpoints, read_state
 from preftune.train.identity import (
     MANIFEST,
@@ -58,12 +58,7 @@ def claim_old(stack: ExitStack, run: RunFolder) -> None:
 
 def check_final(run: RunFolder) -> None:
     """The files of final/ must be as they were written, as far as it has digests."""
-    file = run.final / DIGESTS
-    try:
-        damage = first_damage(run.final, unsealed(file.read_bytes())) if file.is_file() else None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        damage = f"{DIGESTS}: {error}"
-    if damage:
+    if damage := folder_damage(run.final):
         raise StorageError(
             f"The model {run.final} is damaged",
             got=damage,

@@ -31,7 +31,7 @@ from preftune.train.best import BestWeights
 from preftune.train.budget import Budget
 from preftune.train.filters import filter_pairs
 from preftune.train.groups import DataPlan, ReadData, read_completions, read_data, within
-from preftune.train.identity import Identity, identify
+from preftune.train.identity import Identity, check_same_inputs, identify
 from preftune.train.models import load_models
 from preftune.train.onpolicy.collect import CollectOptions, Sampler
 from preftune.train.onpolicy.follower import Follower
@@ -318,7 +318,9 @@ def build_job(
     if config.filter is not None:
         data = filter_pairs(config.filter, models.policy, config.layout, data, report)
     if not rehearses:
-        check(identify(config.identity_plan, tokenizer, data, models, processes.size))
+        identity = identify(config.identity_plan, tokenizer, data, models, processes.size)
+        check_same_inputs(identity, processes)
+        check(identity)
     needs = anchored_scores(config.objective, config.collect, bool(data.held))
     builder = AnchorBuilder(plan=config.anchor_plan, models=models, report=report, processes=processes)
     if not config.draws:

@@ -1,0 +1,132 @@
+"""A secret in an address, a header, the environment or a server's echo appears in no file and in no output."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from preftune.cli.main import main
+from tests.folders import save_tiny_model, write_rows
+
+SECRET = "hunter2-canary-57ac"
+
+
+@contextmanager
+def echoing(status: int) -> Iterator[str]:
+    """A server that puts the key it was sent into everything it answers: headers, errors, completions."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def answer(self) -> None:
+            key = self.headers.get("Authorization", "")
+            self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            choice = {
+                "message": {"role": "assistant", "content": f"Your key is {key}\nScore: 7"},
+                "text": f"Your key is {key}",
+                "finish_reason": "stop",
+            }
+            reply = (
+                {"choices": [choice], "data": [{"id": "tiny"}]} if status == 200 else {"error": f"key {key}"}
+            )
+            body = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("X-Key", key)
+            self.send_header("Location", f"http://elsewhere.invalid/?key={key}")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", SECRET)
+    monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    prompts = [{"prompt": f"What is {k}?"} for k in range(4)]
+    answered = [{**row, "completions": ["An answer.", "Another."]} for row in prompts]
+    return {
+        "model": str(save_tiny_model(tmp_path / "model")),
+        "prompts": write_rows(tmp_path / "prompts.jsonl", prompts),
+        "answered": write_rows(tmp_path / "answered.jsonl", answered),
+        "out": str(tmp_path / "out"),
+    }
+
+
+COMMANDS = {
+    "sample": "sample --model {model} --prompts {prompts} --output {out} --max_new_tokens 8 {server}",
+    "reward": "reward {answered} --reward {judge} --output {out}",
+    "train": "train --model {model} --data {prompts} --source on-policy --objective rloo --reward {judge} "
+    "--output {out} --batch_size 2 --max_steps 1 --max_new_tokens 8 --num_completions 2 {train_server}",
+    "iterate": "iterate --model {model} --prompts {prompts} --reward {judge} --rounds 1 --objective sft "
+    "--selection best-of-n --max_new_tokens 8 --output {out}",
+    "eval": "eval {model} --reference {model} --prompts {prompts} --reward {judge} --max_new_tokens 8 --json",
+    "compare": "compare --model {model} --data {prompts} --source on-policy --objectives rloo,grpo --reward {judge} "
+    "--steps 1 --seeds 2 --rates [0.001] --batch_size 2 --eval_fraction 0.5 --max_new_tokens 8 --output {out}",
+}
+
+
+def words_of(command: str, files: dict[str, str], url: str) -> list[str]:
+    judge = f"judge(url='{url}/v1',model=tiny,api_key_env=MY_KEY,retries=0,backoff_s=0.01)"
+    server = f"--server.url {url} --server.api chat --server.model tiny --server.api_key_env MY_KEY"
+    patient = "--server.retries 0 --server.backoff_s 0.01"
+    values = files | {"judge": judge, "server": f"{server} {patient}", "train_server": ""}
+    return COMMANDS[command].format(**values).split()
+
+
+def check_nothing_holds(secret: str, root: Path, said: str) -> None:
+    assert secret not in said
+    held = [path for path in root.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert not held
+    assert not [path for path in root.rglob("*") if secret in path.name]
+
+
+@pytest.mark.parametrize("status", [200, 302, 401, 500])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_key_of_a_server_appears_nowhere(command, status, files, tmp_path, capfd):
+    with echoing(status) as url:
+        done = main(words_of(command, files, url))
+    assert done in ((0,) if status == 200 else (2, 3, 4, 5))
+    for folder in tmp_path.glob("out*"):
+        if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+            main(["report", str(folder)])
+    out, err = capfd.readouterr()
+    check_nothing_holds(SECRET, tmp_path, out + err)
+
+
+@pytest.mark.parametrize(
+    "place", ["http://user:{}@127.0.0.1:9", "http://127.0.0.1:9/?key={}", "http://127.0.0.1:9/#{}"]
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_key_in_an_address_is_refused_and_appears_nowhere(command, place, files, tmp_path, capfd):
+    assert main(words_of(command, files, place.format(SECRET))) == 2
+    out, err = capfd.readouterr()
+    check_nothing_holds(SECRET, tmp_path, out + err)
+
+
+@pytest.mark.parametrize("command", ["sample", "train"])
+def test_a_key_in_a_configuration_is_refused_and_not_copied(command, files, tmp_path, capfd):
+    path = tmp_path / "given" / "run.yaml"
+    path.parent.mkdir()
+    path.write_text(f"server:\n  url: http://user:{SECRET}@127.0.0.1:9\n")
+    words = words_of(command, files, "http://127.0.0.1:9")
+    words = [word for place, word in enumerate(words) if "server.url" not in (word + words[place - 1])]
+    assert main([*words, "--config", str(path)]) == 2
+    path.unlink()
+    out, err = capfd.readouterr()
+    check_nothing_holds(SECRET, tmp_path, out + err)
