@@ -4,7 +4,8 @@
 
 A round is an offline run with LoRA, an offline run of all weights, and an on-policy run with a reward function; each
 writes checkpoints and a report, and is resumed once. After each round: resident memory, open file descriptors, threads,
-and the processor seconds of the round. The first half is warm-up. Exit status 1 if over the second half memory grows by
+and the processor seconds of the round over those of a yardstick (fixed work of the same kind, measured after the
+round, since other programs on the machine slow both). The first half is warm-up. Exit status 1 if over the second half memory grows by
 1% or more, descriptors or threads grow, or the rounds slow down by 5% or more.
 """
 
@@ -49,6 +50,7 @@ class Sample:
     descriptors: int
     threads: int
     seconds: float  # of the processor, for the round
+    pace: float  # the same over the seconds of the yardstick
 
 
 def make_model(folder: Path) -> Path:
@@ -113,6 +115,18 @@ def one_round(root: Path, files: dict[str, str], devnull: Path) -> None:
                 raise SystemExit(f"the run {name} could not be resumed")
 
 
+def yardstick() -> float:
+    """Processor seconds of work that is always the same: small tensors, Python objects, JSON."""
+    start = time.process_time()
+    weights = torch.ones(64, 64, requires_grad=True)
+    for number in range(3000):
+        loss = (weights @ weights).sum()
+        loss.backward()
+        weights.grad = None
+        json.loads(json.dumps({"step": number, "values": list(range(40))}))
+    return time.process_time() - start
+
+
 def measure(started: float, seconds: float) -> Sample:
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -122,6 +136,7 @@ def measure(started: float, seconds: float) -> Sample:
         descriptors=len(os.listdir("/proc/self/fd")),
         threads=threading.active_count(),
         seconds=seconds,
+        pace=seconds / yardstick(),
     )
 
 
@@ -141,7 +156,7 @@ def faults(samples: Sequence[Sample]) -> list[str]:
         found.append(f"descriptors grow from {half[0].descriptors} to {half[-1].descriptors}")
     if half[-1].threads > half[0].threads:
         found.append(f"threads grow from {half[0].threads} to {half[-1].threads}")
-    if (slower := growth([one.seconds for one in half])) >= 0.05:
+    if (slower := growth([one.pace for one in half])) >= 0.05:
         found.append(f"rounds take {slower:.2%} more")
     return found
 
@@ -164,11 +179,11 @@ def main() -> int:
                 print(json.dumps(asdict(samples[-1])), flush=True)
     half = samples[len(samples) // 2 :]
     found = faults(samples)
-    memory, speed = growth([one.memory_mib for one in half]), growth([one.seconds for one in half])
+    memory, speed = growth([one.memory_mib for one in half]), growth([one.pace for one in half])
     print(
         f"{samples[-1].minute:.0f} minutes, {len(samples)} rounds: over the second half memory {memory:+.2%} "
         f"({half[0].memory_mib:.0f} to {half[-1].memory_mib:.0f} MiB), descriptors {half[0].descriptors} to "
-        f"{half[-1].descriptors}, threads {half[0].threads} to {half[-1].threads}, seconds a round {speed:+.2%}",
+        f"{half[-1].descriptors}, threads {half[0].threads} to {half[-1].threads}, time of a round {speed:+.2%}",
         *found,
         sep="\n",
         file=sys.stderr if options.json else sys.stdout,
