@@ -3,10 +3,10 @@
     python benchmarks/soak.py --minutes 60 [--json]
 
 A round is an offline run with LoRA, an offline run of all weights, and an on-policy run with a reward function; each
-writes checkpoints and a report, and is resumed once. After each round: resident memory, open file descriptors, threads,
-and the processor seconds of the round over those of a yardstick (fixed work of the same kind, measured after the
-round, since other programs on the machine slow both). The first half is warm-up. Exit status 1 if over the second half memory grows by
-1% or more, descriptors or threads grow, or the rounds slow down by 5% or more.
+writes checkpoints and a report, and is resumed once. After each round: resident memory, open file descriptors,
+threads, and the processor seconds of the round over those of a yardstick: fixed work of the same kind, measured after
+the round, since other programs on the machine slow both. The first half is warm-up. Exit status 1 if over the second
+half memory grows by 1% or more, descriptors or threads grow, or the rounds slow down by 5% or more.
 """
 
 import argparse
