@@ -170,3 +170,24 @@ def test_mistakes(files, tmp_path, capsys):
     capsys.readouterr()
     assert main(["train-reward-model", "--resume", str(tmp_path / "dpo")]) == 2
     assert "no run of a reward model" in capsys.readouterr().err
+
+
+def evaluations(folder) -> list[dict]:
+    return [row for row in metric_rows(folder) if row["phase"] == "eval"]
+
+
+def test_a_reward_model_is_trained_further(files, tmp_path, capsys):
+    """The second run begins with the numbers that the first one ends with, and goes on learning."""
+    assert train(files, tmp_path / "first", "--max_steps", "4") == 0
+    second = {**files, "model": str(tmp_path / "first")}
+    assert train(second, tmp_path / "second", "--max_steps", "6", "--json") == 0
+    last, (start, *_, end) = evaluations(tmp_path / "first")[-1], evaluations(tmp_path / "second")
+    for name in ("eval_loss", "eval_rewards/margins", "eval_rewards/chosen"):
+        assert start[name] == pytest.approx(last[name], rel=1e-5)
+    assert 0 < end["eval_loss"] < start["eval_loss"] < 0.69
+    chosen, rejected = plainly(tmp_path / "second" / "final", PAIRS)
+    assert np.mean(chosen) > np.mean(rejected)
+    capsys.readouterr()
+    words = ["--data", files["data"], "--output", str(tmp_path / "dpo"), "--objective", "dpo"]
+    assert main(["train", "--model", str(tmp_path / "first"), *words]) == 2
+    assert "train it further with preftune train-reward-model" in capsys.readouterr().err

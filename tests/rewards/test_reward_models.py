@@ -187,7 +187,7 @@ def test_one_of_several_labels(tmp_path):
             resolve_reward(f"model(path={folder}{setting})")
 
 
-def test_models_that_cannot_serve(folder, tiny_folder, tmp_path):
+def test_models_that_cannot_serve(folder, tiny_folder):
     with pytest.raises(ModelError, match=r"weights of .* are incomplete; got no score\.weight"):
         resolve_reward(f"model:{tiny_folder}")  # a causal model: its scalar head would be random
     with pytest.raises(ModelError, match="There is no model"):
@@ -200,9 +200,6 @@ def test_models_that_cannot_serve(folder, tiny_folder, tmp_path):
         resolve_reward(f"model(path={folder}, batch_size=0)")
     with pytest.raises(ConfigError, match="device is not to be had"):
         resolve_reward(f"model(path={folder}, device=nothing)")
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
-    with pytest.raises(ModelError, match=r"is an adapter.*Merge the adapter"):
-        resolve_reward(f"model:{tmp_path}")
 
 
 def test_a_text_that_is_too_long(folder):
@@ -313,7 +310,7 @@ def test_implicit_rewards_that_cannot_be(tiny_folder, folder):
 
 def test_the_models_are_loaded_once(folder, monkeypatch):
     reward = resolve_reward(f"model:{folder}")
-    monkeypatch.setattr("preftune.model.load.AutoModelForSequenceClassification", None)
+    monkeypatch.setattr("preftune.model.load_classifier.AutoModelForSequenceClassification", None)
     renderer = make_renderer(AutoTokenizer.from_pretrained(folder))
     assert renderer.mode == "chat" and len(ask(reward, "model", ["Hi"], ["a"], {}).rewards) == 1
 

@@ -17,7 +17,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -108,7 +107,7 @@ def _check_digests(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> No
         )
 
 
-def _from_pretrained(load: Callable[..., Any], source: str, what: str, name: str, **arguments: Any) -> Any:
+def from_pretrained(load: Callable[..., Any], source: str, what: str, name: str, **arguments: Any) -> Any:
     """`load(source, **arguments)`, a from_pretrained, with every known way to fail told in one sentence."""
     path = Path(source)
     if path.suffix == ".gguf":
@@ -149,7 +148,7 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
     """The tokenizer of a resolved model (of an adapter: the one saved beside it, else its base's)."""
     if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of(source), options)
-    tokenizer = _from_pretrained(
+    tokenizer = from_pretrained(
         AutoTokenizer.from_pretrained,
         source,
         "tokenizer",
@@ -218,30 +217,11 @@ def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.flo
     use_fast_products()
     if is_adapter(source):
         return _merged(source, options, dtype)
-    model = _whole_model(AutoModelForCausalLM, source, options, dtype)
+    model = whole_model(AutoModelForCausalLM, source, options, dtype)
     model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
     make_lean(model)
     settle_attention(model)
     model.name_or_path = source
-    return model
-
-
-def load_classification_model(
-    source: str, options: LoadOptions, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
-    """A sequence classifier in evaluation mode, with its own head: a head that is not in the files would be
-    random.
-    """
-    quiet_transformers()
-    use_fast_products()
-    if is_adapter(source):
-        raise ModelError(
-            f"{source} is an adapter",
-            expected="a whole sequence-classification model",
-            do="Merge the adapter into its base first",
-        )
-    model = _whole_model(AutoModelForSequenceClassification, source, options, dtype).eval()
-    make_lean(model)
     return model
 
 
@@ -268,17 +248,28 @@ def _check_index(source: str) -> None:
             )
 
 
-def _configuration(source: str, options: LoadOptions) -> Any:
+def configuration(source: str, options: LoadOptions) -> Any:
     trust = options.trust_remote_code
-    return _from_pretrained(
+    return from_pretrained(
         AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=trust
     )
 
 
-def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a model with the auto class `kind`; an error if the files lack a weight."""
+def whole_model(
+    kind: Any,
+    source: str,
+    options: LoadOptions,
+    dtype: torch.dtype,
+    outputs: int | None = None,
+    elsewhere: frozenset[str] = frozenset(),
+) -> PreTrainedModel:
+    """Load a model with the auto class `kind`; an error if the files lack a weight that is not `elsewhere`. A
+    classifier has so many `outputs`, where that is not in its configuration.
+    """
     _check_index(source)
-    config = _configuration(source, options)
+    config = configuration(source, options)
+    if outputs is not None:
+        config.num_labels = outputs
     if kind is AutoModelForCausalLM and any(
         str(name).endswith("ForSequenceClassification") for name in config.architectures or ()
     ):
@@ -286,7 +277,7 @@ def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtyp
             f"{source} is a classifier or a reward model and cannot write text",
             got=config.architectures[0],
             expected="a causal language model",
-            do="Name it as a reward, or name the model it came from",
+            do="Name it as a reward, train it further with preftune train-reward-model, or name the model it came from",
         )
     if kind is AutoModelForCausalLM:
         kind = _writing_kind(config, source)
@@ -299,7 +290,7 @@ def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtyp
             config,
         )
 
-    model, found = _from_pretrained(
+    model, found = from_pretrained(
         load,
         source,
         "weights",
@@ -310,7 +301,7 @@ def _whole_model(kind: Any, source: str, options: LoadOptions, dtype: torch.dtyp
         use_safetensors=None if options.allow_pickle else True,
         output_loading_info=True,
     )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(found["missing_keys"] - elsewhere):
         raise ModelError(
             f"The weights of {source} are incomplete",
             got=f"no {', '.join(missing[:3])}",
@@ -376,7 +367,7 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
     stacked = [*getattr(base, "merged_adapters", []), source]
     _resize_to(base, shapes)
     with quiet_peft():
-        adapted = _from_pretrained(partial(PeftModel.from_pretrained, base), source, "adapter", source)
+        adapted = from_pretrained(partial(PeftModel.from_pretrained, base), source, "adapter", source)
     if not hasattr(adapted, "merge_and_unload"):
         raise ModelError(f"The adapter {source} cannot be merged into its base", got=config.get("peft_type"))
     model = adapted.merge_and_unload().eval().requires_grad_(True)
@@ -413,7 +404,7 @@ def stored_dtype(source: str, options: LoadOptions) -> torch.dtype:
         return stored_dtype(base_of(source), options)
     if Path(source).suffix == ".gguf":
         return torch.float32
-    config = _configuration(source, options)
+    config = configuration(source, options)
     found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     dtype = getattr(torch, found, None) if isinstance(found, str) else found
     return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32

@@ -97,11 +97,14 @@ def adapter_weights(policy: Policy, keep: bool) -> dict[str, Tensor] | None:
     )
 
 
-def make_value_head(model: PreTrainedModel) -> nn.Linear:
-    """A scalar head in fp32 that starts at 0 everywhere, so that a run does not depend on a draw."""
+def make_value_head(model: PreTrainedModel, start: Tensor | None = None) -> nn.Linear:
+    """A scalar head in fp32 that starts as the head of a reward model, or at 0 everywhere, so that a run does not
+    depend on a draw.
+    """
     width = model.config.get_text_config().hidden_size
     head = nn.Linear(width, 1, bias=False, dtype=torch.float32, device=model.device)
-    nn.init.zeros_(head.weight)
+    with torch.no_grad():
+        head.weight.copy_(torch.zeros(()) if start is None else start)
     return head
 
 

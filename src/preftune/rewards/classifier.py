@@ -14,14 +14,8 @@ from preftune.data.fields import as_turns
 from preftune.data.render import Renderer, make_renderer
 from preftune.data.turn_extras import as_tools
 from preftune.errors import ConfigError, DataError, TrainingError
-from preftune.model.load import (
-    LoadOptions,
-    load_classification_model,
-    load_tokenizer,
-    pick_device,
-    resolve_model,
-    weights_dtype,
-)
+from preftune.model.load import LoadOptions, load_tokenizer, pick_device, resolve_model, weights_dtype
+from preftune.model.load_classifier import load_classification_model
 from preftune.rewards.base import (
     BuiltIn,
     PromptInput,
@@ -46,8 +40,9 @@ class RewardModel(BuiltIn):
             else a pair if there is a separator.
         ending: what the model reads last: all that the chat template writes after an answer (as model cards
             do), or nothing after the end-of-turn token (as reward models are trained here).
-        label: of a model with several outputs, by name or number: the reward is its log-probability, or the
-            output itself of a regression model (problem_type regression).
+        label: of a model with several outputs, the one that is the reward, by name or number.
+        values: of a model with several outputs: the log-probability of the label, or its raw output; "auto" is
+            raw where the model's problem_type is regression or multi_label_classification.
         batch_size: texts computed at a time.
         max_length: most tokens of prompt and completion; a longer text is an error, as it is beyond the
             model's positions.
@@ -61,6 +56,7 @@ class RewardModel(BuiltIn):
     template: Literal["auto", "chat", "plain", "pair"] = "auto"
     ending: Literal["template", "turn"] = "template"
     label: str | None = None
+    values: Literal["auto", "raw", "log_prob"] = "auto"
     batch_size: int = 16
     max_length: int | None = None
     device: str = "auto"
@@ -94,6 +90,7 @@ class Classifier:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer | None  # None: prompt and completion are a pair of texts
     label: int | None  # None: the model has a single output
+    raw: bool  # whether the reward is the label's output itself
     most_tokens: int
 
 
@@ -120,6 +117,7 @@ def load_classifier(settings: RewardModel) -> Classifier:
         tokenizer=tokenizer,
         renderer=None if template == "pair" else make_renderer(tokenizer, template),
         label=_label(model, settings.label),
+        raw=_is_raw(model, settings.values),
         most_tokens=min(positions, settings.max_length or _ENOUGH),
     )
 
@@ -141,6 +139,15 @@ def _label(model: PreTrainedModel, wanted: str | None) -> int | None:
             do="Name the one to take with label",
         )
     return found[0]
+
+
+def _is_raw(model: PreTrainedModel, values: str) -> bool:
+    if model.config.num_labels == 1 and values != "auto":
+        raise ConfigError(
+            "values has no effect on a reward model with one output", got=values, do="Leave it out"
+        )
+    kind = model.config.problem_type
+    return values == "raw" or (values == "auto" and kind in ("regression", "multi_label_classification"))
 
 
 @torch.no_grad()
@@ -229,8 +236,7 @@ def _logits(one: Classifier, rows: Sequence[Mapping[str, list[int]]], pad: int |
     ).logits.float()
     if one.label is None:
         return logits[:, 0].tolist()
-    raw = one.model.config.problem_type == "regression"
-    return (logits if raw else logits.log_softmax(-1))[:, one.label].tolist()
+    return (logits if one.raw else logits.log_softmax(-1))[:, one.label].tolist()
 
 
 def ended_flags(columns: Mapping[str, Any], count: int) -> list[bool]:

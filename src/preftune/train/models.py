@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError
 from preftune.model.adapters import LoraOptions, inject_lora
@@ -19,6 +21,7 @@ from preftune.model.load import (
     stored_dtype,
     weights_dtype,
 )
+from preftune.model.load_classifier import is_classifier, load_reward_start
 from preftune.model.policy import Policy, in_shards, make_value_head
 from preftune.model.proof import check_trains, choose_layout
 from preftune.model.reference import weights_digest
@@ -98,7 +101,8 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
     )  # with adapters, what is frozen
     dtype = weights_dtype("bf16" if low else "fp32")
     device = torch.device("cpu") if lockstep else pick_device(plan.device)
-    model = load_model(resolve_model(plan.model), plan.loading, dtype).to(device)  # type: ignore[arg-type]
+    model, reward_head = _start(plan, dtype)
+    model = model.to(device)  # type: ignore[arg-type]
     if plan.classifies:
         check_classifier(model)
     if plan.precision == "bf16" and device.type == "cpu" and not has_bf16():
@@ -134,11 +138,19 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         sharing=sharing,
         sharing_reason=reason,
         peft_model=peft_model,
-        value_head=make_value_head(model) if plan.has_values else None,
+        value_head=make_value_head(model, reward_head) if plan.has_values else None,
         kept_positions=0 if plan.gradient_checkpointing else plan.layout.micro_batch_tokens,
         router=router,
     )
     return policy, digest
+
+
+def _start(plan: ModelPlan, dtype: torch.dtype) -> tuple[PreTrainedModel, Tensor | None]:
+    """The model, and the head of a reward model that is trained further."""
+    source = resolve_model(plan.model)
+    if plan.classifies and is_classifier(source, plan.loading):
+        return load_reward_start(source, plan.loading, dtype)
+    return load_model(source, plan.loading, dtype), None
 
 
 def _proven_engine(policy: Policy, report: Reporter) -> Engine:
