@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from preftune.errors import PreftuneError
-    from preftune.model.load import LoadOptions, load_model, load_tokenizer
+    from preftune.model.load import load_model, load_tokenizer
     from preftune.model.policy import Policy, score_all
     from preftune.model.scorer import load_scorer
+    from preftune.model.whole_model import LoadOptions
     from preftune.objectives import OBJECTIVES, Objective
     from preftune.report.read import read_run
     from preftune.sampling.sample import SampleOptions, sample
@@ -22,7 +23,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "PreftuneError": "errors",
-    "LoadOptions": "model.load",
+    "LoadOptions": "model.whole_model",
     "load_model": "model.load",
     "load_tokenizer": "model.load",
     "Policy": "model.policy",

@@ -87,7 +87,7 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
         (("--data", tmp_path), "broken.jsonl"),
         (("--data", pairs_file, "--format", "labels"), "row 1"),
         (("--data", pairs_file, "--max_length", "3"), "no group is left"),
-        (("--data", pairs_file, "--device", "nothing"), "device is not to be had"),
+        (("--data", pairs_file, "--device", "nothing"), "device nothing is not available"),
         (
             ("--data", pairs_file, "--lora_r", "2", "--target_modules", "[nothing]"),
             "names no layer of the model",

@@ -198,7 +198,7 @@ def test_models_that_cannot_serve(folder, tiny_folder):
         resolve_reward(f"model(path={folder}, template=pair)")
     with pytest.raises(ConfigError, match="batch_size of reward 'model' is out of range"):
         resolve_reward(f"model(path={folder}, batch_size=0)")
-    with pytest.raises(ConfigError, match="device is not to be had"):
+    with pytest.raises(ConfigError, match="device nothing is not available"):
         resolve_reward(f"model(path={folder}, device=nothing)")
 
 

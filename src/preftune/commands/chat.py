@@ -11,7 +11,7 @@ from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
 from preftune.errors import PreftuneError
-from preftune.model.load import LoadOptions, quiet_transformers
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.sampling.engine import choose_engine
 from preftune.sampling.sample import SampleOptions, load_sampler, sample
 from preftune.storage import write_jsonl

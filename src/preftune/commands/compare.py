@@ -6,7 +6,7 @@ from typing import Any
 
 from preftune.cli.output import print_json, print_table
 from preftune.cli.settings import parse_settings
-from preftune.model.load import quiet_transformers
+from preftune.model.whole_model import quiet_transformers
 from preftune.progress import Reporter
 from preftune.race.options import CompareConfig
 from preftune.race.report import RaceTable, race_table

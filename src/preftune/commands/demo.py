@@ -19,7 +19,7 @@ from preftune.data.options import DataOptions
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, DataError, check_range
 from preftune.model.kernels.products import has_bf16
-from preftune.model.load import LoadOptions, quiet_transformers
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.objectives.bnf import BNF
 from preftune.progress import Reporter
 from preftune.report.page import write_report

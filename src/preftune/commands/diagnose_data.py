@@ -27,7 +27,8 @@ from preftune.diagnosis.data_verdicts import bounds_used, count_verdicts
 from preftune.diagnosis.sample_findings import coverage_case
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions, load_on_device, load_tokenizer, quiet_transformers, resolve_model
+from preftune.model.load import load_on_device, load_tokenizer, resolve_model
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.progress import Reporter
 from preftune.rewards import AnyReward, resolve_reward
 from preftune.sampling.sample import SampleOptions

@@ -10,7 +10,7 @@ from preftune.cli.settings import parse_settings
 from preftune.diagnosis.run_material import DiagnoseRunConfig
 from preftune.diagnosis.runs import diagnose_runs
 from preftune.errors import ConfigError, memory_errors
-from preftune.model.load import quiet_transformers
+from preftune.model.whole_model import quiet_transformers
 from preftune.progress import Reporter
 from preftune.report.diagnosis import interval, summary, write_diagnosis
 from preftune.report.read import TOKENS

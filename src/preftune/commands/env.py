@@ -12,6 +12,7 @@ import torch
 from preftune import __version__
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
+from preftune.model.device import available
 
 PACKAGES = [
     "torch",
@@ -78,4 +79,4 @@ def environment_facts() -> dict[str, str]:
 def _devices() -> list[str]:
     if torch.cuda.is_available():
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ["mps"] if torch.backends.mps.is_available() else ["cpu"]
+    return available()[::-1]

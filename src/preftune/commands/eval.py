@@ -16,15 +16,10 @@ from preftune.data.prepare import prepare
 from preftune.data.records import load_prompts
 from preftune.errors import ConfigError, check_range, refuse_idle, storage_error
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import (
-    LoadOptions,
-    check_same_tokenizer,
-    load_tokenizer,
-    quiet_transformers,
-    resolve_model,
-)
+from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.model.policy import score_all
 from preftune.model.scorer import load_scorer
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.progress import Reporter
 from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
 from preftune.sampling.sample import SampleOptions, load_sampler

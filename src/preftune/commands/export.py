@@ -17,7 +17,8 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, ModelError, ServerError, StorageError
 from preftune.model.adapter_files import is_adapter
-from preftune.model.load import LoadOptions, load_model, load_tokenizer, quiet_transformers, resolve_model
+from preftune.model.load import load_model, load_tokenizer, resolve_model
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.storage import new_folder
 from preftune.terminal import clean_terminal
 from preftune.train.runlog import RunFolder, check_output

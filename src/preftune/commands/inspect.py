@@ -8,7 +8,8 @@ from preftune.cli.settings import parse_settings
 from preftune.data.inspect import inspect_data
 from preftune.data.options import DataOptions
 from preftune.errors import DataError, check_range, refuse_idle
-from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
+from preftune.model.load import load_tokenizer, resolve_model
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from preftune.data.records import load_prompts
 from preftune.errors import check_range
 from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions, quiet_transformers
 from preftune.model.reference import ReferenceOptions
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.objectives import Objective
 from preftune.objectives.bnf import BNF
 from preftune.progress import Reporter

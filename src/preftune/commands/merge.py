@@ -12,16 +12,9 @@ from preftune.cli.checks import Precision, name_bare_words
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, ModelError, check_range, refuse_idle
-from preftune.model.load import (
-    LoadOptions,
-    check_same_tokenizer,
-    load_model,
-    load_tokenizer,
-    quiet_transformers,
-    resolve_model,
-    weights_dtype,
-)
+from preftune.model.load import check_same_tokenizer, load_model, load_tokenizer, resolve_model, weights_dtype
 from preftune.model.merge import MergeMethod, Weights, merge_weights
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.storage import new_folder
 from preftune.terminal import clean_terminal
 from preftune.text import plural

@@ -13,7 +13,8 @@ from preftune.data.options import DataOptions
 from preftune.data.records import load_prompts
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError, ServerError, refuse_idle
-from preftune.model.load import LoadOptions, load_tokenizer, quiet_transformers, resolve_model
+from preftune.model.load import load_tokenizer, resolve_model
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.progress import Reporter
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import choose_engine

@@ -11,7 +11,7 @@ from preftune.cli.checks import resumed_folder
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.errors import ConfigError
-from preftune.model.load import quiet_transformers
+from preftune.model.whole_model import quiet_transformers
 from preftune.progress import Reporter
 from preftune.terminal import clean_terminal
 from preftune.train.dry_run import Forecast, dry_run

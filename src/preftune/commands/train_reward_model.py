@@ -19,9 +19,11 @@ from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.measures.calibration import Calibration, calibrate
 from preftune.model.adapters import LoraOptions
 from preftune.model.classifier import scores_of
+from preftune.model.device import pick_device
 from preftune.model.layout import LayoutOptions
 from preftune.model.limits import model_limits
-from preftune.model.load import LoadOptions, load_tokenizer, pick_device, quiet_transformers, resolve_model
+from preftune.model.load import load_tokenizer, resolve_model
+from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.stats import json_numbers
 from preftune.terminal import clean_terminal

@@ -14,7 +14,8 @@ from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
 from preftune.model.limits import model_limits
-from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, resolve_model
+from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
+from preftune.model.whole_model import LoadOptions
 from preftune.report.diagnosis import MAX_RUNS
 from preftune.report.page import distinct_names
 from preftune.train.groups import read_data, within

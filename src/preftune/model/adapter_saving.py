@@ -10,6 +10,7 @@ from torch import Tensor
 
 from preftune.model.adapter_files import CONFIG, WEIGHTS, Lora, composed
 from preftune.model.policy import Policy
+from preftune.model.quantize import note_quantization
 
 
 def save_adapter(policy: Policy, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -31,6 +32,8 @@ def save_adapter(policy: Policy, folder: Path, weights: Mapping[str, Tensor] | N
         text = json.dumps(dict(whole.config), indent=2, sort_keys=True)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     _keep_local_paths_out(folder)
+    if policy.quantization != "none":
+        note_quantization(folder, policy.quantization)
 
 
 def _parts(below: list[str], folder: Path, start: Mapping[str, Tensor] | None) -> list[Lora] | None:

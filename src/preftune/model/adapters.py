@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError, check_range, refuse_idle
+from preftune.model.quantize import Quantization
 
 AdapterStart = Literal["zero", "gaussian", "pissa", "pissa_niter_16", "olora"]
 
@@ -39,6 +40,7 @@ class LoraOptions:
         target_parameters: names of parameters that get an adapter, for fused experts, such as
             mlp.experts.gate_up_proj.
         trainable_tokens: token ids whose embedding rows train.
+        quantization: of the frozen weights: "int8" or "int4" by torchao, "nf4" or "bnb-int8" by bitsandbytes.
     """
 
     rank: int = 0
@@ -51,6 +53,7 @@ class LoraOptions:
     modules_to_save: list[str] | str = field(default_factory=list)
     target_parameters: list[str] | str = field(default_factory=list)
     trainable_tokens: list[int] = field(default_factory=list)
+    quantization: Quantization = "none"
 
     def __post_init__(self) -> None:
         check_range(self, "[0, inf)", "rank", prefix="lora.", expected="0 (off) or more")
@@ -70,6 +73,12 @@ class LoraOptions:
             raise ConfigError(
                 "lora.start does not fit lora.dora", got=self.start, expected="zero or gaussian"
             )
+        if self.quantization != "none" and (self.start in _MOVES_BASE or self.dora or self.target_parameters):
+            raise ConfigError(
+                "Adapters over quantized weights are plain LoRA",
+                got="lora.quantization with lora.start, lora.dora or lora.target_parameters",
+                do="Leave these out",
+            )
         if self.target_parameters and (self.dora or self.dropout or self.start in _MOVES_BASE):
             raise ConfigError(
                 "Adapters of parameters are plain LoRA",
@@ -79,6 +88,7 @@ class LoraOptions:
 
 
 _EXTRAS = ("dropout", "rslora", "dora", "start", "modules_to_save", "target_parameters", "trainable_tokens")
+_EXTRAS += ("quantization",)
 
 
 def as_names(value: list[str] | str) -> list[str]:

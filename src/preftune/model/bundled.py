@@ -79,7 +79,8 @@ def _fetch(model: BundledModel, scratch: Path) -> Path:
 
 
 def _convert(gguf: Path, ready: Path) -> None:
-    from preftune.model.load import LoadOptions, load_model, load_tokenizer
+    from preftune.model.load import load_model, load_tokenizer
+    from preftune.model.whole_model import LoadOptions
 
     options = LoadOptions()
     load_model(str(gguf), options).save_pretrained(ready)

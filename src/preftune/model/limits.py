@@ -6,7 +6,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from preftune.model.adapter_files import is_adapter
-from preftune.model.load import LoadOptions, base_of, resolve_model
+from preftune.model.load import base_of, resolve_model
+from preftune.model.whole_model import LoadOptions
 
 _EXTENDS = ("dynamic", "yarn", "linear")
 """Rotary scalings that extend a model beyond the positions which its configuration states."""

@@ -1,29 +1,17 @@
 """From a name to a model: the bundled default, a local folder, a GGUF file, an adapter folder, or a hub id."""
 
 import json
-import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
-import transformers
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.data.vocabulary import note_rows
-from preftune.errors import ConfigError, ModelError
+from preftune.errors import ModelError
 from preftune.model.adapter_files import (
     CONFIG,
     WEIGHTS,
@@ -34,33 +22,23 @@ from preftune.model.adapter_files import (
     vocabulary_of,
 )
 from preftune.model.adapters import quiet_peft
-from preftune.model.attention_segments import plain_attention, settle_attention, with_fitting_attention
+from preftune.model.attention_segments import plain_attention, settle_attention
 from preftune.model.bundled import bundled_folder
+from preftune.model.device import pick_device
 from preftune.model.kernels.gated import lighten_mlps
 from preftune.model.kernels.norms import quicken_norms
 from preftune.model.kernels.products import use_fast_products
 from preftune.model.names import BUNDLED_MODELS, missing_model
+from preftune.model.quantize import dequantized, library_settings, quantization_of
+from preftune.model.whole_model import (
+    LoadOptions,
+    configuration,
+    from_pretrained,
+    not_quantized,
+    quiet_transformers,
+    whole_model,
+)
 from preftune.storage import DIGESTS, folder_damage
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """Security settings for loading models.
-
-    Args:
-        trust_remote_code: run Python code that comes with the model.
-        allow_pickle: read weights from pickle files (.bin), which can run code, when there are no
-            safetensors.
-    """
-
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-
-
-def quiet_transformers() -> None:
-    """Progress bars and notices of the libraries would break ours up."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 def resolve_model(name: str) -> str:
@@ -107,43 +85,6 @@ def _check_digests(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> No
         )
 
 
-def from_pretrained(load: Callable[..., Any], source: str, what: str, name: str, **arguments: Any) -> Any:
-    """`load(source, **arguments)`, a from_pretrained, with every known way to fail told in one sentence."""
-    path = Path(source)
-    if path.suffix == ".gguf":
-        source, arguments = str(path.parent), arguments | {"gguf_file": path.name}
-        arguments.pop("use_safetensors", None)
-    try:
-        return load(source, **arguments)
-    except HFValidationError as error:
-        raise ModelError(
-            f"{name!r} is no model name", expected="a folder or a hub id (owner/name)"
-        ) from error
-    except ImportError as error:
-        raise ModelError(
-            f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        RuntimeError,
-        EOFError,
-        struct.error,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:  # the parsers of safetensors, pickle, GGUF and JSON, met with damaged files
-        told = str(error).strip().split("\n")[0]
-        if "trust_remote_code" in str(error):
-            told, do = "it carries Python code", "Set --trust_remote_code true if you trust its authors"
-        elif arguments.get("use_safetensors") and ("safetensors" in told or ".bin" in told):
-            do = "If it has pickle weights only and you trust them, set --allow_pickle true"
-        else:
-            do = "Check the name, the files and the network; a local folder works without a network"
-        raise ModelError(f"Cannot load the {what} of {name}", got=told, do=do) from error
-
-
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
     """The tokenizer of a resolved model (of an adapter: the one saved beside it, else its base's)."""
     if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
@@ -171,19 +112,6 @@ def _embedding_rows(path: Path) -> int | None:
     return rows if type(rows) is int and rows > 0 else None
 
 
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "device is not to be had", got=name, expected="auto, cpu, cuda or cuda:N"
-        ) from error
-    return device
-
-
 def check_same_tokenizer(model: str, reference: str, options: LoadOptions) -> None:
     """Token ids must mean the same to a model and its reference."""
     vocabularies = [load_tokenizer(resolve_model(name), options).get_vocab() for name in (model, reference)]
@@ -209,15 +137,29 @@ def load_on_device(name: str, options: LoadOptions, precision: str, device: str)
     return model.to(pick_device(device))  # type: ignore[arg-type]
 
 
-def load_model(source: str, options: LoadOptions, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    source: str,
+    options: LoadOptions,
+    dtype: torch.dtype = torch.float32,
+    quantization: str = "none",
+    device: torch.device | None = None,
+) -> PreTrainedModel:
     """A causal model in evaluation mode, so without dropout. An adapter is merged into its base, which is
-    exact.
+    exact. With a quantization the linear layers are quantized as they are read, on the device.
     """
     quiet_transformers()
     use_fast_products()
     if is_adapter(source):
+        if quantization != "none":
+            raise not_quantized(source, "an adapter", "Merge it first: preftune export ADAPTER --to merged")
         return _merged(source, options, dtype)
-    model = whole_model(AutoModelForCausalLM, source, options, dtype)
+    more: dict[str, Any] = {}
+    if quantization != "none":
+        if Path(source).suffix == ".gguf":
+            raise not_quantized(source, "a GGUF file", "Name the model that it was made of")
+        more = {"quantization_config": library_settings(quantization, dtype)}
+        more |= {"device_map": {"": str(device or "cpu")}} if find_spec("accelerate") else {}
+    model = whole_model(AutoModelForCausalLM, source, options, dtype, more=more)
     model = plain_model(model) if Path(source).suffix == ".gguf" else model.eval()
     make_lean(model)
     settle_attention(model)
@@ -229,113 +171,6 @@ def make_lean(model: PreTrainedModel) -> None:
     """Let the norms and MLPs of a model compute the same with less time and memory, where they can."""
     quicken_norms(model)
     lighten_mlps(model)
-
-
-def _check_index(source: str) -> None:
-    """An index of weights may name files of its own folder only."""
-    for path in Path(source).glob("*.index.json"):
-        try:
-            files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-            strange = sorted(str(file) for file in files if Path(str(file)).name != str(file))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"The index {path} is damaged", got=repr(error)) from error
-        if strange:
-            raise ModelError(
-                f"The index {path} names a file outside its folder",
-                got=strange[0],
-                expected="names of files in the model's folder",
-                do="Do not use this model unless you know where it comes from",
-            )
-
-
-def configuration(source: str, options: LoadOptions) -> Any:
-    trust = options.trust_remote_code
-    return from_pretrained(
-        AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=trust
-    )
-
-
-def whole_model(
-    kind: Any,
-    source: str,
-    options: LoadOptions,
-    dtype: torch.dtype,
-    outputs: int | None = None,
-    elsewhere: frozenset[str] = frozenset(),
-) -> PreTrainedModel:
-    """Load a model with the auto class `kind`; an error if the files lack a weight that is not `elsewhere`. A
-    classifier has so many `outputs`, where that is not in its configuration.
-    """
-    _check_index(source)
-    config = configuration(source, options)
-    if outputs is not None:
-        config.num_labels = outputs
-    if kind is AutoModelForCausalLM and any(
-        str(name).endswith("ForSequenceClassification") for name in config.architectures or ()
-    ):
-        raise ModelError(
-            f"{source} is a classifier or a reward model and cannot write text",
-            got=config.architectures[0],
-            expected="a causal language model",
-            do="Name it as a reward, train it further with preftune train-reward-model, or name the model it came from",
-        )
-    if kind is AutoModelForCausalLM:
-        kind = _writing_kind(config, source)
-
-    def load(path: str, **arguments: Any) -> Any:
-        model_class = kind._model_mapping.get(type(config), None)
-        return with_fitting_attention(
-            lambda name: kind.from_pretrained(path, attn_implementation=name, **arguments),
-            model_class if isinstance(model_class, type) else None,
-            config,
-        )
-
-    model, found = from_pretrained(
-        load,
-        source,
-        "weights",
-        source,
-        config=config,
-        dtype=dtype,
-        trust_remote_code=options.trust_remote_code,
-        use_safetensors=None if options.allow_pickle else True,
-        output_loading_info=True,
-    )
-    if missing := sorted(found["missing_keys"] - elsewhere):
-        raise ModelError(
-            f"The weights of {source} are incomplete",
-            got=f"no {', '.join(missing[:3])}",
-            expected=f"all of {type(model).__name__}",
-            do="Fetch or save the model again",
-        )
-    return model
-
-
-def _writing_kind(config: Any, source: str) -> Any:
-    """The auto class for a model that writes text; an error if there is none."""
-    if config.is_encoder_decoder and not _has_decoder_class(config):
-        raise ModelError(
-            f"{source} is an encoder-decoder model",
-            got=config.model_type,
-            expected="a decoder-only language model",
-            do="Name another model; preftune does not train models that encode the prompt apart",
-        )
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return AutoModelForCausalLM
-    for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        if type(config) in kind._model_mapping:
-            return kind
-    raise ModelError(
-        f"{source} is no language model that transformers can load",
-        got=f"model_type {config.model_type}",
-        expected="a decoder-only language model, or a vision-language model with one",
-        do="Name another model",
-    )
-
-
-def _has_decoder_class(config: Any) -> bool:
-    """Whether the files are those of a decoder by itself, as its configuration names it."""
-    return any(str(name).endswith("ForCausalLM") for name in config.architectures or ())
 
 
 def base_of(source: str) -> str:
@@ -363,7 +198,8 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
     check_ranks(source, config, shapes)
     from peft import PeftModel
 
-    base = load_model(base_of(source), options, dtype)
+    below, quantization = base_of(source), quantization_of(source) or "none"
+    base = dequantized(load_model(below, options, dtype, quantization), dtype)
     stacked = [*getattr(base, "merged_adapters", []), source]
     _resize_to(base, shapes)
     with quiet_peft():

@@ -13,12 +13,11 @@ from preftune.model.adapter_files import WEIGHTS, adapter_config, check_ranks, i
 from preftune.model.adapters import quiet_peft
 from preftune.model.attention_segments import settle_attention
 from preftune.model.kernels.products import use_fast_products
-from preftune.model.load import (
+from preftune.model.load import base_of, make_lean
+from preftune.model.whole_model import (
     LoadOptions,
-    base_of,
     configuration,
     from_pretrained,
-    make_lean,
     quiet_transformers,
     whole_model,
 )

@@ -45,6 +45,7 @@ class Policy:
     # whose activations a backward finds kept, the rest computed again; all if None
     kept_positions: int | None = None
     router: Router | None = None  # of a mixture of experts
+    quantization: str = "none"  # of the frozen weights under adapters
 
     @property
     def device(self) -> torch.device:

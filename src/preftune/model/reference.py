@@ -15,6 +15,7 @@ from preftune.errors import ConfigError, TrainingError, check_range, refuse_idle
 from preftune.model.adapters import without_adapter
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.policy import PROBE, Policy, score_all, score_groups
+from preftune.model.quantize import tensor_parts
 from preftune.model.reference_store import ReferenceStore, RefLogps, completion_keys
 from preftune.types import Group
 
@@ -91,7 +92,8 @@ def weights_digest(model: PreTrainedModel) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for part in tensor_parts(tensor.detach()):
+            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

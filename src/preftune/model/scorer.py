@@ -5,9 +5,10 @@ from collections.abc import Callable
 from transformers import PreTrainedModel
 
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions, load_on_device
+from preftune.model.load import load_on_device
 from preftune.model.policy import Policy
 from preftune.model.proof import choose_layout
+from preftune.model.whole_model import LoadOptions
 
 
 def make_scorer(

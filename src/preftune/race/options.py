@@ -12,8 +12,8 @@ from preftune.lab.experiments import grid_of
 from preftune.lab.loop import Loop
 from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions
+from preftune.model.whole_model import LoadOptions
 from preftune.race.contenders import Contender, contenders
 from preftune.race.problem import LabRace, lab_contenders
 from preftune.race.schedule import Race, Trial, check_budget, check_tuning_seeds, plan_race

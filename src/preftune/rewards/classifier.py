@@ -14,8 +14,10 @@ from preftune.data.fields import as_turns
 from preftune.data.render import Renderer, make_renderer
 from preftune.data.turn_extras import as_tools
 from preftune.errors import ConfigError, DataError, TrainingError
-from preftune.model.load import LoadOptions, load_tokenizer, pick_device, resolve_model, weights_dtype
+from preftune.model.device import pick_device
+from preftune.model.load import load_tokenizer, resolve_model, weights_dtype
 from preftune.model.load_classifier import load_classification_model
+from preftune.model.whole_model import LoadOptions
 from preftune.rewards.base import (
     BuiltIn,
     PromptInput,

@@ -11,9 +11,10 @@ import numpy as np
 from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, resolve_model
+from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.model.policy import Policy, score_all
 from preftune.model.scorer import load_scorer
+from preftune.model.whole_model import LoadOptions
 from preftune.rewards.base import BuiltIn, at, check_reward_range, whole_prompts
 from preftune.rewards.classifier import ended_flags, render, tool_texts
 from preftune.types import Group

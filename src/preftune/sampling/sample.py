@@ -17,9 +17,10 @@ from preftune.data.render import Renderer, make_renderer
 from preftune.errors import ConfigError, DataError, check_range
 from preftune.model.attention_segments import without_flex
 from preftune.model.limits import changing_length, positions_of
-from preftune.model.load import LoadOptions, load_on_device, load_tokenizer, resolve_model
+from preftune.model.load import load_on_device, load_tokenizer, resolve_model
 from preftune.model.policy import model_head
 from preftune.model.scoring import Head, head_logits
+from preftune.model.whole_model import LoadOptions
 from preftune.sampling.distribution import MAX_KEY, log_distribution, pick, uniforms
 from preftune.sampling.engine import Engine, Rows, choose_engine, start_rows
 from preftune.sampling.tokens import end_tokens, textless_tokens

@@ -68,6 +68,17 @@ def check_shards(optim: OptimOptions, shard: ShardOptions) -> None:
         )
 
 
+def check_quantization(lora: LoraOptions, shard: ShardOptions) -> None:
+    """Quantized weights stay whole."""
+    if lora.quantization != "none" and shard.mode != "none":
+        raise ConfigError(
+            "lora.quantization does not work on a model in shards",
+            got=f"shard.mode {shard.mode}",
+            expected="shard.mode none",
+            do="Leave one out",
+        )
+
+
 def check_own_objective(objective: Objective) -> None:
     """A class that is not in the table is held against the contracts that training relies on."""
     if type(objective) not in OBJECTIVES.values():

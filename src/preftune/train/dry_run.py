@@ -11,9 +11,9 @@ import torch
 
 from preftune.errors import ConfigError, TrainingError, memory_errors
 from preftune.model.cost import Shape, product_rate, work_of
+from preftune.model.device import pick_device
 from preftune.model.kernels.recompute import kept_as
 from preftune.model.layout import split_micro_batches
-from preftune.model.load import pick_device
 from preftune.model.reference import REFERENCE_SCORES
 from preftune.progress import Reporter
 from preftune.train.anchors import chosen_mode

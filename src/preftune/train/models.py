@@ -10,23 +10,19 @@ from transformers import PreTrainedModel
 from preftune.errors import ConfigError
 from preftune.model.adapters import LoraOptions, inject_lora
 from preftune.model.classifier import check_classifier
+from preftune.model.device import pick_device
 from preftune.model.kernels.products import has_bf16
 from preftune.model.kernels.recompute import check_recomputes
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import (
-    LoadOptions,
-    load_model,
-    pick_device,
-    resolve_model,
-    stored_dtype,
-    weights_dtype,
-)
+from preftune.model.load import load_model, resolve_model, stored_dtype, weights_dtype
 from preftune.model.load_classifier import is_classifier, load_reward_start
 from preftune.model.policy import Policy, in_shards, make_value_head
 from preftune.model.proof import check_trains, choose_layout
+from preftune.model.quantize import check_device, is_quantized
 from preftune.model.reference import weights_digest
 from preftune.model.router import find_router
 from preftune.model.shard import ShardOptions
+from preftune.model.whole_model import LoadOptions
 from preftune.progress import Reporter
 from preftune.sampling.engine import Engine, choose_engine
 from preftune.sampling.sample import evaluating
@@ -102,7 +98,10 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
     dtype = weights_dtype("bf16" if low else "fp32")
     device = torch.device("cpu") if lockstep else pick_device(plan.device)
     model, reward_head = _start(plan, dtype)
-    model = model.to(device)  # type: ignore[arg-type]
+    if is_quantized(model):
+        _check_quantized(plan, model)
+    else:
+        model = model.to(device)  # type: ignore[arg-type]
     if plan.classifies:
         check_classifier(model)
     if plan.precision == "bf16" and device.type == "cpu" and not has_bf16():
@@ -141,6 +140,7 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         value_head=make_value_head(model, reward_head) if plan.has_values else None,
         kept_positions=0 if plan.gradient_checkpointing else plan.layout.micro_batch_tokens,
         router=router,
+        quantization=plan.lora.quantization,
     )
     return policy, digest
 
@@ -150,7 +150,21 @@ def _start(plan: ModelPlan, dtype: torch.dtype) -> tuple[PreTrainedModel, Tensor
     source = resolve_model(plan.model)
     if plan.classifies and is_classifier(source, plan.loading):
         return load_reward_start(source, plan.loading, dtype)
-    return load_model(source, plan.loading, dtype), None
+    device = pick_device(plan.device)
+    check_device(plan.lora.quantization, device)
+    return load_model(source, plan.loading, dtype, plan.lora.quantization, device), None
+
+
+def _check_quantized(plan: ModelPlan, model: PreTrainedModel) -> None:
+    """An error where quantized weights would have to train."""
+    if not plan.lora.rank or plan.classifies:
+        what = "a reward model" if plan.classifies else "all weights"
+        raise ConfigError(
+            f"{plan.model} has quantized weights, which do not train",
+            got=f"training of {what}",
+            expected="adapters of a language model",
+            do="Set --lora.rank 16, or name the model before quantization",
+        )
 
 
 def _proven_engine(policy: Policy, report: Reporter) -> Engine:

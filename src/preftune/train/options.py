@@ -8,9 +8,9 @@ from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions
-from preftune.model.load import LoadOptions
 from preftune.model.reference import ReferenceOptions
 from preftune.model.shard import ShardOptions
+from preftune.model.whole_model import LoadOptions
 from preftune.objectives import Objective, make_objective, objective_name
 from preftune.objectives.base import smallest_step
 from preftune.objectives.bnf import BNF
@@ -25,6 +25,7 @@ from preftune.train.checks import (
     check_filter,
     check_low_weights,
     check_own_objective,
+    check_quantization,
     check_shards,
 )
 from preftune.train.groups import DataPlan
@@ -159,6 +160,7 @@ class TrainConfig:
                 do="Set --lora.rank, or --reference.mode cache or live",
             )
         check_shards(self.optim, self.shard)
+        check_quantization(self.lora, self.shard)
         check_low_weights(self.optim, self.precision, self.lora, self.shard, self.reference)
         if "value" not in self.objective.needs:
             refuse_idle(

@@ -13,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from preftune.data.prepare import Prepared
 from preftune.data.render import Renderer, make_renderer
 from preftune.data.store import JoinedGroups
+from preftune.model.device import device_note, pick_device
 from preftune.model.limits import Limits, model_limits
-from preftune.model.load import LoadOptions, check_same_tokenizer, load_tokenizer, pick_device, resolve_model
+from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.model.policy import Policy, micro_batches, score_groups
 from preftune.model.proof import check_attention
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions, check_equal
+from preftune.model.whole_model import LoadOptions
 from preftune.objectives import Objective
 from preftune.objectives.base import couples_mismatched, smallest_step
 from preftune.progress import Reporter
@@ -307,6 +309,8 @@ def build_job(
     of the run before the reference is computed.
     """
     check_attention(config.layout, pick_device(config.device))
+    if note := device_note(config.device):
+        report.note(note)
     check_optimizer(config.optim)
     reward = _resolve_reward(config.reward, config.collect.reward_process)
     tokenizer = shared_tokenizer(config.model, config.reference, config.loading)

@@ -50,7 +50,7 @@ class MetricMeter:
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         for name, values in metrics.items():
-            self._sum[name] = self._sum.get(name, 0.0) + float(values.double().sum())
+            self._sum[name] = self._sum.get(name, 0.0) + float(values.cpu().double().sum())
             self._count[name] = self._count.get(name, 0) + values.numel()
 
     def join(self, processes: Processes) -> None:
@@ -74,7 +74,7 @@ def global_weight(
     puts no weight on anything in the step, as on groups whose rewards are all equal.
     """
     mine = sum(
-        float(objective.weights(piece.lengths, piece.signal).double().sum())
+        float(objective.weights(piece.lengths, piece.signal).cpu().double().sum())
         for piece in micro_batches
         if not piece.idle
     )

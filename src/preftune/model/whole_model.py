@@ -1,0 +1,195 @@
+"""A model by the classes of transformers, with every known way to fail stated in one sentence."""
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+
+from preftune.errors import ConfigError, ModelError
+from preftune.model.attention_segments import with_fitting_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Security settings for loading models.
+
+    Args:
+        trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read weights from pickle files (.bin), which can run code, when there are no
+            safetensors.
+    """
+
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+def quiet_transformers() -> None:
+    """Progress bars and notices of the libraries would break ours up."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def from_pretrained(load: Callable[..., Any], source: str, what: str, name: str, **arguments: Any) -> Any:
+    """`load(source, **arguments)`, a from_pretrained, with every known way to fail told in one sentence."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        source, arguments = str(path.parent), arguments | {"gguf_file": path.name}
+        arguments.pop("use_safetensors", None)
+    try:
+        return load(source, **arguments)
+    except HFValidationError as error:
+        raise ModelError(
+            f"{name!r} is no model name", expected="a folder or a hub id (owner/name)"
+        ) from error
+    except ImportError as error:
+        raise ModelError(
+            f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        RuntimeError,
+        EOFError,
+        struct.error,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:  # the parsers of safetensors, pickle, GGUF and JSON, met with damaged files
+        told = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):
+            told, do = "it carries Python code", "Set --trust_remote_code true if you trust its authors"
+        elif arguments.get("use_safetensors") and ("safetensors" in told or ".bin" in told):
+            do = "If it has pickle weights only and you trust them, set --allow_pickle true"
+        else:
+            do = "Check the name, the files and the network; a local folder works without a network"
+        raise ModelError(f"Cannot load the {what} of {name}", got=told, do=do) from error
+
+
+def _check_index(source: str) -> None:
+    """An index of weights may name files of its own folder only."""
+    for path in Path(source).glob("*.index.json"):
+        try:
+            files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+            strange = sorted(str(file) for file in files if Path(str(file)).name != str(file))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"The index {path} is damaged", got=repr(error)) from error
+        if strange:
+            raise ModelError(
+                f"The index {path} names a file outside its folder",
+                got=strange[0],
+                expected="names of files in the model's folder",
+                do="Do not use this model unless you know where it comes from",
+            )
+
+
+def configuration(source: str, options: LoadOptions) -> Any:
+    trust = options.trust_remote_code
+    return from_pretrained(
+        AutoConfig.from_pretrained, source, "configuration", source, trust_remote_code=trust
+    )
+
+
+def whole_model(
+    kind: Any,
+    source: str,
+    options: LoadOptions,
+    dtype: torch.dtype,
+    outputs: int | None = None,
+    elsewhere: frozenset[str] = frozenset(),
+    more: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Load a model with the auto class `kind`; an error if the files lack a weight that is not `elsewhere`. A
+    classifier has so many `outputs`, where that is not in its configuration. `more` goes to from_pretrained.
+    """
+    _check_index(source)
+    config = configuration(source, options)
+    if more and getattr(config, "quantization_config", None):
+        raise not_quantized(source, "weights that are quantized already", "Leave lora.quantization out")
+    if outputs is not None:
+        config.num_labels = outputs
+    if kind is AutoModelForCausalLM and any(
+        str(name).endswith("ForSequenceClassification") for name in config.architectures or ()
+    ):
+        raise ModelError(
+            f"{source} is a classifier or a reward model and cannot write text",
+            got=config.architectures[0],
+            expected="a causal language model",
+            do="Name it as a reward, train it further with preftune train-reward-model, or name the model it came from",
+        )
+    if kind is AutoModelForCausalLM:
+        kind = _writing_kind(config, source)
+
+    def load(path: str, **arguments: Any) -> Any:
+        model_class = kind._model_mapping.get(type(config), None)
+        return with_fitting_attention(
+            lambda name: kind.from_pretrained(path, attn_implementation=name, **arguments),
+            model_class if isinstance(model_class, type) else None,
+            config,
+        )
+
+    model, found = from_pretrained(
+        load,
+        source,
+        "weights",
+        source,
+        config=config,
+        dtype=dtype,
+        trust_remote_code=options.trust_remote_code,
+        use_safetensors=None if options.allow_pickle else True,
+        output_loading_info=True,
+        **(more or {}),
+    )
+    if missing := sorted(found["missing_keys"] - elsewhere):
+        raise ModelError(
+            f"The weights of {source} are incomplete",
+            got=f"no {', '.join(missing[:3])}",
+            expected=f"all of {type(model).__name__}",
+            do="Fetch or save the model again",
+        )
+    return model
+
+
+def _writing_kind(config: Any, source: str) -> Any:
+    """The auto class for a model that writes text; an error if there is none."""
+    if config.is_encoder_decoder and not _has_decoder_class(config):
+        raise ModelError(
+            f"{source} is an encoder-decoder model",
+            got=config.model_type,
+            expected="a decoder-only language model",
+            do="Name another model; preftune does not train models that encode the prompt apart",
+        )
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return AutoModelForCausalLM
+    for kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in kind._model_mapping:
+            return kind
+    raise ModelError(
+        f"{source} is no language model that transformers can load",
+        got=f"model_type {config.model_type}",
+        expected="a decoder-only language model, or a vision-language model with one",
+        do="Name another model",
+    )
+
+
+def _has_decoder_class(config: Any) -> bool:
+    """Whether the files are those of a decoder by itself, as its configuration names it."""
+    return any(str(name).endswith("ForCausalLM") for name in config.architectures or ())
+
+
+def not_quantized(source: str, got: str, do: str) -> ConfigError:
+    return ConfigError(
+        f"lora.quantization: {source} cannot be quantized as it is read",
+        got=got,
+        expected="a model folder or a hub id",
+        do=do,
+    )
