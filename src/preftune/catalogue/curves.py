@@ -11,7 +11,7 @@ derivative with respect to the logit of the token that moves is exact, whatever 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -177,7 +177,7 @@ def _scores(
 ) -> TokenScores:
     """What the objective needs, and no more."""
     wanted = {"logp", *objective.needs}
-    scores: Mapping[str, Tensor] = {
+    scores: Mapping[str, Any] = {
         name: v for name, v in _every_score(target, ref_target).items() if name in wanted
     }
     return TokenScores(lengths=_lengths(target), coupling=coupling, **scores)
