@@ -261,7 +261,7 @@ def base_model(scenario: Scenario, seed: int, folder: Path, data: str) -> Path:
 
 
 def judged(name: str, scenario: Scenario, seed: int) -> dict[str, dict[str, Any]]:
-    """What health.json says of every condition that could be judged, at the end of one run."""
+    """The findings in health.json of every condition that could be checked, at the end of one run."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = write_rows(folder / "pairs.jsonl", scenario.rows(np.random.default_rng([seed, len(name)])))
@@ -285,7 +285,7 @@ def judged(name: str, scenario: Scenario, seed: int) -> dict[str, dict[str, Any]
 
 def table(results: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     lines = [
-        "| condition | healthy runs judged | of them watch | act | broken in its way | caught (watch or act) | of them act |",
+        "| condition | healthy runs checked | watch | act | broken runs of this kind | detected (watch or act) | act |",
         "|---|---|---|---|---|---|---|",
     ]
     healthy = [run for name, runs in results.items() if not SCENARIOS[name].caught_by for run in runs]
@@ -310,8 +310,10 @@ def table(results: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
     alarmed = [level for run in healthy for level in [max(run.values(), key=["ok", "watch", "act"].index)]]
     lines += [
         "",
-        f"Healthy runs: {len(healthy)}, of which {alarmed.count('watch')} had a watch at most and {alarmed.count('act')} "
-        f"an act. Broken runs: {len(caught)}, of which {sum(caught)} were caught in their way.",
+        "| runs | number | result |",
+        "|---|---|---|",
+        f"| healthy | {len(healthy)} | {alarmed.count('watch')} with a watch at most, {alarmed.count('act')} with an act |",
+        f"| broken | {len(caught)} | {sum(caught)} detected as intended |",
     ]
     return "\n".join(lines)
 

@@ -63,20 +63,23 @@ NEAR, FAR = [1.0, 1.2, 1.1], [0.0, 0.21, 0.1]
     [
         (
             {"a": NEAR, "b": FAR},
-            "a is best in held-out margin: the others are behind it by more than 3 seeds leave to chance.",
+            "a is best in held-out margin: its lead over the other methods is significant with 3 seeds.",
         ),
         (
             {"a": NEAR, "b": [1.1, 1.15, 1.0], "c": FAR},
-            "a and b are tied best in held-out margin: 3 seeds do not tell them apart. c is behind.",
+            "a and b are tied best in held-out margin: 3 seeds do not separate them. c is behind.",
         ),
         (
             {"a": NEAR, "b": NEAR, "c": NEAR},
-            "a, b and c are tied best in held-out margin: 3 seeds do not tell them apart.",
+            "a, b and c are tied best in held-out margin: 3 seeds do not separate them.",
         ),
-        ({"a": NEAR, "b": [None, 1.0, 2.0]}, "a is best in held-out margin, and alone left. b failed."),
+        (
+            {"a": NEAR, "b": [None, 1.0, 2.0]},
+            "a is best in held-out margin, the only method that did not fail. b failed.",
+        ),
         (
             {"a": [None, None], "b": [None, 1.0]},
-            "Every method failed: no run at a tuned learning rate ended with a finite measure.",
+            "Every method failed: no run at a tuned learning rate ended with a finite score.",
         ),
     ],
 )
@@ -136,7 +139,9 @@ def test_the_page(tmp_path):
     assert page.tags.count("script") == 1 and page.tags.count("svg") == 1 and "alert(1)" in page.text
     assert "\x1b" not in page.text and "\u202e" not in page.text
     assert "1e-06: 0.500; 2e-06: failed" in page.text and "2 rates with 2 steps on seed 9" in page.text
-    assert "runs/a/final" in page.text and "What it means." in page.text and "alone left" not in page.text
+    assert (
+        "runs/a/final" in page.text and "What it means." in page.text and "the only method" not in page.text
+    )
     assert not any(
         value and value.startswith("http") for name, value in page.attributes if name in ("src", "href")
     )

@@ -30,7 +30,7 @@ def test_a_page_begins_with_what_is_wrong(tmp_path):
         "log-ratio of chosen -40.00",
         "Try <code>--learning_rate 6.7e-07</code>",
         "Threshold: share of",
-        "this objective pushes the chosen completion up",
+        "this objective raises the chosen completion",
         "Here it is 0.4",
     ):
         assert words in html, words

@@ -140,4 +140,4 @@ def test_long_samples_are_cut_and_say_so(tmp_path):
     )
     text = run_markdown(read_run(run))
     assert "… (7 more characters in samples.jsonl)" in text
-    assert "after: 10 tokens, cut at the limit" in text
+    assert "after: 10 tokens, truncated at the limit" in text

@@ -84,7 +84,7 @@ def test_the_page_of_a_finished_run(folder):
     for words in (
         "The mean reward rose",
         "Log-ratios",
-        "Every other metric",
+        "Other metrics",
         "256 records read",
         "seed: 0",
         "9346766",
@@ -156,7 +156,7 @@ def test_reward_before_and_after_over_the_prompts_that_have_both(folder):
     assert reward.difference.num == 2
     # both differences are 1.5, so there is no spread and zero is excluded
     assert describe_reward_change(reward).endswith("(95% interval +1.5 to +1.5). The interval excludes zero.")
-    assert (ended.name, ended.before.mean, length.after.mean) == ("Properly ended", 100.0, 10.0)
+    assert (ended.name, ended.before.mean, length.after.mean) == ("Completed", 100.0, 10.0)
 
 
 def test_the_verdict_claims_no_more_than_the_interval(folder):
@@ -189,7 +189,7 @@ def test_samples_stand_in_the_order_of_prompts_not_of_rewards(folder):
     assert [row.label for row in folded][:2] == ["prompt 1, sample 2", "prompt 2, sample 2"]
     assert len(shown) + len(folded) == 40
     text = page_of(folder).text
-    assert text.index("after 11 0") < text.index("All others (28)") < text.index("after 0 1")
+    assert text.index("after 11 0") < text.index("All other samples (28)") < text.index("after 0 1")
 
 
 def test_long_and_many_samples_are_cut_and_the_page_says_so(folder):
@@ -200,7 +200,7 @@ def test_long_and_many_samples_are_cut_and_the_page_says_so(folder):
     write_lines(folder / "samples.jsonl", rows)
     text = page_of(folder).text
     assert "(5 more characters in samples.jsonl)" in text
-    assert f"All others ({NUM_FOLDED + 7})" in text
+    assert f"All other samples ({NUM_FOLDED + 7})" in text
     assert "7 more are in samples.jsonl." in " ".join(text.split())
     assert "not sampled" in text
 
@@ -210,7 +210,7 @@ def test_a_run_that_did_not_finish_says_so(folder, state):
     (folder / "status.json").write_text(json.dumps({"state": state, "message": "loss is nan"}))
     text = page_of(folder).text
     assert {
-        "running": "still going, or it was cut",
+        "running": "still running, or it was killed",
         "interrupted": "interrupted: loss is nan",
         "failed": "stopped by an error: loss is nan",
     }[state] in text
@@ -222,7 +222,7 @@ def test_a_run_with_nothing_yet_still_has_a_page(tmp_path):
     (folder / "config.yaml").write_text("model: m\nobjective: dpo\n")
     page = page_of(folder)
     assert "m was trained with dpo: 0 steps." in page.text
-    assert "No metrics were written yet." in page.text
+    assert "No metrics have been logged yet." in page.text
     assert "preftune sample" not in page.text
     assert "svg" not in page.tags
 
@@ -230,7 +230,7 @@ def test_a_run_with_nothing_yet_still_has_a_page(tmp_path):
 def test_what_could_not_be_read_is_on_the_page(folder):
     path = folder / "metrics.jsonl"
     path.write_text("broken\n" + path.read_text())
-    assert "metrics.jsonl: line 1 is no JSON object and was left out." in page_of(folder).text
+    assert "metrics.jsonl: line 1 is not a JSON object and was skipped." in page_of(folder).text
 
 
 def test_the_page_is_replaced_whole_or_not_at_all(folder, monkeypatch):
@@ -267,9 +267,9 @@ def test_a_comparison(tmp_path):
     ):
         assert words in text
     assert re.search(
-        r"properly ended, % .* 0\.\d+ → 0\.\d+ \+0\.\d+ \(", text
+        r"completed, % .* 0\.\d+ → 0\.\d+ \+0\.\d+ \(", text
     )  # the mean reward and its difference
-    assert "learning_rate" not in text.split("Where they ended")[0]
+    assert "learning_rate" not in text.split("Final metrics")[0]
     assert page.tags.count("svg") == 7 + 4
     assert "different scales" not in write_comparison(runs[:1], output).read_text(encoding="utf-8")
 

@@ -54,7 +54,7 @@ def test_a_broken_line_in_the_middle_is_noted(folder):
     lines[9] = "[1, 2]"
     path.write_text("\n".join(lines) + "\n")
     run = read_run(folder)
-    assert run.notes == ("metrics.jsonl: line 5 (and 1 more) is no JSON object and was left out.",)
+    assert run.notes == ("metrics.jsonl: line 5 (and 1 more) is not a JSON object and was skipped.",)
     assert 4 not in run.train["loss"].steps
     assert 5 in run.train["loss"].steps
 
@@ -97,7 +97,7 @@ def test_values_that_are_no_numbers(folder):
     assert set(run.train) == {"loss", "c"}
     assert math.isnan(run.train["loss"].last)
     assert run.train["c"].last == math.inf
-    assert run.notes == ("metrics.jsonl: 2 lines without step or phase were left out.",)
+    assert run.notes == ("metrics.jsonl: 2 lines without step or phase were skipped.",)
 
 
 def test_samples_with_faults(folder):
@@ -125,7 +125,7 @@ def test_samples_with_faults(folder):
     run = read_run(folder)
     assert [s.reward for s in run.samples] == [None, None]
     assert run.samples[0].completion == "line\u2028two"
-    assert run.notes == ("samples.jsonl: 2 lines lack a field and were left out.",)
+    assert run.notes == ("samples.jsonl: 2 lines lack a field and were skipped.",)
 
 
 def test_bytes_that_are_no_text_do_not_stop_the_report(folder):
@@ -139,7 +139,7 @@ def test_status_and_data_report_of_another_shape(folder):
     (folder / "data_report.json").write_text("[]")
     run = read_run(folder)
     assert run.state == "running"
-    assert run.notes == ("data_report.json is no JSON object and was left out.",)
+    assert run.notes == ("data_report.json is not a JSON object and was skipped.",)
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path, folder):
@@ -147,7 +147,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path, folder):
         read_run(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="no such run folder"):
         read_run(folder / "config.yaml")
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="not a run folder"):
         read_run(folder / "final")
 
 

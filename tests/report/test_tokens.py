@@ -122,7 +122,7 @@ def test_a_damaged_row_is_left_out_and_said(tmp_path, change):
     )
     rows, notes = read_token_table(path)
     assert [row.side for row in rows] == ["rejected"]
-    assert notes == ("tokens.jsonl: 1 line without the fields of a completion left out.",)
+    assert notes == ("tokens.jsonl: 1 line without the fields of a completion skipped.",)
 
 
 def test_the_page_of_a_run_with_tokens(tmp_path):

@@ -50,7 +50,7 @@ def test_final_holds_the_best_weights(lora, tiny_folder, pairs_file, tmp_path):
     assert same_bits(weights_of(result.final), weights_of(short.final))
     assert not (result.folder / "best").exists()
     shown = dict(facts(read_run(result.folder)))
-    assert shown["weights kept"].startswith(f"step {-step}, rewards/accuracies 1")
+    assert shown["best weights"].startswith(f"step {-step}, rewards/accuracies 1")
 
 
 def interrupted_at(step, config):

@@ -1,7 +1,8 @@
 """Is this run healthy? Named conditions, each a pure function of what the run has logged and of its settings.
 
-They see series of numbers: no model, no file. So a run is judged alike while it trains, at its end, and years
-later from its metrics.jsonl. Thresholds are calibrated by benchmarks/health.py; see docs/health.md.
+They see series of numbers: no model, no file. A run therefore gets the same findings during training, at its
+end, and years later from its metrics.jsonl. Thresholds are calibrated by benchmarks/health.py; see
+docs/health.md.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ CONDITIONS = (
     ),
     Condition(
         id="rejected-only",
-        title="Margin from the rejected side alone",
+        title="Margin only from the rejected side",
         measure=pairs.rejected_only,
         thresholds=(pairs.REJECTED_SHARE,),
     ),
@@ -79,13 +80,13 @@ CONDITIONS = (
     ),
     Condition(
         id="equal-rewards",
-        title="Groups of equal rewards",
+        title="Groups with equal rewards",
         measure=samples.equal_rewards,
         thresholds=(samples.EQUAL_REWARDS,),
     ),
     Condition(
         id="reward-hacking",
-        title="Suspicion of reward hacking",
+        title="Possible reward hacking",
         measure=samples.reward_hacking,
         thresholds=(samples.SIGNS_OF_HACKING,),
     ),
@@ -100,8 +101,8 @@ CONDITIONS = (
 
 
 def check_health(history: History) -> tuple[Finding, ...]:
-    """A finding for each condition that the run has the numbers for, the worst first; else in the order of
-    the table.
+    """A finding for each condition whose metrics the run has, the worst first, otherwise in the order of the
+    table.
     """
     findings = []
     for condition in CONDITIONS:

@@ -1,4 +1,4 @@
-"""Conditions of runs on preferences: where probability goes, what pairs can teach, what is learned by heart."""
+"""Conditions of runs on preferences: where probability goes, what pairs can teach, what is memorized."""
 
 from dataclasses import replace
 
@@ -15,53 +15,53 @@ FALL_NOT_USUAL = Threshold(
     measures="share of the chosen completion's log-probability lost",
     watch=0.05,
     act=0.15,
-    reason="this objective pushes the chosen completion up, so that any clear fall says that something else pulls it down",
+    reason="this objective raises the chosen completion, so any clear fall has another cause",
 )
 FALL_USUAL = Threshold(
     measures="share of the chosen completion's log-probability lost",
     watch=0.1,
     act=0.4,
-    reason="this objective sees differences only, and falls of some per cent are common in healthy runs",
+    reason="this objective sees only differences, and falls of a few percent are common in healthy runs",
 )
 REJECTED_SHARE = Threshold(
-    measures="share of the margin that comes from pushing the rejected completion down",
+    measures="share of the margin that comes from lowering the rejected completion",
     watch=0.95,
     reason="the chosen completion's part of the margin is within the noise of an evaluation; many good runs look like this",
 )
 OVERLAP = Threshold(
-    measures="share of a pair's tokens that its two completions have in common at their ends",
+    measures="share of a pair's tokens in the common prefix and suffix of its completions",
     watch=0.7,
     act=0.9,
-    reason="what is in common is pushed up and down at once: with nine tenths in common, nearly all of the gradient cancels",
+    reason="common tokens are raised and lowered at once: with 90% in common, nearly all of the gradient cancels",
 )
 LENGTH_RULE = Threshold(
-    measures="correlation of held-out margins with differences of lengths, times how one-sided these are",
+    measures="correlation of held-out margins with length differences, times the bias of these differences",
     watch=0.4,
     act=0.75,
-    reason="sums over tokens follow length in healthy runs too, up to a correlation of 0.85, and it is the sides that tell: "
-    "healthy runs of the calibration stay below 0.3",
+    reason="sums over tokens correlate with length in healthy runs, too, by up to 0.85; with the bias included, healthy "
+    "runs of the calibration stay below 0.3",
 )
 GENERALISATION_GAP = Threshold(
     measures="accuracy on training pairs minus accuracy on held-out pairs",
     watch=0.15,
     act=0.35,
-    reason="a held-out set of some tens of pairs has a standard error of 0.07 or so; the watch line is two of them",
+    reason="a held-out set of a few dozen pairs has a standard error of about 0.07; the watch threshold is twice that",
 )
 HELD_OUT_LOSS = Threshold(
-    measures="rise of the held-out loss over its lowest value, as a share of it",
+    measures="relative rise of the held-out loss over its lowest value",
     watch=0.15,
     act=0.6,
-    reason="held-out losses of small sets rise by some per cent between two evaluations of healthy runs",
+    reason="in healthy runs, held-out losses of small sets rise by a few percent between two evaluations",
 )
 HELD_OUT_MARGIN = Threshold(
-    measures="share of its best value that the held-out margin has lost, in nats",
+    measures="relative fall of the held-out margin from its best value",
     watch=0.4,
     act=0.75,
-    reason="the margin of small held-out sets wanders by a quarter or so while the training margin grows",
+    reason="the margin of small held-out sets varies by about 25% while the training margin grows",
 )
-LEARNED_BY_HEART = "The run goes on learning its training data by heart, to the cost of all other."
+MEMORIZED = "The run memorizes its training data at the expense of held-out data."
 FITTED = 0.99
-"""Accuracy on training pairs from which they count as learned by heart."""
+"""Accuracy on training pairs from which they count as memorized."""
 FLAT_LOSS_CHANGE = 0.1
 """Share of its first value at which a training loss counts as near 0."""
 
@@ -78,16 +78,16 @@ def displacement(history: History) -> Measured | None:
     usual = settings.chosen_fall == "possible"
     grows = chosen > rejected
     meaning = (
-        f"Probability leaves the chosen completions too; {settings.objective} sees only differences, so a small fall is usual, but "
-        "what gains may be neither of the two."
+        f"Chosen completions lose probability, too. {settings.objective} sees only differences, so a small fall is usual, but "
+        "the probability may go to neither completion."
         if usual
-        else "Probability leaves the completions that should gain it; this objective is made to hold them up."
+        else "Chosen completions lose probability, although this objective is designed to raise them."
     )
     slower = one_in(3.0, settings.learning_rate)
     return Measured(
         value=-chosen / size if grows and -chosen >= MIN_FALL else 0.0,
         threshold=FALL_USUAL if usual else FALL_NOT_USUAL,
-        evidence=f"log-ratio of chosen {chosen:+.2f}, of rejected {rejected:+.2f} nats; chosen began at {-size:.1f}",
+        evidence=f"log-ratio of chosen {chosen:+.2f}, of rejected {rejected:+.2f} nats; initial log-probability of chosen {-size:.1f}",
         meaning=meaning,
         option=(settings.against_fall or slower) if usual else slower,
     )
@@ -104,7 +104,7 @@ def rejected_only(history: History) -> Measured | None:
         value=1 - max(chosen, 0.0) / margin if margin >= MIN_MARGIN and chosen > -MIN_FALL else 0.0,
         threshold=REJECTED_SHARE,
         evidence=f"log-ratio of chosen {chosen:+.2f}, of rejected {rejected:+.2f} nats",
-        meaning="The policy learns what not to say and hardly what to say.",
+        meaning="The policy lowers rejected completions and hardly raises chosen completions.",
         option=history.settings.against_fall or one_in(3.0, history.settings.learning_rate),
     )
 
@@ -118,8 +118,8 @@ def identical_pairs(history: History) -> Measured | None:
     return Measured(
         value=share,
         threshold=OVERLAP,
-        evidence=f"{share:.0%} of a pair's tokens are in common at its ends, on average",
-        meaning="The pairs differ in a few tokens only: they teach little, and what they share is easily pushed down too.",
+        evidence=f"on average {share:.0%} of a pair's tokens are in a common prefix or suffix",
+        meaning="The pairs differ in only a few tokens: they teach little, and their common tokens are easily lowered, too.",
         option=history.settings.against_overlap or one_in(3.0, history.settings.learning_rate),
     )
 
@@ -139,15 +139,15 @@ def margin_by_length(history: History) -> Measured | None:
     return Measured(
         value=max(0.0, value * one_sided) if max(abs(chosen), abs(rejected)) >= MIN_FALL else 0.0,
         threshold=LENGTH_RULE,
-        evidence=f"correlation {value:+.2f} of held-out margin and difference of lengths; the chosen completion is the longer "
-        f"one in {(1 + one_sided) / 2:.0%} of pairs",
-        meaning=f"What the policy has learned is close to: the {learned} completion is the better one.",
+        evidence=f"correlation {value:+.2f} of held-out margin and length difference; the chosen completion is longer "
+        f"in {(1 + one_sided) / 2:.0%} of pairs",
+        meaning=f"The policy has mostly learned to prefer the {learned} completion.",
         option=history.settings.against_length or one_in(3.0, history.settings.learning_rate),
     )
 
 
 def saturated(history: History) -> Measured | None:
-    """Training pairs are learned by heart and give no gradient, held-out ones are not learned."""
+    """Training pairs are memorized and give no gradient, while held-out pairs are not learned."""
     accuracy, held = history.train.get("rewards/accuracies"), history.held_out("rewards/accuracies")
     loss = history.train.get("loss")
     if accuracy is None or loss is None or held is None or not history.has_trend:
@@ -159,13 +159,13 @@ def saturated(history: History) -> Measured | None:
         threshold=GENERALISATION_GAP,
         evidence=f"training loss {loss.head():.3g} to {loss.tail():.3g}, accuracy {accuracy.tail():.2f}; held-out accuracy "
         f"{held.values[-1]:.2f}",
-        meaning="The training pairs have no gradient left to give, and what they taught does not carry over to others.",
+        meaning="The training pairs give no more gradient, and the policy does not generalize to held-out pairs.",
         option=_fewer_epochs(history),
     )
 
 
 def overfitting(history: History) -> Measured | None:
-    """Held-out quality falls while training goes on improving."""
+    """Held-out quality falls while training improves."""
     trained, held = history.train.get("loss"), history.held_out("loss")
     if trained is None or held is None or not history.has_trend or trained.tail() >= trained.head():
         return None
@@ -185,7 +185,7 @@ def _loss_turned(history: History, trained: Points, held: Points) -> Measured:
         cap="act" if fell else "watch",
         evidence=f"training loss {trained.head():.3g} to {trained.tail():.3g}; held-out loss {best:.3g} at step "
         f"{held.steps[held.values.index(best)]}, now {last:.3g}",
-        meaning=LEARNED_BY_HEART,
+        meaning=MEMORIZED,
         option=_fewer_epochs(history),
     )
 
@@ -200,9 +200,9 @@ def _margin_turned(history: History, trained: Points) -> Measured | None:
     return Measured(
         value=1 - margins[-1] / best if best >= MIN_FALL else 0.0,
         threshold=HELD_OUT_MARGIN,
-        evidence=f"training loss {trained.head():.3g} to {trained.tail():.3g}; held-out margin {best:.2f} nats at best, now "
+        evidence=f"training loss {trained.head():.3g} to {trained.tail():.3g}; held-out margin {best:.2f} nats at its best, now "
         f"{margins[-1]:.2f}",
-        meaning=LEARNED_BY_HEART,
+        meaning=MEMORIZED,
         option=_fewer_epochs(history),
     )
 

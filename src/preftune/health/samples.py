@@ -1,4 +1,4 @@
-"""Conditions of runs on the policy's own samples: rewards that tell nothing apart or are gamed, distance,
+"""Conditions of runs on the policy's own samples: equal rewards, reward hacking, distance from the reference,
 staleness.
 """
 
@@ -9,56 +9,56 @@ from preftune.health.history import WINDOW, History, Points
 from preftune.health.verdict import Measured, Threshold, one_in, worst_measured
 
 LENGTH_DRIFT = Threshold(
-    measures="factor by which the length of held-out samples has changed, either way",
+    measures="factor by which the length of held-out samples has changed, in either direction",
     watch=1.6,
     act=2.5,
-    reason="a task's answers have a length; sampling noise moves the mean of some tens of samples by a tenth or two",
+    reason="answers to a task have a typical length; sampling noise changes the mean of a few dozen samples by 10% to 20%",
 )
 KL_PER_TOKEN = Threshold(
     measures="KL to the reference, in nats per token",
     watch=0.5,
     act=1.5,
-    reason="at 0.5 nats a token the policy is far outside of what the reference would write: a choice in two is another one",
+    reason="at 0.5 nats per token the policy is far from what the reference writes: every second token choice differs",
 )
 ENTROPY_LOST = Threshold(
-    measures="share of the entropy per token that is gone",
+    measures="share of the entropy per token that is lost",
     watch=0.6,
     act=0.9,
-    reason="some loss is what learning is; below a tenth of it the policy says the same to everyone and explores no more",
+    reason="some loss is part of learning; below 10% of its entropy the policy gives the same answer to every prompt and no longer explores",
 )
 EQUAL_REWARDS = Threshold(
     measures="share of prompts whose completions all have the same reward",
     watch=0.5,
     act=0.9,
-    reason="they cost samples and have no gradient: at one half every step costs twice what it teaches",
+    reason="they cost samples and give no gradient: at one half, every step costs twice as much as needed",
 )
 SIGNS_OF_HACKING = Threshold(
-    measures="signs beside a rising reward",
+    measures="signs in addition to a rising reward",
     watch=1.0,
     act=2.0,
-    reason="one sign may be the task itself (a reward for brevity shortens); two together are seldom what was wanted",
+    reason="one sign may be the task itself (a reward for brevity shortens answers); two together are rarely intended",
 )
 STALENESS = Threshold(
-    measures="steps between drawing a completion and learning from it",
+    measures="steps between sampling a completion and training on it",
     watch=8.0,
     act=32.0,
-    reason="the laboratory's replay of samples pays for a few passes and then falls behind; no importance ratio mends it here",
+    reason="in the laboratory, replay of samples helps for a few passes and then hurts; this objective has no importance ratio to correct it",
 )
 CLIPPED = Threshold(
-    measures="share of ratios that the clip leaves without gradient",
+    measures="share of ratios without gradient because of clipping",
     watch=0.2,
     act=0.5,
-    reason="fresh samples have none; from a fifth on a good part of every collection is wasted",
+    reason="fresh samples have none; from 20% on, much of every collection is wasted",
 )
 SAMPLER_GAP = Threshold(
     measures="mean difference of the sampler's and the trainer's log-probability, in nats per token",
     watch=0.08,
     act=0.2,
-    reason="rounding makes 1e-5 in fp32 and up to 0.05 in bf16; beyond it the two are different models",
+    reason="rounding causes 1e-5 in fp32 and up to 0.05 in bf16; above that they are different models",
 )
 FEW_TOKENS = 2.0
-"""Samples of at most so many tokens say nothing. Above it, becoming shorter is watched: it is what many
-rewards are for.
+"""Samples of at most so many tokens carry no information. Above it, shortening is only watched, because many
+rewards intend it.
 """
 MIN_RISE = 0.5
 """Standard deviations of a collection's rewards by which the reward must have risen to count as risen."""
@@ -80,27 +80,27 @@ def length_drift(history: History) -> Measured | None:
         threshold=LENGTH_DRIFT,
         cap="act" if longer or last <= FEW_TOKENS else "watch",
         evidence=f"length of samples {first:.1f} to {last:.1f} tokens{because}",
-        meaning=f"The policy finds reward in {'length' if longer else 'brevity'}; unless that is the task, it games the reward.",
+        meaning=f"The policy gains reward by {'length' if longer else 'brevity'}. Unless that is the task, this is reward hacking.",
         option=_priced(reward) if longer else _closer(history, 3.0),
     )
 
 
 def kl_blow_up(history: History) -> Measured | None:
-    """The policy leaves its reference altogether."""
+    """The policy moves far away from its reference."""
     kl, length = history.held_out("kl"), history.held_out("completions/length")
     if kl is None or length is None or not history.has_trend:
         return None
     return Measured(
         value=kl.values[-1] / max(length.values[-1], 1.0),
         threshold=KL_PER_TOKEN,
-        evidence=f"KL {kl.values[-1]:.2f} nats over {length.values[-1]:.1f} tokens a completion",
-        meaning="The policy writes what the reference would hardly ever write, so that what the reference knew is being lost.",
+        evidence=f"KL {kl.values[-1]:.2f} nats over {length.values[-1]:.1f} tokens per completion",
+        meaning="The policy writes what the reference would almost never write, and loses abilities of the reference.",
         option=_closer(history, 10.0),
     )
 
 
 def entropy_collapse(history: History) -> Measured | None:
-    """The policy always says the same."""
+    """The policy always writes the same text."""
     entropy = history.held_out("entropy")
     if entropy is None or entropy.values[0] <= 0 or not history.has_trend:
         return None
@@ -109,13 +109,13 @@ def entropy_collapse(history: History) -> Measured | None:
         value=1 - last / first,
         threshold=ENTROPY_LOST,
         evidence=f"entropy {first:.3f} to {last:.3f} nats per token",
-        meaning="The samples of a prompt become the same text, and what is never sampled can no longer be learned.",
+        meaning="The samples of a prompt become identical, and completions that are never sampled cannot be learned.",
         option=_closer(history, 3.0),
     )
 
 
 def equal_rewards(history: History) -> Measured | None:
-    """The completions of a prompt all have the same reward, and teach nothing."""
+    """The completions of a prompt all have the same reward and give no gradient."""
     shares, spread = history.train.get("collect/equal_rewards"), history.train.get("reward/std")
     if shares is not None:
         value = shares.tail()
@@ -130,7 +130,7 @@ def equal_rewards(history: History) -> Measured | None:
         threshold=EQUAL_REWARDS,
         evidence=f"{value:.0%} of prompts have equal rewards"
         + (f", sampled at temperature {temperature:g}" if cold else ""),
-        meaning="Most samples cost time and teach nothing: the reward is too coarse for them, or the prompts too easy or too hard.",
+        meaning="Most samples give no gradient: the reward is too coarse, or the prompts are too easy or too hard.",
         option="--sampling.temperature 1"
         if cold
         else f"--sampling.num_completions {2 * wanted}"
@@ -152,7 +152,7 @@ def reward_hacking(history: History) -> Measured | None:
         value=float(len(signs)),
         threshold=SIGNS_OF_HACKING,
         evidence=f"reward {reward.head():.3g} to {reward.tail():.3g} ({rise:+.1f} standard deviations); {seen}",
-        meaning="The reward may be rising for reasons that its maker did not mean: read some samples before trusting it.",
+        meaning="The reward may be rising for unintended reasons: read some samples before trusting it.",
         option=_closer(history, 10.0),
     )
 
@@ -170,7 +170,7 @@ def stale_samples(history: History) -> Measured | None:
                 value=clipped.tail(),
                 threshold=CLIPPED,
                 evidence=f"{clipped.tail():.0%} of ratios are clipped",
-                meaning="The policy has moved on from the samples, and the clip throws their gradient away.",
+                meaning="The policy has moved away from the samples, and clipping removes their gradient.",
                 option=_fresher(history),
             )
         )
@@ -181,7 +181,7 @@ def stale_samples(history: History) -> Measured | None:
                 value=age,
                 threshold=STALENESS,
                 evidence=f"samples are {age:.1f} steps old on average",
-                meaning="The policy learns from what an earlier policy said, and nothing in this objective corrects for it.",
+                meaning="The policy trains on samples of an earlier policy, and this objective does not correct for it.",
                 option=_fresher(history),
             )
         )
@@ -190,8 +190,8 @@ def stale_samples(history: History) -> Measured | None:
             Measured(
                 value=max(gap.values),
                 threshold=SAMPLER_GAP,
-                evidence=f"sampler and trainer differ by up to {max(gap.values):.2g} nats a token",
-                meaning="The sampler is another model than the trainer takes it for, so that on-policy is so in name only.",
+                evidence=f"sampler and trainer differ by up to {max(gap.values):.2g} nats per token",
+                meaning="The sampler's distribution differs from the trainer's, so training is not really on-policy.",
                 option="--precision fp32",
             )
         )
@@ -218,9 +218,9 @@ def _two_distributions(history: History, clipped: float) -> Measured:
         threshold=CLIPPED,
         evidence=f"{clipped:.0%} of the ratios of fresh samples are clipped"
         + (f", sampled at temperature {temperature:g}" if hot else ""),
-        meaning="The temperature of sampling is not the one at which the policy was scored: its ratios start away from 1."
+        meaning="The sampling temperature differs from the temperature of scoring: ratios do not start at 1."
         if hot
-        else "The sampler draws from another distribution than the trainer scores: its ratios start away from 1.",
+        else "The sampler's distribution differs from the one that the trainer scores: ratios do not start at 1.",
         option="--sampling.temperature 1" if hot else "--precision fp32",
     )
 
@@ -236,7 +236,7 @@ def _ends(history: History, name: str) -> tuple[float, float] | None:
 
 
 def _signs(history: History, scale: float) -> list[str]:
-    """What is wrong beside the reward."""
+    """Signs in addition to the reward."""
     names = {length_drift: "length", kl_blow_up: "KL", entropy_collapse: "entropy"}
     signs = [
         name
@@ -259,7 +259,7 @@ def _closer(history: History, factor: float) -> str:
 
 def _priced(reward: str | None) -> str:
     """The reward with a share of one for short answers that end."""
-    return f"--reward '{reward} + 0.5*brief'" if reward else "--reward, with brief as a part of it"
+    return f"--reward '{reward} + 0.5*brief'" if reward else "--reward with brief as one term"
 
 
 def _fresher(history: History) -> str:

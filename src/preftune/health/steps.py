@@ -9,25 +9,25 @@ START = Threshold(
     measures="log-ratio before the first step, as a share of the completion's log-probability",
     watch=0.01,
     act=0.1,
-    reason="policy and reference are the same there; rounding is 1e-6 of it in fp32 and below 0.001 in bf16",
+    reason="policy and reference are equal at this point; the rounding error is 1e-6 of it in fp32 and below 0.001 in bf16",
 )
 CHOSEN_LOST = Threshold(
     measures="share of the log-probability that held-out completions lost, chosen and rejected alike",
     watch=0.5,
     act=1.0,
-    reason="no preference asks for completions of both kinds to become the square of their probability: text as such is lost",
+    reason="no preference asks for completions of both kinds to become the square of their probability: the language model itself degrades",
 )
 LOSS_RISE = Threshold(
-    measures="rise of the training loss over its start, as a share of it",
+    measures="relative rise of the training loss over its initial value",
     watch=0.25,
     act=1.0,
-    reason="steps of few pairs let a smoothed loss wander by a tenth or two; a loss above its start has learned nothing",
+    reason="with few pairs per step a smoothed loss varies by 10% to 20%; a loss above its initial value has learned nothing",
 )
 SPIKES = Threshold(
-    measures="share of steps with a loss of more than twice the loss at the start",
+    measures="share of steps with more than twice the initial loss",
     watch=0.05,
     act=0.2,
-    reason="one step in twenty is a habit and not an accident of one odd pair",
+    reason="5% of the steps cannot be explained by a single unusual pair",
 )
 GRADIENT = Threshold(
     measures="factor by which the gradient norm has grown",
@@ -36,27 +36,27 @@ GRADIENT = Threshold(
     reason="gradients of preference losses shrink as margins grow; tenfold growth means that the steps overshoot",
 )
 REWARD_FALL = Threshold(
-    measures="standard deviations by which the reward of the collections has fallen",
+    measures="fall of the reward of the collections, in standard deviations",
     watch=0.5,
     act=1.0,
-    reason="training goes up the reward; means over ten collections wander by a tenth of a standard deviation or so",
+    reason="training should raise the reward; means over ten collections vary by about 0.1 standard deviations",
 )
 MOVEMENT = Threshold(
-    measures="nats that completions have moved from the reference",
+    measures="absolute log-ratio of completions, in nats",
     watch=0.1,
     act=0.01,
     below=True,
-    reason="a tenth of a nat changes the odds of a whole completion by a tenth: no reader would see it",
+    reason="0.1 nats change the odds of a whole completion by 10%, which is not visible in samples",
 )
 DISTANCE = Threshold(
     measures="KL of the samples to the reference, in nats per completion",
     watch=0.01,
     act=0.001,
     below=True,
-    reason="a hundredth of a nat is below the noise of the estimate itself",
+    reason="0.01 nats are below the noise of the estimate",
 )
 LOSS_CHANGE = Threshold(
-    measures="change of the training loss, as a share of it",
+    measures="relative change of the training loss",
     watch=0.01,
     act=0.001,
     below=True,
@@ -80,9 +80,9 @@ def reference_mismatch(history: History) -> Measured | None:
         return None
     other = history.settings.reference_model
     meaning = (
-        "The reference is a model of its own, so that all margins begin with a difference that training did not make."
+        "The reference is a different model, so all margins start with a difference that is not due to training."
         if other
-        else "Policy and reference differ before anything was learned: margins and accuracies start from a wrong zero."
+        else "Policy and reference differ before training: margins and accuracies have the wrong zero."
     )
     return Measured(
         value=max(shares),
@@ -94,7 +94,8 @@ def reference_mismatch(history: History) -> Measured | None:
 
 
 def rate_high(history: History) -> Measured | None:
-    """Steps overshoot: the loss rises or jumps, gradients grow, text as such is lost, or the reward falls."""
+    """Steps overshoot: the loss rises or has spikes, gradients grow, both completions lose probability, or the
+    reward falls."""
     if not history.has_trend:
         return None
     return worst_measured(
@@ -122,7 +123,7 @@ def _text_lost(history: History) -> Measured | None:
         value=max(0.0, min(shares)),
         threshold=CHOSEN_LOST,
         evidence=f"log-ratios: {', '.join(seen)}",
-        meaning="Both sides of the pairs have lost most of their probability: the steps break the model instead of teaching it.",
+        meaning="Both sides of the pairs have lost most of their probability: the updates damage the model.",
         option=one_in(10.0, history.settings.learning_rate),
     )
 
@@ -135,7 +136,7 @@ def _loss_rise(history: History) -> Measured | None:
     return Measured(
         value=loss.tail() / loss.values[0] - 1,
         threshold=LOSS_RISE,
-        evidence=f"training loss {loss.values[0]:.3g} at first, {loss.tail():.3g} of late",
+        evidence=f"training loss {loss.values[0]:.3g} initially, {loss.tail():.3g} recently",
         meaning="The loss is higher than before training: the steps overshoot.",
         option=one_in(10.0, history.settings.learning_rate),
     )
@@ -150,8 +151,8 @@ def _spikes(history: History) -> Measured | None:
     return Measured(
         value=count / len(loss.values) if count >= MIN_SPIKES else 0.0,
         threshold=SPIKES,
-        evidence=f"{count} of {len(loss.values)} steps had more than twice the loss of the first",
-        meaning="The loss jumps: single steps undo what many have learned.",
+        evidence=f"{count} of {len(loss.values)} steps had more than twice the initial loss",
+        meaning="The loss has spikes: single steps undo the progress of many.",
         option=one_in(3.0, history.settings.learning_rate),
     )
 
@@ -166,7 +167,7 @@ def _gradient(history: History) -> Measured | None:
         value=last / first if first > 0 else 0.0,
         threshold=GRADIENT,
         evidence=f"gradient norm {first:.3g} to {last:.3g}",
-        meaning="Gradients grow from step to step: the policy is being driven where the loss is steep.",
+        meaning="Gradients grow from step to step: the policy moves to where the loss is steep.",
         option=one_in(10.0, history.settings.learning_rate),
     )
 
@@ -180,7 +181,7 @@ def _reward_fall(history: History) -> Measured | None:
         value=fall,
         threshold=REWARD_FALL,
         evidence=f"reward {reward.head():.3g} to {reward.tail():.3g} ({-fall:+.1f} standard deviations)",
-        meaning="The policy is getting worse at what it is paid for.",
+        meaning="The policy's reward is falling.",
         option=one_in(10.0, history.settings.learning_rate),
     )
 
@@ -191,7 +192,7 @@ def rate_low(history: History) -> Measured | None:
     if not history.has_trend or share is None or share < HALF_WAY:
         return None
     option = one_in(0.1, history.settings.learning_rate)
-    meaning = "At this pace the run ends as it began."
+    meaning = "At this rate the run ends almost where it started."
     done = f"after {min(share, 1.0):.0%} of the steps"
     kl = history.held_out("kl")
     if kl is not None:

@@ -1,4 +1,4 @@
-"""What a health verdict is made of: a number, the lines that it crosses, and the words around it."""
+"""Parts of a health finding: a number, the thresholds that it crosses, and the text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ LEVELS: tuple[Level, ...] = ("ok", "watch", "act")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """From which value on a condition is watched, and from which one should act; with `below` smaller values
-    are worse.
+    """The values from which a condition is at level watch and at level act; with `below` smaller values are
+    worse.
     """
 
     measures: str
@@ -34,7 +34,7 @@ class Threshold:
     @property
     def text(self) -> str:
         side = "at or below" if self.below else "at or above"
-        act = f", act {side} {self.act:g}" if self.act is not None else ", never act on it alone"
+        act = f", act {side} {self.act:g}" if self.act is not None else ", never act"
         return f"{self.measures}: watch {side} {self.watch:g}{act}"
 
 
@@ -48,7 +48,9 @@ class Measured:
     threshold: Threshold
     evidence: str  # the numbers, in a sentence without its full stop
     meaning: str
-    option: str  # one setting of `preftune train`, as it is typed, or words where no setting helps
+    option: (
+        str  # one setting of `preftune train`, as typed on the command line, or text where no setting helps
+    )
     cap: Level = "act"
 
     @property
@@ -64,9 +66,7 @@ def worst_measured(measured: Sequence[Measured | None]) -> Measured | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A named way in which a run can go wrong. `measure` gives None where the run has not what it takes to
-    judge.
-    """
+    """A named way in which a run can go wrong. `measure` gives None where the run lacks the metrics."""
 
     id: str
     title: str
@@ -76,7 +76,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one condition says of a run at a step."""
+    """The result of one condition for a run at a step."""
 
     id: str
     title: str
@@ -99,7 +99,7 @@ class Finding:
 
 
 def one_in(factor: float, rate: float | None) -> str:
-    """A learning rate that many times smaller (or larger, for a factor below 1), as an option."""
+    """The learning rate divided by the factor, as an option."""
     if rate:
         return f"--learning_rate {rate / factor:.2g}"
-    return f"--learning_rate, a {'smaller' if factor > 1 else 'larger'} one"
+    return f"--learning_rate, {'smaller' if factor > 1 else 'larger'}"

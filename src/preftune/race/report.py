@@ -1,4 +1,4 @@
-"""The end of a race as a table, a summary in words, and one self-contained page; all from the content of
+"""The results of a comparison as a table, a summary and one self-contained page, all from the content of
 comparison.json.
 """
 
@@ -51,7 +51,7 @@ class RaceTable:
         return ["method", "", "learning rate", f"{self.title} (95%)", "behind the best", *self._extras()]
 
     def _extras(self) -> dict[str, str]:
-        """Columns that some row has something to say in: heading -> counter."""
+        """Columns that are not empty: heading -> counter."""
         columns = {"steps": "steps", "samples": "samples_drawn", "seconds": "seconds"}
         found = {
             heading: name
@@ -144,16 +144,16 @@ def _summary(rows: Sequence[RaceRow], content: Mapping[str, Any]) -> str:
     tied, failed = [row.method for row in rows if row.tied], [row.method for row in rows if row.failed]
     behind = [row.method for row in rows if not row.tied and not row.failed]
     if not tied:
-        return "Every method failed: no run at a tuned learning rate ended with a finite measure."
+        return "Every method failed: no run at a tuned learning rate ended with a finite score."
     if len(tied) == 1:
         rest = (
-            f": the others are behind it by more than {seeds} leave to chance."
+            f": its lead over the other methods is significant with {seeds}."
             if behind
-            else ", and alone left."
+            else ", the only method that did not fail."
         )
         first = f"{tied[0]} is best in {title}{rest}"
     else:
-        first = f"{_listed(tied)} are tied best in {title}: {seeds} do not tell them apart."
+        first = f"{_listed(tied)} are tied best in {title}: {seeds} do not separate them."
         first += f" {_listed(behind)} {'is' if len(behind) == 1 else 'are'} behind." if behind else ""
     return first + (f" {_listed(failed)} failed." if failed else "")
 

@@ -45,29 +45,29 @@ BARS = {
         "The log-ratio of a completion per token: above 0 the policy makes it more probable than the reference does.",
     ),
     "abs_mean_log_ratio": (
-        "Size of the log-likelihood shift",
+        "Absolute log-likelihood shift",
         "nats per token",
-        "The same without its sign, so that rises and falls do not cancel between completions.",
+        "The absolute value, so that rises and falls do not cancel between completions.",
     ),
     "mean_logit_shift": (
         "Logit shift",
         "per token",
-        "How far the logit of the token that stands there moved, up or down.",
+        "Absolute change of the logit of each completion token.",
     ),
     "mean_centred_logit_shift": (
-        "Centred logit shift",
+        "Centered logit shift",
         "per token",
-        "The same of logits minus their mean over the vocabulary, which a constant added to all logits does not change.",
+        "The same for logits minus their mean over the vocabulary; a constant added to all logits does not change it.",
     ),
     "gini": (
         "Concentration of the logit shift",
         "Gini coefficient",
-        "0 where all tokens of a completion move alike, towards 1 where a few tokens make up the shift.",
+        "0 if all tokens of a completion move equally, near 1 if a few tokens make up the shift.",
     ),
     "gini_centred": (
-        "Concentration of the centred logit shift",
+        "Concentration of the centered logit shift",
         "Gini coefficient",
-        "The same of the centred logits.",
+        "The same for the centered logits.",
     ),
 }
 
@@ -115,7 +115,7 @@ def summary(content: Mapping[str, Any]) -> list[str]:
     lines = [_in_words(run) for run in runs]
     if len(runs) > 1:
         for name, words in (
-            ("abs_mean_log_ratio", "smallest log-likelihood shift (by size, per token)"),
+            ("abs_mean_log_ratio", "smallest absolute log-likelihood shift per token"),
             ("gini", "lowest Gini coefficient of logit shifts"),
         ):
             for side in SIDES:
@@ -148,9 +148,7 @@ def _in_words(run: Mapping[str, Any]) -> str:
     text = f"{run['name']}: {' and '.join(parts)}. In {fell} of pairs both fell."
     if run["samples"]:
         kl = interval(run["samples"]["policy"]["intervals"]["log_ratio"])
-        text += (
-            f" Its own samples gained {interval_text(kl)} nats each, which estimates KL(policy || reference)."
-        )
+        text += f" Estimated KL(policy || reference) from its own samples: {interval_text(kl)} nats."
     return text
 
 
@@ -271,8 +269,8 @@ def _scatters(runs: Sequence[Mapping[str, Any]]) -> list[Figure]:
             unit="",
             svg=scatter_figure(ones, reach, key=f"scatter-{index}"),
             legend=(),
-            meaning="A point is a completion: right of the dotted line it became more probable, and high up the logits of its "
-            "tokens moved far. All runs have the same axes.",
+            meaning="Each point is a completion. Right of the dotted line it became more probable; the higher the point, the more "
+            "the logits of its tokens moved. All runs have the same axes.",
             alternative=f"Log-ratio against logit shift of {len(ones['chosen'])} pairs.",
         )
         for index, (run, ones) in enumerate(zip(runs, points, strict=True))
@@ -288,8 +286,8 @@ def _histograms(runs: Sequence[Mapping[str, Any]], edges: Sequence[float]) -> li
             unit="share of tokens",
             svg=tokens_figure(ones, edges, top, key=f"tokens-{index}"),
             legend=(),
-            meaning="How many tokens became how much more (right) or less (left) probable, on a logarithmic axis; tokens beyond "
-            "the edges count in the outermost bins.",
+            meaning="Distribution of tokens by how much more (right) or less (left) probable they became, on a logarithmic axis. Tokens "
+            "beyond the edges count in the outermost bins.",
             alternative="Histogram of the log-ratios of chosen and rejected tokens.",
         )
         for index, (run, ones) in enumerate(zip(runs, shares, strict=True))

@@ -1,4 +1,4 @@
-"""The health of a run, as its page shows it: judged from metrics.jsonl, so that runs of any age have it."""
+"""The health of a run, as its page shows it: computed from metrics.jsonl, so it works for runs of any age."""
 
 from dataclasses import dataclass, fields
 
@@ -10,7 +10,7 @@ from preftune.report.read import RunFiles
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`findings` are those that want attention, the worst first; `fine` and `unknown` are titles."""
+    """`findings` are those that need attention, the worst first; `fine` and `unknown` are titles."""
 
     summary: str
     findings: tuple[Finding, ...]
@@ -19,17 +19,17 @@ class Health:
 
 
 def health(run: RunFiles) -> Health | None:
-    """None where nothing was logged that could be judged."""
+    """None where no metric was logged that could be checked."""
     findings = check_health(history_of(run.rows, run.config, objective_facts(run)))
     if not findings:
         return None
     raised = tuple(one for one in findings if one.number > 0)
     acts = sum(one.level == "act" for one in raised)
-    judged = f"Of {len(CONDITIONS)} conditions {len(findings)} could be judged"
+    judged = f"Of {len(CONDITIONS)} conditions {len(findings)} could be checked"
     summary = (
         f"{judged}: {acts} to act on, {len(raised) - acts} to watch."
         if raised
-        else f"{judged}: all are fine."
+        else f"{judged}: no problems found."
     )
     known = {one.id for one in findings}
     return Health(

@@ -28,7 +28,7 @@ def run_markdown(run: RunFiles) -> str:
         blocks.append(f"> {inline(run.message)}")
     blocks += [inline(describe_reward_change(change)) for change in measured if change.name == "Reward"]
     if run.notes:
-        blocks.append("Not everything could be read:\n\n" + _list(run.notes))
+        blocks.append("Some files could not be read completely:\n\n" + _list(run.notes))
     if measured:
         rows = [
             [
@@ -45,7 +45,7 @@ def run_markdown(run: RunFiles) -> str:
     ends = [("steps", f"{run.last_step:,}")] + [
         (label, cell.text) for label, cell in last_values(run).items()
     ]
-    blocks.append("## Where it ended\n\n" + _table(("measure", "last value"), ends))
+    blocks.append("## Final metrics\n\n" + _table(("measure", "last value"), ends))
     if (judged := health(run)) is not None:
         lines = [f"{one.level}: {one.title}. {one.evidence}. Try: {one.option}" for one in judged.findings]
         blocks.append("\n\n".join(["## Health", inline(judged.summary), *([_list(lines)] if lines else [])]))
@@ -87,7 +87,7 @@ def _samples(samples: Sequence[Sample]) -> list[str]:
 
 def _facts(sample: Sample) -> str:
     reward = f"reward {value_text(sample.reward)}, " if sample.reward is not None else ""
-    return f"{reward}{sample.num_tokens} tokens{'' if sample.ended else ', cut at the limit'}"
+    return f"{reward}{sample.num_tokens} tokens{'' if sample.ended else ', truncated at the limit'}"
 
 
 def _mean(interval: Interval | None, signed: bool = False) -> str:

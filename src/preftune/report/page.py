@@ -103,10 +103,10 @@ def write_comparison(run_dirs: list[Path], output: Path) -> Path:
     resolved = [run_dir.resolve() for run_dir in run_dirs]
     if not 1 <= len(resolved) <= len(PALETTE):
         raise ConfigError(
-            "A comparison shows a few runs",
+            "A comparison shows a limited number of runs",
             got=f"{len(resolved)}",
             expected=f"1 to {len(PALETTE)} run folders",
-            do="More colors than that cannot be told apart; compare the runs in parts",
+            do="More colors cannot be distinguished; compare the runs in groups",
         )
     twice = [str(path) for path, count in Counter(resolved).items() if count > 1]
     if twice:
@@ -220,7 +220,7 @@ def _histogram(samples: Sequence[Sample]) -> Figure | None:
         legend=tuple(
             LegendEntry(label=label, look="block", variable=var) for label, var, found in legend if found
         ),
-        meaning="How often a sample earned which reward, before and after training.",
+        meaning="Distribution of rewards of the samples, before and after training.",
         alternative=f"Histogram of the rewards of {len(before)} samples before and {len(after)} after training.",
     )
 

@@ -49,23 +49,23 @@ PANELS = (
         unit="",
         metrics={"loss": "loss"},
         spread=True,
-        meaning="What the optimizer minimizes, averaged over the units of a step; evaluation is on data held out.",
+        meaning="The loss that the optimizer minimizes, averaged over the units of a step. Evaluation uses held-out data.",
     ),
     Panel(
         title="Reward",
         unit="",
         metrics={"reward": "held-out prompts", "collect/reward": "training prompts"},
         spread=True,
-        meaning="The mean reward of the policy's own completions: of held-out prompts at each evaluation, of the prompts of a "
-        "collection when it was drawn.",
+        meaning="The mean reward of the policy's own completions: of held-out prompts at each evaluation, of training "
+        "prompts when their collection was sampled.",
     ),
     Panel(
         title="KL to the reference",
         unit="nats per completion",
         metrics={"kl": "KL"},
         zero=True,
-        meaning="How far the policy has gone from its reference: KL(policy || reference), estimated by its completions of "
-        "held-out prompts. Reward that costs much KL may be reward that is being gamed.",
+        meaning="Distance of the policy from its reference: KL(policy || reference), estimated from its completions of "
+        "held-out prompts. A reward that rises with a large KL may be a sign of reward hacking.",
     ),
     Panel(
         title="Log-ratios",
@@ -73,15 +73,15 @@ PANELS = (
         zero=True,
         metrics={"log_ratios/chosen": "chosen", "log_ratios/rejected": "rejected"},
         meaning="How much more (above 0) or less (below 0) probable the policy makes a completion than the reference "
-        "does, summed over its tokens; if both fall, probability moves away from the chosen completions too.",
+        "does, summed over its tokens; if both fall, chosen completions lose probability, too.",
     ),
     Panel(
         title="Margin",
         unit="implicit reward",
         metrics={"rewards/margins": "margin"},
         zero=True,
-        meaning="The implicit reward (beta × log-ratio) of chosen minus rejected; above 0 the policy has learnt to "
-        "prefer the chosen completion more than the reference did.",
+        meaning="The implicit reward (beta × log-ratio) of chosen minus rejected; above 0 the policy prefers "
+        "the chosen completion more than the reference does.",
     ),
     Panel(
         title="Accuracy",
@@ -95,27 +95,27 @@ PANELS = (
         unit="",
         metrics={"grad_norm": "gradient norm"},
         spread=True,
-        meaning="The length of the gradient before clipping; spikes mark steps that pulled hard.",
+        meaning="The norm of the gradient before clipping; spikes mark steps with a large gradient.",
     ),
     Panel(
         title="Learning rate",
         unit="",
         metrics={"learning_rate": "learning rate"},
-        meaning="The step size that the schedule gave the optimizer.",
+        meaning="The learning rate of the schedule at this step.",
     ),
     Panel(
         title="Load of experts",
         unit="of an even load",
         metrics={"router/load_max": "most loaded", "router/load_min": "least loaded"},
         zero=True,
-        meaning="Tokens of the most and of the least loaded expert of any layer, over what each expert gets when the load is "
-        "even. An expert near 0 is not trained.",
+        meaning="Tokens of the most and of the least loaded expert of any layer, divided by the tokens of each expert at an "
+        "even load. An expert near 0 is not trained.",
     ),
     Panel(
         title="Speed",
         unit="tokens per second",
         metrics={"tokens_per_second": "speed"},
-        meaning="Tokens that went through training per second of a step.",
+        meaning="Tokens trained on per second of a step.",
     ),
 )
 
@@ -127,33 +127,33 @@ KNOWN_MEANINGS = {
     "rewards": "The mean implicit reward (beta × log-ratio) of the chosen and of the rejected completions.",
     "bnf/weight_chosen": "The mean weight of preferred tokens, as in bnf/weight_rejected.",
     "bnf/weight_rejected": "The mean weight min(1, odds under the policy / odds under the reference): at 1 a token trains as in "
-    "SFT, towards 0 its push fades.",
+    "SFT, towards 0 its gradient fades.",
     "router/aux_loss": "The load-balancing loss of the experts, before its coefficient; an even load gives the number of "
     "experts of a token.",
     "router/entropy": "Mean entropy of a router's probabilities over the experts, in nats.",
-    "step_time": "Seconds that a step took, drawing and judging its collection included.",
-    "collect_time": "Seconds that drawing and judging a collection took.",
-    "entropy": "Mean of -log pi per token of the policy's own completions, in nats: an estimate of its entropy. Towards 0 it "
-    "always says the same.",
-    "staleness": "Steps between drawing a completion and learning from it, on average; 0 is on-policy in the strict sense.",
-    "sampler_gap": "Mean difference of the sampler's and the trainer's log-probability of a token, right after the draw.",
+    "step_time": "Seconds per step, including sampling and scoring its collection.",
+    "collect_time": "Seconds for sampling and scoring a collection.",
+    "entropy": "Mean of -log pi per token of the policy's own completions, in nats: an estimate of its entropy. Near 0 the "
+    "policy always writes the same text.",
+    "staleness": "Mean number of steps between sampling a completion and training on it; 0 is strictly on-policy.",
+    "sampler_gap": "Mean difference of the sampler's and the trainer's log-probability of a token, right after sampling.",
     "completions/length": "Tokens of a completion, the end-of-turn token included.",
-    "completions/ended": "Share of the completions that ended within their budget.",
-    "collect/left_out": "Prompts of a collection that taught nothing: equal rewards, or none.",
+    "completions/ended": "Share of the completions that ended within the token limit.",
+    "collect/left_out": "Prompts of a collection without a gradient: equal rewards, or no rewards.",
     "collect/no_reward": "Completions of a collection without a reward.",
-    "collect/parse_failures": "Answers of a judge that could not be understood, in a collection.",
+    "collect/parse_failures": "Judge answers in a collection that could not be parsed.",
     "no_reward": "Completions of held-out prompts without a reward.",
     "collect/reward_std": "Standard deviation of the rewards of a collection.",
     "pairs/common_ends": "Share of a pair's tokens that its two completions have in common, at their beginning and end.",
     "length_correlation": "Correlation of margin and difference of lengths, chosen minus rejected, over held-out pairs.",
-    "length_bias": "Share of held-out pairs whose chosen completion is the longer one, minus the share of the opposite.",
+    "length_bias": "Share of held-out pairs whose chosen completion is longer, minus the share whose rejected completion is longer.",
     "collect/equal_rewards": "Share of a collection's prompts whose completions all have the same reward.",
     "collect/length_correlation": "Correlation of reward and length among the completions of a prompt.",
     "packing": "Share of the computed positions that hold a token; the rest pads rows to one length.",
-    "mfu": "Model FLOP utilisation: the arithmetic that the policy's update must do (each prompt once, the head at scored tokens "
-    "alone) over what the machine's measured matrix products could do meanwhile. On held-out data: of a forward pass.",
-    "sample_mfu": "The same of drawing a collection: one forward pass over its prompts and completions must be done. Tokens "
-    "that come one by one read all weights each, so this is far below that of training.",
+    "mfu": "Model FLOP utilization: the arithmetic that the policy's update requires (each prompt once, the head only at scored "
+    "tokens) divided by what the machine's matrix products could do in the same time. On held-out data: of a forward pass.",
+    "sample_mfu": "The same for sampling a collection, which requires one forward pass over its prompts and completions. Each "
+    "sampled token reads all weights, so the value is far below that of training.",
 }
 
 
@@ -178,7 +178,7 @@ def more_figures(runs: Sequence[RunFiles]) -> tuple[Figure, ...]:
                 title=title,
                 unit="",
                 metrics=metrics,
-                meaning=KNOWN_MEANINGS.get(title, "Logged under this name."),
+                meaning=KNOWN_MEANINGS.get(title, "Logged metric of this name."),
             )
             for title, metrics in groups.items()
         ],

@@ -91,7 +91,7 @@ def read_run(folder: Path) -> RunFiles:
         )
     if not any((folder / name).is_file() for name in ("config.yaml", METRICS)):
         raise ConfigError(
-            "This is no run folder",
+            "This is not a run folder",
             got=str(folder),
             expected="a folder with config.yaml and metrics.jsonl",
             do="Give the output folder of a training run",
@@ -143,7 +143,7 @@ def read_token_table(path: Path) -> tuple[tuple[TokenRow, ...], tuple[str, ...]]
     known = tuple(row for row in found if row is not None)
     skipped = len(found) - len(known)
     lacking = (
-        (f"{path.name}: {plural(skipped, 'line')} without the fields of a completion left out.",)
+        (f"{path.name}: {plural(skipped, 'line')} without the fields of a completion skipped.",)
         if skipped
         else ()
     )
@@ -181,7 +181,7 @@ def _json_object(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:
     if text is None:
         return {}, ()
     value = _parse(text)
-    return ({}, (f"{path.name} is no JSON object and was left out.",)) if value is None else (value, ())
+    return ({}, (f"{path.name} is not a JSON object and was skipped.",)) if value is None else (value, ())
 
 
 def _json_lines(path: Path) -> tuple[list[dict[str, object]], tuple[str, ...]]:
@@ -195,7 +195,7 @@ def _json_lines(path: Path) -> tuple[list[dict[str, object]], tuple[str, ...]]:
         lines.pop()
     rows = [(index, _parse(line)) for index, line in enumerate(lines) if line.strip()]
     broken = [index + 1 for index, row in rows if row is None and index + 1 < len(lines)]
-    return [row for _, row in rows if row is not None], _note(path.name, broken, "is no JSON object")
+    return [row for _, row in rows if row is not None], _note(path.name, broken, "is not a JSON object")
 
 
 def _parse(text: str) -> dict[str, object] | None:
@@ -210,7 +210,7 @@ def _note(file: str, lines: list[int], fault: str) -> tuple[str, ...]:
     if not lines:
         return ()
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-    return (f"{file}: line {lines[0]}{more} {fault} and was left out.",)
+    return (f"{file}: line {lines[0]}{more} {fault} and was skipped.",)
 
 
 def _series(rows: list[dict[str, object]]) -> tuple[dict[str, Series], dict[str, Series], tuple[str, ...]]:
@@ -228,7 +228,7 @@ def _series(rows: list[dict[str, object]]) -> tuple[dict[str, Series], dict[str,
         for phase in ("train", "eval")
     )
     skipped = len(rows) - len(known)
-    notes = (f"{METRICS}: {skipped} lines without step or phase were left out.",) if skipped else ()
+    notes = (f"{METRICS}: {skipped} lines without step or phase were skipped.",) if skipped else ()
     return train, evaluation, notes
 
 
@@ -241,7 +241,7 @@ def _samples(rows: list[dict[str, object]]) -> tuple[tuple[Sample, ...], tuple[s
             skipped += 1
         else:  # sampled again after a resume: the later line stands
             found[sample.prompt_index, sample.sample_index, sample.stage == "after"] = sample
-    notes = (f"samples.jsonl: {skipped} lines lack a field and were left out.",) if skipped else ()
+    notes = (f"samples.jsonl: {skipped} lines lack a field and were skipped.",) if skipped else ()
     return tuple(found[key] for key in sorted(found)), notes
 
 

@@ -1,4 +1,4 @@
-"""What the files of a run say, in words and numbers."""
+"""Summary of a run's files, in words and numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def changes(samples: Sequence[Sample]) -> tuple[Change, ...]:
     """Reward, share ended and length, before and after; a measure that no sample has is left out."""
     measures = (
         ("Reward", "", [(s, s.reward) for s in samples if s.reward is not None]),
-        ("Properly ended", "%", [(s, 100.0 * s.ended) for s in samples]),
+        ("Completed", "%", [(s, 100.0 * s.ended) for s in samples]),
         ("Length", "tokens", [(s, float(s.num_tokens)) for s in samples]),
     )
     return tuple(_change(name, unit, measured) for name, unit, measured in measures if measured)
@@ -84,7 +84,7 @@ def describe_reward_change(change: Change) -> str:
             if interval is None
             else (
                 f"The mean reward {stage} training is {mean_text(interval)}, over {plural(interval.num, 'prompt')} (95% "
-                f"interval: {range_text(interval)}); there are no samples {other} training to compare it with."
+                f"interval: {range_text(interval)}); there are no samples {other} training for comparison."
             )
         )
     moved = "rose" if difference.mean > 0 else "fell" if difference.mean < 0 else "stayed the same:"
@@ -93,7 +93,7 @@ def describe_reward_change(change: Change) -> str:
         f"{mean_text(after, like=difference)} after it, over the same {plural(difference.num, 'prompt')}"
     )
     if difference.num == 1:
-        return f"{start}. One prompt gives no interval, so this may be chance."
+        return f"{start}. One prompt gives no interval, so the difference may be due to chance."
     interval = range_text(difference, signed=True)
     spread = f"the difference is {mean_text(difference, signed=True)} (95% interval {interval})"
     if difference.excludes_zero:
@@ -189,7 +189,7 @@ def what_was_done(run: RunFiles) -> str:
 
 
 def objective_text(objective: object) -> str:
-    """`bnf`, or `dpo (beta 0.1)` with its hyper-parameters."""
+    """`bnf`, or `dpo (beta 0.1)` with its hyperparameters."""
     if not isinstance(objective, Mapping):
         return describe(objective)
     parameters = [
@@ -207,7 +207,7 @@ def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
     settings = [(label, describe(known[key])) for key, label in wanted.items() if known.get(key) is not None]
     if {"step", "metric", "value"} <= run.best.keys():
         kept = f"step {run.best['step']}, {run.best['metric']} {describe(run.best['value'])}"
-        settings.append(("weights kept", kept))
+        settings.append(("best weights", kept))
     num_parameters = run.environment.get("num_parameters")
     if isinstance(num_parameters, int):
         settings.append(("parameters", f"{num_parameters:,}"))
@@ -239,7 +239,7 @@ def last_values(run: RunFiles) -> dict[str, Cell]:
         ("log-ratio of rejected", run.evaluation.get("log_ratios/rejected"), value_text),
         ("evaluation loss", run.evaluation.get("loss"), value_text),
         ("train loss", run.train.get("loss"), value_text),
-        ("samples drawn", drawn, value_text),
+        ("samples", drawn, value_text),
     )
     return {
         label: Cell(text=text(series.last), value=series.last)
