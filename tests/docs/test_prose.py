@@ -55,10 +55,10 @@ PATTERN = re.compile("|".join(rf"\b(?:{words})\b" for words in WORDS), re.IGNORE
 QUOTES = {"*Towards Efficient Exact Optimization of Language Model Alignment*": "title of a paper"}
 
 # Pages that another rewrite covers at present. Remove a page here once it passes.
-PENDING = {"docs/data.md", "docs/health.md", "docs/models.md"}
+PENDING = {"docs/data.md", "docs/models.md"}
 # Listed words in the texts of src at present. The numbers may only fall.
-HELP_LIMIT = 64
-ERROR_LIMIT = 38
+HELP_LIMIT = 37
+ERROR_LIMIT = 37
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()

@@ -15,7 +15,7 @@ CHOSEN_LOST = Threshold(
     measures="share of the log-probability that held-out completions lost, chosen and rejected alike",
     watch=0.5,
     act=1.0,
-    reason="no preference asks for completions of both kinds to become the square of their probability: the language model itself degrades",
+    reason="no preference requires completions of both kinds to become the square of their probability: the language model itself degrades",
 )
 LOSS_RISE = Threshold(
     measures="relative rise of the training loss over its initial value",
