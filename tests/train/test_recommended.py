@@ -1,5 +1,8 @@
 """A setting far outside what an objective's page recommends is told before training."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from preftune.objectives import OBJECTIVES
@@ -12,8 +15,9 @@ from preftune.train.recommended import unusual_settings
     [
         ("dpo", {}, 1e-6, 0, []),
         ("dpo", {}, 1e-4, 16, []),
-        ("dpo", {}, 1e-2, 16, ["learning rate 0.01 is far above the usual 1e-06 to 0.0002 for adapters"]),
-        ("dpo", {}, 1e-3, 0, ["learning rate 0.001 is far above the usual 1e-07 to 2e-05 for all weights"]),
+        ("bnf", {}, 1e-4, 16, []),
+        ("dpo", {}, 1e-2, 16, ["learning rate 0.01 is far above the usual 3e-06 to 1e-05 for adapters"]),
+        ("dpo", {}, 1e-3, 0, ["learning rate 0.001 is far above the usual 3e-07 to 1e-06 for all weights"]),
         (
             "simpo",
             {},
@@ -46,3 +50,15 @@ def test_defaults_are_usual(name):
         if option.default.__class__.__name__ == "_MISSING_TYPE"
     ):
         assert unusual_settings(objective(), OptimOptions(), 0) == []
+
+
+def test_the_page_names_the_ranges_of_the_objectives():
+    """Each row of the table is the range of the class, and every range of its own has a row."""
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([0-9e-]+(?: to [0-9e-]+)?) \|", text, re.MULTILINE))
+    ranges = {
+        name: tuple(map(float, rates.split(" to "))) for name, rates in rows.items() if name in OBJECTIVES
+    }
+    assert {name: (one[0], one[-1]) for name, one in ranges.items()} == {
+        name: kind.learning_rates for name, kind in OBJECTIVES.items() if "learning_rates" in vars(kind)
+    }

@@ -39,6 +39,7 @@ class AlphaDPO(Coupled, PairObjective):
     """
 
     name = "alpha-dpo"
+    learning_rates = (6e-7, 1e-6)
     needs = frozenset({"ref_logp", "coupling"})
     chosen_fall = "possible"
     length_normalized = True

@@ -32,6 +32,7 @@ class APOZero(Objective):
     """
 
     name = "apo-zero"
+    learning_rates = (2e-7, 2e-7)
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.1)
@@ -69,6 +70,7 @@ class APODown(PairObjective):
     """
 
     name = "apo-down"
+    learning_rates = (2e-7, 2e-7)
     needs = frozenset({"ref_logp"})
     chosen_fall = "intended"
 

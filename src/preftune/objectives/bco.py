@@ -30,6 +30,7 @@ class BCO(Coupled, LabelObjective):
     """
 
     name = "bco"
+    learning_rates = (5e-7, 5e-7)
     needs = frozenset({"ref_logp", "coupling"})
     value_is_surrogate = True
 

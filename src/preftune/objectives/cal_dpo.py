@@ -28,6 +28,7 @@ class CalDPO(PairObjective):
     """
 
     name = "cal-dpo"
+    learning_rates = (5e-7, 5e-7)
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.002)

@@ -47,6 +47,7 @@ class DFT(Coupled, RewardObjective):
     """
 
     name = "dft"
+    learning_rates = (2e-6, 2e-6)
     least_completions = 2
     value_is_surrogate = True
 

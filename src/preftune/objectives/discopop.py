@@ -31,6 +31,7 @@ class DiscoPOP(PairObjective):
     """
 
     name = "discopop"
+    learning_rates = (5e-7, 5e-7)
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

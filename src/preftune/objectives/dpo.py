@@ -28,6 +28,7 @@ class DPO(PairObjective):
     """
 
     name = "dpo"
+    learning_rates = (3e-7, 1e-6)
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -30,6 +30,7 @@ class ERA(GroupPairObjective):
     """
 
     name = "era"
+    learning_rates = (5e-6, 5e-6)
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

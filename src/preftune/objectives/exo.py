@@ -31,6 +31,7 @@ class EXO(PairObjective):
     """
 
     name = "exo"
+    learning_rates = (1e-6, 1e-6)
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -57,6 +57,7 @@ class DIL(PairObjective):
     """
 
     name = "dil"
+    learning_rates = (3e-7, 1e-6)
     needs = frozenset({"ref_logp"})
     length_normalized = True
 
@@ -92,6 +93,7 @@ class GSIL(PairObjective):
     """
 
     name = "gsil"
+    learning_rates = (5e-7, 5e-7)
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.01)

@@ -30,6 +30,7 @@ class InfoNCA(GroupObjective):
     """
 
     name = "infonca"
+    learning_rates = (5e-7, 5e-7)
     least_completions = 2
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
@@ -63,6 +64,7 @@ class NCA(GroupObjective):
     """
 
     name = "nca"
+    learning_rates = (5e-7, 5e-7)
     least_completions = 2
     needs = frozenset({"ref_logp"})
 

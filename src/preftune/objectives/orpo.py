@@ -29,6 +29,7 @@ class ORPO(PairObjective):
     """
 
     name = "orpo"
+    learning_rates = (5e-6, 5e-6)
     length_normalized = True
 
     odds_weight: float = positive(0.1)

@@ -55,6 +55,7 @@ class PPO(Coupled, TokenObjective):
     """
 
     name = "ppo"
+    learning_rates = (3e-6, 3e-6)
 
     kl_coef: float = not_negative(0.05)
     clip: float = between(0.2, "(0, 1)")

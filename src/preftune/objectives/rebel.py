@@ -30,6 +30,7 @@ class REBEL(GroupPairObjective):
     """
 
     name = "rebel"
+    learning_rates = (3e-6, 3e-6)
     chosen_fall = "possible"
 
     eta: float = positive(1.0)

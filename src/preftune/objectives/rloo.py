@@ -32,6 +32,7 @@ class RLOO(CompletionObjective):
     """
 
     name = "rloo"
+    learning_rates = (1e-6, 1e-6)
     least_completions = 2
 
     beta: float = not_negative(0.03)

@@ -29,6 +29,7 @@ class RPO(PairObjective):
     """
 
     name = "rpo"
+    learning_rates = (5e-7, 5e-7)
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.5)

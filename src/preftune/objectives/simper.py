@@ -23,6 +23,7 @@ class SimPER(PairObjective):
 
     learning_rates = (3e-7, 1e-6)
     name = "simper"
+    learning_rates = (3e-7, 1e-6)
     length_normalized = True
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:

@@ -50,6 +50,7 @@ class SimPO(PairObjective):
 
     learning_rates = (3e-7, 1e-6)
     name = "simpo"
+    learning_rates = (3e-7, 1e-6)
     chosen_fall = "possible"
     length_normalized = True
 
@@ -114,6 +115,7 @@ class AlphaPO(PairObjective):
     """
 
     name = "alphapo"
+    learning_rates = (7e-7, 7e-7)
     length_normalized = True
 
     beta: float = positive(2.5)

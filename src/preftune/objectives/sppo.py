@@ -37,6 +37,7 @@ class SPPO(PairObjective):
     """
 
     name = "sppo"
+    learning_rates = (5e-7, 5e-7)
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(1e-3)

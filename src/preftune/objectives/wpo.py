@@ -27,6 +27,7 @@ class WPO(PairObjective):
     """
 
     name = "wpo"
+    learning_rates = (5e-7, 1e-6)
     needs = frozenset({"ref_logp", "log_collision"})
     chosen_fall = "possible"
     value_is_surrogate = True

@@ -5,8 +5,8 @@ from dataclasses import fields
 from preftune.objectives import Objective, objective_name
 from preftune.train.optim import OptimOptions
 
-_FAR = 10.0
-"""Times beyond the range of the recommended values."""
+_FAR = 10.001
+"""Times beyond the range of the recommended values: more than ten, whatever the rounding."""
 _ADAPTERS = 10.0
 """Adapters take learning rates that are so many times larger than all weights do."""
 
