@@ -147,12 +147,16 @@ def _one_thread() -> None:
 
 
 def run_method(options: argparse.Namespace, method: str) -> tuple[float, list[Path]]:
-    """The learning rate that was best on the tuning seed, and the run folders of the seeds at that rate."""
-    tuned = {
-        rate: measured(run_once(options, method, rate, TUNING_SEED))["reward"]
-        for rate in options.learning_rates
-    }
-    best = max(tuned, key=lambda rate: tuned[rate])
+    """The learning rate that was best on the tuning seed (one alone needs no tuning), and the run folders of the
+    seeds at that rate.
+    """
+    best, *others = options.learning_rates
+    if others:
+        tuned = {
+            rate: measured(run_once(options, method, rate, TUNING_SEED))["reward"]
+            for rate in options.learning_rates
+        }
+        best = max(tuned, key=lambda rate: tuned[rate])
     return best, [run_once(options, method, best, seed) for seed in options.seeds]
 
 

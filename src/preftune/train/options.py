@@ -59,10 +59,9 @@ class TrainConfig:
         output: the run folder, which must not hold anything yet.
         model: the policy at its start: a bundled name, a folder, a .gguf file, an adapter folder or a hub id.
         objective: the loss and its hyper-parameters; from Python also the text "dpo(beta=0.1)".
-        source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by
-            `reward`, "hybrid" from both: half of each step's groups are the data's, half are samples with a
-            reward; for objectives that read samples which nobody judged (hypo), each pair of the data comes
-            with samples of its prompt.
+        source: "offline" learns from the completions in `data`, "on-policy" from samples of the policy, scored
+            by `reward`, "hybrid" from both: half of the groups are from the data, half are scored samples; for
+            objectives on samples without a reward (hypo), each pair from the data with samples of its prompt.
         reward: on-policy: a built-in reward or module:function.
         eval_data: held-out data, in any format that `data` may have; on-policy its prompts are used.
         filter: leave out pairs by what the policy at its start makes of them: "ches<0.9" keeps those of

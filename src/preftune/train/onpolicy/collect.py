@@ -47,7 +47,7 @@ class CollectOptions:
         opponent: what else answers each prompt, for objectives that compare with it: once the "reference" (xpo,
             nash-md), once a "mixture" of policy and reference, with the logits (1 - s) z + s z_ref (nash-md and
             objectives on pairs), or "two-sided" (objectives on pairs): once the mixture with -s and once that
-            with s, a pair of their own.
+            with s, as a separate pair.
         opponent_share: s, in [-1, 1) and not 0; below 0 the mixture leads away from the reference.
         data_share: share of the groups that come from the completions in `data`, in [0, 1); by default 0, and
             0.5 with source "hybrid".
