@@ -226,15 +226,27 @@ def _fails(package: str, arguments: list[str]) -> bool:
 
 def objective_files() -> dict[str, str]:
     """Name in the table -> file that defines its class."""
-    tree = ast.parse((OBJECTIVES / "__init__.py").read_text())
-    where = {
-        alias.name: f"{node.module.rpartition('.')[2]}.py"
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
+    table = ast.parse((OBJECTIVES / "table.py").read_text())
+    classes = {alias.name for node in table.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return {
+        name: path.name
+        for path in sorted(OBJECTIVES.glob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name in classes
+        for name in _declared_name(node)
     }
-    table = next(n.value for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.value, ast.Dict))
-    return {k.value: where[v.id] for k, v in zip(table.keys, table.values, strict=True)}  # type: ignore[union-attr]
+
+
+def _declared_name(node: ast.ClassDef) -> list[str]:
+    """The name of an objective; none of a base class."""
+    return [
+        line.value.value
+        for line in node.body
+        if isinstance(line, ast.Assign)
+        and [ast.unparse(target) for target in line.targets] == ["name"]
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    ]
 
 
 def main() -> int:
