@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from preftune.model.policy import Policy, score_all
     from preftune.model.scorer import load_scorer
     from preftune.model.whole_model import LoadOptions
-    from preftune.objectives import OBJECTIVES, Objective
+    from preftune.objectives import OBJECTIVES, Objective, losses
     from preftune.report.read import read_run
     from preftune.sampling.sample import SampleOptions, sample
     from preftune.train.loop import resume, train
@@ -52,6 +52,7 @@ __all__ = [
     "load_model",
     "load_scorer",
     "load_tokenizer",
+    "losses",
     "read_run",
     "resume",
     "sample",
@@ -63,6 +64,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "train":
         return importlib.import_module("preftune.train")
+    if name == "losses":
+        return importlib.import_module("preftune.objectives.losses")
     if name not in _MODULES:
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
     return getattr(importlib.import_module(f"preftune.{_MODULES[name]}"), name)

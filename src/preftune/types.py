@@ -7,11 +7,20 @@ sequence positions, U units (what a loss averages over), V vocabulary.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
-from jaxtyping import Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from numpy import ndarray
+else:  # objectives work where there is only torch: shapes in annotations are then plain tensors
+    try:
+        from jaxtyping import Bool, Float, Int
+        from numpy import ndarray
+    except ImportError:
+        ndarray = Any
+        Bool = Float = Int = type("Shaped", (), {"__class_getitem__": lambda cls, item: Tensor})
 
 Source = Literal["data", "policy", "reference"]
 """Who wrote a completion."""
@@ -137,21 +146,19 @@ class Group:
     assistant's tokens are scored, and learned from; the others are context.
     """
 
-    prompt: np.ndarray  # int32 [tokens], at least one
-    completions: tuple[np.ndarray, ...]  # int32 [tokens] each, at least one
-    scored: tuple[
-        np.ndarray, ...
-    ] = ()  # bool [tokens] for each completion; empty where all tokens are scored
+    prompt: ndarray  # int32 [tokens], at least one
+    completions: tuple[ndarray, ...]  # int32 [tokens] each, at least one
+    scored: tuple[ndarray, ...] = ()  # bool [tokens] for each completion; empty where all tokens are scored
     pairs: tuple[tuple[int, int], ...] = ()
     probabilities: tuple[float, ...] = ()
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
     sources: tuple[int, ...] = ()
     behaviour_logp: tuple[
-        np.ndarray, ...
+        ndarray, ...
     ] = ()  # float32 [scored tokens], of the distribution that was sampled from
     behaviour_value: tuple[
-        np.ndarray, ...
+        ndarray, ...
     ] = ()  # float32 [scored tokens], of the policy's scalar head when it sampled
     origin: str = ""
 
@@ -159,9 +166,7 @@ class Group:
     def num_scored(self) -> tuple[int, ...]:
         """Scored tokens of each completion."""
         return (
-            tuple(map(int, map(np.count_nonzero, self.scored)))
-            if self.scored
-            else tuple(map(len, self.completions))
+            tuple(int(one.sum()) for one in self.scored) if self.scored else tuple(map(len, self.completions))
         )
 
 

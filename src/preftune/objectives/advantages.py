@@ -5,11 +5,10 @@ the whole step (`whitened`) takes the step's mean and variance as numbers.
 """
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.groupwise import group_index, group_max, group_sum
-from preftune.types import Rewards
+from preftune.types import Float, Int, Rewards
 
 # Added to a variance before its root, as in TRL and verl; advantages of a step whose rewards are all equal
 # stay 0.

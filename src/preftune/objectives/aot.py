@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import Coupled, State, coupling_of, log_ratio, reference, sum_tokens
@@ -13,7 +12,7 @@ from preftune.objectives.coupling import check_state, lexicographic, pair_keys, 
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides
-from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
+from preftune.types import Coupling, Float, Int, Losses, Pairs, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

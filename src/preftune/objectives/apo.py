@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import Objective, log_ratio
@@ -12,7 +11,7 @@ from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.labelwise import anchored, label_losses, label_weights
 from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
-from preftune.types import Labels, Losses, Pairs, TokenScores
+from preftune.types import Float, Int, Labels, Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.checks import check_fields
-from preftune.types import Coupling, Labels, Losses, Pairs, Signal, StepView, TokenScores
+from preftune.types import Coupling, Float, Int, Labels, Losses, Pairs, Signal, StepView, TokenScores
 
 ChosenFall = Literal["prevented", "possible", "intended"]
 Opponent = Literal["none", "reference", "mixture", "two-sided"]

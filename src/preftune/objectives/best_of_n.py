@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import mean_tokens, sum_tokens
@@ -12,7 +11,7 @@ from preftune.objectives.checks import between, not_negative
 from preftune.objectives.groupwise import group_index, group_losses, group_max, group_sum, reward_softmax
 from preftune.objectives.kinds import GroupObjective
 from preftune.objectives.pairwise import NLLScale
-from preftune.types import Losses, Rewards, TokenScores
+from preftune.types import Float, Losses, Rewards, TokenScores
 
 Negatives = Literal["sum", "mean", "worst"]
 

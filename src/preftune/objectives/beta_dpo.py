@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import Coupled, State, coupling_of, log_ratio
@@ -20,7 +19,7 @@ from preftune.objectives.coupling import (
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin
-from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
+from preftune.types import Coupling, Float, Int, Losses, Pairs, StepView, TokenScores
 
 _MIN_BETA = 1e-3  # as the authors have it
 

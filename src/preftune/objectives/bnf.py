@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import Objective, label_metrics, mean_tokens, per_token, reference, sum_tokens
 from preftune.objectives.links import MAX_LOGP, log_odds
-from preftune.types import Labels, Losses, Pairs, TokenScores
+from preftune.types import Float, Int, Labels, Losses, Pairs, TokenScores
 
 
 def odds_weight(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:

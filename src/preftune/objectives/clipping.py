@@ -7,12 +7,11 @@ Exponents are bounded at 80, beyond which a ratio has no gradient.
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from preftune.objectives.base import behaviour, mean_tokens, sum_tokens
 from preftune.objectives.links import bounded_exp, bounded_expm1
-from preftune.types import TokenScores
+from preftune.types import Bool, Float, TokenScores
 
 KLEstimator = Literal["k1", "k2", "k3"]
 

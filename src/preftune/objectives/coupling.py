@@ -5,12 +5,11 @@ is remembered.
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.errors import StorageError
 from preftune.objectives.base import State
-from preftune.types import Pairs, StepView, TokenScores
+from preftune.types import Float, Int, Pairs, StepView, TokenScores
 
 _MOMENTUM = 0.9  # the authors' of both methods that have running moments
 _NO_SPREAD = 1e-6

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.errors import StorageError
@@ -21,7 +20,7 @@ from preftune.objectives.checks import between, positive
 from preftune.objectives.coupling import check_state, step_scores
 from preftune.objectives.groupwise import group_metrics, group_sum, reward_softmax
 from preftune.objectives.kinds import RewardObjective
-from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
+from preftune.types import Coupling, Float, Int, Losses, Rewards, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

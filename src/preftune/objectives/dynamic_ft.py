@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import label_metrics
 from preftune.objectives.kinds import LabelObjective
 from preftune.objectives.sft import SFT
-from preftune.types import Labels, Losses, TokenScores
+from preftune.types import Float, Int, Labels, Losses, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -14,7 +13,7 @@ from preftune.objectives.checks import check_between, positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import bounded_expm1, logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin
-from preftune.types import Losses, Pairs, TokenScores
+from preftune.types import Float, Losses, Pairs, TokenScores
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import behaviour_ratio, log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import comparable_groups, group_index, group_metrics, group_sum
 from preftune.objectives.kinds import GroupOfTwoObjective
-from preftune.types import Losses, Rewards, TokenScores
+from preftune.types import Float, Losses, Rewards, TokenScores
 
 
 def centred_squares(

@@ -1,11 +1,10 @@
 """What objectives on rewarded groups share: sums and softmaxes within a group, and all pairs of a group."""
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import score_metrics
-from preftune.types import Losses, Pairs, Rewards, TokenScores
+from preftune.types import Float, Int, Losses, Pairs, Rewards, TokenScores
 
 
 def group_index(signal: Rewards) -> tuple[Int[Tensor, " C"], int]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.errors import ConfigError
@@ -15,7 +14,7 @@ from preftune.objectives.clipping import kl_estimate, mean_ratio, token_ratio
 from preftune.objectives.groupwise import group_index
 from preftune.objectives.kinds import CompletionObjective, RewardObjective
 from preftune.objectives.policy_gradient import clipped_losses, policy_losses
-from preftune.types import Losses, Rewards, TokenScores
+from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
 LossKL = Literal["k2", "k3"]
 

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import Coupled, Objective, State, coupling_of, log_ratio, score_metrics
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_margin, pairs_of
-from preftune.types import Coupling, Hybrid, Losses, StepView, TokenScores
+from preftune.types import Bool, Coupling, Float, Hybrid, Int, Losses, StepView, TokenScores
 
 POLICY = 1  # of Hybrid.source
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio, mean_log_ratio, mean_tokens
@@ -12,7 +11,7 @@ from preftune.objectives.checks import finite, positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import bounded_exp, hinge, logistic
 from preftune.objectives.pairwise import pair_losses, pair_sides
-from preftune.types import Losses, Pairs, TokenScores
+from preftune.types import Float, Losses, Pairs, TokenScores
 
 DILLink = Literal["lsif", "ukl", "bce"]
 GSILLink = Literal["bernoulli", "brier", "hinge", "kliep", "lsif"]

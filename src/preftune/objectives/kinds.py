@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import Objective, Opponent
 from preftune.objectives.groupwise import all_pairs, comparable_groups, group_weights
 from preftune.objectives.labelwise import label_weights
 from preftune.objectives.pairwise import pair_weights
-from preftune.types import Labels, Pairs, Rewards
+from preftune.types import Float, Int, Labels, Pairs, Rewards
 
 
 class PairObjective(Objective):

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import label_metrics
-from preftune.types import Labels, Losses, TokenScores
+from preftune.types import Float, Labels, Losses, TokenScores
 
 
 def label_weights(signal: Labels) -> Float[Tensor, " C"]:

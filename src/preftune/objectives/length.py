@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio, mean_log_ratio, reference, sum_tokens
@@ -11,7 +10,7 @@ from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_lengths, pair_losses, pair_margin
-from preftune.types import Losses, Pairs, TokenScores
+from preftune.types import Float, Int, Losses, Pairs, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ elementwise.
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from preftune.types import Float
 
 # e^80 = 5.5e34 leaves room below fp32's 3.4e38 for a beta and a sum. The same in fp64, so that dtypes agree.
 _MAX_EXPONENT = 80.0

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import Coupled, State, coupling_of, log_ratio, mean_tokens
@@ -11,7 +10,7 @@ from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides
-from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
+from preftune.types import Coupling, Float, Losses, Pairs, StepView, TokenScores
 
 # Entropies below a millionth of log V are rounding in fp32; the dispersion stops growing there, at 13.8.
 _LEAST_SHARE = 1e-6

@@ -7,14 +7,25 @@ from functools import cached_property
 from typing import Literal, TypeGuard, get_args
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.errors import ConfigError
 from preftune.objectives.base import ChosenFall, Coupled, Objective, Opponent, State, coupling_of
 from preftune.objectives.checks import positive
 from preftune.spec import parse_sum
-from preftune.types import Coupling, Hybrid, Labels, Losses, Pairs, Rewards, Signal, StepView, TokenScores
+from preftune.types import (
+    Coupling,
+    Float,
+    Hybrid,
+    Int,
+    Labels,
+    Losses,
+    Pairs,
+    Rewards,
+    Signal,
+    StepView,
+    TokenScores,
+)
 
 _OF_THE_POLICY = ("logps/", "log_ratios/")  # metrics that say the same whichever term gives them
 

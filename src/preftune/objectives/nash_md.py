@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import ChosenFall, log_ratio, sum_tokens
 from preftune.objectives.checks import not_negative
 from preftune.objectives.groupwise import group_metrics
 from preftune.objectives.kinds import CompletionObjective
-from preftune.types import Losses, Rewards, TokenScores
+from preftune.types import Float, Losses, Rewards, TokenScores
 
 
 def win_rate_losses(

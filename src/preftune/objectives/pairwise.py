@@ -4,11 +4,10 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import mean_tokens, score_metrics, sum_tokens
-from preftune.types import Hybrid, Losses, Pairs, TokenScores
+from preftune.types import Float, Hybrid, Int, Losses, Pairs, TokenScores
 
 NLLScale = Literal["sum", "mean"]
 """Whether a likelihood term is the sum or the mean over the tokens of a completion: a factor of its length.

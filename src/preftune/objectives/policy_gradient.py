@@ -1,14 +1,13 @@
 """What policy-gradient objectives share: rewards with their KL penalty, units of weight one, metrics."""
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.advantages import at_last_token, group_deviation
 from preftune.objectives.base import behaviour, log_ratio, reference, sum_tokens
 from preftune.objectives.clipping import clipped_loss, is_clipped, kl_estimate
 from preftune.objectives.groupwise import group_metrics
-from preftune.types import Losses, Rewards, TokenScores
+from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
 
 def penalized_reward(scores: TokenScores, signal: Rewards, beta: float) -> Float[Tensor, " C"]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.advantages import gae, moments, reward_to_go, whitened
@@ -14,7 +13,7 @@ from preftune.objectives.clipping import token_ratio
 from preftune.objectives.coupling import check_state, initial_moments, update_moments
 from preftune.objectives.kinds import TokenObjective
 from preftune.objectives.policy_gradient import clipped_losses, penalized_token_rewards, policy_losses
-from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
+from preftune.types import Coupling, Float, Losses, Rewards, StepView, TokenScores
 
 _NO_SPREAD = 1e-6
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.errors import ConfigError
@@ -14,7 +13,7 @@ from preftune.objectives.base import ChosenFall, Coupled, State, coupling_of, su
 from preftune.objectives.checks import check_between, not_negative
 from preftune.objectives.kinds import CompletionObjective
 from preftune.objectives.policy_gradient import penalized_reward, policy_losses, unit_weights
-from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
+from preftune.types import Coupling, Float, Losses, Rewards, StepView, TokenScores
 
 Baseline = Literal["none", "mean", "leave_one_out", "moving_average"]
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.advantages import moments, reward_to_go, whitened
@@ -11,7 +10,7 @@ from preftune.objectives.checks import between, not_negative
 from preftune.objectives.clipping import token_ratio
 from preftune.objectives.kinds import TokenObjective
 from preftune.objectives.policy_gradient import clipped_losses, penalized_token_rewards, policy_losses
-from preftune.types import Coupling, Losses, Rewards, StepView, TokenScores
+from preftune.types import Coupling, Float, Int, Losses, Rewards, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

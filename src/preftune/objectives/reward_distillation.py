@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio
@@ -10,7 +9,7 @@ from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import all_pairs, group_metrics
 from preftune.objectives.kinds import GroupPairObjective
 from preftune.objectives.pairwise import pair_margin
-from preftune.types import Losses, Rewards, TokenScores
+from preftune.types import Float, Losses, Rewards, TokenScores
 
 
 def pair_regression(

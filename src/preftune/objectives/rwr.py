@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import mean_tokens, per_token, sum_tokens
 from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import group_metrics
 from preftune.objectives.kinds import RewardObjective
-from preftune.types import Losses, Rewards, TokenScores
+from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

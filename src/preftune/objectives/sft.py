@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import label_metrics, mean_tokens, per_token
 from preftune.objectives.kinds import LabelObjective
-from preftune.types import Labels, Losses, TokenScores
+from preftune.types import Float, Int, Labels, Losses, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import ChosenFall, mean_tokens
@@ -10,7 +9,7 @@ from preftune.objectives.checks import finite, not_negative, positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import bounded_expm1, logistic
 from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_losses, pair_margin
-from preftune.types import Losses, Pairs, TokenScores
+from preftune.types import Float, Losses, Pairs, TokenScores
 
 
 def shaped_reward(mean_logp: Float[Tensor, " C"], alpha: float) -> Float[Tensor, " C"]:

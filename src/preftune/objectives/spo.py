@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.objectives.base import sum_tokens
 from preftune.objectives.groupwise import comparable_groups, group_index
 from preftune.objectives.kinds import RewardObjective
 from preftune.objectives.nash_md import win_rate_losses
-from preftune.types import Losses, Rewards, TokenScores
+from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
 Win = Literal["sigmoid", "sign"]
 

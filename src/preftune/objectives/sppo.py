@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.pairwise import margin_target, pair_losses, pair_sides
-from preftune.types import Losses, Pairs, TokenScores
+from preftune.types import Float, Losses, Pairs, TokenScores
 
 
 def anchored_squares(
