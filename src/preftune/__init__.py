@@ -7,6 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from preftune.api.calls import compare_methods as compare
+    from preftune.api.calls import diagnose
+    from preftune.api.calls import evaluate_model as evaluate
+    from preftune.api.calls import sample_model as sample
+    from preftune.api.results import ResultTable
     from preftune.errors import PreftuneError
     from preftune.model.load import load_model, load_tokenizer
     from preftune.model.policy import Policy, score_all
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
     from preftune.model.whole_model import LoadOptions
     from preftune.objectives import OBJECTIVES, Objective, losses
     from preftune.report.read import read_run
-    from preftune.sampling.sample import SampleOptions, sample
+    from preftune.sampling.sample import SampleOptions
     from preftune.train.loop import resume, train
     from preftune.train.options import TrainConfig
     from preftune.train.result import RunResult
@@ -33,12 +38,19 @@ _MODULES = {
     "Objective": "objectives",
     "read_run": "report.read",
     "SampleOptions": "sampling.sample",
-    "sample": "sampling.sample",
     "RunResult": "train.result",
     "resume": "train.loop",
     "TrainConfig": "train.options",
 }
 """Name -> the module that defines it. `train` is not in it: the package of this name can be called."""
+
+_CALLS = {
+    "sample": "sample_model",
+    "evaluate": "evaluate_model",
+    "diagnose": "diagnose",
+    "compare": "compare_methods",
+}
+"""Name -> the function of `preftune.api.calls`."""
 
 __all__ = [
     "OBJECTIVES",
@@ -46,9 +58,13 @@ __all__ = [
     "Objective",
     "Policy",
     "PreftuneError",
+    "ResultTable",
     "RunResult",
     "SampleOptions",
     "TrainConfig",
+    "compare",
+    "diagnose",
+    "evaluate",
     "load_model",
     "load_scorer",
     "load_tokenizer",
@@ -64,6 +80,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "train":
         return importlib.import_module("preftune.train")
+    if name in _CALLS:
+        return getattr(importlib.import_module("preftune.api.calls"), _CALLS[name])
     if name == "losses":
         return importlib.import_module("preftune.objectives.losses")
     if name not in _MODULES:

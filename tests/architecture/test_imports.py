@@ -23,6 +23,7 @@ LAYERS = (
     {"diagnosis", "lab"},
     {"race"},
     {"commands"},
+    {"api"},
     {"__main__"},
 )
 """From the bottom up. A module may import its own layer and the layers below; there is no exception."""

@@ -25,9 +25,18 @@ def run(arguments: Sequence[str]) -> int:
     """`preftune diagnose run RUN [RUN ...] --output FOLDER`."""
     quiet_transformers()
     settings = parse_settings(DiagnoseRunConfig, name_bare_words(arguments, "runs"), "preftune diagnose run")
+    content, page = write_run_diagnosis(settings, Reporter(quiet=settings.json))
+    if settings.json:
+        print_json(content)
+    else:
+        _tell(content, page)
+    return 0
+
+
+def write_run_diagnosis(settings: DiagnoseRunConfig, report: Reporter) -> tuple[dict[str, Any], Path]:
+    """(the content of diagnosis.json, the page), both written to the output folder."""
     folder = Path(settings.output)
     _check_folder(settings.output)
-    report = Reporter(quiet=settings.json)
     try:
         with memory_errors(), locked_folder(folder):
             content, tokens = diagnose_runs(settings, report)
@@ -36,11 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     write_jsonl(folder / TOKENS, tokens, "write the tokens")
     write_json(folder / DIAGNOSIS_FILE, content, "write the diagnosis", indent=1)
     page = write_diagnosis(content, folder)
-    if settings.json:
-        print_json(content)
-    else:
-        _tell(content, page)
-    return 0
+    return content, page
 
 
 def _check_folder(output: str) -> None:

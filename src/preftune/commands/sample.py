@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
 from preftune.cli.settings import parse_settings
@@ -190,6 +191,20 @@ def sample_rows(
         for record, ones in zip(records, drawn, strict=True)
         if ones  # a server may withhold every completion of a prompt
     ]
+
+
+def sampled_rows(settings: SampleConfig, report: Reporter) -> list[dict[str, Any]]:
+    """The rows that the command would write, for a program."""
+    if settings.prompt is not None:
+        records: Sequence[Record] = [Record(prompt=settings.prompt, completions=(), origin="prompt")]
+    elif settings.prompts is not None:
+        records = load_prompts(settings.prompts, settings.rows, report)
+    else:
+        raise ConfigError("sample needs prompts", got="none", expected="prompt or prompts")
+    drawn = _drawing(settings, report)(
+        records, settings.seed, lambda done, of: report.update("sample", done, of)
+    )
+    return sample_rows(records, drawn, settings.sampling)
 
 
 def _tell_samples(

@@ -24,7 +24,7 @@ PerToken = Tensor | Sequence[Tensor]
 SCORE_NAMES = tuple(
     field.name for field in fields(TokenScores) if field.name not in ("logp", "lengths", "coupling", "router")
 )
-SIGNAL_NAMES = {
+SIGNAL_ARGUMENTS = {
     Pairs: ("chosen", "rejected", "probability"),
     Labels: ("labels",),
     Rewards: ("rewards", "group"),
@@ -81,7 +81,7 @@ def compute_loss(
             rewards, group, source.
     """
     name = objective_name(objective)
-    allowed = (*SIGNAL_NAMES[objective.signal], *(one for one in SCORE_NAMES if one in objective.needs))
+    allowed = (*SIGNAL_ARGUMENTS[objective.signal], *(one for one in SCORE_NAMES if one in objective.needs))
     for key, value in given.items():
         if key not in allowed and value is not None:
             raise ConfigError(

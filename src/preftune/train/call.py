@@ -1,15 +1,14 @@
 """`preftune.train(...)` with keywords, as the command line takes them, and with objects that Python has in hand."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from preftune.cli.keywords import keyword_flags
 from preftune.cli.settings import parse_settings
 from preftune.cli.words import prepared
 from preftune.data.memory import source_name
@@ -72,10 +71,10 @@ def train_with(
         given["reward"] = reward if isinstance(reward, str) else register_reward(reward)
         settings.setdefault("source", "on-policy")
     if model is not None:
-        given["model"] = _model_name(model, tokenizer, folder)
+        given["model"] = model_name(model, tokenizer, folder)
     elif tokenizer is not None:
         raise ConfigError("tokenizer belongs to a loaded model", got="no model", do="Pass model=, too")
-    words = prepared("train", _words({**given, **settings}))
+    words = prepared("train", keyword_flags({**given, **settings}))
     config = parse_settings(TrainConfig, words, prog="preftune.train", description="")
     config = replace(config, **named)
     if objective is not None and not isinstance(objective, str):
@@ -83,29 +82,8 @@ def train_with(
     return train(config, quiet=quiet, on_step=on_step)
 
 
-def _words(settings: Mapping[str, Any]) -> list[str]:
-    """Keywords as flags: one sentence and one set of checks for both."""
-    words: list[str] = []
-    for name, value in settings.items():
-        flag = name.replace("__", ".")
-        if isinstance(value, Mapping) and flag not in ("columns", "rows.columns", "chat_template_kwargs"):
-            words += _words({f"{flag}.{inner}": one for inner, one in value.items()})
-        elif value is not None:
-            words.append(f"--{flag}={_text(value)}")
-    return words
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, PathLike):
-        return str(value)
-    if isinstance(value, float):
-        return repr(value)  # YAML reads 1e-06 as text
-    return yaml.safe_dump(value, default_flow_style=True, width=10**9).strip().removesuffix("\n...").strip()
-
-
-def _model_name(model: Any, tokenizer: PreTrainedTokenizerBase | None, output: Path) -> str:
+def model_name(model: Any, tokenizer: PreTrainedTokenizerBase | None, output: Path) -> str:
+    """The name of a model that a program passed; a loaded model is written to OUTPUT.start."""
     if isinstance(model, str | PathLike):
         if tokenizer is not None:
             raise ConfigError("tokenizer belongs to a loaded model", got=f"model {model}", do="Leave it out")
