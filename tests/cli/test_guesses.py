@@ -46,6 +46,7 @@ MISTAKES = [
     ("train --data pairs.csv --load_in_4bit --output r", "--lora --precision bf16"),
     ("train --data pairs.csv --resume_from_checkpoint r", "Use: preftune train --resume RUN"),
     ("train --data pairs.csv --push_to_hub --output r", "preftune export RUN --to hub"),
+    ("train --data pairs.csv --wandb --output r", "--report_to wandb"),
     ("objectives dop", "Did you mean dpo?"),
     ("trian", "Did you mean preftune train?"),
     ("finetune --data pairs.csv", "Use: preftune train"),

@@ -474,6 +474,7 @@ FELT = {
     ),
     "save_dtype": ("", "--save_dtype bf16"),
     "rows.chat_template": ("", "--rows.chat_template qwen3"),
+    "report_to": None,
     "rows.chat_template_kwargs": None,
     "optim.name": ("", "--optim adafactor"),
     "optim.warmup_steps": None,

@@ -23,7 +23,7 @@ MISTAKES = [
     ("train dop", "Did you mean --objective dpo?"),
     ("train --gamma 0.5", "objective bnf, which has no gamma; expected an objective that has it"),
     ("train --push_to_hub", "preftune export RUN --to hub"),
-    ("train --report_to wandb", "metrics.jsonl"),
+    ("train --wandb", "--report_to wandb"),
     ("train --resume_from_checkpoint r", "Use: preftune train --resume RUN"),
     ("train --deepspeed x", "--shard.mode full"),
     ("train --mask_truncated_completions true", "Truncated completions"),

@@ -18,6 +18,8 @@ MODEL_SETTINGS = frozenset({"model", "compare"})
 OPTIMIZER_PACKAGES = {"adamw-8bit": "torchao", "adamw_8bit": "torchao", "schedule-free": "schedulefree"}
 """Value of optim.name -> the package that it needs."""
 
+TRACKER_PACKAGES = ("tensorboard", "wandb", "mlflow", "trackio")
+
 EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
@@ -30,6 +32,8 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
             _check_value(settings[name], value)
         if name == "optim.name" and (package := OPTIMIZER_PACKAGES.get(value)):
             _check_package(value, package)
+        if name == "report_to":
+            _check_trackers(value)
         if name in DATA_SETTINGS and settings[name].kind != "list[str]":
             _check_data(value)
         if name in MODEL_SETTINGS:
@@ -93,6 +97,18 @@ def _check_package(value: str, package: str) -> None:
             got="not installed",
             do=f"Install it with: pip install {package}",
         )
+
+
+def _check_trackers(value: str) -> None:
+    for name in (part.strip(" '\"") for part in value.strip("[]").split(",") if part.strip()):
+        if name in TRACKER_PACKAGES and importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"report_to {name} needs the package {name}",
+                got="not installed",
+                do=f"Install it with: pip install {name}",
+            )
+        if name not in (*TRACKER_PACKAGES, "none"):
+            raise ConfigError("Unknown tracker", got=name, expected=", ".join(TRACKER_PACKAGES))
 
 
 def _check_data(source: str) -> None:

@@ -43,6 +43,7 @@ from preftune.train.runlog import RunFolder, check_room, create_run, environment
 from preftune.train.saving import bytes_needed, keep_state
 from preftune.train.setup import TrainingJob, build_job
 from preftune.train.sources import Taken
+from preftune.train.trackers import following_trackers
 from preftune.train.update import train_step
 
 OnStep = Callable[[Mapping[str, Any]], object]
@@ -223,11 +224,12 @@ def run_loop(
         last=job.num_steps,
     )
     try:
-        with memory_errors():
-            loop.evaluate_start()
-            loop.run_steps()
-        with stop.postponed():
-            return loop.end()
+        with following_trackers(job.config.report_to, run, to_plain(job.config), counters.step, report):
+            with memory_errors():
+                loop.evaluate_start()
+                loop.run_steps()
+            with stop.postponed():
+                return loop.end()
     except TrainingError as error:
         kept = loop.save_after(error)
         run.set_state("failed", loop.counters.step, str(error))

@@ -43,6 +43,7 @@ from preftune.train.onpolicy.collect import CollectOptions, chosen_selection
 from preftune.train.onpolicy.source import CollectPlan
 from preftune.train.optim import OptimOptions
 from preftune.train.runlog import to_plain
+from preftune.train.trackers import check_trackers
 
 
 def four_completions() -> SampleOptions:
@@ -87,6 +88,8 @@ class TrainConfig:
         router_aux_loss_coef: of a mixture of experts: coefficient of the auxiliary loss that balances the load of
             the experts; the model's own when not given, 0 leaves the loss out.
         device: "auto" takes a GPU if there is one, and of several processes each its own.
+        report_to: trackers that get every metric, too: tensorboard, wandb, mlflow, trackio, with commas between
+            several; none by default.
         process_minutes: with several processes: how long one waits for the others before the run stops; more
             than a reward or a server ever takes.
         seed: of the data order, the held-out split and the adapters' start.
@@ -126,6 +129,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     router_aux_loss_coef: float | None = None
     device: str = "auto"
+    report_to: list[str] = field(default_factory=list)
     process_minutes: float = 60.0
     seed: int = 0
     rows: DataOptions = field(default_factory=DataOptions)
@@ -147,6 +151,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, source_name(value))
+        if self.report_to == ["none"]:  # what other tools write
+            object.__setattr__(self, "report_to", [])
+        check_trackers(self.report_to)
         if not self.data:
             raise ConfigError("data is empty", expected="a file, a folder or a hub id")
         self._check_evaluation()

@@ -47,6 +47,9 @@ class RunFolder:
 
     path: Path
     writes: bool = True
+    followers: list[Callable[[Mapping[str, Any]], None]] = field(
+        default_factory=list, compare=False, repr=False
+    )  # called with every row of metrics.jsonl
     _logs: dict[str, "_Log"] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -82,6 +85,8 @@ class RunFolder:
             raise storage_error(f"write {name}", self.path, error) from error
         log.num_bytes += len(line)
         log.digest.update(line)
+        for follow in self.followers if name == LOGS[0] else ():
+            follow(clean)
 
     def _log(self, name: str) -> "_Log":
         """What this process knows of a log; of one that is there already, all that is in it."""
