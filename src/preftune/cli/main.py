@@ -26,6 +26,7 @@ preftune fine-tunes language models on preference data.
 usage: preftune COMMAND [settings]
 
 start here:
+  start               from a data file to a verdict, in minutes preftune start FILE --minutes 30
   demo                end-to-end example on a bundled model   preftune demo
   inspect             how a data file is read                 preftune inspect DATA --model M
   train               train a model                           preftune train --data FILE --objective dpo --output RUN
@@ -209,6 +210,7 @@ def _module_of(verb: str) -> ModuleType:
 
 
 VERBS = (
+    "start",
     "demo",
     "inspect",
     "train",

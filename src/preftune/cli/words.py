@@ -26,6 +26,7 @@ POSITIONAL = {
     "reward": "data",
     "sample": "model",
     "select": "data",
+    "start": "data",
     "train-reward-model": "data",
 }
 """Commands whose first bare word is a setting. (Others read their bare words themselves.)"""

@@ -185,7 +185,7 @@ def after_race(advice: Advice, settings: AdviseConfig) -> Advice:
     from preftune.race.run import compare
 
     pilot, own = settings.race, advice.source[0].choice == "on-policy"
-    known = {_written(one): one for one in advice.objective}
+    known = {written_objective(one): one for one in advice.objective}
     further = [name for name in FILL if name not in {one.choice for one in advice.objective}]
     known |= {name: Recommendation(choice=name, reason="", basis="") for name in further}
     raced = dict(list(known.items())[: pilot.methods])
@@ -225,7 +225,7 @@ def after_race(advice: Advice, settings: AdviseConfig) -> Advice:
     return replace(advice, objective=(*found, *left))
 
 
-def _written(one: Recommendation) -> str:
+def written_objective(one: Recommendation) -> str:
     """An objective as `preftune compare` takes it."""
     inner = ",".join(f"{name}={value}" for name, value in one.settings.items())
     return f"{one.choice}({inner})" if inner else one.choice

@@ -32,6 +32,7 @@ from preftune.stats import (
     share_interval,
 )
 from preftune.train.runlog import RunFolder
+from preftune.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,18 +143,24 @@ def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
     prepared = prepare(settings.data, tokenizer, "pairs", settings.rows)
     for line in prepared.report.lines():
         report.note(line)
+    return evaluate_groups(settings, prepared.groups, report)
+
+
+def evaluate_groups(settings: EvalConfig, groups: Sequence[Group], report: Reporter) -> PairEvaluation:
+    """The same of groups that were read before."""
+    reference = reference_of(settings)
     logps = []
     for name in (settings.model, reference):
         policy = load_scorer(name, settings.loading, settings.layout, settings.precision, settings.device)
         tell = partial(report.update, f"score {name}")
-        logps.append(score_all(policy, prepared.groups, settings.layout, tell))
+        logps.append(score_all(policy, groups, settings.layout, tell))
         del policy  # one model at a time is in memory
     sums = [[[float(ids.sum(dtype=np.float64)) for ids in group] for group in model] for model in logps]
     beta, of_run = beta_of(settings)
-    clusters = [index for index, group in enumerate(prepared.groups) for _ in group.pairs]
+    clusters = [index for index, group in enumerate(groups) for _ in group.pairs]
     sides = [
         [[sums[model][index][place] for model in (0, 1)] for place in pair]
-        for index, group in enumerate(prepared.groups)
+        for index, group in enumerate(groups)
         for pair in group.pairs
     ]
     logp = np.array(sides)  # [pairs, chosen and rejected, model and reference]
