@@ -67,7 +67,7 @@ def test_mistakes_and_help_import_no_library():
         ("--loss DPO", ["--objective", "dpo"]),
         ("--objective=CPO_SimPO", ["--objective=cpo-simpo"]),
         ("--objective simpo --gamma 0.5", ["--objective", "simpo", "--objective.gamma", "0.5"]),
-        ("--objective 0.7*dpo+0.3*sft", ["--objective", "0.7*dpo+0.3*sft"]),
+        ("--objective 0.7*dpo+0.3*sft", ["--objective", "mixture", "--objective.terms", "0.7*dpo+0.3*sft"]),
         ("--objective mine:Loss", ["--objective", "mine:Loss"]),
         ("--val_split 0.1", ["--eval_fraction", "0.1"]),
         ("--gradient_checkpointing", ["--gradient_checkpointing", "true"]),

@@ -53,6 +53,8 @@ methods:
   advise              which source and objective suit data    preftune advise DIAGNOSIS.json
   curves              derivative of each loss, as a figure    preftune curves [NAME ...]
   lab                 bandit experiments of both papers       preftune lab list
+  import-config       settings of TRL, axolotl and others     preftune import-config FILE --output run.yaml
+  completion          complete commands in bash, zsh, fish    eval "$(preftune completion bash)"
   env                 versions and hardware, for bug reports  preftune env
   docs                this version's documentation, offline  preftune docs [NAME]
 
@@ -228,10 +230,12 @@ VERBS = (
     "advise",
     "report",
     "clean",
+    "import-config",
     "objectives",
     "curves",
     "lab",
     "env",
+    "completion",
     "docs",
 )
 """The commands; the module of one is `preftune.commands.NAME`, with `_` for `-`."""

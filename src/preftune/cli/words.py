@@ -17,9 +17,11 @@ POSITIONAL = {
     "chat": "model",
     "clean": "folder",
     "compare": "data",
+    "completion": "shell",
     "diagnose-data": "data",
     "eval": "model",
     "export": "run",
+    "import-config": "file",
     "inspect": "data",
     "iterate": "prompts",
     "objectives": "name",
@@ -217,11 +219,26 @@ def _objective(words: Sequence[str], known: Mapping[str, str]) -> str | None:
     return spelled_objective(named)
 
 
-def _objective_values(command: str, words: list[str]) -> list[str]:
-    for place, word in enumerate(words[:-1]):
-        if word == "--objective" or (word == "--name" and command == "objectives"):
-            words[place + 1] = spelled_objective(words[place + 1])
-    return words
+def _objective_values(command: str, words: Sequence[str]) -> list[str]:
+    """Names of objectives as the table spells them; a weighted sum as the terms of a mixture."""
+    done: list[str] = []
+    for word in words:
+        before = done[-1] if done else ""
+        flag, equals, value = word.partition("=")
+        if before == "--objective" or (before == "--name" and command == "objectives"):
+            value = spelled_objective(word)
+            is_sum = before == "--objective" and _is_sum(value)
+            done += ["mixture", "--objective.terms", value] if is_sum else [value]
+        elif flag == "--objective" and equals and _is_sum(value):
+            done += ["--objective=mixture", f"--objective.terms={value}"]
+        else:
+            done.append(word)
+    return done
+
+
+def _is_sum(text: str) -> bool:
+    """Whether it is written as 0.8*dpo+0.2*sft; plus signs and stars inside brackets are of settings."""
+    return ":" not in text and bool(re.search(r"[*+]", re.sub(r"\(.*?\)", "", text)))
 
 
 def _own_flags(module: str) -> frozenset[str]:

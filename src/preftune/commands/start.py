@@ -42,7 +42,7 @@ from preftune.train.runlog import check_output
 from preftune.types import Message
 
 RACE_SHARE, TRAIN_SHARE = 0.45, 0.8  # of the whole budget; of what is left after the race
-Prompt = str | tuple[Message, ...]
+PromptTurns = str | tuple[Message, ...]
 LEAST_STEPS = 8  # of a run in the race; with fewer, methods are left out
 SEEDS = 2
 PROBE_STEPS = 2
@@ -273,7 +273,9 @@ def _with_rate(config: StartConfig, method: str, folder: str, rate: float, minut
     )
 
 
-def evaluated(config: StartConfig, folder: Path, report: Reporter) -> tuple[PairEvaluation, list[Prompt]]:
+def evaluated(
+    config: StartConfig, folder: Path, report: Reporter
+) -> tuple[PairEvaluation, list[PromptTurns]]:
     """The held-out pairs of the run, scored before and after, and their first prompts."""
     material = find_material(DiagnoseRunConfig(runs=[str(folder)], output="unused"), find_runs([str(folder)]))
     settings = EvalConfig(
@@ -290,7 +292,7 @@ def evaluated(config: StartConfig, folder: Path, report: Reporter) -> tuple[Pair
 
 
 def answered(
-    config: StartConfig, final: str, prompts: Sequence[Prompt], report: Reporter
+    config: StartConfig, final: str, prompts: Sequence[PromptTurns], report: Reporter
 ) -> list[dict[str, str]]:
     """Answers of both models to held-out prompts, by the most probable tokens."""
     if not prompts:

@@ -43,7 +43,7 @@ from preftune.train.onpolicy.collect import CollectOptions, chosen_selection
 from preftune.train.onpolicy.source import CollectPlan
 from preftune.train.optim import OptimOptions
 from preftune.train.runlog import to_plain
-from preftune.train.trackers import check_trackers
+from preftune.train.trackers import checked_trackers
 
 
 def four_completions() -> SampleOptions:
@@ -151,9 +151,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, source_name(value))
-        if self.report_to == ["none"]:  # what other tools write
-            object.__setattr__(self, "report_to", [])
-        check_trackers(self.report_to)
+        object.__setattr__(self, "report_to", checked_trackers(self.report_to))
         if not self.data:
             raise ConfigError("data is empty", expected="a file, a folder or a hub id")
         self._check_evaluation()

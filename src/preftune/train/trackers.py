@@ -34,8 +34,11 @@ class Tracker:
     close: Callable[[End], None]
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuses names that are not known and libraries that are not installed."""
+def checked_trackers(names: Sequence[str]) -> list[str]:
+    """The names, without the "none" that other tools write; names that are not known and libraries that are not
+    installed are refused.
+    """
+    names = [name for name in names if name != "none"]
     for name in names:
         if name not in TRACKERS:
             raise ConfigError(f"Unknown tracker {name}", got=name, expected=", ".join(TRACKERS))
@@ -48,6 +51,7 @@ def check_trackers(names: Sequence[str]) -> None:
             )
     if len(set(names)) < len(names):
         raise ConfigError("report_to names a tracker twice", got=", ".join(names))
+    return names
 
 
 @contextmanager
