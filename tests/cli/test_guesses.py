@@ -34,6 +34,7 @@ TRAIN = [
     ("--data pairs.csv --early_stopping_patience 3 --output r", "best_metric.name", "loss"),
     ("--data pairs.csv --load_best_model_at_end --output r", "best_metric.name", "loss"),
     ("--data prompts.jsonl --source on-policy --reward my.py --output r", "reward", "my.py"),
+    ("--data pairs.csv --load_in_4bit --output r", "lora.quantization", "nf4"),
     ("--data pairs.csv --use_lora --output r", "lora.rank", 16),
     ("--data pairs.csv --bf16 --output r", "precision", "bf16"),
     ("--data pairs.csv --batch-size 2 --output r", "batch_size", 2),
@@ -43,7 +44,6 @@ TRAIN = [
 ]
 
 MISTAKES = [
-    ("train --data pairs.csv --load_in_4bit --output r", "--lora --precision bf16"),
     ("train --data pairs.csv --resume_from_checkpoint r", "Use: preftune train --resume RUN"),
     ("train --data pairs.csv --push_to_hub --output r", "preftune export RUN --to hub"),
     ("train --data pairs.csv --wandb --output r", "--report_to wandb"),

@@ -268,12 +268,7 @@ CONFIGS = {
         },
         set(),
     ),
-    "axolotl orpo": (
-        AXOLOTL_ORPO,
-        "axolotl",
-        {"objective": "orpo", "lora.rank": 16},
-        {"adapter", "load_in_4bit"},
-    ),
+    "axolotl orpo": (AXOLOTL_ORPO, "axolotl", {"objective": "orpo", "lora.quantization": "nf4"}, set()),
     "axolotl several": (AXOLOTL_SEVERAL, "axolotl", {"objective": "ipo"}, {"datasets", "evals_per_epoch"}),
     "ms-swift dpo": (
         SWIFT_DPO,
@@ -336,10 +331,10 @@ def test_a_key_that_is_off_is_not_needed():
 
 def test_the_command_writes_settings_and_says_what_is_left(tmp_path, capsys):
     file, output = tmp_path / "axolotl.yml", tmp_path / "run.yaml"
-    file.write_text(AXOLOTL_ORPO)
+    file.write_text(AXOLOTL_ORPO + "neftune_noise_alpha: 5\nhello: 1\n")
     assert main(["import-config", str(file), "--output", str(output)]) == 2
     told = capsys.readouterr().err
-    assert "refused (2):" in told and "quantized base models are not trained" in told
+    assert "refused (2):" in told and "noise on embeddings" in told
     text = output.read_text()
     assert text.startswith("# from axolotl; use it with: preftune train --config FILE\n# ")
     assert yaml.safe_load(text)["objective"] == {"name": "orpo"}

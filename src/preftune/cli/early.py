@@ -15,8 +15,16 @@ from preftune.model.names import BUNDLED_MODELS, missing_model
 
 DATA_SETTINGS = frozenset({"data", "eval_data", "prompts"})
 MODEL_SETTINGS = frozenset({"model", "compare"})
-OPTIMIZER_PACKAGES = {"adamw-8bit": "torchao", "adamw_8bit": "torchao", "schedule-free": "schedulefree"}
-"""Value of optim.name -> the package that it needs."""
+VALUE_PACKAGES = {
+    ("optim.name", "adamw-8bit"): "torchao",
+    ("optim.name", "adamw_8bit"): "torchao",
+    ("optim.name", "schedule-free"): "schedulefree",
+    ("lora.quantization", "nf4"): "bitsandbytes",
+    ("lora.quantization", "bnb-int8"): "bitsandbytes",
+    ("lora.quantization", "int4"): "torchao",
+    ("lora.quantization", "int8"): "torchao",
+}
+"""(setting, value) -> the package that it needs."""
 
 TRACKER_PACKAGES = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -30,8 +38,8 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
     for name, value in given.items():
         if name in settings:
             _check_value(settings[name], value)
-        if name == "optim.name" and (package := OPTIMIZER_PACKAGES.get(value)):
-            _check_package(value, package)
+        if package := VALUE_PACKAGES.get((name, value)):
+            _check_package(name, value, package)
         if name == "report_to":
             _check_trackers(value)
         if name in DATA_SETTINGS and settings[name].kind != "list[str]":
@@ -90,10 +98,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _check_package(value: str, package: str) -> None:
+def _check_package(name: str, value: str, package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ConfigError(
-            f"optim.name {value} needs the package {package}",
+            f"{name} {value} needs the package {package}",
             got="not installed",
             do=f"Install it with: pip install {package}",
         )

@@ -111,6 +111,10 @@ NOT_NEEDED: Mapping[str, str] = {
     "dataset_processes": "rows are prepared in batches",
     "dataset_prepared_path": "rows are kept in preftune's cache",
     "overwrite_cache": "the cache knows its files by their content",
+    "bnb_4bit_quant_type": "nf4 is the type of 4-bit weights",
+    "bnb_4bit_compute_dtype": "precision states the arithmetic",
+    "bnb_4bit_use_double_quant": "scales are kept as they are",
+    "quant_method": "bitsandbytes quantizes; lora.quantization int4 and int8 use torchao",
     "load_from_cache_file": "the cache knows its files by their content",
     "remove_unused_columns": "every column is accounted for",
     "ddp_timeout": "process_minutes is its counterpart under torchrun",
@@ -154,11 +158,6 @@ NOT_NEEDED: Mapping[str, str] = {
 """Key -> why nothing is written for it."""
 
 REFUSED: Mapping[str, str] = {
-    "load_in_4bit": "quantized base models are not trained; LoRA with precision bf16 takes 2 bytes per weight",
-    "load_in_8bit": "quantized base models are not trained; LoRA with precision bf16 takes 2 bytes per weight",
-    "quantization_bit": "quantized base models are not trained; LoRA with precision bf16 takes 2 bytes per weight",
-    "quant_method": "quantized base models are not trained; LoRA with precision bf16 takes 2 bytes per weight",
-    "quant_bits": "quantized base models are not trained; LoRA with precision bf16 takes 2 bytes per weight",
     "fp16": "fp16 is not supported; use precision bf16 or fp32",
     "deepspeed": "start with torchrun and --shard.mode full",
     "fsdp": "start with torchrun and --shard.mode full",

@@ -74,11 +74,6 @@ ALIASES = {
 }
 """Names of other tools, and short names, for settings that mean the same thing here."""
 
-NO_QUANTIZED = (
-    "Quantized base models are not trained. Use --lora --precision bf16 --gradient_checkpointing: the frozen base "
-    "takes 2 bytes per weight"
-)
-
 ELSEWHERE = {
     "per_device_train_batch_size": "Use --batch_size, the number of groups per step over all devices; "
     "micro-batches follow from --layout.micro_batch_tokens",
@@ -120,9 +115,9 @@ ELSEWHERE = {
     "processing_class": "The tokenizer is read from the model's folder",
     "benchmark": "Export the model and run lm-eval or inspect-ai on the folder; preftune eval scores pairs and rewards",
     "tasks": "Export the model and run lm-eval or inspect-ai on the folder; preftune eval scores pairs and rewards",
-    "load_in_8bit": NO_QUANTIZED,
-    "load_in_4bit": NO_QUANTIZED,
-    "qlora": NO_QUANTIZED,
+    "load_in_8bit": "Use --lora.quantization bnb-int8 (bitsandbytes) or int8 (torchao)",
+    "load_in_4bit": "Use --lora.quantization nf4 (bitsandbytes) or int4 (torchao)",
+    "qlora": "Use --lora.quantization nf4 (bitsandbytes) or int4 (torchao)",
     "max_prompt_length": "Use --rows.max_length with --rows.truncation",
 }
 """What to use instead of names that have no equal here."""

@@ -37,6 +37,7 @@ REWARD_KEYS = (
     "reward_model_name_or_path",
     "reward_weights",
 )
+QUANTIZED_KEYS = ("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits")
 TYPE_KEYS = ("bf16", "dtype", "torch_dtype")
 
 
@@ -173,7 +174,7 @@ class _Translator:
         is_lora = kind in ("lora", "qlora") or bool(known.get("use_peft"))
         for key, value in known.items():
             if value == "qlora":
-                self.account(key, "refused", REFUSED["load_in_4bit"] + "; lora is written in its place")
+                self.put(key, "lora.quantization", "nf4")
             elif key == "lora_target_linear":
                 self.put(key, "lora.target_modules", "all-linear")
             elif value in ("lora", "full", True):
@@ -191,6 +192,13 @@ class _Translator:
             key = "lora_target" if "lora_target" in self.config else "target_modules"
             if key not in self.accounts:
                 self.put(key, "lora.target_modules", "all-linear")
+
+        for key, value in self.given(*QUANTIZED_KEYS).items():
+            bits = 4 if key == "load_in_4bit" else 8 if key == "load_in_8bit" else value
+            if bits in (4, 8) and is_lora:
+                self.put(key, "lora.quantization", "nf4" if bits == 4 else "bnb-int8")
+            else:
+                self.account(key, "refused", "quantized weights are frozen: they need LoRA, with 4 or 8 bits")
 
     def precision(self) -> None:
         for key, value in self.given(*TYPE_KEYS).items():

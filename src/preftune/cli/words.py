@@ -36,6 +36,7 @@ POSITIONAL = {
 SHORT_FLAGS = {"-o": "output", "-d": "data", "-m": "model", "-c": "config"}
 
 DEFAULT_RANK = "16"  # of `--lora` without a number
+QUANTIZED = {"load_in_4bit": "nf4", "qlora": "nf4", "load_in_8bit": "bnb-int8"}
 LORA_SWITCHES = ("lora", "use_lora", "use_peft")
 
 
@@ -68,6 +69,9 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
         bare = not equals and (following is None or following.startswith("--"))
         if key in LORA_SWITCHES and "lora.rank" in known and (key == "lora" or bare):
             done += [f"--lora.rank{equals}{value}", *([DEFAULT_RANK] if bare else [])]
+            continue
+        if key in QUANTIZED and bare and "lora.quantization" in known:
+            done += ["--lora.quantization", QUANTIZED[key]]
             continue
         if key == "bf16" and bare and "precision" in known:
             done += ["--precision", "bf16"]
