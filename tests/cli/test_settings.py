@@ -283,7 +283,7 @@ BAD_OTHERS = {
     "seed": (SampleConfig, "--prompt p --seed -1", "seed is out of range"),
     "nothing": (EvalConfig, "--model m", "eval wants preference data or prompts; got neither"),
     "everything": (EvalConfig, "--model m --data d --prompts p", "got both"),
-    "no reward": (EvalConfig, "--model m --prompts p", "prompts are judged by a reward"),
+    "no reward": (EvalConfig, "--model m --prompts p", "prompts are scored by a reward"),
     "reward of pairs": (
         EvalConfig,
         "--model m --data d --reward brief",
@@ -306,7 +306,7 @@ BAD_OTHERS = {
     "examples": (InspectConfig, "--data d --examples -1", "examples is out of range"),
     "no data": (InspectConfig, "--model m", "A setting is missing"),
     "no run": (ReportConfig, "", "A setting is missing"),
-    "one page": (ReportConfig, "--runs [a,b]", "Several runs need a page of their own"),
+    "one page": (ReportConfig, "--runs [a,b]", "Several runs need a separate page"),
     "one run": (ReportConfig, "--runs [a] --output p.html", "output has no effect for one run"),
     "one completion": (DemoConfig, "--num_completions 1", "num_completions is too small for a preference"),
     "no epochs": (DemoConfig, "--epochs 0", "epochs is out of range"),

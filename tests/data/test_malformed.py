@@ -201,7 +201,7 @@ ROWS = {
     "unknown source": (
         "groups",
         {"sources": ["data", "human"]},
-        r"sources\[1\] does not say who wrote .*got str 'human'; expected data, policy or reference",
+        r"sources\[1\] does not state who wrote .*got str 'human'; expected data, policy or reference",
     ),
     "probabilities of too few pairs": ("groups", {"probabilities": []}, "field probabilities does not fit"),
     "a group's probability above 1": (

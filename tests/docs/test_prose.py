@@ -57,8 +57,8 @@ QUOTES = {"*Towards Efficient Exact Optimization of Language Model Alignment*": 
 # Pages that another rewrite covers at present. Remove a page here once it passes.
 PENDING = {"docs/data.md", "docs/models.md"}
 # Listed words in the texts of src at present. The numbers may only fall.
-HELP_LIMIT = 37
-ERROR_LIMIT = 37
+HELP_LIMIT = 0
+ERROR_LIMIT = 0
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()

@@ -219,7 +219,7 @@ def test_http_500_for_good_is_an_error():
         judged(peer, ["a"])
     assert str(caught.value) == (
         f"The judge at {peer.url} gave no answer to /chat/completions in 3 tries; got status 500: 'out of memory'. "
-        "Check that it runs; judge.timeout_s and judge.retries say how long to wait."
+        "Check that it runs; judge.timeout_s and judge.retries set how long to wait."
     )
     assert caught.value.exit_code == 5
     assert len(peer.questions) == 3

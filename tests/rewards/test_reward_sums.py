@@ -149,7 +149,7 @@ def test_a_function_in_a_process_of_its_own(module):
 
 
 def test_what_cannot_run_in_a_process_of_its_own(module):
-    with pytest.raises(ConfigError, match=r"cannot be used in a process of its own; got .*no attribute"):
+    with pytest.raises(ConfigError, match=r"cannot be used in a separate process; got .*no attribute"):
         resolve_reward(f"{module}:scor", own_process=True)
-    with pytest.raises(ConfigError, match="A process of its own is for a reward function of yours"):
+    with pytest.raises(ConfigError, match="Only a reward function of yours can run in a separate process"):
         resolve_reward("brief", own_process=True)

@@ -357,7 +357,7 @@ def test_the_reward_rises(name, config):
 
 
 REFUSED = {
-    "no reward": (dict(reward=None), "On-policy samples are judged by a reward"),
+    "no reward": (dict(reward=None), "On-policy samples are scored by a reward"),
     "cached reference": (
         dict(reference=ReferenceOptions(mode="cache")),
         "A cached reference knows no completions",

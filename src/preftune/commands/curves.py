@@ -22,7 +22,7 @@ class CurvesConfig:
     """How hard an objective pushes a token up or down, as a function of the token's probability: one figure.
 
     Args:
-        objectives: which ones; all when none is given.
+        objectives: which objectives; all when none is given.
         output: the figure, *.png, *.svg or *.pdf.
         overwrite: replace the output if it exists.
         quantity: the derivative with respect to the token's "logit" or to its "logp" (log-probability).

@@ -96,7 +96,7 @@ class EvalConfig:
             )
         elif self.reward is None:
             raise ConfigError(
-                "prompts are judged by a reward", got="none", expected="--reward NAME or module:function"
+                "prompts are scored by a reward", got="none", expected="--reward NAME or module:function"
             )
         elif self.beta is not None or self.layout != LayoutOptions():
             raise ConfigError(

@@ -36,15 +36,15 @@ from preftune.train.runlog import claim_folder, to_plain
 
 @dataclass(frozen=True, kw_only=True)
 class IterateConfig:
-    """Rounds of: draw completions of the latest policy, judge them, select, train on the file. The same
-    command goes on after a stop.
+    """Rounds of: sample completions of the latest policy, score them, select, train on the file. The same
+    command continues an interrupted run.
 
     Args:
         prompts: a data file; only its prompts are used.
         reward: a built-in reward with its settings, module:function, or a weighted sum.
         output: a folder, with a folder for each round in it.
         model: the policy at its start.
-        objective: the loss and its hyper-parameters.
+        objective: the loss and its hyperparameters.
         rounds: how many.
         prompts_per_round: prompts of a round, in the file's order, from the start again at its end; all when
             not given.

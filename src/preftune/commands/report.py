@@ -36,7 +36,7 @@ class ReportConfig:
             )
         if len(self.runs) > 1 and self.output is None:
             raise ConfigError(
-                "Several runs need a page of their own", got="no output", do="Add --output FILE.html"
+                "Several runs need a separate page", got="no output", do="Add --output FILE.html"
             )
         if len(self.runs) == 1:
             refuse_idle(self, "for one run", "output", do="Its page is RUN/report.html")

@@ -46,13 +46,13 @@ class RewardConfig:
         data: rows of a prompt and a list of completions, with any other columns.
         reward: a built-in reward with its settings, module:function, or a weighted sum; docs/rewards.md lists
             them.
-        output: the same rows with the rewards, as JSON lines. Until all is judged they are in OUTPUT.part,
-            and the same command goes on from there.
+        output: the same rows with the rewards, as JSON lines. Until every row is scored they are in
+            OUTPUT.part, and the same command continues from there.
         column: what the rewards are called in the output.
         per_completion: other columns that hold one entry per completion.
-        rows_per_call: rows that the reward gets at a time; what is judged is kept after each call.
+        rows_per_call: rows that the reward gets at a time; scores are saved after each call.
         timeout_s: seconds that one call of a function of your own may take; null is no limit.
-        reward_process: run functions of yours in processes of their own, which the time limit kills.
+        reward_process: run functions of yours in separate processes, which the time limit kills.
         overwrite: replace the output, and forget what an interrupted command left.
         json: print the result as JSON.
     """

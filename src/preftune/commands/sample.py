@@ -36,8 +36,8 @@ class SampleConfig:
         prompt: one prompt.
         prompts: a data file; only its prompts are used.
         output: write JSON lines {prompt, completions, ended, num_tokens, budget, the other columns of the
-            prompts} here instead of printing. With a server, what is drawn is kept in a journal beside it
-            until all is there, and the same command goes on from it.
+            prompts} here instead of printing. With a server, finished completions are kept in a journal
+            next to this file until all are finished, and the same command continues from the journal.
         overwrite: replace the output if it exists.
         seed: of the draw.
         precision: "fp32" or "bf16".
@@ -162,7 +162,7 @@ def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[lis
             )
         except ServerError:
             if journal is not None and journal.exists():
-                report.note(f"what was drawn is kept in {journal}; the same command goes on from it")
+                report.note(f"finished completions are kept in {journal}; the same command continues from there")
             raise
 
     return draw

@@ -49,7 +49,7 @@ class RewardModelConfig:
         output: the run folder, which must not hold anything yet.
         model: the language model whose body the reward model takes.
         margin: by which the better completion should win, >= 0.
-        centring: >= 0, pulls the rewards to 0, of which preferences say nothing.
+        centring: >= 0, pulls the rewards to 0, which preferences do not determine.
         num_bins: of the reliability table.
         eval_data: held-out pairs, in any format that `data` may have.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
@@ -59,10 +59,10 @@ class RewardModelConfig:
         eval_every: steps between evaluations on held-out data; a tenth of the run when not given.
         save_every: steps between checkpoints; 0 saves one only when the run is interrupted.
         keep_checkpoints: how many of the latest checkpoints stay.
-        precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in
-            bf16.
+        precision: "fp32", or "bf16": bf16 arithmetic and frozen weights; optim.weights sets the type of trained
+            weights.
         keep_best: save the weights of the evaluation that was best by this held-out metric; true is the loss.
-        early_stopping_patience: with keep_best: stop after so many evaluations without a better one.
+        early_stopping_patience: with keep_best: stop after this number of evaluations without an improvement.
         save_dtype: of the saved weights: "bf16", "fp16", "fp32", or "auto": as in the model's files.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
         router_aux_loss_coef: of a mixture of experts: coefficient of the auxiliary loss that balances the load of
@@ -171,7 +171,7 @@ def resume_reward_model(folder: str, *, quiet: bool = False) -> tuple[RunResult,
     config = replace(settings_from_run(TrainConfig, run.path), output=folder)
     if config.objective.trains != "reward model":
         raise ConfigError(
-            f"{folder} is no run of a reward model", do=f"Go on with: preftune train --resume {folder}"
+            f"{folder} is no run of a reward model", do=f"Continue with: preftune train --resume {folder}"
         )
     if run.state() != "finished" or (run.path / f"{EVALUATION_FILE}.json").is_file():
         result = resume(config, quiet=quiet)

@@ -276,7 +276,7 @@ def as_ended(value: object, count: int) -> tuple[bool, ...]:
     flags = tuple(flag for flag in given if isinstance(flag, bool))
     if not len(flags) == len(given) == count:
         raise DataError(
-            "The field ended does not say of each completion whether it ended",
+            "The field ended does not state for each completion whether it ended",
             got=described(value),
             expected=f"{count} times true or false",
             do="Rename the column if it means something else",
@@ -325,7 +325,7 @@ def as_source(value: object, name: str) -> Source:
         if source == value:
             return source
     raise DataError(
-        f"The field {name} does not say who wrote the completion",
+        f"The field {name} does not state who wrote the completion",
         got=described(value),
         expected=", ".join(SOURCES[:-1]) + f" or {SOURCES[-1]}",
     )

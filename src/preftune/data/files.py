@@ -207,7 +207,9 @@ def _header(cells: list[str], faults: list[DataError], name: str) -> list[str]:
     repeated = [cell for cell in cells if cells.count(cell) > 1]
     if repeated:
         raise DataError(
-            f"{name}: a column stands twice in the first line", got=repeated[0], expected="different columns"
+            f"{name}: a column name appears twice in the first line",
+            got=repeated[0],
+            expected="different columns",
         )
     return cells
 

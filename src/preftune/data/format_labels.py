@@ -40,7 +40,7 @@ def _with_reasoning(completion: Completion, view: RowView) -> Completion:
         return completion
     if not isinstance(completion, str):
         raise DataError(
-            f"The column {name} is beside a completion of turns",
+            f"The column {name} belongs to a completion that is text, and here the completion is a list of turns",
             got=described(reasoning),
             expected=f"a completion that is text, or {name} in its last turn",
         )

@@ -174,7 +174,7 @@ def _read_verdict(value: object, name: str, ends: tuple[str, str]) -> int | None
             f"The verdict in {name} is not understood: {verdict}",
             got=described(value),
             expected=f"{ends[0]}, {ends[1]} or tie",
-            do=f"Say what its values mean, as in --rows.columns 'winner={name}{{VALUE:{ends[0]},OTHER:{ends[1]}}}'",
+            do=f"State what its values mean, as in --rows.columns 'winner={name}{{VALUE:{ends[0]},OTHER:{ends[1]}}}'",
         )
     return verdict
 
@@ -289,7 +289,7 @@ def _verdicts(view: RowView) -> Record | Drop:
         scores = _scores(view.row, ends)
         if scores is None:
             raise DataError(
-                "The row does not say which answer is better",
+                "The row does not state which answer is better",
                 got="no verdict",
                 expected="a column such as winner",
             )

@@ -44,8 +44,8 @@ class LabelValues:
                 f"The column {name} holds 0 and -1, and 0 could mean dispreferred or neutral",
                 got="labels 0 and -1",
                 expected="1 and 0, or 1 and -1",
-                do=f"Say what the values mean, as in --rows.columns '{name}={name}{{1:1,0:0,-1:-1}}', "
-                "where 0 beside -1 is neutral",
+                do=f"State what the values mean, as in --rows.columns '{name}={name}{{1:1,0:0,-1:-1}}', "
+                "where 0 is neutral if -1 occurs",
             )
 
 
@@ -69,12 +69,12 @@ def as_label(value: object, name: str, seen: LabelValues | None = None) -> int |
                 f"The column {column} holds more than two numbers, so it is no label but a rating",
                 got=described(value),
                 expected="true or false, 1 or 0, +1 or -1",
-                do=f"Say what its values mean, as in --rows.columns '{column}={column}{{>=4:1,<=2:-1,3:0}}', "
+                do=f"State what its values mean, as in --rows.columns '{column}={column}{{>=4:1,<=2:-1,3:0}}', "
                 f"or read it as a reward: --rows.columns reward={column}",
             )
     raise DataError(
         f"The label in {name} is not understood",
         got=described(value),
         expected="true or false, 1 or 0, +1 or -1, or words such as good and bad",
-        do=f"Say what its values mean, as in --rows.columns '{column}={column}{{VALUE:1,OTHER:-1}}'",
+        do=f"State what its values mean, as in --rows.columns '{column}={column}{{VALUE:1,OTHER:-1}}'",
     )

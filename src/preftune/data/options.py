@@ -87,7 +87,7 @@ class DataOptions:
         truncation: What to do with a group longer than max_length: error, drop it, cut the prompt from its
             left, or cut the completions from their right to the same length. All but error are counted.
         max_length: Most tokens of a prompt and its longest completion together.
-        max_rows: Read at most so many rows; all rows when not given.
+        max_rows: Number of rows to read at most; all rows when not given.
         streaming: Read a data set of the hub row by row, without a copy of it on disk.
     """
 

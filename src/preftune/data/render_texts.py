@@ -149,7 +149,7 @@ def _stages(
             "The chat template has no end-of-turn token, so the answers of a trajectory have no end",
             got=f"a trajectory of {len(trajectory)} turns",
             expected="a template that ends each answer",
-            do="Use another template, or give each answer a row of its own",
+            do="Use another template, or give each answer a separate row",
         )
     stages, start, silent, end = [], prompt, "", writing.ends[0]
     for k, turn in enumerate(trajectory):
@@ -176,7 +176,7 @@ def _stages(
                 "The chat template writes a turn of a trajectory differently when others follow",
                 got=_parting(shorter, longer),
                 expected="the same text, and more after it",
-                do=f"{_OTHER_TEMPLATE}, or give each answer a row of its own",
+                do=f"{_OTHER_TEMPLATE}, or give each answer a separate row",
             )
     return stages, end
 

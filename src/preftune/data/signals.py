@@ -97,7 +97,7 @@ class Derivation:
             Counter(),
         )
         self._counts = Counter()
-        self._unwritten = ""  # origin of the first record that does not say who wrote its completions
+        self._unwritten = ""  # origin of the first record that does not state who wrote its completions
         self._places = Places()
 
     def add(self, record: Record) -> None:
@@ -167,7 +167,7 @@ class Indexed(Protocol):
 
 def _not_written(origin: str) -> DataError:
     return DataError(
-        f"{origin}: the row does not say who wrote its completions",
+        f"{origin}: the row does not state who wrote its completions",
         got="no column sources",
         expected="one of " + ", ".join(SOURCES) + " for each completion",
         do="Write rows of prompt, completions, pairs and sources",

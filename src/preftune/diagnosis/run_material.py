@@ -32,8 +32,8 @@ class DiagnoseRunConfig:
         runs: run folders with their final/ models, at most 8.
         output: a new folder for diagnosis.json, tokens.jsonl and diagnosis.html.
         data: held-out pairs for all runs; by default those that the runs themselves held out, which must be
-            the same ones.
-        max_prompts: use at most so many held-out prompts.
+            the same in all runs.
+        max_prompts: use at most this number of held-out prompts.
         samples: completions to draw of each prompt from every policy and from its reference; 0 draws none.
         max_new_tokens: budget of a drawn completion.
         examples: pairs of which tokens.jsonl holds every token.
@@ -139,7 +139,7 @@ def find_runs(folders: Sequence[str]) -> list[Run]:
                 f"The run {path} has no final model",
                 got="no final/ in it",
                 expected="a finished run",
-                do=f"Go on with: preftune train --resume {path}",
+                do=f"Continue with: preftune train --resume {path}",
             )
         if resolved.count(where) > 1:
             raise ConfigError("A run folder is given twice", got=str(path), do="Name each run folder once")

@@ -33,7 +33,7 @@ class Loop:
         epochs: T, how often each collection is gone through; with source data there is only one collection,
             used till the end.
         completions: C, of each prompt; none: as the problem's data have.
-        prompts: the same training prompts again, or new ones for each collection.
+        prompts: the same training prompts again, or new prompts for each collection.
         eval_every: steps between two exact measurements.
     """
 

@@ -52,9 +52,7 @@ class Data:
         check_between("data", "[0, inf)", min_gap=self.min_gap)
         if self.ties == "keep" and self.min_gap > 0:
             raise ConfigError(
-                "Ties cannot be kept where a gap is asked for",
-                got=self.min_gap,
-                do="Leave out ties or min_gap",
+                "Ties cannot be kept with a minimum gap", got=self.min_gap, do="Leave out ties or min_gap"
             )
 
 

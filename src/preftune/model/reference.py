@@ -29,14 +29,15 @@ class ReferenceOptions:
     """The anchor of the methods that have one.
 
     Args:
-        mode: "cache" computes its numbers once, before training, and keeps them on disk; "live" keeps a copy
-            of the model beside the policy; "adapter" switches the adapter off (with LoRA only); "auto" is the
-            cache, unless the objective needs the reference's whole distribution or the reference moves.
+        mode: "cache" computes its numbers once, before training, and keeps them on disk; "live" keeps a
+            copy of the model in addition to the policy; "adapter" switches the adapter off (with LoRA
+            only); "auto" is the cache, unless the objective needs the reference's whole distribution or the
+            reference moves.
         model: another model as reference; by default it is the policy as it starts.
-        update_every: steps after which the reference moves towards the policy; 0 keeps it frozen.
+        update_every: steps after which the reference moves toward the policy; 0 keeps it frozen.
         update_rate: how far it moves then, in (0, 1]; 1 makes it a copy of the policy.
         contrast_positive: for methods that weight tokens by a contrast: the model that prefers good tokens.
-        contrast_negative: and the one that prefers bad ones.
+        contrast_negative: and the one that prefers bad completions.
     """
 
     mode: Literal["auto", "cache", "live", "adapter"] = "auto"

@@ -74,7 +74,7 @@ def find_router(model: PreTrainedModel, wanted: float | None) -> tuple[Router | 
     own = own_coefficient(model)
     if own is None:
         if wanted is not None:
-            raise _no_loss(model, "a model without a coefficient of its own for it")
+            raise _no_loss(model, "a model whose configuration has no coefficient for it")
         return None, ""
     found, top_k = _probe(model)
     if top_k is None:

@@ -34,7 +34,7 @@ class BestOfN(GroupObjective):
         negatives: which completions are pulled down: all below the best, as a sum or as a mean, or the worst
             alone.
         min_ratio: a completion is let go once exp(l(y) - l(best)) is below, in [0, 1): without a bound it
-            would be pushed for ever. 0.01 in the authors' code; at 0 there is none.
+            would be pushed permanently. 0.01 in the authors' code; at 0 there is none.
         nll_scale: whether l is the mean or the sum over the tokens of a completion.
     """
 

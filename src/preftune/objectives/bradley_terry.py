@@ -25,7 +25,7 @@ class BradleyTerry(PairObjective):
 
     Args:
         margin: m, by which the better completion should win, >= 0.
-        centring: c, >= 0. The preference says nothing of the rewards' origin; this pulls it to 0.
+        centring: c, >= 0. A preference does not determine the rewards' origin; this pulls it to 0.
     """
 
     name = "bradley-terry"

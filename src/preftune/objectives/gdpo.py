@@ -28,7 +28,7 @@ class GDPO(PairObjective):
 
     Args:
         beta: strength of the pull to the reference, > 0; IPO's tau in the square form.
-        soft_label: p where the data do not say, in (0.5, 1]; at 1 it is DPO (or IPO with sums).
+        soft_label: p where the data have none, in (0.5, 1]; at 1 it is DPO (or IPO with sums).
         link: "logistic" for GDPO, "square" for GIPO.
     """
 

@@ -85,7 +85,7 @@ def _check_class(kind: object, name: str) -> None:
         )
     if not hasattr(kind, "signal"):
         raise ConfigError(
-            f"The objective {name} does not say what it learns from",
+            f"The objective {name} does not state what it learns from",
             got="no signal",
             expected="signal = Pairs, Labels, Rewards or Hybrid",
         )
@@ -98,4 +98,4 @@ def _check_class(kind: object, name: str) -> None:
         )
     for field in fields(kind):
         if field.default is MISSING and field.default_factory is MISSING:
-            raise ConfigError(f"The hyper-parameter {field.name} of {name} has no default", do="Give it one")
+            raise ConfigError(f"The hyperparameter {field.name} of {name} has no default", do="Give it one")

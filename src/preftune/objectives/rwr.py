@@ -27,7 +27,7 @@ class RWR(RewardObjective):
     Args:
         temperature: T, > 0.
         max_weight: upper bound of a weight, > 0; the authors' code has 20.
-        reduction: "token_mean" lets every token weigh the same beside its reward, "sequence_mean" every
+        reduction: "token_mean" gives every token the same weight apart from its reward, "sequence_mean" every
             completion.
     """
 

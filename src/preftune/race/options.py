@@ -116,7 +116,7 @@ MEASURES = {
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
     """Methods under an equal budget: the learning rate of each tuned by successive halving, then several
-    seeds, one table and one page. The same command goes on after a stop.
+    seeds, one table and one page. The same command continues an interrupted run.
 
     Args:
         objectives: methods with commas between them, with settings in brackets:
@@ -130,18 +130,18 @@ class CompareConfig:
         halving: tune by successive halving; false tries every rate with the full budget.
         measure: "accuracy" or "margin" of held-out pairs, "reward" of held-out prompts (on-policy), "judged"
             for judge_prompts; what suits the source when not given.
-        judge_prompts: a data file whose prompts every tuned model answers, as `sampling` says.
+        judge_prompts: a data file whose prompts every tuned model answers with the settings in `sampling`.
         judge_reward: the reward of these answers: a built-in reward, module:function or a weighted sum.
         seeds: runs of each method that count.
         first_seed: the first of them; tuning uses those right below.
         tuning_seeds: runs of each learning rate in a round of tuning.
         keep_models: which tuned models stay on the disk: the "best" one, "all", or "none".
         model: the policy at its start.
-        source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, judged by
+        source: "offline" learns from the completions in `data`, "on-policy" from the policy's own, scored by
             `reward`.
         reward: on-policy: a built-in reward, module:function or a weighted sum.
         eval_data: held-out data.
-        eval_fraction: without `eval_data`, the share of prompts held out of `data`, other ones for each seed.
+        eval_fraction: without `eval_data`, the share of prompts held out of `data`, different for each seed.
         batch_size: groups per step.
         eval_every: steps between evaluations in the runs that count; about a quarter of a run when not given,
             and with a budget of minutes the start and the end alone.
@@ -262,14 +262,14 @@ class CompareConfig:
             )
         if (name == "judged") != (self.judge_prompts is not None):
             raise ConfigError(
-                "measure judged is the reward on judge_prompts",
+                'measure "judged" is the reward on the answers to judge_prompts',
                 got=f"measure {name}",
                 do="Give --judge_prompts FILE and --judge_reward NAME, and no other measure",
             )
         fitting = ("reward", "judged") if self.source == "on-policy" else ("accuracy", "margin", "judged")
         if name not in fitting:
             raise ConfigError(
-                f"measure {name} is not to be had {self.source}", got=name, expected=" or ".join(fitting)
+                f"measure {name} is not available {self.source}", got=name, expected=" or ".join(fitting)
             )
         if name != "judged" and self.eval_data is None and self.eval_fraction == 0:
             raise ConfigError(

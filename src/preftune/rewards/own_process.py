@@ -65,7 +65,7 @@ class OwnProcess:
         except Overdue:
             kind, value = "refused", f"nothing within {_START_S:g} s"
         if kind == "refused":
-            raise ConfigError(f"Reward {self.name!r} cannot be used in a process of its own", got=value)
+            raise ConfigError(f"Reward {self.name!r} cannot be used in a separate process", got=value)
 
     def _answer(self, seconds: float | None) -> tuple[str, Any]:
         assert self._process is not None and self._pipe is not None

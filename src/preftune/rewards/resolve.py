@@ -80,7 +80,7 @@ def resolve_reward(text: str, own_process: bool = False) -> AnyReward:
     )
     if own_process and all(isinstance(part.function, BuiltIn) for part in parts):
         raise ConfigError(
-            "A process of its own is for a reward function of yours",
+            "Only a reward function of yours can run in a separate process",
             got=text,
             expected="'module:function'",
             do="Leave reward_process out: built-in rewards keep their own time",

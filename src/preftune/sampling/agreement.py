@@ -48,7 +48,7 @@ def agreement(
                 raise TrainingError(
                     f"A completion of prompt {number} has no log-probabilities to compare",
                     got="none from the sampler",
-                    expected="a sampler that tells those of the model as it is",
+                    expected="a sampler that reports those of the unmodified model",
                     do="Draw in this process, or from such a server",
                 )
         groups.append(Group(prompt=prompt, completions=tuple(one.token_ids for one in ones)))

@@ -169,7 +169,7 @@ class HttpClient:
             raise ServerError(
                 f"{endpoint.subject} at {endpoint.url} gave no answer to {path} in {endpoint.retries + 1} tries",
                 got=str(failure),
-                do=f"Check that it runs; {endpoint.setting}.timeout_s and {endpoint.setting}.retries say how "
+                do=f"Check that it runs; {endpoint.setting}.timeout_s and {endpoint.setting}.retries set how "
                 "long to wait",
             ) from None
 
@@ -266,7 +266,7 @@ async def run_all(
 async def _read_limited(chunks: AsyncIterator[bytes], encoding: str) -> bytes:
     """A body, decompressed, of at most MAX_BODY_BYTES: a small compressed body can hold gigabytes."""
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
-        raise httpx2.DecodingError(f"content-encoding {shown(encoding)}, although none was asked for")
+        raise httpx2.DecodingError(f"content-encoding {shown(encoding)}, although none was requested")
     inflate = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib by header
     body = bytearray()
     async for chunk in chunks:

@@ -60,7 +60,7 @@ def _checked_ids(ids: Any, text: str, most: int, vocabulary: int) -> list[int]:
     if wrong := [token for token in ids if not 0 <= token < vocabulary]:
         raise ValueError(f"token id {shown(wrong[0])}, and the tokenizer has {vocabulary} tokens")
     if len(ids) > most:
-        raise ValueError(f"{len(ids)} tokens, and {most} were asked for")
+        raise ValueError(f"{len(ids)} tokens, and {most} were requested")
     if text and not ids:
         raise ValueError(f"no token ids for the text {shown(text)}")
     return ids

@@ -40,7 +40,7 @@ class SampleOptions:
             there.
         temperature: logits are divided by it; 0 always takes the most probable token.
         top_p: draw from the smallest set of tokens that holds this much probability; 1 is all.
-        top_k: draw from so many most probable tokens; 0 is all.
+        top_k: sample from this number of most probable tokens; 0 is all.
         min_p: draw from tokens at least this many times as probable as the most probable one; 0 is all.
         stop: texts that end a completion: it is cut after the token with which one of them appears, and has
             ended.

@@ -305,7 +305,9 @@ def _sampled(
     if row["token_ids"] is None:
         if prompt.record is None:
             raise ServerError(
-                "The server tells no token ids", got="text alone", expected="return_token_ids, as vLLM has it"
+                "The server returns no token ids",
+                got="text alone",
+                expected="return_token_ids, as vLLM has it",
             )
         return Sampled(
             token_ids=_tokens_of(row, prompt.record, renderer), text=row["text"], ended=row["ended"]

@@ -32,7 +32,7 @@ class _StrictLoader(yaml.SafeLoader):
         for place, key in enumerate(keys):
             if isinstance(key, str) and key in keys[:place]:
                 line = node.value[place][0].start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: the key {shown(key)} stands there twice")
+                raise yaml.YAMLError(f"line {line}: the key {shown(key)} appears twice")
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: Any) -> Any:

@@ -86,7 +86,7 @@ def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Fore
         raise ConfigError(
             "A dry run is for one process",
             got=f"{processes.size} processes, shard.mode {config.shard.mode}",
-            do="Start it without torchrun and shards; docs/scaling.md says what these change",
+            do="Start it without torchrun and shards; docs/scaling.md describes what these change",
         )
     if pick_device(config.device).type != "cuda" and not _RESET.exists():
         raise ConfigError(

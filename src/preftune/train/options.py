@@ -59,7 +59,7 @@ class TrainConfig:
         data: preference data: a file, a folder or a hub id; on-policy, of which the prompts are used.
         output: the run folder, which must not hold anything yet.
         model: the policy at its start: a bundled name, a folder, a .gguf file, an adapter folder or a hub id.
-        objective: the loss and its hyper-parameters; from Python also the text "dpo(beta=0.1)".
+        objective: the loss and its hyperparameters; from Python also the text "dpo(beta=0.1)".
         source: "offline" learns from the completions in `data`, "on-policy" from samples of the policy, scored
             by `reward`, "hybrid" from both: half of the groups are from the data, half are scored samples; for
             objectives on samples without a reward (hypo), each pair from the data with samples of its prompt.
@@ -77,11 +77,11 @@ class TrainConfig:
         eval_every: steps between evaluations on held-out data; a tenth of the run when not given.
         save_every: steps between checkpoints; 0 saves one only when the run is interrupted.
         keep_checkpoints: how many of the latest checkpoints stay.
-        precision: "fp32", or "bf16": bf16 arithmetic, trained weights as optim.weights says, frozen ones in
-            bf16.
+        precision: "fp32", or "bf16": bf16 arithmetic and frozen weights; optim.weights sets the type of trained
+            weights.
         keep_best: final/ holds the weights of the evaluation that was best by this held-out metric: loss, reward,
             rewards/accuracies, ...; "max:NAME" or "min:NAME" for others; true is the loss, on-policy the reward.
-        early_stopping_patience: with keep_best: stop after so many evaluations without a better one.
+        early_stopping_patience: with keep_best: stop after this number of evaluations without an improvement.
         save_dtype: of the weights in final/: "bf16", "fp16", "fp32", or "auto": as in the model's files, of
             adapters fp32.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
@@ -336,7 +336,7 @@ class TrainConfig:
             check_unjudged(self.objective, self.reward, self.collect)
         elif self.reward is None:
             raise ConfigError(
-                "On-policy samples are judged by a reward",
+                "On-policy samples are scored by a reward",
                 got="none",
                 expected="--reward NAME or module:function",
             )

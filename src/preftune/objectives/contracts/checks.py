@@ -238,7 +238,7 @@ def refuse_broken(objective: Objective, name: str) -> None:
         if failure := _failure(CONTRACTS[contract], [objective]):
             raise ConfigError(
                 f"The objective {name} cannot be trained: {failure}",
-                do=f"Fix it; `preftune objectives --check {name}` tells all",
+                do=f"Fix it; `preftune objectives --check {name}` prints every failure",
             )
 
 

@@ -104,7 +104,7 @@ def check_server(
     changed = sampling.temperature != 1 or sampling.truncated
     if changed and (wants_ratio or server.logprobs == "processed"):
         raise ConfigError(
-            "A server tells log-probabilities of the model or of what it drew from, and this run needs both",
+            "A server returns log-probabilities of the model or of the distribution that it samples from, and this run needs both",
             got="a temperature other than 1, top_k, top_p or min_p",
             expected="temperature 1 without truncation",
             do="Leave them out, or draw in this process",
@@ -141,7 +141,9 @@ def check_unjudged(objective: Objective, reward: str | None, collect: CollectOpt
     name = objective_name(objective)
     if reward is not None:
         raise ConfigError(
-            f"{name} asks no reward: its samples only say where the policy is", got=reward, do="Leave it out"
+            f"{name} uses no reward: its samples only show what the policy writes",
+            got=reward,
+            do="Leave it out",
         )
     if weighs_ratios(objective):
         raise ConfigError(

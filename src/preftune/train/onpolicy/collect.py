@@ -42,8 +42,8 @@ class CollectOptions:
         prompts: prompts of a collection; as many as a step has groups (`batch_size`) when not given, which is
             on-policy in the strict sense: every sample is drawn from the policy that learns from it.
         epochs: passes over a collection before the next one is drawn.
-        replay: so many earlier collections are gone over again beside the newest.
-        lag: collections by which the sampler is behind, as if it ran beside the training.
+        replay: number of earlier collections that are used again together with the newest.
+        lag: collections by which the sampler lags behind, as if sampling and training ran in parallel.
         opponent: what else answers each prompt, for objectives that compare with it: once the "reference" (xpo,
             nash-md), once a "mixture" of policy and reference, with the logits (1 - s) z + s z_ref (nash-md and
             objectives on pairs), or "two-sided" (objectives on pairs): once the mixture with -s and once that
@@ -60,7 +60,7 @@ class CollectOptions:
         sampler_gap: the most by which sampler and trainer may differ, in nats per token on average; by
             default 0.001 in fp32 and 0.1 in bf16.
         reward_timeout_s: seconds that a reward function may take for a collection.
-        reward_process: run reward functions of yours in processes of their own, which the time limit kills; a
+        reward_process: run reward functions of yours in separate processes, which the time limit kills; a
             thread, in which they run otherwise, cannot be stopped.
     """
 
