@@ -88,9 +88,9 @@ ROWS = {
     "ended for too few": (
         "scored",
         {"ended": [True]},
-        "field ended does not say .*expected 2 times true or false",
+        "field ended does not state .*expected 2 times true or false",
     ),
-    "ended as text": ("scored", {"ended": ["yes", "no"]}, "field ended does not say"),
+    "ended as text": ("scored", {"ended": ["yes", "no"]}, "field ended does not state"),
     "tools": ("pairs", {"tools": [{"title": "f"}]}, r"tool tools\[0\] has no name"),
     "dialogues of other prompts": (
         "pairs",
@@ -283,7 +283,7 @@ FILES = {
         b"prompt,chosen,rejected\na,b\n",
         r"row 1: wrong number of cells; got 2; expected 3",
     ),
-    "repeated column": ("a.csv", b"prompt,chosen,chosen\na,b,c\n", "column stands twice"),
+    "repeated column": ("a.csv", b"prompt,chosen,chosen\na,b,c\n", "column name appears twice"),
     "not UTF-8 in a table": (
         "a.csv",
         b"prompt,chosen,rejected\na,b,c\na,\xff,c\n",

@@ -195,7 +195,7 @@ def test_objectives_with_ratios_get_the_server_s_log_probabilities(config, tiny_
 def test_a_server_of_text_is_refused(config, tiny_folder):
     with (
         serving(tiny_folder, tells_tokens=False) as served,
-        pytest.raises(ServerError, match="tells no token ids"),
+        pytest.raises(ServerError, match="returns no token ids"),
     ):
         train(config(options(served)), quiet=True)
 

@@ -160,7 +160,7 @@ def test_data_pairs_of_xpo_are_the_data_s(config):
 
 REFUSED = {
     "nobody judges": ({"reward": "length.min"}, "hypo uses no reward"),
-    "no reward": ({"objective": DPO()}, "judged by a reward"),
+    "no reward": ({"objective": DPO()}, "scored by a reward"),
     "no data": (
         {"objective": DPO(), "reward": "length.min", "collect": {"data_share": 0.0}},
         "--source on-policy",

@@ -162,7 +162,9 @@ def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[lis
             )
         except ServerError:
             if journal is not None and journal.exists():
-                report.note(f"finished completions are kept in {journal}; the same command continues from there")
+                report.note(
+                    f"finished completions are kept in {journal}; the same command continues from there"
+                )
             raise
 
     return draw
