@@ -43,7 +43,7 @@ from preftune.health.steps import (
 )
 from preftune.health.verdict import LEVELS
 from preftune.objectives import BNF as BNFLoss
-from preftune.objectives import DPO
+from preftune.objectives import DPO, OBJECTIVES
 from preftune.objectives.remedies import remedies
 from preftune.rewards import resolve_reward
 from preftune.train.options import TrainConfig
@@ -373,6 +373,16 @@ def test_the_page_shows_every_line_as_it_is():
     for condition in CONDITIONS:
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{condition.id}` |")]
         assert all(one.text in row and one.reason in row for one in condition.thresholds), condition.id
+
+
+def test_the_page_names_every_setting_that_is_advised_for_an_objective():
+    text = (Path(__file__).parents[2] / "docs" / "health.md").read_text(encoding="utf-8")
+    facts = [remedies(kind()) for kind in OBJECTIVES.values()]
+    advised = {
+        one for fact in facts for one in (fact.against_fall, fact.against_overlap, fact.against_length)
+    }
+    names = {one if one.startswith("--objective ") else one.split()[0] for one in advised if one}
+    assert not [name for name in names if name not in text]
 
 
 @pytest.mark.parametrize("name", [*CASES, "hacking"])
