@@ -2,6 +2,10 @@
 
     python benchmarks/preparation.py [--rows 50000] [--method dpo|kto] [--turns 3] [--processes 2] [--json]
                                      [--memory-rows 10000 200000] [--model smollm2-135m-instruct]
+    python benchmarks/preparation.py --base FOLDER [--rows 20000] [--turns 7]
+
+The second form compares this checkout with another one (`git worktree add FOLDER COMMIT`) instead of TRL: both
+prepare the same file in turn, and the ratio of their speeds is printed with its 95% interval.
 
 Rows are made up: dialogues of one to three questions, their words drawn from the prompts that the package
 ships, common words more often than rare ones. Both sides run in fresh processes, in turn, the order turned
@@ -25,6 +29,7 @@ import argparse
 import gc
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -46,10 +51,7 @@ VARIANTS = ("preftune", "preftune-again", "preftune-tokens", "trl")
 
 def words() -> list[str]:
     """Distinct words of the shipped prompts, in the order of their first use."""
-    folder = files("preftune") / "demo"
-    text = " ".join(
-        path.read_text() for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".jsonl")
-    )
+    text = (files("preftune") / "commands" / "demo_prompts.jsonl").read_text(encoding="utf-8")
     return list(dict.fromkeys(re.findall(r"[A-Za-z]{2,}[,.?!]?", text)))
 
 
@@ -195,10 +197,14 @@ def run_trl(settings: argparse.Namespace) -> dict[str, Any]:
 # --- the comparison ---
 
 
-def child(variant: str, file: Path, settings: argparse.Namespace, cache: str) -> dict[str, Any]:
+def child(
+    variant: str, file: Path, settings: argparse.Namespace, cache: str, root: Path | None = None
+) -> dict[str, Any]:
+    """One measurement in a process of its own; `root` is another checkout, whose code is measured."""
+    own = {} if root is None else {"PYTHONPATH": str(root / "src")}
     command = [
         sys.executable,
-        __file__,
+        __file__ if root is None else str(root / "benchmarks" / "preparation.py"),
         "--child",
         variant,
         "--file",
@@ -215,7 +221,7 @@ def child(variant: str, file: Path, settings: argparse.Namespace, cache: str) ->
     )
     os.path.lexists(f"{cache}/models") or os.symlink(bundled, f"{cache}/models")
     result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PREFTUNE_CACHE": cache}
+        command, capture_output=True, text=True, env={**os.environ, "PREFTUNE_CACHE": cache, **own}
     )
     if result.returncode:
         sys.exit(f"{variant} failed:\n{result.stderr[-3000:]}")
@@ -266,6 +272,40 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def against_base(settings: argparse.Namespace) -> dict[str, Any]:
+    """Speed of this checkout over that of another, by the clock and in processor time, one ratio for each turn."""
+    here, base = Path(__file__).parents[1], Path(settings.base).resolve()
+    ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        write_rows(file, settings.rows, settings.method)
+        for turn in range(settings.turns):
+            found = {}
+            for root in [(here, base), (base, here)][turn % 2]:
+                with tempfile.TemporaryDirectory() as cache:
+                    found[root] = child("preftune", file, settings, cache, root)
+            if found[here]["digest"] != found[base]["digest"]:
+                sys.exit("The two checkouts do not give the same ids: nothing to compare")
+            for kind, values in ratios.items():
+                values.append(found[base][kind] / found[here][kind])
+    return {"rows": settings.rows, "method": settings.method, "ratio_to_base": ratios}
+
+
+def base_sentences(result: dict[str, Any]) -> list[str]:
+    from preftune.stats import mean_interval
+
+    lines = []
+    for kind, ratios in result["ratio_to_base"].items():
+        interval = mean_interval([math.log(ratio) for ratio in ratios])
+        mean, low, high = (math.exp(value) for value in (interval.mean, interval.low, interval.high))
+        told = {"wall": "by the clock", "cpu": "in processor time"}[kind]
+        lines.append(
+            f"{result['method']}, {result['rows']} rows: {mean:.3f} times the speed of the base {told} "
+            f"({low:.3f} to {high:.3f}, {len(ratios)} turns)"
+        )
+    return lines
+
+
 def sentences(result: dict[str, Any]) -> list[str]:
     """The result for people."""
     rows = result["rows"]
@@ -299,6 +339,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2, help="TRL's dataset_num_proc")
     parser.add_argument("--memory-rows", type=int, nargs="*", default=[])
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--base", help="another checkout to compare with, instead of TRL")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", choices=("preftune", "preftune-tokens", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
@@ -311,8 +352,9 @@ def main() -> None:
         sides = {"preftune": run_ours, "preftune-tokens": run_tokens, "trl": run_trl}
         print(json.dumps(sides[settings.child](settings)))
         return
-    result = measure(settings)
-    print(json.dumps(result) if settings.json else "\n".join(sentences(result)))
+    result = against_base(settings) if settings.base else measure(settings)
+    told = base_sentences if settings.base else sentences
+    print(json.dumps(result) if settings.json else "\n".join(told(result)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from preftune.data.column_kinds import (
 from preftune.data.fields import Row
 from preftune.data.format_groups import LISTS
 from preftune.data.format_verdicts import is_side
-from preftune.data.nested_fields import NO_VALUE, object_in, unread
+from preftune.data.nested_fields import NO_VALUE, object_in, plain_turns, unread
 from preftune.data.row_view import Format
 from preftune.errors import DataError, shown
 
@@ -71,7 +71,7 @@ class ColumnAccount:
     def add(self, row: Row, used: Mapping[str, str]) -> None:
         """One more row and the roles of the columns that were used."""
         for name, value in row.items():
-            if type(value) is list or type(value) is dict:
+            if (type(value) is list or type(value) is dict) and not plain_turns(value):
                 self._look_inside(name, value, used)
         key = (tuple(row), tuple(used))
         if key in self._known:

@@ -183,6 +183,9 @@ def _repeats(turns: tuple[Message, ...], prompt: Prompt) -> bool:
     """Whether a dialogue that the assistant begins has the prompt in it, and is no continuation of the prompt."""
     if isinstance(prompt, str):
         return any(turn.role == "user" and turn.content.strip() == prompt.strip() for turn in turns)
+    first = next((turn for turn in prompt if turn.role != "system"), None)
+    if first is not None and turns[0].role != "system" and turns[0] != first:
+        return False
     spoken = _spoken(prompt)
     return _spoken(turns)[: len(spoken)] == spoken
 

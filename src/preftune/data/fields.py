@@ -168,6 +168,9 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
             got=described(value),
             expected="a list of turns such as {role, content}",
         )
+    usual = [_usual_turn(turn) for turn in turns]
+    if all(usual):
+        return tuple(usual)  # type: ignore[arg-type]
     if any(_calls(turn) for turn in turns):
         turns = _with_calls(turns, name)
     return tuple([_usual_turn(turn) or _turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)])

@@ -81,9 +81,11 @@ def pair_record(view: RowView, prompt: Prompt, chosen: Completion, rejected: Com
 def _texts(value: object) -> list | None:
     """Several answers; None for one answer, which may be a list of turns."""
     value = turns_of_text(value)
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+    if not isinstance(value, list) or not value or isinstance(value[0], Mapping):
+        return None
+    if all(isinstance(item, str) for item in value):
         return value
-    if isinstance(value, list) and value and all(isinstance(item, list) and item for item in value):
+    if all(isinstance(item, list) and item for item in value):
         return value if all(isinstance(turn, Mapping) for item in value for turn in item) else None
     return None
 

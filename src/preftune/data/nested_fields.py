@@ -10,6 +10,16 @@ NO_VALUE = (None, "", [], {}, ())
 DEPTH = 3  # objects in objects that are looked into
 
 
+def plain_turns(value: object) -> bool:
+    """Whether a value is a list of turns that hold nothing but a role and a content, as nearly all do."""
+    if type(value) is not list:
+        return False
+    for item in value:
+        if type(item) is not dict or len(item) != 2 or "content" not in item or "role" not in item:
+            return False
+    return True
+
+
 def unread(
     name: str, value: object, used: Container[str], depth: int = DEPTH
 ) -> Iterator[tuple[str, object]]:

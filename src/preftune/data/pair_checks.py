@@ -1,6 +1,7 @@
 """What else a row says of a pair must not contradict it: scores of each side, a margin, ratings of a list."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from preftune.data.column_kinds import snake
 from preftune.data.fields import Row, as_reward_or_none, has
@@ -26,14 +27,16 @@ def check_pair(view: RowView) -> None:
 
 def _scores_of(row: Row) -> list[tuple[str, str]]:
     """Columns such as score_chosen and score_rejected, chosen-rating and rejected-rating."""
-    found = []
-    for name in row:
-        if not isinstance(name, str) or "chosen" not in name:
-            continue
-        twin = name.replace(*_SIDES)
-        if twin in row and has(row, name) and has(row, twin) and _SCORES & set(snake(name).split("_")):
-            found.append((name, twin))
-    return found
+    twins = [(name, twin) for name in row if (twin := _twin(name)) is not None and twin in row]
+    return [(name, twin) for name, twin in twins if has(row, name) and has(row, twin)]
+
+
+@lru_cache(maxsize=1024)
+def _twin(name: object) -> str | None:
+    """The name of the rejected side's score, if this is the name of the chosen side's."""
+    if not isinstance(name, str) or "chosen" not in name or _SCORES.isdisjoint(snake(name).split("_")):
+        return None
+    return name.replace(*_SIDES)
 
 
 def _check(view: RowView, first: str, second: str) -> None:

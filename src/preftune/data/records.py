@@ -100,6 +100,7 @@ class RecordReader:
         return self._count["rows"]
 
     def __iter__(self) -> Iterator[Record]:
+        assert isinstance(self.options.columns, dict)
         names = ColumnNames()
         rows = _counted(read_rows(self.source, self.options, names), self._count)
         form, first, rows = _format_of(self.source, rows, self.options)
@@ -115,7 +116,7 @@ class RecordReader:
             if isinstance(row.value, DataError):
                 result = row.value
             else:
-                view = RowView(row.value, labels)
+                view = RowView(row.value, labels, f"{row.file}:{row.number}")
                 result = _converted(row, view, form)
                 if not isinstance(result, DataError):
                     account.add(row.value, view.used)
@@ -207,12 +208,11 @@ def _format_of(
 
 def _converted(row: RawRow, view: RowView, form: Format) -> Record | Drop | DataError:
     try:
-        result = form.read(view)
+        return form.read(view)
     except ColumnFault as error:
         raise located(row.file, row.number, error) from error
     except DataError as error:
         return located(row.file, row.number, error)
-    return replace(result, origin=f"{row.file}:{row.number}") if isinstance(result, Record) else result
 
 
 def prompt_only(record: Record) -> Record:

@@ -30,13 +30,13 @@ class Drop:
 class RowView:
     """A row and the role of every column that a format has taken from it.
 
-    `labels` is shared by all rows of a file.
+    `labels` is shared by all rows of a file; `origin` says where the row stands.
     """
 
-    __slots__ = ("labels", "row", "used")
+    __slots__ = ("labels", "origin", "row", "used")
 
-    def __init__(self, row: Row, labels: LabelValues | None = None) -> None:
-        self.row, self.labels = row, labels
+    def __init__(self, row: Row, labels: LabelValues | None = None, origin: str = "") -> None:
+        self.row, self.labels, self.origin = row, labels, origin
         self.used: dict[str, str] = {}
 
     def has(self, *names: str) -> bool:
@@ -75,7 +75,14 @@ class RowView:
                 if row[name] is not None:
                     signal[name] = convert(row[name], name)
         columns = {name: value for name, value in row.items() if name not in used}
-        return Record(prompt=prompt, completions=tuple(completions), ended=ended, columns=columns, **signal)
+        return Record(
+            prompt=prompt,
+            completions=tuple(completions),
+            ended=ended,
+            columns=columns,
+            origin=self.origin,
+            **signal,
+        )
 
 
 _TEMPLATE: tuple[tuple[str, Callable[[object, str], str]], ...] = tuple(
