@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +142,12 @@ def measure(started: float, seconds: float) -> Sample:
 
 
 def growth(values: Sequence[float]) -> float:
-    """Relative change from the beginning to the end of a line through the values."""
-    slope, start = np.polyfit(np.arange(len(values)), values, 1)
-    return float(slope * (len(values) - 1) / start)
+    """Relative change from the beginning to the end of a line through the values, by the median of the slopes of all
+    pairs (Theil-Sen): one round that another program disturbed does not decide.
+    """
+    pairs = combinations(enumerate(values), 2)
+    slope = np.median([(later - earlier) / (j - i) for (i, earlier), (j, later) in pairs])
+    return float(slope * (len(values) - 1) / np.median(values))
 
 
 def faults(samples: Sequence[Sample]) -> list[str]:

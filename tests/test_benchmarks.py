@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def test_an_exponent_is_the_slope_of_logarithms():
     growth = script("growth")
     assert growth.exponent([1, 10, 100], [1.0, 100.0, 10_000.0]) == pytest.approx(2)
     assert growth.exponent([1, 10, 100], [1e-4, 1.0, 10.0]) == pytest.approx(1), "short times are left out"
+
+
+def test_what_a_soak_counts_as_growth():
+    soak = script("soak")
+    assert soak.growth([100.0, 100.0, 100.0]) == 0
+    assert soak.growth([100.0, 101.0, 102.0]) == pytest.approx(2 / 101)
+    assert soak.growth([100.0, 101.0, 500.0, 103.0, 104.0]) < 0.06, "one disturbed round does not decide"
+    calm = soak.Sample(minute=1.0, memory_mib=100.0, descriptors=6, threads=2, seconds=3.0, pace=9.0)
+    assert soak.faults([calm] * 8) == []
+    leaking = [replace(calm, memory_mib=100.0 + k, descriptors=6 + k) for k in range(8)]
+    assert [text.split()[0] for text in soak.faults(leaking)] == ["memory", "descriptors"]
 
 
 def test_startup(tiny):

@@ -169,6 +169,8 @@ _REMEDIES = {
     errno.EMFILE: ("fewer open files in this process", "Raise the limit of open files: ulimit -n 4096"),
     errno.ENFILE: ("fewer open files on this machine", "Close other programs, or raise fs.file-max"),
     errno.ENOENT: ("a folder that exists", "Was it removed or unmounted? Start again"),
+    errno.EEXIST: ("a new or empty folder", "Choose another folder"),
+    errno.ENOTDIR: ("a path of folders", "Choose another folder"),
     errno.EIO: ("a disk that works", "Check the disk, or choose another folder"),
     errno.ESTALE: ("a file server that answers", "Mount the folder again, then repeat the command"),
     errno.ENAMETOOLONG: ("a shorter name", "Choose another name"),

@@ -61,6 +61,7 @@ class Forks:
         self._server.stdin.flush()
         while "status" in (found := self._answer()):
             self.ended[found["process"]] = found["status"]
+        self.ended.pop(found["process"], None)  # of an earlier process that had the same number
         return Command(forks=self, process=found["process"], out=out)
 
     def run(self, words: Sequence[object], **how) -> Command:
