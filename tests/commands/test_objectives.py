@@ -182,7 +182,7 @@ def test_a_page(capsys, terminal):
 
 
 def test_objectives_refuses(capsys):
-    assert "got bfn. Did you mean bnf?" in refused(capsys, "objectives", "bfn")
+    assert "Unknown objective 'bfn'. Did you mean bnf?" in refused(capsys, "objectives", "bfn")
     assert "signal has no effect on one page" in refused(capsys, "objectives", "bnf", "--signal", "pairs")
     assert "reference has no effect on one page" in refused(
         capsys, "objectives", "bnf", "--reference", "false"
