@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.data.column_account import kind_of, values_look_like_labels
+from preftune.data.column_kinds import SEEMS_PREFERENCE, kind_of, values_look_like_labels
 from preftune.data.column_map import mapped, parse_columns, rules_of
 from preftune.data.options import FIELDS, DataOptions
 from preftune.data.records import load_records
@@ -288,22 +288,72 @@ VALUES = st.one_of(
     st.lists(TEXTS, min_size=2, max_size=2),
     st.lists(st.integers(-2, 2), min_size=2, max_size=2),
     st.lists(st.booleans(), min_size=2, max_size=2),
+    st.sampled_from([0.5, -1.0, "-1", "B", "model_a", "both_bad", "neutral", float("nan")]),
+    st.fixed_dictionaries({"rating": st.integers(1, 5)}),
+    TEXTS.map(
+        lambda text: [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": text}]
+    ),
+    st.tuples(TEXTS, TEXTS, st.integers(-2, 2)).map(
+        lambda one: [{"text": one[0], "score": one[2]}, {"text": one[1], "score": 0}]
+    ),
 )
+SPELLINGS = st.sampled_from(
+    [str, str, str.upper, str.title, lambda name: f" {name} ", lambda name: name.replace("_", "-")]
+)
+
+
+def taken_or_none(value):
+    """The text of an answer, as a text or as the last of some turns."""
+    return value if isinstance(value, str) else value[-1].get("content") if turns_of(value) else None
+
+
+def turns_of(value):
+    return isinstance(value, list) and bool(value) and isinstance(value[-1], dict)
 
 
 def taken(text):
     return text if isinstance(text, str) else text[-1].content
 
 
+PROMPTED = st.sampled_from(["prompt", "question", "instruction", "query"])
+SIDES = st.sampled_from(
+    [("response_a", "response_b"), ("response_1", "response_2"), ("output_1", "output_2")]
+)
+VERDICTS = st.sampled_from(["a", "b", "A", "tie", 1, 2, 0, -1, "1", "2", "-1", True, "model_a", None])
+LABELS = st.sampled_from([True, False, 1, 0, -1, "good", "bad", "up", "down", "neutral", "0", "👎", 2])
+NOISE = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=2)
+
+
+@st.composite
+def usual_rows(draw):
+    """Rows of the common layouts, to which other columns are added, or of which one is replaced."""
+    row = {draw(PROMPTED): "Name a river."}
+    kind = draw(st.sampled_from(["pair", "verdict", "label"]))
+    if kind == "pair":
+        names = draw(st.sampled_from([("chosen", "rejected"), ("chosen_response", "rejected_response")]))
+        row |= dict(zip(names, draw(st.permutations(["The Rhine.", "A shoe."])), strict=True))
+    elif kind == "verdict":
+        row |= dict(zip(draw(SIDES), draw(st.permutations(["The Rhine.", "A shoe."])), strict=True))
+        row[draw(st.sampled_from(["winner", "preference", "preferred"]))] = draw(VERDICTS)
+    else:
+        row[draw(st.sampled_from(["completion", "response", "output"]))] = draw(TEXTS)
+        row[draw(st.sampled_from(["label", "kto_tag"]))] = draw(LABELS)
+    return row | draw(NOISE)
+
+
 @settings(max_examples=400, deadline=None)
 @given(
-    st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=2, max_size=7), st.randoms(use_true_random=False)
+    st.one_of(usual_rows(), st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=2, max_size=7)),
+    st.randoms(use_true_random=False),
+    SPELLINGS,
 )
-def test_no_preference_contradicts_a_column(tmp_path_factory, row, order: random.Random):
+def test_no_preference_contradicts_a_column(tmp_path_factory, row, order: random.Random, spelled):
     names = list(row)
     order.shuffle(names)
     row = {name: row[name] for name in names}
-    path = write(tmp_path_factory.mktemp("one") / "rows.jsonl", [row])
+    path = write(
+        tmp_path_factory.mktemp("one") / "rows.jsonl", [{spelled(name): row[name] for name in names}]
+    )
     try:
         (record,) = load_records(path, DataOptions()).records
     except DataError:
@@ -312,12 +362,11 @@ def test_no_preference_contradicts_a_column(tmp_path_factory, row, order: random
         return
     assert_agrees(row, record)
     found = load_records(path, DataOptions())
-    unused = {
-        name
-        for name, role in found.columns.items()
-        if role == "not used" and row.get(name) not in (None, "", [])
-    }
-    assert not {name for name in unused if kind_of(name, found.format) == "preference information"}
+    assert {spelled(name) for name in names} <= found.columns.keys()  # every column has a role
+    values = {spelled(name): value for name, value in row.items()}
+    unused = {name for name, role in found.columns.items() if role == "not used"}
+    full = {name for name in unused if (value := values.get(name)) not in (None, "", []) and value == value}
+    assert not {name for name in full if kind_of(name, found.format) == SEEMS_PREFERENCE}
 
 
 def assert_agrees(row, record):
@@ -339,6 +388,8 @@ def assert_agrees(row, record):
         sides = {"a": first, "b": second} if first == "response_a" else {"1": first, "2": second}
         for verdict in ("winner", "preference", "preferred"):
             side = str(row.get(verdict))
+            if pairs and {taken_or_none(row.get(first)), taken_or_none(row.get(second))} == better | worse:
+                assert not side.startswith("-")  # a strength is no name of a side
             if (
                 pairs
                 and side in sides
