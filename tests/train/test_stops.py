@@ -242,11 +242,11 @@ def test_an_output_that_cannot_be_used_is_refused_before_work(
     taken.mkdir()
     (taken / "something").touch()
     file.touch()
-    assert main(train_words("/nowhere", "/nowhere", taken)) == 2
+    assert main(train_words(tiny_folder, pairs_file, taken)) == 2
     assert "is there already" in one_line(capsys)
-    assert main(train_words("/nowhere", "/nowhere", file)) == 2
+    assert main(train_words(tiny_folder, pairs_file, file)) == 2
     assert "is there already" in one_line(capsys)
-    assert main(train_words("/nowhere", "/nowhere", file / "below")) == 4
+    assert main(train_words(tiny_folder, pairs_file, file / "below")) == 4
     assert "is a file" in one_line(capsys)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
@@ -256,9 +256,9 @@ def test_an_output_that_cannot_be_used_is_refused_before_work(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_refused(tmp_path, capsys):
+def test_a_read_only_folder_is_refused(tiny_folder, pairs_file, tmp_path, capsys):
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert main(train_words("/nowhere", "/nowhere", tmp_path / "locked" / "run")) == 4
+    assert main(train_words(tiny_folder, pairs_file, tmp_path / "locked" / "run")) == 4
     assert "no permission" in one_line(capsys)
 
 
