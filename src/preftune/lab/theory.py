@@ -165,65 +165,93 @@ class Check:
 
 def checks() -> list[Check]:
     """The closed forms against manually computed values."""
-    found: list[Check] = []
+    return [*_direction_checks(), *_pair_step_checks()]
 
-    def add(
-        text: str, numbers: Vector | float, expected: float | list[float], tolerance: float = 1e-4
-    ) -> None:
-        for number, wanted in zip(np.atleast_1d(numbers), np.atleast_1d(expected), strict=True):
-            found.append(Check(text=text, found=float(number), expected=float(wanted), tolerance=tolerance))
 
-    add(
+def _compared(
+    text: str, numbers: Vector | float, expected: float | list[float], tolerance: float = 1e-4
+) -> list[Check]:
+    """A check for each number."""
+    return [
+        Check(text=text, found=float(number), expected=float(wanted), tolerance=tolerance)
+        for number, wanted in zip(np.atleast_1d(numbers), np.atleast_1d(expected), strict=True)
+    ]
+
+
+def _direction_checks() -> list[Check]:
+    """Forward and reverse KL divergence."""
+    checked: list[Check] = []
+    checked += _compared(
         "logarithmic mean: cases with a wrong prediction of the faster direction",
         float(_violations()),
         0.0,
         0.0,
     )
     p, q = np.array([0.05, 0.45, 0.25, 0.25]), np.array([0.4, 0.4, 0.1, 0.1])
-    add(
+    checked += _compared(
         "equal targets: forward makes the outcomes more equal",
         forward_direction(p, q),
         [0.35, -0.05, -0.15, -0.15],
     )
-    add(
+    checked += _compared(
         "equal targets: reverse raises the likelier more",
         reverse_direction(p, q),
         [0.12433, 0.13023, -0.12728, -0.12728],
     )
     p, q = np.array([0.6, 0.1, 0.15, 0.15]), np.array([0.05, 0.5, 0.225, 0.225])
-    add("overestimated outcome: forward", forward_direction(p, q), [-0.55, 0.4, 0.075, 0.075])
-    add(
+    checked += _compared(
+        "overestimated outcome: forward", forward_direction(p, q), [-0.55, 0.4, 0.075, 0.075]
+    )
+    checked += _compared(
         "overestimated outcome: reverse lowers it faster and fills the gap more slowly",
         reverse_direction(p, q),
         [-0.76593, 0.28178, 0.24207, 0.24207],
     )
     p, q = PAGE_TOY
-    add("toy of the project page: forward", forward_direction(p, q), [-0.1, -0.2, 0.5, -0.2])
-    add("toy of the project page: reverse", reverse_direction(p, q), [0.05885, -0.14909, 0.23934, -0.14909])
-    add("toy: KL(p || q), KL(q || p)", np.array([kl(p, q), kl(q, p)]), [0.60163, 0.77424])
+    checked += _compared("toy of the project page: forward", forward_direction(p, q), [-0.1, -0.2, 0.5, -0.2])
+    checked += _compared(
+        "toy of the project page: reverse", reverse_direction(p, q), [0.05885, -0.14909, 0.23934, -0.14909]
+    )
+    checked += _compared("toy: KL(p || q), KL(q || p)", np.array([kl(p, q), kl(q, p)]), [0.60163, 0.77424])
     forward, reverse = best_fits(two_modes())
-    add("two modes: forward covers both, its divergence", forward.divergence, 0.6930, 1e-3)
-    add(
+    checked += _compared("two modes: forward covers both, its divergence", forward.divergence, 0.6930, 1e-3)
+    checked += _compared(
         "two modes: reverse covers the larger", np.array([reverse.mean, reverse.deviation]), [12.0, 3.0], 1e-3
     )
-    add("two modes: reverse divergence, -log 0.6", reverse.divergence, -float(np.log(0.6)), 1e-3)
+    checked += _compared(
+        "two modes: reverse divergence, -log 0.6", reverse.divergence, -float(np.log(0.6)), 1e-3
+    )
+    return checked
+
+
+def _pair_step_checks() -> list[Check]:
+    """Steps on a pair with and without the negative gradient."""
+    checked: list[Check] = []
     p, both = np.array([0.1, 0.2, 0.3, 0.4]), (0.0, 1.0)  # without and with the negative gradient
-    add("negative gradient that helps: product of gradients", gradient_product(p, 0, 3), -0.2)
-    add(
+    checked += _compared(
+        "negative gradient that helps: product of gradients", gradient_product(p, 0, 3), -0.2
+    )
+    checked += _compared(
         "negative gradient that helps: chosen, without and with",
         np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in both]),
         [0.1093, 0.1279],
     )
     p = np.array([0.01, 0.01, 0.97, 0.01])
-    add("negative gradient that hurts: product of gradients", gradient_product(p, 0, 3), 0.9212)
-    add(
+    checked += _compared(
+        "negative gradient that hurts: product of gradients", gradient_product(p, 0, 3), 0.9212
+    )
+    checked += _compared(
         "negative gradient that hurts: chosen, without and with",
         np.array([after_pair_step(p, 0, 3, 0.1, c)[0] for c in both]),
         [0.1918, 0.0999],
     )
-    add("the same, rejecting the peak: product of gradients", gradient_product(p, 0, 2), -0.0388)
-    add("the same, rejecting the peak: chosen", after_pair_step(p, 0, 2, 0.1, 1.0)[0], 0.1957)
-    return found
+    checked += _compared(
+        "the same, rejecting the peak: product of gradients", gradient_product(p, 0, 2), -0.0388
+    )
+    checked += _compared(
+        "the same, rejecting the peak: chosen", after_pair_step(p, 0, 2, 0.1, 1.0)[0], 0.1957
+    )
+    return checked
 
 
 PAGE_TOY = (np.array([0.3, 0.3, 0.1, 0.3]), np.array([0.2, 0.1, 0.6, 0.1]))

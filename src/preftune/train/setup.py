@@ -14,6 +14,7 @@ from preftune.data.prepare import Prepared
 from preftune.data.render import Renderer, make_renderer
 from preftune.data.store import JoinedGroups
 from preftune.model.device import device_note, pick_device
+from preftune.model.layout import LayoutOptions
 from preftune.model.limits import Limits, model_limits
 from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.model.policy import Policy, micro_batches, score_groups
@@ -227,10 +228,6 @@ class _Supply:
     anchors: Anchors
     budget: Budget
 
-    @property
-    def line(self) -> str:
-        return self.budget.line(self.source.steps_per_epoch)
-
 
 def _offline_supply(
     data: ReadData,
@@ -291,6 +288,19 @@ def make_follower(options: ServerOptions, policy: Policy, output: Path) -> Follo
     return Follower(options, policy, output / "server") if options.url else None
 
 
+def _check_device(layout: LayoutOptions, device: str, report: Reporter) -> None:
+    check_attention(layout, pick_device(device))
+    if note := device_note(device):
+        report.note(note)
+
+
+def _set_up_lines(supply: _Supply, objective: Objective, optim: OptimOptions, rank: int) -> list[str]:
+    """The steps, the schedule, and settings that are unusual for the objective."""
+    steps = supply.budget.line(supply.source.steps_per_epoch)
+    schedule = schedule_line(supply.budget.steps, optim)
+    return [f"{steps}; {schedule}", *unusual_settings(objective, optim, rank)]
+
+
 def _resolve_reward(name: str | None, in_process: bool) -> AnyReward | None:
     return None if name is None else resolve_reward(name, in_process)
 
@@ -308,9 +318,7 @@ def build_job(
     With `rehearses` (a dry run) the reference is computed for the first step only. `check` gets the identity
     of the run before the reference is computed.
     """
-    check_attention(config.layout, pick_device(config.device))
-    if note := device_note(config.device):
-        report.note(note)
+    _check_device(config.layout, config.device, report)
     check_optimizer(config.optim)
     reward = _resolve_reward(config.reward, config.collect.reward_process)
     tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
@@ -340,8 +348,7 @@ def build_job(
             builder,
             needs,
         )
-    report.note(f"{supply.line}; {schedule_line(supply.budget.steps, config.optim)}")
-    for line in unusual_settings(config.objective, config.optim, config.lora.rank):
+    for line in _set_up_lines(supply, config.objective, config.optim, config.lora.rank):
         report.note(line)
     job = TrainingJob(
         config=config,
