@@ -206,6 +206,12 @@ def test_nothing_grows_too_large():
     assert not large
 
 
+def test_the_formatter_has_no_exceptions():
+    comment = "# fmt" + ": skip"
+    files = [path for folder in ("src", "tests") for path in (ROOT.parents[1] / folder).rglob("*.py")]
+    assert [str(path) for path in files if comment in path.read_text(encoding="utf-8")] == []
+
+
 MAX_WHOLE_SETTINGS = 5
 """Functions that take all settings of a run; the others take the sections, or the plan, that they need."""
 

@@ -142,9 +142,19 @@ def hub(monkeypatch):
 def test_the_hub_gets_the_files_and_a_card(hub, adapter, capsys):
     address, seen = hub
     told = exported(
-        capsys, adapter, "--to", "hub", "--output", "someone/model", "--endpoint", address,
-        "--private", "true", "--license", "apache-2.0",
-    )  # fmt: skip
+        capsys,
+        adapter,
+        "--to",
+        "hub",
+        "--output",
+        "someone/model",
+        "--endpoint",
+        address,
+        "--private",
+        "true",
+        "--license",
+        "apache-2.0",
+    )
     assert seen["created"]["name"] == "model" and "private" in json.dumps(seen["created"])
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= set(told["files"])
     import base64

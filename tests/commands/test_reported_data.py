@@ -98,32 +98,195 @@ def inspected(capsys, path, model, *flags):
 SYSTEM = {"system": "", "status": "ok"}
 FIRST = "An apple.<|im_end|>"
 READ = {
-    "6, a column input": ("a.jsonl", each(lambda a, g, b: {**SYSTEM, "input": a, "chosen": f"It is {g}", "rejected": f"It is {b}"}), "user\nName a fruit.<|im_end|>"),
-    "6, a column query": ("a.jsonl", each(lambda a, g, b: {"query": a, "chosen": f"Sure: {g}", "rejected": f"Sure, {b}"}), "user\nName a fruit.<|im_end|>"),
-    "10, turns in a CSV file": ("a.csv", 'prompt,chosen,rejected\nName a fruit.,"[{""role"": ""assistant"", ""content"": ""An apple.""}]",A stone.\n', FIRST),
-    "11, Nectar": ("a.jsonl", each(lambda a, g, b: {"prompt": hh(a, " "), "answers": [{"answer": b, "rank": 2.0}, {"answer": g, "rank": 1.0}]}), "assistant\nHello.<|im_end|>\n<|im_start|>user\nName a fruit."),
-    "11, Dahoas": ("a.jsonl", each(lambda a, g, b: {"prompt": hh(a), "response": f" {g}", "chosen": f" {g}", "rejected": f" {b}"}), "tokens\nAn apple.<|im_end|>"),
-    "12, an instruction with a context": ("a.jsonl", each(lambda a, g, b: {"instruction": "Answer.", "context": a, "chosen": g, "rejected": b}), "Answer.\nName a fruit."),
-    "15, labels of one class": ("a.jsonl", each(lambda a, g, b: {"prompt": a, "completion": b, "label": False}), "census: 4 dispreferred"),
-    "24, HelpSteer2": ("a.jsonl", each(lambda a, g, b: {"prompt": a, "response_1": g, "response_2": b, "preference_strength": -2}), f"chosen, 9 tokens\n{FIRST}"),
-    "24, PKU": ("a.jsonl", each(lambda a, g, b: {"prompt": a, "response_0": b, "response_1": g, "better_response_id": 1, "safer_response_id": 1}), f"chosen, 9 tokens\n{FIRST}"),
-    "24, arena": ("a.jsonl", each(lambda a, g, b: {"prompt": json.dumps([a]), "response_a": json.dumps([g]), "response_b": json.dumps([b]), "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}), f"chosen, 9 tokens\n{FIRST}"),
-    "24, labels of a list": ("a.jsonl", each(lambda a, g, b: {"prompt": a, "completions": [g, b], "labels": [True, False]}), "census: 4 preferred, 4 dispreferred"),
-    "24, HelpSteer3": ("a.jsonl", each(lambda a, g, b: {"context": [user(a)], "response1": g, "response2": b, "overall_preference": -2}), f"chosen, 9 tokens\n{FIRST}"),
-    "24, an object of lists": ("a.parquet", each(lambda a, g, b: {"instruction": a, "completions": {"response": [g, b], "overall_score": [9.0, 1.0]}}), f"reward 9, 9 tokens\n{FIRST}"),
-    "24, blanks in the header": ("a.csv", "prompt, chosen, rejected\nName a fruit.,An apple.,A stone.\n", f"chosen, 9 tokens\n{FIRST}"),
-    "25, OpenAI": ("a.jsonl", each(lambda a, g, b: {"input": {"messages": [user(a)], "tools": []}, "preferred_output": [bot(g)], "non_preferred_output": [bot(b)]}), "census: 4 pairs"),
-    "25, several rejected responses": ("a.jsonl", each(lambda a, g, b: {"messages": [user(a), bot(g)], "rejected_response": [b, f"{b} Or so."]}), "census: 8 pairs"),
-    "25, a list of rejected texts": ("a.jsonl", each(lambda a, g, b: {"prompt": a, "chosen": g, "rejected": [b, f"{b} Or so."]}), "census: 8 pairs"),
-    "25, a repeated user turn": ("a.jsonl", each(lambda a, g, b: {"prompt": [user("continue")], "chosen": [bot("Part one."), user("continue"), bot(g)], "rejected": [bot("Part one."), user("continue"), bot(b)]}), "census: 4 pairs"),
-    "25, empty tools": ("a.jsonl", each(lambda a, g, b: {"tools": "[]", "prompt": a, "chosen": g, "rejected": b}), "tools (used as tools)"),
-    "25, an empty prompt beside dialogues": ("a.jsonl", each(lambda a, g, b: {"prompt": "", "chosen": [user(a), bot(g)], "rejected": [user(a), bot(b)]}), "user\nName a fruit."),
-    "25, a score of null": ("a.jsonl", each(lambda a, g, b: {"instruction": a, "completions": [{"response": g, "overall_score": 8.5}, {"response": b, "overall_score": None}]}), "4 rewarded, 4 not rewarded"),
-    "25, a score of N/A": ("a.jsonl", each(lambda a, g, b: {"instruction": a, "completions": [{"response": g, "overall_score": "8.5"}, {"response": b, "overall_score": "N/A"}]}), "4 rewarded, 4 not rewarded"),
-    "25, a decimal reward": ("a.parquet", both(lambda a, text, good: {"prompt": a, "completion": text, "reward": Decimal("1.5") if good else Decimal("0.5")}), "reward 1.5"),
-    "25, a reward of true and false": ("a.jsonl", both(lambda a, text, good: {"prompt": a, "completion": text, "reward": good}), "reward 1,"),
-    "25, a table of columns": ("a.json", {name: [fact[k] for fact in FACTS] for k, name in enumerate(NAMES)}, "census: 4 pairs"),
-}  # fmt: skip
+    "6, a column input": (
+        "a.jsonl",
+        each(lambda a, g, b: {**SYSTEM, "input": a, "chosen": f"It is {g}", "rejected": f"It is {b}"}),
+        "user\nName a fruit.<|im_end|>",
+    ),
+    "6, a column query": (
+        "a.jsonl",
+        each(lambda a, g, b: {"query": a, "chosen": f"Sure: {g}", "rejected": f"Sure, {b}"}),
+        "user\nName a fruit.<|im_end|>",
+    ),
+    "10, turns in a CSV file": (
+        "a.csv",
+        'prompt,chosen,rejected\nName a fruit.,"[{""role"": ""assistant"", ""content"": ""An apple.""}]",A stone.\n',
+        FIRST,
+    ),
+    "11, Nectar": (
+        "a.jsonl",
+        each(
+            lambda a, g, b: {
+                "prompt": hh(a, " "),
+                "answers": [{"answer": b, "rank": 2.0}, {"answer": g, "rank": 1.0}],
+            }
+        ),
+        "assistant\nHello.<|im_end|>\n<|im_start|>user\nName a fruit.",
+    ),
+    "11, Dahoas": (
+        "a.jsonl",
+        each(lambda a, g, b: {"prompt": hh(a), "response": f" {g}", "chosen": f" {g}", "rejected": f" {b}"}),
+        "tokens\nAn apple.<|im_end|>",
+    ),
+    "12, an instruction with a context": (
+        "a.jsonl",
+        each(lambda a, g, b: {"instruction": "Answer.", "context": a, "chosen": g, "rejected": b}),
+        "Answer.\nName a fruit.",
+    ),
+    "15, labels of one class": (
+        "a.jsonl",
+        each(lambda a, g, b: {"prompt": a, "completion": b, "label": False}),
+        "census: 4 dispreferred",
+    ),
+    "24, HelpSteer2": (
+        "a.jsonl",
+        each(lambda a, g, b: {"prompt": a, "response_1": g, "response_2": b, "preference_strength": -2}),
+        f"chosen, 9 tokens\n{FIRST}",
+    ),
+    "24, PKU": (
+        "a.jsonl",
+        each(
+            lambda a, g, b: {
+                "prompt": a,
+                "response_0": b,
+                "response_1": g,
+                "better_response_id": 1,
+                "safer_response_id": 1,
+            }
+        ),
+        f"chosen, 9 tokens\n{FIRST}",
+    ),
+    "24, arena": (
+        "a.jsonl",
+        each(
+            lambda a, g, b: {
+                "prompt": json.dumps([a]),
+                "response_a": json.dumps([g]),
+                "response_b": json.dumps([b]),
+                "winner_model_a": 1,
+                "winner_model_b": 0,
+                "winner_tie": 0,
+            }
+        ),
+        f"chosen, 9 tokens\n{FIRST}",
+    ),
+    "24, labels of a list": (
+        "a.jsonl",
+        each(lambda a, g, b: {"prompt": a, "completions": [g, b], "labels": [True, False]}),
+        "census: 4 preferred, 4 dispreferred",
+    ),
+    "24, HelpSteer3": (
+        "a.jsonl",
+        each(
+            lambda a, g, b: {"context": [user(a)], "response1": g, "response2": b, "overall_preference": -2}
+        ),
+        f"chosen, 9 tokens\n{FIRST}",
+    ),
+    "24, an object of lists": (
+        "a.parquet",
+        each(
+            lambda a, g, b: {
+                "instruction": a,
+                "completions": {"response": [g, b], "overall_score": [9.0, 1.0]},
+            }
+        ),
+        f"reward 9, 9 tokens\n{FIRST}",
+    ),
+    "24, blanks in the header": (
+        "a.csv",
+        "prompt, chosen, rejected\nName a fruit.,An apple.,A stone.\n",
+        f"chosen, 9 tokens\n{FIRST}",
+    ),
+    "25, OpenAI": (
+        "a.jsonl",
+        each(
+            lambda a, g, b: {
+                "input": {"messages": [user(a)], "tools": []},
+                "preferred_output": [bot(g)],
+                "non_preferred_output": [bot(b)],
+            }
+        ),
+        "census: 4 pairs",
+    ),
+    "25, several rejected responses": (
+        "a.jsonl",
+        each(lambda a, g, b: {"messages": [user(a), bot(g)], "rejected_response": [b, f"{b} Or so."]}),
+        "census: 8 pairs",
+    ),
+    "25, a list of rejected texts": (
+        "a.jsonl",
+        each(lambda a, g, b: {"prompt": a, "chosen": g, "rejected": [b, f"{b} Or so."]}),
+        "census: 8 pairs",
+    ),
+    "25, a repeated user turn": (
+        "a.jsonl",
+        each(
+            lambda a, g, b: {
+                "prompt": [user("continue")],
+                "chosen": [bot("Part one."), user("continue"), bot(g)],
+                "rejected": [bot("Part one."), user("continue"), bot(b)],
+            }
+        ),
+        "census: 4 pairs",
+    ),
+    "25, empty tools": (
+        "a.jsonl",
+        each(lambda a, g, b: {"tools": "[]", "prompt": a, "chosen": g, "rejected": b}),
+        "tools (used as tools)",
+    ),
+    "25, an empty prompt beside dialogues": (
+        "a.jsonl",
+        each(lambda a, g, b: {"prompt": "", "chosen": [user(a), bot(g)], "rejected": [user(a), bot(b)]}),
+        "user\nName a fruit.",
+    ),
+    "25, a score of null": (
+        "a.jsonl",
+        each(
+            lambda a, g, b: {
+                "instruction": a,
+                "completions": [
+                    {"response": g, "overall_score": 8.5},
+                    {"response": b, "overall_score": None},
+                ],
+            }
+        ),
+        "4 rewarded, 4 not rewarded",
+    ),
+    "25, a score of N/A": (
+        "a.jsonl",
+        each(
+            lambda a, g, b: {
+                "instruction": a,
+                "completions": [
+                    {"response": g, "overall_score": "8.5"},
+                    {"response": b, "overall_score": "N/A"},
+                ],
+            }
+        ),
+        "4 rewarded, 4 not rewarded",
+    ),
+    "25, a decimal reward": (
+        "a.parquet",
+        both(
+            lambda a, text, good: {
+                "prompt": a,
+                "completion": text,
+                "reward": Decimal("1.5") if good else Decimal("0.5"),
+            }
+        ),
+        "reward 1.5",
+    ),
+    "25, a reward of true and false": (
+        "a.jsonl",
+        both(lambda a, text, good: {"prompt": a, "completion": text, "reward": good}),
+        "reward 1,",
+    ),
+    "25, a table of columns": (
+        "a.json",
+        {name: [fact[k] for fact in FACTS] for k, name in enumerate(NAMES)},
+        "census: 4 pairs",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", READ)
@@ -134,12 +297,26 @@ def test_a_file_is_read(case, tokenizers, tmp_path, capsys):
 
 
 RENDERED = {
-    "8, thoughts": ("thoughts", each(lambda a, g, b: {"prompt": [user(a)], "chosen": [bot(g, thinking="I compare.")], "rejected": [bot(b, thinking="Seen.")]}), "[plan] I compare. [/plan]\nAn apple.<|im_end|>"),
+    "8, thoughts": (
+        "thoughts",
+        each(
+            lambda a, g, b: {
+                "prompt": [user(a)],
+                "chosen": [bot(g, thinking="I compare.")],
+                "rejected": [bot(b, thinking="Seen.")],
+            }
+        ),
+        "[plan] I compare. [/plan]\nAn apple.<|im_end|>",
+    ),
     "18, an end before the end of the sequence": ("phi3", PAIRS, "An apple.<|end|>\n"),
     "19, an end of several tokens": ("pieces", PAIRS, "An apple.<|done|>\n"),
     "20, blanks": ("words", PAIRS, "tokens\n The "),
-    "21, a prompt that ends in a blank": ("words, plain", each(lambda a, g, b: {"prompt": f"{a} ", "chosen": g, "rejected": b}), "tokens\n An apple.</s>"),
-}  # fmt: skip
+    "21, a prompt that ends in a blank": (
+        "words, plain",
+        each(lambda a, g, b: {"prompt": f"{a} ", "chosen": g, "rejected": b}),
+        "tokens\n An apple.</s>",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", RENDERED)
@@ -151,14 +328,55 @@ def test_an_answer_is_rendered_whole(case, tokenizers, tmp_path, capsys):
 
 TRAIN = ["--max_steps", "1", "--batch_size", "4", "--eval_fraction", "0"]
 REFUSED = {
-    "4, is_good": ("bnf", both(lambda a, text, good: {"prompt": a, "completion": text, "is_good": good}), "the column is_good is not used.*--rows.columns label=is_good"),
-    "4, HelpSteer2": ("bnf", both(lambda a, text, good: {"prompt": a, "response": text, "helpfulness": 4 * good, "correctness": 4 * good}), "the columns helpfulness, correctness are not used"),
-    "12, a question with a context": ("dpo", each(lambda a, g, b: {"question": a, "context": "A passage.", "chosen": g, "rejected": b}), r"prompt=context\+question"),
-    "13, a rendered prompt": ("dpo", each(lambda a, g, b: {"prompt": f"<|im_start|>user\n{a}<|im_end|>\n<|im_start|>assistant\n", "chosen": g, "rejected": b}), "already rendered.*--rows.template plain"),
-    "14, three labels": ("bnf", [{"prompt": a, "completion": g, "label": k % 3 - 1} for k, (a, g, _) in enumerate(FACTS)], "holds 0 and -1, and 0 could mean"),
-    "24, a pair and a label": ("dpo", each(lambda a, g, b: {"prompt": a, "chosen": g, "rejected": b, "label": 0}), "the column label is not used"),
-    "25, a list of outputs": ("bnf", each(lambda a, g, b: {"instruction": a, "input": "", "output": [g, b]}), "--rows.format best_first"),
-}  # fmt: skip
+    "4, is_good": (
+        "bnf",
+        both(lambda a, text, good: {"prompt": a, "completion": text, "is_good": good}),
+        "the column is_good is not used.*--rows.columns label=is_good",
+    ),
+    "4, HelpSteer2": (
+        "bnf",
+        both(
+            lambda a, text, good: {
+                "prompt": a,
+                "response": text,
+                "helpfulness": 4 * good,
+                "correctness": 4 * good,
+            }
+        ),
+        "the columns helpfulness, correctness are not used",
+    ),
+    "12, a question with a context": (
+        "dpo",
+        each(lambda a, g, b: {"question": a, "context": "A passage.", "chosen": g, "rejected": b}),
+        r"prompt=context\+question",
+    ),
+    "13, a rendered prompt": (
+        "dpo",
+        each(
+            lambda a, g, b: {
+                "prompt": f"<|im_start|>user\n{a}<|im_end|>\n<|im_start|>assistant\n",
+                "chosen": g,
+                "rejected": b,
+            }
+        ),
+        "already rendered.*--rows.template plain",
+    ),
+    "14, three labels": (
+        "bnf",
+        [{"prompt": a, "completion": g, "label": k % 3 - 1} for k, (a, g, _) in enumerate(FACTS)],
+        "holds 0 and -1, and 0 could mean",
+    ),
+    "24, a pair and a label": (
+        "dpo",
+        each(lambda a, g, b: {"prompt": a, "chosen": g, "rejected": b, "label": 0}),
+        "the column label is not used",
+    ),
+    "25, a list of outputs": (
+        "bnf",
+        each(lambda a, g, b: {"instruction": a, "input": "", "output": [g, b]}),
+        "--rows.format best_first",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -178,11 +396,35 @@ def assert_matches(words, capsys):
 @pytest.mark.parametrize(
     ("case", "name", "content", "kind", "words"),
     [
-        ("7", "a.jsonl", each(lambda a, g, b: {"prompt": a, "chosen": f"<scratchpad>Hm.</scratchpad>{g}", "rejected": b}), "scratch", "does not write the whole text of the answer"),
-        ("8", "a.jsonl", each(lambda a, g, b: {"prompt": [user(a)], "chosen": [bot(g, thinking="Hm.")], "rejected": [bot(b)]}), "chatml", "does not write the reasoning of the answer"),
-        ("10", "a.csv", 'prompt,chosen,rejected\nHi,"[{\'role\': \'assistant\', \'content\': \'Yes.\'}]",No.\n', "chatml", "turns as Python writes them"),
+        (
+            "7",
+            "a.jsonl",
+            each(lambda a, g, b: {"prompt": a, "chosen": f"<scratchpad>Hm.</scratchpad>{g}", "rejected": b}),
+            "scratch",
+            "does not write the whole text of the answer",
+        ),
+        (
+            "8",
+            "a.jsonl",
+            each(
+                lambda a, g, b: {
+                    "prompt": [user(a)],
+                    "chosen": [bot(g, thinking="Hm.")],
+                    "rejected": [bot(b)],
+                }
+            ),
+            "chatml",
+            "does not write the reasoning of the answer",
+        ),
+        (
+            "10",
+            "a.csv",
+            "prompt,chosen,rejected\nHi,\"[{'role': 'assistant', 'content': 'Yes.'}]\",No.\n",
+            "chatml",
+            "turns as Python writes them",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_is_not_read_halfway(case, name, content, kind, words, tokenizers, tmp_path, capsys):
     status, _, error = inspected(capsys, written(tmp_path / name, content), tokenizers / kind)
     assert status == 2 and words in error

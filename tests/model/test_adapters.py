@@ -132,9 +132,15 @@ def test_adapters_on_tied_embeddings_are_refused(words):
 
 def test_experts_get_adapters_by_the_names_of_their_parameters(tmp_path):
     config = MixtralConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=16, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=64,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     policy = trained(
         tmp_path / "base", tmp_path / "final", target_parameters=["mlp.experts.gate_up_proj"], rank=2

@@ -105,7 +105,11 @@ def test_values_of_a_head(tmp_path):
     """The configuration decides, unless the user does."""
     encoder("bert", tmp_path, id2label={0: "bad", 1: "good"})
     logits = pair_logits(tmp_path)
-    for values, expected in (("raw", logits), ("auto", logits.log_softmax(-1)), ("log_prob", logits.log_softmax(-1))):  # fmt: skip
+    for values, expected in (
+        ("raw", logits),
+        ("auto", logits.log_softmax(-1)),
+        ("log_prob", logits.log_softmax(-1)),
+    ):
         found = judged(f"model(path={tmp_path}, label=good, values={values})")
         assert found == pytest.approx(expected[:, 1].tolist(), abs=1e-5)
     encoder("bert", tmp_path / "one", num_labels=1)

@@ -12,17 +12,28 @@ from preftune.model.proof import choose_layout, context_limit
 from preftune.types import Group
 
 SHAPE = dict(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
 
 
 def model_of(kind):
     if kind == "longrope":
         rope = {
-            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "factor": 8.0,
-            "long_factor": [8.0, 16.0, 32.0, 64.0], "original_max_position_embeddings": 32,
-        }  # fmt: skip
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 4,
+            "factor": 8.0,
+            "long_factor": [8.0, 16.0, 32.0, 64.0],
+            "original_max_position_embeddings": 32,
+        }
         config = Phi3Config(**SHAPE, max_position_embeddings=256, rope_parameters=rope, sliding_window=None)
         config.original_max_position_embeddings = 32
     elif kind == "dynamic":

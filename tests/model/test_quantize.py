@@ -34,9 +34,15 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("quantized") / "model"
     tokenizer = byte_tokenizer(CHATML, eos="<|im_end|>")
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -114,8 +120,13 @@ def test_an_adapter_is_merged_into_the_weights_that_it_trained_on(name, folder, 
     peft_model = inject_lora(model, LoraOptions(rank=3, quantization=name))
     peft_model.eval()
     policy = Policy(
-        model=model, precision="fp32", sharing="flat", sharing_reason="", peft_model=peft_model, quantization=name
-    )  # fmt: skip
+        model=model,
+        precision="fp32",
+        sharing="flat",
+        sharing_reason="",
+        peft_model=peft_model,
+        quantization=name,
+    )
     shaken(peft_model)
     wanted = logits(model)
     save_adapter(policy, tmp_path / "final")

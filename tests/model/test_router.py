@@ -163,9 +163,14 @@ def test_a_step_has_the_same_gradient_however_it_is_cut(tokens, kept):
     optimizer = torch.optim.SGD(parameters, lr=0.0)
     nothing = Anchors()
     result = run_step(
-        pieces, objective, make_score(policy, objective, nothing), parameters, optimizer, 0.0,
+        pieces,
+        objective,
+        make_score(policy, objective, nothing),
+        parameters,
+        optimizer,
+        0.0,
         router=make_router_loss(policy),
-    )  # fmt: skip
+    )
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     check_gradients(found, reference)
     expected = shared_loss(plain, some).item()

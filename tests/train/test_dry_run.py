@@ -16,7 +16,7 @@ from preftune.cli.main import main
 from preftune.model.cost import Shape, work_of
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.progress import Reporter
-from preftune.train.dry_run import available, dry_run, in_memory, peak, reset_peak
+from preftune.train.dry_run import available_bytes, dry_run, in_memory, peak, reset_peak
 from preftune.train.loop import train
 from preftune.train.processes import ALONE
 from tests.folders import metric_rows, tiny_config
@@ -35,7 +35,7 @@ def test_memory_is_that_of_the_process():
     assert in_memory(CPU) < peak(CPU) - 60 * 2**20
     reset_peak(CPU)
     assert peak(CPU) < in_memory(CPU) + 2**24
-    assert 2**28 < available(CPU) < 2**46
+    assert 2**28 < available_bytes(CPU) < 2**46
 
 
 @pytest.mark.parametrize(

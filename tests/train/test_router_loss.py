@@ -16,10 +16,14 @@ def experts_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experts")
     tokenizer = byte_tokenizer(CHATML, eos="<|im_end|>")
     config = MixtralConfig(
-        vocab_size=len(tokenizer), **model_sizes(), head_dim=8, num_local_experts=4,
-        router_aux_loss_coef=0.5, max_position_embeddings=512,
+        vocab_size=len(tokenizer),
+        **model_sizes(),
+        head_dim=8,
+        num_local_experts=4,
+        router_aux_loss_coef=0.5,
+        max_position_embeddings=512,
         eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

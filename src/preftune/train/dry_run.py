@@ -108,7 +108,7 @@ def _forecast(job: TrainingJob, ready: float) -> Forecast:
         round(p.numel() * ((p.grad_dtype or p.dtype).itemsize + moments * p.element_size()))
         for p in policy.trainable().values()
     )
-    free = in_memory(device) + available(device)
+    free = in_memory(device) + available_bytes(device)
     _check_room(
         in_memory(device) + to_come,
         free,
@@ -296,7 +296,7 @@ def in_memory(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
 
 
-def available(device: torch.device) -> int:
+def available_bytes(device: torch.device) -> int:
     """Bytes that it may still get."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

@@ -32,6 +32,7 @@ from preftune.train.groups import DataPlan
 from preftune.train.identity import IdentityPlan, compared_settings
 from preftune.train.models import ModelPlan
 from preftune.train.onpolicy.checks import (
+    check_extragradient,
     check_max_samples,
     check_opponent,
     check_sampling,
@@ -175,7 +176,18 @@ class TrainConfig:
                 got=objective_name(self.objective),
             )
         if self.optim.extragradient:
-            self._check_extragradient()
+            check_extragradient(
+                self.objective,
+                self.collect if self.draws else None,
+                self.batch_size,
+                has_limits=self.max_samples is not None or self.max_minutes is not None,
+                counts={
+                    "max_steps": self.max_steps,
+                    "save_every": self.save_every,
+                    "eval_every": self.eval_every,
+                    "reference.update_every": self.reference.update_every,
+                },
+            )
         if self.source == "hybrid" and not self.unjudged and self.collect.data_share is None:
             object.__setattr__(self, "collect", replace(self.collect, data_share=0.5))
         if not self.draws:
@@ -360,42 +372,3 @@ class TrainConfig:
         check_sampling(self.objective, self.sampling, self.collect, self.unjudged)
         if self.server.url:
             check_server(self.server, self.sampling, self.lora, weighs_ratios(self.objective))
-
-    def _check_extragradient(self) -> None:
-        """Two steps are one: what counts steps counts them in twos, and each draws its own samples."""
-        fresh = (
-            self.collect.prompts in (None, self.batch_size)
-            and not self.collect.lag
-            and not self.collect.replay
-        )
-        if self.source == "offline" or not fresh or self.collect.epochs > 1:
-            raise ConfigError(
-                "optim.extragradient wants samples of each half step",
-                got="data that do not follow the policy",
-                expected="--source on-policy with a collection for each step",
-                do="Leave out collect.prompts, epochs, replay and lag",
-            )
-        if self.objective.needs & {"behaviour_logp", "behaviour_value"}:
-            raise ConfigError(
-                "optim.extragradient takes the step that samples were drawn after back, which makes ratios wrong",
-                got=objective_name(self.objective),
-                expected="an objective without importance ratios",
-            )
-        if self.max_samples is not None or self.max_minutes is not None:
-            raise ConfigError(
-                "optim.extragradient makes one step of two, between which a run cannot end",
-                got="max_samples or max_minutes",
-                expected="max_steps",
-            )
-        for name, value in (
-            ("max_steps", self.max_steps),
-            ("save_every", self.save_every),
-            ("eval_every", self.eval_every),
-            ("reference.update_every", self.reference.update_every),
-        ):
-            if value and value % 2:
-                raise ConfigError(
-                    f"{name} is odd, and optim.extragradient makes one step of two",
-                    got=value,
-                    expected="an even number",
-                )

@@ -1,5 +1,7 @@
 """Checks across the settings of an on-policy run; each takes the sections that it compares."""
 
+from collections.abc import Mapping
+
 from preftune.errors import ConfigError, refuse_idle
 from preftune.model.adapters import LoraOptions
 from preftune.objectives import Objective, objective_name
@@ -154,3 +156,49 @@ def check_unjudged(objective: Objective, reward: str | None, collect: CollectOpt
     judged = ("opponent", "opponent_share", "data_share", "selection", "selection_settings", "fill")
     judged += ("reward_timeout_s", "reward_process")
     refuse_idle(collect, f"with {name}, whose samples nobody judges", *judged, prefix="collect.", got=name)
+
+
+def check_extragradient(
+    objective: Objective,
+    collect: CollectOptions | None,
+    batch_size: int,
+    *,
+    has_limits: bool,
+    counts: Mapping[str, int | None],
+) -> None:
+    """One update takes two steps. Settings that count steps must be even, and each half needs its own samples.
+    `collect` is None for a run that does not sample; `has_limits`: of samples or minutes.
+    """
+    fresh = (
+        collect is not None
+        and collect.prompts in (None, batch_size)
+        and not collect.lag
+        and not collect.replay
+        and collect.epochs == 1
+    )
+    if not fresh:
+        raise ConfigError(
+            "optim.extragradient wants samples of each half step",
+            got="data that do not follow the policy",
+            expected="--source on-policy with a collection for each step",
+            do="Leave out collect.prompts, epochs, replay and lag",
+        )
+    if objective.needs & {"behaviour_logp", "behaviour_value"}:
+        raise ConfigError(
+            "optim.extragradient takes the step that samples were drawn after back, which makes ratios wrong",
+            got=objective_name(objective),
+            expected="an objective without importance ratios",
+        )
+    if has_limits:
+        raise ConfigError(
+            "optim.extragradient makes one step of two, between which a run cannot end",
+            got="max_samples or max_minutes",
+            expected="max_steps",
+        )
+    for name, value in counts.items():
+        if value and value % 2:
+            raise ConfigError(
+                f"{name} is odd, and optim.extragradient makes one step of two",
+                got=value,
+                expected="an even number",
+            )
