@@ -38,6 +38,7 @@ data:
   sample              completions of prompts                  preftune sample RUN --prompts FILE --output OUT
   reward              add rewards to the completions          preftune reward FILE --reward brief --output OUT
   select              completions with rewards -> pairs       preftune select FILE --selection best-vs-worst --output PAIRS
+  annotate            judge pairs of completions on a page    preftune annotate SAMPLES --output PAIRS
   iterate             rounds of sample, reward, select, train preftune iterate --prompts FILE --reward brief --output FOLDER
 
 models:
@@ -230,6 +231,7 @@ VERBS = (
     "advise",
     "report",
     "clean",
+    "annotate",
     "import-config",
     "objectives",
     "curves",
@@ -247,6 +249,7 @@ ELSEWHERE_VERBS = {
     "dpo": "Use: preftune train --objective dpo",
     "sft": "Use: preftune train --objective sft",
     "grpo": "Use: preftune train --source on-policy --objective grpo",
+    "label": "Use: preftune annotate FILE --output PAIRS",
     "finetune": "Use: preftune train",
     "fine-tune": "Use: preftune train",
     "tune": "Use: preftune train",

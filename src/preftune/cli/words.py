@@ -14,6 +14,7 @@ from preftune.errors import ConfigError, shown
 
 POSITIONAL = {
     "advise": "diagnosis",
+    "annotate": "data",
     "chat": "model",
     "clean": "folder",
     "compare": "data",

@@ -89,8 +89,7 @@ class TrainConfig:
         router_aux_loss_coef: of a mixture of experts: coefficient of the auxiliary loss that balances the load of
             the experts; the model's own when not given, 0 leaves the loss out.
         device: "auto" takes a GPU if there is one, and of several processes each its own.
-        report_to: trackers that get every metric, too: tensorboard, wandb, mlflow, trackio, with commas between
-            several; none by default.
+        report_to: trackers that get every metric: tensorboard, wandb, mlflow, trackio (several with commas).
         process_minutes: with several processes: how long one waits for the others before the run stops; more
             than a reward or a server ever takes.
         seed: of the data order, the held-out split and the adapters' start.
