@@ -1,4 +1,4 @@
-"""Every objective has a page that names its hyper-parameters and all that it logs, and that the index leads
+"""Every objective has a page that names its hyperparameters and all that it logs, and that the index leads
 to.
 """
 

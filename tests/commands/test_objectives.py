@@ -42,7 +42,7 @@ def terminal(monkeypatch, capsys):
 
 def test_piped_the_table_has_a_line_for_each_objective(capsys):
     heading, rule, *lines = run(capsys, "objectives").splitlines()
-    assert heading.split() == ["name", "signal", "ref", "on-policy", "hyper-parameters", "paper"] and set(
+    assert heading.split() == ["name", "signal", "ref", "on-policy", "hyperparameters", "paper"] and set(
         rule
     ) == {"─"}
     rows, notes = lines[: len(OBJECTIVES)], lines[len(OBJECTIVES) :]

@@ -219,7 +219,9 @@ def test_mistakes_are_told_before_anything_is_judged(source, tmp_path, capsys):
         bad = write_rows(tmp_path / f"bad{number}.jsonl", [*ROWS, row])
         err = failure(capsys, bad, "--reward", "regex(pattern=a)", "--output", output)
         assert wanted in err and "row 8" in err
-    assert "cannot be read" in failure(capsys, tmp_path / "no.jsonl", "--reward", "ended", "--output", output)
+    assert "no.jsonl does not exist" in failure(
+        capsys, tmp_path / "no.jsonl", "--reward", "ended", "--output", output
+    )
     assert "Cannot make the folder" in failure(
         capsys, source, "--reward", "ended", "--output", f"{source}/o.jsonl", code=4
     )

@@ -55,7 +55,7 @@ class CurveSet:
 def derivative_curves(
     names: Sequence[str], quantity: Quantity = "logit", ref_prob: float = 0.3, num_points: int = NUM_POINTS
 ) -> CurveSet:
-    """The curves of some objectives with their default hyper-parameters, for probabilities 0.001 to 0.999."""
+    """The curves of some objectives with their default hyperparameters, for probabilities 0.001 to 0.999."""
     probabilities = sorted({*np.linspace(0.001, 0.999, num_points).tolist(), ref_prob})
     found = {name: _curves_of(OBJECTIVES[name](), quantity, ref_prob, probabilities) for name in names}
     return CurveSet(

@@ -42,7 +42,7 @@ class Uses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variation:
-    """What one hyper-parameter changes in what the objective learns from: "with `setting` at `value` it uses
+    """What one hyperparameter changes in what the objective learns from: "with `setting` at `value` it uses
     `uses`".
     """
 
@@ -154,7 +154,7 @@ def _uses(objective: Objective) -> Uses:
 
 
 def _variations(kind: type[Any]) -> Iterator[Variation]:
-    """The objective with one hyper-parameter elsewhere: each other choice, and numbers at 0, away from it, or
+    """The objective with one hyperparameter elsewhere: each other choice, and numbers at 0, away from it, or
     given.
     """
     hints = get_type_hints(kind)

@@ -3,7 +3,7 @@ is an error.
 
 Every setting has a full name, such as `optim.learning_rate`. Its last part alone (`learning_rate`) works
 wherever no other setting of the verb has that name at the top. An objective is named by `objective` and its
-hyper-parameters by `objective.beta`. The names that the ecosystem uses work where they mean the same thing
+hyperparameters by `objective.beta`. The names that the ecosystem uses work where they mean the same thing
 here.
 """
 
@@ -324,9 +324,7 @@ def _insert(tree: dict[str, Any], key: str, value: Any, names: Mapping[str, str]
     """A setting under its full name; one that is not known or stands there twice is an error."""
     full = names.get(key.replace("-", "_"))
     if full is None and key.startswith("objective.") and OBJECTIVE in names.values():
-        full = (
-            key  # of a class that is not in the table: the parser knows whether it has that hyper-parameter
-        )
+        full = key  # of a class that is not in the table: the parser knows whether it has that hyperparameter
     if full is None:
         raise unknown_setting(key, names, flag=False)
     section, _, leaf = full.rpartition(".")

@@ -111,7 +111,7 @@ def _tell_table(chosen: Sequence[Entry]) -> None:
     roomy = console.width >= PAPER_WIDTH
     widths = {"signal": (8, 12), "ref": (4, 6), "on-policy": (9, 9)}
     headings = (
-        ["name", *widths, "hyper-parameters", "paper"] if roomy else ["name", *widths, "hyper-\nparameters"]
+        ["name", *widths, "hyperparameters", "paper"] if roomy else ["name", *widths, "hyper-\nparameters"]
     )
     rows = [
         [

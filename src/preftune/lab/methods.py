@@ -32,7 +32,7 @@ class Method:
     """An objective and its reading of the data.
 
     Args:
-        objective: with its hyper-parameters.
+        objective: with its hyperparameters.
         pairs: of each prompt's completions, all pairs, or best against worst.
         labels: for objectives on singles: of each pair its two sides (a completion counts as often as it
             stands in pairs), best and worst, or reward against `threshold`.

@@ -15,12 +15,12 @@ Opponent = Literal["none", "reference", "mixture", "two-sided"]
 
 
 class Objective(ABC):
-    """The loss of a method: a frozen dataclass whose fields are its hyper-parameters, and which is callable.
+    """The loss of a method: a frozen dataclass whose fields are its hyperparameters, and which is callable.
 
     It is pure: it sees numbers per completion token and a signal, never a model, a batch layout or a
     reduction. The attributes below are facts about the loss that other parts of the package rely on; the
     contract suite measures each of them. A subclass sets an attribute, or defines a property of the same name
-    where the fact depends on a hyper-parameter.
+    where the fact depends on a hyperparameter.
 
     Attributes:
         name: what the objective is called in messages and in the table.
@@ -68,7 +68,7 @@ class Objective(ABC):
             cls.name = cls.__name__
 
     def __post_init__(self) -> None:
-        """Refuse hyper-parameters that are out of range."""
+        """Refuse hyperparameters that are out of range."""
         check_fields(self, self.name)
 
     @abstractmethod

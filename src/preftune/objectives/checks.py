@@ -1,4 +1,4 @@
-"""Refusals of hyper-parameters, worded alike. NaN is never in range."""
+"""Refusals of hyperparameters, worded alike. NaN is never in range."""
 
 import math
 from collections.abc import Sequence

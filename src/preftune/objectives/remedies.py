@@ -51,7 +51,7 @@ def remedies(objective: Objective) -> Remedies:
 
 
 def facts_of_settings(settings: Mapping[object, object]) -> dict[str, str]:
-    """The same from the name and hyper-parameters that a run's config.yaml holds; empty if the objective cannot
+    """The same from the name and hyperparameters that a run's config.yaml holds; empty if the objective cannot
     be made from them.
     """
     values = {str(key): value for key, value in settings.items()}

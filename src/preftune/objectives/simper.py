@@ -11,7 +11,7 @@ from preftune.types import Losses, Pairs, TokenScores
 @dataclass(frozen=True, kw_only=True)
 class SimPER(PairObjective):
     """The inverse perplexity of the chosen completion up, that of the rejected one down; no reference, no
-    hyper-parameter.
+    hyperparameter.
 
         L = -exp(lpbar(chosen)) + exp(lpbar(rejected)),   lpbar = log pi(y) / |y|
 

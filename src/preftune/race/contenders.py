@@ -16,7 +16,7 @@ class Contender:
     label: str
     name: str
     objective: Objective
-    given: tuple[str, ...]  # hyper-parameters that were written
+    given: tuple[str, ...]  # hyperparameters that were written
     selection: str | None  # on-policy: in the place of collect.selection
 
     @property
@@ -25,7 +25,7 @@ class Contender:
         return re.sub(r"[^\w.-]+", "-", self.label).strip("-")
 
     def lab_method(self) -> Method:
-        """The laboratory's reading of the data, with the hyper-parameters that were written."""
+        """The laboratory's reading of the data, with the hyperparameters that were written."""
         if self.selection is not None:
             raise ConfigError("selection has no effect on a lab problem", got=self.label, do="Leave it out")
         method = default_method(self.name)

@@ -322,7 +322,7 @@ def forget_run(run: Path) -> None:
 
 
 def to_plain(config: Any) -> Any:
-    """A tree of dataclasses as plain mappings; an objective is its name and its hyper-parameters."""
+    """A tree of dataclasses as plain mappings; an objective is its name and its hyperparameters."""
     if isinstance(config, Objective):
         return {"name": objective_name(config), **asdict(config)}  # type: ignore
     if is_dataclass(config):
