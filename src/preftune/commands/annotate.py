@@ -47,7 +47,7 @@ class AnnotateConfig:
             same command continues there.
         annotator: who judges; several people judge the same data one after another, each under a name.
         port: of the page on this machine; 0 takes a free one.
-        seed: of the sides on which completions stand.
+        seed: of the side on which a completion is shown.
         rows: how the data file is read.
     """
 
