@@ -190,7 +190,7 @@ def tests_of(file: str, names: dict[str, str]) -> list[list[str]]:
         return [["tests/objectives"], ["tests/contracts"]]
     literal = [f"tests/objectives/test_{Path(file).stem}.py", "tests/objectives/test_settings.py"]
     wanted = " or ".join(f"-{name}- or [{name}]" for name in own)
-    return [literal, ["tests/contracts", "-k", wanted]]
+    return [literal, ["tests/contracts", f"-k={wanted}"]]
 
 
 def _child(package: str, arguments: list[str]) -> None:

@@ -28,6 +28,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "PreftuneError": "errors",
+    "ResultTable": "api.results",
     "LoadOptions": "model.whole_model",
     "load_model": "model.load",
     "load_tokenizer": "model.load",
