@@ -20,7 +20,8 @@ from preftune.model.attention_segments import SEGMENTS
 from preftune.model.layout import LayoutOptions, collate
 from preftune.model.policy import Policy, route, score
 from preftune.model.proof import choose_layout
-from preftune.model.router import auxiliary_loss, find_router
+from preftune.model.router import auxiliary_loss
+from preftune.model.router_search import find_router
 from preftune.objectives.sft import SFT
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_step, make_router_loss, make_score

@@ -20,7 +20,7 @@ from preftune.model.policy import Policy, in_shards, make_value_head
 from preftune.model.proof import check_trains, choose_layout
 from preftune.model.quantize import check_device, is_quantized
 from preftune.model.reference import weights_digest
-from preftune.model.router import find_router
+from preftune.model.router_search import find_router
 from preftune.model.shard import ShardOptions
 from preftune.model.whole_model import LoadOptions
 from preftune.progress import Reporter
