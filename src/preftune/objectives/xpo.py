@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from preftune.objectives.base import log_ratio, sum_tokens
+from preftune.objectives.base import Opponent, log_ratio, sum_tokens
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
@@ -33,10 +33,13 @@ class XPO(PairObjective):
     needs = frozenset({"ref_logp"})
     signal = Hybrid
     chosen_fall = "possible"
-    opponents = ("reference",)
 
     beta: float = positive(0.1)
     alpha: float = not_negative(1e-5)
+
+    @property
+    def opponents(self) -> tuple[Opponent, ...]:
+        return ("reference",)
 
     def __call__(self, scores: TokenScores, signal: Hybrid) -> Losses:
         pairs = pairs_of(signal)

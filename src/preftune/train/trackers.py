@@ -124,7 +124,7 @@ def _tensorboard(run: RunFolder, config: Mapping[str, Any], known: str | None, s
 
 
 def _wandb(run: RunFolder, config: Mapping[str, Any], known: str | None, step: int) -> Tracker:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     run_id = known or uuid.uuid4().hex[:12]
     followed = wandb.init(
@@ -151,8 +151,8 @@ def _wandb(run: RunFolder, config: Mapping[str, Any], known: str | None, step: i
 
 
 def _mlflow(run: RunFolder, config: Mapping[str, Any], known: str | None, step: int) -> Tracker:
-    from mlflow.entities import Metric, Param
-    from mlflow.tracking import MlflowClient
+    from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
+    from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
     client, experiment = MlflowClient(), os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     if known is None:
@@ -176,7 +176,7 @@ def _mlflow(run: RunFolder, config: Mapping[str, Any], known: str | None, step: 
 
 
 def _trackio(run: RunFolder, config: Mapping[str, Any], known: str | None, step: int) -> Tracker:
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     name = known or f"{run.path.name}-{uuid.uuid4().hex[:6]}"  # runs are told apart by their name
     trackio.init(
