@@ -130,7 +130,7 @@ def test_every_score_has_its_value():
         "kl_from_ref": q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)),
     }
     assert {name: value.item() for name, value in everything.items()} == pytest.approx(wanted, abs=1e-12)
-    assert set(TokenScores.__dataclass_fields__) - set(everything) == {"lengths", "coupling"}, (
+    assert set(TokenScores.__dataclass_fields__) - set(everything) == {"lengths", "coupling", "router"}, (
         "a score without a model"
     )
     push(reads, 1, p, q)

@@ -132,6 +132,13 @@ def test_pair_min_where_the_rejected_one_is_shorter():
     torch.testing.assert_close(losses.per_unit, torch.tensor([-0.75]).double())
 
 
+def test_pair_min_where_the_chosen_one_is_shorter():
+    """Sums of F 2 and 3 over 2 and 6 tokens, both divided by 2: (3 - 2) / 2, halved."""
+    pairs = Pairs(chosen=torch.tensor([0]), rejected=torch.tensor([1]))
+    losses = BNF(reduction="pair_min")(pair_scores((2, 6)), pairs)
+    torch.testing.assert_close(losses.per_unit, torch.tensor([0.25]).double())
+
+
 def test_reductions_agree_for_equal_lengths():
     scores = pair_scores((3, 3))
     pair = BNF(reduction="pair_min")(
