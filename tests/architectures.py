@@ -279,6 +279,7 @@ NOT_MADE = {
 """Architectures without a tiny model."""
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+HEADING = "\n## All architectures\n"
 _WORDS = {
     "flat": "exact with prefix sharing",
     "shared": "exact with prefix sharing, in rows under a mask",
@@ -319,5 +320,6 @@ def make_table() -> str:
 
 
 if __name__ == "__main__":
-    head = TABLE.read_text(encoding="utf-8").split("\n| `")[0]
-    print(f"{head}\n{make_table()}", end="")
+    above, section = TABLE.read_text(encoding="utf-8").split(HEADING)
+    head = section.split("\n| `")[0]
+    print(f"{above}{HEADING}{head}\n{make_table()}", end="")

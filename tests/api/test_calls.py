@@ -83,7 +83,9 @@ def test_evaluation_of_prompts_takes_a_function(run):
 
 def test_diagnosis_of_rows_and_of_a_run(run, tmp_path):
     found = pt.diagnose(ROWS)
-    assert {"name", "measured", "verdict", "says"} == set(found.metrics.columns) and "8 rows" in found.summary
+    assert {"name", "measured", "verdict", "meaning"} == set(
+        found.metrics.columns
+    ) and "8 rows" in found.summary
     told = pt.diagnose(run, output=str(tmp_path / "diagnosis"), samples=0)
     assert (tmp_path / "diagnosis" / "diagnosis.html").is_file() and told.page
     assert set(told.metrics["side"]) == {"chosen", "rejected"}

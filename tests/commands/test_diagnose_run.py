@@ -224,6 +224,7 @@ def test_mistakes_are_one_sentence(runs, tiny_folder, pairs_file, tmp_path, caps
     shutil.copy(runs / "dpo" / "config.yaml", unfinished)
     shutil.copytree(runs / "dpo", words)
     word_tokenizer(CHATML, eos="<|im_end|>").save_pretrained(words / "final")
+    (words / "final" / "digests.json").unlink()
     other = train(
         tiny_config(tiny_folder, pairs_file, tmp_path / "seed", seed=1, max_steps=1, objective=SFT()),
         quiet=True,

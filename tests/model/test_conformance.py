@@ -19,7 +19,7 @@ from preftune.model.load import LoadOptions, load_model
 from preftune.model.policy import Policy, score
 from preftune.model.proof import check_trains, choose_layout
 from preftune.types import Group
-from tests.architectures import ARCHITECTURES, NOT_MADE, OPTIONS, TABLE, table_row, tiny_architecture
+from tests.architectures import ARCHITECTURES, HEADING, NOT_MADE, OPTIONS, TABLE, table_row, tiny_architecture
 
 DENSER = {
     "flat": ("flat", "packed", "single"),
@@ -133,7 +133,8 @@ def plain_logits(model) -> torch.Tensor:
 
 @cache
 def documented() -> dict[str, str]:
-    rows = [line for line in Path(TABLE).read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    section = Path(TABLE).read_text(encoding="utf-8").split(HEADING)[1]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
     return {row.split("`")[1]: row for row in rows}
 
 

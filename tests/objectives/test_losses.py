@@ -49,7 +49,7 @@ def arguments(pieces, objective, layout):
     if isinstance(signal, Pairs):
         given["probability"] = signal.probability
     if isinstance(signal, Hybrid):
-        given["source"] = signal.source
+        given |= {"source": signal.source, "group": signal.group}
     if isinstance(signal, Labels):
         given["labels"] = signal.label
     if isinstance(signal, Rewards):

@@ -456,7 +456,7 @@ def test_the_verb_draws_from_a_server_and_goes_on_after_a_fault(peer, tiny_folde
     told = capsys.readouterr().err
     assert journal.exists() and not output.exists()
     assert (
-        f"what was drawn is kept in {journal}" in told
+        f"finished completions are kept in {journal}" in told
         and "gave no answer" in told
         and "Traceback" not in told
     )

@@ -85,7 +85,7 @@ def test_a_condition_is_said_once_when_it_comes_to_a_level(tmp_path):
     assert evaluated(16, 1.0) == ("ok", 2)
     assert evaluated(18, 41.0) == ("act", 2)
     assert "health: watch: Displacement: log-ratio of chosen -8.00" in text.getvalue()
-    assert "Try: --learning_rate, a smaller one" in text.getvalue()
+    assert "Try: --learning_rate, smaller" in text.getvalue()
 
 
 def test_a_healthy_run_is_told_so_in_its_rows_and_file(tiny_folder, pairs_file, tmp_path, capsys):

@@ -383,7 +383,10 @@ REFUSED = {
         "The selection best-vs-worst makes pairs",
     ),
     "no such selection": (dict(collect={"selection": "best"}), "There is no such selection; got best"),
-    "other models": (dict(objective=OBJECTIVES["hypo"]()), "hypo needs completions of other sources"),
+    "other models": (
+        dict(objective=OBJECTIVES["hypo"]()),
+        "hypo needs pairs of the data in addition to the policy's samples.*source hybrid",
+    ),
     "settings alone": (
         dict(collect={"selection_settings": {"min_gap": 1}}),
         "collect.selection_settings belong to a selection",
@@ -457,19 +460,12 @@ RECIPES = re.findall(
 
 @pytest.mark.parametrize("flags", RECIPES)
 def test_the_recipes_of_the_docs_are_settings(flags):
-    words = [
-        "--source",
-        "on-policy",
-        "--data",
-        "prompts.jsonl",
-        "--reward",
-        "brief",
-        "--output",
-        "run",
-        *flags.split(),
-    ]
+    words = ["--data", "prompts.jsonl", "--output", "run", *flags.split()]
+    hybrid = "--source hybrid" in flags
+    words += [] if hybrid else ["--source", "on-policy"]
+    words += [] if "hypo" in flags else ["--reward", "brief"]  # hypo's samples have no reward
     config = parse_settings(TrainConfig, words, prog="preftune train", description="")
-    assert config.source == "on-policy" and len(RECIPES) >= 10
+    assert config.source == ("hybrid" if hybrid else "on-policy") and len(RECIPES) >= 10
 
 
 def test_terms_of_a_reward_are_logged_by_themselves(config, tmp_path):

@@ -159,7 +159,9 @@ def diagnose(
     with _given_model(model, tokenizer) as name:
         config = _config(DiagnoseDataConfig, "diagnose-data", {"model": name, **settings}, objects)
         found: dict[str, Any] = dict(diagnosis_json(diagnose_data(config, report), config))
-    rows = [{key: one[key] for key in ("name", "measured", "verdict", "says")} for one in found["findings"]]
+    rows = [
+        {key: one[key] for key in ("name", "measured", "verdict", "meaning")} for one in found["findings"]
+    ]
     verdicts = [row["verdict"] for row in rows]
     counts = ", ".join(f"{verdicts.count(one)} {one}" for one in dict.fromkeys(verdicts))
     return ResultTable(rows=rows, content=found, summary=f"{found['source']}: {counts}")

@@ -19,8 +19,6 @@ VALUE_PACKAGES = {
     ("optim.name", "adamw-8bit"): "torchao",
     ("optim.name", "adamw_8bit"): "torchao",
     ("optim.name", "schedule-free"): "schedulefree",
-    ("lora.quantization", "nf4"): "bitsandbytes",
-    ("lora.quantization", "bnb-int8"): "bitsandbytes",
     ("lora.quantization", "int4"): "torchao",
     ("lora.quantization", "int8"): "torchao",
 }

@@ -22,7 +22,8 @@ from jsonargparse import ArgumentParser
 from preftune.cli.names import ALIASES, unknown_setting
 from preftune.errors import ConfigError, shown
 from preftune.objectives import OBJECTIVES, resolve_objective, written_name
-from preftune.spec import Bare, SpecTerm, odd_number, parse_term, parse_yaml, read_values
+from preftune.spec import Bare, SpecTerm, parse_term, read_values
+from preftune.spec.strict_yaml import odd_number, parse_yaml
 
 T = TypeVar("T")
 

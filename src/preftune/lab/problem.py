@@ -18,7 +18,8 @@ from preftune.lab.distributions import DATA_KINDS, LAW_KINDS, FromReference, Tru
 from preftune.lab.gpt import Tree
 from preftune.lab.reward_functions import REWARD_KINDS, Near, Short
 from preftune.objectives.checks import check_between, check_positive
-from preftune.spec import build, parse_yaml
+from preftune.spec import build
+from preftune.spec.strict_yaml import parse_yaml
 
 PROBLEMS = resources.files("preftune") / "lab" / "problems"
 

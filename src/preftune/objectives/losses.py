@@ -28,7 +28,7 @@ SIGNAL_ARGUMENTS = {
     Pairs: ("chosen", "rejected", "probability"),
     Labels: ("labels",),
     Rewards: ("rewards", "group"),
-    Hybrid: ("chosen", "rejected", "source"),
+    Hybrid: ("chosen", "rejected", "source", "group"),
 }
 
 
@@ -210,12 +210,15 @@ def _signal(objective: Objective, given: Mapping[str, Any], lengths: Tensor) -> 
         )
     sides = _sides(given, count, lengths.device)
     if kind is Hybrid:
-        if given.get("source") is None:
-            raise ConfigError(
-                f"{objective_name(objective)} needs source",
-                expected="0 data, 1 policy, 2 reference, per completion",
-            )
-        return Hybrid(**sides, source=tensor("source", count, torch.long))
+        for name, expected in (
+            ("source", "0 data, 1 policy, 2 reference, per completion"),
+            ("group", "the number of its prompt, per completion"),
+        ):
+            if given.get(name) is None:
+                raise ConfigError(f"{objective_name(objective)} needs {name}", expected=expected)
+        return Hybrid(
+            **sides, source=tensor("source", count, torch.long), group=tensor("group", count, torch.long)
+        )
     known = given.get("probability")
     chance = None if known is None else tensor("probability", len(sides["chosen"]), torch.get_default_dtype())
     return Pairs(**sides, probability=chance)
@@ -243,10 +246,10 @@ def _prompts(prompt: Tensor | None, signal: Signal, lengths: Tensor) -> Tensor:
     """Without prompts of their own, the completions of a pair or a group share one."""
     if prompt is not None:
         return torch.as_tensor(prompt, device=lengths.device)
-    if isinstance(signal, Rewards):
+    if isinstance(signal, Rewards | Hybrid):
         return signal.group
     numbers = torch.arange(len(lengths), device=lengths.device)
-    if isinstance(signal, Pairs | Hybrid):
+    if isinstance(signal, Pairs):
         numbers = numbers.index_copy(0, signal.rejected, numbers[signal.chosen])
     return numbers
 

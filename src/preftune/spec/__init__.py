@@ -11,7 +11,6 @@ same text works on the command line and in YAML. Nothing is escaped within quote
 `null` and `none`, `true` and `false` are values where the setting allows them; in quotes they are text.
 """
 
-from preftune.spec.strict_yaml import odd_number, parse_yaml
 from preftune.spec.terms import Bare, SpecTerm, parse_list, parse_sum, parse_term, suggestion
 from preftune.spec.user_code import load_attribute
 from preftune.spec.values import Kinds, build, read_values
@@ -22,11 +21,9 @@ __all__ = [
     "SpecTerm",
     "build",
     "load_attribute",
-    "odd_number",
     "parse_list",
     "parse_sum",
     "parse_term",
-    "parse_yaml",
     "read_values",
     "suggestion",
 ]
