@@ -3,7 +3,7 @@
 import pytest
 
 from preftune.errors import StorageError
-from preftune.storage import whole_file
+from preftune.storage import new_file, whole_file
 
 
 def test_it_takes_the_place_of_what_was_there(tmp_path):
@@ -35,3 +35,14 @@ def test_a_folder_that_cannot_be(tmp_path):
             whole_file(path, "write the page"),
         ):
             pass
+
+
+def test_the_next_process_removes_what_a_killed_one_left_of_the_file(tmp_path):
+    """Its own file only: that of an output with a longer name may be of a process that is still writing."""
+    left = tmp_path / ".out.123-0a1b2c3d.tmp.jsonl"
+    others = [tmp_path / ".out.a.123-0a1b2c3d.tmp.jsonl", tmp_path / ".out.123-0a1b2c3d.tmp.json"]
+    for path in (left, *others):
+        path.write_text("x")
+    with new_file(str(tmp_path / "out.jsonl"), overwrite=False):
+        assert not left.exists()
+        assert all(path.exists() for path in others)

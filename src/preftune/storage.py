@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -323,7 +324,17 @@ def new_file(output: str, overwrite: bool) -> Iterator[Path]:
                 expected="a new file",
                 do="Choose another --output, or add --overwrite",
             )
+        _remove_unfinished(path)
         yield path
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Removes what killed processes left of this file. Only for the process that holds its lock."""
+    name = re.compile(rf"\.{re.escape(path.stem)}\.\d+-[0-9a-f]{{8}}\.tmp{re.escape(path.suffix)}")
+    for unfinished in path.parent.iterdir():
+        if name.fullmatch(unfinished.name):
+            with suppress(OSError):
+                unfinished.unlink()
 
 
 @contextmanager
