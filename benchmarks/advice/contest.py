@@ -29,7 +29,7 @@ from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
 from preftune.objectives.simpo import SimPO
 from preftune.objectives.wpo import WPO
-from preftune.race.schedule import rank_rates
+from preftune.race.halving import rank_rates
 from preftune.types import Rewards
 
 Source = Literal["offline", "on-policy"]

@@ -13,7 +13,7 @@ import preftune
 
 ROOT = Path(preftune.__file__).parent
 LAYERS = (
-    {"errors", "types", "terminal", "timed"},
+    {"errors", "types", "terminal", "time_limit"},
     {"health", "stats", "storage", "progress", "spec"},
     {"objectives", "text", "data"},
     {"advice", "cli", "model", "report", "selection"},

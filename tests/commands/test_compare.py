@@ -377,7 +377,7 @@ def test_two_budgets_are_one_too_many(capsys, tmp_path):
 
 def test_budgets_and_evaluations_of_a_run():
     """Shares are rounded down; tuning is measured at its end, a run that counts about four times on the way."""
-    from preftune.race.schedule import Trial
+    from preftune.race.halving import Trial
 
     config = CompareConfig(**{**GOOD, "budget": BudgetOptions(steps=63), "save_every": 5})
     bnf, _ = config.contenders()

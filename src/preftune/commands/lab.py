@@ -23,9 +23,9 @@ from preftune.lab.loop import Loop
 from preftune.lab.page import VERDICTS, write_findings
 from preftune.lab.problem import load_problem, shipped_problems
 from preftune.race.experiment_rates import tune_experiments
+from preftune.race.halving import check_budget, check_tuning_seeds, plan_race
 from preftune.race.lab_figure import write_lab_figure
 from preftune.race.problem import LAST_SEED, LabRace, check_seeds, lab_contenders, run_lab_race
-from preftune.race.schedule import check_budget, check_tuning_seeds, plan_race
 from preftune.spec import suggestion
 from preftune.storage import new_file, whole_file, write_json
 from preftune.terminal import clean_terminal

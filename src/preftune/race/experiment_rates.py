@@ -7,7 +7,7 @@ from preftune.lab.criteria import Tier
 from preftune.lab.experiments import PLANS, grid_of
 from preftune.lab.findings import TUNING_SEEDS, Tell, all_done
 from preftune.lab.jobs import Job
-from preftune.race.schedule import rank_rates
+from preftune.race.halving import rank_rates
 
 
 def tune_experiments(

@@ -15,8 +15,8 @@ from preftune.model.layout import LayoutOptions
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions
 from preftune.model.whole_model import LoadOptions
 from preftune.race.contenders import Contender, contenders
+from preftune.race.halving import Race, Trial, check_budget, check_tuning_seeds, plan_race
 from preftune.race.problem import LabRace, lab_contenders
-from preftune.race.schedule import Race, Trial, check_budget, check_tuning_seeds, plan_race
 from preftune.rewards import resolve_reward
 from preftune.sampling.sample import SampleOptions
 from preftune.train.onpolicy.collect import CollectOptions

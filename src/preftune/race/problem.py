@@ -13,7 +13,7 @@ from preftune.lab.loop import Loop, Track
 from preftune.lab.methods import EXCLUDED, all_methods
 from preftune.lab.problem import load_problem
 from preftune.race.contenders import Contender, contenders
-from preftune.race.schedule import Race, Trial, mean_score, next_trials, standing
+from preftune.race.halving import Race, Trial, mean_score, next_trials, standing
 from preftune.stats import mean_interval
 
 MOST_SEEDS, LAST_SEED = 1000, 10**9

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 
-from preftune.race.schedule import ALPHA, Place, places
+from preftune.race.halving import ALPHA, Place, places
 from preftune.report.figures import FIGURE_SIZE, PALETTE, STYLE, VARIABLES, finished_svg
 from preftune.report.page import render_page, write_page
 from preftune.report.panels import Figure, LegendEntry

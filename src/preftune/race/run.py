@@ -13,10 +13,10 @@ from preftune.data.options import DataOptions
 from preftune.data.records import load_prompts
 from preftune.errors import DataError, DivergenceError, StorageError
 from preftune.progress import Reporter
+from preftune.race.halving import Trial, models_wanted, next_trials
 from preftune.race.options import CompareConfig, Contender
 from preftune.race.problem import Result, run_trials, same_setting
 from preftune.race.report import brief, race_table, write_race
-from preftune.race.schedule import Trial, models_wanted, next_trials
 from preftune.report.read import RunFiles, read_run
 from preftune.rewards.judged import sample_and_judge
 from preftune.sampling.sample import load_sampler

@@ -10,7 +10,7 @@ from typing import Any
 from preftune.errors import ConfigError, TrainingError, shown
 from preftune.rewards.base import BuiltIn, at, each, need_package
 from preftune.rewards.text_rules import compiled, matches
-from preftune.timed import Overdue, run_apart
+from preftune.time_limit import Overdue, run_apart
 
 _START_S = 60.0  # seconds for the checker's process to import its packages
 

@@ -13,7 +13,7 @@ from typing import Any
 from preftune.errors import ConfigError, PreftuneError, TrainingError, shown
 from preftune.rewards.base import COLUMNS, BuiltIn, RewardFunction, Verdicts, at
 from preftune.rewards.own_process import OwnProcess
-from preftune.timed import Overdue, run_apart
+from preftune.time_limit import Overdue, run_apart
 
 TIMEOUT_S = 600.0  # seconds that one call of a user's function may take
 MOST_AT_ONCE = 8  # asynchronous terms of a sum that run at the same time

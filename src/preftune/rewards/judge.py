@@ -32,7 +32,7 @@ from preftune.sampling.http_client import (
     run_all,
 )
 from preftune.sampling.replies import message_text
-from preftune.timed import run_apart
+from preftune.time_limit import run_apart
 
 SCORE_PROMPT = """\
 Rate how well the answer serves the person who asked. Look at whether it is correct, helpful, clear and complete, and no longer \

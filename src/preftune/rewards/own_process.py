@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from preftune.errors import ConfigError, PreftuneError, shown
-from preftune.timed import Overdue
+from preftune.time_limit import Overdue
 
 _START_S = 120.0  # seconds for the process to start and to import the function
 

@@ -3,7 +3,7 @@
 import pytest
 
 from preftune.errors import ConfigError
-from preftune.race.schedule import Race, Rung, Trial, holm, models_wanted, next_trials, places, standing
+from preftune.race.halving import Race, Rung, Trial, holm, models_wanted, next_trials, places, standing
 
 
 def race(rates=(1.0, 2.0, 3.0, 4.0), methods=("a", "b"), tuning_seeds=(9,), seeds=(10, 11), **more) -> Race:
