@@ -14,7 +14,19 @@ from preftune.errors import ConfigError
 from preftune.rewards import call_reward, resolve_reward
 from preftune.rewards.code import Code, code_of, passes
 
-needs_sandbox = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+
+def sandbox_fault() -> str:
+    """Why this machine cannot make a sandbox; empty if it can."""
+    program = shutil.which("bwrap")
+    if program is None:
+        return "bubblewrap is not installed"
+    tried = subprocess.run(
+        [program, "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True, text=True
+    )
+    return tried.stderr.strip() or ("" if tried.returncode == 0 else "bubblewrap does not run here")
+
+
+needs_sandbox = pytest.mark.skipif(bool(sandbox_fault()), reason=sandbox_fault() or "a sandbox works")
 
 ANSWER = """Here it is.
 
