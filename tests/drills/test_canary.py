@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -39,8 +39,9 @@ def echoing(status: int) -> Iterator[str]:
             self.send_header("X-Key", key)
             self.send_header("Location", f"http://elsewhere.invalid/?key={key}")
             self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # a client that has seen the status may close before the body
+                self.end_headers()
+                self.wfile.write(body)
 
         do_GET = do_POST = answer
 
