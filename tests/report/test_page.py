@@ -91,6 +91,8 @@ def test_the_page_of_a_finished_run(folder):
     ):
         assert words in text
     assert f"preftune sample --model '{folder}/final' --prompt" in text
+    assert f"vllm serve '{folder}/final'" in text
+    assert f"preftune export '{folder}' --to gguf --output gguf" in text
     assert page.tags.count("svg") == 7 + 4 + 1
     assert len({value for name, value in page.attributes if name == "id"}) == sum(
         n == "id" for n, _ in page.attributes

@@ -140,8 +140,25 @@ def run_page(run: RunFiles) -> str:
         shown=shown,
         folded=folded[:NUM_FOLDED],
         num_left_out=max(0, len(folded) - NUM_FOLDED),
-        command=f'preftune sample --model {shlex.quote(str(run.folder / "final"))} --prompt "…"',
+        command=commands_for(run.folder),
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
+    )
+
+
+def commands_for(run: Path) -> str:
+    """How other programs use the model of a run, one line each."""
+    folder, final = shlex.quote(str(run)), shlex.quote(str(run / "final"))
+    merged = f"preftune export {folder} --to merged --output merged"
+    is_adapter = (run / "final" / "adapter_config.json").is_file()
+    return "\n".join(
+        [
+            f"preftune chat {final}",
+            f'preftune sample --model {final} --prompt "…"',
+            f"AutoModelForCausalLM.from_pretrained({str(run / 'final')!r})  # Python, transformers",
+            f"{merged} && vllm serve merged" if is_adapter else f"vllm serve {final}",
+            f"preftune export {folder} --to gguf --output gguf && llama-cli -m gguf/model.gguf",
+            f"preftune export {folder} --to ollama --output ollama && ollama create NAME -f ollama/Modelfile",
+        ]
     )
 
 
