@@ -64,6 +64,23 @@ def test_pairs(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("level", "rejected"), [("-2", "d"), ("0", "c"), ("1", "b")])
+def test_the_level_of_the_rejected_completion(tmp_path, capsys, level, rejected):
+    """Rewards 10, 6.5, 4.5, 0 have mean 5.25 and deviation 3.6: the targets are -2, 5.25 and 8.9."""
+    rows = [{"prompt": "p", "completions": ["a", "b", "c", "d"], "rewards": [10, 6.5, 4.5, 0]}]
+    data, output = write_rows(tmp_path / "scored.jsonl", rows), tmp_path / "out.jsonl"
+    words = f"select {data} --selection best-vs-level --level {level} --output {output}"
+    assert main(words.split()) == 0
+    row = json.loads(output.read_text(encoding="utf-8"))
+    assert (row["chosen"], row["rejected"]) == ("a", rejected)
+
+
+def test_level_is_refused_elsewhere(tmp_path, capsys):
+    data = write_rows(tmp_path / "scored.jsonl", ROWS)
+    assert main(["select", str(data), "--level", "-2", "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert "level has no effect on the selection best-vs-worst" in capsys.readouterr().err
+
+
 def test_labels(tmp_path):
     result, written, again = selected(tmp_path, selection="label-by-mean")
     assert again.format == "labels"

@@ -168,7 +168,7 @@ LAYOUTS = (
         format="sharegpt",
     ),
     pair(
-        "distilabel, ratings beside the pair",
+        "distilabel, ratings with the pair",
         {"instruction": ASK, "generations": [GOOD, BAD], "ratings": [5, 2], **PAIR},
     ),
     pair(
@@ -190,7 +190,7 @@ LAYOUTS = (
         prompt=f"{ASK}\nRivers flow.",
     ),
     refused(
-        "a context beside a question",
+        "a context with a question",
         {"question": ASK, "context": "Rivers flow.", **PAIR},
         "the column context is not used",
     ),

@@ -65,13 +65,9 @@ class ImplicitReward(BuiltIn):
 
     @cached_property
     def _models(self) -> Any:
-        from preftune.rewards.implicit import load_pair
-
         return load_pair(self)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-        from preftune.rewards.implicit import log_ratios
-
         rewards: list[float | None] = []
         for ratio, num_tokens in log_ratios(self._models, prompts, completions, columns):
             scale = num_tokens if self.length == "mean" else 1
