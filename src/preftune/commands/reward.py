@@ -139,7 +139,7 @@ def _add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
         report.close()
         kept = f"{start} of {plural(len(rows), 'row')} are kept in {journal.part}, and the same command goes on there"
         if isinstance(error, KeyboardInterrupt) or not start:
-            report.note(kept if start else "nothing was judged yet")
+            report.note(kept if start else "no completion was scored yet")
             raise
         raise type(error)(str(error), do=kept[0].upper() + kept[1:]) from error
     return RewardedFile(
