@@ -39,7 +39,8 @@ from preftune.objectives.dpo import DPO
 from preftune.objectives.ppo import PPO
 from preftune.objectives.rwr import RWR
 from preftune.objectives.sft import SFT
-from preftune.sampling.sample import Sampled, SampleOptions, load_sampler, sample
+from preftune.sampling.sample import SampleOptions, load_sampler, sample
+from preftune.sampling.sampled import Sampled
 from preftune.stats import mean_interval
 from preftune.train.loop import train
 from preftune.train.options import OptimOptions, TrainConfig

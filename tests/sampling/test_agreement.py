@@ -12,6 +12,7 @@ from preftune.model.layout import LayoutOptions
 from preftune.model.policy import Policy
 from preftune.sampling.agreement import Agreement, agreement, check_agreement, compare_logps
 from preftune.sampling.sample import SampleOptions, sample
+from preftune.sampling.sampled import Sampled
 from tests.models import tiny_model
 from tests.sampling.test_engine import PROMPTS, RENDERER
 
@@ -41,6 +42,27 @@ def test_the_same_model_agrees_and_another_does_not(settings):
     found = agreement(policy_of(model), PROMPTS, drawn)
     with pytest.raises(TrainingError, match="The trainer and the sampler disagree"):
         check_agreement(found, 1e-3)
+
+
+def test_tokens_that_the_model_did_not_draw_are_context():
+    """The first three tokens as a beginning that was given, and two in the middle as a tool's result."""
+    model = tiny_model("qwen3")
+    drawn = sample(model, RENDERER, PROMPTS, SampleOptions(num_completions=4, max_new_tokens=12), 0)
+    masked = [[_with_context(one) for one in ones] for ones in drawn]
+    found = agreement(policy_of(model), PROMPTS, masked)
+    assert found.num_tokens == sum(one.num_scored for ones in masked for one in ones)
+    assert 0 < found.num_tokens < sum(len(one.token_ids) for ones in drawn for one in ones)
+    assert found.max < 1e-4
+    shifted = [[replace(one, scored=np.roll(one.scored, 1)) for one in ones] for ones in masked]
+    assert agreement(policy_of(model), PROMPTS, shifted).mean > 0.01
+
+
+def _with_context(one: Sampled) -> Sampled:
+    scored = np.ones(len(one.token_ids), dtype=bool)
+    if len(scored) > 8:
+        scored[:3] = scored[5:7] = False
+    assert one.logp is not None and one.behaviour_logp is not None
+    return replace(one, scored=scored, logp=one.logp[scored], behaviour_logp=one.behaviour_logp[scored])
 
 
 def test_no_number_is_no_agreement():

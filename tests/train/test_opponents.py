@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from preftune.data.fit import take_completions
 from preftune.data.render import make_renderer
 from preftune.errors import ConfigError
 from preftune.model.adapters import LoraOptions
@@ -25,7 +26,13 @@ from preftune.sampling.sample import Blend, SampleOptions, sample
 from preftune.selection.choices import NO_PAIR
 from preftune.selection.rules import make_selection
 from preftune.train.loop import train
-from preftune.train.onpolicy.collect import CollectOptions, select_sides, win_rates_against_opponents
+from preftune.train.onpolicy.collect import (
+    CollectOptions,
+    Draw,
+    select_sides,
+    win_rates_against_opponents,
+    with_opponents,
+)
 from preftune.train.setup import build_job
 from preftune.types import Group
 from tests.folders import metric_rows, save_tiny_model, tiny_config, write_rows
@@ -252,3 +259,20 @@ def test_settings_of_opponents():
         CollectOptions(opponent="two-sided", opponent_share=-0.5)
     with pytest.raises(ConfigError, match="is of a mixture"):
         CollectOptions(opponent="reference", opponent_share=0.3)
+
+
+def test_masks_follow_their_completions():
+    """An opponent's completion is scored whole beside others that hold context, and the other way round."""
+    ids = np.array([5, 6, 7], dtype=np.int32)
+    mask = np.array([False, True, True])
+
+    def drawn(scored):
+        group = Group(prompt=ids, completions=(ids,), scored=scored, behaviour_logp=(np.zeros(2),))
+        return Draw(groups=(group,), texts=(("t",),), ended=((True,),))
+
+    whole = np.ones(3, dtype=bool)
+    for one, two, expected in (((), (mask,), [whole, mask]), ((mask,), (), [mask, whole]), ((), (), [])):
+        (group,) = with_opponents(drawn(one), drawn(two)).groups
+        assert [part.tolist() for part in group.scored] == [part.tolist() for part in expected]
+    sides = with_opponents(with_opponents(drawn((mask,)), drawn(())), drawn((mask,))).groups[0]
+    assert [int(part.sum()) for part in take_completions(sides, (2, 1), ()).scored] == [2, 3]

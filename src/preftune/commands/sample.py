@@ -19,7 +19,8 @@ from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.progress import Reporter
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import choose_engine
-from preftune.sampling.sample import Sampled, SampleOptions, load_sampler, sample
+from preftune.sampling.sample import SampleOptions, load_sampler, sample
+from preftune.sampling.sampled import Sampled
 from preftune.sampling.server import sample_server
 from preftune.storage import new_file, write_jsonl
 from preftune.terminal import clean_terminal
@@ -187,7 +188,7 @@ def sample_rows(
             else [m.as_dict() for m in record.prompt],
             "completions": [one.text for one in ones],
             "ended": [one.ended for one in ones],
-            "num_tokens": [len(one.token_ids) for one in ones],
+            "num_tokens": [one.num_scored for one in ones],
             "budget": options.max_new_tokens,
         }
         for record, ones in zip(records, drawn, strict=True)

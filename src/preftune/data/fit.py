@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from preftune.data.masks import masks_of
 from preftune.data.options import Truncation
 from preftune.errors import DataError
 from preftune.types import SOURCES, Group
@@ -75,7 +76,7 @@ def _cut_completions(group: Group, cap: int) -> Fitted:
     """
     if cap < 1:
         return Fitted(group=None, kind=NO_ROOM)
-    masks = group.scored or [np.ones(len(ids), dtype=bool) for ids in group.completions]
+    masks = masks_of(group)
     ends = [int(np.flatnonzero(mask[:cap])[-1]) + 1 if mask[:cap].any() else 0 for mask in masks]
     if 0 in ends:
         return Fitted(group=None, kind=NOTHING_SCORED)

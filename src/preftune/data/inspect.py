@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from preftune.data.column_account import column_lines
 from preftune.data.data_report import Lengths, census_lines
 from preftune.data.fit import fit
+from preftune.data.masks import masks_of
 from preftune.data.options import DataOptions
 from preftune.data.records import LoadedRecords, load_records
 from preftune.data.render import Renderer, make_renderer
@@ -247,7 +248,7 @@ def group_text(group: Group, renderer: Renderer) -> Text:
         num_scored = group.num_scored[index]
         told = f"{len(ids)} tokens" + f", {num_scored} of them scored" * (num_scored < len(ids))
         text.append(f"\n--- completion {index + 1}{_standing(group, index)}, {told}\n", style="bold")
-        mask = group.scored[index] if group.scored else np.ones(len(ids), dtype=bool)
+        mask = masks_of(group)[index]
         for run in np.split(
             np.arange(len(ids)), np.flatnonzero(np.diff(mask)) + 1
         ):  # the assistant's and the others'

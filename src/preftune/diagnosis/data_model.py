@@ -23,7 +23,8 @@ from preftune.model.scoring import score_tokens
 from preftune.progress import Reporter
 from preftune.rewards import AnyReward, ask, check_columns
 from preftune.rewards.questions import prompt_text, prompt_turns
-from preftune.sampling.sample import Sampled, SampleOptions, sample
+from preftune.sampling.sample import SampleOptions, sample
+from preftune.sampling.sampled import Sampled
 from preftune.stats import Interval, cluster_means, mean_interval
 from preftune.types import Group, Record
 
@@ -252,7 +253,7 @@ def reward_completions(
     names = sorted(_columns(asked) - _GIVEN)
     entries = []  # (record, text, ended, tokens)
     for members, ones in zip(asked.members, drawn, strict=True):
-        entries += [(members[0][0], one.text, one.ended, len(one.token_ids)) for one in ones]
+        entries += [(members[0][0], one.text, one.ended, one.num_scored) for one in ones]
     for members in asked.members:
         for record, group in members:
             ended = record.ended or (True,) * len(record.completions)

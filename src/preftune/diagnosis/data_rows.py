@@ -10,6 +10,7 @@ import numpy as np
 
 from preftune.data.fit import COMPLETION_CUT, CUT_EQUAL, EQUAL, fit
 from preftune.data.formats import EMPTY, EQUAL_PAIR
+from preftune.data.masks import masks_of
 from preftune.data.options import DataOptions
 from preftune.data.records import LoadedRecords, load_records
 from preftune.data.render import Renderer
@@ -255,8 +256,7 @@ def _pieces(known: Record | Group, renderer: Renderer | None) -> list[list]:
     if isinstance(known, Record):
         return [_WORDS.findall(" ".join(spoken(completion))) for completion in known.completions]
     assert renderer is not None
-    masks = known.scored or [np.ones(len(ids), dtype=bool) for ids in known.completions]
-    scored = [ids[mask].tolist() for ids, mask in zip(known.completions, masks, strict=True)]
+    scored = [ids[mask].tolist() for ids, mask in zip(known.completions, masks_of(known), strict=True)]
     return [ids[:-1] if ids[-1] == renderer.end_of_turn else ids for ids in scored]
 
 

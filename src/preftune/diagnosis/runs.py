@@ -18,6 +18,7 @@ from preftune.objectives import objective_name
 from preftune.progress import Reporter
 from preftune.report.diagnosis import SIDES
 from preftune.sampling.sample import SampleOptions, sample
+from preftune.sampling.sampled import sampled_group
 from preftune.stats import (
     cluster_means,
     json_numbers,
@@ -124,10 +125,7 @@ def _draw(
     options = SampleOptions(num_completions=settings.samples, max_new_tokens=settings.max_new_tokens)
     prompts = [group.prompt for group in material.groups]
     drawn = sample(policy.model, material.renderer, prompts, options, settings.seed, _told(report, phase))
-    return [
-        Group(prompt=prompt, completions=tuple(one.token_ids for one in ones))
-        for prompt, ones in zip(prompts, drawn, strict=True)
-    ]
+    return [sampled_group(prompt, ones) for prompt, ones in zip(prompts, drawn, strict=True)]
 
 
 def _moved(

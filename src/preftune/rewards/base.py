@@ -13,7 +13,7 @@ from preftune.errors import ConfigError, shown
 
 COLUMNS = {
     "ended": "bool per completion: it closed itself with the end-of-turn token within the budget",
-    "num_tokens": "int per completion: its tokens, the end-of-turn token included",
+    "num_tokens": "int per completion: the tokens that the model wrote, the end-of-turn token included",
     "budget": "int: the most tokens a completion may have",
     "prompt_turns": "list of {role, content} per completion: the whole prompt, where it is a dialogue; else None",
     "training_step": "int, in training: optimizer steps done when the completions were drawn",

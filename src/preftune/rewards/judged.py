@@ -47,7 +47,7 @@ def sample_and_judge(
     texts = [[one.text for one in ones] for ones in drawn]
     ended, counts = (
         [[one.ended for one in ones] for ones in drawn],
-        [[len(one.token_ids) for one in ones] for ones in drawn],
+        [[one.num_scored for one in ones] for ones in drawn],
     )
     asked = questions(records, texts, ended, counts, options.max_new_tokens)
     rewards = call_reward(function, reward, asked.prompts, asked.completions, asked.columns)
@@ -60,7 +60,7 @@ def sample_and_judge(
             completion=one.text,
             reward=value,
             ended=one.ended,
-            num_tokens=len(one.token_ids),
+            num_tokens=one.num_scored,
         )
         for (p, k, one), text, value in zip(flat, asked.prompts, rewards, strict=True)
     ]

@@ -9,8 +9,7 @@ import numpy as np
 from preftune.errors import DivergenceError, TrainingError
 from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.policy import Policy, score_groups
-from preftune.sampling.sample import Sampled
-from preftune.types import Group
+from preftune.sampling.sampled import Sampled, sampled_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ def agreement(
                     expected="a sampler that reports those of the unmodified model",
                     do="Draw in this process, or from such a server",
                 )
-        groups.append(Group(prompt=prompt, completions=tuple(one.token_ids for one in ones)))
+        groups.append(sampled_group(prompt, ones))
         told.append([one.logp for one in ones])
     scored: list[np.ndarray] = []
     order: list[np.ndarray] = []

@@ -23,6 +23,7 @@ from preftune.model.scoring import Head, head_logits
 from preftune.model.whole_model import LoadOptions
 from preftune.sampling.distribution import MAX_KEY, log_distribution, pick, uniforms
 from preftune.sampling.engine import Engine, Rows, choose_engine, start_rows
+from preftune.sampling.sampled import Sampled, completion_text
 from preftune.sampling.tokens import end_tokens, textless_tokens
 
 _CHUNK_ELEMENTS = 2**24  # logits of so many rows at a time, 64 MiB in fp32
@@ -77,27 +78,6 @@ class SampleOptions:
     def truncated(self) -> bool:
         """Whether top_k, top_p or min_p exclude tokens."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampled:
-    """One completion: its tokens up to and including the end-of-turn token (if it came), its text without it.
-
-    `logp` is of the model as it is, what preftune.policy scores at temperature 1; `behaviour_logp` is of the
-    distribution that was drawn from, temperature and truncation included. They differ only under these (token
-    ids without text are never drawn, and yet counted in both, so that ratios to the policy start at 1); at
-    temperature 0 the drawn token was certain and behaviour_logp is 0. An importance ratio that makes an
-    expectation over the draws one over the policy divides by `behaviour_logp`. Under truncation that holds on
-    the tokens that could be drawn alone, which no ratio mends. A ratio of the policy to itself before an
-    update, which starts at 1, divides by `logp`; so does a comparison of trainer and sampler. Both are None
-    where a server does not tell them.
-    """
-
-    token_ids: np.ndarray  # int32 [tokens]
-    text: str
-    ended: bool  # by the end-of-turn token, another end token of the model or a stop text; a stop text is in `text` and no end-of-turn token follows it
-    behaviour_logp: np.ndarray | None = None  # float32 [tokens]
-    logp: np.ndarray | None = None  # float32 [tokens]
 
 
 def load_sampler(
@@ -383,11 +363,3 @@ def _stopped(ids: np.ndarray, stop: Sequence[str], renderer: Renderer) -> bool:
     reach = max(len(text.encode("utf-8")) for text in stop) + 8
     tail = str(renderer.tokenizer.decode(ids[-reach:].tolist(), skip_special_tokens=True))
     return any(text in tail for text in stop)
-
-
-def completion_text(ids: np.ndarray, renderer: Renderer, ends: frozenset[int] = frozenset()) -> str:
-    """The text of a completion's tokens, without its end token and other special ones."""
-    kept = ids[: len(ids) - (len(ids) > 0 and int(ids[-1]) in {*renderer.stop_ids, *ends})]
-    text = str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
-    end = next((end for end in renderer.stop_texts if text.endswith(end)), "")
-    return text.removesuffix(end).rstrip("\n") if end else text

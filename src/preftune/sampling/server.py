@@ -20,7 +20,8 @@ from preftune.sampling.distribution import uniforms
 from preftune.sampling.http_client import HttpClient, Refused, Withheld, run_all
 from preftune.sampling.journal import journal_writer, read_journal
 from preftune.sampling.replies import ROW, Api, reply_reader
-from preftune.sampling.sample import Sampled, SampleOptions, check_keys, completion_text
+from preftune.sampling.sample import SampleOptions, check_keys
+from preftune.sampling.sampled import Sampled, completion_text
 from preftune.types import Message, Record
 
 _PATHS = {"tokens": "/v1/completions", "transformers": "/v1/chat/completions", "chat": "/v1/chat/completions"}

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from preftune.data.fit import take_completions
+from preftune.data.masks import joined_masks
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, check_range
 from preftune.objectives.base import Opponent
@@ -15,7 +15,8 @@ from preftune.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
 from preftune.rewards.questions import questions
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import Engine
-from preftune.sampling.sample import Blend, Sampled, SampleOptions, sample
+from preftune.sampling.sample import Blend, SampleOptions, sample
+from preftune.sampling.sampled import Sampled, sampled_group
 from preftune.sampling.server import sample_server_tokens
 from preftune.selection.apply import apply
 from preftune.selection.choices import NO_PAIR, NO_REWARD, Makes, Selection
@@ -180,17 +181,9 @@ def draw(
         )
     else:
         drawn = sample_server_tokens(server, judge.renderer, tokens, judge.sampling, seed, keys, progress)
-    groups = []
-    for group, ones in zip(prompts, drawn, strict=True):
-        behaviour = [one.behaviour_logp for one in ones if one.behaviour_logp is not None]
-        groups.append(
-            Group(
-                prompt=group.prompt,
-                completions=tuple(one.token_ids for one in ones),
-                behaviour_logp=tuple(behaviour),
-                origin=group.origin,
-            )
-        )
+    groups = [
+        sampled_group(group.prompt, ones, group.origin) for group, ones in zip(prompts, drawn, strict=True)
+    ]
     texts = tuple(tuple(one.text for one in ones) for ones in drawn)
     return Draw(
         groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)
@@ -207,6 +200,7 @@ def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
             replace(
                 group,
                 completions=(*group.completions, *other.completions),
+                scored=joined_masks(group, other),
                 sources=sources,
                 behaviour_logp=(*group.behaviour_logp, *other.behaviour_logp),
             )
@@ -243,7 +237,7 @@ def judge_draw(
     """
     if judge.reward is None:
         return list(drawn.groups), Verdicts(rewards=[])
-    counts = [[len(ids) for ids in group.completions] for group in drawn.groups]
+    counts = [group.num_scored for group in drawn.groups]
     asked = questions(records, drawn.texts, drawn.ended, counts, judge.sampling.max_new_tokens, step)
     verdicts = ask(
         judge.reward, judge.reward_name, asked.prompts, asked.completions, asked.columns, judge.timeout_s
@@ -301,6 +295,7 @@ def _joined(one: Group, two: Group) -> Group:
     return replace(
         one,
         completions=(*one.completions, *two.completions),
+        scored=joined_masks(one, two),
         pairs=(*one.pairs, *((first + c, first + r) for c, r in two.pairs)),
         rewards=(*one.rewards, *two.rewards),
         sources=(*one.sources, *two.sources),
@@ -313,7 +308,7 @@ def beside_pairs(paired: Sequence[Group], drawn: Sequence[Group]) -> list[Group]
     found = []
     for group, samples in zip(paired, drawn, strict=True):
         new = samples.completions
-        masks = (*group.scored, *(np.ones(len(ids), dtype=bool) for ids in new)) if group.scored else ()
         sources = (SOURCES.index("data"),) * len(group.completions) + (SOURCES.index("policy"),) * len(new)
+        masks = joined_masks(group, samples)
         found.append(replace(group, completions=(*group.completions, *new), scored=masks, sources=sources))
     return found

@@ -57,7 +57,7 @@ class News:
         made: "Drawn | None",
     ) -> "News":
         """And one draw more; `made` is None for one that a run before had made."""
-        lengths = [[len(ids) for ids in group.completions] for group in groups]
+        lengths = [group.num_scored for group in groups]
         starts = np.cumsum([0, *map(len, lengths)]).tolist()
         rows = [
             {
@@ -65,7 +65,7 @@ class News:
                 "completions": list(texts),
                 **({"rewards": list(group.rewards)} if group.rewards else {}),
                 "ended": list(ended),
-                "num_tokens": counts,
+                "num_tokens": list(counts),
                 **_parts_of(verdicts, start, start + len(counts)),
             }
             for record, texts, group, ended, counts, start in zip(

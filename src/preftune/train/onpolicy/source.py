@@ -18,7 +18,8 @@ from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.model.policy import Policy, adapter_weights, micro_batches, score
 from preftune.progress import Reporter
 from preftune.sampling.agreement import agreement, check_agreement
-from preftune.sampling.sample import Blend, Sampled, SampleOptions
+from preftune.sampling.sample import Blend, SampleOptions
+from preftune.sampling.sampled import Sampled
 from preftune.selection.choices import Selection
 from preftune.train.budget import Budget
 from preftune.train.onpolicy.collect import (
