@@ -3,6 +3,7 @@ for those of this package, which must not refuse.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from preftune.data.formats import detect
 from preftune.data.options import DataOptions
 from preftune.data.render import make_renderer
 from preftune.errors import DataError
-from preftune.types import Message
+from preftune.types import Message, Record
 from tests.data.published_templates import TEMPLATES, tokenizer_of
 
 TOOLS = [
@@ -168,3 +169,53 @@ def test_a_shipped_template_writes_every_row_that_its_family_has(name, case):
         return
     check_words(renderer, record, group)
     assert case not in REFUSED[name]
+
+
+TRICKY = (
+    "Yes.",
+    "  blanks \n",
+    "50% of %s",
+    "<|im_end|>\n",
+    "ends like it <|im_end|>",
+    "</s>",
+    "<end_of_turn>\n",
+    "\ue000",
+    " ",
+)
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("system", [False, True])
+def test_an_answer_by_its_form_has_the_text_of_the_whole_dialogue(family, system):
+    """The text around an answer follows from the roles; an answer written anew each time is the oracle."""
+    renderer = make_renderer(tokenizer_of(*TEMPLATES[family]))
+    slow = replace(renderer.writing, chat=replace(renderer.chat, fixed=False))
+    prompt = tuple(
+        Message(**turn) for turn in ([{"role": "system", "content": "Be brief."}] * system + [*HELLO, ASK])
+    )
+    for ended in (True, False):
+        record = Record(
+            prompt=prompt,
+            completions=TRICKY,
+            ended=(ended,) * len(TRICKY),
+            labels=(1,) * len(TRICKY),
+            origin="here",
+        )
+        results = []
+        for writing in (renderer.writing, slow):
+            try:
+                results.append(writing.texts(record))
+            except DataError as error:
+                results.append(str(error))
+        assert results[0] == results[1]
+
+
+def test_published_templates_that_only_write_texts_have_forms_of_answers():
+    """Without forms the test above would compare one path with itself."""
+    turns = tuple(Message(**turn) for turn in (*HELLO, ASK))
+    formed = [
+        family
+        for family, template in TEMPLATES.items()
+        if make_renderer(tokenizer_of(*template)).chat.answer_form(turns) is not None
+    ]
+    assert "chatml" in formed and len(formed) >= 3

@@ -41,6 +41,23 @@ class _Skeleton:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerForm:
+    """What a template writes for an answer of text after a prompt of some roles: the same around every answer."""
+
+    before: str  # between the prompt's text and the answer's
+    strip: Callable[[str], str]  # how white space is stripped from the answer's text
+    after: str  # behind the answer's text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """What is known of some roles in one context, whatever the turns say."""
+
+    skeletons: dict[tuple[object, ...], _Skeleton | None] = field(default_factory=dict)
+    answers: dict[tuple[object, ...], AnswerForm | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatText:
     """Writes dialogues as the template of a tokenizer does. Make it with `make_chat_text`."""
 
@@ -48,7 +65,7 @@ class ChatText:
     fixed: bool  # the text around the turns' texts follows from their roles
     shape: CallShape  # how the template wants tool calls
     defaults: Mapping[str, object]  # variables for the template that rows may override
-    _skeletons: dict[tuple[object, ...], _Skeleton | None] = field(default_factory=dict)
+    _kept: _Kept = field(default_factory=_Kept)
 
     def write(
         self, messages: Sequence[Message], generation_prompt: bool, context: ChatContext = PLAIN
@@ -61,16 +78,34 @@ class ChatText:
     ) -> tuple[str, bool]:
         """(the text of some turns, whether it is proven that every word of theirs is in it)"""
         if self.fixed and not any([message.extras for message in messages]):
-            roles = [message.role for message in messages]
-            key = (generation_prompt, context, *roles)
-            if key not in self._skeletons:
-                if len(self._skeletons) >= _SKELETONS:
-                    self._skeletons.clear()
-                self._skeletons[key] = self._skeleton(roles, generation_prompt, context)
-            skeleton = self._skeletons[key]
+            skeleton = self._known([message.role for message in messages], generation_prompt, context)
             if skeleton is not None:
                 return skeleton.fill(messages), not skeleton.left_out
         return self._run(messages, generation_prompt, context), False
+
+    def answer_form(self, messages: Sequence[Message], context: ChatContext = PLAIN) -> AnswerForm | None:
+        """What stands around an answer of text to some turns; None where that depends on what the turns say."""
+        if not self.fixed or any([message.extras for message in messages]):
+            return None
+        roles = [message.role for message in messages]
+        key = (_hashable(context), *roles)
+        answers = self._kept.answers
+        if key not in answers:
+            if len(answers) >= _SKELETONS:
+                answers.clear()
+            prompt = self._known(roles, True, context)
+            whole = self._known([*roles, "assistant"], False, context)
+            answers[key] = _answer_form(prompt, whole, len(roles))
+        return answers[key]
+
+    def _known(self, roles: Sequence[str], generation_prompt: bool, context: ChatContext) -> _Skeleton | None:
+        key = (generation_prompt, _hashable(context), *roles)
+        skeletons = self._kept.skeletons
+        if key not in skeletons:
+            if len(skeletons) >= _SKELETONS:
+                skeletons.clear()
+            skeletons[key] = self._skeleton(roles, generation_prompt, context)
+        return skeletons[key]
 
     def _run(self, messages: Sequence[Message], generation_prompt: bool, context: ChatContext) -> str:
         return run_template(self.tokenizer, messages, generation_prompt, context, self.shape, self.defaults)
@@ -99,6 +134,24 @@ def make_chat_text(
 
 
 # --- skeletons ---
+
+
+def _hashable(context: ChatContext) -> ChatContext | None:
+    """The context as part of a key; None for the plain one, which is quicker to look up."""
+    return None if context is PLAIN else context
+
+
+def _answer_form(prompt: _Skeleton | None, whole: _Skeleton | None, place: int) -> AnswerForm | None:
+    """The part of `whole` behind `prompt`, if it holds the text of turn `place` once and nothing else that varies."""
+    if prompt is None or whole is None or whole.left_out:
+        return None
+    if not whole.form.startswith(prompt.form) or whole.slots[:-1] != prompt.slots:
+        return None
+    turn, strip = whole.slots[-1]
+    around = (whole.form[len(prompt.form) :] % OPEN).split(OPEN)
+    if turn != place or len(around) != 2:
+        return None
+    return AnswerForm(before=around[0], strip=strip, after=around[1])
 
 
 def _skeleton(written: Callable[[Iterable[str]], str], count: int) -> _Skeleton | None:

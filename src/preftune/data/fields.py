@@ -161,7 +161,8 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
     value = turns_of_text(value)
     if isinstance(value, str):
         as_text(value, name)  # says so if these are turns as Python writes them
-    turns = _rows_of_columns(value) if isinstance(value, Mapping) else value
+    many = type(value) is list  # asked first: it is quicker than asking for a Mapping
+    turns = _rows_of_columns(value) if not many and isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(
             f"The field {name} is not a dialogue",

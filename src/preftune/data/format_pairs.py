@@ -81,7 +81,9 @@ def pair_record(view: RowView, prompt: Prompt, chosen: Completion, rejected: Com
 def _texts(value: object) -> list | None:
     """Several answers; None for one answer, which may be a list of turns."""
     value = turns_of_text(value)
-    if not isinstance(value, list) or not value or isinstance(value[0], Mapping):
+    if not isinstance(value, list) or not value:
+        return None
+    if type(value[0]) is dict or isinstance(value[0], Mapping):
         return None
     if all(isinstance(item, str) for item in value):
         return value
@@ -130,7 +132,11 @@ def several_answers(name: str, value: object) -> DataError:
 
 
 def _answer(value: object, name: str, prompt: Prompt, view: RowView):
-    if isinstance(value, Mapping) and not {"role", "from", "content", "value"} & value.keys():
+    if (
+        type(value) is not list
+        and isinstance(value, Mapping)
+        and not {"role", "from", "content", "value"} & value.keys()
+    ):
         texts = [key for key, item in value.items() if isinstance(item, str)]
         raise DataError(
             f"The field {name} is an object that is no turn",

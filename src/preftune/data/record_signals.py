@@ -215,8 +215,19 @@ def _unified_labels(record: Record, labels: Sequence[int | None]) -> Found:
 # --- the record with its signal ---
 
 
+def _is_whole(record: Record, found: Found) -> bool:
+    """Whether a record holds the pairs that were found, all of its completions in them, and no other signal."""
+    if record.pairs != found.pairs or record.probabilities != found.probabilities:
+        return False
+    if record.labels or record.rewards or record.sources:
+        return False
+    return len({k for pair in found.pairs for k in pair}) == len(record.completions) > 0
+
+
 def with_signal(record: Record, signal: SignalName, found: Found) -> Record | None:
     """The record with this signal only and the completions that take part in it; None if there are none."""
+    if signal == "pairs" and _is_whole(record, found):
+        return record
     if made_for(signal) == "pairs":
         samples = (
             {k for k, source in enumerate(record.sources) if source == "policy"}
@@ -240,7 +251,7 @@ def with_signal(record: Record, signal: SignalName, found: Found) -> Record | No
         "sources": tuple(record.sources[k] for k in keep) if signal == "hybrid" else (),
     }
     if len(keep) == len(record.completions) and all(
-        getattr(record, name) == value for name, value in known.items()
+        [getattr(record, name) == value for name, value in known.items()]
     ):
         return record
     return replace(

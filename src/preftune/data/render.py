@@ -218,7 +218,7 @@ def _groups(rules: TokenRules, batch: _Batch) -> Iterator[Group | DataError]:
         if isinstance(item, DataError):
             yield item
             continue
-        tokens = [next(ids) for _ in item.flat]
+        tokens = list(islice(ids, item.count))
         try:
             yield tokenized_group(rules, record, item, tokens)
         except DataError as error:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from preftune.data.chat_proof import check_answer, check_prompt, check_tools
 from preftune.data.chat_run import PLAIN, ChatContext, check_row_variables
-from preftune.data.chat_text import ChatText
+from preftune.data.chat_text import AnswerForm, ChatText
 from preftune.data.turn_end import NO_END, Markup, TurnEnd, last_special, refuse_rendered
 from preftune.errors import DataError, shown
 from preftune.types import Completion, Message, Record
@@ -41,6 +41,11 @@ class Texts:
     @property
     def flat(self) -> list[str]:
         return [self.head, self.prompt, *chain.from_iterable(self.completions)]
+
+    @property
+    def count(self) -> int:
+        """How many texts `flat` has."""
+        return 2 + sum(map(len, self.completions))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +84,13 @@ def _chat_texts(writing: Writing, record: Record) -> Texts:
         if record.tools:
             check_tools(record.template_columns()["tools"], before)  # type: ignore[arg-type]
     completions, scored, needs_end = [], [], []
+    known = _known_answer(writing, turns, context)
     for k, completion in enumerate(record.completions):
         ended = not record.ended or record.ended[k]
-        if isinstance(completion, str):
+        if isinstance(completion, str) and known is not None:
+            form, after, end = known
+            stages, flags = [f"{before}{form.before}{form.strip(completion)}{after}"], None
+        elif isinstance(completion, str):
             answer = Message(role="assistant", content=completion)
             text, end = _answered(writing, before, (*turns, answer), context)
             stages, flags = [text], None
@@ -101,6 +110,24 @@ def _chat_texts(writing: Writing, record: Record) -> Texts:
         needs_end=tuple(needs_end),
         thoughtless=thoughtless,
     )
+
+
+def _known_answer(
+    writing: Writing, turns: tuple[Message, ...], context: ChatContext
+) -> tuple[AnswerForm, str, TurnEnd] | None:
+    """(the form of an answer of text, what follows its text up to the end of the turn, that end) where these do
+    not depend on the answer; None where `_answered` must look at each.
+    """
+    form = writing.chat.answer_form(turns, context)
+    if form is None:
+        return None
+    for end in writing.ends:
+        whole = end.text + end.after
+        if end is NO_END or len(whole) > len(form.after):
+            return None  # the answer's own text might be a part of such an end
+        if form.after.endswith(whole):
+            return form, form.after.removesuffix(end.after), end
+    return None
 
 
 def _answered(

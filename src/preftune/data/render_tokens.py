@@ -52,13 +52,12 @@ def joins_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def tokenized_group(rules: TokenRules, record: Record, texts: Texts, tokens: list[np.ndarray]) -> Group:
     """The record as token ids; `tokens` are those of `texts.flat`."""
-    head, prompt, rest = tokens[0], tokens[1], iter(tokens[2:])
-    several = any(len(stages) > 1 for stages in texts.completions)
+    head, prompt, place = tokens[0], tokens[1], 2
+    several = any([len(stages) > 1 for stages in texts.completions])
     completions, scored = [], []
     for k, stages in enumerate(texts.completions):
-        pieces = _pieces(
-            rules, record, head, (texts.prompt, *stages), [prompt, *(next(rest) for _ in stages)]
-        )
+        own, place = tokens[place : place + len(stages)], place + len(stages)
+        pieces = _pieces(rules, record, head, (texts.prompt, *stages), [prompt, *own])
         if texts.needs_end[k] and pieces[-1][-1] != rules.end:
             pieces[-1] = np.append(pieces[-1], np.int32(rules.end))
         completions.append(pieces[0].copy() if len(pieces) == 1 else np.concatenate(pieces))
@@ -73,7 +72,7 @@ def tokenized_group(rules: TokenRules, record: Record, texts: Texts, tokens: lis
         probabilities=record.probabilities,
         labels=record.labels,
         rewards=record.rewards,
-        sources=tuple(map(SOURCES.index, record.sources)),
+        sources=tuple(map(SOURCES.index, record.sources)) if record.sources else (),
         origin=record.origin,
     )
     if rules.rows is not None:
@@ -104,11 +103,15 @@ def _pieces(
     When a token of the last text reaches over the end of another, they are the tokens of each added text of
     its own. That is proven by decoding: all together must read as the last text does.
     """
-    whole, ends = tokens[-1], [len(ids) for ids in tokens]
+    whole, astray, pieces = tokens[-1], [], []
     all_bytes = whole.tobytes()
-    astray = [ids for ids in tokens[:-1] if not all_bytes.startswith(ids.tobytes())]
-    if not astray and all(start < end for start, end in pairwise(ends)):
-        return [whole[start:end] for start, end in pairwise(ends)]
+    for shorter, longer in pairwise(tokens):
+        if not all_bytes.startswith(shorter.tobytes()):
+            astray.append(shorter)
+        elif len(shorter) < len(longer):
+            pieces.append(whole[len(shorter) : len(longer)])
+    if len(pieces) == len(tokens) - 1:
+        return pieces
     pieces = rules.encoder.ids([text[len(before) :] for before, text in pairwise(texts)])
     read = rules.decode(np.concatenate([head, whole]))
     if all(map(len, pieces)) and rules.decode(np.concatenate([head, tokens[0], *pieces])) == read:

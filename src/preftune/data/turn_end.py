@@ -125,7 +125,7 @@ class Markup:
     """What tells that a prompt was written by a template already."""
 
     special: re.Pattern[str]  # any special token
-    initials: str  # the characters that special tokens begin with
+    initials: str  # the characters that special tokens, the header and the footer begin with
     written: tuple[str, ...]  # special tokens that a template writes at the beginning or the end of a prompt
     header: str  # the last line before a user's text, such as "<|im_start|>user"
     anywhere: bool  # whether the header is a mark wherever it stands, not only at the beginning
@@ -133,6 +133,8 @@ class Markup:
 
     def fault(self, text: str) -> str | None:
         """The mark that a text has; None if it has none."""
+        if not any([initial in text for initial in self.initials]):
+            return None
         start, end = text.lstrip(), text.rstrip()
         for token in self.written:
             if start.startswith(token) or end.endswith(token):
@@ -141,10 +143,8 @@ class Markup:
             return self.footer
         if self.header and (self.header in text if self.anywhere else start.startswith(self.header)):
             return self.header
-        if any([initial in text for initial in self.initials]):
-            found = list(dict.fromkeys(islice(self.special.findall(text), 100)))
-            return " and ".join(found[:2]) if len(found) > 1 else None
-        return None
+        found = list(dict.fromkeys(islice(self.special.findall(text), 100)))
+        return " and ".join(found[:2]) if len(found) > 1 else None
 
 
 def template_markup(tokenizer: PreTrainedTokenizerBase, write: Callable[..., str]) -> Markup:
@@ -162,14 +162,15 @@ def template_markup(tokenizer: PreTrainedTokenizerBase, write: Callable[..., str
     header = lines[-1].removeprefix(str(tokenizer.bos_token or "")).strip() if lines else ""
     footer = after.strip()
     named = (tokenizer.bos_token, tokenizer.eos_token)
+    header, footer = (text if _is_markup(text) else "" for text in (header, footer))
     by_length = sorted(special, key=len, reverse=True)
     return Markup(
         special=re.compile("|".join(map(re.escape, by_length)) or "(?!)"),
-        initials="".join({token[0] for token in special}),
+        initials="".join({mark[0] for mark in (*special, header, footer) if mark}),
         written=tuple(token for token in special if token in named or token in before or token in after),
-        header=header if _is_markup(header) else "",
+        header=header,
         anywhere=any(token in header for token in special) or header.startswith(("<|", "[")),
-        footer=footer if _is_markup(footer) else "",
+        footer=footer,
     )
 
 
