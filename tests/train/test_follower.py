@@ -23,6 +23,7 @@ from preftune.objectives.grpo import GRPO
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.loop import resume, train
+from preftune.train.onpolicy.collect import CollectOptions
 from preftune.train.options import TrainConfig
 from tests.folders import metric_rows, tiny_config, write_rows
 
@@ -41,14 +42,24 @@ class Served:
     folder: Path
     follows: bool
     tells_tokens: bool
+    scores_tokens: bool
     models: dict[str, torch.nn.Module] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     requests: int = 0
+    forgets: int = 0  # requests for completions before which the server loses its adapters
 
     def load(self, name: str, folder: str) -> None:
         base = AutoModelForCausalLM.from_pretrained(self.folder).eval()
         with quiet_peft():
             self.models[name] = peft.PeftModel.from_pretrained(base, folder).eval() if self.follows else base
+
+    @torch.no_grad()
+    def score(self, body: dict) -> dict:
+        """The log-probability of each token of the prompt but the first."""
+        ids = body["prompt"]
+        logp = self.models[body["model"]](torch.tensor([ids])).logits[0].log_softmax(-1)
+        told = [{str(ids[k]): {"logprob": float(logp[k - 1, ids[k]])}} for k in range(1, len(ids))]
+        return {"choices": [{"text": "?", "prompt_logprobs": [None, *told] if self.scores_tokens else None}]}
 
     @torch.no_grad()
     def complete(self, body: dict, end: int) -> dict:
@@ -64,15 +75,15 @@ class Served:
 
 
 @contextmanager
-def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True):
+def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True, scores_tokens: bool = True):
     lock, end = threading.Lock(), AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|im_end|>")
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-        def answer(self, text: str) -> None:
-            self.send_response(200)
+        def answer(self, text: str, status: int = 200) -> None:
+            self.send_response(status)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
             self.wfile.write(text.encode())
@@ -83,16 +94,26 @@ def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
+                if self.path == "/v1/completions" and "prompt_logprobs" in body:
+                    self.answer(json.dumps(served.score(body)))
+                    return
                 if self.path == "/v1/completions":
                     served.requests += 1
+                    if served.forgets:
+                        served.forgets -= 1
+                        served.models.clear()
+                    if body["model"] not in served.models:
+                        self.answer("no such model", 404)
+                        return
                     self.answer(json.dumps(served.complete(body, end)))
                     return
                 what = self.path.removeprefix("/v1/").removesuffix("_lora_adapter")
                 served.calls.append((what, body["lora_name"]))
                 if what == "load":
                     served.load(body["lora_name"], body["lora_path"])
-                else:
-                    del served.models[body["lora_name"]]
+                elif served.models.pop(body["lora_name"], None) is None:
+                    self.answer('{"error": {"type": "NotFoundError"}}', 404)
+                    return
                 self.answer("Success")
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -102,6 +123,7 @@ def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True):
         folder=folder,
         follows=follows,
         tells_tokens=tells_tokens,
+        scores_tokens=scores_tokens,
     )
     try:
         yield served
@@ -155,17 +177,62 @@ def test_the_server_follows_the_adapter(config, tiny_folder, tmp_path):
         served.requests == 4 * 2 * 4 + 2 * 2
     )  # four draws of two prompts, and two evaluations on two held-out prompts
     loads = [name for what, name in served.calls if what == "load"]
-    assert len(set(loads)) == 6 and [name for what, name in served.calls if what == "unload"] == loads[:-1]
-    assert [path.name for path in (tmp_path / "run" / "server").iterdir()] == loads[-1:]
+    assert len(set(loads)) == 6 and [name for what, name in served.calls if what == "unload"] == loads
+    assert not served.models and not (tmp_path / "run" / "server").exists()
+    follows = [row["sampler_follows"] for row in rows if "sampler_follows" in row]
+    assert follows == pytest.approx([1.0] * 3, abs=1e-3)  # at the first draw nothing has changed yet
+    drawn = [json.loads(line) for line in (tmp_path / "run" / "completions.jsonl").read_text().splitlines()]
+    assert {(row["step"], row["policy_step"]) for row in drawn} == {(1, 0), (2, 1), (3, 2), (4, 3)}
 
 
 def test_a_server_that_does_not_follow_stops_the_run(config, tiny_folder):
     with (
         serving(tiny_folder, follows=False) as served,
-        pytest.raises(TrainingError, match="disagree") as stopped,
+        pytest.raises(
+            TrainingError, match=r"does not follow the policy.*0\.00 of the policy's change"
+        ) as stopped,
+    ):
+        train(config(options(served), collect=CollectOptions(sampler_gap=9.0)), quiet=True)
+    assert "Step 2 stopped" in str(stopped.value)  # at the first draw the adapter changes nothing yet
+
+
+def test_without_scores_of_given_tokens_the_gap_alone_tells(config, tiny_folder):
+    with (
+        serving(tiny_folder, follows=False, scores_tokens=False) as served,
+        pytest.raises(TrainingError, match=r"disagree.*other weights") as stopped,
     ):
         train(config(options(served)), quiet=True)
-    assert "Step 2 stopped" in str(stopped.value)  # at the first draw the adapter changes nothing yet
+    assert "Step 2 stopped" in str(stopped.value)
+
+
+def test_an_adapter_that_the_server_forgot_is_loaded_again(config, tiny_folder, tmp_path):
+    with serving(tiny_folder) as served:
+
+        def forget(row) -> None:
+            if row["step"] == 2:
+                served.forgets = 1
+
+        train(config(options(served)), quiet=True, on_step=forget)
+    rows = metric_rows(tmp_path / "run")
+    assert served.forgets == 0 and len([row for row in rows if "sampler_gap" in row]) == 4
+    assert len([what for what, _ in served.calls if what == "load"]) == 7  # and the six of an undisturbed run
+
+
+def test_what_a_killed_run_left_is_removed(config, tiny_folder, tmp_path):
+    made = config
+    with serving(tiny_folder) as served:
+        left = tmp_path / "run" / "server" / "preftune-left"
+        config = made(options(served), save_every=2, max_steps=4)
+        train(config, quiet=True)
+        left.mkdir(parents=True)
+        served.models["preftune-left"] = torch.nn.Identity()
+        for name in ("final", "status.json"):
+            (tmp_path / "run" / name).rename(tmp_path / name)
+        (tmp_path / "run" / "status.json").write_text(
+            json.dumps({"state": "interrupted", "step": 2, "message": ""})
+        )
+        resume(settings_from_run(TrainConfig, tmp_path / "run"), quiet=True)
+    assert not served.models and not left.exists()
 
 
 def test_what_was_drawn_is_learned_from_after_a_resume(config, tiny_folder, tmp_path):
@@ -207,7 +274,11 @@ COOLER = SampleOptions(num_completions=4, temperature=0.7)
 @pytest.mark.parametrize(
     ("server", "settings", "message"),
     [
-        (SOMEWHERE, {"lora": LoraOptions()}, "follow an adapter, not all weights"),
+        (
+            ServerOptions(),
+            {"collect": CollectOptions(restart_s=1.0)},
+            "restart_s has no effect without a server",
+        ),
         (ServerOptions(url=SOMEWHERE.url, model="m"), {}, "server.model has no effect"),
         (ServerOptions(url=SOMEWHERE.url, api="chat"), {}, "needs its token ids"),
         (SOMEWHERE, {"objective": GRPO(), "sampling": COOLER}, "this run needs both"),

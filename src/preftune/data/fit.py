@@ -126,5 +126,6 @@ def take_completions(group: Group, keep: Sequence[int], pairs: Sequence[int]) ->
         rewards=tuple(group.rewards[k] for k in keep) if group.rewards else (),
         sources=tuple(group.sources[k] for k in keep) if group.sources else (),
         behaviour_logp=tuple(group.behaviour_logp[k] for k in keep) if group.behaviour_logp else (),
+        correction=tuple(group.correction[k] for k in keep) if group.correction else (),
         behaviour_value=tuple(group.behaviour_value[k] for k in keep) if group.behaviour_value else (),
     )

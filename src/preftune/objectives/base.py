@@ -44,6 +44,8 @@ class Objective(ABC):
             anything from their rewards: 2 where they are compared with each other.
         learning_rates: the lowest and the highest learning rate for all weights that the sources of the page
             use.
+        correctable: whether the loss is on rewards and each unit has a gradient at one completion alone, so that
+            importance weights on gradients turn another sampler's completions into the policy's own.
         value_is_surrogate: whether parts of the loss that depend on the policy are held fixed in the
             gradient, so that the value is not what the gradient lowers.
     """
@@ -59,6 +61,7 @@ class Objective(ABC):
     unjudged_samples: bool = False
     least_completions: int = 1
     learning_rates: ClassVar[tuple[float, float]] = (1e-7, 2e-5)
+    correctable: bool = False
     value_is_surrogate: bool = False
 
     def __init_subclass__(cls) -> None:

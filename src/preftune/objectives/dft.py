@@ -48,6 +48,7 @@ class DFT(Coupled, RewardObjective):
     name = "dft"
     learning_rates = (2e-6, 2e-6)
     least_completions = 2
+    correctable = False
     value_is_surrogate = True
 
     tau: float = positive(1.0)

@@ -39,10 +39,13 @@ class RewardObjective(Objective):
     """An objective on rewarded groups with units of its own."""
 
     signal = Rewards
+    correctable = True
 
 
 class GroupObjective(RewardObjective):
     """One unit per group."""
+
+    correctable = False
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
         return group_weights(signal)
@@ -52,6 +55,7 @@ class GroupOfTwoObjective(RewardObjective):
     """One unit per group; a group of a single completion has no weight."""
 
     least_completions = 2
+    correctable = False
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " G"]:
         return comparable_groups(signal)
@@ -61,6 +65,7 @@ class GroupPairObjective(RewardObjective):
     """One unit per two completions of a group; the units of a group share the weight of one."""
 
     least_completions = 2
+    correctable = False
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " P"]:
         return all_pairs(signal)[1]

@@ -83,6 +83,10 @@ class WeightedSum(Coupled):
         return any(term.objective.unjudged_samples for term in self.parsed)
 
     @property
+    def correctable(self) -> bool:
+        return all(term.objective.correctable for term in self.parsed)
+
+    @property
     def value_is_surrogate(self) -> bool:
         return any(term.objective.value_is_surrogate for term in self.parsed)
 

@@ -137,6 +137,10 @@ KNOWN_MEANINGS = {
     "policy always writes the same text.",
     "staleness": "Mean number of steps between sampling a completion and training on it; 0 is strictly on-policy.",
     "sampler_gap": "Mean difference of the sampler's and the trainer's log-probability of a token, right after sampling.",
+    "sampler_follows": "Share of the policy's latest change that the server shows for the same tokens; 1 if it follows, 0 if it "
+    "samples from earlier weights.",
+    "correction/weight": "Mean importance weight of a token: the trainer's probability over the sampler's, within its bounds.",
+    "correction/limited": "Share of tokens whose importance ratio is outside its bounds.",
     "completions/length": "Tokens of a completion, the end-of-turn token included.",
     "completions/ended": "Share of the completions that ended within the token limit.",
     "collect/left_out": "Prompts of a collection without a gradient: equal rewards, or no rewards.",

@@ -11,6 +11,8 @@ from preftune.model.layout import LayoutOptions, split_micro_batches
 from preftune.model.policy import Policy, score_groups
 from preftune.sampling.sampled import Sampled, sampled_group
 
+_ROUNDING = 0.2  # nats per token that low precision explains; sampling with other weights differs by more
+
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
@@ -70,7 +72,25 @@ def check_agreement(found: Agreement, limit: float) -> None:
     if not found.mean <= limit:
         raise (TrainingError if math.isfinite(found.mean) else DivergenceError)(
             "The trainer and the sampler disagree on what the model is",
-            got=f"log-probabilities that differ by {found.mean:.2g} on average, {found.max:.2g} at most",
+            got=f"log-probabilities that differ by {found.mean:.2g} nats per token on average, {found.max:.2g} at most",
             expected=f"at most {limit:g} on average",
-            do="Give the sampler the trainer's weights, or raise the limit if rounding explains it",
+            do=_cause(found.mean, limit),
         )
+
+
+def _cause(gap: float, limit: float) -> str:
+    """What most likely makes a gap of this size, and what to do."""
+    if not math.isfinite(gap):
+        return "Lower --learning_rate, or look at the steps before"
+    if limit < gap <= _ROUNDING:
+        return (
+            "A sampler that computes in bf16 or fp8 differs by that much: start the server with --dtype float32, "
+            f"or set --precision bf16, or accept the gap with --collect.sampler_gap {_rounded_up(gap):g}"
+        )
+    return "The sampler has other weights: give it the trainer's model, in the same precision"
+
+
+def _rounded_up(gap: float) -> float:
+    """Twice the gap, to one digit: draws differ."""
+    unit = 10.0 ** math.floor(math.log10(2 * gap))
+    return math.ceil(2 * gap / unit) * unit

@@ -55,13 +55,13 @@ class ServerOptions:
         check_range(self, "(0, inf)", "timeout_s", prefix="server.")
 
 
-def endpoint_of(options: ServerOptions) -> Endpoint:
-    """The address without /v1, with the key that the environment holds now."""
+def endpoint_of(options: ServerOptions, retries: int | None = None) -> Endpoint:
+    """The address without /v1, with the key that the environment holds now; `retries` replaces the options'."""
     return Endpoint(
         url=options.url.rstrip("/").removesuffix("/v1"),
         api_key=read_key(options.api_key_env, "server.api_key_env"),
         concurrency=options.concurrency,
         timeout_s=options.timeout_s,
-        retries=options.retries,
+        retries=options.retries if retries is None else retries,
         backoff_s=options.backoff_s,
     )

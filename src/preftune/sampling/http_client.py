@@ -25,6 +25,7 @@ MAX_WAIT_S = 60.0  # seconds between two attempts at most, whatever Retry-After 
 MAX_CONNECT_S = 30.0
 MAX_BODY_BYTES = 64 << 20  # of a reply, decompressed; 32,000 tokens with log-probabilities are about 4 MiB
 MAX_DEPTH = 64  # of nested arrays and objects in a reply
+_ENGINE_DIED = ("EngineCore encountered an issue", "EngineDeadError")  # what vLLM's front end answers then
 MIN_SECRET = 4  # characters; shorter values would strike out ordinary text
 
 
@@ -57,6 +58,14 @@ class Refused(ServerError):
         )
         self.status = status
         self.detail = detail
+
+
+class Silent(ServerError):
+    """The server gave no usable answer in all attempts: it may be gone, or about to come back."""
+
+
+class EngineDied(ServerError):
+    """The server's front end still answers, but its engine has stopped; only a new start of it helps."""
 
 
 class Withheld(Exception):
@@ -166,7 +175,7 @@ class HttpClient:
         try:
             return await waits(self._attempt, path, body, use)
         except _Retry as failure:
-            raise ServerError(
+            raise Silent(
                 f"{endpoint.subject} at {endpoint.url} gave no answer to {path} in {endpoint.retries + 1} tries",
                 got=str(failure),
                 do=f"Check that it runs; {endpoint.setting}.timeout_s and {endpoint.setting}.retries set how "
@@ -196,6 +205,13 @@ class HttpClient:
                 do=f"Raise the limit of open files, or lower {endpoint.setting}.concurrency",
             ) from error
         text = self._redacted(text)
+        if status >= 500 and any(sign in text for sign in _ENGINE_DIED):
+            raise EngineDied(
+                f"The engine of {endpoint.subject.lower()} at {endpoint.url} died",
+                got=f"status {status} for {path}: {shown(text, 200)}",
+                do="Its log shows why. Start it again; on a CPU, vLLM dies of many seeded requests at once "
+                f"unless it has --max-num-batched-tokens 8192, or a lower {endpoint.setting}.concurrency",
+            )
         if status in RETRIED or status >= 500:
             raise _Retry(f"status {status}: {shown(text, 200)}", _retry_after(headers))
         if 300 <= status < 400:

@@ -22,6 +22,11 @@ ROW = (
 )  # what the journal keeps of an answer
 
 
+def first_model(content: Any) -> str:
+    """The first name that a server lists."""
+    return str(content["data"][0]["id"])
+
+
 def reply_reader(api: Api, renderer: Renderer, options: SampleOptions) -> Callable[[Any], dict[str, Any]]:
     """From an answer to a row of the journal; token_ids and logprobs are None where the server gives none."""
     if api == "tokens":
@@ -47,7 +52,7 @@ def read_tokens(content: Any, max_new_tokens: int, vocabulary: int) -> dict[str,
         "text": text,
         "ended": ended,
         "token_ids": None if ids is None else _checked_ids(ids, text, max_new_tokens + ended, vocabulary),
-        "logprobs": None if values is None else [_checked_logp(value) for value in values],
+        "logprobs": None if values is None else [checked_logp(value) for value in values],
         # the names of vLLM and of SGLang
         "stop_text": isinstance(choice.get("stop_reason") or choice.get("matched_stop"), str),
         "withheld": None,
@@ -66,7 +71,8 @@ def _checked_ids(ids: Any, text: str, most: int, vocabulary: int) -> list[int]:
     return ids
 
 
-def _checked_logp(value: Any) -> float:
+def checked_logp(value: Any) -> float:
+    """A finite log-probability, or an error that says what came."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"a log-probability is {shown(value)}")
     if not -math.inf < value <= 1e-3:  # a server's rounding may exceed 0 a little

@@ -19,7 +19,7 @@ from preftune.sampling.client import ServerOptions, endpoint_of
 from preftune.sampling.distribution import uniforms
 from preftune.sampling.http_client import HttpClient, Refused, Withheld, run_all
 from preftune.sampling.journal import journal_writer, read_journal
-from preftune.sampling.replies import ROW, Api, reply_reader
+from preftune.sampling.replies import ROW, Api, first_model, reply_reader
 from preftune.sampling.sample import SampleOptions, check_keys
 from preftune.sampling.sampled import Sampled, completion_text
 from preftune.types import Message, Record
@@ -124,7 +124,7 @@ async def _sample(
             do="Use a server that takes token ids, or leave rows.chat_template out",
         )
     async with HttpClient(endpoint_of(server)) as client:
-        model = server.model or await client.request("/v1/models", None, _first_model)
+        model = server.model or await client.request("/v1/models", None, first_model)
         server = replace(server, model=model)
         if not prompts:
             return []
@@ -243,10 +243,6 @@ def _seed(seed: int, key: int, sample: int) -> int:
 
 
 # --- requests ---
-
-
-def _first_model(content: Any) -> str:
-    return str(content["data"][0]["id"])
 
 
 def _body(

@@ -14,6 +14,7 @@ from preftune.model.reference import REFERENCE_SCORES
 from preftune.objectives import Objective, objective_name
 from preftune.objectives.base import couples_mismatched
 from preftune.train.anchors import Anchors, GroupLogps
+from preftune.train.onpolicy.correction import gradient_weights, weighted
 from preftune.train.processes import ALONE, Processes
 from preftune.train.router_loss import RouterLoss
 from preftune.train.step import MicroBatch
@@ -194,6 +195,9 @@ def make_score(
         found = score(  # last: what it keeps is the peak, alone
             policy, content.batch, needs, hidden, temperature=temperature, into_grad=True
         )
+        weights = gradient_weights(content.groups)
+        if weights is not None:
+            found = replace(found, logp=weighted(found.logp, sent(weights, policy.device)))
         return replace(found, lengths=piece.lengths, **anchored)
 
     return score_piece

@@ -241,6 +241,8 @@ def run_loop(
             run.set_state(*status_after_error(error, loop.counters.step, run))
         raise
     finally:
+        if job.samples is not None:
+            job.samples.close()
         report.close()
 
 

@@ -41,6 +41,7 @@ from preftune.train.onpolicy.checks import (
     weighs_ratios,
 )
 from preftune.train.onpolicy.collect import CollectOptions, chosen_selection
+from preftune.train.onpolicy.correction import chosen_correction
 from preftune.train.onpolicy.source import CollectPlan
 from preftune.train.optim import OptimOptions
 from preftune.train.runlog import to_plain
@@ -320,6 +321,7 @@ class TrainConfig:
             seed=self.seed,
             wants_values="behaviour_value" in self.objective.needs,
             tolerance=TOLERANCE[self.precision] if gap is None else gap,
+            correction=chosen_correction(self.collect, self.objective, self.sampling, bool(self.server.url)),
         )
 
     @property
@@ -369,5 +371,10 @@ class TrainConfig:
         check_max_samples(self.max_samples, self.sampling, self.collect, self.batch_size)
         chosen_selection(self.collect, self.objective.signal)
         check_sampling(self.objective, self.sampling, self.collect, self.unjudged)
+        chosen_correction(self.collect, self.objective, self.sampling, bool(self.server.url))
         if self.server.url:
             check_server(self.server, self.sampling, self.lora, weighs_ratios(self.objective))
+        else:
+            refuse_idle(
+                self.collect, "without a server", "restart_s", prefix="collect.", do="Set --server.url"
+            )

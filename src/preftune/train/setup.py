@@ -283,9 +283,14 @@ def _on_policy_supply(
     return _Supply(source=source, anchors=anchors, budget=budget)
 
 
-def make_follower(options: ServerOptions, policy: Policy, output: Path) -> Follower | None:
+def make_follower(
+    options: ServerOptions, builder: AnchorBuilder, output: Path, restart_s: float
+) -> Follower | None:
     """The connection that sends the policy's weights to a sampling server, if there is a server."""
-    return Follower(options, policy, output / "server") if options.url else None
+    if not options.url:
+        return None
+    folder = output / "server"
+    return Follower(options, builder.policy, folder, builder.report, builder.processes, restart_s)
 
 
 def _check_device(layout: LayoutOptions, device: str, report: Reporter) -> None:
@@ -343,7 +348,7 @@ def build_job(
             make_renderer(tokenizer, config.rows),
             prompt_data(data, tokenizer),
             config.collect_plan,
-            make_follower(config.server, models.policy, Path(config.output)),
+            make_follower(config.server, builder, Path(config.output), config.collect.restart_s),
             config.budget,
             builder,
             needs,

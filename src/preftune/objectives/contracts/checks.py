@@ -195,6 +195,7 @@ CONTRACTS: Mapping[str, Contract] = {
     "length_normalized": _fact("length_normalized"),
     "chosen_fall": _fact("chosen_fall"),
     "value_is_surrogate": _fact("value_is_surrogate"),
+    "correctable": _fact("correctable"),
     "opponents": opponents,
     "unjudged_samples": _fact("unjudged_samples"),
     "least_completions": _fact("least_completions"),

@@ -68,6 +68,21 @@ def value_is_surrogate(objective: Objective) -> bool:
     return False
 
 
+def correctable(objective: Objective) -> bool:
+    """Whether the loss is on rewards, and no unit has a gradient at the tokens of two completions."""
+    if objective.signal is not Rewards:
+        return False
+    pieces = random_step(5, num_groups=3)
+    leaf = policy_scores(pieces, objective)
+    scores, signal = assemble(pieces, objective, leaf, couple(pieces, objective))
+    owner = torch.repeat_interleave(torch.arange(len(scores.lengths)), scores.lengths)
+    for unit in objective(scores, signal).per_unit:
+        (gradient,) = torch.autograd.grad(unit, leaf, retain_graph=True)
+        if len(owner[gradient[0] != 0].unique()) > 1:
+            return False
+    return True
+
+
 def trains(objective: Objective) -> str:
     """Whether log-probabilities have a gradient."""
     _, gradient = loss_and_gradient(random_step(1), objective)

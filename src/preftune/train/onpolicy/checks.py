@@ -87,16 +87,14 @@ def check_opponent(objective: Objective, collect: CollectOptions) -> None:
 def check_server(
     server: ServerOptions, sampling: SampleOptions, lora: LoraOptions, wants_ratio: bool
 ) -> None:
-    """A server follows an adapter, and must tell what the trainer can be compared with."""
-    if lora.rank == 0:
-        raise ConfigError(
-            "A server can follow an adapter, not all weights",
-            got="lora.rank 0",
-            do="Set --lora.rank, for example 16, or draw in this process",
+    """A server must return what the trainer can be compared with."""
+    if lora.rank > 0:
+        refuse_idle(
+            server,
+            "in training: each draw is from the adapter that was just loaded",
+            "model",
+            prefix="server.",
         )
-    refuse_idle(
-        server, "in training: each draw is from the adapter that was just loaded", "model", prefix="server."
-    )
     if server.api not in ("auto", "tokens"):
         raise ConfigError(
             "Training on what a server draws needs its token ids",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
@@ -60,6 +60,13 @@ class CollectOptions:
         eval_completions: completions of each held-out prompt at an evaluation.
         sampler_gap: the most by which sampler and trainer may differ, in nats per token on average; by
             default 0.001 in fp32 and 0.1 in bf16.
+        correction: weights for a sampler whose probabilities differ from the trainer's, on the gradient of
+            objectives on rewards: "truncate" importance ratios at their bounds (TIS), "mask" what is outside
+            (MIS, IcePop), or "none"; "auto" is "truncate" with a server.
+        correction_level: ratios of each "token", or of the whole "sequence".
+        correction_min: lower bound of the ratios.
+        correction_max: upper bound of the ratios; published: 2 for TIS, 0.5 and 5 for IcePop.
+        restart_s: with a server: seconds to wait for it when it is gone after it has drawn for the run.
         reward_timeout_s: seconds that a reward function may take for a collection.
         reward_process: run reward functions of yours in separate processes, which the time limit kills; a
             thread, in which they run otherwise, cannot be stopped.
@@ -77,12 +84,19 @@ class CollectOptions:
     fill: bool = False
     eval_completions: int = 1
     sampler_gap: float | None = None
+    correction: Literal["auto", "none", "truncate", "mask"] = "auto"
+    correction_level: Literal["token", "sequence"] = "token"
+    correction_min: float = 0.0
+    correction_max: float = 2.0
+    restart_s: float = 600.0
     reward_timeout_s: float = TIMEOUT_S
     reward_process: bool = False
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "prompts", "epochs", "eval_completions", prefix="collect.")
-        check_range(self, "[0, inf)", "replay", "lag", prefix="collect.")
+        check_range(self, "[0, inf)", "replay", "lag", "restart_s", prefix="collect.")
+        check_range(self, "[0, 1)", "correction_min", prefix="collect.")
+        check_range(self, "(1, inf)", "correction_max", prefix="collect.")
         check_range(self, "[-1, 1)", "opponent_share", prefix="collect.")
         check_range(self, "[0, 1)", "data_share", prefix="collect.")
         check_range(self, "(0, inf)", "sampler_gap", "reward_timeout_s", prefix="collect.")
@@ -190,6 +204,10 @@ def draw(
     ), drawn
 
 
+def _ones(completions: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [np.ones(len(ids), dtype=np.float32) for ids in completions]
+
+
 def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
     """Each group with the one completion of its opponent behind what it holds."""
     groups = []
@@ -203,6 +221,7 @@ def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
                 scored=joined_masks(group, other),
                 sources=sources,
                 behaviour_logp=(*group.behaviour_logp, *other.behaviour_logp),
+                correction=(*group.correction, *_ones(other.completions)) if group.correction else (),
             )
         )
     texts = tuple((*one, *more) for one, more in zip(drawn.texts, opponents.texts, strict=True))
@@ -300,6 +319,7 @@ def _joined(one: Group, two: Group) -> Group:
         rewards=(*one.rewards, *two.rewards),
         sources=(*one.sources, *two.sources),
         behaviour_logp=(*one.behaviour_logp, *two.behaviour_logp),
+        correction=(),  # of pairs, which are not corrected
     )
 
 

@@ -21,6 +21,7 @@ class Drawn:
     gap: float  # mean |logp of the trainer - logp of the sampler| per token
     seconds: float
     must_be_done: float  # operations, as `work_of` counts them; 0 for what a server drew
+    more: Mapping[str, float] = field(default_factory=dict)  # of a server and of its correction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class News:
     lengths: tuple[int, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
     gaps: tuple[float, ...] = ()
+    more: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     comparable: int = 0  # prompts with two rewards or more
     equal: int = 0  # of these, those whose rewards are all the same
     centred: tuple[
@@ -91,6 +93,9 @@ class News:
             lengths=(*self.lengths, *chain.from_iterable(lengths)),
             dropped=Counter(self.dropped) + Counter(dropped),
             gaps=self.gaps if made is None else (*self.gaps, made.gap),
+            more=self.more
+            if made is None
+            else dict(self.more) | {name: (*self.more.get(name, ()), one) for name, one in made.more.items()},
             comparable=self.comparable + len(several),
             equal=self.equal + equal,
             centred=(*self.centred, *chain.from_iterable(map(_centred, several))),
@@ -130,13 +135,14 @@ class News:
             metrics["sample_mfu"] = used(self.must_be_done, self.drawing)
         if self.gaps:
             metrics["sampler_gap"] = float(np.mean(self.gaps))
+        metrics |= {name: float(np.mean(values)) for name, values in self.more.items()}
         return Taken(
             groups=[],
             prompts_seen=self.num_prompts,
             samples_drawn=self.num_drawn,
             reward_queries=self.num_asked,
             metrics=metrics,
-            completions=tuple({"step": step, **row} for row in self.rows),
+            completions=tuple({"step": step, "policy_step": step - 1, **row} for row in self.rows),
         )
 
 

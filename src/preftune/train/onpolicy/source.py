@@ -15,7 +15,7 @@ from torch import Tensor
 from preftune.errors import TrainingError
 from preftune.model.cost import Shape, utilisation, work_of
 from preftune.model.layout import LayoutOptions, collate, split_micro_batches
-from preftune.model.policy import Policy, adapter_weights, micro_batches, score
+from preftune.model.policy import Policy, micro_batches, score, score_groups
 from preftune.progress import Reporter
 from preftune.sampling.agreement import agreement, check_agreement
 from preftune.sampling.sample import Blend, SampleOptions
@@ -34,6 +34,7 @@ from preftune.train.onpolicy.collect import (
     win_rates_against_opponents,
     with_opponents,
 )
+from preftune.train.onpolicy.correction import Correction, correction_metrics
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.metrics import Drawn, News
 from preftune.train.onpolicy.state import Collection, SourceState, plain_state, state_of
@@ -75,6 +76,7 @@ class CollectPlan:
     seed: int
     wants_values: bool  # whether groups carry the scalar head's values at sampling
     tolerance: float  # nats per token by which sampler and trainer may differ
+    correction: Correction | None
 
 
 class OnPolicySource:
@@ -104,6 +106,7 @@ class OnPolicySource:
         self.policy, self.judge, self.options, self.selection = policy, judge, plan.options, plan.selection
         self.layout, self.batch_size, self.seed = plan.layout, plan.batch_size, plan.seed
         self.wants_values, self.tolerance, self.report = plan.wants_values, plan.tolerance, report
+        self.correction = plan.correction
         self.prompts_each = plan.options.prompts if plan.options.prompts is not None else plan.batch_size
         self.records, self.follower, self.opponents = material.records, follower, opponents
         self._order = OfflineSource(groups=material.prompts, batch_size=self.prompts_each, seed=plan.seed)
@@ -269,11 +272,8 @@ class OnPolicySource:
         """Completions of the policy as it is now, or of a blend; `number` settles the noise."""
         seed, places = draw_seed(self.seed, number), list(range(len(prompts)))
         if self.follower is not None and blend is None:
-            follower, adapter = self.follower, adapter_weights(self.policy, self.processes.is_main)
-            return self.processes.from_main(
-                lambda: draw(
-                    self.policy.model, judge, prompts, seed, places, progress, server=follower.follow(adapter)
-                )
+            return self.follower.draw(
+                lambda server: draw(self.policy.model, judge, prompts, seed, places, progress, server=server)
             )
         mine = places[self.processes.rank :: self.processes.size]
         low = torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.precision == "bf16")
@@ -293,15 +293,38 @@ class OnPolicySource:
         few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
         found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
         check_agreement(found, self.tolerance)
+        more: dict[str, float] = {}
+        if self.follower is not None:
+            more |= self.follower.metrics()
+            self.follower.probe(drawn.groups)
+        if self.correction is not None:
+            drawn, corrected = self._corrected(drawn, self.correction)
+            more |= corrected
         here = self.follower is None
         operations = work_of(Shape.of(policy.model), drawn.groups).forward if here else 0.0
-        made = Drawn(gap=found.mean, seconds=seconds, must_be_done=operations)
+        made = Drawn(gap=found.mean, seconds=seconds, must_be_done=operations, more=more)
         once = replace(self.judge, sampling=replace(self.judge.sampling, num_completions=1))
         for place, blend in enumerate(self.opponents):
             noise = (1 + place) * OPPONENTS + number
             written, _ = self.drawn(prompts, once, noise, lambda done, of: None, blend)
             drawn = with_opponents(drawn, written)
         return drawn, made
+
+    def _corrected(self, drawn: Draw, correction: Correction) -> tuple[Draw, dict[str, float]]:
+        """Groups with weights for the sampler that drew them, and with the policy's own log-probabilities as those
+        that ratios are relative to.
+        """
+        groups = list(drawn.groups)
+        for indices, part in micro_batches(self.policy, groups, self.layout):
+            scored = score_groups(self.policy, part, self.layout, self.judge.sampling.temperature)
+            for index, logps in zip(indices, scored, strict=True):
+                told = groups[index].behaviour_logp
+                weights = tuple(map(correction.weights, logps, told))
+                groups[index] = replace(groups[index], behaviour_logp=tuple(logps), correction=weights)
+        policy, sampler = (
+            [one for group in part for one in group.behaviour_logp] for part in (groups, drawn.groups)
+        )
+        return replace(drawn, groups=tuple(groups)), correction_metrics(correction, policy, sampler)
 
     @torch.no_grad()
     def _with_values(self, groups: Sequence[Group]) -> list[Group]:
@@ -321,6 +344,11 @@ class OnPolicySource:
         """For a checkpoint."""
         text = json.dumps(plain_state(self._state))
         return {"json": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+
+    def close(self) -> None:
+        """Have a server forget what this run left there."""
+        if self.follower is not None:
+            self.follower.close()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self._state = state_of(json.loads(bytes(tensors["json"].numpy()).decode()))

@@ -88,6 +88,7 @@ _ARRAYS = {
     "completions": np.int32,
     "scored": np.bool_,
     "behaviour_logp": np.float32,
+    "correction": np.float32,
     "behaviour_value": np.float32,
 }
 
@@ -104,7 +105,8 @@ def plain_group(group: Group) -> dict[str, Any]:
 
 def group_of(plain: Mapping[str, Any]) -> Group:
     arrays: dict[str, Any] = {
-        name: tuple(np.array(one, dtype=kind) for one in plain[name]) for name, kind in _ARRAYS.items()
+        name: tuple(np.array(one, dtype=kind) for one in plain.get(name, ()))
+        for name, kind in _ARRAYS.items()
     }
     others: dict[str, Any] = {
         name: tuple(plain[name]) for name in ("probabilities", "labels", "rewards", "sources")
