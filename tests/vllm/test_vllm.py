@@ -166,7 +166,9 @@ def test_a_server_that_is_started_again_gets_the_weights_again(server, folder, c
 
 
 @pytest.mark.parametrize("rank", [4, 0], ids=["adapter", "all weights"])
-def test_in_bf16_a_server_that_keeps_its_weights_is_noticed_at_once(low_server, config, tmp_path, rank):
+def test_in_bf16_a_server_that_keeps_its_weights_is_noticed_at_once(
+    low_server, folder, config, tmp_path, rank
+):
     settings = {"lora": LoraOptions(rank=rank) if rank else LoraOptions(), "precision": "bf16"}
     with stuck(low_server.url) as url, pytest.raises(TrainingError, match="does not follow") as stopped:
         train(config(url, "stuck", **settings), quiet=True)

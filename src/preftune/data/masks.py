@@ -15,3 +15,8 @@ def joined_masks(*groups: Group) -> tuple[np.ndarray, ...]:
     if not any(group.scored for group in groups):
         return ()
     return tuple(mask for group in groups for mask in masks_of(group))
+
+
+def ones_of(group: Group) -> tuple[np.ndarray, ...]:
+    """A weight of 1 for each scored token of each completion."""
+    return tuple(np.ones(size, dtype=np.float32) for size in group.num_scored)

@@ -6,24 +6,24 @@ from typing import Any
 
 import numpy as np
 
+from preftune.data.masks import masks_of
 from preftune.sampling.client import ServerOptions, endpoint_of
 from preftune.sampling.http_client import HttpClient, Refused
 from preftune.sampling.replies import checked_logp, first_model
+from preftune.types import Group
 
 
-def score_on_server(
-    server: ServerOptions, prompts: Sequence[np.ndarray], completions: Sequence[np.ndarray]
-) -> np.ndarray | None:
-    """log-probability of each completion's tokens, one completion after another, under the raw model; None from
-    a server that does not score given tokens (`prompt_logprobs` of vLLM).
+def score_on_server(server: ServerOptions, group: Group) -> np.ndarray | None:
+    """log-probability of the scored tokens of a group's completions, one completion after another, under the
+    raw model; None from a server that does not score given tokens (`prompt_logprobs` of vLLM).
 
     Requests go one at a time: a server that computes a request alone, twice with equal weights, mostly answers
     with equal numbers.
     """
-    return asyncio.run(_score(server, prompts, completions))
+    return asyncio.run(_score(server, group))
 
 
-async def _score(server, prompts, completions) -> np.ndarray | None:
+async def _score(server: ServerOptions, group: Group) -> np.ndarray | None:
     parts: list[np.ndarray] = []
 
     def reader(ids: list[int], start: int) -> Callable[[Any], np.ndarray | None]:
@@ -31,19 +31,19 @@ async def _score(server, prompts, completions) -> np.ndarray | None:
 
     async with HttpClient(endpoint_of(server)) as client:
         model = server.model or await client.request("/v1/models", None, first_model)
-        for prompt, completion in zip(prompts, completions, strict=True):
-            ids = [*prompt.tolist(), *completion.tolist()]
+        for completion, mask in zip(group.completions, masks_of(group), strict=True):
+            ids = [*group.prompt.tolist(), *completion.tolist()]
             body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0}
             try:
                 asked = body | {"prompt_logprobs": 0}
-                found = await client.request("/v1/completions", asked, reader(ids, len(prompt)))
+                found = await client.request("/v1/completions", asked, reader(ids, len(group.prompt)))
             except Refused as refusal:
                 if refusal.status not in (400, 422):
                     raise
                 return None
             if found is None:
                 return None
-            parts.append(found)
+            parts.append(found[mask])
     return np.concatenate(parts)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from preftune.data.fit import take_completions
-from preftune.data.masks import joined_masks
+from preftune.data.masks import joined_masks, ones_of
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError, check_range
 from preftune.objectives.base import Opponent
@@ -204,10 +204,6 @@ def draw(
     ), drawn
 
 
-def _ones(completions: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [np.ones(len(ids), dtype=np.float32) for ids in completions]
-
-
 def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
     """Each group with the one completion of its opponent behind what it holds."""
     groups = []
@@ -221,7 +217,7 @@ def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
                 scored=joined_masks(group, other),
                 sources=sources,
                 behaviour_logp=(*group.behaviour_logp, *other.behaviour_logp),
-                correction=(*group.correction, *_ones(other.completions)) if group.correction else (),
+                correction=(*group.correction, *ones_of(other)) if group.correction else (),
             )
         )
     texts = tuple((*one, *more) for one, more in zip(drawn.texts, opponents.texts, strict=True))

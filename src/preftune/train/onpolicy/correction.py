@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preftune.data.masks import ones_of
 from preftune.errors import ConfigError, refuse_idle
 from preftune.objectives import Objective, objective_name
 from preftune.sampling.sample import SampleOptions
@@ -109,9 +110,5 @@ def gradient_weights(groups: Sequence[Group]) -> Tensor | None:
     """The weights of the groups' tokens, one completion after another; None where all are 1."""
     if not any(group.correction for group in groups):
         return None
-    parts = [
-        weight
-        for group in groups
-        for weight in group.correction or [np.ones(size, dtype=np.float32) for size in group.num_scored]
-    ]
+    parts = [weight for group in groups for weight in group.correction or ones_of(group)]
     return torch.from_numpy(np.concatenate(parts))

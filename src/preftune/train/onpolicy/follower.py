@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from preftune.data.fit import take_completions
 from preftune.errors import PreftuneError, ServerError, TrainingError, storage_error
 from preftune.model.layout import LayoutOptions
 from preftune.model.policy import Policy, adapter_weights, score_groups
@@ -182,11 +183,7 @@ class Follower:
         group = _few(groups)
         policy = self._scored(group)
 
-        def told() -> np.ndarray | None:
-            prompts = [group.prompt] * len(group.completions)
-            return score_on_server(self._current, prompts, group.completions)
-
-        server = self.processes.from_main(told)
+        server = self.processes.from_main(lambda: score_on_server(self._current, group))
         if server is None:
             self._report.note(
                 "the server gives no prompt_logprobs: only the size of sampler_gap shows whether it follows"
@@ -198,8 +195,7 @@ class Follower:
         self._followed = None
         if self._probe is None or scored is None:
             return
-        group = self._probe.group
-        told = score_on_server(self._current, [group.prompt] * len(group.completions), group.completions)
+        told = score_on_server(self._current, self._probe.group)
         if told is None:
             return
         found = compare_changes(self._probe.policy, scored, self._probe.server, told)
@@ -220,7 +216,7 @@ def _few(groups: Sequence[Group]) -> Group:
     group = groups[0]
     sizes = np.cumsum([len(ids) for ids in group.completions])
     count = max(1, int((sizes <= _PROBE_TOKENS).sum()))
-    return Group(prompt=group.prompt, completions=group.completions[:count])
+    return take_completions(group, range(count), ())
 
 
 def _weights_of(policy: Policy, keep: bool) -> dict[str, Tensor] | None:
