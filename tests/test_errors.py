@@ -90,3 +90,18 @@ def test_what_differs_from_its_default_is_refused_where_it_has_no_effect():
         refuse_idle(Some(names=("a",)), "here", "rate", "names")
     with pytest.raises(ConfigError, match=r"^x\.rate has no effect here; got 3; expected 4\. Go\.$"):
         refuse_idle(Some(rate=2.0), "here", "rate", prefix="x.", got=3, expected="4", do="Go")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "There is no model 'https://user:hunter2@host/m'",
+        "https://hunter2@host:80/x.jsonl does not exist",
+        "http://host/x?API_KEY=hunter2&page=3 is no file",
+        "https://host/x?page=3&access_token=hunter2",
+    ],
+)
+def test_no_message_holds_the_secret_of_an_address(text):
+    told = str(ConfigError(text, got=text, do=f"Look at {text}"))
+    assert "hunter2" not in told and "host" in told and told.count("[hidden]") == 3
+    assert "user@host.org" in str(ConfigError("Write to user@host.org, not to http://host/a@b?page=3"))

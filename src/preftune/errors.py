@@ -5,6 +5,7 @@ stood there, what was expected and what to do.
 import errno
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,17 @@ def shown(value: object, limit: int = 80) -> str:
     """A value for a message: its repr (which escapes control characters), cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+_USERINFO = re.compile(r"(?<=://)[^/\s'\"?#]+@")
+_QUERY_SECRET = re.compile(
+    r"([?&][\w.-]*(?:key|token|secret|passw|sig|auth)[\w.-]*=)[^&\s'\"#]+", re.IGNORECASE
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text with the user names, passwords and keys in its addresses replaced."""
+    return _QUERY_SECRET.sub(r"\1[hidden]", _USERINFO.sub("[hidden]@", text))
 
 
 def _cut(text: str) -> str:
@@ -40,7 +52,7 @@ class PreftuneError(Exception):
         message = "; ".join(parts) + "."
         if do:
             message += f" {_cut(do)}" if do.endswith("?") else f" {_cut(do.rstrip('.'))}."
-        super().__init__(message)
+        super().__init__(without_secrets(message))
 
 
 class ConfigError(PreftuneError, ValueError):

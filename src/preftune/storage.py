@@ -362,6 +362,11 @@ def _made_parent(path: Path) -> Iterator[None]:
 # --- what processes that were killed left behind ---
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is one that a process did not finish writing."""
+    return name.startswith(".") and (".tmp" in name or name.startswith((".writing-", ".final-", ".old-")))
+
+
 def remove_leftovers(folder: Path) -> list[str]:
     """Remove temporary files and folders directly in `folder`; their names. A folder that was about to be
     replaced returns to its place. Only for the process that holds the lock.
@@ -371,7 +376,7 @@ def remove_leftovers(folder: Path) -> list[str]:
         place = folder / path.name.removeprefix(".old-")
         if path.name.startswith(".old-") and not place.exists():
             os.rename(path, place)
-        elif ".tmp" in path.name or path.name.startswith((".writing-", ".final-", ".old-")):
+        elif is_leftover(path.name):
             with suppress(OSError):
                 remove(path)
             removed.append(path.name)

@@ -1,7 +1,9 @@
 """A secret in an address, a header, the environment or a server's echo appears in no file and in no output."""
 
+import io
 import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from preftune.cli.main import main
-from tests.folders import save_tiny_model, write_rows
+from tests.folders import PAIRS, save_tiny_model, write_rows
 
 SECRET = "hunter2-canary-57ac"
 
@@ -130,4 +132,58 @@ def test_a_key_in_a_configuration_is_refused_and_not_copied(command, files, tmp_
     assert main([*words, "--config", str(path)]) == 2
     path.unlink()
     out, err = capfd.readouterr()
+    check_nothing_holds(SECRET, tmp_path, out + err)
+
+
+def plain_words(files: dict[str, str]) -> dict[str, str]:
+    """Commands that send nothing, with a secret in an argument that holds no key, or none."""
+    run, address = files["run"], f"https://user:{SECRET}@127.0.0.1:9"
+    return {
+        "merge": f"merge {files['model']} {files['model']} --output {files['out']}",
+        "merge of an address": f"merge {address}/m {files['model']} --output {files['out']}",
+        "export": f"export {run} --to merged --output {files['out']}",
+        "export to a hub": f"export {run} --to hub --output a/b --endpoint {address}",
+        "upload": f"export {run} --to hub --output a/b --endpoint http://127.0.0.1:9",
+        "chat": f"chat --model {address}/m",
+        "train-reward-model": f"train-reward-model --model {files['model']} --data {files['pairs']} --batch_size 4 "
+        f"--max_steps 1 --output {files['out']}",
+        "data of an address": f"train --model {files['model']} --data {address}/x.jsonl?key={SECRET} "
+        f"--output {files['out']}",
+        "annotate": f"annotate {address}/x.jsonl --output {files['out']}",
+        "start": f"start {files['pairs']} --model {files['model']} --minutes 0.05 --output {files['out']}",
+        "report": f"report {run} --output {files['out']}.html",
+        "env": "env",
+        "import-config": f"import-config {files['foreign']} --output {files['out']}.yaml",
+    }
+
+
+@pytest.fixture
+def finished(files, tmp_path):
+    """The files with a finished run, pairs, and a configuration of another tool that holds secrets."""
+    pairs = write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    foreign = tmp_path.parent / f"{tmp_path.name}-foreign.yaml"
+    foreign.write_text(
+        f"model_name_or_path: m\ndataset_name: https://user:{SECRET}@host/x\nlearning_rate: 1e-6\n"
+        f"hub_token: {SECRET}\nvllm_server_base_url: http://user:{SECRET}@host\n"
+    )
+    words = (
+        f"train --model {files['model']} --data {pairs} --objective dpo --max_steps 1 --output {tmp_path}/run"
+    )
+    assert main([*words.split(), "--batch_size", "4", "--json"]) == 0
+    yield files | {"run": str(tmp_path / "run"), "pairs": pairs, "foreign": str(foreign)}
+    foreign.unlink()
+
+
+@pytest.mark.parametrize("command", plain_words(defaultdict(str)))
+def test_a_secret_of_the_environment_or_an_address_appears_nowhere(
+    command, finished, tmp_path, monkeypatch, capfd
+):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://user:{SECRET}@127.0.0.1:9")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(plain_words(finished)[command].split()) in (0, 2, 3, 4, 5)
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
     check_nothing_holds(SECRET, tmp_path, out + err)

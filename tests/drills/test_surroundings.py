@@ -139,6 +139,16 @@ def test_an_output_that_is_removed_is_one_sentence(train_words, forks, tmp_path)
     assert "No such file" in command.said
 
 
+def test_what_a_kill_left_of_the_first_file_does_not_hold_up_the_same_command(train_words, forks, tmp_path):
+    """SIGKILL while config.yaml is written: its temporary file is all there is."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.123-0123abcd.tmp.yaml").write_text("objective:")
+    command = forks.run([*train_words, run, "--max_steps", "1"])
+    assert command.status == 0, command.said
+    assert not list(run.glob(".config*"))
+
+
 def test_a_link_in_a_run_folder_is_removed_and_what_it_leads_to_is_kept(train_words, forks, tmp_path):
     """`iterate` starts a round's run again that has no checkpoint."""
     from preftune.train.runlog import forget_run

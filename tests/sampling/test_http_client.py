@@ -275,3 +275,70 @@ def test_what_a_server_says_is_cut_short_in_messages():
     with serving(lambda c, n: c.sendall(long)) as url, pytest.raises(Refused) as caught:
         ask(url)
     assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 Bearer %s\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nBearer %s\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%s\r\n{}",
+    ],
+)
+def test_a_key_in_a_malformed_answer_is_not_told(answer):
+    with (
+        serving(lambda c, n: c.sendall(answer % SECRET.encode())) as url,
+        pytest.raises(ServerError, match=r"\[key\]") as caught,
+    ):
+        ask(url, replace(FAST, api_key=SECRET, retries=0))
+    assert SECRET not in str(caught.value)
+
+
+def test_a_key_that_a_server_writes_in_escapes_is_struck_out():
+    key, escaped = "abc/def+123", r"abc\/def\u002b123"
+    body = f'{{"choices": [{{"text": "{escaped}", "names": {{"a": ["{escaped}"]}}, "ids": [1, 2]}}]}}'
+    with serving(lambda c, n: c.sendall(reply(body))) as url:
+        content = ask(url, replace(FAST, api_key=key))
+    assert content == {"choices": [{"text": "[key]", "names": {"a": ["[key]"]}, "ids": [1, 2]}]}
+
+
+@pytest.mark.parametrize("choices", ["[]", "[{}, {}]", '{"0": {}}', "null"])
+def test_another_number_of_choices_than_requested_is_refused(choices):
+    with (
+        serving(lambda c, n: c.sendall(reply(f'{{"choices": {choices}}}'))) as url,
+        pytest.raises(ServerError, match="one choice was requested"),
+    ):
+        ask(url, replace(FAST, retries=0), http_client.only_choice)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ALL_PROXY", "ftp://user:{}@127.0.0.1:9", "a proxy that cannot be used"),
+        ("HTTP_PROXY", "http://user:{}/x@127.0.0.1:9", "a proxy that cannot be used"),
+        ("HTTP_PROXY", "http://user:{}@127.0.0.1:9999999", "a proxy that cannot be used"),
+        ("HTTP_PROXY", "socks5://user:{}@127.0.0.1:9", "pip install socksio"),
+        ("HTTP_PROXY", "http://user:{}@127.0.0.1:9", "ConnectError"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_one_sentence_without_its_password(variable, value, told, monkeypatch):
+    for name in ("NO_PROXY", "no_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value.format(SECRET))
+    with pytest.raises((ConfigError, ServerError), match=told) as caught:
+        ask("http://example.invalid", replace(FAST, retries=0))
+    assert SECRET not in str(caught.value)
+
+
+def test_certificates_that_are_not_there_are_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigError, match="SSL_CERT_FILE"):
+        ask("https://127.0.0.1:9", replace(FAST, retries=0))
+
+
+@pytest.mark.parametrize("name", [f"sk-{SECRET}", SECRET.replace("-", "_")])
+def test_a_key_in_the_place_of_its_variable_is_not_told(name):
+    with pytest.raises(ConfigError, match="names no environment variable") as caught:
+        http_client.read_key(name, "server.api_key_env")
+    assert name not in str(caught.value)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
 from preftune.cli.output import print_json, print_table
@@ -23,6 +22,7 @@ from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.progress import Reporter
 from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
 from preftune.sampling.sample import SampleOptions, load_sampler
+from preftune.spec.strict_yaml import parse_yaml
 from preftune.stats import (
     Interval,
     cluster_means,
@@ -203,8 +203,8 @@ def _run_config(settings: EvalConfig) -> Mapping[str, object]:
     run = folder if (folder / "final").is_dir() else folder.parent
     try:
         path = run / "config.yaml"
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, ConfigError):
         return {}
     return config if isinstance(config, Mapping) else {}
 

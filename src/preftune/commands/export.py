@@ -19,6 +19,8 @@ from preftune.errors import ConfigError, ModelError, ServerError, StorageError
 from preftune.model.adapter_files import is_adapter
 from preftune.model.load import load_model, load_tokenizer, resolve_model
 from preftune.model.whole_model import LoadOptions, quiet_transformers
+from preftune.sampling.http_client import check_url
+from preftune.spec.strict_yaml import parse_yaml
 from preftune.storage import new_folder
 from preftune.terminal import clean_terminal
 from preftune.train.runlog import RunFolder, check_output
@@ -66,6 +68,8 @@ class ExportConfig:
             )
         if self.to == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.output):
             raise ConfigError("output is no repository of a hub", got=self.output, expected="owner/name")
+        if self.endpoint is not None:
+            check_url("endpoint", self.endpoint, do="Log in with `hf auth login`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +243,8 @@ def model_card(source: str, settings: ExportConfig) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, ConfigError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -266,8 +270,8 @@ def _upload(settings: ExportConfig, source: str) -> ExportResult:
     """The folder as it is, in the chosen type if it is a whole model, with a model card."""
     from tempfile import TemporaryDirectory
 
+    from httpx2 import HTTPError  # no connection, and what the hub refuses
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -284,11 +288,11 @@ def _upload(settings: ExportConfig, source: str) -> ExportResult:
             api.upload_folder(
                 repo_id=settings.output, folder_path=folder, commit_message="Model trained with preftune"
             )
-        except (HfHubHTTPError, ValueError) as error:
+        except (HTTPError, ValueError) as error:
             raise ServerError(
                 f"The hub did not take {settings.output}",
                 got=" ".join(str(error).split())[:200],
-                do="Log in with `hf auth login`, and check the owner and the name",
+                do="Check the network and the name, and log in with `hf auth login`",
             ) from error
         except OSError as error:
             raise StorageError(

@@ -11,7 +11,8 @@ import yaml
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.cli.translate import Translation, detect_tool, nested, translate
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, without_secrets
+from preftune.spec.strict_yaml import parse_yaml
 from preftune.storage import new_file, whole_file
 from preftune.terminal import clean_terminal
 
@@ -58,8 +59,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _read(name: str) -> dict[str, object]:
     try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(Path(name).read_text(encoding="utf-8"), name)
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"Cannot read {name}", got=" ".join(str(error).split())[:160], expected="a YAML or JSON file"
         ) from error
@@ -71,10 +72,12 @@ def _read(name: str) -> dict[str, object]:
 
 
 def settings_text(found: Translation) -> str:
-    """The YAML file, with the command that uses it and what has to be done by hand."""
+    """The YAML file, with the command that uses it and what has to be done manually. Passwords in addresses are not
+    copied.
+    """
     lines = [f"# from {found.tool}; use it with: preftune {found.command} --config FILE"]
     lines += [f"# {one.key}: {one.says}" for one in found.accounts if one.outcome == "refused"]
-    return "\n".join([*lines, yaml.safe_dump(nested(found.settings), sort_keys=False)])
+    return without_secrets("\n".join([*lines, yaml.safe_dump(nested(found.settings), sort_keys=False)]))
 
 
 def _tell(found: Translation) -> None:
@@ -85,4 +88,4 @@ def _tell(found: Translation) -> None:
         if chosen:
             print(f"{outcome} ({len(chosen)}):", file=sys.stderr)
         for one in chosen:
-            print(clean_terminal(f"  {one.key:<{width}}  {one.says}"), file=sys.stderr)
+            print(clean_terminal(without_secrets(f"  {one.key:<{width}}  {one.says}")), file=sys.stderr)

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.health.history import as_float, metric_values
 from preftune.report.tokens import TokenRow, parse_token_row
+from preftune.spec.strict_yaml import parse_yaml
 from preftune.text import plural
 
 METRICS, TOKENS = "metrics.jsonl", "tokens.jsonl"
@@ -164,11 +163,9 @@ def _config(path: Path) -> dict[str, object]:
     if text is None:
         return {}
     try:
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise StorageError(
-            "The configuration is not YAML", got=f"{path}: {error}", do="Restore the file"
-        ) from error
+        config = parse_yaml(text, str(path))
+    except ConfigError as error:
+        raise StorageError("The configuration is damaged", got=str(error), do="Restore the file") from error
     if not isinstance(config, dict):
         raise StorageError(
             "The configuration is damaged", got=f"{path}", expected="a mapping", do="Restore the file"

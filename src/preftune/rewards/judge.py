@@ -28,6 +28,7 @@ from preftune.sampling.http_client import (
     Refused,
     Withheld,
     check_url,
+    only_choice,
     read_key,
     run_all,
 )
@@ -325,7 +326,7 @@ async def _ask_all(endpoint: Endpoint, chat: _Chat, questions: Sequence[str]) ->
 
 def _content(content: Any) -> str:
     """The text of an answer; empty for a refusal, a filtered answer, or thoughts up to the limit."""
-    choice = content["choices"][0]
+    choice = only_choice(content)
     if choice.get("finish_reason") == "content_filter":
         raise Withheld("content_filter")
     return message_text(choice["message"]) or ""

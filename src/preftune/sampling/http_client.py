@@ -9,9 +9,11 @@ import os
 import random
 import re
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.request import getproxies
 
 import httpx2
 import tenacity
@@ -27,6 +29,7 @@ MAX_BODY_BYTES = 64 << 20  # of a reply, decompressed; 32,000 tokens with log-pr
 MAX_DEPTH = 64  # of nested arrays and objects in a reply
 _ENGINE_DIED = ("EngineCore encountered an issue", "EngineDeadError")  # what vLLM's front end answers then
 MIN_SECRET = 4  # characters; shorter values would strike out ordinary text
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # other names may be a key: no message shows them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +83,16 @@ class _Retry(Exception):
         self.wait_s = wait_s
 
 
-def check_url(name: str, url: str) -> None:
-    """Refuse what is no address of a server. A URL may hold a password: the message never shows that part."""
+_KEY_ADVICE = "Put the key into an environment variable and name the variable in api_key_env"
+
+
+def check_url(name: str, url: str, do: str = _KEY_ADVICE) -> None:
+    """Refuse what is no address of a server. A URL may hold a password: the message never shows that part, and `do`
+    states where the password belongs.
+    """
     try:
         parsed = httpx2.URL(url)
-        usable = parsed.scheme in ("http", "https") and bool(parsed.host)
+        usable = parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 1) < 65536
     except (httpx2.InvalidURL, TypeError, ValueError):
         parsed, usable = None, False
     bare = re.sub(r"//.*@", "//", url)
@@ -93,14 +101,14 @@ def check_url(name: str, url: str) -> None:
             f"{name} holds a user name or password, which would be written into configurations and reports",
             got="an address with '@'",
             expected="http://HOST:PORT",
-            do="Put the key into an environment variable and name the variable in api_key_env",
+            do=do,
         )
     if parsed is not None and (parsed.query or parsed.fragment):
         raise ConfigError(
             f"{name} has a query or fragment, which may hold a key",
             got=shown(bare.partition("?")[0].partition("#")[0]),
             expected="http://HOST:PORT without '?' and '#'",
-            do="Put a key into an environment variable and name the variable in api_key_env",
+            do=do,
         )
     if not usable or any(char.isspace() or not char.isprintable() for char in url):
         raise ConfigError(
@@ -113,6 +121,13 @@ def read_key(variable: str | None, setting: str) -> str | None:
     if not variable:
         return None
     key = os.environ.get(variable, "").strip()
+    if not key and not _VARIABLE.fullmatch(variable):
+        raise ConfigError(
+            f"{setting} names no environment variable",
+            got=f"{len(variable)} characters, which may be the key itself",
+            expected="the name of a variable that is set, such as MY_API_KEY",
+            do="Put the key into an environment variable and give the name of the variable",
+        )
     if not key:
         raise ConfigError(
             f"The environment variable {variable} holds no key",
@@ -136,14 +151,20 @@ class HttpClient:
         headers = {"Accept-Encoding": "identity"}
         if endpoint.api_key is not None:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
-        self._client = httpx2.AsyncClient(
-            base_url=endpoint.url,
-            headers=headers,
-            timeout=httpx2.Timeout(endpoint.timeout_s, connect=min(endpoint.timeout_s, MAX_CONNECT_S)),
-            limits=httpx2.Limits(max_connections=endpoint.concurrency),
-            follow_redirects=False,  # a key must not travel to another host
-            verify=endpoint.url.startswith("https"),  # loading certificates takes a while; http has no use
-        )
+        with _environment_errors():
+            for proxy in getproxies().values():
+                if (httpx2.URL(proxy).port or 1) > 65535:
+                    raise ValueError("the port of a proxy")
+            self._client = httpx2.AsyncClient(
+                base_url=endpoint.url,
+                headers=headers,
+                timeout=httpx2.Timeout(endpoint.timeout_s, connect=min(endpoint.timeout_s, MAX_CONNECT_S)),
+                limits=httpx2.Limits(max_connections=endpoint.concurrency),
+                follow_redirects=False,  # a key must not travel to another host
+                verify=endpoint.url.startswith(
+                    "https"
+                ),  # loading certificates takes a while; http has no use
+            )
 
     async def __aenter__(self) -> "HttpClient":
         return self
@@ -158,7 +179,7 @@ class HttpClient:
         object in place of an answer, an answer that `read` cannot use. Raises Refused for other statuses,
         Withheld where `read` does, ServerError once the attempts are used up.
         """
-        return await self._retried(path, body, lambda text: read(_parsed(text)))
+        return await self._retried(path, body, lambda text: read(self._unescaped(_parsed(text))))
 
     async def send(self, path: str, body: dict[str, Any]) -> None:
         """POST `body` where the text of the answer does not matter."""
@@ -197,7 +218,7 @@ class HttpClient:
         except TimeoutError:
             raise _Retry(f"no complete answer within {endpoint.timeout_s:g} s") from None
         except (httpx2.TransportError, httpx2.DecodingError, zlib.error) as error:
-            raise _Retry(_sentence_of(error)) from None
+            raise _Retry(self._redacted(_sentence_of(error))) from None
         except OSError as error:
             raise ServerError(
                 f"Cannot connect to {endpoint.subject.lower()} at {endpoint.url}",
@@ -259,6 +280,52 @@ class HttpClient:
         """The text of a server without the key that was sent to it."""
         key = self.endpoint.api_key
         return text if key is None or len(key) < MIN_SECRET else text.replace(key, "[key]")
+
+    def _unescaped(self, value: Any) -> Any:
+        """The same for the value of a JSON text, in which escapes may have hidden the key."""
+        if isinstance(value, str):
+            return self._redacted(value)
+        if isinstance(value, list) and value and not isinstance(value[0], int | float):
+            return [self._unescaped(item) for item in value]
+        if isinstance(value, dict):
+            return {name: self._unescaped(item) for name, item in value.items()}
+        return value
+
+
+@contextmanager
+def _environment_errors() -> Iterator[None]:
+    """Within, environment variables that no client can be made of are errors. An address of a proxy may hold a
+    password, so no message shows the variable.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            "The certificates of HTTPS servers cannot be read",
+            got=error.strerror or str(error),
+            expected="files with certificates in SSL_CERT_FILE and SSL_CERT_DIR",
+            do="Correct these environment variables, or unset them",
+        ) from error
+    except ImportError as error:
+        raise ConfigError(
+            "The environment names a SOCKS proxy, and the library for SOCKS is not installed",
+            do="Install it with: pip install socksio, or unset ALL_PROXY, HTTP_PROXY and HTTPS_PROXY",
+        ) from error
+    except (ValueError, httpx2.InvalidURL) as error:
+        raise ConfigError(
+            "An environment variable names a proxy that cannot be used",
+            got=type(error).__name__,
+            expected="http://HOST:PORT in HTTP_PROXY, HTTPS_PROXY and ALL_PROXY",
+            do="Correct these variables, or unset them",
+        ) from None
+
+
+def only_choice(content: Any) -> Any:
+    """The one answer that was requested."""
+    choices = content["choices"]
+    if not isinstance(choices, list) or len(choices) != 1:
+        raise ValueError(f"one choice was requested: {shown(choices)}")
+    return choices[0]
 
 
 async def run_all(

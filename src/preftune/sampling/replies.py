@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from preftune.data.render import Renderer
 from preftune.errors import shown
-from preftune.sampling.http_client import Withheld
+from preftune.sampling.http_client import Withheld, only_choice
 from preftune.sampling.sample import SampleOptions
 
 Api = Literal["tokens", "transformers", "chat"]
@@ -39,7 +39,7 @@ def read_tokens(content: Any, max_new_tokens: int, vocabulary: int) -> dict[str,
     """Every number is checked: ids within the vocabulary, no more of them than were asked for (and an end of
     turn), log-probabilities finite and one for each id.
     """
-    choice = content["choices"][0]
+    choice = only_choice(content)
     logprobs = choice.get("logprobs") or {}
     ids = choice.get("token_ids")
     if ids is None and all(str(token).startswith("token_id:") for token in logprobs.get("tokens") or [""]):
@@ -81,7 +81,7 @@ def checked_logp(value: Any) -> float:
 
 
 def read_chat(content: Any) -> dict[str, Any]:
-    choice = content["choices"][0]
+    choice = only_choice(content)
     ended, text = _ended(choice), message_text(choice["message"])
     if text is None:
         raise TypeError(f"a text was expected, and the message is {shown(choice['message'], 120)}")

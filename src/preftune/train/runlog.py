@@ -20,13 +20,15 @@ import torch
 import yaml
 from safetensors import SafetensorError
 
-from preftune.errors import ConfigError, PreftuneError, StorageError, storage_error
+from preftune.errors import ConfigError, PreftuneError, StorageError, shown, storage_error
 from preftune.objectives import Objective, objective_name
+from preftune.spec.strict_yaml import parse_yaml
 from preftune.storage import (
     DIGESTS,
     LOCK,
     digests_of,
     encoded,
+    is_leftover,
     json_line,
     put_in_place,
     remove,
@@ -246,8 +248,8 @@ def check_output(output: str) -> None:
 
 
 def _content(folder: Path) -> list[str]:
-    """Names in a folder but for its lock."""
-    return [name for name in os.listdir(folder) if name != LOCK]
+    """Names in a folder but for its lock and what killed processes left half-written."""
+    return [name for name in os.listdir(folder) if name != LOCK and not is_leftover(name)]
 
 
 def check_room(output: str, needed_bytes: int) -> None:
@@ -278,6 +280,9 @@ def create_run(output: str, config: Any, environment: Mapping[str, Any], writes:
     return run
 
 
+_CLAIM_ADVICE = "Put the file back, or choose another --output"
+
+
 def claim_folder(output: str, name: str, settings: Mapping[str, Any]) -> None:
     """Make a folder for several runs with its settings in the file `name`, or find that the same settings
     began it.
@@ -286,9 +291,11 @@ def claim_folder(output: str, name: str, settings: Mapping[str, Any]) -> None:
     file = folder / name
     if file.exists():
         try:
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise StorageError(f"{file} cannot be read", got=str(error)) from error
+            before = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, UnicodeDecodeError, ConfigError) as error:
+            raise StorageError(f"{file} cannot be read", got=str(error), do=_CLAIM_ADVICE) from error
+        if not isinstance(before, dict):
+            raise StorageError(f"{file} holds no settings", got=shown(before), do=_CLAIM_ADVICE)
         changed = [key for key in settings if before.get(key) != settings[key]]
         if changed:
             raise ConfigError(
