@@ -77,6 +77,17 @@ def share_interval(shares: Numbers, level: float = 0.95) -> Interval:
     return Interval(mean=mean, low=max(0.0, middle - half), high=min(1.0, middle + half), num=count)
 
 
+def share_difference(first: Interval, second: Interval) -> Interval:
+    """first - second of two shares with Wilson's intervals, by Newcombe's method 10 ("Interval estimation for the
+    difference between independent proportions", Statistics in Medicine 1998). Shares of the same pairs vary together,
+    so it is then too wide, never too narrow.
+    """
+    mean = first.mean - second.mean
+    below = math.hypot(first.mean - first.low, second.high - second.mean)
+    above = math.hypot(first.high - first.mean, second.mean - second.low)
+    return Interval(mean=mean, low=mean - below, high=mean + above, num=min(first.num, second.num))
+
+
 def json_numbers(content: Any) -> Any:
     """Values for JSON: dataclasses as mappings, and null for what is not finite, as the interval of a single
     value is.

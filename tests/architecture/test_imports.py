@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import textwrap
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import preftune
+from tests.fresh import run_fresh
 
 ROOT = Path(preftune.__file__).parent
 LAYERS = (
@@ -282,4 +284,23 @@ def test_a_second_meaning_is_noticed():
     assert defined_twice({"one": one, "other": other}) == {"merge": ["one", "other"], "B": ["one", "other"]}
     assert not defined_twice(
         {"one": "def run(): ...\n_A = 1", "other": "from x import merge\ndef run(): ...\n_A = 2"}
+    )
+
+
+def test_nothing_of_one_system_is_needed_to_import():
+    """As on Windows and macOS: no Unix module and no /proc. Other packages are imported before these are taken away."""
+    run_fresh(
+        textwrap.dedent(f"""
+        import sys
+        import datasets, gguf, matplotlib.pyplot, pandas, peft, psutil, rich, torch, transformers, jsonargparse, httpx2
+        def refuse(event, arguments):
+            if event == "open" and str(arguments[0]).startswith(("/proc", "/sys")):
+                raise FileNotFoundError(arguments[0])
+        for name in ("resource", "fcntl", "termios", "tty", "pty", "pwd", "grp"):
+            sys.modules[name] = None
+        sys.addaudithook(refuse)
+        import importlib
+        for name in {sorted(set(MODULES) - {"preftune.__main__"})}:
+            importlib.import_module(name)
+        """)
     )

@@ -134,3 +134,15 @@ def test_help_of_an_objective_shows_its_hyperparameters():
 def test_a_section_that_is_not_there_is_told():
     with pytest.raises(ConfigError, match="There is no section or setting 'nothing'"):
         help_text("train", ["--help", "nothing"])
+
+
+def test_bare_words_of_train_name_the_model_and_the_data(tmp_path):
+    model, data = tmp_path / "tiny", tmp_path / "pairs.jsonl"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    data.write_text("")
+    words = prepared("train", ["dpo", str(model), str(data), "--output", "run"])
+    assert words[:6] == ["--objective", "dpo", "--model", str(model), "--data", str(data)]
+    assert prepared("train", ["smollm2-135m-instruct"])[:2] == ["--model", "smollm2-135m-instruct"]
+    with pytest.raises(ConfigError, match="--data is given twice"):
+        prepared("train", [str(data), str(data)])

@@ -9,6 +9,7 @@ here.
 
 import json
 import re
+import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -23,6 +24,7 @@ from preftune.cli.names import ALIASES, unknown_setting
 from preftune.errors import ConfigError, shown
 from preftune.objectives import OBJECTIVES, resolve_objective, written_name
 from preftune.spec import Bare, SpecTerm, parse_term, read_values
+from preftune.spec.schema import migrated
 from preftune.spec.strict_yaml import odd_number, parse_yaml
 
 T = TypeVar("T")
@@ -234,6 +236,9 @@ def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
         raise ConfigError(
             f"{path} holds no settings", got=type(content).__name__, expected="key: value lines"
         )
+    content, notes = migrated(content, path)
+    for note in notes:
+        print(f"note: {path}: {note}", file=sys.stderr)
     content.pop("environment", None)
     sections = {name.partition(".")[0] for name in names.values() if "." in name}
     tree: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from preftune.cli.early import check_runs, check_words
 from preftune.cli.names import ALIASES, ELSEWHERE, nearest, unknown_setting
 from preftune.cli.outline import ROOT, Outline, Setting, objective_outlines, outline_of
 from preftune.errors import ConfigError, shown
+from preftune.model.names import BUNDLED_MODELS
 
 POSITIONAL = {
     "advise": "diagnosis",
@@ -190,16 +191,26 @@ def _bare_words(command: str, words: list[str]) -> list[str]:
     while words and not words[0].startswith("-") and (command == "train" or command in POSITIONAL):
         bare.append(words.pop(0))
     if command == "train":
-        return [part for word in bare for part in _train_word(word)] + words
+        flags: dict[str, str] = {}
+        for flag, word in map(_train_word, bare):
+            if flag in flags:
+                raise ConfigError(f"{flag} is given twice", got=f"{shown(flags[flag])} and {shown(word)}")
+            flags[flag] = word
+        return [part for pair in flags.items() for part in pair] + words
     if len(bare) > 1:
         raise ConfigError(f"Unexpected argument {shown(bare[1])}", do=f"See preftune {command} --help")
     return [part for word in bare for part in (f"--{POSITIONAL[command]}", word)] + words
 
 
 def _train_word(word: str) -> tuple[str, str]:
-    """`preftune train dpo pairs.csv`: an objective, a data file, or a file of settings."""
+    """`preftune train dpo MODEL pairs.csv`: an objective, a model, a data file, or a file of settings."""
     if word.strip().lower().replace("_", "-") in objective_outlines() or re.search(r"(\w\(|:\w+$)", word):
         return "--objective", word  # also NAME(setting=value) and module:Class
+    is_model = any(
+        (Path(word) / name).is_file() for name in ("config.json", "adapter_config.json", "config.yaml")
+    )
+    if is_model or word in BUNDLED_MODELS or word.endswith(".gguf"):
+        return "--model", word
     if (Path(word).exists() and not word.endswith((".yaml", ".yml"))) or re.search(
         r"\.(jsonl?|csv|parquet|arrow)$", word
     ):
@@ -209,7 +220,7 @@ def _train_word(word: str) -> tuple[str, str]:
     near = nearest(word.lower(), objective_outlines(), 0.6)
     raise ConfigError(
         f"Unexpected argument {shown(word)}",
-        expected="an objective, a data file, a .yaml file of settings, or --option VALUE",
+        expected="an objective, a model folder, a data file, a .yaml file of settings, or --option VALUE",
         do=f"Did you mean --objective {near}?" if near else "See preftune train --help",
     )
 

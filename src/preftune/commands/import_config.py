@@ -12,6 +12,7 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.cli.translate import Translation, detect_tool, nested, translate
 from preftune.errors import ConfigError, without_secrets
+from preftune.spec.schema import KEY, SCHEMA
 from preftune.spec.strict_yaml import parse_yaml
 from preftune.storage import new_file, whole_file
 from preftune.terminal import clean_terminal
@@ -77,7 +78,9 @@ def settings_text(found: Translation) -> str:
     """
     lines = [f"# from {found.tool}; use it with: preftune {found.command} --config FILE"]
     lines += [f"# {one.key}: {one.says}" for one in found.accounts if one.outcome == "refused"]
-    return without_secrets("\n".join([*lines, yaml.safe_dump(nested(found.settings), sort_keys=False)]))
+    return without_secrets(
+        "\n".join([*lines, yaml.safe_dump({KEY: SCHEMA, **nested(found.settings)}, sort_keys=False)])
+    )
 
 
 def _tell(found: Translation) -> None:

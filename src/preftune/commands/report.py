@@ -7,9 +7,11 @@ from pathlib import Path
 from preftune.cli.checks import name_bare_words
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.errors import ConfigError, refuse_idle
+from preftune.errors import ConfigError, check_range, refuse_idle
+from preftune.progress import Reporter
 from preftune.report.page import write_comparison, write_report
-from preftune.storage import new_file
+from preftune.report.read import read_run
+from preftune.storage import new_file, write_jsonl
 from preftune.terminal import clean_terminal
 
 
@@ -20,12 +22,17 @@ class ReportConfig:
     Args:
         runs: run folders.
         output: the page of several runs.
-        overwrite: replace the output if it exists.
+        answers: for one run: sample answers of the initial and the tuned model to this many held-out prompts, and
+            show them on the page.
+        max_new_tokens: tokens of an answer at most.
+        overwrite: replace the output, or answers that are there already.
         json: print the path as JSON.
     """
 
     runs: list[str]
     output: str | None = None
+    answers: int = 0
+    max_new_tokens: int = 128
     overwrite: bool = False
     json: bool = False
 
@@ -38,8 +45,31 @@ class ReportConfig:
             raise ConfigError(
                 "Several runs need a separate page", got="no output", do="Add --output FILE.html"
             )
+        check_range(self, "[0, inf)", "answers")
+        check_range(self, "[1, inf)", "max_new_tokens")
+        if not self.answers:
+            refuse_idle(self, "without answers", "max_new_tokens", do="Add --answers 8")
+        elif len(self.runs) > 1:
+            refuse_idle(self, "for several runs", "answers", do="Add answers to each run first")
         if len(self.runs) == 1:
             refuse_idle(self, "for one run", "output", do="Its page is RUN/report.html")
+
+
+def add_answers(folder: Path, settings: ReportConfig) -> None:
+    """Write samples.jsonl of a run."""
+    from preftune.diagnosis.answers import answer_rows  # imports torch: only for answers
+    from preftune.diagnosis.run_material import find_runs
+    from preftune.model.whole_model import quiet_transformers
+
+    path = folder / "samples.jsonl"
+    if path.exists() and not settings.overwrite:
+        raise ConfigError(f"{path} is there already", do="Add --overwrite to replace these answers")
+    quiet_transformers()
+    (run,), step = find_runs([str(folder)]), read_run(folder).last_step
+    report = Reporter(quiet=settings.json)
+    write_jsonl(
+        path, answer_rows(run, step, settings.answers, settings.max_new_tokens, report), "write the answers"
+    )
 
 
 def _facts_of(objective: object) -> Mapping[str, str]:
@@ -56,6 +86,8 @@ def run(arguments: Sequence[str]) -> int:
         with new_file(settings.output, settings.overwrite) as output:
             page = write_comparison(folders, output)
     else:
+        if settings.answers:
+            add_answers(folders[0], settings)
         page = write_report(folders[0], _facts_of)
     print_json({"page": str(page)}) if settings.json else print(clean_terminal(str(page)))
     return 0

@@ -48,7 +48,11 @@ def run_markdown(run: RunFiles) -> str:
     blocks.append("## Final metrics\n\n" + _table(("measure", "last value"), ends))
     if (judged := health(run)) is not None:
         lines = [f"{one.level}: {one.title}. {one.evidence}. Try: {one.option}" for one in judged.findings]
-        blocks.append("\n\n".join(["## Health", inline(judged.summary), *([_list(lines)] if lines else [])]))
+        blocks.append(
+            "\n\n".join(
+                ["## Health", inline(f"{judged.summary} {judged.next}"), *([_list(lines)] if lines else [])]
+            )
+        )
     blocks += _samples(run.samples)
     return "\n\n".join(blocks) + "\n"
 

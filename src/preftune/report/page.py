@@ -37,6 +37,7 @@ from preftune.report.summary import (
 )
 from preftune.report.tokens import NUM_FOLDED_PAIRS as TOKENS_FOLDED
 from preftune.report.tokens import NUM_OPEN, token_legend, token_pairs
+from preftune.report.verdict import comparison_verdict
 from preftune.storage import whole_file
 from preftune.text import mean_text, plural, range_text, signed_text, value_text
 
@@ -141,6 +142,7 @@ def run_page(run: RunFiles) -> str:
         folded=folded[:NUM_FOLDED],
         num_left_out=max(0, len(folded) - NUM_FOLDED),
         command=commands_for(run.folder),
+        answers=f"preftune report {shlex.quote(str(run.folder))} --answers 8",
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
     )
 
@@ -175,6 +177,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> str:
         "comparison.html",
         title=f"{len(runs)} runs" if len(runs) > 1 else names[0],
         legend=legend,
+        verdict=comparison_verdict(runs, names),
         settings=settings_that_differ(runs),
         ends={label: [end.get(label, EMPTY_CELL) for end in ends] for label in labels},
         several_objectives=len({str(run.config.get("objective")) for run in runs}) > 1,

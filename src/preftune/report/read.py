@@ -15,6 +15,7 @@ from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.health.history import as_float, metric_values
 from preftune.report.tokens import TokenRow, parse_token_row
 from preftune.spec.strict_yaml import parse_yaml
+from preftune.spec.schema import migrated
 from preftune.text import plural
 
 METRICS, TOKENS = "metrics.jsonl", "tokens.jsonl"
@@ -170,7 +171,7 @@ def _config(path: Path) -> dict[str, object]:
         raise StorageError(
             "The configuration is damaged", got=f"{path}", expected="a mapping", do="Restore the file"
         )
-    return {str(key): value for key, value in config.items()}
+    return {str(key): value for key, value in migrated(config, str(path))[0].items()}
 
 
 def _json_object(path: Path) -> tuple[dict[str, object], tuple[str, ...]]:

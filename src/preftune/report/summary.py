@@ -1,9 +1,10 @@
 """Summary of a run's files, in words and numbers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preftune.report.read import RunFiles, Sample
+from preftune.report.verdict import accuracy_interval
 from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
 from preftune.text import describe, interval_text, mean_text, percent, plural, range_text, value_text
 
@@ -115,7 +116,7 @@ def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
             Tile(
                 title="Evaluation accuracy",
                 value=percent(accuracies.last),
-                detail=f"of pairs have a positive margin{margin}, at step {accuracies.steps[-1]:,}",
+                detail=f"of pairs have a positive margin ({_spread(run)}){margin}, at step {accuracies.steps[-1]:,}",
             )
         )
     elif margins is not None:
@@ -142,6 +143,16 @@ def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
             Tile(title="Evaluation loss", value=value_text(loss.last), detail=f"at step {loss.steps[-1]:,}")
         )
     return tuple(shown)
+
+
+def _spread(run: RunFiles) -> str:
+    """How sure the last accuracy is."""
+    found = accuracy_interval(run)
+    if found is None:
+        return "no interval: the run did not note how many prompts it held out"
+    return (
+        f"95% interval {percent(found.low)} to {percent(found.high)}, {plural(found.num, 'held-out prompt')}"
+    )
 
 
 def _change_tile(change: Change) -> Tile:
@@ -241,11 +252,14 @@ def last_values(run: RunFiles) -> dict[str, Cell]:
         ("train loss", run.train.get("loss"), value_text),
         ("samples", drawn, value_text),
     )
-    return {
+    cells = {
         label: Cell(text=text(series.last), value=series.last)
         for label, series, text in measured
         if series is not None
     }
+    if "accuracy" in cells:
+        cells["accuracy"] = replace(cells["accuracy"], detail=_spread(run))
+    return cells
 
 
 def settings_that_differ(runs: Sequence[RunFiles]) -> dict[str, list[str]]:

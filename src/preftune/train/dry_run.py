@@ -1,17 +1,13 @@
 """Predicted memory and time of a run, from a few groups that are really computed."""
 
-import re
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from preftune.errors import ConfigError, TrainingError, memory_errors
 from preftune.model.cost import Shape, product_rate, work_of
-from preftune.model.device import pick_device
 from preftune.model.kernels.recompute import kept_as
 from preftune.model.layout import split_micro_batches
 from preftune.model.reference import REFERENCE_SCORES
@@ -27,6 +23,7 @@ from preftune.train.batches import (
     num_positions,
     reads_last,
 )
+from preftune.train.device_memory import PeakMemory, available_bytes, in_memory
 from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.optimizers import MOMENT_BYTES, set_learning_rate
 from preftune.train.options import TrainConfig
@@ -35,8 +32,6 @@ from preftune.train.setup import TrainingJob, build_job, scored_groups
 from preftune.train.step import run_step
 from preftune.types import Group
 
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _MOST_STEPS = 2000
 """Steps whose groups are counted one by one; a longer run is taken to go on as it began."""
 _LEAST_TOKENS = 64
@@ -88,12 +83,6 @@ def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Fore
             got=f"{processes.size} processes, shard.mode {config.shard.mode}",
             do="Start it without torchrun and shards; docs/scaling.md describes what these change",
         )
-    if pick_device(config.device).type != "cuda" and not _RESET.exists():
-        raise ConfigError(
-            "A dry run on this system cannot measure memory",
-            got="no /proc",
-            expected="Linux, or a CUDA device",
-        )
     with memory_errors():
         started = time.perf_counter()
         job = build_job(config, report, processes, rehearses=True)
@@ -115,20 +104,19 @@ def _forecast(job: TrainingJob, ready: float) -> Forecast:
         "weights, gradient and moments alone",
         "Set --lora.rank 16, or choose a smaller model or a larger machine",
     )
-    reset_peak(device)
-    began = time.perf_counter()
-    taken = job.source.supply(1)
-    drawing = time.perf_counter() - began if job.samples is not None else 0.0
+    with PeakMemory(device) as sampled:
+        began = time.perf_counter()
+        taken = job.source.supply(1)
+        drawing = time.perf_counter() - began if job.samples is not None else 0.0
     small, typical = [min(taken.groups, key=lambda g: num_positions([g], policy.sharing))], taken.groups
-    _update(job, small)  # warms up, and the optimizer makes its moments
-    sampled_peak = peak(device)
+    warm_up = _update(job, small)  # the optimizer makes its moments
     first, second = _update(job, small), _update(job, typical)
     largest, whole_work = _whole(job, taken.groups)
     low, middle, high = (
         kept_as(n, policy.kept_positions) for n in (first.positions, second.positions, largest)
     )
     slope = max(0.0, (second.peak - first.peak) / max(1.0, middle - low))
-    expected = int(max(second.peak + slope * max(0.0, high - middle), sampled_peak))
+    expected = int(max(second.peak + slope * max(0.0, high - middle), sampled.bytes, warm_up.peak))
     limit = int(middle + (free - second.peak) / slope) if slope else 0
     smaller = (
         f"Set --layout.micro_batch_tokens {limit}"
@@ -194,27 +182,26 @@ def _update(job: TrainingJob, groups: Sequence[Group]) -> _Measured:
     )
     parameters, limit = list(policy.trainable().values()), config.optim.max_grad_norm
     set_learning_rate(job.optimizer, 0.0)
-    reset_peak(policy.device)
-    began = time.perf_counter()
-    run_step(
-        pieces,
-        config.objective,
-        make_score(policy, config.objective, needed, config.scored_at),
-        parameters,
-        job.optimizer,
-        limit,
-        mismatched=cut_mismatched(groups, config.objective, policy, config.layout),
-        router=make_router_loss(policy),
-    )
-    done = time.perf_counter()
-    most = peak(policy.device)
+    with PeakMemory(policy.device) as peak:
+        began = time.perf_counter()
+        run_step(
+            pieces,
+            config.objective,
+            make_score(policy, config.objective, needed, config.scored_at),
+            parameters,
+            job.optimizer,
+            limit,
+            mismatched=cut_mismatched(groups, config.objective, policy, config.layout),
+            router=make_router_loss(policy),
+        )
+        done = time.perf_counter()
     torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
     job.optimizer.step()
     moving = time.perf_counter() - done
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
     return _Measured(
         positions=max(batch.num_real_positions for batch in batches),
-        peak=most,
+        peak=peak.bytes,
         computing=max(0.0, done - began - moving),
         moving=moving,
     )
@@ -286,45 +273,3 @@ def _reference_seconds(job: TrainingJob, rate: float) -> float:
         return 0.0
     groups = scored_groups(job.config.objective, job.source, job.eval_groups, job.num_steps)
     return work_of(Shape.of(job.policy.model), groups).forward / rate
-
-
-# --- memory of a device ---
-
-
-def in_memory(device: torch.device) -> int:
-    """Bytes that this process holds now."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
-
-
-def available_bytes(device: torch.device) -> int:
-    """Bytes that it may still get."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-    assert found is not None
-    rooms = [int(found[1]) * 1024]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        rooms.append(limit - _status("VmSize"))
-    if _GROUP_LIMIT.exists() and (most := _GROUP_LIMIT.read_text().strip()) != "max":  # of a container
-        rooms.append(int(most) - int(_GROUP_LIMIT.with_name("memory.current").read_text()))
-    return max(0, min(rooms))
-
-
-def peak(device: torch.device) -> int:
-    """The most bytes at once since `reset_peak`."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        _RESET.write_text("5")
-
-
-def _status(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+)", _STATUS.read_text())
-    assert found is not None
-    return int(found[1]) * 1024

@@ -169,6 +169,7 @@ def _created(job: TrainingJob, identity: Comparison) -> RunFolder:
     trainable = sum(p.numel() for p in job.policy.trainable().values())
     around = environment(str(job.policy.device), parameters, trainable) | {
         "processes": processes.size,
+        "held_out": len(job.eval_groups),
         "objective": asdict(remedies(config.objective)),
     }
     run = create_run(config.output, config, around, writes=processes.is_main)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from preftune.errors import ConfigError, PreftuneError, StorageError, shown, storage_error
 from preftune.objectives import Objective, objective_name
 from preftune.spec.strict_yaml import parse_yaml
+from preftune.spec.schema import KEY, SCHEMA
 from preftune.storage import (
     DIGESTS,
     LOCK,
@@ -273,9 +274,8 @@ def create_run(output: str, config: Any, environment: Mapping[str, Any], writes:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error("make the run folder", output, error) from error
-    run.write_text(
-        "config.yaml", yaml.safe_dump({**to_plain(config), "environment": dict(environment)}, sort_keys=False)
-    )
+    content = {KEY: SCHEMA, **to_plain(config), "environment": dict(environment)}
+    run.write_text("config.yaml", yaml.safe_dump(content, sort_keys=False))
     run.set_state("running", 0)
     return run
 

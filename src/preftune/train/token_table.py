@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from preftune.data.inspect import token_pieces
+from preftune.data.readable_prompt import readable_prompt
 from preftune.data.render import Renderer, make_renderer
 from preftune.model.layout import LayoutOptions, group_pairs
 from preftune.model.policy import Policy, micro_batches, score_groups
@@ -83,7 +84,7 @@ def token_row(
         {"text": text, **dict(zip(columns, values, strict=True))}
         for text, values in zip(texts, numbers, strict=True)
     ]
-    prompt = renderer.decode(group.prompt)
+    prompt = readable_prompt(group.prompt, renderer)
     return {
         "run": run,
         "pair": pair,
