@@ -14,8 +14,8 @@ from typing import Literal
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.health.history import as_float, metric_values
 from preftune.report.tokens import TokenRow, parse_token_row
-from preftune.spec.strict_yaml import parse_yaml
 from preftune.spec.schema import migrated
+from preftune.spec.strict_yaml import parse_yaml
 from preftune.text import plural
 
 METRICS, TOKENS = "metrics.jsonl", "tokens.jsonl"

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 
 from preftune.errors import ConfigError, PreftuneError, StorageError, shown, storage_error
 from preftune.objectives import Objective, objective_name
-from preftune.spec.strict_yaml import parse_yaml
 from preftune.spec.schema import KEY, SCHEMA
+from preftune.spec.strict_yaml import parse_yaml
 from preftune.storage import (
     DIGESTS,
     LOCK,
