@@ -1,5 +1,6 @@
 """What a model can read: how many positions it has."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,12 @@ class Limits:
     """Of a model, as its files state them."""
 
     positions: int | None = None
+
+
+def shared_limits(names: Iterable[str], loading: LoadOptions) -> Limits:
+    """The limits of models that read the same rows."""
+    known = [model_limits(name, loading).positions for name in names]
+    return Limits(positions=min((count for count in known if count is not None), default=None))
 
 
 def model_limits(name: str, loading: LoadOptions) -> Limits:

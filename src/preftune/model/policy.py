@@ -41,6 +41,7 @@ class Policy:
     peft_model: Any = None  # the peft.PeftModel around `model`, when adapters train
     # one number per position, for objectives that need `value` or `value_after`
     value_head: nn.Linear | None = None
+    critic: PreTrainedModel | None = None  # whose body `value_head` reads; None: that of `model`
     shards: Shards | None = None  # when several processes hold a part of it each
     # whose activations a backward finds kept, the rest computed again; all if None
     kept_positions: int | None = None
@@ -67,11 +68,11 @@ class Policy:
 
     def trainable(self) -> dict[str, nn.Parameter]:
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        return (
-            trained
-            if self.value_head is None
-            else trained | dict(self.value_head.named_parameters(prefix="value_head"))
-        )
+        if self.critic is not None:
+            trained |= dict(text_body(self.critic).named_parameters(prefix="critic"))
+        if self.value_head is not None:
+            trained |= dict(self.value_head.named_parameters(prefix="value_head"))
+        return trained
 
 
 def in_shards(policy: Policy, options: ShardOptions, device: torch.device) -> Policy:
@@ -279,14 +280,10 @@ def score(
                 wanted=wanted & (set(HeadScores._fields) - {"ref_logp"}),
             )
         use = _use_of(policy, batch, logits) if routes else None
-        value = _head_value(policy, hidden) if "value" in wanted else None
-        if "value_after" not in wanted:
-            return found, use, value, None
-        assert batch.read_at is not None, "the batch was laid out without its last tokens"
-        return found, use, value, _head_value(policy, states[batch.read_at])
+        value, value_after = _values(policy, batch, states, wanted)
+        return found, use, value, value_after
 
-    found, use, *values = policy.run(work)
-    value, value_after = (None if one is None else one.squeeze(1) for one in values)
+    found, use, value, value_after = policy.run(work)
     return TokenScores(
         lengths=batch.lengths, value=value, value_after=value_after, router=use, **found._asdict()
     )
@@ -311,9 +308,29 @@ def route(policy: Policy, batch: Batch) -> RouterUse:
     return policy.run(work)
 
 
-def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N 1"]:
+def _values(
+    policy: Policy, batch: Batch, states: Float[Tensor, "RS H"], wanted: frozenset[str]
+) -> tuple[Tensor | None, Tensor | None]:
+    """`value` and `value_after` of the batch, where wanted; `states` are those of the policy's body."""
+    if not wanted & {"value", "value_after"}:
+        return None, None
+    if policy.critic is not None:
+        kept = policy.kept_positions if torch.is_grad_enabled() else None
+        with (
+            torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"),
+            recomputing(policy.critic, batch.num_real_positions, kept),
+        ):
+            states = hidden_states(policy.critic, batch, policy.sharing)
+    value = _head_value(policy, states[batch.predict_at]) if "value" in wanted else None
+    if "value_after" not in wanted:
+        return value, None
+    assert batch.read_at is not None, "the batch was laid out without its last tokens"
+    return value, _head_value(policy, states[batch.read_at])
+
+
+def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
     assert policy.value_head is not None, "the policy has no value head"
-    return policy.value_head(hidden.to(policy.value_head.weight.dtype))
+    return policy.value_head(hidden.to(policy.value_head.weight.dtype)).squeeze(1)
 
 
 def micro_batches(

@@ -46,6 +46,8 @@ class Objective(ABC):
             use.
         correctable: whether the loss is on rewards and each unit has a gradient at one completion alone, so that
             importance weights on gradients turn another sampler's completions into the policy's own.
+        values_are_returns: of objectives with a critic: whether it predicts returns as they are, so that it may
+            start as a reward model.
         value_is_surrogate: whether parts of the loss that depend on the policy are held fixed in the
             gradient, so that the value is not what the gradient lowers.
     """
@@ -62,6 +64,7 @@ class Objective(ABC):
     least_completions: int = 1
     learning_rates: ClassVar[tuple[float, float]] = (1e-7, 2e-5)
     correctable: bool = False
+    values_are_returns: bool = False
     value_is_surrogate: bool = False
 
     def __init_subclass__(cls) -> None:

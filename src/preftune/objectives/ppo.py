@@ -75,6 +75,10 @@ class PPO(Coupled, TokenObjective):
     def value_is_surrogate(self) -> bool:
         return self.value_clip is None
 
+    @property
+    def values_are_returns(self) -> bool:
+        return not self.normalize_returns
+
     def initial_state(self) -> dict[str, Tensor]:
         """Running moments of the returns, if values are on their scale."""
         return initial_moments() if self.normalize_returns else {}

@@ -57,6 +57,32 @@ def check_batch_size(objective: Objective, batch_size: int) -> None:
         )
 
 
+def check_critic(objective: Objective, critic: str | None, optim: OptimOptions, shard: ShardOptions) -> None:
+    """Settings of a critic need one; a separate network starts as a reward model, and stays whole."""
+    name = objective_name(objective)
+    if "value" not in objective.needs:
+        where = "on an objective without a critic"
+        refuse_idle(optim, where, "value_learning_rate", prefix="optim.", got=name)
+        if critic is not None:
+            raise ConfigError(f"critic has no effect {where}", got=name, do="Leave it out")
+    if critic is None:
+        return
+    if not objective.values_are_returns:
+        raise ConfigError(
+            "A critic that starts as a reward model predicts returns as they are",
+            got="objective.normalize_returns true",
+            expected="false",
+            do="Set --objective.normalize_returns false",
+        )
+    if shard.mode != "none" or optim.weights != "fp32":
+        raise ConfigError(
+            "A separate critic trains whole and in fp32",
+            got=f"shard.mode {shard.mode}, optim.weights {optim.weights}",
+            expected="shard.mode none and optim.weights fp32",
+            do="Leave critic out, or these two",
+        )
+
+
 def check_shards(optim: OptimOptions, shard: ShardOptions) -> None:
     """Optimizers that see whole matrices, or that no test covers in parts, need whole weights."""
     if shard.mode != "none" and optim.name != "adamw":

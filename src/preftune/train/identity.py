@@ -29,7 +29,7 @@ from preftune.types import Group, Record
 MANIFEST = "manifest.json"
 
 _IN_INPUTS = ("data", "eval_data", "model", "reference.model", "reference.contrast_positive")
-_IN_INPUTS += ("reference.contrast_negative", "reward")
+_IN_INPUTS += ("reference.contrast_negative", "reward", "critic")
 """Settings that name an input: its content is compared, not its name."""
 
 _WITHOUT_EFFECT = ("output", "save_every", "keep_checkpoints", "process_minutes", "loading.")
@@ -180,6 +180,7 @@ class IdentityPlan:
     splits: bool  # whether evaluation data are held out of the training data
     reference: ReferenceOptions
     reward: str | None
+    critic: str | None
     objective: Objective
 
 
@@ -201,6 +202,8 @@ def identify(
     if plan.reward is not None:
         inputs["data"] = _text_digest(f"{inputs['data']} {records_digest(data.prepared.records)}")
         inputs["reward"] = reward_digest(plan.reward)
+    if plan.critic is not None:
+        inputs["critic"] = model_digest(plan.critic)
     environment = surroundings(str(models.policy.device), processes)
     if own := source_file(plan.objective):
         inputs["objective"] = _path_digest(own)

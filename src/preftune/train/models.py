@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from preftune.errors import ConfigError
 from preftune.model.adapters import LoraOptions, inject_lora
 from preftune.model.classifier import check_classifier
+from preftune.model.critic import with_critic
 from preftune.model.device import pick_device
 from preftune.model.kernels.products import has_bf16
 from preftune.model.kernels.recompute import check_recomputes
@@ -48,6 +49,7 @@ class ModelPlan:
     classifies: bool  # whether it becomes a reward model
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"]
     has_values: bool  # whether it gets a scalar head
+    critic: str | None  # the reward model that a critic of its own starts as
     router_aux_loss_coef: float | None  # None: the model's own
     draws: bool  # whether completions are drawn in this process
 
@@ -65,6 +67,8 @@ class Models:
 def load_models(plan: ModelPlan, report: Reporter, processes: Processes) -> Models:
     """The policy, cut up if it is to be, and the engine, which is proven before."""
     policy, digest = load_policy(plan, report, processes.lockstep)
+    if plan.critic is not None:
+        policy = with_critic(policy, plan.critic, plan.model, plan.loading, plan.layout, plan.longest)
     engine = _proven_engine(policy, report) if plan.draws else "shared"
     if processes.lockstep:
         policy = in_shards(policy, plan.shard, pick_device(plan.device))

@@ -20,8 +20,8 @@ class OptimOptions:
         name: "adamw", "adamw-8bit" (package torchao), "adafactor", "muon" (matrices inside the model; AdamW for
             the rest) or "schedule-free" (package schedulefree; with schedule constant).
         learning_rate: peak learning rate; around 1e-6 for all weights, 1e-5 to 1e-4 for adapters.
-        value_learning_rate: peak learning rate of a critic's scalar head, which starts at 0 and must learn within
-            a few steps; 1e-3 when not given.
+        value_learning_rate: peak learning rate of a critic. When not given: 1e-3 for a scalar head on the policy,
+            which starts at 0 and must learn within a few steps; 9e-6 for a separate network (critic).
         schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
         warmup_ratio: share of all steps in which the learning rate rises linearly from zero.
         warmup_steps: the same as a number of steps, in place of warmup_ratio.
@@ -112,6 +112,8 @@ def _optimizer_name(name: str) -> str:
 
 VALUE_LEARNING_RATE = 1e-3
 """Of a critic's scalar head: a linear read-out of the policy's states, far from the weights that fine-tuning moves."""
+CRITIC_LEARNING_RATE = 9e-6
+"""Of a critic that is a separate network: of the value functions of InstructGPT (Ouyang et al., 2022)."""
 
 
 def warmup_of(num_steps: int, options: OptimOptions) -> int:

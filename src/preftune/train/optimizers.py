@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError
-from preftune.train.optim import VALUE_LEARNING_RATE, OptimOptions
+from preftune.train.optim import CRITIC_LEARNING_RATE, VALUE_LEARNING_RATE, OptimOptions
 from preftune.train.rounding import RoundedAdamW
 
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.1, "adafactor": 0.1, "muon": 4.0, "schedule-free": 8.0}
@@ -27,8 +27,8 @@ def make_optimizer(
     critic: frozenset[str] = frozenset(),
 ) -> torch.optim.Optimizer:
     """The optimizer that the options name. `seed` is of stochastic rounding; `matrices` are the names of the
-    weights that Muon updates, the others get AdamW; `critic` are those of a critic's head, which AdamW gives a
-    learning rate of their own, in proportion to that of the other weights.
+    weights that Muon updates, the others get AdamW; `critic` are those of a critic, which AdamW gives a learning
+    rate of their own, in proportion to that of the other weights.
     """
     weights, betas = list(parameters.values()), (options.adam_beta1, options.adam_beta2)
     common = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
@@ -37,7 +37,10 @@ def make_optimizer(
     if critic and options.name == "adamw":
         groups = [
             {"params": [weight for name, weight in parameters.items() if name not in critic]},
-            {"params": [parameters[name] for name in sorted(critic)], "lr_scale": _critic_scale(options)},
+            {
+                "params": [parameters[name] for name in sorted(critic)],
+                "lr_scale": _critic_scale(options, len(critic) == 1),
+            },
         ]
     if options.weights == "bf16":
         return RoundedAdamW(groups, **adam, seed=seed)
@@ -59,9 +62,10 @@ def make_optimizer(
     return torch.optim.AdamW(groups, **adam, fused=True)
 
 
-def _critic_scale(options: OptimOptions) -> float:
-    """Learning rate of a critic's head over that of the other weights."""
-    peak = VALUE_LEARNING_RATE if options.value_learning_rate is None else options.value_learning_rate
+def _critic_scale(options: OptimOptions, is_head: bool) -> float:
+    """Learning rate of a critic, a head or a whole network, over that of the other weights."""
+    usual = VALUE_LEARNING_RATE if is_head else CRITIC_LEARNING_RATE
+    peak = usual if options.value_learning_rate is None else options.value_learning_rate
     return peak / options.learning_rate if options.learning_rate else 0.0
 
 
@@ -120,7 +124,7 @@ def hidden_matrices(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
     return frozenset(
         name
         for name, weight in parameters.items()
-        if weight.ndim == 2 and id(weight) not in outside and not name.startswith("value_head")
+        if weight.ndim == 2 and id(weight) not in outside and not name.startswith(("value_head", "critic"))
     )
 
 

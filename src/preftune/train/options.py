@@ -11,7 +11,7 @@ from preftune.model.layout import LayoutOptions
 from preftune.model.reference import ReferenceOptions
 from preftune.model.shard import ShardOptions
 from preftune.model.whole_model import LoadOptions
-from preftune.objectives import Objective, make_objective, objective_name
+from preftune.objectives import Objective, make_objective
 from preftune.objectives.base import smallest_step
 from preftune.objectives.bnf import BNF
 from preftune.sampling.client import ServerOptions
@@ -22,6 +22,7 @@ from preftune.train.budget import Budget, resolved_steps
 from preftune.train.checks import (
     check_anchors,
     check_batch_size,
+    check_critic,
     check_filter,
     check_low_weights,
     check_own_objective,
@@ -87,6 +88,8 @@ class TrainConfig:
         save_dtype: of the weights in final/: "bf16", "fp16", "fp32", or "auto": as in the model's files, of
             adapters fp32.
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
+        critic: of objectives with a critic: the reward model that a separate critic network starts from. Without
+            it the critic is a scalar head on the policy.
         router_aux_loss_coef: of a mixture of experts: coefficient of the auxiliary loss that balances the load of
             the experts; the model's own when not given, 0 leaves the loss out.
         device: "auto" takes a GPU if there is one, and of several processes each its own.
@@ -128,6 +131,7 @@ class TrainConfig:
     early_stopping_patience: int | None = None
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
+    critic: str | None = None
     router_aux_loss_coef: float | None = None
     device: str = "auto"
     report_to: list[str] = field(default_factory=list)
@@ -167,14 +171,7 @@ class TrainConfig:
         check_shards(self.optim, self.shard)
         check_quantization(self.lora, self.shard)
         check_low_weights(self.optim, self.precision, self.lora, self.shard, self.reference)
-        if "value" not in self.objective.needs:
-            refuse_idle(
-                self.optim,
-                "on an objective without a critic",
-                "value_learning_rate",
-                prefix="optim.",
-                got=objective_name(self.objective),
-            )
+        check_critic(self.objective, self.critic, self.optim, self.shard)
         if self.optim.extragradient:
             check_extragradient(
                 self.objective,
@@ -292,6 +289,7 @@ class TrainConfig:
             shard=self.shard,
             low_weights=self.optim.weights == "bf16",
             gradient_checkpointing=self.gradient_checkpointing,
+            critic=self.critic,
             router_aux_loss_coef=self.router_aux_loss_coef,
             classifies=self.objective.trains == "reward model",
             save_dtype=self.save_dtype,
@@ -332,6 +330,7 @@ class TrainConfig:
             splits=self.eval_data is None,
             reference=self.reference,
             reward=self.reward,
+            critic=self.critic,
             objective=self.objective,
         )
 

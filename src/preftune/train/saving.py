@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -80,11 +81,19 @@ def keep_state(job: TrainingJob, run: RunFolder, counters: Counters, state: Stat
 
 
 def install_final(job: TrainingJob, run: RunFolder) -> None:
-    """final/, by the main process; of a model in shards all put its weights together first."""
+    """final/, by the main process; of a model in shards all put its weights together first. critic/ holds a critic
+    of its own, as a reward model.
+    """
     weights = _whole_weights(job) if job.processes.lockstep else None
     job.processes.from_main(
         lambda: run.install_folder("final", lambda folder: save_final(job, folder, weights))
     )
+    if (critic := job.policy.critic) is not None:
+        apart = replace(job.policy, model=critic, peft_model=None, critic=None)
+        renderer = make_renderer(job.tokenizer, job.config.rows)
+        job.processes.from_main(
+            lambda: run.install_folder("critic", lambda folder: save_reward_model(apart, renderer, folder))
+        )
 
 
 def _whole_weights(job: TrainingJob) -> dict[str, Tensor]:
@@ -122,7 +131,7 @@ def save_final(job: TrainingJob, folder: Path, weights: Mapping[str, Tensor] | N
         whole_state = in_dtype(named or policy.model.state_dict(), job.saved)
         policy.model.save_pretrained(folder, state_dict=whole_state)
         _name_dtype(folder, whole_state)
-    if head is not None:
+    if head is not None and policy.critic is None:
         save_file({"weight": head}, folder / "value_head.safetensors")
     job.tokenizer.save_pretrained(folder)
 

@@ -15,7 +15,7 @@ from preftune.data.render import Renderer, make_renderer
 from preftune.data.store import JoinedGroups
 from preftune.model.device import device_note, pick_device
 from preftune.model.layout import LayoutOptions
-from preftune.model.limits import Limits, model_limits
+from preftune.model.limits import Limits, shared_limits
 from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.model.policy import Policy, micro_batches, score_groups
 from preftune.model.proof import check_attention
@@ -212,10 +212,10 @@ def check_reward(reward: AnyReward, name: str, data: ReadData) -> None:
 def _optimizer(
     policy: Policy, options: OptimOptions, seed: int, objective: Objective
 ) -> torch.optim.Optimizer:
-    """The optimizer, with a learning rate of its own for a critic's head."""
+    """The optimizer, with a learning rate of its own for a critic."""
     weights = policy.trainable()
     critic = frozenset(
-        name for name in weights if name.startswith("value_head.") and "value" in objective.needs
+        name for name in weights if name.startswith(("value_head.", "critic.")) and "value" in objective.needs
     )
     return make_optimizer(weights, options, seed, hidden_matrices(policy.model, weights), critic)
 
@@ -327,7 +327,7 @@ def build_job(
     check_optimizer(config.optim)
     reward = _resolve_reward(config.reward, config.collect.reward_process)
     tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
-    limits = model_limits(config.model, config.loading)
+    limits = shared_limits(filter(None, (config.model, config.critic)), config.loading)
     data = read_within_limits(config.data_plan, limits, tokenizer, report)
     if reward is not None:
         check_reward(reward, config.reward or "", data)

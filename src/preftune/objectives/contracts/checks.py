@@ -196,6 +196,7 @@ CONTRACTS: Mapping[str, Contract] = {
     "chosen_fall": _fact("chosen_fall"),
     "value_is_surrogate": _fact("value_is_surrogate"),
     "correctable": _fact("correctable"),
+    "values_are_returns": _fact("values_are_returns"),
     "opponents": opponents,
     "unjudged_samples": _fact("unjudged_samples"),
     "least_completions": _fact("least_completions"),

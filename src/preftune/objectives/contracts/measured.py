@@ -83,6 +83,15 @@ def correctable(objective: Objective) -> bool:
     return True
 
 
+def values_are_returns(objective: Objective) -> bool:
+    """Whether a critic that predicts the rewards of completions of one token gets no gradient."""
+    if "value" not in objective.needs:
+        return False
+    step = [_first_token(piece, 2.0 + number) for number, piece in enumerate(_alike(-1.0, -1.0))]
+    _, gradient = loss_and_gradient(step, objective, 1.0, couple(step, objective))
+    return bool((gradient[leaf_names(objective).index("value")].abs() <= SMALL).all())
+
+
 def trains(objective: Objective) -> str:
     """Whether log-probabilities have a gradient."""
     _, gradient = loss_and_gradient(random_step(1), objective)
@@ -188,6 +197,16 @@ def _first_alone(piece: Piece, shift: float) -> Piece:
         sources=piece.sources[:1],
         pairs=(),
     )
+
+
+def _first_token(piece: Piece, reward: float) -> Piece:
+    """A group with the first token of its first completion alone, and a critic that knows its reward."""
+    known = {"value": reward, "behaviour_value": reward}
+    tokens = {
+        name: torch.full_like(values[:1], known[name]) if name in known else values[:1]
+        for name, values in piece.tokens[0].items()
+    }
+    return replace(_first_alone(piece, reward - piece.rewards[0]), tokens=(tokens,))
 
 
 def _flat(tokens: dict[str, Tensor]) -> dict[str, Tensor]:
