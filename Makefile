@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test vllm drills fuzz growth soak check docs format venv bench bench-quick bench-gpu mutants clean
+.PHONY: demo test vllm drills fuzz growth soak check docs prose words format venv bench bench-quick bench-gpu mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
@@ -49,6 +49,10 @@ docs: .venv/ready
 # The words of the documentation, help texts and error messages.
 prose: .venv/ready
 	$(BIN)/python -m pytest -q tests/docs/test_prose.py
+
+# Words of the Markdown pages, the log left out.
+words:
+	@find README.md CONTRIBUTING.md CHANGELOG.md docs -name '*.md' | xargs cat | wc -w
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
