@@ -40,7 +40,7 @@ EQUIVALENT = {
     ("_log_mean_exp", "constant - 1 in `0`"): _ONE_AXIS,
     ("is_demonstration", "constant - 1 in `0.0`"): "every temperature that is not above 0 is the hard form",
     ("potential", "GtE -> Gt in `p >= q`"): "at p = q both forms are 0",
-    ("label_metrics", "drop .detach() in `value[signal.label == label].detach()`"): _NO_GRADIENT,
+    ("label_metrics", "drop .detach() in `value.detach()`"): _NO_GRADIENT,
 }
 """(function, the mutant's description) -> why no test can tell; such mutants are not run."""
 

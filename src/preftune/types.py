@@ -171,6 +171,12 @@ class Group:
         )
 
 
+SegmentLengths = tuple[tuple[int, ...], ...]
+"""Positions of the prompt and of each of its completions, segment by segment of a row. A completion of one token
+may have none: it is only ever a target.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Packed rows of groups, and where the completion tokens are read.
@@ -189,6 +195,7 @@ class Batch:
     predict_at: Int[Tensor, " N"]
     targets: Int[Tensor, " N"]
     lengths: Int[Tensor, " C"]  # scored tokens per completion; they sum to N
+    rows: tuple[SegmentLengths, ...]  # what lies in each row
     read_at: Int[Tensor, " N"] | None = None
     # 1 / the copies of a position in the batch; 0 for padding and for last tokens, which predict nothing
     share: Float[Tensor, "R S"] | None = None
@@ -200,7 +207,7 @@ class Batch:
 
     @property
     def num_real_positions(self) -> int:
-        return int((self.group_ids >= 0).sum())
+        return sum(length for row in self.rows for segment in row for length in segment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +294,11 @@ class Rewards:
 
     reward: Float[Tensor, " C"]
     group: Int[Tensor, " C"]
+    # Where the caller knows them, nobody waits for a GPU to learn them: the completions of each group, whose
+    # indices are then 0, 1, 2, ... in order; and all pairs of a group whose rewards differ.
+    sizes: tuple[int, ...] | None = None
+    better: Int[Tensor, " P"] | None = None
+    worse: Int[Tensor, " P"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,6 +332,23 @@ class StepView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entries:
+    """Entries of a metric of which only the `counted` ones are averaged. Nobody waits for a GPU to learn how
+    many there are.
+    """
+
+    values: Float[Tensor, " _"]
+    counted: Bool[Tensor, " _"]
+
+    def taken(self) -> Float[Tensor, " _"]:
+        """The counted entries."""
+        return self.values[self.counted]
+
+
+Metric = Tensor | Entries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
     """What an objective returns: a loss per unit with its weight, and detached numbers to log.
 
@@ -329,4 +358,4 @@ class Losses:
 
     per_unit: Float[Tensor, " U"]
     weight: Float[Tensor, " U"]
-    metrics: Mapping[str, Float[Tensor, " _"]]
+    metrics: Mapping[str, Metric]

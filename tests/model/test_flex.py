@@ -17,11 +17,12 @@ from transformers.integrations import flex_attention as transformers_flex
 
 from preftune.errors import ConfigError
 from preftune.model.attention_masks import FLEX, block_mask, mask_rule, packed_mask, set_attention
+from preftune.model.attention_proof import prove_attention
 from preftune.model.attention_segments import SEGMENTS
 from preftune.model.classifier import check_classifier
 from preftune.model.layout import LayoutOptions, collate
 from preftune.model.policy import Policy, score
-from preftune.model.proof import choose_layout, prove_flex
+from preftune.model.proof import choose_layout
 from preftune.model.reference import weights_digest
 from preftune.sampling.engine import choose_engine
 from preftune.sampling.sample import evaluating
@@ -133,13 +134,13 @@ def test_under_autocast_and_with_gradient_checkpointing(unfused, monkeypatch):
 def test_the_probe_gives_flex_attention_where_it_changes_nothing(name, precision, unfused):
     model = tiny_model(name, std=0.1)
     model_attention = model.config._attn_implementation
-    assert prove_flex(model, "shared", precision) == ""
+    assert prove_attention(model, FLEX, "shared", precision) == ""
     assert model.config._attn_implementation == FLEX
     assert all(p.grad is None for p in model.parameters())
     assert torch.compiler.config.recompile_limit >= 64  # a model with windows wants 12, and torch allows 8
     model.requires_grad_(False)  # a reference
     set_attention(model, model_attention)
-    assert prove_flex(model, "shared", precision) == ""
+    assert prove_attention(model, FLEX, "shared", precision) == ""
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_the_probe_leaves_a_model_as_it_is_where_flex_does_not_run(name, failure
     monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", uncompiled)
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     model = tiny_model(name)
-    told = prove_flex(model, "shared", "fp32")
+    told = prove_attention(model, FLEX, "shared", "fp32")
     assert told.startswith("it does not run (")
     assert failure in told
     assert model.config._attn_implementation == SEGMENTS
@@ -162,7 +163,7 @@ def test_the_probe_sees_a_difference(unfused, monkeypatch):
 
     monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", half_its_scale)
     model = tiny_model("llama")
-    assert "changes hidden states or gradients" in prove_flex(model, "shared", "fp32")
+    assert "changes hidden states or gradients" in prove_attention(model, FLEX, "shared", "fp32")
     assert model.config._attn_implementation == SEGMENTS
 
 

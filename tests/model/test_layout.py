@@ -231,8 +231,9 @@ def test_a_micro_batch_without_room_is_refused():
 def test_tensors_are_int64():
     batch = collate([SMALL], LayoutOptions(), "shared", read_last=True)
     assert batch.share is not None and batch.share.dtype == torch.float32
-    rest = batch.__dataclass_fields__.keys() - {"share"}
+    rest = batch.__dataclass_fields__.keys() - {"share", "rows"}
     assert all(getattr(batch, f).dtype == torch.int64 for f in rest)
+    assert batch.rows == (((len(SMALL.prompt), *map(len, SMALL.completions)),),)
 
 
 def test_rows_are_evenly_filled():

@@ -304,3 +304,31 @@ def test_peak_memory_is_a_few_chunks(wanted, most):
     script = _PEAK.replace("{WANTED}", repr(wanted))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(done.stdout) < most
+
+
+@pytest.mark.parametrize("chunk", [1, 4 * V, 100 * V])
+@pytest.mark.parametrize(("scale", "softcap", "temperature"), [(1.0, None, 1.0), (0.7, 2.0, 0.6)])
+@pytest.mark.parametrize("wanted", [frozenset(), LOGITS])
+def test_few_passes_give_the_same(chunk, scale, softcap, temperature, wanted):
+    """As on a GPU: the normalizer with the logit, and the softmax with the target, in a pass each."""
+    hidden, weight, shift, targets = inputs()
+    head = Head(weight=weight, bias=shift, scale=scale, softcap=softcap)
+    for elements in (chunk, 100 * V):
+        found = score_tokens(
+            hidden,
+            head,
+            targets,
+            wanted=wanted,
+            temperature=temperature,
+            chunk_elements=elements,
+            few_passes=True,
+        )
+        expected = naive(hidden, head, targets, temperature)
+        names = {"logp"} | wanted
+        for name in names:
+            torch.testing.assert_close(getattr(found, name), expected[name], rtol=1e-12, atol=1e-12)
+        leaves = [hidden, weight, shift]
+        mine = gradients({name: getattr(found, name) for name in names}, leaves)
+        right = gradients({name: expected[name] for name in names}, leaves)
+        for one, other in zip(mine, right, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

@@ -70,7 +70,8 @@ def gradient(objective, layout) -> tuple[int, float, torch.Tensor]:
     couplings, _ = couple_step(
         pieces, cut_mismatched(GROUPS, objective, POLICY, layout), objective, score, None
     )
-    loss, meter = accumulate_gradient(pieces, objective, score, couplings, global_weight(pieces, objective))
+    losses, meter = accumulate_gradient(pieces, objective, score, couplings, global_weight(pieces, objective))
+    loss = sum(meter.read(losses))
     metrics = meter.means()
     assert metrics
     found = [p.grad.flatten().clone() for p in POLICY.trainable().values() if p.grad is not None]

@@ -16,30 +16,18 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from preftune.model.attention_masks import FLEX, layer_types, set_attention
-from preftune.types import Batch
+from preftune.types import Batch, SegmentLengths
 
 T = TypeVar("T")
 
 SEGMENTS = "preftune_segments"
 """The name of `attend` among the attention functions of transformers."""
 
-SegmentLengths = tuple[tuple[int, ...], ...]
-"""Positions of the prompt and of each completion, for every segment of a flat row in its order. A completion
-of one token is only ever a target and has none.
-"""
-
 
 def segment_lengths(batch: Batch) -> SegmentLengths:
-    """The segments of a batch that is one row without padding."""
-    groups, branches = batch.group_ids[0], batch.branch_ids[0]
-    moved = (groups.diff() != 0) | (branches.diff() != 0)
-    edges = [0, *(moved.nonzero()[:, 0] + 1).tolist(), len(groups)]
-    found: list[list[int]] = []
-    for start, end, branch in zip(edges, edges[1:], branches[edges[:-1]].tolist(), strict=False):
-        if branch == 0:
-            found.append([])
-        found[-1].append(end - start)
-    return tuple(map(tuple, found))
+    """The segments of a batch that is one row without padding, completions without positions left out."""
+    (row,) = batch.rows
+    return tuple(tuple(length for length in segment if length) for segment in row)
 
 
 def window_inputs(config: Any) -> Tensor | dict[str, Tensor]:

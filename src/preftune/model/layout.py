@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from preftune.errors import ConfigError, DataError, check_range
+from preftune.objectives.groupwise import with_pairs
 from preftune.types import Batch, Group, Hybrid, Labels, Pairs, Rewards, Signal
 
 Sharing = Literal["flat", "shared", "packed", "single", "alone"]
@@ -187,8 +188,16 @@ def collate(
         read_at=_flat(read_at) if read_last else None,
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         lengths=torch.tensor([len(ids) for ids in targets]),
+        rows=tuple(tuple(_lengths_in_row(one, groups, include_last) for one in row) for row in rows),
         share=torch.from_numpy(share),
     )
+
+
+def _lengths_in_row(segment: Segment, groups: Sequence[Group], include_last: bool) -> tuple[int, ...]:
+    """Positions of a segment's prompt and of each of its completions."""
+    group = groups[segment.group]
+    inner = (len(group.completions[k]) - 1 + include_last for k in segment.completions)
+    return len(group.prompt), *inner
 
 
 def _flat(places: Sequence[Sequence[np.ndarray]]) -> torch.Tensor:
@@ -219,9 +228,10 @@ def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
     if kind is Rewards:
         rewards = [reward for group in groups for reward in group.rewards]
         index = [g for g, group in enumerate(groups) for _ in group.completions]
-        return Rewards(
+        signal = Rewards(
             reward=torch.tensor(rewards, dtype=torch.get_default_dtype()), group=torch.tensor(index)
         )
+        return with_pairs(signal, tuple(len(group.completions) for group in groups))
     raise DataError(
         f"Files carry no {kind.__name__}", do="Use an objective that learns from pairs, labels or rewards"
     )

@@ -233,9 +233,11 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     tensors = {
-        name: tensor for name in Batch.__dataclass_fields__ if (tensor := getattr(batch, name)) is not None
+        name: sent(tensor, device)
+        for name in Batch.__dataclass_fields__
+        if isinstance(tensor := getattr(batch, name), Tensor)
     }
-    return Batch(**{name: sent(tensor, device) for name, tensor in tensors.items()})
+    return replace(batch, **tensors)
 
 
 def score(

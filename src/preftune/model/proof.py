@@ -10,13 +10,14 @@ from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError, ModelError
 from preftune.model.attention_masks import FLEX, expressible, set_attention
+from preftune.model.attention_proof import prove_attention
 from preftune.model.attention_segments import SEGMENTS, plain_attention
 from preftune.model.kernels.widen import in_fp32
 from preftune.model.layout import LayoutOptions, Sharing, collate
 from preftune.model.limits import positions_of
 from preftune.model.policy import PROBE, forget_lengths, hidden_states, model_head, text_body, to_device
 from preftune.model.scoring import score_tokens
-from preftune.types import Batch, Group
+from preftune.types import Group
 
 # Relative to the largest |logp|: far above rounding, far below what a leak or another head makes.
 _PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -66,7 +67,11 @@ def choose_layout(
     rows: Sharing = (
         "shared" if sharing == "flat" else sharing
     )  # FlexAttention has kernels for rows of like length
-    told = "it has no packed rows" if sharing in ("single", "alone") else prove_flex(model, rows, precision)
+    told = (
+        "it has no packed rows"
+        if sharing in ("single", "alone")
+        else prove_attention(model, FLEX, rows, precision)
+    )
     if told and wanted == "flex":
         raise ModelError(
             "layout.attention flex cannot be had for this model",
@@ -76,58 +81,6 @@ def choose_layout(
     if not told:
         return rows, f"{reason}; flex attention" if reason else "flex attention"
     return sharing, f"{reason + '; ' if reason else ''}plain attention instead of flex: {told}"
-
-
-def prove_flex(model: PreTrainedModel, sharing: Sharing, precision: str) -> str:
-    """Give the model FlexAttention if it changes nothing, and "" back; else leave it as it is and say why
-    not.
-
-    Hidden states and the gradient of one parameter are compared with those of the attention that the model
-    has. Kernels are compiled for one row, for rows of a fixed number and width, and for any, each with and
-    without gradients: what a run will meet is compiled here already.
-    """
-    plain, tolerance = str(model.config.get_text_config()._attn_implementation), _PROBE_TOLERANCE[model.dtype]
-    if precision == "bf16":
-        tolerance = _PROBE_TOLERANCE[torch.bfloat16]
-    try:
-        for groups, tokens in (([PROBE], 4), ([_WIDE_PROBE] * 2, 4), ([_WIDE_PROBE] * 6, 1920)):
-            batch = to_device(
-                collate(groups, LayoutOptions(micro_batch_tokens=tokens), sharing), model.device
-            )
-            expected = _states_and_gradient(model, batch, sharing, precision)
-            set_attention(model, FLEX)
-            found = _states_and_gradient(model, batch, sharing, precision)
-            set_attention(model, plain)
-            error = max(
-                float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found, strict=True)
-            )
-            if not error < tolerance:
-                return f"it changes hidden states or gradients (by {error:.1g} relative)"
-    except Exception as failure:  # a compiler for kernels runs here, which can fail in any way
-        set_attention(model, plain)
-        told = " ".join(str(failure).split())[:160]
-        return f"it does not run ({type(failure).__name__}: {told})"
-    set_attention(model, FLEX)
-    return ""
-
-
-def _states_and_gradient(
-    model: PreTrainedModel, batch: Batch, sharing: Sharing, precision: str
-) -> list[Tensor]:
-    """Hidden states of the real positions; if the model trains, with a graph too, and the gradient of a small
-    parameter.
-    """
-    real = batch.group_ids.flatten() >= 0
-    small = next((p for p in text_body(model).parameters() if p.ndim == 1 and p.requires_grad), None)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        with torch.no_grad():
-            found = [hidden_states(model, batch, sharing)[real].float()]
-        if small is None:
-            return found
-        with torch.enable_grad():
-            states = hidden_states(model, batch, sharing)[real].float()
-            mix = torch.linspace(-1.0, 1.0, states.numel(), device=states.device).view_as(states)
-            return [*found, states.detach(), torch.autograd.grad((mix * states).sum(), small)[0].float()]
 
 
 def choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None = None) -> tuple[Sharing, str]:
@@ -300,12 +253,6 @@ def _first_row_beside(model: PreTrainedModel, last: int) -> Tensor:
         input_ids=ids, position_ids=torch.stack([positions, positions + last - few + 1]), use_cache=False
     )
     return output.last_hidden_state[0].float()
-
-
-_WIDE_PROBE = Group(  # several blocks of FlexAttention
-    prompt=np.arange(120, dtype=np.int32) % 40 + 3,
-    completions=(np.arange(70, dtype=np.int32) % 31 + 3, np.arange(50, dtype=np.int32) % 23 + 3),
-)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ in memory.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from preftune.errors import ModelError
+from preftune.model.kernels.head import (
+    add_low_product,
+    logits_product,
+    normalizer_and_logit,
+    one_pass,
+    slope_of_logits,
+)
 from preftune.model.kernels.products import leaves_half_idle
 
 # Logits of one chunk, in elements: 64 MiB in fp32. On a CPU larger chunks are no faster and raise the peak.
@@ -67,6 +74,7 @@ def score_tokens(
     temperature: float = 1.0,
     chunk_elements: int | None = None,
     into_grad: bool = False,
+    few_passes: bool | None = None,
 ) -> HeadScores:
     """Log-probability of each target under softmax(logits / temperature), natural log, in fp32 (fp64 for fp64
     input).
@@ -78,6 +86,8 @@ def score_tokens(
     logits beside the inputs and, if the head trains, its gradient; with a reference the chunk is shared by
     the two. With `into_grad` the backward adds the gradient of a head's weight that trains to its `.grad`,
     instead of giving it to autograd, which would hold it until the end if the weight is the embedding's too.
+    `few_passes` over the logits, for what needs them at the targets alone, are the way on GPUs; on a CPU
+    passes over pieces that stay in its cache are.
     """
     assert wanted <= set(HeadScores._fields), f"no such scores: {sorted(wanted - set(HeadScores._fields))}"
     other = None
@@ -108,8 +118,9 @@ def score_tokens(
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
         weight, total = weight.detach(), weight.grad
+    few = (hidden.is_cuda if few_passes is None else few_passes) and wanted <= _OF_TARGETS
     return HeadScores(
-        *_TokenScores.apply(hidden, weight, head.bias, targets, transform, other, wanted, chunk, total)
+        *_TokenScores.apply(hidden, weight, head.bias, targets, transform, other, wanted, chunk, total, few)
     )
 
 
@@ -144,10 +155,11 @@ class _Logits:
         """Logits of a chunk in fp32 or better, and tanh of the capped ones, which the backward needs."""
         scale, softcap, temperature = self.transform
         with torch.autocast(self.hidden.device.type, enabled=False):
-            z = (self.hidden[span] @ self.weight.t()).to(self.accumulate)
+            z = logits_product(self.hidden[span], self.weight, self.accumulate)
         if self.bias is not None:
             z += self.bias
-        z *= scale
+        if scale != 1.0:
+            z *= scale
         squashed = None
         if softcap is not None:
             squashed = torch.tanh_(z.div_(softcap))
@@ -177,6 +189,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     # What use_fast_products puts in the place of PyTorch's product gives a product and adds it to nothing.
     if left.dtype == total.dtype and (total.is_cuda or not leaves_half_idle()):
         torch.addmm(total, left, right, out=total)
+        return
+    if add_low_product(total, left, right):
         return
     rows = max(1, _WORK_ELEMENTS // total.shape[1])
     for part, some in zip(total.split(rows), left.split(rows), strict=True):
@@ -214,6 +228,32 @@ def _sums(log_p: Tensor, log_q: Tensor | None, targets: Tensor, wanted: frozense
     return found
 
 
+def _slope(
+    log_p: Tensor,
+    log_q: Tensor | None,
+    on_all: Tensor,
+    terms: dict[str, Tensor],
+    kept: dict[str, Tensor],
+    in_place: bool,
+) -> Tensor:
+    """The gradient of a chunk's logits but for what falls on the targets, from log-probabilities [n, V].
+
+    d logp / d z = onehot - p;  d log-normalizer / d z = p;  d entropy / d z = -p (log p + entropy);
+    d KL(ref || pi) / d z = p - q;  d KL(pi || ref) / d z = p (log p - log q - KL)
+    """
+    alone = "entropy" not in kept and log_q is None
+    p = log_p.exp_() if alone and in_place else log_p.exp()  # a kept chunk serves a second backward too
+    slope = p.mul_(on_all[:, None]) if alone else on_all[:, None] * p
+    if "entropy" in kept:
+        slope -= terms["entropy"][:, None] * p * (log_p + kept["entropy"][:, None])
+    if log_q is not None:
+        if "kl_to_ref" in kept:
+            slope += terms["kl_to_ref"][:, None] * p * (log_p - log_q - kept["kl_to_ref"][:, None])
+        if "kl_from_ref" in terms:
+            slope += terms["kl_from_ref"][:, None] * (p - log_q.exp_())
+    return slope
+
+
 class _TokenScores(torch.autograd.Function):
     """Forward keeps a few numbers per token; backward computes each chunk's logits again, unless there is one
     chunk only.
@@ -231,6 +271,7 @@ class _TokenScores(torch.autograd.Function):
         wanted: frozenset[str],
         chunk: int,
         total: Tensor | None,
+        few: bool,
     ):
         policy = _Logits.of(hidden, weight, bias, transform)
         kept = (
@@ -245,6 +286,11 @@ class _TokenScores(torch.autograd.Function):
         keeps = len(spans) == 1 and any(ctx.needs_input_grad)  # type: ignore[attr-defined]
         for span in spans:
             z, squashed = policy.at(span)
+            if few:
+                reduced = one_pass(normalizer_and_logit, z.device)(z, targets[span])
+                out["log_normalizer"][span], out["target_logit"][span] = reduced  # type: ignore[misc]
+                only = (z, squashed) if keeps else None
+                continue
             out["target_logit"][span] = z.gather(1, targets[span, None]).squeeze(1)
             out["log_normalizer"][span] = _log_normalizer(z) if keeps else torch.logsumexp(z, 1)
             if keeps:
@@ -269,7 +315,7 @@ class _TokenScores(torch.autograd.Function):
             out["ref_normalizer"] if both else None,
         ]
         ctx.save_for_backward(hidden, weight, bias, targets, *again, *(only or (None, None)))  # type: ignore[arg-type]
-        ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype, total)  # type: ignore[attr-defined]
+        ctx.settings = (transform, reference if both else None, chunk, policy.hidden.dtype, total, few)  # type: ignore[attr-defined]
         out["logp"] = out["target_logit"] - out["log_normalizer"]
         ctx.mark_non_differentiable(*(out[name] for name in _FROZEN & wanted))
         return tuple(out[name] if name in wanted | {"logp"} else None for name in HeadScores._fields)
@@ -280,7 +326,7 @@ class _TokenScores(torch.autograd.Function):
         hidden, weight, bias, targets, normalizer, entropy, kl_to_ref, ref_normalizer, *only = (
             ctx.saved_tensors
         )
-        transform, reference, chunk, dtype, total = ctx.settings
+        transform, reference, chunk, dtype, total, few = ctx.settings
         policy = _Logits.of(hidden, weight, bias, transform, dtype)
         g = {name: one for name, one in zip(HeadScores._fields, gradients, strict=True) if one is not None}
         on_target = g["logp"] + g.get("target_logit", 0.0)
@@ -292,29 +338,22 @@ class _TokenScores(torch.autograd.Function):
             chunk = _work_tokens(only[0])  # the logits are kept whole, what is made of them is not
         d_bias = torch.zeros(bias.shape, dtype=policy.accumulate, device=bias.device) if need_b else None
         for span in _spans(len(targets), chunk):
-            log_p, squashed = (
+            z, squashed = (
                 policy.at(span)
                 if only[0] is None
                 else (only[0][span], None if only[1] is None else only[1][span])
             )
-            if only[0] is None:
-                log_p -= normalizer[span, None]
-            alone = entropy is None and reference is None
-            p = (
-                log_p.exp_() if alone and only[0] is None else log_p.exp()
-            )  # a kept chunk serves a second backward too
-            # d logp / d z = onehot - p;  d log-normalizer / d z = p;  d entropy / d z = -p (log p + entropy)
-            slope = p.mul_(on_all[span, None]) if alone else on_all[span, None] * p
-            if entropy is not None:
-                slope -= g["entropy"][span, None] * p * (log_p + entropy[span, None])
-            if reference is not None:
-                # d KL(ref || pi) / d z = p - q;  d KL(pi || ref) / d z = p (log p - log q - KL)
-                log_q = reference.at(span)[0].sub_(ref_normalizer[span, None])
-                if kl_to_ref is not None:
-                    slope += g["kl_to_ref"][span, None] * p * (log_p - log_q - kl_to_ref[span, None])
-                if "kl_from_ref" in g:
-                    slope += g["kl_from_ref"][span, None] * (p - log_q.exp_())
-            slope.scatter_add_(1, targets[span, None], on_target[span, None])
+            if few:
+                kernel = one_pass(slope_of_logits, hidden.device)
+                slope: Any = kernel(z, normalizer[span], on_all[span], on_target[span], targets[span])
+            else:
+                log_p = z if only[0] is not None else z.sub_(normalizer[span, None])
+                log_q = None if reference is None else reference.at(span)[0].sub_(ref_normalizer[span, None])
+                terms = {name: one[span] for name, one in g.items()}
+                kept = {"entropy": entropy, "kl_to_ref": kl_to_ref}
+                kept = {name: one[span] for name, one in kept.items() if one is not None}
+                slope = _slope(log_p, log_q, on_all[span], terms, kept, only[0] is None)
+                slope.scatter_add_(1, targets[span, None], on_target[span, None])
             if squashed is not None:
                 slope *= 1 - squashed**2
             if transform[0] != transform[2]:
@@ -327,9 +366,10 @@ class _TokenScores(torch.autograd.Function):
                     d_hidden[span] = slope @ policy.weight
                 if d_weight is not None:
                     _add_product(d_weight, slope.t(), policy.hidden[span])
+            del slope  # or it would be held beside the next one's parts
         return (
             d_hidden,
             d_weight.to(weight.dtype) if need_w and d_weight is not None else None,
             None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 6,
+            *(None,) * 7,
         )

@@ -6,6 +6,7 @@ the whole step (`whitened`) takes the step's mean and variance as numbers.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from preftune.objectives.groupwise import group_index, group_max, group_sum
 from preftune.types import Float, Int, Rewards
@@ -56,9 +57,11 @@ def group_size(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " 
 # --- token by token ---
 
 
-def at_last_token(reward: Float[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " N"]:
-    """The reward of a completion at its last token, 0 at the others."""
-    rewards = reward.new_zeros(int(lengths.sum()))
+def at_last_token(
+    reward: Float[Tensor, " C"], lengths: Int[Tensor, " C"], total: int | None = None
+) -> Float[Tensor, " N"]:
+    """The reward of a completion at its last token, 0 at the others, which are `total` tokens."""
+    rewards = reward.new_zeros(int(lengths.sum()) if total is None else total)
     rewards[lengths.cumsum(0) - 1] = reward
     return rewards
 
@@ -78,6 +81,18 @@ def gae(
     arXiv
     1506.02438, equations 11 and 16.
     """
+    way = gae_in_order if rewards.device.type == "cpu" else gae_by_doubling
+    return way(rewards, values, lengths, gamma, lam)
+
+
+def gae_in_order(
+    rewards: Float[Tensor, " N"],
+    values: Float[Tensor, " N"],
+    lengths: Int[Tensor, " C"],
+    gamma: float,
+    lam: float,
+) -> Float[Tensor, " N"]:
+    """`gae` from the last token back, for processors: a step for each token of the longest completion."""
     advantages, starts = torch.zeros_like(rewards), lengths.cumsum(0) - lengths
     next_value, next_advantage = (rewards.new_zeros(len(lengths)) for _ in range(2))
     for t in reversed(range(int(lengths.max()))):
@@ -87,6 +102,30 @@ def gae(
         advantages[at] = step + gamma * lam * next_advantage[here]
         next_value[here], next_advantage[here] = values[at], advantages[at]
     return advantages
+
+
+def gae_by_doubling(
+    rewards: Float[Tensor, " N"],
+    values: Float[Tensor, " N"],
+    lengths: Int[Tensor, " C"],
+    gamma: float,
+    lam: float,
+) -> Float[Tensor, " N"]:
+    """`gae` for GPUs: sums over 1, 2, 4, ... tokens in a few operations each, and no length is waited for."""
+    total, reach = len(rewards), 1
+    order = torch.arange(len(lengths), device=lengths.device)
+    owner = torch.repeat_interleave(order, lengths, output_size=total)
+
+    def ahead(of: Tensor, distance: int) -> Tensor:
+        """What stands so many tokens later in the same completion, or 0."""
+        together = owner[distance:] == owner[:-distance]
+        return pad(of[distance:].where(together, 0.0), (0, distance))
+
+    sums = rewards + gamma * ahead(values, 1) - values
+    while reach < total:
+        sums = sums + (gamma * lam) ** reach * ahead(sums, reach)
+        reach *= 2
+    return sums
 
 
 def reward_to_go(

@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from preftune.objectives.checks import check_fields
-from preftune.types import Coupling, Float, Int, Labels, Losses, Pairs, Signal, StepView, TokenScores
+from preftune.types import (
+    Coupling,
+    Entries,
+    Float,
+    Int,
+    Labels,
+    Losses,
+    Metric,
+    Pairs,
+    Signal,
+    StepView,
+    TokenScores,
+)
 
 ChosenFall = Literal["prevented", "possible", "intended"]
 Opponent = Literal["none", "reference", "mixture", "two-sided"]
@@ -136,6 +148,12 @@ def smallest_step(objective: Objective) -> int:
     return 2 if couples_mismatched(objective) else 1
 
 
+PICKED_ON = {"cpu"}
+"""Kinds of devices on which entries that count are picked out of the others. On the others, where their number
+would have to be waited for, those that do not count are set to 0.
+"""
+
+
 def reduce_losses(losses: Losses, global_weight: float) -> Float[Tensor, ""]:
     """sum_u per_unit_u * weight_u / global_weight, the weight being that of the whole step and not of this
     piece.
@@ -143,7 +161,9 @@ def reduce_losses(losses: Losses, global_weight: float) -> Float[Tensor, ""]:
     A unit of weight zero plays no part, even if its loss is not finite.
     """
     counted = losses.weight != 0
-    return (losses.per_unit[counted] * losses.weight[counted]).sum() / global_weight
+    if counted.device.type in PICKED_ON:
+        return (losses.per_unit[counted] * losses.weight[counted]).sum() / global_weight
+    return (losses.per_unit * losses.weight).where(counted, 0.0).sum() / global_weight
 
 
 def sum_tokens(values: Float[Tensor, " N"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " C"]:
@@ -156,9 +176,11 @@ def mean_tokens(values: Float[Tensor, " N"], lengths: Int[Tensor, " C"]) -> Floa
     return sum_tokens(values, lengths) / lengths
 
 
-def per_token(values: Float[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " N"]:
-    """A completion's value, at each of its tokens."""
-    return torch.repeat_interleave(values, lengths)
+def per_token(
+    values: Float[Tensor, " C"], lengths: Int[Tensor, " C"], total: int | None = None
+) -> Float[Tensor, " N"]:
+    """A completion's value, at each of its tokens. Whoever knows their `total` number spares a wait for a GPU."""
+    return torch.repeat_interleave(values, lengths, output_size=total)
 
 
 def reference(scores: TokenScores) -> Float[Tensor, " N"]:
@@ -198,7 +220,7 @@ def mean_log_ratio(scores: TokenScores) -> Float[Tensor, " C"]:
     return log_ratio(scores) / scores.lengths
 
 
-def label_metrics(scores: TokenScores, signal: Labels) -> dict[str, Tensor]:
+def label_metrics(scores: TokenScores, signal: Labels) -> dict[str, Entries]:
     """`logps/*`, and with a reference `log_ratios/*`, over the preferred (chosen) and the dispreferred
     (rejected).
     """
@@ -207,10 +229,15 @@ def label_metrics(scores: TokenScores, signal: Labels) -> dict[str, Tensor]:
         if scores.ref_logp is not None:
             quantities["log_ratios"] = log_ratio(scores)
         return {
-            f"{name}/{side}": value[signal.label == label].detach()
+            f"{name}/{side}": Entries(values=value.detach(), counted=signal.label == label)
             for name, value in quantities.items()
             for side, label in (("chosen", 1), ("rejected", -1))
         }
+
+
+def plain_metric(values: Metric) -> Float[Tensor, " _"]:
+    """The entries that are averaged."""
+    return values.taken() if isinstance(values, Entries) else values
 
 
 def pair_metrics(scores: TokenScores, signal: Pairs, beta: float) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from preftune.objectives.base import Objective, label_metrics, mean_tokens, per_token, reference, sum_tokens
 from preftune.objectives.links import MAX_LOGP, log_odds
-from preftune.types import Float, Int, Labels, Losses, Pairs, TokenScores
+from preftune.types import Entries, Float, Int, Labels, Losses, Pairs, TokenScores
 
 
 def odds_weight(logp: Float[Tensor, " N"], ref_logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -103,7 +103,10 @@ def _labels(pairs: Pairs, lengths: Int[Tensor, " C"]) -> Labels:
 
 def _weight_metrics(
     weight: Float[Tensor, " N"], lengths: Int[Tensor, " C"], signal: Labels
-) -> dict[str, Tensor]:
+) -> dict[str, Entries]:
     """Mean feedback weight per token, in [0, 1], on each side: 1 is the full push of likelihood, 0 is none."""
-    label = per_token(signal.label.to(weight.dtype), lengths)
-    return {"bnf/weight_chosen": weight[label > 0], "bnf/weight_rejected": weight[label < 0]}
+    label = per_token(signal.label.to(weight.dtype), lengths, len(weight))
+    return {
+        "bnf/weight_chosen": Entries(values=weight, counted=label > 0),
+        "bnf/weight_rejected": Entries(values=weight, counted=label < 0),
+    }

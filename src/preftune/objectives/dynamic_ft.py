@@ -7,7 +7,7 @@ from torch import Tensor
 from preftune.objectives.base import label_metrics
 from preftune.objectives.kinds import LabelObjective
 from preftune.objectives.sft import SFT
-from preftune.types import Float, Int, Labels, Losses, TokenScores
+from preftune.types import Entries, Float, Int, Labels, Losses, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,5 +36,6 @@ class DynamicFT(LabelObjective):
         return Losses(
             per_unit=-probability * scores.logp,
             weight=weight,
-            metrics=label_metrics(scores, signal) | {"dynamic_ft/probability": probability[weight > 0]},
+            metrics=label_metrics(scores, signal)
+            | {"dynamic_ft/probability": Entries(values=probability, counted=weight > 0)},
         )

@@ -1,5 +1,7 @@
 """What objectives on rewarded groups share: sums and softmaxes within a group, and all pairs of a group."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from preftune.types import Float, Int, Losses, Pairs, Rewards, TokenScores
 
 def group_index(signal: Rewards) -> tuple[Int[Tensor, " C"], int]:
     """Each completion's group as 0, 1, 2, ... in the order of the group ids, and the number of groups."""
+    if signal.sizes is not None:
+        return signal.group, len(signal.sizes)
     ids, index = torch.unique(signal.group, return_inverse=True)
     return index, len(ids)
 
@@ -69,7 +73,8 @@ def all_pairs(signal: Rewards) -> tuple[Pairs, Float[Tensor, " P"]]:
     followers = (
         size.cumsum(0)[index[order]] - place - 1
     )  # of each completion, how many of its group come after it
-    first = torch.repeat_interleave(place, followers)
+    count = None if signal.sizes is None else sum(n * (n - 1) // 2 for n in signal.sizes)
+    first = torch.repeat_interleave(place, followers, output_size=count)
     second = (
         first + 1 + torch.arange(len(first), device=order.device) - (followers.cumsum(0) - followers)[first]
     )
@@ -78,8 +83,23 @@ def all_pairs(signal: Rewards) -> tuple[Pairs, Float[Tensor, " P"]]:
     first, second = first[by_first], second[by_first]
     swapped = signal.reward[second] > signal.reward[first]
     pairs = Pairs(chosen=torch.where(swapped, second, first), rejected=torch.where(swapped, first, second))
-    count = size[index[first]].to(torch.get_default_dtype())
-    return pairs, 2 / (count * (count - 1))
+    together = size[index[first]].to(torch.get_default_dtype())
+    return pairs, 2 / (together * (together - 1))
+
+
+def with_pairs(signal: Rewards, sizes: tuple[int, ...]) -> Rewards:
+    """The signal with what follows from it alone; the groups, of these sizes, are 0, 1, 2, ... in order."""
+    pairs = compared_pairs(replace(signal, sizes=sizes))
+    return replace(signal, sizes=sizes, better=pairs.chosen, worse=pairs.rejected)
+
+
+def compared_pairs(signal: Rewards) -> Pairs:
+    """Every two completions of a group whose rewards differ."""
+    if signal.better is not None and signal.worse is not None:
+        return Pairs(chosen=signal.better, rejected=signal.worse)
+    pairs, _ = all_pairs(signal)
+    told_apart = reward_gap(signal, pairs) > 0
+    return Pairs(chosen=pairs.chosen[told_apart], rejected=pairs.rejected[told_apart])
 
 
 def reward_gap(signal: Rewards, pairs: Pairs) -> Float[Tensor, " P"]:
@@ -89,11 +109,7 @@ def reward_gap(signal: Rewards, pairs: Pairs) -> Float[Tensor, " P"]:
 
 def group_metrics(scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]) -> dict[str, Tensor]:
     """The metrics of pairs, over every two completions of a group whose rewards differ."""
-    pairs, _ = all_pairs(signal)
-    told_apart = reward_gap(signal, pairs) > 0
-    return score_metrics(
-        scores, Pairs(chosen=pairs.chosen[told_apart], rejected=pairs.rejected[told_apart]), rewards
-    )
+    return score_metrics(scores, compared_pairs(signal), rewards)
 
 
 def group_losses(

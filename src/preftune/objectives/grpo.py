@@ -62,7 +62,7 @@ class GRPO(CompletionObjective):
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)
         loss, ratios = clipped_losses(
-            token_ratio(scores), per_token(advantage, scores.lengths), self.clip, self.clip
+            token_ratio(scores), per_token(advantage, scores.lengths, len(scores.logp)), self.clip, self.clip
         )
         if self.beta > 0:
             loss = loss + self.beta * kl_estimate(self.kl, scores.logp - reference(scores))
@@ -100,7 +100,7 @@ class DrGRPO(CompletionObjective):
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = centred(signal.reward.to(scores.logp.dtype), signal)
         loss, ratios = clipped_losses(
-            token_ratio(scores), per_token(advantage, scores.lengths), self.clip, self.clip
+            token_ratio(scores), per_token(advantage, scores.lengths, len(scores.logp)), self.clip, self.clip
         )
         per_unit, weight = (
             sum_tokens(loss, scores.lengths) / self.max_tokens,
@@ -145,7 +145,10 @@ class DAPO(RewardObjective):
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)
         per_unit, ratios = clipped_losses(
-            token_ratio(scores), per_token(advantage, scores.lengths), self.clip_low, self.clip_high
+            token_ratio(scores),
+            per_token(advantage, scores.lengths, len(scores.logp)),
+            self.clip_low,
+            self.clip_high,
         )
         weight = self.weights(scores.lengths, signal)
         return policy_losses(per_unit, weight, scores, signal, advantage=advantage, extra=ratios)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from preftune.objectives.base import label_metrics
-from preftune.types import Float, Labels, Losses, TokenScores
+from preftune.types import Float, Labels, Losses, Metric, TokenScores
 
 
 def label_weights(signal: Labels) -> Float[Tensor, " C"]:
@@ -18,7 +18,7 @@ def label_losses(
     per_unit: Float[Tensor, " C"],
     scores: TokenScores,
     signal: Labels,
-    extra: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Metric] | None = None,
 ) -> Losses:
     """The losses of labeled completions, each of weight one, with the usual metrics and some more."""
     return Losses(

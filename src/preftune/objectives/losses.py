@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from preftune.errors import ConfigError
-from preftune.objectives.base import Coupled, Objective, State, reduce_losses
+from preftune.objectives.base import Coupled, Objective, State, plain_metric, reduce_losses
 from preftune.objectives.resolve import build_objective, objective_name
 from preftune.objectives.table import OBJECTIVES
 from preftune.spec import suggestion
@@ -48,7 +48,7 @@ class LossResult:
 
     @property
     def metrics(self) -> Mapping[str, Tensor]:
-        return self.losses.metrics
+        return {name: plain_metric(values) for name, values in self.losses.metrics.items()}
 
 
 def compute_loss(

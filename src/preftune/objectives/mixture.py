@@ -15,6 +15,7 @@ from preftune.objectives.checks import positive
 from preftune.spec import parse_sum
 from preftune.types import (
     Coupling,
+    Entries,
     Float,
     Hybrid,
     Int,
@@ -160,8 +161,9 @@ class WeightedSum(Coupled):
                     metrics[name] = values
                 elif not name.startswith(_OF_THE_POLICY):
                     metrics[f"{term.label}/{name}"] = values
-            counted = losses.weight != 0
-            metrics[f"loss/{term.label}"] = mean * (losses.per_unit * losses.weight)[counted].detach()
+            metrics[f"loss/{term.label}"] = Entries(
+                values=mean * (losses.per_unit * losses.weight).detach(), counted=losses.weight != 0
+            )
         return Losses(per_unit=torch.cat(per_unit), weight=torch.cat(weight), metrics=metrics)
 
 

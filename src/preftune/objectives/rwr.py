@@ -50,7 +50,7 @@ class RWR(RewardObjective):
         exponent = (signal.reward / self.temperature).clamp(max=math.log(self.max_weight))
         reward_weight = exponent.exp().to(scores.logp.dtype)
         if self.reduction == "token_mean":
-            per_unit = -per_token(reward_weight, scores.lengths) * scores.logp
+            per_unit = -per_token(reward_weight, scores.lengths, len(scores.logp)) * scores.logp
         else:
             per_unit = -reward_weight * mean_tokens(scores.logp, scores.lengths)
         metrics = group_metrics(scores, signal, sum_tokens(scores.logp, scores.lengths))

@@ -52,13 +52,17 @@ def cut_step(
         part = [groups[i] for i in indices]
         batch = collate(part, layout, policy.sharing, read_last)
         signal = batch_signal(part, kind)
-        present = {f: value for f in signal.__dataclass_fields__ if (value := getattr(signal, f)) is not None}
+        tensors = {
+            f: sent(value, policy.device)
+            for f in signal.__dataclass_fields__
+            if torch.is_tensor(value := getattr(signal, f))
+        }
         pieces.append(
             MicroBatch(
                 content=PackedContent(groups=tuple(part), batch=batch),
                 lengths=sent(batch.lengths, policy.device),
                 prompt=sent(prompt_digests(part), policy.device),
-                signal=type(signal)(**{f: sent(value, policy.device) for f, value in present.items()}),
+                signal=replace(signal, **tensors),
                 origins=tuple(group.origin for group in part),
             )
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from preftune.model.layout import LayoutOptions, batch_signal, group_pairs, split_micro_batches
 from preftune.model.policy import Policy, score_groups
 from preftune.objectives import Objective, State, reduce_losses
-from preftune.objectives.base import pair_metrics
+from preftune.objectives.base import pair_metrics, plain_metric
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.batches import (
     PackedContent,
@@ -27,7 +27,7 @@ from preftune.train.onpolicy.metrics import part_metrics
 from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.processes import ALONE, Processes
 from preftune.train.step import MetricMeter, MicroBatch, couple_step, global_weight
-from preftune.types import Group, Pairs, TokenScores
+from preftune.types import Group, Metric, Pairs, TokenScores
 
 
 @torch.no_grad()
@@ -67,7 +67,8 @@ def evaluate(
     score = make_score(policy, objective, anchors, temperature)
     mismatched = cut_mismatched(groups, objective, policy, layout, processes)
     couplings, _ = couple_step(pieces, mismatched, objective, score, state, processes)
-    loss, meter, done = 0.0, MetricMeter(), 0
+    meter, done = MetricMeter(), 0
+    parts: list[Tensor] = []
     margins: list[Tensor] = []
     gaps: list[Tensor] = []
     for piece, coupling in zip(pieces, couplings, strict=True):
@@ -75,23 +76,24 @@ def evaluate(
         if piece.idle:
             continue
         losses = objective(scores, piece.signal)
-        loss += reduce_losses(losses, total).item()
+        parts.append(reduce_losses(losses, total))
         metrics, pairs = _with_pair_metrics(losses.metrics, scores, piece, anchors, beta)
         if pairs is not None:
-            margins.append(metrics["rewards/margins"].double().cpu())
+            margins.append(plain_metric(metrics["rewards/margins"]).double().cpu())
             gaps.append((piece.lengths[pairs.chosen] - piece.lengths[pairs.rejected]).double().cpu())
         meter.add(metrics)
         done += len(piece.origins)
         progress(done, len(groups))
+    loss = sum(meter.read(parts))
     meter.join(processes)
-    parts = processes.gather((margins, gaps))
-    lengths = length_metrics([m for one, _ in parts for m in one], [g for _, one in parts for g in one])
+    watched = processes.gather((margins, gaps))
+    lengths = length_metrics([m for one, _ in watched for m in one], [g for _, one in watched for g in one])
     return ({"loss": processes.total(loss)} if has_loss else {}) | meter.means() | lengths
 
 
 def _with_pair_metrics(
-    metrics: Mapping[str, Tensor], scores: TokenScores, piece: MicroBatch, anchors: Anchors, beta: float
-) -> tuple[dict[str, Tensor], Pairs | None]:
+    metrics: Mapping[str, Metric], scores: TokenScores, piece: MicroBatch, anchors: Anchors, beta: float
+) -> tuple[dict[str, Metric], Pairs | None]:
     """Metrics with those of preference pairs, and the pairs that they are of, if there are any. What the
     objective itself scores with has precedence over beta * log-ratio.
     """

@@ -69,6 +69,8 @@ class RoundedAdamW(torch.optim.Optimizer):
     ):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._seed, self._piece = seed, piece
+        # Steps of each weight, beside the tensor that holds them: fetching it from a GPU would be a wait for each.
+        self._steps: dict[nn.Parameter, tuple[Tensor, int]] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -92,20 +94,26 @@ class RoundedAdamW(torch.optim.Optimizer):
                 scratch[device] = _Scratch.on(
                     device, self._piece or (_PIECE_CUDA if device.type == "cuda" else _PIECE)
                 )
-            self._update_low(group, place, parameter.grad, tensors, state["step"], scratch[device])
+            number = self._steps_done(parameter, state["step"])
+            self._update_low(group, (number, place), parameter.grad, tensors, state["step"], scratch[device])
+            self._steps[parameter] = state["step"], number + 1
+
+    def _steps_done(self, parameter: nn.Parameter, count: Tensor) -> int:
+        """What the tensor holds, which is read where it is new: at the first step, and after a state was loaded."""
+        known, number = self._steps.get(parameter, (None, 0))
+        return number if known is count else int(count)
 
     def _update_low(
         self,
         group: dict[str, Any],
-        place: int,
+        place: tuple[int, int],  # number of the step, and of the weight
         gradient: Tensor,
         tensors: list[Tensor],
         count: Tensor,
         scratch: "_Scratch",
     ) -> None:
-        generator = torch.Generator(gradient.device)
-        entropy = np.random.SeedSequence([self._seed, int(count), place])
-        generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+        entropy = np.random.SeedSequence([self._seed, *place])
+        generator = scratch.generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
         for part, *lows in zip(
             *(tensor.view(-1).split(scratch.size) for tensor in (gradient, *tensors)), strict=True
         ):
@@ -127,6 +135,7 @@ class _Scratch:
     exact: Tensor  # [3 size], fp32
     noise: Tensor  # [3 size], int32
     words: Tensor  # [3 size / 4], int64
+    generator: torch.Generator  # seeded anew for each weight
 
     @staticmethod
     def on(device: torch.device, size: int) -> "_Scratch":
@@ -138,6 +147,7 @@ class _Scratch:
             exact=exact,
             noise=noise,
             words=torch.empty(-(-3 * size // 4), dtype=torch.int64, device=device),
+            generator=torch.Generator(device),
         )
 
 

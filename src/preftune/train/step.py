@@ -1,7 +1,9 @@
 """One optimizer update: the loss of a whole step, cut up in any way, with the same gradient."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -9,9 +11,21 @@ from torch import Tensor, nn
 
 from preftune.errors import DivergenceError
 from preftune.objectives import Coupled, Objective, State, reduce_losses
+from preftune.objectives.base import PICKED_ON
 from preftune.train.processes import ALONE, Processes
 from preftune.train.router_loss import RouterLoss, RouterMeter, meter_of
-from preftune.types import Coupling, Hybrid, Labels, Pairs, Rewards, Signal, StepView, TokenScores
+from preftune.types import (
+    Coupling,
+    Entries,
+    Hybrid,
+    Labels,
+    Metric,
+    Pairs,
+    Rewards,
+    Signal,
+    StepView,
+    TokenScores,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +56,44 @@ class StepResult:
 
 
 class MetricMeter:
-    """Mean over all entries of each metric of a step or of an evaluation."""
+    """Mean over all entries of each metric of a step or of an evaluation.
+
+    Sums stay on the device until `read`, which fetches all of them at once: every number that is fetched makes
+    the processor wait for the GPU.
+    """
 
     def __init__(self) -> None:
         self._sum: dict[str, float] = {}
         self._count: dict[str, int] = {}
+        self._waiting: list[tuple[str, Tensor, Tensor | int]] = []
 
-    def add(self, metrics: Mapping[str, Tensor]) -> None:
+    def add(self, metrics: Mapping[str, Metric]) -> None:
         for name, values in metrics.items():
-            self._sum[name] = self._sum.get(name, 0.0) + float(values.cpu().double().sum())
-            self._count[name] = self._count.get(name, 0) + values.numel()
+            if isinstance(values, Entries) and values.counted.device.type in PICKED_ON:
+                values = values.taken()
+            if isinstance(values, Entries):
+                counted = values.values.where(values.counted, 0.0)
+                self._waiting.append((name, _exact(counted).sum(), _exact(values.counted).sum()))
+            else:
+                self._waiting.append((name, _exact(values).sum(), values.numel()))
+
+    def read(self, others: Sequence[Tensor] = ()) -> list[float]:
+        """Fetch what has been added, and other single numbers with it, which are returned."""
+        sums = [total for _, total, _ in self._waiting]
+        counts = [count for _, _, count in self._waiting if isinstance(count, Tensor)]
+        fetched = iter(_fetched([*others, *sums, *counts]))
+        found = list(islice(fetched, len(others)))
+        totals = list(islice(fetched, len(sums)))
+        for (name, _, count), total in zip(self._waiting, totals, strict=True):
+            self._sum[name] = self._sum.get(name, 0.0) + total
+            entries = int(next(fetched)) if isinstance(count, Tensor) else count
+            self._count[name] = self._count.get(name, 0) + entries
+        self._waiting = []
+        return found
 
     def join(self, processes: Processes) -> None:
         """Add what the other processes have."""
+        self.read()
         if processes.size == 1:
             return
         parts = processes.gather((self._sum, self._count))
@@ -67,18 +106,28 @@ class MetricMeter:
         return {name: total / self._count[name] for name, total in self._sum.items() if self._count[name]}
 
 
+def _exact(values: Tensor) -> Tensor:
+    """In fp64, which MPS devices do not have."""
+    return (values.detach().cpu() if values.device.type == "mps" else values.detach()).double()
+
+
+def _fetched(numbers: Sequence[Tensor]) -> list[float]:
+    """Single numbers of a device, all at once."""
+    return torch.stack([_exact(one) for one in numbers]).tolist() if numbers else []
+
+
 def global_weight(
     micro_batches: Iterable[MicroBatch], objective: Objective, processes: Processes = ALONE
 ) -> float:
     """Weight of all units of a step, in all processes; known before any score. It is 0 where the objective
     puts no weight on anything in the step, as on groups whose rewards are all equal.
     """
-    mine = sum(
-        float(objective.weights(piece.lengths, piece.signal).cpu().double().sum())
+    weights = [
+        _exact(objective.weights(piece.lengths, piece.signal)).sum()
         for piece in micro_batches
         if not piece.idle
-    )
-    return processes.total(mine)
+    ]
+    return processes.total(sum(_fetched(weights)))
 
 
 def accumulate_gradient(
@@ -87,38 +136,39 @@ def accumulate_gradient(
     score: Score,
     couplings: Sequence[Coupling | None],
     total: float,
-    lockstep: bool = False,
     router: RouterMeter | None = None,
-) -> tuple[float, MetricMeter]:
-    """Add the gradient of these pieces' part of the step's loss to `.grad`; returns that part and the
-    metrics. `router` adds the auxiliary loss of experts to the gradient, not to the loss that is returned.
+) -> tuple[list[Tensor], MetricMeter]:
+    """Add the gradient of these pieces' part of the step's loss to `.grad`; returns the loss of each piece, 0 of
+    an idle one, and the metrics. `router` adds the auxiliary loss of experts to the gradient alone.
 
-    `total` is the weight of the whole step. In lockstep with other processes a loss that is not finite is
-    told at the end: they wait for this one's passes.
+    `total` is the weight of the whole step. Nothing is fetched from the device, and no loss looked at.
     """
-    loss_sum, meter, failed = 0.0, MetricMeter(), None
+    found, meter = [], MetricMeter()
     for piece, coupling in zip(micro_batches, couplings, strict=True):
         scores = score(piece)
         if piece.idle:
             scores.logp.backward(torch.zeros_like(scores.logp))
+            found.append(torch.zeros((), device=scores.logp.device))
             continue
         losses = objective(replace(scores, coupling=coupling), piece.signal)
         loss = reduce_losses(losses, total)
-        if not bool(torch.isfinite(loss)) and failed is None:
-            failed = DivergenceError(
-                "The loss is not finite",
-                got=f"{loss.item()} in rows {_named(piece.origins)}",
-                do="Look at these rows; a lower --learning_rate helps if earlier steps were fine",
-            )
-            if not lockstep:
-                raise failed
         extra = 0.0 if router is None or scores.router is None else router.part(scores.router)
         (loss + extra).backward()
-        loss_sum += loss.item()
+        found.append(loss.detach())
         meter.add(losses.metrics)
-    if failed is not None:
-        raise failed
-    return loss_sum, meter
+    return found, meter
+
+
+def _loss_error(losses: Sequence[float], micro_batches: Sequence[MicroBatch]) -> DivergenceError | None:
+    """An error that names the first piece whose loss is not finite; None if all are."""
+    for loss, piece in zip(losses, micro_batches, strict=True):
+        if not math.isfinite(loss):
+            return DivergenceError(
+                "The loss is not finite",
+                got=f"{loss} in rows {_named(piece.origins)}",
+                do="Look at these rows; a lower --learning_rate helps if earlier steps were fine",
+            )
+    return None
 
 
 def run_step(
@@ -146,35 +196,30 @@ def run_step(
     if not total > 0:
         return StepResult(loss=0.0, grad_norm=0.0, metrics={"step/empty": 1.0}, state=state or {})
     couplings, new_state = couple_step(micro_batches, mismatched, objective, score, state, processes)
-    loss, meter, failed = 0.0, MetricMeter(), None
     routing = [(piece.content, piece.idle) for piece in micro_batches]
     routers = None if router is None else meter_of(router, routing, processes)
     # Nothing is autocast here, but weights that micro-batches cast to bf16 stay cast until the outermost of
     # such contexts ends.
     casts = torch.autocast(parameters[0].device.type, enabled=False)
-    try:
-        with casts:
-            loss, meter = accumulate_gradient(
-                micro_batches, objective, score, couplings, total, processes.lockstep, routers
-            )
-    except DivergenceError as error:
-        failed = error
-    processes.agree(failed)
+    with casts:
+        losses, meter = accumulate_gradient(micro_batches, objective, score, couplings, total, routers)
     processes.sum_gradients(parameters)
-    loss = processes.total(loss)
-    meter.join(processes)
     norm = processes.norm([p.grad for p in parameters if p.grad is not None])
-    if not bool(torch.isfinite(norm)):
-        mine = _rows_with_bad_gradient(
+    norm_value, *mine = meter.read([norm, *losses])
+    processes.agree(_loss_error(mine, micro_batches))
+    loss = processes.total(sum(mine))
+    meter.join(processes)
+    if not math.isfinite(norm_value):
+        rows = _rows_with_bad_gradient(
             micro_batches, objective, score, couplings, parameters, total, processes, routers
         )
-        processes.agree(_not_finite(norm.item(), processes.gather(mine)))
+        processes.agree(_not_finite(norm_value, processes.gather(rows)))
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimizer.step()
     routed, loads = ({}, ()) if routers is None else routers.metrics(processes)
     return StepResult(
-        loss=loss, grad_norm=norm.item(), metrics=meter.means() | routed, state=new_state, expert_loads=loads
+        loss=loss, grad_norm=norm_value, metrics=meter.means() | routed, state=new_state, expert_loads=loads
     )
 
 
@@ -197,7 +242,7 @@ def _rows_with_bad_gradient(
     for piece, coupling in zip(micro_batches, couplings, strict=True):
         for parameter in parameters:
             parameter.grad = None
-        accumulate_gradient([piece], objective, score, [coupling], total, processes.lockstep, routers)
+        accumulate_gradient([piece], objective, score, [coupling], total, routers)
         gradients = [p.grad for p in parameters if p.grad is not None]
         whole = processes.norm(gradients) if processes.lockstep else torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(whole)) and not piece.idle:
@@ -310,7 +355,9 @@ def join_signals(parts: Sequence[Signal], num_completions: Sequence[int]) -> Sig
         ]
         return Pairs(**indices, probability=torch.cat(chances) if len(chances) == len(parts) else None)
     rewarded = [part for part in parts if isinstance(part, Rewards)]
+    sizes = [part.sizes for part in rewarded if part.sizes is not None]
     return Rewards(
+        sizes=tuple(chain.from_iterable(sizes)) if len(sizes) == len(rewarded) else None,
         reward=torch.cat([part.reward for part in rewarded]),
         group=_joined_groups([part.group for part in rewarded]),
     )

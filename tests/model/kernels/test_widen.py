@@ -39,6 +39,20 @@ def test_it_is_the_model_in_fp32(name, dtype):
     assert not torch.equal(found, model(input_ids=IDS).logits.float())  # no hook is left
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_gradients_are_those_of_the_model_in_fp32(name):
+    """Of the embeddings, through layers whose weights are in bf16 again when the backward comes to them."""
+    model = low_model(name)
+    embedded = model.get_input_embeddings()(IDS).float()
+    expected, found = (embedded.clone().requires_grad_() for _ in range(2))
+    copy.deepcopy(model).float()(inputs_embeds=expected, use_cache=False).logits.square().sum().backward()
+    with in_fp32(model, gradients=True):
+        model(inputs_embeds=found, use_cache=False).logits.square().sum().backward()
+    assert expected.grad is not None and torch.equal(found.grad, expected.grad)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not any("forward" in vars(layer) for layer in layers_of(model))
+
+
 def test_weights_that_are_in_fp32_stay_so():
     model = low_model("llama")
     norm = layers_of(model)[0].input_layernorm

@@ -1,5 +1,6 @@
 """Gated MLPs that keep half as much for the backward as transformers' modules, and change no bit."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, silu
 
+from preftune.model.kernels.likeness import no_further
+
 _PARTS = ["gate_proj", "up_proj", "down_proj", "act_fn"]
 _PROBE = 4  # rows
 _PROBE_SIZES = (1.0, 100.0)  # of inputs, so that clamped products are seen
-_APART = {torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest gradient
-_APART_EXACT = 1e-4
+_APART = 1e-4  # of the largest gradient, in fp32
 _KEEPS_PRODUCT = ContextVar("keeps_product", default=False)
 
 
@@ -87,7 +89,7 @@ def lighten_mlps(model: nn.Module) -> int:
     do.
 
     What an MLP computes is not taken from the names of its parts: the first of its class, with its settings,
-    must give the same bits on a probe, and the same gradients. A module that cannot be probed stays as it is.
+    must give the same bits on a probe in fp32, and the same gradients. A module that cannot be probed stays as it is.
     """
     count, same = 0, dict[tuple[object, ...], bool]()
     for module in model.modules():
@@ -113,35 +115,46 @@ def _settings(module: nn.Module) -> list[tuple[str, object]]:
 
 
 def _is_same(module: Any) -> bool:
+    """In fp32 the same bits, and gradients that differ by rounding; in 16 bits as near to fp32 as the module is."""
     gate, up, down = (getattr(module, name) for name in _PARTS[:3])
     if any(type(part) is not nn.Linear or type(part.weight) is not nn.Parameter for part in (gate, up, down)):
         return False
-    weight = gate.weight
-    plain = torch.linspace(-1, 1, _PROBE * gate.in_features, dtype=weight.dtype, device=weight.device)
+    dtype = gate.weight.dtype
+    exact = module if dtype in (torch.float32, torch.float64) else copy.deepcopy(module).float()
+    plain = torch.linspace(
+        -1, 1, _PROBE * gate.in_features, dtype=exact.gate_proj.weight.dtype, device=gate.weight.device
+    ).reshape(_PROBE, gate.in_features)
     try:
-        return all(
-            _same_at(module, size * plain.reshape(_PROBE, gate.in_features), [up.weight, down.weight])
-            for size in _PROBE_SIZES
-        )
+        for size in _PROBE_SIZES:
+            truth, same = _computed(exact, size * plain)
+            if not torch.equal(same[0], truth[0]) or not all(map(_is_near, same, truth)):
+                return False
+            if exact is not module:
+                usual, found = _computed(module, size * plain.to(dtype))
+                if no_further(found, usual, truth):
+                    return False
     except Exception:  # a module of another kind, which may want other inputs or refuse these in any way
         return False
+    return True
 
 
-def _same_at(module: nn.Module, probe: Tensor, weights: list[Tensor]) -> bool:
-    """Whether values are the same bits and gradients, of the probe and of weights, differ by rounding."""
+def _computed(module: Any, probe: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Values, and gradients of the probe and of weights: as the module computes them, and as `_forward` does."""
     found = []
-    for forward in (partial(_forward, module), module):
+    for forward in (module, partial(_forward, module)):
         with torch.enable_grad():
             states = probe.clone().requires_grad_()
             value = forward(states)
-            wanted = [states, *(weight for weight in weights if weight.requires_grad)]
-            gradients = torch.autograd.grad(value, wanted, torch.ones_like(value))
-        found.append((value.detach(), gradients))
-    apart = _APART.get(probe.dtype, _APART_EXACT)
-    return torch.equal(found[0][0], found[1][0]) and all(
-        torch.allclose(mine, usual, rtol=0, atol=apart * float(usual.abs().max()))
-        for mine, usual in zip(found[0][1], found[1][1], strict=True)
-    )
+            weights = [
+                weight for weight in (module.up_proj.weight, module.down_proj.weight) if weight.requires_grad
+            ]
+            gradients = torch.autograd.grad(value, [states, *weights], torch.ones_like(value))
+        found.append([value.detach(), *gradients])
+    return found[0], found[1]
+
+
+def _is_near(found: Tensor, truth: Tensor) -> bool:
+    return torch.allclose(found, truth, rtol=0, atol=_APART * float(truth.abs().max()))
 
 
 def _forward(module: Any, states: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from preftune.errors import ConfigError
-from preftune.objectives.base import Objective, reduce_losses
+from preftune.objectives.base import Objective, plain_metric, reduce_losses
 from preftune.objectives.checks import choices_of
 from preftune.objectives.contracts import measured
 from preftune.objectives.contracts.steps import (
@@ -93,7 +93,8 @@ def finite_at_extremes(objective: Objective) -> None:
             leaf = policy_scores(pieces, objective).detach().to(dtype).requires_grad_()
             losses = objective(*assemble([_in_dtype(piece, dtype) for piece in pieces], objective, leaf))
             (gradient,) = torch.autograd.grad(reduce_losses(losses, 10.0), leaf)
-            numbers = {"loss": losses.per_unit, "gradient": gradient, **losses.metrics}
+            metrics = {name: plain_metric(values) for name, values in losses.metrics.items()}
+            numbers = {"loss": losses.per_unit, "gradient": gradient, **metrics}
             for name, values in numbers.items():
                 place = f"at logp {logp:g}, reference {other:g}, {str(dtype).removeprefix('torch.')}"
                 assert bool(torch.isfinite(values).all()), f"{name} is not finite {place}"
@@ -105,7 +106,7 @@ def metrics_detached(objective: Objective) -> None:
     assert losses.metrics, "there are no metrics"
     assert losses.per_unit.requires_grad, "the loss has no gradient"
     assert not losses.weight.requires_grad, "the weights have a gradient"
-    for name, values in losses.metrics.items():
+    for name, values in [(name, plain_metric(values)) for name, values in losses.metrics.items()]:
         assert not values.requires_grad, f"the metric {name} has a gradient"
         assert values.ndim == 1, f"the metric {name} is not a list of numbers"
 

@@ -1,0 +1,109 @@
+"""Proof that an attention function computes what a model's plain attention computes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from preftune.model.attention_masks import set_attention
+from preftune.model.kernels.likeness import no_further, row_errors
+from preftune.model.kernels.widen import in_fp32
+from preftune.model.layout import LayoutOptions, Sharing, collate
+from preftune.model.policy import PROBE, hidden_states, to_device
+from preftune.types import Batch, Group
+
+_APART = (1e-3, 1e-3, 1e-2)
+"""In fp32 at any position, relative to its norm: of hidden states, of those with a graph, of gradients. Two
+plain attentions of SmolLM2 are 3e-5 and 7e-4 apart.
+"""
+
+_WIDE = Group(  # several blocks of FlexAttention
+    prompt=np.arange(120, dtype=np.int32) % 40 + 3,
+    completions=(np.arange(70, dtype=np.int32) % 31 + 3, np.arange(50, dtype=np.int32) % 23 + 3),
+)
+Probes = Sequence[tuple[Sequence[Group], int]]
+"""Groups, and positions at once."""
+
+SHAPES: Probes = (([PROBE], 4), ([_WIDE] * 2, 4), ([_WIDE] * 6, 1920))
+"""One row, rows of a fixed number and width, and any. Kernels are compiled for each, with and without
+gradients: what a run will meet is compiled here already.
+"""
+
+
+def prove_attention(
+    model: PreTrainedModel, name: str, sharing: Sharing, precision: str, probes: Probes = SHAPES
+) -> str:
+    """Give the model the named attention function if it changes nothing, and "" back; else leave the model as
+    it is and return why not.
+
+    Hidden states, and if the model trains the gradient of its embeddings, are compared with those of the
+    attention that the model has, in fp32: in bf16 two exact attentions of a real model may be half of the
+    largest number apart. There the function must run, give finite numbers, and be no further from the fp32
+    result than three times plain attention.
+    """
+    plain = str(model.config.get_text_config()._attn_implementation)
+    is_low = precision == "bf16" or model.dtype in (torch.bfloat16, torch.float16)
+    try:
+        for groups, tokens in probes:
+            layout = LayoutOptions(micro_batch_tokens=tokens)
+            batch = to_device(collate(groups, layout, sharing), model.device)
+            told = _compared(model, (plain, name), batch, sharing, is_low)
+            if told:
+                set_attention(model, plain)
+                return told
+    except Exception as failure:  # a compiler for kernels runs here, which can fail in any way
+        set_attention(model, plain)
+        told = " ".join(str(failure).split())[:160]
+        return f"it does not run ({type(failure).__name__}: {told})"
+    set_attention(model, name)
+    return ""
+
+
+def _compared(
+    model: PreTrainedModel, names: tuple[str, str], batch: Batch, sharing: Sharing, is_low: bool
+) -> str:
+    """What is wrong with the second of two attention functions, on one batch."""
+    truth, exact = (_states_and_gradient(model, name, batch, sharing, True) for name in names)
+    apart = [float(row_errors(one, right).max()) for one, right in zip(exact, truth, strict=True)]
+    if not all(error < limit for error, limit in zip(apart, _APART, strict=False)):
+        return f"it changes hidden states or gradients (by {max(apart):.1g} relative)"
+    if not is_low:
+        return ""
+    usual, found = (_states_and_gradient(model, name, batch, sharing, False) for name in names)
+    if batch.num_positions < len(_WIDE.prompt):  # so few tokens say nothing about the mean error
+        usual = found
+    return no_further(found, usual, truth)
+
+
+def _states_and_gradient(
+    model: PreTrainedModel, name: str, batch: Batch, sharing: Sharing, exact: bool
+) -> list[Tensor]:
+    """Hidden states of the real positions in fp32 or, not `exact`, in bf16; if the model trains, computed with
+    a graph too, and the gradient of the embeddings.
+    """
+    set_attention(model, name)
+    real = batch.group_ids.flatten() >= 0
+    embedded: list[Tensor] = []
+
+    def leaf(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_(torch.is_grad_enabled()))
+        return embedded[-1]
+
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    hook = model.get_input_embeddings().register_forward_hook(leaf)
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=not exact):
+            with torch.no_grad(), in_fp32(model) if exact else torch.no_grad():
+                found = [hidden_states(model, batch, sharing)[real].float()]
+            if not trains:
+                return found
+            with torch.enable_grad(), in_fp32(model, gradients=True) if exact else torch.enable_grad():
+                states = hidden_states(model, batch, sharing).float()
+                mix = torch.linspace(-1.0, 1.0, states.shape[1], device=states.device)
+                weight = (1 + batch.position_ids.flatten() % 3)[:, None] * mix
+                gradient = torch.autograd.grad((weight * states)[real].sum(), embedded[-1])[0]
+            return [found[0], states.detach()[real], gradient.flatten(0, 1)[real].float()]
+    finally:
+        hook.remove()
