@@ -17,6 +17,12 @@ from tests.fresh import run_fresh
 MISTAKES = [
     ("trian", "Unknown command 'trian'. Did you mean preftune train?"),
     ("generate", "Use: preftune sample"),
+    ("plot RUN", "Use: preftune report RUN"),
+    ("list", "Use: preftune objectives"),
+    ("train --patience 3 --data pairs.csv --nope 1", "Unknown option --nope"),
+    ("train --num_gpus 2", "torchrun"),
+    ("train --hub_model_id me/x", "--to hub"),
+    ("sample RUN --temp 0 --nope 1", "Unknown option --nope"),
     ("train --learning_rte 1", "Unknown option --learning_rte. Did you mean --learning_rate?"),
     ("train --learning-rte 1", "Did you mean --learning_rate?"),
     ("train --objective dop", "Unknown objective 'dop'. Did you mean dpo?"),

@@ -263,6 +263,16 @@ ELSEWHERE_VERBS = {
     "benchmark": "Use: preftune eval, or lm-eval and inspect-ai on RUN/final",
     "score": "Use: preftune reward FILE --reward NAME, or preftune eval",
     "resume": "Use: preftune train --resume RUN",
+    "run": "Use: preftune start FILE, or preftune train",
+    "test": "Use: preftune eval RUN --data FILE",
+    "diff": "Use: preftune report RUN RUN --output compare.html",
+    "plot": "Use: preftune report RUN",
+    "show": "Use: preftune report RUN, or preftune objectives NAME",
+    "ui": "Use: preftune report RUN for a page, preftune chat RUN to talk to a model",
+    "info": "Use: preftune env, or preftune inspect DATA",
+    "list": "Use: preftune objectives, or preftune --help for the commands",
+    "download": "Name the model or data set where it is used: preftune train --model OWNER/NAME --data OWNER/NAME",
+    "quantize": "Use: preftune export RUN --to gguf",
     "serve": "A vLLM or transformers server serves RUN/final; docs/sampling.md shows how to use one",
 }
 """Commands of other tools."""

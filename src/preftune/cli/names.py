@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from preftune.errors import ConfigError
 
 ALIASES = {
+    "patience": "early_stopping_patience",
+    "temp": "sampling.temperature",
     "model_name_or_path": "model",
     "base_model": "model",
     "dataset_name": "data",
@@ -75,6 +77,11 @@ ALIASES = {
 """Names of other tools, and short names, for settings that mean the same thing here."""
 
 ELSEWHERE = {
+    "num_gpus": "Start with torchrun --nproc_per_node 2 -m preftune train ...; docs/scaling.md shows how",
+    "logging_dir": "Trackers write into the run folder; name them with --report_to tensorboard",
+    "hub_model_id": "Upload after training: preftune export RUN --to hub --output OWNER/NAME",
+    "token": "Log in with: hf auth login",
+    "format": "Use --to gguf, or another target of preftune export --help",
     "per_device_train_batch_size": "Use --batch_size, the number of groups per step over all devices; "
     "micro-batches follow from --layout.micro_batch_tokens",
     "micro_batch_size": "Use --batch_size, the number of groups per step; micro-batches follow from "
