@@ -5,12 +5,14 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from preftune.cli.main import main
 from preftune.commands.export import modelfile
+from preftune.model.adapters import quiet_peft
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from tests.folders import weights_of
 from tests.model.test_adapters import logits, trained
@@ -37,11 +39,29 @@ def test_merged_weights_in_the_chosen_type(dtype, kind, adapter, tmp_path, capsy
     torch.testing.assert_close(logits(again), wanted, atol=1e-5 if dtype == "f32" else 0.5, rtol=0)
 
 
-def test_the_adapter_alone(adapter, tiny_folder, tmp_path, capsys):
+@torch.no_grad()
+def greedy(model, ids: list[int]) -> list[int]:
+    """The ids with eight more, each the most probable."""
+    for _ in range(8):
+        ids = [*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+    return ids
+
+
+def test_the_adapter_alone_is_the_same_in_plain_peft(adapter, tiny_folder, tmp_path, capsys):
     exported(capsys, adapter, "--to", "adapter", "--output", tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    found = logits(load_model(str(tmp_path / "out"), LoadOptions()))
-    torch.testing.assert_close(found, logits(load_model(str(adapter), LoadOptions())), atol=0, rtol=0)
+    ours = load_model(str(adapter), LoadOptions())
+    torch.testing.assert_close(
+        logits(load_model(str(tmp_path / "out"), LoadOptions())), logits(ours), atol=0, rtol=0
+    )
+    with quiet_peft():
+        base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+        plain = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    torch.testing.assert_close(logits(plain), logits(ours), atol=1e-5, rtol=0)
+    with plain.disable_adapter():
+        assert (logits(plain) - logits(ours)).abs().max() > 0.01
+    for start in ([5, 6, 7], [9], [30, 4, 5, 6, 8, 20]):
+        assert greedy(plain, start) == greedy(ours, start)
     assert main(["export", str(tiny_folder), "--to", "adapter", "--output", str(tmp_path / "no")]) == 2
     assert "is no adapter" in capsys.readouterr().err
 
