@@ -42,6 +42,21 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture
+def advice_can_be_followed(monkeypatch):
+    """Every error that a command prints advises flags that this command has, or names the command that has them."""
+    from preftune.cli import main as cli
+    from tests.advised_flags import impossible_flags
+
+    line = cli.error_line
+
+    def checked(words, error):
+        assert not (flags := impossible_flags(words, error.advice)), f"{flags} in: {error}"
+        return line(words, error)
+
+    monkeypatch.setattr(cli, "error_line", checked)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A tiny model with its tokenizer, as a folder on disk."""

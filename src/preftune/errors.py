@@ -50,6 +50,7 @@ class PreftuneError(Exception):
         if expected is not None:
             parts.append(f"expected {expected}")
         message = "; ".join(parts) + "."
+        self.advice = " ".join(filter(None, (expected, do)))
         if do:
             message += f" {_cut(do)}" if do.endswith("?") else f" {_cut(do.rstrip('.'))}."
         super().__init__(without_secrets(message))
@@ -204,8 +205,11 @@ def storage_error(action: str, path: str | os.PathLike[str], error: OSError) -> 
     )
 
 
+_LESS_MEMORY = "Lower layout.micro_batch_tokens or rows.max_length, or set gradient_checkpointing true"
+
+
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors(do: str = _LESS_MEMORY) -> Iterator[None]:
     """Within, running out of memory, on any device, is a TrainingError that says what to change."""
     try:
         yield
@@ -215,7 +219,5 @@ def memory_errors() -> Iterator[None]:
         if isinstance(error, PreftuneError) or not short:
             raise
         raise ShortageError(
-            "There is not enough memory",
-            got=" ".join(str(error).split())[:160] or "no more",
-            do="Lower --layout.micro_batch_tokens or --rows.max_length, or set --gradient_checkpointing true",
+            "There is not enough memory", got=" ".join(str(error).split())[:160] or "no more", do=do
         ) from error

@@ -275,23 +275,6 @@ def _is_at(file: int, path: Path) -> bool:
     return (mine.st_ino, mine.st_dev) == (found.st_ino, found.st_dev)
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process holds the lock of a folder right now."""
-    try:
-        file = os.open(folder / LOCK, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        _lock(file)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(file)
-
-
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Within, this process alone works in `folder`, which is made if it is not there. If nothing was written

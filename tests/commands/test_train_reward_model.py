@@ -121,14 +121,15 @@ def test_nothing_held_out(files, tmp_path, capsys):
     assert not (tmp_path / "run" / "reward_evaluation.json").exists()
 
 
-def test_resume(files, tmp_path, capsys):
-    """A finished run without an evaluation gets one; with one, nothing is left."""
+@pytest.mark.parametrize("command", ["train-reward-model", "train"])
+def test_resume(command, files, tmp_path, capsys):
+    """A finished run without an evaluation gets one; with one, nothing is left. Messages name `train --resume`."""
     assert train(files, tmp_path / "run", "--max_steps", "2", "--json") == 0
     first = capsys.readouterr().out
     (tmp_path / "run" / "reward_evaluation.json").unlink()
-    assert main(["train-reward-model", "--resume", str(tmp_path / "run"), "--json"]) == 0
+    assert main([command, "--resume", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["evaluation"] == json.loads(first)["evaluation"]
-    assert main(["train-reward-model", "--resume", str(tmp_path / "run")]) == 2
+    assert main([command, "--resume", str(tmp_path / "run")]) == 2
     assert "is finished" in capsys.readouterr().err
 
 

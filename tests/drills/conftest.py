@@ -114,3 +114,8 @@ def one_sentence(command: Command) -> bool:
 
 
 KILL = signal.SIGKILL
+
+
+@pytest.fixture(autouse=True)
+def _advice(advice_can_be_followed):
+    """In all tests of this folder."""

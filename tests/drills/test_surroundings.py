@@ -2,6 +2,7 @@
 and nothing lost.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from preftune.train.loop import train
 from tests.drills.conftest import one_sentence
-from tests.folders import same_bits, weights_of, write_rows
+from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
 
 TRAIN = "--objective dpo --batch_size 4 --learning_rate 1e-3 --eval_fraction 0.25 --epochs 12"
 COUNT = 6 if os.environ.get("DRILLS") else 1
@@ -147,6 +149,18 @@ def test_what_a_kill_left_of_the_first_file_does_not_hold_up_the_same_command(tr
     command = forks.run([*train_words, run, "--max_steps", "1"])
     assert command.status == 0, command.said
     assert not list(run.glob(".config*"))
+
+
+def test_a_clock_that_jumps_changes_nothing(tiny_folder, pairs_file, tmp_path, monkeypatch):
+    """The system's clock goes back and forth by years: durations come of a clock that does not."""
+    whole = train(tiny_config(tiny_folder, pairs_file, tmp_path / "whole"), quiet=True).folder
+    jumps, now = itertools.cycle([0.0, -1e9, 1e9, 3600.0, -7200.0]), time.time
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    run = train(tiny_config(tiny_folder, pairs_file, tmp_path / "run", max_minutes=10.0), quiet=True).folder
+    assert same_bits(weights_of(run / "final"), weights_of(whole / "final"))
+    rows = metric_rows(run)
+    assert timeless(rows) == timeless(metric_rows(whole))
+    assert all(0 < row["step_time"] < 60 for row in rows if "step_time" in row)
 
 
 def test_a_link_in_a_run_folder_is_removed_and_what_it_leads_to_is_kept(train_words, forks, tmp_path):

@@ -195,7 +195,7 @@ def _model(folder: Path) -> Path:
 
 
 def read_checkpoint(content: bytes, folder: Path) -> None:
-    """Accepted only if the text is sealed, with counters that a run can have."""
+    """Accepted only if the text is sealed or of a version without digests, with counters that a run can have."""
     path = folder / "checkpoints" / "step-000003"
     path.mkdir(parents=True, exist_ok=True)
     (path / "state.json").write_bytes(content)
@@ -204,9 +204,10 @@ def read_checkpoint(content: bytes, folder: Path) -> None:
     assert counters.step == 3 and is_bearable(vars(counters), dict[str, int | float])
     assert all(0 <= value < 2**62 for value in vars(counters).values())
     plain = json.loads(content)
-    assert sealed(plain["content"]) == sealed(plain["content"]) and plain["digest"] in sealed(
-        plain["content"]
-    )
+    if set(plain) == set(vars(counters)):  # of a version without digests
+        assert state.digests is None and plain == vars(counters)
+    else:
+        assert plain["digest"] in sealed(plain["content"])
 
 
 def read_manifest_file(content: bytes, folder: Path) -> None:

@@ -80,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except PreftuneError as error:
         if not _is_told_elsewhere(error):
-            place = f"preftune {words[0]}" if words[0] in VERBS else "preftune"
-            print(f"{place}: {' '.join(clean_terminal(str(error)).split())}", file=sys.stderr)
+            print(error_line(words, error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be closed
@@ -94,6 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = storage_error("read or write", shown(error.filename or "a file of this command"), error)
         print(f"preftune {words[0]}: {' '.join(clean_terminal(str(told)).split())}", file=sys.stderr)
         return told.exit_code
+
+
+def error_line(words: Sequence[str], error: PreftuneError) -> str:
+    """An error of a command as one line."""
+    place = f"preftune {words[0]}" if words[0] in VERBS else "preftune"
+    return f"{place}: {' '.join(clean_terminal(str(error)).split())}"
 
 
 @contextmanager

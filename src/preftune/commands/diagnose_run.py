@@ -38,7 +38,7 @@ def write_run_diagnosis(settings: DiagnoseRunConfig, report: Reporter) -> tuple[
     folder = Path(settings.output)
     _check_folder(settings.output)
     try:
-        with memory_errors(), locked_folder(folder):
+        with memory_errors("Lower --layout.micro_batch_tokens or --rows.max_length"), locked_folder(folder):
             content, tokens = diagnose_runs(settings, report)
     finally:
         report.close()

@@ -1,7 +1,7 @@
 """What each verb does: settings in, work done by the rooms, results printed."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,9 @@ def run(arguments: Sequence[str]) -> int:
         settings = replace(
             settings_from_run(TrainConfig, Path(folder)), output=folder
         )  # the folder may have moved
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if settings.objective.trains == "reward model" and alone:
+            return _resume_reward_model(folder, options, as_json)
         start = partial(resume, **options)
     else:
         settings = parse_settings(TrainConfig, words, "preftune train")
@@ -50,6 +53,13 @@ def run(arguments: Sequence[str]) -> int:
         if processes.is_main:
             _tell_run(result, as_json, writes=settings.objective.trains == "policy")
     return 0 if result.state == "finished" else 130
+
+
+def _resume_reward_model(folder: str, options: Mapping[str, Any], as_json: bool) -> int:
+    """A run of `train-reward-model`, which ends with an evaluation of the reward model."""
+    from preftune.commands.train_reward_model import resume_reward_model, tell_reward_model
+
+    return tell_reward_model(*resume_reward_model(folder, quiet=as_json, **options), as_json)
 
 
 def _resume_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -161,8 +161,12 @@ def train_reward_model(settings: RewardModelConfig) -> tuple[RunResult, Calibrat
     return _evaluated(result, config.model_plan, config.data_plan, settings.num_bins)
 
 
-def resume_reward_model(folder: str, *, quiet: bool = False) -> tuple[RunResult, Calibration | None]:
-    """Go on with a run; of a finished one that has no evaluation yet, make it."""
+def resume_reward_model(
+    folder: str, *, quiet: bool = False, allowed: frozenset[str] = frozenset(), skip_damaged: bool = False
+) -> tuple[RunResult, Calibration | None]:
+    """Go on with a run; of a finished one that has no evaluation yet, make it. `allowed` and `skip_damaged` are those
+    of `train --resume`.
+    """
     run = RunFolder(path=Path(folder))
     if not (run.path / "config.yaml").is_file():
         raise ConfigError(
@@ -174,7 +178,7 @@ def resume_reward_model(folder: str, *, quiet: bool = False) -> tuple[RunResult,
             f"{folder} is no run of a reward model", do=f"Continue with: preftune train --resume {folder}"
         )
     if run.state() != "finished" or (run.path / f"{EVALUATION_FILE}.json").is_file():
-        result = resume(config, quiet=quiet)
+        result = resume(config, quiet=quiet, allowed=allowed, skip_damaged=skip_damaged)
     else:
         result = RunResult(folder=run.path, final=run.final, step=0, state="finished", evaluation={})
     return _evaluated(result, config.model_plan, config.data_plan, num_bins=10)
@@ -239,6 +243,11 @@ def run(arguments: Sequence[str]) -> int:
         settings = parse_settings(RewardModelConfig, arguments, "preftune train-reward-model")
         as_json = settings.json
         result, found = train_reward_model(settings)
+    return tell_reward_model(result, found, as_json)
+
+
+def tell_reward_model(result: RunResult, found: Calibration | None, as_json: bool) -> int:
+    """Prints what a run came to; returns the exit status."""
     if as_json:
         print_json(
             {

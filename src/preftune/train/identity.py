@@ -334,8 +334,8 @@ def _refuse(
         f"The run {folder} was started with other {', '.join(refused)}",
         got=f"other content of {first}" if first in inputs else f"{first} {_value(new)}",
         expected="the content that it was started with" if first in inputs else f"{first} {_value(old)}",
-        do=f"Put it back, or insist with --allow-changed {','.join([*refused, *sorted(allowed)])}: "
-        "the run then records it",
+        do=f"Put it back, or insist, which the run records: preftune train --resume {folder} "
+        f"--allow-changed {','.join([*refused, *sorted(allowed)])}",
     )
 
 

@@ -62,7 +62,7 @@ def check_final(run: RunFolder) -> None:
         raise StorageError(
             f"The model {run.final} is damaged",
             got=damage,
-            do=f"Delete {run.final}; then --resume makes it again from the latest checkpoint",
+            do=f"Delete {run.final}; preftune train --resume {run.path} then makes it again from the latest checkpoint",
         )
 
 

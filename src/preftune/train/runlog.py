@@ -175,7 +175,8 @@ class RunFolder:
                 f"{path} is not as the run left it at step {step}",
                 got=got if path.exists() else "no such file",
                 expected="the lines that the run wrote",
-                do="Put the file back, or add --allow-changed log to resume with the lines that can be read",
+                do="Put the file back, or resume with the lines that can be read: "
+                f"preftune train --resume {self.path} --allow-changed log",
             )
         with whole_file(path, f"write {name}") as file:
             file.write_bytes(b"".join(kept))
