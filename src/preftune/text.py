@@ -1,6 +1,7 @@
 """Numbers and settings as text: digits that mean something, a real minus sign."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from preftune.stats import Interval
@@ -30,6 +31,11 @@ def bytes_text(count: int | float) -> str:
             return f"{count:.3g} {unit}" if count < 1000 else f"{count:,.0f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def line_steps(text: str) -> list[str]:
+    """The steps of an answer, which together are the text: its lines, each with the line breaks behind it."""
+    return re.findall(r"\n*[^\n]+\n*", text)
 
 
 def plural(count: int, noun: str) -> str:

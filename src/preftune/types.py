@@ -153,6 +153,9 @@ class Group:
     probabilities: tuple[float, ...] = ()
     labels: tuple[int | None, ...] = ()
     rewards: tuple[float | None, ...] = ()
+    step_rewards: tuple[
+        ndarray, ...
+    ] = ()  # float32 [scored tokens], at the tokens that end a step; NaN at the others; a part of `rewards`
     sources: tuple[int, ...] = ()
     behaviour_logp: tuple[
         ndarray, ...
@@ -290,10 +293,15 @@ class Labels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewards:
-    """Signal: a number from outside per completion; completions of one prompt share a group index."""
+    """Signal: a number from outside per completion; completions of one prompt share a group index.
+
+    Where steps of completions were rewarded, `step` has their rewards at the tokens that end them and NaN at all
+    others; they are a part of `reward`.
+    """
 
     reward: Float[Tensor, " C"]
     group: Int[Tensor, " C"]
+    step: Float[Tensor, " N"] | None = None
     # Where the caller knows them, nobody waits for a GPU to learn them: the completions of each group, whose
     # indices are then 0, 1, 2, ... in order; and all pairs of a group whose rewards differ.
     sizes: tuple[int, ...] | None = None

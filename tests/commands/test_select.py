@@ -122,6 +122,36 @@ def test_a_price_on_length(tmp_path):
     )
 
 
+def test_wrong_answers_are_cut_at_their_first_pit(tmp_path):
+    """The lowest value, and the first of equal ones; correct answers and those without values stay whole."""
+    right, wrong, other = "a\nb\nc", "a\n\nx\ny\n", "u\nv"
+    rows = [
+        {
+            "prompt": "p",
+            "completions": [right, wrong, other, "z\nz"],
+            "rewards": [1.0, 0.0, 0.0, 0.0],
+            "q": [1.5, 0.5, 0.4, None],
+            "q_steps": [[0.5, 0.0, 1.0], [0.5, 0.0, 0.0], [0.4, 0.0], None],
+        },
+        {"prompt": "s", "completions": [right], "rewards": [1.0], "q_steps": [[1, 1, 1]]},
+        {"prompt": "s", "completions": [wrong], "rewards": [0.0], "q_steps": [[0, 1, 1]]},
+    ]
+    _, found, _ = selected(tmp_path, rows, selection="all-pairs", first_pit="q_steps")
+    assert [(row["chosen"], row["rejected"], row["ended"]) for row in found] == [
+        (right, "a\n\nx", [True, False]),
+        (right, other, [True, True]),
+        (right, "z\nz", [True, True]),
+        (right, "a", [True, False]),
+    ]
+    for name in "bc":
+        (tmp_path / name).mkdir()
+    short = [rows[0] | {"q_steps": [[0.5], [0.1], [0.2], None]}]
+    with pytest.raises(DataError, match=r"the values do not fit the steps .* expected 3 numbers"):
+        selected(tmp_path / "b", short, first_pit="q_steps")
+    with pytest.raises(DataError, match="the column none does not fit the completions; got no such column"):
+        selected(tmp_path / "c", rows, first_pit="none")
+
+
 def test_single_rows_of_a_prompt_are_joined(tmp_path):
     rows = [{"prompt": "p", "completion": text, "reward": k} for k, text in enumerate("abc")]
     result, written, _ = selected(tmp_path, rows)

@@ -11,26 +11,29 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.settings import parse_settings, settings_from_run
-from preftune.errors import ConfigError, TrainingError
+from preftune.errors import ConfigError, DataError, TrainingError
 from preftune.model.policy import score_groups
 from preftune.model.reference import ReferenceOptions
 from preftune.objectives import OBJECTIVES
 from preftune.objectives.bnf import BNF
 from preftune.objectives.dpo import DPO
 from preftune.objectives.grpo import DAPO, GRPO, GSPO, DrGRPO
+from preftune.objectives.nash_md import NashMD
 from preftune.objectives.ppo import PPO
 from preftune.objectives.reinforce import REINFORCE
 from preftune.objectives.rloo import RLOO
 from preftune.objectives.topr import TOPR
 from preftune.progress import Reporter
+from preftune.sampling.prefix import PrefixOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.loop import resume, train
 from preftune.train.onpolicy.collect import CollectOptions
+from preftune.train.onpolicy.credit import with_step_rewards
 from preftune.train.onpolicy.source import OnPolicySource
 from preftune.train.onpolicy.state import group_of, plain_group
 from preftune.train.options import TrainConfig
 from preftune.train.setup import build_job
-from preftune.types import Group
+from preftune.types import Group, Record
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,11 @@ def vowels(prompts, completions, **columns):
 
 def none_sometimes(prompts, completions, **columns):
     return [None if len(text) % 2 else float(len(text)) for text in completions]
+
+def lines(prompts, completions, **columns):
+    """A number for each line, and none for every fourth completion."""
+    texts = [[line for line in text.split(chr(10)) if line] for text in completions]
+    return [None if i % 4 == 3 else [len(x) / 10 for x in one] for i, one in enumerate(texts)]
 
 def equal(prompts, completions, **columns):
     return [0.0 for _ in completions]
@@ -154,6 +162,89 @@ def test_samples_are_of_the_policy_and_its_numbers_are_theirs(config):
     assert 0 < taken.metrics["sample_mfu"] < 1
 
 
+def test_completions_go_on_from_a_beginning(config):
+    """Rewards see it as a part of them; groups have it as context, and behaviour_logp is of the rest."""
+    job = build_job(config(objective=GRPO(), prefix=PrefixOptions(column="word")), Reporter(quiet=True))
+    plain = build_job(config(objective=GRPO()), Reporter(quiet=True))
+    taken = job.source.supply(1)
+    texts = {row["prompt"]: row["completions"] for row in taken.completions}
+    decode = job.source.judge.renderer.decode
+    lengths = {group.origin: len(group.prompt) for group in plain.source.supply(1).groups}
+    found = score_groups(job.policy, taken.groups, job.config.layout)
+    for group, logps in zip(taken.groups, found, strict=True):
+        word = job.source.records[group.origin].columns["word"]
+        assert decode(group.prompt).endswith(word) and len(group.prompt) > lengths[group.origin]
+        assert all(text.startswith(word) for text in texts[f"Say {word}."])
+        for told, mine in zip(group.behaviour_logp, logps, strict=True):
+            np.testing.assert_allclose(told, mine, atol=1e-4)
+        assert group.rewards != (0.0,) * 4
+    with pytest.raises(DataError, match="the column answer holds no answer to continue"):
+        build_job(config(prefix=PrefixOptions(column="answer")), Reporter(quiet=True))
+    with pytest.raises(ConfigError, match="Only scored samples of the policy continue a beginning"):
+        config(objective=NashMD(), prefix=PrefixOptions(column="word"), collect={"opponent": "mixture"})
+
+
+def test_rewards_of_steps_stand_at_the_tokens_that_end_them(config, rewards_file):
+    settings = dict(reward=f"{rewards_file}:lines", sampling={"max_new_tokens": 12})
+    job = build_job(config(objective=REINFORCE(baseline="none"), **settings), Reporter(quiet=True))
+    taken = job.source.supply(1)
+    texts = {row["prompt"]: row for row in taken.completions}
+    decode = job.source.judge.renderer.decode
+    for group in taken.groups:
+        row = texts[f"Say {job.source.records[group.origin].columns['word']}."]
+        known = [k for k, reward in enumerate(row["rewards"]) if reward is not None]
+        assert len(known) == 3 == len(group.completions)
+        for k, ids, places, reward in zip(
+            known, group.completions, group.step_rewards, group.rewards, strict=True
+        ):
+            found = places[~np.isnan(places)]
+            assert found.tolist() == pytest.approx(row["reward_steps"][k])
+            assert reward == pytest.approx(sum(row["reward_steps"][k]))
+            for place in np.flatnonzero(~np.isnan(places))[:-1]:
+                assert "\n" in decode(ids[: place + 1].tolist())[-2:]
+    with pytest.raises(
+        TrainingError, match="dpo has one number for a completion and no use for rewards of its steps"
+    ):
+        train(config("refused", objective=DPO(), **settings), quiet=True)
+    with pytest.raises(TrainingError, match=r"reinforce gives tokens the reward of their own step"):
+        train(config("none", objective=REINFORCE(credit="step")), quiet=True)
+
+
+def test_progress_of_a_prover_in_a_run(config, rewards_file, tiny_folder):
+    prover = f"progress(model='{tiny_folder}', reward='{rewards_file}:vowels', num=2, max_new_tokens=3)"
+    reward = f"1*{rewards_file}:vowels + 3*{prover}"
+    job = build_job(
+        config(objective=REINFORCE(credit="step"), reward=reward, batch_size=1), Reporter(quiet=True)
+    )
+    [row] = job.source.supply(1).completions
+    assert [one is None for one in row["reward_steps"]] == [
+        one is None for one in row["reward_parts"]["progress"]
+    ]
+    for k, steps in enumerate(row["reward_steps"]):
+        assert sum(steps or ()) == pytest.approx(3 * (row["reward_parts"]["progress"][k] or 0), abs=1e-6)
+    with pytest.raises(ConfigError, match="dpo has one number for a completion"):
+        build_job(config("refused", objective=DPO(), reward=reward), Reporter(quiet=True))
+    with pytest.raises(ConfigError, match=r"reward of their own step \(credit step\); got reward 'ended'"):
+        build_job(config("none", objective=REINFORCE(credit="step"), reward="ended"), Reporter(quiet=True))
+
+
+def test_a_step_within_a_beginning_is_not_the_policys(config):
+    """Lines of 1, 2 and 4: the first was given, the second ends with token 2, the last takes in the rest."""
+    job = build_job(config(), Reporter(quiet=True))
+    renderer = job.source.judge.renderer
+    text = "one\ntwo\nthree"
+    ids = renderer.render(Record(prompt="x", completions=("two\nthree",))).completions[0]
+    group = Group(prompt=ids, completions=(ids,), rewards=(8.0,))
+    found = with_step_rewards(group, [text], [(1.0, 2.0, 4.0)], renderer)
+    places = found.step_rewards[0]
+    at = np.flatnonzero(~np.isnan(places)).tolist()
+    assert found.rewards == (7.0,) and places[at].tolist() == [2.0, 4.0] and at[1] == len(ids) - 1
+    assert renderer.decode(ids[: at[0] + 1].tolist()) == "two\n"
+    masked = replace(group, scored=(np.arange(len(ids)) > 0,))
+    with pytest.raises(TrainingError, match="Rewards of steps are of answers"):
+        with_step_rewards(masked, [text], [(1.0, 2.0, 4.0)], renderer)
+
+
 def test_a_sampler_that_disagrees_stops_the_run(config):
     with pytest.raises(
         TrainingError, match=r"trainer and the sampler disagree .* expected at most 1e-12 on average"
@@ -251,16 +342,20 @@ VARIANTS = {
     "lag": dict(objective=GRPO(), collect={"lag": 1, "epochs": 2}),
     "critic": dict(objective=PPO(value_clip=0.2), collect={"epochs": 2}),
     "moving reference": dict(objective=DPO(), reference=ReferenceOptions(update_every=2)),
+    "steps": dict(objective=PPO(), reward="lines", collect={"epochs": 2}),
+    "beginnings": dict(objective=GRPO(), prefix=PrefixOptions(column="word"), collect={"prompts": 4}),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_resumed_run_ends_bit_for_bit(variant, config):
+def test_a_resumed_run_ends_bit_for_bit(variant, config, rewards_file):
     """From every checkpoint, in the middle of a collection too."""
     settings = (
         dict(save_every=1, keep_checkpoints=9, max_steps=6, epochs=9.0, eval_fraction=0.25, eval_every=3)
         | VARIANTS[variant]
     )
+    if "reward" in settings:
+        settings["reward"] = f"{rewards_file}:{settings['reward']}"
     whole = train(config("whole", **settings), quiet=True).folder
     for cut in (1, 2, 5):
         again = config(f"cut-{cut}", **settings)

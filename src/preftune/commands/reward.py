@@ -285,9 +285,11 @@ class _Journal:
         for row in rows:
             mine = [next(rewards) for _ in row.completions]
             part = {name: values[start : start + len(mine)] for name, values in verdicts.parts.items()}
+            steps = verdicts.steps[start : start + len(mine)]
             start += len(mine)
             failures = verdicts.parse_failures if not lines else 0  # of all these rows
-            more = {f"{self.column}_parts": part} if part else {}
+            more: dict[str, Any] = {f"{self.column}_parts": part} if part else {}
+            more |= {f"{self.column}_steps": steps} if steps else {}
             lines.append({"row": {**row.value, self.column: mine, **more}, "parse_failures": failures})
         begin = [] if self.part.exists() and self.part.stat().st_size else [self.header]
         try:

@@ -19,6 +19,7 @@ from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.progress import Reporter
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import choose_engine
+from preftune.sampling.prefix import PrefixOptions, beginnings, behind, with_beginnings
 from preftune.sampling.sample import SampleOptions, load_sampler, sample
 from preftune.sampling.sampled import Sampled
 from preftune.sampling.server import sample_server
@@ -45,6 +46,7 @@ class SampleConfig:
         device: "auto" takes a GPU if there is one.
         json: print JSON lines.
         sampling: how completions are drawn.
+        prefix: a beginning that completions go on from; it is part of their text.
         server: draw from an OpenAI-compatible server instead of in this process.
         rows: how data files become groups of tokens.
         loading: what may be loaded beside plain tensors.
@@ -60,6 +62,7 @@ class SampleConfig:
     device: str = "auto"
     json: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
+    prefix: PrefixOptions = field(default_factory=PrefixOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
     rows: DataOptions = field(default_factory=DataOptions)
     loading: LoadOptions = field(default_factory=LoadOptions)
@@ -73,6 +76,7 @@ class SampleConfig:
             raise ConfigError("prompt and prompts exclude each other", got="both", expected="one of them")
         if self.prompts is None:
             refuse_idle(self, "without prompts", "output", do="Add --prompts FILE")
+            refuse_idle(self.prefix, "without prompts", "column", prefix="prefix.", do="Add --prompts FILE")
         if self.output is None:
             refuse_idle(self, "without an output", "overwrite")
         if self.prompt is None and self.prompts is None:
@@ -133,15 +137,16 @@ def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[lis
         engine, reason = choose_engine(model)
         if reason:
             report.note(f"prompts are {engine} for every completion: {reason}")
-        return lambda records, seed, progress: sample(
-            model,
-            renderer,
-            [renderer.render(record).prompt for record in records],
-            settings.sampling,
-            seed,
-            progress,
-            engine=engine,
-        )
+
+        def draw_here(
+            records: Sequence[Record], seed: int, progress: Callable[[int, int], None]
+        ) -> list[list[Sampled]]:
+            given = beginnings(renderer, records, settings.prefix)
+            prompts = behind([renderer.render(record).prompt for record in records], given)
+            drawn = sample(model, renderer, prompts, settings.sampling, seed, progress, engine=engine)
+            return with_beginnings(drawn, given, renderer)
+
+        return draw_here
     renderer = make_renderer(load_tokenizer(resolve_model(settings.model), settings.loading), settings.rows)
     journal = _journal_of(settings)
     if journal is not None and journal.exists():
@@ -150,17 +155,20 @@ def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[lis
     def draw(
         records: Sequence[Record], seed: int, progress: Callable[[int, int], None]
     ) -> list[list[Sampled]]:
+        given = beginnings(renderer, records, settings.prefix)
         try:
-            return sample_server(
+            drawn = sample_server(
                 settings.server,
                 renderer,
                 records,
                 settings.sampling,
                 seed,
                 progress,
+                given=given,
                 journal=journal,
                 note=report.note,
             )
+            return with_beginnings(drawn, given, renderer)
         except ServerError:
             if journal is not None and journal.exists():
                 report.note(

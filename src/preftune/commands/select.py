@@ -18,6 +18,7 @@ from preftune.data.signals import merge
 from preftune.errors import ConfigError, DataError
 from preftune.selection.apply import apply
 from preftune.selection.choices import NO_REWARD, Makes, Selected, Selection
+from preftune.selection.first_pit import cut_at_first_pit
 from preftune.selection.length_penalty import balanced_alpha, penalized
 from preftune.selection.rules import make_selection
 from preftune.storage import new_file, write_jsonl
@@ -58,6 +59,8 @@ class SelectConfig:
         threshold: of label-by-threshold: above it +1, below it -1.
         length_penalty: of every selection: taken off a reward for each character of its completion; "auto"
             finds the price at which the best completions are on average as long as the worst (DICE).
+        first_pit: a column with values of the steps of each completion: completions below the best of their row are
+            cut behind the first step with the lowest value before the selection.
         seed: of draws and ties.
         overwrite: replace the output if it is there.
         json: print the counts as JSON.
@@ -79,6 +82,7 @@ class SelectConfig:
     ranking: Literal["first-round", "tournament", "none"] | None = None
     threshold: float | None = None
     length_penalty: float | Literal["auto"] | None = None
+    first_pit: str | None = None
     seed: int = 0
     overwrite: bool = False
     json: bool = False
@@ -188,7 +192,10 @@ def select(settings: SelectConfig) -> SelectResult:
 
 def _select(settings: SelectConfig) -> SelectResult:
     loaded = load_records(settings.data, settings.rows)
-    records: Sequence[Record] = merge(loaded.records, "rewards")
+    read: Sequence[Record] = loaded.records
+    if settings.first_pit is not None:
+        read = cut_at_first_pit(read, settings.first_pit)
+    records: Sequence[Record] = merge(read, "rewards")
     price, records = _priced(records, settings.length_penalty)
     kept, found = apply(settings.chosen(), records, settings.seed)
     if not kept:

@@ -124,6 +124,7 @@ def take_completions(group: Group, keep: Sequence[int], pairs: Sequence[int]) ->
         probabilities=tuple(group.probabilities[p] for p in pairs) if group.probabilities else (),
         labels=tuple(group.labels[k] for k in keep) if group.labels else (),
         rewards=tuple(group.rewards[k] for k in keep) if group.rewards else (),
+        step_rewards=tuple(group.step_rewards[k] for k in keep) if group.step_rewards else (),
         sources=tuple(group.sources[k] for k in keep) if group.sources else (),
         behaviour_logp=tuple(group.behaviour_logp[k] for k in keep) if group.behaviour_logp else (),
         correction=tuple(group.correction[k] for k in keep) if group.correction else (),

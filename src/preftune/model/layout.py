@@ -229,12 +229,26 @@ def batch_signal(groups: Sequence[Group], kind: type[Signal]) -> Signal:
         rewards = [reward for group in groups for reward in group.rewards]
         index = [g for g, group in enumerate(groups) for _ in group.completions]
         signal = Rewards(
-            reward=torch.tensor(rewards, dtype=torch.get_default_dtype()), group=torch.tensor(index)
+            reward=torch.tensor(rewards, dtype=torch.get_default_dtype()),
+            group=torch.tensor(index),
+            step=_steps(groups),
         )
         return with_pairs(signal, tuple(len(group.completions) for group in groups))
     raise DataError(
         f"Files carry no {kind.__name__}", do="Use an objective that learns from pairs, labels or rewards"
     )
+
+
+def _steps(groups: Sequence[Group]) -> torch.Tensor | None:
+    """The rewards of steps at the scored tokens of all groups; NaN where there are none."""
+    if not any(group.step_rewards for group in groups):
+        return None
+    parts = [
+        part
+        for group in groups
+        for part in group.step_rewards or [np.full(size, np.nan) for size in group.num_scored]
+    ]
+    return torch.tensor(np.concatenate(parts), dtype=torch.get_default_dtype())
 
 
 def group_sources(group: Group) -> tuple[int, ...]:

@@ -60,6 +60,8 @@ class Objective(ABC):
             importance weights on gradients turn another sampler's completions into the policy's own.
         values_are_returns: of objectives with a critic: whether it predicts returns as they are, so that it may
             start as a reward model.
+        uses_steps: of objectives on rewards, whether the loss credits tokens with the rewards of their steps.
+        wants_steps: whether it has no meaning without them.
         value_is_surrogate: whether parts of the loss that depend on the policy are held fixed in the
             gradient, so that the value is not what the gradient lowers.
     """
@@ -78,6 +80,8 @@ class Objective(ABC):
     correctable: bool = False
     values_are_returns: bool = False
     value_is_surrogate: bool = False
+    uses_steps: bool = False
+    wants_steps: bool = False
 
     def __init_subclass__(cls) -> None:
         """A class without a name of its own is called by its Python name."""

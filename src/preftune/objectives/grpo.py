@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from preftune.errors import ConfigError
-from preftune.objectives.advantages import centred, group_deviation, standardized
+from preftune.objectives.advantages import centred, group_deviation, reward_to_go, standardized
 from preftune.objectives.base import mean_tokens, per_token, reference, sum_tokens
 from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.clipping import kl_estimate, mean_ratio, token_ratio
+from preftune.objectives.credit import outcome_reward, standardized_steps
 from preftune.objectives.groupwise import group_index
 from preftune.objectives.kinds import CompletionObjective, RewardObjective
 from preftune.objectives.policy_gradient import clipped_losses, policy_losses
@@ -28,7 +29,9 @@ class GRPO(CompletionObjective):
         - log ref(y_t)
 
     with mu the behaviour policy, the mean over completions. Shao et al., "DeepSeekMath", 2024, arXiv
-    2402.03300, with outcome rewards; checked against public implementations.
+    2402.03300; checked against public implementations. Where steps are rewarded, A_t of a token is the sum of the
+    rewards of the steps that end at it or later, standardized over all steps of the group (section 4.1.3),
+    and r is what is left of the completion's reward.
 
     Args:
         beta: weight of the KL term, >= 0; at 0 there is no reference. The default is the paper's (from
@@ -40,6 +43,7 @@ class GRPO(CompletionObjective):
     """
 
     name = "grpo"
+    uses_steps = True
     least_completions = 2
     length_normalized = True
 
@@ -60,10 +64,13 @@ class GRPO(CompletionObjective):
         return frozenset({"behaviour_logp", "ref_logp"} if self.beta > 0 else {"behaviour_logp"})
 
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)
-        loss, ratios = clipped_losses(
-            token_ratio(scores), per_token(advantage, scores.lengths, len(scores.logp)), self.clip, self.clip
-        )
+        outcome = outcome_reward(signal, scores.lengths).to(scores.logp.dtype)
+        advantage = standardized(outcome, signal, self.eps)
+        each = per_token(advantage, scores.lengths, len(scores.logp))
+        if signal.step is not None:
+            steps = standardized_steps(signal, scores.lengths, self.eps).to(each.dtype)
+            advantage = each = each + reward_to_go(steps, scores.lengths, 1.0)
+        loss, ratios = clipped_losses(token_ratio(scores), each, self.clip, self.clip)
         if self.beta > 0:
             loss = loss + self.beta * kl_estimate(self.kl, scores.logp - reference(scores))
         per_unit, weight = mean_tokens(loss, scores.lengths), self.weights(scores.lengths, signal)

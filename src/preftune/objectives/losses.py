@@ -78,17 +78,18 @@ def compute_loss(
             weight of the whole step.
         given: other scores per token (ref_logp, behaviour_logp, ...) in the form of `logp`, and the signal: chosen and
             rejected (indices; the first and the second half if not given), probability, labels (+1, -1, 0),
-            rewards, group, source.
+            rewards, group, step_rewards (in the form of `logp`: the reward of a step at the token that ends it, NaN
+            at the others; a part of rewards), source.
     """
     name = objective_name(objective)
-    allowed = (*SIGNAL_ARGUMENTS[objective.signal], *(one for one in SCORE_NAMES if one in objective.needs))
+    allowed = _arguments(objective)
     for key, value in given.items():
         if key not in allowed and value is not None:
             raise ConfigError(
                 f"{name} does not use {key}", got=f"{key}=...", expected=f"logp and {', '.join(allowed)}"
             )
     scores = _scores(objective, logp, mask, lengths, given)
-    signal = _signal(objective, given, scores.lengths)
+    signal = _signal(objective, given, scores.lengths, _step_rewards(given, mask, lengths))
     new_state = None
     if "coupling" in objective.needs:
         assert isinstance(objective, Coupled)
@@ -137,6 +138,23 @@ def __dir__() -> list[str]:
     return sorted(
         [*(name.replace("-", "_") for name in OBJECTIVES), "compute_loss", "loss_function", "LossResult"]
     )
+
+
+def _arguments(objective: Objective) -> tuple[str, ...]:
+    """What else the loss reads."""
+    scores = (one for one in SCORE_NAMES if one in objective.needs)
+    return (
+        *SIGNAL_ARGUMENTS[objective.signal],
+        *scores,
+        *(("step_rewards",) if objective.uses_steps else ()),
+    )
+
+
+def _step_rewards(
+    given: Mapping[str, Any], mask: Tensor | None, lengths: Tensor | None
+) -> Float[Tensor, " N"] | None:
+    steps = given.get("step_rewards")
+    return None if steps is None else _flat("step_rewards", steps, mask, lengths)[0]
 
 
 def _scores(
@@ -188,7 +206,9 @@ def _flat(
     return flat, counts.to(flat.device)
 
 
-def _signal(objective: Objective, given: Mapping[str, Any], lengths: Tensor) -> Signal:
+def _signal(
+    objective: Objective, given: Mapping[str, Any], lengths: Tensor, step: Tensor | None = None
+) -> Signal:
     kind, count = objective.signal, len(lengths)
 
     def tensor(name: str, size: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -207,6 +227,7 @@ def _signal(objective: Objective, given: Mapping[str, Any], lengths: Tensor) -> 
         return Rewards(
             reward=tensor("rewards", count, torch.get_default_dtype()),
             group=group if given.get("group") is None else tensor("group", count, torch.long),
+            step=step,
         )
     sides = _sides(given, count, lengths.device)
     if kind is Hybrid:

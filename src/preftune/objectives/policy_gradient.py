@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from preftune.objectives.advantages import at_last_token, group_deviation
+from preftune.objectives.advantages import group_deviation
 from preftune.objectives.base import behaviour, log_ratio, reference, sum_tokens
 from preftune.objectives.clipping import clipped_loss, is_clipped, kl_estimate
+from preftune.objectives.credit import received
 from preftune.objectives.groupwise import group_metrics
 from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
@@ -20,12 +21,12 @@ def penalized_token_rewards(
     scores: TokenScores | None, lengths: Int[Tensor, " C"], signal: Rewards, beta: float
 ) -> Float[Tensor, " N"]:
     """-beta * (log mu - log ref) at each token, mu being the behaviour policy, and the reward at the last
-    one.
+    one; those of steps at the tokens that end them.
 
     Numbers of the sample alone: they stay as they are while the policy takes steps on it. Scores only if beta
     > 0.
     """
-    rewards = at_last_token(signal.reward, lengths, None if scores is None else len(scores.logp))
+    rewards = received(signal, lengths, None if scores is None else len(scores.logp))
     if scores is None or beta == 0:
         return rewards
     return rewards.to(scores.logp.dtype) - beta * kl_estimate("k1", behaviour(scores) - reference(scores))

@@ -54,6 +54,7 @@ class PPO(Coupled, TokenObjective):
     """
 
     name = "ppo"
+    uses_steps = True
     learning_rates = (3e-6, 3e-6)
 
     kl_coef: float = not_negative(0.05)

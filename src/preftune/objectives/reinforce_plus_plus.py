@@ -32,6 +32,7 @@ class ReinforcePlusPlus(Coupled, TokenObjective):
     """
 
     name = "reinforce-plus-plus"
+    uses_steps = True
 
     beta: float = not_negative(0.01)
     gamma: float = between(1.0, "(0, 1]")

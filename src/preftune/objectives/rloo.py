@@ -44,6 +44,11 @@ class RLOO(CompletionObjective):
         return frozenset(reference | (set() if self.clip is None else {"behaviour_logp"}))
 
     @property
+    def uses_steps(self) -> bool:
+        """As `reinforce` does; a ratio of whole completions leaves no place for it."""
+        return self.clip is None
+
+    @property
     def chosen_fall(self) -> ChosenFall:
         return "possible" if self.clip is None else "prevented"
 

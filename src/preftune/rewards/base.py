@@ -42,10 +42,12 @@ class RewardReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
     """One finite number for each completion, or None: no opinion. `parts` are those of each term of a weighted
-    sum, before its weight, by the term's name.
+    sum, before its weight, by the term's name. `steps` are rewards of a completion's steps (`line_steps`), a part
+    of its reward; None for a completion without such, and empty where none has them.
     """
 
     rewards: list[float | None]
+    steps: list[tuple[float, ...] | None] = field(default_factory=list)
     parse_failures: int = 0
     parts: Mapping[str, list[float | None]] = field(default_factory=dict)
 
@@ -71,6 +73,11 @@ class BuiltIn(ABC):
         """Columns without which it cannot judge."""
         return ()
 
+    @property
+    def gives_steps(self) -> bool:
+        """Whether it rewards the steps of a completion."""
+        return False
+
     @abstractmethod
     def __call__(
         self, prompts: list[str], completions: list[str], **columns: Any
@@ -78,8 +85,9 @@ class BuiltIn(ABC):
 
 
 RewardFunction = Callable[..., Any]
-"""f(prompts, completions, **columns) -> list[float | None], plain or async, called with keywords. A column is
-a list with one entry per completion, or one value for all of them.
+"""f(prompts, completions, **columns) -> list[float | list[float] | None], plain or async, called with keywords.
+A column is a list with one entry per completion, or one value for all of them. A list of numbers rewards the
+steps of a completion, whose lines these are; their sum is its reward.
 """
 
 

@@ -5,7 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from preftune.errors import ConfigError, PreftuneError, TrainingError, shown
 from preftune.rewards.base import COLUMNS, BuiltIn, RewardFunction, Verdicts, at
 from preftune.rewards.own_process import OwnProcess
+from preftune.text import line_steps
 from preftune.time_limit import Overdue, run_apart
 
 TIMEOUT_S = 600.0  # seconds that one call of a user's function may take
@@ -189,14 +190,31 @@ def _summed(parts: Sequence[Part], found: Sequence[Verdicts]) -> Verdicts:
         rewards.append(sum(known) if known else None)
     return Verdicts(
         rewards=rewards,
+        steps=_summed_steps(weights, found),
         parse_failures=sum(one.parse_failures for one in found),
         parts={part.label or part.name: one.rewards for part, one in zip(parts, found, strict=True)},
     )
 
 
+def _summed_steps(weights: Sequence[float], found: Sequence[Verdicts]) -> list[tuple[float, ...] | None]:
+    """The weighted sum over the terms that reward steps; empty where none does."""
+    steps = [(weight, one.steps) for weight, one in zip(weights, found, strict=True) if one.steps]
+    if not steps:
+        return []
+    summed: list[tuple[float, ...] | None] = []
+    for k in range(len(found[0].rewards)):
+        mine = [[weight * value for value in one] for weight, ones in steps if (one := ones[k]) is not None]
+        summed.append(tuple(map(sum, zip(*mine, strict=True))) if mine else None)
+    return summed
+
+
 def _checked(outcome: object, name: str, completions: list[str]) -> Verdicts:
-    failures = outcome.parse_failures if isinstance(outcome, Verdicts) else 0
-    outcome = _as_list(outcome.rewards if isinstance(outcome, Verdicts) else outcome)
+    if isinstance(outcome, Verdicts):
+        steps = outcome.steps if any(one is not None for one in outcome.steps) else []
+        return replace(
+            _checked(outcome.rewards, name, completions), parse_failures=outcome.parse_failures, steps=steps
+        )
+    outcome = _as_list(outcome)
     expected = f"a list of {len(completions)} numbers or None"
     if not isinstance(outcome, list | tuple):
         raise TrainingError(
@@ -208,6 +226,12 @@ def _checked(outcome: object, name: str, completions: list[str]) -> Verdicts:
     if len(outcome) != len(completions):
         without = f", none for {at(len(outcome), completions)}" if len(outcome) < len(completions) else ""
         raise TrainingError(f"Reward {name!r} returned {len(outcome)} entries{without}", expected=expected)
+    entries = [_as_list(entry) for entry in outcome]
+    steps = [
+        _steps(entry, name, index, completions) if isinstance(entry, list | tuple) else None
+        for index, entry in enumerate(entries)
+    ]
+    outcome = [entry if mine is None else sum(mine) for entry, mine in zip(entries, steps, strict=True)]
     rewards = [None if entry is None else _finite(entry) for entry in outcome]
     for index, (reward, entry) in enumerate(zip(rewards, outcome, strict=True)):
         if reward is None and entry is not None:
@@ -216,7 +240,20 @@ def _checked(outcome: object, name: str, completions: list[str]) -> Verdicts:
                 got=shown(entry),
                 expected="a finite number or None",
             )
-    return Verdicts(rewards=rewards, parse_failures=failures)
+    return Verdicts(rewards=rewards, steps=steps if any(one is not None for one in steps) else [])
+
+
+def _steps(entry: Sequence[Any], name: str, index: int, completions: list[str]) -> tuple[float, ...]:
+    """The rewards of a completion's steps, checked."""
+    values = [_finite(value) for value in entry]
+    count = len(line_steps(completions[index]))
+    if None in values or len(values) != count:
+        raise TrainingError(
+            f"Reward {name!r} does not fit the steps of {at(index, completions)}",
+            got=shown(entry),
+            expected=f"{count} finite numbers, one for each line that is not blank",
+        )
+    return tuple(value for value in values if value is not None)
 
 
 def _as_list(outcome: Any) -> Any:

@@ -52,6 +52,7 @@ REWARDS: Mapping[str, type[BuiltIn]] = _BuiltIns(
         "implicit": "implicit:ImplicitReward",
         "likelihood": "implicit:Likelihood",
         "code": "code:Code",
+        "progress": "progress:StepProgress",
         "quote": "quote:Quote",
         "judge": "judge:Judge",
     }

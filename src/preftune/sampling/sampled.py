@@ -1,5 +1,6 @@
 """What a sampler returns: completions with their log-probabilities."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,3 +59,12 @@ def completion_text(ids: np.ndarray, renderer: Renderer, ends: frozenset[int] = 
     text = str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
     end = next((end for end in renderer.stop_texts if text.endswith(end)), "")
     return text.removesuffix(end).rstrip("\n") if end else text
+
+
+def tokens_within(ids: np.ndarray, characters: int, renderer: Renderer) -> int:
+    """The fewest of the tokens, at least one, whose text has so many characters; all where none have."""
+
+    def written(count: int) -> int:
+        return len(str(renderer.tokenizer.decode(ids[:count].tolist(), skip_special_tokens=True)))
+
+    return min(len(ids), 1 + bisect_left(range(1, len(ids) + 1), characters, key=written))

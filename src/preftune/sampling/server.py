@@ -19,6 +19,7 @@ from preftune.sampling.client import ServerOptions, endpoint_of
 from preftune.sampling.distribution import uniforms
 from preftune.sampling.http_client import HttpClient, Refused, Withheld, run_all
 from preftune.sampling.journal import journal_writer, read_journal
+from preftune.sampling.prefix import behind
 from preftune.sampling.replies import ROW, Api, first_model, reply_reader
 from preftune.sampling.sample import SampleOptions, check_keys
 from preftune.sampling.sampled import Sampled, completion_text
@@ -61,6 +62,7 @@ def sample_server(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     keys: Sequence[int] | None = None,
+    given: Sequence[np.ndarray] | None = None,
     journal: Path | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[list[Sampled]]:
@@ -73,12 +75,20 @@ def sample_server(
     the renderer's, and log-probabilities are None. A stop text may be cut off by the server. The server gets
     a seed for each completion; whether it draws the same again is up to it.
 
+    With `given` tokens completions continue each prompt and these, which takes the api "tokens".
+
     With a `journal` (JSON lines), every completion is written to it as it comes, and what it holds of an
     earlier call with the same prompts and settings is not drawn again. A completion that the server withholds
     (content filter) is left out, and `note` gets the count. Raises ServerError when the server refuses or
     stays silent.
     """
-    prompts = [_Prompt(tokens=renderer.render(record).prompt, record=record) for record in records]
+    tokens = behind([renderer.render(record).prompt for record in records], given)
+    if given is not None:
+        server = _of_tokens(server, "A beginning of completions has no place in a chat")
+    prompts = [
+        _Prompt(tokens=ids, record=record if given is None else None)
+        for ids, record in zip(tokens, records, strict=True)
+    ]
     keys = range(len(records)) if keys is None else keys
     check_keys(keys, len(records))
     return asyncio.run(_sample(server, renderer, prompts, options, seed, progress, keys, journal, note))
@@ -94,16 +104,18 @@ def sample_server_tokens(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[Sampled]]:
     """Sample prompts given as tokens, through the api "tokens"; a server that returns text only is refused."""
-    if server.api not in ("auto", "tokens"):
-        raise ConfigError(
-            "Prompts of tokens have no place in a chat", got=f"server.api {server.api}", expected="tokens"
-        )
+    server, notes = _of_tokens(server, "Prompts of tokens have no place in a chat"), []
     asked = [_Prompt(tokens=tokens, record=None) for tokens in prompts]
-    server, notes = replace(server, api="tokens"), []
     drawn = asyncio.run(_sample(server, renderer, asked, options, seed, progress, keys, None, notes.append))
     if not all(drawn):
         raise ServerError("The server draws nothing for a prompt", got=notes[0], do="Leave the prompt out")
     return drawn
+
+
+def _of_tokens(server: ServerOptions, refusal: str) -> ServerOptions:
+    if server.api not in ("auto", "tokens"):
+        raise ConfigError(refusal, got=f"server.api {server.api}", expected="tokens")
+    return replace(server, api="tokens")
 
 
 async def _sample(

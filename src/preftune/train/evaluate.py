@@ -156,7 +156,7 @@ def evaluate_samples(
     drawn, _ = source.drawn(prompts, judge, EVALUATION, progress)
     records = [source.records[group.origin] for group in prompts]
     groups, verdicts = source.processes.from_main(lambda: judge_draw(drawn, judge, records, step))
-    lengths = [len(ids) for group in groups for ids in group.completions]
+    lengths = [size for group in groups for size in group.num_scored]
     metrics = {
         "completions/length": float(np.mean(lengths)),
         "completions/ended": float(np.mean([e for one in drawn.ended for e in one])),

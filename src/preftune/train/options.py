@@ -15,6 +15,7 @@ from preftune.objectives import Objective, make_objective
 from preftune.objectives.base import smallest_step
 from preftune.objectives.bnf import BNF
 from preftune.sampling.client import ServerOptions
+from preftune.sampling.prefix import PrefixOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.anchors import TOLERANCE, AnchorPlan
 from preftune.train.best import BestMetric
@@ -33,6 +34,7 @@ from preftune.train.groups import DataPlan
 from preftune.train.identity import IdentityPlan, compared_settings
 from preftune.train.models import ModelPlan
 from preftune.train.onpolicy.checks import (
+    check_continuation,
     check_extragradient,
     check_max_samples,
     check_opponent,
@@ -43,6 +45,7 @@ from preftune.train.onpolicy.checks import (
 )
 from preftune.train.onpolicy.collect import CollectOptions, chosen_selection
 from preftune.train.onpolicy.correction import chosen_correction
+from preftune.train.onpolicy.credit import StepUse
 from preftune.train.onpolicy.source import CollectPlan
 from preftune.train.optim import OptimOptions
 from preftune.train.runlog import to_plain
@@ -104,6 +107,8 @@ class TrainConfig:
         shard: how the model lies on several processes.
         reference: the frozen anchor.
         sampling: on-policy: how completions are drawn.
+        prefix: on-policy: a beginning that completions go on from; rewards see it as a part of them, and it is
+            context to all else.
         collect: on-policy: how much is drawn, and what is made of it.
         server: on-policy: a server that draws, and follows the adapter that trains.
         loading: what may be loaded beside plain tensors.
@@ -144,6 +149,7 @@ class TrainConfig:
     shard: ShardOptions = field(default_factory=ShardOptions)
     reference: ReferenceOptions = field(default_factory=ReferenceOptions)
     sampling: SampleOptions = field(default_factory=four_completions)
+    prefix: PrefixOptions = field(default_factory=PrefixOptions)
     collect: CollectOptions = field(default_factory=CollectOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
     loading: LoadOptions = field(default_factory=LoadOptions)
@@ -223,7 +229,7 @@ class TrainConfig:
             refuse_idle(self, "without keep_best", "early_stopping_patience", do="Set --keep_best METRIC")
 
     def _check_offline(self) -> None:
-        idle = ("reward", "sampling", "collect", "max_samples")
+        idle = ("reward", "sampling", "prefix", "collect", "max_samples")
         offline = {"got": "source offline", "do": "Set --source on-policy"}
         refuse_idle(self, "offline", *idle, **offline)
         if self.server.url:
@@ -311,12 +317,14 @@ class TrainConfig:
         return CollectPlan(
             options=self.collect,
             sampling=self.sampling,
+            prefix=self.prefix,
             reward=self.reward or "",
             selection=None if self.unjudged else chosen_selection(self.collect, self.objective.signal),
             layout=self.layout,
             batch_size=self.batch_size,
             least=smallest_step(self.objective),
             seed=self.seed,
+            step_use=StepUse.of(self.objective),
             wants_values="behaviour_value" in self.objective.needs,
             tolerance=TOLERANCE[self.precision] if gap is None else gap,
             correction=chosen_correction(self.collect, self.objective, self.sampling, bool(self.server.url)),
@@ -371,6 +379,7 @@ class TrainConfig:
         chosen_selection(self.collect, self.objective.signal)
         check_sampling(self.objective, self.sampling, self.collect, self.unjudged)
         chosen_correction(self.collect, self.objective, self.sampling, bool(self.server.url))
+        check_continuation(self.prefix, self.collect, self.unjudged)
         if self.server.url:
             check_server(self.server, self.sampling, self.lora, weighs_ratios(self.objective))
         else:

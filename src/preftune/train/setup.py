@@ -27,6 +27,7 @@ from preftune.progress import Reporter
 from preftune.rewards import COLUMNS, AnyReward, check_columns, resolve_reward
 from preftune.rewards.questions import shared_columns
 from preftune.sampling.client import ServerOptions
+from preftune.sampling.prefix import check_prefix
 from preftune.sampling.sample import Blend
 from preftune.train.anchors import TOLERANCE, AnchorBuilder, Anchors
 from preftune.train.batches import ANCHORED, check_prompts, mismatched_groups, with_mismatched
@@ -203,10 +204,14 @@ def read_within_limits(
     return data
 
 
-def check_reward(reward: AnyReward, name: str, data: ReadData) -> None:
-    """Refuse a reward that reads columns which the prompts do not have."""
+def check_reward(reward: AnyReward, data: ReadData, plan: CollectPlan) -> None:
+    """Refuse a reward that reads columns which the prompts do not have, or rewards steps in vain; and a column of
+    beginnings that is not there.
+    """
+    plan.step_use.check_reward(reward, plan.reward)
+    check_prefix(data.prepared.records if plan.prefix.column else (), plan.prefix)
     known = shared_columns([*data.prepared.records, *data.held_records])
-    check_columns(reward, name, known | set(COLUMNS))
+    check_columns(reward, plan.reward, known | set(COLUMNS))
 
 
 def _optimizer(
@@ -268,6 +273,8 @@ def _on_policy_supply(
         reward_name=plan.reward,
         timeout_s=plan.options.reward_timeout_s,
         engine=builder.models.engine,
+        prefix=plan.prefix,
+        step_use=plan.step_use,
     )
     source = OnPolicySource(
         policy=builder.policy,
@@ -330,7 +337,7 @@ def build_job(
     limits = shared_limits(filter(None, (config.model, config.critic)), config.loading)
     data = read_within_limits(config.data_plan, limits, tokenizer, report)
     if reward is not None:
-        check_reward(reward, config.reward or "", data)
+        check_reward(reward, data, config.collect_plan)
     models = load_models(config.model_plan, report, processes)
     if config.filter is not None:
         data = filter_pairs(config.filter, models.policy, config.layout, data, report)

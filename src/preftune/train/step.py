@@ -293,9 +293,7 @@ def couple_step(
     view = StepView(
         lengths=torch.cat([lengths for lengths, _, _, _ in whole]),
         prompt=torch.cat([prompt for _, prompt, _, _ in whole]),
-        signal=join_signals(
-            [signal for _, _, signal, _ in whole], [len(lengths) for lengths, _, _, _ in whole]
-        ),
+        signal=join_signals([signal for _, _, signal, _ in whole], [lengths for lengths, _, _, _ in whole]),
         scores=join_scores(scores) if scores else None,
         mismatched=join_scores(others) if others else None,
     )
@@ -335,8 +333,11 @@ def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
     return TokenScores(**joined)
 
 
-def join_signals(parts: Sequence[Signal], num_completions: Sequence[int]) -> Signal:
-    """The signals of several pieces as one: indices of completions, and of groups, run on."""
+def join_signals(parts: Sequence[Signal], lengths: Sequence[Tensor]) -> Signal:
+    """The signals of several pieces, with completions of these lengths, as one: indices of completions, and of
+    groups, run on.
+    """
+    num_completions = [len(one) for one in lengths]
     starts = [sum(num_completions[:i]) for i in range(len(parts))]
     first = parts[0]
     if isinstance(first, Labels):
@@ -360,6 +361,19 @@ def join_signals(parts: Sequence[Signal], num_completions: Sequence[int]) -> Sig
         sizes=tuple(chain.from_iterable(sizes)) if len(sizes) == len(rewarded) else None,
         reward=torch.cat([part.reward for part in rewarded]),
         group=_joined_groups([part.group for part in rewarded]),
+        step=_joined_steps(rewarded, lengths),
+    )
+
+
+def _joined_steps(parts: Sequence[Rewards], lengths: Sequence[Tensor]) -> Tensor | None:
+    """Rewards of steps; NaN for pieces that have none."""
+    if all(part.step is None for part in parts):
+        return None
+    return torch.cat(
+        [
+            part.reward.new_full((int(sizes.sum()),), torch.nan) if part.step is None else part.step
+            for part, sizes in zip(parts, lengths, strict=True)
+        ]
     )
 
 

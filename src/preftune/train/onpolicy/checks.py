@@ -6,6 +6,7 @@ from preftune.errors import ConfigError, refuse_idle
 from preftune.model.adapters import LoraOptions
 from preftune.objectives import Objective, objective_name
 from preftune.sampling.client import ServerOptions
+from preftune.sampling.prefix import PrefixOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.train.onpolicy.collect import CollectOptions
 from preftune.types import Rewards
@@ -38,6 +39,23 @@ def check_sampling(
             got=f"sampling.num_completions {sampling.num_completions}",
             expected="at least 2",
             do="Set --sampling.num_completions 4",
+        )
+
+
+def check_continuation(prefix: PrefixOptions, collect: CollectOptions, unjudged: bool) -> None:
+    """Completions that share a prompt in training go on from the same beginning."""
+    if not prefix.column:
+        return
+    if unjudged or collect.opponent != "none":
+        raise ConfigError(
+            "Only scored samples of the policy continue a beginning",
+            got=f"prefix.column {prefix.column} with "
+            + (
+                "samples next to the pairs of the data"
+                if unjudged
+                else f"collect.opponent {collect.opponent}"
+            ),
+            do="Leave one out",
         )
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from preftune.data.fit import take_completions
@@ -15,12 +17,14 @@ from preftune.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
 from preftune.rewards.questions import questions
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import Engine
+from preftune.sampling.prefix import PrefixOptions, behind, with_beginnings
 from preftune.sampling.sample import Blend, SampleOptions, sample
 from preftune.sampling.sampled import Sampled, sampled_group
 from preftune.sampling.server import sample_server_tokens
 from preftune.selection.apply import apply
 from preftune.selection.choices import NO_PAIR, NO_REWARD, Makes, Selection
 from preftune.selection.rules import make_selection
+from preftune.train.onpolicy.credit import StepUse, with_step_rewards
 from preftune.types import SOURCES, Group, Hybrid, Labels, Pairs, Record, Rewards, Signal
 
 _MAKES: Mapping[type[Signal], tuple[Makes, ...]] = {
@@ -153,6 +157,8 @@ class Sampler:
     reward_name: str
     timeout_s: float
     engine: Engine
+    prefix: PrefixOptions = field(default_factory=PrefixOptions)
+    step_use: StepUse = field(default_factory=StepUse)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,11 +182,15 @@ def draw(
     *,
     server: ServerOptions | None = None,
     blend: Blend | None = None,
+    given: Sequence[np.ndarray] | None = None,
 ) -> tuple[Draw, list[list[Sampled]]]:
     """Sample completions of each prompt: from the model, from its mixture with another model, or from a
     server that holds it. Also returns the samples as the sampler made them.
+
+    A beginning that is `given` is part of the texts; in the groups it stands behind the prompt, as context, where
+    it is computed once for all completions.
     """
-    tokens = [group.prompt for group in prompts]
+    tokens = behind([group.prompt for group in prompts], given)
     if server is None:
         drawn = sample(
             model,
@@ -196,9 +206,11 @@ def draw(
     else:
         drawn = sample_server_tokens(server, judge.renderer, tokens, judge.sampling, seed, keys, progress)
     groups = [
-        sampled_group(group.prompt, ones, group.origin) for group, ones in zip(prompts, drawn, strict=True)
+        sampled_group(ids, ones, group.origin)
+        for group, ids, ones in zip(prompts, tokens, drawn, strict=True)
     ]
-    texts = tuple(tuple(one.text for one in ones) for ones in drawn)
+    whole = with_beginnings(drawn, given, judge.renderer)
+    texts = tuple(tuple(one.text for one in ones) for ones in whole)
     return Draw(
         groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)
     ), drawn
@@ -257,10 +269,15 @@ def judge_draw(
     verdicts = ask(
         judge.reward, judge.reward_name, asked.prompts, asked.completions, asked.columns, judge.timeout_s
     )
-    rewards = iter(verdicts.rewards)
-    groups = [
-        replace(group, rewards=tuple(next(rewards) for _ in group.completions)) for group in drawn.groups
-    ]
+    judge.step_use.check(verdicts, judge.reward_name)
+    rewards, steps = iter(verdicts.rewards), iter(verdicts.steps)
+    groups = []
+    for group, texts in zip(drawn.groups, drawn.texts, strict=True):
+        count = len(group.completions)
+        judged = replace(group, rewards=tuple(islice(rewards, count)))
+        if verdicts.steps:
+            judged = with_step_rewards(judged, texts, list(islice(steps, count)), judge.renderer)
+        groups.append(judged)
     return groups, verdicts
 
 

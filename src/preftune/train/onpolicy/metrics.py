@@ -147,10 +147,12 @@ class News:
 
 
 def _parts_of(verdicts: Verdicts, start: int, stop: int) -> dict[str, object]:
-    """The rewards of some completions by the terms of a weighted sum, for a row of completions.jsonl."""
-    if not verdicts.parts:
-        return {}
-    return {"reward_parts": {name: values[start:stop] for name, values in verdicts.parts.items()}}
+    """The rewards of some completions by their steps and by the terms of a weighted sum, for a row of
+    completions.jsonl.
+    """
+    parts = {name: values[start:stop] for name, values in verdicts.parts.items()}
+    steps: dict[str, object] = {"reward_steps": verdicts.steps[start:stop]} if verdicts.steps else {}
+    return steps | ({"reward_parts": parts} if parts else {})
 
 
 def part_metrics(parts: Mapping[str, Sequence[float | None]], prefix: str) -> dict[str, float]:

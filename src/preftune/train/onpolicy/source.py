@@ -18,6 +18,7 @@ from preftune.model.layout import LayoutOptions, collate, split_micro_batches
 from preftune.model.policy import Policy, micro_batches, score, score_groups
 from preftune.progress import Reporter
 from preftune.sampling.agreement import agreement, check_agreement
+from preftune.sampling.prefix import PrefixOptions, beginnings
 from preftune.sampling.sample import Blend, SampleOptions
 from preftune.sampling.sampled import Sampled
 from preftune.selection.choices import Selection
@@ -35,6 +36,7 @@ from preftune.train.onpolicy.collect import (
     with_opponents,
 )
 from preftune.train.onpolicy.correction import Correction, correction_metrics
+from preftune.train.onpolicy.credit import StepUse
 from preftune.train.onpolicy.follower import Follower
 from preftune.train.onpolicy.metrics import Drawn, News
 from preftune.train.onpolicy.state import Collection, SourceState, plain_state, state_of
@@ -68,6 +70,7 @@ class CollectPlan:
 
     options: CollectOptions
     sampling: SampleOptions
+    prefix: PrefixOptions
     reward: str  # as it was written
     selection: Selection | None
     layout: LayoutOptions
@@ -75,6 +78,7 @@ class CollectPlan:
     least: int  # groups of a step; a smaller remainder joins the step before it
     seed: int
     wants_values: bool  # whether groups carry the scalar head's values at sampling
+    step_use: StepUse
     tolerance: float  # nats per token by which sampler and trainer may differ
     correction: Correction | None
 
@@ -268,30 +272,39 @@ class OnPolicySource:
         number: int,
         progress: Callable[[int, int], None],
         blend: Blend | None = None,
+        given: Sequence[np.ndarray] | None = None,
     ) -> tuple[Draw, list[list[Sampled]]]:
-        """Completions of the policy as it is now, or of a blend; `number` settles the noise."""
+        """Completions of the policy as it is now, or of a blend; `number` settles the noise. They go on from
+        what is `given` for each prompt.
+        """
         seed, places = draw_seed(self.seed, number), list(range(len(prompts)))
         if self.follower is not None and blend is None:
             return self.follower.draw(
-                lambda server: draw(self.policy.model, judge, prompts, seed, places, progress, server=server)
+                lambda server: draw(
+                    self.policy.model, judge, prompts, seed, places, progress, server=server, given=given
+                )
             )
         mine = places[self.processes.rank :: self.processes.size]
         low = torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.policy.precision == "bf16")
+        here = None if given is None else [given[i] for i in mine]
+        asked = [prompts[i] for i in mine]
         with self.policy.whole(), nullcontext() if blend is None else blend.around(), low:
-            own = draw(
-                self.policy.model, judge, [prompts[i] for i in mine], seed, mine, progress, blend=blend
-            )
+            own = draw(self.policy.model, judge, asked, seed, mine, progress, blend=blend, given=here)
         return joined_draws(self.processes.gather(own)) if self.processes.size > 1 else own
 
     def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, Drawn]:
         """Completions; stops if the trainer's log-probabilities of some of them are not the sampler's."""
         policy, number, started = self.policy, self._state.draws, time.perf_counter()
-        drawn, ones = self.drawn(
-            prompts, self.judge, number, lambda done, of: self.report.update("sample", done, of)
-        )
+        records = [self.records[group.origin] for group in prompts]
+        given = beginnings(self.judge.renderer, records, self.judge.prefix)
+
+        def tell(done: int, of: int) -> None:
+            self.report.update("sample", done, of)
+
+        drawn, ones = self.drawn(prompts, self.judge, number, tell, given=given)
         seconds = time.perf_counter() - started
         few = split_micro_batches(drawn.groups, self.layout, policy.sharing)[0]
-        found = agreement(policy, [prompts[i].prompt for i in few], [ones[i] for i in few], self.layout)
+        found = agreement(policy, [drawn.groups[i].prompt for i in few], [ones[i] for i in few], self.layout)
         check_agreement(found, self.tolerance)
         more: dict[str, float] = {}
         if self.follower is not None:

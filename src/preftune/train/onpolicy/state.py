@@ -90,6 +90,7 @@ _ARRAYS = {
     "behaviour_logp": np.float32,
     "correction": np.float32,
     "behaviour_value": np.float32,
+    "step_rewards": np.float32,
 }
 
 
