@@ -76,3 +76,17 @@ def test_a_sampler_that_tells_nothing_is_refused():
     drawn[1] = [replace(one, logp=None) for one in drawn[1]]
     with pytest.raises(TrainingError, match="A completion of prompt 1 has no log-probabilities"):
         agreement(policy_of(model), PROMPTS[:2], drawn)
+
+
+@pytest.mark.parametrize(
+    ("gap", "limit", "advice"),
+    [
+        (0.021, 1e-3, r"bf16 or fp8 .*--dtype float32.*--precision bf16.*--collect\.sampler_gap 0\.05"),
+        (0.15, 0.1, r"--collect\.sampler_gap 0\.3"),
+        (1.5, 1e-3, "The sampler has other weights"),
+        (math.nan, 1e-3, "Lower --learning_rate"),
+    ],
+)
+def test_the_size_of_a_gap_names_its_cause(gap, limit, advice):
+    with pytest.raises(TrainingError, match=advice):
+        check_agreement(Agreement(mean=gap, max=2 * gap, num_tokens=9), limit)

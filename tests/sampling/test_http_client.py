@@ -16,7 +16,7 @@ import pytest
 
 from preftune.errors import ConfigError, ServerError
 from preftune.sampling import http_client
-from preftune.sampling.http_client import Endpoint, HttpClient, Refused, check_url, run_all
+from preftune.sampling.http_client import Endpoint, EngineDied, HttpClient, Refused, check_url, run_all
 
 FAST = Endpoint(url="", retries=1, backoff_s=0.01, timeout_s=5.0, concurrency=4)
 SECRET = "sk-canary-1234567890"
@@ -342,3 +342,19 @@ def test_a_key_in_the_place_of_its_variable_is_not_told(name):
     with pytest.raises(ConfigError, match="names no environment variable") as caught:
         http_client.read_key(name, "server.api_key_env")
     assert name not in str(caught.value)
+
+
+def test_an_engine_that_died_is_named_and_not_asked_again():
+    asked = []
+
+    def handle(connection: socket.socket, earlier: int) -> None:
+        asked.append(earlier)
+        told = {"error": {"message": "EngineCore encountered an issue. See stack trace (above)", "code": 500}}
+        connection.sendall(reply(json.dumps(told), "500 Internal Server Error"))
+
+    with (
+        serving(handle) as url,
+        pytest.raises(EngineDied, match=r"engine of the server.*--max-num-batched-tokens 8192"),
+    ):
+        ask(url)
+    assert asked == [0]

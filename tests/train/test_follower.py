@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from preftune.cli.main import main
 from preftune.cli.settings import settings_from_run
-from preftune.errors import ConfigError, ServerError, TrainingError
+from preftune.errors import ConfigError, ModelError, ServerError, TrainingError
 from preftune.model.adapters import LoraOptions, quiet_peft
 from preftune.objectives.bnf import BNF
 from preftune.objectives.grpo import GRPO
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.sample import SampleOptions
+from preftune.sampling.server_weights import load_weights
 from preftune.train.loop import resume, train
 from preftune.train.onpolicy.collect import CollectOptions
 from preftune.train.options import TrainConfig
@@ -46,7 +47,16 @@ class Served:
     models: dict[str, torch.nn.Module] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     requests: int = 0
+    version: str = "default"
+    restarts: int = 0  # requests for completions before which the server starts again from its own weights
     forgets: int = 0  # requests for completions before which the server loses its adapters
+
+    def manage(self, path: str, body: dict) -> str:
+        """vLLM's requests for all weights; what a server that does not follow does is nothing."""
+        if path == "/collective_rpc" and self.follows:
+            self.models["base"] = AutoModelForCausalLM.from_pretrained(body["kwargs"]["weights_path"]).eval()
+        self.version = body.get("new_version", self.version)
+        return "{}"
 
     def load(self, name: str, folder: str) -> None:
         base = AutoModelForCausalLM.from_pretrained(self.folder).eval()
@@ -89,6 +99,9 @@ def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True, sc
             self.wfile.write(text.encode())
 
         def do_GET(self):
+            if self.path == "/weight_info":
+                self.answer(json.dumps({"weight_version": served.version}))
+                return
             self.answer(json.dumps({"data": [{"id": "base"}]}))
 
         def do_POST(self):
@@ -99,6 +112,10 @@ def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True, sc
                     return
                 if self.path == "/v1/completions":
                     served.requests += 1
+                    if served.restarts:
+                        served.restarts -= 1
+                        served.models["base"] = AutoModelForCausalLM.from_pretrained(folder).eval()
+                        served.version = "default"
                     if served.forgets:
                         served.forgets -= 1
                         served.models.clear()
@@ -106,6 +123,10 @@ def serving(folder: Path, *, follows: bool = True, tells_tokens: bool = True, sc
                         self.answer("no such model", 404)
                         return
                     self.answer(json.dumps(served.complete(body, end)))
+                    return
+                if not self.path.startswith("/v1/"):
+                    served.calls.append((self.path, ""))
+                    self.answer(served.manage(self.path, body))
                     return
                 what = self.path.removeprefix("/v1/").removesuffix("_lora_adapter")
                 served.calls.append((what, body["lora_name"]))
@@ -183,6 +204,70 @@ def test_the_server_follows_the_adapter(config, tiny_folder, tmp_path):
     assert follows == pytest.approx([1.0] * 3, abs=1e-3)  # at the first draw nothing has changed yet
     drawn = [json.loads(line) for line in (tmp_path / "run" / "completions.jsonl").read_text().splitlines()]
     assert {(row["step"], row["policy_step"]) for row in drawn} == {(1, 0), (2, 1), (3, 2), (4, 3)}
+
+
+ALL_WEIGHTS = {"lora": LoraOptions(), "collect": CollectOptions(sampler_gap=9.0)}
+
+
+def with_base(served: Served) -> Served:
+    served.models["base"] = AutoModelForCausalLM.from_pretrained(served.folder).eval()
+    return served
+
+
+def test_the_server_follows_all_weights_and_a_restart_within_a_draw_is_repaired(
+    config, tiny_folder, tmp_path
+):
+    with serving(tiny_folder) as served:
+
+        def restart(row) -> None:
+            if row["step"] == 2:
+                served.restarts = 1
+
+        train(config(options(with_base(served)), **ALL_WEIGHTS), quiet=True, on_step=restart)
+    rows = [row for row in metric_rows(tmp_path / "run") if row["phase"] == "train"]
+    assert served.restarts == 0 and max(row["sampler_gap"] for row in rows) < 1e-5
+    assert [row["sampler_follows"] for row in rows[1:]] == pytest.approx([1.0] * 3, abs=1e-3)
+    update = [
+        "/pause?mode=wait",
+        "/collective_rpc",
+        "/reset_prefix_cache",
+        "/update_weight_version",
+        "/resume",
+    ]
+    assert [what for what, _ in served.calls] == update * 7  # four draws, one repeated, and two evaluations
+    assert not (tmp_path / "run" / "server").exists()
+
+
+def test_a_server_that_keeps_its_weights_stops_the_run(config, tiny_folder):
+    with (
+        serving(tiny_folder, follows=False) as served,
+        pytest.raises(TrainingError, match="does not follow the policy") as stopped,
+    ):
+        train(config(options(with_base(served)), **ALL_WEIGHTS), quiet=True)
+    assert "Step 2 stopped" in str(stopped.value)
+
+
+def test_a_server_without_the_requests_for_weights_is_named(peer_url, tmp_path):
+    with pytest.raises(ModelError, match=r"does not take weights while it runs.*VLLM_SERVER_DEV_MODE=1"):
+        load_weights(ServerOptions(url=peer_url, retries=0), "v1", tmp_path)
+
+
+@pytest.fixture
+def peer_url(tmp_path):
+    """A server that knows none of them."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            self.send_error(404)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_server_that_does_not_follow_stops_the_run(config, tiny_folder):
