@@ -334,9 +334,7 @@ def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
 
 
 def join_signals(parts: Sequence[Signal], lengths: Sequence[Tensor]) -> Signal:
-    """The signals of several pieces, with completions of these lengths, as one: indices of completions, and of
-    groups, run on.
-    """
+    """The signals of pieces with completions of these lengths as one: indices of completions and groups run on."""
     num_completions = [len(one) for one in lengths]
     starts = [sum(num_completions[:i]) for i in range(len(parts))]
     first = parts[0]
