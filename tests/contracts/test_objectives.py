@@ -37,15 +37,23 @@ def settings(name):
     return found
 
 
+def _steps(tokens):
+    """A step that ends with the first token of a completion."""
+    found = torch.full_like(tokens["logp"], torch.nan)
+    found[0] = 0.5
+    return found
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_hyper_parameter_is_felt(name):
     """Of each field there are two settings that differ in it alone, and they differ in loss or gradient.
 
     In a first step or in a later one (a momentum has nothing to weigh before that), with data that give the
-    probability of a pair or with data that do not.
+    probability of a pair or with data that do not, or with rewards of steps.
     """
     before, pieces = [random_step(seed=12), random_step(seed=13)], random_step(seed=11, num_groups=9)
     silent = [replace(piece, probabilities=()) for piece in pieces]
+    stepped = [replace(piece, steps=tuple(map(_steps, piece.tokens))) for piece in pieces]
     results = []
     for one in settings(name):
         later = couple(pieces, one, state_after(before, one))
@@ -53,6 +61,7 @@ def test_every_hyper_parameter_is_felt(name):
             loss_and_gradient(pieces, one),
             loss_and_gradient(pieces, one, couplings=later),
             loss_and_gradient(silent, one),
+            *([loss_and_gradient(stepped, one)] if one.uses_steps and not one.needs & {"coupling"} else []),
         )
         results.append((asdict(one), [tensor for pair in tries for tensor in pair]))
     for field in fields(OBJECTIVES[name]):

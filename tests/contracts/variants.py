@@ -145,6 +145,7 @@ VARIANTS: dict[str, list[Objective]] = {
     "rebel": [REBEL(), REBEL(eta=0.7, kl_coef=0.4), REBEL(kl_coef=0.0)],
     "reinforce": [
         REINFORCE(),
+        REINFORCE(credit="step"),
         REINFORCE(baseline="none", beta=0.7),
         REINFORCE(baseline="mean"),
         REINFORCE(baseline="moving_average", momentum=0.9),

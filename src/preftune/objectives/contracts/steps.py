@@ -39,6 +39,7 @@ class Piece:
     sources: tuple[int, ...]  # 0 data, 1 policy, 2 reference
     prompt: int
     mismatched: dict[str, Tensor]  # one completion of another group under this prompt
+    steps: tuple[Tensor, ...] = ()  # of each completion, as in Rewards.step
 
 
 def random_step(seed: int, num_groups: int = 5, scale: float = 2.0) -> list[Piece]:
@@ -190,7 +191,9 @@ def _signal(pieces: Sequence[Piece], kind: type[Signal]) -> Signal:
     if kind is Labels:
         return Labels(label=torch.tensor([label for piece in pieces for label in piece.labels]))
     numbers = torch.tensor([reward for piece in pieces for reward in piece.rewards], dtype=torch.float64)
-    return Rewards(reward=numbers, group=group)
+    steps = [one for piece in pieces for one in piece.steps]
+    step = torch.cat(steps) if steps and len(steps) == len(numbers) else None
+    return Rewards(reward=numbers, group=group, step=step)
 
 
 def leaf_names(objective: Objective) -> list[str]:
