@@ -1,4 +1,4 @@
-"""Exceptions a user can meet, and the checks of options that raise them. Each message says what is wrong, what
+"""Exceptions a user can meet, and the checks of options that raise them. Each message states what is wrong, what
 stood there, what was expected and what to do.
 """
 
@@ -97,7 +97,7 @@ class DivergenceError(TrainingError):
 
 
 class ElsewhereError(TrainingError):
-    """Another process of this run stopped, and says why: here nothing is left to say."""
+    """Another process of this run stopped and reported why; this process reports nothing."""
 
     def __init__(self, what: str, saves: bool):
         super().__init__(what)
@@ -105,13 +105,13 @@ class ElsewhereError(TrainingError):
 
 
 class LostError(TrainingError):
-    """Another process of this run is gone without a word."""
+    """Another process of this run ended without a report."""
 
     saves = False
 
 
 class ServerError(PreftuneError, RuntimeError):
-    """A server that was asked for completions or judgments refuses, or gives no answer that can be used."""
+    """A server that was queried for completions or judgments refuses, or gives no answer that can be used."""
 
     exit_code = 5
 
@@ -210,7 +210,7 @@ _LESS_MEMORY = "Lower layout.micro_batch_tokens or rows.max_length, or set gradi
 
 @contextmanager
 def memory_errors(do: str = _LESS_MEMORY) -> Iterator[None]:
-    """Within, running out of memory, on any device, is a TrainingError that says what to change."""
+    """Within, running out of memory, on any device, is a TrainingError that names what to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -38,11 +38,11 @@ class Reporter:
             return
         try:
             self.console.print(clean_terminal(text), markup=False, soft_wrap=True)
-        except OSError:  # the terminal was closed: what the run does matters more than what it says
+        except OSError:  # the terminal was closed: the run matters more than its output
             self.quiet, self._bar = True, None
 
     def update(self, phase: str, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` of a phase; a new phase (best told with what is done before it starts) has its
+        """`done` of `total` of a phase; a new phase (best started with what is already done) has its
         own bar.
         """
         if self.quiet:

@@ -27,7 +27,7 @@ class Interval:
     """A mean and the interval that covers the true mean with the chosen probability; `num` independent
     values.
 
-    One value says nothing of the spread, so its interval is the whole line.
+    One value does not show the spread, so its interval is the whole line.
     """
 
     mean: float

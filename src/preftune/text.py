@@ -43,7 +43,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def mean_text(interval: Interval, *, like: Interval | None = None, signed: bool = False) -> str:
-    """The mean, with as many digits as its interval supports, or that of `like` where two means stand side by
+    """The mean, with as many digits as its interval supports, or that of `like` where two means are side by
     side.
     """
     return _fixed(interval.mean, _decimals(like or interval), signed)

@@ -14,10 +14,10 @@ class Overdue(Exception):
 
 
 def run_apart(work: Callable[[], T], seconds: float | None) -> T:
-    """What `work` gives in a thread of its own, where it may start an event loop whatever runs here; raises
+    """What `work` gives in a separate thread, where it may start an event loop whatever runs here; raises
     Overdue.
 
-    A thread cannot be stopped: work that is overdue goes on until it returns or the process ends, which does
+    A thread cannot be stopped: work that is overdue continues until it returns or the process ends, which does
     not wait for it. Work that never lets go of the interpreter's lock cannot be found overdue.
     """
     outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
@@ -26,7 +26,7 @@ def run_apart(work: Callable[[], T], seconds: float | None) -> T:
     def run() -> None:
         try:
             outcome.put((context.run(work), None))
-        except BaseException as error:  # handed over, whatever it is: nobody else hears it here
+        except BaseException as error:  # handed over, whatever it is: nothing else here would report it
             outcome.put((None, error))
 
     threading.Thread(target=run, daemon=True, name="preftune-reward").start()

@@ -45,7 +45,7 @@ class TurnExtras:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str = ""  # of the tool whose result the turn holds, or of the speaker
     tool_call_id: str = ""  # of the call whose result the turn holds
-    weight: float | None = None  # 1: the turn is scored, 0: it is not; None: the data do not say
+    weight: float | None = None  # 1: the turn is scored, 0: it is not; None: the data do not state it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +94,13 @@ last.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A prompt with K completions as text, and what the data say of them.
+    """A prompt with K completions as text, and what the data state about them.
 
     `prompt` is a list of turns that ends with the user's (a system turn may come first) or plain text. What
     is not known is empty: `pairs` holds (chosen, rejected) indices of completions, `probabilities` one number
     in [0, 1] per pair, the chance that its chosen completion is the better one, `labels` +1 / -1 / None and
     `rewards` numbers / None, one each per completion. `ended` is False for a completion that was cut off
-    before its end-of-turn token; empty means that all ended. `sources` says who wrote each completion.
+    before its end-of-turn token; empty means that all ended. `sources` names the writer of each completion.
     `tools` and `chat_template_kwargs` are JSON texts (a list of function descriptions; an object of variables for
     the chat template), empty where there are none.
     """
@@ -133,7 +133,7 @@ class Record:
         return self.prompt
 
     def content(self) -> tuple[object, ...]:
-        """What makes two records say the same: the prompt, the completions and the signal."""
+        """What makes two records equal: the prompt, the completions and the signal."""
         signal = (self.pairs, self.probabilities, self.labels, self.rewards)
         return (self.identity, self.completions, *signal)
 
@@ -187,7 +187,7 @@ class Batch:
     A row holds whole groups: prompt, then its completions without their last token (which is only ever a
     target), or with it where `read_at` is wanted.
     Token i of the flat scored tokens is predicted from position `predict_at[i]` of the flattened [R * S]
-    rows, and stands at `read_at[i]`.
+    rows, at position `read_at[i]`.
     """
 
     input_ids: Int[Tensor, "R S"]
@@ -311,7 +311,7 @@ class Rewards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hybrid:
-    """Signal: pairs, and who wrote each completion; completions in no pair are samples that nobody judged.
+    """Signal: pairs, and the writer of each completion; completions in no pair are samples without a judgment.
     Completions of one prompt share a group index.
     """
 
@@ -329,7 +329,7 @@ class StepView:
     """A whole optimizer step before its first gradient, as an objective sees it that couples units.
 
     `scores` are those of all completions, `mismatched` those of completions under the prompt of another
-    group: each only if the objective asks for it, and without gradients.
+    group: each only if the objective requests it, and without gradients.
     """
 
     lengths: Int[Tensor, " C"]

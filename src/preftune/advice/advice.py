@@ -47,7 +47,7 @@ class Advice:
 
 
 def advise(evidence: Evidence) -> Advice:
-    """All that the rules say of this evidence; what is not known makes no rule hold."""
+    """What the rules conclude from this evidence; a rule whose evidence is missing does not hold."""
     source = _recommended(SOURCE_RULES, evidence)
     offline = source[0].choice == "offline"
     feasible = [

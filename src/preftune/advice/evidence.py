@@ -45,7 +45,7 @@ class Evidence:
         steps: budget of gradient steps.
         can_hold_reference: whether a reference can be scored, at the price of one pass over the data or of
             its memory.
-        keep_length: whether answers must not grow longer, though longer ones are preferred in the data.
+        keep_length: whether answers must not grow longer, though longer answers are preferred in the data.
     """
 
     num_prompts: int | None = None

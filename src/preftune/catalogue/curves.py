@@ -1,7 +1,7 @@
 """How hard an objective pushes a token up or down, as a function of the token's probability: from autograd,
 for any objective of the table.
 
-A step of its own is made for each probability: one group, in which one token of one completion has
+Each probability has its own step: one group, in which one token of one completion has
 probability p and every other token has the reference's probability under the policy, too. At each position
 the vocabulary has five
 tokens: the target, and the others equally likely. All scores follow from the target's logits, so that the
@@ -29,7 +29,7 @@ NUM_TOKENS = 8  # of every completion: all of one length, and long enough that a
 PLACE = 3  # of the token that moves: neither the first nor the last
 VALUE = 0.5  # of a critic, everywhere: half-way between the two rewards, 0 and 1
 NUM_POINTS = 101
-# What of the policy an objective may read beside logp that moves with the logit.
+# What an objective may read of the policy, in addition to logp, that moves with the logit.
 OTHER_POLICY_SCORES = frozenset({"entropy", "target_logit", "log_normalizer", "kl_from_ref", "kl_to_ref"})
 
 
@@ -43,7 +43,7 @@ class DerivativeCurves:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveSet:
-    """`not_drawn` says why of the objectives without curves."""
+    """`not_drawn` gives the reason for the objectives without curves."""
 
     quantity: Quantity
     ref_prob: float
@@ -142,7 +142,7 @@ def _signal(kind: type[Signal]) -> Signal:
 
 
 def _every_score(target: Float[Tensor, " N"], ref_target: Float[Tensor, " N"]) -> dict[str, Tensor]:
-    """All that an objective can ask for beside logp and a coupling, and logp, from the targets' logits under
+    """All that an objective can request in addition to logp and a coupling, and logp, from the targets' logits under
     the policy and under the reference.
     """
     others = torch.zeros(len(target), VOCABULARY - 1, dtype=target.dtype)

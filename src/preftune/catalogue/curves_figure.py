@@ -18,12 +18,12 @@ PAGE_WIDTH = 13.6  # inches, of the panels when there are all columns
 LEGEND_WIDTH = 4.2  # inches, as the least width of all panels together
 LEFT, ABOVE, MARGIN_BELOW = 0.75, 0.62, 0.62  # inches around the panels
 DOTS = (0, (2, 2))
-PREFERRED, DISPREFERRED = PALETTE[0], PALETTE[1]  # blue and orange, which nobody takes for one another
+PREFERRED, DISPREFERRED = PALETTE[0], PALETTE[1]  # blue and orange, which color-blind readers can distinguish
 WHAT = {"logit": "the token's logit", "logp": "the token's log-probability"}
 
 
 def write_figure(found: CurveSet, path: Path) -> Path:
-    """Draws the curves, sorted by name; the file's ending says which format. Whole or not at all."""
+    """Draws the curves, sorted by name; the file's suffix selects the format. Whole or not at all."""
     undated: dict[str, Any] = {
         ".svg": {"Date": None},
         ".pdf": {"CreationDate": None},
@@ -45,7 +45,7 @@ def _drawn(found: CurveSet) -> Figure:
     across, down = LEFT + columns * width, ABOVE + rows * height + MARGIN_BELOW
     figure = Figure(figsize=(across, down))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    # By hand: matplotlib's own layout of some eighty panels takes longer than their curves.
+    # Computed here: matplotlib's layout of some eighty panels takes longer than their curves.
     figure.subplots_adjust(
         left=LEFT / across,
         right=1 - 0.1 / across,

@@ -24,13 +24,13 @@ class HyperParameter:
     name: str
     default: object
     meaning: str
-    note: str  # what the page says of it: meaning, and where the default comes from
+    note: str  # the page's text on it: meaning, and the source of the default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uses:
     """What an objective learns from. `on_policy`: completions of the policy's own, with their log-probability
-    when they were sampled, or beside the pairs.
+    when they were sampled, or in addition to the pairs.
     """
 
     signal: str
@@ -63,7 +63,7 @@ class Entry:
     paper: str
     citation: str  # the paper without its title: authors, venue, year, id
     url: str | None
-    formula: str | None  # how the formula was checked, where the page says so
+    formula: str | None  # how the formula was checked, where the page states it
     verified: bool
     page: str
 
@@ -142,7 +142,7 @@ def page_of(name: str) -> str:
 
 
 def _uses(objective: Objective) -> Uses:
-    """Scores of the reference and of the policy that sampled say so in their names."""
+    """Scores of the reference and of the policy that sampled have names that state it."""
     needs = objective.needs
     return Uses(
         signal=objective.signal.__name__.lower(),
@@ -163,7 +163,7 @@ def _variations(kind: type[Any]) -> Iterator[Variation]:
             try:
                 objective = kind(**{field.name: value})
             except ConfigError:
-                continue  # out of range, or it wants another setting beside it
+                continue  # out of range, or it needs another setting with it
             yield Variation(setting=field.name, value=shown, uses=_uses(objective))
 
 
@@ -200,7 +200,7 @@ def _hyper_parameters(kind: type[Any], page: str) -> tuple[HyperParameter, ...]:
 
 
 def _meanings(kind: type[Any]) -> Mapping[str, str]:
-    """From the `Args:` of the docstring: name, colon, text, which goes on in lines that are indented further."""
+    """From the `Args:` of the docstring: name, colon, text, which continues in lines that are indented further."""
     _, _, args = (inspect.getdoc(kind) or "").partition("\nArgs:\n")
     found = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", args, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in found}
@@ -210,7 +210,7 @@ def _meanings(kind: type[Any]) -> Mapping[str, str]:
 
 
 def _header(page: str) -> dict[str, Any]:
-    """What stands above the first section: title, paper with its link, the row on the formula."""
+    """What precedes the first section: title, paper with its link, the row on the formula."""
     above = page.split("\n## ")[0]
     heading, _, rest = above.partition("\n")
     paper, _, rows = rest.partition("\n| | |\n")

@@ -18,7 +18,7 @@ def check_seed(seed: int) -> None:
 
 
 def refuse_idle_rows(rows: DataOptions, used: tuple[str, ...], where: str) -> None:
-    """Settings of the data that say nothing where only prompts are read."""
+    """Settings of the data that state nothing where only prompts are read."""
     unused = [option.name for option in fields(rows) if option.name not in used]
     refuse_idle(rows, f"on {where}", *unused, prefix="rows.")
 
@@ -27,7 +27,7 @@ READING_OPTIONS = ("split", "format", "columns", "ignore", "bad_rows", "template
 
 
 def check_new_file(output: str, overwrite: bool) -> None:
-    """Refuses before the work to replace a file that nobody asked to replace."""
+    """Refuses, before the work starts, to replace a file without --overwrite."""
     if Path(output).exists() and not overwrite:
         raise ConfigError(
             f"The output {output} is there already",

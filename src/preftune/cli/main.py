@@ -65,7 +65,7 @@ preftune COMMAND --help shows the settings that most people need; --help all sho
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit status: 0 done, 1 our bug, 2 a mistake in what was asked, 3 training
+    """Run a verb; returns the exit status: 0 done, 1 our bug, 2 a mistake of the user, 3 training
     stopped, 4 a file could not be written or read, 5 a server refused or did not answer, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -134,7 +134,7 @@ def _stopping_signals() -> Iterator[None]:
 
 
 def _is_told_elsewhere(error: PreftuneError) -> bool:
-    """Of several processes of one run, the one where an error arose tells it; a mistake in what was asked, the
+    """Of several processes of one run, the one where an error arose tells it; a mistake of the user, the
     first of each host, since a file may be missing on one host alone.
     """
     asked = isinstance(error, ConfigError | DataError | ModelError)

@@ -144,7 +144,7 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = CUTOFF) -> str | 
 
 
 def unknown_setting(key: str, names: Mapping[str, str], *, flag: bool, where: str = "") -> ConfigError:
-    """What to say of a key that is no setting. `names` are the names that work, short and full."""
+    """What to state about a key that is no setting. `names` are the names that work, short and full."""
     what = f"Unknown option --{key}" if flag else f"Unknown setting {key}{where}"
     leaf = key.rpartition(".")[2]
     dash = "--" if flag else ""

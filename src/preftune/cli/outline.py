@@ -19,8 +19,8 @@ class Setting:
     """One option of a command; `name` is its full name, such as optim.learning_rate."""
 
     name: str
-    kind: str  # the annotation as it stands in the source
-    default: str | None  # as it stands in the source; None if the setting is required
+    kind: str  # the annotation as it is in the source
+    default: str | None  # as it is in the source; None if the setting is required
     help: str
 
     @property

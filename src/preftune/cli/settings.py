@@ -327,7 +327,7 @@ def _plain(setting: Any) -> Any:
 
 
 def _insert(tree: dict[str, Any], key: str, value: Any, names: Mapping[str, str]) -> None:
-    """A setting under its full name; one that is not known or stands there twice is an error."""
+    """A setting under its full name; one that is not known or is there twice is an error."""
     full = names.get(key.replace("-", "_"))
     if full is None and key.startswith("objective.") and OBJECTIVE in names.values():
         full = key  # of a class that is not in the table: the parser knows whether it has that hyperparameter

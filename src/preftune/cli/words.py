@@ -110,7 +110,7 @@ def check_early(command: str, words: Sequence[str]) -> None:
 
 
 def _implied(words: Sequence[str], known: Mapping[str, str]) -> list[str]:
-    """What a flag says of another: LoRA's settings that there is an adapter, patience that a metric is watched."""
+    """What a flag states about another: LoRA's settings that there is an adapter, patience that a metric is watched."""
     flags = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
     if flags & {"config", "resume"}:
         return []
@@ -258,7 +258,7 @@ def _is_sum(text: str) -> bool:
 
 
 def _own_flags(module: str) -> frozenset[str]:
-    """Flags that the command reads itself, as they stand in its source."""
+    """Flags that the command reads itself, as they are in its source."""
     sources = (ROOT / "commands" / f"{module}.py", ROOT / "cli" / "output.py", ROOT / "cli" / "checks.py")
     text = "".join(path.read_text(encoding="utf-8") for path in sources if path.is_file())
     flags = set(re.findall(r"[\"']--([a-z][a-z_-]*)[\"'=]", text)) | {"help", "json"}

@@ -107,7 +107,7 @@ def load_partner(settings: ChatConfig, name: str) -> Partner:
 
 
 def hold_chat(partners: Mapping[str, Partner], seed: int, system: str | None) -> int:
-    """Turn by turn on standard input. Each partner has a history of its own; keys are printed before answers."""
+    """Turn by turn on standard input. Each partner has a separate history; keys are printed before answers."""
     print("chat: write and press Enter; /help lists the commands", file=sys.stderr)
     histories: dict[str, list[Message]] = {name: _start(system) for name in partners}
     while True:

@@ -197,7 +197,7 @@ class _Clock:
 
 
 def _clear(output: Path, overwrite: bool) -> None:
-    """Delete an earlier demo if asked to, and only what a demo writes: a `run` without its data is somebody
+    """Delete an earlier demo on request, and only what a demo writes: a `run` without its data is somebody
     else's.
     """
     if overwrite and (output / "completions.jsonl").is_file():

@@ -37,7 +37,7 @@ from preftune.storage import new_file, write_json
 from preftune.terminal import clean_terminal
 from preftune.text import percent, plural, value_text
 
-FEW = 20  # prompts, below which a t interval is hardly narrower than what it is to tell apart
+FEW = 20  # prompts, below which a t interval is hardly narrower than the differences that it should show
 _STYLES = {"good": "green", "check": "yellow", "fix": "bold red"}
 _WITHOUT_MODEL = "off-policy, noise of the labels, the reward's peak, lengths in tokens: no --model was given"
 _READING = ("split", "format", "columns", "bad_rows", "pairing", "min_gap", "max_rows")
@@ -64,7 +64,7 @@ class DiagnoseDataConfig:
         json: print JSON.
         rows: how data files become groups of tokens; unusable rows are counted and are no error.
         layout: how groups are laid out for the model.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     data: str

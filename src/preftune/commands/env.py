@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def environment_facts() -> dict[str, str]:
-    """What a maintainer asks for first; no path and no variable of the user."""
+    """What a maintainer requests first; no path and no variable of the user."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "preftune": __version__,

@@ -57,7 +57,7 @@ class EvalConfig:
         sampling: how completions are drawn.
         rows: how data files become groups of tokens.
         layout: how groups are laid out for the model.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     model: str
@@ -210,7 +210,7 @@ def _run_config(settings: EvalConfig) -> Mapping[str, object]:
 
 
 def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation:
-    """Samples of both models on the same prompts, judged by the same reward."""
+    """Samples of both models on the same prompts, scored by the same reward."""
     assert settings.prompts is not None
     assert settings.reward is not None
     records = load_prompts(settings.prompts, settings.rows, report)

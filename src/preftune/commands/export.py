@@ -183,7 +183,7 @@ def _ollama_template(tokenizer: Any) -> str:
     try:
         whole = str(tokenizer.apply_chat_template(messages[:3], tokenize=False))
         longer = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program of its own and may raise anything
+    except Exception as error:  # a template is a program and may raise anything
         raise _no_template(" ".join(str(error).split())[:160]) from error
     if [longer.count(text) for text in names.values()] != [1] * 4:
         raise _no_template("a template that leaves turns out or repeats them")

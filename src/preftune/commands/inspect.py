@@ -22,7 +22,7 @@ class InspectConfig:
         examples: rows to show.
         json: print JSON.
         rows: how data files become groups of tokens.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     data: str

@@ -63,7 +63,7 @@ class IterateConfig:
         layout: how groups are laid out for the model.
         optim: the optimizer and its schedule, of each round.
         lora: low-rank adapters; a round's adapter is merged before the next one.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     prompts: str

@@ -41,7 +41,7 @@ class MergeConfig:
         share: how far to go from `base` to what was merged: 1 is all the way, WARP takes 0.3.
         precision: of the saved weights; merging is done in fp64.
         json: print JSON.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     models: list[str]

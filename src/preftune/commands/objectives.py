@@ -1,7 +1,7 @@
 """The verbs that need no model and no data: the table of objectives with their pages, and their derivative
 curves.
 
-They stand apart from the others so that looking something up does not wait for the model libraries.
+They are separate from the others so that looking something up does not wait for the model libraries.
 """
 
 from collections.abc import Callable, Sequence
@@ -97,7 +97,7 @@ def _check(text: str, as_json: bool) -> int:
 
 
 def _tell_page(found: Entry) -> None:
-    """Drawn in a terminal; as it stands in the file elsewhere."""
+    """Drawn in a terminal; as it is in the file elsewhere."""
     console = make_console()
     text = clean_terminal(found.page)
     if console.is_terminal:

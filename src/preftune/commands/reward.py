@@ -1,4 +1,4 @@
-"""The verb `reward`: the completions of a file judged, chunk by chunk, so that nothing judged is lost when
+"""The verb `reward`: the completions of a file scored, chunk by chunk, so that nothing scored is lost when
 something fails.
 """
 
@@ -216,7 +216,7 @@ def _column(row: _Row, name: str) -> list[Any]:
 
 
 class _Journal:
-    """OUTPUT.part: a line that says what is judged by what, then a line {row, parse_failures} for each row
+    """OUTPUT.part: a line that states what is scored by what, then a line {row, parse_failures} for each row
     that is done.
     """
 

@@ -46,10 +46,10 @@ class SampleConfig:
         device: "auto" takes a GPU if there is one.
         json: print JSON lines.
         sampling: how completions are drawn.
-        prefix: a beginning that completions go on from; it is part of their text.
+        prefix: a beginning that completions continue from; it is part of their text.
         server: draw from an OpenAI-compatible server instead of in this process.
         rows: how data files become groups of tokens.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     model: str = "smollm2-135m-instruct"

@@ -152,7 +152,7 @@ class SelectResult:
     counts: Mapping[str, int]
     dropped: Mapping[str, int]
     left_out: Mapping[str, int]
-    length_penalty: float | None  # the price that was taken; None where none was asked for
+    length_penalty: float | None  # the price that was taken; None where none was requested
 
     def lines(self) -> list[str]:
         counts = self.counts

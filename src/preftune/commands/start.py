@@ -1,4 +1,4 @@
-"""The command `start`: from a data file to a verdict. Every part is a command of its own; this one runs them in
+"""The command `start`: from a data file to a verdict. Every part is a separate command; this one runs them in
 order within a time budget, and writes one page.
 """
 
@@ -322,7 +322,7 @@ def answered(
 
 
 def verdict(found: PairEvaluation) -> str:
-    """One sentence that says what was measured, and how sure it is."""
+    """One sentence that states what was measured, and how sure it is."""
     share = found.intervals["rewards/accuracies"]
     numbers = f"{_percent(share)} of {found.num_pairs} held-out pairs"
     if share.low > 0.5:

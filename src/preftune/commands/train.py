@@ -22,7 +22,7 @@ from preftune.train.result import RunResult
 
 
 def run(arguments: Sequence[str]) -> int:
-    """`train`: a new run, or `--resume RUN` to go on with one; under torchrun by all of its processes
+    """`train`: a new run, or `--resume RUN` to resume one; under torchrun by all of its processes
     together.
     """
     quiet_transformers()
@@ -63,7 +63,7 @@ def _resume_reward_model(folder: str, options: Mapping[str, Any], as_json: bool)
 
 
 def _resume_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """(the other words, what stands after `--resume RUN`: --allow-changed NAME,NAME and --skip-damaged)"""
+    """(the other words, what is after `--resume RUN`: --allow-changed NAME,NAME and --skip-damaged)"""
     words: list[str] = []
     options: dict[str, Any] = {}
     rest = list(arguments)

@@ -74,7 +74,7 @@ class RewardModelConfig:
         layout: how groups are laid out for the model.
         optim: the optimizer and its schedule.
         lora: low-rank adapters; they are merged into the saved model.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     data: str
@@ -164,7 +164,7 @@ def train_reward_model(settings: RewardModelConfig) -> tuple[RunResult, Calibrat
 def resume_reward_model(
     folder: str, *, quiet: bool = False, allowed: frozenset[str] = frozenset(), skip_damaged: bool = False
 ) -> tuple[RunResult, Calibration | None]:
-    """Go on with a run; of a finished one that has no evaluation yet, make it. `allowed` and `skip_damaged` are those
+    """Resume a run; of a finished one that has no evaluation yet, make it. `allowed` and `skip_damaged` are those
     of `train --resume`.
     """
     run = RunFolder(path=Path(folder))

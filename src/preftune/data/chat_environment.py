@@ -272,7 +272,7 @@ def _guarded(name: str, function: Callable) -> Callable:
                 _charge_value(value)
             else:
                 _budget.charge(_size(value))
-        if name == "join":  # the text that stands between
+        if name == "join":  # the text that is between
             _budget.charge(
                 _size(places[0]) * max([len(v) for v in places[1:] if isinstance(v, str)], default=0)
             )

@@ -1,7 +1,7 @@
 """Proof that a chat template wrote what it was given: texts, reasoning, tool calls, tools.
 
 A template may leave out or rewrite parts of a dialogue, by design (reasoning of earlier turns) or by mistake. What
-an answer holds must stand in the text that is scored; what a prompt holds must stand in the prompt, except for
+an answer holds must be in the text that is scored; what a prompt holds must be in the prompt, except for
 the reasoning of earlier answers, which a model does not see again either.
 """
 
@@ -18,7 +18,7 @@ _DO = "Use another template (--rows.chat_template FILE or NAME), or remove what 
 
 
 def check_answer(turn: Message, text: str) -> None:
-    """An error unless the answer's text, reasoning and tool calls stand in what the template wrote for it."""
+    """An error unless the answer's text, reasoning and tool calls are in what the template wrote for it."""
     if turn.content not in text and not all(part in text for part in _parts(turn.content)):
         missing = next(part for part in _parts(turn.content) if part not in text)
         raise DataError(
@@ -39,7 +39,7 @@ def check_answer(turn: Message, text: str) -> None:
 
 
 def check_prompt(turns: Sequence[Message], text: str, first: int = 1) -> int:
-    """How many earlier answers lose their reasoning; an error unless all else stands in what the template wrote."""
+    """How many earlier answers lose their reasoning; an error unless all else is in what the template wrote."""
     thoughtless = 0
     for place, turn in enumerate(turns, start=first):
         content = turn.content.strip()
@@ -60,7 +60,7 @@ def check_prompt(turns: Sequence[Message], text: str, first: int = 1) -> int:
 
 
 def check_tools(tools: Sequence[Mapping[str, object]], text: str) -> None:
-    """An error unless name, description and parameters of every tool stand in the prompt."""
+    """An error unless name, description and parameters of every tool are in the prompt."""
     for tool in tools:
         function = tool.get("function", tool)
         for word in _words_of_tool(function):
@@ -96,7 +96,7 @@ def _check_calls(turn: Message, text: str, where: str) -> None:
 
 
 def _has_arguments(call: ToolCall, text: str) -> bool:
-    """Whether the arguments stand in a text: as JSON, or each name and value in a notation of the template's."""
+    """Whether the arguments are in a text: as JSON, or each name and value in a notation of the template's."""
     if call.arguments in text:
         return True
     arguments = json.loads(call.arguments)
@@ -134,4 +134,4 @@ def _escaped(text: str) -> str:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"[\s#/]+", "", text)  # a description may stand in lines of comments
+    return re.sub(r"[\s#/]+", "", text)  # a description may be in lines of comments

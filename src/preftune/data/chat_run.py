@@ -90,7 +90,7 @@ def run_template(
         if context.tools or any([message.extras for message in messages]):
             size += len(context.tools) + len(repr(turns))
         return render_limited(template, variables, size)
-    except Exception as error:  # a template is a program of its own and may raise anything
+    except Exception as error:  # a template is a program and may raise anything
         roles = ", ".join(message.role for message in messages)
         raise DataError(
             "The chat template refuses the dialogue",
@@ -175,7 +175,7 @@ def call_shape(tokenizer: PreTrainedTokenizerBase, defaults: Mapping[str, object
 def _writes_probe(
     tokenizer: PreTrainedTokenizerBase, shape: CallShape, defaults: Mapping[str, object]
 ) -> bool:
-    """Whether the template writes a call in a notation of its own."""
+    """Whether the template writes a call in a separate notation."""
     try:
         text = run_template(tokenizer, probe_call(), False, defaults=defaults, shape=shape)
     except DataError:

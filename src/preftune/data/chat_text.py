@@ -4,7 +4,7 @@ A template is a program that may do anything with the texts of turns. Most only 
 stripped of white space, and decide everything else by roles and places. For such a template the text around
 the turns' texts follows from the roles alone: it is had by running the template once for each sequence of
 roles, with marks in place of texts. That a template is of this kind is read off its syntax tree, where the
-text of a turn may stand in what is written and nowhere else. Any other template is run for every dialogue.
+text of a turn may be in what is written and nowhere else. Any other template is run for every dialogue.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ class AnswerForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
-    """What is known of some roles in one context, whatever the turns say."""
+    """What is known of some roles in one context, whatever the turns contain."""
 
     skeletons: dict[tuple[object, ...], _Skeleton | None] = field(default_factory=dict)
     answers: dict[tuple[object, ...], AnswerForm | None] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class ChatText:
         return self._run(messages, generation_prompt, context), False
 
     def answer_form(self, messages: Sequence[Message], context: ChatContext = PLAIN) -> AnswerForm | None:
-        """What stands around an answer of text to some turns; None where that depends on what the turns say."""
+        """What is around an answer of text to some turns; None where that depends on what the turns contain."""
         if not self.fixed or any([message.extras for message in messages]):
             return None
         roles = [message.role for message in messages]

@@ -1,7 +1,7 @@
 """What became of every column of a file: used, passed to reward functions, or not used.
 
 A column that is not used but looks like preference information, an answer or a part of the prompt stops the run:
-rows must not be trained on without what they say. So does a field inside a turn, an entry or an object.
+rows must not be trained on without what they state. So does a field inside a turn, an entry or an object.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ _IN_TURNS = frozenset(
 class ColumnAccount:
     """The roles of the columns of one source; rows are added one by one.
 
-    `passed` says that what is not used goes to reward functions, so that nothing stops. `spelled` has the user's
+    `passed` states that what is not used goes to reward functions, so that nothing stops. `spelled` has the user's
     spelling of names that were read in ours, `chosen` the columns that the user named for our fields.
     """
 

@@ -11,7 +11,7 @@ SEEMS_PROMPT = "a part of the prompt"
 SEEMS_REASONING = "the reasoning of the answer"
 SEEMS_WEIGHT = "a weight of the row"
 
-NO_SIGNAL = ("completions", "prompts")  # formats whose rows say nothing about which answer is better
+NO_SIGNAL = ("completions", "prompts")  # formats whose rows do not describe which answer is better
 OPPOSITES = (
     ("chosen", "rejected"),
     ("chosen", "reject"),

@@ -132,7 +132,7 @@ def rules_of(columns: Mapping[str, Any]) -> tuple[ColumnRule, ...]:
 
 
 def _neutral(values: Mapping[str, object]) -> dict[str, object]:
-    """0 beside -1 means neutral, as 0 beside 1 alone means dispreferred."""
+    """0 next to -1 means neutral, as 0 next to 1 alone means dispreferred."""
     neutral = -1 in values.values()
     return {
         _key(key): NEUTRAL if neutral and new == 0 and not isinstance(new, bool) else new
@@ -159,7 +159,7 @@ def mapped(row: Mapping[str, object], rules: tuple[ColumnRule, ...]) -> dict[str
             value[name + REPLACED if name in fields else name] = cell
     named = {path for rule in rules for path in rule.columns}
     value |= {name: cell for name, cell in left.items() if name not in named}
-    for name in left:  # tools beside the messages that were named belong to the template
+    for name in left:  # tools next to the messages that were named belong to the template
         short = name.rpartition(".")[2]
         if short in ("tools", "chat_template_kwargs") and short not in row and name in value:
             value[short] = value.pop(name)

@@ -39,7 +39,7 @@ class ColumnNames:
         return row if renamed is None else dict(zip(renamed, row.values(), strict=True))
 
     def _renamed(self, names: tuple[str, ...]) -> tuple[str, ...] | None:
-        """A name stays as it is if it is known, or if its usual spelling is unknown or stands in the row twice."""
+        """A name stays as it is if it is known, or if its usual spelling is unknown or is in the row twice."""
         spellings = [name if name in KNOWN else snake(name) for name in map(str, names)]
         count = Counter(spellings)
         result = tuple(

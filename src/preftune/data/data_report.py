@@ -30,7 +30,7 @@ class Lengths:
 
 
 def census_lines(census: Mapping[str, int]) -> list[str]:
-    """What the data say of their completions, in one line."""
+    """What the data state about their completions, in one line."""
     return ["census: " + ", ".join(f"{count} {name}" for name, count in census.items())] if census else []
 
 
@@ -58,7 +58,7 @@ class DataReport:
     )  # every column of the source -> what it was used as
     census: Mapping[str, int] = field(
         default_factory=dict
-    )  # completions by what the data say of them; pairs, ties
+    )  # completions by what the data state about them; pairs, ties
     left_out: Mapping[str, int] = field(default_factory=dict)  # what the chat template does not write
     warning: str = ""  # of labels that are all equal
     eval_data: Mapping[str, Any] = field(

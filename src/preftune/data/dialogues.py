@@ -1,4 +1,4 @@
-"""Preferences whose prompt is not a field of its own: what the two dialogues or texts share at their
+"""Preferences whose prompt is not a separate field: what the two dialogues or texts share at their
 beginning.
 """
 
@@ -129,7 +129,7 @@ def part(
 
 
 def ends_with(turns: tuple[Message, ...], role: str, name: str) -> None:
-    """An error unless the last turn is of that role; what a tool returned may stand where a user asks."""
+    """An error unless the last turn is of that role; what a tool returned may be where a user asks."""
     if not turns or turns[-1].role not in ((role, "tool") if role == "user" else (role,)):
         got = "the turns " + (", ".join(turn.role for turn in turns) or "none")
         raise DataError(
@@ -149,11 +149,11 @@ def first_difference(left: tuple[Message, ...], right: tuple[Message, ...]) -> s
     return f"{len(left)} and {len(right)} turns"
 
 
-# --- a prompt of its own, and answers that may repeat it ---
+# --- a separate prompt, and answers that may repeat it ---
 
 
 def answer(value: object, name: str, prompt: Prompt) -> tuple[tuple[Message, ...], Completion]:
-    """(the turns before the answer, if the whole dialogue stands there; the answer, or the trajectory)."""
+    """(the turns before the answer, if the whole dialogue is there; the answer, or the trajectory)."""
     value = turns_of_text(value)
     if not isinstance(value, (list, Mapping)):
         turns = transcript_dialogue(value)

@@ -22,10 +22,10 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     engine: (
         Tokenizer | None
-    )  # of the tokenizer, if it can be asked itself: that saves what it would tell beside the ids
+    )  # of the tokenizer, where it can be called itself: that saves what the tokenizer returns in addition to the ids
     # special tokens that split a text in two: the tokens of both parts are those of the whole
     cuts: tuple[str, ...]
-    quick: QuickEngine | None = None  # asked before the other
+    quick: QuickEngine | None = None  # called before the other
 
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The int32 tokens of each text; equal texts are tokenized once."""
@@ -71,7 +71,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, sample: str, many: bool) ->
 
 
 def _solid_tokens(tokenizer: PreTrainedTokenizerFast, sample: str) -> list[str]:
-    """Special tokens of a text that are found before anything else is done with a text, wherever they stand.
+    """Special tokens of a text that are found before anything else is done with a text, wherever they are.
 
     An engine splits a text at such tokens first, and works on what is between them piece by piece. So the
     pieces do not know of each other, unless a piece is treated in another way for being the first, or another

@@ -1,4 +1,4 @@
-"""The fields of a row, checked: text, turns of a dialogue, labels, numbers. Errors say field, expected and
+"""The fields of a row, checked: text, turns of a dialogue, labels, numbers. Errors state field, expected and
 got.
 
 The caller adds the file and the row to the error.
@@ -160,8 +160,8 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
     """The turns of a dialogue from {role, content} or {from, value} objects; one object is one turn."""
     value = turns_of_text(value)
     if isinstance(value, str):
-        as_text(value, name)  # says so if these are turns as Python writes them
-    many = type(value) is list  # asked first: it is quicker than asking for a Mapping
+        as_text(value, name)  # states it if these are turns as Python writes them
+    many = type(value) is list  # checked first: this is quicker than a check for Mapping
     turns = _rows_of_columns(value) if not many and isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(

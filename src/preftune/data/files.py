@@ -23,7 +23,7 @@ _BUFFER = 1 << 18  # bytes that are read at once
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawRow:
-    """One row as it stands in its file, or what is wrong with it. JSON lines are numbered by line, others by
+    """One row as it is in its file, or what is wrong with it. JSON lines are numbered by line, others by
     row.
     """
 

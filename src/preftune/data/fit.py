@@ -25,7 +25,7 @@ CUT_EQUAL = "dropped: equal tokens after cutting"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """A group that fits, or None where it was dropped; `kind` says what was done."""
+    """A group that fits, or None where it was dropped; `kind` states what was done."""
 
     group: Group | None
     kind: str
@@ -35,7 +35,7 @@ def fit(group: Group, *, max_length: int, truncation: Truncation, bos: int | Non
     """The group within `max_length` tokens of prompt and longest completion.
 
     A group without completions must leave room for one token. A completion that was cut has no end-of-turn
-    token. Completions of equal tokens that the signal tells apart are no preference, cut or not.
+    token. Completions of equal tokens that the signal distinguishes are no preference, cut or not.
     """
     if 0 in group.num_scored:
         return Fitted(group=None, kind=NOTHING_SCORED)

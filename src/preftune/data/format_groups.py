@@ -91,7 +91,7 @@ def _entries(
 def _columns_of(
     view: RowView, prompt: Prompt, role: str, *names: str, convert: Callable[[object, str], T]
 ) -> tuple[list[Completion], list[T]]:
-    """(texts, numbers) of a list of completions with a list of numbers beside it."""
+    """(texts, numbers) of a list of completions with a list of numbers next to it."""
     key, values = _listed(view)
     number_key, given = view.take(role, *names)
     numbers = as_list(given, number_key, "numbers")
@@ -124,7 +124,7 @@ def _ultrafeedback(view: RowView) -> Record:
 
 
 def _check_ranks(view: RowView, rewards: list[float | None]) -> None:
-    """Ranks beside the scores of entries must not contradict them; 1 is best."""
+    """Ranks next to the scores of entries must not contradict them; 1 is best."""
     key, entries = _listed(view)
     view.used[key] = "completions and their scores"
     ranks = [as_reward_or_none(entry.get("rank"), f"{key}.rank") for entry in entries]

@@ -34,7 +34,7 @@ def one_answer(view: RowView, names: tuple[str, ...] = JUDGED) -> tuple[Prompt, 
 
 
 def _with_reasoning(completion: Completion, view: RowView) -> Completion:
-    """The completion with the reasoning of a column of its own."""
+    """The completion with the reasoning of a separate column."""
     name, reasoning = view.get("reasoning of the completion", "reasoning_content")
     if not reasoning:
         return completion

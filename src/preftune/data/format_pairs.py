@@ -49,7 +49,7 @@ ANSWER = ("completion", "response", "output")
 JUDGED = (
     *ANSWER,
     "answer",
-)  # beside a label, a reward or a rejected answer; elsewhere an answer may be a solution
+)  # next to a label, a reward or a rejected answer; elsewhere an answer may be a solution
 _PROBABILITY = ("probability", "chosen_prob", "chosen_probs")
 
 
@@ -96,7 +96,7 @@ def _pairs(view: RowView) -> Record | Drop:
     row = view.row
     own = has(row, "prompt", *CHOSEN) or not ends_with_answer(row)
     if row.get("prompt") in ("", []) and isinstance(turns_of_text(row.get("chosen")), list):
-        return _dialogues(view)  # a prompt column that is empty, beside whole dialogues
+        return _dialogues(view)  # a prompt column that is empty, next to whole dialogues
     if not own:  # the chosen answer ends the messages
         chosen_key = first_key(row, *DIALOGUE)
         prompt, chosen = read_dialogue(view)

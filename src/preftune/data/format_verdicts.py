@@ -132,7 +132,7 @@ def sides_are_refs(row: Row) -> bool:
 
 
 def _verdict(view: RowView, names: tuple[str, str], ends: tuple[str, str]) -> int | None:
-    """0 or 1: the better answer; None for a tie. All columns that say so must agree."""
+    """0 or 1: the better answer; None for a tie. All columns that state it must agree."""
     row, said = view.row, {}
     answers = [row[name] for name in names]
     for name in _verdict_names(row, ends):

@@ -23,14 +23,14 @@ from preftune.errors import DataError
 from preftune.terminal import clean_terminal
 from preftune.types import SOURCES, Group, Record
 
-_PROMPT_STYLES = ("dim", "dim on grey11")  # tints take turns, so that tokens can be told apart
+_PROMPT_STYLES = ("dim", "dim on grey11")  # tints take turns, so that tokens can be distinguished
 _COMPLETION_STYLES = ("green", "green on grey19")
 _END_STYLE = "bold black on yellow"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a data set holds, rendered with one tokenizer. Counts are of records unless the name says
+    """What a data set holds, rendered with one tokenizer. Counts are of records unless the name states
     otherwise.
     """
 
@@ -43,7 +43,7 @@ class Inspection:
     bad_messages: tuple[str, ...]  # the first few
     dropped_rows: Mapping[str, int]
     columns: Mapping[str, str]  # every column -> what it was used as
-    census: Mapping[str, int]  # completions by what the data say of them; pairs, ties
+    census: Mapping[str, int]  # completions by what the data state about them; pairs, ties
     stop: str  # why training would stop; empty if it would not
     num_records: int
     num_completions: int

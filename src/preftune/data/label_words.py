@@ -82,7 +82,7 @@ _TIES = frozenset(
     ["tie", "ties", "tied", "both", "bothbad", "bothgood", "equal", "draw", "neither", "same", "nopreference"]
 )
 _FIRST, _SECOND = frozenset(["first", "left"]), frozenset(["second", "right"])
-_DECORATION = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f]")  # skin tones, and the mark that asks for color
+_DECORATION = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f]")  # skin tones, and the mark that selects color
 _FILLER = re.compile(r"model|responses?|answers?|assistant|completions?|outputs?|option|candidate|side|id")
 
 

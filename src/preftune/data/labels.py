@@ -9,7 +9,7 @@ from preftune.errors import DataError
 
 
 class LabelValues:
-    """The numbers that are labels in a file: 0 is dispreferred beside 1 and neutral beside -1, so not both may be."""
+    """The numbers that are labels in a file: 0 is dispreferred next to 1 and neutral next to -1, so not both may be."""
 
     __slots__ = ("bounds", "minus", "zero")
 
@@ -18,7 +18,7 @@ class LabelValues:
         self.bounds: dict[object, tuple[float, float]] = {}  # prompt -> (least reward of +1, greatest of -1)
 
     def check(self, prompt: object, label: int | None, reward: float | None, name: str) -> None:
-        """Rewards beside the labels of one prompt must not contradict them."""
+        """Rewards next to the labels of one prompt must not contradict them."""
         if label is None or reward is None:
             return
         key = hash(prompt)

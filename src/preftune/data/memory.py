@@ -1,7 +1,7 @@
 """Rows that a program has in memory: a list of dicts, a generator, a datasets.Dataset, a pandas.DataFrame.
 
 Each becomes a source with a name that holds a digest of its rows, so that everything that takes the name of a file
-takes it too, and the configuration of a run says truthfully where its rows came from.
+takes it too, and the configuration of a run states truthfully where its rows came from.
 """
 
 import hashlib

@@ -25,7 +25,7 @@ def unread(
 ) -> Iterator[tuple[str, object]]:
     """(path, value) of each field that is neither part of a turn nor in `used`, and that holds something.
 
-    A field of a list of objects has the path NAME.FIELD, whichever object it stands in.
+    A field of a list of objects has the path NAME.FIELD, whichever object it is in.
     """
     if type(value) is list:
         for item in value:

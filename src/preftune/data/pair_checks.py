@@ -1,4 +1,4 @@
-"""What else a row says of a pair must not contradict it: scores of each side, a margin, ratings of a list."""
+"""What else a row states about a pair must not contradict it: scores of each side, a margin, ratings of a list."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -71,7 +71,7 @@ def _check_margin(view: RowView) -> None:
 
 
 def _check_ratings(view: RowView) -> None:
-    """Ratings of a list of answers in which both sides of the pair stand."""
+    """Ratings of a list of answers that contains both sides of the pair."""
     row = view.row
     texts = next((row[name] for name in _LISTS if isinstance(row.get(name), list)), None)
     if not isinstance(texts, list):
@@ -95,7 +95,7 @@ def _check_ratings(view: RowView) -> None:
 
 
 def _place(row: Row, side: str, texts: Sequence[object]) -> int | None:
-    """Where the answer of a side stands in a list of texts."""
+    """Where the answer of a side is in a list of texts."""
     value = next((row[name] for name in (side, f"{side}_response") if row.get(name) is not None), None)
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
         value = value[-1].get("content", value[-1].get("value"))

@@ -34,7 +34,7 @@ Wanted = SignalName | Literal["prompts"] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Groups ready for batches. They lie on disk, and each is made when it is asked for."""
+    """Groups ready for batches. They lie on disk, and each is made when it is requested."""
 
     groups: Sequence[Group]
     bad_rows: tuple[BadRow, ...]
@@ -76,7 +76,7 @@ def prepare(
     """The groups of a source with exactly this signal.
 
     They are kept in the cache where it is certain that the next preparation would give the same
-    (`store_key`), else in a temporary file. Memory does not grow with the rows but for some bytes of each.
+    (`store_key`), else in a temporary file. Memory does not grow with the rows except for some bytes of each.
     """
     apply_template(tokenizer, options)
     passed = columns_passed or signal == "prompts"
@@ -261,7 +261,7 @@ def _prompts_only(reader: RecordReader, signal: Wanted) -> DataError:
 
 
 def _refuse_making(signal: Wanted, options: DataOptions) -> None:
-    """What says how pairs or labels are made is an error where none are."""
+    """Options on how pairs or labels are made is an error where none are."""
     if options.pairing != "all" or options.min_gap > 0 or options.soft_label_temperature is not None:
         raise ConfigError(
             "The data options pairing, min_gap and soft_label_temperature have no effect here",

@@ -16,7 +16,7 @@ from preftune.data.nested_fields import holds
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, DataError, shown
 
-HUB_SECONDS = 10.0  # how long the hub may take to say whether it has the data set
+HUB_SECONDS = 10.0  # how long the hub may take to report whether it has the data set
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 _HELD_OUT_WORD = re.compile(r"(?<![A-Za-z])(test|validation|valid|val|dev|eval)(?![A-Za-z])")
 _SPLIT_WORD = re.compile(r"(?<![A-Za-z])(train|test|validation|valid|val|dev|eval)(?![A-Za-z])")

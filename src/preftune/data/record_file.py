@@ -15,7 +15,7 @@ from preftune.errors import storage_error
 from preftune.types import Completion, Message, Record, ToolCall, TurnExtras
 
 _BUFFER = 1 << 20  # bytes that are written at once
-_READ = 1 << 16  # bytes that are read at once: records are asked for in their order, mostly
+_READ = 1 << 16  # bytes that are read at once: records are requested in their order, mostly
 
 
 class RecordFile:

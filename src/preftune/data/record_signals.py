@@ -181,7 +181,7 @@ def _labels_of_rewards(record: Record, making: Making) -> Found:
 
 
 def _labels_of_pairs(record: Record) -> list[int | None]:
-    """+1 where only ever chosen, -1 where only ever rejected; by text, as one text may stand in several
+    """+1 where only ever chosen, -1 where only ever rejected; by text, as one text may be in several
     pairs.
     """
     chosen = {record.completions[i] for i, _ in record.pairs}

@@ -80,7 +80,7 @@ class RecordReader:
     """The usable rows of a source as records, one by one; and what became of the other rows and of every column,
     known once all are read.
 
-    A bad row stops with an error or is skipped, as the options say. `passed` says that columns which are not used
+    A bad row stops with an error or is skipped, as the options state. `passed` states that columns which are not used
     go to reward functions; otherwise those that look like preference information stop the run, unless `stops` is
     False.
     """
@@ -105,12 +105,12 @@ class RecordReader:
         rows = _counted(read_rows(self.source, self.options, names), self._count)
         form, first, rows = _format_of(self.source, rows, self.options)
         self.format = form.name
-        passed = self.passed or self.options.format == "prompts"  # the user says that nothing else counts
+        passed = self.passed or self.options.format == "prompts"  # the user states that nothing else counts
         chosen = {rule.field: "+".join(rule.columns) for rule in rules_of(self.options.columns)}
         account = ColumnAccount(form, self.options.ignore, passed, names.spelled, chosen)
         account.look(first)
         labels = LabelValues()
-        demonstrations = self.options.format == "completions"  # the user says so
+        demonstrations = self.options.format == "completions"  # the user states it
         for row in rows:
             result: Record | Drop | DataError
             if isinstance(row.value, DataError):
@@ -184,7 +184,7 @@ def bad_row(file: str, number: int, error: DataError, options: DataOptions) -> B
 def _format_of(
     source: str, rows: Iterator[RawRow], options: DataOptions
 ) -> tuple[Format, list[dict], Iterator[RawRow]]:
-    """The format that was asked for or that the first good rows have, the first good rows, and all rows."""
+    """The format that was requested or that the first good rows have, the first good rows, and all rows."""
     seen: list[RawRow] = []
     good: list[dict] = []
     for row in rows:

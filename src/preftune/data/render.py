@@ -3,7 +3,7 @@
 A completion is what the template (or, in plain mode, the text) writes after the prompt, up to and including
 the end of the turn; what a template writes after that is left out. A completion that was cut off before it
 ended has no end of turn. Of a trajectory, each answer with its end of turn is scored, unless its weight is 0;
-what stands between is not.
+what is between is not.
 """
 
 from collections import Counter

@@ -27,7 +27,7 @@ class Texts:
     completions.
 
     Of each completion: the text up to the end of its first answer, up to the beginning of its second, up to
-    the end of that, and so on. Each goes on where the one before ends; what the assistant writes and what it
+    the end of that, and so on. Each continues where the one before ends; what the assistant writes and what it
     reads take turns. The head's tokens are the first of each whole text, whatever follows.
     """
 
@@ -227,7 +227,7 @@ def _flags(turns: tuple[Message, ...]) -> tuple[bool, ...] | None:
 
 
 def _refuse_weights(turns: Sequence[Message]) -> None:
-    """Nothing of a prompt is scored, nor of what a user or a tool says: a weight above 0 would have no effect."""
+    """Nothing of a prompt is scored, nor of what a user or a tool writes: a weight above 0 would have no effect."""
     for turn in turns:
         if turn.weight:
             raise DataError(

@@ -30,7 +30,7 @@ class Drop:
 class RowView:
     """A row and the role of every column that a format has taken from it.
 
-    `labels` is shared by all rows of a file; `origin` says where the row stands.
+    `labels` is shared by all rows of a file; `origin` states where the row is.
     """
 
     __slots__ = ("labels", "origin", "row", "used")

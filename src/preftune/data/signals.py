@@ -54,8 +54,8 @@ def derive(
     else from labels (every +1 against every -1). Labels come from labels, else from rewards (under "all"
     above the mean of the prompt against below it, under "best_worst" only these two), else from pairs.
     Rewards come from rewards, else from labels (1 and 0), else from pairs (1 and 0). Hybrid is the pairs, and
-    the policy's completions that are in none; every record must say who wrote its completions. Where
-    completions of one prompt must be compared and stand in several records, these are merged first; the
+    the policy's completions that are in none; every record must state who wrote its completions. Where
+    completions of one prompt must be compared and are in several records, these are merged first; the
     merged record keeps the first one's origin and columns.
 
     A pair has a probability if its record gives one, or by `soft_label_temperature` if it is made of rewards.
@@ -204,7 +204,7 @@ def available_signals(records: Sequence[Record]) -> tuple[SignalName, ...]:
 
 
 def _check_applies(sources: Counter[str], signal: SignalName, making: Making) -> None:
-    """Options that say what becomes of rewards are an error where no rewards are turned into what they speak
+    """Options that state what becomes of rewards are an error where no rewards are turned into what they speak
     of.
     """
     given = {

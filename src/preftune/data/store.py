@@ -107,7 +107,7 @@ def read_meta(folder: Path) -> dict | None:
 
 
 class LazyGroups(Sequence[Group]):
-    """A sequence of groups that are made when they are asked for; a slice of it makes none."""
+    """A sequence of groups that are made when they are requested; a slice of it makes none."""
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Group: ...
@@ -124,7 +124,7 @@ class LazyGroups(Sequence[Group]):
 
 
 class StoredGroups(LazyGroups):
-    """The groups of a store, each made when it is asked for. The files stay open, so they may be unlinked
+    """The groups of a store, each made when it is requested. The files stay open, so they may be unlinked
     meanwhile.
     """
 
@@ -172,7 +172,7 @@ def _group(ids: np.ndarray, head: list, certain: bool) -> Group:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SomeGroups(LazyGroups):
-    """Some of the groups of another sequence, in an order of their own; eight bytes of each are kept."""
+    """Some of the groups of another sequence, in a separate order; eight bytes of each are kept."""
 
     groups: Sequence[Group]
     places: np.ndarray  # [groups], numbers in the other sequence

@@ -47,7 +47,7 @@ def store_key(
             with path.open("rb") as file:
                 while piece := file.read(_PIECE):
                     digest.update(piece)
-    except OSError:  # reading the rows will say so
+    except OSError:  # reading the rows will report it
         return None
     return digest.hexdigest()
 

@@ -128,7 +128,7 @@ class Markup:
     initials: str  # the characters that special tokens, the header and the footer begin with
     written: tuple[str, ...]  # special tokens that a template writes at the beginning or the end of a prompt
     header: str  # the last line before a user's text, such as "<|im_start|>user"
-    anywhere: bool  # whether the header is a mark wherever it stands, not only at the beginning
+    anywhere: bool  # whether the header is a mark wherever it is, not only at the beginning
     footer: str  # what follows the user's text up to the answer
 
     def fault(self, text: str) -> str | None:

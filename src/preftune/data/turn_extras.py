@@ -1,4 +1,4 @@
-"""What turns and rows hold beside texts: reasoning, tool calls, weights, tools, variables of the chat template."""
+"""What turns and rows hold in addition to texts: reasoning, tool calls, weights, tools, template variables."""
 
 import json
 from collections.abc import Mapping
@@ -149,7 +149,7 @@ def as_template_kwargs(value: object, name: str) -> str:
 
 
 def _parsed(value: object, name: str) -> object:
-    """The value, or what its JSON text says; None for blank text."""
+    """The value, or what its JSON text states; None for blank text."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -170,7 +170,7 @@ def _json_object(value: object, name: str) -> str:
 
 
 def _without_nulls(value: object) -> object:
-    """Tables (Parquet, Arrow) fill every key of nested objects with null: such keys say nothing."""
+    """Tables (Parquet, Arrow) fill every key of nested objects with null: such keys hold nothing."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -13,7 +13,7 @@ from preftune.stats import Interval
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leakage:
-    """Held-out rows whose prompt, or whose whole row, stands in the training data; shares, by likeness."""
+    """Held-out rows whose prompt, or whole row, is in the training data; shares, by likeness."""
 
     held_out: str
     num_rows: int
@@ -24,7 +24,7 @@ class Leakage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnSamples:
-    """What the model's own samples say of the data. Keys of mappings: all, chosen, rejected."""
+    """What the model's own samples show about the data. Keys of mappings: all, chosen, rejected."""
 
     num_prompts: int
     num_samples: int  # of each prompt
@@ -49,7 +49,7 @@ class DataMeasures:
     unit: Literal["tokens", "words"]  # of lengths and overlap
     num_rows: int
     num_records: int  # rows that can be used
-    num_prompts: int  # different ones
+    num_prompts: int  # different prompts
     num_pairs: int  # that teach something
     completions_per_prompt: float
     completion_length: float  # mean

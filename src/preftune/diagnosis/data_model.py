@@ -1,4 +1,4 @@
-"""What a model's own samples say of a data set: how near the data are, where the reward's peak lies, how
+"""What a model's own samples show about a data set: how near the data are, where the reward's peak lies, how
 consistent labels are.
 """
 

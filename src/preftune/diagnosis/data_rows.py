@@ -149,7 +149,7 @@ def _idle_texts(loaded: LoadedRecords) -> Counter[str]:
 
 
 def spoken(completion: Completion) -> list[str]:
-    """What the assistant says in a completion."""
+    """The assistant's text in a completion."""
     return (
         [completion]
         if isinstance(completion, str)
@@ -198,7 +198,7 @@ def duplicates(rows: SignalRows) -> tuple[dict[str, float], str | None]:
 
 
 def leakage(rows: SignalRows, held: LoadedRecords) -> Leakage:
-    """Held-out rows whose prompt, or all of which, stands in the data."""
+    """Held-out rows whose prompt, or all of which, is in the data."""
     mine = [_parts(record) for record in rows.loaded.records]
     theirs = [_parts(record) for record in held.records]
     prompts = repeats_of([(prompt,) for prompt, _ in theirs], [(prompt,) for prompt, _ in mine])
@@ -250,7 +250,7 @@ def pair_measures(
 
 
 def _pieces(known: Record | Group, renderer: Renderer | None) -> list[list]:
-    """Words of each completion, or its scored tokens without the end-of-turn token, which says nothing of
+    """Words of each completion, or its scored tokens without the end-of-turn token, which does not describe
     likeness.
     """
     if isinstance(known, Record):

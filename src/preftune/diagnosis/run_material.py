@@ -43,7 +43,7 @@ class DiagnoseRunConfig:
         json: print what diagnosis.json holds.
         rows: how `data` becomes groups of tokens.
         layout: how groups are laid out for the model.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     runs: list[str]
@@ -177,7 +177,7 @@ def find_material(settings: DiagnoseRunConfig, runs: Sequence[Run]) -> Material:
 def _held_out(
     runs: Sequence[Run], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, DataOptions, tuple[Group, ...]]:
-    """The pairs of prompts that no run trained on, if all runs held the same ones out."""
+    """The pairs of prompts that no run trained on, if all runs held out the same pairs."""
     do = "Add --data FILE with pairs that no run has seen"
     config = runs[0].config
     for run in runs[1:]:

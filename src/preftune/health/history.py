@@ -34,7 +34,7 @@ class Points:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings that a condition speaks of; None where a run does not say.
+    """The settings that a condition uses; None where a run does not record them.
 
     `chosen_fall` is a fact of the objective, `against_*` are settings to try: see
     `preftune.objectives.remedies`. A remedy is empty where none is known.
@@ -161,7 +161,7 @@ class GrowingHistory:
         self.last_evaluation: int | None = None  # its step
 
     def add(self, row: Mapping[str, object]) -> None:
-        """One line of metrics.jsonl. A step that stands twice counts as it came last."""
+        """One line of metrics.jsonl. Of a step that appears twice the last line counts."""
         if (found := metric_values(row)) is None:
             return
         step, phase, values = found

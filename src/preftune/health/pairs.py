@@ -175,7 +175,7 @@ def overfitting(history: History) -> Measured | None:
 
 
 def _loss_turned(history: History, trained: Points, held: Points) -> Measured:
-    """By the held-out loss; while as many pairs as ever are told apart, it is only too sure of the others."""
+    """By the held-out loss. While as many pairs as before are ranked correctly, the policy is only overconfident."""
     best, last = min(held.values), held.values[-1]
     accuracy = history.held_out("rewards/accuracies")
     fell = accuracy is None or accuracy.values[-1] < max(accuracy.values) - 0.05
@@ -211,8 +211,8 @@ def _moved(history: History, trained: bool = False) -> tuple[float, float, float
     """Log-ratios now, and the sizes of the log-probabilities at the start: of chosen, rejected, chosen,
     rejected.
 
-    Of held-out completions where there are any, unless those of training are asked for. Samples of the policy
-    are others at every step, so that their log-ratios tell of no completion what became of it.
+    Of held-out completions where there are any, unless those of training are requested. Samples of the policy
+    are others at every step, so that their log-ratios do not show how a completion changed.
     """
     if history.settings.on_policy or not history.has_trend:
         return None

@@ -19,7 +19,7 @@ class Threshold:
 
     measures: str
     watch: float
-    act: float | None = None  # no value alone asks for action
+    act: float | None = None  # no value alone requires action
     below: bool = False
     reason: str
 

@@ -1,7 +1,7 @@
 """A problem made concrete for some seeds: prompts, the policy at its start, samples, scores and exact
 measures.
 
-The randomness of each seed comes from generators of its own, so that a run does not depend on which seeds run
+The randomness of each seed comes from separate generators, so that a run does not depend on which seeds run
 beside it.
 """
 
@@ -171,7 +171,7 @@ class World:
     # --- rewards and scores ---
 
     def rewards(self, completions: Tensor, *, true: bool = False) -> Float[Tensor, "S G C"]:
-        """Of each completion: the trained reward model's where there is one, unless the true ones are asked
+        """Of each completion: the trained reward model's where there is one, unless the true rewards are requested
         for.
         """
         table = self.reward.expand(self.num_seeds, -1) if true else self.trained_reward
@@ -202,7 +202,7 @@ class World:
         )
 
     def _answer_tokens(self, completions: Tensor) -> CompletionTokens:
-        """An answer that stops at position k has k tokens of going on and one of stopping; one that never
+        """An answer that stops at position k has k tokens that continue and one that stops; one that never
         stops has no end.
         """
         positions = self.problem.size

@@ -1,4 +1,4 @@
-"""The experiments: which runs each finding needs. What is claimed of them, and what counts, stands in
+"""The experiments: which runs each finding needs. The claims and their criteria are in
 criteria.yaml.
 """
 
@@ -14,7 +14,7 @@ BANDIT_COMPLETIONS = 10  # completions of a prompt in the bandits
 
 
 def _fresh(problem: str, method: str, prompts: int) -> Plan:
-    """300 steps of 10 prompts, new ones for each collection of `prompts` prompts: 3000 prompts are a single
+    """300 steps of 10 prompts, new prompts for each collection of `prompts` prompts: 3000 prompts are a single
     collection.
     """
     loop = Loop(

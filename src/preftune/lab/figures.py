@@ -1,7 +1,7 @@
 """Figures of the laboratory as SVG: curves over steps with their intervals, numbers with their intervals, and
 the theory.
 
-Colors are those of the report, which color-blind readers can tell apart, and every curve has a marker of
+Colors are those of the report, which color-blind readers can distinguish, and every curve has a marker of
 its own too.
 """
 
@@ -91,7 +91,7 @@ def drawn(picture: Picture, tracks: Mapping[str, Track], key: str) -> str:
 
 
 def _legend(figure: Figure, labels: Sequence[str]) -> None:
-    """Below the axes: beside them it would take a phone's width from them, within them it would lie on
+    """Below the axes: next to them it would take a phone's width from them, within them it would lie on
     curves.
     """
     figure.legend(

@@ -84,7 +84,7 @@ def confirm(
     extra: Mapping[str, Sequence[str]],
     only: Sequence[str] = (),
 ) -> Findings:
-    """Every experiment (or those named) on these seeds, with the learning rates on file, judged by the
+    """Every experiment (or those named) on these seeds, with the learning rates on file, evaluated by the
     criteria on file.
     """
     start = time.perf_counter()

@@ -1,7 +1,7 @@
 """A small causal transformer that writes the number of an arm digit by digit, for many seeds at once.
 
 An arm a of b^L is its L digits in base b, the most significant first. All prefixes of all arms form a tree:
-row 0 is the empty prefix, and a prefix of l digits with value v stands in row (b^l - 1) / (b - 1) + v. The
+row 0 is the empty prefix, and a prefix of l digits with value v is row (b^l - 1) / (b - 1) + v. The
 transformer reads every row of the tree in one pass, each attending to its own ancestors and itself only, so
 that a row's logits are those of the sequence of its prefix
 alone: they are for the NEXT digit. The law over arms is then exact: log p(a | x) = sum_l log p(digit l | x,

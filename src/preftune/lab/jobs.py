@@ -18,7 +18,7 @@ from preftune.lab.problem import load_problem
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A method on a problem (shipped, or in a file), but for its learning rate. The name of a method is one
+    """A method on a problem (shipped, or in a file), without its learning rate. The name of a method is one
     of the papers' (CAST).
     """
 

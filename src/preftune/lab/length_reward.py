@@ -18,7 +18,7 @@ def fitted_reward(
     |k - m|/L)
 
     The features are standardized over the completions. Labels follow the reward; equal rewards are left out.
-    Without the ridge there would be no minimum where one feature tells all pairs apart.
+    Without the ridge there would be no minimum where one feature separates all pairs.
     """
     num, longest = len(reward), len(reward) - 1
     length = torch.arange(1, num + 1, dtype=torch.float64).clamp(max=longest)

@@ -161,7 +161,9 @@ def _gather(world: World, method: Method, policy, loop: Loop, groups: int, size:
         with torch.no_grad():
             logits = policy(prompts)
         completions, behaviour = world.sample(logits, groups, size), logits.log_softmax(-1)
-    rewards = world.rewards(completions, true=loop.source == "data")  # who wrote the data also judged them
+    rewards = world.rewards(
+        completions, true=loop.source == "data"
+    )  # the author of the data also scored them
     flipped = None
     if world.problem.data.noise and pairs_wanted(method):
         shape = pair_places(rewards, method)[0].shape[1:]

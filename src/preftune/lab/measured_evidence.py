@@ -57,7 +57,7 @@ def measure_evidence(problem: Problem, *, groups: int, can_reward: bool, seed: i
 def _judged(
     evidence: Evidence, own: Float[Tensor, "G K"], data: Float[Tensor, "G C"], wins: Bool[Tensor, "G C C"]
 ) -> Evidence:
-    """With what only a reward can say."""
+    """With the measures that need a reward."""
     peak = reward_peak(own.tolist(), data.tolist())
     assert peak is not None, "every prompt has own samples and completions"
     against = wins & (data[:, :, None] < data[:, None, :])

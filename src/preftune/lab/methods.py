@@ -35,7 +35,7 @@ class Method:
         objective: with its hyperparameters.
         pairs: of each prompt's completions, all pairs, or best against worst.
         labels: for objectives on singles: of each pair its two sides (a completion counts as often as it
-            stands in pairs), best and worst, or reward against `threshold`.
+            is in pairs), best and worst, or reward against `threshold`.
         only: which of the labeled completions are kept.
         threshold: of the reward, from which on a completion is labeled +1.
         min_gap: in the place of the problem's.

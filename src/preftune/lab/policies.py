@@ -62,7 +62,7 @@ class MLPPolicy(nn.Module):
 
 
 class HazardPolicy(nn.Module):
-    """At each position, the log-odds of stopping: a vocabulary of two, 0 to go on and 1 to stop."""
+    """At each position, the log-odds of stopping: a vocabulary of two, 0 to continue and 1 to stop."""
 
     def __init__(self, law: Float[Tensor, " L1"], num_seeds: int) -> None:
         super().__init__()

@@ -59,8 +59,9 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Contexts:
-    """Prompts: `train` of them, and for a network `held_out` to evaluate on (100 if it is not said), each a
-    point of [0, 1]^size (100) that says nothing of the reward. A table is evaluated on its training prompts.
+    """Prompts: `train` of them, and for a network `held_out` to evaluate on (default 100), each a
+    point of [0, 1]^size (100) that carries no information about the reward. A table is evaluated on its training
+    prompts.
     """
 
     train: int = 10
@@ -110,7 +111,7 @@ class Problem:
         reference: the law that the policy starts from; of a sequence that of each token.
         data: how preference data are drawn.
         contexts: the prompts (tabular, mlp and gpt only; ten of them if it is not said).
-        reward_model: what stands in for the reward while training (hazard only).
+        reward_model: the proxy of the reward in training (hazard only).
     """
 
     name: str
@@ -182,7 +183,7 @@ class Problem:
 
     @property
     def tree(self) -> Tree:
-        """How an outcome is written; but for gpt as a single token."""
+        """How an outcome is written: as a single token, except for gpt."""
         if self.policy != "gpt":
             return Tree(base=self.num_outcomes, length=1)
         base = 2

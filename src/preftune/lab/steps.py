@@ -1,7 +1,7 @@
 """From completions [S, G, C] with rewards to the scores and the signal of a step, and to a loss for each
 seed.
 
-Everything is laid out seed by seed: completions, groups and pairs of a seed stand next to one another, so
+Everything is laid out seed by seed: completions, groups and pairs of a seed are adjacent, so
 that a seed's units can be found again behind the objective, and each seed's loss be divided by its own global
 weight.
 """
@@ -102,7 +102,7 @@ def _units(objective: Objective, step: Step) -> tuple[Int[Tensor, " U"], Float[T
 
 @dataclass(frozen=True, kw_only=True)
 class SeedPart:
-    """A seed's share of a step: slices into the flat tensors, and its signal with indices of its own."""
+    """A seed's share of a step: slices into the flat tensors, and its signal with local indices."""
 
     tokens: slice
     completions: slice
@@ -239,7 +239,7 @@ def pair_places(rewards: Float[Tensor, "S G C"], method: Method) -> tuple[Tensor
 
 
 def _labels(world, method: Method, rewards, flipped) -> tuple[Tensor, Tensor]:
-    """(which completions, their labels), seed by seed; a completion stands there once for each pair that it
+    """(which completions, their labels), seed by seed; a completion appears once for each pair that it
     is in.
     """
     if method.labels == "threshold":
@@ -258,7 +258,7 @@ def _labels(world, method: Method, rewards, flipped) -> tuple[Tensor, Tensor]:
 
 
 def _taken(tokens: CompletionTokens, index: Int[Tensor, " K"]) -> CompletionTokens:
-    """The tokens of some completions, which may stand there more than once."""
+    """The tokens of some completions, which may appear more than once."""
     starts = tokens.lengths.cumsum(0) - tokens.lengths
     lengths = tokens.lengths[index]
     offset = torch.arange(int(lengths.sum())) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)

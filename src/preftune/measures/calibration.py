@@ -33,7 +33,7 @@ class Calibration:
     num_pairs: int
     num_prompts: int
     accuracy: Interval
-    brier: Interval  # mean of (p - outcome)^2: 0.25 of a model that says 1/2 always
+    brier: Interval  # mean of (p - outcome)^2: 0.25 of a model that always predicts 1/2
     nll: Interval  # -log of the outcome's probability, in nats: 0.693 of that model
     ece: Interval  # expected calibration error, over pairs; the interval is a bootstrap over prompts
     bins: tuple[ReliabilityBin, ...]

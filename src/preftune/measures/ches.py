@@ -26,7 +26,7 @@ class Ches:
 def ches(
     chosen: Float[np.ndarray, " H"], rejected: Float[np.ndarray, " H"], num_chosen: int, num_rejected: int
 ) -> Ches:
-    """The centred hidden embedding similarity of a pair, in fp64.
+    """The centered hidden embedding similarity of a pair, in fp64.
 
         plain       <S_w, S_l> - |S_w|^2
         normalized  <S_w, S_l> / (n_w n_l) - |S_w|^2 / n_w^2

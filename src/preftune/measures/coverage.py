@@ -29,7 +29,7 @@ class Nearness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardPeak:
-    """The rewards of own samples beside those of the data."""
+    """The rewards of the policy's samples and of the data."""
 
     best_of_n: Mapping[int, Interval]
     best_of_data: Interval
@@ -104,7 +104,7 @@ def _both(own: PerPrompt, data: PerPrompt) -> list[tuple[Sequence[float], Sequen
 
 
 def _below(own: np.ndarray, value: float) -> float:
-    """Share of own numbers below a value; equal ones count half."""
+    """Share of the policy's values below a value; equal values count half."""
     return float(((own < value) + 0.5 * (own == value)).mean())
 
 

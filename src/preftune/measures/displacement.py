@@ -32,7 +32,7 @@ class ClassShift:
 
 
 def token_kind(text: str, place: int, ends: bool) -> str:
-    """One of KINDS; `place` counts from 0, `ends` says that it is the end-of-turn token. An empty text is
+    """One of KINDS; `place` counts from 0, `ends` marks the end-of-turn token. An empty text is
     part of a character.
     """
     if ends:

@@ -1,4 +1,4 @@
-"""Texts that say the same again, word for word or nearly. Pure, numpy only."""
+"""Texts that repeat others, exactly or nearly. Pure, numpy only."""
 
 import re
 import unicodedata
@@ -139,7 +139,7 @@ def shingles(text: str) -> UInt64[np.ndarray, " S"]:
 
 
 def jaccard(one: np.ndarray, two: np.ndarray) -> float:
-    """|A and B| / |A or B| of two sorted arrays of distinct numbers; two empty ones are equal."""
+    """|A and B| / |A or B| of two sorted arrays of distinct numbers; two empty arrays are equal."""
     common = len(np.intersect1d(one, two, assume_unique=True))
     total = len(one) + len(two) - common
     return common / total if total else 1.0

@@ -51,8 +51,8 @@ def faults_of(
     Args:
         prompt: the text of each turn.
         completions: the text of each completion; of a trajectory, of each of the assistant's turns.
-        ended: whether each completion came to its end; empty where the row does not say.
-        special: the tokenizer's special tokens, beside those of the usual templates.
+        ended: whether each completion came to its end; empty where the row does not state it.
+        special: the tokenizer's special tokens, in addition to those of the usual templates.
         bos: the tokenizer's BOS token.
     """
     texts = [*prompt, *completions]

@@ -62,7 +62,7 @@ def cross_validated(
     a logistic regression without intercept (Bradley and Terry, Biometrika 1952). Each block of features is
     scaled to a mean square of 1 in all, so that hidden states of many dimensions do not drown a length. All
     pairs of a prompt are in one fold; the ridge is chosen by the likelihood of inner folds. Pairs of equal
-    features say nothing and take no part.
+    features carry no information and take no part.
 
     Args:
         features: blocks, each [P] or [P, its width], of differences.

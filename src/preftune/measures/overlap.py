@@ -1,4 +1,4 @@
-"""What the two completions of pairs have in common, and what length alone would say of them. Pure, numpy
+"""What the two completions of pairs have in common, and what length alone would predict. Pure, numpy
 only.
 """
 
@@ -23,13 +23,13 @@ class PairOverlap:
     overlap: Interval  # share of tokens in common; 1 - overlap is the normalized edit distance
     prefix_tokens: float  # mean
     prefix_share: float  # mean, of the shorter completion
-    near_identical: float  # share of pairs whose overlap is NEAR_IDENTICAL or more, identical ones included
+    near_identical: float  # share of pairs whose overlap is NEAR_IDENTICAL or more, identical pairs included
     identical: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthBias:
-    """What the number of tokens says of a pair."""
+    """What the number of tokens predicts about a pair."""
 
     chosen_longer: Interval  # chance; equal lengths count half
     difference: Interval  # tokens, chosen - rejected
@@ -91,7 +91,7 @@ def pair_overlap(
 
 
 def length_bias(chosen: Sequence[int], rejected: Sequence[int], clusters: Sequence[int]) -> LengthBias:
-    """What lengths (tokens) say of pairs; pair p belongs to prompt `clusters[p]`."""
+    """What lengths (tokens) predict about pairs; pair p belongs to prompt `clusters[p]`."""
     difference = np.asarray(chosen, float) - np.asarray(rejected, float)
     longer = (difference > 0) + 0.5 * (difference == 0)
     unequal = difference[difference != 0]

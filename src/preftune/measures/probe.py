@@ -1,4 +1,4 @@
-"""What diagnosis reads of a model beside logp: logits of the target tokens, and sums of hidden states. No
+"""What diagnosis reads of a model in addition to logp: logits of the target tokens, and sums of hidden states. No
 gradients.
 """
 
@@ -22,10 +22,10 @@ _CHUNK_ELEMENTS = 2**24  # logits at a time, where all of them are needed: 64 Mi
 
 @dataclass(frozen=True, kw_only=True)
 class TokenProbe:
-    """What a model says of one completion, float32, a number per scored token."""
+    """What a model computes for one completion, float32, a number per scored token."""
 
     logp: np.ndarray
-    logit: np.ndarray  # of the token that stands there, after scale, bias and soft cap
+    logit: np.ndarray  # of the token at that position, after scale, bias and soft cap
     mean_logit: np.ndarray  # over the vocabulary at the same position
 
 

@@ -34,7 +34,7 @@ def is_adapter(source: str) -> bool:
 
 
 def adapter_config(source: str) -> dict[str, Any]:
-    """What adapter_config.json says; an error if it is damaged or of a kind that cannot be merged."""
+    """What adapter_config.json states; an error if it is damaged or of a kind that cannot be merged."""
     try:
         config = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config, dict):

@@ -87,7 +87,7 @@ def attend_flex(
         raise TypeError(f"FlexAttention wants a block mask, got {type(attention_mask).__name__}")
     if torch.is_autocast_enabled(
         query.device.type
-    ):  # rotary embeddings leave queries and keys in fp32 beside bf16 values
+    ):  # rotary embeddings leave queries and keys in fp32 next to bf16 values
         low = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(low), key.to(low), value.to(low)
     return flex_attention_forward(module, query, key, value, attention_mask, **settings)
@@ -98,7 +98,7 @@ AttentionInterface.register(FLEX, attend_flex)
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
     """Have the model's layers use the named attention function of transformers."""
-    if name == FLEX:  # past its limit of 8 torch would compute whole rows, uncompiled, without a word
+    if name == FLEX:  # past its limit of 8 torch would compute whole rows, uncompiled, silently
         compiler.recompile_limit = max(compiler.recompile_limit, _KERNELS)
     model.set_attn_implementation(name)
     if model.config.get_text_config()._attn_implementation != name:

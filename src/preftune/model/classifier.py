@@ -177,6 +177,6 @@ def _ending_template(tokenizer: Any, renderer: Renderer) -> str:
             expected = before if generation else before[: len(before) - count] + last
             if after != expected:
                 return whole
-    except Exception:  # a template is a program of its own and may raise anything
+    except Exception:  # a template is a program and may raise anything
         return whole
     return wrapped

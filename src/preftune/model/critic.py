@@ -1,4 +1,4 @@
-"""A critic that is a network of its own: it starts as a reward model and values each position of a row."""
+"""A critic that is a separate network: it starts as a reward model and values each position of a row."""
 
 from dataclasses import replace
 from typing import Any

@@ -53,7 +53,7 @@ class LayoutOptions:
     @property
     def row_tokens(self) -> int:
         """Positions that a row under a mask is filled up to: attention costs grow with it, padding falls. A
-        longer group has a row of its own.
+        longer group has a separate row.
         """
         return math.ceil(self.micro_batch_tokens / 4)
 

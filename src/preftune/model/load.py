@@ -86,7 +86,7 @@ def _check_digests(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> No
 
 
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
-    """The tokenizer of a resolved model (of an adapter: the one saved beside it, else its base's)."""
+    """The tokenizer of a resolved model (of an adapter: the one saved next to it, else its base's)."""
     if is_adapter(source) and not (Path(source) / "tokenizer_config.json").is_file():
         return load_tokenizer(base_of(source), options)
     tokenizer = from_pretrained(
@@ -207,7 +207,7 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
     if not hasattr(adapted, "merge_and_unload"):
         raise ModelError(f"The adapter {source} cannot be merged into its base", got=config.get("peft_type"))
     model = adapted.merge_and_unload().eval().requires_grad_(True)
-    model.merged_adapters = stacked  # an adapter trained on top of this one stands on all of them
+    model.merged_adapters = stacked  # an adapter trained on top of this one builds on all of them
     return model
 
 

@@ -63,7 +63,7 @@ def merge_slerp(base: Tensor, models: Sequence[Tensor]) -> Tensor:
 
 
 def towards(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """(1 - share) * start + share * end, in fp64: WARP's linear interpolation towards initialization (LITI)."""
+    """(1 - share) * start + share * end, in fp64: WARP's linear interpolation toward initialization (LITI)."""
     return (1 - share) * start.double() + share * end.double()
 
 

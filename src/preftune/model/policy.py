@@ -31,7 +31,7 @@ class Policy:
     """A causal language model, ready to be scored.
 
     `model` is the Hugging Face model itself; adapters, if any, are injected in its layers. `sharing` is the
-    densest layout of rows that was proven exact for it, `sharing_reason` says why it is not denser.
+    densest layout of rows that was proven exact for it, `sharing_reason` states why it is not denser.
     """
 
     model: PreTrainedModel
@@ -83,7 +83,7 @@ def in_shards(policy: Policy, options: ShardOptions, device: torch.device) -> Po
     cut = replace(policy, shards=shards)
     score_groups(
         cut, [PROBE], LayoutOptions()
-    )  # the first pass settles which unit is the outermost, and which weights train
+    )  # the first pass determines which unit is the outermost, and which weights train
     return cut
 
 
@@ -251,7 +251,7 @@ def score(
 ) -> TokenScores:
     """Scores of a batch's completion tokens under the policy, completions in the batch's order.
 
-    `wanted` names the fields of TokenScores beside logp that are to be computed, of those that come from the
+    `wanted` names the fields of TokenScores in addition to logp that are to be computed, of those that come from the
     policy; `reference` is for those that compare whole distributions: the reference's hidden states at the
     same places, and its head. With `into_grad`, for a loss whose `.backward()` adds to the `.grad` of all
     weights, the gradients of head and embedding, which are as large as the vocabulary, are added there and

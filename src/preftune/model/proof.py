@@ -24,7 +24,7 @@ _PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-
 
 
 def check_attention(options: LayoutOptions, device: torch.device) -> None:
-    """An error if the attention that was asked for is not to be had on this device, before anything is loaded
+    """An error if the attention that was requested is not available on this device, before anything is loaded
     for it.
     """
     if options.attention == "flex" and device.type != "cuda":
@@ -87,7 +87,7 @@ def choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None = N
     """The densest layout that is exact for this model, proven on a small probe, and the reason if it is not
     the densest. No row is longer than `longest` tokens, if that is known.
 
-    The probe scores short rows beside longer ones in every layout and compares with the model's own logits,
+    The probe scores short rows next to longer ones in every layout and compares with the model's own logits,
     one sequence at a time; so it also proves that the head is read as the model means it. It computes in
     fp32: rounding in 16 bits can be as large as what another layout would do wrong.
     """
@@ -185,7 +185,7 @@ def _not_exact(model: PreTrainedModel, reason: str) -> ModelError:
 
 
 def layout_probe(model: PreTrainedModel, most: int | None = None) -> list[Group]:
-    """Short rows beside longer ones, of tokens that the model has, and of its positions or `most` tokens."""
+    """Short rows next to longer ones, of tokens that the model has, and of its positions or `most` tokens."""
     vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 41)
     size = max(1, min(38, vocabulary - 3))
 
@@ -216,8 +216,8 @@ def _is_causal(model: PreTrainedModel, group: Group) -> bool:
 def context_limit(model: PreTrainedModel) -> int | None:
     """The number of tokens above which the positions of one row change the result of another, if there is one.
 
-    Rotary embeddings with dynamic or long-context scaling are of this kind. A short row is computed beside
-    another whose few tokens stand at high positions, so that the check costs little whatever the limit.
+    Rotary embeddings with dynamic or long-context scaling are of this kind. A short row is computed next to
+    another whose few tokens are at high positions, so that the check costs little whatever the limit.
     """
     for limit in sorted(_context_lengths(model.config.get_text_config())):
         try:
@@ -245,7 +245,7 @@ def _context_lengths(config: Any) -> set[int]:
 
 
 def _first_row_beside(model: PreTrainedModel, last: int) -> Tensor:
-    """Hidden states of a short row, computed together with a row whose last token stands at this position."""
+    """Hidden states of a short row, computed together with a row whose last token is at this position."""
     few = 6
     ids = torch.arange(1, few + 1, device=model.device).repeat(2, 1)
     positions = torch.arange(few, device=model.device)

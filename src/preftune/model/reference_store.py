@@ -28,7 +28,7 @@ _MOST = 1 << 24  # completions of a shard; a larger count is damage
 
 
 def completion_keys(group: Group) -> list[bytes]:
-    """128-bit digests of what a completion's numbers depend on beside the reference: the tokens of prompt and
+    """128-bit digests of what a completion's numbers depend on in addition to the reference: the tokens of prompt and
     completion, and which of them are scored.
 
     Template, tokenizer and truncation act through the tokens alone.

@@ -27,7 +27,7 @@ from preftune.model.kernels.products import leaves_half_idle
 # some 900 tokens of 150,000 words.
 _CHUNK_ELEMENTS = 2**24
 _CHUNK_ELEMENTS_CUDA = 2**27
-# Of what is made beside a kept chunk on a CPU: more would be a part of the peak. Fewer tokens would not pay
+# Of what is made next to a kept chunk on a CPU: more would be a part of the peak. Fewer tokens would not pay
 # for reading the head.
 _WORK_ELEMENTS, _WORK_TOKENS = 2**22, 128
 
@@ -83,7 +83,7 @@ def score_tokens(
     those after softcap and temperature. `reference` is the hidden states of another model at the same
     positions and its head; the temperature is also its own. What speaks of the policy carries a gradient to
     its hidden states and head, the collision aside; the reference never gets one. Peak memory is one chunk of
-    logits beside the inputs and, if the head trains, its gradient; with a reference the chunk is shared by
+    logits in addition to the inputs and, if the head trains, its gradient; with a reference the chunk is shared by
     the two. With `into_grad` the backward adds the gradient of a head's weight that trains to its `.grad`,
     instead of giving it to autograd, which would hold it until the end if the weight is the embedding's too.
     `few_passes` over the logits, for what needs them at the targets alone, are the way on GPUs; on a CPU
@@ -185,7 +185,7 @@ def _spans(count: int, chunk: int) -> list[slice]:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, with little beside the total."""
+    """total += left @ right, with little memory in addition to the total."""
     # What use_fast_products puts in the place of PyTorch's product gives a product and adds it to nothing.
     if left.dtype == total.dtype and (total.is_cuda or not leaves_half_idle()):
         torch.addmm(total, left, right, out=total)
@@ -236,7 +236,7 @@ def _slope(
     kept: dict[str, Tensor],
     in_place: bool,
 ) -> Tensor:
-    """The gradient of a chunk's logits but for what falls on the targets, from log-probabilities [n, V].
+    """The gradient of a chunk's logits except for what falls on the targets, from log-probabilities [n, V].
 
     d logp / d z = onehot - p;  d log-normalizer / d z = p;  d entropy / d z = -p (log p + entropy);
     d KL(ref || pi) / d z = p - q;  d KL(pi || ref) / d z = p (log p - log q - KL)
@@ -366,7 +366,7 @@ class _TokenScores(torch.autograd.Function):
                     d_hidden[span] = slope @ policy.weight
                 if d_weight is not None:
                     _add_product(d_weight, slope.t(), policy.hidden[span])
-            del slope  # or it would be held beside the next one's parts
+            del slope  # or it would be held next to the next one's parts
         return (
             d_hidden,
             d_weight.to(weight.dtype) if need_w and d_weight is not None else None,

@@ -28,7 +28,7 @@ def centred(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " C"]
 
 
 def leave_one_out(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " C"]:
-    """r - mean of the others of its group = K / (K - 1) * centred, of K completions; 0 for one that is alone.
+    """r - mean of the others of its group = K / (K - 1) * centered, of K completions; 0 for a completion that is alone.
 
     Kool et al., "Buy 4 REINFORCE Samples, Get a Baseline for Free!", 2019; Ahmadian et al., arXiv 2402.14740.
     """

@@ -22,7 +22,7 @@ from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
 @dataclass(frozen=True, kw_only=True)
 class AlphaDPO(Coupled, PairObjective):
     """The mean log-probability of the chosen completion above the rejected one's by a margin, larger for
-    pairs that the policy already tells apart better than the reference.
+    pairs that the policy already separates better than the reference.
 
         L = -log sigma( beta * (lpbar(chosen) - lpbar(rejected)) - gamma - beta * alpha * z ),   lpbar = log
         pi(y) / |y| z = (M - mu) / sd,   M = hbar(chosen) - hbar(rejected),   hbar = h / |y|

@@ -62,7 +62,7 @@ class AOT(Coupled, PairObjective):
         else:
             chosen, rejected = pair_sides(ratio, signal)
             # The two values of one rank may lie in different micro-batches, so each meets the other as a
-            # constant. Every term of the joint loss then stands here twice, once for the gradient of either
+            # constant. Every term of the joint loss then appears here twice, once for the gradient of either
             # value: half is taken off the value, nothing off the gradient.
             twice = self._logistic(chosen - partner["rejected"]) + self._logistic(
                 partner["chosen"] - rejected

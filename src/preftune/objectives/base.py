@@ -40,7 +40,7 @@ class Objective(ABC):
         signal: what the loss learns from: Pairs, Labels, Rewards or Hybrid.
         trains: "policy" if the loss has a gradient with respect to log-probabilities, or "reward model".
         imitates: whether the loss is the likelihood of preferred completions under the model as it is, at
-            temperature 1. Every other loss sees an on-policy run's policy, reference and behaviour policy at
+            temperature 1. Every other loss sees an on-policy run's policy, reference and behavior policy at
             the temperature of sampling, since its ratios and expectations are of the distribution that
             samples.
         length_normalized: whether the loss stays the same when a completion gets twice as many tokens of the
@@ -48,7 +48,7 @@ class Objective(ABC):
         chosen_fall: what happens if the chosen (preferred, best rewarded) completion and the others lose
             log-probability together. "prevented": the loss opposes it; "possible": the loss does not;
             "intended": the loss itself pushes the chosen completion down.
-        opponents: settings of `collect.opponent` that fit the loss: whose completions may stand next to the
+        opponents: settings of `collect.opponent` that fit the loss: whose completions may be paired with the
             policy's own in a group. Empty if sampling alone cannot make the signal.
         unjudged_samples: whether the loss reads completions of the policy that are in no pair and that nobody
             judged.
@@ -84,7 +84,7 @@ class Objective(ABC):
     wants_steps: bool = False
 
     def __init_subclass__(cls) -> None:
-        """A class without a name of its own is called by its Python name."""
+        """A class that sets no name uses its Python name."""
         super().__init_subclass__()
         if "name" not in vars(cls):
             cls.name = cls.__name__

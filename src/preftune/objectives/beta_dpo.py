@@ -88,7 +88,7 @@ def _draw(log_weight: Float[Tensor, " P"], order: Int[Tensor, " P"], count: int,
     """Which `count` pairs are kept, drawn one after another in proportion to their weights (by Gumbel noise
     on the logs).
 
-    The noise goes to pairs in the given order, so that it does not depend on where a pair stands in its step.
+    The noise goes to pairs in the given order, so that it does not depend on the position of a pair in its step.
     """
     random = torch.Generator().manual_seed(seed)
     exponential = torch.empty(len(order), dtype=torch.float64).exponential_(generator=random)

@@ -51,7 +51,7 @@ class BNF(Objective):
     2410.04834. The paper states the loss with a full target distribution over the vocabulary that is held
     fixed in the gradient; the gradient here is the same, exactly, and needs only the two log-probabilities of
     each token. The paper's value is not what its gradient lowers; ours is: L is 0 at the reference and falls
-    as training goes on.
+    as training continues.
 
     Args:
         reduction: what n is. "sequence_mean": the completion's own number of tokens. "pair_min": that of the

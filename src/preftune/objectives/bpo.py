@@ -22,7 +22,7 @@ class BPO(PairObjective):
         square    L = ( D - (P - 1/2) / beta )^2
         hinge     L = P max(0, 1 - beta * D) + (1 - P) max(0, 1 + beta * D)
 
-    D = d(chosen) - d(rejected), d = log pi - log behaviour, summed over tokens; P is the pair's probability,
+    D = d(chosen) - d(rejected), d = log pi - log behavior, summed over tokens; P is the pair's probability,
     1 without one. Xu et al., "BPO: Staying Close to the Behavior LLM Creates Better Online LLM Alignment",
     EMNLP 2024, arXiv 2406.12168; checked against the authors' code. Soft P is our addition.
 

@@ -19,7 +19,7 @@ class BradleyTerry(PairObjective):
     with r the head's value after the last token of a completion has been read, p the pair's probability if
     the data give it, else 1. The loss of Ouyang et al., "Training Language Models to Follow Instructions with
     Human Feedback", NeurIPS 2022, arXiv 2203.02155; the margin is that of Touvron et al., "Llama 2", 2023,
-    arXiv 2307.09288, and the centring that of Eisenstein et al., "Helping or Herding?", 2023, arXiv
+    arXiv 2307.09288, and the centering that of Eisenstein et al., "Helping or Herding?", 2023, arXiv
     2312.09244; checked against a public implementation. It is `dpo` with the head's value in the place of the
     implicit reward.
 

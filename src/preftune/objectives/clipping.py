@@ -17,7 +17,7 @@ KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def token_ratio(scores: TokenScores) -> Float[Tensor, " N"]:
-    """pi(y_t) / mu(y_t) of each token, mu being the behaviour policy."""
+    """pi(y_t) / mu(y_t) of each token, mu being the behavior policy."""
     return bounded_exp(scores.logp - behaviour(scores))
 
 

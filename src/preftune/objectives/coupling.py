@@ -46,7 +46,7 @@ def _described(state: Mapping[str, Tensor]) -> str:
     return ", ".join(parts) or "nothing"
 
 
-# --- an order that does not depend on where a group stands in its step ---
+# --- an order that does not depend on the position of a group in its step ---
 
 
 def lexicographic(*keys: Tensor) -> Int[Tensor, " _"]:
@@ -62,7 +62,7 @@ def lexicographic(*keys: Tensor) -> Int[Tensor, " _"]:
 def pair_keys(
     step: StepView, signal: Pairs
 ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Int[Tensor, " P"]]:
-    """Integers that tell pairs apart, almost always, without any score: their prompt and their two lengths.
+    """Integers that distinguish pairs, almost always, without any score: their prompt and their two lengths.
 
     Scores of near-equal pairs are ordered by rounding, which depends on how a step is cut; these are not.
     """
@@ -88,7 +88,7 @@ def update_moments(
     step.
 
     Both start from zero, so they are divided by the weight they hold so far, 1 - 0.9^steps: in the first step
-    they are that step's own mean and deviation. A single value says nothing of the deviation, which then
+    they are that step's own mean and deviation. A single value does not determine the deviation, which then
     stays as it was.
     """
     values, steps = values.double(), int(state["steps"])

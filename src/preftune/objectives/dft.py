@@ -1,4 +1,4 @@
-"""DFT, discriminative fine-tuning: demonstrations against all that the policy might say instead."""
+"""DFT, discriminative fine-tuning: demonstrations against everything else that the policy might generate."""
 
 from dataclasses import dataclass
 from typing import Literal

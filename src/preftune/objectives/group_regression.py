@@ -92,10 +92,10 @@ class AGRO(GroupOfTwoObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class GVPO(GroupOfTwoObjective):
-    """Centred implicit rewards regressed on centred rewards, with the policy that sampled the group as
+    """Centered implicit rewards regressed on centered rewards, with the policy that sampled the group as
     anchor.
 
-        L = (1 / G) sum_i [ (beta * d_i - mean beta * d) - (r_i - mean r) ]^2,   d = log pi - log behaviour
+        L = (1 / G) sum_i [ (beta * d_i - mean beta * d) - (r_i - mean r) ]^2,   d = log pi - log behavior
 
     Zhang et al., "GVPO: Group Variance Policy Optimization for Large Language Model Post-Training", NeurIPS
     2025, arXiv

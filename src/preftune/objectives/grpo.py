@@ -28,7 +28,7 @@ class GRPO(CompletionObjective):
         pi(y_t) / mu(y_t) A = (r - mean) / (std + eps) of the group,   k3_t = e^-x - 1 + x,   x = log pi(y_t)
         - log ref(y_t)
 
-    with mu the behaviour policy, the mean over completions. Shao et al., "DeepSeekMath", 2024, arXiv
+    with mu the behavior policy, the mean over completions. Shao et al., "DeepSeekMath", 2024, arXiv
     2402.03300; checked against public implementations. Where steps are rewarded, A_t of a token is the sum of the
     rewards of the steps that end at it or later, standardized over all steps of the group (section 4.1.3),
     and r is what is left of the completion's reward.
@@ -168,7 +168,7 @@ class GSPO(CompletionObjective):
         L = -min( s A, clip(s, 1 - clip_low, 1 + clip_high) A ),   s = (pi(y) / mu(y))^(1/n)
         A = (r - mean) / (std + eps) of the group
 
-    with mu the behaviour policy, the mean over completions. Zheng et al., "Group Sequence Policy
+    with mu the behavior policy, the mean over completions. Zheng et al., "Group Sequence Policy
     Optimization", 2025, arXiv 2507.18071; checked against public implementations. A mean moves far less than
     a token's ratio, hence the narrow clip. There is no KL term.
 

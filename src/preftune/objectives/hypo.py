@@ -75,7 +75,7 @@ class HyPO(Coupled, Objective):
         pairs, scale, ratio = pairs_of(signal), coupling_of(scores).whole, log_ratio(scores)
         rewards = self.beta * ratio
         is_sample = policy_samples(signal)
-        # A pair's loss stands with its chosen completion, so that the units of a group lie together.
+        # A pair's loss is stored with its chosen completion, so that the units of a group lie together.
         preference = torch.zeros_like(ratio).index_add(0, pairs.chosen, logistic(pair_margin(rewards, pairs)))
         preference = preference / chosen_count(signal).clamp(min=1).to(ratio.dtype)
         penalty = torch.where(is_sample, 0.5 * ratio * (ratio - _others_mean(ratio, is_sample, signal)), 0.0)

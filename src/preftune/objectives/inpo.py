@@ -14,7 +14,7 @@ class INPO(PairObjective):
     """IPO with sums whose anchor lies between the reference and the policy that sampled the pair.
 
         L = ( g(chosen) - g(rejected) - (P - 1/2) / eta )^2
-        g = log pi - (tau / eta) log ref - (1 - tau / eta) log behaviour
+        g = log pi - (tau / eta) log ref - (1 - tau / eta) log behavior
 
     P is the pair's probability; without one it is 1, and the target 1 / (2 eta). Zhang et al., "Iterative
     Nash Policy

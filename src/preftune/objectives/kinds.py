@@ -36,7 +36,7 @@ class LabelObjective(Objective):
 
 
 class RewardObjective(Objective):
-    """An objective on rewarded groups with units of its own."""
+    """An objective on rewarded groups that defines its own units."""
 
     signal = Rewards
     correctable = True

@@ -1,4 +1,4 @@
-"""KTO: single completions, judged against where the policy stands on average."""
+"""KTO: single completions, compared with the policy's average log-ratio."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from preftune.types import Coupling, Labels, Losses, StepView, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(Coupled, LabelObjective):
-    """A completion's log-ratio away from that of completions to other prompts, up or down as its label says.
+    """A completion's log-ratio away from that of completions to other prompts, up or down according to its label.
 
         L = w_D * (1 - sigma(beta * (h - z0)))   of a preferred completion,
             w_U * (1 - sigma(beta * (z0 - h)))   of a dispreferred one,   z0 = max(0, mean over mismatched

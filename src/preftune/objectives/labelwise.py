@@ -1,4 +1,4 @@
-"""What objectives on labeled singles share: one unit per completion, that a label says which way to move."""
+"""What objectives on labeled singles share: one unit per completion, whose label gives the direction."""
 
 from collections.abc import Mapping
 

@@ -79,9 +79,9 @@ def _damped_sum(
     shared: Int[Tensor, " P"],
     alpha: float,
 ) -> Float[Tensor, " P"]:
-    """Sum over the tokens of each picked completion, those past its first `shared` ones weighing alpha.
+    """Sum over the tokens of each picked completion, those after its first `shared` tokens with weight alpha.
 
-    A completion may be picked by several pairs, each with a shared length of its own.
+    A completion may be picked by several pairs, each with a separate shared length.
     """
     starts, counts = (lengths.cumsum(0) - lengths)[picked], lengths[picked]
     pair = torch.repeat_interleave(counts)  # of each picked token: which pair
@@ -92,7 +92,7 @@ def _damped_sum(
 
 @dataclass(frozen=True, kw_only=True)
 class RDPO(PairObjective):
-    """DPO with a length term beside the margin: the longer completion's length explains part of its being
+    """DPO with a length term in addition to the margin: the longer completion's length explains part of its being
     preferred.
 
         L = -log sigma( beta * D + alpha * (|chosen| - |rejected|) ),   D = h(chosen) - h(rejected)

@@ -264,7 +264,7 @@ def _sides(given: Mapping[str, Any], count: int, device: torch.device) -> dict[s
 
 
 def _prompts(prompt: Tensor | None, signal: Signal, lengths: Tensor) -> Tensor:
-    """Without prompts of their own, the completions of a pair or a group share one."""
+    """Where no prompts are given, the completions of a pair or a group share one."""
     if prompt is not None:
         return torch.as_tensor(prompt, device=lengths.device)
     if isinstance(signal, Rewards | Hybrid):

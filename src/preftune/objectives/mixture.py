@@ -28,12 +28,12 @@ from preftune.types import (
     TokenScores,
 )
 
-_OF_THE_POLICY = ("logps/", "log_ratios/")  # metrics that say the same whichever term gives them
+_OF_THE_POLICY = ("logps/", "log_ratios/")  # metrics that are equal whichever term reports them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One objective of a sum; `label` tells it from the others."""
+    """One objective of a sum; `label` distinguishes it from the other terms."""
 
     weight: float
     objective: Objective

@@ -20,7 +20,7 @@ class ORPO(PairObjective):
 
     Hong, Lee and Thorne, "ORPO: Monolithic Preference Optimization without Reference Model", EMNLP 2024,
     arXiv
-    2403.07691. The authors' likelihood term covers the prompt too, unless told otherwise; objectives see no
+    2403.07691. The authors' likelihood term covers the prompt too by default; objectives see no
     prompt, so here it is the completion's. Odds are exact in fp32 up to p = 1 - 1e-7 per token on average,
     and constant above.
 

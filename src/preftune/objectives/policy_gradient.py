@@ -20,7 +20,7 @@ def penalized_reward(scores: TokenScores, signal: Rewards, beta: float) -> Float
 def penalized_token_rewards(
     scores: TokenScores | None, lengths: Int[Tensor, " C"], signal: Rewards, beta: float
 ) -> Float[Tensor, " N"]:
-    """-beta * (log mu - log ref) at each token, mu being the behaviour policy, and the reward at the last
+    """-beta * (log mu - log ref) at each token, mu being the behavior policy, and the reward at the last
     one; those of steps at the tokens that end them.
 
     Numbers of the sample alone: they stay as they are while the policy takes steps on it. Scores only if beta

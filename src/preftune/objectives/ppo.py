@@ -28,7 +28,7 @@ class PPO(Coupled, TokenObjective):
         A'_t = d_t + gamma * lam * A'_t+1,   d_t = r_t + gamma * V_t+1 - V_t,   R_t = A'_t + V_t,   A_t =
         whitened(A'_t)
 
-    with mu the behaviour policy; A_t and R_t are held constant; the mean over all tokens of the step. With
+    with mu the behavior policy; A_t and R_t are held constant; the mean over all tokens of the step. With
     `normalize_returns` the scalar head v_t is on the scale of the returns: V_t = m + s v_t, where m and s are
     running mean and standard deviation of the discounted sums of r_t over tokens, and the critic's loss is
     (v_t - (R_t - m) / s)^2 / 2. A head that starts at 0 then predicts the mean return, and its loss does not

@@ -14,12 +14,12 @@ class REBEL(GroupPairObjective):
     """The change of a log-probability since sampling regressed on eta times the reward, over all pairs of a
     prompt's completions.
 
-        L = ( (d(y1) - d(y2)) - eta * (R(y1) - R(y2)) )^2,   d = log pi - log behaviour
-        R = r - kl_coef * (log behaviour - log ref)
+        L = ( (d(y1) - d(y2)) - eta * (R(y1) - R(y2)) )^2,   d = log pi - log behavior
+        R = r - kl_coef * (log behavior - log ref)
 
     Gao et al., "REBEL: Reinforcement Learning via Regressing Relative Rewards", NeurIPS 2024, arXiv
     2404.16767, in the scale of the authors' code; the paper divides the bracket by eta, which divides the
-    loss by eta^2. With the reference as behaviour, kl_coef 0 and eta = 1 / beta it is reward distillation
+    loss by eta^2. With the reference as behavior policy, kl_coef 0 and eta = 1 / beta it is reward distillation
     over beta^2. The unit is a pair; the pairs of a group share the weight of one.
 
     Args:

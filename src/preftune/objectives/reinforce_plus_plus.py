@@ -21,7 +21,7 @@ class ReinforcePlusPlus(Coupled, TokenObjective):
         A_t = whitened( sum over k >= 0 of gamma^k r_t+k ),   r_t = -beta * (log mu(y_t) - log ref(y_t)) +
         [last token] r
 
-    with mu the behaviour policy, the mean over all tokens of the step. Hu, "REINFORCE++", 2025, arXiv
+    with mu the behavior policy, the mean over all tokens of the step. Hu, "REINFORCE++", 2025, arXiv
     2501.03262; checked against a public implementation. One completion per prompt is enough.
 
     Args:

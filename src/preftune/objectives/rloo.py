@@ -20,7 +20,7 @@ class RLOO(CompletionObjective):
         L = -A log pi(y),   A = R - mean of the others' R,   R = r - beta * h(y), held constant
         with clip:  L = -min( rho * A, clip(rho, 1 - clip, 1 + clip) * A ),   rho = pi(y) / mu(y)
 
-    with h the log-ratio to the reference and mu the behaviour policy, both of the whole completion. Ahmadian
+    with h the log-ratio to the reference and mu the behavior policy, both of the whole completion. Ahmadian
     et al., "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in
     LLMs", ACL 2024, arXiv
     2402.14740; checked against a public implementation. The clip is TRL's and not the paper's.

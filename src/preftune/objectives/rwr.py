@@ -21,7 +21,7 @@ class RWR(RewardObjective):
         L = -w(y) log pi(y_t), the mean over all tokens of the step,   w(y) = min( exp(r(y) / T), max_weight )
 
     Reward-weighted regression (Peters and Schaal, ICML 2007) as in Tajwar et al., ICML 2024, arXiv
-    2404.14367. Weights are neither normalized nor centred: the normalizer counts tokens. With equal rewards
+    2404.14367. Weights are neither normalized nor centered: the normalizer counts tokens. With equal rewards
     it is SFT on all completions.
 
     Args:

@@ -13,7 +13,7 @@ from preftune.types import Float, Int, Labels, Losses, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class SFT(LabelObjective):
-    """Negative log-likelihood of the preferred completions; dispreferred ones weigh nothing.
+    """Negative log-likelihood of the preferred completions; dispreferred completions have weight 0.
 
         L = -mean_t logp_t over all tokens of the step   (token_mean), or
         L = -mean_y (1/|y|) sum_t logp_t                 (sequence_mean)

@@ -99,7 +99,7 @@ class CPOSimPO(PairObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaPO(PairObjective):
-    """SimPO with a reward that bends: alpha > 0 weighs unlikely completions more, alpha < 0 likely ones.
+    """SimPO with a reward that bends: alpha > 0 weighs unlikely completions more, alpha < 0 likely completions.
 
         L = -log sigma( r(chosen) - r(rejected) - gamma ),   r(y) = beta * (1 - exp(-alpha * lpbar(y))) /
         alpha

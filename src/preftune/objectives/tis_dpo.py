@@ -1,4 +1,4 @@
-"""TIS-DPO: DPO in which each token counts as much as two contrasting models say that it matters."""
+"""TIS-DPO: DPO in which each token counts according to a weight from two contrasting models."""
 
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,7 @@ class TISDPO(PairObjective):
 
     with the KL over the vocabulary, + on the chosen and - on the rejected completion, and pi_plus, pi_minus
     two frozen
-    models: one that leans towards what is preferred, one that leans away. Liu et al., "TIS-DPO: Token-level
+    models: one trained toward preferred completions, one trained away from them. Liu et al., "TIS-DPO: Token-level
     Importance Sampling for Direct Preference Optimization With Estimated Weights", ICLR 2025, arXiv
     2410.04350. The loss, the contrast of a token and its two signs are checked against the authors' code, whose
     weights are linear in the contrast; the exponential is the paper's, its constants are ours. A

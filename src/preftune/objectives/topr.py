@@ -1,4 +1,4 @@
-"""TOPR: off-policy REINFORCE whose importance ratio is tapered, otherwise for good samples than for bad ones."""
+"""TOPR: off-policy REINFORCE whose importance ratio is tapered, differently for good and for bad samples."""
 
 from dataclasses import dataclass
 
@@ -15,17 +15,17 @@ from preftune.types import Losses, Rewards, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class TOPR(CompletionObjective):
-    """REINFORCE on anybody's samples: good ones as in likelihood training, bad ones by a ratio that is at
+    """REINFORCE on samples of any policy: good ones as in likelihood training, bad ones by a ratio that is at
     most one.
 
         L = -a r log pi(y),   rho = pi(y) / mu(y)
         a = clip(rho, positive_low, positive_high) where r >= 0, clip(rho, negative_low, negative_high) where
         r < 0
 
-    with mu the behaviour policy and a held constant, the mean over completions. Le Roux et al., "Tapered
+    with mu the behavior policy and a held constant, the mean over completions. Le Roux et al., "Tapered
     Off-Policy
     REINFORCE: Stable and Efficient Reinforcement Learning for LLMs", 2025, arXiv 2503.14286, equations 7 and
-    8, by an extract. No baseline and no KL term: centre rewards yourself, +1 and -1 being meant. With all
+    8, by an extract. No baseline and no KL term: center the rewards yourself; +1 and -1 are expected. With all
     bounds at 1 it is `reinforce` without a baseline; with [0, very large] on both sides it is plain
     importance sampling.
 

@@ -3,7 +3,7 @@
 Each method is tuned over the same grid of learning rates by successive halving (Jamieson and Talwalkar,
 AISTATS 2016): every rate gets a small share of the budget, the better half of them twice as much, until one
 is left. That rate then has the full budget on every confirming seed, none of which was used in tuning. A
-trial starts afresh: it goes on from no other one.
+trial starts afresh: it resumes no other trial.
 
 Methods are compared seed by seed, since runs of one seed have the same held-out data and the same order. A
 method is tied with the best one (the highest mean) if the interval of its paired difference does not exclude
@@ -35,7 +35,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """A round of tuning: so many rates, each with this share of the full budget."""
+    """A round of tuning: the number of rates, and each rate's share of the full budget."""
 
     count: int
     share: float
@@ -156,7 +156,7 @@ class Standing:
 
 
 def standing(race: Race, method: str, scores: Scores) -> Standing:
-    """A rate that fails on a tuning seed is out; of equal rates the lower one goes on."""
+    """A rate that fails on a tuning seed is out; of equal rates the lower one continues."""
     rates, rungs = race.rates, race.rungs
     for number, rung in enumerate(rungs):
         tried = {
@@ -274,7 +274,7 @@ def holm(
     """Intervals of paired differences that exclude zero exactly where Holm's step-down rule rejects
     (Scandinavian Journal of Statistics 1979), each with its level.
 
-    The difference furthest from zero, in standard errors, is judged at level 1 - alpha / m, the next one at
+    The difference furthest from zero, in standard errors, is tested at level 1 - alpha / m, the next one at
     1 - alpha / (m - 1), and so on; from the first one that includes zero the level stays as it is.
     """
     order = sorted(differences, key=lambda name: -_errors_from_zero(differences[name]))

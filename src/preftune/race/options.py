@@ -158,7 +158,7 @@ class CompareConfig:
         reference: the frozen anchor, of the methods that have one.
         sampling: how completions are drawn: on-policy, and for judge_prompts.
         collect: on-policy: how much is drawn, and what is made of it.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     objectives: str

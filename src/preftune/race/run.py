@@ -1,4 +1,4 @@
-"""The verb `compare`: run after run of a race, each a folder of files, until a table says which methods are
+"""The command `compare`: the runs of a race, each a folder of files, until a table shows which methods are
 tied best.
 """
 
@@ -90,7 +90,7 @@ def _read_result(folder: Path) -> Result | None:
 
 
 def _train_result(config: CompareConfig, contender: Contender, trial: Trial, report: Reporter) -> Result:
-    """Trains what is not trained yet: a run that was cut goes on from its checkpoint, one without a
+    """Trains what is not trained yet: an interrupted run resumes from its checkpoint, one without a
     checkpoint starts again.
     """
     folder = Path(config.output) / config.folder(contender, trial)
@@ -197,7 +197,7 @@ def _prune(
             shutil.rmtree(folder / "final", ignore_errors=True)
 
 
-# --- what is written and told ---
+# --- what is written and reported ---
 
 
 def _content(config: CompareConfig, results: Mapping[Trial, Result]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def curves_figure(
     """
     lines = [(curve, *thinned(curve.series)) for curve in curves]
     level = 0.5 if share else 0.0 if zero else None
-    with mpl.rc_context(STYLE):  # a user's own settings of matplotlib are for figures of his own
+    with mpl.rc_context(STYLE):  # a user's matplotlib settings are for the user's figures
         up = _upward(lines, level, share, spread and _spans_decades(curves))
         left = CHARACTER * max(map(len, up.labels), default=0) + 8
         across = _across([steps for _, steps, _, _, _ in lines], left)
@@ -98,7 +98,7 @@ def thinned(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndar
     if len(values) <= MAX_POINTS:
         return steps, values, values, values
     stretches = [part for part in np.array_split(np.arange(len(values)), MAX_POINTS)]
-    # One bad value makes its stretch a gap: a blown-up step must not vanish in a mean of good ones.
+    # One bad value makes its stretch a gap: a blown-up step must not vanish in a mean of good values.
     rows = [
         (steps[part].mean(), values[part].mean(), values[part].min(), values[part].max())
         for part in stretches

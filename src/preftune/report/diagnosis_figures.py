@@ -15,7 +15,7 @@ from preftune.report.figures import FIGURE_SIZE, INK, MUTED, PALETTE, STYLE, fin
 from preftune.stats import Interval
 
 SIDE_COLOURS = {"chosen": PALETTE[0], "rejected": PALETTE[1]}
-PALE = 0.45  # opacity of a rejected bar beside the chosen one of its run
+PALE = 0.45  # opacity of a rejected bar next to the chosen bar of its run
 
 
 def reach_of(runs: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """The report of a run as plain Markdown, for terminals and pull requests.
 
-Text of models and data stands in fences that it cannot end; names and messages are escaped, so that none of
+Text of models and data is in fences that it cannot end; names and messages are escaped, so that none of
 it is markup, a mention or a formula.
 """
 
@@ -61,7 +61,7 @@ def inline(text: str) -> str:
     """One line on which every character stands for itself."""
     line = " ".join(clean_terminal(text).split())
     line = _LINE_START.sub(r"\1\\\2", _MARKUP.sub(r"\\\g<0>", line))
-    return line.replace("@", "@\u2060")  # with a word joiner after it nobody is called
+    return line.replace("@", "@\u2060")  # with a word joiner after it no account is notified
 
 
 def fenced(text: str) -> str:

@@ -211,7 +211,7 @@ def split_sample_rows(samples: Sequence[Sample]) -> tuple[list[SampleRow], list[
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart: the folder names, where these differ."""
+    """The shortest ends of the paths that distinguish them: the folder names, where these differ."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]

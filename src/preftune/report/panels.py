@@ -169,7 +169,7 @@ def figures(runs: Sequence[RunFiles]) -> tuple[Figure, ...]:
 def more_figures(runs: Sequence[RunFiles]) -> tuple[Figure, ...]:
     """Every other metric; `x/chosen` and `x/rejected` share a figure."""
     names = {name for run in runs for name in (*run.train, *run.evaluation)}
-    names = {name for name in names if not name.startswith("health/")}  # they have a section of their own
+    names = {name for name in names if not name.startswith("health/")}  # they have a separate section
     names -= AXES | {metric for panel in PANELS for metric in panel.metrics}
     groups: dict[str, dict[str, str]] = {}
     for name in sorted(names):

@@ -24,7 +24,7 @@ STATES = ("finished", "interrupted", "failed", "running")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One metric over the steps, which ascend. A logged value that is not finite stays: it tells of a run
+    """One metric over the steps, which ascend. A logged value that is not finite stays: it shows a run
     blown up.
     """
 
@@ -119,7 +119,7 @@ def read_run(folder: Path) -> RunFiles:
         samples=samples,
         tokens=tokens,
         data_lines=tuple(str(line) for line in lines) if isinstance(lines, list) else (),
-        # Without a status the run was started and never ended its own account: as far as files tell, it is
+        # Without a status the run was started and never wrote its end: according to its files, it is
         # running.
         state=state if isinstance(state, str) and state in STATES else "running",
         message=str(status.get("message") or ""),
@@ -237,7 +237,7 @@ def _samples(rows: list[dict[str, object]]) -> tuple[tuple[Sample, ...], tuple[s
         sample = _sample(row)
         if sample is None:
             skipped += 1
-        else:  # sampled again after a resume: the later line stands
+        else:  # sampled again after a resume: the later line counts
             found[sample.prompt_index, sample.sample_index, sample.stage == "after"] = sample
     notes = (f"samples.jsonl: {skipped} lines lack a field and were skipped.",) if skipped else ()
     return tuple(found[key] for key in sorted(found)), notes

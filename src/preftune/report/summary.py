@@ -227,7 +227,7 @@ def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
 
 
 def end_points(run: RunFiles) -> dict[str, Cell]:
-    """Where a run ended, by label: what its samples say first, then what was logged last."""
+    """Where a run ended, by label: measures of its samples first, then what was logged last."""
     row = {"state": Cell(text=run.state), "steps": Cell(text=f"{run.last_step:,}", value=run.last_step)}
     for change in changes(run.samples):
         name = change.name.lower() + (f", {change.unit}" if change.unit else "")

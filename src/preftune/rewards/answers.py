@@ -64,7 +64,7 @@ class Maths(BuiltIn):
     math-verify decides.
 
     None where the column is empty or holds no mathematics, and where the check takes longer than `limit_s`.
-    The checks run in a process of their own, which can be stopped in the middle of a computation.
+    The checks run in a separate process, which can be stopped in the middle of a computation.
 
     Args:
         column: which column holds the right answer: a number, LaTeX, or text that ends in `#### ANSWER`.

@@ -169,7 +169,7 @@ def call_reward(
 
 
 def _all_of(calls: Sequence[Callable[[], Verdicts]], apart: Sequence[bool]) -> list[Verdicts]:
-    """What the terms of a sum say. Asynchronous functions wait for something else most of the time, so they run
+    """What the terms of a sum return. Asynchronous functions wait for something else most of the time, so they run
     at the same time, at most MOST_AT_ONCE of them.
     """
     if sum(apart) < 2:

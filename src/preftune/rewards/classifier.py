@@ -69,7 +69,7 @@ class RewardModel(BuiltIn):
     def __post_init__(self) -> None:
         check_reward_range("model", "batch_size", self.batch_size, 1)
         check_reward_range("model", "max_length", 1 if self.max_length is None else self.max_length, 1)
-        _ = self._classifier  # a model that cannot serve is told now
+        _ = self._classifier  # a model that cannot serve is reported now
 
     @cached_property
     def _classifier(self) -> Any:
@@ -83,7 +83,7 @@ class RewardModel(BuiltIn):
         return list(classified(self._classifier, self, prompts, completions, columns))
 
 
-_ENOUGH = 2**31  # positions of a model that does not say how many it has
+_ENOUGH = 2**31  # positions of a model that does not state how many it has
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,7 +210,7 @@ def _row(
                 tools=json.loads(tools) if tools else None,
                 tokenize=False,
             )
-        except Exception as error:  # a template is a program of its own and may raise anything
+        except Exception as error:  # a template is a program and may raise anything
             raise TrainingError(
                 f"The chat template of reward 'model' refuses {where}", got=str(error)
             ) from error
@@ -242,7 +242,7 @@ def _logits(one: Classifier, rows: Sequence[Mapping[str, list[int]]], pad: int |
 
 
 def ended_flags(columns: Mapping[str, Any], count: int) -> list[bool]:
-    """Whether each completion ended by itself; all did, where nobody says."""
+    """Whether each completion ended by itself; all did, where that is not known."""
     return [flag is not False for flag in each(columns.get("ended"), count)]
 
 

@@ -1,4 +1,4 @@
-"""A language model as the judge: it gives each completion a score, or says which of two is better."""
+"""A language model as the judge: it gives each completion a score, or states which of two is better."""
 
 import asyncio
 import math
@@ -101,7 +101,7 @@ class Judge(BuiltIn):
         api_key_env: the environment variable that holds the key; no key is sent without it.
         temperature: of the judge's draw.
         max_tokens: budget of the judge's answer.
-        concurrency: questions asked at a time.
+        concurrency: questions sent at a time.
         timeout_s: seconds that one request may take.
         retries: how often a question is put again after no connection, no answer in time or a status such as
             429 or 500.
@@ -146,7 +146,7 @@ class Judge(BuiltIn):
                 got=f"{self.low} and {self.high}",
                 do="Leave them out",
             )
-        _ = self._question, self._server  # mistakes in them are told now
+        _ = self._question, self._server  # mistakes in them are reported now
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -194,7 +194,7 @@ class Judge(BuiltIn):
         return self._wins(asked, completions)
 
     def _answers(self, questions: Sequence[str]) -> list[str]:
-        """The text of each answer, in order; empty where the judge says nothing or withholds its answer."""
+        """The text of each answer, in order; empty where the judge writes nothing or withholds its answer."""
         if not questions:
             return []
         chat = _Chat(model=self.model, temperature=self.temperature, max_tokens=self.max_tokens)
@@ -214,7 +214,7 @@ class Judge(BuiltIn):
         return Verdicts(rewards=list(rewards), parse_failures=rewards.count(None))
 
     def _wins(self, prompts: Sequence[PromptInput], completions: list[str]) -> Verdicts:
-        """Every completion against every other one of its prompt; completions of one prompt stand side by
+        """Every completion against every other one of its prompt; completions of one prompt are side by
         side.
         """
         pairs: list[tuple[int, int]] = []
@@ -333,7 +333,7 @@ def _content(content: Any) -> str:
 
 
 def parsed_score(answer: str, low: int, high: int) -> float | None:
-    """The score in the last line, if that line holds nothing else and the score is one that was asked for;
+    """The score in the last line, if that line holds nothing else and the score is one that was requested;
     "8/10" is 8 of 10.
     """
     found = _SCORE.fullmatch(_last_line(answer))
@@ -342,7 +342,7 @@ def parsed_score(answer: str, low: int, high: int) -> float | None:
 
 
 def parsed_better(answer: str) -> float | None:
-    """1 if the last line says A, 0 if B, 0.5 for a tie."""
+    """1 if the last line is A, 0 if B, 0.5 for a tie."""
     found = _BETTER.fullmatch(_last_line(answer))
     return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()] if found else None
 

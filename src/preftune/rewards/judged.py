@@ -16,7 +16,7 @@ from preftune.types import Record
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One completion of one prompt and what the reward says of it."""
+    """One completion of one prompt and what the reward states about it."""
 
     prompt_index: int
     sample_index: int

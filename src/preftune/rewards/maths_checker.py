@@ -22,7 +22,7 @@ def compare_answers(right: str, completion: str) -> float | None:
 
 def serve_checks() -> None:
     logging.disable()  # it warns that nothing limits its time: the other process does
-    import math_verify  # noqa: F401  before it says that it is ready
+    import math_verify  # noqa: F401  before it reports that it is ready
 
     print("ready", flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""A user's reward function in a process of its own, which can be killed where a thread could not be stopped."""
+"""A user's reward function in a separate process, which can be killed where a thread could not be stopped."""
 
 import asyncio
 import inspect
@@ -34,7 +34,7 @@ class OwnProcess:
         self._begin()  # a name that cannot be resolved is an error now
 
     def ask(self, arguments: Mapping[str, Any], seconds: float | None) -> Any:
-        """What the function returns; Overdue if it does not within so many seconds."""
+        """What the function returns; Overdue if it does not within a given number of seconds."""
         if self._process is None or self._process.poll() is not None:
             self._begin()
         assert self._pipe is not None

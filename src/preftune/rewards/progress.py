@@ -1,4 +1,4 @@
-"""Values of an answer's steps, from rollouts: how often a prover that goes on from a step reaches the reward."""
+"""Values of an answer's steps, from rollouts: how often a prover that continues from a step reaches the reward."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -170,7 +170,7 @@ class StepProgress(BuiltIn):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _State:
-    """A completion after so many of its steps."""
+    """A completion after a given number of its steps."""
 
     completion: int
     prompt: np.ndarray

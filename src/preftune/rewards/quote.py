@@ -1,4 +1,4 @@
-"""A reward for quoting: how much of a completion stands word for word in a corpus."""
+"""A reward for quoting: how much of a completion is word for word in a corpus."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -121,7 +121,7 @@ class Regex(BuiltIn):
     """1 for a completion in which the pattern is found, else 0.
 
     Args:
-        pattern: a regular expression of Python; flags stand in front, as in (?i).
+        pattern: a regular expression of Python; flags are in front, as in (?i).
         whole: the pattern must fit the whole completion, not only a part.
     """
 

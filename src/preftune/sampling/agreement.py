@@ -66,7 +66,7 @@ def agreement(
 
 
 def check_agreement(found: Agreement, limit: float) -> None:
-    """An error if the mean deviation is above `limit` (nats) or no number, which says that the model has
+    """An error if the mean deviation is above `limit` (nats) or no number, which shows that the model has
     diverged.
     """
     if not found.mean <= limit:

@@ -38,7 +38,7 @@ _TOLERANCE = {
 
 @runtime_checkable
 class Rows(Protocol):
-    """Completions that are being drawn, as rows; a prompt's stand together, in the prompts' order."""
+    """Completions that are being drawn, as rows; a prompt's are together, in the prompts' order."""
 
     hidden: Float[Tensor, "R H"]  # the states that predict the rows' next tokens
 
@@ -47,7 +47,7 @@ class Rows(Protocol):
         ...
 
     def keep(self, rows: Int[Tensor, " K"]) -> None:
-        """Go on with these rows only, in ascending order."""
+        """Continue with these rows only, in ascending order."""
         ...
 
 

@@ -23,7 +23,7 @@ from preftune.errors import ConfigError, ServerError, shown
 T = TypeVar("T")
 
 RETRIED = frozenset({408, 409, 425, 429})  # and all of 500 and above: the same request may succeed later
-MAX_WAIT_S = 60.0  # seconds between two attempts at most, whatever Retry-After says
+MAX_WAIT_S = 60.0  # seconds between two attempts at most, whatever Retry-After states
 MAX_CONNECT_S = 30.0
 MAX_BODY_BYTES = 64 << 20  # of a reply, decompressed; 32,000 tokens with log-probabilities are about 4 MiB
 MAX_DEPTH = 64  # of nested arrays and objects in a reply
@@ -76,7 +76,7 @@ class Withheld(Exception):
 
 
 class _Retry(Exception):
-    """An attempt failed in a way that may pass; `wait_s` is what the server asked for."""
+    """An attempt failed in a way that may pass; `wait_s` is what the server requested."""
 
     def __init__(self, detail: str, wait_s: float = 0.0):
         super().__init__(detail)
@@ -175,7 +175,7 @@ class HttpClient:
     async def request(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T]) -> T:
         """What `read` makes of the JSON that answers a POST of `body` (a GET if it is None).
 
-        Retried: no connection, no complete answer within `timeout_s`, a status that says "later", an error
+        Retried: no connection, no complete answer within `timeout_s`, a status that means "later", an error
         object in place of an answer, an answer that `read` cannot use. Raises Refused for other statuses,
         Withheld where `read` does, ServerError once the attempts are used up.
         """
@@ -204,7 +204,7 @@ class HttpClient:
             ) from None
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
-        """Seconds before the next attempt: exponential with jitter, or what Retry-After asks for."""
+        """Seconds before the next attempt: exponential with jitter, or what Retry-After requests."""
         failure = state.outcome.exception() if state.outcome is not None else None
         asked = failure.wait_s if isinstance(failure, _Retry) else 0.0
         backoff = self.endpoint.backoff_s * 2.0 ** min(state.attempt_number - 1, 30) * random.uniform(1, 2)
@@ -380,7 +380,7 @@ def _check_depth(text: str) -> None:
 
 
 def _retry_after(headers: httpx2.Headers) -> float:
-    """Seconds that the server asks to wait, where it says so in ASCII digits."""
+    """Seconds that the server asks to wait, where it states it in ASCII digits."""
     text = headers.get("retry-after", "").strip()
     return min(float(text), MAX_WAIT_S) if text.isascii() and text.isdecimal() and len(text) < 9 else 0.0
 

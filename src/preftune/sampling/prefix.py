@@ -1,4 +1,4 @@
-"""Completions that go on from a beginning: a share of an answer that the data give."""
+"""Completions that continue from a beginning: a share of an answer that the data give."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from preftune.types import Record
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixOptions:
-    """Completions that go on from the beginning of a given answer.
+    """Completions that continue from the beginning of a given answer.
 
     Args:
         column: the column of the prompts that holds an answer to each; completions begin anew when empty.

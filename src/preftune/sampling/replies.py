@@ -36,7 +36,7 @@ def reply_reader(api: Api, renderer: Renderer, options: SampleOptions) -> Callab
 
 
 def read_tokens(content: Any, max_new_tokens: int, vocabulary: int) -> dict[str, Any]:
-    """Every number is checked: ids within the vocabulary, no more of them than were asked for (and an end of
+    """Every number is checked: ids within the vocabulary, no more of them than were requested (and an end of
     turn), log-probabilities finite and one for each id.
     """
     choice = only_choice(content)
@@ -72,7 +72,7 @@ def _checked_ids(ids: Any, text: str, most: int, vocabulary: int) -> list[int]:
 
 
 def checked_logp(value: Any) -> float:
-    """A finite log-probability, or an error that says what came."""
+    """A finite log-probability, or an error that states what came."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"a log-probability is {shown(value)}")
     if not -math.inf < value <= 1e-3:  # a server's rounding may exceed 0 a little

@@ -26,7 +26,7 @@ from preftune.sampling.engine import Engine, Rows, choose_engine, start_rows
 from preftune.sampling.sampled import Sampled, completion_text
 from preftune.sampling.tokens import end_tokens, textless_tokens
 
-_CHUNK_ELEMENTS = 2**24  # logits of so many rows at a time, 64 MiB in fp32
+_CHUNK_ELEMENTS = 2**24  # logits of a given number of rows at a time, 64 MiB in fp32
 # rows that have ended are dropped when they are this share of all: dropping copies what is kept
 _COMPACT_AT = 0.125
 
@@ -95,7 +95,7 @@ def load_sampler(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Blend:
-    """A second model that has a say in every token: softmax((1 - share) z + share z_other), the geometric
+    """A second model that contributes to every token: softmax((1 - share) z + share z_other), the geometric
     mixture of the two. A share below 0 leads away from the second model: beyond the first one, as seen from it.
 
     `within` is entered around every pass of the second model, which may be the first one without its adapter;
@@ -140,8 +140,8 @@ def sample(
 
     What is drawn depends on the model, the prompt, the options, the seed, the prompt's key (an integer of its
     own; its place among the prompts if no keys are given) and the number of the completion. It depends
-    neither on the other prompts nor on `sample_batch`, but for rounding: a sum in another order can move a
-    probability by its last bits. `engine` is what choose_engine said of the model, which is asked when it is
+    neither on the other prompts nor on `sample_batch`, except for rounding: a sum in another order can move a
+    probability by its last bits. `engine` is what choose_engine returned for the model; it is called when `engine` is
     not given. With a `blend` the mixture of two models of one architecture is drawn from; `logp` is then of
     the mixture at temperature 1. With one prompt and one completion, `stream` gets the token ids so far after
     each token. No random state of torch or numpy is read or moved.
@@ -177,7 +177,7 @@ def _open(
     prompts: Sequence[np.ndarray],
     completions: int,
 ) -> list[_Voice]:
-    """The models that have a say."""
+    """The models that contribute to every token."""
     found = []
     if blend is None or blend.share < 1:
         own = 1.0 if blend is None else 1.0 - blend.share

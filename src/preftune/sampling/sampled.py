@@ -62,7 +62,7 @@ def completion_text(ids: np.ndarray, renderer: Renderer, ends: frozenset[int] = 
 
 
 def tokens_within(ids: np.ndarray, characters: int, renderer: Renderer) -> int:
-    """The fewest of the tokens, at least one, whose text has so many characters; all where none have."""
+    """The fewest of the tokens, at least one, whose text has a given number of characters; all where none have."""
 
     def written(count: int) -> int:
         return len(str(renderer.tokenizer.decode(ids[:count].tolist(), skip_special_tokens=True)))

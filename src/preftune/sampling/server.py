@@ -70,7 +70,7 @@ def sample_server(
     renderer's.
 
     With the api "tokens" the server gets the prompt's tokens and tells those it drew, with their
-    log-probabilities; these fill `logp` or `behaviour_logp`, as `server.logprobs` says, and both where
+    log-probabilities; these fill `logp` or `behaviour_logp`, as `server.logprobs` states, and both where
     temperature and truncation leave the two the same. Otherwise completions come as text: their tokens are
     the renderer's, and log-probabilities are None. A stop text may be cut off by the server. The server gets
     a seed for each completion; whether it draws the same again is up to it.
@@ -186,7 +186,7 @@ BodyOf = Callable[[_Prompt, SampleOptions], dict[str, Any]]
 async def _find_api(
     client: HttpClient, server: ServerOptions, renderer: Renderer, prompt: _Prompt, options: SampleOptions
 ) -> tuple[Api, BodyOf]:
-    """The most exact api that the server takes, and how it wants to be asked; found by drawing a single token
+    """The most exact api that the server takes, and how it wants to be queried; found by drawing a single token
     where there is a choice.
     """
     if server.api in ("tokens", "transformers"):

@@ -17,7 +17,7 @@ _ALL_WEIGHTS = "VLLM_SERVER_DEV_MODE=1 (vLLM 0.32 or newer)"
 def load_adapter(server: ServerOptions, name: str, folder: Path) -> ServerOptions:
     """Have a running vLLM load a peft adapter under a name, and return the options that sample from it.
 
-    `folder` is read by the server. Give every version a name of its own: a server may keep what it computed
+    `folder` is read by the server. Give every version a separate name: a server may keep what it computed
     under a name. The server must have been started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
     """
     asyncio.run(

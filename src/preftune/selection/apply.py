@@ -20,7 +20,7 @@ def apply(selection: Selection, ones: Sequence[One], seed: int = 0) -> tuple[lis
     """The records (or groups) that stay, with only the completions that were chosen, and what was left out.
 
     They keep their rewards and get the pairs or labels of the selection; those they had are gone. Equal
-    completions with different rewards are told apart by neither a pair nor a label. The choices speak of the
+    completions with different rewards are distinguished by neither a pair nor a label. The choices speak of the
     completions before.
     """
     for one in ones:

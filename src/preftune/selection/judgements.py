@@ -1,4 +1,4 @@
-"""Judgements of people on pairs of completions: an append-only log, what stands after undo, and agreement."""
+"""Judgements of people on pairs of completions: an append-only log, what remains after undo, and agreement."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def make_question(prompt: object, first: str, second: str) -> Question:
 
 
 def is_swapped(question: Question, annotator: str, seed: int) -> bool:
-    """Whether the second completion stands on the left: random, and the same after a restart."""
+    """Whether the second completion is on the left: random, and the same after a restart."""
     return hashlib.blake2b(f"{seed}/{annotator}/{question.id}".encode(), digest_size=1).digest()[0] % 2 == 1
 
 
@@ -72,7 +72,7 @@ def pair_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class PairAgreement:
-    """How often two people agree on the questions that both judged.
+    """How often two people agree on the questions that both answered.
 
     `kappa` is Cohen's: agreement beyond what their shares of first, second and tie would give by chance; None where
     chance alone gives full agreement.

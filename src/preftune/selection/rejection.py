@@ -31,8 +31,8 @@ class RSO:
     Z.
 
     Completions are visited in random order; one is accepted with probability exp((r - max r) / temperature),
-    where the maximum is over those not accepted yet; passes go on until `num_kept` are accepted, none twice.
-    With many candidates the accepted ones follow the distribution above; with few, the known maximum is too
+    where the maximum is over those not accepted yet; passes continue until `num_kept` are accepted, none twice.
+    With many candidates the accepted completions follow the distribution above; with few, the known maximum is too
     low and they are nearer to pi. Liu et al., "Statistical Rejection Sampling Improves Preference
     Optimization", ICLR 2024, arXiv 2309.06657, algorithm 1 (the Python code of its appendix). Their
     code takes equal texts once;
@@ -41,7 +41,7 @@ class RSO:
     Args:
         temperature: in units of the reward, above 0; small is greedy.
         num_kept: completions to accept per group.
-        ranking: which accepted ones meet: "first-round", two and two at random; "tournament", the winners
+        ranking: which accepted completions meet: "first-round", two and two at random; "tournament", the winners
             again until one is left; "none" keeps the completions without pairs.
     """
 
@@ -101,7 +101,7 @@ def rejection_sample(
 def _matches(
     entrants: Sequence[int], known: Known, random: np.random.Generator, rounds: int
 ) -> list[tuple[int, int]]:
-    """(winner, loser) of each match; equal rewards are no pair, and either goes on."""
+    """(winner, loser) of each match; equal rewards are no pair, and either continues."""
     pairs: list[tuple[int, int]] = []
     for _ in range(rounds):
         drawn = [int(k) for k in random.permutation(list(entrants))]

@@ -1,4 +1,4 @@
-"""YAML in which a key that stands twice and a number that YAML reads in another way than its writer are errors."""
+"""YAML in which a repeated key and a number that YAML reads in another way than its writer are errors."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ _ODD_NUMBER = re.compile(r"[-+]?(0[0-9a-fA-FxXoObB_]+|\d[\d_]*(:[0-5]?\d)+(\.\d*
 
 
 def odd_number(text: str) -> bool:
-    """Whether YAML 1.1 reads a number that nobody means: 010 as 8, 0x10 as 16, 1:30 as 90, 4_0 as 40."""
+    """Whether YAML 1.1 reads a number that its writer did not mean: 010 as 8, 0x10 as 16, 1:30 as 90, 4_0 as 40."""
     return _ODD_NUMBER.fullmatch(text) is not None
 
 
@@ -48,7 +48,7 @@ class _StrictLoader(yaml.SafeLoader):
 def _num_nodes(node: Any, known: dict[int, int]) -> int:
     """Values in a document with aliases written out."""
     if id(node) not in known:
-        known[id(node)] = _MOST_NODES  # an alias of something that it stands in has no end
+        known[id(node)] = _MOST_NODES  # an alias of a node that contains it has no end
         children: list[Any] = []
         if isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]

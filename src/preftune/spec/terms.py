@@ -10,7 +10,7 @@ from preftune.errors import ConfigError, shown
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _WEIGHT = re.compile(rf"([-+]?{_NUMBER})\s*\*\s*(.*)", re.DOTALL)
-_EXPONENT = re.compile(r"(?:\d|\.)[eE]$")  # what stands before the sign of an exponent
+_EXPONENT = re.compile(r"(?:\d|\.)[eE]$")  # what precedes the sign of an exponent
 
 
 class Bare(str):
@@ -50,7 +50,7 @@ def parse_term(text: str, what: str) -> SpecTerm:
 
 
 def parse_sum(text: str, what: str, *, blanks: bool = True) -> list[SpecTerm]:
-    """The terms of a sum, all with weights, or one term. With `blanks`, the signs between terms stand between
+    """The terms of a sum, all with weights, or one term. With `blanks`, the signs between terms are between
     blanks: names may be paths.
     """
 

@@ -1,4 +1,4 @@
-"""The models beside the policy: the reference (frozen or following), the behaviour policy, a contrast of two
+"""The models in addition to the policy: the reference (frozen or following), the behavior policy, a contrast of two
 models.
 """
 

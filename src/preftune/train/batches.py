@@ -79,8 +79,7 @@ def evened(
     read_last: bool = False,
 ) -> list[MicroBatch]:
     """The pieces of this process's share of some groups, with idle ones after them, so that processes in
-    lockstep have equally many. An idle piece is the smallest of all groups: what is asked about it, anchors
-    know.
+    lockstep have equally many. An idle piece is the smallest of all groups: anchors know what it needs.
     """
     missing = max(processes.gather(len(pieces))) - len(pieces) if processes.lockstep else 0
     if not missing:
@@ -121,7 +120,7 @@ def mismatched_groups(groups: Sequence[Group]) -> list[Group]:
 
 
 def with_mismatched(objective: Objective, groups: Sequence[Group]) -> Sequence[Group]:
-    """Every group that anchors are asked about in a step of these groups."""
+    """Every group that anchors score in a step of these groups."""
     return [*groups, *mismatched_groups(groups)] if couples_mismatched(objective) else groups
 
 

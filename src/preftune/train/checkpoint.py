@@ -252,7 +252,7 @@ def load_checkpoint(
     state: CheckpointState | None = None,
 ) -> tuple[Counters, dict[str, dict[str, Tensor]]]:
     """Put weights, optimizer state and the reference that follows back, bit for bit; returns the counters and
-    the sets of tensors beside. `state` is what `read_state` returned, if the files have been verified.
+    the other sets of tensors. `state` is what `read_state` returned, if the files have been verified.
     """
     state = state or read_state(path)
     try:

@@ -31,7 +31,7 @@ class _Piece:
 
 
 def shard_files(world_size: int) -> list[str]:
-    """Names of the files that so many processes write."""
+    """Names of the files that a given number of processes write."""
     return [f"{SHARDS}/{rank:05d}-of-{world_size:05d}.safetensors" for rank in range(world_size)]
 
 

@@ -114,7 +114,7 @@ def check_own_objective(objective: Objective) -> None:
 
 
 def check_filter(expression: str | None, source: str, objective: Objective) -> None:
-    """CHES is of the two completions of a pair, and says how likely they will be."""
+    """CHES is of the two completions of a pair, and predicts how likely they will be."""
     if expression is None:
         return
     parse_filter(expression)

@@ -70,12 +70,12 @@ class Forecast:
 
 
 def dry_run(config: TrainConfig, report: Reporter, processes: Processes) -> Forecast:
-    """A forecast for this run on this machine; an error that says what to change if it will not fit.
+    """A forecast for this run on this machine; an error that states what to change if it will not fit.
 
     No run folder is made, no weight moves. Data, model and reference are made ready as for the run; the
     smallest group and the first step are computed with their gradient, and the largest micro-batch, the whole
     run's arithmetic and its evaluations follow from these. On-policy, one
-    collection is drawn and judged, so the reward is asked.
+    collection is drawn and scored, so the reward is called.
     """
     if processes.size > 1 or config.shard.mode != "none":
         raise ConfigError(

@@ -32,7 +32,7 @@ def leave_model(job: TrainingJob, run: RunFolder, report: Reporter, watch: Watch
 
 
 def save_after_error(job: TrainingJob, run: RunFolder, counters: Counters, state: State | None) -> str:
-    """Save what there is after an error, and say where."""
+    """Save what there is after an error, and state where."""
     try:
         return f" The weights before it are in {save_state(job, run, counters, state)}."
     except StorageError as error:

@@ -49,7 +49,7 @@ def evaluate(
     only, for SFT) have no loss.
 
     These are the objective's own where it gives them; else the implicit reward is beta * log-ratio, beta
-    being 1 for objectives that have none. `length_correlation` and `length_bias` say how far margins and
+    being 1 for objectives that have none. `length_correlation` and `length_bias` state how far margins and
     preferences follow the lengths of the two completions, where there are at least MIN_PAIRS pairs. What
     couples units is computed over all groups, as if they were the next step; `state` is that of the
     objective's estimators in training, and stays as it is. Each of several processes computes its share, and

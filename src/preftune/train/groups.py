@@ -41,7 +41,7 @@ class DataPlan:
         None  # on-policy: tokens that a drawn completion may need; of the data, prompts are used
     )
     uses_completions: bool = False  # on-policy: whether the completions in the data are learned from as well
-    unjudged: bool = False  # whether samples stand next to the pairs of the data, and nobody judges them
+    unjudged: bool = False  # whether samples are next to the pairs of the data, and nobody judges them
 
     @property
     def signal(self) -> SignalName:
@@ -58,7 +58,7 @@ class ReadData:
     prepared: Prepared
     train: Sequence[Group]
     held: Sequence[Group]
-    held_records: Sequence[Record] = ()  # of held-out prompts from a file of their own
+    held_records: Sequence[Record] = ()  # of held-out prompts from a separate file
     alone: int = 0  # groups left out because they have fewer completions than the objective compares
     crowded: int = 0  # groups left out because their prompts leave no room for samples
 
@@ -226,16 +226,14 @@ def prompt_rows(plan: DataPlan) -> DataOptions:
             got=f"{plan.rows.max_length} tokens",
             expected=f"more than sampling.max_new_tokens, {new_tokens}",
         )
-    if plan.uses_completions:  # then these say what is made of the completions in the data
+    if plan.uses_completions:  # then these state what is made of the completions in the data
         return replace(plan.rows, max_length=length, pairing="all", min_gap=0.0, soft_label_temperature=None)
     return replace(plan.rows, max_length=length)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LearnedGroups(LazyGroups):
-    """Labeled groups without the completions that an objective puts no weight on; made when they are asked
-    for.
-    """
+    """Labeled groups without the completions that an objective puts no weight on; made on request."""
 
     groups: Sequence[Group]
     counted: frozenset[int]  # labels
@@ -251,7 +249,7 @@ class LearnedGroups(LazyGroups):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WrittenGroups(LazyGroups):
-    """Groups that say of their completions that they are the data's; made when they are asked for."""
+    """Groups that mark their completions as the data's; made when they are requested."""
 
     groups: Sequence[Group]
 

@@ -1,4 +1,4 @@
-"""A run under observation: its health is judged from metrics.jsonl alone, so that a resumed run is judged as
+"""A run under observation: its health is assessed from metrics.jsonl alone, so that a resumed run is assessed as
 a whole one.
 """
 
@@ -23,7 +23,7 @@ MOST_PAIRS = 512  # whose ends are compared at a step: 3 ms
 
 
 class Watch:
-    """Judges a run and says each condition once, when it first comes to a level.
+    """Assesses a run and reports each condition once, when it first comes to a level.
 
     Each judgment reads only the lines of metrics.jsonl that were written since the last one.
     """

@@ -187,7 +187,7 @@ def _created(job: TrainingJob, identity: Comparison) -> RunFolder:
 
 
 def _arranged(processes: Processes, device: str, shard_mode: str) -> Processes:
-    """In lockstep if the model is in shards. A run that goes on in one process keeps its settings, and its
+    """In lockstep if the model is in shards. A run that continues in one process keeps its settings, and its
     model whole.
     """
     if processes.size > 1 and ":" in device:
@@ -209,7 +209,7 @@ def run_loop(
     stop: Interruption,
     on_step: OnStep | None = None,
 ) -> RunResult:
-    """Train until the end, an interruption or an error; each leaves a run folder that says what to do next."""
+    """Train until the end, an interruption or an error; each leaves a run folder that states what to do next."""
     facts = asdict(remedies(job.config.objective))
     watch = Watch(run=run, config=to_plain(job.config), facts=facts, report=report)
     loop = _Loop(
@@ -332,7 +332,7 @@ class _Loop:
         return finished(run, self.report, step, self.evaluation)
 
     def save_after(self, error: TrainingError) -> str:
-        """Save a checkpoint after an error, where there is something to save; the sentence that says where."""
+        """Save a checkpoint after an error, where there is something to save; the sentence that states where."""
         begun = self.counters.step or self.job.samples
         if begun and not self.between_halves and (error.saves or not self.job.processes.lockstep):
             with self.stop.postponed():

@@ -49,7 +49,7 @@ class ModelPlan:
     classifies: bool  # whether it becomes a reward model
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"]
     has_values: bool  # whether it gets a scalar head
-    critic: str | None  # the reward model that a critic of its own starts as
+    critic: str | None  # the reward model that a separate critic starts as
     router_aux_loss_coef: float | None  # None: the model's own
     draws: bool  # whether completions are drawn in this process
 

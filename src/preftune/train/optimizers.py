@@ -70,7 +70,7 @@ def _critic_scale(options: OptimOptions, is_head: bool) -> float:
 
 
 def check_optimizer(options: OptimOptions) -> None:
-    """Whether the library of the optimizer is there: asked before data and model are read."""
+    """Whether the library of the optimizer is there: checked before data and model are read."""
     for name, module, package in (
         ("adamw-8bit", "torchao.optim", "torchao"),
         ("schedule-free", "schedulefree", "schedulefree"),

@@ -107,11 +107,11 @@ class TrainConfig:
         shard: how the model lies on several processes.
         reference: the frozen anchor.
         sampling: on-policy: how completions are drawn.
-        prefix: on-policy: a beginning that completions go on from; rewards see it as a part of them, and it is
+        prefix: on-policy: a beginning that completions continue from; rewards see it as a part of them, and it is
             context to all else.
         collect: on-policy: how much is drawn, and what is made of it.
         server: on-policy: a server that draws, and follows the adapter that trains.
-        loading: what may be loaded beside plain tensors.
+        loading: security settings for loading models.
     """
 
     data: str | Any

@@ -147,7 +147,7 @@ def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
 @contextmanager
 def together(minutes: float, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
     """Within, the processes that torchrun started are connected: by NCCL on GPUs, by gloo elsewhere. A
-    process that waits for another one longer than so many minutes, or for one that is gone, stops with a
+    process that waits for another one longer than a given number of minutes, or for one that is gone, stops with a
     LostError.
     """
     size = int(environment.get("WORLD_SIZE", "1"))

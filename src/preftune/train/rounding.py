@@ -69,7 +69,7 @@ class RoundedAdamW(torch.optim.Optimizer):
     ):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._seed, self._piece = seed, piece
-        # Steps of each weight, beside the tensor that holds them: fetching it from a GPU would be a wait for each.
+        # Steps of each weight, next to the tensor that holds them: fetching it from a GPU would be a wait for each.
         self._steps: dict[nn.Parameter, tuple[Tensor, int]] = {}
 
     @torch.no_grad()

@@ -250,7 +250,7 @@ def check_output(output: str) -> None:
 
 
 def _content(folder: Path) -> list[str]:
-    """Names in a folder but for its lock and what killed processes left half-written."""
+    """Names in a folder except for its lock and what killed processes left half-written."""
     return [name for name in os.listdir(folder) if name != LOCK and not is_leftover(name)]
 
 

@@ -153,7 +153,7 @@ def in_dtype(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Ten
 
 
 def _name_dtype(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """The type of the saved weights, into the configuration beside them."""
+    """The type of the saved weights, into the configuration next to them."""
     kinds = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -160,7 +160,7 @@ def offline_source(
 def scored_groups(
     objective: Objective, source: OfflineSource, held: Sequence[Group], num_steps: int
 ) -> Sequence[Group]:
-    """Every group that anchors will be asked about: of training if the objective needs them, and of
+    """Every group that anchors will score: of training if the objective needs them, and of
     evaluation.
     """
     if not objective.needs & ANCHORED:
@@ -217,7 +217,7 @@ def check_reward(reward: AnyReward, data: ReadData, plan: CollectPlan) -> None:
 def _optimizer(
     policy: Policy, options: OptimOptions, seed: int, objective: Objective
 ) -> torch.optim.Optimizer:
-    """The optimizer, with a learning rate of its own for a critic."""
+    """The optimizer, with a separate learning rate for a critic."""
     weights = policy.trainable()
     critic = frozenset(
         name for name in weights if name.startswith(("value_head.", "critic.")) and "value" in objective.needs

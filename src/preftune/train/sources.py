@@ -42,7 +42,7 @@ def step_slice(place: int, num_groups: int, batch_size: int, least: int = 1) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineSource:
-    """A fixed collection, every group once per epoch, in an order that the seed and the epoch settle.
+    """A fixed collection, every group once per epoch, in an order that the seed and the epoch determine.
 
     It has no state: the groups of a step follow from the step's number, so a resumed run sees what it would
     have seen.
@@ -80,7 +80,7 @@ class OfflineSource:
         return _order(self.seed, epoch, len(self.groups))[part]
 
     def visited(self, num_steps: int) -> Sequence[Group]:
-        """Groups that a run of so many steps comes by, each once."""
+        """Groups that a run of a given number of steps comes by, each once."""
         if num_steps >= self.steps_per_epoch:
             return self.groups
         places = [self._places(step) for step in range(1, num_steps + 1)]

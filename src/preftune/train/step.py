@@ -384,7 +384,7 @@ def _joined_groups(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _cut_coupling(coupling: Coupling, sizes: Sequence[tuple[int, int]]) -> list[Coupling]:
-    """The share of the step's coupling that belongs to each piece, of so many completions and pairs."""
+    """The share of the step's coupling that belongs to each piece, of a given number of completions and pairs."""
     completion = {
         name: values.split([count for count, _ in sizes]) for name, values in coupling.completion.items()
     }

@@ -178,7 +178,7 @@ def _mlflow(run: RunFolder, config: Mapping[str, Any], known: str | None, step: 
 def _trackio(run: RunFolder, config: Mapping[str, Any], known: str | None, step: int) -> Tracker:
     import trackio  # pyright: ignore[reportMissingImports]
 
-    name = known or f"{run.path.name}-{uuid.uuid4().hex[:6]}"  # runs are told apart by their name
+    name = known or f"{run.path.name}-{uuid.uuid4().hex[:6]}"  # runs are distinguished by their name
     trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=name, config=dict(config), resume="allow"
     )

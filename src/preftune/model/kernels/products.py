@@ -115,7 +115,7 @@ def replace_products(
 
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it says that a kernel is replaced
+        warnings.simplefilter("ignore", UserWarning)  # it warns that a kernel is replaced
         for name, kernel in (("mm", mm), ("addmm", addmm)):
             library.impl(name, kernel, "CPU", with_keyset=True, allow_override=True)
     return library

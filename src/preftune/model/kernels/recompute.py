@@ -53,12 +53,12 @@ def kept_as(positions: int, kept: int | None) -> float:
 
 @contextmanager
 def recomputing(model: nn.Module, positions: int, kept: int | None) -> Iterator[None]:
-    """Within, a pass over so many positions keeps what `kept` of them take in all layers; all that there is
+    """Within, a pass over a given number of positions keeps what `kept` of them take in all layers; all that there is
     if None.
 
     The first layers keep their input only and are computed again in the backward, which changes no bit. It
     comes to them last, when what the others had kept is gone, so that their activations add nothing to the
-    peak. They are not put in training mode, which transformers' own switch asks for: some would then drop
+    peak. They are not put in training mode, which transformers' own switch requires: some would then drop
     out.
     """
     layers = layers_of(model) if kept is not None else []

@@ -1,4 +1,4 @@
-"""The contracts: each takes an objective and raises an AssertionError that says what is wrong."""
+"""The contracts: each takes an objective and raises an AssertionError that names the fault."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping

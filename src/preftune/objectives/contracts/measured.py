@@ -35,7 +35,7 @@ def length_normalized(objective: Objective) -> bool:
 
 def chosen_fall(objective: Objective) -> ChosenFall:
     """By the gradient, after steps at the reference. A chosen completion that is pushed down whether it is
-    ahead or behind is meant to fall; else it is asked whether a fall of both completions goes uphill.
+    ahead or behind is meant to fall; otherwise the check is whether a fall of both completions raises the loss.
     """
     state = state_after([_alike(-1.0, -1.0)] * 20, objective)
     if all(_slopes(objective, ahead, 0.0, state)[1] > SMALL for ahead in (-1.0, -0.2, 0.2, 0.9)):
@@ -47,7 +47,7 @@ def chosen_fall(objective: Objective) -> ChosenFall:
 
 
 def value_is_surrogate(objective: Objective) -> bool:
-    """Whether the value changes otherwise than its gradient says, coupling included."""
+    """Whether the value changes differently from what its gradient predicts, coupling included."""
     for seed in range(4):
         pieces = random_step(seed)
         state = state_after([random_step(seed + 20)] * 5, objective)
@@ -150,7 +150,7 @@ def least_completions(objective: Objective) -> int:
 
 
 def _completion(logp: float) -> dict[str, Tensor]:
-    """Every score constant; the reference and the behaviour policy at -1 per token."""
+    """Every score constant; the reference and the behavior policy at -1 per token."""
     known = dict.fromkeys(SCORES, 0.0) | {
         "logp": logp,
         "ref_logp": -1.0,

@@ -27,7 +27,7 @@ SCORES = WITH_GRADIENT + FROZEN
 
 @dataclass(frozen=True)
 class Piece:
-    """One group: K completions with a value of every score per token, and everything a signal may say of
+    """One group: K completions with a value of every score per token, and everything a signal may state about
     them.
     """
 

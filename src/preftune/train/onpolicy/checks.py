@@ -43,7 +43,7 @@ def check_sampling(
 
 
 def check_continuation(prefix: PrefixOptions, collect: CollectOptions, unjudged: bool) -> None:
-    """Completions that share a prompt in training go on from the same beginning."""
+    """Completions that share a prompt in training continue from the same beginning."""
     if not prefix.column:
         return
     if unjudged or collect.opponent != "none":

@@ -163,7 +163,7 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draw:
-    """Completions that nobody has judged yet: groups with `behaviour_logp`, and beside them what judging
+    """Completions that nobody has scored yet: groups with `behaviour_logp`, and next to them what judging
     needs.
     """
 
@@ -187,7 +187,7 @@ def draw(
     """Sample completions of each prompt: from the model, from its mixture with another model, or from a
     server that holds it. Also returns the samples as the sampler made them.
 
-    A beginning that is `given` is part of the texts; in the groups it stands behind the prompt, as context, where
+    A beginning that is `given` is part of the texts; in the groups it is behind the prompt, as context, where
     it is computed once for all completions.
     """
     tokens = behind([group.prompt for group in prompts], given)
@@ -302,7 +302,7 @@ def select_groups(
 def select_sides(
     groups: Sequence[Group], selection: Selection, seed: int
 ) -> tuple[list[Group], Mapping[str, int]]:
-    """`select_groups` on the policy's own completions and on the last two apart; the pairs of both stand in one
+    """`select_groups` on the policy's own completions and on the last two apart; the pairs of both are in one
     group. A prompt is dropped if neither part has a pair.
     """
     kept: list[Group] = []

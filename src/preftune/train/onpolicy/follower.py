@@ -50,7 +50,7 @@ class Follower:
     """Keeps a server at the weights of a policy that trains: at its adapter, or at all weights where no adapter
     trains.
 
-    Every version has a name and a folder of its own: servers may keep what they computed under a name. The
+    Every version has a name and a separate folder: servers may keep what they computed under a name. The
     folders are below the run folder, so the server must see the same disk; only the newest stays, until
     `close`.
     """

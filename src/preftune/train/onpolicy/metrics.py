@@ -106,7 +106,7 @@ class News:
         )
 
     def taken(self, step: int, seconds: float, used: Callable[[float, float], float]) -> Taken:
-        """The metrics of a collection that took so long; `used` is the utilisation by some operations in some
+        """The metrics of a collection that took so long; `used` is the utilization by some operations in some
         seconds.
         """
         metrics = {

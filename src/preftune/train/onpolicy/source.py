@@ -1,4 +1,4 @@
-"""The on-policy source: it draws collections from the policy, has them judged, and hands out their groups
+"""The on-policy source: it draws collections from the policy, has them scored, and hands out their groups
 step by step.
 """
 
@@ -128,7 +128,7 @@ class OnPolicySource:
         return self._order.steps_per_epoch * self._steps(self._planned())
 
     def steps_within(self, samples: int) -> int:
-        """Steps that so many completions buy, if nothing is left out."""
+        """Steps that a given number of completions buy, if nothing is left out."""
         sizes: list[int] = []
         while self._samples(len(sizes)) <= samples:
             samples -= self._samples(len(sizes))
@@ -172,7 +172,7 @@ class OnPolicySource:
         """Groups of step 1, 2, ...; draws a collection first when the one before has been gone over `epochs`
         times.
 
-        No groups at all say that nothing is left to learn: the policy's completions of a prompt have the same
+        No groups at all mean that nothing is left to learn: the policy's completions of a prompt have the same
         reward.
         """
         state, news = self._state, Taken(groups=[])
@@ -238,7 +238,7 @@ class OnPolicySource:
         return news
 
     def _gather(self, step: int, news: News) -> News:
-        """One draw, judged: it stays in the state until it is, so that a reward that fails loses nothing."""
+        """One draw, scored: it stays in the state until it is, so that a reward that fails loses nothing."""
         state = self._state
         made = None
         if state.unjudged is None:
@@ -255,7 +255,7 @@ class OnPolicySource:
         return news.joined(drawn, groups, records, verdicts, dropped, made)
 
     def _learned(self, groups: Sequence[Group]) -> tuple[list[Group], Mapping[str, int]]:
-        """What is learned from judged groups, and how many were dropped for which reason."""
+        """What is learned from scored groups, and how many were dropped for which reason."""
         state, seed = self._state, draw_seed(self.seed, TIES + self._state.draws)
         if self.judge.reward is None:
             return beside_pairs(self._order.take(state.draws), groups), {}
@@ -274,7 +274,7 @@ class OnPolicySource:
         blend: Blend | None = None,
         given: Sequence[np.ndarray] | None = None,
     ) -> tuple[Draw, list[list[Sampled]]]:
-        """Completions of the policy as it is now, or of a blend; `number` settles the noise. They go on from
+        """Completions of the policy as it is now, or of a blend; `number` determines the noise. They continue from
         what is `given` for each prompt.
         """
         seed, places = draw_seed(self.seed, number), list(range(len(prompts)))

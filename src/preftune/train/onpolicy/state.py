@@ -1,4 +1,4 @@
-"""What a resumed on-policy run needs to go on with the same numbers, and its form as JSON, without loss."""
+"""What a resumed on-policy run needs to continue with the same numbers, and its form as JSON, without loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ class Collection:
 
 @dataclass(kw_only=True)
 class SourceState:
-    """Everything that a resumed run needs to go on with the same numbers."""
+    """Everything that a resumed run needs to continue with the same numbers."""
 
     draws: int = 0  # draws begun: the cursor over the prompts, and the seed of the next
     collections: int = 0
