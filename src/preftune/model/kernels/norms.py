@@ -115,10 +115,9 @@ def _is_same(module: nn.Module, weight: Tensor, replacement: Any) -> bool:
             if not all(map(_is_near, found, truth)):
                 return False
             if weight.dtype != exact.dtype:
-                low = [
-                    _computed(one, (size * plain).to(weight.dtype), weight) for one in (replacement, usual)
-                ]
-                if no_further(*low, truth):
+                narrow = (size * plain).to(weight.dtype)
+                low, usual_low = (_computed(one, narrow, weight) for one in (replacement, usual))
+                if no_further(low, usual_low, truth):
                     return False
     except Exception:  # a norm of another kind, which may want other inputs or refuse these in any way
         return False
