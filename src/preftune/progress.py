@@ -18,14 +18,15 @@ from rich.progress import (
 
 from preftune.terminal import clean_terminal
 
-_LINE_SECONDS = 15.0
-
 
 @dataclass(kw_only=True)
 class Reporter:
-    """Progress and notes on standard error, so that standard output stays for results."""
+    """Progress and notes on standard error, so that standard output stays for results. Where that is no terminal,
+    a phase has a line every `line_seconds` at most.
+    """
 
     quiet: bool = False
+    line_seconds: float = 15.0
     console: Console = field(default_factory=lambda: Console(file=sys.stderr, highlight=False))
     _bar: Progress | None = None
     _phase: str = ""
@@ -73,7 +74,7 @@ class Reporter:
 
     def _line(self, phase: str, done: int, total: int, detail: str) -> None:
         now = time.monotonic()
-        if done < total and now - self._told < _LINE_SECONDS:
+        if done < total and now - self._told < self.line_seconds:
             return
         self._told = now
         left = (now - self._started) / max(done - self._first, 1) * (total - done)

@@ -159,7 +159,7 @@ def test_every_mistake_is_one_line(tiny_folder, pairs_file, tmp_path, capsys):
     )
     failure(capsys, "report", "/nowhere")
     failure(capsys, "report", tmp_path)
-    failure(capsys, "demo", "--num_prompts", "0")
+    failure(capsys, "demo", "--num_held_out", "0")
     failure(capsys, "demo", "--model", tiny_folder, "--output", tmp_path)  # there are files in it
     assert {path.name for path in tmp_path.iterdir()} == {"empty.jsonl", "broken.jsonl"}
 

@@ -333,7 +333,7 @@ VERBS = {
     "sample": (SampleConfig, ["--prompts", "p", "--temperature", "0.5", "--output", "o"]),
     "eval": (EvalConfig, ["--model", "m", "--data", "d", "--beta", "0.25"]),
     "report": (ReportConfig, ["--runs", '["a", "b"]', "--output", "p.html"]),
-    "demo": (DemoConfig, ["--num_prompts", "12", "--overwrite"]),
+    "demo": (DemoConfig, ["--steps", "12", "--overwrite"]),
 }
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from preftune.commands import demo as recipe
-from preftune.commands.demo import DemoConfig, best_and_worst, demo
-from preftune.errors import ConfigError, DataError
+from preftune.commands.demo import DemoConfig, demo
+from preftune.errors import ConfigError
 from preftune.progress import Reporter
 from preftune.rewards.judged import Judged
 from preftune.sampling.sample import SampleOptions
@@ -15,39 +15,35 @@ QUIET = Reporter(quiet=True)
 
 
 def config(tiny_folder, output, **changes) -> DemoConfig:
-    drawn = SampleOptions(num_completions=4, max_new_tokens=64)
+    sampling = SampleOptions(num_completions=4, max_new_tokens=24)
     return DemoConfig(
-        model=str(tiny_folder), output=str(output), num_prompts=12, num_held_out=4, sampling=drawn, **changes
+        model=str(tiny_folder), output=str(output), steps=2, num_held_out=4, sampling=sampling, **changes
     )
 
 
-def test_end_to_end(tiny_folder, tmp_path, monkeypatch):
-    """A random model writes no sentences, so its completions are judged by their length instead of `brief`."""
+def json_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_end_to_end(tiny_folder, tmp_path, monkeypatch, capsys):
+    """A random model writes no sentences, so length takes the place of `short_answer`."""
     monkeypatch.setattr(recipe, "REWARD", "length.min")
-    result = demo(config(tiny_folder, tmp_path / "demo"), QUIET)
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "demo" / "completions.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    assert rows and all(
-        len(set(row["rewards"])) > 1 and len(row["ended"]) == len(row["completions"]) for row in rows
-    )
+    result = demo(config(tiny_folder, tmp_path / "demo"), Reporter(line_seconds=0.0))
+    told = capsys.readouterr().err
+    assert "1/3" in told and "train 1/2" in told and "train 2/2" in told and "after 4/4" in told
     run = tmp_path / "demo" / "run"
-    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [sample["stage"] for sample in samples] == ["before"] * 16 + ["after"] * 16
-    assert result.comparison.num_prompts == 4
-    assert (run / "final" / "config.json").is_file()
-    assert "<svg" in (run / "report.html").read_text(encoding="utf-8")
+    drawn = json_lines(run / "completions.jsonl")
+    assert len(drawn) >= 2 * 4 and all(len(row["completions"]) == 4 for row in drawn)
+    samples = json_lines(run / "samples.jsonl")
+    assert [sample["stage"] for sample in samples] == ["before"] * 8 + ["after"] * 8
+    assert result.good.before.reward.mean == 0 and result.comparison.num_prompts == 4
+    assert [pair[0].prompt for pair in result.first] == [pair[1].prompt for pair in result.first]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page and "Repetitive" in page and "Distinct-2" in page
     again = demo(config(tiny_folder, tmp_path / "demo", overwrite=True), QUIET)
     assert again.comparison == result.comparison  # the same seed, the same draws
     with pytest.raises(ConfigError, match="there already"):
         demo(config(tiny_folder, tmp_path / "demo"), QUIET)
-
-
-def test_without_a_preference_there_is_nothing_to_learn(tiny_folder, tmp_path):
-    with pytest.raises(DataError, match="No prompt got completions of different rewards"):
-        demo(config(tiny_folder, tmp_path / "demo"), QUIET)
-    assert not (tmp_path / "demo").exists()
 
 
 def test_overwriting_spares_what_no_demo_wrote(tiny_folder, tmp_path):
@@ -58,25 +54,29 @@ def test_overwriting_spares_what_no_demo_wrote(tiny_folder, tmp_path):
     assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
 
 
-def test_rows_of_prompts_that_were_told_apart():
-    def one(prompt, number, reward, text="c"):
+def test_one_completion_is_no_preference():
+    with pytest.raises(ConfigError, match="num_completions is too small"):
+        DemoConfig(sampling=SampleOptions(num_completions=1))
+
+
+def test_good_answers_and_the_lines_of_a_terminal():
+    def one(reward, text, ended):
         return Judged(
-            prompt_index=prompt,
-            sample_index=number,
-            prompt=f"p{prompt}",
+            prompt_index=0,
+            sample_index=0,
+            prompt="Why?",
             completion=text,
             reward=reward,
-            ended=reward > 0,
-            num_tokens=1,
+            ended=ended,
+            num_tokens=9,
         )
 
-    judged = [
-        one(0, 0, 0.0),
-        one(0, 1, 0.0),
-        one(1, 0, 0.0, "bad"),
-        one(1, 1, 0.7, "good"),
-        one(1, 2, 0.0, " "),
-    ]
-    assert best_and_worst(judged) == [
-        {"prompt": "p1", "completions": ["bad", "good"], "rewards": [0.0, 0.7], "ended": [False, True]}
+    judged = [one(0.5, "a b a b a b a b a b a b", True), one(0.49, "c d", False)]
+    assert [entry.reward for entry in recipe._good(judged)] == [1.0, 0.0]
+    found = recipe._degeneration(judged)
+    assert found.repetitive == 0.5 and found.distinct_2 == 3 / 12  # ab, ba, cd of 11 + 1 pairs
+    assert recipe._shown((judged[1], judged[0])).splitlines() == [
+        "Why?",
+        "  before  c d [cut off]",
+        "  after   a b a b a b a b a b a b",
     ]

@@ -24,6 +24,7 @@ from preftune.report.page import (
 from preftune.report.summary import (
     changes,
     describe_reward_change,
+    describe_variety,
     objective_text,
     settings_that_differ,
     what_was_done,
@@ -153,12 +154,30 @@ def test_reward_before_and_after_over_the_prompts_that_have_both(folder):
         sample("after", 3, None),
     ]
     write_lines(folder / "samples.jsonl", rows)
-    reward, ended, length = changes(read_run(folder).samples)
+    reward, ended, length, repetitive = changes(read_run(folder).samples)
     assert (reward.before.mean, reward.after.mean, reward.difference.mean) == (1.75, 3.25, 1.5)
     assert reward.difference.num == 2
     # both differences are 1.5, so there is no spread and zero is excluded
     assert describe_reward_change(reward).endswith("(95% interval +1.5 to +1.5). The interval excludes zero.")
     assert (ended.name, ended.before.mean, length.after.mean) == ("Completed", 100.0, 10.0)
+    assert (repetitive.name, repetitive.before.mean) == ("Repetitive", 0.0)
+
+
+def test_repetitive_samples_and_distinct_word_pairs(folder):
+    texts = {"before": ["one two three", "four five"], "after": ["a b c d " * 3, "a b"]}
+    rows = [
+        sample(stage, index, 0.0) | {"completion": text}
+        for stage, found in texts.items()
+        for index, text in enumerate(found)
+    ]
+    write_lines(folder / "samples.jsonl", rows)
+    samples = read_run(folder).samples
+    repetitive = changes(samples)[-1]
+    assert (repetitive.before.mean, repetitive.after.mean) == (0.0, 50.0)
+    # after: ab, bc, cd and da of 11 pairs of the one text and 1 of the other
+    assert describe_variety(samples).endswith("of a stage): 1.00 before, 0.333 after.")
+    write_report(folder)
+    assert describe_variety(samples) in (folder / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_verdict_claims_no_more_than_the_interval(folder):

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 
 from preftune.report.health import health
 from preftune.report.read import RunFiles, Sample
-from preftune.report.summary import changes, describe_reward_change, last_values, what_was_done
+from preftune.report.summary import (
+    changes,
+    describe_reward_change,
+    describe_variety,
+    last_values,
+    what_was_done,
+)
 from preftune.stats import Interval
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text, value_text
@@ -41,6 +47,7 @@ def run_markdown(run: RunFiles) -> str:
         blocks.append(
             "## Samples before and after\n\n"
             + _table(("mean (95% interval)", "before", "after", "difference"), rows)
+            + f"\n\n{describe_variety(run.samples)}"
         )
     ends = [("steps", f"{run.last_step:,}")] + [
         (label, cell.text) for label, cell in last_values(run).items()

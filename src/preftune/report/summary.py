@@ -1,8 +1,10 @@
 """Summary of a run's files, in words and numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from preftune.data.repetition import distinct_pairs, is_repetitive
 from preftune.report.read import RunFiles, Sample
 from preftune.report.verdict import accuracy_interval
 from preftune.stats import Interval, cluster_means, mean_interval, paired_interval
@@ -43,14 +45,42 @@ class Cell:
 EMPTY_CELL = Cell(text="–")
 
 
+REPETITIVE = "Repetitive"
+
+
 def changes(samples: Sequence[Sample]) -> tuple[Change, ...]:
-    """Reward, share ended and length, before and after; a measure that no sample has is left out."""
+    """Reward, share ended, length and share of repetitive samples, before and after; a measure that no sample
+    has is left out.
+    """
     measures = (
         ("Reward", "", [(s, s.reward) for s in samples if s.reward is not None]),
         ("Completed", "%", [(s, 100.0 * s.ended) for s in samples]),
         ("Length", "tokens", [(s, float(s.num_tokens)) for s in samples]),
+        (REPETITIVE, "%", [(s, 100.0 * is_repetitive(s.completion)) for s in samples]),
     )
     return tuple(_change(name, unit, measured) for name, unit, measured in measures if measured)
+
+
+def describe_variety(samples: Sequence[Sample]) -> str:
+    """What `Repetitive` counts, and distinct-2 over all samples of a stage."""
+    texts = {
+        stage: [s.completion for s in samples if s.stage == stage and s.completion.strip()]
+        for stage in ("before", "after")
+    }
+    shares = [
+        f"{value_text(share)} {stage}"
+        for stage, found in texts.items()
+        if math.isfinite(share := distinct_pairs(found))
+    ]
+    told = (
+        f" Distinct-2 (distinct word pairs / all word pairs of a stage): {', '.join(shares)}."
+        if shares
+        else ""
+    )
+    return (
+        "Repetitive: some run of 4 words occurs 3 times, or fewer than 40% of more than 20 words are distinct."
+        + told
+    )
 
 
 def _change(name: str, unit: str, measured: Sequence[tuple[Sample, float]]) -> Change:
@@ -106,7 +136,7 @@ def describe_reward_change(change: Change) -> str:
 
 def tiles(run: RunFiles, measured: Sequence[Change]) -> tuple[Tile, ...]:
     """The numbers at the top of the page."""
-    shown = [_change_tile(change) for change in measured]
+    shown = [_change_tile(change) for change in measured if change.name != REPETITIVE]
     accuracies, margins, reward, loss = (
         run.evaluation.get(name) for name in ("rewards/accuracies", "rewards/margins", "reward", "loss")
     )

@@ -38,6 +38,7 @@ class _BuiltIns(Mapping[str, type[BuiltIn]]):
 REWARDS: Mapping[str, type[BuiltIn]] = _BuiltIns(
     {
         "brief": "text_rules:Brief",
+        "short_answer": "short_answer:ShortAnswer",
         "ended": "text_rules:Ended",
         "length.min": "text_rules:LengthMin",
         "length.mode": "text_rules:LengthMode",

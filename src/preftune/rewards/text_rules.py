@@ -1,17 +1,15 @@
 """Rewards of form: what can be seen in the text and in how it was drawn, without knowing what is right."""
 
 import re
-import string
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import regex
 
+from preftune.data.repetition import is_repetitive, split_words
 from preftune.errors import ConfigError, TrainingError, shown
 from preftune.rewards.base import BuiltIn, at, each
 
-PUNCTUATION = string.punctuation + "“”‘’«»…–—¿¡"
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]}*_`]*$")
 # seconds that a pattern may take on one completion; one that backtracks without end takes for ever
 PATTERN_S = 2.0
@@ -246,23 +244,11 @@ def matches(
 
 def is_sentence(text: str) -> bool:
     """At least 4 words, closed by sentence punctuation."""
-    return len(_words(text)) >= 4 and SENTENCE_END.search(text.rstrip()) is not None
-
-
-def is_repetitive(text: str) -> bool:
-    """Some run of 4 words occurs 3 times or more, or fewer than 40% of more than 20 words are distinct."""
-    words = _words(text)
-    runs = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
-    return max(runs.values(), default=0) >= 3 or (len(words) > 20 and len(set(words)) < 0.4 * len(words))
+    return len(split_words(text)) >= 4 and SENTENCE_END.search(text.rstrip()) is not None
 
 
 def is_echo(prompt: str, completion: str) -> bool:
     """No longer than the prompt in words, and at least 80% of the words are words of the prompt."""
-    asked, words = _words(prompt), _words(completion)
+    asked, words = split_words(prompt), split_words(completion)
     known = set(asked)
     return len(words) <= len(asked) and sum(word in known for word in words) >= 0.8 * len(words)
-
-
-def _words(text: str) -> list[str]:
-    stripped = (piece.strip(PUNCTUATION) for piece in text.casefold().split())
-    return [word for word in stripped if word]
