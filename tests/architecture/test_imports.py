@@ -21,6 +21,7 @@ LAYERS = (
     {"advice", "cli", "model", "report", "selection"},
     {"catalogue", "measures", "sampling"},
     {"rewards"},
+    {"environments"},
     {"train"},
     {"diagnosis", "lab"},
     {"race"},

@@ -22,6 +22,7 @@ MISTAKES = [
     ("train --patience 3 --data pairs.csv --nope 1", "Unknown option --nope"),
     ("train --num_gpus 2", "torchrun"),
     ("train --hub_model_id me/x", "--to hub"),
+    ("export RUN --format gguf", "--to gguf"),
     ("sample RUN --temp 0 --nope 1", "Unknown option --nope"),
     ("train --learning_rte 1", "Unknown option --learning_rte. Did you mean --learning_rate?"),
     ("train --learning-rte 1", "Did you mean --learning_rate?"),

@@ -1,9 +1,10 @@
 """The command `sample`: completions of a prompt or of a file of prompts, or a chat."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from preftune.commands.chat import Answer, Partner, hold_chat
 from preftune.data.options import DataOptions
 from preftune.data.records import load_prompts
 from preftune.data.render import make_renderer
+from preftune.environments.base import RolloutOptions
+from preftune.environments.checks import check_environment, check_tool_columns
+from preftune.environments.drawers import local_drawer, server_drawer
+from preftune.environments.files import rollout_rows
+from preftune.environments.resolve import resolve_environment
+from preftune.environments.rollout import OUTCOMES, make_rollouts
 from preftune.errors import ConfigError, ServerError, refuse_idle
 from preftune.model.load import load_tokenizer, resolve_model
 from preftune.model.whole_model import LoadOptions, quiet_transformers
@@ -20,7 +27,7 @@ from preftune.progress import Reporter
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import choose_engine
 from preftune.sampling.prefix import PrefixOptions, beginnings, behind, with_beginnings
-from preftune.sampling.sample import SampleOptions, load_sampler, sample
+from preftune.sampling.sample import SampleOptions, check_prompt_room, load_sampler, sample
 from preftune.sampling.sampled import Sampled
 from preftune.sampling.server import sample_server
 from preftune.storage import new_file, write_jsonl
@@ -38,8 +45,8 @@ class SampleConfig:
         prompt: one prompt.
         prompts: a data file; only its prompts are used.
         output: write JSON lines {prompt, completions, ended, num_tokens, budget, the other columns of the
-            prompts} here instead of printing. With a server, finished completions are kept in a journal
-            next to this file until all are finished, and the same command continues from the journal.
+            prompts} here instead of printing. With a server or an environment, finished completions are kept in
+            a journal next to this file until all are finished, and the same command continues from the journal.
         overwrite: replace the output if it exists.
         seed: of the draw.
         precision: "fp32" or "bf16".
@@ -47,6 +54,8 @@ class SampleConfig:
         json: print JSON lines.
         sampling: how completions are drawn.
         prefix: a beginning that completions continue from; it is part of their text.
+        rollout: an environment that answers the model between its turns, and limits. Completions are then lists of
+            turns, and the column rewards holds what the environment gives.
         server: draw from an OpenAI-compatible server instead of in this process.
         rows: how data files become groups of tokens.
         loading: security settings for loading models.
@@ -63,6 +72,7 @@ class SampleConfig:
     json: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
     prefix: PrefixOptions = field(default_factory=PrefixOptions)
+    rollout: RolloutOptions = field(default_factory=RolloutOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
     rows: DataOptions = field(default_factory=DataOptions)
     loading: LoadOptions = field(default_factory=LoadOptions)
@@ -83,6 +93,8 @@ class SampleConfig:
             add = "Add --prompt TEXT or --prompts FILE"
             refuse_idle(self, "in a chat", "json", got="neither prompt nor prompts", do=add)
             refuse_idle(self.sampling, "in a chat", "num_completions", do=add)
+            refuse_idle(self.rollout, "in a chat", "environment", prefix="rollout.", do=add)
+        check_environment(self.rollout, self.sampling, self.prefix)
         check_seed(self.seed)
         if self.prompts is None:
             refuse_idle_rows(self.rows, ("template",), "a prompt that is typed")
@@ -106,6 +118,9 @@ def _run(settings: SampleConfig) -> int:
         records = [Record(prompt=settings.prompt, completions=(), origin="--prompt")]
     elif settings.prompts is not None:
         records = load_prompts(settings.prompts, settings.rows, report)
+    if settings.rollout.environment is not None:
+        _tell_rollouts(settings, rolled_rows(settings, records, report))
+        return 0
     draw = _drawing(settings, report)
     if not records:
         return hold_chat({"": _partner(draw)}, settings.seed, None)
@@ -180,7 +195,46 @@ def _drawing(settings: SampleConfig, report: Reporter) -> Callable[..., list[lis
 
 
 def _journal_of(settings: SampleConfig) -> Path | None:
-    return None if settings.output is None or not settings.server.url else Path(f"{settings.output}.journal")
+    kept = settings.output is not None and (settings.server.url or settings.rollout.environment is not None)
+    return Path(f"{settings.output}.journal") if kept else None
+
+
+def rolled_rows(settings: SampleConfig, records: Sequence[Record], report: Reporter) -> list[dict[str, Any]]:
+    """A row for each prompt, with its rollouts in the environment."""
+    assert settings.rollout.environment is not None
+    named = resolve_environment(settings.rollout.environment)  # before anything is loaded
+    check_tool_columns(named, records)
+    sampling, server = settings.sampling, settings.server
+    if server.url:
+        source = resolve_model(settings.model)
+        renderer = make_renderer(load_tokenizer(source, settings.loading), settings.rows)
+        drawer, at_once = server_drawer(server, renderer, sampling, settings.seed), server.concurrency
+    else:
+        model, renderer = load_sampler(
+            settings.model, settings.loading, settings.precision, settings.device, settings.rows
+        )
+        prompts = [renderer.render(record).prompt for record in records]
+        check_prompt_room(model, prompts, [settings.rollout.total_tokens] * len(prompts))
+        engine, _ = choose_engine(model)
+        drawer = local_drawer(model, renderer, sampling, settings.seed, engine)
+        at_once = sampling.sample_batch
+    rollouts = make_rollouts(named, settings.rollout, renderer, sampling.max_new_tokens, settings.model)
+    aside = ("prompts", "output", "overwrite", "json")  # nothing follows from these
+    kept = {name: value for name, value in asdict(settings).items() if name not in aside}
+    journal = _journal_of(settings)
+    if journal is not None and journal.exists():
+        report.note(f"going on with what {journal} holds")
+    return rollout_rows(
+        rollouts,
+        drawer,
+        records,
+        sampling.num_completions,
+        settings.seed,
+        max(1, at_once // sampling.num_completions),
+        kept,
+        journal,
+        lambda done, of: report.update("sample", done, of),
+    )
 
 
 def sample_rows(
@@ -212,6 +266,8 @@ def sampled_rows(settings: SampleConfig, report: Reporter) -> list[dict[str, Any
         records = load_prompts(settings.prompts, settings.rows, report)
     else:
         raise ConfigError("sample needs prompts", got="none", expected="prompt or prompts")
+    if settings.rollout.environment is not None:
+        return rolled_rows(settings, records, report)
     drawn = _drawing(settings, report)(
         records, settings.seed, lambda done, of: report.update("sample", done, of)
     )
@@ -239,3 +295,27 @@ def _tell_samples(
                 print(f"# {clean_terminal(str(row['prompt']))}")
             for one in ones:
                 print(clean_terminal(one.text) + ("" if one.ended else " [cut off by max_new_tokens]"))
+
+
+def _tell_rollouts(settings: SampleConfig, rows: Sequence[Mapping[str, Any]]) -> None:
+    if settings.output is not None:
+        write_jsonl(Path(settings.output), rows, "write the rollouts")
+        journal = _journal_of(settings)
+        assert journal is not None
+        journal.unlink(missing_ok=True)
+        outcomes = Counter(outcome for row in rows for outcome in row["ended_by"])
+        told = "; ".join(f"{count} {outcome}: {OUTCOMES[outcome]}" for outcome, count in outcomes.items())
+        print(
+            clean_terminal(
+                f"{len(rows)} prompts with {settings.sampling.num_completions} rollouts each in {settings.output} "
+                f"({told})"
+            )
+        )
+    elif settings.json:
+        print("".join(json.dumps(row) + "\n" for row in rows), end="")
+    else:
+        for row in rows:
+            for turns, outcome in zip(row["completions"], row["ended_by"], strict=True):
+                print(f"# {clean_terminal(str(row['prompt']))}")
+                print(clean_terminal("\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)))
+                print(f"[{OUTCOMES[outcome]}]")

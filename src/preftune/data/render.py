@@ -25,7 +25,7 @@ from preftune.data.render_texts import Texts, Writing, transcript
 from preftune.data.render_tokens import TokenRules, automatic_start, joins_blanks, tokenized_group
 from preftune.data.turn_end import NO_END, TurnEnd, template_markup, turn_ends
 from preftune.data.vocabulary import missing_rows
-from preftune.errors import ConfigError, DataError, ModelError
+from preftune.errors import ConfigError, DataError, ModelError, shown
 from preftune.types import Group, Message, Record
 
 __all__ = ["Renderer", "make_renderer", "transcript"]
@@ -83,6 +83,25 @@ class Renderer:
         if isinstance(result, DataError):
             raise result
         return result
+
+    def continued(self, record: Record, trajectory: tuple[Message, ...]) -> np.ndarray:
+        """The tokens between the end of a trajectory's last answer and the beginning of the next one; a DataError
+        if the template cannot append the turns that the trajectory ends with.
+        """
+        text = self.writing.between(record, trajectory)
+        [ids] = self.encoder.ids([self.end.text + text])
+        end = np.array(self.end.ids, dtype=np.int32)
+        if ids[: len(end)].tolist() == end.tolist():
+            return ids[len(end) :]
+        [ids] = self.encoder.ids([text])  # a token reaches over the end of the answer
+        if self.decode(ids) != text:
+            raise DataError(
+                f"{record.origin}: the turns after an answer have no separate tokens",
+                got=f"{shown(self.decode(ids), 60)} for {shown(text, 60)}",
+                expected="a boundary between tokens at the end of an answer",
+                do="Use another template (--rows.chat_template)",
+            )
+        return ids
 
     def render_all(self, records: Iterable[Record]) -> Iterator[Group | DataError]:
         """The groups in the order of the records; a record that cannot be rendered gives its error.

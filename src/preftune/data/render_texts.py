@@ -63,13 +63,29 @@ class Writing:
         """The texts of a record; a DataError if they cannot be written, or not whole."""
         return _chat_texts(self, record) if self.mode == "chat" else _plain_texts(self, record)
 
+    def between(self, record: Record, trajectory: tuple[Message, ...]) -> str:
+        """What the template writes from the end of a trajectory's last answer up to where the next one begins; a
+        DataError if it does not put the turns in between behind what it wrote.
+        """
+        turns = _prompt_of(record)
+        context = ChatContext.of(record)
+        prompt = self.chat.write(turns, True, context)
+        stages, _ = _stages(self, prompt, turns, (*trajectory, _NEXT), context)
+        return stages[-2][len(stages[-3]) :]
+
 
 # --- chat ---
 
+_NEXT = Message(role="assistant", content="a")  # an answer that is yet to be written
+
+
+def _prompt_of(record: Record) -> tuple[Message, ...]:
+    prompt = record.prompt
+    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+
 
 def _chat_texts(writing: Writing, record: Record) -> Texts:
-    prompt = record.prompt
-    turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+    turns = _prompt_of(record)
     if writing.markup is not None:
         refuse_rendered(writing.markup, turns)
     context = ChatContext.of(record)

@@ -16,6 +16,9 @@ COLUMNS = {
     "num_tokens": "int per completion: the tokens that the model wrote, the end-of-turn token included",
     "budget": "int: the most tokens a completion may have",
     "prompt_turns": "list of {role, content} per completion: the whole prompt, where it is a dialogue; else None",
+    "turns": "list of {role, content, weight} per completion, with an environment: its answers and what was said",
+    "environment_reward": "number or None per completion, with an environment: the sum of its rewards",
+    "turn_rewards": "list of numbers or None per completion, with an environment: one for each answer",
     "training_step": "int, in training: optimizer steps done when the completions were drawn",
 }
 """Columns that sampling adds to those of the data."""

@@ -1,18 +1,17 @@
 """Rewards for programs: the tests of a column run on the completion's code, in a sandbox."""
 
 import json
-import os
 import re
 import secrets
-import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from preftune.errors import ConfigError, shown
 from preftune.rewards.base import BuiltIn, check_reward_range, each
+from preftune.rewards.sandbox import check_sandbox, run_python
+
+_SUBJECT = "Reward 'code'"
 
 _PROGRAM = """
 import json, os, resource, sys
@@ -116,58 +115,16 @@ def passes(code: str, test: str, limit_s: float, memory_mb: int) -> bool:
     """Whether the test runs to its end after the code, in a sandbox, within the limits."""
     token = secrets.token_hex(16)
     question = json.dumps({"code": code, "test": test, "memory_mb": memory_mb, "token": token})
-    process = subprocess.Popen(
-        [*_sandbox(), sys._base_executable, "-I", "-c", _PROGRAM],  # type: ignore[attr-defined]
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C ends the run, not the test
-    )
-    try:
-        report, _ = process.communicate(question.encode("utf-8", "surrogatepass"), timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        return False
-    finally:
-        process.kill()  # and with it, by --die-with-parent, every process inside
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None and not pipe.closed:
-                pipe.close()
-    return report == token.encode()
-
-
-def _sandbox() -> list[str]:
-    program = shutil.which("bwrap")
-    if program is None:
-        raise ConfigError(
-            "Reward 'code' runs programs in a sandbox and needs the program bwrap",
-            got="it is not installed",
-            do="Install it, for example with: apt install bubblewrap",
-        )
-    places = ["/usr", "/lib", "/lib64", "/bin", sys.base_prefix]
-    command = [program, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    command += ["--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "PYTHONDONTWRITEBYTECODE", "1"]
-    for place in dict.fromkeys(places):
-        if os.path.islink(place):
-            command += ["--symlink", os.readlink(place), place]
-        elif os.path.isdir(place):
-            command += ["--ro-bind", place, place]
-    command += ["--proc", "/proc", "--dev", "/dev", "--size", str(2**26), "--tmpfs", "/tmp"]
-    return [*command, "--remount-ro", "/", "--chdir", "/tmp"]
+    asked = question.encode("utf-8", "surrogatepass")
+    outcome = run_python(_SUBJECT, _PROGRAM, asked, limit_s, most_bytes=len(token))
+    return outcome.end == "ended" and outcome.output == token.encode()
 
 
 def _check_sandbox(settings: Code) -> None:
-    """Refuse now what would count every completion as wrong: a sandbox that cannot be made here."""
-    result = subprocess.run([*_sandbox(), "/usr/bin/true"], capture_output=True, text=True, timeout=60)
-    if result.returncode != 0:
-        raise ConfigError(
-            "Reward 'code' cannot make a sandbox here",
-            got=shown(" ".join(result.stderr.split()) or f"exit code {result.returncode}"),
-            do="Allow user namespaces, or run as a user who may make them",
-        )
+    check_sandbox(_SUBJECT)
     if not passes("value = 1", "assert value == 1", max(settings.limit_s, 5.0), settings.memory_mb):
         raise ConfigError(
-            "Reward 'code' cannot run Python in its sandbox",
+            f"{_SUBJECT} cannot run Python in its sandbox",
             got=f"no result for a trivial program with memory_mb={settings.memory_mb}",
             do="Raise memory_mb",
         )

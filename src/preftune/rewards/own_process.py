@@ -1,6 +1,7 @@
-"""A user's reward function in a separate process, which can be killed where a thread could not be stopped."""
+"""A user's function in a separate process, which can be killed where a thread could not be stopped."""
 
 import asyncio
+import importlib
 import inspect
 import os
 import socket
@@ -25,10 +26,13 @@ class OwnProcess:
     """The function of a name, called in a process that keeps it from call to call.
 
     A process that is overdue is killed, with whatever the function remembered; the next call starts a new one.
+    `maker` ("module:function") makes the function from its name there; `subject` is the noun for it in messages.
     """
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(
+        self, name: str, subject: str = "Reward", maker: str = "preftune.rewards.resolve:resolve_reward"
+    ):
+        self.name, self.subject, self.maker = name, subject, maker
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._begin()  # a name that cannot be resolved is an error now
@@ -59,13 +63,13 @@ class OwnProcess:
         other.close()
         self._pipe = Connection(mine.detach())
         weakref.finalize(self, _end, self._process)
-        self._pipe.send(self.name)
+        self._pipe.send((self.maker, self.name))
         try:
             kind, value = self._answer(_START_S)
         except Overdue:
             kind, value = "refused", f"nothing within {_START_S:g} s"
         if kind == "refused":
-            raise ConfigError(f"Reward {self.name!r} cannot be used in a separate process", got=value)
+            raise ConfigError(f"{self.subject} {self.name!r} cannot be used in a separate process", got=value)
 
     def _answer(self, seconds: float | None) -> tuple[str, Any]:
         assert self._process is not None and self._pipe is not None
@@ -86,10 +90,10 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def serve(pipe: Connection) -> None:
     """In the process: answer questions until the other side closes."""
-    from preftune.rewards.resolve import resolve_reward  # which itself imports the functions that ask here
-
+    maker, name = pipe.recv()
+    module, _, attribute = maker.partition(":")
     try:
-        function: Any = resolve_reward(pipe.recv())
+        function: Any = getattr(importlib.import_module(module), attribute)(name)
     except PreftuneError as error:
         pipe.send(("refused", str(error)))
         return

@@ -22,9 +22,10 @@ def questions(
     num_tokens: Sequence[Sequence[int]],
     budget: int,
     step: int | None = None,
+    more: Mapping[str, Sequence[Sequence[object]]] | None = None,
 ) -> Questions:
     """Of the completions of each record's prompt: the columns that sampling gives, and those that all records
-    have.
+    have. `more` are columns with an entry for each completion of each prompt.
     """
     flat = [(p, k) for p, ones in enumerate(texts) for k in range(len(ones))]
     columns: dict[str, object] = {
@@ -37,6 +38,7 @@ def questions(
         "budget": budget,
         "prompt_turns": [prompt_turns(records[p]) for p, _ in flat],
     }
+    columns |= {name: [values[p][k] for p, k in flat] for name, values in (more or {}).items()}
     if step is not None:
         columns["training_step"] = step
     return Questions(

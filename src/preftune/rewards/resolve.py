@@ -56,6 +56,7 @@ REWARDS: Mapping[str, type[BuiltIn]] = _BuiltIns(
         "progress": "progress:StepProgress",
         "quote": "quote:Quote",
         "judge": "judge:Judge",
+        "environment": "environment_sum:EnvironmentSum",
     }
 )
 

@@ -13,15 +13,15 @@ _TOP = 1024  # tokens that nearly always hold the top_p of a distribution; sorti
 MAX_KEY = 2**64  # keys are smaller
 
 
-def uniforms(seed: int, key: int, sample: int, count: int) -> Float[np.ndarray, " _"]:
-    """`count` numbers in [0, 1), in float64, that depend on nothing but seed, key of the prompt and number of
-    the sample.
+def uniforms(seed: int, key: int, sample: int, count: int, turn: int = 0) -> Float[np.ndarray, " _"]:
+    """`count` numbers in [0, 1), in float64, that depend on nothing but seed, key of the prompt, number of the
+    sample and number of the model's turn in it.
 
-    Philox (Salmon et al., 2011) computes them from a counter: the seed is its key; prompt and sample are
+    Philox (Salmon et al., 2011) computes them from a counter: the seed is its key; prompt, sample and turn are
     words of the counter that counting does not reach. The first numbers of a longer request are those of a
     shorter one.
     """
-    generator = np.random.Philox(key=seed, counter=np.array([0, sample, key, 0], dtype=np.uint64))
+    generator = np.random.Philox(key=seed, counter=np.array([0, sample, key, turn], dtype=np.uint64))
     return (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 

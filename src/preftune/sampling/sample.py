@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -93,6 +93,15 @@ def load_sampler(
     return load_on_device(source, loading, precision, device), renderer
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrawnTurn:
+    """Which part of a completion is drawn: a completion is drawn turn by turn if something answers in between."""
+
+    budget: int  # tokens
+    number: int = 0  # of the (first) completion
+    place: int = 0  # of the turn in it
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Blend:
     """A second model that contributes to every token: softmax((1 - share) z + share z_other), the geometric
@@ -132,6 +141,7 @@ def sample(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     keys: Sequence[int] | None = None,
+    turns: Sequence[DrawnTurn] | None = None,
     engine: Engine | None = None,
     blend: Blend | None = None,
     stream: Callable[[np.ndarray], None] | None = None,
@@ -141,14 +151,16 @@ def sample(
     What is drawn depends on the model, the prompt, the options, the seed, the prompt's key (an integer of its
     own; its place among the prompts if no keys are given) and the number of the completion. It depends
     neither on the other prompts nor on `sample_batch`, except for rounding: a sum in another order can move a
-    probability by its last bits. `engine` is what choose_engine returned for the model; it is called when `engine` is
-    not given. With a `blend` the mixture of two models of one architecture is drawn from; `logp` is then of
-    the mixture at temperature 1. With one prompt and one completion, `stream` gets the token ids so far after
-    each token. No random state of torch or numpy is read or moved.
+    probability by its last bits. `turns` are given where a prompt holds earlier turns of a completion. `engine`
+    is what choose_engine returned for the model; it is called when `engine` is not given. With a `blend` the mixture of
+    two models of one architecture is drawn from; `logp` is then of the mixture at temperature 1. With one prompt
+    and one completion, `stream` gets the token ids so far after each token. No random state of torch or numpy is
+    read or moved.
     """
     keys = range(len(prompts)) if keys is None else keys
     check_keys(keys, len(prompts))
-    _check_room(model, prompts, options)
+    turns = [DrawnTurn(budget=options.max_new_tokens)] * len(prompts) if turns is None else turns
+    check_prompt_room(model, prompts, [turn.budget for turn in turns])
     ends, textless = end_tokens(model, renderer), textless_tokens(model, renderer)
     results: list[list[Sampled]] = [[] for _ in prompts]
     progress(0, len(prompts))
@@ -156,13 +168,12 @@ def sample(
     with evaluating(model), without_flex(model if blend is None else blend.model):
         engine = choose_engine(model)[0] if engine is None else engine
         for indices in _batches(prompts, engine, max(1, options.sample_batch // options.num_completions)):
-            noise = [
-                uniforms(seed, keys[i], k, options.max_new_tokens)
-                for i in indices
-                for k in range(options.num_completions)
-            ]
+            rows = [(i, k) for i in indices for k in range(options.num_completions)]
+            budgets = np.array([turns[i].budget for i, _ in rows])
+            most = int(budgets.max())
+            noise = [uniforms(seed, keys[i], turns[i].number + k, most, turns[i].place) for i, k in rows]
             voices = _open(engine, model, blend, [prompts[i] for i in indices], options.num_completions)
-            drawn = iter(_draw(voices, np.stack(noise), options, renderer, ends, textless, stream))
+            drawn = iter(_draw(voices, np.stack(noise), budgets, options, renderer, ends, textless, stream))
             for index in indices:
                 results[index] = list(itertools.islice(drawn, options.num_completions))
             done += len(indices)
@@ -202,28 +213,27 @@ def check_keys(keys: Sequence[int], count: int) -> None:
         )
 
 
-def _check_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SampleOptions) -> None:
+def check_prompt_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], budgets: Sequence[int]) -> None:
+    """An error unless each prompt leaves room for its budget of tokens."""
     config = model.config.get_text_config()
     room, change = positions_of(config), changing_length(config)
-    for index, prompt in enumerate(prompts):
+    for index, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
         if not len(prompt):
             raise DataError(
                 f"Prompt {index} has no tokens", expected="at least one token before the completion"
             )
-        if change is not None and len(prompt) + options.max_new_tokens > change:
+        if change is not None and len(prompt) + budget > change:
             raise DataError(
                 f"Prompt {index} with its completion exceeds the model's original context",
-                got=f"{len(prompt)} tokens and a budget of {options.max_new_tokens}",
+                got=f"{len(prompt)} tokens and a budget of {budget}",
                 expected=f"at most {change} together: beyond them the model's rotary positions change, also of "
                 "tokens that are drawn already",
                 do="Lower max_new_tokens or leave the prompt out",
             )
-        if (
-            room is not None and len(prompt) + options.max_new_tokens > room + 1
-        ):  # the last token is never read
+        if room is not None and len(prompt) + budget > room + 1:  # the last token is never read
             raise DataError(
                 f"Prompt {index} leaves no room for a completion",
-                got=f"{len(prompt)} tokens and a budget of {options.max_new_tokens}",
+                got=f"{len(prompt)} tokens and a budget of {budget}",
                 expected=f"at most {room + 1} together (max_position_embeddings and the last token)",
                 do="Lower max_new_tokens or leave the prompt out",
             )
@@ -257,32 +267,34 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 def _draw(
     voices: Sequence[_Voice],
     noise: Float[np.ndarray, "R T"],
+    budgets: Int[np.ndarray, " R"],
     options: SampleOptions,
     renderer: Renderer,
     ends: frozenset[int],
     textless: Tensor | None,
     stream: Callable[[np.ndarray], None] | None,
 ) -> list[Sampled]:
-    """Token by token until all rows have ended; `noise` are the rows' uniforms. `stream` gets the token ids of
-    the first row after each token.
+    """Token by token until all rows have ended or used up their budgets; `noise` are the rows' uniforms. `stream`
+    gets the token ids of the first row after each token.
     """
     stop = (*options.stop, *renderer.stop_texts)
     (count, budget), live = noise.shape, np.arange(len(noise))
-    tokens, lengths = np.zeros((count, budget), dtype=np.int32), np.full(count, budget)
+    tokens, lengths = np.zeros((count, budget), dtype=np.int32), budgets.copy()
     ended = np.zeros(count, dtype=bool)
     behaviour, logp = np.zeros((2, count, budget), dtype=np.float32)
     for step in range(budget):
         found = _next_tokens(voices, noise[live, step], options, textless)
         tokens[live, step], behaviour[live, step], logp[live, step] = (one.cpu().numpy() for one in found)
-        for row in live[~ended[live]]:
+        for row in live[~ended[live] & (budgets[live] > step)]:
             if int(tokens[row, step]) in ends or _stopped(tokens[row, : step + 1], stop, renderer):
                 ended[row], lengths[row] = True, step + 1
         if stream is not None:
             stream(tokens[0, : step + 1])
-        on = ~ended[live]
+        on = ~ended[live] & (budgets[live] > step + 1)
         if step + 1 == budget or not on.any():
             break
-        if on.mean() <= 1 - _COMPACT_AT:
+        # a row beyond its budget has no further position
+        if on.mean() <= 1 - _COMPACT_AT or (budgets[live] <= step + 1).any():
             for voice in voices:
                 voice.rows.keep(torch.from_numpy(np.flatnonzero(on)))
             live = live[on]

@@ -21,7 +21,7 @@ from preftune.sampling.http_client import HttpClient, Refused, Withheld, run_all
 from preftune.sampling.journal import journal_writer, read_journal
 from preftune.sampling.prefix import behind
 from preftune.sampling.replies import ROW, Api, first_model, reply_reader
-from preftune.sampling.sample import SampleOptions, check_keys
+from preftune.sampling.sample import DrawnTurn, SampleOptions, check_keys
 from preftune.sampling.sampled import Sampled, completion_text
 from preftune.types import Message, Record
 
@@ -36,6 +36,16 @@ class _Prompt:
 
     tokens: np.ndarray
     record: Record | None
+    turn: DrawnTurn | None = None  # of a completion that is drawn turn by turn
+
+    def options(self, options: SampleOptions) -> SampleOptions:
+        """With the budget of the turn."""
+        return options if self.turn is None else replace(options, max_new_tokens=self.turn.budget)
+
+    def seed(self, seed: int, key: int, sample: int) -> int:
+        """Seed of one completion: 31 bits, which every server accepts."""
+        turn = self.turn or DrawnTurn(budget=1)
+        return int(uniforms(seed, key, turn.number + sample, 1, turn.place)[0] * 2**31)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +112,19 @@ def sample_server_tokens(
     seed: int,
     keys: Sequence[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    turns: Sequence[DrawnTurn] | None = None,
+    journal: Path | None = None,
 ) -> list[list[Sampled]]:
-    """Sample prompts given as tokens, through the api "tokens"; a server that returns text only is refused."""
+    """Sample prompts given as tokens, through the api "tokens"; a server that returns text only is refused. `turns`
+    are given where a prompt holds earlier turns of a completion.
+    """
     server, notes = _of_tokens(server, "Prompts of tokens have no place in a chat"), []
-    asked = [_Prompt(tokens=tokens, record=None) for tokens in prompts]
-    drawn = asyncio.run(_sample(server, renderer, asked, options, seed, progress, keys, None, notes.append))
+    parts = [None] * len(prompts) if turns is None else turns
+    asked = [_Prompt(tokens=ids, record=None, turn=turn) for ids, turn in zip(prompts, parts, strict=True)]
+    drawn = asyncio.run(
+        _sample(server, renderer, asked, options, seed, progress, keys, journal, notes.append)
+    )
     if not all(drawn):
         raise ServerError("The server draws nothing for a prompt", got=notes[0], do="Leave the prompt out")
     return drawn
@@ -118,9 +136,8 @@ def _of_tokens(server: ServerOptions, refusal: str) -> ServerOptions:
     return replace(server, api="tokens")
 
 
-async def _sample(
-    server, renderer, prompts, options, seed, progress, keys, journal, note
-) -> list[list[Sampled]]:
+def _check_api(server: ServerOptions, renderer: Renderer) -> None:
+    """Refuse what a chat of the server cannot hold."""
     if renderer.mode == "plain" and server.api in ("transformers", "chat"):
         raise ConfigError(
             "A plain-text prompt has no place in a chat",
@@ -135,6 +152,12 @@ async def _sample(
             expected="tokens",
             do="Use a server that takes token ids, or leave rows.chat_template out",
         )
+
+
+async def _sample(
+    server, renderer, prompts, options, seed, progress, keys, journal, note
+) -> list[list[Sampled]]:
+    _check_api(server, renderer)
     async with HttpClient(endpoint_of(server)) as client:
         model = server.model or await client.request("/v1/models", None, first_model)
         server = replace(server, model=model)
@@ -142,21 +165,24 @@ async def _sample(
             return []
         api, body_of = await _find_api(client, server, renderer, prompts[0], options)
         requests = [
-            _Request(prompt=p, sample=k, path=_PATHS[api], body=body | {"seed": _seed(seed, keys[p], k)})
+            _Request(
+                prompt=p, sample=k, path=_PATHS[api], body=body | {"seed": prompt.seed(seed, keys[p], k)}
+            )
             for p, prompt in enumerate(prompts)
-            for body in [body_of(prompt, options)]
+            for body in [body_of(prompt, prompt.options(options))]
             for k in range(options.num_completions)
         ]
         rows = read_journal(journal)
         missing = [request for request in requests if request.digest not in rows]
         done = len(requests) - len(missing)
         progress(done, len(requests))
-        read = reply_reader(api, renderer, options)
         with journal_writer(journal) as write:
 
             async def work(request: _Request) -> None:
                 try:
-                    row = await client.request(request.path, request.body, read)
+                    row = await client.request(
+                        request.path, request.body, reply_reader(api, renderer, options)
+                    )
                 except Withheld as reason:
                     row = dict.fromkeys(ROW) | {"withheld": str(reason)}
                 rows[request.digest] = row
@@ -247,11 +273,6 @@ def _fixed_distribution(body: dict[str, Any], options: SampleOptions) -> dict[st
 
 _CHANGES = (_as_is, _renamed_budget, _fixed_distribution)
 """Dialects of the chat api, tried in this order."""
-
-
-def _seed(seed: int, key: int, sample: int) -> int:
-    """Seed of one completion: 31 bits, which every server accepts."""
-    return int(uniforms(seed, key, sample, 1)[0] * 2**31)
 
 
 # --- requests ---

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from preftune.data.memory import source_name
 from preftune.data.options import DataOptions
+from preftune.environments.base import RolloutOptions
+from preftune.environments.checks import check_environment, reward_with
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions
@@ -69,7 +71,7 @@ class TrainConfig:
         source: "offline" learns from the completions in `data`, "on-policy" from samples of the policy, scored
             by `reward`, "hybrid" from both: half of the groups are from the data, half are scored samples; for
             objectives on samples without a reward (hypo), each pair from the data with samples of its prompt.
-        reward: on-policy: a built-in reward or module:function.
+        reward: on-policy: a built-in reward or module:function; by default that of the environment.
         eval_data: held-out data, in any format that `data` may have; on-policy its prompts are used.
         filter: leave out pairs by what the policy at its start makes of them: "ches<0.9" keeps those of
             training whose length-normalized CHES is below its 0.9-quantile.
@@ -110,6 +112,7 @@ class TrainConfig:
         prefix: on-policy: a beginning that completions continue from; rewards see it as a part of them, and it is
             context to all else.
         collect: on-policy: how much is drawn, and what is made of it.
+        rollout: on-policy: an environment that answers the policy between its turns, and limits.
         server: on-policy: a server that draws, and follows the adapter that trains.
         loading: security settings for loading models.
     """
@@ -151,6 +154,7 @@ class TrainConfig:
     sampling: SampleOptions = field(default_factory=four_completions)
     prefix: PrefixOptions = field(default_factory=PrefixOptions)
     collect: CollectOptions = field(default_factory=CollectOptions)
+    rollout: RolloutOptions = field(default_factory=RolloutOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
     loading: LoadOptions = field(default_factory=LoadOptions)
 
@@ -229,7 +233,7 @@ class TrainConfig:
             refuse_idle(self, "without keep_best", "early_stopping_patience", do="Set --keep_best METRIC")
 
     def _check_offline(self) -> None:
-        idle = ("reward", "sampling", "prefix", "collect", "max_samples")
+        idle = ("reward", "sampling", "prefix", "collect", "rollout", "max_samples")
         offline = {"got": "source offline", "do": "Set --source on-policy"}
         refuse_idle(self, "offline", *idle, **offline)
         if self.server.url:
@@ -244,6 +248,11 @@ class TrainConfig:
     def unjudged(self) -> bool:
         """Whether nobody judges them: the objective reads them as they are, with pairs of the data."""
         return self.source == "hybrid" and self.objective.unjudged_samples
+
+    @property
+    def room(self) -> int:
+        """Tokens that a completion which is drawn may need."""
+        return self.rollout.total_tokens if self.rollout.environment else self.sampling.max_new_tokens
 
     @property
     def sampled_at(self) -> float:
@@ -275,7 +284,7 @@ class TrainConfig:
             seed=self.seed,
             rows=self.rows,
             objective=self.objective,
-            room=self.sampling.max_new_tokens if self.draws else None,
+            room=self.room if self.draws else None,
             uses_completions=self.draws and bool(self.collect.data_share),
             unjudged=self.unjudged,
         )
@@ -325,6 +334,7 @@ class TrainConfig:
             least=smallest_step(self.objective),
             seed=self.seed,
             step_use=StepUse.of(self.objective),
+            rollout=self.rollout,
             wants_values="behaviour_value" in self.objective.needs,
             tolerance=TOLERANCE[self.precision] if gap is None else gap,
             correction=chosen_correction(self.collect, self.objective, self.sampling, bool(self.server.url)),
@@ -352,8 +362,10 @@ class TrainConfig:
         )
 
     def _check_on_policy(self) -> None:
+        check_environment(self.rollout, self.sampling, self.prefix)
+        object.__setattr__(self, "reward", reward_with(self.rollout.environment, self.reward))
         if self.unjudged:
-            check_unjudged(self.objective, self.reward, self.collect)
+            check_unjudged(self.objective, self.reward, self.collect, self.rollout.environment)
         elif self.reward is None:
             raise ConfigError(
                 "On-policy samples are scored by a reward",

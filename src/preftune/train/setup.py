@@ -10,9 +10,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from preftune.data.options import DataOptions
 from preftune.data.prepare import Prepared
 from preftune.data.render import Renderer, make_renderer
 from preftune.data.store import JoinedGroups
+from preftune.environments.checks import check_tool_columns
+from preftune.environments.resolve import resolve_environment
+from preftune.environments.rollout import Rollouts, make_rollouts
 from preftune.model.device import device_note, pick_device
 from preftune.model.layout import LayoutOptions
 from preftune.model.limits import Limits, shared_limits
@@ -204,14 +208,19 @@ def read_within_limits(
     return data
 
 
-def check_reward(reward: AnyReward, data: ReadData, plan: CollectPlan) -> None:
+def check_reward(
+    reward: AnyReward | None, data: ReadData, plan: CollectPlan, rollouts: Rollouts | None
+) -> None:
     """Refuse a reward that reads columns which the prompts do not have, or rewards steps in vain; and a column of
-    beginnings that is not there.
+    beginnings or of tools that is not there.
     """
-    plan.step_use.check_reward(reward, plan.reward)
-    check_prefix(data.prepared.records if plan.prefix.column else (), plan.prefix)
-    known = shared_columns([*data.prepared.records, *data.held_records])
-    check_columns(reward, plan.reward, known | set(COLUMNS))
+    records = [*data.prepared.records, *data.held_records]
+    if reward is not None:
+        plan.step_use.check_reward(reward, plan.reward)
+        check_prefix(data.prepared.records if plan.prefix.column else (), plan.prefix)
+        check_columns(reward, plan.reward, shared_columns(records) | set(COLUMNS))
+    if rollouts is not None:
+        check_tool_columns(rollouts.steps.named, records)
 
 
 def _optimizer(
@@ -257,6 +266,7 @@ def _offline_supply(
 def _on_policy_supply(
     reward: AnyReward | None,
     renderer: Renderer,
+    rollouts: Rollouts | None,
     prompts: PromptData,
     plan: CollectPlan,
     follower: Follower | None,
@@ -275,6 +285,7 @@ def _on_policy_supply(
         engine=builder.models.engine,
         prefix=plan.prefix,
         step_use=plan.step_use,
+        rollouts=rollouts,
     )
     source = OnPolicySource(
         policy=builder.policy,
@@ -313,6 +324,16 @@ def _set_up_lines(supply: _Supply, objective: Objective, optim: OptimOptions, ra
     return [f"{steps}; {schedule}", *unusual_settings(objective, optim, rank)]
 
 
+def _make_rollouts(
+    plan: CollectPlan, tokenizer: PreTrainedTokenizerBase, rows: DataOptions, model: str
+) -> Rollouts | None:
+    if plan.rollout.environment is None:
+        return None
+    renderer = make_renderer(tokenizer, rows)
+    named = resolve_environment(plan.rollout.environment)
+    return make_rollouts(named, plan.rollout, renderer, plan.sampling.max_new_tokens, model)
+
+
 def _resolve_reward(name: str | None, in_process: bool) -> AnyReward | None:
     return None if name is None else resolve_reward(name, in_process)
 
@@ -327,17 +348,16 @@ def build_job(
 ) -> TrainingJob:
     """Cheap checks first: reward and data before the model's weights, so that a mistake there costs seconds.
 
-    With `rehearses` (a dry run) the reference is computed for the first step only. `check` gets the identity
-    of the run before the reference is computed.
+    With `rehearses` the reference is computed for the first step only; before, `check` gets the run's identity.
     """
     _check_device(config.layout, config.device, report)
     check_optimizer(config.optim)
     reward = _resolve_reward(config.reward, config.collect.reward_process)
     tokenizer = shared_tokenizer(config.model, config.reference, config.loading)
+    rollouts = _make_rollouts(config.collect_plan, tokenizer, config.rows, config.model)
     limits = shared_limits(filter(None, (config.model, config.critic)), config.loading)
     data = read_within_limits(config.data_plan, limits, tokenizer, report)
-    if reward is not None:
-        check_reward(reward, data, config.collect_plan)
+    check_reward(reward, data, config.collect_plan, rollouts)
     models = load_models(config.model_plan, report, processes)
     if config.filter is not None:
         data = filter_pairs(config.filter, models.policy, config.layout, data, report)
@@ -353,6 +373,7 @@ def build_job(
         supply = _on_policy_supply(
             reward,
             make_renderer(tokenizer, config.rows),
+            rollouts,
             prompt_data(data, tokenizer),
             config.collect_plan,
             make_follower(config.server, builder, Path(config.output), config.collect.restart_s),

@@ -152,11 +152,19 @@ def check_max_samples(
         )
 
 
-def check_unjudged(objective: Objective, reward: str | None, collect: CollectOptions) -> None:
+def check_unjudged(
+    objective: Objective, reward: str | None, collect: CollectOptions, environment: str | None
+) -> None:
     """Source hybrid for an objective that reads samples of the policy without a reward: each step has pairs of
     the data with samples of the same prompts.
     """
     name = objective_name(objective)
+    if environment is not None:
+        raise ConfigError(
+            f"{name} compares samples with pairs of single answers",
+            got=f"environment {environment}",
+            do="Leave it out",
+        )
     if reward is not None:
         raise ConfigError(
             f"{name} uses no reward: its samples only show what the policy writes",

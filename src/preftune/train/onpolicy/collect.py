@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 from preftune.data.fit import take_completions
 from preftune.data.masks import joined_masks, ones_of
 from preftune.data.render import Renderer
+from preftune.environments.drawers import local_drawer, server_drawer
+from preftune.environments.judged import judged_rollouts
+from preftune.environments.rollout import Columns, Rollouts, rollout_columns
 from preftune.errors import ConfigError, check_range
 from preftune.objectives.base import Opponent
 from preftune.rewards import TIMEOUT_S, AnyReward, Verdicts, ask
@@ -149,7 +152,9 @@ def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
-    """Sampling and reward settings of a run; without a reward nobody judges what is drawn."""
+    """Sampling and reward settings of a run; without a reward nobody judges what is drawn. With `rollouts` an
+    environment answers the policy between its turns.
+    """
 
     renderer: Renderer
     sampling: SampleOptions
@@ -159,17 +164,24 @@ class Sampler:
     engine: Engine
     prefix: PrefixOptions = field(default_factory=PrefixOptions)
     step_use: StepUse = field(default_factory=StepUse)
+    rollouts: Rollouts | None = None
+
+    @property
+    def budget(self) -> int:
+        """Tokens that a completion may have."""
+        return self.sampling.max_new_tokens if self.rollouts is None else self.rollouts.options.total_tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draw:
     """Completions that nobody has scored yet: groups with `behaviour_logp`, and next to them what judging
-    needs.
+    needs. `columns` are those of rollouts, as JSON has them, with an entry for each completion of each prompt.
     """
 
     groups: tuple[Group, ...]
     texts: tuple[tuple[str, ...], ...]
     ended: tuple[tuple[bool, ...], ...]
+    columns: Columns = field(default_factory=dict)
 
 
 def draw(
@@ -183,15 +195,28 @@ def draw(
     server: ServerOptions | None = None,
     blend: Blend | None = None,
     given: Sequence[np.ndarray] | None = None,
+    records: Sequence[Record] = (),
 ) -> tuple[Draw, list[list[Sampled]]]:
     """Sample completions of each prompt: from the model, from its mixture with another model, or from a
-    server that holds it. Also returns the samples as the sampler made them.
+    server that holds it. Also returns the samples as the sampler made them. `records` are those of the prompts,
+    which an environment reads.
 
     A beginning that is `given` is part of the texts; in the groups it is behind the prompt, as context, where
     it is computed once for all completions.
     """
     tokens = behind([group.prompt for group in prompts], given)
-    if server is None:
+    columns: Columns = {}
+    if judge.rollouts is not None:
+        drawer = (
+            local_drawer(model, judge.renderer, judge.sampling, seed, judge.engine, blend)
+            if server is None
+            else server_drawer(server, judge.renderer, judge.sampling, seed)
+        )
+        found = judge.rollouts.draw(
+            drawer, records, tokens, keys, judge.sampling.num_completions, seed, progress
+        )
+        drawn, columns = [[one.sampled for one in ones] for ones in found], rollout_columns(found)
+    elif server is None:
         drawn = sample(
             model,
             judge.renderer,
@@ -211,9 +236,22 @@ def draw(
     ]
     whole = with_beginnings(drawn, given, judge.renderer)
     texts = tuple(tuple(one.text for one in ones) for ones in whole)
+    ended = tuple(tuple(one.ended for one in ones) for ones in drawn)
+    return Draw(groups=tuple(groups), texts=texts, ended=ended, columns=columns), drawn
+
+
+def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Draw, list[list[Sampled]]]:
+    """Merge per-rank draws in the order of the prompts: rank r drew prompts r, r + size, ..."""
+    count = sum(len(draw.groups) for draw, _ in parts)
+    order = [divmod(place, len(parts)) for place in range(count)]
     return Draw(
-        groups=tuple(groups), texts=texts, ended=tuple(tuple(one.ended for one in ones) for ones in drawn)
-    ), drawn
+        groups=tuple(parts[rank][0].groups[i] for i, rank in order),
+        texts=tuple(parts[rank][0].texts[i] for i, rank in order),
+        ended=tuple(parts[rank][0].ended[i] for i, rank in order),
+        columns={
+            name: tuple(parts[rank][0].columns[name][i] for i, rank in order) for name in parts[0][0].columns
+        },
+    ), [parts[rank][1][i] for i, rank in order]
 
 
 def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
@@ -234,7 +272,11 @@ def with_opponents(drawn: Draw, opponents: Draw) -> Draw:
         )
     texts = tuple((*one, *more) for one, more in zip(drawn.texts, opponents.texts, strict=True))
     ended = tuple((*one, *more) for one, more in zip(drawn.ended, opponents.ended, strict=True))
-    return Draw(groups=tuple(groups), texts=texts, ended=ended)
+    columns = {
+        name: tuple((*one, *more) for one, more in zip(values, opponents.columns[name], strict=True))
+        for name, values in drawn.columns.items()
+    }
+    return Draw(groups=tuple(groups), texts=texts, ended=ended, columns=columns)
 
 
 def win_rates_against_opponents(groups: Sequence[Group]) -> list[Group]:
@@ -265,10 +307,11 @@ def judge_draw(
     if judge.reward is None:
         return list(drawn.groups), Verdicts(rewards=[])
     counts = [group.num_scored for group in drawn.groups]
-    asked = questions(records, drawn.texts, drawn.ended, counts, judge.sampling.max_new_tokens, step)
+    asked = questions(records, drawn.texts, drawn.ended, counts, judge.budget, step, drawn.columns)
     verdicts = ask(
         judge.reward, judge.reward_name, asked.prompts, asked.completions, asked.columns, judge.timeout_s
     )
+    verdicts = judged_rollouts(verdicts, drawn.columns, judge.reward_name)
     judge.step_use.check(verdicts, judge.reward_name)
     rewards, steps = iter(verdicts.rewards), iter(verdicts.steps)
     groups = []

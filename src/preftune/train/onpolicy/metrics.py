@@ -46,6 +46,9 @@ class News:
     ] = ()  # reward and length of a completion, less the mean of its prompt
     parts: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)  # of a weighted sum
     rows: tuple[Mapping[str, object], ...] = ()
+    answers: tuple[int, ...] = ()  # of each rollout in an environment
+    context: tuple[int, ...] = ()  # tokens of each that the policy did not write
+    failures: tuple[str, ...] = ()  # of each, empty for most
     drawing: float = 0.0  # seconds
     must_be_done: float = 0.0  # operations of what was drawn here, as `work_of` counts them
 
@@ -60,6 +63,7 @@ class News:
     ) -> "News":
         """And one draw more; `made` is None for one that a run before had made."""
         lengths = [group.num_scored for group in groups]
+        rollouts = drawn.columns
         starts = np.cumsum([0, *map(len, lengths)]).tolist()
         rows = [
             {
@@ -69,9 +73,10 @@ class News:
                 "ended": list(ended),
                 "num_tokens": list(counts),
                 **_parts_of(verdicts, start, start + len(counts)),
+                **{name: list(values[place]) for name, values in rollouts.items()},
             }
-            for record, texts, group, ended, counts, start in zip(
-                records, drawn.texts, groups, drawn.ended, lengths, starts[:-1], strict=True
+            for place, (record, texts, group, ended, counts, start) in enumerate(
+                zip(records, drawn.texts, groups, drawn.ended, lengths, starts[:-1], strict=True)
             )
         ]
         known = [reward for reward in verdicts.rewards if reward is not None]
@@ -101,6 +106,9 @@ class News:
             centred=(*self.centred, *chain.from_iterable(map(_centred, several))),
             parts={name: (*self.parts.get(name, ()), *values) for name, values in verdicts.parts.items()},
             rows=(*self.rows, *rows),
+            answers=(*self.answers, *map(len, chain.from_iterable(rollouts.get("turn_rewards", ())))),
+            context=(*self.context, *_context(groups)) if rollouts else (),
+            failures=(*self.failures, *chain.from_iterable(rollouts.get("failure", ()))),
             drawing=self.drawing + (0.0 if made is None else made.seconds),
             must_be_done=self.must_be_done + (0.0 if made is None else made.must_be_done),
         )
@@ -114,6 +122,12 @@ class News:
             "completions/length": float(np.mean(self.lengths)),
             "collect_time": seconds,
         }
+        if self.answers:
+            metrics |= {
+                "rollout/answers": float(np.mean(self.answers)),
+                "rollout/context": float(np.mean(self.context)),
+                "rollout/failed": float(np.mean([bool(failure) for failure in self.failures])),
+            }
         if self.num_asked:
             metrics |= {
                 "collect/left_out": float(sum(self.dropped.values())),
@@ -144,6 +158,15 @@ class News:
             metrics=metrics,
             completions=tuple({"step": step, "policy_step": step - 1, **row} for row in self.rows),
         )
+
+
+def _context(groups: Sequence[Group]) -> list[int]:
+    """Tokens of each completion that the policy did not write."""
+    return [
+        len(ids) - count
+        for group in groups
+        for ids, count in zip(group.completions, group.num_scored, strict=True)
+    ]
 
 
 def _parts_of(verdicts: Verdicts, start: int, stop: int) -> dict[str, object]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preftune.environments.base import RolloutOptions
 from preftune.errors import TrainingError
 from preftune.model.cost import Shape, utilisation, work_of
 from preftune.model.layout import LayoutOptions, collate, split_micro_batches
@@ -29,6 +30,7 @@ from preftune.train.onpolicy.collect import (
     Sampler,
     beside_pairs,
     draw,
+    joined_draws,
     judge_draw,
     select_groups,
     select_sides,
@@ -72,6 +74,7 @@ class CollectPlan:
     sampling: SampleOptions
     prefix: PrefixOptions
     reward: str  # as it was written
+    rollout: RolloutOptions
     selection: Selection | None
     layout: LayoutOptions
     batch_size: int
@@ -279,9 +282,18 @@ class OnPolicySource:
         """
         seed, places = draw_seed(self.seed, number), list(range(len(prompts)))
         if self.follower is not None and blend is None:
+            records = [self.records[group.origin] for group in prompts]
             return self.follower.draw(
                 lambda server: draw(
-                    self.policy.model, judge, prompts, seed, places, progress, server=server, given=given
+                    self.policy.model,
+                    judge,
+                    prompts,
+                    seed,
+                    places,
+                    progress,
+                    server=server,
+                    given=given,
+                    records=records,
                 )
             )
         mine = places[self.processes.rank :: self.processes.size]
@@ -289,7 +301,17 @@ class OnPolicySource:
         here = None if given is None else [given[i] for i in mine]
         asked = [prompts[i] for i in mine]
         with self.policy.whole(), nullcontext() if blend is None else blend.around(), low:
-            own = draw(self.policy.model, judge, asked, seed, mine, progress, blend=blend, given=here)
+            own = draw(
+                self.policy.model,
+                judge,
+                asked,
+                seed,
+                mine,
+                progress,
+                blend=blend,
+                given=here,
+                records=[self.records[group.origin] for group in asked],
+            )
         return joined_draws(self.processes.gather(own)) if self.processes.size > 1 else own
 
     def _draw(self, prompts: Sequence[Group]) -> tuple[Draw, Drawn]:
@@ -365,17 +387,6 @@ class OnPolicySource:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self._state = state_of(json.loads(bytes(tensors["json"].numpy()).decode()))
-
-
-def joined_draws(parts: Sequence[tuple[Draw, list[list[Sampled]]]]) -> tuple[Draw, list[list[Sampled]]]:
-    """Merge per-rank draws in the order of the prompts: rank r drew prompts r, r + size, ..."""
-    count = sum(len(draw.groups) for draw, _ in parts)
-    order = [divmod(place, len(parts)) for place in range(count)]
-    return Draw(
-        groups=tuple(parts[rank][0].groups[i] for i, rank in order),
-        texts=tuple(parts[rank][0].texts[i] for i, rank in order),
-        ended=tuple(parts[rank][0].ended[i] for i, rank in order),
-    ), [parts[rank][1][i] for i, rank in order]
 
 
 def draw_seed(seed: int, number: int) -> int:

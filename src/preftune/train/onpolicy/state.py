@@ -47,6 +47,7 @@ def plain_state(state: SourceState) -> dict[str, Any]:
             "groups": [plain_group(group) for group in drawn.groups],
             "texts": drawn.texts,
             "ended": drawn.ended,
+            "columns": drawn.columns,
         },
     }
 
@@ -66,6 +67,9 @@ def state_of(plain: Mapping[str, Any]) -> SourceState:
             groups=tuple(group_of(one) for one in drawn["groups"]),
             texts=tuple(map(tuple, drawn["texts"])),
             ended=tuple(map(tuple, drawn["ended"])),
+            columns={
+                name: tuple(map(tuple, values)) for name, values in drawn.get("columns", {}).items()
+            },  # states of before rollouts have none
         ),
     )
 
