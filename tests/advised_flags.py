@@ -10,7 +10,7 @@ from preftune.cli.words import _full_name, _own_flags, module_of, names_of
 _COMMAND = re.compile(r"(torchrun|preftune ([a-z-]+)(?: (run|data))?)")
 _FLAG = re.compile(r"(?<![\w-])--([a-z][\w.-]*\w)")
 _RESUME_ONLY = {"allow-changed", "skip-damaged", "allow_changed", "skip_damaged"}
-_OF_SERVERS = {"enable-lora"}
+_OF_SERVERS = {"enable-lora", "upgrade", "option"}  # of vLLM and pip; and a placeholder
 """Flags of other programs."""
 
 

@@ -352,6 +352,22 @@ class Entries:
         """The counted entries."""
         return self.values[self.counted]
 
+    def numel(self) -> int:
+        """How many entries are counted."""
+        return self.taken().numel()
+
+    def mean(self) -> Float[Tensor, ""]:
+        """Mean of the counted entries."""
+        return self.taken().mean()
+
+    def tolist(self) -> list[float]:
+        """The counted entries as numbers."""
+        return self.taken().tolist()
+
+    def item(self) -> float:
+        """The only counted entry."""
+        return self.taken().item()
+
 
 Metric = Tensor | Entries
 

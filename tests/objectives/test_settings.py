@@ -71,7 +71,7 @@ DEFAULTS = {
     "preference-matching": {},
     "r-dpo": {"beta": 0.1, "alpha": 0.01},
     "rebel": {"eta": 1.0, "kl_coef": 0.05},
-    "reinforce": {"baseline": "leave_one_out", "beta": 0.0, "momentum": None},
+    "reinforce": {"baseline": "leave_one_out", "beta": 0.0, "momentum": None, "credit": "return"},
     "reinforce-plus-plus": {"beta": 0.01, "gamma": 1.0, "clip": 0.2},
     "reward-aware-rpo": {"beta": 0.2, "eta": 1.0, "distance": "backward_kl"},
     "reward-distillation": {"beta": 0.1},
