@@ -144,7 +144,7 @@ def demo(config: DemoConfig, report: Reporter) -> DemoResult:
     clock.lap("before")
     report.note(
         f"2/3  {config.steps} steps of BNF: {config.batch_size} prompts with "
-        f"{config.sampling.num_completions} new completions each, of which the best and the worst teach"
+        f"{config.sampling.num_completions} new completions each; BNF trains on the best and the worst"
     )
     run = _train(config, output, report)
     clock.lap("train")

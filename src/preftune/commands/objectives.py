@@ -1,7 +1,7 @@
 """The verbs that need no model and no data: the table of objectives with their pages, and their derivative
 curves.
 
-They are separate from the others so that looking something up does not wait for the model libraries.
+They do not import the model libraries, so that a lookup is fast.
 """
 
 from collections.abc import Callable, Sequence

@@ -247,7 +247,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def tell_reward_model(result: RunResult, found: Calibration | None, as_json: bool) -> int:
-    """Prints what a run came to; returns the exit status."""
+    """Print the result of a run; returns the exit status."""
     if as_json:
         print_json(
             {

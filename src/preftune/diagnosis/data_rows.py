@@ -198,7 +198,7 @@ def duplicates(rows: SignalRows) -> tuple[dict[str, float], str | None]:
 
 
 def leakage(rows: SignalRows, held: LoadedRecords) -> Leakage:
-    """Held-out rows whose prompt, or all of which, is in the data."""
+    """Held-out rows that are in the training data, by prompt and as whole rows."""
     mine = [_parts(record) for record in rows.loaded.records]
     theirs = [_parts(record) for record in held.records]
     prompts = repeats_of([(prompt,) for prompt, _ in theirs], [(prompt,) for prompt, _ in mine])
