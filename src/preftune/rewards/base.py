@@ -104,6 +104,16 @@ def each(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) and len(value) == count else [value] * count
 
 
+def checked_budgets(name: str, value: Any, count: int) -> list[int]:
+    """The token budget of each completion, for the reward `name`."""
+    budgets = each(value, count)
+    if wrong := [budget for budget in budgets if type(budget) is not int or budget < 1]:
+        raise ConfigError(
+            f"The budget of reward {name!r} is not usable", got=wrong[0], expected="a whole number above 0"
+        )
+    return budgets
+
+
 def whole_prompts(prompts: Sequence[str], columns: Mapping[str, Any]) -> list[PromptInput]:
     """The prompts with the turns before the last, where the column `prompt_turns` has them."""
     turns = each(columns.get("prompt_turns"), len(prompts))

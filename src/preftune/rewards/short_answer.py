@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preftune.data.repetition import is_repetitive, split_words
-from preftune.errors import ConfigError
-from preftune.rewards.base import BuiltIn, each
+from preftune.rewards.base import BuiltIn, checked_budgets
 from preftune.rewards.text_rules import is_sentence
 
 GOOD = 0.5
@@ -171,13 +170,7 @@ class ShortAnswer(BuiltIn):
         return ("ended", "num_tokens", "budget")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-        budgets = each(columns["budget"], len(completions))
-        if wrong := [budget for budget in budgets if type(budget) is not int or budget < 1]:
-            raise ConfigError(
-                "The budget of reward 'short_answer' is not usable",
-                got=wrong[0],
-                expected="a whole number above 0",
-            )
+        budgets = checked_budgets("short_answer", columns["budget"], len(completions))
         rows = zip(prompts, completions, columns["ended"], columns["num_tokens"], budgets, strict=True)
         return [_grade(*row) for row in rows]
 

@@ -8,7 +8,7 @@ import regex
 
 from preftune.data.repetition import is_repetitive, split_words
 from preftune.errors import ConfigError, TrainingError, shown
-from preftune.rewards.base import BuiltIn, at, each
+from preftune.rewards.base import BuiltIn, at, checked_budgets
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]}*_`]*$")
 # seconds that a pattern may take on one completion; one that backtracks without end takes for ever
@@ -45,11 +45,7 @@ class Brief(BuiltIn):
         return ("ended", "num_tokens", "budget")
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
-        budgets = each(columns["budget"], len(completions))
-        if wrong := [budget for budget in budgets if type(budget) is not int or budget < 1]:
-            raise ConfigError(
-                "The budget of reward 'brief' is not usable", got=wrong[0], expected="a whole number above 0"
-            )
+        budgets = checked_budgets("brief", columns["budget"], len(completions))
         rewards: list[float | None] = []
         rows = zip(prompts, completions, columns["ended"], columns["num_tokens"], budgets, strict=True)
         for prompt, completion, end, length, budget in rows:
