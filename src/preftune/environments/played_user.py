@@ -10,7 +10,7 @@ from typing import Any
 from preftune.environments.base import Turn
 from preftune.errors import ConfigError, check_range
 from preftune.rewards.base import prompt_as_text
-from preftune.sampling.http_client import Endpoint, HttpClient, Withheld, check_url, read_key
+from preftune.sampling.http_client import Endpoint, HttpClient, Withheld, check_url, only_choice, read_key
 from preftune.sampling.replies import message_text
 from preftune.time_limit import run_apart
 
@@ -125,7 +125,7 @@ class PlayedUser:
 
 
 def _content(content: Any) -> str:
-    choice = content["choices"][0]
+    choice = only_choice(content)
     if choice.get("finish_reason") == "content_filter":
         raise Withheld("content_filter")
     return message_text(choice["message"]) or ""

@@ -8,7 +8,7 @@ import numpy as np
 
 from preftune.data.masks import masks_of
 from preftune.sampling.client import ServerOptions, endpoint_of
-from preftune.sampling.http_client import HttpClient, Refused
+from preftune.sampling.http_client import HttpClient, Refused, only_choice
 from preftune.sampling.replies import checked_logp, first_model
 from preftune.types import Group
 
@@ -48,7 +48,7 @@ async def _score(server: ServerOptions, group: Group) -> np.ndarray | None:
 
 
 def _read(content: Any, ids: Sequence[int], start: int) -> np.ndarray | None:
-    told = content["choices"][0].get("prompt_logprobs", content.get("prompt_logprobs"))
+    told = only_choice(content).get("prompt_logprobs", content.get("prompt_logprobs"))
     if told is None:
         return None
     if len(told) != len(ids):
