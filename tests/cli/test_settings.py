@@ -372,6 +372,7 @@ REWARDED = [
     for k, row in enumerate(PAIRS)
 ]
 ON = "--source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"
+MASKED = "--collect.correction mask"
 TASTE = """
 import time
 def taste(prompts, completions, **columns):
@@ -489,13 +490,16 @@ FELT = {
     "optim.warmup_steps": None,
     "critic": None,
     "collect.correction": (f"{ON} --objective grpo", "--collect.correction truncate"),
-    "collect.correction_level": None,
-    "collect.correction_min": None,
-    "collect.correction_max": None,
+    "collect.correction_level": (f"{ON} --objective grpo {MASKED}", "--collect.correction_level sequence"),
+    "collect.correction_min": (f"{ON} --objective grpo {MASKED}", "--collect.correction_min 0.99999999"),
+    "collect.correction_max": (f"{ON} --objective grpo {MASKED}", "--collect.correction_max 1.00000001"),
     "collect.restart_s": None,
-    "prefix.column": None,
-    "prefix.share": None,
-    "prefix.cut": None,
+    "prefix.column": (f"{ON} --rows.format prompts", "--prefix.column chosen"),
+    "prefix.share": (f"{ON} --rows.format prompts --prefix.column chosen", "--prefix.share 0.5"),
+    "prefix.cut": (
+        f"{ON} --rows.format prompts --prefix.column chosen --prefix.share 0.5",
+        "--prefix.cut step",
+    ),
     "optim.value_learning_rate": (f"{ON} --objective ppo", "--optim.value_learning_rate 0.1"),
     "lora.dropout": ("--lora_r 2", "--lora.dropout 0.5"),
     "lora.rslora": ("--lora_r 2", "--lora.rslora true"),
@@ -530,13 +534,7 @@ ELSEWHERE_TESTED = {
     "lora.target_parameters": "tests/model/test_adapters.py",
     "lora.trainable_tokens": "tests/model/test_adapters.py",
     "critic": "tests/train/test_critic.py",
-    "collect.correction_level": "tests/train/test_correction.py",
-    "collect.correction_min": "tests/train/test_correction.py",
-    "collect.correction_max": "tests/train/test_correction.py",
     "collect.restart_s": "tests/train/test_follower.py and tests/vllm/test_vllm.py",
-    "prefix.column": "tests/sampling/test_prefix.py",
-    "prefix.share": "tests/sampling/test_prefix.py",
-    "prefix.cut": "tests/sampling/test_prefix.py",
     "rollout.environment": "tests/environments",
     "rollout.max_turns": "tests/environments",
     "rollout.total_tokens": "tests/environments",
