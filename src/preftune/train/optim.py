@@ -113,7 +113,7 @@ def _optimizer_name(name: str) -> str:
 VALUE_LEARNING_RATE = 1e-3
 """Of a critic's scalar head: a linear read-out of the policy's states, far from the weights that fine-tuning moves."""
 CRITIC_LEARNING_RATE = 9e-6
-"""Of a critic that is a separate network: of the value functions of InstructGPT (Ouyang et al., 2022)."""
+"""Of a critic that is a separate network, all of whose weights train."""
 
 
 def warmup_of(num_steps: int, options: OptimOptions) -> int:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from preftune.model.kernels.norms import fuse_norms, quicken_norms, rms_norm
+from preftune.model.kernels.norms import quicken_norms, rms_norm
 from preftune.model.layout import LayoutOptions, collate
 from preftune.model.load import LoadOptions, load_model
 from preftune.model.policy import Policy, score
@@ -87,36 +87,6 @@ def test_under_bf16_products_it_is_the_same_too(name):
     torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("lean", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_fused_norm_computes_the_same(name, lean):
-    """PyTorch's own, in the place of the module's or of ours."""
-    model = shaken(tiny_model(name))
-    expected, wanted = learned(copy.deepcopy(model))
-    if lean:
-        quicken_norms(model)
-    assert fuse_norms(model) == QUICK.get(name, 0)
-    found, gradients = learned(model)
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
-    for key, right in wanted.items():
-        torch.testing.assert_close(gradients[key], right, atol=1e-5 * float(right.abs().max()) + 1e-7, rtol=0)
-
-
-def test_the_fused_norm_in_bf16_rounds_no_more_than_the_module():
-    model = shaken(tiny_model("llama")).bfloat16()
-    assert fuse_norms(model) == QUICK["llama"]
-    norm, plain = model.model.norm, copy.deepcopy(model).model.norm
-    del plain.forward
-    model.requires_grad_(False)
-    plain.requires_grad_(False)
-    states = torch.randn(50, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
-    exact = plain.weight.double() * states.double() * (states.double().square().mean(1, True) + 1e-6).rsqrt()
-    errors = [float((one(states).double() - exact).abs().mean()) for one in (norm, plain)]
-    assert 0 < errors[0] <= errors[1]
-    mixed = norm(states.float())  # of two precisions: as the module does
-    assert mixed.dtype == torch.float32 and torch.equal(mixed, plain(states.float()))
-
-
 def test_weights_in_bf16_keep_their_own_norm():
     model = shaken(tiny_model("llama"))
     quicken_norms(model)
@@ -172,7 +142,7 @@ class ShiftedRMSNorm(nn.Module):
 
 def test_what_computes_something_else_stays_as_it_is():
     norm = ShiftedRMSNorm()
-    assert quicken_norms(norm) == fuse_norms(norm) == 0
+    assert quicken_norms(norm) == 0
     assert "forward" not in vars(norm)
 
 

@@ -72,7 +72,8 @@ class CollectOptions:
             (MIS, IcePop), or "none"; "auto" is "truncate" with a server.
         correction_level: ratios of each "token", or of the whole "sequence".
         correction_min: lower bound of the ratios.
-        correction_max: upper bound of the ratios; published: 2 for TIS, 0.5 and 5 for IcePop.
+        correction_max: upper bound of the ratios; others use 2 for TIS (ms-swift), and 0.5 and
+                5 for IcePop (prime-rl).
         restart_s: with a server: seconds to wait for it when it is gone after it has drawn for the run.
         reward_timeout_s: seconds that a reward function may take for a collection.
         reward_process: run reward functions of yours in separate processes, which the time limit kills; a

@@ -6,7 +6,7 @@ w = pi / mu turn the gradient of an expectation over mu's samples into that over
 ones from dominating.
 
 Truncated importance sampling (TIS), min(w, C), token by token: Yao et al., "Your Efficient RL Framework Secretly
-Brings You Off-Policy RL Training", 2025. Masked (IcePop, 0.5 to 5, token by token): Ling team, "Every Step
+Brings You Off-Policy RL Training", 2025. Masked (IcePop, token by token): Ling team, "Every Step
 Evolves", 2025, arXiv 2510.18855. Checked against the four modes of TRL's GRPOTrainer.
 """
 
