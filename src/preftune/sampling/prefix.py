@@ -48,12 +48,16 @@ def check_prefix(records: Sequence[Record], options: PrefixOptions) -> None:
     for record in records:
         value = record.columns.get(options.column)
         if not isinstance(value, str):
+            others = ", ".join(map(str, record.columns))
+            missing = (
+                f"the columns {others}" if others else "no columns that are not part of the data's answers"
+            )
             raise DataError(
                 f"{record.origin}: the column {options.column} holds no answer to continue",
-                got="no such column" if options.column not in record.columns else shown(value, 60),
+                got=missing if options.column not in record.columns else shown(value, 60),
                 expected="text",
-                do="Name another --prefix.column, or set --rows.format prompts if the column holds the answers "
-                "of the data",
+                do=("Name one of these columns with --prefix.column, or set" if others else "Set")
+                + " --rows.format prompts if the column holds an answer of the data",
             )
 
 
