@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from preftune.data.column_kinds import SEEMS_PREFERENCE, kind_of, values_look_like_labels
@@ -341,7 +341,16 @@ def usual_rows(draw):
     return row | draw(NOISE)
 
 
+ANSWER_IN_A_DIALOGUE = {
+    "prompt": "Name a river.",
+    "response_1": "The Rhine.",
+    "response_2": [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "A shoe."}],
+    "winner": 2,
+}
+
+
 @settings(max_examples=400, deadline=None)
+@example(ANSWER_IN_A_DIALOGUE, random.Random(0), str)
 @given(
     st.one_of(usual_rows(), st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=2, max_size=7)),
     st.randoms(use_true_random=False),
@@ -390,13 +399,9 @@ def assert_agrees(row, record):
             side = str(row.get(verdict))
             if pairs and {taken_or_none(row.get(first)), taken_or_none(row.get(second))} == better | worse:
                 assert not side.startswith("-")  # a strength is no name of a side
-            if (
-                pairs
-                and side in sides
-                and not isinstance(row[verdict], bool)
-                and row.get(sides[side]) in better | worse
-            ):
-                assert row[sides[side]] in better
+            named = taken_or_none(row.get(sides.get(side, "")))
+            if pairs and side in sides and not isinstance(row[verdict], bool) and named in better | worse:
+                assert named in better
     for name in ("label", "kto_tag"):
         if record.labels and name in row and len(record.labels) == 1 and record.labels[0] is not None:
             bad = row[name] in (False, 0, -1, "bad", "down", "0", "👎")
