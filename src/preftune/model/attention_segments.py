@@ -93,15 +93,15 @@ def _by_segment(
     out = []
     for lengths in segments:
         queries, prompt_key, prompt_value = next(parts)
-        out.append(_causal(queries, prompt_key, prompt_value, window, scaling))
+        out.append(causal(queries, prompt_key, prompt_value, window, scaling))
         for _ in lengths[1:]:
             queries, own_key, own_value = next(parts)
             seen = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
-            out.append(_causal(queries, *seen, window, scaling))
+            out.append(causal(queries, *seen, window, scaling))
     return out
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float | None) -> Tensor:
+def causal(query: Tensor, key: Tensor, value: Tensor, window: int, scaling: float | None) -> Tensor:
     """The queries are the last positions of the keys."""
     queries, keys = query.shape[2], key.shape[2]
     mask = None

@@ -21,7 +21,7 @@ like length under an explicit mask, with shared prompts too; the same, with a co
 completion; every row holds one sequence only (for models whose layers mix all positions of a row); or rows of
 one sequence are also computed one at a time, whole (for models in which a row depends on the other rows).
 """
-Attention = Literal["auto", "segments", "flex", "sdpa", "eager"]
+Attention = Literal["auto", "varlen", "flex", "segments", "sdpa", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,10 @@ class LayoutOptions:
             it).
         micro_batch_tokens: positions computed at once; peak memory grows with it. A longer group is computed
             alone, and some of its layers a second time in the backward, so that it keeps no more.
-        attention: "segments" computes scaled dot products sequence by sequence, on flat rows; "flex" is
-            FlexAttention, on CUDA only, which leaves out what the mask rules out; "sdpa" and "eager" compute
-            whole rows under a mask. "auto" is flex on CUDA where it is proven to change nothing, else
+        attention: "segments" computes scaled dot products sequence by sequence, on flat rows; "varlen" computes
+            the same with one FlashAttention call per layer, on CUDA and in bf16 only; "flex" is FlexAttention,
+            on CUDA only, which leaves out what the mask rules out; "sdpa" and "eager" compute whole rows under
+            a mask. "auto" is on CUDA the first of varlen and flex that is proven to change nothing, else
             segments, else (soft-capped scores) eager.
     """
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError, ModelError
-from preftune.model.attention_masks import FLEX, expressible, set_attention
-from preftune.model.attention_proof import prove_attention
+from preftune.model.attention_choice import ON_GPU, choose_attention
+from preftune.model.attention_masks import expressible, set_attention
 from preftune.model.attention_segments import SEGMENTS, plain_attention
 from preftune.model.kernels.widen import in_fp32
 from preftune.model.layout import LayoutOptions, Sharing, collate
@@ -27,24 +27,32 @@ def check_attention(options: LayoutOptions, device: torch.device) -> None:
     """An error if the attention that was requested is not available on this device, before anything is loaded
     for it.
     """
-    if options.attention == "flex" and device.type != "cuda":
+    if options.attention in ON_GPU and device.type != "cuda":
         raise ConfigError(
-            "layout.attention flex needs a CUDA device", got=str(device), do="Leave it out, or set it to sdpa"
+            f"layout.attention {options.attention} needs a CUDA device",
+            got=str(device),
+            do="Leave it out, or set it to sdpa",
         )
 
 
 def choose_layout(
-    model: PreTrainedModel, options: LayoutOptions, precision: str, longest: int | None = None
+    model: PreTrainedModel,
+    options: LayoutOptions,
+    precision: str,
+    longest: int | None = None,
+    device: torch.device | None = None,
 ) -> tuple[Sharing, str]:
-    """The layout and the attention function of a model's rows: (sharing, what is to be said of the two).
-    No row is longer than `longest` tokens, if that is known.
+    """The layout and the attention function of a model's rows: (sharing, what the log states of the two).
+    No row is longer than `longest` tokens, if that is known. `device` is where the model will compute, if it
+    is moved later.
 
-    The attention function is set in the model. FlexAttention is taken only where hidden states and a gradient
-    are those of plain attention; that it is chosen, or why it is not where it could be, is said.
+    The attention function is set in the model. On a GPU it is one of `attention_choice`, taken only where
+    hidden states and a gradient are those of plain attention.
     """
-    config, wanted, on_cuda = model.config.get_text_config(), options.attention, model.device.type == "cuda"
-    check_attention(options, model.device)
-    if wanted in ("sdpa", "segments") and plain_attention(config) == "eager":
+    device = device or model.device
+    config, wanted, on_cuda = model.config.get_text_config(), options.attention, device.type == "cuda"
+    check_attention(options, device)
+    if wanted in ("sdpa", "segments", "varlen") and plain_attention(config) == "eager":
         raise ConfigError(
             f"layout.attention {wanted} cannot express this model's soft-capped attention scores",
             got=type(model).__name__,
@@ -64,23 +72,8 @@ def choose_layout(
         _check_low(model, sharing)
     if wanted in ("sdpa", "eager", "segments") or not on_cuda:
         return sharing, reason
-    rows: Sharing = (
-        "shared" if sharing == "flat" else sharing
-    )  # FlexAttention has kernels for rows of like length
-    told = (
-        "it has no packed rows"
-        if sharing in ("single", "alone")
-        else prove_attention(model, FLEX, rows, precision)
-    )
-    if told and wanted == "flex":
-        raise ModelError(
-            "layout.attention flex cannot be had for this model",
-            got=told,
-            do="Leave it out, or set it to sdpa",
-        )
-    if not told:
-        return rows, f"{reason}; flex attention" if reason else "flex attention"
-    return sharing, f"{reason + '; ' if reason else ''}plain attention instead of flex: {told}"
+    rows, told = choose_attention(model, options, precision, sharing, device)
+    return rows, "; ".join(filter(None, (reason, told)))
 
 
 def choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None = None) -> tuple[Sharing, str]:

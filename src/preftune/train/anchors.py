@@ -157,7 +157,7 @@ class AnchorBuilder:
         plan, policy = self.plan.model, self.policy
         device = torch.device("cpu") if self.processes.lockstep else policy.device
         model = load_model(resolve_model(name), plan.loading, policy.model.dtype).to(device)  # type: ignore[arg-type]
-        sharing, reason = choose_layout(model, plan.layout, plan.precision)
+        sharing, reason = choose_layout(model, plan.layout, plan.precision, device=policy.device)
         return replace(
             policy,
             model=model,

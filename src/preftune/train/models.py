@@ -112,7 +112,8 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         report.note(
             "precision: this processor has no bf16 products and computes them in fp32: bf16 saves memory here, not time"
         )
-    sharing, reason = choose_layout(model, plan.layout, plan.precision, plan.longest)
+    computes_on = pick_device(plan.device)  # of a model in shards, not where it lies now
+    sharing, reason = choose_layout(model, plan.layout, plan.precision, plan.longest, computes_on)
     report.note(f"layout: {sharing} rows" + (f" ({reason})" if reason else ""))
     check_trains(model, sharing, plan.precision)
     router, line = find_router(model, plan.router_aux_loss_coef)
