@@ -219,6 +219,7 @@ def child(
     bundled = os.path.join(
         os.environ.get("PREFTUNE_CACHE", os.path.expanduser("~/.cache/preftune")), "models"
     )
+    os.makedirs(bundled, exist_ok=True)  # the first use of a machine unpacks the model there
     os.path.lexists(f"{cache}/models") or os.symlink(bundled, f"{cache}/models")
     result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PREFTUNE_CACHE": cache, **own}

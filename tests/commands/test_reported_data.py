@@ -551,7 +551,7 @@ def test_3_the_policy_of_ppo_trains_from_an_adapter(adapter, tmp_path):
         "--objective",
         "ppo",
         "--reward",
-        "regex(pattern='[a-m]')",
+        "regex(pattern='[a-b]')",
         "--learning_rate",
         "0.01",
     ]

@@ -347,10 +347,12 @@ ANSWER_IN_A_DIALOGUE = {
     "response_2": [{"role": "user", "content": "Name a river."}, {"role": "assistant", "content": "A shoe."}],
     "winner": 2,
 }
+EMPTY_SECOND_LABEL = {"prompt": "Name a river.", "completion": "The Rhine.", "label": False, "kto_tag": None}
 
 
 @settings(max_examples=400, deadline=None)
 @example(ANSWER_IN_A_DIALOGUE, random.Random(0), str)
+@example(EMPTY_SECOND_LABEL, random.Random(0), str)
 @given(
     st.one_of(usual_rows(), st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=2, max_size=7)),
     st.randoms(use_true_random=False),
@@ -403,7 +405,9 @@ def assert_agrees(row, record):
             if pairs and side in sides and not isinstance(row[verdict], bool) and named in better | worse:
                 assert named in better
     for name in ("label", "kto_tag"):
-        if record.labels and name in row and len(record.labels) == 1 and record.labels[0] is not None:
+        value = row.get(name)
+        says_nothing = value is None or value == "" or value != value
+        if record.labels and not says_nothing and len(record.labels) == 1 and record.labels[0] is not None:
             bad = row[name] in (False, 0, -1, "bad", "down", "0", "👎")
             assert record.labels[0] == (-1 if bad else 1)
     for low, high in (("score_rejected", "score_chosen"),):
