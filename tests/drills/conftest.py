@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,20 @@ def pytest_generate_tests(metafunc):
         kinds = len(metafunc.module.KINDS)
         count = max(1, -(-int(os.environ.get("DRILLS", "1")) // kinds))
         metafunc.parametrize("kill", range(count))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The signals that ended a command, for each kind: what `make drills` states."""
+    totals: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in getattr(report, "user_properties", []):
+            if name == "kills" and report.when == "call":
+                counts = dict(value)
+                totals.setdefault(counts.pop("kind"), Counter()).update(commands=1, **counts)
+    for kind, counts in totals.items():
+        terminalreporter.write_line(f"SIGKILL of {kind}: {dict(counts)}")
+    if totals:
+        terminalreporter.write_line(f"SIGKILL in all: {dict(sum(totals.values(), Counter()))}")
 
 
 @pytest.fixture

@@ -128,24 +128,26 @@ def step(self, *arguments, before=torch.optim.AdamW.step, steps=[]):
         {how}
     return before(self, *arguments)
 
-if os.environ.get("RANK") == "1":
+if os.environ.get("RANK") == "{rank}":
     torch.optim.AdamW.step = step
 
 def taste(prompts, completions, **columns):
     return [float(len(c)) for c in completions]
 """
 DEATHS = {
-    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
-    "an exception": "raise ZeroDivisionError",
-    "stuck": "time.sleep(15)",
+    "killed": (0, "os.kill(os.getpid(), signal.SIGKILL)"),
+    "an exception": (1, "raise ZeroDivisionError"),
+    "stuck": (1, "time.sleep(15)"),
 }
+"""Number of the process and what happens in it."""
 
 
 @pytest.mark.parametrize("how", DEATHS)
 def test_a_process_that_dies_ends_the_run_soon(how, files):
     """The others do not wait for it: one sentence, no hang, and a status that says so."""
     name = re.sub(r"\W", "_", how)
-    (files / f"{name}.py").write_text(DYING.format(how=DEATHS[how]))
+    rank, action = DEATHS[how]
+    (files / f"{name}.py").write_text(DYING.format(rank=rank, how=action))
     words = [
         *words_of("samples"),
         "--epochs",
@@ -161,7 +163,11 @@ def test_a_process_that_dies_ends_the_run_soon(how, files):
     patience = ["--process_minutes", "0.1"] if how == "stuck" else []
     done = torchrun(*words, *patience, "--shard.mode", "full", cwd=files)
     assert done.returncode != 0 and time.monotonic() - started < 120  # seconds on an idle machine
-    assert "preftune train: Process 0 lost another process of the run; got" in done.stderr
+    told = f"Process {1 - rank} lost another process of the run; got "
+    assert f"preftune train: {told}" in done.stderr
+    status = json.loads((files / name / "status.json").read_text())
+    assert status["state"] == "failed" and status["step"] == 2 and status["message"].startswith(told)
+    assert f"preftune train --resume {name}" in status["message"] and "gloo" not in status["message"]
     assert ("ZeroDivisionError" in done.stderr) == (how == "an exception")
 
 

@@ -1,12 +1,15 @@
 """How a run ends: with a model, with a checkpoint to resume from, or with an error."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 
-from preftune.errors import PreftuneError, StorageError, memory_errors
+from preftune.errors import LostError, PreftuneError, StorageError, memory_errors
 from preftune.objectives import State
 from preftune.progress import Reporter
 from preftune.report.page import write_report
 from preftune.report.read import read_run
+from preftune.storage import locked_folder
 from preftune.train.checkpoint import Counters
 from preftune.train.health_monitor import Watch
 from preftune.train.optimizers import averaged_weights
@@ -45,6 +48,19 @@ def status_after_error(error: BaseException, step: int, run: RunFolder) -> tuple
         return "interrupted", step, f"Stopped at once; resume with: preftune train --resume {run.path}"
     text = str(error) if isinstance(error, PreftuneError) else f"{type(error).__name__}: {error}"
     return "failed", step, " ".join(text.split())[:500]
+
+
+def status_after_loss(error: LostError, step: int, run: RunFolder) -> None:
+    """After the loss of another process, status.json states it: by the main process, or by another one if the main
+    process has ended, which has freed the lock of the folder.
+    """
+    with suppress(StorageError):
+        if run.writes:
+            run.set_state("failed", step, str(error))
+        elif (run.path / "config.yaml").is_file():
+            with locked_folder(run.path):
+                if run.state() == "running":
+                    replace(run, writes=True).set_state("failed", step, str(error))
 
 
 def interrupted(run: RunFolder, report: Reporter, step: int, evaluation: Mapping[str, float]) -> RunResult:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from preftune.data.records import write_bad_rows
-from preftune.errors import ConfigError, ElsewhereError, StorageError, TrainingError, memory_errors
+from preftune.errors import ConfigError, ElsewhereError, LostError, StorageError, TrainingError, memory_errors
 from preftune.objectives import State
 from preftune.objectives.remedies import remedies
 from preftune.progress import Reporter
@@ -22,13 +22,14 @@ from preftune.train.ending import (
     leave_model,
     save_after_error,
     status_after_error,
+    status_after_loss,
 )
 from preftune.train.health_monitor import Watch
 from preftune.train.held_out import check_best_metric, log_evaluation
 from preftune.train.interruption import Interruption, interruption
 from preftune.train.optim import HalfStep
 from preftune.train.options import TrainConfig
-from preftune.train.processes import ALONE, Processes
+from preftune.train.processes import ALONE, Processes, lost_errors
 from preftune.train.recovery import (
     Comparison,
     check_end,
@@ -225,12 +226,18 @@ def run_loop(
         last=job.num_steps,
     )
     try:
-        with following_trackers(job.config.report_to, run, to_plain(job.config), counters.step, report):
+        with (
+            lost_errors(job.processes, f"resume the run: preftune train --resume {run.path}"),
+            following_trackers(job.config.report_to, run, to_plain(job.config), counters.step, report),
+        ):
             with memory_errors():
                 loop.evaluate_start()
                 loop.run_steps()
             with stop.postponed():
                 return loop.end()
+    except LostError as error:
+        status_after_loss(error, loop.counters.step, run)
+        raise
     except TrainingError as error:
         kept = loop.save_after(error)
         run.set_state("failed", loop.counters.step, str(error))

@@ -159,18 +159,29 @@ def together(minutes: float, environment: Mapping[str, str] = os.environ) -> Ite
         _take_gpu(int(environment.get("LOCAL_RANK", "0")), torch.cuda.device_count())
     # What is not on a GPU (objects, offloaded weights) goes by gloo there too.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=timedelta(minutes=minutes))
+    found = Processes(rank=dist.get_rank(), size=size)
     try:
-        yield Processes(rank=dist.get_rank(), size=size)
-    except RuntimeError as error:
-        if not _is_lost(error):
-            raise
-        raise LostError(
-            f"Process {dist.get_rank()} lost another process of the run",
-            got=next((words for words in _LOST if words in str(error)), "a collective operation that failed"),
-            do="See what that process reported, and continue with preftune train --resume",
-        ) from error
+        with lost_errors(found, "repeat the command, or resume the run if its folder holds a checkpoint"):
+            yield found
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def lost_errors(processes: Processes, do: str) -> Iterator[None]:
+    """Within, the error of a collective operation that another process did not take part in is a LostError. `do`
+    states how the run continues.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if processes.size == 1 or not _is_lost(error):
+            raise
+        raise LostError(
+            f"Process {processes.rank} lost another process of the run",
+            got=next((words for words in _LOST if words in str(error)), "a collective operation that failed"),
+            do=f"See what that process or torchrun reported, then {do}",
+        ) from error
 
 
 def _take_gpu(local_rank: int, count: int) -> None:
