@@ -77,6 +77,34 @@ def share_interval(shares: Numbers, level: float = 0.95) -> Interval:
     return Interval(mean=mean, low=max(0.0, middle - half), high=min(1.0, middle + half), num=count)
 
 
+def length_controlled_share(shares: Numbers, length_differences: Numbers, level: float = 0.95) -> Interval:
+    """The share of wins that is expected where both sides are equally long, with its interval.
+
+    The logistic regression of AlpacaEval 2 (Dubois et al., "Length-Controlled AlpacaEval", 2024) without its term for
+    the difficulty of a prompt: logit P(win) = a + b tanh(d / std(d)); the share is sigmoid(a). Firth's correction
+    ("Bias reduction of maximum likelihood estimates", Biometrika 1993) keeps a and b finite where one side always wins.
+    """
+    wins, lengths = _finite(shares, "shares"), _finite(length_differences, "differences in length")
+    spread = float(lengths.std())
+    columns = [np.ones_like(lengths)] + ([np.tanh(lengths / spread)] if spread > 0 else [])
+    inputs = np.stack(columns, axis=1)  # [n, 1 or 2]
+    weights = np.zeros(inputs.shape[1])
+    inverse = np.eye(len(weights))
+    for _ in range(200):
+        p = 1 / (1 + np.exp(-inputs @ weights))
+        spreads = p * (1 - p)
+        information = (inputs * spreads[:, None]).T @ inputs
+        inverse = np.linalg.pinv(information)
+        leverage = spreads * np.einsum("ni,ij,nj->n", inputs, inverse, inputs)
+        step = inverse @ (inputs.T @ (wins - p + leverage * (0.5 - p)))
+        weights = weights + step / max(1.0, float(np.abs(step).max()))
+        if float(np.abs(step).max()) < 1e-10:
+            break
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(max(0.0, float(inverse[0, 0])))
+    mean, low, high = (1 / (1 + math.exp(-(weights[0] + by))) for by in (0.0, -half, half))
+    return Interval(mean=mean, low=low, high=high, num=len(wins))
+
+
 def share_difference(first: Interval, second: Interval) -> Interval:
     """first - second of two shares with Wilson's intervals, by Newcombe's method 10 ("Interval estimation for the
     difference between independent proportions", Statistics in Medicine 1998). Shares of the same pairs vary together,

@@ -59,7 +59,7 @@ MISTAKES = [
     ("inspect nothing.csv", "nothing.csv does not exist"),
     ("sample nowhere --prompt hi", "There is no model 'nowhere'"),
     ("report nowhere", "There is no such run folder"),
-    ("eval r/final --tasks gsm8k", "lm-eval"),
+    ("eval r/final --tasks inspect:x", "preftune[tasks]"),
 ]
 
 

@@ -16,7 +16,7 @@ from preftune.cli.names import ALIASES, ELSEWHERE
 from preftune.cli.outline import objective_outlines, outline_of
 from preftune.cli.settings import parse_settings
 from preftune.commands.demo import DemoConfig
-from preftune.commands.eval import EvalConfig
+from preftune.commands.eval_options import EvalConfig
 from preftune.commands.inspect import InspectConfig
 from preftune.commands.report import ReportConfig
 from preftune.commands.sample import SampleConfig
@@ -281,9 +281,9 @@ BAD_OTHERS = {
         "have no effect at temperature 0",
     ),
     "seed": (SampleConfig, "--prompt p --seed -1", "seed is out of range"),
-    "nothing": (EvalConfig, "--model m", "eval wants preference data or prompts; got neither"),
-    "everything": (EvalConfig, "--model m --data d --prompts p", "got both"),
-    "no reward": (EvalConfig, "--model m --prompts p", "prompts are scored by a reward"),
+    "nothing": (EvalConfig, "--model m", "eval wants one of preference data, prompts and tasks; got none"),
+    "everything": (EvalConfig, "--model m --data d --prompts p", "got data and prompts"),
+    "no reward": (EvalConfig, "--model m --prompts p", "scored by a reward or compared by a judge"),
     "reward of pairs": (
         EvalConfig,
         "--model m --data d --reward brief",

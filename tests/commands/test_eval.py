@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from preftune.commands.eval import EvalConfig, evaluate_pairs, evaluate_prompts
+from preftune.commands.eval import evaluate_pairs, evaluate_prompts
+from preftune.commands.eval_options import EvalConfig
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
 from preftune.errors import ConfigError, ModelError

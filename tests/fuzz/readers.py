@@ -26,7 +26,7 @@ from beartype.door import is_bearable
 from preftune.cli.main import main
 from preftune.cli.settings import parse_settings
 from preftune.cli.words import prepared
-from preftune.commands.eval import EvalConfig
+from preftune.commands.eval_options import EvalConfig
 from preftune.commands.export import ExportConfig
 from preftune.commands.inspect import InspectConfig
 from preftune.commands.iterate import IterateConfig

@@ -16,12 +16,14 @@ from preftune.cli.settings import parse_settings
 from preftune.cli.words import prepared
 from preftune.commands.diagnose_data import DiagnoseDataConfig, diagnose_data, diagnosis_json
 from preftune.commands.diagnose_run import write_run_diagnosis
-from preftune.commands.eval import EvalConfig, evaluate_pairs, evaluate_prompts
+from preftune.commands.eval import Evaluation, PairEvaluation, evaluation_of, win_rows
+from preftune.commands.eval_options import EvalConfig
 from preftune.commands.sample import SampleConfig, sampled_rows
 from preftune.data.memory import source_name
 from preftune.data.names import suffix_of
 from preftune.diagnosis.run_material import DiagnoseRunConfig
 from preftune.errors import ConfigError
+from preftune.measures.suites import SuiteEvaluation
 from preftune.model.load import quiet_transformers
 from preftune.progress import Reporter
 from preftune.race.options import CompareConfig
@@ -29,6 +31,7 @@ from preftune.race.report import race_table
 from preftune.race.run import COMPARISON_PAGE, compare
 from preftune.report.diagnosis import summary
 from preftune.rewards.resolve import register_reward
+from preftune.rewards.win_rate import WinRate
 from preftune.stats import Interval, json_numbers
 from preftune.train.call import model_name
 
@@ -74,48 +77,60 @@ def evaluate_model(
     *,
     prompts: Any = None,
     reward: Any = None,
+    judge: Any = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     quiet: bool = True,
     **settings: Any,
 ) -> ResultTable:
-    """How good a model is, as `preftune eval` measures it: on pairs (`data`), or on `prompts` by a `reward`.
+    """How good a model is, as `preftune eval` measures it: on pairs (`data`), on `prompts` by a `reward` or by a
+    `judge` that compares answers, or on `tasks` of lm-eval and inspect-ai.
 
     Args:
         model: as in `sample`; of a run folder, the reference and beta are known.
         data: preference data: a file, rows, a DataFrame or a data set.
         prompts: the same, of which the prompts are used.
         reward: a built-in reward, or a function f(prompts, completions, **columns).
+        judge: the same, or "judge(url=URL, model=NAME)"; with against="COLUMN" it compares with a file's answers.
         tokenizer: of a loaded model.
         quiet: print no progress.
-        settings: every setting of `preftune eval`: reference="...", beta=0.1, max_new_tokens=64.
+        settings: every setting of `preftune eval`: reference="...", beta=0.1, tasks="gsm8k", max_new_tokens=64.
     """
     quiet_transformers()
     given = {"data": data, "prompts": prompts}
     objects = {key: _source(value) for key, value in given.items() if value is not None}
-    if reward is not None:
-        objects["reward"] = reward if isinstance(reward, str) else register_reward(reward)
+    for key, value in (("reward", reward), ("judge", judge)):
+        if value is not None:
+            objects[key] = value if isinstance(value, str) else register_reward(value)
     with _given_model(model, tokenizer) as name:
         config = _config(EvalConfig, "eval", {"model": name, **settings}, objects)
-        report = Reporter(quiet=quiet)
-        if config.data is not None:
-            pairs = evaluate_pairs(config, report)
-            rows = [_row("quantity", key, one) for key, one in pairs.intervals.items()]
-            return ResultTable(
-                rows=rows,
-                content=json_numbers(pairs),
-                summary=f"{pairs.num_pairs} pairs, beta {pairs.beta:g}",
+        return _evaluation_table(evaluation_of(config, Reporter(quiet=quiet)))
+
+
+def _evaluation_table(found: Evaluation) -> ResultTable:
+    """The intervals of an evaluation as rows, with one sentence."""
+    if isinstance(found, SuiteEvaluation):
+        rows = [
+            {"quantity": f"{one.task}, {one.metric}, {stage}", **_numbers(interval)}
+            for one in found.scores
+            for stage, interval in (
+                ("before", one.before),
+                ("after", one.after),
+                ("difference", one.difference),
             )
-        found = evaluate_prompts(config, report)
-        stages = {
-            "reference": found.before.reward,
-            "model": found.after.reward,
-            "difference": found.difference,
-        }
-        return ResultTable(
-            rows=[_row("quantity", key, one) for key, one in stages.items()],
-            content=json_numbers(found),
-            summary=f"{found.num_prompts} prompts, reward {found.reward}",
-        )
+            if interval is not None
+        ]
+        summary = f"{len({one.task for one in found.scores})} tasks on {found.model}"
+        return ResultTable(rows=rows, content=json_numbers(found), summary=summary)
+    if isinstance(found, PairEvaluation):
+        intervals, summary = found.intervals, f"{found.num_pairs} pairs, beta {found.beta:g}"
+    elif isinstance(found, WinRate):
+        intervals, summary = win_rows(found), f"{found.num_prompts} prompts against {found.opponent}"
+    else:
+        stages = {"reference": found.before.reward, "model": found.after.reward}
+        intervals = {**stages, "difference": found.difference}
+        summary = f"{found.num_prompts} prompts, reward {found.reward}"
+    rows = [_row("quantity", key, one) for key, one in intervals.items()]
+    return ResultTable(rows=rows, content=json_numbers(found), summary=summary)
 
 
 def diagnose(
@@ -222,7 +237,7 @@ def compare_methods(
 
 def _config(kind: type[T], command: str, given: Mapping[str, Any], objects: Mapping[str, Any]) -> T:
     """The settings of a command. `objects` are texts that a command line would not take as they are."""
-    stand_ins = {name: "in-memory" if name != "reward" else "brief" for name in objects}
+    stand_ins = {name: "in-memory" if name not in ("reward", "judge") else "brief" for name in objects}
     words = prepared(command, keyword_flags({**given, **stand_ins}))
     config: Any = parse_settings(kind, words, prog=f"preftune.{command.partition('-')[0]}", description="")
     return replace(config, **objects)

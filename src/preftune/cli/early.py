@@ -10,7 +10,7 @@ from pathlib import Path
 
 from preftune.cli.outline import Outline, Setting
 from preftune.data.names import missing_data, suffix_of
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, shown
 from preftune.model.names import BUNDLED_MODELS, missing_model
 
 DATA_SETTINGS = frozenset({"data", "eval_data", "prompts"})
@@ -23,6 +23,8 @@ VALUE_PACKAGES = {
     ("lora.quantization", "int8"): "torchao",
 }
 """(setting, value) -> the package that it needs."""
+
+INSPECT = "inspect:"  # before the name of a task of inspect-ai
 
 TRACKER_PACKAGES = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -40,6 +42,8 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
             _check_package(name, value, package)
         if name == "report_to":
             _check_trackers(value)
+        if (command, name) == ("eval", "tasks"):
+            check_tasks(value)
         if name in DATA_SETTINGS and settings[name].kind != "list[str]":
             _check_data(value)
         if name in MODEL_SETTINGS:
@@ -115,6 +119,22 @@ def _check_trackers(value: str) -> None:
             )
         if name not in (*TRACKER_PACKAGES, "none"):
             raise ConfigError("Unknown tracker", got=name, expected=", ".join(TRACKER_PACKAGES))
+
+
+def check_tasks(text: str) -> list[str]:
+    """The names of tasks; an error if the library of one is not installed."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("tasks names no task", got=shown(text), expected="names such as gsm8k,hellaswag")
+    for name in names:
+        module, package = ("inspect_ai", "inspect-ai") if name.startswith(INSPECT) else ("lm_eval", "lm-eval")
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(
+                f"Task {name} needs the package {package}",
+                got="not installed",
+                do="Install it with: pip install 'preftune[tasks]'",
+            )
+    return names
 
 
 def _check_data(source: str) -> None:

@@ -39,7 +39,7 @@ COMMON = {
         "server.url",
         "seed",
     ),
-    "eval": ("model", "data", "prompts", "reference", "reward", "beta", "json"),
+    "eval": ("model", "data", "prompts", "tasks", "reference", "reward", "judge", "against", "beta", "json"),
     "compare": (
         "objectives",
         "data",
@@ -81,7 +81,12 @@ EXAMPLES = {
         "preftune sample runs/dpo/final --prompt 'Why is the sky blue?'",
         "preftune sample --model MODEL --prompts prompts.jsonl --num_completions 4 --output samples.jsonl",
     ),
-    "eval": ("preftune eval runs/dpo/final --data held_out.jsonl",),
+    "eval": (
+        "preftune eval runs/dpo/final --data held_out.jsonl",
+        "preftune eval runs/dpo --prompts held_out.jsonl --judge 'judge(url=http://localhost:8000/v1, model=NAME)'",
+        "preftune eval runs/dpo --prompts held_out.jsonl --judge model:REWARD_MODEL --against chosen",
+        "preftune eval runs/dpo --tasks gsm8k,ifeval",
+    ),
     "compare": (
         "preftune compare --data pairs.jsonl --objectives 'bnf,dpo(beta=0.5),ipo' --steps 60 --output race",
         "preftune compare --problem overlap --objectives bnf,dpo --steps 40 --output race",

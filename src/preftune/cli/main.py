@@ -30,7 +30,7 @@ start here:
   demo                end-to-end example on a bundled model   preftune demo
   inspect             how a data file is read                 preftune inspect DATA --model M
   train               train a model                           preftune train --data FILE --objective dpo --output RUN
-  eval                log-ratios on pairs, rewards on prompts preftune eval RUN/final --data FILE
+  eval                pairs, rewards, win rates, tasks        preftune eval RUN --data FILE
   report              write a run's page, or compare runs     preftune report RUN [RUN ...]
   clean               remove what killed processes left       preftune clean RUN
 
@@ -265,7 +265,7 @@ ELSEWHERE_VERBS = {
     "push": "Use: preftune export RUN --to hub",
     "upload": "Use: preftune export RUN --to hub",
     "convert": "Use: preftune export RUN --to gguf",
-    "benchmark": "Use: preftune eval, or lm-eval and inspect-ai on RUN/final",
+    "benchmark": "Use: preftune eval RUN --tasks gsm8k",
     "score": "Use: preftune reward FILE --reward NAME, or preftune eval",
     "resume": "Use: preftune train --resume RUN",
     "run": "Use: preftune start FILE, or preftune train",

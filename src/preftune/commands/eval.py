@@ -1,28 +1,31 @@
-"""How good a model is: log-ratios on preference pairs, or the reward of its samples against the reference's."""
+"""How good a model is: log-ratios on preference pairs, rewards or wins of its samples against the reference's, and
+tasks of lm-eval and inspect-ai.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
+from preftune.cli.early import check_tasks
 from preftune.cli.output import print_json, print_table
 from preftune.cli.settings import parse_settings
-from preftune.data.options import DataOptions
+from preftune.commands.eval_options import EvalConfig, beta_of, reference_of, started_from
 from preftune.data.prepare import prepare
-from preftune.data.records import load_prompts
-from preftune.errors import ConfigError, check_range, refuse_idle, storage_error
-from preftune.model.layout import LayoutOptions
-from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
+from preftune.data.records import load_prompts, load_prompts_with_answers
+from preftune.errors import storage_error
+from preftune.measures.suites import SuiteEvaluation, evaluate_suites
+from preftune.model.load import check_same_tokenizer, load_on_device, load_tokenizer, resolve_model
 from preftune.model.policy import score_all
 from preftune.model.scorer import load_scorer
-from preftune.model.whole_model import LoadOptions, quiet_transformers
+from preftune.model.whole_model import quiet_transformers
 from preftune.progress import Reporter
 from preftune.rewards.judged import Judged, PromptEvaluation, compare_stages, sample_and_judge
-from preftune.sampling.sample import SampleOptions, load_sampler
-from preftune.spec.strict_yaml import parse_yaml
+from preftune.rewards.win_rate import Answers, WinRate, check_judge, compare_sides, resolve_judge, win_rate
+from preftune.sampling.sample import load_sampler, sample
 from preftune.stats import (
     Interval,
     cluster_means,
@@ -32,80 +35,7 @@ from preftune.stats import (
     share_interval,
 )
 from preftune.train.runlog import RunFolder
-from preftune.types import Group
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """How good a model is: on preference data by its log-ratios to a reference, on prompts by a reward of its
-    samples.
-
-    Args:
-        model: the model to judge.
-        data: preference data with pairs.
-        prompts: a data file; only its prompts are used.
-        reference: what to compare with: the anchor of log-ratios, and the model "before" on prompts; for the
-            final/ of a run, what it started from, when not given.
-        reward: on prompts: a built-in reward, module:function or a weighted sum; docs/rewards.md lists them.
-        output: on prompts: a folder for samples.jsonl.
-        beta: on pairs: the implicit reward is beta * log-ratio; for the final/ of a run, the run's own, when not
-            given; otherwise 1.
-        seed: of the draw.
-        precision: "fp32" or "bf16".
-        device: "auto" takes a GPU if there is one.
-        json: print JSON.
-        sampling: how completions are drawn.
-        rows: how data files become groups of tokens.
-        layout: how groups are laid out for the model.
-        loading: security settings for loading models.
-    """
-
-    model: str
-    data: str | None = None
-    prompts: str | None = None
-    reference: str | None = None
-    reward: str | None = None
-    output: str | None = None
-    beta: float | None = None
-    seed: int = 0
-    precision: Precision = "fp32"
-    device: str = "auto"
-    json: bool = False
-    sampling: SampleOptions = field(default_factory=SampleOptions)
-    rows: DataOptions = field(default_factory=DataOptions)
-    layout: LayoutOptions = field(default_factory=LayoutOptions)
-    loading: LoadOptions = field(default_factory=LoadOptions)
-
-    def __post_init__(self) -> None:
-        if (self.data is None) == (self.prompts is None):
-            raise ConfigError(
-                "eval wants preference data or prompts",
-                got="both" if self.data else "neither",
-                expected="--data FILE or --prompts FILE",
-            )
-        if self.data is not None:
-            refuse_idle(
-                self,
-                "on preference data",
-                "reward",
-                "output",
-                "sampling",
-                "seed",
-                got="--data",
-                do="Use --prompts FILE",
-            )
-        elif self.reward is None:
-            raise ConfigError(
-                "prompts are scored by a reward", got="none", expected="--reward NAME or module:function"
-            )
-        elif self.beta is not None or self.layout != LayoutOptions():
-            raise ConfigError(
-                "beta and layout have no effect on prompts", got="--prompts", do="Leave them out"
-            )
-        check_range(self, "(0, inf)", "beta")
-        check_seed(self.seed)
-        if self.prompts is not None:
-            refuse_idle_rows(self.rows, READING_OPTIONS, "prompts")
+from preftune.types import Group, Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +46,6 @@ class PairEvaluation:
     beta: float
     beta_of_run: bool  # whether beta is the one that the run of RUN/final was trained with
     intervals: Mapping[str, Interval]
-
-
-def reference_of(settings: EvalConfig) -> str:
-    """The reference that was named, or the model that the run of RUN/final started from."""
-    if settings.reference is not None:
-        return settings.reference
-    model = _run_config(settings).get("model")
-    if not isinstance(model, str):
-        raise ConfigError(
-            "eval compares with a reference",
-            got=f"none, and {settings.model} is not a run or the final/ of one",
-            expected="--reference MODEL",
-            do="Name the model that the tuning started from",
-        )
-    return model
 
 
 def evaluate_pairs(settings: EvalConfig, report: Reporter) -> PairEvaluation:
@@ -186,29 +101,6 @@ def evaluate_groups(settings: EvalConfig, groups: Sequence[Group], report: Repor
     )
 
 
-def beta_of(settings: EvalConfig) -> tuple[float, bool]:
-    """(beta, whether it is the run's own): the one that was given, else that of the run of RUN/final, else 1."""
-    if settings.beta is not None:
-        return settings.beta, False
-    objective = _run_config(settings).get("objective")
-    beta = objective.get("beta") if isinstance(objective, Mapping) else None
-    if isinstance(beta, (int, float)) and not isinstance(beta, bool) and beta > 0:
-        return float(beta), True
-    return 1.0, False
-
-
-def _run_config(settings: EvalConfig) -> Mapping[str, object]:
-    """The configuration of the run that RUN or RUN/final stands for; empty if the model is neither."""
-    folder = Path(settings.model).expanduser().resolve()
-    run = folder if (folder / "final").is_dir() else folder.parent
-    try:
-        path = run / "config.yaml"
-        config = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, ConfigError):
-        return {}
-    return config if isinstance(config, Mapping) else {}
-
-
 def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation:
     """Samples of both models on the same prompts, scored by the same reward."""
     assert settings.prompts is not None
@@ -232,16 +124,77 @@ def evaluate_prompts(settings: EvalConfig, report: Reporter) -> PromptEvaluation
         )
     before, after = stages
     if settings.output is not None:
-        _write_samples(Path(settings.output), before, after)
+        write_samples(_output_folder(settings.output), before, after, 0)
     return compare_stages(before, after, settings.reward)
 
 
-def _write_samples(folder: Path, before: list[Judged], after: list[Judged]) -> None:
+def evaluate_wins(settings: EvalConfig, report: Reporter) -> WinRate:
+    """Samples of the model against those of the reference, or against the answers of a column, by a judge."""
+    assert settings.prompts is not None and settings.judge is not None
+    judge = resolve_judge(settings.judge)
+    if settings.against is None:
+        records = load_prompts(settings.prompts, settings.rows, report)
+        check_judge(judge, settings.judge, records, sampled=True)
+        opponent = _answers(settings, reference_of(settings), records, report)
+    else:
+        records, texts = load_prompts_with_answers(settings.prompts, settings.against, settings.rows, report)
+        check_judge(judge, settings.judge, records, sampled=False)
+        opponent = Answers(name=settings.against, texts=[[text] for text in texts])
+    model = _answers(settings, settings.model, records, report)
+    report.note(f"{settings.judge.partition('(')[0]} compares {sum(map(len, model.texts))} pairs of answers")
+    comparisons = compare_sides(judge, settings.judge, records, model, opponent)
+    if settings.output is not None:
+        folder = _output_folder(settings.output)
+        for one in comparisons:
+            folder.append("comparisons.jsonl", asdict(one))
+    return win_rate(comparisons, settings.judge, opponent.name)
+
+
+def _answers(settings: EvalConfig, name: str, records: Sequence[Record], report: Reporter) -> Answers:
+    model, renderer = load_sampler(name, settings.loading, settings.precision, settings.device, settings.rows)
+    prompts = [renderer.render(record).prompt for record in records]
+    drawn = sample(
+        model, renderer, prompts, settings.sampling, settings.seed, partial(report.update, f"sample {name}")
+    )
+    return Answers(
+        name=name,
+        texts=[[one.text for one in ones] for ones in drawn],
+        ended=[[one.ended for one in ones] for ones in drawn],
+        num_tokens=[[one.num_scored for one in ones] for ones in drawn],
+        budget=settings.sampling.max_new_tokens,
+    )
+
+
+def evaluate_tasks(settings: EvalConfig, report: Reporter) -> SuiteEvaluation:
+    """Tasks of lm-eval and inspect-ai, of the reference, if one is known, and of the model."""
+    assert settings.tasks is not None
+    tasks = check_tasks(settings.tasks)
+    folder = None if settings.output is None else _output_folder(settings.output).path
+
+    def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        source = resolve_model(name)
+        model = load_on_device(source, settings.loading, settings.precision, settings.device)
+        return model, load_tokenizer(source, settings.loading)
+
+    return evaluate_suites(
+        tasks,
+        settings.model,
+        settings.reference or started_from(settings),
+        settings.suite,
+        load,
+        seed=settings.seed,
+        output=folder,
+        tell=report.note,
+    )
+
+
+def _output_folder(output: str) -> RunFolder:
+    folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error("make the folder", folder, error) from error
-    write_samples(RunFolder(path=folder), before, after, 0)
+    return RunFolder(path=folder)
 
 
 def write_samples(run: RunFolder, before: list[Judged], after: list[Judged], step: int) -> None:
@@ -257,19 +210,30 @@ def run(arguments: Sequence[str]) -> int:
     quiet_transformers()
     settings = parse_settings(EvalConfig, arguments, "preftune eval")
     report = Reporter(quiet=settings.json)
-    if settings.data is not None:
-        pairs = evaluate_pairs(settings, report)
-        if settings.json:
-            print_json(json_numbers(pairs))
-        else:
-            _tell_pairs(pairs)
+    found = evaluation_of(settings, report)
+    if settings.json:
+        print_json(json_numbers(found))
+    elif isinstance(found, PairEvaluation):
+        _tell_pairs(found)
+    elif isinstance(found, PromptEvaluation):
+        _tell_prompts(found)
+    elif isinstance(found, WinRate):
+        _tell_wins(found)
     else:
-        prompts = evaluate_prompts(settings, report)
-        if settings.json:
-            print_json(json_numbers(prompts))
-        else:
-            _tell_prompts(prompts)
+        _tell_tasks(found)
     return 0
+
+
+Evaluation = PairEvaluation | PromptEvaluation | WinRate | SuiteEvaluation
+
+
+def evaluation_of(settings: EvalConfig, report: Reporter) -> Evaluation:
+    """What the settings choose: pairs, tasks, a judge or a reward."""
+    if settings.data is not None:
+        return evaluate_pairs(settings, report)
+    if settings.tasks is not None:
+        return evaluate_tasks(settings, report)
+    return evaluate_prompts(settings, report) if settings.judge is None else evaluate_wins(settings, report)
 
 
 def _tell_pairs(found: PairEvaluation) -> None:
@@ -286,6 +250,44 @@ def _tell_prompts(found: PromptEvaluation) -> None:
     rows.append(("difference", f"{found.difference.mean:+.4f}", _span(found.difference), "", ""))
     title = f"{found.num_prompts} prompts, reward {found.reward}"
     print_table(("", "reward", "95% interval", "ended", "tokens"), rows, title)
+
+
+def win_rows(found: WinRate) -> dict[str, Interval]:
+    """The shares of a win rate that have an interval, by their names in tables."""
+    rows = {"win rate": found.win_rate, "win rate, length-controlled": found.length_controlled}
+    return rows if found.consistency is None else rows | {"judge agrees with itself": found.consistency}
+
+
+def _tell_wins(found: WinRate) -> None:
+    rows = [(name, f"{share.mean:.4f}", _span(share)) for name, share in win_rows(found).items()]
+    title = f"{found.num_prompts} prompts against {found.opponent}"
+    print_table(("quantity", "mean", "95% interval"), rows, title)
+    own, other = found.characters
+    print(
+        f"{found.wins} wins, {found.ties} ties, {found.losses} losses; mean characters {own:.0f} against {other:.0f}"
+    )
+    if found.first_place is not None:
+        print(
+            f"The answer that is shown first gets {found.first_place:.0%} of the points (50% without a bias)."
+        )
+    if found.not_understood:
+        print(f"{found.not_understood} comparisons have no verdict and do not count.")
+
+
+def _tell_tasks(found: SuiteEvaluation) -> None:
+    rows = []
+    for score in found.scores:
+        for name, one in (
+            ("reference", score.before),
+            ("model", score.after),
+            ("difference", score.difference),
+        ):
+            if one is not None:
+                sign = "+" if name == "difference" else ""
+                rows.append(
+                    (score.task, score.metric, name, f"{one.mean:{sign}.4f}", _span(one), str(one.num))
+                )
+    print_table(("task", "metric", "", "mean", "95% interval", "n"), rows, f"model {found.model}")
 
 
 def _span(interval: Interval) -> str:

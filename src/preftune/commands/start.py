@@ -17,7 +17,8 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.commands.advise import FILL, written_objective
 from preftune.commands.diagnose_data import DiagnoseDataConfig, diagnose_data, diagnosis_json
-from preftune.commands.eval import EvalConfig, PairEvaluation, evaluate_groups
+from preftune.commands.eval import PairEvaluation, evaluate_groups
+from preftune.commands.eval_options import EvalConfig
 from preftune.commands.sample import SampleConfig, sampled_rows
 from preftune.data.memory import memory_source
 from preftune.data.options import DataOptions

@@ -16,7 +16,7 @@ from preftune.data.labels import LabelValues
 from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
 from preftune.data.row_view import TIE, RowView
-from preftune.errors import DataError
+from preftune.errors import ConfigError, DataError
 from preftune.progress import Reporter
 from preftune.storage import write_jsonl
 from preftune.types import Record
@@ -230,3 +230,35 @@ def load_prompts(source: str, options: DataOptions, report: Reporter) -> Sequenc
             f"skipped {len(loaded.bad_rows)} rows that cannot be used, the first: {loaded.bad_rows[0].message}"
         )
     return [prompt_only(record) for record in loaded.records]
+
+
+def load_prompts_with_answers(
+    source: str, column: str, options: DataOptions, report: Reporter
+) -> tuple[Sequence[Record], list[str]]:
+    """The prompts of a file and, for each of them, the answer in a column: a text that no format uses, or the
+    completion that a format reads from it (of pairs, the chosen or the rejected completion).
+    """
+    loaded = load_records(source, options, passed=True)
+    answers = [_answer(record, column) for record in loaded.records]
+    lacking = sum(answer is None for answer in answers)
+    if lacking == len(answers):
+        raise ConfigError(
+            f"{source} has no answers in the column {column!r}",
+            got=f"the columns {', '.join(sorted(loaded.columns))}",
+            expected="a column of texts, or chosen, rejected or completion where the file has them",
+        )
+    if lacking or loaded.bad_rows:
+        report.note(f"skipped {lacking} rows without an answer and {len(loaded.bad_rows)} bad rows")
+    known = [(record, answer) for record, answer in zip(loaded.records, answers, strict=True) if answer]
+    return [prompt_only(record) for record, _ in known], [answer for _, answer in known]
+
+
+def _answer(record: Record, column: str) -> str | None:
+    found: object = record.columns.get(column)
+    if found is None and column in ("chosen", "rejected") and record.pairs:
+        found = record.completions[record.pairs[0][column == "rejected"]]
+    elif found is None and column == "completion" and len(record.completions) == 1:
+        found = record.completions[0]
+    if isinstance(found, tuple):
+        found = "\n\n".join(turn.content for turn in found if turn.role == "assistant")
+    return found if isinstance(found, str) and found.strip() else None

@@ -252,19 +252,27 @@ class Judge(BuiltIn):
             rewards[k] = share
         return Verdicts(rewards=rewards, parse_failures=failures)
 
-    def _compared(self, games: Sequence[tuple[str, str, str]]) -> tuple[list[float | None], int]:
-        """For each (prompt, one, two): the share of the two comparisons that `one` wins, None unless both
-        were understood; and how many answers were not.
+    def compared(self, games: Sequence[tuple[str, str, str]]) -> list[tuple[float | None, float | None]]:
+        """For each (prompt, one, two): what `one` wins where it is shown first, and where it is shown second;
+        None for an answer that was not understood.
         """
         questions = []
         for prompt, one, two in games:
             questions.append(self._filled(prompt=prompt, first=one, second=two))
             questions.append(self._filled(prompt=prompt, first=two, second=one))
         wins = [parsed_better(answer) for answer in self._answers(questions)]
-        shares: list[float | None] = []
-        for forth, back in zip(wins[::2], wins[1::2], strict=True):
-            shares.append(None if forth is None or back is None else (forth + 1 - back) / 2)
-        return shares, wins.count(None)
+        return [
+            (forth, None if back is None else 1 - back)
+            for forth, back in zip(wins[::2], wins[1::2], strict=True)
+        ]
+
+    def _compared(self, games: Sequence[tuple[str, str, str]]) -> tuple[list[float | None], int]:
+        """For each (prompt, one, two): the share of the two comparisons that `one` wins, None unless both
+        were understood; and how many answers were not.
+        """
+        wins = self.compared(games)
+        shares = [None if one is None or two is None else (one + two) / 2 for one, two in wins]
+        return shares, sum(pair.count(None) for pair in wins)
 
 
 @dataclass(kw_only=True)
