@@ -263,7 +263,7 @@ class TokenScores:
     # of a scalar head: at each position that predicts a completion token
     value: Float[Tensor, " N"] | None = None
     # of that head at each completion token itself, once it has been read
-    value_after: Float[Tensor, " N"] | None = None
+    value_after: Float[Tensor, "N ..."] | None = None  # [N, K] of K > 1 heads
     # of that head when the completion was sampled; no gradient
     behaviour_value: Float[Tensor, " N"] | None = None
     coupling: Coupling | None = None

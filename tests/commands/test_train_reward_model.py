@@ -192,3 +192,54 @@ def test_a_reward_model_is_trained_further(files, tmp_path, capsys):
     words = ["--data", files["data"], "--output", str(tmp_path / "dpo"), "--objective", "dpo"]
     assert main(["train", "--model", str(tmp_path / "first"), *words]) == 2
     assert "train it further with preftune train-reward-model" in capsys.readouterr().err
+
+
+def test_an_ensemble_of_heads(files, tmp_path, capsys):
+    """Plain transformers loads all heads; they start apart, learn, disagree, and are trained further."""
+    assert train(files, tmp_path / "run", "--heads", "3", "--max_steps", "20", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    model = AutoModelForSequenceClassification.from_pretrained(told["final"]).eval()
+    assert model.config.num_labels == 3 and model.config.problem_type == "regression"
+    assert model.config.id2label == {0: "head_0", 1: "head_1", 2: "head_2"}
+    held = [json.loads(line) for line in Path(files["held"]).read_text(encoding="utf-8").splitlines()]
+    sides = [plain_heads(told["final"], held, side) for side in ("chosen", "rejected")]
+    margins = sides[0] - sides[1]
+    last = evaluations(tmp_path / "run")[-1]
+    assert last["eval_rewards/margins"] == pytest.approx(margins.mean(), rel=1e-4)
+    assert last["eval_rewards/disagreement"] == pytest.approx(margins.std(1).mean(), rel=1e-4)
+    expected = np.log1p(np.exp(-margins)) + 0.01 * (sides[0] + sides[1]) ** 2
+    assert last["eval_loss"] == pytest.approx(expected.mean(), rel=1e-4)
+    assert told["evaluation"]["nll"]["mean"] == pytest.approx(
+        np.log1p(np.exp(-margins.mean(1))).mean(), rel=1e-4
+    )
+    first = evaluations(tmp_path / "run")[0]
+    assert first["eval_rewards/disagreement"] > 0.01 and last["eval_loss"] < first["eval_loss"]
+    further = {**files, "model": told["final"]}
+    assert train(further, tmp_path / "further", "--heads", "3", "--max_steps", "1") == 0
+    assert evaluations(tmp_path / "further")[0]["eval_loss"] == pytest.approx(last["eval_loss"], rel=1e-5)
+    capsys.readouterr()
+    assert train(further, tmp_path / "two", "--heads", "2") == 2
+    assert "keeps its heads; got heads 2; expected the 3 of" in capsys.readouterr().err
+
+
+def plain_heads(folder, rows, side) -> np.ndarray:
+    """All outputs, as a user of transformers gets them."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    dialogues = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+        for row in rows
+    ]
+    batch = tokenizer.apply_chat_template(dialogues, padding=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        return model(**batch).logits.double().numpy()
+
+
+def test_heads_start_from_the_seed(files, tmp_path, capsys):
+    """Values and gradient of the first step by torch alone: heads are drawn from the seed, width 32."""
+    for seed in ("0", "1"):
+        words = ["--heads", "2", "--max_steps", "1", "--seed", seed, "--learning_rate", "0"]
+        assert train(files, tmp_path / seed, *words) == 0
+        saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / seed / "final").score.weight
+        drawn = torch.randn(2, 32, generator=torch.Generator().manual_seed(int(seed))) / 32**0.5
+        torch.testing.assert_close(saved.detach(), drawn)

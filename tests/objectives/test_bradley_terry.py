@@ -100,5 +100,24 @@ def test_metrics_are_rewards_and_no_log_probabilities():
     assert tied["rewards/accuracies"].item() == 0.5  # a tie counts one half
 
 
+def test_heads_are_averaged_over_their_losses():
+    """By scalar arithmetic: two heads with rewards 1.5, 0.5 and -1, 1, and a soft label that applies to both."""
+    values = torch.tensor([[0.2, 7.0], [1.5, -1.0], [0.5, 1.0]], dtype=torch.float64, requires_grad=True)
+    scores = TokenScores(logp=torch.full((3,), -1.0), value_after=values, lengths=torch.tensor([2, 1]))
+    pair = Pairs(chosen=PAIR.chosen, rejected=PAIR.rejected, probability=torch.tensor([0.7]))
+    losses = BradleyTerry(centring=0.1, heads=2)(scores, pair)
+    first = -0.7 * log_sigma(1.0) - 0.3 * log_sigma(-1.0) + 0.1 * 4
+    second = -0.7 * log_sigma(-2.0) - 0.3 * log_sigma(2.0)
+    assert losses.per_unit.tolist() == pytest.approx([(first + second) / 2], rel=1e-6)
+    own = [-0.7 * sigma(-1.0) + 0.3 * sigma(1.0), -0.7 * sigma(2.0) + 0.3 * sigma(-2.0)]
+    found = torch.autograd.grad(losses.per_unit.sum(), values)[0]
+    assert found[0].tolist() == [0.0, 0.0]
+    assert found[1].tolist() == pytest.approx([(own[0] + 0.4) / 2, own[1] / 2], rel=1e-6)
+    assert found[2].tolist() == pytest.approx([(-own[0] + 0.4) / 2, -own[1] / 2], rel=1e-6)
+    metrics = {name: entry.item() for name, entry in losses.metrics.items()}
+    assert metrics["rewards/chosen"] == 0.25 and metrics["rewards/rejected"] == 0.75
+    assert metrics["rewards/disagreement"] == pytest.approx(1.5)  # of the margins 1 and -2
+
+
 def test_needs_no_reference():
     assert BradleyTerry().needs == {"value_after"}

@@ -22,7 +22,7 @@ DEFAULTS = {
     "beta-dpo": {"beta": 0.1, "alpha": 0.6, "keep": 0.8},
     "bnf": {"reduction": "sequence_mean"},
     "bpo": {"beta": 0.1, "link": "logistic"},
-    "bradley-terry": {"margin": 0.0, "centring": 0.01},
+    "bradley-terry": {"margin": 0.0, "centring": 0.01, "heads": 1},
     "cal-dpo": {"beta": 0.002, "calibration_weight": 0.5},
     "copg": {"beta": 0.1},
     "cpo": {"beta": 0.1, "nll_weight": 1.0, "nll_scale": "mean"},
@@ -140,6 +140,7 @@ OWN_RANGES = {  # where a field of that name has another range
         ((name, "beta") for name in ("grpo", "reinforce", "reinforce-plus-plus", "rloo")), FROM_ZERO
     ),
     ("dr-grpo", "max_tokens"): ([1], [0, -1]),
+    ("bradley-terry", "heads"): ([1, 1024], [0, 1025]),
     ("topr", "positive_low"): ([0.0, 1.0], [-1e-6, math.inf]),
     ("topr", "positive_high"): ([1.0], [-1e-6, math.inf]),
     ("topr", "negative_low"): ([0.0, 1.0], [-1e-6, math.inf]),

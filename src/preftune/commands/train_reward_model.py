@@ -50,6 +50,8 @@ class RewardModelConfig:
         model: the language model whose body the reward model takes.
         margin: by which the better completion should win, >= 0.
         centring: >= 0, pulls the rewards to 0, which preferences do not determine.
+        heads: how many scalar heads the body gets, an ensemble if above 1: each is trained on all pairs from its
+            own random start.
         num_bins: of the reliability table.
         eval_data: held-out pairs, in any format that `data` may have.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
@@ -82,6 +84,7 @@ class RewardModelConfig:
     model: str = "smollm2-135m-instruct"
     margin: float = 0.0
     centring: float = 0.01
+    heads: int = 1
     num_bins: int = 10
     eval_data: str | None = None
     eval_fraction: float = 0.1
@@ -121,7 +124,9 @@ class RewardModelConfig:
         """The same as settings of `train`, which checks them."""
         mine = {f.name for f in fields(self)}
         shared = {f.name: getattr(self, f.name) for f in fields(TrainConfig) if f.name in mine}
-        return TrainConfig(objective=BradleyTerry(margin=self.margin, centring=self.centring), **shared)
+        return TrainConfig(
+            objective=BradleyTerry(margin=self.margin, centring=self.centring, heads=self.heads), **shared
+        )
 
 
 def evaluate_reward_model(
@@ -134,7 +139,7 @@ def evaluate_reward_model(
     seed: int = 0,
 ) -> Calibration:
     """Accuracy and calibration of a saved reward model on groups with pairs, scored by plain transformers in
-    fp32.
+    fp32; of an ensemble, those of the mean of its heads.
     """
     model: Any = (
         AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
@@ -142,7 +147,7 @@ def evaluate_reward_model(
         .to(pick_device(device))
     )
     sequences = [np.concatenate([group.prompt, ids]) for group in groups for ids in group.completions]
-    scores = scores_of(model, sequences, micro_batch_tokens)
+    scores = scores_of(model, sequences, micro_batch_tokens).mean(1)
     margins, clusters, chances, start = [], [], [], 0
     for index, group in enumerate(groups):
         margins += [scores[start + c] - scores[start + r] for c, r in group.pairs]

@@ -19,18 +19,23 @@ from preftune.model.policy import Policy, text_body
 PAD = "<|pad|>"  # for tokenizers that have no token to spare
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3}  # relative; far below what another position makes
 _LOW_TOLERANCE = 0.1  # of bf16
+ENSEMBLE = "head_"  # the outputs of an ensemble of heads are named head_0, head_1 and so on
 _PROBES = (np.arange(1, 9), np.arange(9, 3, -1), np.arange(2, 14))
 
 
 def classifier(model: PreTrainedModel, head: nn.Linear, pad: int) -> PreTrainedModel:
-    """The model's body, shared and not copied, under a head of one number; an error if there is no such
-    class.
+    """The model's body, shared and not copied, under a head of one or several numbers; an error if there is no
+    such class.
     """
     kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(model.config), None)
     if kind is None:
         raise _no_class(model, "no sequence classification class in transformers")
     config = copy.deepcopy(model.config)
-    config.num_labels = 1
+    config.num_labels = head.out_features
+    if head.out_features > 1:
+        config.problem_type = "regression"
+        config.id2label = {number: f"{ENSEMBLE}{number}" for number in range(head.out_features)}
+        config.label2id = {name: number for number, name in config.id2label.items()}
     config.get_text_config().pad_token_id = pad
     with torch.device("meta"):  # its own weights are never made
         made = kind(config)
@@ -64,7 +69,7 @@ def check_classifier(model: PreTrainedModel) -> None:
     head = nn.Linear(width, 1, bias=False, dtype=model.dtype, device=model.device)
     head.weight.copy_(torch.randn(1, width, generator=torch.Generator().manual_seed(0)))
     made = classifier(model, head, pad=0)
-    found = scores_of(made, _PROBES, batch_tokens=10**6)
+    found = scores_of(made, _PROBES, batch_tokens=10**6)[:, 0]
     body = text_body(model)
     for ids, score in zip(_PROBES, found, strict=True):
         hidden = body(
@@ -80,13 +85,13 @@ def check_classifier(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def scores_of(model: PreTrainedModel, sequences: Sequence[np.ndarray], batch_tokens: int) -> np.ndarray:
-    """The score of each sequence of token ids under a classifier, padded on the right, in batches of like
-    length.
+    """The outputs of a classifier, [sequences, heads], for sequences of token ids, padded on the right, in batches
+    of like length.
 
     A sequence must not end in the padding token.
     """
     pad = model.config.get_text_config().pad_token_id
-    scores = np.zeros(len(sequences))
+    scores = np.zeros((len(sequences), cast(int, model.config.num_labels)))
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     while order:
         count = max(1, batch_tokens // len(sequences[order[0]]))
@@ -99,7 +104,7 @@ def scores_of(model: PreTrainedModel, sequences: Sequence[np.ndarray], batch_tok
         logits = model(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
         ).logits
-        scores[part] = logits[:, 0].double().cpu().numpy()
+        scores[part] = logits.double().cpu().numpy()
     return scores
 
 

@@ -29,6 +29,13 @@ def with_critic(
         )
     _check_tokens(name, policy_name, loading)
     critic, head = load_reward_start(source, loading, torch.float32)
+    if len(head) > 1:
+        raise ConfigError(
+            "critic has several heads",
+            got=f"{name}, {len(head)} heads",
+            expected="a model with one score",
+            do="Train one with: preftune train-reward-model",
+        )
     critic: Any = critic.to(policy.device)  # type: ignore[arg-type]
     sharing, reason = choose_layout(critic, layout, policy.precision, longest)
     if sharing != policy.sharing:

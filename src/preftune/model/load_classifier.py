@@ -12,6 +12,7 @@ from preftune.errors import ModelError
 from preftune.model.adapter_files import WEIGHTS, adapter_config, check_ranks, is_adapter, shapes_of
 from preftune.model.adapters import quiet_peft
 from preftune.model.attention_segments import settle_attention
+from preftune.model.classifier import ENSEMBLE
 from preftune.model.kernels.products import use_fast_products
 from preftune.model.load import base_of, make_lean
 from preftune.model.whole_model import (
@@ -81,8 +82,9 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
 
 def load_reward_start(
     source: str, options: LoadOptions, dtype: torch.dtype
-) -> tuple[PreTrainedModel, Float[Tensor, "1 H"]]:
-    """The body of a reward model under the head of a language model; and the reward head.
+) -> tuple[PreTrainedModel, Float[Tensor, "K H"]]:
+    """The body of a reward model under the head of a language model; and the reward head, or the K heads of an
+    ensemble.
 
     The head of the language model is drawn, always the same, for the probe of layouts; the loss of a reward model
     does not read it.
@@ -92,7 +94,7 @@ def load_reward_start(
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(model.config), None)
     if kind is None or not isinstance(head, nn.Linear):
         raise _not_trained(model, f"{type(model).__name__}, which reads a text in both directions")
-    if head.out_features != 1 or head.bias is not None:
+    if (head.out_features != 1 and not is_ensemble(model)) or head.bias is not None:
         raise _not_trained(model, f"a head of {head.out_features} outputs")
     with torch.device("meta"):
         made = kind(model.config)
@@ -107,10 +109,16 @@ def load_reward_start(
     return made.eval(), head.weight.detach()
 
 
+def is_ensemble(model: PreTrainedModel) -> bool:
+    """Whether the outputs are heads of one ensemble, which all predict the same reward."""
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    return len(names) > 1 and names == [f"{ENSEMBLE}{number}" for number in range(len(names))]
+
+
 def _not_trained(model: PreTrainedModel, got: str) -> ModelError:
     return ModelError(
         f"{type(model).__name__} cannot be trained further as a reward model",
         got=got,
-        expected="a decoder with a head of one output named score",
+        expected="a decoder with a head named score, of one output or an ensemble",
         do="Start from the language model that it came from; as a reward it can be used as it is",
     )

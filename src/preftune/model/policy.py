@@ -39,7 +39,7 @@ class Policy:
     sharing: Sharing
     sharing_reason: str
     peft_model: Any = None  # the peft.PeftModel around `model`, when adapters train
-    # one number per position, for objectives that need `value` or `value_after`
+    # one number per position and head, for objectives that need `value` or `value_after`
     value_head: nn.Linear | None = None
     critic: PreTrainedModel | None = None  # whose body `value_head` reads; None: that of `model`
     shards: Shards | None = None  # when several processes hold a part of it each
@@ -99,12 +99,16 @@ def adapter_weights(policy: Policy, keep: bool) -> dict[str, Tensor] | None:
     )
 
 
-def make_value_head(model: PreTrainedModel, start: Tensor | None = None) -> nn.Linear:
-    """A scalar head in fp32 that starts as the head of a reward model, or at 0 everywhere, so that a run does not
-    depend on a draw.
+def make_value_head(
+    model: PreTrainedModel, start: Tensor | None = None, count: int = 1, seed: int = 0
+) -> nn.Linear:
+    """Scalar heads in fp32 that start as those of a reward model. A new head starts at 0 everywhere, so that a run
+    does not depend on a draw; several new heads are drawn, since equal ones would stay equal.
     """
     width = model.config.get_text_config().hidden_size
-    head = nn.Linear(width, 1, bias=False, dtype=torch.float32, device=model.device)
+    head = nn.Linear(width, count, bias=False, dtype=torch.float32, device=model.device)
+    if start is None and count > 1:  # outputs of about 1, where a normalized state has entries of about 1
+        start = torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
     with torch.no_grad():
         head.weight.copy_(torch.zeros(()) if start is None else start)
     return head
@@ -330,7 +334,8 @@ def _values(
     return value, _head_value(policy, states[batch.read_at])
 
 
-def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+def _head_value(policy: Policy, hidden: Float[Tensor, "N H"]) -> Float[Tensor, "N ..."]:
+    """[N], or [N, K] of K > 1 heads."""
     assert policy.value_head is not None, "the policy has no value head"
     return policy.value_head(hidden.to(policy.value_head.weight.dtype)).squeeze(1)
 

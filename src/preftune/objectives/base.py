@@ -62,6 +62,7 @@ class Objective(ABC):
             start as a reward model.
         uses_steps: of objectives on rewards, whether the loss credits tokens with the rewards of their steps.
         wants_steps: whether it has no meaning without them.
+        value_heads: of objectives that read `value` or `value_after`: how many scalar heads these come from.
         value_is_surrogate: whether parts of the loss that depend on the policy are held fixed in the
             gradient, so that the value is not what the gradient lowers.
     """
@@ -82,6 +83,7 @@ class Objective(ABC):
     value_is_surrogate: bool = False
     uses_steps: bool = False
     wants_steps: bool = False
+    value_heads: int = 1
 
     def __init_subclass__(cls) -> None:
         """A class that sets no name uses its Python name."""

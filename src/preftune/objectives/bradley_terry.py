@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from preftune.objectives.base import reward_metrics
-from preftune.objectives.checks import not_negative
+from preftune.objectives.checks import between, not_negative
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import flip_chance, pair_margin, pair_sides, pair_weights
@@ -23,9 +25,14 @@ class BradleyTerry(PairObjective):
     2312.09244; checked against a public implementation. It is `dpo` with the head's value in the place of the
     implicit reward.
 
+    With several heads the loss is the mean over the heads, each of which sees every pair; metrics are of the mean
+    reward, and `rewards/disagreement` is the standard deviation of r_w - r_l over the heads. Ensembles of heads
+    that start from different draws: Liu et al., "Sample-Efficient Alignment for LLMs", 2024, arXiv 2411.01493.
+
     Args:
         margin: m, by which the better completion should win, >= 0.
         centring: c, >= 0. A preference does not determine the rewards' origin; this pulls it to 0.
+        heads: K, how many heads share the body, >= 1.
     """
 
     name = "bradley-terry"
@@ -36,16 +43,24 @@ class BradleyTerry(PairObjective):
 
     margin: float = not_negative(0.0)
     centring: float = not_negative(0.01)
+    heads: int = between(1, "[1, 1024]")
+
+    @property
+    def value_heads(self) -> int:
+        return self.heads
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:
         assert scores.value_after is not None, "the objective declares value_after in its needs"
-        rewards = scores.value_after[scores.lengths.cumsum(0) - 1]
-        lead, flipped = pair_margin(rewards, signal), flip_chance(signal, 0.0, rewards.dtype)
+        by_head = scores.value_after[scores.lengths.cumsum(0) - 1]
+        if by_head.ndim == 1:  # one head
+            by_head = by_head[:, None]
+        lead, flipped = pair_margin(by_head, signal), flip_chance(signal, 0.0, by_head.dtype)
+        if isinstance(flipped, Tensor):
+            flipped = flipped[:, None]
         preference = (1 - flipped) * logistic(lead - self.margin) + flipped * logistic(-lead - self.margin)
-        chosen, rejected = pair_sides(rewards, signal)
-        per_unit = preference + self.centring * (chosen + rejected).square()
-        return Losses(
-            per_unit=per_unit,
-            weight=pair_weights(signal).to(per_unit.dtype),
-            metrics=reward_metrics(signal, rewards),
-        )
+        chosen, rejected = pair_sides(by_head, signal)
+        per_unit = (preference + self.centring * (chosen + rejected).square()).mean(1)
+        metrics = reward_metrics(signal, by_head.mean(1))
+        if by_head.shape[1] > 1:
+            metrics["rewards/disagreement"] = lead.detach().std(1, correction=0)
+        return Losses(per_unit=per_unit, weight=pair_weights(signal).to(per_unit.dtype), metrics=metrics)

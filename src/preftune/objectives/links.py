@@ -18,8 +18,8 @@ MAX_LOGP = -1e-7
 
 
 def logistic(
-    margin: Float[Tensor, " U"], label_smoothing: float | Float[Tensor, " U"] = 0.0
-) -> Float[Tensor, " U"]:
+    margin: Float[Tensor, "U ..."], label_smoothing: float | Float[Tensor, "U ..."] = 0.0
+) -> Float[Tensor, "U ..."]:
     """-(1 - e) log sigma(m) - e log sigma(-m): cross-entropy of sigma(m) with a label that is wrong with
     chance e.
     """

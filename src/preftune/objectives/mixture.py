@@ -65,6 +65,10 @@ class WeightedSum(Coupled):
         return "policy" if any(term.objective.trains == "policy" for term in self.parsed) else "reward model"
 
     @property
+    def value_heads(self) -> int:
+        return max(term.objective.value_heads for term in self.parsed)
+
+    @property
     def length_normalized(self) -> bool:
         return all(term.objective.length_normalized for term in self.parsed)
 

@@ -25,12 +25,14 @@ def pairs_of(signal: Hybrid) -> Pairs:
     return Pairs(chosen=signal.chosen, rejected=signal.rejected)
 
 
-def pair_sides(values: Float[Tensor, " C"], signal: Pairs) -> tuple[Float[Tensor, " P"], Float[Tensor, " P"]]:
+def pair_sides(
+    values: Float[Tensor, "C ..."], signal: Pairs
+) -> tuple[Float[Tensor, "P ..."], Float[Tensor, "P ..."]]:
     """A completion's value, of the chosen and of the rejected completion of each pair."""
     return values[signal.chosen], values[signal.rejected]
 
 
-def pair_margin(values: Float[Tensor, " C"], signal: Pairs) -> Float[Tensor, " P"]:
+def pair_margin(values: Float[Tensor, "C ..."], signal: Pairs) -> Float[Tensor, "P ..."]:
     """Value of the chosen completion minus that of the rejected one."""
     return values[signal.chosen] - values[signal.rejected]
 

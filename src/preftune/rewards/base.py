@@ -45,8 +45,9 @@ class RewardReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
     """One finite number for each completion, or None: no opinion. `parts` are those of each term of a weighted
-    sum, before its weight, by the term's name. `steps` are rewards of a completion's steps (`line_steps`), a part
-    of its reward; None for a completion without such, and empty where none has them.
+    sum, before its weight, by the term's name; and an ensemble's disagreement. `steps` are rewards of a
+    completion's steps (`line_steps`), a part of its reward; None for a completion without such, and empty where
+    none has them.
     """
 
     rewards: list[float | None]

@@ -188,11 +188,15 @@ def _summed(parts: Sequence[Part], found: Sequence[Verdicts]) -> Verdicts:
     for ones in zip(*(one.rewards for one in found), strict=True):
         known = [w * reward for w, reward in zip(weights, ones, strict=True) if reward is not None]
         rewards.append(sum(known) if known else None)
+    by_name: dict[str, list[float | None]] = {}
+    for part, one in zip(parts, found, strict=True):
+        name = part.label or part.name
+        by_name |= {name: one.rewards} | {f"{name}/{key}": values for key, values in one.parts.items()}
     return Verdicts(
         rewards=rewards,
         steps=_summed_steps(weights, found),
         parse_failures=sum(one.parse_failures for one in found),
-        parts={part.label or part.name: one.rewards for part, one in zip(parts, found, strict=True)},
+        parts=by_name,
     )
 
 
@@ -212,7 +216,10 @@ def _checked(outcome: object, name: str, completions: list[str]) -> Verdicts:
     if isinstance(outcome, Verdicts):
         steps = outcome.steps if any(one is not None for one in outcome.steps) else []
         return replace(
-            _checked(outcome.rewards, name, completions), parse_failures=outcome.parse_failures, steps=steps
+            _checked(outcome.rewards, name, completions),
+            parse_failures=outcome.parse_failures,
+            steps=steps,
+            parts=outcome.parts,
         )
     outcome = _as_list(outcome)
     expected = f"a list of {len(completions)} numbers or None"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,17 +17,19 @@ from preftune.data.turn_extras import as_tools
 from preftune.errors import ConfigError, DataError, TrainingError
 from preftune.model.device import pick_device
 from preftune.model.load import load_tokenizer, resolve_model, weights_dtype
-from preftune.model.load_classifier import load_classification_model
+from preftune.model.load_classifier import is_ensemble, load_classification_model
 from preftune.model.whole_model import LoadOptions
 from preftune.rewards.base import (
     BuiltIn,
     PromptInput,
+    Verdicts,
     at,
     check_reward_range,
     each,
     prompt_as_text,
     whole_prompts,
 )
+from preftune.rewards.heads import HeadUse, reward_of_heads
 from preftune.types import Group, Record
 
 
@@ -45,6 +48,10 @@ class RewardModel(BuiltIn):
         label: of a model with several outputs, the one that is the reward, by name or number.
         values: of a model with several outputs: the log-probability of the label, or its raw output; "auto" is
             raw where the model's problem_type is regression or multi_label_classification.
+        heads: of an ensemble of heads: the mean of all, one head drawn per prompt (Thompson sampling), or "duel",
+            which rewards the best completion of one head and of the next head that prefers another, and no other
+            completion; "auto" is the mean where preftune trained the ensemble, else `label` decides.
+        seed: of the draws of heads.
         batch_size: texts computed at a time.
         max_length: most tokens of prompt and completion; a longer text is an error, as it is beyond the
             model's positions.
@@ -59,6 +66,8 @@ class RewardModel(BuiltIn):
     ending: Literal["template", "turn"] = "template"
     label: str | None = None
     values: Literal["auto", "raw", "log_prob"] = "auto"
+    heads: Literal["auto", "mean", "thompson", "duel"] = "auto"
+    seed: int = 0
     batch_size: int = 16
     max_length: int | None = None
     device: str = "auto"
@@ -77,10 +86,16 @@ class RewardModel(BuiltIn):
 
         return load_classifier(self)
 
-    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Verdicts:
         from preftune.rewards.classifier import classified
 
-        return list(classified(self._classifier, self, prompts, completions, columns))
+        found = classified(self._classifier, self, prompts, completions, columns)
+        if self._classifier.heads is None:
+            return Verdicts(rewards=found[:, 0].tolist())
+        steps = [step or 0 for step in each(columns.get("training_step"), len(prompts))]
+        return reward_of_heads(
+            found, whole_prompts(prompts, columns), steps, self._classifier.heads, self.seed
+        )
 
 
 _ENOUGH = 2**31  # positions of a model that does not state how many it has
@@ -92,6 +107,7 @@ class Classifier:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer | None  # None: prompt and completion are a pair of texts
     label: int | None  # None: the model has a single output
+    heads: HeadUse | None  # of an ensemble: how its outputs become one reward
     raw: bool  # whether the reward is the label's output itself
     most_tokens: int
 
@@ -118,10 +134,37 @@ def load_classifier(settings: RewardModel) -> Classifier:
         model=model,
         tokenizer=tokenizer,
         renderer=None if template == "pair" else make_renderer(tokenizer, template),
-        label=_label(model, settings.label),
+        label=None if (heads := _heads(model, settings)) else _label(model, settings.label),
+        heads=heads,
         raw=_is_raw(model, settings.values),
         most_tokens=min(positions, settings.max_length or _ENOUGH),
     )
+
+
+def _heads(model: PreTrainedModel, settings: RewardModel) -> HeadUse | None:
+    """How an ensemble's heads become one reward; None where there is one output or `label` names it."""
+    if settings.heads == "auto":
+        use: HeadUse | None = "mean" if is_ensemble(model) and settings.label is None else None
+    elif model.config.num_labels == 1:
+        raise ConfigError(
+            "heads has no effect on a reward model with one output", got=settings.heads, do="Leave it out"
+        )
+    elif settings.label is not None:
+        raise ConfigError(
+            "label and heads both choose outputs of the reward model",
+            got=f"label {settings.label} and heads {settings.heads}",
+            do="Leave one of the two out",
+        )
+    else:
+        use = settings.heads
+    if use in (None, "mean") and settings.seed:
+        raise ConfigError(
+            "seed of reward 'model' has no effect",
+            got=settings.seed,
+            expected="heads thompson or duel, which draw heads",
+            do="Leave it out",
+        )
+    return use
 
 
 def _label(model: PreTrainedModel, wanted: str | None) -> int | None:
@@ -138,7 +181,7 @@ def _label(model: PreTrainedModel, wanted: str | None) -> int | None:
             "The reward model has several outputs",
             got=f"label {wanted}" if wanted else "no label",
             expected="one of " + ", ".join(names.values()),
-            do="Name the one to take with label",
+            do="Name the one to take with label, or set heads=mean if all predict the same reward",
         )
     return found[0]
 
@@ -159,8 +202,10 @@ def classified(
     prompts: Sequence[str],
     completions: list[str],
     columns: Mapping[str, Any],
-) -> list[float]:
-    """The reward of each completion. It does not depend on what else is in its batch."""
+) -> np.ndarray:
+    """The outputs of each completion, [completions, outputs taken]: one, or all of an ensemble. They do not depend on
+    what else is in a batch.
+    """
     rows = [
         _row(one, prompt, completion, ended, settings.ending, at(index, completions), tools)
         for index, (prompt, completion, ended, tools) in enumerate(
@@ -188,12 +233,12 @@ def classified(
     at_once = (
         settings.batch_size if pad is not None else 1
     )  # without a padding token, the model takes one text at a time
-    rewards = [0.0] * len(rows)
+    rewards: list[list[float]] = [[]] * len(rows)
     for start in range(0, len(order), at_once):
         places = order[start : start + at_once]
         for place, reward in zip(places, _logits(one, [rows[k] for k in places], pad), strict=True):
             rewards[place] = reward
-    return rewards
+    return np.array(rewards).reshape(len(rows), -1)
 
 
 def _row(
@@ -219,7 +264,7 @@ def _row(
     return {"input_ids": [*group.prompt.tolist(), *group.completions[0].tolist()]}
 
 
-def _logits(one: Classifier, rows: Sequence[Mapping[str, list[int]]], pad: int | None) -> list[float]:
+def _logits(one: Classifier, rows: Sequence[Mapping[str, list[int]]], pad: int | None) -> list[list[float]]:
     width = max(len(row["input_ids"]) for row in rows)
     inputs = {
         name: torch.tensor(
@@ -237,8 +282,8 @@ def _logits(one: Classifier, rows: Sequence[Mapping[str, list[int]]], pad: int |
         **{name: tensor.to(one.model.device) for name, tensor in inputs.items()}
     ).logits.float()
     if one.label is None:
-        return logits[:, 0].tolist()
-    return (logits if one.raw else logits.log_softmax(-1))[:, one.label].tolist()
+        return logits.tolist()
+    return (logits if one.raw else logits.log_softmax(-1))[:, [one.label]].tolist()
 
 
 def ended_flags(columns: Mapping[str, Any], count: int) -> list[bool]:

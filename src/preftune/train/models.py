@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftune.errors import ConfigError
@@ -48,7 +48,7 @@ class ModelPlan:
     gradient_checkpointing: bool
     classifies: bool  # whether it becomes a reward model
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"]
-    has_values: bool  # whether it gets a scalar head
+    value_heads: int  # how many scalar heads it gets
     critic: str | None  # the reward model that a separate critic starts as
     router_aux_loss_coef: float | None  # None: the model's own
     draws: bool  # whether completions are drawn in this process
@@ -142,7 +142,7 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         sharing=sharing,
         sharing_reason=reason,
         peft_model=peft_model,
-        value_head=make_value_head(model, reward_head) if plan.has_values else None,
+        value_head=_value_head(plan, model, reward_head),
         kept_positions=0 if plan.gradient_checkpointing else plan.layout.micro_batch_tokens,
         router=router,
         quantization=plan.lora.quantization,
@@ -158,6 +158,18 @@ def _start(plan: ModelPlan, dtype: torch.dtype) -> tuple[PreTrainedModel, Tensor
     device = pick_device(plan.device)
     check_device(plan.lora.quantization, device)
     return load_model(source, plan.loading, dtype, plan.lora.quantization, device), None
+
+
+def _value_head(plan: ModelPlan, model: PreTrainedModel, start: Tensor | None) -> nn.Linear | None:
+    """The scalar heads, if any: new ones, or those of the reward model that is trained further."""
+    if start is not None and len(start) != plan.value_heads:
+        raise ConfigError(
+            "A reward model that is trained further keeps its heads",
+            got=f"heads {plan.value_heads}",
+            expected=f"the {len(start)} of {plan.model}",
+            do=f"Set --heads {len(start)}",
+        )
+    return make_value_head(model, start, plan.value_heads, plan.seed) if plan.value_heads else None
 
 
 def _check_quantized(plan: ModelPlan, model: PreTrainedModel) -> None:

@@ -308,7 +308,7 @@ class TrainConfig:
             router_aux_loss_coef=self.router_aux_loss_coef,
             classifies=self.objective.trains == "reward model",
             save_dtype=self.save_dtype,
-            has_values=bool(self.objective.needs & {"value", "value_after"}),
+            value_heads=self.objective.value_heads if self.objective.needs & {"value", "value_after"} else 0,
             draws=self.draws and (not self.server.url or self.collect.opponent != "none"),
         )
 
