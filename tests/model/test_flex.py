@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from transformers.integrations import flex_attention as transformers_flex
 
 from preftune.errors import ConfigError
-from preftune.model.attention_masks import FLEX, block_mask, mask_rule, packed_mask, set_attention
-from preftune.model.attention_proof import prove_attention
+from preftune.model.attention_blocks import BLOCK, FLEX, block_mask, key_spans, mask_rule, padded_inputs
+from preftune.model.attention_masks import packed_mask, set_attention
+from preftune.model.attention_proof import SHAPES, prove_attention
 from preftune.model.attention_segments import SEGMENTS
 from preftune.model.classifier import check_classifier
 from preftune.model.layout import LayoutOptions, collate
@@ -70,23 +71,65 @@ def test_the_rule_is_the_mask_entry_by_entry(seed, row, sharing, window, read_la
     options = LayoutOptions(micro_batch_tokens=4 * row)
     batch = collate(random_groups(seed, num_groups=3), options, sharing, read_last)
     rows, width = batch.input_ids.shape
-    found = torch_flex.create_mask(mask_rule(batch, window), rows, 1, width, width, device="cpu")
+    rule = mask_rule(torch.from_numpy(key_spans(batch.rows, width, window)))
+    found = torch_flex.create_mask(rule, rows, 1, width, width, device="cpu")
     assert torch.equal(found, packed_mask(batch, window))
 
 
-@pytest.mark.parametrize("window", [None, 40])
-def test_blocks_that_are_left_out_hold_nothing_and_whole_blocks_everything(window):
-    batch = collate(LONG, LayoutOptions(micro_batch_tokens=2800), "shared")
-    dense, blocks = packed_mask(batch, window)[:, 0], block_mask(batch, window)
-    side, width = blocks.BLOCK_SIZE[0], dense.shape[-1]
-    assert width > 2 * side
-    computed = blocks.to_dense()[:, 0].bool()  # [R, blocks, blocks]
-    for row in range(len(dense)):
-        for q in range(computed.shape[1]):
-            for k in range(computed.shape[2]):
-                part = dense[row, q * side : (q + 1) * side, k * side : (k + 1) * side]
-                assert bool(part.any()) == bool(computed[row, q, k])
-    assert not computed.all()
+def test_spans_by_hand():
+    """Prompt 0 1 2, completions [3 4] [5], padding 6; with a window of 3 the second completion's token, at
+    position 3, sees prompt tokens 1 and 2.
+    """
+    own, first, end = key_spans((((3, 2, 1),),), 7).reshape(3, 7).tolist()
+    assert own == [0, 0, 0, 3, 3, 5, 6]
+    assert (first, end) == ([0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 3, 3, 3, 0])
+    own, first, end = key_spans((((3, 2, 1),),), 7, window=3).reshape(3, 7).tolist()
+    assert own == [0, 0, 0, 3, 3, 5, 6]
+    assert (first, end) == ([0, 0, 0, 1, 2, 1, 0], [0, 0, 0, 3, 3, 3, 0])
+
+
+def spread(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)
+
+
+def listed(count: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Which blocks of keys each block of queries computes, as its kernel reads them: [R, B, B]."""
+    found = torch.zeros(indices.shape, dtype=torch.bool)
+    for row, head, q in torch.cartesian_prod(*map(torch.arange, count.shape)).tolist():
+        found[row, head, q, indices[row, head, q, : count[row, head, q]].long()] = True
+    return found[:, 0]
+
+
+@pytest.mark.parametrize("window", [None, 40, 300])
+@pytest.mark.parametrize("most", [90, 700])
+def test_blocks_left_out_hold_nothing_and_full_blocks_everything(window, most):
+    groups = random_groups(seed=6, num_groups=3, most=most)
+    batch = collate(groups, LayoutOptions(micro_batch_tokens=2800), "shared")
+    blocks, width = block_mask(batch, window), batch.input_ids.shape[1]
+    assert blocks.seq_lengths == (width + -width % BLOCK,) * 2
+    assert blocks.full_kv_num_blocks is not None and blocks.full_kv_indices is not None
+    partial = listed(blocks.kv_num_blocks, blocks.kv_indices)
+    full = listed(blocks.full_kv_num_blocks, blocks.full_kv_indices)
+    dense = packed_mask(batch, window)[:, 0]
+    side = spread(partial).shape[1]
+    more = side - width
+    dense = torch.nn.functional.pad(dense, (0, more, 0, more)) | torch.diag(torch.arange(side) >= width)
+    assert not (partial & full).any()
+    assert not (dense & ~spread(partial | full)).any()  # nothing is lost
+    assert dense[spread(full)].all()
+    inside = dense.unflatten(1, (-1, BLOCK)).unflatten(3, (-1, BLOCK)).sum((2, 4))[partial]
+    assert inside.min() > 0 and inside.max() < BLOCK**2  # and nothing is computed in vain
+    assert full.any() == (most == 700 and window != 40)
+    assert not (partial | full).all()
+
+
+def test_a_block_mask_is_made_once_for_a_policy_and_its_reference():
+    first, again = (collate(GROUPS, LayoutOptions(micro_batch_tokens=120), "shared") for _ in range(2))
+    assert block_mask(first, 7) is block_mask(again, 7)
+    assert block_mask(first, 7) is not block_mask(first, 8)
+    ids, positions = padded_inputs(first, FLEX)
+    assert ids.shape == positions.shape == (len(first.input_ids), BLOCK)
+    assert padded_inputs(first, SEGMENTS)[0] is first.input_ids
 
 
 @pytest.mark.parametrize("sharing", ["shared", "packed"])
@@ -134,13 +177,13 @@ def test_under_autocast_and_with_gradient_checkpointing(unfused, monkeypatch):
 def test_the_probe_gives_flex_attention_where_it_changes_nothing(name, precision, unfused):
     model = tiny_model(name, std=0.1)
     model_attention = model.config._attn_implementation
-    assert prove_attention(model, FLEX, "shared", precision) == ""
+    assert prove_attention(model, FLEX, "shared", precision, SHAPES[:2]) == ""
     assert model.config._attn_implementation == FLEX
     assert all(p.grad is None for p in model.parameters())
     assert torch.compiler.config.recompile_limit >= 64  # a model with windows wants 12, and torch allows 8
     model.requires_grad_(False)  # a reference
     set_attention(model, model_attention)
-    assert prove_attention(model, FLEX, "shared", precision) == ""
+    assert prove_attention(model, FLEX, "shared", precision, SHAPES[:2]) == ""
 
 
 @pytest.mark.parametrize(

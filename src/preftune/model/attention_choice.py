@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from preftune.errors import ModelError
-from preftune.model.attention_masks import FLEX
+from preftune.model.attention_blocks import FLEX
 from preftune.model.attention_proof import prove_attention
 from preftune.model.attention_varlen import VARLEN, unavailable
 from preftune.model.layout import LayoutOptions, Sharing

@@ -2,30 +2,20 @@
 express.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.compiler.config as compiler
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.flex_attention import flex_attention_forward
+from transformers import PreTrainedModel
 
+from preftune.model.attention_blocks import FLEX, block_mask
 from preftune.types import Batch
-
-FLEX = "preftune_flex"
-"""The name of `attend_flex` among the attention functions of transformers."""
 
 _KERNELS = 64  # kinds of FlexAttention that may be compiled: shapes, windows, with and without gradients
 
 _EXPRESSIBLE = {"full_attention", "sliding_attention"}
-
-MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(row, head, query, key), each an index, to whether the query may attend to the key: what FlexAttention
-compiles.
-"""
 
 
 def packed_mask(batch: Batch, window: int | None = None) -> Bool[Tensor, "R 1 S S"]:
@@ -47,53 +37,6 @@ def packed_mask(batch: Batch, window: int | None = None) -> Bool[Tensor, "R 1 S 
 
 def _distance(position_ids: Int[Tensor, "R S"]) -> Int[Tensor, "R S S"]:
     return position_ids[:, :, None] - position_ids[:, None, :]
-
-
-def mask_rule(batch: Batch, window: int | None = None) -> MaskRule:
-    """`packed_mask`, entry by entry."""
-    groups, branches, positions = batch.group_ids, batch.branch_ids, batch.position_ids
-    # Lambdas, because torch counts the arguments of a rule, which a decorator (a type checker's in the tests)
-    # would hide.
-    if window is None:
-        return lambda row, head, query, key: _may_attend(groups, branches, row, query, key)
-    # A token is at no distance of itself, so the window takes nothing from the diagonal.
-    return lambda row, head, query, key: (
-        _may_attend(groups, branches, row, query, key)
-        & (positions[row, query] - positions[row, key] < window)
-    )
-
-
-def _may_attend(groups: Tensor, branches: Tensor, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    own = (branches[row, key] == 0) | (branches[row, key] == branches[row, query])
-    together = (groups[row, query] == groups[row, key]) & (groups[row, key] >= 0)
-    return (together & own & (query >= key)) | (query == key)
-
-
-def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
-    """`packed_mask` for FlexAttention, which leaves out the blocks of 128 by 128 in which no query may attend
-    to a key.
-    """
-    rows, width = batch.input_ids.shape
-    return create_block_mask(
-        mask_rule(batch, window), B=rows, H=None, Q_LEN=width, KV_LEN=width, device=batch.input_ids.device
-    )
-
-
-def attend_flex(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **settings: Any
-) -> tuple[Tensor, Tensor | None]:
-    """FlexAttention as transformers calls it, with a block mask only: without one it would see later tokens."""
-    if not isinstance(attention_mask, BlockMask):
-        raise TypeError(f"FlexAttention wants a block mask, got {type(attention_mask).__name__}")
-    if torch.is_autocast_enabled(
-        query.device.type
-    ):  # rotary embeddings leave queries and keys in fp32 next to bf16 values
-        low = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(low), key.to(low), value.to(low)
-    return flex_attention_forward(module, query, key, value, attention_mask, **settings)
-
-
-AttentionInterface.register(FLEX, attend_flex)
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:

@@ -104,6 +104,9 @@ def _states_and_gradient(
                 mix = torch.linspace(-1.0, 1.0, states.shape[1], device=states.device)
                 weight = (1 + batch.position_ids.flatten() % 3)[:, None] * mix
                 gradient = torch.autograd.grad((weight * states)[real].sum(), embedded[-1])[0]
-            return [found[0], states.detach()[real], gradient.flatten(0, 1)[real].float()]
+            gradient = gradient[:, : batch.input_ids.shape[1]].flatten(
+                0, 1
+            )  # without padding to whole blocks
+            return [found[0], states.detach()[real], gradient[real].float()]
     finally:
         hook.remove()

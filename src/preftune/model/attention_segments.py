@@ -15,7 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from preftune.model.attention_masks import FLEX, layer_types, set_attention
+from preftune.model.attention_blocks import FLEX
+from preftune.model.attention_masks import layer_types, set_attention
 from preftune.types import Batch, SegmentLengths
 
 T = TypeVar("T")

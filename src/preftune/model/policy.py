@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from preftune.errors import ModelError
 from preftune.model.adapters import dropping_out, has_dropout, unwrapped_head
+from preftune.model.attention_blocks import padded_inputs
 from preftune.model.attention_masks import attention_inputs
 from preftune.model.attention_segments import segment_lengths, window_inputs
 from preftune.model.kernels.recompute import recomputing
@@ -164,15 +165,16 @@ def _body_outputs(
         mask = attention_inputs(batch, config, model.dtype)
     if sharing == "alone":
         return _rows_alone(model, batch, more)
+    ids, positions = padded_inputs(batch, config._attn_implementation)
     output = text_body(model)(
-        input_ids=batch.input_ids,
-        attention_mask=mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        **more,
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **more
     )
+
+    def unpadded(states: Tensor) -> Tensor:
+        return states.reshape(*ids.shape, -1)[:, : batch.input_ids.shape[1]].flatten(0, 1)
+
     routed = output.router_logits if routes else ()
-    return output.last_hidden_state.flatten(0, 1), tuple(layer.flatten(0, -2) for layer in routed)
+    return unpadded(output.last_hidden_state), tuple(map(unpadded, routed))
 
 
 def _rows_alone(
