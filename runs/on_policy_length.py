@@ -2,7 +2,7 @@
 length.min).
 
     python runs/on_policy_length.py OUTPUT [--seeds 0 1 2] [--learning_rates 5e-6 2e-5] [--steps 16]
-    [--workers 2]
+    [--evaluations 4] [--workers 2]
 
 For each method: the learning rate that ends with the highest held-out reward on a seed of its own (the same
 grid for all), then one run per seed at that rate. A worker is a process of one thread, so a run's processor
@@ -61,7 +61,7 @@ def run_once(options: argparse.Namespace, method: str, rate: float, seed: int) -
             max_steps=options.steps,
             epochs=1e6,
             eval_fraction=0.25,
-            eval_every=max(1, options.steps // 4),
+            eval_every=max(1, options.steps // options.evaluations),
             precision=options.precision,
             seed=seed,
             sampling=SampleOptions(num_completions=4, max_new_tokens=options.max_new_tokens),
@@ -112,6 +112,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step; each gets 4 completions")
+    parser.add_argument(
+        "--evaluations", type=int, default=4, help="held-out evaluations after the one before training"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--model", default="smollm2-135m-instruct")

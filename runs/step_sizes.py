@@ -4,9 +4,13 @@ Every objective on 1 to 20 rows with batch sizes 1, 2, 3, 4 and 8: one pass of t
 source of `preftune train` over a tabular policy. A combination finishes, or the source refuses it before the first
 step. Anything else is printed and makes the exit status 1.
 
-    PYTHONPATH=src:. python runs/step_sizes.py
+    PYTHONPATH=src:. python runs/step_sizes.py [--every 7]
+
+`--every N` takes each Nth combination only, as a sample.
 """
 
+import argparse
+import itertools
 import math
 import sys
 from collections import Counter
@@ -37,17 +41,20 @@ def outcome(name: str, rows: int, batch_size: int) -> str:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--every", type=int, default=1, help="take each Nth combination only")
+    every = parser.parse_args().every
     counts: Counter[str] = Counter()
     refused: Counter[str] = Counter()
-    for name in OBJECTIVES:
-        for rows in ROWS:
-            for batch_size in BATCH_SIZES:
-                found = outcome(name, rows, batch_size)
-                counts[found.partition(":")[0]] += 1
-                if found == "refused":
-                    refused[f"{name} (at least {smallest_step(OBJECTIVES[name]())} prompts a step)"] += 1
-                elif found != "finished":
-                    print(f"{name}, {rows} rows, batch size {batch_size}: {found}")
+    for name, rows, batch_size in list(itertools.product(OBJECTIVES, ROWS, BATCH_SIZES))[::every]:
+        found = outcome(name, rows, batch_size)
+        counts[found.partition(":")[0]] += 1
+        if found == "refused":
+            refused[f"{name} (at least {smallest_step(OBJECTIVES[name]())} prompts a step)"] += 1
+        elif found != "finished":
+            print(f"{name}, {rows} rows, batch size {batch_size}: {found}")
     print(f"{len(OBJECTIVES)} objectives, {sum(counts.values())} combinations: {dict(counts)}")
     for name, count in refused.items():
         print(f"refused before the first step: {name}: {count}")

@@ -1,13 +1,18 @@
 """A setting far outside what an objective's page recommends is told before training."""
 
 import re
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
+from preftune.catalogue.entries import entry
+from preftune.model.adapters import LoraOptions
 from preftune.objectives import OBJECTIVES
+from preftune.race.options import BudgetOptions, CompareConfig
 from preftune.train.optim import OptimOptions
+from preftune.train.options import TrainConfig
 from preftune.train.recommended import unusual_settings
+from tests.catalogue.learning_rates import DOCS, with_row, with_table
 
 
 @pytest.mark.parametrize(
@@ -42,23 +47,62 @@ def test_what_is_unusual(name, settings, rate, rank, expected):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_defaults_are_usual(name):
     objective = OBJECTIVES[name]
-    low, high = objective.learning_rates
-    assert 0 < low <= high < 1
-    if not any(
-        True
-        for option in objective.__dataclass_fields__.values()
-        if option.default.__class__.__name__ == "_MISSING_TYPE"
-    ):
-        assert unusual_settings(objective(), OptimOptions(), 0) == []
+    rates = objective.learning_rates
+    assert 0 < rates.low <= rates.default <= rates.high < 1
+    assert "learning_rates" in vars(objective) and rates.source
+    assert unusual_settings(objective(), OptimOptions(learning_rate=rates.default), 0) == []
 
 
-def test_the_page_names_the_ranges_of_the_objectives():
-    """Each row of the table is the range of the class, and every range of its own has a row."""
-    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([0-9e-]+(?: to [0-9e-]+)?) \|", text, re.MULTILINE))
-    ranges = {
-        name: tuple(map(float, rates.split(" to "))) for name, rates in rows.items() if name in OBJECTIVES
-    }
-    assert {name: (one[0], one[-1]) for name, one in ranges.items()} == {
-        name: kind.learning_rates for name, kind in OBJECTIVES.items() if "learning_rates" in vars(kind)
-    }
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_page_names_the_default_rate_and_its_source(name):
+    page = (DOCS / "objectives" / f"{name}.md").read_text(encoding="utf-8")
+    assert with_row(page, name) == page, "run python -m tests.catalogue.learning_rates"
+    rates = OBJECTIVES[name].learning_rates
+    row = next(line for line in page.splitlines() if line.startswith("| learning rate |"))
+    default, adapters = re.findall(r"[0-9.]+e-[0-9]+", row)[:2]
+    assert float(default) == rates.default and float(adapters) == pytest.approx(10 * rates.default)
+    assert f"Source: {rates.source} |" in row
+
+
+def test_the_table_of_rates_is_that_of_the_classes():
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    assert with_table(page) == page, "run python -m tests.catalogue.learning_rates"
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "expected"),
+    [
+        ("dpo", 0, 1e-6),
+        ("dpo", 16, 1e-5),
+        ("kto", 0, 5e-6),
+        ("sft", 8, 2e-4),
+        ("nca", 1, 5e-6),
+        ("cpo", 16, 1e-4),
+    ],
+)
+def test_a_run_without_a_rate_takes_that_of_its_objective(name, rank, expected):
+    config = TrainConfig(data="x", output="y", objective=OBJECTIVES[name](), lora=LoraOptions(rank=rank))
+    assert config.optim.learning_rate == expected
+    again = replace(config, optim=OptimOptions(learning_rate=0.5))
+    assert again.optim.learning_rate == 0.5
+    assert TrainConfig(data="x", output="y", optim=OptimOptions(learning_rate=0.0)).optim.learning_rate == 0.0
+
+
+def test_a_comparison_has_one_grid_for_all_methods():
+    settings = {"objectives": "dpo,kto,sft", "output": "y", "data": "x", "budget": BudgetOptions(steps=4)}
+    assert CompareConfig(**settings).race().rates == (3e-7, 1e-6, 3e-6, 1e-5)
+    adapters = CompareConfig(**settings, lora=LoraOptions(rank=8))
+    assert adapters.race().rates == (3e-6, 1e-5, 3e-5, 1e-4)
+
+
+SOURCES = re.compile(
+    r"authors|paper|TRL|DPO|BCO|IPO|our choice|Our choice|NVIDIA|OpenRLHF|Tulu|implementation|see the table|alpha|verl"
+)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_page_names_the_source_of_the_strength(name):
+    """Of the hyperparameters that set how strongly the reference or the margin counts."""
+    for parameter in entry(name).hyper_parameters:
+        if parameter.name in ("beta", "tau", "kl_coef", "kl_weight", "eta"):
+            assert SOURCES.search(parameter.note), f"{parameter.name}: {parameter.note}"

@@ -40,7 +40,9 @@ def test_a_warm_up_of_steps():
     assert rates(2, learning_rate=4.0, warmup_steps=3) == [1.0, 2.0]  # of four: the run ends before
     with pytest.raises(ConfigError, match=r"optim\.warmup_ratio has no effect beside optim\.warmup_steps"):
         OptimOptions(warmup_ratio=0.2, warmup_steps=5)
-    assert schedule_line(10, OptimOptions()).endswith("learning rate 1e-06, linear, 1 steps of warm-up")
+    assert schedule_line(10, OptimOptions(learning_rate=1e-6)).endswith(
+        "learning rate 1e-06, linear, 1 step of warm-up"
+    )
     assert "no step has the full rate" in schedule_line(2, OptimOptions(warmup_steps=3))
 
 

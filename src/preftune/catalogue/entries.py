@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES, Objective
+from preftune.objectives.learning_rates import LearningRates
 from preftune.spec import suggestion
 from preftune.types import Hybrid
 
@@ -64,6 +65,7 @@ class Entry:
     citation: str  # the paper without its title: authors, venue, year, id
     url: str | None
     formula: str | None  # how the formula was checked, where the page states it
+    learning_rates: LearningRates
     verified: bool
     page: str
 
@@ -83,6 +85,8 @@ class Entry:
             "paper": self.paper,
             "url": self.url,
             "formula": self.formula,
+            "learning_rates": asdict(self.learning_rates)
+            | {"default_with_lora": self.learning_rates.default_for(lora_rank=1)},
             "verified": self.verified,
             "page": f"docs/objectives/{self.name}.md",
         }
@@ -105,6 +109,7 @@ def entry(name: str) -> Entry:
         variations=variations,
         hyper_parameters=_hyper_parameters(kind, page),
         page=page,
+        learning_rates=kind.learning_rates,
         verified=UNVERIFIED not in " ".join(page.split()),
         **_header(page),
     )

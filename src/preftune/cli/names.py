@@ -66,6 +66,7 @@ ALIASES = {
     "sequence_len": "rows.max_length",
     "warmup": "optim.warmup_ratio",
     "load_best_model_at_end": "keep_best",
+    "metric_for_best_model": "keep_best",
     "reward_funcs": "reward",
     "reward_function": "reward",
     "reward_fn": "reward",
@@ -115,6 +116,7 @@ ELSEWHERE = {
     "padding_free": "Leave it out: there is no padding",
     "flash_attention": "Leave it out: the fastest exact attention is chosen at start-up",
     "attn_implementation": "Use --layout.attention; the default is the fastest that is proven exact",
+    "greater_is_better": "Use --keep_best max:METRIC or min:METRIC; the direction of usual metrics is known",
     "use_vllm": "Use --server.url http://HOST:PORT of a running vLLM",
     "seed_everything": "Use --seed",
     "eval_strategy": "Use --eval_every STEPS",
@@ -153,5 +155,9 @@ def unknown_setting(key: str, names: Mapping[str, str], *, flag: bool, where: st
         return ConfigError(what, do=ELSEWHERE[leaf])
     if key.startswith("objective."):
         return ConfigError(what, do="Give --help with this --objective to see its hyperparameters")
+    same_leaf = sorted({full for full in names.values() if full.rpartition(".")[2] == leaf and full != key})
+    if same_leaf:
+        others = [full for full in same_leaf if not full.startswith("objective.")] or same_leaf
+        return ConfigError(what, do=f"Did you mean {' or '.join(dash + full for full in others)}?")
     near = nearest(key, names) or nearest(leaf, names)
     return ConfigError(what, do=f"Did you mean {dash}{near}?" if near else "Give --help to see all settings")

@@ -98,7 +98,7 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
             done.append("true")
         elif bare and setting is not None:
             raise ConfigError(f"--{flag} has no value", expected=f"--{flag} VALUE")
-    done = _objective_values(command, done)
+    done = _named_best(_objective_values(command, done))
     return done + _implied(done, known)
 
 
@@ -107,6 +107,20 @@ def check_early(command: str, words: Sequence[str]) -> None:
     outline = outline_of(module_of(command))
     if outline is not None:
         check_words(command, words, outline)
+
+
+def _named_best(words: Sequence[str]) -> list[str]:
+    """Without `keep_best true` where another flag names the metric: load_best_model_at_end with
+    metric_for_best_model.
+    """
+    flags = [place for place, word in enumerate(words) if word.partition("=")[0] == "--keep_best"]
+    dropped: set[int] = set()
+    for place in flags if len(flags) > 1 else []:
+        if words[place].lower() == "--keep_best=true":
+            dropped.add(place)
+        elif words[place] == "--keep_best" and words[place + 1 : place + 2] in (["true"], ["True"]):
+            dropped |= {place, place + 1}
+    return [word for place, word in enumerate(words) if place not in dropped]
 
 
 def _implied(words: Sequence[str], known: Mapping[str, str]) -> list[str]:

@@ -105,7 +105,7 @@ class RewardModelConfig:
     json: bool = False
     rows: DataOptions = field(default_factory=DataOptions)
     layout: LayoutOptions = field(default_factory=LayoutOptions)
-    optim: OptimOptions = field(default_factory=lambda: OptimOptions(learning_rate=1e-5))
+    optim: OptimOptions = field(default_factory=OptimOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
     loading: LoadOptions = field(default_factory=LoadOptions)
 

@@ -14,6 +14,7 @@ from preftune.objectives.coupling import (
     update_moments,
 )
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.pairwise import pair_margin
 from preftune.objectives.simpo import target_margin_losses
 from preftune.types import Coupling, Losses, Pairs, StepView, TokenScores
@@ -39,7 +40,7 @@ class AlphaDPO(Coupled, PairObjective):
     """
 
     name = "alpha-dpo"
-    learning_rates = (6e-7, 1e-6)
+    learning_rates = rates_of(1e-6, "the highest of the authors' rates, which depend on the model", low=6e-7)
     needs = frozenset({"ref_logp", "coupling"})
     chosen_fall = "possible"
     length_normalized = True

@@ -10,6 +10,7 @@ from preftune.objectives.base import Objective, log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.labelwise import anchored, label_losses, label_weights
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.pairwise import pair_losses, pair_sides, pair_weights
 from preftune.types import Float, Int, Labels, Losses, Pairs, TokenScores
 
@@ -31,7 +32,7 @@ class APOZero(Objective):
     """
 
     name = "apo-zero"
-    learning_rates = (2e-7, 2e-7)
+    learning_rates = rates_of(2e-7, "the paper (section 5.2, as in TRL's index of papers)")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.1)
@@ -69,7 +70,7 @@ class APODown(PairObjective):
     """
 
     name = "apo-down"
-    learning_rates = (2e-7, 2e-7)
+    learning_rates = rates_of(2e-7, "the paper (section 5.2, as in TRL's index of papers)")
     needs = frozenset({"ref_logp"})
     chosen_fall = "intended"
 

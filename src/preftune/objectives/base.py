@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from preftune.objectives.checks import check_fields
+from preftune.objectives.learning_rates import LearningRates, our_rate
 from preftune.types import (
     Coupling,
     Entries,
@@ -54,8 +55,8 @@ class Objective(ABC):
             judged.
         least_completions: of objectives on rewards, how many completions of a prompt the loss needs to learn
             anything from their rewards: 2 where they are compared with each other.
-        learning_rates: the lowest and the highest learning rate for all weights that the sources of the page
-            use.
+        learning_rates: the default learning rate for all weights, the range that the sources use, and the
+            sources.
         correctable: whether the loss is on rewards and each unit has a gradient at one completion alone, so that
             importance weights on gradients turn another sampler's completions into the policy's own.
         values_are_returns: of objectives with a critic: whether it predicts returns as they are, so that it may
@@ -77,7 +78,7 @@ class Objective(ABC):
     opponents: tuple[Opponent, ...] = ("none",)
     unjudged_samples: bool = False
     least_completions: int = 1
-    learning_rates: ClassVar[tuple[float, float]] = (1e-7, 2e-5)
+    learning_rates: ClassVar[LearningRates] = our_rate(1e-6, "the default of dpo")
     correctable: bool = False
     values_are_returns: bool = False
     value_is_surrogate: bool = False

@@ -10,6 +10,7 @@ from preftune.objectives.checks import positive
 from preftune.objectives.coupling import check_state, step_scores
 from preftune.objectives.kinds import LabelObjective
 from preftune.objectives.labelwise import label_losses
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.types import Coupling, Labels, Losses, StepView, TokenScores
 
@@ -30,7 +31,7 @@ class BCO(Coupled, LabelObjective):
     """
 
     name = "bco"
-    learning_rates = (5e-7, 5e-7)
+    learning_rates = rates_of(5e-7, "the paper, as in TRL's index of papers")
     needs = frozenset({"ref_logp", "coupling"})
     value_is_surrogate = True
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
@@ -25,6 +26,7 @@ class BCOPair(PairObjective):
     """
 
     name = "bco-pair"
+    learning_rates = our_rate(5e-7, "the default of bco, of which it is a form")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.01)

@@ -10,6 +10,7 @@ from preftune.objectives.base import mean_tokens, sum_tokens
 from preftune.objectives.checks import between, not_negative
 from preftune.objectives.groupwise import group_index, group_losses, group_max, group_sum, reward_softmax
 from preftune.objectives.kinds import GroupObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.pairwise import NLLScale
 from preftune.types import Float, Losses, Rewards, TokenScores
 
@@ -39,6 +40,7 @@ class BestOfN(GroupObjective):
     """
 
     name = "best-of-n"
+    learning_rates = rates_of(1e-5, "the authors' code, the default of all its trainers")
 
     negative_weight: float = not_negative(0.05)
     negatives: Negatives = "sum"

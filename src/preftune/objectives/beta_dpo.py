@@ -17,6 +17,7 @@ from preftune.objectives.coupling import (
     update_moments,
 )
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Coupling, Float, Int, Losses, Pairs, StepView, TokenScores
@@ -43,6 +44,7 @@ class BetaDPO(Coupled, PairObjective):
     """
 
     name = "beta-dpo"
+    learning_rates = rates_of(5e-7, "the authors' code")
     needs = frozenset({"ref_logp", "coupling"})
     chosen_fall = "possible"
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from preftune.objectives.base import Objective, label_metrics, mean_tokens, per_token, reference, sum_tokens
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.links import MAX_LOGP, log_odds
 from preftune.types import Entries, Float, Int, Labels, Losses, Pairs, TokenScores
 
@@ -59,6 +60,11 @@ class BNF(Objective):
     """
 
     name = "bnf"
+    learning_rates = our_rate(
+        2e-6,
+        "the rate of the runs on HH and of the demo's first version in LOG.md; runs on own samples "
+        "used up to 2e-5. The paper's rate was not found, and the authors' repository has no code",
+    )
     needs = frozenset({"ref_logp"})
 
     reduction: Literal["sequence_mean", "pair_min"] = "sequence_mean"

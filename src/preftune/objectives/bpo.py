@@ -6,6 +6,7 @@ from typing import Literal
 from preftune.objectives.base import behaviour_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import hinge, logistic
 from preftune.objectives.pairwise import flip_chance, margin_target, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -32,6 +33,7 @@ class BPO(PairObjective):
     """
 
     name = "bpo"
+    learning_rates = rates_of(5e-6, "a tenth of the 5e-5 in the authors' script for adapters")
     needs = frozenset({"behaviour_logp"})
     chosen_fall = "possible"
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from preftune.objectives.base import reward_metrics
 from preftune.objectives.checks import between, not_negative
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import flip_chance, pair_margin, pair_sides, pair_weights
 from preftune.types import Losses, Pairs, TokenScores
@@ -36,6 +37,9 @@ class BradleyTerry(PairObjective):
     """
 
     name = "bradley-terry"
+    learning_rates = rates_of(
+        1e-5, "the reward models of exo's authors; 9e-6 in NVIDIA's code (NeMo-Aligner)", low=9e-6
+    )
     needs = frozenset({"value_after"})
     trains = "reward model"
     chosen_fall = "possible"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.objectives.sppo import anchored_squares
@@ -28,7 +29,7 @@ class CalDPO(PairObjective):
     """
 
     name = "cal-dpo"
-    learning_rates = (5e-7, 5e-7)
+    learning_rates = rates_of(5e-7, "the authors")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.002)

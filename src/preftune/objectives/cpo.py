@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import sum_tokens
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -29,6 +30,11 @@ class CPO(PairObjective):
     """
 
     name = "cpo"
+    learning_rates = rates_of(
+        1e-5,
+        "a tenth of the authors' 1e-4 (TRL's index of papers), which is of adapters; TRL's default is 1e-6",
+        low=1e-6,
+    )
 
     beta: float = positive(0.1)
     nll_weight: float = not_negative(1.0)

@@ -20,6 +20,7 @@ from preftune.objectives.checks import between, positive
 from preftune.objectives.coupling import check_state, step_scores
 from preftune.objectives.groupwise import group_metrics, group_sum, reward_softmax
 from preftune.objectives.kinds import RewardObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.types import Coupling, Float, Int, Losses, Rewards, StepView, TokenScores
 
 
@@ -46,7 +47,7 @@ class DFT(Coupled, RewardObjective):
     """
 
     name = "dft"
-    learning_rates = (2e-6, 2e-6)
+    learning_rates = rates_of(2e-6, "the authors")
     least_completions = 2
     correctable = False
     value_is_surrogate = True

@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import between, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -31,7 +32,7 @@ class DiscoPOP(PairObjective):
     """
 
     name = "discopop"
-    learning_rates = (5e-7, 5e-7)
+    learning_rates = rates_of(5e-7, "the paper (appendix B.1, as in TRL's index of papers)")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import between, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import flip_chance, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -28,7 +29,12 @@ class DPO(PairObjective):
     """
 
     name = "dpo"
-    learning_rates = (3e-7, 1e-6)
+    learning_rates = rates_of(
+        1e-6,
+        "the paper (appendix B, as in TRL's index of papers); 5e-7 in the authors' code, 3e-7 to 7e-7 in "
+        "the baselines of SimPO's authors",
+        low=3e-7,
+    )
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

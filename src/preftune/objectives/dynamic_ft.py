@@ -6,6 +6,7 @@ from torch import Tensor
 
 from preftune.objectives.base import label_metrics
 from preftune.objectives.kinds import LabelObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.sft import SFT
 from preftune.types import Entries, Float, Int, Labels, Losses, TokenScores
 
@@ -23,6 +24,7 @@ class DynamicFT(LabelObjective):
     """
 
     name = "dynamic-ft"
+    learning_rates = rates_of(5e-5, "the paper (section 4.1, as in TRL's index of papers)")
     imitates = True
     value_is_surrogate = True
 

@@ -6,6 +6,7 @@ from preftune.objectives.base import reference, sum_tokens
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.groupwise import all_pairs, group_metrics, reward_gap
 from preftune.objectives.kinds import GroupPairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import binary_kl
 from preftune.objectives.pairwise import pair_margin
 from preftune.types import Losses, Rewards, TokenScores
@@ -30,7 +31,7 @@ class ERA(GroupPairObjective):
     """
 
     name = "era"
-    learning_rates = (5e-6, 5e-6)
+    learning_rates = rates_of(5e-6, "the authors")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -9,6 +9,7 @@ from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import between, positive
 from preftune.objectives.groupwise import group_log_softmax, group_losses, group_sum
 from preftune.objectives.kinds import GroupObjective, PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import binary_kl
 from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, Rewards, TokenScores
@@ -31,7 +32,7 @@ class EXO(PairObjective):
     """
 
     name = "exo"
-    learning_rates = (1e-6, 1e-6)
+    learning_rates = rates_of(1e-6, "the authors' code")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 
@@ -62,6 +63,7 @@ class EXOGroup(GroupObjective):
     """
 
     name = "exo-group"
+    learning_rates = rates_of(1e-6, "the authors' code")
     least_completions = 2
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"

@@ -11,6 +11,7 @@ from preftune.errors import ConfigError
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import check_between, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import bounded_expm1, logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Float, Losses, Pairs, TokenScores
@@ -39,6 +40,7 @@ class FDPO(PairObjective):
     """
 
     name = "f-dpo"
+    learning_rates = rates_of(5e-7, "the authors' code; its scripts for IMDb have up to 1.5e-6", high=1.5e-6)
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -6,6 +6,7 @@ from typing import Literal
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import between, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -33,6 +34,7 @@ class GDPO(PairObjective):
     """
 
     name = "gdpo"
+    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -9,6 +9,7 @@ from preftune.objectives.base import behaviour_ratio, log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import comparable_groups, group_index, group_metrics, group_sum
 from preftune.objectives.kinds import GroupOfTwoObjective
+from preftune.objectives.learning_rates import our_rate, rates_of
 from preftune.types import Float, Losses, Rewards, TokenScores
 
 
@@ -52,6 +53,7 @@ class CoPG(GroupOfTwoObjective):
     """
 
     name = "copg"
+    learning_rates = our_rate(1e-6, "the default of rloo, because the sources consulted give no rate")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 
@@ -79,6 +81,7 @@ class AGRO(GroupOfTwoObjective):
     """
 
     name = "agro"
+    learning_rates = our_rate(1e-6, "the default of rloo, because the sources consulted give no rate")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 
@@ -107,6 +110,7 @@ class GVPO(GroupOfTwoObjective):
     """
 
     name = "gvpo"
+    learning_rates = rates_of(1e-6, "the authors' code")
     needs = frozenset({"behaviour_logp"})
     chosen_fall = "possible"
 

@@ -14,6 +14,7 @@ from preftune.objectives.clipping import kl_estimate, mean_ratio, token_ratio
 from preftune.objectives.credit import outcome_reward, standardized_steps
 from preftune.objectives.groupwise import group_index
 from preftune.objectives.kinds import CompletionObjective, RewardObjective
+from preftune.objectives.learning_rates import our_rate, rates_of
 from preftune.objectives.policy_gradient import clipped_losses, policy_losses
 from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
@@ -43,6 +44,7 @@ class GRPO(CompletionObjective):
     """
 
     name = "grpo"
+    learning_rates = rates_of(1e-6, "verl's scripts and TRL's default")
     uses_steps = True
     least_completions = 2
     length_normalized = True
@@ -98,6 +100,7 @@ class DrGRPO(CompletionObjective):
     """
 
     name = "dr-grpo"
+    learning_rates = rates_of(1e-6, "the authors' scripts")
     least_completions = 2
     needs = frozenset({"behaviour_logp"})
 
@@ -136,6 +139,7 @@ class DAPO(RewardObjective):
     """
 
     name = "dapo"
+    learning_rates = our_rate(1e-6, "the default of grpo, because the sources consulted give no rate")
     least_completions = 2
     needs = frozenset({"behaviour_logp"})
 
@@ -179,6 +183,7 @@ class GSPO(CompletionObjective):
     """
 
     name = "gspo"
+    learning_rates = rates_of(1e-6, "verl's scripts")
     least_completions = 2
     needs = frozenset({"behaviour_logp"})
     length_normalized = True

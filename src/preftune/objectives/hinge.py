@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import log_ratio, sum_tokens
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.links import hinge
 from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -25,6 +26,7 @@ class Hinge(PairObjective):
     """
 
     name = "hinge"
+    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 
@@ -53,6 +55,9 @@ class SLiC(PairObjective):
     """
 
     name = "slic"
+    learning_rates = our_rate(
+        1e-6, "the default of dpo; the paper's 1e-4 (TRL's index of papers) is of other models and optimizers"
+    )
 
     delta: float = positive(1.0)
     nll_weight: float = not_negative(0.1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from preftune.objectives.base import Coupled, Objective, State, coupling_of, log_ratio, score_metrics
 from preftune.objectives.checks import not_negative, positive
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_margin, pairs_of
 from preftune.types import Bool, Coupling, Float, Hybrid, Int, Losses, StepView, TokenScores
@@ -48,6 +49,7 @@ class HyPO(Coupled, Objective):
     """
 
     name = "hypo"
+    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
     needs = frozenset({"ref_logp", "coupling"})
     signal = Hybrid
     couples = frozenset()

@@ -9,6 +9,7 @@ from torch import Tensor
 from preftune.objectives.base import log_ratio, mean_log_ratio, mean_tokens
 from preftune.objectives.checks import finite, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import bounded_exp, hinge, logistic
 from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Float, Losses, Pairs, TokenScores
@@ -56,7 +57,9 @@ class DIL(PairObjective):
     """
 
     name = "dil"
-    learning_rates = (3e-7, 1e-6)
+    learning_rates = rates_of(
+        6e-7, "between the authors' rates, which depend on the model", low=3e-7, high=1e-6
+    )
     needs = frozenset({"ref_logp"})
     length_normalized = True
 
@@ -92,7 +95,7 @@ class GSIL(PairObjective):
     """
 
     name = "gsil"
-    learning_rates = (5e-7, 5e-7)
+    learning_rates = rates_of(5e-7, "the authors")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.01)

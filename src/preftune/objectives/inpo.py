@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import behaviour, reference, sum_tokens
 from preftune.objectives.checks import check_between, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
@@ -28,6 +29,9 @@ class INPO(PairObjective):
     """
 
     name = "inpo"
+    learning_rates = our_rate(
+        5e-7, "the default of sppo, whose squared loss it shares; the sources consulted give no rate"
+    )
     needs = frozenset({"ref_logp", "behaviour_logp"})
     chosen_fall = "possible"
 

@@ -6,6 +6,7 @@ from typing import Literal
 from preftune.objectives.base import log_ratio, mean_log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
@@ -30,6 +31,9 @@ class IPO(PairObjective):
     """
 
     name = "ipo"
+    learning_rates = our_rate(
+        1e-6, "the default of dpo; the paper's 1e-2 (TRL's index of papers) is of bandits"
+    )
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -10,6 +10,7 @@ from preftune.objectives.checks import positive
 from preftune.objectives.coupling import check_state
 from preftune.objectives.kinds import LabelObjective
 from preftune.objectives.labelwise import anchored, label_losses
+from preftune.objectives.learning_rates import rates_of
 from preftune.types import Coupling, Labels, Losses, StepView, TokenScores
 
 
@@ -36,6 +37,7 @@ class KTO(Coupled, LabelObjective):
     """
 
     name = "kto"
+    learning_rates = rates_of(5e-6, "the authors' code (HALOs); TRL's default is 1e-6", low=1e-6)
     needs = frozenset({"ref_logp", "coupling"})
     couples = frozenset({"mismatched"})
 

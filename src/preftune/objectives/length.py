@@ -8,6 +8,7 @@ from torch import Tensor
 from preftune.objectives.base import log_ratio, mean_log_ratio, reference, sum_tokens
 from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import our_rate, rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_lengths, pair_losses, pair_margin
 from preftune.types import Float, Int, Losses, Pairs, TokenScores
@@ -28,6 +29,7 @@ class LNDPO(PairObjective):
     """
 
     name = "ln-dpo"
+    learning_rates = rates_of(5e-7, "Tulu 3's 8B recipe (open-instruct); 2e-7 in its 70B recipe", low=2e-7)
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
     length_normalized = True
@@ -56,6 +58,7 @@ class LDDPO(PairObjective):
     """
 
     name = "ld-dpo"
+    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 
@@ -109,6 +112,7 @@ class RDPO(PairObjective):
     """
 
     name = "r-dpo"
+    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

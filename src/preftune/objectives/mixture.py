@@ -12,6 +12,7 @@ from torch import Tensor
 from preftune.errors import ConfigError
 from preftune.objectives.base import ChosenFall, Coupled, Objective, Opponent, State, coupling_of
 from preftune.objectives.checks import positive
+from preftune.objectives.learning_rates import our_rate, rates_of
 from preftune.spec import parse_sum
 from preftune.types import (
     Coupling,
@@ -189,6 +190,7 @@ class Mixture(WeightedSum):
     """
 
     name = "mixture"
+    learning_rates = our_rate(1e-6, "the default of dpo. The terms of the sum decide which rate suits it")
 
     terms: str = "0.8*dpo(beta=0.1)+0.2*bco-pair(beta=0.1)+sft"
 
@@ -219,6 +221,7 @@ class MPO(WeightedSum):
     """
 
     name = "mpo"
+    learning_rates = rates_of(5e-6, "the paper (section 7, as in TRL's index of papers)")
 
     dpo_weight: float = positive(0.8)
     bco_weight: float = positive(0.2)

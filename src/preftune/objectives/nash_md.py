@@ -8,6 +8,7 @@ from preftune.objectives.base import ChosenFall, log_ratio, sum_tokens
 from preftune.objectives.checks import not_negative
 from preftune.objectives.groupwise import group_metrics
 from preftune.objectives.kinds import CompletionObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.types import Float, Losses, Rewards, TokenScores
 
 
@@ -49,6 +50,7 @@ class NashMD(CompletionObjective):
     """
 
     name = "nash-md"
+    learning_rates = rates_of(5e-7, "TRL's online trainers")
     opponents = ("none", "reference", "mixture")
 
     beta: float = not_negative(0.1)

@@ -8,6 +8,7 @@ from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.groupwise import group_log_softmax, group_losses, group_sum, reward_softmax
 from preftune.objectives.kinds import GroupObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.types import Losses, Rewards, TokenScores
 
@@ -30,7 +31,7 @@ class InfoNCA(GroupObjective):
     """
 
     name = "infonca"
-    learning_rates = (5e-7, 5e-7)
+    learning_rates = rates_of(5e-7, "a tenth of the authors' 5e-6, which is of adapters")
     least_completions = 2
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
@@ -64,7 +65,7 @@ class NCA(GroupObjective):
     """
 
     name = "nca"
-    learning_rates = (5e-7, 5e-7)
+    learning_rates = rates_of(5e-7, "a tenth of the authors' 5e-6, which is of adapters")
     least_completions = 2
     needs = frozenset({"ref_logp"})
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import mean_tokens
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import log_odds, logistic
 from preftune.objectives.pairwise import losses_with_nll, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -29,7 +30,7 @@ class ORPO(PairObjective):
     """
 
     name = "orpo"
-    learning_rates = (5e-6, 5e-6)
+    learning_rates = rates_of(5e-6, "the paper (appendix C, as in TRL's index of papers)")
     length_normalized = True
 
     odds_weight: float = positive(0.1)

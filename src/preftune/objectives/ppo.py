@@ -12,6 +12,7 @@ from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.clipping import token_ratio
 from preftune.objectives.coupling import check_state, initial_moments, update_moments
 from preftune.objectives.kinds import TokenObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.policy_gradient import clipped_losses, penalized_token_rewards, policy_losses
 from preftune.types import Coupling, Float, Losses, Rewards, StepView, TokenScores
 
@@ -54,8 +55,8 @@ class PPO(Coupled, TokenObjective):
     """
 
     name = "ppo"
+    learning_rates = rates_of(3e-6, "TRL's default; 1e-6 in verl's scripts", low=1e-6)
     uses_steps = True
-    learning_rates = (3e-6, 3e-6)
 
     kl_coef: float = not_negative(0.05)
     clip: float = between(0.2, "(0, 1)")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import behaviour, behaviour_ratio, reference, sum_tokens
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import GroupPairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.reward_distillation import pair_regression
 from preftune.types import Losses, Rewards, TokenScores
 
@@ -30,7 +31,7 @@ class REBEL(GroupPairObjective):
     """
 
     name = "rebel"
-    learning_rates = (3e-6, 3e-6)
+    learning_rates = rates_of(3e-6, "the authors")
     chosen_fall = "possible"
 
     eta: float = positive(1.0)

@@ -13,6 +13,7 @@ from preftune.objectives.base import ChosenFall, Coupled, State, coupling_of, pe
 from preftune.objectives.checks import check_between, not_negative
 from preftune.objectives.credit import own_step, received_before, step_rewards
 from preftune.objectives.kinds import CompletionObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.policy_gradient import penalized_reward, policy_losses, unit_weights
 from preftune.types import Coupling, Float, Int, Losses, Rewards, StepView, TokenScores
 
@@ -62,6 +63,7 @@ class REINFORCE(Coupled, CompletionObjective):
     """
 
     name = "reinforce"
+    learning_rates = our_rate(1e-6, "the default of rloo")
     couples = frozenset()
     uses_steps = True
 

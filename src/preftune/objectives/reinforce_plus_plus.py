@@ -9,6 +9,7 @@ from preftune.objectives.base import Coupled, State, coupling_of
 from preftune.objectives.checks import between, not_negative
 from preftune.objectives.clipping import token_ratio
 from preftune.objectives.kinds import TokenObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.policy_gradient import clipped_losses, penalized_token_rewards, policy_losses
 from preftune.types import Coupling, Float, Int, Losses, Rewards, StepView, TokenScores
 
@@ -32,6 +33,7 @@ class ReinforcePlusPlus(Coupled, TokenObjective):
     """
 
     name = "reinforce-plus-plus"
+    learning_rates = rates_of(3e-6, "verl's scripts")
     uses_steps = True
 
     beta: float = not_negative(0.01)

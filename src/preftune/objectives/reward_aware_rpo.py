@@ -7,6 +7,7 @@ from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import all_pairs, group_metrics
 from preftune.objectives.kinds import GroupPairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import binary_kl
 from preftune.objectives.pairwise import pair_margin
 from preftune.objectives.reward_distillation import pair_regression
@@ -38,6 +39,7 @@ class RewardAwareRPO(GroupPairObjective):
     """
 
     name = "reward-aware-rpo"
+    learning_rates = rates_of(9e-6, "the default of NVIDIA's code (NeMo-Aligner)")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -8,6 +8,7 @@ from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import all_pairs, group_metrics
 from preftune.objectives.kinds import GroupPairObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.pairwise import pair_margin
 from preftune.types import Float, Losses, Rewards, TokenScores
 
@@ -47,6 +48,7 @@ class RewardDistillation(GroupPairObjective):
     """
 
     name = "reward-distillation"
+    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -7,6 +7,7 @@ from preftune.objectives.base import ChosenFall, sum_tokens
 from preftune.objectives.checks import between, not_negative
 from preftune.objectives.clipping import sequence_ratio
 from preftune.objectives.kinds import CompletionObjective
+from preftune.objectives.learning_rates import our_rate, rates_of
 from preftune.objectives.policy_gradient import clipped_losses, penalized_reward, policy_losses
 from preftune.objectives.reinforce import REINFORCE, score_function_losses
 from preftune.types import Losses, Rewards, TokenScores
@@ -32,7 +33,9 @@ class RLOO(CompletionObjective):
     """
 
     name = "rloo"
-    learning_rates = (1e-6, 1e-6)
+    learning_rates = rates_of(
+        1e-6, "the paper (appendix C, as in TRL's index of papers); verl's scripts have the same"
+    )
     least_completions = 2
 
     beta: float = not_negative(0.03)
@@ -82,6 +85,7 @@ class PreferenceMatching(CompletionObjective):
     """
 
     name = "preference-matching"
+    learning_rates = our_rate(1e-6, "the default of rloo, because the sources consulted give no rate")
     least_completions = 2
     chosen_fall = "possible"
     value_is_surrogate = True

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -29,7 +30,7 @@ class RPO(PairObjective):
     """
 
     name = "rpo"
-    learning_rates = (5e-7, 5e-7)
+    learning_rates = rates_of(5e-7, "the paper (appendix E.1, as in TRL's index of papers)")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.5)

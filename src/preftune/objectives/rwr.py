@@ -11,6 +11,7 @@ from preftune.objectives.base import mean_tokens, per_token, sum_tokens
 from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import group_metrics
 from preftune.objectives.kinds import RewardObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
 
@@ -32,6 +33,7 @@ class RWR(RewardObjective):
     """
 
     name = "rwr"
+    learning_rates = rates_of(1e-5, "the authors' code, the default of all its trainers")
 
     temperature: float = positive(1.0)
     max_weight: float = positive(20.0)

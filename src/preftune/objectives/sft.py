@@ -8,6 +8,7 @@ from torch import Tensor
 
 from preftune.objectives.base import label_metrics, mean_tokens, per_token
 from preftune.objectives.kinds import LabelObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.types import Float, Int, Labels, Losses, TokenScores
 
 
@@ -26,6 +27,9 @@ class SFT(LabelObjective):
     """
 
     name = "sft"
+    learning_rates = rates_of(
+        2e-5, "TRL's default and the code of SimPO's authors; 1e-5 in the code of exo's authors", low=1e-5
+    )
     imitates = True
 
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"

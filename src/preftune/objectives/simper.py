@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from preftune.objectives.base import mean_tokens
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
@@ -21,9 +22,13 @@ class SimPER(PairObjective):
     unlikely.
     """
 
-    learning_rates = (3e-7, 1e-6)
     name = "simper"
-    learning_rates = (3e-7, 1e-6)
+    learning_rates = rates_of(
+        6e-7,
+        "between the authors' rates: 3e-7 for Mistral base, 1e-6 for Llama 3 instruct",
+        low=3e-7,
+        high=1e-6,
+    )
     length_normalized = True
 
     def __call__(self, scores: TokenScores, signal: Pairs) -> Losses:

@@ -7,6 +7,7 @@ from torch import Tensor
 from preftune.objectives.base import ChosenFall, mean_tokens
 from preftune.objectives.checks import finite, not_negative, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import bounded_expm1, logistic
 from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_losses, pair_margin
 from preftune.types import Float, Losses, Pairs, TokenScores
@@ -47,9 +48,14 @@ class SimPO(PairObjective):
         gamma: target margin, in units of beta times nats per token.
     """
 
-    learning_rates = (3e-7, 1e-6)
     name = "simpo"
-    learning_rates = (3e-7, 1e-6)
+    learning_rates = rates_of(
+        6e-7,
+        "the authors' for Llama 3 base, whose beta and gamma are the defaults here; 3e-7 to 1e-6 for "
+        "their other models",
+        low=3e-7,
+        high=1e-6,
+    )
     chosen_fall = "possible"
     length_normalized = True
 
@@ -81,6 +87,7 @@ class CPOSimPO(PairObjective):
     """
 
     name = "cpo-simpo"
+    learning_rates = rates_of(1e-6, "the authors")
 
     beta: float = positive(10.0)
     gamma: float = finite(5.4)
@@ -114,7 +121,7 @@ class AlphaPO(PairObjective):
     """
 
     name = "alphapo"
-    learning_rates = (7e-7, 7e-7)
+    learning_rates = rates_of(7e-7, "the authors' for Mistral 7B Instruct (TRL's index of papers)")
     length_normalized = True
 
     beta: float = positive(2.5)

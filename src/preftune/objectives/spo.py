@@ -9,6 +9,7 @@ from torch import Tensor
 from preftune.objectives.base import sum_tokens
 from preftune.objectives.groupwise import comparable_groups, group_index
 from preftune.objectives.kinds import RewardObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.nash_md import win_rate_losses
 from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
@@ -51,6 +52,7 @@ class SPO(RewardObjective):
     """
 
     name = "spo"
+    learning_rates = our_rate(1e-6, "the default of rloo, because the sources consulted give no rate")
     least_completions = 2
     chosen_fall = "possible"
 

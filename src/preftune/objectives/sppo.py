@@ -7,6 +7,7 @@ from torch import Tensor
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.pairwise import margin_target, pair_losses, pair_sides
 from preftune.types import Float, Losses, Pairs, TokenScores
 
@@ -36,7 +37,7 @@ class SPPO(PairObjective):
     """
 
     name = "sppo"
-    learning_rates = (5e-7, 5e-7)
+    learning_rates = rates_of(5e-7, "the authors' scripts, and TRL's index of papers")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(1e-3)

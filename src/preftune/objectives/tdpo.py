@@ -7,6 +7,7 @@ from preftune.errors import ConfigError
 from preftune.objectives.base import log_ratio, sum_tokens
 from preftune.objectives.checks import check_positive, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
@@ -35,6 +36,7 @@ class TDPO(PairObjective):
     """
 
     name = "tdpo"
+    learning_rates = rates_of(5e-6, "the authors' code; they recommend `variant tdpo1` for lower rates")
     needs = frozenset({"ref_logp", "kl_from_ref"})
     chosen_fall = "possible"
 

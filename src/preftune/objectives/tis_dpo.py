@@ -6,6 +6,7 @@ from preftune.errors import ConfigError
 from preftune.objectives.base import log_ratio, mean_tokens, reference, sum_tokens
 from preftune.objectives.checks import finite, not_negative, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import bounded_exp, logistic
 from preftune.objectives.pairwise import pair_losses
 from preftune.types import Losses, Pairs, TokenScores
@@ -38,6 +39,7 @@ class TISDPO(PairObjective):
     """
 
     name = "tis-dpo"
+    learning_rates = rates_of(5e-7, "the authors' code")
     chosen_fall = "possible"
 
     beta: float = positive(0.1)

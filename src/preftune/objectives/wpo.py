@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from preftune.objectives.base import log_ratio, mean_tokens
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
@@ -27,7 +28,7 @@ class WPO(PairObjective):
     """
 
     name = "wpo"
-    learning_rates = (5e-7, 1e-6)
+    learning_rates = rates_of(5e-7, "the authors' for Mistral; 1e-6 for Llama 3", high=1e-6)
     needs = frozenset({"ref_logp", "log_collision"})
     chosen_fall = "possible"
     value_is_surrogate = True

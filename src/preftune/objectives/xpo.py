@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import Opponent, log_ratio, sum_tokens
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import PairObjective
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides, pairs_of
 from preftune.types import Hybrid, Losses, TokenScores
@@ -30,6 +31,7 @@ class XPO(PairObjective):
     """
 
     name = "xpo"
+    learning_rates = rates_of(5e-7, "TRL's online trainers")
     needs = frozenset({"ref_logp"})
     signal = Hybrid
     chosen_fall = "possible"

@@ -14,6 +14,7 @@ from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions
 from preftune.model.reference import REFERENCE_SCORES, ReferenceOptions
 from preftune.model.whole_model import LoadOptions
+from preftune.objectives import Objective
 from preftune.race.contenders import Contender, contenders
 from preftune.race.halving import Race, Trial, check_budget, check_tuning_seeds, plan_race
 from preftune.race.problem import LabRace, lab_contenders
@@ -126,7 +127,7 @@ class CompareConfig:
         problem: instead of data: a lab problem, shipped or a YAML file.
         budget: what a full run may use.
         rates: the grid of learning rates, the same for all methods; by default 0.3, 1, 3 and 10 times
-            optim.learning_rate, and on a lab problem four that suit it.
+            optim.learning_rate (when not given 1e-6, for adapters 1e-5), and on a lab problem four that suit it.
         halving: tune by successive halving; false tries every rate with the full budget.
         measure: "accuracy" or "margin" of held-out pairs, "reward" of held-out prompts (on-policy), "judged"
             for judge_prompts; what suits the source when not given.
@@ -300,7 +301,8 @@ class CompareConfig:
         if not grid and self.problem is not None:
             grid = grid_of(self.problem)
         elif not grid:
-            grid = tuple(float(f"{factor * self.optim.learning_rate:.6g}") for factor in FACTORS)
+            middle = self.optim.resolved(Objective.learning_rates, self.lora.rank).peak
+            grid = tuple(float(f"{factor * middle:.6g}") for factor in FACTORS)
         return plan_race(
             [one.label for one in self.contenders()],
             grid,

@@ -46,4 +46,5 @@ class Budget:
         limits = [] if self.samples is None else [f"{self.samples} completions"]
         limits += [] if self.minutes is None else [f"{self.minutes:g} minutes"]
         first = f", or {' or '.join(limits)} if that comes first" if limits else ""
-        return f"{self.steps} steps: {self.steps / steps_per_epoch:.4g} epochs of {steps_per_epoch}{first}"
+        steps = f"{self.steps} step{'' if self.steps == 1 else 's'}"
+        return f"{steps}: {self.steps / steps_per_epoch:.4g} epochs of {steps_per_epoch}{first}"

@@ -2,14 +2,16 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError, check_range, refuse_idle
+from preftune.objectives.learning_rates import LearningRates
 from preftune.spec import suggestion
+from preftune.text import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,8 @@ class OptimOptions:
     Args:
         name: "adamw", "adamw-8bit" (package torchao), "adafactor", "muon" (matrices inside the model; AdamW for
             the rest) or "schedule-free" (package schedulefree; with schedule constant).
-        learning_rate: peak learning rate; around 1e-6 for all weights, 1e-5 to 1e-4 for adapters.
+        learning_rate: peak learning rate. When not given: the default of the objective, whose page states its
+            source; ten times as large for adapters (lora.rank above 0).
         value_learning_rate: peak learning rate of a critic. When not given: 1e-3 for a scalar head on the policy,
             which starts at 0 and must learn within a few steps; 9e-6 for a separate network (critic).
         schedule: what follows the warm-up: "linear" or "cosine" to zero, or "constant".
@@ -38,7 +41,7 @@ class OptimOptions:
     """
 
     name: str = "adamw"
-    learning_rate: float = 1e-6
+    learning_rate: float | None = None
     value_learning_rate: float | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = 0.1
@@ -86,6 +89,18 @@ class OptimOptions:
                 do="Use optim.name adamw",
             )
 
+    def resolved(self, rates: LearningRates, lora_rank: int) -> "OptimOptions":
+        """With a learning rate: the one that is set, or the default of the objective with these rates."""
+        if self.learning_rate is not None:
+            return self
+        return replace(self, learning_rate=rates.default_for(lora_rank))
+
+    @property
+    def peak(self) -> float:
+        """The learning rate, which every run's configuration has resolved."""
+        assert self.learning_rate is not None, "the learning rate is resolved with the objective"
+        return self.learning_rate
+
 
 OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor", "muon", "schedule-free")
 _FAMILIAR = {
@@ -126,7 +141,7 @@ def warmup_of(num_steps: int, options: OptimOptions) -> int:
 def schedule_line(num_steps: int, options: OptimOptions) -> str:
     """Describe the learning-rate schedule in words."""
     warmup = warmup_of(num_steps, options)
-    line = f"learning rate {options.learning_rate:g}, {options.schedule}, {warmup} steps of warm-up"
+    line = f"learning rate {options.peak:g}, {options.schedule}, {plural(warmup, 'step')} of warm-up"
     return line if warmup < num_steps else f"{line}, so that no step has the full rate"
 
 
@@ -137,10 +152,10 @@ def learning_rate(step: int, num_steps: int, options: OptimOptions) -> float:
     """
     warmup = warmup_of(num_steps, options)
     if step <= warmup:
-        return options.learning_rate * step / (warmup + 1)
+        return options.peak * step / (warmup + 1)
     done = (step - 1 - warmup) / max(1, num_steps - warmup)
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-    return options.learning_rate * factor[options.schedule]
+    return options.peak * factor[options.schedule]
 
 
 class HalfStep:

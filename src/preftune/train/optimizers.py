@@ -31,7 +31,7 @@ def make_optimizer(
     rate of their own, in proportion to that of the other weights.
     """
     weights, betas = list(parameters.values()), (options.adam_beta1, options.adam_beta2)
-    common = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    common = {"lr": options.peak, "weight_decay": options.weight_decay}
     adam = {**common, "betas": betas, "eps": options.adam_epsilon}
     groups: Any = weights
     if critic and options.name == "adamw":
@@ -66,7 +66,7 @@ def _critic_scale(options: OptimOptions, is_head: bool) -> float:
     """Learning rate of a critic, a head or a whole network, over that of the other weights."""
     usual = VALUE_LEARNING_RATE if is_head else CRITIC_LEARNING_RATE
     peak = usual if options.value_learning_rate is None else options.value_learning_rate
-    return peak / options.learning_rate if options.learning_rate else 0.0
+    return peak / options.peak if options.peak else 0.0
 
 
 def check_optimizer(options: OptimOptions) -> None:

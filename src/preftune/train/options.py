@@ -178,6 +178,8 @@ class TrainConfig:
                 got="lora.rank 0",
                 do="Set --lora.rank, or --reference.mode cache or live",
             )
+        optim = self.optim.resolved(self.objective.learning_rates, self.lora.rank)
+        object.__setattr__(self, "optim", optim)
         check_shards(self.optim, self.shard)
         check_quantization(self.lora, self.shard)
         check_low_weights(self.optim, self.precision, self.lora, self.shard, self.reference)
@@ -197,10 +199,7 @@ class TrainConfig:
             )
         if self.source == "hybrid" and not self.unjudged and self.collect.data_share is None:
             object.__setattr__(self, "collect", replace(self.collect, data_share=0.5))
-        if not self.draws:
-            self._check_offline()
-        else:
-            self._check_on_policy()
+        (self._check_on_policy if self.draws else self._check_offline)()
         check_batch_size(self.objective, self.batch_size)
         check_own_objective(self.objective)
         check_filter(self.filter, self.source, self.objective)

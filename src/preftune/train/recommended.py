@@ -7,14 +7,11 @@ from preftune.train.optim import OptimOptions
 
 _FAR = 10.001
 """Times beyond the range of the recommended values: more than ten, whatever the rounding."""
-_ADAPTERS = 10.0
-"""Adapters take learning rates that are so many times larger than all weights do."""
 
 
 def unusual_settings(objective: Objective, optim: OptimOptions, lora_rank: int) -> list[str]:
     """A sentence for each, for a person; nothing for a learning rate of 0, which is a test."""
-    scale = _ADAPTERS if lora_rank else 1.0
-    low, high = (scale * rate for rate in objective.learning_rates)
+    low, high = objective.learning_rates.range_for(lora_rank)
     page = f"see: preftune objectives {objective_name(objective)}"
     found = []
     if optim.learning_rate and not low / _FAR <= optim.learning_rate <= high * _FAR:
