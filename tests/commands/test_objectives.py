@@ -154,6 +154,13 @@ def test_the_table_as_data(capsys):
         "paper": "Mao et al., As Simple as Fine-tuning: LLM Alignment via Bidirectional Negative Feedback Loss, ICLR 2025, "
         "arXiv 2410.04834",
         "url": "https://arxiv.org/abs/2410.04834",
+        "learning_rates": {
+            "default": 2e-6,
+            "low": 1e-7,
+            "high": 2e-5,
+            "default_with_lora": 2e-5,
+            "source": bnf["learning_rates"]["source"],
+        },
         "formula": None,
         "verified": True,
         "page": "docs/objectives/bnf.md",

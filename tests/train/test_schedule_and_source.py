@@ -43,7 +43,7 @@ def test_a_warm_up_of_steps():
     assert schedule_line(10, OptimOptions(learning_rate=1e-6)).endswith(
         "learning rate 1e-06, linear, 1 step of warm-up"
     )
-    assert "no step has the full rate" in schedule_line(2, OptimOptions(warmup_steps=3))
+    assert "no step has the full rate" in schedule_line(2, OptimOptions(learning_rate=1.0, warmup_steps=3))
 
 
 def numbered_groups(count: int, prompts: int) -> list[Group]:
