@@ -9,11 +9,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from preftune.cli.main import main
 from preftune.errors import ModelError
 from preftune.model.adapters import quiet_peft
+from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, load_model, load_tokenizer, resolve_model
+from preftune.model.proof import choose_layout
+from preftune.model.whole_model import unused_note
 from tests.folders import same_bits
 
 ASKED = LoadOptions(allow_pickle=True)
@@ -205,3 +209,67 @@ def test_names_of_nothing_are_told(name):
 def test_the_hub_without_a_network(capsys):
     told = refused(resolve_model("nobody/nothing"), load=load_tokenizer)
     assert told.startswith("Cannot load the tokenizer of nobody/nothing")
+
+
+def other_config(folder, **changed):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({"num_attention_heads": 5}, "hidden size .* is not a multiple of the number of attention heads"),
+        ({"intermediate_size": 40}, "do not fit its configuration; got model.layers.0.mlp.* of .*; expected"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "an unknown entry, 'spiral'"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_told(changed, wanted, copy):
+    other_config(copy, **changed)
+    with pytest.raises(ModelError, match=wanted) as caught:
+        load_model(str(copy), LoadOptions())
+    assert "network" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_used_are_told(copy, pairs_file, tmp_path, capsys):
+    assert unused_note(load_model(str(copy), LoadOptions())) == ""
+    other_config(copy, num_hidden_layers=1, layer_types=None)
+    words = ["--model", str(copy), "--data", pairs_file, "--objective", "dpo", "--max_steps", "1"]
+    assert main(["train", *words, "--output", str(tmp_path / "run"), "--eval_fraction", "0"]) == 0
+    assert "does not use model.layers.1.input_layernorm.weight" in capsys.readouterr().err
+
+
+def test_a_lost_shard_is_told(copy, tiny_folder):
+    model = load_model(str(tiny_folder), LoadOptions())
+    (copy / "model.safetensors").unlink()
+    model.save_pretrained(copy, max_shard_size="10KB")
+    lost = sorted(copy.glob("model-*.safetensors"))[0]
+    lost.unlink()
+    with pytest.raises(ModelError, match=rf"{lost.name}. Fetch or save the model again"):
+        load_model(str(copy), LoadOptions())
+
+
+def test_weights_that_are_no_numbers_are_told(copy):
+    weights = load_file(copy / "model.safetensors")
+    name = next(name for name in weights if "q_proj" in name)
+    save_file(weights | {name: weights[name] * torch.nan}, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"log-probabilities are NaN.* Fetch or save the model again"):
+        choose_layout(load_model(str(copy), LoadOptions()), LayoutOptions(), "fp32")
+
+
+def test_an_adapter_whose_base_moved_is_told(adapter, tmp_path):
+    path = adapter / "adapter_config.json"
+    moved = json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "moved")}
+    path.write_text(json.dumps(moved))
+    with pytest.raises(ModelError, match=r"names a base model that is not there.* into adapter_config.json"):
+        load_model(str(adapter), LoadOptions())
+
+
+def test_an_adapter_of_a_base_of_another_size_is_told(adapter, copy):
+    other_config(copy, hidden_size=16, head_dim=8, num_attention_heads=4)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(copy)).save_pretrained(copy)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(copy)}))
+    with pytest.raises(ModelError, match=r"Cannot load the adapter .* size mismatch for .*lora_A"):
+        load_model(str(adapter), LoadOptions())

@@ -176,7 +176,15 @@ def make_lean(model: PreTrainedModel) -> None:
 def base_of(source: str) -> str:
     """The resolved base of an adapter folder."""
     name = adapter_config(source).get("base_model_name_or_path")
-    base = resolve_model(str(name)) if name else source
+    try:
+        base = resolve_model(str(name)) if name else source
+    except ModelError as error:
+        raise ModelError(
+            f"The adapter {source} names a base model that is not there",
+            got=f"base_model_name_or_path: {name}",
+            expected="a model folder or a hub id",
+            do=f"Write where the base is into {CONFIG}",
+        ) from error
     if base == source:
         raise ModelError(
             f"The adapter {source} names no base model",

@@ -96,8 +96,11 @@ def _choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None) -
         truth = torch.cat([_plain_logp(model, group) for group in groups])
     except Exception as failure:  # the code of a model may fail in any way
         raise _not_exact(model, f"its own forward fails on plain tokens: {_in_short(failure)}") from failure
+    if torch.isnan(truth).any():
+        raise _not_exact(model, "its log-probabilities are NaN", "Fetch or save the model again")
     if not _is_causal(model, groups[0]):
-        raise _not_exact(model, "its logits depend on later tokens: it is no causal language model")
+        told = "its logits depend on later tokens: it is no causal language model"
+        raise _not_exact(model, told, "Name a decoder-only language model")
     order: tuple[Sharing, ...] = ("flat", "shared", "packed", "single", "alone")
     reason, wrong = "", ""
     if not wanted:
@@ -168,12 +171,12 @@ def _in_short(failure: Exception) -> str:
     return f"{type(failure).__name__} ({' '.join(str(failure).split())[:120]})"
 
 
-def _not_exact(model: PreTrainedModel, reason: str) -> ModelError:
+def _not_exact(model: PreTrainedModel, reason: str, do: str = "Please report the architecture") -> ModelError:
     return ModelError(
         f"{type(model).__name__} cannot be scored exactly",
         got=reason,
         expected="log-probabilities equal to the model's own logits",
-        do="Please report the architecture",
+        do=do,
     )
 
 

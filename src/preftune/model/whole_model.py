@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
@@ -64,15 +64,30 @@ def from_pretrained(load: Callable[..., Any], source: str, what: str, name: str,
         struct.error,
         SafetensorError,
         UnpicklingError,
+        StrictDataclassError,
     ) as error:  # the parsers of safetensors, pickle, GGUF and JSON, met with damaged files
-        told = str(error).strip().split("\n")[0]
+        told = _in_short(error)
         if "trust_remote_code" in str(error):
             told, do = "it carries Python code", "Set --trust_remote_code true if you trust its authors"
+        elif isinstance(error, FileNotFoundError):
+            do = "Fetch or save the model again"
         elif arguments.get("use_safetensors") and ("safetensors" in told or ".bin" in told):
             do = "If it has pickle weights only and you trust them, set --allow_pickle true"
+        elif path.exists():
+            do = "Check the files, or fetch or save the model again"
         else:
-            do = "Check the name, the files and the network; a local folder works without a network"
+            do = "Check the name and the network; a local folder works without a network"
         raise ModelError(f"Cannot load the {what} of {name}", got=told, do=do) from error
+
+
+def _in_short(error: Exception) -> str:
+    """The line of a library's message that names the cause."""
+    if isinstance(error, KeyError):
+        return f"an unknown entry, {error}"
+    lines = [line.strip() for line in str(error).strip().split("\n")]
+    headings = ("Error(s) in loading state_dict", "Class validation error", "Validation error")
+    causes = [line for line in lines if line and not line.startswith(headings)]
+    return (causes or lines)[0]
 
 
 def _check_index(source: str) -> None:
@@ -147,8 +162,17 @@ def whole_model(
         trust_remote_code=options.trust_remote_code,
         use_safetensors=None if options.allow_pickle else True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, with their names
         **(more or {}),
     )
+    if wrong := sorted(found["mismatched_keys"]):
+        weight, stored, expected = wrong[0]
+        raise ModelError(
+            f"The weights of {source} do not fit its configuration",
+            got=f"{weight} of {tuple(stored)}",
+            expected=f"{tuple(expected)}",
+            do="Correct config.json, or fetch or save the model again",
+        )
     if missing := sorted(found["missing_keys"] - elsewhere):
         raise ModelError(
             f"The weights of {source} are incomplete",
@@ -156,7 +180,19 @@ def whole_model(
             expected=f"all of {type(model).__name__}",
             do="Fetch or save the model again",
         )
+    model.unused_weights = tuple(sorted(found["unexpected_keys"]))
     return model
+
+
+def unused_note(model: PreTrainedModel) -> str:
+    """A line on the weights in the files that the model does not use; empty if there are none."""
+    names = getattr(model, "unused_weights", ())
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"model: {type(model).__name__} does not use {', '.join(names[:3])}{more} of its files"
+        if names
+        else ""
+    )
 
 
 def _writing_kind(config: Any, source: str) -> Any:

@@ -23,7 +23,7 @@ from preftune.model.quantize import check_device, is_quantized
 from preftune.model.reference import weights_digest
 from preftune.model.router_search import find_router
 from preftune.model.shard import ShardOptions
-from preftune.model.whole_model import LoadOptions
+from preftune.model.whole_model import LoadOptions, unused_note
 from preftune.progress import Reporter
 from preftune.sampling.engine import Engine, choose_engine
 from preftune.sampling.sample import evaluating
@@ -102,6 +102,8 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
     dtype = weights_dtype("bf16" if low else "fp32")
     device = torch.device("cpu") if lockstep else pick_device(plan.device)
     model, reward_head = _start(plan, dtype)
+    if line := unused_note(model):
+        report.note(line)
     if is_quantized(model):
         _check_quantized(plan, model)
     else:
