@@ -131,3 +131,68 @@ def test_a_run_is_named_by_its_folder(line, tiny_folder, monkeypatch, capsys):
 def test_help_is_found_by_each_of_its_names(line, capsys):
     assert main(line.split()) == 0
     assert "usage: preftune train" in capsys.readouterr().out
+
+
+EARLY = [
+    ("train --data pairs.csvv --output r", "pairs.csvv does not exist"),
+    (
+        "train --data pairs.csv --lr -1 --output r",
+        "learning_rate is out of range; got -1; expected at least 0",
+    ),
+    ("train --data pairs.csv --output r --eval_fraction 1.5", "expected a number in [0, 1)"),
+    ("train --data pairs.csv --device gpu --output r", "expected cuda"),
+    ("train --data pairs.csv --precision bfloat16 --output r", "Did you mean bf16?"),
+    ("train --data pairs.csv --source online --reward brief --output r", "Did you mean on-policy?"),
+    ("train --data pairs.csv --reference base --output r", "Did you mean --reference.model base?"),
+    ("train --data pairs.csv -lr 1e-4 --output r", "Use --lr"),
+    ("train --data pairs.csv held_out.csv --output r", "Give a folder that holds both files"),
+    ("train --model pairs.csv --data prompts.jsonl --output r", "--model names a data file"),
+    ("train --config nothing.yaml", "nothing.yaml does not exist"),
+    ("train --resume nothing", "nothing is not a run folder"),
+    ("train --data pairs.csv --source on-policy --output r", "scored by a reward; got none"),
+    ("train --data pairs.csv --reward brief --output r", "Set --source on-policy"),
+    ("train --data pairs.csv --source on-policy --reward breif --output r", "Did you mean brief?"),
+    ("train --data pairs.csv --rpo_alpha 1 --output r", "--objective dpo+1*sft"),
+    ("train --data pairs.csv --use_unsloth --output r", "Leave it out"),
+    ("train --data pairs.csv --wandb_project x --output r", "WANDB_PROJECT"),
+    ("train --data pairs.csv --gpu 0 --output r", "--device cuda"),
+    ("eval nowhere/model", "--data FILE, --prompts FILE or --tasks NAMES"),
+    ("eval nowhere/model pairs.csv", "Use: preftune eval nowhere/model --data pairs.csv"),
+    ("chat a/b c/d", "preftune chat a/b --compare c/d"),
+    ("export r gguf", "preftune export r --to gguf"),
+    ("compare --data pairs.csv --objectives dpo,ippo --output c", "Unknown objective 'ippo'. Did you mean"),
+    ("report", "Name a run"),
+    ("pairs.csv", "Use: preftune start pairs.csv"),
+    ("--data pairs.csv --output r", "Use: preftune train --data pairs.csv"),
+    ("infer r", "preftune sample RUN"),
+    ("losses", "Use: preftune objectives"),
+]
+
+
+@pytest.mark.parametrize(("line", "told"), EARLY, ids=[line for line, _ in EARLY])
+def test_a_mistake_is_answered_before_the_command_is_imported(line, told, monkeypatch, capsys):
+    monkeypatch.setattr("preftune.cli.main._module_of", lambda verb: pytest.fail("the command was imported"))
+    assert main(shlex.split(line)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("--bf16 true --output r", ["--precision", "bf16"]),
+        ("--bf16=True --output r", ["--precision", "bf16"]),
+        ("--loss_type sigmoid", ["--objective", "dpo"]),
+        ("--max_tokens 3", ["--sampling.max_new_tokens", "3"]),
+    ],
+)
+def test_a_setting_of_another_tool_is_translated(line, wanted):
+    assert prepared("train", shlex.split(line))[:2] == wanted
+
+
+def test_runs_are_compared_by_report(monkeypatch, capsys):
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        (Path(name) / "config.yaml").write_text("model: m\n")
+    assert main(["compare", "a", "b"]) == 2
+    assert "preftune report a b --output compare.html" in capsys.readouterr().err

@@ -5,10 +5,11 @@ not exist, a required setting that is missing. The sentences are those that the 
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from preftune.cli.outline import Outline, Setting
+from preftune.cli.names import SPELLINGS, nearest
+from preftune.cli.outline import ROOT, Outline, Setting, objective_outlines
 from preftune.data.names import missing_data, suffix_of
 from preftune.errors import ConfigError, shown
 from preftune.model.names import BUNDLED_MODELS, missing_model
@@ -35,9 +36,21 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
     """Raises the first mistake among full flags and their values."""
     settings = {one.name: one for one in outline.settings}
     given = dict(_values(words))
+    _check_files(given)
+    _check_stray(command, words)
+    _check_swapped(given)
     for name, value in given.items():
         if name in settings:
             _check_value(settings[name], value)
+        elif name in outline.sections and not re.search(r"[{:]", value):
+            inner = [one.name for one in outline.settings if one.section == name]
+            first = next((one for one in inner if one.endswith((".model", ".rank", ".name"))), inner[0])
+            raise ConfigError(
+                f"{name} is a group of settings",
+                got=value,
+                expected=", ".join(f"--{one}" for one in inner[:4]),
+                do=f"Did you mean --{first} {value}?",
+            )
         if package := VALUE_PACKAGES.get((name, value)):
             _check_package(name, value, package)
         if name == "report_to":
@@ -54,12 +67,95 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
         for one in outline.settings
         if one.default is None and one.name not in given and one.kind != "list[str]"
     ]
+    if not complete:
+        _check_together(command, given)
     if missing and not complete:
         raise ConfigError(
             f"--{missing[0]} is missing",
             expected=f"--{missing[0]} VALUE",
             do=f"See preftune {command.replace('diagnose-', 'diagnose ')} --help",
         )
+
+
+def _check_together(command: str, given: Mapping[str, str]) -> None:
+    """Settings that need, or exclude, each other; a file of settings may hold what the flags lack."""
+    if command == "train" and given.get("source", "offline") == "offline" and "reward" in given:
+        raise ConfigError("reward has no effect offline", got="source offline", do="Set --source on-policy")
+    if (
+        command == "train"
+        and given.get("source") == "on-policy"
+        and not {"reward", "rollout.environment"} & set(given)
+    ):
+        raise ConfigError(
+            "On-policy samples are scored by a reward",
+            got="none",
+            expected="--reward NAME or module:function",
+        )
+    if command == "eval" and "model" in given and not {"data", "prompts", "tasks"} & set(given):
+        raise ConfigError(
+            "eval wants one of preference data, prompts and tasks",
+            got="none of them",
+            expected="--data FILE, --prompts FILE or --tasks NAMES",
+        )
+    for name in ("reward", "judge"):
+        if re.fullmatch(r"[a-z_]+", value := given.get(name, "")) and value not in (names := _reward_names()):
+            near = nearest(value, names, 0.6)
+            raise ConfigError(
+                f"Unknown {name}",
+                got=value,
+                expected=f"one of {', '.join(names)}, or module:function",
+                do=f"Did you mean {near}?" if near else None,
+            )
+    for objective in re.findall(r"(?:^|,)([a-z_-]+)(?=,|$)", given.get("objectives", "")):
+        if objective.replace("_", "-") not in objective_outlines():
+            near = nearest(objective, objective_outlines(), 0.5)
+            raise ConfigError(
+                f"Unknown objective {shown(objective)}",
+                do=f"Did you mean {near}?" if near else "Run `preftune objectives` to see all of them",
+            )
+
+
+def _reward_names() -> list[str]:
+    """The built-in rewards, from the source of their table."""
+    text = (ROOT / "rewards" / "resolve.py").read_text(encoding="utf-8")
+    return re.findall(r'^        "([a-z_.]+)": "[a-z_]+:[A-Za-z]+"', text, re.MULTILINE)
+
+
+def _check_files(given: Mapping[str, str]) -> None:
+    """The file of --config and the folder of --resume."""
+    config, resumed = given.get("config"), given.get("resume")
+    if config is not None and not Path(config).expanduser().is_file():
+        raise ConfigError(f"{config} does not exist", expected="a .yaml file of settings")
+    if resumed is not None and not (Path(resumed).expanduser() / "config.yaml").is_file():
+        raise ConfigError(
+            f"{resumed} is not a run folder", got="no config.yaml in it", expected="what --output made"
+        )
+
+
+def _check_stray(command: str, words: Sequence[str]) -> None:
+    """A bare word behind the value of a flag."""
+    for before, value, word in zip(words, words[1:], words[2:], strict=False):
+        if (
+            before.startswith("--")
+            and "=" not in before
+            and not value.startswith("-")
+            and not word.startswith("-")
+        ):
+            both = before in ("--data", "--prompts", "--eval_data")
+            raise ConfigError(
+                f"Unexpected argument {shown(word)}",
+                got=f"{before} {value} {word}",
+                do="Give a folder that holds both files" if both else f"See preftune {command} --help",
+            )
+
+
+def _check_swapped(given: Mapping[str, str]) -> None:
+    """A data file as the model, or a model as the data."""
+    model, data = given.get("model", ""), given.get("data", "")
+    if suffix_of(Path(model)) and Path(model).is_file():
+        raise ConfigError("--model names a data file", got=model, do=f"Use --data {model}")
+    if data and any((Path(data) / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ConfigError("--data names a model", got=data, do=f"Use --model {data} and --data FILE")
 
 
 def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -82,14 +178,42 @@ def _check_value(setting: Setting, value: str) -> None:
         choices = ast.literal_eval(f"({kind[len('Literal[') : -1]},)")
         if value not in choices and all(isinstance(one, str) for one in choices):
             raise _invalid(setting, value, ", ".join(choices))
+    elif value in SPELLINGS.get(setting.name, {}):
+        raise _invalid(setting, value, SPELLINGS[setting.name][value])
     elif (kind in ("int", "float") and not _is_number(value)) or (
         kind == "bool" and value.lower() not in ("true", "false", "yes", "no", "on", "off")
     ):
         raise _invalid(setting, value, EXPECTED[kind])
+    elif (
+        kind in ("int", "float")
+        and setting.interval
+        and not _is_inside(float(value.removeprefix(".")), setting.interval)
+    ):
+        raise ConfigError(f"{setting.name} is out of range", got=value, expected=_in_words(setting.interval))
 
 
 def _invalid(setting: Setting, value: str, expected: str) -> ConfigError:
-    return ConfigError(f"Invalid value for {setting.name}", got=value, expected=expected)
+    meant = SPELLINGS.get(setting.name, {}).get(value)
+    return ConfigError(
+        f"Invalid value for {setting.name}",
+        got=value,
+        expected=expected,
+        do=f"Did you mean {meant}?" if meant and meant != expected else None,
+    )
+
+
+def _is_inside(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    return (value >= low if interval[0] == "[" else value > low) and (
+        value <= high if interval[-1] == "]" else value < high
+    )
+
+
+def _in_words(interval: str) -> str:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if high != float("inf"):
+        return f"a number in {interval}"
+    return f"at least {low:g}" if interval[0] == "[" else f"a number above {low:g}"
 
 
 def _is_number(text: str) -> bool:
@@ -139,7 +263,7 @@ def check_tasks(text: str) -> list[str]:
 
 def _check_data(source: str) -> None:
     path = Path(source).expanduser()
-    is_name = suffix_of(path) or source.startswith((".", "/", "~"))
+    is_name = suffix_of(path) or source.startswith((".", "/", "~")) or "/" not in source
     if is_name and not path.exists():
         raise missing_data(source)
 
@@ -152,6 +276,8 @@ def _check_model(name: str) -> None:
 
 def check_runs(words: Sequence[str]) -> None:
     """Run folders that are given as bare words."""
+    if not words:
+        raise ConfigError("Name a run", got="nothing", expected="the output folder of a training run")
     for word in words:
         if word.startswith("-"):
             return

@@ -153,7 +153,10 @@ def _run(words: list[str]) -> int:
     from preftune.cli.names import nearest
     from preftune.cli.words import check_early, prepared
 
+    if verb.lower() in VERBS:
+        verb = verb.lower()
     if verb not in VERBS:
+        _refuse_misplaced(words)
         near = verb if verb in ELSEWHERE_VERBS else nearest(verb, (*VERBS, *ELSEWHERE_VERBS), 0.6)
         raise ConfigError(
             f"Unknown command {shown(verb)}",
@@ -172,6 +175,24 @@ def _run(words: list[str]) -> int:
     settings = prepared(command, rest)  # mistakes are reported before the libraries are imported
     check_early(command, settings)
     return _module_of(command).run(settings)
+
+
+def _refuse_misplaced(words: list[str]) -> None:
+    """A setting, a file or a run in the place of the command."""
+    from pathlib import Path
+
+    from preftune.data.names import suffix_of
+
+    first = words[0]
+    if first.startswith("--") and len(words) > 1:
+        do = f"Use: preftune train {' '.join(words)}"
+    elif (Path(first) / "config.yaml").is_file():
+        do = f"Use: preftune report {first}, chat {first} or eval {first} --data FILE"
+    elif suffix_of(Path(first)):
+        do = f"Use: preftune start {first}, inspect {first} or train --data {first} --output RUN"
+    else:
+        return
+    raise ConfigError("The first word is a command", got=shown(first), do=do)
 
 
 def _refuse_several_processes(command: str) -> None:
@@ -278,6 +299,25 @@ ELSEWHERE_VERBS = {
     "list": "Use: preftune objectives, or preftune --help for the commands",
     "download": "Name the model or data set where it is used: preftune train --model OWNER/NAME --data OWNER/NAME",
     "quantize": "Use: preftune export RUN --to gguf",
+    "inference": "Use: preftune sample RUN --prompt TEXT, or preftune chat RUN",
+    "infer": "Use: preftune sample RUN --prompt TEXT, or preftune chat RUN",
+    "preview": "Use: preftune inspect DATA",
+    "validate": "Use: preftune inspect DATA",
+    "check": "Use: preftune inspect DATA",
+    "methods": "Use: preftune objectives",
+    "losses": "Use: preftune objectives",
+    "algorithms": "Use: preftune objectives",
+    "init": "Use: preftune start FILE, or preftune train --print_config > run.yaml",
+    "quickstart": "Use: preftune start FILE, or preftune docs quickstart",
+    "doctor": "Use: preftune env",
+    "install": "Use: pip install 'preftune[rewards]' for an extra",
+    "login": "Use: hf auth login",
+    "rm": "Use: preftune train-reward-model --data PAIRS --output RUN",
+    "rlhf": "Use: preftune train --source on-policy --reward NAME",
+    "rl": "Use: preftune train --source on-policy --reward NAME",
+    "web": "Use: preftune annotate FILE for labels, preftune report RUN for a page",
+    "rank": "Use: preftune reward FILE --reward NAME, or preftune annotate FILE",
+    "fuse": "Use: preftune merge RUN/final --output MODEL",
     "serve": "A vLLM or transformers server serves RUN/final; docs/sampling.md shows how to use one",
 }
 """Commands of other tools."""

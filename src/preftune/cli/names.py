@@ -75,6 +75,12 @@ ALIASES = {
     "task": "tasks",
     "tracker": "report_to",
     "trackers": "report_to",
+    "max_tokens": "sampling.max_new_tokens",
+    "methods": "objectives",
+    "file": "data",
+    "train_batch_size": "batch_size",
+    "reference_model": "reference.model",
+    "dataset_split": "rows.split",
     "dtype": "precision",
     "torch_dtype": "precision",
 }
@@ -119,6 +125,41 @@ ELSEWHERE = {
     "greater_is_better": "Use --keep_best max:METRIC or min:METRIC; the direction of usual metrics is known",
     "use_vllm": "Use --server.url http://HOST:PORT of a running vLLM",
     "seed_everything": "Use --seed",
+    "flash_attn": "Leave it out: the fastest exact attention is chosen at start-up",
+    "use_flash_attention_2": "Leave it out: the fastest exact attention is chosen at start-up",
+    "flash_attention_2": "Leave it out: the fastest exact attention is chosen at start-up",
+    "use_unsloth": "Leave it out: sequences share rows without padding, and prompts are computed once",
+    "use_liger_kernel": "Leave it out: logits are computed in chunks already",
+    "torch_compile": "Leave it out: nothing is compiled but attention on a GPU",
+    "per_device_eval_batch_size": "Leave it out: micro-batches follow from --layout.micro_batch_tokens",
+    "eval_batch_size": "Leave it out: micro-batches follow from --layout.micro_batch_tokens",
+    "gpu": "Use --device cuda, or --device cuda:1 for the second GPU",
+    "gpus": "Start with torchrun --nproc_per_node 2 -m preftune train ...; docs/scaling.md shows how",
+    "cpu": "Use --device cpu",
+    "cuda": "Use --device cuda",
+    "no_cuda": "Use --device cpu",
+    "use_cpu": "Use --device cpu",
+    "peft": "Use --lora, or --lora.rank N",
+    "peft_config": "Use --lora, or --lora.rank N; preftune train --help lora lists the settings",
+    "full_finetuning": "Leave it out: all weights train without --lora",
+    "wandb_project": "Set the environment variable WANDB_PROJECT, with --report_to wandb",
+    "run_name": "A run has the name of its folder: --output runs/NAME",
+    "num_workers": "Leave it out: data are prepared once, before the first step",
+    "dataloader_num_workers": "Leave it out: data are prepared once, before the first step",
+    "dataset_num_proc": "Leave it out: data are prepared once, before the first step",
+    "remove_unused_columns": "Leave it out: every column is used, passed to rewards or reported",
+    "verbose": "Leave it out: every step is logged in metrics.jsonl, and the report shows it",
+    "debug": "Leave it out: --dry-run runs one step and prints memory and time",
+    "quiet": "Redirect standard error: 2> train.log; results of other commands have --json",
+    "overwrite": "Name a new --output, or delete the old folder",
+    "html": "Leave it out: report writes report.html; --output names another page",
+    "rpo_alpha": "Write the sum of two losses: --objective dpo+1*sft",
+    "pref_ftx": "Write the sum of two losses: --objective dpo+0.1*sft",
+    "sync_ref_model": "Use --reference.update_every STEPS and --reference.update_rate",
+    "desirable_weight": "`preftune objectives kto` shows the names of its hyperparameters",
+    "undesirable_weight": "`preftune objectives kto` shows the names of its hyperparameters",
+    "disable_dropout": "Leave it out: dropout is off",
+    "tf32": "Leave it out; use --precision bf16 for speed",
     "eval_strategy": "Use --eval_every STEPS",
     "evaluation_strategy": "Use --eval_every STEPS",
     "save_strategy": "Use --save_every STEPS",
@@ -161,3 +202,30 @@ def unknown_setting(key: str, names: Mapping[str, str], *, flag: bool, where: st
         return ConfigError(what, do=f"Did you mean {' or '.join(dash + full for full in others)}?")
     near = nearest(key, names) or nearest(leaf, names)
     return ConfigError(what, do=f"Did you mean {dash}{near}?" if near else "Give --help to see all settings")
+
+
+SWITCHED = {"bf16": "bf16", "fp32": "fp32"}
+"""Switches of other tools -> the precision that they choose."""
+
+LOSS_NAMES = {
+    "sigmoid": "dpo",
+    "sigmoid-norm": "ln-dpo",
+    "exo-pair": "exo",
+    "nca-pair": "nca",
+    "robust": "robust-dpo",
+    "sppo-hard": "sppo",
+}
+"""Losses as other tools write them -> the objective, where the names differ."""
+
+SPELLINGS = {
+    "precision": {"bfloat16": "bf16", "float32": "fp32", "float": "fp32", "fp16": "bf16", "float16": "bf16"},
+    "source": {
+        "online": "on-policy",
+        "on_policy": "on-policy",
+        "onpolicy": "on-policy",
+        "off-policy": "offline",
+        "off_policy": "offline",
+    },
+    "device": {"gpu": "cuda"},
+}
+"""Setting -> values as other tools write them, with the value to suggest."""

@@ -22,6 +22,7 @@ class Setting:
     kind: str  # the annotation as it is in the source
     default: str | None  # as it is in the source; None if the setting is required
     help: str
+    interval: str = ""  # such as "(0, inf)", if the settings check it by a constant
 
     @property
     def section(self) -> str:
@@ -67,7 +68,7 @@ def outline_of(module: str) -> Outline | None:
     if source is None:
         return None
     where, kind = source
-    texts = _help_texts(kind)
+    texts, own_ranges = _help_texts(kind), _intervals(kind)
     settings: list[Setting] = []
     sections: dict[str, str] = {}
     for field in _fields(where, kind):
@@ -78,19 +79,25 @@ def outline_of(module: str) -> Outline | None:
         elif nested is not None and _is_dataclass(nested[1]):
             sections[field.name] = texts.get(field.name, "")
             inner = _help_texts(nested[1])
+            ranges = _intervals(nested[1])
             settings += [
                 Setting(
                     name=f"{field.name}.{one.name}",
                     kind=one.kind,
                     default=one.default,
                     help=inner.get(one.name, ""),
+                    interval=ranges.get(one.name, ""),
                 )
                 for one in _fields(*nested)
             ]
         else:
             settings.append(
                 Setting(
-                    name=field.name, kind=field.kind, default=field.default, help=texts.get(field.name, "")
+                    name=field.name,
+                    kind=field.kind,
+                    default=field.default,
+                    help=texts.get(field.name, ""),
+                    interval=own_ranges.get(field.name, ""),
                 )
             )
     return Outline(
@@ -177,6 +184,17 @@ def _default_of(value: ast.expr | None) -> str | None:
             return {"list": "[]", "dict": "{}"}.get(ast.unparse(given["default_factory"]), "")
         return ast.unparse(value.args[0]) if value.args else ""
     return ast.unparse(value)
+
+
+def _intervals(kind: ast.ClassDef) -> dict[str, str]:
+    """Field -> the interval of `check_range(self, "(0, inf)", "field")` in the class."""
+    found: dict[str, str] = {}
+    for node in ast.walk(kind):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "check_range":
+            texts = [one.value for one in node.args if isinstance(one, ast.Constant)]
+            names = [one for one in texts if isinstance(one, str)]
+            found |= {name: names[0] for name in names[1:]}
+    return found
 
 
 def _is_dataclass(kind: ast.ClassDef) -> bool:

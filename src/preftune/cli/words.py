@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from preftune.cli.early import check_runs, check_words
-from preftune.cli.names import ALIASES, ELSEWHERE, nearest, unknown_setting
+from preftune.cli.names import ALIASES, ELSEWHERE, LOSS_NAMES, SWITCHED, nearest, unknown_setting
 from preftune.cli.outline import ROOT, Outline, Setting, objective_outlines, outline_of
 from preftune.errors import ConfigError, shown
 from preftune.model.names import BUNDLED_MODELS
@@ -35,7 +35,26 @@ POSITIONAL = {
 }
 """Commands whose first bare word is a setting. (Others read their bare words themselves.)"""
 
+SECOND_WORDS = {
+    "chat": "Use: preftune chat {1} --compare {2}",
+    "compare": "Use: preftune compare --data FILE --objectives {1},{2} --steps 60 --output FOLDER",
+    "eval": "Use: preftune eval {1} --data {2}",
+    "export": "Use: preftune export {1} --to {2}",
+    "inspect": "Inspect one file at a time, or a folder with both",
+    "sample": "Use: preftune sample {1} --prompt {2!r}, or --prompts FILE",
+}
+"""Command -> what to type instead of a second bare word."""
+
 SHORT_FLAGS = {"-o": "output", "-d": "data", "-m": "model", "-c": "config"}
+
+SINGLE_LETTERS = {
+    "n": "num_completions",
+    "e": "epochs",
+    "b": "batch_size",
+    "p": "prompt",
+    "r": "reward",
+    "s": "seed",
+}
 
 DEFAULT_RANK = "16"  # of `--lora` without a number
 QUANTIZED = {"load_in_4bit": "nf4", "qlora": "nf4", "load_in_8bit": "bnb-int8"}
@@ -56,12 +75,17 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
     if command in ("report", "diagnose-run"):
         check_runs(words)
     words = [_spelled_flag(word, known) for word in words]
+    _refuse_short_flags(words, known)
     words = _bare_words(command, words)
     objective = _objective(words, known) if outline.has_objective else None
     parameters = objective_outlines().get(objective or "", ())
     settings = {one.name: one for one in (*outline.settings, *parameters)}
     done: list[str] = []
+    skip = False  # the value of a flag that was replaced
     for place, word in enumerate(words):
+        if skip:
+            skip = False
+            continue
         if not word.startswith("--") or word == "--":
             done.append(word)
             continue
@@ -75,8 +99,10 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
         if key in QUANTIZED and bare and "lora.quantization" in known:
             done += ["--lora.quantization", QUANTIZED[key]]
             continue
-        if key == "bf16" and bare and "precision" in known:
-            done += ["--precision", "bf16"]
+        on = bare or (value or following or "").lower() in ("true", "yes", "1")
+        if key in SWITCHED and on and "precision" in known:
+            done += ["--precision", SWITCHED[key]]
+            skip = not bare and not equals
             continue
         full = _full_name(key, known, parameters)
         if full is None and ":" in (objective or "") and key.startswith("objective."):
@@ -142,6 +168,16 @@ def _spelled_flag(word: str, known: Mapping[str, str]) -> str:
     return f"--{full}" if full is not None and full in known else word
 
 
+def _refuse_short_flags(words: Sequence[str], known: Mapping[str, str]) -> None:
+    """`-lr 1e-4` and `-n 4`: names with one dash."""
+    for word in words:
+        if re.fullmatch(r"-[a-z]\w*", word) and word not in SHORT_FLAGS and word != "-h":
+            name = word[1:]
+            full = name if name in known else SINGLE_LETTERS.get(name) or nearest(name, known)
+            do = f"Use --{full}" if full in known else "Options have two dashes; give --help to see them"
+            raise ConfigError(f"Unknown option {word}", do=do)
+
+
 def names_of(outline: Outline) -> dict[str, str]:
     """Every name that works -> the full name; a name at the top wins over the same name in a section."""
     full = [one.name for one in outline.settings] + ["config", "print_config"]
@@ -165,6 +201,7 @@ def spelled_objective(text: str) -> str:
     """A name of the table in any spelling; what is no plain name (a mixture, module:Class) stays as it is."""
     table = objective_outlines()
     plain = text.strip().lower().replace("_", "-")
+    plain = LOSS_NAMES.get(plain, plain)
     if plain in table or not table:
         return plain
     if re.search(r"[:+*(./]", text):
@@ -212,7 +249,11 @@ def _bare_words(command: str, words: list[str]) -> list[str]:
             flags[flag] = word
         return [part for pair in flags.items() for part in pair] + words
     if len(bare) > 1:
-        raise ConfigError(f"Unexpected argument {shown(bare[1])}", do=f"See preftune {command} --help")
+        if command == "compare" and all((Path(word) / "config.yaml").is_file() for word in bare):
+            do = f"Finished runs are compared by: preftune report {' '.join(bare)} --output compare.html"
+        else:
+            do = SECOND_WORDS.get(command, "See preftune {} --help").format(command, bare[0], bare[1])
+        raise ConfigError(f"Unexpected argument {shown(bare[1])}", do=do)
     return [part for word in bare for part in (f"--{POSITIONAL[command]}", word)] + words
 
 
