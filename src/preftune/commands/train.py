@@ -9,11 +9,13 @@ from typing import Any
 
 from preftune.cli.checks import resumed_folder
 from preftune.cli.output import print_json
-from preftune.cli.settings import parse_settings, settings_from_run
+from preftune.cli.settings import settings_from_run
 from preftune.errors import ConfigError
+from preftune.model.device_defaults import expand_segments
 from preftune.model.whole_model import quiet_transformers
 from preftune.progress import Reporter
 from preftune.terminal import clean_terminal
+from preftune.train.device_settings import parse_training
 from preftune.train.dry_run import Forecast, dry_run
 from preftune.train.loop import resume, train
 from preftune.train.options import TrainConfig
@@ -26,6 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     together.
     """
     quiet_transformers()
+    expand_segments()
     as_json, rehearses = "--json" in arguments, not {"--dry-run", "--dry_run"}.isdisjoint(arguments)
     words = [word for word in arguments if word not in ("--json", "--dry-run", "--dry_run")]
     words, options = _resume_options(words)
@@ -43,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
             return _resume_reward_model(folder, options, as_json)
         start = partial(resume, **options)
     else:
-        settings = parse_settings(TrainConfig, words, "preftune train")
+        settings = parse_training(words, "preftune train")
         start = resume if _begun(settings.output) == settings else train
     with together(settings.process_minutes) as processes:
         if rehearses:

@@ -9,14 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.cli.keywords import keyword_flags
-from preftune.cli.settings import parse_settings
 from preftune.cli.words import prepared
 from preftune.data.memory import source_name
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.objectives import Objective
 from preftune.rewards.resolve import register_reward
+from preftune.train.device_settings import parse_training
 from preftune.train.loop import OnStep, train
-from preftune.train.options import TrainConfig
 from preftune.train.result import RunResult
 
 PASSED_MODEL = "start"
@@ -75,7 +74,7 @@ def train_with(
     elif tokenizer is not None:
         raise ConfigError("tokenizer belongs to a loaded model", got="no model", do="Pass model=, too")
     words = prepared("train", keyword_flags({**given, **settings}))
-    config = parse_settings(TrainConfig, words, prog="preftune.train", description="")
+    config = parse_training(words, "preftune.train")
     config = replace(config, **named)
     if objective is not None and not isinstance(objective, str):
         config = replace(config, objective=objective)

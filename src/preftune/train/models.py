@@ -12,6 +12,7 @@ from preftune.model.adapters import LoraOptions, inject_lora
 from preftune.model.classifier import check_classifier
 from preftune.model.critic import with_critic
 from preftune.model.device import pick_device
+from preftune.model.device_defaults import device_line, facts_of
 from preftune.model.kernels.products import has_bf16
 from preftune.model.kernels.recompute import check_recomputes
 from preftune.model.layout import LayoutOptions
@@ -66,6 +67,8 @@ class Models:
 
 def load_models(plan: ModelPlan, report: Reporter, processes: Processes) -> Models:
     """The policy, cut up if it is to be, and the engine, which is proven before."""
+    if line := _device_note(plan):
+        report.note(line)
     policy, digest = load_policy(plan, report, processes.lockstep)
     if plan.critic is not None:
         policy = with_critic(policy, plan.critic, plan.model, plan.loading, plan.layout, plan.longest)
@@ -150,6 +153,16 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         quantization=plan.lora.quantization,
     )
     return policy, digest
+
+
+def _device_note(plan: ModelPlan) -> str:
+    """The device and the settings that follow it."""
+    values = {
+        "precision": plan.precision,
+        "layout.micro_batch_tokens": plan.layout.micro_batch_tokens,
+        "gradient_checkpointing": plan.gradient_checkpointing,
+    }
+    return device_line(facts_of(pick_device(plan.device)), values)
 
 
 def _start(plan: ModelPlan, dtype: torch.dtype) -> tuple[PreTrainedModel, Tensor | None]:
