@@ -256,6 +256,7 @@ LAYOUTS = (
     ),
     verdict("arena, tie", {**AB, "winner": "tie (bothbad)"}, drop="tie"),
     verdict("A/B", {**AB, "winner": "b"}),
+    verdict("JudgeBench", {"question": ASK, "response_A": GOOD, "response_B": BAD, "label": "A>B"}),
     verdict("A/B, names of models", {**AB, "model_a": "m1", "model_b": "m2", "winner": "m2"}),
     refused("A/B, a number for a letter", {**AB, "preference": 1}, "the two columns end in a and b"),
     verdict("A/B, values mapped", {**AB, "label": 1}, options={"columns": "winner=label{0:a,1:b}"}),
@@ -316,6 +317,23 @@ LAYOUTS = (
         format="verdicts",
     ),
     # groups
+    pair(
+        "the place of the best answer",
+        {"prompt": ASK, "responses": [GOOD, BAD, "A hat."], "best": 0},
+        pairs={(GOOD, BAD), (GOOD, "A hat.")},
+        format="indexed",
+    ),
+    pair(
+        "places of the chosen and the rejected answer",
+        {"prompt": ASK, "candidates": [GOOD, BAD, "A hat."], "chosen": 0, "rejected": 1},
+        format="indexed",
+    ),
+    pair(
+        "TL;DR comparisons, mapped",
+        {"info": {"post": ASK}, "summaries": [{"text": GOOD}, {"text": BAD}], "choice": 0},
+        options={"columns": "prompt=info.post,completions=summaries.text,best=choice"},
+        format="indexed",
+    ),
     reward("rewards", {"prompt": ASK, "completions": [GOOD, BAD], "rewards": [2.0, 1.0]}, format="scored"),
     reward(
         "UltraFeedback",
@@ -414,6 +432,11 @@ LAYOUTS = (
     label("KTO, signs", {"prompt": ASK, "completion": GOOD, "label": "👎"}, -1),
     label("KTO, neutral", {"prompt": ASK, "completion": GOOD, "label": "neutral"}, None),
     label("LLaMA-Factory, kto_tag", {"instruction": ASK, "input": "", "output": GOOD, "kto_tag": True}),
+    label(
+        "Capybara, exchanges",
+        {"conversation": [{"input": ASK, "output": GOOD}], "label": True},
+        format="messages_label",
+    ),
     label("ms-swift, label", {"messages": [user(), bot(GOOD)], "label": False}, -1, format="messages_label"),
     refused(
         "thumbs", {"prompt": ASK, "completion": GOOD, "thumbs_up": False}, "the column thumbs_up is not used"

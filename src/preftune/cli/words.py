@@ -267,7 +267,7 @@ def _train_word(word: str) -> tuple[str, str]:
     if is_model or word in BUNDLED_MODELS or word.endswith(".gguf"):
         return "--model", word
     if (Path(word).exists() and not word.endswith((".yaml", ".yml"))) or re.search(
-        r"\.(jsonl?|csv|parquet|arrow)$", word
+        r"\.(jsonl?|csv|tsv|parquet|arrow)$", word
     ):
         return "--data", word
     if re.search(r"\.ya?ml$", word):

@@ -7,7 +7,7 @@ rows must not be trained on without what they state. So does a field inside a tu
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from preftune.data.column_advice import advice
+from preftune.data.column_advice import Material, Trial, advice
 from preftune.data.column_kinds import (
     NO_SIGNAL,
     SEEMS_ANSWER,
@@ -18,6 +18,7 @@ from preftune.data.column_kinds import (
     opposite,
     values_look_like_labels,
 )
+from preftune.data.column_map import REPLACED
 from preftune.data.fields import Row
 from preftune.data.format_groups import LISTS
 from preftune.data.format_verdicts import is_side
@@ -38,7 +39,8 @@ class ColumnAccount:
     """The roles of the columns of one source; rows are added one by one.
 
     `passed` states that what is not used goes to reward functions, so that nothing stops. `spelled` has the user's
-    spelling of names that were read in ours, `chosen` the columns that the user named for our fields.
+    spelling of names that were read in ours, `chosen` the columns that the user named for our fields, `columns` the
+    text of that option.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class ColumnAccount:
         passed: bool,
         spelled: Mapping[str, str] | None = None,
         chosen: Mapping[str, str] | None = None,
+        columns: str = "",
     ) -> None:
-        self.form, self.passed = form, passed
+        self.form, self.passed, self.columns = form, passed, columns
         self.ignored = set(ignored)
         self.spelled: Mapping[str, str] = {} if spelled is None else spelled
         self.chosen: Mapping[str, str] = {} if chosen is None else chosen
@@ -99,7 +102,9 @@ class ColumnAccount:
             if value in NO_VALUE or value != value:
                 continue
             kind = self._kind(str(name))
-            if (kind == SEEMS_PROMPT and _repeats(value, row, used)) or (kind == SEEMS_WEIGHT and value == 1):
+            if (kind in (SEEMS_PROMPT, SEEMS_ANSWER) and _repeats(value, row, used)) or (
+                kind == SEEMS_WEIGHT and value == 1
+            ):
                 continue
             self._open.discard(name)
             self._unused.setdefault(name, value)
@@ -172,12 +177,16 @@ class ColumnAccount:
         """The user's spelling."""
         return self.chosen.get(str(name), self.spelled.get(str(name), str(name)))
 
-    def check(self, where: str) -> None:
+    def check(self, where: str, trial: Trial | None = None) -> None:
         """An error if a column that is not used must not be passed over."""
         if self.stops:
-            raise self.stop(where)
+            raise self.stop(where, trial)
 
-    def stop(self, where: str) -> DataError:
+    def stopping(self) -> list[str]:
+        """The columns that stop the run, by the user's names."""
+        return [self._name(name).removesuffix(REPLACED) for name in self.stops]
+
+    def stop(self, where: str, trial: Trial | None = None) -> DataError:
         stops = {self._name(name): stop for name, stop in self.stops.items()}
         kinds = ", ".join(dict.fromkeys(kind for kind, _ in stops.values()))
         used = [self._name(name) for name, role in self.roles.items() if role not in (UNUSED, PASSED)]
@@ -190,11 +199,17 @@ class ColumnAccount:
             got=", ".join(f"{name} {shown(value, 30)}" for name, (_, value) in stops.items()),
             expected=f"a use for every such column (used: {', '.join(used) or 'none'})",
             do=advice(
-                stops,
-                {self._name(name): value for name, value in self._unused.items()},
-                self.form.name,
-                self._name(prompt),
-                LISTS,
+                Material(
+                    stops=stops,
+                    row={self._name(name): value for name, value in self._unused.items()},
+                    form=self.form.name,
+                    prompt=self._name(prompt),
+                    listed=LISTS,
+                    first={self._name(name): values for name, values in self._first.items()},
+                    columns=self.columns,
+                    ignored=sorted(self.ignored),
+                ),
+                trial,
             ),
         )
 

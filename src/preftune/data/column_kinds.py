@@ -68,6 +68,7 @@ _PROMPTS = _words(
     prompt context contexts input inputs passage passages document documents article background question query
     instruction history system system_prompt system_message system_msg system_text system_instruction
     system_instructions sys_prompt knowledge evidence dialogue dialog persona premise story post functions attachments
+    initial_reason_steps prefix prefill response_prefix assistant_prefix problem user_prompt user_input
     """
 )
 _THOUGHTS = _words("reasoning reasoning_content thinking thoughts thought cot chain_of_thought scratchpad")

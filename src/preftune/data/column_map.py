@@ -47,6 +47,22 @@ def parse_columns(given: object, fields: tuple[str, ...]) -> dict[str, Any]:
     return columns
 
 
+def columns_text(columns: Mapping[str, Any]) -> str:
+    """The option in its usual form as the text of the flag."""
+    parts = []
+    for name, value in columns.items():
+        if isinstance(value, str):
+            parts.append(f"{name}={value}")
+            continue
+        values = ",".join(f"{key}:{_word(new)}" for key, new in value["values"].items())
+        parts.append(f"{name}={value['column']}{{{values}}}")
+    return ",".join(parts)
+
+
+def _word(value: object) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
 def _of_text(text: str) -> object:
     if text.lstrip().startswith("{"):
         try:

@@ -2,7 +2,15 @@
 
 from collections import Counter
 
-from preftune.data import format_groups, format_labels, format_pairs, format_verdicts, prompts, turn_extras
+from preftune.data import (
+    format_groups,
+    format_index,
+    format_labels,
+    format_pairs,
+    format_verdicts,
+    prompts,
+    turn_extras,
+)
 from preftune.data.column_kinds import snake
 from preftune.data.options import FIELDS
 
@@ -16,6 +24,8 @@ KNOWN = frozenset(
         *format_pairs.JUDGED,
         *format_groups.LISTS,
         *format_groups.NUMBER_COLUMNS,
+        *format_index.BEST,
+        *format_index.WORST,
         *format_labels.LABEL,
         *format_verdicts.VERDICT_COLUMNS,
         *turn_extras.RENDERED,

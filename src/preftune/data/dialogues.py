@@ -15,6 +15,7 @@ from preftune.data.fields import (
     not_blank,
     turns_of_text,
 )
+from preftune.data.turn_shapes import role_in
 from preftune.errors import DataError, shown
 from preftune.types import Completion, Message
 
@@ -173,7 +174,7 @@ def completion_or_dialogue(
     """Like `answer`, but only a text in the HH layout and turns that begin with a user are a whole dialogue."""
     value = turns_of_text(value)
     first = value[0] if isinstance(value, list) and value else None
-    role = str(first.get("role", first.get("from"))).lower() if isinstance(first, Mapping) else ""
+    role = str(role_in(first)).lower()
     if ROLES.get(role) in ("user", "system") or transcript_dialogue(value) is not None:
         return answer(value, name, prompt)
     return (), as_completion(value, name)

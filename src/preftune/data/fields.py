@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from preftune.data.turn_extras import turn_extras, with_joined_parts
+from preftune.data.turn_shapes import CONTENT_KEYS, exchanges_of, keys_of, role_in, turns_of_exchanges
 from preftune.errors import DataError, shown
 from preftune.types import SOURCES, Completion, Message, Source
 
@@ -29,6 +30,7 @@ ROLES = {
     "model": "assistant",
     "chatgpt": "assistant",
     "ai": "assistant",
+    "chatbot": "assistant",
     "system": "system",
     "developer": "system",
     "tool": "tool",
@@ -120,11 +122,9 @@ def turns_of_text(value: object) -> object:
 
 
 def _is_turn(turn: Mapping) -> bool:
-    role = turn.get("role", turn.get("from"))
+    role = role_in(turn)
     return (
-        isinstance(role, str)
-        and role.lower() in ROLES
-        and bool({"content", "value", "tool_calls"} & turn.keys())
+        isinstance(role, str) and role.lower() in ROLES and bool({*CONTENT_KEYS, "tool_calls"} & turn.keys())
     )
 
 
@@ -159,6 +159,8 @@ def not_blank(completion: Completion, name: str) -> Completion:
 def as_turns(value: object, name: str) -> tuple[Message, ...]:
     """The turns of a dialogue from {role, content} or {from, value} objects; one object is one turn."""
     value = turns_of_text(value)
+    if exchanges := exchanges_of(value):
+        value = turns_of_exchanges(exchanges)
     if isinstance(value, str):
         as_text(value, name)  # states it if these are turns as Python writes them
     many = type(value) is list  # checked first: this is quicker than a check for Mapping
@@ -178,7 +180,7 @@ def as_turns(value: object, name: str) -> tuple[Message, ...]:
 
 
 def _calls(turn: object) -> bool:
-    return isinstance(turn, Mapping) and (turn.get("role") in _CALLS or turn.get("from") in _CALLS)
+    return role_in(turn) in _CALLS
 
 
 def _with_calls(turns: list, name: str) -> list:
@@ -232,8 +234,17 @@ def _turn(turn: object, name: str) -> Message:
         raise DataError(
             f"The field {name} is not a turn", got=described(turn), expected="an object {role, content}"
         )
-    role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+    role_key, content_key = keys_of(turn, name)
     refuse_unrendered(turn)
+    if role_in(turn) is None:
+        column = name.partition("[")[0]
+        texts = [key for key, item in turn.items() if isinstance(item, str)] or ["text"]
+        raise DataError(
+            f"The field {name} is an object without a role",
+            got="the fields " + ", ".join(map(str, turn)),
+            expected="text, or turns {role, content}",
+            do=f"Name the text in it, as in --rows.columns {column}={column}.{texts[0]}",
+        )
     role = as_text(value_of(turn, role_key), f"{name}.{role_key}").lower()
     if role not in ROLES:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Rows of one file: JSON, JSON lines, CSV, Parquet, Arrow; the text formats plain or gzipped.
+"""Rows of one file: JSON, JSON lines, CSV, TSV, Parquet, Arrow; the text formats plain or gzipped.
 
 A fault of one row (a broken line, too few cells) comes out in the row's place, so that the caller can stop or
 skip; a fault of the file (missing, damaged, empty) is raised.
@@ -80,8 +80,8 @@ def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
 def _text_rows(file: BufferedIOBase, name: str, suffix: str, split: str | None) -> Iterator[RawRow]:
     if suffix == ".jsonl":
         yield from _json_lines(file, name)
-    elif suffix == ".csv":
-        yield from _csv_rows(file, name)
+    elif suffix in (".csv", ".tsv"):
+        yield from _csv_rows(file, name, "\t" if suffix == ".tsv" else ",")
     else:
         yield from _json_rows(file, name, split)
 
@@ -168,7 +168,7 @@ def _json_rows(file: BufferedIOBase, name: str, split: str | None) -> Iterator[R
 # --- tables ---
 
 
-def _csv_rows(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
+def _csv_rows(file: BufferedIOBase, name: str, between: str) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_LINE_BYTES)  # the module's own limit of 128 KiB is less than a long dialogue
     faults: list[DataError] = []  # of the lines that the reader has taken since the last row
 
@@ -183,7 +183,7 @@ def _csv_rows(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
             yield text
 
     header, number = None, 0
-    reader = csv.reader(texts(), strict=True)
+    reader = csv.reader(texts(), strict=True, delimiter=between)
     try:
         for cells in reader:
             if header is None:

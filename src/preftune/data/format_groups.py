@@ -24,6 +24,7 @@ from preftune.data.format_labels import LABEL, one_answer
 from preftune.data.format_pairs import JUDGED, without_blank
 from preftune.data.prompts import PROMPTS, read_prompt
 from preftune.data.row_view import Format, RowView
+from preftune.data.turn_shapes import role_in
 from preftune.errors import DataError
 from preftune.types import SOURCES, Completion, Record
 
@@ -65,6 +66,38 @@ def _text(view: RowView, value: object, name: str, prompt: Prompt) -> Completion
     return without_blank(completion, prompt, view)
 
 
+def _refuse_named(key: str, value: object) -> None:
+    """An object with a text for each model is no list."""
+    if (
+        isinstance(value, Mapping)
+        and len(value) > 1
+        and all(isinstance(text, str) for text in value.values())
+    ):
+        first, second = list(value)[:2]
+        raise DataError(
+            f"The field {key} is an object of answers, not a list",
+            got="the fields " + ", ".join(map(str, value)),
+            expected="a list of answers, or two columns of answers",
+            do=f"Name two of them, as in --rows.columns response_a={key}.{first},response_b={key}.{second}",
+        )
+
+
+def answers_of(view: RowView, prompt: Prompt) -> tuple[str, list[Completion]]:
+    """(the column, the completions) of a list of answers, which may be objects with a text each."""
+    key, value = view.take("completions", *LISTS)
+    _refuse_named(key, value)
+    values = as_list(value, key, "completions")
+    texts: list[Completion] = []
+    for index, value in enumerate(values):
+        name = f"{key}[{index}]"
+        if isinstance(value, Mapping) and role_in(value) is None and has(value, *_TEXTS):
+            field = first_key(value, *_TEXTS)
+            view.used[f"{key}.{field}"] = "completions"
+            value, name = value[field], f"{name}.{field}"
+        texts.append(_text(view, value, name, prompt))
+    return key, texts
+
+
 def _entries(
     view: RowView, prompt: Prompt, names: tuple[str, ...], convert: Callable[[object, str], T]
 ) -> tuple[list[Completion], list[T]]:
@@ -92,16 +125,15 @@ def _columns_of(
     view: RowView, prompt: Prompt, role: str, *names: str, convert: Callable[[object, str], T]
 ) -> tuple[list[Completion], list[T]]:
     """(texts, numbers) of a list of completions with a list of numbers next to it."""
-    key, values = _listed(view)
+    key, texts = answers_of(view, prompt)
     number_key, given = view.take(role, *names)
     numbers = as_list(given, number_key, "numbers")
-    if len(numbers) != len(values):
+    if len(numbers) != len(texts):
         raise DataError(
             f"The fields {key} and {number_key} have different lengths",
-            got=f"{len(values)} and {len(numbers)}",
+            got=f"{len(texts)} and {len(numbers)}",
             expected="one number for each completion",
         )
-    texts = [_text(view, value, f"{key}[{index}]", prompt) for index, value in enumerate(values)]
     return texts, [convert(number, f"{number_key}[{index}]") for index, number in enumerate(numbers)]
 
 
@@ -187,8 +219,7 @@ def _groups(view: RowView) -> Record:
         texts, labels = _entries(view, prompt, LABEL, view.label)
         return view.record(prompt, texts, labels=tuple(labels))
     assert not entries
-    key, values = _listed(view)
-    texts = [_text(view, value, f"{key}[{index}]", prompt) for index, value in enumerate(values)]
+    _, texts = answers_of(view, prompt)
     count = len(texts)
     given = row.get("pairs") or [] if has(row, *_KNOWN) else value_of(row, "pairs")
     if not isinstance(given, list):

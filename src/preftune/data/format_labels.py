@@ -55,7 +55,9 @@ def _labels(view: RowView) -> Record:
 
 
 def _labeled(view: RowView, prompt: Prompt, completion: Completion, label: int | None) -> Record:
-    name, value = view.get("checked: it must not contradict the labels of a prompt", "reward", "score")
+    name, value = view.get(
+        "checked: it must not contradict the labels of a prompt", "reward", "score", "rating"
+    )
     if value is not None and view.labels is not None:
         view.labels.check(prompt, label, as_reward_or_none(value, name), name)
     return view.record(prompt, (completion,), labels=(label,))

@@ -16,6 +16,7 @@ from preftune.data.fields import (
 from preftune.data.pair_checks import check_pair
 from preftune.data.prompts import DIALOGUE, PROMPTS, ends_with_answer, read_dialogue, read_prompt
 from preftune.data.row_view import EMPTY, EQUAL_PAIR, Drop, Format, RowView
+from preftune.data.turn_shapes import ROLE_KEYS
 from preftune.errors import DataError
 from preftune.types import Completion, Record
 
@@ -50,6 +51,16 @@ JUDGED = (
     *ANSWER,
     "answer",
 )  # next to a label, a reward or a rejected answer; elsewhere an answer may be a solution
+COMPANIONS = frozenset(
+    (
+        *(
+            "original_chosen",
+            "original_rejected",
+        ),  # of distilabel, before it exchanged sides by their ratings
+        *("num_correct", "num_incorrect"),  # of RewardBench 2
+        *("chosen_score", "score_chosen", "chosen_rating", "rating_chosen", "chosen_reward", "chosen_rank"),
+    )
+)  # a score of one side alone contradicts nothing; of both sides it is checked
 _PROBABILITY = ("probability", "chosen_prob", "chosen_probs")
 
 
@@ -135,17 +146,25 @@ def _answer(value: object, name: str, prompt: Prompt, view: RowView):
     if (
         type(value) is not list
         and isinstance(value, Mapping)
-        and not {"role", "from", "content", "value"} & value.keys()
+        and not {*ROLE_KEYS, "content", "value"} & value.keys()
     ):
         texts = [key for key, item in value.items() if isinstance(item, str)]
         raise DataError(
             f"The field {name} is an object that is no turn",
             got=described(value),
             expected="text, a turn {role, content}, or a list of turns",
-            do=f"Name the text in it, as in --rows.columns {name}={name}.{(texts or ['text'])[0]}",
+            do=f"Name the text in it, as in --rows.columns {_texts_named((texts or ['text'])[0], view)}",
         )
     before, completion = answer(value, name, prompt)
     return before, without_blank(completion, prompt, view)
+
+
+def _texts_named(text: str, view: RowView) -> str:
+    """The flag for the text in both sides, which are objects."""
+    names = (("chosen", first_key(view.row, *CHOSEN)), ("rejected", first_key(view.row, *REJECTED)))
+    return ",".join(
+        f"{ours}={name}.{text}" for ours, name in names if isinstance(view.row.get(name), Mapping)
+    )
 
 
 def _several(
@@ -173,8 +192,8 @@ def _several(
 def _dialogues(view: RowView) -> Record | Drop:
     if "prompt" in view.row:
         view.used["prompt"] = "empty"
-    _, first = view.take("prompt and chosen completion", "chosen")
-    _, second = view.take("prompt and rejected completion", "rejected")
+    _, first = view.take("prompt and chosen completion", *CHOSEN)
+    _, second = view.take("prompt and rejected completion", *REJECTED)
     for name, value in (("chosen", first), ("rejected", second)):
         if _texts(value):
             raise DataError(
@@ -197,6 +216,12 @@ def _is_pair(row: Row) -> bool:
     return ends_with_answer(row) or (has(row, *PROMPTS) and has(row, *JUDGED))
 
 
+def _is_dialogues(row: Row) -> bool:
+    """Numbers are places in a list of answers."""
+    sides = (row.get(first_key(row, *CHOSEN)), row.get(first_key(row, *REJECTED)))
+    return not any(side is None or isinstance(side, (bool, int, float)) for side in sides)
+
+
 def formats() -> tuple[Format, ...]:
     """In the order of detection."""
     return (
@@ -216,11 +241,13 @@ def formats() -> tuple[Format, ...]:
             columns="prompt, chosen, rejected; or messages that end with the chosen answer, rejected_response",
             read=_pairs,
             matches=_is_pair,
+            companions=COMPANIONS,
         ),
         Format(
             name="dialogues",
             columns="chosen, rejected with a shared beginning",
             read=_dialogues,
-            matches=lambda row: has(row, "chosen") and has(row, "rejected"),
+            matches=_is_dialogues,
+            companions=COMPANIONS,
         ),
     )

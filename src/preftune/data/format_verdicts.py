@@ -9,6 +9,7 @@ from preftune.data.fields import (
     ColumnFault,
     Row,
     as_reward_or_none,
+    as_text,
     as_turns,
     described,
     first_key,
@@ -17,7 +18,7 @@ from preftune.data.fields import (
     turns_of_text,
 )
 from preftune.data.format_pairs import pair_record, without_blank
-from preftune.data.label_words import verdict_word
+from preftune.data.label_words import key_shown, verdict_word
 from preftune.data.prompts import PROMPTS, read_prompt
 from preftune.data.row_view import TIE, Drop, Format, RowView
 from preftune.errors import DataError
@@ -29,6 +30,9 @@ _BASES = [
     "completion",
     "output",
     "conversation",
+    "conv",
+    "conversations",
+    "messages",
     "candidate",
     "assistant",
     "reply",
@@ -43,7 +47,7 @@ _SIDE = re.compile(rf"({'|'.join(_BASES)})_?(a|b|0|1|2)", re.IGNORECASE)
 _ANY_SIDE = re.compile(rf"({'|'.join(_BASES)})_?([a-z]|\d+)", re.IGNORECASE)
 _ENDINGS = (("a", "b"), ("0", "1"), ("1", "2"))
 _STRENGTH = ("preference_strength", "overall_preference")  # below 0: the first answer is better
-_VERDICT = (
+VERDICT = (
     "winner",
     "preference",
     "preferred",
@@ -59,7 +63,7 @@ _VERDICT = (
 )
 _SCORE_BASES = ("score", "reward", "rating", "votes", "upvotes")
 VERDICT_COLUMNS = (
-    *_VERDICT,
+    *VERDICT,
     *_STRENGTH,
     *(f"{base}_{end}" for base in _BASES for end in ("a", "b", "0", "1", "2")),
     *(f"winner_model_{end}" for end in ("a", "b")),
@@ -72,6 +76,12 @@ COMPANIONS = frozenset(
         "preference_statement",
         "preference_elaboration",
         "individual_preference",
+        "three_most_similar_preferences",
+        "all_preferences_unprocessed",
+        "raw_preference",
+        "category_tag",
+        "conv_metadata",
+        "full_conversation",
         "score_ratio",
         "upvote_ratio",
         "toxic_chat_tag",
@@ -120,7 +130,10 @@ def _scores(row: Row, ends: tuple[str, str]) -> tuple[str, str] | None:
 
 
 def _verdict_names(row: Row, ends: tuple[str, str]) -> list[str]:
-    names = [name for name in (*_VERDICT, *_STRENGTH) if row.get(name) not in (None, "")]
+    names = [name for name in (*VERDICT, *_STRENGTH) if row.get(name) not in (None, "")]
+    label = row.get("label")
+    if isinstance(label, str) and not is_number(label) and not isinstance(verdict_word(label, ends), str):
+        names.append("label")
     if sides_are_refs(row) and isinstance(row.get("labels"), (int, float, str)):
         names.append("labels")
     return names
@@ -141,7 +154,8 @@ def _verdict(view: RowView, names: tuple[str, str], ends: tuple[str, str]) -> in
         for told in (named, answers):  # the name of the better model, or the better answer itself
             if isinstance(value, str) and value in told and told[0] != told[1]:
                 value = ends[told.index(value)]
-        said[name] = _read_verdict(value, name, ends)
+        column = name if view.labels is None else view.labels.column_of(name)
+        said[name] = _read_verdict(value, name, ends, column)
         view.used[name] = "which answer is better"
     if hot := _one_hot(row, ends):
         said[hot[0]] = _read_one_hot([row.get(name) for name in hot], hot)
@@ -160,7 +174,7 @@ def _verdict(view: RowView, names: tuple[str, str], ends: tuple[str, str]) -> in
     return verdict
 
 
-def _read_verdict(value: object, name: str, ends: tuple[str, str]) -> int | None:
+def _read_verdict(value: object, name: str, ends: tuple[str, str], column: str) -> int | None:
     if name in _STRENGTH and (not isinstance(value, str) or is_number(value)):
         strength = as_reward_or_none(value, name)
         return None if not strength else int(strength > 0)
@@ -174,9 +188,22 @@ def _read_verdict(value: object, name: str, ends: tuple[str, str]) -> int | None
             f"The verdict in {name} is not understood: {verdict}",
             got=described(value),
             expected=f"{ends[0]}, {ends[1]} or tie",
-            do=f"State what its values mean, as in --rows.columns 'winner={name}{{VALUE:{ends[0]},OTHER:{ends[1]}}}'",
+            do=_meanings(value, column, ends),
         )
     return verdict
+
+
+def _meanings(value: object, column: str, ends: tuple[str, str]) -> str:
+    """How to state what the values of a verdict mean; a fraction lies between the two endings."""
+    if isinstance(value, float) and not value.is_integer() and ends == ("1", "2"):
+        return (
+            "If it is below 1.5 where the first answer is better, use --rows.columns "
+            f"'winner={column}{{<1.5:1,>1.5:2,1.5:tie}}'"
+        )
+    return (
+        f"State what each value means with {ends[0]}, {ends[1]} or tie in place of each ?, as in --rows.columns "
+        f"'winner={column}{{{key_shown(value)}:?,OTHER:?}}'"
+    )
 
 
 def _read_one_hot(values: list[object], names: tuple[str, ...]) -> int | None:
@@ -206,19 +233,19 @@ def _check_scores(view: RowView, names: tuple[str, str], verdict: int | None) ->
 # --- the answers ---
 
 
-def _texts(value: object) -> list[str] | None:
+def _texts(value: object) -> list[str | None] | None:
     """Several texts in a row, one for each turn of the user, as lists or as JSON text of a list."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+    if isinstance(value, list) and value and all(isinstance(item, str) or item is None for item in value):
         return value
     return None
 
 
-def _interleaved(prompts: list[str], answers: list[str], name: str) -> tuple[Message, ...]:
+def _interleaved(prompts: list[str | None], answers: list[str | None], name: str) -> tuple[Message, ...]:
     if len(prompts) != len(answers):
         raise DataError(
             f"The prompt and {name} have different numbers of turns",
@@ -227,8 +254,8 @@ def _interleaved(prompts: list[str], answers: list[str], name: str) -> tuple[Mes
         )
     pairs = zip(prompts, answers, strict=True)
     return tuple(
-        Message(role=role, content=text)
-        for pair in pairs
+        Message(role=role, content=as_text(text, f"{name}[{index}]"))
+        for index, pair in enumerate(pairs)
         for role, text in zip(("user", "assistant"), pair, strict=True)
     )
 

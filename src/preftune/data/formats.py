@@ -1,8 +1,8 @@
 """The closed table of row formats: how each is recognized by its columns and converted to a Record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from preftune.data import format_groups, format_labels, format_pairs, format_verdicts
+from preftune.data import format_groups, format_index, format_labels, format_pairs, format_verdicts
 from preftune.data.fields import Row
 from preftune.data.row_view import EMPTY, EQUAL_PAIR, TIE, Drop, Format
 from preftune.errors import DataError
@@ -12,8 +12,11 @@ __all__ = ["DETECTION_ROWS", "EMPTY", "EQUAL_PAIR", "FORMATS", "TIE", "Drop", "F
 DETECTION_ROWS = 20
 
 
-def detect(rows: Sequence[Row]) -> Format:
-    """The first format of the table that fits at least half of the first rows: a few bad rows do not hide it."""
+def detect(rows: Sequence[Row], advise: Callable[[], str] | None = None) -> Format:
+    """The first format of the table that fits at least half of the first rows: a few bad rows do not hide it.
+
+    `advise` states what to do where no format fits.
+    """
     rows = rows[:DETECTION_ROWS]
     for form in FORMATS.values():
         if rows and sum(form.matches(row) for row in rows) * 2 >= len(rows):
@@ -24,14 +27,18 @@ def detect(rows: Sequence[Row]) -> Format:
         got="the columns " + (", ".join(columns) or "none"),
         expected="columns such as prompt, chosen, rejected; or prompt, completion, label; or prompt, completions, "
         "rewards (all formats: docs/data.md)",
-        do=_advice(columns),
+        do=advise() if advise and not _is_one_cell(columns) else _advice(columns),
     )
 
 
+def _is_one_cell(columns: Sequence[str]) -> bool:
+    return len(columns) == 1 and any(mark in columns[0] for mark in ";\t|")
+
+
 def _advice(columns: Sequence[str]) -> str:
-    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
+    if _is_one_cell(columns):
         return "Separate the cells of a CSV file with commas"
-    return "Name your columns, as in --rows.columns prompt=ask,chosen=winner,rejected=loser"
+    return "Say which column is which, as in --rows.columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"
 
 
 FORMATS: Mapping[str, Format] = {
@@ -40,6 +47,7 @@ FORMATS: Mapping[str, Format] = {
         *format_pairs.formats(),
         *format_verdicts.formats(),
         *format_groups.formats(),
+        *format_index.formats(),
         *format_labels.formats(),
         *format_groups.only_by_name(),
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from io import BufferedIOBase
 from typing import Any
 
+from preftune.data.turn_shapes import ROLE_KEYS
 from preftune.errors import ConfigError, DataError, shown
 
 MAX_JSON_BYTES = 2 << 30  # of a .json file, which is read whole
@@ -177,5 +178,5 @@ def _table(value: dict[str, Any]) -> list[dict[str, object]]:
 def _all_rows(cells_of: list[list]) -> bool:
     """Whether every cell is an object with a row's columns, as in one list of rows for each split."""
     return all(
-        isinstance(cell, dict) and not {"role", "from"} & cell.keys() for cells in cells_of for cell in cells
+        isinstance(cell, dict) and not set(ROLE_KEYS) & cell.keys() for cells in cells_of for cell in cells
     )

@@ -34,6 +34,7 @@ POSITIVE = frozenset(
         "✅",
         "✓",
         "✔",
+        "+",
         "+1",
         "1",
         "1.0",
@@ -70,6 +71,7 @@ NEGATIVE = frozenset(
         "❌",
         "✗",
         "✘",
+        "-",
         "-1",
         "-1.0",
         "0",
@@ -84,6 +86,25 @@ _TIES = frozenset(
 _FIRST, _SECOND = frozenset(["first", "left"]), frozenset(["second", "right"])
 _DECORATION = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f]")  # skin tones, and the mark that selects color
 _FILLER = re.compile(r"model|responses?|answers?|assistant|completions?|outputs?|option|candidate|side|id")
+
+
+def key_shown(value: object) -> str:
+    """A value as a key of a mapping in an example; a placeholder for what would need quoting."""
+    text = str(value)
+    return text if len(text) <= 24 and not set(text) & set("{},:'\"?") else "VALUE"
+
+
+_COMPARED = re.compile(r"\W*(\w+)\s*(=+|[<>]+=?|≈|~)\s*(\w+)\W*")  # as judges write them: A>B, A>>B, [[A=B]]
+
+
+def _compared(match: re.Match, sides: tuple[str, str]) -> int | str | None:
+    """What a comparison of the two sides states."""
+    first, relation, second = match.groups()
+    if {first, second} != set(sides):
+        return f"the two columns end in {sides[0]} and {sides[1]}"
+    if relation[0] not in "<>":
+        return None
+    return sides.index(first if relation[0] == ">" else second)
 
 
 def label_word(value: object) -> str:
@@ -105,6 +126,8 @@ def verdict_word(value: object, sides: tuple[str, str]) -> int | str | None:
     )  # a float, or one in a table
     if re.fullmatch(r"[-+]\d+(\.\d+)?", text):
         return "a number with a sign could be a strength"
+    if compared := _COMPARED.fullmatch(text):
+        return _compared(compared, sides)
     plain = re.sub(r"[\W_]+", "", text)
     if plain.startswith("tie") or plain in _TIES:
         return None

@@ -4,7 +4,18 @@ from pathlib import Path
 
 from preftune.errors import DataError
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".json.gz", ".jsonl.gz", ".csv.gz", ".parquet", ".arrow")
+SUFFIXES = (
+    ".json",
+    ".jsonl",
+    ".csv",
+    ".tsv",
+    ".json.gz",
+    ".jsonl.gz",
+    ".csv.gz",
+    ".tsv.gz",
+    ".parquet",
+    ".arrow",
+)
 
 
 def suffix_of(path: Path) -> str:

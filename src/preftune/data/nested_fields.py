@@ -4,8 +4,9 @@ import json
 from collections.abc import Container, Iterator, Mapping
 
 from preftune.data.turn_extras import EXTRAS
+from preftune.data.turn_shapes import CONTENT_KEYS, ROLE_KEYS, exchange_in, role_in
 
-TURN_FIELDS = frozenset(("role", "from", "content", "value", *EXTRAS))
+TURN_FIELDS = frozenset((*ROLE_KEYS, *CONTENT_KEYS, *EXTRAS))
 NO_VALUE = (None, "", [], {}, ())
 DEPTH = 3  # objects in objects that are looked into
 
@@ -38,8 +39,9 @@ def unread(
 def _of_object(
     name: str, item: Mapping[str, object], used: Container[str], depth: int
 ) -> Iterator[tuple[str, object]]:
+    read = TURN_FIELDS if role_in(item) is not None else ("content", "value", *(exchange_in(item) or ()))
     for key, cell in item.items():
-        if key in TURN_FIELDS or cell in NO_VALUE or cell != cell:
+        if key in read or cell in NO_VALUE or cell != cell:
             continue
         path = f"{name}.{key}"
         if path in used:
@@ -80,5 +82,7 @@ def _inside(value: object, path: str) -> bool:
         return any(_inside(item, path) for item in value)
     if not isinstance(value, Mapping):
         return False
-    head, dot, rest = path.partition(".")
-    return path in value or (bool(dot) and _inside(value.get(head), rest))
+    if path in value:
+        return True
+    cuts = [place for place, mark in enumerate(path) if mark == "."]  # a name may have dots itself
+    return any(path[:cut] in value and _inside(value[path[:cut]], path[cut + 1 :]) for cut in cuts)

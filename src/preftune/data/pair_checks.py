@@ -10,10 +10,27 @@ from preftune.errors import DataError
 
 _SIDES = ("chosen", "rejected")
 _SCORES = frozenset(
-    ("score", "scores", "rating", "ratings", "reward", "rewards", "votes", "upvotes", "quality")
+    [
+        "score",
+        "scores",
+        "rating",
+        "ratings",
+        "reward",
+        "rewards",
+        "votes",
+        "upvotes",
+        "quality",
+        "correct",
+        "correctness",
+        "safe",
+        "helpfulness",
+        "harmlessness",
+        "helpful",
+        "harmless",
+    ]
 )
-_LISTS = ("generations", "completions", "responses")
-_RATINGS = ("rating", "ratings", "scores", "rewards")
+_LISTS = ("generations", "completions", "responses", "all_generated_responses")
+_RATINGS = ("rating", "ratings", "scores", "rewards", "all_rm_scores")
 CHECKED = "checked: it must not contradict the pair"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from preftune.data.dialogues import Prompt, answer_text, ends_with, transcript_prompt
 from preftune.data.fields import (
+    ROLES,
     as_list,
     as_text,
     as_turns,
@@ -13,6 +14,7 @@ from preftune.data.fields import (
     turns_of_text,
 )
 from preftune.data.row_view import RowView
+from preftune.data.turn_shapes import exchange_in, exchanges_of, role_in
 from preftune.errors import DataError, shown
 from preftune.types import Completion, Message
 
@@ -26,6 +28,10 @@ PROMPTS = (
     "query",
     "context",
     "input",
+    "problem",
+    "trajectory",
+    "user_prompt",
+    "user_input",
 )
 DIALOGUE = ("messages", "conversations", "conversation")
 SYSTEM = ("system", "system_prompt", "system_message")
@@ -88,14 +94,24 @@ def _system(view: RowView) -> str:
 
 
 def _history(view: RowView) -> tuple[Message, ...]:
-    """Earlier turns as [[user, assistant], ...], in the way of Alpaca files."""
+    """Earlier turns: a list of turns, or [[user, assistant], ...] in the way of Alpaca files."""
     if "history" not in view.row:
         return ()
     view.used["history"] = "earlier turns"
     if not view.row["history"]:
         return ()
     turns = []
-    for index, pair in enumerate(as_list(view.row["history"], "history", "pairs of texts")):
+    if isinstance(text := view.row["history"], str) and text[:1] != "[":
+        raise DataError(
+            "The field history is a text",
+            got=described(text),
+            expected="a list of turns, or [[user, assistant], ...]",
+            do="To join it with the prompt, use --rows.columns prompt=history+prompt",
+        )
+    given = as_list(view.row["history"], "history", "pairs of texts")
+    if isinstance(given[0], Mapping):
+        return as_turns(given, "history")
+    for index, pair in enumerate(given):
         if not isinstance(pair, list) or len(pair) != 2:
             raise DataError(
                 f"The field history[{index}] is not a pair of texts",
@@ -150,11 +166,13 @@ def _first_scored(turns: tuple[Message, ...]) -> int:
 def ends_with_answer(row: Mapping[str, object]) -> bool:
     """Whether the row's dialogue ends with the assistant."""
     last = last_turn(row)
-    role = last.get("role", last.get("from"))
-    return isinstance(role, str) and role.lower() in ("assistant", "gpt", "bot", "model", "chatgpt")
+    if exchange := exchange_in(last):
+        return last[exchange[1]] not in (None, "")
+    role = role_in(last)
+    return isinstance(role, str) and ROLES.get(role.lower()) == "assistant"
 
 
 def last_turn(row: Mapping[str, object]) -> Mapping[str, object]:
     name = next((name for name in DIALOGUE if row.get(name) is not None), DIALOGUE[0])
-    turns = turns_of_text(row.get(name))
+    turns = exchanges_of(row.get(name)) or turns_of_text(row.get(name))
     return turns[-1] if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping) else {}

@@ -7,16 +7,18 @@ from itertools import chain
 from pathlib import Path
 
 from preftune.data.column_account import ColumnAccount
-from preftune.data.column_map import rules_of
+from preftune.data.column_advice import Trial, advice_for_unknown
+from preftune.data.column_map import columns_text, rules_of
 from preftune.data.column_names import ColumnNames
 from preftune.data.fields import ColumnFault
 from preftune.data.files import RawRow, located
 from preftune.data.formats import DETECTION_ROWS, FORMATS, Drop, Format, detect
 from preftune.data.labels import LabelValues
+from preftune.data.memory import MEMORY
 from preftune.data.options import DataOptions
 from preftune.data.read import read_rows
 from preftune.data.row_view import TIE, RowView
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, PreftuneError
 from preftune.progress import Reporter
 from preftune.storage import write_jsonl
 from preftune.types import Record
@@ -82,13 +84,22 @@ class RecordReader:
 
     A bad row stops with an error or is skipped, as the options state. `passed` states that columns which are not used
     go to reward functions; otherwise those that look like preference information stop the run, unless `stops` is
-    False.
+    False. `tried` states that this reader only tries flags, and gives no advice itself.
     """
 
-    def __init__(self, source: str | Path, options: DataOptions, *, passed: bool = False, stops: bool = True):
+    def __init__(
+        self,
+        source: str | Path,
+        options: DataOptions,
+        *,
+        passed: bool = False,
+        stops: bool = True,
+        tried: bool = False,
+    ):
         self.source, self.options = str(source), options
-        self.passed, self.stops = passed, stops
+        self.passed, self.stops, self.tried = passed, stops, tried
         self.columns: dict[str, str] = {}
+        self.stopping: list[str] = []  # columns that stop the run
         self.census, self.stop = Census(), ""
         self.format, self.num_records = "", 0
         self.bad_rows: list[BadRow] = []
@@ -103,13 +114,16 @@ class RecordReader:
         assert isinstance(self.options.columns, dict)
         names = ColumnNames()
         rows = _counted(read_rows(self.source, self.options, names), self._count)
-        form, first, rows = _format_of(self.source, rows, self.options)
+        trial = self._trial()
+        form, first, rows = _format_of(self.source, rows, self.options, trial)
         self.format = form.name
         passed = self.passed or self.options.format == "prompts"  # the user states that nothing else counts
         chosen = {rule.field: "+".join(rule.columns) for rule in rules_of(self.options.columns)}
-        account = ColumnAccount(form, self.options.ignore, passed, names.spelled, chosen)
+        account = ColumnAccount(
+            form, self.options.ignore, passed, names.spelled, chosen, columns_text(self.options.columns)
+        )
         account.look(first)
-        labels = LabelValues()
+        labels = LabelValues(self.options.columns)
         demonstrations = self.options.format == "completions"  # the user states it
         for row in rows:
             result: Record | Drop | DataError
@@ -121,7 +135,7 @@ class RecordReader:
                 if not isinstance(result, DataError):
                     account.add(row.value, view.used)
                     if account.stops and self.stops and self._count["rows"] > DETECTION_ROWS:
-                        account.check(self.source)
+                        account.check(self.source, trial)
             if isinstance(result, Record):
                 self.num_records += 1
                 if demonstrations:
@@ -133,10 +147,15 @@ class RecordReader:
             else:
                 self.bad_rows.append(bad_row(row.file, row.number, result, self.options))
         self.columns = account.summary()
+        try:
+            labels.check_places()
+        except DataError as error:
+            raise DataError(f"{self.source}: {error}") from error
+        self.stopping = account.stopping()
         if self.stops:
-            account.check(self.source)
-        elif account.stops:
-            self.stop = str(account.stop(self.source))
+            account.check(self.source, trial)
+        elif account.stops and not self.tried:
+            self.stop = str(account.stop(self.source, trial))
         if not self.num_records:
             reasons = [f"{count} rows: {reason}" for reason, count in self.dropped.items()]
             reasons += (
@@ -149,6 +168,31 @@ class RecordReader:
                 got="; ".join(reasons),
                 expected=f"rows of the format {form.name}",
             )
+
+    def _trial(self) -> Trial | None:
+        """Reads the first rows with other flags, of sources that can be read again at no cost."""
+        if self.tried or not (self.source.startswith(MEMORY) or Path(self.source).expanduser().exists()):
+            return None
+
+        def trial(columns: str, ignored: Sequence[str], form: str, signal: bool) -> list[str] | None:
+            try:
+                options = replace(
+                    self.options,
+                    columns=columns,
+                    ignore=list(ignored),
+                    format=form or self.options.format,
+                    max_rows=DETECTION_ROWS,
+                    bad_rows="error",
+                )
+                reader = RecordReader(self.source, options, passed=self.passed, stops=False, tried=True)
+                records = list(reader)
+            except PreftuneError:
+                return None
+            if signal and not any(record.pairs or record.labels or record.rewards for record in records):
+                return None
+            return reader.stopping
+
+        return trial
 
 
 def load_records(
@@ -182,7 +226,7 @@ def bad_row(file: str, number: int, error: DataError, options: DataOptions) -> B
 
 
 def _format_of(
-    source: str, rows: Iterator[RawRow], options: DataOptions
+    source: str, rows: Iterator[RawRow], options: DataOptions, trial: Trial | None
 ) -> tuple[Format, list[dict], Iterator[RawRow]]:
     """The format that was requested or that the first good rows have, the first good rows, and all rows."""
     seen: list[RawRow] = []
@@ -201,7 +245,12 @@ def _format_of(
         first = seen[0].value
         raise DataError(f"{source}: no row can be read; {len(seen)} bad rows, the first: {first}")
     try:
-        return detect(good), good, chain(seen, rows)
+        assert isinstance(options.columns, dict)
+        given = columns_text(options.columns)
+        advise = (
+            None if trial is None else lambda: advice_for_unknown(good, given, list(options.ignore), trial)
+        )
+        return detect(good, advise), good, chain(seen, rows)
     except DataError as error:
         raise located(source, 1, error) from error
 
