@@ -197,7 +197,7 @@ def report(options: argparse.Namespace, chosen: dict[str, float], folders: dict[
         "learning_rates": chosen,
         "runs": table,
         "goal": goal,
-        "options": vars(options),
+        "options": {name: value for name, value in vars(options).items() if name != "output"},
         "sampling": asdict(SampleOptions(num_completions=4, max_new_tokens=options.max_new_tokens)),
     }
     (Path(options.output) / "table.json").write_text(json.dumps(content, indent=2) + "\n")
