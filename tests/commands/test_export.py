@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from preftune.cli.main import main
-from preftune.commands.export import modelfile
+from preftune.commands.export import ExportConfig, model_card, modelfile
 from preftune.model.adapters import quiet_peft
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from tests.folders import weights_of
@@ -98,6 +98,14 @@ def test_an_architecture_without_gguf_is_refused(tiny_folder, tmp_path, capsys):
     assert main(["export", str(tmp_path / "model"), "--to", "gguf", "--output", str(tmp_path / "out")]) == 2
     assert "no GGUF conversion" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_states_settings_and_versions(tmp_path):
+    config = "model: owner/base\nseed: 3\nenvironment:\n  python: 3.11.7\n  torch: 2.13.0\n  peft: null\n"
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+    card = model_card(str(tmp_path / "final"), ExportConfig(run="x", to="hub", output="someone/model"))
+    assert "base_model: owner/base" in card and "| seed | 3 |" in card
+    assert "| versions | python 3.11.7, torch 2.13.0 |" in card
 
 
 class Hub(BaseHTTPRequestHandler):

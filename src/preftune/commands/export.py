@@ -232,6 +232,7 @@ def model_card(source: str, settings: ExportConfig) -> str:
         "LoRA rank": (config.get("lora") or {}).get("rank"),
         "precision": config.get("precision"),
         "seed": config.get("seed"),
+        "versions": _versions(config.get("environment")),
     }
     lines += ["| setting | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
@@ -239,6 +240,13 @@ def model_card(source: str, settings: ExportConfig) -> str:
         lines += ["", "| last evaluation on held-out data | value |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
     return "\n".join(lines) + "\n"
+
+
+def _versions(environment: Any) -> str | None:
+    """The packages that trained the model, as the run folder states them."""
+    known = environment if isinstance(environment, dict) else {}
+    names = ("python", "torch", "transformers", "peft")
+    return ", ".join(f"{name} {known[name]}" for name in names if known.get(name)) or None
 
 
 def _read(path: Path) -> dict[str, Any]:
