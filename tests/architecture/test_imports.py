@@ -23,7 +23,7 @@ LAYERS = (
     {"rewards"},
     {"environments"},
     {"train"},
-    {"diagnosis", "lab"},
+    {"diagnosis", "lab", "rounds"},
     {"race"},
     {"commands"},
     {"api"},

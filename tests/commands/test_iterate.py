@@ -13,9 +13,11 @@ from preftune.model.adapters import LoraOptions
 from preftune.objectives.dpo import DPO
 from preftune.objectives.sft import SFT
 from preftune.progress import Reporter
+from preftune.rewards import resolve_reward
+from preftune.rewards.call import call_reward
 from preftune.sampling.sample import SampleOptions
 from preftune.train.optim import OptimOptions
-from tests.folders import same_bits, weights_of, write_rows
+from tests.folders import PAIRS, same_bits, save_tiny_model, weights_of, write_rows
 
 QUIET = Reporter(quiet=True)
 TASTE = "def taste(prompts, completions, **columns):\n    {}return [float(sum(map(c.count, 'aeiou'))) for c in completions]\n"
@@ -143,3 +145,84 @@ def test_a_folder_of_something_else_is_left_alone(settings):
     (Path(settings.output) / "mine.txt").write_text("x")
     with pytest.raises(ConfigError, match="is there already"):
         iterate(settings, QUIET)
+
+
+def test_dice(settings, tiny_folder, tmp_path):
+    """Rewards of the policy against what it was tuned from, less a price on length, with replayed pairs."""
+    base = save_tiny_model(tmp_path / "base", seed=5)
+    own = replace(
+        settings,
+        reward="implicit(policy=last, reference=before)",
+        base=str(base),
+        length_penalty="auto",
+        mix=write_rows(tmp_path / "old.jsonl", PAIRS),
+        mix_share=0.25,
+    )
+    iterate(own, QUIET)
+    first, second = (Path(settings.output) / f"round-0{n}" for n in (1, 2))
+    for folder, pair in ((first, (tiny_folder, base)), (second, (first / "train" / "final", tiny_folder))):
+        rows = lines(folder / "scored.jsonl")
+        reward = resolve_reward(f"implicit(policy='{pair[0]}', reference='{pair[1]}')")
+        for row in rows:
+            count = len(row["completions"])
+            expected = call_reward(
+                reward, "", [row["prompt"]] * count, row["completions"], {"ended": row["ended"]}
+            )
+            assert row["rewards"] == pytest.approx(expected, abs=1e-5)
+        selected, joined = lines(folder / "selected.jsonl"), lines(folder / "joined.jsonl")
+        replayed = [row for row in joined if row["prompt"] in {pair["prompt"] for pair in PAIRS}]
+        assert len(joined) - len(selected) == len(replayed) == round(len(selected) / 3)
+        assert f"data: {folder / 'joined.jsonl'}" in (folder / "train" / "config.yaml").read_text()
+
+
+def test_prompts_evolve(settings):
+    """Half of the second round's prompts are rewritten from prompts of the first whose rewards differ."""
+    iterate(replace(settings, evolve=0.5, near_misses=True), QUIET)
+    first, second = (Path(settings.output) / f"round-0{n}" for n in (1, 2))
+    evolved, rows = lines(second / "evolved.jsonl"), lines(second / "completions.jsonl")
+    before = {row["prompt"]: row for row in lines(first / "scored.jsonl")}
+    assert len(rows) == 4 and 1 <= len(evolved) <= 2 and not (first / "evolved.jsonl").exists()
+    assert [row["prompt"] for row in rows[: len(evolved)]] == [row["prompt"] for row in evolved]
+    for row in evolved:
+        parent = before[row["parent"]]
+        best = parent["completions"][parent["rewards"].index(max(parent["rewards"]))]
+        assert len(set(parent["rewards"])) > 1 and row["parent_text"] == best
+    near = [
+        row
+        for row in lines(second / "joined.jsonl")
+        if row["rejected"] in {e["parent_text"] for e in evolved}
+    ]
+    assert near and {row["prompt"] for row in near} <= {row["prompt"] for row in evolved}
+
+
+def test_rounds_are_measured_on_held_out_prompts(settings, tmp_path, capsys):
+    held = write_rows(tmp_path / "held.jsonl", [{"prompt": f"Held {k}."} for k in range(3)])
+    measured = replace(settings, rounds=1, eval_prompts=held, eval_completions=2, pass_reward=1.0)
+    found = iterate(measured, QUIET)
+    for name, one in zip(("start", "01"), found.held_out, strict=True):
+        rows = lines(Path(settings.output) / f"held-out-{name}.jsonl")
+        passed = [sum(reward >= 1 for reward in row["rewards"]) / 2 for row in rows]
+        assert one is not None and one.pass_1.mean == pytest.approx(sum(passed) / 3)
+        assert one.pass_k.mean == pytest.approx(sum(share > 0 for share in passed) / 3)
+    assert iterate(measured, QUIET).held_out == found.held_out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (dict(reward="implicit(policy=last, reference=first)"), "--base"),
+        (dict(base="M"), "base has no effect"),
+        (dict(mix_share=0.2), "mix_share has no effect"),
+        (dict(near_misses=True), "near_misses has no effect"),
+        (dict(evolve=0.5, reward="exact"), "none of the columns"),
+        (dict(pass_reward=2.0), "pass_reward has no effect"),
+        (dict(evolve=1.0), "evolve is out of range"),
+        (
+            dict(reward="implicit(policy=last, reference=first)", base="M", eval_prompts="h.jsonl"),
+            "Rounds cannot be compared",
+        ),
+    ],
+)
+def test_settings_of_rounds_that_do_not_go_together(wrong, told, settings):
+    with pytest.raises(ConfigError, match=told):
+        replace(settings, **wrong)

@@ -291,3 +291,39 @@ def test_the_tools_of_a_row_are_passed_on(tmp_path):
     body = "return [float(len(t or [])) for t in columns['tools']]"
     rewarded(source, "--reward", counting(tmp_path, body), "--output", tmp_path / "scored.jsonl")
     assert [row["rewards"] for row in lines(tmp_path / "scored.jsonl")] == [[1.0, 1.0], [0.0]]
+
+
+def test_rollouts_of_a_file(tmp_path):
+    """The last answer is judged, the turns are a column, and a rollout that failed has no reward."""
+    turns = [
+        {"role": "assistant", "content": "calc 1+2"},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "It is 3."},
+    ]
+    rows = [
+        {
+            "prompt": "1+2?",
+            "answer": "It is 3.",
+            "completions": [turns, turns[:1], "It is 3."],
+            "ended_by": ["done", "failed", "done"],
+            "turn_rewards": [[0.25, 1.0], [None], [None]],
+            "rewards": [1.25, None, None],
+        }
+    ]
+    data = write_rows(tmp_path / "d.jsonl", rows)
+    output, column = tmp_path / "o.jsonl", ("--column", "judged")
+    rewarded(data, "--reward", "exact", "--output", output, *column)
+    assert lines(output) == [{**rows[0], "judged": [1.0, None, 1.0]}]
+    body = "return [float(len(turns or [])) for turns in columns['turns']]"
+    rewarded(data, "--reward", counting(tmp_path, body), "--output", output, *column, "--overwrite")
+    assert lines(output)[0]["judged"] == [3.0, None, 0.0]
+    by_answer = "environment(by_answer=true)"
+    rewarded(data, "--reward", by_answer, "--output", output, *column, "--overwrite")
+    assert lines(output)[0]["judged_steps"] == [[0.25, 1.0], None, None]
+
+
+def test_a_rollout_that_ends_with_a_tool(tmp_path, capsys):
+    turns = [{"role": "assistant", "content": "calc"}, {"role": "tool", "content": "3"}]
+    data = write_rows(tmp_path / "d.jsonl", [{"prompt": "1+2?", "completions": [turns]}])
+    told = failure(capsys, data, "--reward", "ended", "--output", tmp_path / "o.jsonl")
+    assert "completions[0] ends with no answer" in told

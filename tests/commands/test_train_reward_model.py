@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from preftune.cli.main import main
+from preftune.rewards import ask, resolve_reward
 from preftune.train.runlog import RunFolder
 from tests.folders import PAIRS, metric_rows, save_tiny_model, write_rows
 
@@ -243,3 +244,81 @@ def test_heads_start_from_the_seed(files, tmp_path, capsys):
         saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / seed / "final").score.weight
         drawn = torch.randn(2, 32, generator=torch.Generator().manual_seed(int(seed))) / 32**0.5
         torch.testing.assert_close(saved.detach(), drawn)
+
+
+STEPS = [
+    {
+        "prompt": f"Question {k}: what is {word}?",
+        "completions": [f"It is {word}.", "No idea at all."],
+        "labels": [True, False],
+    }
+    for k, word in enumerate(("sea", "tea", "snow", "sun", "ice", "rain", "fog", "mud"), 1)
+]
+
+
+def test_a_process_model_learns_steps(files, tmp_path, capsys):
+    """It tells right steps from wrong ones, on held-out answers too, and the reward reads what was trained."""
+    data, output = write_rows(tmp_path / "steps.jsonl", STEPS[:6]), tmp_path / "run"
+    held = write_rows(tmp_path / "held.jsonl", STEPS[6:])
+    words = ["--data", data, "--eval_data", held, "--model", files["model"], "--output", str(output)]
+    assert main(["train-reward-model", "--process", "true", *words, *LEARN]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    written = (tmp_path / "run.steps.jsonl").read_text().splitlines()
+    assert json.loads(written[0])["completions"] == ["It is sea.", "It is sea.\nNo idea at all."]
+    found = json.loads((output / "reward_evaluation.json").read_text())
+    assert found["num_pairs"] == 4 and found["accuracy"]["mean"] == 1.0
+    first = next(row for row in metric_rows(output) if "loss" in row)
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+    reward = resolve_reward(f"process(path='{output / 'final'}', give=steps)")
+    text = "It is fog.\nNo idea at all."
+    one = ask(reward, "", [STEPS[6]["prompt"]], [text], {})
+    scores = [plain_score(output / "final", STEPS[6]["prompt"], part) for part in (text.split("\n")[0], text)]
+    expected = [1 / (1 + np.exp(-score)) for score in scores]
+    assert one.steps[0] == pytest.approx(expected, abs=1e-5) and expected[0] > 0.5 > expected[1]
+    for give, value in (
+        ("min", min(expected)),
+        ("product", expected[0] * expected[1]),
+        ("mean", sum(expected) / 2),
+        ("last", expected[1]),
+    ):
+        whole = resolve_reward(f"process(path='{output / 'final'}', give={give})")
+        assert ask(whole, "", [STEPS[6]["prompt"]], [text], {}).rewards == pytest.approx([value], abs=1e-5)
+    gains = resolve_reward(f"process(path='{output / 'final'}', give=gains, raw=true)")
+    found = ask(gains, "", [STEPS[6]["prompt"]] * 2, [text, ""], {})
+    assert found.steps[0] == pytest.approx([scores[0], scores[1] - scores[0]], abs=1e-4)
+    assert found.rewards[1] is None
+
+
+def plain_score(folder, prompt, beginning) -> float:
+    """The score of a beginning by plain transformers, the prompt from the template and nothing behind the text."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
+    ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, beginning)]
+    with torch.no_grad():
+        return float(model(torch.tensor([ids[0] + ids[1]])).logits[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "told"),
+    [
+        (["--process", "true", "--margin", "1"], STEPS, "margin has no effect"),
+        (["--step_loss", "squared"], STEPS, "step_loss has no effect"),
+        (["--process", "true"], PAIRS, "no labels or values of steps"),
+        (
+            ["--process", "true"],
+            [{"prompt": "p", "completions": ["a"], "rewards_steps": [[-0.5]]}],
+            "Add --step_loss squared",
+        ),
+        (["--process", "true"], [{"prompt": "p", "completions": ["a"], "rewards_steps": [None]}], "no step"),
+    ],
+)
+def test_mistakes_with_steps(files, tmp_path, capsys, words, rows, told):
+    data, output = write_rows(tmp_path / "d.jsonl", rows), tmp_path / "run"
+    start = ["--data", data, "--model", files["model"], "--output", str(output)]
+    assert main(["train-reward-model", *start, *words]) != 0
+    err = capsys.readouterr().err
+    assert told in err and "Traceback" not in err and not output.exists()

@@ -53,6 +53,7 @@ from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from preftune.objectives.spo import SPO
 from preftune.objectives.sppo import SPPO
+from preftune.objectives.stepwise import Stepwise
 from preftune.objectives.tdpo import TDPO
 from preftune.objectives.tis_dpo import TISDPO
 from preftune.objectives.topr import TOPR
@@ -172,6 +173,7 @@ VARIANTS: dict[str, list[Objective]] = {
     "slic": [SLiC(), SLiC(delta=3.0, nll_weight=0.6, nll_scale="mean")],
     "spo": [SPO(), SPO(win="sign")],
     "sppo": [SPPO(), SPPO(beta=0.7, scale=1.0)],
+    "stepwise": [Stepwise(), Stepwise(loss="squared")],
     "tdpo": [TDPO(), TDPO(variant="tdpo1"), TDPO(beta=0.7, alpha=0.2)],
     "tis-dpo": [TISDPO(), TISDPO(beta=0.7, alpha=0.0, mu=0.3, lower=-1.0, upper=0.5)],
     "topr": [TOPR(), TOPR(positive_low=0.3, positive_high=1.2, negative_low=0.8, negative_high=1.3)],

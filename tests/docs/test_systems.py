@@ -27,6 +27,7 @@ def test_every_objective_that_is_named_exists():
         "sft",
         "mixture",
         "bradley-terry",
+        "stepwise",
         "bco-pair",
         "exo-group",
         "reinforce",

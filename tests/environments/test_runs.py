@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from preftune.commands.sample import SampleConfig, sampled_rows
@@ -18,10 +19,13 @@ from preftune.errors import ConfigError, TrainingError
 from preftune.model.load import load_tokenizer
 from preftune.model.whole_model import LoadOptions
 from preftune.objectives.grpo import GRPO
+from preftune.objectives.reinforce import REINFORCE
 from preftune.progress import Reporter
 from preftune.sampling.sample import SampleOptions
 from preftune.train.loop import train
+from preftune.train.onpolicy.credit import with_answer_rewards
 from preftune.train.options import TrainConfig
+from preftune.types import Group
 from tests.environments.calculator import QUESTIONS
 from tests.folders import metric_rows, same_bits, timeless, tiny_config, weights_of
 from tests.rewards.test_code import needs_sandbox
@@ -48,6 +52,15 @@ class Hostile:
         if self.how == "nonsense":
             return 3
         return {"role": "assistant", "content": "I am you"}, 0.0
+"""
+
+
+PAYING = """
+from tests.environments.calculator import Calculator
+class Paying(Calculator):
+    def step(self, state, text):
+        said, reward = super().step(state, text)
+        return said, 0.25 if reward is None else reward
 """
 
 
@@ -292,3 +305,33 @@ def test_verifiers_are_refused_without_the_library():
     except ImportError:
         with pytest.raises(ConfigError, match=r"need the library verifiers.*preftune\[environments\]"):
             resolve_environment("verifiers:toy")
+
+
+def test_rewards_of_answers_are_credited_to_their_tokens(calling_folder, questions_file, tmp_path):
+    """Each answer's reward stands at its last scored token; the sum is the reward of the rollout."""
+    path = tmp_path / "paying.py"
+    path.write_text(PAYING)
+    settings = {"objective": REINFORCE(credit="step"), "reward": "environment(by_answer=true)"}
+    settings["rollout"] = {"environment": f"{path}:Paying"}
+    run = train(config(calling_folder, questions_file, tmp_path / "run", max_steps=1, **settings), quiet=True)
+    rows = [json.loads(line) for line in (run.folder / "completions.jsonl").read_text().splitlines()]
+    several = 0
+    for row in rows:
+        for turns, reward, steps in zip(row["turns"], row["rewards"], row["reward_steps"], strict=True):
+            answers = sum(turn["role"] == "assistant" for turn in turns)
+            assert len(steps) == answers and sum(steps) == pytest.approx(reward)
+            several += answers > 1
+    assert several
+
+
+def test_answers_end_where_context_begins():
+    mask = np.array([True, True, False, True, False, False, True, True])
+    group = Group(
+        prompt=np.array([1]),
+        completions=(np.arange(8), np.arange(3)),
+        scored=(mask, np.array([True, True, True])),
+        rewards=(7.0, None),
+    )
+    found = with_answer_rewards(group, [(1.0, 2.0, 4.0), None]).step_rewards
+    assert found[0].tolist()[1:3] == [1.0, 2.0] and found[0][4] == 4.0
+    assert np.isnan(found[0][[0, 3]]).all() and np.isnan(found[1]).all() and len(found[1]) == 3

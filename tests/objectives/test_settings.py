@@ -85,6 +85,7 @@ DEFAULTS = {
     "slic": {"delta": 1.0, "nll_weight": 0.1, "nll_scale": "sum"},
     "spo": {"win": "sigmoid"},
     "sppo": {"beta": 1e-3, "scale": 0.5},
+    "stepwise": {"loss": "logistic"},
     "tdpo": {"beta": 0.1, "variant": "tdpo2", "alpha": None},
     "tis-dpo": {"beta": 0.1, "alpha": 0.5, "mu": 1.0, "lower": -0.5, "upper": 1.5},
     "topr": {"positive_low": 1.0, "positive_high": 1.0, "negative_low": 0.0, "negative_high": 1.0},

@@ -38,6 +38,7 @@ data:
   sample              completions of prompts                  preftune sample RUN --prompts FILE --output OUT
   reward              add rewards to the completions          preftune reward FILE --reward brief --output OUT
   select              completions with rewards -> pairs       preftune select FILE --selection best-vs-worst --output PAIRS
+  ask                 which completions to label              preftune ask SAMPLES --budget 100 --output FILE
   annotate            judge pairs of completions on a page    preftune annotate SAMPLES --output PAIRS
   iterate             rounds of sample, reward, select, train preftune iterate --prompts FILE --reward brief --output FOLDER
 
@@ -257,6 +258,7 @@ VERBS = (
     "advise",
     "report",
     "clean",
+    "ask",
     "annotate",
     "import-config",
     "objectives",

@@ -16,6 +16,7 @@ from preftune.model.names import BUNDLED_MODELS
 POSITIONAL = {
     "advise": "diagnosis",
     "annotate": "data",
+    "ask": "data",
     "chat": "model",
     "clean": "folder",
     "compare": "data",

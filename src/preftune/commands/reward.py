@@ -12,9 +12,10 @@ from typing import Any
 
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
-from preftune.data.fields import as_text, described, value_of
+from preftune.data.fields import as_text, as_turns, described, value_of
 from preftune.data.files import located, read_file
 from preftune.data.formats import FORMATS
+from preftune.environments.judged import judged_rollouts
 from preftune.errors import (
     ConfigError,
     DataError,
@@ -35,7 +36,11 @@ from preftune.types import Record
 PER_COMPLETION = (
     "ended",
     "num_tokens",
+    "num_context",
+    "ended_by",
+    "turn_rewards",
 )  # columns with one entry per completion; others have one value per row
+_TURNS = "a text, or turns {role, content} that end with an answer of the assistant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +136,11 @@ def _add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
             columns = {name: [entry for row in chunk for entry in _column(row, name)] for name in names}
             columns["prompt_turns"] = [prompt_turns(row.record) for row in chunk for _ in row.completions]
             completions = [completion for row in chunk for completion in row.completions]
-            journal.add(
-                chunk, ask(function, settings.reward, prompts, completions, columns, settings.timeout_s)
-            )
+            found = ask(function, settings.reward, prompts, completions, columns, settings.timeout_s)
+            if "turns" in columns:
+                outcomes = tuple(columns.get("ended_by", [None] * len(completions)))
+                found = judged_rollouts(found, {"outcome": (outcomes,)}, settings.reward)
+            journal.add(chunk, found)
             report.update("reward", start + len(chunk), len(rows))
     except (PreftuneError, KeyboardInterrupt) as error:
         report.close()
@@ -183,7 +190,8 @@ def _row(value: Mapping[str, Any], settings: RewardConfig) -> _Row:
         raise DataError(
             "The field completions is not a list of texts", got=described(given), expected="a list of texts"
         )
-    completions = [as_text(one, f"completions[{k}]") for k, one in enumerate(given)]
+    told = [_told(one, f"completions[{k}]") for k, one in enumerate(given)]
+    completions = [text for text, _ in told]
     prompt_fields = value.keys() - record.columns.keys() - {"ended"}
     columns = {
         key: _entries(key, entry, len(completions), key in PER_COMPLETION or key in settings.per_completion)
@@ -191,9 +199,25 @@ def _row(value: Mapping[str, Any], settings: RewardConfig) -> _Row:
         if key not in prompt_fields and key != "completions"
     }
     columns |= {key: [entry] * len(completions) for key, entry in record.template_columns().items()}
+    if any(turns is not None for _, turns in told):
+        columns["turns"] = [turns for _, turns in told]
+    if "turn_rewards" in value and isinstance(value.get("rewards"), list):
+        columns["environment_reward"] = _entries("rewards", value["rewards"], len(completions), True)
     for key in settings.per_completion:
         value_of(value, key)
     return _Row(value=value, record=record, completions=completions, columns=columns)
+
+
+def _told(value: object, name: str) -> tuple[str, list[Any] | None]:
+    """(the text of a completion, its turns); the text of turns is the last answer, as in training."""
+    if not isinstance(value, list):
+        return as_text(value, name), None
+    turns = as_turns(value, name)
+    if turns[-1].role != "assistant":
+        raise DataError(
+            f"The field {name} ends with no answer", got=f"a turn of {turns[-1].role}", expected=_TURNS
+        )
+    return turns[-1].content, value
 
 
 def _entries(name: str, value: Any, count: int, per_completion: bool) -> list[Any]:

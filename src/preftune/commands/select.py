@@ -15,11 +15,12 @@ from preftune.data.formats import FORMATS, detect
 from preftune.data.options import DataOptions
 from preftune.data.records import LoadedRecords, load_records
 from preftune.data.signals import merge
-from preftune.errors import ConfigError, DataError
+from preftune.errors import ConfigError, DataError, check_range, refuse_idle
 from preftune.selection.apply import apply
 from preftune.selection.choices import NO_REWARD, Makes, Selected, Selection
 from preftune.selection.first_pit import cut_at_first_pit
 from preftune.selection.length_penalty import balanced_alpha, penalized
+from preftune.selection.potential import keep_potential
 from preftune.selection.rules import make_selection
 from preftune.storage import new_file, write_jsonl
 from preftune.terminal import clean_terminal
@@ -61,6 +62,9 @@ class SelectConfig:
             finds the price at which the best completions are on average as long as the worst (DICE).
         first_pit: a column with values of the steps of each completion: completions below the best of their row are
             cut behind the first step with the lowest value before the selection.
+        implicit: a column with the implicit reward of each completion: of the pairs that were made, those stay whose
+            explicit margin exceeds the implicit one most (alignment potential).
+        keep_potential: with implicit: the share of pairs to keep.
         seed: of draws and ties.
         overwrite: replace the output if it is there.
         json: print the counts as JSON.
@@ -83,6 +87,8 @@ class SelectConfig:
     threshold: float | None = None
     length_penalty: float | Literal["auto"] | None = None
     first_pit: str | None = None
+    implicit: str | None = None
+    keep_potential: float = 0.5
     seed: int = 0
     overwrite: bool = False
     json: bool = False
@@ -112,6 +118,15 @@ class SelectConfig:
                 got=self.length_penalty,
                 expected='a number above 0, or "auto"',
                 do="Leave it out for none",
+            )
+        check_range(self, "(0, 1]", "keep_potential")
+        if self.implicit is None:
+            refuse_idle(self, "without implicit rewards", "keep_potential", do="Add --implicit COLUMN")
+        elif chosen.makes != "pairs":
+            raise ConfigError(
+                f"The selection {self.selection} makes {chosen.makes}, which have no margins",
+                got=f"implicit {self.implicit}",
+                expected="a selection that makes pairs",
             )
         check_seed(self.seed)
         refuse_idle_rows(
@@ -198,6 +213,8 @@ def _select(settings: SelectConfig) -> SelectResult:
     records: Sequence[Record] = merge(read, "rewards")
     price, records = _priced(records, settings.length_penalty)
     kept, found = apply(settings.chosen(), records, settings.seed)
+    if settings.implicit is not None:
+        kept, found = keep_potential(kept, found, settings.implicit, settings.keep_potential)
     if not kept:
         reasons = ", ".join(f"{plural(count, 'group')}: {reason}" for reason, count in found.dropped.items())
         further = "Choose another selection, or draw more completions"

@@ -2,7 +2,7 @@
 held-out pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,10 @@ from transformers import AutoModelForSequenceClassification
 from preftune.cli.checks import Precision, resumed_folder, take_switch
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
+from preftune.data.files import located, read_file
 from preftune.data.options import DataOptions
-from preftune.errors import ConfigError, check_range, refuse_idle
+from preftune.data.step_rows import StepRow, step_rows
+from preftune.errors import ConfigError, DataError, check_range, refuse_idle
 from preftune.measures.calibration import Calibration, calibrate
 from preftune.model.adapters import LoraOptions
 from preftune.model.classifier import scores_of
@@ -25,7 +27,9 @@ from preftune.model.limits import model_limits
 from preftune.model.load import load_tokenizer, resolve_model
 from preftune.model.whole_model import LoadOptions, quiet_transformers
 from preftune.objectives.bradley_terry import BradleyTerry
+from preftune.objectives.stepwise import Stepwise
 from preftune.stats import json_numbers
+from preftune.storage import write_jsonl
 from preftune.terminal import clean_terminal
 from preftune.text import interval_text
 from preftune.train.groups import DataPlan, read_data, within
@@ -34,7 +38,7 @@ from preftune.train.models import ModelPlan
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
 from preftune.train.result import RunResult
-from preftune.train.runlog import RunFolder
+from preftune.train.runlog import RunFolder, check_output
 from preftune.types import Group
 
 EVALUATION_FILE = "reward_evaluation"
@@ -52,6 +56,10 @@ class RewardModelConfig:
         centring: >= 0, pulls the rewards to 0, which preferences do not determine.
         heads: how many scalar heads the body gets, an ensemble if above 1: each is trained on all pairs from its
             own random start.
+        process: train on labels or values of the steps of answers: a process reward model. The data are rows of
+            {prompt, completions, rewards_steps}, of TRL's stepwise layout, of Math-Shepherd or of PRM800K; beginnings
+            of answers with their numbers are written to OUTPUT.steps.jsonl.
+        step_loss: with process: "logistic" for labels and chances in [0, 1], "squared" for any number.
         num_bins: of the reliability table.
         eval_data: held-out pairs, in any format that `data` may have.
         eval_fraction: without `eval_data`, the share of prompts held out of `data`; 0 turns evaluation off.
@@ -85,6 +93,8 @@ class RewardModelConfig:
     margin: float = 0.0
     centring: float = 0.01
     heads: int = 1
+    process: bool = False
+    step_loss: Literal["logistic", "squared"] = "logistic"
     num_bins: int = 10
     eval_data: str | None = None
     eval_fraction: float = 0.1
@@ -118,15 +128,62 @@ class RewardModelConfig:
                 "num_bins",
                 do="Set --eval_fraction or --eval_data, or leave num_bins out",
             )
+        if self.process:
+            names = ("margin", "centring", "heads")
+            refuse_idle(self, "with labels of steps", *names, do="Leave it out: it is of pairs")
+        else:
+            refuse_idle(
+                self, "without labels of steps", "step_loss", do="Add --process true, or leave it out"
+            )
         self.run_settings()
 
     def run_settings(self) -> TrainConfig:
         """The same as settings of `train`, which checks them."""
         mine = {f.name for f in fields(self)}
         shared = {f.name: getattr(self, f.name) for f in fields(TrainConfig) if f.name in mine}
-        return TrainConfig(
-            objective=BradleyTerry(margin=self.margin, centring=self.centring, heads=self.heads), **shared
-        )
+        if not self.process:
+            pairs = BradleyTerry(margin=self.margin, centring=self.centring, heads=self.heads)
+            return TrainConfig(objective=pairs, **shared)
+        shared["data"] = steps_file(self.output, "steps")
+        if self.eval_data is not None:
+            shared["eval_data"] = steps_file(self.output, "eval_steps")
+        return TrainConfig(objective=Stepwise(loss=self.step_loss), **shared)
+
+
+def steps_file(output: str, name: str) -> str:
+    """Where the beginnings of answers are written, next to the run folder."""
+    return f"{output.rstrip('/')}.{name}.jsonl"
+
+
+def write_steps(source: str, output: str, loss: str) -> int:
+    """The beginnings of a file's answers, each with its number; returns how many."""
+    count = 0
+
+    def rows() -> Iterator[StepRow]:
+        nonlocal count
+        for raw in read_file(Path(source), None):
+            if isinstance(raw.value, DataError):
+                raise raw.value
+            try:
+                found = list(step_rows(raw.value))
+            except DataError as error:
+                raise located(source, raw.number, error) from error
+            for row in found:
+                wrong = [number for number in row["rewards"] if not 0 <= number <= 1]
+                if wrong and loss == "logistic":
+                    raise DataError(
+                        f"{source}, row {raw.number}: a value of a step is no chance",
+                        got=wrong[0],
+                        expected="a number in [0, 1]",
+                        do="Add --step_loss squared",
+                    )
+                count += len(row["rewards"])
+                yield row
+
+    write_jsonl(Path(output), rows(), "write the beginnings of answers")
+    if not count:
+        raise DataError(f"{source} holds no step with a label", got="0 steps", expected="at least one")
+    return count
 
 
 def evaluate_reward_model(
@@ -147,9 +204,14 @@ def evaluate_reward_model(
         .to(pick_device(device))
     )
     sequences = [np.concatenate([group.prompt, ids]) for group in groups for ids in group.completions]
+    process = not any(group.pairs for group in groups)  # of beginnings with their numbers
     scores = scores_of(model, sequences, micro_batch_tokens).mean(1)
     margins, clusters, chances, start = [], [], [], 0
     for index, group in enumerate(groups):
+        if process:
+            margins += list(scores[start : start + len(group.completions)])
+            clusters += [index] * len(group.completions)
+            chances += [float(reward) for reward in group.rewards if reward is not None]
         margins += [scores[start + c] - scores[start + r] for c, r in group.pairs]
         clusters += [index] * len(group.pairs)
         chances += group.probabilities or (1.0,) * len(group.pairs)
@@ -162,6 +224,11 @@ def train_reward_model(settings: RewardModelConfig) -> tuple[RunResult, Calibrat
     out.
     """
     config = settings.run_settings()
+    if settings.process:
+        check_output(settings.output)
+        write_steps(settings.data, config.data, settings.step_loss)
+        if settings.eval_data is not None and config.eval_data is not None:
+            write_steps(settings.eval_data, config.eval_data, settings.step_loss)
     result = train(config, quiet=settings.json)
     return _evaluated(result, config.model_plan, config.data_plan, settings.num_bins)
 
@@ -193,8 +260,8 @@ def _evaluated(
     result: RunResult, model: ModelPlan, data: DataPlan, num_bins: int
 ) -> tuple[RunResult, Calibration | None]:
     """Evaluate the reward model on the held-out pairs of its run, where there are any."""
-    if result.final is None:
-        return result, None
+    if result.final is None or (isinstance(data.objective, Stepwise) and data.objective.loss == "squared"):
+        return result, None  # the held-out loss of training is the evaluation of numbers
     tokenizer = load_tokenizer(resolve_model(model.model), model.loading)
     held = read_data(within(data, model_limits(model.model, model.loading)), tokenizer).held
     if not held:

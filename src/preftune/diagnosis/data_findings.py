@@ -1,11 +1,13 @@
 """Findings in plain words from the measures of a data set. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from preftune.diagnosis.data_measures import DataMeasures
 from preftune.diagnosis.data_verdicts import BOUNDS, DataFinding, DataVerdict, text_for
 from preftune.diagnosis.sample_findings import findings_of
 from preftune.measures.faults import FAULTS
+from preftune.measures.formats import FormatBias
 from preftune.measures.noise import Contradictions
 from preftune.measures.overlap import LengthBias, PairOverlap
 from preftune.text import interval_text, percent, plural
@@ -113,6 +115,8 @@ def _pairs(m: DataMeasures) -> list[DataFinding]:
         found += _overlap(m.overlap, m.unit)
     if m.lengths:
         found.append(_length_finding(m.lengths, m.unit))
+    if m.formats:
+        found.append(_format_finding(m.formats))
     if m.contradictions:
         found += _contradictions(m.contradictions)
     return found
@@ -167,6 +171,27 @@ def _length_finding(told: LengthBias, unit: str) -> DataFinding:
             "",
             f". Training will make answers {way}: balance the lengths, or normalize by them (simpo, ld-dpo)",
         ),
+    )
+
+
+def _format_finding(told: Mapping[str, FormatBias]) -> DataFinding:
+    """The format with the largest difference; the others with theirs."""
+    name, worst = max(told.items(), key=lambda item: abs(item[1].difference.mean))
+    gap = worst.difference
+    mildest = 0.0 if gap.low <= 0 <= gap.high else min(abs(gap.low), abs(gap.high))
+    verdict = BOUNDS["format_bias"].verdict(abs(gap.mean), mildest)
+    shares = "; ".join(
+        f"{one}: {percent(bias.chosen)} of chosen, {percent(bias.rejected)} of rejected"
+        + (f", wins {percent(bias.wins)} of {bias.num_unequal}" if bias.wins is not None else "")
+        for one, bias in told.items()
+    )
+    way = "more" if gap.mean > 0 else "fewer"
+    return DataFinding(
+        name="format bias",
+        measured=f"{name} {interval_text(gap, signed=True)}",
+        verdict=verdict,
+        meaning=shares
+        + text_for(verdict, "", f". Training will write {way} answers with it: balance the pairs by format"),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from preftune.measures.coverage import Nearness, RewardPeak
 from preftune.measures.faults import Fault
+from preftune.measures.formats import FormatBias
 from preftune.measures.noise import Contradictions, ModelAgreement
 from preftune.measures.overlap import LengthBias, PairOverlap
 from preftune.stats import Interval
@@ -35,6 +36,7 @@ class OwnSamples:
     agreement: ModelAgreement | None  # of a quick reward model on frozen states, with the labels
     peak: RewardPeak | None = None
     data_rewards: Mapping[str, Interval] = field(default_factory=dict)
+    format_rewards: Mapping[str, Interval] = field(default_factory=dict)  # what the reward gives for a format
     # share of pairs that the reward orders as the data do; ties count half
     reward_agreement: Interval | None = None
 
@@ -63,6 +65,7 @@ class DataMeasures:
     overlap: PairOverlap | None
     contradictions: Contradictions | None
     leakage: Leakage | None
+    formats: Mapping[str, FormatBias]  # those that are in the pairs
     own: OwnSamples | None
     left_out: tuple[str, ...]  # what was not measured, and why
 

@@ -15,6 +15,7 @@ from preftune.diagnosis.data_measures import OwnSamples
 from preftune.diagnosis.data_rows import SignalRows
 from preftune.errors import ConfigError, DataError
 from preftune.measures.coverage import Nearness, nearness, reward_peak
+from preftune.measures.formats import format_rewards
 from preftune.measures.noise import MIN_PROMPTS, ModelAgreement, cross_validated
 from preftune.model.layout import LayoutOptions, collate
 from preftune.model.policy import Policy, hidden_states, micro_batches, model_head, to_device
@@ -128,7 +129,8 @@ def measure_own(
             "the reward's peak, and the reward against the preferences: no --reward was given",
         ]
     judged = reward_completions(asked, drawn, *reward, options.max_new_tokens)
-    rewards = _with_rewards(found, asked, judged)
+    texts = [[one.text for one in ones] for ones in drawn]
+    rewards = replace(_with_rewards(found, asked, judged), format_rewards=format_rewards(texts, judged.own))
     if rewards.peak is None:
         left_out.append("the reward's peak: for no prompt does the reward score both own samples and data")
     return rewards, left_out

@@ -19,6 +19,7 @@ from preftune.diagnosis.data_measures import DataMeasures, Leakage
 from preftune.errors import ConfigError, DataError
 from preftune.measures.duplicates import Repeats, normalized, repeats, repeats_of
 from preftune.measures.faults import Fault, count_faults, faults_of
+from preftune.measures.formats import FormatBias, format_bias
 from preftune.measures.noise import Contradictions, contradictions
 from preftune.measures.overlap import LengthBias, PairOverlap, length_bias, pair_overlap
 from preftune.types import Completion, Group, Record
@@ -272,6 +273,16 @@ def text_contradictions(rows: SignalRows) -> Contradictions | None:
     return contradictions(judged) if judged else None
 
 
+def formats(rows: SignalRows) -> dict[str, FormatBias]:
+    """The formats of chosen and rejected completions."""
+    pairs, clusters = [], []
+    for record, number in zip(rows.records, rows.prompt, strict=True):
+        texts = ["\n".join(spoken(one)) for one in record.completions]
+        pairs += [(texts[c], texts[r]) for c, r in record.pairs]
+        clusters += [number] * len(record.pairs)
+    return format_bias(pairs, clusters) if pairs else {}
+
+
 def measure_rows(
     source: str,
     rows: SignalRows,
@@ -319,6 +330,7 @@ def measure_rows(
         overlap=overlap,
         contradictions=text_contradictions(rows),
         leakage=leakage(rows, held) if held else None,
+        formats=formats(rows),
         own=None,
         left_out=(),
     )

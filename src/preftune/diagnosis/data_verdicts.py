@@ -53,6 +53,9 @@ BOUNDS: Mapping[str, Bound] = {
     "length_bias": Bound(
         check=0.1, fix=0.25, reason="P(chosen longer) from 1/2; at 3 of 4, length dominates what is learned"
     ),
+    "format_bias": Bound(
+        check=0.1, fix=0.25, reason="share of chosen less share of rejected completions with the format"
+    ),
     "contradictions": Bound(
         check=0.0, fix=0.05, reason="share of exchanged pairs, estimated from repeated judgments"
     ),

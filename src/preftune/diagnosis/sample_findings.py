@@ -1,9 +1,12 @@
 """Findings from the model's own samples. Pure."""
 
+from collections.abc import Mapping
+
 from preftune.diagnosis.data_measures import OwnSamples
 from preftune.diagnosis.data_verdicts import BOUNDS, DataFinding, text_for
 from preftune.measures.coverage import Nearness
 from preftune.measures.noise import ModelAgreement
+from preftune.stats import Interval
 from preftune.text import interval_text, percent, plural, value_text
 
 
@@ -29,7 +32,21 @@ def findings_of(own: OwnSamples) -> list[DataFinding]:
                 ),
             )
         )
+    if own.format_rewards:
+        found.append(_format_rewards(own.format_rewards))
     return found
+
+
+def _format_rewards(told: Mapping[str, Interval]) -> DataFinding:
+    """What a reward gives for a format."""
+    certain = [name for name, gap in told.items() if gap.low > 0 or gap.high < 0]
+    texts = "; ".join(f"{name} {interval_text(gap, signed=True)}" for name, gap in told.items())
+    return DataFinding(
+        name="format bias of the reward",
+        measured=", ".join(certain) or "none",
+        verdict="check" if certain else "good",
+        meaning=f"reward of own samples with a format, less that of others of the same prompt: {texts}",
+    )
 
 
 def _near(name: str, told: Nearness) -> DataFinding:

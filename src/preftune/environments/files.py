@@ -25,6 +25,7 @@ def rollout_row(record: Record, drawn: Sequence[Rollout], rollouts: Rollouts) ->
         "num_tokens": [one.sampled.num_scored for one in drawn],
         "num_context": [len(one.sampled.token_ids) - one.sampled.num_scored for one in drawn],
         "ended_by": [one.outcome for one in drawn],
+        "turn_rewards": [list(one.turn_rewards) for one in drawn],
         "budget": rollouts.options.total_tokens,
     }
 

@@ -13,11 +13,11 @@ def judged_rollouts(verdicts: Verdicts, columns: Columns, name: str) -> Verdicts
     outcomes = columns.get("outcome")
     if outcomes is None:
         return verdicts
-    if verdicts.steps:
+    if verdicts.steps and not verdicts.by_answer:
         raise TrainingError(
             "Rewards of steps have no place in rollouts of several turns",
             got=f"reward {name!r}, which rewards steps",
-            do="Leave out rollout.environment, or name a reward of whole completions",
+            do='Leave out rollout.environment, or name a reward of whole completions or "environment(by_answer=true)"',
         )
     return without_failures(verdicts, [one == "failed" for ones in outcomes for one in ones])
 
@@ -28,5 +28,11 @@ def without_failures(verdicts: Verdicts, failed: Sequence[bool]) -> Verdicts:
     def cleared(rewards: Sequence[float | None]) -> list[float | None]:
         return [None if lost else reward for reward, lost in zip(rewards, failed, strict=True)]
 
+    steps = [
+        None if lost else mine
+        for mine, lost in zip(verdicts.steps or [None] * len(failed), failed, strict=True)
+    ]
     parts = {name: cleared(values) for name, values in verdicts.parts.items()}
-    return replace(verdicts, rewards=cleared(verdicts.rewards), parts=parts)
+    return replace(
+        verdicts, rewards=cleared(verdicts.rewards), parts=parts, steps=steps if verdicts.steps else []
+    )

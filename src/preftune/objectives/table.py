@@ -51,6 +51,7 @@ from preftune.objectives.simper import SimPER
 from preftune.objectives.simpo import AlphaPO, CPOSimPO, SimPO
 from preftune.objectives.spo import SPO
 from preftune.objectives.sppo import SPPO
+from preftune.objectives.stepwise import Stepwise
 from preftune.objectives.tdpo import TDPO
 from preftune.objectives.tis_dpo import TISDPO
 from preftune.objectives.topr import TOPR
@@ -124,6 +125,7 @@ _KINDS: tuple[type[Objective], ...] = (
     SLiC,
     SPO,
     SPPO,
+    Stepwise,
     TDPO,
     TISDPO,
     TOPR,

@@ -47,11 +47,12 @@ class Verdicts:
     """One finite number for each completion, or None: no opinion. `parts` are those of each term of a weighted
     sum, before its weight, by the term's name; and an ensemble's disagreement. `steps` are rewards of a
     completion's steps (`line_steps`), a part of its reward; None for a completion without such, and empty where
-    none has them.
+    none has them. With `by_answer` the steps are the answers of a rollout.
     """
 
     rewards: list[float | None]
     steps: list[tuple[float, ...] | None] = field(default_factory=list)
+    by_answer: bool = False
     parse_failures: int = 0
     parts: Mapping[str, list[float | None]] = field(default_factory=dict)
 

@@ -195,6 +195,7 @@ def _summed(parts: Sequence[Part], found: Sequence[Verdicts]) -> Verdicts:
     return Verdicts(
         rewards=rewards,
         steps=_summed_steps(weights, found),
+        by_answer=any(one.by_answer for one in found),
         parse_failures=sum(one.parse_failures for one in found),
         parts=by_name,
     )
@@ -205,6 +206,12 @@ def _summed_steps(weights: Sequence[float], found: Sequence[Verdicts]) -> list[t
     steps = [(weight, one.steps) for weight, one in zip(weights, found, strict=True) if one.steps]
     if not steps:
         return []
+    if len({one.by_answer for one in found if one.steps}) > 1:
+        raise TrainingError(
+            "A sum of rewards has steps of two kinds",
+            got="answers of a rollout, and lines of an answer",
+            do="Leave one of them out",
+        )
     summed: list[tuple[float, ...] | None] = []
     for k in range(len(found[0].rewards)):
         mine = [[weight * value for value in one] for weight, ones in steps if (one := ones[k]) is not None]
@@ -220,6 +227,7 @@ def _checked(outcome: object, name: str, completions: list[str]) -> Verdicts:
             parse_failures=outcome.parse_failures,
             steps=steps,
             parts=outcome.parts,
+            by_answer=outcome.by_answer,
         )
     outcome = _as_list(outcome)
     expected = f"a list of {len(completions)} numbers or None"

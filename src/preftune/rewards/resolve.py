@@ -53,6 +53,7 @@ REWARDS: Mapping[str, type[BuiltIn]] = _BuiltIns(
         "implicit": "implicit:ImplicitReward",
         "likelihood": "implicit:Likelihood",
         "code": "code:Code",
+        "process": "process:ProcessReward",
         "progress": "progress:StepProgress",
         "quote": "quote:Quote",
         "judge": "judge:Judge",

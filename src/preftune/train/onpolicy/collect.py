@@ -27,7 +27,7 @@ from preftune.sampling.server import sample_server_tokens
 from preftune.selection.apply import apply
 from preftune.selection.choices import NO_PAIR, NO_REWARD, Makes, Selection
 from preftune.selection.rules import make_selection
-from preftune.train.onpolicy.credit import StepUse, with_step_rewards
+from preftune.train.onpolicy.credit import StepUse, with_answer_rewards, with_step_rewards
 from preftune.types import SOURCES, Group, Hybrid, Labels, Pairs, Record, Rewards, Signal
 
 _MAKES: Mapping[type[Signal], tuple[Makes, ...]] = {
@@ -319,7 +319,9 @@ def judge_draw(
     for group, texts in zip(drawn.groups, drawn.texts, strict=True):
         count = len(group.completions)
         judged = replace(group, rewards=tuple(islice(rewards, count)))
-        if verdicts.steps:
+        if verdicts.by_answer and verdicts.steps:
+            judged = with_answer_rewards(judged, list(islice(steps, count)))
+        elif verdicts.steps:
             judged = with_step_rewards(judged, texts, list(islice(steps, count)), judge.renderer)
         groups.append(judged)
     return groups, verdicts

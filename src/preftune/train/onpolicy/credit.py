@@ -61,6 +61,20 @@ class StepUse:
         }
 
 
+def with_answer_rewards(group: Group, steps: Sequence[tuple[float, ...] | None]) -> Group:
+    """The group with the rewards of a rollout's answers at the last scored token of each."""
+    placed = []
+    for size, mask, mine in zip(group.num_scored, group.scored, steps, strict=True):
+        places = np.full(size, np.nan, dtype=np.float32)
+        # behind an answer comes context, or nothing
+        ends = np.flatnonzero(mask & ~np.append(mask[1:], False))
+        at = np.cumsum(mask)[ends] - 1
+        if mine is not None:
+            places[at] = mine
+        placed.append(places)
+    return replace(group, step_rewards=tuple(placed))
+
+
 def with_step_rewards(
     group: Group, texts: Sequence[str], steps: Sequence[tuple[float, ...] | None], renderer: Renderer
 ) -> Group:
