@@ -33,7 +33,6 @@ class Stepwise(RewardObjective):
     trains = "reward model"
     chosen_fall = "possible"
     length_normalized = True
-    correctable = False
 
     loss: Literal["logistic", "squared"] = "logistic"
 

@@ -115,7 +115,7 @@ def takes_opponents(objective: Objective) -> bool | None:
         own, other = (_alike(-0.8, -1.2, sources=(1, source)) for source in (1, 2))
         losses = [float(loss_and_gradient(step, objective, 1.0)[0]) for step in (own, other)]
         return True if losses[0] != losses[1] else None
-    if objective.signal is not Rewards:
+    if objective.signal is not Rewards or objective.trains != "policy":
         return False
     half, win = (_alone(reward) for reward in (0.5, 1.0))
     gradients = [loss_and_gradient(step, objective, 1.0)[1].abs().max() for step in (half, win)]
