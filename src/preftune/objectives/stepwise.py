@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from preftune.objectives.kinds import RewardObjective
+from preftune.objectives.learning_rates import our_rate
 from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
 
@@ -29,6 +30,7 @@ class Stepwise(RewardObjective):
     """
 
     name = "stepwise"
+    learning_rates = our_rate(1e-5, "the default of bradley-terry")
     needs = frozenset({"value_after"})
     trains = "reward model"
     chosen_fall = "possible"
