@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_MOST_ADVISED = 2000  # characters of an advice, whose flags must be whole
 _MOST_SHOWN = 600
 """Characters of a part of a message: a value of a megabyte is not echoed whole."""
 
@@ -31,8 +32,8 @@ def without_secrets(text: str) -> str:
     return _QUERY_SECRET.sub(r"\1[hidden]", _USERINFO.sub("[hidden]@", text))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+def _cut(text: str, most: int = _MOST_SHOWN) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class PreftuneError(Exception):
@@ -52,7 +53,8 @@ class PreftuneError(Exception):
         message = "; ".join(parts) + "."
         self.advice = " ".join(filter(None, (expected, do)))
         if do:
-            message += f" {_cut(do)}" if do.endswith("?") else f" {_cut(do.rstrip('.'))}."
+            whole = _cut(do.rstrip("."), _MOST_ADVISED)
+            message += f" {whole}" if do.endswith("?") else f" {whole}."
         super().__init__(without_secrets(message))
 
 

@@ -134,6 +134,15 @@ def test_advice_repeats_the_flags_that_were_given(tmp_path):
         load(tmp_path, rows, columns="prompt=ask", ignore="votes")
 
 
+def test_the_flags_of_a_long_advice_are_whole(tmp_path):
+    rows = [
+        {"prompt": ASK, "good": GOOD, "bad": BAD, **{f"rating_of_the_annotator_{k}": k for k in range(2, 30)}}
+    ]
+    with pytest.raises(DataError) as error:
+        load(tmp_path, rows)
+    assert pairs_of(followed(tmp_path, rows, str(error.value))) == OVER
+
+
 def test_no_advice_guesses_what_words_mean(tmp_path):
     rows = [{"prompt": ASK, "completion": GOOD, "quality": word} for word in ("fine", "poor")]
     with pytest.raises(DataError, match=r"'label=quality\{fine:\?,poor:\?\}' with a value for each \?"):
