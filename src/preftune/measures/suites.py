@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -106,7 +107,7 @@ def evaluate_suites(
     return SuiteEvaluation(
         model=model,
         reference=reference,
-        scores=[_score(key, before.get(key), values) for key, values in after.items()],
+        scores=[paired_score(key, before.get(key), values) for key, values in after.items()],
     )
 
 
@@ -203,7 +204,9 @@ def _of_inspect(
     return values
 
 
-def _score(key: tuple[str, str], before: Mapping[str, float] | None, after: Mapping[str, float]) -> TaskScore:
+def paired_score(
+    key: tuple[str, str], before: Mapping[str, float] | None, after: Mapping[str, float]
+) -> TaskScore:
     task, metric = key
     shared = [one for one in after if before is not None and one in before]
     return TaskScore(
@@ -225,12 +228,18 @@ def _interval(values: Sequence[float]) -> Interval:
 
 @contextmanager
 def quiet_library(name: str) -> Iterator[None]:
-    """Within, the library prints no progress bars and logs errors only."""
+    """Within, the library and the programs that it starts print nothing on standard error, and errors alone are
+    logged.
+    """
     logger = logging.getLogger(name)
-    level = logger.level
+    level, kept = logger.level, os.dup(2)
     logger.setLevel(logging.ERROR)
     try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
         with redirect_stderr(StringIO()):
             yield
     finally:
+        os.dup2(kept, 2)
+        os.close(kept)
         logger.setLevel(level)
