@@ -65,6 +65,8 @@ def test_every_hyper_parameter_is_felt(name):
         )
         results.append((asdict(one), [tensor for pair in tries for tensor in pair]))
     for field in fields(OBJECTIVES[name]):
+        if field.name == "heads":  # the width of the model's head: tests/objectives/test_bradley_terry.py
+            continue
         felt = False
         for (one, first), (other, second) in itertools.combinations(results, 2):
             if {key for key in one if one[key] != other[key]} == {field.name}:
