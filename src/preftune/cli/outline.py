@@ -62,6 +62,10 @@ def outline_of(module: str) -> Outline | None:
         and call.args
         and isinstance(call.args[0], ast.Name)
     }
+    if not kinds and any(
+        isinstance(node, ast.Name) and node.id == "parse_training" for node in ast.walk(tree)
+    ):
+        kinds = {"TrainConfig"}  # parse_training reads these settings, then adds those of the device
     if len(kinds) != 1:
         return None
     source = _find(path, kinds.pop())
