@@ -171,6 +171,19 @@ def test_a_shipped_template_writes_every_row_that_its_family_has(name, case):
     assert case not in REFUSED[name]
 
 
+def test_ends_that_begin_alike_are_whole_tokens():
+    """As in the harmony format: <|return|> ends a dialogue, <|end|> the answers before."""
+    template = (
+        "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' + m.content }}"
+        "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+    )
+    renderer = make_renderer(tokenizer_of(template, "<|return|>"))
+    record, group = rendered(renderer, ROWS["pair"])
+    check_words(renderer, record, group)
+    assert renderer.decode(group.completions[0]).endswith("Yes, it rains.<|return|>")
+
+
 TRICKY = (
     "Yes.",
     "  blanks \n",

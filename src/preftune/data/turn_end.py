@@ -80,6 +80,12 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, tail: str, in_dialogue: str | No
     added = sorted(
         (token.content for token in tokenizer.added_tokens_decoder.values()), key=len, reverse=True
     )
+    for (
+        token
+    ) in added:  # two ends such as <|return|> and <|end|> share the beginning of a token, which is no end
+        start = tail.find(token)
+        if 0 <= start < len(shared) < start + len(token):
+            shared = tail[:start]
     for text in (shared, tail):
         places = [
             (text.find(token), -len(token), token) for token in added if token.strip() and token in text
