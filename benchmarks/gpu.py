@@ -1,5 +1,5 @@
-"""Training on one GPU within ten minutes, without a network: here with FlexAttention and with SDPA, a plain
-baseline, TRL.
+"""Training on one GPU within ten minutes, without a network: here with varlen attention, FlexAttention and SDPA,
+a plain baseline, TRL.
 
     python benchmarks/gpu.py [--models 0.5b 1.5b 8b-lora] [--methods NAME ...] [--mixes NAME ...] [--variants
     NAME ...]
@@ -87,7 +87,7 @@ MIXES = {  # tokens of a prompt, tokens of an answer, answers
     "short-prompt": ((40, 160), (400, 800), 2),
     "groups": ((128, 256), (100, 400), 8),
 }
-VARIANTS = ("preftune-flex", "preftune-sdpa", "plain", "trl")
+VARIANTS = ("preftune-varlen", "preftune-flex", "preftune-sdpa", "plain", "trl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +309,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 STEPS: dict[str, Callable[[Case, Shape, Sequence[Group], torch.device], Step]] = {
+    "preftune-varlen": our_step,
     "preftune-flex": our_step,
     "preftune-sdpa": our_step,
     "plain": plain_step,

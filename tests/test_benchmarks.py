@@ -230,7 +230,7 @@ def test_the_dry_run_for_a_gpu_runs_everything(gpu, monkeypatch, capsys):
     assert about["device"] == "cpu"
     measured = [line for line in lines if "losses" in line]
     assert {line["variant"] for line in lines} == set(gpu.VARIANTS)
-    assert {line["variant"] for line in measured} == set(gpu.VARIANTS) - {"preftune-flex"}
+    assert {line["variant"] for line in measured} == set(gpu.VARIANTS) - {"preftune-varlen", "preftune-flex"}
     assert {(line["model"], line["method"], line["mix"]) for line in measured} == {
         (model, method, mix)
         for model in gpu.shapes(True)
@@ -239,7 +239,9 @@ def test_the_dry_run_for_a_gpu_runs_everything(gpu, monkeypatch, capsys):
         if method != "rloo" or mix == "groups"
     }
     assert all(
-        "needs a CUDA device" in line["left_out"] for line in lines if line["variant"] == "preftune-flex"
+        "needs a CUDA device" in line["left_out"]
+        for line in lines
+        if line["variant"] in ("preftune-varlen", "preftune-flex")
     )
     assert all(0 < line["utilisation"] < 1 and line["tokens_per_second"] > 0 for line in measured)
     assert "tiny, groups, rloo, preftune-sdpa: " in "\n".join(map(gpu.sentence, lines))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from preftune.errors import ConfigError, TrainingError, memory_errors
-from preftune.model.cost import Shape, product_rate, work_of
+from preftune.model.cost import Shape, finish, product_rate, work_of
 from preftune.model.kernels.recompute import kept_as
 from preftune.model.layout import split_micro_batches
 from preftune.model.reference import REFERENCE_SCORES
@@ -34,6 +34,8 @@ from preftune.types import Group
 
 _MOST_STEPS = 2000
 """Steps whose groups are counted one by one; a longer run is taken to go on as it began."""
+_FRAGMENTS = 1.05
+"""Memory that torch reserves on a GPU over what tensors take: fragments and workspaces. Not measured."""
 _LEAST_TOKENS = 64
 """Smaller micro-batches save nothing worth their calls."""
 
@@ -117,6 +119,8 @@ def _forecast(job: TrainingJob, ready: float) -> Forecast:
     )
     slope = max(0.0, (second.peak - first.peak) / max(1.0, middle - low))
     expected = int(max(second.peak + slope * max(0.0, high - middle), sampled.bytes, warm_up.peak))
+    if device.type == "cuda":
+        expected = int(expected * _FRAGMENTS)
     limit = int(middle + (free - second.peak) / slope) if slope else 0
     smaller = (
         f"Set --layout.micro_batch_tokens {limit}"
@@ -194,9 +198,11 @@ def _update(job: TrainingJob, groups: Sequence[Group]) -> _Measured:
             mismatched=cut_mismatched(groups, config.objective, policy, config.layout),
             router=make_router_loss(policy),
         )
+        finish(policy.device)
         done = time.perf_counter()
     torch.nn.utils.clip_grad_norm_(parameters, limit or float("inf"))
     job.optimizer.step()
+    finish(policy.device)
     moving = time.perf_counter() - done
     batches = [piece.content.batch for piece in pieces if isinstance(piece.content, PackedContent)]
     return _Measured(
@@ -215,6 +221,7 @@ def _forward_seconds(job: TrainingJob, groups: Sequence[Group]) -> float:
         groups, job.config.objective.signal, job.policy, job.config.layout, reads_last(job.config.objective)
     ):
         score(piece)
+    finish(job.policy.device)
     return time.perf_counter() - started
 
 
