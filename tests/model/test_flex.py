@@ -21,7 +21,7 @@ from preftune.model.attention_masks import packed_mask, set_attention
 from preftune.model.attention_proof import SHAPES, prove_attention
 from preftune.model.attention_segments import SEGMENTS
 from preftune.model.classifier import check_classifier
-from preftune.model.layout import LayoutOptions, collate
+from preftune.model.layout import LayoutOptions, Sharing, collate
 from preftune.model.policy import Policy, score
 from preftune.model.proof import choose_layout
 from preftune.model.reference import weights_digest
@@ -46,7 +46,7 @@ def unfused(monkeypatch):
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
 
 
-def scores_and_gradients(model, batch, sharing="shared", precision="fp32", kept=None):
+def scores_and_gradients(model, batch, sharing: Sharing = "shared", precision="fp32", kept=None):
     policy = Policy(model=model, precision=precision, sharing=sharing, sharing_reason="", kept_positions=kept)
     return values_and_gradients(model, score(policy, batch).logp)
 
@@ -176,7 +176,7 @@ def test_under_autocast_and_with_gradient_checkpointing(unfused, monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_probe_gives_flex_attention_where_it_changes_nothing(name, precision, unfused):
     model = tiny_model(name, std=0.1)
-    model_attention = model.config._attn_implementation
+    model_attention = str(model.config._attn_implementation)
     assert prove_attention(model, FLEX, "shared", precision, SHAPES[:2]) == ""
     assert model.config._attn_implementation == FLEX
     assert all(p.grad is None for p in model.parameters())

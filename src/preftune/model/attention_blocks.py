@@ -119,7 +119,7 @@ def padded_width(batch: Batch) -> int:
     return width + -width % BLOCK
 
 
-def padded_inputs(batch: Batch, function: str) -> tuple[Tensor, Tensor]:
+def padded_inputs(batch: Batch, function: str | None) -> tuple[Tensor, Tensor]:
     """Token ids and positions of the batch as the named attention function takes them: in whole blocks for
     FlexAttention.
     """
