@@ -61,6 +61,7 @@ def test_the_libraries_run_tasks_before_and_after(library, tmp_path, capfd):
     (tmp_path / "parity.yaml").write_text(LM_TASK.format(rows=rows))
     (tmp_path / "letters.py").write_text(INSPECT_TASK)
     models = [str(save_tiny_model(tmp_path / str(seed), seed=seed)) for seed in (0, 1)]
+    capfd.readouterr()
     found = evaluate_tasks(
         EvalConfig(
             model=models[1],
