@@ -13,6 +13,7 @@ from preftune.errors import (
     memory_errors,
     refuse_idle,
     shown,
+    without_secrets,
 )
 
 
@@ -105,3 +106,22 @@ def test_no_message_holds_the_secret_of_an_address(text):
     told = str(ConfigError(text, got=text, do=f"Look at {text}"))
     assert "hunter2" not in told and "host" in told and told.count("[hidden]") == 3
     assert "user@host.org" in str(ConfigError("Write to user@host.org, not to http://host/a@b?page=3"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("at https://user:pa55@host/x", "at https://[hidden]@host/x"),
+        ("at https://user:pa/5?5#5@host/x", "at https://[hidden]@host/x"),
+        ("at http://host:8080/a@b", "at http://host:8080/a@b"),
+        ("at https://host/a@b, mail me@host", "at https://host/a@b, mail me@host"),
+        ("https://host/x?api_key=abc&n=1", "https://host/x?api_key=[hidden]&n=1"),
+        ("the header was Bearer sk-1234-abcd", "the header was Bearer [hidden]"),
+        ("false", "false"),
+    ],
+)
+def test_messages_hide_passwords_keys_and_values_of_secret_variables(text, expected, monkeypatch):
+    monkeypatch.setenv("MY_SERVICE_KEY", "sk-1234-abcd")
+    monkeypatch.setenv("SHORT_TOKEN", "false")
+    assert without_secrets(text) == expected
+    assert expected in str(DataError("It is so", got=text))

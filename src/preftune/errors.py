@@ -21,14 +21,22 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-_USERINFO = re.compile(r"(?<=://)[^/\s'\"?#]+@")
+_USERINFO = re.compile(r"(?<=://)(?:[^/\s'\"?#]+|[^/\s'\"?#:]+:(?!\d+/)[^\s'\"]*)@")
+"""User name and password of an address; a password may hold '/', '?' and '#', where a port and a path do not."""
 _QUERY_SECRET = re.compile(
     r"([?&][\w.-]*(?:key|token|secret|passw|sig|auth)[\w.-]*=)[^&\s'\"#]+", re.IGNORECASE
 )
+_SECRET_VARIABLE = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.IGNORECASE)
+_MIN_SECRET = 8  # characters of a variable's value; shorter values are ordinary words
 
 
 def without_secrets(text: str) -> str:
-    """The text with the user names, passwords and keys in its addresses replaced."""
+    """The text with the user names, passwords and keys in its addresses replaced, and with the values of environment
+    variables whose names end in KEY, TOKEN, SECRET or PASSWORD: the error of a user's function may quote them.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _MIN_SECRET and value in text and _SECRET_VARIABLE.search(name):
+            text = text.replace(value, "[hidden]")
     return _QUERY_SECRET.sub(r"\1[hidden]", _USERINFO.sub("[hidden]@", text))
 
 

@@ -135,6 +135,20 @@ def test_a_key_in_a_configuration_is_refused_and_not_copied(command, files, tmp_
     check_nothing_holds(SECRET, tmp_path, out + err)
 
 
+def test_a_key_that_a_function_of_the_user_quotes_is_not_told(files, tmp_path, capfd):
+    """In the sentence, and in the status of the run that it ends."""
+    code = tmp_path / "quoting.py"
+    code.write_text(
+        "import os\ndef r(prompts, completions, **columns):\n    raise RuntimeError('key ' + os.environ['MY_KEY'])\n"
+    )
+    words = words_of("train", files, "http://127.0.0.1:9")
+    words[words.index("--reward") + 1] = f"{code}:r"
+    assert main(words) == 3
+    out, err = capfd.readouterr()
+    assert "key [hidden]" in err
+    check_nothing_holds(SECRET, tmp_path, out + err)
+
+
 def plain_words(files: dict[str, str]) -> dict[str, str]:
     """Commands that send nothing, with a secret in an argument that holds no key, or none."""
     run, address = files["run"], f"https://user:{SECRET}@127.0.0.1:9"

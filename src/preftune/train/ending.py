@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from preftune.errors import LostError, PreftuneError, StorageError, memory_errors
+from preftune.errors import LostError, PreftuneError, StorageError, memory_errors, without_secrets
 from preftune.objectives import State
 from preftune.progress import Reporter
 from preftune.report.page import write_report
@@ -47,6 +47,7 @@ def status_after_error(error: BaseException, step: int, run: RunFolder) -> tuple
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", step, f"Stopped at once; resume with: preftune train --resume {run.path}"
     text = str(error) if isinstance(error, PreftuneError) else f"{type(error).__name__}: {error}"
+    text = without_secrets(text)
     return "failed", step, " ".join(text.split())[:500]
 
 
