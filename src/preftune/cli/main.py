@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # of the system, wherever a library meets it
         told = storage_error("read or write", shown(error.filename or "a file of this command"), error)
-        print(f"preftune {words[0]}: {' '.join(clean_terminal(str(told)).split())}", file=sys.stderr)
+        print(error_line(words, told), file=sys.stderr)
         return told.exit_code
 
 
