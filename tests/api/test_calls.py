@@ -107,7 +107,7 @@ def test_a_comparison_continues(tiny_folder, tmp_path):
     [
         (lambda: pt.sample("nowhere", "hi"), "There is no model 'nowhere'"),
         (lambda: pt.sample("nowhere", "hi", temprature=1), "Did you mean --temperature"),
-        (lambda: pt.evaluate("nowhere"), "preference data or prompts"),
+        (lambda: pt.evaluate("nowhere"), "preference data, prompts and tasks"),
         (lambda: pt.diagnose("nothing.csv"), "nothing.csv does not exist"),
         (lambda: pt.compare(ROWS, "dpo", output="x"), "budget"),
     ],

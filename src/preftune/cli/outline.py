@@ -52,20 +52,7 @@ class Outline:
 def outline_of(module: str) -> Outline | None:
     """The outline of `preftune.commands.MODULE`; None if it has no single set of settings."""
     path = ROOT / "commands" / f"{module}.py"
-    tree = _tree(path)
-    kinds = {
-        call.args[0].id
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Name)
-        and call.func.id == "parse_settings"
-        and call.args
-        and isinstance(call.args[0], ast.Name)
-    }
-    if not kinds and any(
-        isinstance(node, ast.Name) and node.id == "parse_training" for node in ast.walk(tree)
-    ):
-        kinds = {"TrainConfig"}  # parse_training reads these settings, then adds those of the device
+    kinds = _classes_read(_tree(path))
     if len(kinds) != 1:
         return None
     source = _find(path, kinds.pop())
@@ -110,6 +97,23 @@ def outline_of(module: str) -> Outline | None:
         sections=sections,
         has_objective=any(one.name == "objective" for one in settings),
     )
+
+
+def _classes_read(tree: ast.Module) -> set[str]:
+    """Names of the classes of settings that a command reads."""
+    kinds = {
+        call.args[0].id
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == "parse_settings"
+        and call.args
+        and isinstance(call.args[0], ast.Name)
+    }
+    reads_training = any(
+        isinstance(node, ast.Name) and node.id == "parse_training" for node in ast.walk(tree)
+    )
+    return kinds or ({"TrainConfig"} if reads_training else set())
 
 
 @cache

@@ -94,11 +94,8 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
         key = flag.replace("-", "_")
         following = words[place + 1] if place + 1 < len(words) else None
         bare = not equals and (following is None or following.startswith("--"))
-        if key in LORA_SWITCHES and "lora.rank" in known and (key == "lora" or bare):
-            done += [f"--lora.rank{equals}{value}", *([DEFAULT_RANK] if bare else [])]
-            continue
-        if key in QUANTIZED and bare and "lora.quantization" in known:
-            done += ["--lora.quantization", QUANTIZED[key]]
+        if switched := _switched(key, equals, value, bare, known):
+            done += switched
             continue
         on = bare or (value or following or "").lower() in ("true", "yes", "1")
         if key in SWITCHED and on and "precision" in known:
@@ -127,6 +124,15 @@ def prepared(command: str, words: Sequence[str]) -> list[str]:
             raise ConfigError(f"--{flag} has no value", expected=f"--{flag} VALUE")
     done = _named_best(_objective_values(command, done))
     return done + _implied(done, known)
+
+
+def _switched(key: str, equals: str, value: str, bare: bool, known: Mapping[str, str]) -> list[str]:
+    """What the switches of other tools for adapters and quantized weights mean; [] for another flag."""
+    if key in LORA_SWITCHES and "lora.rank" in known and (key == "lora" or bare):
+        return [f"--lora.rank{equals}{value}", *([DEFAULT_RANK] if bare else [])]
+    if key in QUANTIZED and bare and "lora.quantization" in known:
+        return ["--lora.quantization", QUANTIZED[key]]
+    return []
 
 
 def check_early(command: str, words: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ rows must not be trained on without what they state. So does a field inside a tu
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from preftune.data.column_advice import Material, Trial, advice
+from preftune.data.column_advice import Columns, Try, advice
 from preftune.data.column_kinds import (
     NO_SIGNAL,
     SEEMS_ANSWER,
@@ -177,7 +177,7 @@ class ColumnAccount:
         """The user's spelling."""
         return self.chosen.get(str(name), self.spelled.get(str(name), str(name)))
 
-    def check(self, where: str, trial: Trial | None = None) -> None:
+    def check(self, where: str, trial: Try | None = None) -> None:
         """An error if a column that is not used must not be passed over."""
         if self.stops:
             raise self.stop(where, trial)
@@ -186,7 +186,7 @@ class ColumnAccount:
         """The columns that stop the run, by the user's names."""
         return [self._name(name).removesuffix(REPLACED) for name in self.stops]
 
-    def stop(self, where: str, trial: Trial | None = None) -> DataError:
+    def stop(self, where: str, trial: Try | None = None) -> DataError:
         stops = {self._name(name): stop for name, stop in self.stops.items()}
         kinds = ", ".join(dict.fromkeys(kind for kind, _ in stops.values()))
         used = [self._name(name) for name, role in self.roles.items() if role not in (UNUSED, PASSED)]
@@ -199,7 +199,7 @@ class ColumnAccount:
             got=", ".join(f"{name} {shown(value, 30)}" for name, (_, value) in stops.items()),
             expected=f"a use for every such column (used: {', '.join(used) or 'none'})",
             do=advice(
-                Material(
+                Columns(
                     stops=stops,
                     row={self._name(name): value for name, value in self._unused.items()},
                     form=self.form.name,

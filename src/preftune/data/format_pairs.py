@@ -51,7 +51,7 @@ JUDGED = (
     *ANSWER,
     "answer",
 )  # next to a label, a reward or a rejected answer; elsewhere an answer may be a solution
-COMPANIONS = frozenset(
+_COMPANIONS = frozenset(
     (
         *(
             "original_chosen",
@@ -241,13 +241,13 @@ def formats() -> tuple[Format, ...]:
             columns="prompt, chosen, rejected; or messages that end with the chosen answer, rejected_response",
             read=_pairs,
             matches=_is_pair,
-            companions=COMPANIONS,
+            companions=_COMPANIONS,
         ),
         Format(
             name="dialogues",
             columns="chosen, rejected with a shared beginning",
             read=_dialogues,
             matches=_is_dialogues,
-            companions=COMPANIONS,
+            companions=_COMPANIONS,
         ),
     )

@@ -71,7 +71,7 @@ VERDICT_COLUMNS = (
     "human_ref_A",
     "human_ref_B",
 )
-COMPANIONS = frozenset(
+_COMPANIONS = frozenset(
     (
         "preference_statement",
         "preference_elaboration",
@@ -350,6 +350,6 @@ def formats() -> tuple[Format, ...]:
             columns="prompt, response_a, response_b, winner; or a signed strength, or a score of each",
             read=_verdicts,
             matches=_is_verdict,
-            companions=COMPANIONS,
+            companions=_COMPANIONS,
         ),
     )

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from preftune.data.column_account import ColumnAccount
-from preftune.data.column_advice import Trial, advice_for_unknown
+from preftune.data.column_advice import Try, advice_for_unknown
 from preftune.data.column_map import columns_text, rules_of
 from preftune.data.column_names import ColumnNames
 from preftune.data.fields import ColumnFault
@@ -169,7 +169,7 @@ class RecordReader:
                 expected=f"rows of the format {form.name}",
             )
 
-    def _trial(self) -> Trial | None:
+    def _trial(self) -> Try | None:
         """Reads the first rows with other flags, of sources that can be read again at no cost."""
         if self.tried or not (self.source.startswith(MEMORY) or Path(self.source).expanduser().exists()):
             return None
@@ -226,7 +226,7 @@ def bad_row(file: str, number: int, error: DataError, options: DataOptions) -> B
 
 
 def _format_of(
-    source: str, rows: Iterator[RawRow], options: DataOptions, trial: Trial | None
+    source: str, rows: Iterator[RawRow], options: DataOptions, trial: Try | None
 ) -> tuple[Format, list[dict], Iterator[RawRow]]:
     """The format that was requested or that the first good rows have, the first good rows, and all rows."""
     seen: list[RawRow] = []

@@ -165,6 +165,13 @@ def whole_model(
         ignore_mismatched_sizes=True,  # refused below, with their names
         **(more or {}),
     )
+    _check_complete(model, found, source, elsewhere)
+    model.unused_weights = tuple(sorted(found["unexpected_keys"]))
+    return model
+
+
+def _check_complete(model: Any, found: Mapping[str, Any], source: str, elsewhere: frozenset[str]) -> None:
+    """Refuse weights of another shape and weights that the files lack."""
     if wrong := sorted(found["mismatched_keys"]):
         weight, stored, expected = wrong[0]
         raise ModelError(
@@ -180,8 +187,6 @@ def whole_model(
             expected=f"all of {type(model).__name__}",
             do="Fetch or save the model again",
         )
-    model.unused_weights = tuple(sorted(found["unexpected_keys"]))
-    return model
 
 
 def unused_note(model: PreTrainedModel) -> str:

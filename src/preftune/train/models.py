@@ -133,14 +133,7 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
     if peft_model is not None:
         peft_model.eval()
     if plan.gradient_checkpointing:
-        check_recomputes(model)
-        if plan.lora.dropout:
-            raise ConfigError(
-                "lora.dropout does not go with gradient_checkpointing",
-                got=f"lora.dropout {plan.lora.dropout:g}",
-                expected="0, since what is computed twice must be the same twice",
-                do="Leave one of the two out",
-            )
+        _check_recomputation(model, plan.lora.dropout)
     policy = Policy(
         model=model,
         precision=plan.precision,
@@ -153,6 +146,17 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         quantization=plan.lora.quantization,
     )
     return policy, digest
+
+
+def _check_recomputation(model: PreTrainedModel, dropout: float) -> None:
+    check_recomputes(model)
+    if dropout:
+        raise ConfigError(
+            "lora.dropout does not go with gradient_checkpointing",
+            got=f"lora.dropout {dropout:g}",
+            expected="0, since what is computed twice must be the same twice",
+            do="Leave one of the two out",
+        )
 
 
 def _device_note(plan: ModelPlan) -> str:
