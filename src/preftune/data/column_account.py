@@ -7,7 +7,7 @@ rows must not be trained on without what they state. So does a field inside a tu
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 
-from preftune.data.column_advice import Columns, Try, advice
+from preftune.data.column_advice import RowFacts, Try, advice
 from preftune.data.column_kinds import (
     NO_SIGNAL,
     SEEMS_ANSWER,
@@ -199,7 +199,7 @@ class ColumnAccount:
             got=", ".join(f"{name} {shown(value, 30)}" for name, (_, value) in stops.items()),
             expected=f"a use for every such column (used: {', '.join(used) or 'none'})",
             do=advice(
-                Columns(
+                RowFacts(
                     stops=stops,
                     row={self._name(name): value for name, value in self._unused.items()},
                     form=self.form.name,

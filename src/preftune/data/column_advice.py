@@ -54,7 +54,7 @@ _PREFIXES = ("initial_reason_steps", "prefix", "prefill", "response_prefix", "as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
+class RowFacts:
     """What is known of the columns: those that stop the run, and the values of all that no format uses.
 
     `prompt` is the column that is used as the prompt, empty if there is none; `listed` are our names for lists of
@@ -71,7 +71,7 @@ class Columns:
     ignored: Sequence[str] = ()
 
 
-def advice(material: Columns, trial: Try | None = None) -> str:
+def advice(material: RowFacts, trial: Try | None = None) -> str:
     """How to use the columns that stop the run, and how to ignore all of them.
 
     `trial` reads the first rows with flags; only flags that work are shown, with what else must be ignored.
@@ -83,7 +83,7 @@ def advice(material: Columns, trial: Try | None = None) -> str:
     return ". ".join([*shown, f"If {how} not matter, use {flags}"])
 
 
-def _tried(material: Columns, trial: Try | None) -> list[str]:
+def _tried(material: RowFacts, trial: Try | None) -> list[str]:
     """The proposals that work, as sentences; with a question mark where the user must fill in a value."""
     shown: list[str] = []
     signal = material.form in NO_SIGNAL
@@ -118,7 +118,7 @@ def advice_for_unknown(rows: Sequence[Row], columns: str, ignored: Sequence[str]
     for ask in (asks or texts)[:3]:
         whole = _ends_with_answer(everything[ask])
         rest = {name: value for name, value in everything.items() if not f"{name}.".startswith(f"{ask}.")}
-        material = Columns(
+        material = RowFacts(
             stops={name: (kind, rest[name]) for name in rest if (kind := _kind(name, first[name]))},
             row=rest,
             form="completions" if whole else "prompts",
@@ -163,7 +163,7 @@ def _ends_with_answer(value: object) -> bool:
     return bool(turns) and ROLES.get(str(role_in(turns[-1])).lower()) == "assistant"
 
 
-def _proposals(material: Columns) -> Iterator[tuple[str, str, str]]:
+def _proposals(material: RowFacts) -> Iterator[tuple[str, str, str]]:
     """(condition, --rows.columns, --rows.format), the most likely first."""
     if material.form in NO_SIGNAL:
         yield from _of_two(material)
@@ -174,7 +174,7 @@ def _proposals(material: Columns) -> Iterator[tuple[str, str, str]]:
 # --- two answers ---
 
 
-def _of_two(material: Columns) -> Iterator[tuple[str, str, str]]:
+def _of_two(material: RowFacts) -> Iterator[tuple[str, str, str]]:
     row = material.row
     texts = [name for name, value in row.items() if _is_answer(value)]
     if opposites := [pair for pair in permutations(texts, 2) if opposite(*pair)]:
@@ -235,7 +235,7 @@ def _short(values: Sequence[object]) -> list[object]:
 # --- lists of answers ---
 
 
-def _of_lists(material: Columns) -> Iterator[tuple[str, str, str]]:
+def _of_lists(material: RowFacts) -> Iterator[tuple[str, str, str]]:
     row, stops = material.row, material.stops
     lists = [name for name, value in row.items() if isinstance(value, list) and len(value) > 1]
     for name in lists:
@@ -282,7 +282,7 @@ def _text_key(entry: Row) -> str:
     return next((key for key, value in entry.items() if isinstance(value, str)), "text")
 
 
-def _of_entries(name: str, entry: Row, material: Columns) -> Iterator[tuple[str, str, str]]:
+def _of_entries(name: str, entry: Row, material: RowFacts) -> Iterator[tuple[str, str, str]]:
     """For a list of objects with a text and a number, word or flag each."""
     inside = [path.removeprefix(f"{name}.") for path in material.stops if path.startswith(f"{name}.")]
     text = next((key for key, value in entry.items() if isinstance(value, str) and key not in inside), "text")
@@ -303,7 +303,7 @@ def _field(name: str, values: Sequence[object]) -> str:
 # --- one column ---
 
 
-def _of_one(material: Columns) -> Iterator[tuple[str, str, str]]:
+def _of_one(material: RowFacts) -> Iterator[tuple[str, str, str]]:
     stops, form = material.stops, material.form
     told = [name for name, (kind, _) in stops.items() if kind == SEEMS_PREFERENCE]
     answers = [
@@ -328,7 +328,7 @@ def _of_one(material: Columns) -> Iterator[tuple[str, str, str]]:
             yield from _of_pair(name, material)
 
 
-def _of_signal(name: str, value: object, answer: str, material: Columns) -> Iterator[tuple[str, str, str]]:
+def _of_signal(name: str, value: object, answer: str, material: RowFacts) -> Iterator[tuple[str, str, str]]:
     """A column that may be a label or a reward, with the column of the answer where none is used."""
     if isinstance(value, (list, Mapping)):
         return
@@ -358,7 +358,7 @@ def _of_signal(name: str, value: object, answer: str, material: Columns) -> Iter
         yield f"If {name} says which completions are good", f"{texts}label={name}", ""
 
 
-def _of_pair(name: str, material: Columns) -> Iterator[tuple[str, str, str]]:
+def _of_pair(name: str, material: RowFacts) -> Iterator[tuple[str, str, str]]:
     """A label next to chosen and rejected may say which of the two is better."""
     words = {label_word(item) for item in material.first.get(name, ())}
     chosen, rejected = "chosen", "rejected"
@@ -382,7 +382,7 @@ def _of_prompt(name: str, prompt: str) -> tuple[str, str, str]:
 # --- where no flag helps ---
 
 
-def _without_flags(material: Columns) -> Iterator[str]:
+def _without_flags(material: RowFacts) -> Iterator[str]:
     for name, (kind, value) in material.stops.items():
         inside = "." in name and object_in(material.row.get(name.partition(".")[0])) is None
         if kind == SEEMS_WEIGHT:
