@@ -95,7 +95,7 @@ EXAMPLES = {
 
 
 def help_text(command: str, words: Sequence[str]) -> str | None:
-    """What `preftune COMMAND --help [all | SECTION]` prints; None for a command with settings of its own kind."""
+    """What `preftune COMMAND --help [all | SECTION]` prints; None for a command with other kinds of settings."""
     outline = outline_of(module_of(command))
     if outline is None:
         return None

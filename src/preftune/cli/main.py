@@ -135,7 +135,7 @@ def _stopping_signals() -> Iterator[None]:
 
 
 def _is_told_elsewhere(error: PreftuneError) -> bool:
-    """Of several processes of one run, the one where an error arose tells it; a mistake of the user, the
+    """Of several processes of one run, the one where an error arose prints it; a mistake of the user, the
     first of each host, since a file may be missing on one host alone.
     """
     asked = isinstance(error, ConfigError | DataError | ModelError)

@@ -150,7 +150,7 @@ def _names(kind: Any) -> dict[str, str]:
 
 
 def _expand(arguments: Sequence[str], names: Mapping[str, str], positional: str | None) -> list[str]:
-    """Bare words to their flag, short names to full ones, hyphens to underscores, and `true` after a bare
+    """Bare words to their flag, short names to full names, hyphens to underscores, and `true` after a bare
     switch.
     """
     words = list(arguments)

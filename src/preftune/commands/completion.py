@@ -70,7 +70,7 @@ def completion_script(shell: str) -> str:
 
 
 def _flags(verb: str) -> list[str]:
-    """Full names, and short ones where they are unambiguous."""
+    """Full names, and unambiguous short names."""
     outline = outline_of(verb.replace("-", "_"))
     if outline is None:
         return []

@@ -93,7 +93,7 @@ LINE_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Degeneration:
-    """Signs that a model says the same again."""
+    """Signs that a model repeats itself."""
 
     repetitive: float  # share of completions
     distinct_2: float

@@ -370,7 +370,7 @@ def _tune(arguments: Sequence[str]) -> int:
 
 
 def _teller(what: str) -> Callable[[int, int], None]:
-    """Progress on the error stream, where somebody watches it."""
+    """Progress on the error stream, if it is a terminal."""
 
     def tell(done: int, total: int) -> None:
         if sys.stderr.isatty():

@@ -180,7 +180,7 @@ def _check_fits(name: str, first: PreTrainedModel, other_name: str, other: PreTr
 
 
 def _whole_angle(states: Sequence[Weights], base: Weights | None, names: Sequence[str]) -> float | None:
-    """Between the first two task vectors, all parameters together (tied ones once), in degrees."""
+    """Between the first two task vectors, all parameters together (tied weights once), in degrees."""
     if base is None or len(states) < 2:
         return None
     dot, squares = 0.0, [0.0, 0.0]

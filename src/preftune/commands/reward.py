@@ -162,7 +162,7 @@ def _add_rewards(settings: RewardConfig, report: Reporter) -> RewardedFile:
 
 
 def _rows(settings: RewardConfig) -> Iterator[_Row]:
-    """All rows, checked before the first is judged."""
+    """All rows, checked before the first is scored."""
     name, number = settings.data, 0
     for raw in read_file(Path(name), None):
         number += 1

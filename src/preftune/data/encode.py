@@ -57,7 +57,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase, sample: str, many: bool) ->
     """The encoder of a tokenizer, which cuts texts at special tokens of `sample`, or nowhere where that is
     not known to be safe.
 
-    Of many texts it asks a quicker engine, which takes some memory, as much as the tokenizer's own again.
+    For many texts it uses a faster engine, which takes as much memory as the tokenizer again.
     """
     usual = PreTrainedTokenizerFast._encode_plus
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or type(tokenizer)._encode_plus is not usual:
@@ -98,7 +98,7 @@ def _knows_the_first(tokenizer: PreTrainedTokenizerFast) -> bool:
         return False
     try:
         state = json.loads(step.__getstate__())
-    except Exception:  # a step of the user's own, written in Python, does not tell
+    except Exception:  # a step that the user wrote in Python does not state it
         return True
     return '"prepend_scheme": "first"' in json.dumps(state)
 

@@ -82,7 +82,7 @@ _SETTLED = re.compile(
 
 _MOST_UNUSUAL = 100  # added tokens, of which all pairs are tried
 _MOST_OVERLAPS = 10_000  # of added tokens, all of which are tried
-_MANY = 0.03  # texts for each entry of the vocabulary: where so many are asked for, there will be more
+_MANY = 0.03  # texts for each entry of the vocabulary: a request for this many is followed by more
 
 
 class QuickEngine:

@@ -70,7 +70,7 @@ def _cut_prompt(group: Group, room: int, bos: int | None) -> Fitted:
 
 
 def _cut_completions(group: Group, cap: int) -> Fitted:
-    """All completions cut to the same cap, so that cutting one and not the other tells nothing.
+    """All completions cut to the same cap, so that no pair differs by the cut alone.
 
     Context that is left at the end goes too: nothing follows that could read it.
     """

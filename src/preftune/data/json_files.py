@@ -106,7 +106,7 @@ def _lines(text: str, name: str) -> Iterator[tuple[int, object]]:
 
 
 def _json_list(text: str, position: int, name: str) -> Iterator[tuple[int, object]]:
-    """The elements of a JSON list one at a time, so that a fault is told with its row; it ends the file."""
+    """The elements of a JSON list one at a time, so that an error names its row; it ends the file."""
     number = 0
     position = _after_space(text, position)
     while not (text.startswith("]", position) and number == 0):

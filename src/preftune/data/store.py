@@ -46,7 +46,7 @@ class StoreWriter:
         self._ends = [0, 0]
 
     def add(self, group: Group) -> None:
-        """One more group, whose tokens nobody has sampled."""
+        """One more group, whose tokens were not sampled."""
         completions = group.completions
         if group.scored:
             completions = [
@@ -213,7 +213,7 @@ def scratch_folder() -> Path:
 
 
 def publish(scratch: Path, folder: Path) -> None:
-    """Move a finished store to its place. Whoever comes second finds the same store there; a damaged one
+    """Move a finished store to its place. A second process finds the same store there; a damaged one
     gives way.
     """
     try:

@@ -81,7 +81,7 @@ def _told_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[object, ...] | 
         return None
     try:
         engine = tokenizer.backend_tokenizer.to_str()
-    except Exception:  # a step of the user's own, written in Python, cannot be told
+    except Exception:  # a step that the user wrote in Python has no digest
         return None
     specials = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
     return (

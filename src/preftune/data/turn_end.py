@@ -128,7 +128,7 @@ def last_special(tokenizer: PreTrainedTokenizerBase, whole: str) -> TurnEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Markup:
-    """What tells that a prompt was written by a template already."""
+    """The signs that a template has written a prompt already."""
 
     special: re.Pattern[str]  # any special token
     initials: str  # the characters that special tokens, the header and the footer begin with

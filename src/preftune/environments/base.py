@@ -1,4 +1,4 @@
-"""What an environment is, and what it may say."""
+"""What an environment is, and what it may return."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

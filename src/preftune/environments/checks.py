@@ -76,7 +76,7 @@ def reward_with(environment: str | None, reward: str | None) -> str | None:
 
 
 def check_tool_columns(named: NamedEnvironment, records: Sequence[Record]) -> None:
-    """Refuse prompts that do not tell the model which tools the environment has."""
+    """Refuse prompts that do not name the tools of the environment."""
     without = next((record for record in records if not record.tools), None)
     if named.tools and without is not None:
         names = [tool["function"]["name"] for tool in named.tools]

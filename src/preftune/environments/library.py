@@ -1,6 +1,6 @@
 """Environments of the library `verifiers` (its interface of `load_environment` and MultiTurnEnv), turn by turn.
 
-The library's own loop runs as it is, and asks a client for each answer. That client is ours: it hands the
+The library's own loop runs as it is, and requests each answer from a client. That client is ours: it hands the
 dialogue out, and waits until the answer is drawn.
 """
 
@@ -85,7 +85,7 @@ class LibraryEnvironment:
         return self._wait(self._continue(state, text))
 
     def finish(self, state: _Dialogue) -> float | None:
-        """The reward of a rollout that a budget ended: the library scores it as it stands."""
+        """The reward of a rollout that a budget ended: the library scores what there is."""
         return self._wait(self._end(state))
 
     def _wait(self, work: Any) -> Any:

@@ -38,12 +38,12 @@ class _Talk:
 class PlayedUser:
     """A user's turns, written by another model, for dialogues as in PAPRIKA (Tajwar et al., 2025).
 
-    It has no reward of its own: the reward function judges the last answer.
+    It has no reward: the reward function scores the last answer.
 
     Args:
         url: the server's address with its version, for example http://localhost:8000/v1.
         model: its name for the model.
-        instruction: what the player is told; {prompt}, {end} and {COLUMN} stand for the prompt, the word that ends
+        instruction: the player's instructions; {prompt}, {end} and {COLUMN} stand for the prompt, the word that ends
             the dialogue and a column of the row.
         end: a message with this word ends the dialogue.
         turns: the most messages of the player.

@@ -56,12 +56,12 @@ class PythonTool:
     """Runs the fenced blocks marked python of an answer and returns what they print, as in ToRA (Gou et al., 2024)
     and M-DPO (Xiong et al., 2024). An answer without such a block ends the rollout.
 
-    Later blocks see the names of earlier ones: each call runs the earlier blocks of the rollout again, without
+    Later blocks see the names of earlier blocks: each call runs the earlier blocks of the rollout again, without
     their output, in a new process. As in a notebook the value of a last expression is printed, and so is an
-    exception, as one line. A program that hangs, floods its output or dies gives a turn that says so. The
+    exception, as one line. A program that hangs, floods its output or dies gives a turn that states it. The
     sandbox is that of the reward `code`: no network, no files, no other processes.
 
-    It has no reward of its own: the reward function judges the last answer.
+    It has no reward: the reward function scores the last answer.
 
     Args:
         limit_s: seconds that one call may take.

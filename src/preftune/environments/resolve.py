@@ -66,7 +66,7 @@ def _made(name: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _plain(settings: Mapping[str, object]) -> dict[str, Any]:
-    """Settings of a class that says no types: what is written without quotes is a number or a word."""
+    """Settings of a class without annotated types: what is written without quotes is a number or a word."""
     return {key: _value(value) for key, value in settings.items()}
 
 

@@ -180,7 +180,7 @@ class Rollouts:
         return [[next(found) for _ in range(num_completions)] for _ in records]
 
     def _take_turn(self, drawer: Drawer, asked: Sequence[_Live], turn: int) -> None:
-        """One answer of each, and what the environment says to it."""
+        """One answer of each, and the environment's reply to it."""
         asks = [
             Ask(
                 context=np.concatenate([one.prompt, *one.pieces]),
@@ -211,7 +211,7 @@ class Rollouts:
                 self._add_turn(one, reply)
 
     def _add_turn(self, one: _Live, reply: Reply) -> None:
-        """Put what the environment says behind the answer, as context."""
+        """Append the environment's reply to the answer, as context."""
         said = tuple(self._short(message) for message in reply.turns)
         try:
             context = self.renderer.continued(one.record, (*one.turns, *said))
@@ -235,7 +235,7 @@ class Rollouts:
         return _with_content(message, utf8(self.renderer.decode(ids[:most])) + CUT_TURN)
 
     def _finish(self, live: Sequence[_Live]) -> None:
-        """Tell the environment which rollouts a budget ended."""
+        """Inform the environment of rollouts that a budget ended."""
         ended = [one for one in live if one.outcome in ("turns", "tokens", "cut")]
         for one, last in zip(ended, self.steps.finish([one.state for one in ended]), strict=True):
             if isinstance(last, EnvironmentFault):

@@ -18,10 +18,10 @@ class SelfCheck:
     """Asks the model to check its answer, and to answer again: the verification turn of S2R (Ma et al., 2025) and
     of SCoRe (Kumar et al., 2024).
 
-    It has no reward of its own: the reward function judges the last answer.
+    It has no reward: the reward function scores the last answer.
 
     Args:
-        question: what is asked after an answer.
+        question: the user's turn after an answer.
         times: how often it is asked.
     """
 

@@ -24,7 +24,7 @@ A = TypeVar("A")
 
 
 class Steps:
-    """An environment that is asked for several rollouts at a time."""
+    """An environment that advances several rollouts at a time."""
 
     def __init__(self, named: NamedEnvironment, options: RolloutOptions):
         self.named, self.options = named, options

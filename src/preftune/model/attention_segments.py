@@ -133,7 +133,7 @@ def plain_attention(config: Any) -> str:
 
 
 def with_fitting_attention(make: Callable[[str], T], model_class: Any, config: Any) -> T:
-    """`make(name)` with the attention function that suits the class: `plain_attention`, or one of its own where
+    """`make(name)` with the attention function that suits the class: `plain_attention`, or a special one where
     it does not look functions up by name.
     """
     name = plain_attention(config)

@@ -36,7 +36,7 @@ def model_limits(name: str, loading: LoadOptions) -> Limits:
         return Limits()
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=loading.trust_remote_code)
-    except (OSError, ValueError, KeyError):  # told when the model is loaded
+    except (OSError, ValueError, KeyError):  # the error comes when the model is loaded
         return Limits()
     return Limits(positions=positions_of(config.get_text_config()))
 

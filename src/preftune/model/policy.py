@@ -62,7 +62,7 @@ class Policy:
         return nullcontext() if self.shards is None else self.shards.whole()
 
     def behind(self, passes: int) -> int:
-        """Idle forward passes that this process must add to `passes` of its own, so that all processes make
+        """Idle forward passes that this process must add to its own `passes`, so that all processes make
         equally many. All processes call this before their first pass.
         """
         return 0 if self.shards is None else self.shards.behind(passes)

@@ -80,7 +80,7 @@ def choose_sharing(model: PreTrainedModel, wanted: bool, longest: int | None = N
     """The densest layout that is exact for this model, proven on a small probe, and the reason if it is not
     the densest. No row is longer than `longest` tokens, if that is known.
 
-    The probe scores short rows next to longer ones in every layout and compares with the model's own logits,
+    The probe scores short rows next to longer rows in every layout and compares with the model's own logits,
     one sequence at a time; so it also proves that the head is read as the model means it. It computes in
     fp32: rounding in 16 bits can be as large as what another layout would do wrong.
     """
@@ -181,7 +181,7 @@ def _not_exact(model: PreTrainedModel, reason: str, do: str = "Please report the
 
 
 def layout_probe(model: PreTrainedModel, most: int | None = None) -> list[Group]:
-    """Short rows next to longer ones, of tokens that the model has, and of its positions or `most` tokens."""
+    """Short rows next to longer rows, of tokens that the model has, and of its positions or `most` tokens."""
     vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 0) or 41)
     size = max(1, min(38, vocabulary - 3))
 

@@ -152,7 +152,7 @@ class _Logits:
         return torch.promote_types(self.hidden.dtype, torch.float32)
 
     def at(self, span: slice) -> tuple[Tensor, Tensor | None]:
-        """Logits of a chunk in fp32 or better, and tanh of the capped ones, which the backward needs."""
+        """Logits of a chunk in fp32 or better, and tanh of the capped logits, which the backward needs."""
         scale, softcap, temperature = self.transform
         with torch.autocast(self.hidden.device.type, enabled=False):
             z = logits_product(self.hidden[span], self.weight, self.accumulate)

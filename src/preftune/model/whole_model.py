@@ -39,7 +39,7 @@ def quiet_transformers() -> None:
 
 
 def from_pretrained(load: Callable[..., Any], source: str, what: str, name: str, **arguments: Any) -> Any:
-    """`load(source, **arguments)`, a from_pretrained, with every known way to fail told in one sentence."""
+    """`load(source, **arguments)`, a from_pretrained, with one sentence for every known failure."""
     path = Path(source)
     if path.suffix == ".gguf":
         source, arguments = str(path.parent), arguments | {"gguf_file": path.name}
@@ -91,7 +91,7 @@ def _in_short(error: Exception) -> str:
 
 
 def _check_index(source: str) -> None:
-    """An index of weights may name files of its own folder only."""
+    """An index of weights may name files of the same folder only."""
     for path in Path(source).glob("*.index.json"):
         try:
             files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())

@@ -117,7 +117,7 @@ def gae_by_doubling(
     owner = torch.repeat_interleave(order, lengths, output_size=total)
 
     def ahead(of: Tensor, distance: int) -> Tensor:
-        """What stands so many tokens later in the same completion, or 0."""
+        """The values a number of tokens later in the same completion, or 0."""
         together = owner[distance:] == owner[:-distance]
         return pad(of[distance:].where(together, 0.0), (0, distance))
 

@@ -1,4 +1,4 @@
-"""AOT: the distribution of chosen completions above that of rejected ones, quantile by quantile."""
+"""AOT: the distribution of chosen completions above that of rejected completions, quantile by quantile."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -186,7 +186,7 @@ def mean_tokens(values: Float[Tensor, " N"], lengths: Int[Tensor, " C"]) -> Floa
 def per_token(
     values: Float[Tensor, " C"], lengths: Int[Tensor, " C"], total: int | None = None
 ) -> Float[Tensor, " N"]:
-    """A completion's value, at each of its tokens. Whoever knows their `total` number spares a wait for a GPU."""
+    """A completion's value, at each of its tokens. A known `total` number of tokens spares a wait for a GPU."""
     return torch.repeat_interleave(values, lengths, output_size=total)
 
 

@@ -32,7 +32,7 @@ class BradleyTerry(PairObjective):
 
     Args:
         margin: m, by which the better completion should win, >= 0.
-        centring: c, >= 0. A preference does not determine the rewards' origin; this pulls it to 0.
+        centring: c, >= 0. A preference does not determine the rewards' origin; this term pulls it to 0.
         heads: K, how many heads share the body, >= 1.
     """
 

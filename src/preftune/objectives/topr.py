@@ -16,7 +16,7 @@ from preftune.types import Losses, Rewards, TokenScores
 
 @dataclass(frozen=True, kw_only=True)
 class TOPR(CompletionObjective):
-    """REINFORCE on samples of any policy: good ones as in likelihood training, bad ones by a ratio that is at
+    """REINFORCE on samples of any policy: good samples as in likelihood training, bad samples by a ratio that is at
     most one.
 
         L = -a r log pi(y),   rho = pi(y) / mu(y)

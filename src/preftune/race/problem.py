@@ -23,7 +23,7 @@ MOST_SEEDS, LAST_SEED = 1000, 10**9
 class Result:
     """Outcome of a run; it is written to the run's folder once the run is over.
 
-    `curve` has the measure where it was taken: step, samples drawn, value. `failed` says why there is no
+    `curve` has the measure where it was taken: step, samples drawn, value. `failed` states why there is no
     score.
     """
 

@@ -79,7 +79,7 @@ class Instructions(BuiltIn):
 
 
 def _checked(names: Any, settings: Any, known: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """The settings of each instruction without empty ones; an error if a checker would make something up."""
+    """The settings of each instruction without empty values; an error if a checker would make something up."""
     if (
         not isinstance(names, list)
         or not names

@@ -189,7 +189,7 @@ def _check_signature(function: object, name: str) -> None:
         raise ConfigError(f"Reward {name!r} is not callable", got=function, expected="a function")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # a compiled callable may not tell its signature
+    except ValueError:  # a compiled callable may hide its signature
         return
     try:
         signature.bind_partial(prompts=[], completions=[], any_other_column=[])

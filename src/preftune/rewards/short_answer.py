@@ -13,7 +13,7 @@ MIN_WORDS = 4
 STEM = 5  # letters by which words are compared: "octopus" and "octopuses" are the same word
 KEY_WORDS = 2  # key words of the question that an answer needs for the full share
 
-# Words that ask or connect, and say nothing of what a question is about.
+# Words that ask or connect, and have no content of a question.
 COMMON_WORDS = frozenset(
     [
         "a",

@@ -11,7 +11,7 @@ from preftune.errors import ConfigError, TrainingError, shown
 from preftune.rewards.base import BuiltIn, at, checked_budgets
 
 SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]}*_`]*$")
-# seconds that a pattern may take on one completion; one that backtracks without end takes for ever
+# seconds that a pattern may take on one completion; one that backtracks without end never returns
 PATTERN_S = 2.0
 MAX_PATTERN = 20_000  # parts of a pattern: they compile in less than a second
 _COUNTED = re.compile(r"\{(\d{0,9})(?:,(\d{0,9}))?\}")

@@ -1,7 +1,7 @@
 """Whether a server follows a policy that trains: does it give fixed tokens new log-probabilities when the policy
 does? Pure.
 
-Comparing the server with the policy cannot tell in low precision, where rounding exceeds the change of many
+Comparing the server with the policy decides nothing in low precision, where rounding exceeds the change of many
 steps. Comparing changes can: what rounding and kernels add to both versions cancels.
 """
 

@@ -380,7 +380,7 @@ def _check_depth(text: str) -> None:
 
 
 def _retry_after(headers: httpx2.Headers) -> float:
-    """Seconds that the server asks to wait, where it states it in ASCII digits."""
+    """Seconds to wait by the server's reply, where it states them in ASCII digits."""
     text = headers.get("retry-after", "").strip()
     return min(float(text), MAX_WAIT_S) if text.isascii() and text.isdecimal() and len(text) < 9 else 0.0
 

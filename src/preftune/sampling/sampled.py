@@ -21,7 +21,7 @@ class Sampled:
     expectation over the draws one over the policy divides by `behaviour_logp`. Under truncation that holds on
     the tokens that could be drawn alone, which no ratio mends. A ratio of the policy to itself before an
     update, which starts at 1, divides by `logp`; so does a comparison of trainer and sampler. Both are None
-    where a server does not tell them.
+    where a server does not return them.
 
     A completion may hold tokens that the model did not draw (a beginning that was given, the result of a tool).
     `scored` is False there; they are context, and log-probabilities are of the other tokens alone.
@@ -54,7 +54,7 @@ def sampled_group(prompt: np.ndarray, drawn: Sequence[Sampled], origin: str = ""
 
 
 def completion_text(ids: np.ndarray, renderer: Renderer, ends: frozenset[int] = frozenset()) -> str:
-    """The text of a completion's tokens, without its end token and other special ones."""
+    """The text of a completion's tokens, without its end token and other special tokens."""
     kept = ids[: len(ids) - (len(ids) > 0 and int(ids[-1]) in {*renderer.stop_ids, *ends})]
     text = str(renderer.tokenizer.decode(kept.tolist(), skip_special_tokens=True))
     end = next((end for end in renderer.stop_texts if text.endswith(end)), "")

@@ -1,4 +1,4 @@
-"""Answers cut at their first wrong step, as the values of their steps tell it. Pure."""
+"""Answers cut at their first wrong step, by the values of their steps. Pure."""
 
 import math
 from collections.abc import Sequence

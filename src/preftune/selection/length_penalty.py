@@ -28,7 +28,7 @@ def penalized(
 
 
 def balanced_alpha(rewards: Sequence[GroupRewards], lengths: Sequence[Sequence[int]]) -> float:
-    """The price, 0 or more, at which the best completions are on average about as long as the worst ones.
+    """The price, 0 or more, at which the best completions are on average about as long as the worst.
 
     The mean of length(best) - length(worst) over groups falls with the price and jumps; of the two sides of
     the jump over 0 the nearer one is taken. 0 if the best are no longer than the worst without a price.

@@ -78,7 +78,7 @@ def evened(
     processes: Processes,
     read_last: bool = False,
 ) -> list[MicroBatch]:
-    """The pieces of this process's share of some groups, with idle ones after them, so that processes in
+    """The pieces of this process's share of some groups, with idle pieces after them, so that processes in
     lockstep have equally many. An idle piece is the smallest of all groups: anchors know what it needs.
     """
     missing = max(processes.gather(len(pieces))) - len(pieces) if processes.lockstep else 0

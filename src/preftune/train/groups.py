@@ -41,7 +41,7 @@ class DataPlan:
         None  # on-policy: tokens that a drawn completion may need; of the data, prompts are used
     )
     uses_completions: bool = False  # on-policy: whether the completions in the data are learned from as well
-    unjudged: bool = False  # whether samples are next to the pairs of the data, and nobody judges them
+    unjudged: bool = False  # whether unscored samples are next to the pairs of the data
 
     @property
     def signal(self) -> SignalName:

@@ -14,7 +14,7 @@ Only one that comes this long after the first counts as a second request.
 
 
 class Interruption:
-    """Whether a stop was requested. The loop asks after every step, so a request never interrupts the writing of
+    """Whether a stop was requested. The loop checks after every step, so a request never interrupts the writing of
     a checkpoint or of the final model; only a second request during a step stops the run at once.
     """
 

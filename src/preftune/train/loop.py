@@ -94,7 +94,7 @@ def resume(
     it has none; with any number of processes.
 
     What changes results since the run was started is refused unless `allowed` names it. With `skip_damaged` an
-    earlier checkpoint is taken where the latest ones are damaged.
+    earlier checkpoint is taken where the latest are damaged.
     """
     run = RunFolder(path=Path(config.output), writes=processes.is_main)
     report = Reporter(quiet=quiet or not processes.is_main)

@@ -245,7 +245,7 @@ class TrainConfig:
 
     @property
     def unjudged(self) -> bool:
-        """Whether nobody judges them: the objective reads them as they are, with pairs of the data."""
+        """Whether they stay unscored: the objective reads them as they are, with pairs of the data."""
         return self.source == "hybrid" and self.objective.unjudged_samples
 
     @property

@@ -40,7 +40,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, sizes: Sequence[int]) -> list[int]:
-        """Which of the ones with these sizes this process computes: each, largest first, goes to the least
+        """Which of the pieces with these sizes this process computes: each, largest first, goes to the least
         loaded process.
         """
         if self.size == 1:

@@ -102,7 +102,7 @@ class MetricMeter:
         self._count = {name: sum(count.get(name, 0) for _, count in parts) for name in names}
 
     def means(self) -> dict[str, float]:
-        """A metric without entries (no rejected completion in the step, say) is left out."""
+        """A metric without entries (for example, no rejected completion in the step) is left out."""
         return {name: total / self._count[name] for name, total in self._sum.items() if self._count[name]}
 
 

@@ -81,7 +81,7 @@ def _is_same(module: nn.Module, weight: Tensor, eps: float) -> bool:
 
 
 def _same_at(module: nn.Module, probe: Tensor, weight: Tensor, eps: float) -> bool:
-    """Whether values and gradients, of the probe and of the weight, are the same but for rounding."""
+    """Whether values and gradients, of the probe and of the weight, are the same up to rounding."""
     found = []
     for forward in (module, lambda states: rms_norm(states, weight, eps)):
         with torch.enable_grad():

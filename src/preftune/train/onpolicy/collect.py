@@ -153,7 +153,7 @@ def chosen_selection(options: CollectOptions, signal: type[Signal]) -> Selection
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
-    """Sampling and reward settings of a run; without a reward nobody judges what is drawn. With `rollouts` an
+    """Sampling and reward settings of a run; without a reward, samples stay unscored. With `rollouts` an
     environment answers the policy between its turns.
     """
 
@@ -175,7 +175,7 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draw:
-    """Completions that nobody has scored yet: groups with `behaviour_logp`, and next to them what judging
+    """Completions without scores yet: groups with `behaviour_logp`, and next to them what judging
     needs. `columns` are those of rollouts, as JSON has them, with an entry for each completion of each prompt.
     """
 

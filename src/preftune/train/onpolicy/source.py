@@ -62,7 +62,7 @@ class PromptData:
     prompts: Sequence[
         Group
     ]  # without completions; where nobody judges samples, with those of the data and pairs
-    records: Mapping[str, Record]  # of all prompts, by origin, held-out ones included
+    records: Mapping[str, Record]  # of all prompts, by origin, held-out prompts included
     groups: Sequence[Group]  # learned from as they are, with collect.data_share
 
 

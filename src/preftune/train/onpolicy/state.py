@@ -26,7 +26,7 @@ class SourceState:
     draws: int = 0  # draws begun: the cursor over the prompts, and the seed of the next
     collections: int = 0
     begun: int = 0  # optimizer steps before the collections in `current` came into use
-    current: list[Collection] = field(default_factory=list)  # the newest last; earlier ones are replayed
+    current: list[Collection] = field(default_factory=list)  # the newest last; earlier states are replayed
     waiting: list[Collection] = field(default_factory=list)  # drawn, and held back by `lag`
     gathered: list[Group] = field(default_factory=list)  # of the collection that is being filled
     unjudged: Draw | None = None
