@@ -370,7 +370,9 @@ def test_mistakes_are_told_at_once(wrong, wanted):
 
 
 def test_two_budgets_are_one_too_many(capsys, tmp_path):
-    words = ["--data", "d", "--objectives", "bnf,dpo", "--output", tmp_path / "x"]
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
+    words = ["--data", data, "--objectives", "bnf,dpo", "--output", tmp_path / "x"]
     _, err = told(capsys, *words, "--steps", 8, "--minutes", 1, code=2)
     assert "A budget is counted in one unit" in err and "steps and minutes" in err and err.count("\n") == 1
 

@@ -211,7 +211,7 @@ def test_mistakes_are_told_before_anything_is_judged(source, tmp_path, capsys):
         (
             ({"prompt": "a"}, "The field completions is missing"),
             ({"prompt": "a", "completions": "b"}, "is not a list of texts"),
-            ({"prompt": "a", "completions": [["b"]]}, "completions[0] has the wrong type"),
+            ({"prompt": "a", "completions": [["b"]]}, "The field completions[0][0] is not a turn"),
             ({"completions": ["b"]}, "The field prompt is missing"),
             ({"prompt": "a", "completions": ["b"], "num_tokens": 3}, "The field num_tokens does not fit"),
         )

@@ -177,6 +177,7 @@ WITHOUT = {
     "era": "a cross-entropy between two Bernoulli laws: a fit to a target, no policy gradient",
     "exo-group": "a divergence between softmaxes over a group: a fit to a target",
     "infonca": "a cross-entropy between softmaxes over a group: a fit to a target",
+    "stepwise": "a classification of each step of a process reward model",
     "nca": "a classification of each completion against noise",
 }
 """Objectives on rewards that have no gradient of an expected reward to be compared with."""

@@ -148,8 +148,9 @@ def test_what_does_not_fit_is_refused(tiny_folder, pairs_file, tmp_path):
     assert "Set --lora.rank 16" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_finished_run_has_nothing_to_rehearse(capsys):
-    assert main(["train", "--resume", "somewhere", "--dry-run"]) == 2
+def test_a_finished_run_has_nothing_to_rehearse(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("objective: dpo\n", encoding="utf-8")
+    assert main(["train", "--resume", str(tmp_path), "--dry-run"]) == 2
     assert "--resume takes a run folder and nothing else" in capsys.readouterr().err
 
 

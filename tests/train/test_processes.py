@@ -25,7 +25,7 @@ CASES = {
     "a coupled objective": "--data pairs.jsonl --objective kto --epochs 3",
     "estimators": "--data pairs.jsonl --objective bco --epochs 3",
     "own samples": "--data pairs.jsonl --source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 3",
-    "the best weights": "--data pairs.jsonl --objective dpo --epochs 8 --eval_every 2 --learning_rate 3e-2 "
+    "the best weights": "--data pairs.jsonl --objective dpo --epochs 8 --eval_every 2 --learning_rate 3e-3 "
     "--keep_best rewards/margins --early_stopping_patience 2",
     "pairs and unjudged samples": "--data pairs.jsonl --source hybrid --objective hypo --objective.kl_weight 0.1 "
     "--sampling.num_completions 2 --sampling.max_new_tokens 6 --epochs 2",

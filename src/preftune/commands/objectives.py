@@ -4,6 +4,7 @@ curves.
 They do not import the model libraries, so that a lookup is fast.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -101,6 +102,9 @@ def _tell_page(found: Entry) -> None:
     console = make_console()
     text = clean_terminal(found.page)
     if console.is_terminal:
+        text = re.sub(
+            r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", text
+        )  # links between pages lead nowhere here
         console.print(Markdown(text, hyperlinks=False))
     else:
         print(text, end="")

@@ -296,6 +296,7 @@ def formats() -> tuple[Format, ...]:
             columns="prompt, completions, rewards; or prompt, completion, reward",
             read=_scored,
             matches=_is_scored,
+            companions=frozenset(("turn_rewards",)),  # of rollouts: `rewards` has their sums
         ),
     )
 
