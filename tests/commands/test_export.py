@@ -108,6 +108,20 @@ def test_the_card_states_settings_and_versions(tmp_path):
     assert "| versions | python 3.11.7, torch 2.13.0 |" in card
 
 
+def test_the_card_states_intervals(tmp_path):
+    """Wilson's interval of 3 of 4, by hand: (0.75 + z^2 / 8 +- z sqrt(0.75 * 0.25 / 4 + z^2 / 64)) / (1 + z^2 / 4)."""
+    config = "model: owner/base\nobjective: dpo\nenvironment:\n  held_out: 4\n"
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+    row = {"step": 2, "phase": "eval", "eval_rewards/accuracies": 0.75, "eval_rewards/margins": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    card = model_card(str(tmp_path / "final"), ExportConfig(run="x", to="hub", output="someone/model"))
+    assert (
+        "| Evaluation accuracy | 75% | of pairs have a positive margin (95% interval 30% to 95%, 4 held-out"
+        in card
+    )
+    assert "| eval_rewards/margins | 0.5 |" in card
+
+
 class Hub(BaseHTTPRequestHandler):
     """The few addresses of a hub that an upload of small files needs; it keeps what came."""
 

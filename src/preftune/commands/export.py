@@ -19,6 +19,8 @@ from preftune.errors import ConfigError, ModelError, ServerError, StorageError
 from preftune.model.adapter_files import is_adapter
 from preftune.model.load import load_model, load_tokenizer, resolve_model
 from preftune.model.whole_model import LoadOptions, quiet_transformers
+from preftune.report.read import read_run
+from preftune.report.summary import Tile, changes, tiles
 from preftune.sampling.http_client import check_url
 from preftune.spec.strict_yaml import parse_yaml
 from preftune.storage import new_folder
@@ -208,7 +210,9 @@ def _no_template(got: str) -> ModelError:
 
 
 def model_card(source: str, settings: ExportConfig) -> str:
-    """A card that states objective, data, hyperparameters, metrics and versions, as far as the run folder knows."""
+    """A card that states objective, data, hyperparameters, metrics with intervals and versions, as far as the run
+    folder knows.
+    """
     folder = Path(source).parent
     config, metrics = _read(folder / "config.yaml"), _last_metrics(folder / "metrics.jsonl")
     base = str(config.get("model") or "")
@@ -236,10 +240,22 @@ def model_card(source: str, settings: ExportConfig) -> str:
     }
     lines += ["| setting | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    if measured := _measured(folder):
+        lines += ["", "| measured | value | interval |", "|---|---|---|"]
+        lines += [f"| {one.title} | {one.value} | {one.detail} |" for one in measured]
     if metrics:
         lines += ["", "| last evaluation on held-out data | value |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
     return "\n".join(lines) + "\n"
+
+
+def _measured(folder: Path) -> tuple[Tile, ...]:
+    """The numbers at the top of the run's report, with their 95% intervals; none where it cannot be read."""
+    try:
+        run = read_run(folder)
+    except (ConfigError, StorageError):
+        return ()
+    return tiles(run, changes(run.samples))
 
 
 def _versions(environment: Any) -> str | None:
