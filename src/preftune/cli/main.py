@@ -84,8 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error_line(words, error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        with suppress(OSError):  # the terminal may be closed
-            print(f"\npreftune {words[0]}: interrupted.", file=sys.stderr)
+        if _is_first_of_host():  # torchrun ends the others when one has failed: its error is the one to read
+            with suppress(OSError):  # the terminal may be closed
+                print(f"\npreftune {words[0]}: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -139,7 +140,11 @@ def _is_told_elsewhere(error: PreftuneError) -> bool:
     first of each host, since a file may be missing on one host alone.
     """
     asked = isinstance(error, ConfigError | DataError | ModelError)
-    return isinstance(error, ElsewhereError) or (asked and os.environ.get("LOCAL_RANK", "0") != "0")
+    return isinstance(error, ElsewhereError) or (asked and not _is_first_of_host())
+
+
+def _is_first_of_host() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _run(words: list[str]) -> int:

@@ -159,21 +159,21 @@ def not_blank(completion: Completion, name: str) -> Completion:
 def as_turns(value: object, name: str) -> tuple[Message, ...]:
     """The turns of a dialogue from {role, content} or {from, value} objects; one object is one turn."""
     value = turns_of_text(value)
+    if type(value) is list and value:  # the usual turns first, which are nearly all
+        usual = [_usual_turn(turn) for turn in value]
+        if all(usual):
+            return tuple(usual)  # type: ignore[arg-type]
     if exchanges := exchanges_of(value):
         value = turns_of_exchanges(exchanges)
     if isinstance(value, str):
         as_text(value, name)  # states it if these are turns as Python writes them
-    many = type(value) is list  # checked first: this is quicker than a check for Mapping
-    turns = _rows_of_columns(value) if not many and isinstance(value, Mapping) else value
+    turns = _rows_of_columns(value) if isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
         raise DataError(
             f"The field {name} is not a dialogue",
             got=described(value),
             expected="a list of turns such as {role, content}",
         )
-    usual = [_usual_turn(turn) for turn in turns]
-    if all(usual):
-        return tuple(usual)  # type: ignore[arg-type]
     if any(_calls(turn) for turn in turns):
         turns = _with_calls(turns, name)
     return tuple([_usual_turn(turn) or _turn(turn, f"{name}[{index}]") for index, turn in enumerate(turns)])

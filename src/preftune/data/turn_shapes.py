@@ -7,6 +7,7 @@ from preftune.errors import DataError, shown
 
 ROLE_KEYS = ("from", "role", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
+_USUAL = {"role", "content"}
 EXCHANGES = (
     ("input", "output"),
     ("human", "assistant"),
@@ -24,11 +25,18 @@ EXCHANGES = (
 
 def role_in(turn: object) -> object:
     """What a turn states as its role; None if it states none."""
-    return next((turn[key] for key in ROLE_KEYS if key in turn), None) if isinstance(turn, Mapping) else None
+    if not isinstance(turn, Mapping):
+        return None
+    for key in ROLE_KEYS:  # a loop: this runs for every turn of a file
+        if key in turn:
+            return turn[key]
+    return None
 
 
 def keys_of(turn: Mapping[str, object], name: str) -> tuple[str, str]:
     """(the key of the role, the key of the content); an error if two keys hold different contents."""
+    if turn.keys() == _USUAL:  # the case of nearly every turn
+        return "role", "content"
     role = next((key for key in ROLE_KEYS if key in turn), "role")
     keys = ("value", "content", "text") if role == "from" else CONTENT_KEYS
     filled = [key for key in keys if turn.get(key) not in (None, "", [])]
@@ -55,7 +63,9 @@ def exchanges_of(value: object) -> list[Mapping[str, object]] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
-    if isinstance(value, list) and value and all(exchange_in(item) for item in value):
+    if not (isinstance(value, list) and value) or (type(value[0]) is dict and "role" in value[0]):
+        return None
+    if all(exchange_in(item) for item in value):
         return value
     return None
 
