@@ -130,6 +130,8 @@ def _is_turn(turn: Mapping) -> bool:
 
 def completion_of(turns: tuple[Message, ...], name: str) -> Completion:
     """The text of a single answer, or the turns of a trajectory."""
+    if len(turns) == 1 and turns[0].role == "assistant":  # the usual case
+        return turns[0].content if turns[0].extras is None else turns
     answers = [turn.role == "assistant" for turn in turns]
     if not (answers[0] and answers[-1]) or (True, True) in pairwise(answers):
         raise DataError(
@@ -137,7 +139,7 @@ def completion_of(turns: tuple[Message, ...], name: str) -> Completion:
             got="the turns " + ", ".join(turn.role for turn in turns),
             expected="text, one assistant turn, or assistant turns with turns of a user or a tool between",
         )
-    return turns[0].content if len(turns) == 1 and turns[0].extras is None else turns
+    return turns
 
 
 def is_blank(completion: Completion) -> bool:

@@ -42,7 +42,7 @@ def read_prompt(view: RowView) -> Prompt:
     """The prompt. Plain text stays text unless there is a system text, a history or a transcript."""
     key, value = view.take("prompt", *PROMPTS)
     value = turns_of_text(value)
-    if isinstance(value, Mapping):
+    if type(value) is not list and isinstance(value, Mapping):  # in this order, which is quicker
         value = _inside(value, key, view)
     system = _system(view)
     if not isinstance(value, str):
