@@ -130,7 +130,7 @@ def _json_lines(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
         text = line if isinstance(line, DataError) else _decoded(line, offset, f"{name}, row {number}")
         if isinstance(text, DataError):
             yield RawRow(file=name, number=number, value=text)
-        elif text.strip():
+        elif text and not text.isspace():
             yield _json_row(text, name, number)
 
 

@@ -103,6 +103,11 @@ def _pieces(
     When a token of the last text reaches over the end of another, they are the tokens of each added text of
     its own. That is proven by decoding: all together must read as the last text does.
     """
+    if len(tokens) == 2:  # one answer after a prompt, the usual case
+        before, whole = tokens
+        size = len(before)
+        if size < len(whole) and whole[:size].tobytes() == before.tobytes():
+            return [whole[size:]]
     whole, astray, pieces = tokens[-1], [], []
     all_bytes = whole.tobytes()
     for shorter, longer in pairwise(tokens):
@@ -136,7 +141,7 @@ def _pieces(
 
 def _started(rules: TokenRules, record: Record, head: np.ndarray, rest: np.ndarray) -> np.ndarray:
     """The prompt's tokens with BOS where it belongs: once, or before an empty prompt."""
-    prompt = np.concatenate([head, rest])
+    prompt = np.concatenate([head, rest]) if len(head) else rest.copy()
     if rules.start:
         prompt = np.concatenate([np.array(rules.start, dtype=np.int32), prompt])
     while rules.bos is not None and len(prompt) > 1 and prompt[0] == prompt[1] == rules.bos:
