@@ -378,6 +378,17 @@ def test_several_processes_are_refused_once_where_they_make_no_sense(command, ra
     assert ("got '2' processes of torchrun" in said and said.count("\n") == 1) if rank == "0" else said == ""
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_stop_is_told_by_the_first_process_of_a_host(rank, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    stops = "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)\n"
+    (tmp_path / "stops.py").write_text(stops, encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completions": ["b"]}\n', encoding="utf-8")
+    words = ["--data", str(tmp_path / "a.jsonl"), "--reward", f"{tmp_path / 'stops.py'}:score"]
+    assert main(["reward", *words, "--output", str(tmp_path / "o.jsonl")]) == 130
+    assert capsys.readouterr().err.count("interrupted") == (rank == "0")
+
+
 def test_a_mistake_on_another_host_is_told_there(monkeypatch, capsys, tmp_path):
     for name, value in {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)

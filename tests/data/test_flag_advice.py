@@ -267,3 +267,12 @@ def test_tab_separated_tables(tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text(f"prompt\tchosen\trejected\n{ASK}\t{GOOD}, so.\t{BAD}\n", encoding="utf-8")
     assert pairs_of(load_records(path, DataOptions())) == {(f"{GOOD}, so.", BAD)}
+
+
+def test_the_text_in_answers_that_are_objects_is_named_for_both_sides(tmp_path):
+    """Also where the preferred answer has a name that is not of pairs alone."""
+    row = {"prompt": ASK, "response": {"answer": GOOD}, "rejected_response": {"answer": BAD}}
+    with pytest.raises(DataError) as refused:
+        load(tmp_path, [row])
+    flag = re.search(r"--rows.columns (\S+?)[.]?(?:\s|$)", str(refused.value))
+    assert pairs_of(load(tmp_path, [row], columns=flag[1])) == OVER

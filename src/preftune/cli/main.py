@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error_line(words, error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        if _is_first_of_host():  # torchrun ends the others when one has failed: its error is the one to read
+        if _is_first_of_host():  # torchrun stops the others when one fails, and its error counts
             with suppress(OSError):  # the terminal may be closed
                 print(f"\npreftune {words[0]}: interrupted.", file=sys.stderr)
         return 130
@@ -184,7 +184,7 @@ def _run(words: list[str]) -> int:
 
 
 def _refuse_misplaced(words: list[str]) -> None:
-    """A setting, a file or a run in the place of the command."""
+    """Refuse a setting, a file or a run where the command belongs."""
     from pathlib import Path
 
     from preftune.data.names import suffix_of

@@ -161,7 +161,7 @@ def _answer(value: object, name: str, prompt: Prompt, view: RowView):
 
 def _texts_named(text: str, view: RowView) -> str:
     """The flag for the text in both sides, which are objects."""
-    names = (("chosen", first_key(view.row, *CHOSEN)), ("rejected", first_key(view.row, *REJECTED)))
+    names = (("chosen", first_key(view.row, *CHOSEN, *JUDGED)), ("rejected", first_key(view.row, *REJECTED)))
     return ",".join(
         f"{ours}={name}.{text}" for ours, name in names if isinstance(view.row.get(name), Mapping)
     )

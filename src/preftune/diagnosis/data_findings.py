@@ -175,7 +175,7 @@ def _length_finding(told: LengthBias, unit: str) -> DataFinding:
 
 
 def _format_finding(told: Mapping[str, FormatBias]) -> DataFinding:
-    """The format with the largest difference; the others with theirs."""
+    """The format with the largest difference, followed by the differences of the other formats."""
     name, worst = max(told.items(), key=lambda item: abs(item[1].difference.mean))
     gap = worst.difference
     mildest = 0.0 if gap.low <= 0 <= gap.high else min(abs(gap.low), abs(gap.high))

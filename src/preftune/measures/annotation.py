@@ -1,4 +1,4 @@
-"""Which two completions of a prompt a person should compare, and of which prompts. Pure."""
+"""The prompts, and the two completions of each, that a person should compare. Pure."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

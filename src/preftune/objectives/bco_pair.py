@@ -26,7 +26,7 @@ class BCOPair(PairObjective):
     """
 
     name = "bco-pair"
-    learning_rates = our_rate(5e-7, "the default of bco, of which it is a form")
+    learning_rates = our_rate(5e-7, "the default of bco, which it applies to pairs")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.01)
