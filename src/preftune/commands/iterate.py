@@ -14,6 +14,7 @@ from preftune.cli.settings import parse_settings
 from preftune.commands.reward import RewardConfig, add_rewards
 from preftune.commands.sample import sample_rows
 from preftune.commands.select import SelectConfig, select
+from preftune.data.carried import load_prompts_to_answer
 from preftune.data.options import DataOptions
 from preftune.data.records import load_prompts, load_records
 from preftune.errors import check_range
@@ -245,7 +246,7 @@ class _Round:
 
     def _sample(self, report: Reporter) -> None:
         config = self.config
-        records = load_prompts(config.prompts, config.rows, report)
+        records = load_prompts_to_answer(config.prompts, config.rows, config.sampling.num_completions, report)
         count = min(config.prompts_per_round or len(records), len(records))
         first = (config.prompts_per_round or len(records)) * (self.number - 1)
         model, renderer = load_sampler(
@@ -306,7 +307,9 @@ class _Round:
         path = Path(config.output) / f"held-out-{name}.jsonl"
         drawn = path.with_suffix(".drawn.jsonl")
         if not path.exists():
-            records = load_prompts(config.eval_prompts, config.rows, report)
+            records = load_prompts_to_answer(
+                config.eval_prompts, config.rows, config.eval_completions, report
+            )
             policy, renderer = load_sampler(
                 model, config.loading, config.precision, config.device, config.rows
             )

@@ -11,8 +11,8 @@ from typing import Any
 from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
 from preftune.cli.settings import parse_settings
 from preftune.commands.chat import Answer, Partner, hold_chat
+from preftune.data.carried import load_prompts_to_answer
 from preftune.data.options import DataOptions
-from preftune.data.records import load_prompts
 from preftune.data.render import make_renderer
 from preftune.environments.base import RolloutOptions
 from preftune.environments.checks import check_environment, check_tool_columns
@@ -117,7 +117,7 @@ def _run(settings: SampleConfig) -> int:
     if settings.prompt is not None:
         records = [Record(prompt=settings.prompt, completions=(), origin="--prompt")]
     elif settings.prompts is not None:
-        records = load_prompts(settings.prompts, settings.rows, report)
+        records = _prompts(settings, report)
     if settings.rollout.environment is not None:
         _tell_rollouts(settings, rolled_rows(settings, records, report))
         return 0
@@ -128,6 +128,11 @@ def _run(settings: SampleConfig) -> int:
         settings, records, draw(records, settings.seed, lambda done, of: report.update("sample", done, of))
     )
     return 0
+
+
+def _prompts(settings: SampleConfig, report: Reporter) -> list[Record]:
+    assert settings.prompts is not None
+    return load_prompts_to_answer(settings.prompts, settings.rows, settings.sampling.num_completions, report)
 
 
 def _partner(draw: Callable[..., list[list[Sampled]]]) -> Partner:
@@ -263,7 +268,7 @@ def sampled_rows(settings: SampleConfig, report: Reporter) -> list[dict[str, Any
     if settings.prompt is not None:
         records: Sequence[Record] = [Record(prompt=settings.prompt, completions=(), origin="prompt")]
     elif settings.prompts is not None:
-        records = load_prompts(settings.prompts, settings.rows, report)
+        records = _prompts(settings, report)
     else:
         raise ConfigError("sample needs prompts", got="none", expected="prompt or prompts")
     if settings.rollout.environment is not None:
