@@ -29,6 +29,14 @@ class Command:
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.kill(self.process, number)
 
+    @property
+    def is_alive(self) -> bool:
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def wait(self, seconds: float = 120.0) -> int:
         return self.forks.wait(self.process, seconds)
 

@@ -1,10 +1,13 @@
-"""SIGKILL at a random moment: repeated or resumed, a command gives what it would have given.
+"""SIGKILL at a random moment: repeated or resumed, a command gives what it would have given. Four of five kills of a
+run come after its first step.
 
 `make drills` kills a hundred times, `make test` once for each kind of command.
 """
 
 import json
+import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +114,53 @@ KINDS = {
 }
 
 TRIES = 20  # a signal at a random moment of the whole command's duration seldom comes too late
-WHOLE: dict[str, tuple[object, float]] = {}
+IN_SETUP = 0.2  # of the kills of a run with a log; the others wait for its first step
+
+
+@dataclass(kw_only=True)
+class Whole:
+    """What a command gives without a kill, and its seconds: before its log changes (or in all), and after that."""
+
+    content: object
+    setup: float
+    training: float
+
+
+WHOLE: dict[str, Whole] = {}
+
+
+def log_of(output: Path) -> tuple[int, int] | None:
+    """Size and time of a run's log, which change with the first step; None without a log."""
+    log = output / "metrics.jsonl"
+    return (log.stat().st_size, log.stat().st_mtime_ns) if log.is_file() else None
+
+
+def wait_for_step(command: Command, output: Path, before: tuple[int, int] | None) -> None:
+    """Until the command logs a step, or has ended."""
+    while command.is_alive and log_of(output) == before:
+        time.sleep(0.002)
+
+
+def phase_of(output: Path, before: tuple[int, int] | None) -> str:
+    """What a killed command was doing."""
+    if log_of(output) == before:
+        return "set-up"
+    if any((output / "checkpoints").glob(".writing-*")):
+        return "checkpoint"
+    if any(output.glob(".final-*")):
+        return "final model"
+    return "after training" if (output / "final").exists() else "steps"
+
+
+def wait_for_moment(command: Command, output: Path, whole: Whole, chance: random.Random) -> float:
+    """Until a random moment of a random phase; returns the moment from which the delay counts."""
+    if whole.training and chance.random() > IN_SETUP:
+        wait_for_step(command, output, log_of(output))
+        begun = time.monotonic()
+        time.sleep(chance.uniform(0.0, whole.training))
+        return begun
+    time.sleep(chance.uniform(0.0, whole.setup))
+    return command.started
 
 
 def equal(one: object, two: object) -> bool:
@@ -136,34 +185,42 @@ def test_a_killed_command_gives_what_it_would_have_given(
         return forks.start(words, PREFTUNE_CACHE=str(folder / "cache"))
 
     if name not in WHOLE:
-        begun = time.monotonic()
-        command = started(tmp_path / "whole")
+        command, output = started(tmp_path / "whole"), tmp_path / "whole" / kind.output
+        if kind.again is resumed:
+            wait_for_step(command, output, None)
+        stepped = time.monotonic()
         assert command.wait() == 0, command.said
-        WHOLE[name] = kind.read(tmp_path / "whole" / kind.output), time.monotonic() - begun
-    wanted, seconds = WHOLE[name]
+        times = [stepped - command.started, time.monotonic() - stepped]
+        setup, training = times if kind.again is resumed else (sum(times), 0.0)
+        WHOLE[name] = Whole(content=kind.read(output), setup=setup, training=training)
+    whole, phases, resumptions = WHOLE[name], Counter[str](), 0
 
-    killed = resumed = 0
     for number in range(TRIES):
         folder = tmp_path / f"cut-{number}"
         output = folder / kind.output
         command = started(folder)
         for _ in range(chance.randint(1, 2)):
-            time.sleep(chance.uniform(0.0, seconds))
+            before = log_of(output)
+            begun = wait_for_moment(command, output, whole, chance)
             command.send(KILL)
-            took = time.monotonic() - command.started
-            if (status := command.wait()) == 0:
-                seconds = min(seconds, took)  # the whole command was measured on a busier machine
+            took = time.monotonic() - begun
+            if (status := command.wait()) == 0:  # the whole command was measured on a busier machine
+                if begun == command.started:
+                    whole.setup = min(whole.setup, took)
+                else:
+                    whole.training = min(whole.training, took)
                 break
             assert status == -KILL, command.said
-            killed += 1
+            phases[phase_of(output, before)] += 1
             again = kind.again(output)
-            resumed += again is not None and again[0] == "train"
+            resumptions += again is not None and again[0] == "train"
             command = started(folder, again)
         assert command.wait() == 0, command.said
-        assert equal(kind.read(output), wanted)
+        assert equal(kind.read(output), whole.content)
         left = {path.name for path in folder.rglob(".*") if "cache" not in path.relative_to(folder).parts}
         assert left <= ({".out.jsonl.lock"} if kind.again is repeated_file else set())
-        if killed:
+        if phases:
             break
-    assert killed
-    record_property("kills", {"kind": name, "delivered": killed, "with --resume": resumed})
+    assert phases
+    counts = {"delivered": phases.total(), "with --resume": resumptions}
+    record_property("kills", {"kind": name, **counts, **(phases if kind.again is resumed else {})})
