@@ -65,17 +65,21 @@ def by_hand(final, start, group, k) -> dict[str, float]:
     ids = torch.from_numpy(np.concatenate([group.prompt, group.completions[k]])).long()
     targets = ids[len(group.prompt) :, None]
 
-    def three(model) -> list[np.ndarray]:
+    def known(model) -> list[np.ndarray]:
         logits = model(input_ids=ids[None]).logits[0, len(group.prompt) - 1 : -1].float()
         z = logits.gather(1, targets)[:, 0]
-        return [
-            one.numpy() for one in (logits.log_softmax(1).gather(1, targets)[:, 0], z, z - logits.mean(1))
-        ]
+        every = logits.log_softmax(1)
+        return [one.numpy() for one in (every.gather(1, targets)[:, 0], z, z - logits.mean(1), every)]
 
-    (logp, z, centred), (ref_logp, ref_z, ref_centred) = three(final), three(start)
+    (logp, z, centred, every), (ref_logp, ref_z, ref_centred, ref_every) = known(final), known(start)
+    greedy = np.arange(len(ref_every)), ref_every.argmax(1)
     return completion_shifts(
         TokenShifts(
-            logp=logp, ref_logp=ref_logp, logit_shift=z - ref_z, centred_logit_shift=centred - ref_centred
+            logp=logp,
+            ref_logp=ref_logp,
+            logit_shift=z - ref_z,
+            centred_logit_shift=centred - ref_centred,
+            greedy_log_ratio=every[greedy] - ref_every[greedy],
         )
     )
 
@@ -146,7 +150,7 @@ def test_tokens_are_those_of_the_completions(runs, diagnosis, pairs_file):
 def test_the_page_is_whole(diagnosis):
     page = (diagnosis / "diagnosis.html").read_text(encoding="utf-8")
     figures = re.findall(r"<svg.*?</svg>", page, re.S)
-    assert len(figures) == 6 + 2 + 2
+    assert len(figures) == 7 + 2 + 2
     for svg in figures:
         ElementTree.fromstring(svg)
     assert "default-src 'none'" in page and page.count("<script>") == 1

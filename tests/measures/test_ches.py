@@ -96,6 +96,10 @@ def test_probes_are_the_model_s_own_logits(name):
             assert probe.logp == pytest.approx(
                 logits.log_softmax(1).gather(1, target)[:, 0].numpy(), rel=1e-4, abs=1e-4
             )
+            assert probe.greedy.tolist() == logits.argmax(1).tolist()
+            assert probe.greedy_logp == pytest.approx(
+                logits.log_softmax(1).amax(1).numpy(), rel=1e-4, abs=1e-4
+            )
 
 
 def test_a_biased_head_has_the_mean_of_its_bias():

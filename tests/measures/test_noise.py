@@ -24,6 +24,32 @@ def test_agreement_is_one_minus_the_noise(exchanged):
     assert told.agreement.low < 1 - told.noise < told.agreement.high or exchanged == 0
 
 
+def test_exchanged_labels_cost_more_agreement_where_there_are_few_pairs():
+    """Labels that a rule decides: exchanged ones cost little where there are many pairs for each feature."""
+    many, few = (cross_validated([pairs(count, 0.0, width=60)], range(count)) for count in (2000, 60))
+    assert many is not None and few is not None
+    assert many.agreement.mean - many.exchanged.mean < 0.15
+    assert few.agreement.mean - few.exchanged.mean > 0.15
+
+
+def test_exchanged_labels_are_those_of_the_fit_only():
+    """One feature: with 30% exchanged the sign of its weight stays, so every pair that was held out is right."""
+    told = cross_validated([pairs(500, 0.0, width=1)], range(500))
+    assert told is not None and told.exchanged.mean == told.agreement.mean == 1.0
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_strong_preferences_are_those_of_the_fitted_probabilities(scale):
+    """Pairs that one feature of constant size decides: w is where sigma(-w) = ridge * w, and the smallest ridge is the
+    best, 0.001: w = 5.245, sigma(w) = 0.9948. The unit of the feature does not matter.
+    """
+    told = cross_validated([np.full((200, 1), scale)], range(200))
+    assert told is not None and told.strong.mean == 1.0
+    assert told.nll.mean == pytest.approx(0.005259, rel=1e-3)
+    noisy = cross_validated([pairs(500, 0.2, width=1)], range(500))
+    assert noisy is not None and noisy.strong.mean < 0.05
+
+
 def test_no_prompt_leaks():
     """Pairs of a prompt are copies with a direction of their own: seen in another fold they would be known
     for certain.

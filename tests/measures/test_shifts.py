@@ -24,6 +24,7 @@ def tokens(ratio, shift, centred=None) -> TokenShifts:
         ref_logp=ref,
         logit_shift=shift,
         centred_logit_shift=shift if centred is None else np.array(centred, dtype=np.float32),
+        greedy_log_ratio=np.array(ratio, dtype=np.float32) / 2,
     )
 
 
@@ -62,6 +63,7 @@ def test_a_completion_by_hand():
             "mean_centred_logit_shift": 1.0,
             "gini": 0.5,
             "gini_centred": 0.0,  # sorted 0, 1, 3: (-2 * 0 + 0 * 1 + 2 * 3) / (3 * 4)
+            "mean_greedy_log_ratio": -0.25 / 6,
         }
     )
 

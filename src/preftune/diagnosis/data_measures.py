@@ -34,6 +34,7 @@ class OwnSamples:
     )
     near: Mapping[str, Nearness]
     agreement: ModelAgreement | None  # of a quick reward model on frozen states, with the labels
+    similarity: Interval | None = None  # cosine of the mean hidden states of chosen and rejected completions
     peak: RewardPeak | None = None
     data_rewards: Mapping[str, Interval] = field(default_factory=dict)
     format_rewards: Mapping[str, Interval] = field(default_factory=dict)  # what the reward gives for a format

@@ -120,6 +120,7 @@ def measure_own(
         num_prompts=len(prompts),
         num_samples=options.num_completions,
         agreement=agreement,
+        similarity=_similarity(asked, readings),
         near=_nearness(asked, readings, own),
         beyond_budget=float(np.mean([size > options.max_new_tokens for size in sizes])),
     )
@@ -222,6 +223,20 @@ def _label_agreement(asked: Asked, readings: list[list[list[Reading]]], seed: in
     if not clusters:
         return None
     return cross_validated([np.stack(states), np.array(lengths, float), np.array(logps)], clusters, seed=seed)
+
+
+def _similarity(asked: Asked, readings: list[list[list[Reading]]]) -> Interval | None:
+    """Cosine of the mean last hidden states of the two sides of a pair, a prompt's pairs averaged first: 1 less it is
+    the information content of Shen et al., 2024, arXiv 2409.09603.
+    """
+    cosines, clusters = [], []
+    for p, members in enumerate(asked.members):
+        for (_, group), found in zip(members, readings[p], strict=True):
+            for c, r in group.pairs:
+                one, two = found[c].state, found[r].state
+                cosines.append(float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two))))
+                clusters.append(p)
+    return mean_interval(cluster_means(cosines, clusters)) if cosines else None
 
 
 # --- judging ---

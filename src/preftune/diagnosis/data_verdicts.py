@@ -62,6 +62,17 @@ BOUNDS: Mapping[str, Bound] = {
     "noise": Bound(
         check=0.4, fix=None, reason="1 - agreement; an upper estimate, so the verdict is never fix"
     ),
+    "strong": Bound(
+        check=0.5,
+        fix=None,
+        reason="share of pairs fitted above 0.99 or below 0.01; what a Bradley-Terry model concludes from such "
+        "probabilities for other pairs is sensitive to small errors",
+    ),
+    "noise_variance": Bound(
+        check=0.1,
+        fix=None,
+        reason="agreement lost with 30% of the labels exchanged; more pairs would lose less",
+    ),
     "off_policy": Bound(check=0.3, fix=None, reason="nats per token; a factor of e^0.3 = 1.35 in perplexity"),
     "best_of_data": Bound(
         check=0.9,

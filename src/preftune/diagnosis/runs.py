@@ -30,7 +30,14 @@ from preftune.stats import (
 from preftune.train.token_table import scored_ids, token_row
 from preftune.types import Group
 
-COMPARED = ("abs_mean_log_ratio", "mean_logit_shift", "mean_centred_logit_shift", "gini", "gini_centred")
+COMPARED = (
+    "abs_mean_log_ratio",
+    "mean_logit_shift",
+    "mean_centred_logit_shift",
+    "gini",
+    "gini_centred",
+    "mean_greedy_log_ratio",
+)
 """The quantities of which runs are compared with the first one, pair by pair."""
 
 
@@ -64,7 +71,11 @@ def diagnose_runs(settings: DiagnoseRunConfig, report: Reporter) -> tuple[dict, 
             if run.reference == reference:
                 policy = _load(settings, run.final)
                 probes = probe_groups(
-                    policy, material.groups, settings.layout, _told(report, f"score {run.name}")
+                    policy,
+                    material.groups,
+                    settings.layout,
+                    _told(report, f"score {run.name}"),
+                    anchor.probes,
                 )
                 moved[index] = _moved(probes, anchor.probes)
                 numbers[index] = _of_run(run, material, moved[index], kinds, anchor)
@@ -138,6 +149,7 @@ def _moved(
                 ref_logp=b.logp,
                 logit_shift=a.logit - b.logit,
                 centred_logit_shift=(a.logit - a.mean_logit) - (b.logit - b.mean_logit),
+                greedy_log_ratio=a.greedy_logp - b.greedy_logp,
             )
             for a, b in zip(one, two, strict=True)
         ]
@@ -216,7 +228,9 @@ def _of_samples(
         ("reference", anchor.samples, anchor.sample_probes),
     ):
         before = ref_probes if ref_probes is not None else probe_groups(anchor.policy, groups, layout, told)
-        moved = [one for row in _moved(probe_groups(policy, groups, layout, told), before) for one in row]
+        moved = [
+            one for row in _moved(probe_groups(policy, groups, layout, told, before), before) for one in row
+        ]
         clusters = [index for index, group in enumerate(groups) for _ in group.completions]
         kinds = [
             _kinds(group, k, material.renderer) for group in groups for k in range(len(group.completions))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from preftune.diagnosis.data_measures import OwnSamples
 from preftune.diagnosis.data_verdicts import BOUNDS, DataFinding, text_for
 from preftune.measures.coverage import Nearness
-from preftune.measures.noise import ModelAgreement
+from preftune.measures.noise import EXCHANGED, STRONG, ModelAgreement
 from preftune.stats import Interval
 from preftune.text import interval_text, percent, plural, value_text
 
@@ -14,7 +14,17 @@ def findings_of(own: OwnSamples) -> list[DataFinding]:
     """The findings from the model's own samples."""
     found = [_near(name, told) for name, told in own.near.items()]
     if own.agreement:
-        found.append(_noise(own.agreement))
+        found += [_noise(own.agreement), _invariance(own.agreement), _strong(own.agreement)]
+    if own.similarity:
+        found.append(
+            DataFinding(
+                name="information content",
+                measured=f"similarity {interval_text(own.similarity)}",
+                verdict="good",
+                meaning="cosine of the mean hidden states of chosen and rejected; of two data sets under one model, "
+                "the one with the lower similarity tells a reward model more per pair",
+            )
+        )
     if own.peak:
         found += _peak(own)
     if own.reward_agreement:
@@ -83,6 +93,29 @@ def _noise(told: ModelAgreement) -> DataFinding:
         verdict=verdict,
         meaning=f"a quick reward model agrees with {interval_text(told.agreement)} of {plural(told.num_pairs, 'pair')} not used to fit it"
         + text_for(verdict, "", f"; {doubt}"),
+    )
+
+
+def _invariance(told: ModelAgreement) -> DataFinding:
+    lost = told.agreement.mean - told.exchanged.mean
+    verdict = BOUNDS["noise_variance"].verdict(lost)
+    return DataFinding(
+        name="noise invariance",
+        measured=f"agreement {percent(told.agreement.mean)} to {percent(told.exchanged.mean)}",
+        verdict=verdict,
+        meaning=f"of the same quick model where {percent(EXCHANGED)} of the labels that it is fitted to are exchanged"
+        + text_for(verdict, "", ". Wrong labels cost much here: collect more pairs, or label them twice"),
+    )
+
+
+def _strong(told: ModelAgreement) -> DataFinding:
+    verdict = BOUNDS["strong"].verdict(told.strong.mean, told.strong.low)
+    return DataFinding(
+        name="strong preferences",
+        measured=interval_text(told.strong),
+        verdict=verdict,
+        meaning=f"share of pairs that the quick model fits above {STRONG} or below {1 - STRONG:.2f}"
+        + text_for(verdict, "", ". Bound what they add: label_smoothing, ipo, or a larger beta"),
     )
 
 

@@ -14,12 +14,14 @@ from jaxtyping import Float
 
 from preftune.errors import DataError
 from preftune.measures.calibration import calibrate
-from preftune.stats import Interval
+from preftune.stats import Interval, cluster_means, share_interval
 
 FOLDS = 5
 INNER_FOLDS = 3  # to choose the ridge, inside the other folds
 RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0)  # times the number of pairs; features have a mean square of 1 in all
 MIN_PROMPTS = 20  # with fewer, a fold has less than 4 prompts and the agreement is a coin's
+STRONG = 0.99
+EXCHANGED = 0.3
 _NEWTON_STEPS = 50
 _SETTLED = 1e-9  # of the gradient's largest entry, per pair
 
@@ -31,6 +33,8 @@ class ModelAgreement:
     agreement: Interval  # Wilson's, over prompts
     nll: Interval  # nats per pair; 0.693 of a model that knows nothing
     num_pairs: int
+    strong: Interval  # share of pairs whose fitted probability is above STRONG or below 1 - STRONG
+    exchanged: Interval  # the agreement where EXCHANGED of the labels that it was fitted to were exchanged
 
     @property
     def noise(self) -> float:
@@ -62,7 +66,8 @@ def cross_validated(
     a logistic regression without intercept (Bradley and Terry, Biometrika 1952). Each block of features is
     scaled to a mean square of 1 in all, so that hidden states of many dimensions do not drown a length. All
     pairs of a prompt are in one fold; the ridge is chosen by the likelihood of inner folds. Pairs of equal
-    features carry no information and take no part.
+    features carry no information and take no part. A second fit sees EXCHANGED of its labels exchanged: how much of
+    the agreement stays is noise invariance (Shen et al., 2024, arXiv 2409.09603).
 
     Args:
         features: blocks, each [P] or [P, its width], of differences.
@@ -75,14 +80,24 @@ def cross_validated(
     num_prompts = int(prompt.max(initial=-1)) + 1
     if num_prompts < MIN_PROMPTS:
         return None
-    fold = np.random.default_rng(seed).permutation(num_prompts) % FOLDS
-    margins = np.zeros(len(prompt))
+    random = np.random.default_rng(seed)
+    fold = random.permutation(num_prompts) % FOLDS
+    signs = np.where(random.permutation(len(prompt)) < EXCHANGED * len(prompt), -1.0, 1.0)
+    margins, noisy = np.zeros(len(prompt)), np.zeros(len(prompt))
     for held in range(FOLDS):
         test = fold[prompt] == held
         train_x, test_x = _scaled(blocks, ~test)
-        margins[test] = test_x @ fit_logistic(train_x, _best_ridge(train_x, prompt[~test], seed))
+        for out, x in ((margins, train_x), (noisy, train_x * signs[~test, None])):
+            out[test] = test_x @ fit_logistic(x, _best_ridge(x, prompt[~test], seed))
     found = calibrate(margins, prompt, seed=seed)
-    return ModelAgreement(agreement=found.accuracy, nll=found.nll, num_pairs=len(prompt))
+    strong = np.abs(margins) > math.log(STRONG / (1 - STRONG))
+    return ModelAgreement(
+        agreement=found.accuracy,
+        nll=found.nll,
+        num_pairs=len(prompt),
+        strong=share_interval(cluster_means(strong.astype(float), prompt)),
+        exchanged=calibrate(noisy, prompt, seed=seed).accuracy,
+    )
 
 
 def _scaled(

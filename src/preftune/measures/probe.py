@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from preftune.measures.ches import Ches, ches
@@ -27,25 +27,46 @@ class TokenProbe:
     logp: np.ndarray
     logit: np.ndarray  # of the token at that position, after scale, bias and soft cap
     mean_logit: np.ndarray  # over the vocabulary at the same position
+    greedy: np.ndarray  # int64: the most probable token there, of this model or of the one that was named
+    greedy_logp: np.ndarray  # of that token under this model
 
 
 @torch.no_grad()
 def probe_groups(
-    policy: Policy, groups: Sequence[Group], options: LayoutOptions, progress: Progress
+    policy: Policy,
+    groups: Sequence[Group],
+    options: LayoutOptions,
+    progress: Progress,
+    of: Sequence[Sequence[TokenProbe]] | None = None,
 ) -> list[list[TokenProbe]]:
-    """[group][completion]; `progress` gets (done, of all groups)."""
+    """[group][completion]; `progress` gets (done, of all groups). `of` is another model's, whose most probable
+    tokens are looked at instead of this model's.
+    """
     found: list[list[TokenProbe]] = [[] for _ in groups]
     head = model_head(policy.model)
     for indices, batch, hidden in _hidden_batches(policy, groups, options, progress):
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=policy.precision == "bf16"):
             scores = score_tokens(hidden, head, batch.targets, wanted=frozenset({"target_logit"}))
+            if of is None:
+                greedy = most_probable(hidden, head)
+            else:
+                known = [one.greedy for index in indices for one in of[index]]
+                greedy = torch.from_numpy(np.concatenate(known)).to(hidden.device)
+            greedy_logp = score_tokens(hidden, head, greedy).logp
         assert scores.target_logit is not None
-        columns = [scores.logp, scores.target_logit, mean_logit(hidden, head)]
-        parts = zip(*(column.float().cpu().split(batch.lengths.tolist()) for column in columns), strict=True)
+        columns = [scores.logp, scores.target_logit, mean_logit(hidden, head), greedy_logp]
+        counts = batch.lengths.tolist()
+        parts = zip(
+            *(column.float().cpu().split(counts) for column in columns),
+            greedy.cpu().split(counts),
+            strict=True,
+        )
         for index in indices:
             for _ in groups[index].completions:
-                logp, logit, mean = (part.numpy() for part in next(parts))
-                found[index].append(TokenProbe(logp=logp, logit=logit, mean_logit=mean))
+                logp, logit, mean, best_logp, best = (part.numpy() for part in next(parts))
+                found[index].append(
+                    TokenProbe(logp=logp, logit=logit, mean_logit=mean, greedy=best, greedy_logp=best_logp)
+                )
     return found
 
 
@@ -83,8 +104,17 @@ def mean_logit(hidden: Float[Tensor, "N H"], head: Head) -> Float[Tensor, " N"]:
         kind = torch.promote_types(hidden.dtype, torch.float32)
         mean = hidden.to(kind) @ head.weight.to(kind).mean(0)
         return head.scale * (mean if head.bias is None else mean + head.bias.to(kind).mean())
-    chunk = max(1, _CHUNK_ELEMENTS // len(head.weight))
-    return torch.cat([head_logits(part, head).mean(1) for part in hidden.split(chunk)])
+    return torch.cat([head_logits(part, head).mean(1) for part in _chunks(hidden, head)])
+
+
+@torch.no_grad()
+def most_probable(hidden: Float[Tensor, "N H"], head: Head) -> Int[Tensor, " N"]:
+    """The token of the highest logit at each position."""
+    return torch.cat([head_logits(part, head).argmax(1) for part in _chunks(hidden, head)])
+
+
+def _chunks(hidden: Float[Tensor, "N H"], head: Head) -> Sequence[Float[Tensor, "n H"]]:
+    return hidden.split(max(1, _CHUNK_ELEMENTS // len(head.weight)))
 
 
 def _hidden_batches(

@@ -25,6 +25,8 @@ QUANTITIES = {
     "mean_centred_logit_shift": "the same per token of the completion",
     "gini": "Gini coefficient of a completion's |z - z_ref| over its tokens: 0 all alike, towards 1 all on one token",
     "gini_centred": "the same of the centred logits",
+    "mean_greedy_log_ratio": "log-ratio of the reference's most probable token at each place, in nats per token: "
+    "what is squeezed into it",
 }
 """What is measured of a completion, by name."""
 
@@ -37,9 +39,16 @@ class TokenShifts:
     ref_logp: Float[np.ndarray, " T"]
     logit_shift: Float[np.ndarray, " T"]  # z_t[y_t] - z_ref,t[y_t], signed
     centred_logit_shift: Float[np.ndarray, " T"]  # of z_t[y_t] - mean_v z_t[v], signed
+    greedy_log_ratio: Float[np.ndarray, " T"]  # logp - ref_logp of the reference's most probable token there
 
     def __post_init__(self) -> None:
-        columns = (self.logp, self.ref_logp, self.logit_shift, self.centred_logit_shift)
+        columns = (
+            self.logp,
+            self.ref_logp,
+            self.logit_shift,
+            self.centred_logit_shift,
+            self.greedy_log_ratio,
+        )
         if not all(np.isfinite(column).all() for column in columns):
             raise DataError(
                 "A model gives scores that are not finite",
@@ -90,6 +99,7 @@ def completion_shifts(tokens: TokenShifts) -> dict[str, float]:
         "mean_centred_logit_shift": float(centred.mean()),
         "gini": gini(size),
         "gini_centred": gini(centred),
+        "mean_greedy_log_ratio": float(tokens.greedy_log_ratio.mean()),
     }
 
 

@@ -69,6 +69,11 @@ BARS = {
         "Gini coefficient",
         "The same for the centered logits.",
     ),
+    "mean_greedy_log_ratio": (
+        "Log-likelihood shift of the reference's most probable token",
+        "nats per token",
+        "Above 0 while both completions fall, probability was squeezed into what the model would have written anyway.",
+    ),
 }
 
 
@@ -146,10 +151,23 @@ def _in_words(run: Mapping[str, Any]) -> str:
         )
     fell = percent(run["directions"]["both_fall"]["mean"])
     text = f"{run['name']}: {' and '.join(parts)}. In {fell} of pairs both fell."
+    if _squeezed(run):
+        text += (
+            " Probability was squeezed into what the reference finds most probable: both completions fell, and its "
+            "most probable tokens rose. An sft term, or supervised steps on both completions first, counters this."
+        )
     if run["samples"]:
         kl = interval(run["samples"]["policy"]["intervals"]["log_ratio"])
         text += f" Estimated KL(policy || reference) from its own samples: {interval_text(kl)} nats."
     return text
+
+
+def _squeezed(run: Mapping[str, Any]) -> bool:
+    """Both completions fall and the greedy tokens beside the rejected ones rise, beyond their intervals: the squeezing
+    effect of negative gradients (Ren and Sutherland, "Learning Dynamics of LLM Finetuning", 2024).
+    """
+    fell = [interval(run["sides"][side]["intervals"]["mean_log_ratio"]).high < 0 for side in SIDES]
+    return all(fell) and interval(run["sides"]["rejected"]["intervals"]["mean_greedy_log_ratio"]).low > 0
 
 
 def tables(content: Mapping[str, Any]) -> dict[str, dict[str, list[Cell]]]:
