@@ -1,9 +1,10 @@
 """Which learning rate suits an objective: SmolLM2 on pairs, the same grid for every objective.
 
     python runs/rates.py OUTPUT --data hh.jsonl [--objectives bnf dpo] [--rates 3e-7 1e-6 3e-6 1e-5 3e-5]
-    [--seeds 0 1] [--rows 500] [--lora_rank 0]
+    [--seeds 0 1] [--rows 500] [--shortest] [--held_out 0.1] [--batch_size 8] [--lora_rank 0]
 
-One epoch over the rows, a tenth of their prompts held out. Prints for each objective and rate the held-out accuracy
+One epoch over the rows, a share of their prompts held out. The rows are the first of the file, or with --shortest the
+shortest of it by characters, in the file's order. Prints for each objective and rate the held-out accuracy
 (the share of pairs that the objective's own score orders rightly) and the held-out log-ratio of the chosen answers in
 nats, means over the seeds, and the rate with the highest accuracy. Adapters take rates that are ten times as large:
 --lora_rank 16 multiplies the grid by 10. Resumable: finished runs are read. Writes OUTPUT/table.json.
@@ -13,7 +14,7 @@ import argparse
 import gzip
 import json
 import statistics
-from itertools import islice
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,6 +30,14 @@ RATES = [3e-7, 1e-6, 3e-6, 1e-5, 3e-5]
 WATCHED = {"accuracy": "eval_rewards/accuracies", "chosen": "eval_log_ratios/chosen", "loss": "eval_loss"}
 
 
+def selected(lines: list[str], count: int, shortest: bool) -> list[str]:
+    """The first lines, or the shortest ones in the order of the file."""
+    if not shortest:
+        return lines[:count]
+    kept = sorted(sorted(range(len(lines)), key=lambda place: len(lines[place]))[:count])
+    return [lines[place] for place in kept]
+
+
 def finished(options: argparse.Namespace, objective: str, rate: float, seed: int) -> Path:
     """The folder of a run, trained if it is not there."""
     folder = Path(options.output) / f"{objective}-{rate:g}-{seed}"
@@ -40,7 +49,9 @@ def finished(options: argparse.Namespace, objective: str, rate: float, seed: int
             output=str(folder),
             model=options.model,
             objective=OBJECTIVES[objective](),
-            batch_size=8,
+            batch_size=options.batch_size,
+            eval_fraction=options.held_out,
+            eval_every=options.rows,
             precision=options.precision,
             seed=seed,
             lora=LoraOptions(rank=options.lora_rank),
@@ -70,6 +81,9 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--shortest", action="store_true", help="train on the shortest rows of the file")
+    parser.add_argument("--held_out", type=float, default=0.1, help="share of the prompts")
+    parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--lora_rank", type=int, default=0)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--precision", default="bf16")
@@ -80,10 +94,15 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     opened = gzip.open if options.data.endswith(".gz") else open
     with opened(options.data, "rt", encoding="utf-8") as rows:
-        (output / "rows.jsonl").write_text("".join(islice(rows, options.rows)), encoding="utf-8")
+        lines = selected(list(rows), options.rows, options.shortest)
+    (output / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     table: dict[str, dict[str, dict[str, float]]] = {}
+    rates = [rate * (10 if options.lora_rank else 1) for rate in options.rates]
+    for seed in options.seeds:  # all rates of one seed come before the next seed
+        for objective, rate in product(options.objectives, rates):
+            finished(options, objective, rate, seed)
     for objective in options.objectives:
-        for rate in [rate * (10 if options.lora_rank else 1) for rate in options.rates]:
+        for rate in rates:
             runs = [measured(finished(options, objective, rate, seed)) for seed in options.seeds]
             means = {name: statistics.mean(run[name] for run in runs) for name in runs[0]}
             table.setdefault(objective, {})[f"{rate:g}"] = means

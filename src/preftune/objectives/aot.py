@@ -10,7 +10,7 @@ from preftune.objectives.base import Coupled, State, coupling_of, log_ratio, ref
 from preftune.objectives.checks import between, positive
 from preftune.objectives.coupling import check_state, lexicographic, pair_keys, step_scores
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides
 from preftune.types import Coupling, Float, Int, Losses, Pairs, StepView, TokenScores
@@ -36,7 +36,7 @@ class AOT(Coupled, PairObjective):
     """
 
     name = "aot"
-    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
+    learning_rates = rates_of(1e-6, "TRL's default for its pair losses (DPOConfig), which include this one")
     needs = frozenset({"ref_logp", "coupling"})
     chosen_fall = "possible"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
@@ -26,7 +26,7 @@ class BCOPair(PairObjective):
     """
 
     name = "bco-pair"
-    learning_rates = our_rate(5e-7, "the default of bco, which it applies to pairs")
+    learning_rates = rates_of(5e-7, "TRL's index of papers, for the paper of BCO with this loss")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.01)

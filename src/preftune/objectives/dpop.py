@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_sides
 from preftune.types import Losses, Pairs, TokenScores
@@ -27,7 +27,7 @@ class DPOP(PairObjective):
     """
 
     name = "dpop"
-    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
+    learning_rates = rates_of(5e-7, "the default of oat (oat/args.py), which has this loss")
     needs = frozenset({"ref_logp"})
 
     beta: float = positive(0.3)

@@ -34,7 +34,7 @@ class GDPO(PairObjective):
     """
 
     name = "gdpo"
-    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
+    learning_rates = our_rate(1e-6, "the default of dpo, because no source with a rate for it could be read")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

@@ -53,7 +53,7 @@ class CoPG(GroupOfTwoObjective):
     """
 
     name = "copg"
-    learning_rates = our_rate(1e-6, "the default of rloo, because the sources consulted give no rate")
+    learning_rates = our_rate(1e-6, "the default of rloo, because no source with a rate for it could be read")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 
@@ -81,7 +81,7 @@ class AGRO(GroupOfTwoObjective):
     """
 
     name = "agro"
-    learning_rates = our_rate(1e-6, "the default of rloo, because the sources consulted give no rate")
+    learning_rates = our_rate(1e-6, "the default of rloo, because no source with a rate for it could be read")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

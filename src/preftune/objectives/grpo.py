@@ -14,7 +14,7 @@ from preftune.objectives.clipping import kl_estimate, mean_ratio, token_ratio
 from preftune.objectives.credit import outcome_reward, standardized_steps
 from preftune.objectives.groupwise import group_index
 from preftune.objectives.kinds import CompletionObjective, RewardObjective
-from preftune.objectives.learning_rates import our_rate, rates_of
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.policy_gradient import clipped_losses, policy_losses
 from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
@@ -139,7 +139,7 @@ class DAPO(RewardObjective):
     """
 
     name = "dapo"
-    learning_rates = our_rate(1e-6, "the default of grpo, because the sources consulted give no rate")
+    learning_rates = rates_of(1e-6, "verl's scripts; 5e-7 in OpenRLHF's", low=5e-7)
     least_completions = 2
     needs = frozenset({"behaviour_logp"})
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import log_ratio, sum_tokens
 from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import hinge
 from preftune.objectives.pairwise import NLLScale, losses_with_nll, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -26,7 +26,11 @@ class Hinge(PairObjective):
     """
 
     name = "hinge"
-    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
+    learning_rates = rates_of(
+        1e-6,
+        "TRL's default for its pair losses (DPOConfig), which include this one; that of oat is 5e-7",
+        low=5e-7,
+    )
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 
@@ -55,8 +59,10 @@ class SLiC(PairObjective):
     """
 
     name = "slic"
-    learning_rates = our_rate(
-        1e-6, "the default of dpo; the paper's 1e-4 (TRL's index of papers) is of other models and optimizers"
+    learning_rates = rates_of(
+        5e-6,
+        "the default of HALOs (config/config.yaml), which has this loss; the paper's 1e-4 (TRL's index of "
+        "papers) is of other models and optimizers",
     )
 
     delta: float = positive(1.0)

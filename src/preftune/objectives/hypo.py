@@ -49,7 +49,7 @@ class HyPO(Coupled, Objective):
     """
 
     name = "hypo"
-    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
+    learning_rates = our_rate(1e-6, "the default of dpo, because no source with a rate for it could be read")
     needs = frozenset({"ref_logp", "coupling"})
     signal = Hybrid
     couples = frozenset()

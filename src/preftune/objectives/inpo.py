@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import behaviour, reference, sum_tokens
 from preftune.objectives.checks import check_between, positive
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
@@ -20,7 +20,7 @@ class INPO(PairObjective):
     P is the pair's probability; without one it is 1, and the target 1 / (2 eta). Zhang et al., "Iterative
     Nash Policy
     Optimization: Aligning LLMs with General Preferences via No-Regret Learning", ICLR 2025, arXiv 2407.00617;
-    checked against a third-party implementation, the soft target derived here. At tau = eta it would be IPO
+    checked against the code of COMAL (yale-nlp/COMAL, losses.py), the soft target derived here. At tau = eta it would be IPO
     against the reference, at tau = 0 IPO against the sampling policy.
 
     Args:
@@ -29,9 +29,7 @@ class INPO(PairObjective):
     """
 
     name = "inpo"
-    learning_rates = our_rate(
-        5e-7, "the default of sppo, whose squared loss it shares; the sources consulted give no rate"
-    )
+    learning_rates = rates_of(5e-7, "COMAL's code for this loss (inpo.py)")
     needs = frozenset({"ref_logp", "behaviour_logp"})
     chosen_fall = "possible"
 

@@ -6,7 +6,7 @@ from typing import Literal
 from preftune.objectives.base import log_ratio, mean_log_ratio
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.pairwise import margin_target, pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
 
@@ -31,8 +31,11 @@ class IPO(PairObjective):
     """
 
     name = "ipo"
-    learning_rates = our_rate(
-        1e-6, "the default of dpo; the paper's 1e-2 (TRL's index of papers) is of bandits"
+    learning_rates = rates_of(
+        5e-7,
+        "the settings for IPO of alignment-handbook (recipes/pref_align_scan), COMAL (ipo.py) and RainbowPO; "
+        "TRL's default is 1e-6, and the paper's 1e-2 (TRL's index of papers) is of bandits",
+        high=1e-6,
     )
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"

@@ -8,7 +8,7 @@ from torch import Tensor
 from preftune.objectives.base import log_ratio, mean_log_ratio, reference, sum_tokens
 from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate, rates_of
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_lengths, pair_losses, pair_margin
 from preftune.types import Float, Int, Losses, Pairs, TokenScores
@@ -58,7 +58,7 @@ class LDDPO(PairObjective):
     """
 
     name = "ld-dpo"
-    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
+    learning_rates = rates_of(1e-6, "TRL's default for its pair losses (DPOConfig), which include this one")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 
@@ -112,7 +112,7 @@ class RDPO(PairObjective):
     """
 
     name = "r-dpo"
-    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
+    learning_rates = rates_of(5e-7, "the default of oat (oat/args.py), which has this loss")
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"
 

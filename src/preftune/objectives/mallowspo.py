@@ -8,7 +8,7 @@ from torch import Tensor
 from preftune.objectives.base import Coupled, State, coupling_of, log_ratio, mean_tokens
 from preftune.objectives.checks import positive
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin, pair_sides
 from preftune.types import Coupling, Float, Losses, Pairs, StepView, TokenScores
@@ -39,7 +39,7 @@ class MallowsPO(Coupled, PairObjective):
     """
 
     name = "mallowspo"
-    learning_rates = our_rate(1e-6, "the default of dpo, because the sources consulted give no rate")
+    learning_rates = rates_of(1e-6, "the authors' later code (RainbowPO, runs of mallows_dpo)")
     chosen_fall = "possible"
 
     beta: float = positive(0.1)

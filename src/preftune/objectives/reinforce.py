@@ -13,7 +13,7 @@ from preftune.objectives.base import ChosenFall, Coupled, State, coupling_of, pe
 from preftune.objectives.checks import check_between, not_negative
 from preftune.objectives.credit import own_step, received_before, step_rewards
 from preftune.objectives.kinds import CompletionObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.policy_gradient import penalized_reward, policy_losses, unit_weights
 from preftune.types import Coupling, Float, Int, Losses, Rewards, StepView, TokenScores
 
@@ -63,7 +63,12 @@ class REINFORCE(Coupled, CompletionObjective):
     """
 
     name = "reinforce"
-    learning_rates = our_rate(1e-6, "the default of rloo")
+    learning_rates = rates_of(
+        1e-6,
+        "verl's scripts for ReMax, which is REINFORCE with a greedy baseline; 5e-7 in OpenRLHF's script for "
+        "reinforce_baseline",
+        low=5e-7,
+    )
     couples = frozenset()
     uses_steps = True
 

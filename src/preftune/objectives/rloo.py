@@ -85,7 +85,7 @@ class PreferenceMatching(CompletionObjective):
     """
 
     name = "preference-matching"
-    learning_rates = our_rate(1e-6, "the default of rloo, because the sources consulted give no rate")
+    learning_rates = our_rate(1e-6, "the default of rloo, because no source with a rate for it could be read")
     least_completions = 2
     chosen_fall = "possible"
     value_is_surrogate = True

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from preftune.objectives.base import log_ratio
 from preftune.objectives.checks import between, positive
 from preftune.objectives.kinds import PairObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_losses, pair_margin
 from preftune.types import Losses, Pairs, TokenScores
@@ -30,10 +30,10 @@ class RobustDPO(PairObjective):
     """
 
     name = "robust-dpo"
-    learning_rates = our_rate(
+    learning_rates = rates_of(
         1e-6,
-        "the default of dpo; the paper's 1e-3 (TRL's index of papers) is far above what other "
-        "preference objectives use",
+        "TRL's default for its pair losses (DPOConfig), which include this one; the paper's 1e-3 (TRL's index "
+        "of papers) is far above what other preference objectives use",
     )
     needs = frozenset({"ref_logp"})
     chosen_fall = "possible"

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from preftune.objectives.kinds import RewardObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.types import Float, Int, Losses, Rewards, TokenScores
 
 
@@ -30,7 +30,7 @@ class Stepwise(RewardObjective):
     """
 
     name = "stepwise"
-    learning_rates = our_rate(1e-5, "the default of bradley-terry")
+    learning_rates = rates_of(1e-5, "TRL's default for process reward models (PRMConfig)")
     needs = frozenset({"value_after"})
     trains = "reward model"
     chosen_fall = "possible"

@@ -9,7 +9,7 @@ from preftune.objectives.base import sum_tokens
 from preftune.objectives.checks import not_negative
 from preftune.objectives.clipping import sequence_ratio
 from preftune.objectives.kinds import CompletionObjective
-from preftune.objectives.learning_rates import our_rate
+from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.policy_gradient import policy_losses
 from preftune.types import Losses, Rewards, TokenScores
 
@@ -38,7 +38,9 @@ class TOPR(CompletionObjective):
     """
 
     name = "topr"
-    learning_rates = our_rate(1e-6, "the default of grpo, because the sources consulted give no rate")
+    learning_rates = rates_of(
+        1e-6, "ROLL's example (example_topr.yaml); 1e-5 in that of Trinity-RFT", high=1e-5
+    )
     needs = frozenset({"behaviour_logp"})
     value_is_surrogate = True
 
