@@ -18,10 +18,9 @@ class INPO(PairObjective):
         g = log pi - (tau / eta) log ref - (1 - tau / eta) log behavior
 
     P is the pair's probability; without one it is 1, and the target 1 / (2 eta). Zhang et al., "Iterative
-    Nash Policy
-    Optimization: Aligning LLMs with General Preferences via No-Regret Learning", ICLR 2025, arXiv 2407.00617;
-    checked against the code of COMAL (yale-nlp/COMAL, losses.py), the soft target derived here. At tau = eta it would be IPO
-    against the reference, at tau = 0 IPO against the sampling policy.
+    Nash Policy Optimization: Aligning LLMs with General Preferences via No-Regret Learning", ICLR 2025, arXiv
+    2407.00617; checked against the code of COMAL (yale-nlp/COMAL, losses.py), the soft target derived here.
+    At tau = eta it would be IPO against the reference, at tau = 0 IPO against the sampling policy.
 
     Args:
         eta: inverse step size, > 0.
