@@ -327,3 +327,10 @@ def test_a_rollout_that_ends_with_a_tool(tmp_path, capsys):
     data = write_rows(tmp_path / "d.jsonl", [{"prompt": "1+2?", "completions": [turns]}])
     told = failure(capsys, data, "--reward", "ended", "--output", tmp_path / "o.jsonl")
     assert "completions[0] ends with no answer" in told
+
+
+@pytest.mark.parametrize("verb", ["reward", "ask"])
+def test_a_folder_is_named_as_one(source, tmp_path, capsys, verb):
+    words = {"reward": ["--reward", "brief"], "ask": ["--by", "diverse", "--budget", "2"]}[verb]
+    assert main([verb, str(tmp_path), *words, "--output", str(tmp_path / "new.jsonl")]) == 2
+    assert f"{tmp_path} is a folder; expected a file" in capsys.readouterr().err

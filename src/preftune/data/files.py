@@ -45,6 +45,8 @@ def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
     if suffix not in (".json", ".json.gz"):
         refuse_split(str(path), split)
     name = str(path)
+    if path.is_dir():
+        raise DataError(f"{name} is a folder", expected="a file", do="Name one of the files in it")
     if not suffix:
         raise DataError(
             f"{name}: this kind of file cannot be read",
