@@ -50,6 +50,9 @@ TRAIN = [
     ("--data pairs.csv --batch-size 2 --output r", "batch_size", 2),
     ("pairs.csv dpo --output r", "data", "pairs.csv"),
     ("-d pairs.csv -o r", "output", "r"),
+    ("--stage dpo --pref_beta 0.2 -d pairs.csv -o r", "objective.beta", 0.2),
+    ("--rlhf_type kto -d pairs.csv -o r", "objective.name", "kto"),
+    ("--gradient_clipping 0.5 -d pairs.csv -o r", "optim.max_grad_norm", 0.5),
     ("run.yaml", "optim.learning_rate", 1e-3),
 ]
 
@@ -134,6 +137,29 @@ def test_help_is_found_by_each_of_its_names(line, capsys):
 
 
 EARLY = [
+    ("compare --problem overlp --objectives bnf,dpo --steps 4 --output c", "Did you mean overlap?"),
+    ("advise --problem r99", "There is no such problem; got r99; expected a YAML file, or one of"),
+    ("lab runn", "Did you mean preftune lab run?"),
+    ("lab run rr1", "Did you mean r1?"),
+    ("lab show E99", "There is no experiment or problem 'E99'"),
+    ("curves dpoo", "Unknown objective 'dpoo'. Did you mean dpo?"),
+    ("docs quikstart", "Did you mean preftune docs quickstart?"),
+    ("docs nosuchpage", "preftune docs lists the pages"),
+    ("export r --to ggfu --output x", "expected merged, adapter, gguf, ollama, hub"),
+    ("export r --to ggml --output x", "Did you mean gguf?"),
+    ("export r --gguf --output x", "Use --to gguf"),
+    ("import-config missing.yaml", "missing.yaml does not exist"),
+    ("import-config pairs.csv", "pairs.csv is no configuration; got .csv"),
+    ("train --data pairs.csv --objective nomod:Loss --output r", "there is no module 'nomod'"),
+    ("train --data pairs.csv --objective my.py:reword --output r", "Did you mean reward?"),
+    ("train --data prompts.jsonl --source on-policy --reward my:rewar --output r", "Use my.py:rewar"),
+    ("train --data prompts.jsonl --source on-policy --reward no.py:f --output r", "there is no file 'no.py'"),
+    ("train --data pairs.csv --optim paged_adamw_8bit --output r", "expected adamw-8bit"),
+    ("train --data pairs.csv --quantization_bit 4 --output r", "Use --lora.quantization nf4"),
+    ("train --data pairs.csv --sample_packing --output r", "Leave it out: sequences always share rows"),
+    ("train --data pairs.csv --reference_free --output r", "an objective without a reference"),
+    ("train --data pairs.csv --sft_coef 0.1 --output r", "--objective dpo+0.1*sft"),
+    ("train-rm --data pairs.csv", "Use: preftune train-reward-model"),
     ("train --data pairs.csvv --output r", "pairs.csvv does not exist"),
     (
         "train --data pairs.csv --lr -1 --output r",

@@ -1,6 +1,7 @@
 """`preftune start`: from a data file to one page with a verdict, within a time budget."""
 
 import json
+import shlex
 
 import pytest
 
@@ -45,12 +46,12 @@ def test_the_verdict_says_how_sure_it_is(right, wrong, told):
 
 def test_from_a_file_to_a_page(tiny_folder, tmp_path, capsys):
     rows = [
-        {"prompt": f"{HOSTILE} {i}", "chosen": f"a good answer {i}", "rejected": f"no {7 * i}"}
-        for i in range(40)
+        {"prompt": f"{HOSTILE} {i}", "good": f"a good answer {i}", "bad": f"no {7 * i}"} for i in range(40)
     ]
     data, output = write_rows(tmp_path / "pairs.jsonl", rows), tmp_path / "start"
     words = ["start", data, "--model", tiny_folder, "--output", output, "--minutes", "0.1", "--methods", "2"]
     words += ["--race_rows", "20", "--questions", "2", "--learning_rate", "1e-3", "--batch_size", "4"]
+    words += ["--rows.columns", "chosen=good,rejected=bad"]
     assert main(list(map(str, words))) == 0
     told = capsys.readouterr().out
     content = json.loads((output / "start.json").read_text())
@@ -63,6 +64,8 @@ def test_from_a_file_to_a_page(tiny_folder, tmp_path, capsys):
     assert len(content["answers"]) == 2 and all({"before", "after"} < set(one) for one in content["answers"])
     assert content["answers"][0]["prompt"].startswith("<script>") and HOSTILE not in page
     assert content["evaluation"]["num_pairs"] == 4
+    again = next(line for line in content["next"] if " train " in line)
+    assert main([*shlex.split(again)[1:-1], str(tmp_path / "longer"), "--max_steps", "1"]) == 0
 
 
 def test_data_without_pairs_are_refused_with_what_to_use(tmp_path, capsys):

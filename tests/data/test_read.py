@@ -27,7 +27,14 @@ def write(path, text):
 
 
 LINES = "\n".join(json.dumps(row) for row in ROWS)
-TABLE = "prompt,chosen,rejected\n" + "".join(f'p{k},"yes, or\n""so""",nö\n' for k in range(3))
+
+
+def table(sign: str) -> str:
+    rows = (f'p{k}{sign}"yes, or\n""so"""{sign}nö\n' for k in range(3))
+    return f"prompt{sign}chosen{sign}rejected\n" + "".join(rows)
+
+
+TABLE = table(",")
 TEXTS = {
     "a.jsonl": LINES,
     "b.jsonl.gz": LINES,
@@ -40,6 +47,9 @@ TEXTS = {
     "i.json": "\ufeff " + json.dumps(ROWS),
     "j.csv": "\ufeff" + TABLE,
     "k.csv.gz": TABLE,
+    "m.csv": table(";"),
+    "n.csv": table("\t"),
+    "o.tsv": table("\t"),
     "l.json": json.dumps({"train": ROWS, "test": ROWS[:1]}),
 }
 

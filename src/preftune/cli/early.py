@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from preftune.cli.early_names import check_bare_names, check_given_names
 from preftune.cli.names import SPELLINGS, nearest
 from preftune.cli.outline import ROOT, Outline, Setting, objective_outlines
 from preftune.data.names import missing_data, suffix_of
@@ -39,6 +40,8 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
     _check_files(given)
     _check_stray(command, words)
     _check_swapped(given)
+    check_bare_names(command, words)
+    check_given_names(command, given)
     for name, value in given.items():
         if name in settings:
             _check_value(settings[name], value)
@@ -176,7 +179,8 @@ def _check_value(setting: Setting, value: str) -> None:
     kind = next(one for one in kinds if one != "None")
     if kind.startswith("Literal["):
         choices = ast.literal_eval(f"({kind[len('Literal[') : -1]},)")
-        if value not in choices and all(isinstance(one, str) for one in choices):
+        known = {value, value.replace("_", "-")} & set(choices)
+        if not known and all(isinstance(one, str) for one in choices):
             raise _invalid(setting, value, ", ".join(choices))
     elif value in SPELLINGS.get(setting.name, {}):
         raise _invalid(setting, value, SPELLINGS[setting.name][value])

@@ -319,6 +319,8 @@ ELSEWHERE_VERBS = {
     "doctor": "Use: preftune env",
     "install": "Use: pip install 'preftune[rewards]' for an extra",
     "login": "Use: hf auth login",
+    "train-rm": "Use: preftune train-reward-model --data PAIRS --output RUN",
+    "reward-model": "Use: preftune train-reward-model --data PAIRS --output RUN",
     "rm": "Use: preftune train-reward-model --data PAIRS --output RUN",
     "rlhf": "Use: preftune train --source on-policy --reward NAME",
     "rl": "Use: preftune train --source on-policy --reward NAME",

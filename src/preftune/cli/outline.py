@@ -7,6 +7,7 @@ is answered from the syntax trees of the settings' dataclasses instead, in milli
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -175,9 +176,32 @@ def _fields(path: Path, kind: ast.ClassDef) -> Iterator[_Field]:
             yield from _fields(*parent)
     for node in kind.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            annotation = ast.unparse(node.annotation)
+            annotation = ast.unparse(_Spelled(path).visit(deepcopy(node.annotation)))
             if not annotation.startswith("ClassVar"):
                 yield _Field(name=node.target.id, kind=annotation, default=_default_of(node.value))
+
+
+class _Spelled(ast.NodeTransformer):
+    """An annotation with names of literals, such as `Target = Literal["merged", "gguf"]`, written out."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return _literal(self.path, node.id) or node
+
+
+def _literal(path: Path, name: str) -> ast.expr | None:
+    """The literal that `name` is in a file, followed through imports from this package."""
+    for node in _tree(path).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == [name]:
+            return node.value if ast.unparse(node.value).startswith("Literal[") else None
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("preftune"):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    other = _file_of(node.module or "")
+                    return _literal(other, alias.name) if other is not None else None
+    return None
 
 
 def _default_of(value: ast.expr | None) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from preftune.cli.early import check_runs, check_words
+from preftune.cli.early_names import check_bare_names
 from preftune.cli.names import ALIASES, ELSEWHERE, LOSS_NAMES, SWITCHED, nearest, unknown_setting
 from preftune.cli.outline import ROOT, Outline, Setting, objective_outlines, outline_of
 from preftune.errors import ConfigError, shown
@@ -22,6 +23,7 @@ POSITIONAL = {
     "compare": "data",
     "completion": "shell",
     "diagnose-data": "data",
+    "docs": "name",
     "eval": "model",
     "export": "run",
     "import-config": "file",
@@ -138,7 +140,9 @@ def _switched(key: str, equals: str, value: str, bare: bool, known: Mapping[str,
 def check_early(command: str, words: Sequence[str]) -> None:
     """Raises for a mistake in a value that shows without importing; `words` are those of `prepared`."""
     outline = outline_of(module_of(command))
-    if outline is not None:
+    if outline is None:
+        check_bare_names(command, words)
+    else:
         check_words(command, words, outline)
 
 

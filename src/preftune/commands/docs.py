@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 
 from rich.markdown import Markdown
 
-from preftune.cli.names import nearest
+from preftune.cli.early_names import page_of, page_paths
 from preftune.cli.output import make_console, print_json, print_line
 from preftune.cli.settings import parse_settings
-from preftune.errors import ConfigError, refuse_idle, shown
+from preftune.errors import refuse_idle, shown
 from preftune.terminal import clean_terminal
 from preftune.text import plural
 
@@ -38,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(DocsConfig, arguments, "preftune docs", positional="name")
     pages = read_pages()
     if settings.name is not None:
-        _print_page(page_name(settings.name, pages), pages, settings.json)
+        _print_page(page_of(settings.name, pages), pages, settings.json)
     elif settings.search is not None:
         _print_matches(settings.search, pages, settings.json)
     elif settings.json:
@@ -55,42 +53,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def read_pages() -> dict[str, str]:
-    """Name of each installed page -> its Markdown; the name is the path without `.md`."""
-    root = resources.files("preftune").joinpath("pages")
-    if not root.is_dir():  # a checkout on a system without symbolic links
-        raise ConfigError("The documentation is not installed", do="Read the folder docs of the repository")
-    return {
-        name: page.read_text(encoding="utf-8")
-        for name, page in sorted(_walk(root))
-        if not name.startswith("dev/")
-    }
-
-
-def _walk(folder: Traversable, prefix: str = "") -> list[tuple[str, Traversable]]:
-    pages = []
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            pages += _walk(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".md"):
-            pages.append((prefix + entry.name.removesuffix(".md"), entry))
-    return pages
-
-
-def page_name(text: str, pages: dict[str, str]) -> str:
-    """The full name of a page from its name, its last part, or a file name; a ConfigError if there is none."""
-    wanted = text.strip().lower().removeprefix("docs/").removesuffix(".md").replace("-", "_")
-    last_parts: dict[str, str] = {}
-    for name in pages:  # a page outside of a folder wins over one of the same name inside
-        last_parts.setdefault(name.rpartition("/")[2].replace("-", "_"), name)
-    full_names = {name.replace("-", "_"): name for name in pages}
-    names = last_parts | full_names
-    if wanted not in names:
-        near = nearest(wanted, names, 0.5)
-        raise ConfigError(
-            f"There is no page {shown(text)}",
-            do=f"Did you mean preftune docs {names[near]}?" if near else "preftune docs lists the pages",
-        )
-    return names[wanted]
+    """Name of each installed page -> its Markdown."""
+    return {name: path.read_text(encoding="utf-8") for name, path in page_paths().items()}
 
 
 def title(text: str) -> str:

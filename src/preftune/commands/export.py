@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,13 @@ from preftune.train.runlog import RunFolder, check_output
 
 Target = Literal["merged", "adapter", "gguf", "ollama", "hub"]
 _TOLERANCE = {"f32": 1e-3, "f16": 0.05, "bf16": 0.5}  # nats, of the largest difference of a log-probability
+_TRIALS = {
+    "merged": "preftune chat {0}",
+    "adapter": "preftune chat {0}",
+    "gguf": "llama-cli -m {0}/model.gguf",
+    "ollama": "ollama create NAME -f {0}/Modelfile",
+}
+"""Target -> the command that uses what was written."""
 _PROBE = "The capital of France is"
 
 
@@ -350,5 +358,7 @@ def run(arguments: Sequence[str]) -> int:
         lines.append(
             f"check  log-probabilities differ by at most {result.largest_difference:.2g} nats; {same} greedy text"
         )
+    if settings.to in _TRIALS:
+        lines.append(f"try it  {_TRIALS[settings.to].format(shlex.quote(result.output))}")
     print(clean_terminal("\n".join(lines)))
     return 0

@@ -4,6 +4,7 @@ order within a time budget, and writes one page.
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -187,7 +188,7 @@ def run_start(config: StartConfig, report: Reporter) -> dict[str, Any]:
         "data": config.data,
         "model": config.model,
         "verdict": verdict(found),
-        "next": next_commands(config, found, str(run.final), best["method"]),
+        "next": next_commands(config, found, str(run.folder)),
         "diagnosis": diagnosis["findings"],
         "advice": reasons,
         "race": {"plan": asdict(plan), "places": race["places"], "page": f"race/{COMPARISON_PAGE}"},
@@ -207,7 +208,8 @@ def run_start(config: StartConfig, report: Reporter) -> dict[str, Any]:
 
 
 def diagnosed(config: StartConfig, report: Reporter) -> Mapping[str, Any]:
-    settings = DiagnoseDataConfig(data=config.data)
+    rows = replace(config.rows, bad_rows="skip", soft_label_temperature=None)
+    settings = DiagnoseDataConfig(data=config.data, rows=rows)
     found = diagnose_data(settings, report)
     if not found.num_pairs:
         raise DataError(
@@ -342,12 +344,13 @@ def _percent(share: Interval) -> str:
     return f"{share.mean:.0%} (95% interval {share.low:.0%} to {share.high:.0%})"
 
 
-def next_commands(config: StartConfig, found: PairEvaluation, final: str, method: str) -> list[str]:
+def next_commands(config: StartConfig, found: PairEvaluation, folder: str) -> list[str]:
+    """A chat with both models, and the run again with its own settings but without its time budget."""
     good = found.intervals["rewards/accuracies"].low > 0.5
-    again = f"preftune train --data {config.data} --objective '{method}' --model {config.model}"
-    chat = f"preftune chat {final} --compare {config.model}"
-    rate = f"--learning_rate {config.rate:g}"
-    return [chat, f"{again} {rate} --epochs 3 --output runs/longer"][:: 1 if good else -1]
+    chat = f"preftune chat {shlex.quote(folder)} --compare {shlex.quote(config.model)}"
+    settings = shlex.quote(str(Path(folder) / "config.yaml"))
+    again = f"preftune train --config {settings} --max_minutes null --epochs 3 --output runs/longer"
+    return [chat, again][:: 1 if good else -1]
 
 
 def start_page(content: Mapping[str, Any], found: PairEvaluation) -> str:

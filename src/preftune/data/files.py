@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase, BufferedReader
+from itertools import chain
 from pathlib import Path
 
 from preftune.data.arrow_files import arrow_values
@@ -83,7 +84,7 @@ def _text_rows(file: BufferedIOBase, name: str, suffix: str, split: str | None) 
     if suffix == ".jsonl":
         yield from _json_lines(file, name)
     elif suffix in (".csv", ".tsv"):
-        yield from _csv_rows(file, name, "\t" if suffix == ".tsv" else ",")
+        yield from _csv_rows(file, name, tabs=suffix == ".tsv")
     else:
         yield from _json_rows(file, name, split)
 
@@ -170,7 +171,12 @@ def _json_rows(file: BufferedIOBase, name: str, split: str | None) -> Iterator[R
 # --- tables ---
 
 
-def _csv_rows(file: BufferedIOBase, name: str, between: str) -> Iterator[RawRow]:
+def _separator(header: str) -> str:
+    """The comma, or what stands in a header without commas: spreadsheets of many languages write semicolons."""
+    return "," if "," in header else next((sign for sign in ";\t" if sign in header), ",")
+
+
+def _csv_rows(file: BufferedIOBase, name: str, *, tabs: bool) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_LINE_BYTES)  # the module's own limit of 128 KiB is less than a long dialogue
     faults: list[DataError] = []  # of the lines that the reader has taken since the last row
 
@@ -184,8 +190,9 @@ def _csv_rows(file: BufferedIOBase, name: str, between: str) -> Iterator[RawRow]
                 text = "" if isinstance(line, DataError) else line.decode("utf-8", errors="replace")
             yield text
 
-    header, number = None, 0
-    reader = csv.reader(texts(), strict=True, delimiter=between)
+    header, number, lines = None, 0, texts()
+    first = next(lines, "")
+    reader = csv.reader(chain([first], lines), strict=True, delimiter="\t" if tabs else _separator(first))
     try:
         for cells in reader:
             if header is None:

@@ -4,6 +4,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,7 +13,14 @@ import torch
 import transformers
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    modeling_gguf_pytorch_utils,
+)
 
 from preftune.errors import ConfigError, ModelError
 from preftune.model.attention_segments import with_fitting_attention
@@ -35,6 +43,7 @@ class LoadOptions:
 def quiet_transformers() -> None:
     """Progress bars and notices of the libraries would break ours up."""
     transformers.utils.logging.disable_progress_bar()
+    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)  # which does not heed the line above
     transformers.utils.logging.set_verbosity_error()
 
 
