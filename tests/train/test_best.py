@@ -125,6 +125,16 @@ def test_patience_counts_evaluations_without_a_better_one(tmp_path):
     assert not (tmp_path / "best").exists()
 
 
+@pytest.mark.parametrize(("patience", "words"), [(1, "1 evaluation"), (2, "2 evaluations")])
+def test_the_last_line_counts_the_evaluations(patience, words, tmp_path):
+    best = keeper(tmp_path / "best", patience=patience)
+    for step in range(patience + 1):
+        best.see(step, {"reward": 1.0 - step}, Weights(float(step)))
+    assert (
+        best.line == f"kept the weights of step 0: held-out reward 1.0000, and {words} brought nothing better"
+    )
+
+
 def test_the_file_that_a_checkpoint_needs_stays(tmp_path):
     best = keeper(tmp_path / "best", sign=-1)
     best.see(0, {"reward": 3.0}, Weights(0.0))

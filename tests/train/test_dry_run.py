@@ -52,7 +52,7 @@ def test_memory_is_that_of_the_process(counter, monkeypatch, tmp_path):
 def test_a_forecast_of_pairs(settings, tiny_folder, pairs_file, tmp_path):
     config = tiny_config(tiny_folder, pairs_file, tmp_path / "run", **settings)
     found = dry_run(config, Reporter(quiet=True), ALONE)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
     run = train(config, quiet=True)
     rows = [row for row in metric_rows(run.folder) if row["phase"] == "train"]
     assert found.num_steps == len(rows)
@@ -67,7 +67,7 @@ def test_a_forecast_of_pairs(settings, tiny_folder, pairs_file, tmp_path):
     assert 0 < found.mfu < 1.5 and found.step_seconds > 0
 
 
-def test_the_weights_do_not_move(tiny_folder, pairs_file, tmp_path, capsys):
+def test_the_weights_do_not_move(tiny_folder, pairs_file, tmp_path, capsys, monkeypatch):
     before = load_model(str(tiny_folder), LoadOptions()).state_dict()
     words = [
         "--model",
@@ -82,7 +82,9 @@ def test_the_weights_do_not_move(tiny_folder, pairs_file, tmp_path, capsys):
     assert main(["train", *words, "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["num_steps"] == 2 and found["device"] == "cpu"
-    assert main(["train", *words, "--dry-run"]) == 0
+    monkeypatch.chdir(tmp_path)
+    without_output = [word for word in words if word not in ("--output", str(tmp_path / "run"))]
+    assert main(["train", *without_output, "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "memory" in told and "total" in told and "2 steps" in told
     after = load_model(str(tiny_folder), LoadOptions()).state_dict()

@@ -65,10 +65,12 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
         if name in MODEL_SETTINGS:
             _check_model(value)
     complete = any(word.partition("=")[0] in ("--config", "--resume", "--print_config") for word in words)
+    rehearses = command == "train" and not {"--dry-run", "--dry_run"}.isdisjoint(words)
+    needless = {*given, *(["output"] if rehearses else [])}  # a dry run writes nothing
     missing = [
         one.name
         for one in outline.settings
-        if one.default is None and one.name not in given and one.kind != "list[str]"
+        if one.default is None and one.name not in needless and one.kind != "list[str]"
     ]
     if not complete:
         _check_together(command, given)

@@ -46,6 +46,8 @@ def run(arguments: Sequence[str]) -> int:
             return _resume_reward_model(folder, options, as_json)
         start = partial(resume, **options)
     else:
+        if rehearses and not any(word.partition("=")[0] == "--output" for word in words):
+            words = [*words, "--output", "runs/dry-run"]  # a dry run writes nothing
         settings = parse_training(words, "preftune train")
         start = resume if _begun(settings.output) == settings else train
     with together(settings.process_minutes) as processes:

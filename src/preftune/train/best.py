@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from preftune.errors import ConfigError, StorageError, storage_error
 from preftune.model.shard import full_tensors, like
+from preftune.text import plural
 from preftune.train.processes import Processes
 
 _LOWER = ("loss", "kl", "no_reward")
@@ -155,5 +156,5 @@ class BestWeights:
     @property
     def line(self) -> str:
         """For a person, at the end."""
-        why = f", and {self.stale} evaluations brought nothing better" if self.exhausted else ""
+        why = f", and {plural(self.stale, 'evaluation')} brought nothing better" if self.exhausted else ""
         return f"kept the weights of step {self.step}: held-out {self.metric.name} {self.value:.4f}{why}"
