@@ -8,6 +8,7 @@ import torch
 from preftune.errors import ConfigError, ModelError
 from preftune.model import attention_varlen
 from preftune.model.attention_choice import candidates
+from preftune.model.attention_proof import prove_kernel
 from preftune.model.attention_segments import SEGMENTS
 from preftune.model.attention_varlen import VARLEN, one_by_one
 from preftune.model.layout import LayoutOptions
@@ -44,9 +45,37 @@ def test_a_function_that_changes_the_model_is_not_taken(monkeypatch):
     monkeypatch.setattr(attention_varlen, "one_by_one", lambda *given: 1.3 * one_by_one(*given))
     (rows, told), attention = chosen("llama")
     assert (rows, attention) == ("flat", SEGMENTS)
-    assert "not varlen: it changes hidden states or gradients" in told
+    assert "not varlen: its kernel changes values or gradients" in told
     with pytest.raises(ModelError, match=r"layout\.attention varlen cannot be used for this model"):
         chosen("llama", attention="varlen")
+
+
+class _WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states):
+        return states.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 1.5 * gradient
+
+
+FAULTS = {
+    "a sequence too early": lambda out: out.roll(1, dims=0),
+    "a gradient too large": _WrongGradient.apply,
+    "bf16 alone": lambda out: out if out.dtype == torch.float32 else out + 0.1,
+    "not a number": lambda out: out if out.dtype == torch.float32 else out * torch.nan,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["llama", "qwen3_sliding"])
+def test_the_kernel_is_checked_by_itself(fault, name, monkeypatch):
+    config = tiny_model(name).config
+    assert prove_kernel(config, VARLEN, CPU, True) == prove_kernel(config, VARLEN, CPU, False) == ""
+    monkeypatch.setattr(attention_varlen, "one_by_one", lambda *given: FAULTS[fault](one_by_one(*given)))
+    assert prove_kernel(config, VARLEN, CPU, True)
+    assert "its kernel does not run (RuntimeError" in prove_kernel(config, VARLEN, torch.device("meta"), True)
 
 
 def test_models_without_packed_rows_get_neither():

@@ -23,6 +23,7 @@ CONFIG = {
         "git": "9346766",
         "device": "cpu",
         "num_parameters": 134515008,
+        "layout": {"rows": "flat", "attention": "segments", "reason": ""},
     },
 }
 PROMPTS = [

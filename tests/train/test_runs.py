@@ -94,6 +94,8 @@ def test_the_run_folder_holds_everything(tiny_folder, pairs_file, tmp_path):
         "git",
         "device",
     }
+    layout = yaml.safe_load((result.folder / "config.yaml").read_text())["environment"]["layout"]
+    assert layout.items() >= {"rows": "flat", "attention": "segments", "num_key_value_heads": 2}.items()
     rows = metric_rows(result.folder)
     assert [(row["step"], row["phase"]) for row in rows] == [
         (0, "eval"),

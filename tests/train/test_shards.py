@@ -6,18 +6,20 @@ torchrun is started once for all runs, and once for those that go on from a chec
 import json
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from preftune.cli.main import main
 from preftune.errors import ConfigError
 from preftune.model.shard import ShardOptions
 from tests.folders import same_bits, weights_of
 from tests.train.likeness import COMMON, same, write_files
-from tests.train.together import run_all, torchrun
+from tests.train.together import COMMAND, environment, run_all, torchrun
 
 SAMPLES = (
     "--data pairs.jsonl --source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"
@@ -117,6 +119,26 @@ def test_a_run_in_shards_goes_on_with_any_number_of_processes(folder, monkeypatc
     assert same_bits(weights_of(copies["adapters"] / "final"), weights_of(folder / "adapter-two" / "final"))
     for copy in ("two-one", "one-two", "two-replicas"):
         same(one, folder / copy)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_first_process_reads_the_weights(tied, tmp_path):
+    """The other one gets the same bits, and holds its half and one layer."""
+    sizes = dict(vocab_size=512, hidden_size=512, intermediate_size=2048, num_hidden_layers=12)
+    heads = dict(num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=tied)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    model.save_pretrained(tmp_path / "model")
+    script = Path(__file__).with_name("loading.py")
+    done = subprocess.run(
+        [*COMMAND, "2", str(script), "model"], cwd=tmp_path, capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+    assert (first["arrives_on"], second["arrives_on"]) == (["cpu"], ["meta"])
+    assert first["same"] and second["same"] and first["tied"] == second["tied"] == tied
+    assert first["count"] == second["count"] > 100
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert first["peak_bytes"] - second["peak_bytes"] > 0.2 * weights
 
 
 DYING = """

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from preftune.errors import ModelError
 from preftune.model.attention_blocks import FLEX
-from preftune.model.attention_proof import prove_attention
+from preftune.model.attention_proof import prove_attention, prove_kernel
 from preftune.model.attention_varlen import VARLEN, unavailable
+from preftune.model.device import available
 from preftune.model.layout import LayoutOptions, Sharing
 
 ON_GPU = ("varlen", "flex")
@@ -60,7 +61,11 @@ def choose_attention(
     for one in candidates(model, sharing, is_low, device):
         if options.attention not in ("auto", one.label):
             continue
-        refusal = one.refusal or prove_attention(model, one.function, one.rows, precision)
+        refusal = one.refusal
+        if not refusal and one.rows == "flat":  # on the device, where a model in shards is not yet
+            where = device if device.type in available() else model.device
+            refusal = prove_kernel(model.config.get_text_config(), one.function, where, is_low)
+        refusal = refusal or prove_attention(model, one.function, one.rows, precision)
         if not refusal:
             return one.rows, "; ".join([f"{one.label} attention", *refused])
         if options.attention == one.label:

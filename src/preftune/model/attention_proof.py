@@ -1,13 +1,16 @@
 """Proof that an attention function computes what a model's plain attention computes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from preftune.model.attention_masks import set_attention
+from preftune.model.attention_masks import layer_types, set_attention
+from preftune.model.attention_segments import SEGMENTS
 from preftune.model.kernels.likeness import no_further, row_errors
 from preftune.model.kernels.widen import in_fp32
 from preftune.model.layout import LayoutOptions, Sharing, collate
@@ -55,10 +58,58 @@ def prove_attention(
                 return told
     except Exception as failure:  # a compiler for kernels runs here, which can fail in any way
         set_attention(model, plain)
-        told = " ".join(str(failure).split())[:160]
-        return f"it does not run ({type(failure).__name__}: {told})"
+        return f"it does not run ({_in_short(failure)})"
     set_attention(model, name)
     return ""
+
+
+def _in_short(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {' '.join(str(failure).split())[:160]}"
+
+
+_SEGMENTS = ((120, 69, 49), (7, 5), (1, 3, 130))
+"""Lengths of prompts, each with those of its completions, in the row of `prove_kernel`."""
+
+
+def prove_kernel(config: Any, name: str, device: torch.device, is_low: bool) -> str:
+    """ "" if the attention function of flat rows computes on random queries, keys and values of the model's heads,
+    on this device, what `segments` compute; else why not. Values and gradients, as in `prove_attention`.
+    """
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    draw, length = torch.Generator().manual_seed(0), sum(map(sum, _SEGMENTS))
+    drawn = [torch.randn(1, n, length, size, generator=draw) for n in (heads, key_heads, key_heads, heads)]
+    inputs = [states.to(device, torch.bfloat16) for states in drawn]
+    windowed = "sliding_attention" in layer_types(config)
+    try:
+        for window in {0, int(config.sliding_window) if windowed else 0}:
+            told = _kernels_compared(inputs, name, torch.tensor(window).view(1, 1, 1, 1), is_low)
+            if told:
+                return told
+    except Exception as failure:  # kernels can fail in any way
+        return f"its kernel does not run ({_in_short(failure)})"
+    return ""
+
+
+def _kernels_compared(inputs: Sequence[Tensor], name: str, window: Tensor, is_low: bool) -> str:
+    """What is wrong with the function, for one window."""
+
+    def computed(function: str, dtype: torch.dtype) -> list[Tensor]:
+        states = [one.to(dtype).requires_grad_() for one in inputs[:3]]
+        attend = ALL_ATTENTION_FUNCTIONS[function]
+        with torch.enable_grad():
+            out = attend(nn.Identity(), *states, window, preftune_segments=_SEGMENTS)[0]
+            weight = inputs[3].to(dtype).transpose(1, 2)
+            return [out.detach(), *torch.autograd.grad((out * weight).sum(), states)]
+
+    truth, found = computed(SEGMENTS, torch.float32), computed(name, torch.float32)
+    apart = max(float(row_errors(one, right).max()) for one, right in zip(found, truth, strict=True))
+    if not apart < _APART[0]:
+        return f"its kernel changes values or gradients (by {apart:.1g} relative)"
+    if not is_low:
+        return ""
+    return no_further(computed(name, torch.bfloat16), computed(SEGMENTS, torch.bfloat16), truth)
 
 
 def _compared(

@@ -138,10 +138,12 @@ def cut_up(
     )
     where = CPUOffloadPolicy() if options.offload else OffloadPolicy()
     for layer in layers_of(model):
+        _receive(layer, device)
         plain = policy if low else MixedPrecisionPolicy()
         fully_shard(
             layer, mesh=mesh, reshard_after_forward=options.reshard, mp_policy=plain, offload_policy=where
         )
+    _receive(root, device)
     fully_shard(root, mesh=mesh, reshard_after_forward=True, offload_policy=where)
     shards = Shards(root=root, device=device, reshard=options.reshard)
     for unit in shards._units():  # gradients are sums: the loss is divided by the weight of the whole step
@@ -151,6 +153,22 @@ def cut_up(
     # the same tensors.
     cast(FSDPModule, root).set_reduce_scatter_unused_params(True)
     return shards
+
+
+@torch.no_grad()
+def _receive(unit: nn.Module, device: torch.device) -> None:
+    """Get the weights of a unit that no process has cut up yet from the first process, by all processes. The
+    others held them on the meta device: none ever holds more than a unit whole.
+    """
+    for parameter in [p for p in unit.parameters() if not isinstance(p, DTensor)]:
+        # NCCL sends from GPUs alone. Bytes: gloo does not know all types.
+        sent = torch.empty_like(parameter, device=device)
+        if dist.get_rank() == 0:
+            sent.copy_(parameter)
+        dist.broadcast(sent.view(-1).view(torch.uint8), src=0)
+        if parameter.is_meta:
+            whole = nn.Parameter(sent, requires_grad=parameter.requires_grad)
+            torch.utils.swap_tensors(parameter, whole)
 
 
 def full_tensors(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:

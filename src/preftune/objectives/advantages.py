@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from preftune.objectives.base import PICKED_ON, num_tokens
 from preftune.objectives.groupwise import group_index, group_max, group_sum
 from preftune.types import Float, Int, Rewards
 
@@ -57,11 +58,9 @@ def group_size(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " 
 # --- token by token ---
 
 
-def at_last_token(
-    reward: Float[Tensor, " C"], lengths: Int[Tensor, " C"], total: int | None = None
-) -> Float[Tensor, " N"]:
-    """The reward of a completion at its last token, 0 at the others, which are `total` tokens."""
-    rewards = reward.new_zeros(int(lengths.sum()) if total is None else total)
+def at_last_token(reward: Float[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " N"]:
+    """The reward of a completion at its last token, 0 at the others."""
+    rewards = reward.new_zeros(num_tokens(lengths))
     rewards[lengths.cumsum(0) - 1] = reward
     return rewards
 
@@ -81,7 +80,7 @@ def gae(
     arXiv
     1506.02438, equations 11 and 16.
     """
-    way = gae_in_order if rewards.device.type == "cpu" else gae_by_doubling
+    way = gae_in_order if rewards.device.type in PICKED_ON else gae_by_doubling
     return way(rewards, values, lengths, gamma, lam)
 
 

@@ -1,11 +1,12 @@
 """What an objective is, and the few sums that all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from preftune.objectives.checks import check_fields
 from preftune.objectives.learning_rates import LearningRates, our_rate
@@ -183,11 +184,32 @@ def mean_tokens(values: Float[Tensor, " N"], lengths: Int[Tensor, " C"]) -> Floa
     return sum_tokens(values, lengths) / lengths
 
 
+_TOKENS = WeakTensorKeyDictionary()
+
+
+def num_tokens(lengths: Int[Tensor, " C"]) -> int:
+    """sum of the lengths, fetched from the device once for a tensor, or never after `note_tokens`."""
+    if lengths not in _TOKENS:
+        _TOKENS[lengths] = int(lengths.sum())
+    return _TOKENS[lengths]
+
+
+def note_tokens(lengths: Int[Tensor, " C"], total: int) -> Int[Tensor, " C"]:
+    """The lengths, whose sum `num_tokens` knows from now on."""
+    _TOKENS[lengths] = total
+    return lengths
+
+
+def join_lengths(parts: Sequence[Int[Tensor, " _"]]) -> Int[Tensor, " C"]:
+    """The lengths of several pieces; their sum is known if those of all pieces are."""
+    return note_tokens(torch.cat([*parts]), sum(map(num_tokens, parts)))
+
+
 def per_token(
-    values: Float[Tensor, " C"], lengths: Int[Tensor, " C"], total: int | None = None
-) -> Float[Tensor, " N"]:
-    """A completion's value, at each of its tokens. A known `total` number of tokens spares a wait for a GPU."""
-    return torch.repeat_interleave(values, lengths, output_size=total)
+    values: Float[Tensor, " C"] | Int[Tensor, " C"], lengths: Int[Tensor, " C"]
+) -> Float[Tensor, " N"] | Int[Tensor, " N"]:
+    """A completion's value, at each of its tokens."""
+    return torch.repeat_interleave(values, lengths, output_size=num_tokens(lengths))
 
 
 def reference(scores: TokenScores) -> Float[Tensor, " N"]:

@@ -12,7 +12,7 @@ from preftune.objectives.groupwise import group_index, group_losses, group_max, 
 from preftune.objectives.kinds import GroupObjective
 from preftune.objectives.learning_rates import rates_of
 from preftune.objectives.pairwise import NLLScale
-from preftune.types import Float, Losses, Rewards, TokenScores
+from preftune.types import Entries, Float, Losses, Rewards, TokenScores
 
 Negatives = Literal["sum", "mean", "worst"]
 
@@ -62,7 +62,7 @@ class BestOfN(GroupObjective):
         share = self._negative_share(best, signal)
         negative = group_sum(share * pushed * likelihood, signal)
         losses = group_losses(self.negative_weight * negative - best_likelihood, scores, signal, likelihood)
-        kept = pushed[share > 0].to(likelihood.dtype)
+        kept = Entries(values=pushed.to(likelihood.dtype), counted=share > 0)
         return Losses(
             per_unit=losses.per_unit,
             weight=losses.weight,

@@ -112,7 +112,7 @@ def _weight_metrics(
     weight: Float[Tensor, " N"], lengths: Int[Tensor, " C"], signal: Labels
 ) -> dict[str, Entries]:
     """Mean feedback weight per token, in [0, 1], on each side: 1 is the full push of likelihood, 0 is none."""
-    label = per_token(signal.label.to(weight.dtype), lengths, len(weight))
+    label = per_token(signal.label.to(weight.dtype), lengths)
     return {
         "bnf/weight_chosen": Entries(values=weight, counted=label > 0),
         "bnf/weight_rejected": Entries(values=weight, counted=label < 0),

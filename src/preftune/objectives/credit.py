@@ -7,7 +7,7 @@ completion's reward; what is left of that, the outcome, is received at the last 
 import torch
 
 from preftune.objectives.advantages import at_last_token
-from preftune.objectives.base import per_token, sum_tokens
+from preftune.objectives.base import num_tokens, per_token, sum_tokens
 from preftune.objectives.groupwise import group_index
 from preftune.types import Float, Int, Rewards
 
@@ -15,7 +15,7 @@ from preftune.types import Float, Int, Rewards
 def step_rewards(signal: Rewards, lengths: Int[torch.Tensor, " C"]) -> Float[torch.Tensor, " N"]:
     """What each token receives for the step that it ends; 0 where none ends."""
     if signal.step is None:
-        return signal.reward.new_zeros(int(lengths.sum()))
+        return signal.reward.new_zeros(num_tokens(lengths))
     return signal.step.to(signal.reward.dtype).nan_to_num(nan=0.0)
 
 
@@ -26,14 +26,10 @@ def outcome_reward(signal: Rewards, lengths: Int[torch.Tensor, " C"]) -> Float[t
     return signal.reward - sum_tokens(step_rewards(signal, lengths), lengths)
 
 
-def received(
-    signal: Rewards, lengths: Int[torch.Tensor, " C"], count: int | None = None
-) -> Float[torch.Tensor, " N"]:
-    """The reward that each token receives: that of the step which it ends, and the outcome at the last. `count` is
-    the number of tokens, where it is known.
-    """
+def received(signal: Rewards, lengths: Int[torch.Tensor, " C"]) -> Float[torch.Tensor, " N"]:
+    """The reward that each token receives: that of the step which it ends, and the outcome at the last."""
     if signal.step is None:
-        return at_last_token(signal.reward, lengths, count)
+        return at_last_token(signal.reward, lengths)
     return at_last_token(outcome_reward(signal, lengths), lengths) + step_rewards(signal, lengths)
 
 
@@ -53,7 +49,7 @@ def own_step(signal: Rewards, lengths: Int[torch.Tensor, " C"]) -> Float[torch.T
     places, count = torch.arange(len(steps), device=steps.device), len(steps)
     ends = torch.where(signal.step.isnan(), count, places)
     following = ends.flip(0).cummin(0).values.flip(0)
-    stops = lengths.cumsum(0).repeat_interleave(lengths)
+    stops = per_token(lengths.cumsum(0), lengths)
     return torch.where(following < stops, steps[following.clamp(max=count - 1)], 0.0)
 
 
@@ -68,7 +64,7 @@ def standardized_steps(
         return found
     index, num_groups = group_index(signal)
     at = torch.nonzero(~signal.step.isnan()).squeeze(1)
-    group, rewards = index.repeat_interleave(lengths)[at], found[at]
+    group, rewards = per_token(index, lengths)[at], found[at]
     zeros = rewards.new_zeros(num_groups)
     size = zeros.index_add(0, group, torch.ones_like(rewards)).clamp(min=1)
     best = rewards.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, rewards, "amax")

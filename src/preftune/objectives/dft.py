@@ -21,7 +21,7 @@ from preftune.objectives.coupling import check_state, step_scores
 from preftune.objectives.groupwise import group_metrics, group_sum, reward_softmax
 from preftune.objectives.kinds import RewardObjective
 from preftune.objectives.learning_rates import rates_of
-from preftune.types import Coupling, Float, Int, Losses, Rewards, StepView, TokenScores
+from preftune.types import Coupling, Entries, Float, Int, Losses, Rewards, StepView, TokenScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ class DFT(Coupled, RewardObjective):
             per_unit=others - wanted,
             weight=self.weights(scores.lengths, signal).to(score.dtype),
             metrics=group_metrics(scores, signal, score / self.tau)
-            | {"dft/u": found["u"][sampled], "dft/weight": found["weight"][sampled]},
+            | {f"dft/{name}": Entries(values=found[name], counted=sampled) for name in ("u", "weight")},
         )
 
     def _score(self, scores: TokenScores) -> Float[Tensor, " C"]:

@@ -68,7 +68,7 @@ class GRPO(CompletionObjective):
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         outcome = outcome_reward(signal, scores.lengths).to(scores.logp.dtype)
         advantage = standardized(outcome, signal, self.eps)
-        each = per_token(advantage, scores.lengths, len(scores.logp))
+        each = per_token(advantage, scores.lengths)
         if signal.step is not None:
             steps = standardized_steps(signal, scores.lengths, self.eps).to(each.dtype)
             advantage = each = each + reward_to_go(steps, scores.lengths, 1.0)
@@ -110,7 +110,7 @@ class DrGRPO(CompletionObjective):
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = centred(signal.reward.to(scores.logp.dtype), signal)
         loss, ratios = clipped_losses(
-            token_ratio(scores), per_token(advantage, scores.lengths, len(scores.logp)), self.clip, self.clip
+            token_ratio(scores), per_token(advantage, scores.lengths), self.clip, self.clip
         )
         per_unit, weight = (
             sum_tokens(loss, scores.lengths) / self.max_tokens,
@@ -156,10 +156,7 @@ class DAPO(RewardObjective):
     def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
         advantage = standardized(signal.reward.to(scores.logp.dtype), signal, self.eps)
         per_unit, ratios = clipped_losses(
-            token_ratio(scores),
-            per_token(advantage, scores.lengths, len(scores.logp)),
-            self.clip_low,
-            self.clip_high,
+            token_ratio(scores), per_token(advantage, scores.lengths), self.clip_low, self.clip_high
         )
         weight = self.weights(scores.lengths, signal)
         return policy_losses(per_unit, weight, scores, signal, advantage=advantage, extra=ratios)

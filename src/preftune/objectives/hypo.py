@@ -10,7 +10,7 @@ from preftune.objectives.checks import not_negative, positive
 from preftune.objectives.learning_rates import our_rate
 from preftune.objectives.links import logistic
 from preftune.objectives.pairwise import pair_margin, pairs_of
-from preftune.types import Bool, Coupling, Float, Hybrid, Int, Losses, StepView, TokenScores
+from preftune.types import Bool, Coupling, Entries, Float, Hybrid, Int, Losses, StepView, TokenScores
 
 POLICY = 1  # of Hybrid.source
 
@@ -84,7 +84,8 @@ class HyPO(Coupled, Objective):
         return Losses(
             per_unit=scale["pair"] * preference + self.kl_weight * scale["sample"] * penalty,
             weight=self.weights(scores.lengths, signal).to(ratio.dtype),
-            metrics=score_metrics(scores, pairs, rewards) | {"hypo/kl": ratio.detach()[is_sample]},
+            metrics=score_metrics(scores, pairs, rewards)
+            | {"hypo/kl": Entries(values=ratio.detach(), counted=is_sample)},
         )
 
 
@@ -94,8 +95,6 @@ def _others_mean(
     """Mean of the other samples of the same prompt; 0 where there is none. It has a gradient: summed over the
     samples of a prompt, that of h (h - b) / 2 is h - b for each.
     """
-    _, index = torch.unique(signal.group, return_inverse=True)
-    sample = is_sample.to(ratio.dtype)
-    total = torch.zeros_like(ratio).index_add(0, index, ratio * sample)
-    count = torch.zeros_like(ratio).index_add(0, index, sample)
-    return (total[index] - ratio) / (count[index] - 1).clamp(min=1) * (count[index] > 1)
+    together = (signal.group[:, None] == signal.group).to(ratio.dtype) * is_sample
+    total, count = together @ ratio, together.sum(1)
+    return (total - ratio) / (count - 1).clamp(min=1) * (count > 1)

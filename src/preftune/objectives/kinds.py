@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preftune.objectives.base import Objective, Opponent
+from preftune.objectives.base import Objective, Opponent, num_tokens
 from preftune.objectives.groupwise import all_pairs, comparable_groups, group_weights
 from preftune.objectives.labelwise import label_weights
 from preftune.objectives.pairwise import pair_weights
@@ -82,7 +82,7 @@ class TokenObjective(RewardObjective):
     """One unit per token of a completion of a group."""
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " N"]:
-        return _ones(int(lengths.sum()), lengths)
+        return _ones(num_tokens(lengths), lengths)
 
 
 def _ones(count: int, like: Tensor) -> Float[Tensor, " U"]:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from preftune.objectives.base import log_ratio, mean_log_ratio, reference, sum_tokens
+from preftune.objectives.base import log_ratio, mean_log_ratio, reference
 from preftune.objectives.checks import between, not_negative, positive
 from preftune.objectives.kinds import PairObjective
 from preftune.objectives.learning_rates import rates_of
@@ -86,11 +87,11 @@ def _damped_sum(
 
     A completion may be picked by several pairs, each with a separate shared length.
     """
-    starts, counts = (lengths.cumsum(0) - lengths)[picked], lengths[picked]
-    pair = torch.repeat_interleave(counts)  # of each picked token: which pair
-    position = torch.arange(len(pair), device=lengths.device) - (counts.cumsum(0) - counts)[pair]
-    weight = torch.where(position < shared[pair], 1.0, alpha).to(values.dtype)
-    return sum_tokens(weight * values[starts[pair] + position], counts)
+    starts = (lengths.cumsum(0) - lengths)[picked]
+    exact = values if values.device.type == "mps" else values.double()
+    before = pad(exact.cumsum(0), (1, 0))  # the sum before each token
+    first, whole = (before[starts + count] - before[starts] for count in (shared, lengths[picked]))
+    return (first + alpha * (whole - first)).to(values.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

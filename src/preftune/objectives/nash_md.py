@@ -9,7 +9,7 @@ from preftune.objectives.checks import not_negative
 from preftune.objectives.groupwise import group_metrics
 from preftune.objectives.kinds import CompletionObjective
 from preftune.objectives.learning_rates import rates_of
-from preftune.types import Float, Losses, Rewards, TokenScores
+from preftune.types import Entries, Float, Losses, Rewards, TokenScores
 
 
 def win_rate_losses(
@@ -28,7 +28,10 @@ def win_rate_losses(
         per_unit=-advantage * sum_tokens(scores.logp, scores.lengths),
         weight=weight,
         metrics=group_metrics(scores, signal, rewards)
-        | {"win_rate": win_rate[counted], "advantage": advantage[counted]},
+        | {
+            "win_rate": Entries(values=win_rate, counted=counted),
+            "advantage": Entries(values=advantage, counted=counted),
+        },
     )
 
 

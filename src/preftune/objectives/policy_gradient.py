@@ -26,7 +26,7 @@ def penalized_token_rewards(
     Numbers of the sample alone: they stay as they are while the policy takes steps on it. Scores only if beta
     > 0.
     """
-    rewards = received(signal, lengths, None if scores is None else len(scores.logp))
+    rewards = received(signal, lengths)
     if scores is None or beta == 0:
         return rewards
     return rewards.to(scores.logp.dtype) - beta * kl_estimate("k1", behaviour(scores) - reference(scores))

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from preftune.objectives.base import mean_tokens, per_token, sum_tokens
+from preftune.objectives.base import mean_tokens, num_tokens, per_token, sum_tokens
 from preftune.objectives.checks import positive
 from preftune.objectives.groupwise import group_metrics
 from preftune.objectives.kinds import RewardObjective
@@ -41,7 +41,7 @@ class RWR(RewardObjective):
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Rewards) -> Float[Tensor, " U"]:
         """One per token, or per completion."""
-        num_units = int(lengths.sum()) if self.reduction == "token_mean" else len(lengths)
+        num_units = num_tokens(lengths) if self.reduction == "token_mean" else len(lengths)
         return torch.ones(num_units, dtype=torch.get_default_dtype(), device=lengths.device)
 
     @property
@@ -52,7 +52,7 @@ class RWR(RewardObjective):
         exponent = (signal.reward / self.temperature).clamp(max=math.log(self.max_weight))
         reward_weight = exponent.exp().to(scores.logp.dtype)
         if self.reduction == "token_mean":
-            per_unit = -per_token(reward_weight, scores.lengths, len(scores.logp)) * scores.logp
+            per_unit = -per_token(reward_weight, scores.lengths) * scores.logp
         else:
             per_unit = -reward_weight * mean_tokens(scores.logp, scores.lengths)
         metrics = group_metrics(scores, signal, sum_tokens(scores.logp, scores.lengths))

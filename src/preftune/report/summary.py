@@ -252,8 +252,13 @@ def facts(run: RunFiles) -> tuple[tuple[str, str], ...]:
     num_parameters = run.environment.get("num_parameters")
     if isinstance(num_parameters, int):
         settings.append(("parameters", f"{num_parameters:,}"))
-    device = run.environment.get("device")
-    return tuple(settings) + ((("device", describe(device)),) if device is not None else ())
+    device, layout = run.environment.get("device"), run.environment.get("layout")
+    if device is not None:
+        settings.append(("device", describe(device)))
+    if isinstance(layout, Mapping) and {"rows", "attention"} <= layout.keys():
+        rows, attention = (describe(layout[name]) for name in ("rows", "attention"))
+        settings.append(("layout", f"{rows} rows, {attention} attention"))
+    return tuple(settings)
 
 
 def end_points(run: RunFiles) -> dict[str, Cell]:

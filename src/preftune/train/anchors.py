@@ -148,8 +148,12 @@ class AnchorBuilder:
         """A named model, or the policy itself as it starts, and the digest of its weights."""
         if name is None:
             return self.policy, self.models.start_digest
-        named = self._read(name)
-        digest = weights_digest(named.model)
+
+        def read() -> tuple[Policy, str]:
+            named = self._read(name)
+            return named, weights_digest(named.model)
+
+        named, digest = self.processes.models_from_main(read)
         return self._cut(named), digest
 
     def _read(self, name: str) -> Policy:
@@ -205,10 +209,14 @@ class AnchorBuilder:
         if name is not None:
             held, _ = self._model(name)
         elif self.processes.lockstep:  # shards cannot be copied
-            held = self._read(self.plan.model.model)
-            if follows and self.policy.peft_model is not None:
-                held = replace(held, peft_model=inject_lora(held.model, self.plan.model.lora))
-            held = self._cut(held)
+
+            def read() -> Policy:
+                read = self._read(self.plan.model.model)
+                if not follows or self.policy.peft_model is None:
+                    return read
+                return replace(read, peft_model=inject_lora(read.model, self.plan.model.lora))
+
+            held = self._cut(self.processes.models_from_main(read))
             if follows:
                 follow(held, self.policy, step=0, options=ReferenceOptions(update_every=1))
         else:

@@ -12,7 +12,7 @@ from preftune.model.layout import LayoutOptions, Sharing, batch_signal, collate,
 from preftune.model.policy import Policy, route, score, sent
 from preftune.model.reference import REFERENCE_SCORES
 from preftune.objectives import Objective, objective_name
-from preftune.objectives.base import couples_mismatched
+from preftune.objectives.base import couples_mismatched, note_tokens
 from preftune.train.anchors import Anchors, GroupLogps
 from preftune.train.onpolicy.correction import gradient_weights, weighted
 from preftune.train.processes import ALONE, Processes
@@ -60,7 +60,7 @@ def cut_step(
         pieces.append(
             MicroBatch(
                 content=PackedContent(groups=tuple(part), batch=batch),
-                lengths=sent(batch.lengths, policy.device),
+                lengths=note_tokens(sent(batch.lengths, policy.device), int(batch.lengths.sum())),
                 prompt=sent(prompt_digests(part), policy.device),
                 signal=replace(signal, **tensors),
                 origins=tuple(group.origin for group in part),

@@ -27,6 +27,7 @@ from preftune.train.ending import (
 from preftune.train.health_monitor import Watch
 from preftune.train.held_out import check_best_metric, log_evaluation
 from preftune.train.interruption import Interruption, interruption
+from preftune.train.models import layout_record
 from preftune.train.optim import HalfStep
 from preftune.train.options import TrainConfig
 from preftune.train.processes import ALONE, Processes, lost_errors
@@ -169,6 +170,7 @@ def _created(job: TrainingJob, identity: Comparison) -> RunFolder:
     parameters = sum(p.numel() for p in job.policy.model.parameters())
     trainable = sum(p.numel() for p in job.policy.trainable().values())
     around = environment(str(job.policy.device), parameters, trainable) | {
+        "layout": layout_record(job.policy),
         "processes": processes.size,
         "held_out": len(job.eval_groups),
         "objective": asdict(remedies(config.objective)),

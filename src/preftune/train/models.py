@@ -69,10 +69,14 @@ def load_models(plan: ModelPlan, report: Reporter, processes: Processes) -> Mode
     """The policy, cut up if it is to be, and the engine, which is proven before."""
     if line := _device_note(plan):
         report.note(line)
-    policy, digest = load_policy(plan, report, processes.lockstep)
-    if plan.critic is not None:
-        policy = with_critic(policy, plan.critic, plan.model, plan.loading, plan.layout, plan.longest)
-    engine = _proven_engine(policy, report) if plan.draws else "shared"
+
+    def proven() -> tuple[Policy, str, Engine]:
+        policy, digest = load_policy(plan, report, processes.lockstep)
+        if plan.critic is not None:
+            policy = with_critic(policy, plan.critic, plan.model, plan.loading, plan.layout, plan.longest)
+        return policy, digest, _proven_engine(policy, report) if plan.draws else "shared"
+
+    policy, digest, engine = processes.models_from_main(proven)
     if processes.lockstep:
         policy = in_shards(policy, plan.shard, pick_device(plan.device))
     saved = _saved_dtype(plan)
@@ -146,6 +150,15 @@ def load_policy(plan: ModelPlan, report: Reporter, lockstep: bool = False) -> tu
         quantization=plan.lora.quantization,
     )
     return policy, digest
+
+
+def layout_record(policy: Policy) -> dict[str, Any]:
+    """Rows and attention that were chosen at the start, why, and the heads that they are for."""
+    config = policy.model.config.get_text_config()
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window")
+    heads = {name: value for name in names if (value := getattr(config, name, None)) is not None}
+    attention = str(config._attn_implementation).removeprefix("preftune_")
+    return {"rows": policy.sharing, "attention": attention, "reason": policy.sharing_reason, **heads}
 
 
 def _check_recomputation(model: PreTrainedModel, dropout: float) -> None:

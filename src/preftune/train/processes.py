@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from preftune.errors import ConfigError, ElsewhereError, LostError, PreftuneError
+from preftune.model.skeleton import from_skeleton, skeleton
 
 T = TypeVar("T")
 
@@ -84,6 +85,25 @@ class Processes:
         self.agree(failed)
         dist.broadcast_object_list(made, src=0)
         return made[0]
+
+    def models_from_main(self, work: Callable[[], T]) -> T:
+        """`from_main` for what holds models that will be cut into shards: their weights stay in the main process;
+        in the others they are on the meta device until `cut_up` sends each process its part.
+        """
+        if not self.lockstep:
+            return work()
+        kept: list[T] = []
+
+        def packed() -> bytes:
+            kept.append(work())
+            return skeleton((kept[0], torch.get_rng_state()))
+
+        content = self.from_main(packed)
+        if kept:
+            return kept[0]
+        made, state = from_skeleton(content)
+        torch.set_rng_state(state)
+        return made
 
     def agree(self, error: PreftuneError | None) -> None:
         """Raise the error if any process has one: its own sentence where it arose first, and silence

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from preftune.errors import DivergenceError
 from preftune.objectives import Coupled, Objective, State, reduce_losses
-from preftune.objectives.base import PICKED_ON
+from preftune.objectives.base import PICKED_ON, join_lengths, num_tokens
 from preftune.train.processes import ALONE, Processes
 from preftune.train.router_loss import RouterLoss, RouterMeter, meter_of
 from preftune.types import (
@@ -291,7 +291,7 @@ def couple_step(
     others = [scores for _, found in parts for scores in found]
     scores = [one for _, _, _, one in whole if one is not None]
     view = StepView(
-        lengths=torch.cat([lengths for lengths, _, _, _ in whole]),
+        lengths=join_lengths([lengths for lengths, _, _, _ in whole]),
         prompt=torch.cat([prompt for _, prompt, _, _ in whole]),
         signal=join_signals([signal for _, _, signal, _ in whole], [lengths for lengths, _, _, _ in whole]),
         scores=join_scores(scores) if scores else None,
@@ -330,7 +330,7 @@ def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
     """The scores of several pieces as those of one."""
     tensors = [f.name for f in fields(TokenScores) if torch.is_tensor(getattr(parts[0], f.name))]
     joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in tensors}
-    return TokenScores(**joined)
+    return TokenScores(**joined | {"lengths": join_lengths([part.lengths for part in parts])})
 
 
 def join_signals(parts: Sequence[Signal], lengths: Sequence[Tensor]) -> Signal:
@@ -358,7 +358,7 @@ def join_signals(parts: Sequence[Signal], lengths: Sequence[Tensor]) -> Signal:
     return Rewards(
         sizes=tuple(chain.from_iterable(sizes)) if len(sizes) == len(rewarded) else None,
         reward=torch.cat([part.reward for part in rewarded]),
-        group=_joined_groups([part.group for part in rewarded]),
+        group=_joined_groups([part.group for part in rewarded], [len(known) for known in sizes]),
         step=_joined_steps(rewarded, lengths),
     )
 
@@ -369,17 +369,17 @@ def _joined_steps(parts: Sequence[Rewards], lengths: Sequence[Tensor]) -> Tensor
         return None
     return torch.cat(
         [
-            part.reward.new_full((int(sizes.sum()),), torch.nan) if part.step is None else part.step
+            part.reward.new_full((num_tokens(sizes),), torch.nan) if part.step is None else part.step
             for part, sizes in zip(parts, lengths, strict=True)
         ]
     )
 
 
-def _joined_groups(parts: Sequence[Tensor]) -> Tensor:
-    """Group indices of several pieces that run on."""
-    starts = [0]
-    for part in parts:
-        starts.append(starts[-1] + int(part.max()) + 1)
+def _joined_groups(parts: Sequence[Tensor], counts: Sequence[int] = ()) -> Tensor:
+    """Group indices of several pieces that run on; the pieces have `counts` groups, where all are known."""
+    if len(counts) < len(parts):
+        counts = [int(part.max()) + 1 for part in parts]
+    starts = [0, *accumulate(counts)]
     return torch.cat([start + part for start, part in zip(starts, parts, strict=False)])
 
 
