@@ -247,7 +247,7 @@ def test_the_layers_are_the_design_s():
     assert all(LAYER_OF[lower] < LAYER_OF[upper] for lower, upper in pairwise(order))
 
 
-SHARED = {"run", "formats"}  # of each module in commands/, and of each module of row formats
+SHARED = {"run"}  # of each module in commands/
 
 
 def public_names(text: str) -> set[str]:

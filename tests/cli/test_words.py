@@ -7,8 +7,15 @@ import pytest
 
 from preftune.cli.help import help_text
 from preftune.cli.main import VERBS, main
+from preftune.cli.model_settings import ModelSettings
 from preftune.cli.outline import objective_outlines, outline_of
 from preftune.cli.words import prepared
+from preftune.commands.diagnose_data import DiagnoseDataConfig
+from preftune.commands.eval_options import EvalConfig
+from preftune.commands.iterate import IterateConfig
+from preftune.commands.sample import SampleConfig
+from preftune.commands.train_reward_model import RewardModelConfig
+from preftune.diagnosis.run_material import DiagnoseRunConfig
 from preftune.errors import ConfigError
 from preftune.objectives import OBJECTIVES
 from preftune.train.options import TrainConfig
@@ -99,17 +106,34 @@ def test_the_first_word_is_a_model_where_that_is_natural():
     assert prepared("eval", ["m", "--data", "d"]) == ["--model", "m", "--data", "d"]
 
 
-def test_the_outline_is_what_the_settings_are():
-    """The syntax trees tell the same names and defaults as the classes themselves."""
-    outline = outline_of("train")
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("train", TrainConfig),
+        ("eval", EvalConfig),
+        ("sample", SampleConfig),
+        ("iterate", IterateConfig),
+        ("train_reward_model", RewardModelConfig),
+        ("diagnose_data", DiagnoseDataConfig),
+        ("diagnose_run", DiagnoseRunConfig),
+    ],
+)
+def test_the_outline_is_what_the_settings_are(command, kind):
+    """The syntax trees have the same names as the classes themselves, each with a help text. Settings that a
+    command shares with others come last.
+    """
+    outline = outline_of(command)
     assert outline is not None
-    told = {one.name for one in outline.settings}
-    hints, real = get_type_hints(TrainConfig), set()
-    for field in fields(TrainConfig):
+    told = [one.name for one in outline.settings]
+    assert len(told) == len(set(told))
+    hints, real = get_type_hints(kind), set()
+    for field in fields(kind):
         section = hints[field.name]
         nested = is_dataclass(section) and field.name != "objective"
         real |= {f"{field.name}.{one.name}" for one in fields(section)} if nested else {field.name}
-    assert told == real
+    assert set(told) == real
+    if issubclass(kind, ModelSettings):
+        assert told[0] not in get_type_hints(ModelSettings)
     assert not [one.name for one in outline.settings if not one.help]
 
 

@@ -120,7 +120,7 @@ def test_the_kernel_gets_the_same_sequences(window, key_heads, monkeypatch):
     )
     assert plan.keys is not None
     key, value = key[plan.keys], value[plan.keys]
-    found, expected = (run(query, key, value, plan, window, 0.3) for run in (kernel, one_by_one))
+    found, expected = (run((query, key, value), plan, window, 0.3) for run in (kernel, one_by_one))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -155,9 +155,10 @@ def test_the_proof_takes_it(precision):
 def test_the_proof_refuses_a_kernel_that_aligns_queries_with_the_first_keys(monkeypatch):
     """As FlashAttention before 2.1 did: in fp32 the sequences are right, in 16 bits they are not."""
 
-    def first_keys(query, key, value, plan, window, scaling):
+    def first_keys(states, plan, window, scaling):
+        query, key, value = states
         if query.dtype == torch.float32:
-            return one_by_one(query, key, value, plan, window, scaling)
+            return one_by_one(states, plan, window, scaling)
         out = []
         for a, b, c, _ in plan.bounds:
             parts = query[a:b], key[c : c + b - a], value[c : c + b - a]

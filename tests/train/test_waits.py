@@ -16,7 +16,7 @@ from preftune.model.layout import LayoutOptions, collate
 from preftune.model.policy import Policy, hidden_states, make_value_head, model_head, score_groups
 from preftune.model.reference import REFERENCE_SCORES, VOCABULARY_SCORES
 from preftune.objectives import OBJECTIVES, Objective, advantages, base
-from preftune.objectives.advantages import gae_by_doubling, gae_in_order
+from preftune.objectives.advantages import discounted_by_doubling, discounted_in_order
 from preftune.train import step as step_module
 from preftune.train.anchors import Anchors
 from preftune.train.batches import cut_mismatched, cut_step, make_score, reads_last
@@ -227,13 +227,11 @@ def test_rounded_weights_are_counted_without_a_wait():
     assert [int(optimizer.state[weight]["step"]) for weight in weights] == [2] * 8
 
 
-@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.0), (1.0, 1.0)])
-def test_advantages_by_doubling_are_those_in_order(gamma, lam):
+@pytest.mark.parametrize("discount", [0.95, 0.0, 1.0])
+def test_discounted_sums_by_doubling_are_those_in_order(discount):
     draw = torch.Generator().manual_seed(4)
     lengths = torch.tensor([1, 33, 2, 7, 1, 64, 5])
-    rewards, values = (torch.randn(113, generator=draw, dtype=torch.double) for _ in range(2))
-    found = gae_by_doubling(rewards, values, lengths, gamma, lam)
-    torch.testing.assert_close(
-        found, gae_in_order(rewards, values, lengths, gamma, lam), rtol=1e-12, atol=1e-12
-    )
-    assert not waits(lambda: gae_by_doubling(rewards, values, lengths, gamma, lam))
+    values = torch.randn(113, generator=draw, dtype=torch.double)
+    found = discounted_by_doubling(values, lengths, discount)
+    torch.testing.assert_close(found, discounted_in_order(values, lengths, discount), rtol=1e-12, atol=1e-12)
+    assert not waits(lambda: discounted_by_doubling(values, lengths, discount))

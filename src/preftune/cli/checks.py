@@ -4,12 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
 
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, refuse_idle
-
-Precision = Literal["fp32", "bf16"]
 
 
 def check_seed(seed: int) -> None:

@@ -60,17 +60,17 @@ def outline_of(module: str) -> Outline | None:
     if source is None:
         return None
     where, kind = source
-    texts, own_ranges = _help_texts(kind), _intervals(kind)
+    texts, own_ranges = _help_texts(where, kind), _intervals(kind)
     settings: list[Setting] = []
     sections: dict[str, str] = {}
-    for field in _fields(where, kind):
-        nested = _find(where, field.kind) if field.kind.isidentifier() else None
+    for field in _own_first(where, kind):
+        nested = _find(field.declared_in, field.kind) if field.kind.isidentifier() else None
         if field.name == "objective":
             text = texts.get("objective", "the loss; `preftune objectives` lists them")
             settings.append(Setting(name="objective", kind="str", default="bnf", help=text))
         elif nested is not None and _is_dataclass(nested[1]):
             sections[field.name] = texts.get(field.name, "")
-            inner = _help_texts(nested[1])
+            inner = _help_texts(*nested)
             ranges = _intervals(nested[1])
             settings += [
                 Setting(
@@ -125,7 +125,7 @@ def objective_outlines() -> Mapping[str, tuple[Setting, ...]]:
         for kind in (node for node in _tree(path).body if isinstance(node, ast.ClassDef)):
             name = next((text for node in kind.body if (text := _assigned_text(node, "name"))), None)
             if name:
-                texts = _help_texts(kind)
+                texts = _help_texts(path, kind)
                 found[name] = tuple(
                     Setting(
                         name=f"objective.{one.name}",
@@ -143,6 +143,7 @@ class _Field:
     name: str
     kind: str
     default: str | None
+    declared_in: Path
 
 
 @cache
@@ -170,15 +171,33 @@ def _file_of(module: str) -> Path | None:
 
 def _fields(path: Path, kind: ast.ClassDef) -> Iterator[_Field]:
     """The dataclass fields of a class, those of its bases first."""
-    for base in kind.bases:
-        parent = _find(path, base.id) if isinstance(base, ast.Name) else None
-        if parent is not None and _is_dataclass(parent[1]):
-            yield from _fields(*parent)
+    own = {field.name: field for field in _own_fields(path, kind)}
+    for parent in _parents(path, kind):
+        yield from (own.pop(field.name, field) for field in _fields(*parent))
+    yield from own.values()
+
+
+def _own_first(path: Path, kind: ast.ClassDef) -> list[_Field]:
+    """The dataclass fields of a class, those of its bases last."""
+    own = {field.name for field in _own_fields(path, kind)}
+    return sorted(_fields(path, kind), key=lambda field: field.name not in own)
+
+
+def _own_fields(path: Path, kind: ast.ClassDef) -> Iterator[_Field]:
     for node in kind.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             annotation = ast.unparse(_Spelled(path).visit(deepcopy(node.annotation)))
             if not annotation.startswith("ClassVar"):
-                yield _Field(name=node.target.id, kind=annotation, default=_default_of(node.value))
+                default = _default_of(node.value)
+                yield _Field(name=node.target.id, kind=annotation, default=default, declared_in=path)
+
+
+def _parents(path: Path, kind: ast.ClassDef) -> Iterator[tuple[Path, ast.ClassDef]]:
+    """The bases of a class that are dataclasses of this package."""
+    for base in kind.bases:
+        parent = _find(path, base.id) if isinstance(base, ast.Name) else None
+        if parent is not None and _is_dataclass(parent[1]):
+            yield parent
 
 
 class _Spelled(ast.NodeTransformer):
@@ -251,10 +270,12 @@ def _summary(kind: ast.ClassDef) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
-def _help_texts(kind: ast.ClassDef) -> dict[str, str]:
-    """Argument -> description, from the docstring's `Args:`."""
+def _help_texts(path: Path, kind: ast.ClassDef) -> dict[str, str]:
+    """Argument -> description, from the `Args:` of the docstring, and of those of its bases."""
     _, _, text = (ast.get_docstring(kind) or "").partition("Args:\n")
     texts: dict[str, str] = {}
+    for parent in _parents(path, kind):
+        texts |= _help_texts(*parent)
     name = ""
     for line in text.split("\n"):
         if found := re.match(r"    (\w+): (.*)", line):

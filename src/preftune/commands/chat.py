@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
+from preftune.cli.checks import check_seed, refuse_idle_rows
+from preftune.cli.model_settings import Precision
 from preftune.cli.settings import parse_settings
 from preftune.data.options import DataOptions
 from preftune.errors import PreftuneError

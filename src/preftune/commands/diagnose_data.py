@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from preftune.cli.checks import Precision, check_new_file, check_seed, refuse_idle_rows
+from preftune.cli.checks import check_new_file, check_seed, refuse_idle_rows
+from preftune.cli.model_settings import ModelSettings
 from preftune.cli.output import make_console, make_table, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.data.column_account import column_lines
@@ -28,7 +29,7 @@ from preftune.diagnosis.sample_findings import coverage_case
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import load_on_device, load_tokenizer, resolve_model
-from preftune.model.whole_model import LoadOptions, quiet_transformers
+from preftune.model.whole_model import quiet_transformers
 from preftune.progress import Reporter
 from preftune.rewards import AnyReward, resolve_reward
 from preftune.sampling.sample import SampleOptions
@@ -44,7 +45,7 @@ _READING = ("split", "format", "columns", "bad_rows", "pairing", "min_gap", "max
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseDataConfig:
+class DiagnoseDataConfig(ModelSettings):
     """What a data set can teach a model: how near it is to what the model writes, and what is wrong with it.
 
     Args:
@@ -59,12 +60,8 @@ class DiagnoseDataConfig:
         output: file for everything as JSON.
         overwrite: replace the output if it exists.
         seed: seed of the choice of prompts, the samples and the folds.
-        precision: "fp32" or "bf16".
-        device: "auto" takes a GPU if there is one.
-        json: print JSON.
         rows: how data files become groups of tokens; unusable rows are counted and are no error.
         layout: how groups are laid out for the model.
-        loading: security settings for loading models.
     """
 
     data: str
@@ -76,13 +73,8 @@ class DiagnoseDataConfig:
     max_new_tokens: int = 128
     output: str | None = None
     overwrite: bool = False
-    seed: int = 0
-    precision: Precision = "fp32"
-    device: str = "auto"
-    json: bool = False
     rows: DataOptions = field(default_factory=lambda: DataOptions(bad_rows="skip"))
     layout: LayoutOptions = field(default_factory=LayoutOptions)
-    loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "max_prompts", "max_new_tokens")

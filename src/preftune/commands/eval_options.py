@@ -4,18 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
-from preftune.data.options import DataOptions
+from preftune.cli.checks import READING_OPTIONS, check_seed, refuse_idle_rows
+from preftune.cli.model_settings import ModelSettings
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.measures.suites import SuiteOptions
 from preftune.model.layout import LayoutOptions
-from preftune.model.whole_model import LoadOptions
 from preftune.sampling.sample import SampleOptions
 from preftune.spec.strict_yaml import parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(ModelSettings):
     """How good a model is: on preference data by its log-ratios to a reference, on prompts by a reward of its
     samples or by a judge that compares them with other answers, and on tasks of lm-eval and inspect-ai.
 
@@ -34,15 +33,9 @@ class EvalConfig:
         output: on prompts and tasks: a folder for the samples.
         beta: on pairs: the implicit reward is beta * log-ratio; for the final/ of a run, the run's own, when not
             given; otherwise 1.
-        seed: of the draw.
-        precision: "fp32" or "bf16".
-        device: "auto" takes a GPU if there is one.
-        json: print JSON.
         sampling: how completions are drawn.
         suite: how tasks run.
-        rows: how data files become groups of tokens.
         layout: how groups are laid out for the model.
-        loading: security settings for loading models.
     """
 
     model: str
@@ -55,15 +48,9 @@ class EvalConfig:
     against: str | None = None
     output: str | None = None
     beta: float | None = None
-    seed: int = 0
-    precision: Precision = "fp32"
-    device: str = "auto"
-    json: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
     suite: SuiteOptions = field(default_factory=SuiteOptions)
-    rows: DataOptions = field(default_factory=DataOptions)
     layout: LayoutOptions = field(default_factory=LayoutOptions)
-    loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
         given = [name for name in ("data", "prompts", "tasks") if getattr(self, name) is not None]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from preftune.cli.checks import Precision, check_seed, refuse_idle_rows
+from preftune.cli.checks import check_seed, refuse_idle_rows
+from preftune.cli.model_settings import ModelSettings
 from preftune.cli.output import make_console, print_json
 from preftune.cli.settings import parse_settings
 from preftune.commands.reward import RewardConfig, add_rewards
@@ -21,7 +22,7 @@ from preftune.errors import check_range
 from preftune.model.adapters import LoraOptions
 from preftune.model.layout import LayoutOptions
 from preftune.model.reference import ReferenceOptions
-from preftune.model.whole_model import LoadOptions, quiet_transformers
+from preftune.model.whole_model import quiet_transformers
 from preftune.objectives import Objective
 from preftune.objectives.bnf import BNF
 from preftune.progress import Reporter
@@ -44,7 +45,7 @@ from preftune.types import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class IterateConfig:
+class IterateConfig(ModelSettings):
     """Rounds of: sample completions of the latest policy, score them, select, train on the file. The same
     command continues an interrupted run.
 
@@ -62,8 +63,6 @@ class IterateConfig:
         min_gap: smallest difference of two rewards that makes a preference, for selections that have it.
         epochs: passes over a round's data.
         batch_size: groups per step.
-        precision: "fp32" or "bf16".
-        device: "auto" takes a GPU if there is one.
         seed: of the draws and of the training; each round has its own.
         timeout_s: seconds that one call of a reward function of your own may take.
         base: what `model` was tuned from: `first` in a reward such as implicit(policy=last, reference=first), and
@@ -85,7 +84,6 @@ class IterateConfig:
         layout: how groups are laid out for the model.
         optim: the optimizer and its schedule, of each round.
         lora: low-rank adapters; a round's adapter is merged before the next one.
-        loading: security settings for loading models.
     """
 
     prompts: str
@@ -100,9 +98,6 @@ class IterateConfig:
     min_gap: float | None = None
     epochs: float = 1.0
     batch_size: int = 8
-    precision: Precision = "fp32"
-    device: str = "auto"
-    seed: int = 0
     timeout_s: float = TIMEOUT_S
     base: str | None = None
     length_penalty: float | Literal["auto"] | None = None
@@ -115,13 +110,10 @@ class IterateConfig:
     eval_completions: int = 4
     eval_reward: str | None = None
     pass_reward: float = 1.0
-    json: bool = False
     sampling: SampleOptions = field(default_factory=four_completions)
-    rows: DataOptions = field(default_factory=DataOptions)
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
-    loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "rounds", "prompts_per_round")

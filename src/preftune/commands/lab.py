@@ -46,7 +46,23 @@ preftune lab ACTION --help lists its settings.
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabRunConfig:
+class LabWork:
+    """How an action of the laboratory runs.
+
+    Args:
+        workers: number of processes.
+        overwrite: replace an existing result.
+    """
+
+    workers: int = 2
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_range(self, "[1, inf)", "workers", expected="1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabRunConfig(LabWork):
     """Compares objectives on one problem, as `preftune compare --problem` with the same settings, and writes
     JSON and a figure.
 
@@ -60,8 +76,6 @@ class LabRunConfig:
         tuning_seeds: runs of each learning rate in a tuning round.
         rates: the grid of learning rates; by default four that fit the policy.
         halving: tune by successive halving; false tries every rate with all steps.
-        workers: number of processes.
-        overwrite: replace an existing result.
         json: print the result as JSON.
     """
 
@@ -74,12 +88,10 @@ class LabRunConfig:
     tuning_seeds: int = 1
     rates: list[float] = field(default_factory=list)
     halving: bool = True
-    workers: int = 2
-    overwrite: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
-        check_range(self, "[1, inf)", "workers", expected="1 or more")
+        super().__post_init__()
         check_seeds(seeds=self.seeds)
         check_tuning_seeds(self)
         race = self.lab_race().race
@@ -127,7 +139,7 @@ class LabShowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabAllConfig:
+class LabAllConfig(LabWork):
     """The experiments of a tier on fresh seeds, tested against the stored criteria.
 
     Args:
@@ -136,8 +148,6 @@ class LabAllConfig:
         only: ids of experiments of the tier; by default all.
         seeds: number of seeds.
         first_seed: the first seed; tuning used the seeds below 100.
-        workers: number of processes.
-        overwrite: replace an existing result.
         json: print the verdicts as JSON.
     """
 
@@ -146,12 +156,10 @@ class LabAllConfig:
     only: list[str] = field(default_factory=list)
     seeds: int = 20
     first_seed: int = FIRST_SEED
-    workers: int = 2
-    overwrite: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
-        check_range(self, "[1, inf)", "workers", expected="1 or more")
+        super().__post_init__()
         check_seeds(seeds=self.seeds)
         check_range(
             self,
@@ -177,23 +185,17 @@ class LabAllConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabTuneConfig:
+class LabTuneConfig(LabWork):
     """Tunes the learning rates of a tier's experiments again and writes them as YAML.
 
     Args:
         output: the output file.
         tier: small or gpt; each has its own file.
-        workers: number of processes.
         overwrite: replace an existing file.
     """
 
     output: str
     tier: Tier = "small"
-    workers: int = 2
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        check_range(self, "[1, inf)", "workers", expected="1 or more")
 
 
 def run(arguments: Sequence[str]) -> int:

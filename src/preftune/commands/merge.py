@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from preftune.cli.checks import Precision, name_bare_words
+from preftune.cli.checks import name_bare_words
+from preftune.cli.model_settings import Precision
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, ModelError, check_range, refuse_idle

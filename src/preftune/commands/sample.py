@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preftune.cli.checks import READING_OPTIONS, Precision, check_seed, refuse_idle_rows
+from preftune.cli.checks import READING_OPTIONS, check_seed, refuse_idle_rows
+from preftune.cli.model_settings import ModelSettings
 from preftune.cli.settings import parse_settings
 from preftune.commands.chat import Answer, Partner, hold_chat
 from preftune.data.carried import load_prompts_to_answer
-from preftune.data.options import DataOptions
 from preftune.data.render import make_renderer
 from preftune.environments.base import RolloutOptions
 from preftune.environments.checks import check_environment, check_tool_columns
@@ -22,7 +22,7 @@ from preftune.environments.resolve import resolve_environment
 from preftune.environments.rollout import OUTCOMES, make_rollouts
 from preftune.errors import ConfigError, ServerError, refuse_idle
 from preftune.model.load import load_tokenizer, resolve_model
-from preftune.model.whole_model import LoadOptions, quiet_transformers
+from preftune.model.whole_model import quiet_transformers
 from preftune.progress import Reporter
 from preftune.sampling.client import ServerOptions
 from preftune.sampling.engine import choose_engine
@@ -36,7 +36,7 @@ from preftune.types import Message, Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
+class SampleConfig(ModelSettings):
     """Completions of a model: of one prompt, of a file of prompts, or in a chat when neither is given.
 
     Args:
@@ -48,17 +48,12 @@ class SampleConfig:
             prompts} here instead of printing. With a server or an environment, finished completions are kept in
             a journal next to this file until all are finished, and the same command continues from the journal.
         overwrite: replace the output if it exists.
-        seed: of the draw.
-        precision: "fp32" or "bf16".
-        device: "auto" takes a GPU if there is one.
         json: print JSON lines.
         sampling: how completions are drawn.
         prefix: a beginning that completions continue from; it is part of their text.
         rollout: an environment that answers the model between its turns, and limits. Completions are then lists of
             turns, and the column rewards holds what the environment gives.
         server: draw from an OpenAI-compatible server instead of in this process.
-        rows: how data files become groups of tokens.
-        loading: security settings for loading models.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -66,16 +61,10 @@ class SampleConfig:
     prompts: str | None = None
     output: str | None = None
     overwrite: bool = False
-    seed: int = 0
-    precision: Precision = "fp32"
-    device: str = "auto"
-    json: bool = False
     sampling: SampleOptions = field(default_factory=SampleOptions)
     prefix: PrefixOptions = field(default_factory=PrefixOptions)
     rollout: RolloutOptions = field(default_factory=RolloutOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
-    rows: DataOptions = field(default_factory=DataOptions)
-    loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
         if self.server.url:

@@ -13,7 +13,8 @@ from typing import Any
 
 from preftune.advice.advice import advise
 from preftune.advice.evidence import evidence_from
-from preftune.cli.checks import Precision, check_seed
+from preftune.cli.checks import check_seed
+from preftune.cli.model_settings import Precision
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.commands.advise import FILL, written_objective

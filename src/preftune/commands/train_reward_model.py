@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from preftune.cli.checks import Precision, resumed_folder, take_switch
+from preftune.cli.checks import resumed_folder, take_switch
+from preftune.cli.model_settings import ModelSettings
 from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings, settings_from_run
 from preftune.data.files import located, read_file
-from preftune.data.options import DataOptions
 from preftune.data.step_rows import StepRow, step_rows
 from preftune.errors import ConfigError, DataError, check_range, refuse_idle
 from preftune.measures.calibration import Calibration, calibrate
@@ -25,7 +25,7 @@ from preftune.model.device import pick_device
 from preftune.model.layout import LayoutOptions
 from preftune.model.limits import model_limits
 from preftune.model.load import load_tokenizer, resolve_model
-from preftune.model.whole_model import LoadOptions, quiet_transformers
+from preftune.model.whole_model import quiet_transformers
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.stepwise import Stepwise
 from preftune.stats import json_numbers
@@ -45,7 +45,7 @@ EVALUATION_FILE = "reward_evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModelConfig:
+class RewardModelConfig(ModelSettings):
     """A reward model out of preference pairs.
 
     Args:
@@ -77,14 +77,10 @@ class RewardModelConfig:
         gradient_checkpointing: compute each layer again in backward: less memory, about a third more time.
         router_aux_loss_coef: of a mixture of experts: coefficient of the auxiliary loss that balances the load of
             the experts; the model's own when not given, 0 leaves the loss out.
-        device: "auto" takes a GPU if there is one.
         seed: of the data order, the held-out split and the adapters' start.
-        json: print JSON.
-        rows: how data files become groups of tokens.
         layout: how groups are laid out for the model.
         optim: the optimizer and its schedule.
         lora: low-rank adapters; they are merged into the saved model.
-        loading: security settings for loading models.
     """
 
     data: str
@@ -104,20 +100,14 @@ class RewardModelConfig:
     eval_every: int | None = None
     save_every: int = 0
     keep_checkpoints: int = 1
-    precision: Precision = "fp32"
     keep_best: str | bool | None = None
     early_stopping_patience: int | None = None
     save_dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
     router_aux_loss_coef: float | None = None
-    device: str = "auto"
-    seed: int = 0
-    json: bool = False
-    rows: DataOptions = field(default_factory=DataOptions)
     layout: LayoutOptions = field(default_factory=LayoutOptions)
     optim: OptimOptions = field(default_factory=OptimOptions)
     lora: LoraOptions = field(default_factory=LoraOptions)
-    loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
         check_range(self, "[1, inf)", "num_bins")

@@ -23,7 +23,7 @@ from preftune.data.fields import (
 from preftune.data.format_labels import LABEL, one_answer
 from preftune.data.format_pairs import JUDGED, without_blank
 from preftune.data.prompts import PROMPTS, read_prompt
-from preftune.data.row_view import Format, RowView
+from preftune.data.row_view import RowView
 from preftune.data.turn_shapes import role_in
 from preftune.errors import DataError
 from preftune.types import SOURCES, Completion, Record
@@ -137,7 +137,7 @@ def _columns_of(
     return texts, [convert(number, f"{number_key}[{index}]") for index, number in enumerate(numbers)]
 
 
-def _scored(view: RowView) -> Record:
+def read_scored(view: RowView) -> Record:
     if view.has(*LISTS):
         prompt = read_prompt(view)
         texts, rewards = _columns_of(view, prompt, "rewards", *_REWARDS, *_LISTED, convert=as_reward_or_none)
@@ -148,7 +148,7 @@ def _scored(view: RowView) -> Record:
     return view.record(prompt, texts, rewards=tuple(rewards))
 
 
-def _ultrafeedback(view: RowView) -> Record:
+def read_ultrafeedback(view: RowView) -> Record:
     prompt = read_prompt(view)
     texts, rewards = _entries(view, prompt, _SCORES, as_reward_or_none)
     _check_ranks(view, rewards)
@@ -174,7 +174,7 @@ def _check_ranks(view: RowView, rewards: list[float | None]) -> None:
             )
 
 
-def _ranked(view: RowView) -> Record:
+def read_ranked(view: RowView) -> Record:
     prompt = read_prompt(view)
     if view.has("ranks"):
         texts, ranks = _columns_of(view, prompt, "ranks, 1 is best", "ranks", convert=as_reward)
@@ -183,7 +183,7 @@ def _ranked(view: RowView) -> Record:
     return view.record(prompt, texts, rewards=tuple(-rank for rank in ranks))
 
 
-def _best_first(view: RowView) -> Record:
+def read_best_first(view: RowView) -> Record:
     """A list of answers in the order of preference, which only the user can know."""
     prompt = read_prompt(view)
     key, value = view.take("completions, best first", *LISTS, *JUDGED)
@@ -192,7 +192,7 @@ def _best_first(view: RowView) -> Record:
     return view.record(prompt, texts, rewards=tuple(-float(index) for index in range(len(texts))))
 
 
-def _stepwise(view: RowView) -> Record:
+def read_stepwise(view: RowView) -> Record:
     """Steps of one answer with a label each: the answer is preferred if all its steps are right."""
     prompt = read_prompt(view)
     key, steps = view.take("steps of the completion", *LISTS)
@@ -212,7 +212,7 @@ def _stepwise(view: RowView) -> Record:
 # --- all that a record can know ---
 
 
-def _groups(view: RowView) -> Record:
+def read_groups(view: RowView) -> Record:
     row = view.row
     prompt = read_prompt(view)
     if entries := _has_entries(row, *LABEL):
@@ -239,7 +239,7 @@ def _groups(view: RowView) -> Record:
     )
 
 
-def _is_group(row: Row) -> bool:
+def is_group(row: Row) -> bool:
     """A column sources may be about anything: it counts only if it holds our words."""
     sources = row.get("sources")
     known = isinstance(sources, list) and bool(sources) and all(source in SOURCES for source in sources)
@@ -257,67 +257,16 @@ def _has_entries(row: Row, *names: str) -> bool:
     )
 
 
-def _is_scored(row: Row) -> bool:
+def is_scored(row: Row) -> bool:
     listed = any(isinstance(row.get(name), list) for name in _LISTED)
     group = has(row, *LISTS) and (listed or has(row, *_REWARDS))
     single = has(row, *JUDGED) and has(row, *_REWARD) and not has(row, *LABEL)
     return has(row, *PROMPTS) and (group or single)
 
 
-def formats() -> tuple[Format, ...]:
-    """In the order of detection."""
-    return (
-        Format(
-            name="ultrafeedback",
-            columns="instruction, completions of {response, overall_score}",
-            read=_ultrafeedback,
-            matches=lambda row: has(row, *PROMPTS) and _has_entries(row, *_SCORES),
-            companions=frozenset(
-                ("correct_answers", "incorrect_answers", "annotations", "fine-grained_score", "selected")
-            ),
-        ),
-        Format(
-            name="ranked",
-            columns="prompt, completions, ranks; or completions of {completion, rank}",
-            read=_ranked,
-            matches=lambda row: (
-                has(row, *PROMPTS) and has(row, *LISTS) and (has(row, "ranks") or _has_entries(row, "rank"))
-            ),
-            companions=frozenset(("good_natured",)),
-        ),
-        Format(
-            name="groups",
-            columns="prompt, completions, pairs of their places; sources, probabilities, labels, rewards",
-            read=_groups,
-            matches=_is_group,
-        ),
-        Format(
-            name="scored",
-            columns="prompt, completions, rewards; or prompt, completion, reward",
-            read=_scored,
-            matches=_is_scored,
-            companions=frozenset(("turn_rewards",)),  # of rollouts: `rewards` has their sums
-        ),
-    )
+def is_ultrafeedback(row: Row) -> bool:
+    return has(row, *PROMPTS) and _has_entries(row, *_SCORES)
 
 
-def only_by_name() -> tuple[Format, ...]:
-    """Formats that are never detected, because only the user can know what the list means."""
-    return (
-        Format(
-            name="best_first",
-            columns="prompt, a list of answers, best first",
-            read=_best_first,
-            matches=_never,
-        ),
-        Format(
-            name="stepwise",
-            columns="prompt, completions: the steps of one answer, labels of the steps",
-            read=_stepwise,
-            matches=_never,
-        ),
-    )
-
-
-def _never(row: Row) -> bool:
-    return False
+def is_ranked(row: Row) -> bool:
+    return has(row, *PROMPTS) and has(row, *LISTS) and (has(row, "ranks") or _has_entries(row, "rank"))

@@ -8,7 +8,7 @@ from preftune.data.format_groups import LISTS, NUMBER_COLUMNS, answers_of
 from preftune.data.label_words import verdict_word
 from preftune.data.pair_checks import check_pair
 from preftune.data.prompts import PROMPTS, read_prompt
-from preftune.data.row_view import EQUAL_PAIR, TIE, Drop, Format, RowView
+from preftune.data.row_view import EQUAL_PAIR, TIE, Drop, RowView
 from preftune.types import Completion, Record
 
 _WORDS = ("best", "chosen", "preferred", "selected", "better", "winner", "choice")
@@ -28,7 +28,7 @@ _WORST_WORDS = ("worst", "rejected", "worse")
 WORST = (*_WORST_WORDS, *(f"{word}_{end}" for word in _WORST_WORDS for end in _ENDS))
 
 
-def _indexed(view: RowView) -> Record | Drop:
+def read_indexed(view: RowView) -> Record | Drop:
     """The best answer against each other one, or against the rejected one alone."""
     prompt = read_prompt(view)
     key, texts = answers_of(view, prompt)
@@ -108,21 +108,9 @@ def _named(value: object, row: Row, texts: Sequence[Completion]) -> int | None:
     return ord(letter) - ord("a") if len(letter) == 1 and "a" <= letter <= "z" else None
 
 
-def _is_indexed(row: Mapping[str, object]) -> bool:
+def is_indexed(row: Mapping[str, object]) -> bool:
     listed = row.get(first_key(row, *LISTS))
     value = row.get(first_key(row, *BEST))
     if not isinstance(listed, (list, str, Mapping)) or not has(row, *PROMPTS) or isinstance(value, bool):
         return False
     return isinstance(value, (int, float, str)) and not has(row, *NUMBER_COLUMNS, "pairs", "labels")
-
-
-def formats() -> tuple[Format, ...]:
-    return (
-        Format(
-            name="indexed",
-            columns="prompt, completions, best: the place of the best one, counted from 0; worst",
-            read=_indexed,
-            matches=_is_indexed,
-            companions=frozenset(("models",)),
-        ),
-    )

@@ -15,7 +15,7 @@ from preftune.data.fields import (
 )
 from preftune.data.format_pairs import ANSWER, JUDGED, several_answers, without_blank
 from preftune.data.prompts import DIALOGUE, PROMPTS, ends_with_answer, last_turn, read_dialogue, read_prompt
-from preftune.data.row_view import Format, RowView
+from preftune.data.row_view import RowView
 from preftune.errors import DataError
 from preftune.types import Completion, Message, Record, TurnExtras
 
@@ -48,7 +48,7 @@ def _with_reasoning(completion: Completion, view: RowView) -> Completion:
     return (Message(role="assistant", content=completion, extras=extras),)
 
 
-def _labels(view: RowView) -> Record:
+def read_labels(view: RowView) -> Record:
     prompt, completion = one_answer(view)
     key, value = view.take("label", *LABEL)
     return _labeled(view, prompt, completion, view.label(value, key))
@@ -63,7 +63,7 @@ def _labeled(view: RowView, prompt: Prompt, completion: Completion, label: int |
     return view.record(prompt, (completion,), labels=(label,))
 
 
-def _messages_label(view: RowView) -> Record:
+def read_messages_label(view: RowView) -> Record:
     prompt, completion = read_dialogue(view, weighted=True)
     if view.has(*LABEL):
         key, value = view.take("label", *LABEL)
@@ -90,7 +90,7 @@ def _refuse_earlier_labels(view: RowView) -> None:
             )
 
 
-def _completions(view: RowView) -> Record:
+def read_completion(view: RowView) -> Record:
     if view.has(*DIALOGUE) and not (view.has("prompt") and view.has(*ANSWER)):
         prompt, completion = read_dialogue(view, weighted=True)
     else:
@@ -98,35 +98,22 @@ def _completions(view: RowView) -> Record:
     return view.record(prompt, (completion,))
 
 
-def _prompts(view: RowView) -> Record:
+def read_prompts_alone(view: RowView) -> Record:
     return view.record(read_prompt(view), ())
 
 
-def _is_completion(row: Row) -> bool:
+def is_completion(row: Row) -> bool:
     names = ("prompt", "question", "instruction", "query")
     return (has(row, *names) and has(row, *ANSWER)) or ends_with_answer(row)
 
 
-def formats() -> tuple[Format, ...]:
-    """In the order of detection."""
-    return (
-        Format(
-            name="labels",
-            columns="prompt, completion, label",
-            read=_labels,
-            matches=lambda row: has(row, *PROMPTS) and has(row, *JUDGED) and has(row, *LABEL),
-        ),
-        Format(
-            name="messages_label",
-            columns="messages, label",
-            read=_messages_label,
-            matches=lambda row: has(row, *DIALOGUE) and (has(row, *LABEL) or has(last_turn(row), *LABEL)),
-        ),
-        Format(
-            name="completions",
-            columns="prompt, completion; or messages that end with the assistant",
-            read=_completions,
-            matches=_is_completion,
-        ),
-        Format(name="prompts", columns="prompt", read=_prompts, matches=lambda row: has(row, *PROMPTS)),
-    )
+def is_labels(row: Row) -> bool:
+    return has(row, *PROMPTS) and has(row, *JUDGED) and has(row, *LABEL)
+
+
+def is_messages_label(row: Row) -> bool:
+    return has(row, *DIALOGUE) and (has(row, *LABEL) or has(last_turn(row), *LABEL))
+
+
+def is_prompt(row: Row) -> bool:
+    return has(row, *PROMPTS)

@@ -15,7 +15,7 @@ from preftune.data.fields import (
 )
 from preftune.data.pair_checks import check_pair
 from preftune.data.prompts import DIALOGUE, PROMPTS, ends_with_answer, read_dialogue, read_prompt
-from preftune.data.row_view import EMPTY, EQUAL_PAIR, Drop, Format, RowView
+from preftune.data.row_view import EMPTY, EQUAL_PAIR, Drop, RowView
 from preftune.data.turn_shapes import ROLE_KEYS
 from preftune.errors import DataError
 from preftune.types import Completion, Record
@@ -51,7 +51,7 @@ JUDGED = (
     *ANSWER,
     "answer",
 )  # next to a label, a reward or a rejected answer; elsewhere an answer may be a solution
-_COMPANIONS = frozenset(
+PAIR_COMPANIONS = frozenset(
     (
         *(
             "original_chosen",
@@ -103,11 +103,11 @@ def _texts(value: object) -> list | None:
     return None
 
 
-def _pairs(view: RowView) -> Record | Drop:
+def read_pairs(view: RowView) -> Record | Drop:
     row = view.row
     own = has(row, "prompt", *CHOSEN) or not ends_with_answer(row)
     if row.get("prompt") in ("", []) and isinstance(turns_of_text(row.get("chosen")), list):
-        return _dialogues(view)  # a prompt column that is empty, next to whole dialogues
+        return read_dialogues(view)  # a prompt column that is empty, next to whole dialogues
     if not own:  # the chosen answer ends the messages
         chosen_key = first_key(row, *DIALOGUE)
         prompt, chosen = read_dialogue(view)
@@ -189,7 +189,7 @@ def _several(
     return view.record(prompt, (*good, *bad), pairs=pairs)
 
 
-def _dialogues(view: RowView) -> Record | Drop:
+def read_dialogues(view: RowView) -> Record | Drop:
     if "prompt" in view.row:
         view.used["prompt"] = "empty"
     _, first = view.take("prompt and chosen completion", *CHOSEN)
@@ -208,7 +208,7 @@ def _dialogues(view: RowView) -> Record | Drop:
     return pair_record(view, prompt, chosen, rejected)
 
 
-def _is_pair(row: Row) -> bool:
+def is_pair(row: Row) -> bool:
     if not has(row, *REJECTED) or isinstance(row.get(first_key(row, *REJECTED)), (bool, int, float)):
         return False
     if has(row, *CHOSEN):
@@ -216,38 +216,13 @@ def _is_pair(row: Row) -> bool:
     return ends_with_answer(row) or (has(row, *PROMPTS) and has(row, *JUDGED))
 
 
-def _is_dialogues(row: Row) -> bool:
+def is_dialogues(row: Row) -> bool:
     """Numbers are places in a list of answers."""
     sides = (row.get(first_key(row, *CHOSEN)), row.get(first_key(row, *REJECTED)))
     return not any(side is None or isinstance(side, (bool, int, float)) for side in sides)
 
 
-def formats() -> tuple[Format, ...]:
-    """In the order of detection."""
+def is_sharegpt(row: Row) -> bool:
     return (
-        Format(
-            name="sharegpt",
-            columns="conversations, chosen, rejected",
-            read=_pairs,
-            matches=lambda row: (
-                has(row, "conversations")
-                and has(row, "chosen")
-                and has(row, "rejected")
-                and not has(row, "prompt")
-            ),
-        ),
-        Format(
-            name="pairs",
-            columns="prompt, chosen, rejected; or messages that end with the chosen answer, rejected_response",
-            read=_pairs,
-            matches=_is_pair,
-            companions=_COMPANIONS,
-        ),
-        Format(
-            name="dialogues",
-            columns="chosen, rejected with a shared beginning",
-            read=_dialogues,
-            matches=_is_dialogues,
-            companions=_COMPANIONS,
-        ),
+        has(row, "conversations") and has(row, "chosen") and has(row, "rejected") and not has(row, "prompt")
     )

@@ -20,7 +20,7 @@ from preftune.data.fields import (
 from preftune.data.format_pairs import pair_record, without_blank
 from preftune.data.label_words import key_shown, verdict_word
 from preftune.data.prompts import PROMPTS, read_prompt
-from preftune.data.row_view import TIE, Drop, Format, RowView
+from preftune.data.row_view import TIE, Drop, RowView
 from preftune.errors import DataError
 from preftune.types import Completion, Message, Record
 
@@ -71,7 +71,7 @@ VERDICT_COLUMNS = (
     "human_ref_A",
     "human_ref_B",
 )
-_COMPANIONS = frozenset(
+VERDICT_COMPANIONS = frozenset(
     (
         "preference_statement",
         "preference_elaboration",
@@ -303,7 +303,7 @@ def _split(
     return before, [one, two]
 
 
-def _verdicts(view: RowView) -> Record | Drop:
+def read_verdicts(view: RowView) -> Record | Drop:
     found = sides(view.row)
     if found is None:
         raise DataError(
@@ -332,7 +332,7 @@ def _verdicts(view: RowView) -> Record | Drop:
     return pair_record(view, prompt, texts[verdict], texts[1 - verdict])
 
 
-def _is_verdict(row: Mapping[str, object]) -> bool:
+def is_verdict(row: Mapping[str, object]) -> bool:
     found = sides(row)
     if found is None or not (
         has(row, *PROMPTS) or sides_are_refs(row) or isinstance(turns_of_text(row[found[0][0]]), list)
@@ -340,16 +340,3 @@ def _is_verdict(row: Mapping[str, object]) -> bool:
         return False
     ends = found[1]
     return bool(_verdict_names(row, ends) or _one_hot(row, ends) or _scores(row, ends))
-
-
-def formats() -> tuple[Format, ...]:
-    """In the order of detection."""
-    return (
-        Format(
-            name="verdicts",
-            columns="prompt, response_a, response_b, winner; or a signed strength, or a score of each",
-            read=_verdicts,
-            matches=_is_verdict,
-            companions=_COMPANIONS,
-        ),
-    )

@@ -41,14 +41,111 @@ def _advice(columns: Sequence[str]) -> str:
     return "Say which column is which, as in --rows.columns prompt=COLUMN,chosen=COLUMN,rejected=COLUMN"
 
 
-FORMATS: Mapping[str, Format] = {
-    form.name: form
-    for form in (
-        *format_pairs.formats(),
-        *format_verdicts.formats(),
-        *format_groups.formats(),
-        *format_index.formats(),
-        *format_labels.formats(),
-        *format_groups.only_by_name(),
-    )
-}
+def _only_by_name(row: Row) -> bool:
+    """Of formats that only the user can recognize, because only the user knows what the list means."""
+    return False
+
+
+_IN_ORDER_OF_DETECTION = (
+    Format(
+        name="sharegpt",
+        columns="conversations, chosen, rejected",
+        matches=format_pairs.is_sharegpt,
+        read=format_pairs.read_pairs,
+    ),
+    Format(
+        name="pairs",
+        columns="prompt, chosen, rejected; or messages that end with the chosen answer, rejected_response",
+        matches=format_pairs.is_pair,
+        read=format_pairs.read_pairs,
+        companions=format_pairs.PAIR_COMPANIONS,
+    ),
+    Format(
+        name="dialogues",
+        columns="chosen, rejected with a shared beginning",
+        matches=format_pairs.is_dialogues,
+        read=format_pairs.read_dialogues,
+        companions=format_pairs.PAIR_COMPANIONS,
+    ),
+    Format(
+        name="verdicts",
+        columns="prompt, response_a, response_b, winner; or a signed strength, or a score of each",
+        matches=format_verdicts.is_verdict,
+        read=format_verdicts.read_verdicts,
+        companions=format_verdicts.VERDICT_COMPANIONS,
+    ),
+    Format(
+        name="ultrafeedback",
+        columns="instruction, completions of {response, overall_score}",
+        matches=format_groups.is_ultrafeedback,
+        read=format_groups.read_ultrafeedback,
+        companions=frozenset(
+            ("correct_answers", "incorrect_answers", "annotations", "fine-grained_score", "selected")
+        ),
+    ),
+    Format(
+        name="ranked",
+        columns="prompt, completions, ranks; or completions of {completion, rank}",
+        matches=format_groups.is_ranked,
+        read=format_groups.read_ranked,
+        companions=frozenset(("good_natured",)),
+    ),
+    Format(
+        name="groups",
+        columns="prompt, completions, pairs of their places; sources, probabilities, labels, rewards",
+        matches=format_groups.is_group,
+        read=format_groups.read_groups,
+    ),
+    Format(
+        name="scored",
+        columns="prompt, completions, rewards; or prompt, completion, reward",
+        matches=format_groups.is_scored,
+        read=format_groups.read_scored,
+        companions=frozenset(("turn_rewards",)),  # of rollouts: `rewards` has their sums
+    ),
+    Format(
+        name="indexed",
+        columns="prompt, completions, best: the place of the best one, counted from 0; worst",
+        matches=format_index.is_indexed,
+        read=format_index.read_indexed,
+        companions=frozenset(("models",)),
+    ),
+    Format(
+        name="labels",
+        columns="prompt, completion, label",
+        matches=format_labels.is_labels,
+        read=format_labels.read_labels,
+    ),
+    Format(
+        name="messages_label",
+        columns="messages, label",
+        matches=format_labels.is_messages_label,
+        read=format_labels.read_messages_label,
+    ),
+    Format(
+        name="completions",
+        columns="prompt, completion; or messages that end with the assistant",
+        matches=format_labels.is_completion,
+        read=format_labels.read_completion,
+    ),
+    Format(
+        name="prompts",
+        columns="prompt",
+        matches=format_labels.is_prompt,
+        read=format_labels.read_prompts_alone,
+    ),
+    Format(
+        name="best_first",
+        columns="prompt, a list of answers, best first",
+        matches=_only_by_name,
+        read=format_groups.read_best_first,
+    ),
+    Format(
+        name="stepwise",
+        columns="prompt, completions: the steps of one answer, labels of the steps",
+        matches=_only_by_name,
+        read=format_groups.read_stepwise,
+    ),
+)
+
+FORMATS: Mapping[str, Format] = {form.name: form for form in _IN_ORDER_OF_DETECTION}

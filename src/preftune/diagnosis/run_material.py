@@ -6,7 +6,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from preftune.cli.checks import Precision, check_seed
+from preftune.cli.checks import check_seed
+from preftune.cli.model_settings import ModelSettings
 from preftune.cli.settings import settings_from_run
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
@@ -15,7 +16,6 @@ from preftune.errors import ConfigError, DataError, check_range, refuse_idle
 from preftune.model.layout import LayoutOptions
 from preftune.model.limits import model_limits
 from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
-from preftune.model.whole_model import LoadOptions
 from preftune.report.diagnosis import MAX_RUNS
 from preftune.report.page import distinct_names
 from preftune.train.groups import read_data, within
@@ -24,7 +24,7 @@ from preftune.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseRunConfig:
+class DiagnoseRunConfig(ModelSettings):
     """Where finished runs moved probability, on pairs that they did not learn from: numbers, tokens and one
     page.
 
@@ -37,13 +37,9 @@ class DiagnoseRunConfig:
         samples: completions to draw of each prompt from every policy and from its reference; 0 draws none.
         max_new_tokens: budget of a drawn completion.
         examples: pairs of which tokens.jsonl holds every token.
-        seed: of the draw.
-        precision: "fp32" or "bf16".
-        device: "auto" takes a GPU if there is one.
         json: print what diagnosis.json holds.
         rows: how `data` becomes groups of tokens.
         layout: how groups are laid out for the model.
-        loading: security settings for loading models.
     """
 
     runs: list[str]
@@ -53,13 +49,7 @@ class DiagnoseRunConfig:
     samples: int = 2
     max_new_tokens: int = 64
     examples: int = 8
-    seed: int = 0
-    precision: Precision = "fp32"
-    device: str = "auto"
-    json: bool = False
-    rows: DataOptions = field(default_factory=DataOptions)
     layout: LayoutOptions = field(default_factory=LayoutOptions)
-    loading: LoadOptions = field(default_factory=LoadOptions)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.runs) <= MAX_RUNS:

@@ -92,17 +92,20 @@ def evaluate_suites(
             found.append({})
             continue
         tell(f"{', '.join(tasks)} on {name}")
-        loaded, tokenizer = load(name)
+        pretrained, tokenizer = load(name)
         folder = None if output is None else output / stage
+        loaded = _LoadedModel(
+            model=pretrained, tokenizer=tokenizer, options=options, seed=seed, folder=folder
+        )
         own = [task for task in tasks if not task.startswith(INSPECT)]
         theirs = [task.removeprefix(INSPECT) for task in tasks if task.startswith(INSPECT)]
         values: dict[tuple[str, str], Mapping[str, float]] = {}
         if own:
-            values |= _of_lm_eval(own, loaded, tokenizer, options, seed, folder)
+            values |= _of_lm_eval(own, loaded)
         if theirs:
-            values |= _of_inspect(theirs, loaded, tokenizer, options, seed, folder)
+            values |= _of_inspect(theirs, loaded)
         found.append(values)
-        del loaded
+        del loaded, pretrained
     before, after = found
     return SuiteEvaluation(
         model=model,
@@ -111,18 +114,22 @@ def evaluate_suites(
     )
 
 
-def _of_lm_eval(
-    tasks: Sequence[str],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    options: SuiteOptions,
-    seed: int,
-    folder: Path | None,
-) -> Values:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LoadedModel:
+    """A model that is in memory, and how tasks run on it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    options: SuiteOptions
+    seed: int
+    folder: Path | None  # for the samples
+
+
+def _of_lm_eval(tasks: Sequence[str], loaded: _LoadedModel) -> Values:
     """The metrics of each example, as lm-eval logs them."""
     lm_eval: Any = importlib.import_module("lm_eval")
     models: Any = importlib.import_module("lm_eval.models.huggingface")
-    manager: Any = importlib.import_module("lm_eval.tasks").TaskManager(include_path=options.folder)
+    manager: Any = importlib.import_module("lm_eval.tasks").TaskManager(include_path=loaded.options.folder)
     unknown = [task for task in tasks if task not in manager.all_tasks and not Path(task).is_file()]
     if unknown:
         near = nearest(unknown[0], manager.all_tasks)
@@ -134,14 +141,18 @@ def _of_lm_eval(
         )
     with quiet_library("lm_eval"):
         results = lm_eval.simple_evaluate(
-            model=models.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.suite_batch_size),
+            model=models.HFLM(
+                pretrained=loaded.model,
+                tokenizer=loaded.tokenizer,
+                batch_size=loaded.options.suite_batch_size,
+            ),
             tasks=list(tasks),
-            num_fewshot=options.num_fewshot,
-            limit=options.limit,
-            apply_chat_template=options.chat_template,
+            num_fewshot=loaded.options.num_fewshot,
+            limit=loaded.options.limit,
+            apply_chat_template=loaded.options.chat_template,
             task_manager=manager,
             bootstrap_iters=0,
-            random_seed=seed,
+            random_seed=loaded.seed,
         )
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = results["samples"]
     values: dict[tuple[str, str], dict[str, float]] = {}
@@ -151,9 +162,11 @@ def _of_lm_eval(
                 if isinstance(value := one.get(metric), (bool, int, float)):
                     name = metric if one["filter"] == "none" else f"{metric}, {one['filter']}"
                     values.setdefault((task, name), {})[str(one["doc_id"])] = float(value)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_jsonl(folder / f"lm_eval-{task}.jsonl", map(_plain, ones), "write the samples of a task")
+        if loaded.folder is not None:
+            loaded.folder.mkdir(parents=True, exist_ok=True)
+            write_jsonl(
+                loaded.folder / f"lm_eval-{task}.jsonl", map(_plain, ones), "write the samples of a task"
+            )
     return values
 
 
@@ -162,34 +175,27 @@ def _plain(sample: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(sample), default=str))
 
 
-def _of_inspect(
-    tasks: Sequence[str],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    options: SuiteOptions,
-    seed: int,
-    folder: Path | None,
-) -> Values:
+def _of_inspect(tasks: Sequence[str], loaded: _LoadedModel) -> Values:
     """The scores of each example as numbers: correct is 1, partly correct 0.5, incorrect 0. inspect-ai reads the
     model from a folder, so it is written to a temporary one.
     """
     inspect_ai: Any = importlib.import_module("inspect_ai")
     to_float = importlib.import_module("inspect_ai.scorer").value_to_float()
     with tempfile.TemporaryDirectory(prefix="preftune-") as temporary, quiet_library("inspect_ai"):
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        loaded.model.save_pretrained(temporary)
+        loaded.tokenizer.save_pretrained(temporary)
         logs = inspect_ai.eval(
             list(tasks),
             model=importlib.import_module("inspect_ai.model").get_model(
                 "hf/model",
                 model_path=temporary,
-                device=str(model.device),
-                batch_size=options.suite_batch_size,
+                device=str(loaded.model.device),
+                batch_size=loaded.options.suite_batch_size,
             ),
-            limit=options.limit,
-            seed=seed,
+            limit=loaded.options.limit,
+            seed=loaded.seed,
             display="none",
-            log_dir=str(Path(temporary) / "logs" if folder is None else folder),
+            log_dir=str(Path(temporary) / "logs" if loaded.folder is None else loaded.folder),
             log_format="json",
         )
     values: dict[tuple[str, str], dict[str, float]] = {}

@@ -28,6 +28,9 @@ except ImportError:  # torch before 2.10
 VARLEN = "preftune_varlen"
 """The name of `attend_varlen` among the attention functions of transformers."""
 
+States = tuple[Float[Tensor, "T H D"], Float[Tensor, "K G D"], Float[Tensor, "K G D"]]
+"""Queries, keys and values."""
+
 _LOW = (torch.bfloat16, torch.float16)
 
 
@@ -112,54 +115,35 @@ def attend_varlen(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
-    preftune_segments: SegmentLengths | None = None,
-    scaling: float | None = None,
-    **others: Any,
+    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """`attend` for a flat row by one kernel. In fp32, which the kernel does not compute, and on other devices
     than CUDA, the same sequences are computed one by one.
     """
-    capped = others.get("softcap") is not None or others.get("s_aux") is not None
-    if preftune_segments is None or capped:  # what `attend` computes, or refuses
-        return attend(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            preftune_segments=preftune_segments,
-            scaling=scaling,
-            **others,
-        )
+    segments: SegmentLengths | None = options.get("preftune_segments")
+    capped = options.get("softcap") is not None or options.get("s_aux") is not None
+    if segments is None or capped:  # what `attend` computes, or refuses
+        return attend(module, query, key, value, attention_mask, **options)
     assert attention_mask is not None, "a flat row comes with its window"
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # rotary embeddings leave queries and keys in fp32
         low = torch.get_autocast_dtype(kind)
         query, key, value = query.to(low), key.to(low), value.to(low)
-    plan = sequences(preftune_segments, query.device)
+    plan = sequences(segments, query.device)
     queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
     if plan.keys is not None:
         keys, values = _Gather.apply(keys, plan.keys), _Gather.apply(values, plan.keys)
     compute = kernel if kind == "cuda" and query.dtype in _LOW else one_by_one
     with torch.autocast(kind, enabled=False):
-        out = compute(queries, keys, values, plan, int(attention_mask), scaling)
+        out = compute((queries, keys, values), plan, int(attention_mask), options.get("scaling"))
     return out[None], None
 
 
-def kernel(
-    query: Float[Tensor, "T H D"],
-    key: Float[Tensor, "K G D"],
-    value: Float[Tensor, "K G D"],
-    plan: Sequences,
-    window: int,
-    scaling: float | None,
-) -> Float[Tensor, "T H D"]:
+def kernel(states: States, plan: Sequences, window: int, scaling: float | None) -> Float[Tensor, "T H D"]:
     """One kernel for all sequences; a window counts the query itself, that of the kernel does not."""
+    query, key, _ = states
     return varlen_attn(  # type: ignore[return-value]
-        query,
-        key,
-        value,
+        *states,
         plan.query_starts,
         plan.key_starts,
         plan.most_queries,
@@ -170,19 +154,13 @@ def kernel(
     )
 
 
-def one_by_one(
-    query: Float[Tensor, "T H D"],
-    key: Float[Tensor, "K G D"],
-    value: Float[Tensor, "K G D"],
-    plan: Sequences,
-    window: int,
-    scaling: float | None,
-) -> Float[Tensor, "T H D"]:
+def one_by_one(states: States, plan: Sequences, window: int, scaling: float | None) -> Float[Tensor, "T H D"]:
     """What `kernel` computes, from the same indices, by scaled dot products of one sequence after another."""
+    query, key, value = states
     out = []
     for from_query, to_query, from_key, to_key in plan.bounds:
         queries = query[from_query:to_query].transpose(0, 1)[None]
-        keys, values = (states[from_key:to_key].transpose(0, 1)[None] for states in (key, value))
+        keys, values = (part[from_key:to_key].transpose(0, 1)[None] for part in (key, value))
         out.append(causal(queries, keys, values, window, scaling)[0].transpose(0, 1))
     return torch.cat(out)
 

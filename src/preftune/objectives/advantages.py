@@ -80,49 +80,49 @@ def gae(
     arXiv
     1506.02438, equations 11 and 16.
     """
-    way = gae_in_order if rewards.device.type in PICKED_ON else gae_by_doubling
-    return way(rewards, values, lengths, gamma, lam)
+    errors = rewards + gamma * _later(values, 1, _owners(lengths, len(values))) - values
+    way = discounted_in_order if rewards.device.type in PICKED_ON else discounted_by_doubling
+    return way(errors, lengths, gamma * lam)
 
 
-def gae_in_order(
-    rewards: Float[Tensor, " N"],
-    values: Float[Tensor, " N"],
-    lengths: Int[Tensor, " C"],
-    gamma: float,
-    lam: float,
+def _owners(lengths: Int[Tensor, " C"], total: int) -> Int[Tensor, " N"]:
+    """The completion of each token."""
+    return torch.repeat_interleave(
+        torch.arange(len(lengths), device=lengths.device), lengths, output_size=total
+    )
+
+
+def _later(of: Float[Tensor, " N"], distance: int, owners: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """The values a number of tokens later in the same completion, or 0."""
+    together = owners[distance:] == owners[:-distance]
+    return pad(of[distance:].where(together, 0.0), (0, distance))
+
+
+def discounted_in_order(
+    values: Float[Tensor, " N"], lengths: Int[Tensor, " C"], discount: float
 ) -> Float[Tensor, " N"]:
-    """`gae` from the last token back, for processors: a step for each token of the longest completion."""
-    advantages, starts = torch.zeros_like(rewards), lengths.cumsum(0) - lengths
-    next_value, next_advantage = (rewards.new_zeros(len(lengths)) for _ in range(2))
+    """sum over k >= 0 of discount^k v_t+k within each completion, from the last token back, for processors: a
+    step for each token of the longest completion.
+    """
+    sums, starts = torch.zeros_like(values), lengths.cumsum(0) - lengths
+    following = values.new_zeros(len(lengths))
     for t in reversed(range(int(lengths.max()))):
         here = torch.nonzero(lengths > t).squeeze(1)  # completions that have a token t
         at = starts[here] + t
-        step = rewards[at] + gamma * next_value[here] - values[at]
-        advantages[at] = step + gamma * lam * next_advantage[here]
-        next_value[here], next_advantage[here] = values[at], advantages[at]
-    return advantages
+        sums[at] = values[at] + discount * following[here]
+        following[here] = sums[at]
+    return sums
 
 
-def gae_by_doubling(
-    rewards: Float[Tensor, " N"],
-    values: Float[Tensor, " N"],
-    lengths: Int[Tensor, " C"],
-    gamma: float,
-    lam: float,
+def discounted_by_doubling(
+    values: Float[Tensor, " N"], lengths: Int[Tensor, " C"], discount: float
 ) -> Float[Tensor, " N"]:
-    """`gae` for GPUs: sums over 1, 2, 4, ... tokens in a few operations each, and no length is waited for."""
-    total, reach = len(rewards), 1
-    order = torch.arange(len(lengths), device=lengths.device)
-    owner = torch.repeat_interleave(order, lengths, output_size=total)
-
-    def ahead(of: Tensor, distance: int) -> Tensor:
-        """The values a number of tokens later in the same completion, or 0."""
-        together = owner[distance:] == owner[:-distance]
-        return pad(of[distance:].where(together, 0.0), (0, distance))
-
-    sums = rewards + gamma * ahead(values, 1) - values
-    while reach < total:
-        sums = sums + (gamma * lam) ** reach * ahead(sums, reach)
+    """`discounted_in_order` for GPUs: sums over 1, 2, 4, ... tokens in a few operations each, and no length is
+    waited for.
+    """
+    sums, owners, reach = values, _owners(lengths, len(values)), 1
+    while reach < len(values):
+        sums = sums + discount**reach * _later(sums, reach, owners)
         reach *= 2
     return sums
 

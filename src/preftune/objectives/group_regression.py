@@ -1,5 +1,6 @@
 """CoPG, AGRO and GVPO: the variance, within a group, of what the implicit rewards leave of the rewards."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -29,16 +30,36 @@ def centred_squares(
     return group_sum((residual - mean[index]).square(), signal), size
 
 
-def spread_losses(
-    per_unit: Float[Tensor, " G"], scores: TokenScores, signal: Rewards, rewards: Float[Tensor, " C"]
-) -> Losses:
-    """The losses of groups; one of a single completion has no spread and no weight."""
-    weight = comparable_groups(signal).to(per_unit.dtype)
-    return Losses(per_unit=per_unit, weight=weight, metrics=group_metrics(scores, signal, rewards))
+@dataclass(frozen=True, kw_only=True)
+class SpreadObjective(GroupOfTwoObjective):
+    """A loss of a group's size and of its squares S. A group of a single completion has no spread and no weight.
+
+    Args:
+        beta: strength of the pull to the anchor, in units of reward, > 0.
+    """
+
+    learning_rates = our_rate(1e-6, "the default of rloo, because no source with a rate for it could be read")
+    needs = frozenset({"ref_logp"})
+    chosen_fall = "possible"
+
+    beta: float = positive(0.1)
+
+    def ratio(self, scores: TokenScores) -> Float[Tensor, " C"]:
+        """Log-ratio of each completion to the anchor."""
+        return log_ratio(scores)
+
+    @abstractmethod
+    def per_group(self, squares: Float[Tensor, " G"], size: Float[Tensor, " G"]) -> Float[Tensor, " G"]: ...
+
+    def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
+        rewards = self.beta * self.ratio(scores)
+        per_unit = self.per_group(*centred_squares(rewards, signal))
+        weight = comparable_groups(signal).to(per_unit.dtype)
+        return Losses(per_unit=per_unit, weight=weight, metrics=group_metrics(scores, signal, rewards))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoPG(GroupOfTwoObjective):
+class CoPG(SpreadObjective):
     """Differences of regularized rewards made to vanish, over all pairs of a prompt's completions.
 
         L = (1 / (G - 1)) sum_{i > j} (a_i - a_j)^2 = (G / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
@@ -53,20 +74,13 @@ class CoPG(GroupOfTwoObjective):
     """
 
     name = "copg"
-    learning_rates = our_rate(1e-6, "the default of rloo, because no source with a rate for it could be read")
-    needs = frozenset({"ref_logp"})
-    chosen_fall = "possible"
 
-    beta: float = positive(0.1)
-
-    def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        rewards = self.beta * log_ratio(scores)
-        spread, size = centred_squares(rewards, signal)
-        return spread_losses(spread * size / (size - 1).clamp(min=1), scores, signal, rewards)
+    def per_group(self, squares: Float[Tensor, " G"], size: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
+        return squares * size / (size - 1).clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AGRO(GroupOfTwoObjective):
+class AGRO(SpreadObjective):
     """Half the variance of the regularized reward over a prompt's completions, which is zero at the optimum.
 
         L = (1/2) (1 / (G - 1)) sum_i (a_i - mean a)^2,   a = r - beta * h
@@ -81,20 +95,13 @@ class AGRO(GroupOfTwoObjective):
     """
 
     name = "agro"
-    learning_rates = our_rate(1e-6, "the default of rloo, because no source with a rate for it could be read")
-    needs = frozenset({"ref_logp"})
-    chosen_fall = "possible"
 
-    beta: float = positive(0.1)
-
-    def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        rewards = self.beta * log_ratio(scores)
-        spread, size = centred_squares(rewards, signal)
-        return spread_losses(spread / (2 * (size - 1).clamp(min=1)), scores, signal, rewards)
+    def per_group(self, squares: Float[Tensor, " G"], size: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
+        return squares / (2 * (size - 1).clamp(min=1))
 
 
 @dataclass(frozen=True, kw_only=True)
-class GVPO(GroupOfTwoObjective):
+class GVPO(SpreadObjective):
     """Centered implicit rewards regressed on centered rewards, with the policy that sampled the group as
     anchor.
 
@@ -112,11 +119,9 @@ class GVPO(GroupOfTwoObjective):
     name = "gvpo"
     learning_rates = rates_of(1e-6, "the authors' code")
     needs = frozenset({"behaviour_logp"})
-    chosen_fall = "possible"
 
-    beta: float = positive(0.1)
+    def ratio(self, scores: TokenScores) -> Float[Tensor, " C"]:
+        return behaviour_ratio(scores)
 
-    def __call__(self, scores: TokenScores, signal: Rewards) -> Losses:
-        rewards = self.beta * behaviour_ratio(scores)
-        spread, size = centred_squares(rewards, signal)
-        return spread_losses(spread / size, scores, signal, rewards)
+    def per_group(self, squares: Float[Tensor, " G"], size: Float[Tensor, " G"]) -> Float[Tensor, " G"]:
+        return squares / size

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from preftune.cli.checks import Precision
+from preftune.cli.model_settings import Precision
 from preftune.data.options import DataOptions
 from preftune.errors import ConfigError, check_range, refuse_idle
 from preftune.lab.experiments import grid_of

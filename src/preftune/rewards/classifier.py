@@ -18,9 +18,7 @@ from preftune.errors import ConfigError, DataError, TrainingError
 from preftune.model.device import pick_device
 from preftune.model.load import load_tokenizer, resolve_model, weights_dtype
 from preftune.model.load_classifier import is_ensemble, load_classification_model
-from preftune.model.whole_model import LoadOptions
 from preftune.rewards.base import (
-    BuiltIn,
     PromptInput,
     Verdicts,
     at,
@@ -30,11 +28,12 @@ from preftune.rewards.base import (
     whole_prompts,
 )
 from preftune.rewards.heads import HeadUse, reward_of_heads
+from preftune.rewards.model_reward import ModelReward
 from preftune.types import Group, Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModel(BuiltIn):
+class RewardModel(ModelReward):
     """The scalar that a sequence-classification model gives to prompt and completion together. The whole
     dialogue is shown.
 
@@ -55,10 +54,6 @@ class RewardModel(BuiltIn):
         batch_size: texts computed at a time.
         max_length: most tokens of prompt and completion; a longer text is an error, as it is beyond the
             model's positions.
-        device: "auto" takes a GPU if there is one.
-        precision: "fp32" or "bf16".
-        trust_remote_code: run Python code that comes with the model.
-        allow_pickle: read weights from pickle files when there are no safetensors.
     """
 
     path: str
@@ -70,10 +65,6 @@ class RewardModel(BuiltIn):
     seed: int = 0
     batch_size: int = 16
     max_length: int | None = None
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         check_reward_range("model", "batch_size", self.batch_size, 1)
@@ -82,13 +73,9 @@ class RewardModel(BuiltIn):
 
     @cached_property
     def _classifier(self) -> Any:
-        from preftune.rewards.classifier import load_classifier
-
         return load_classifier(self)
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Verdicts:
-        from preftune.rewards.classifier import classified
-
         found = classified(self._classifier, self, prompts, completions, columns)
         if self._classifier.heads is None:
             return Verdicts(rewards=found[:, 0].tolist())
@@ -115,10 +102,9 @@ class Classifier:
 def load_classifier(settings: RewardModel) -> Classifier:
     """The model with how it reads texts; an error if what it gives is no reward."""
     source = resolve_model(settings.path)
-    loading = LoadOptions(trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle)
-    tokenizer = load_tokenizer(source, loading)
+    tokenizer = load_tokenizer(source, settings.loading)
     dtype = weights_dtype(settings.precision)
-    model = load_classification_model(source, loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
+    model = load_classification_model(source, settings.loading, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
     template = settings.template
     if template == "auto":
         template = "chat" if tokenizer.chat_template else "pair" if tokenizer.sep_token else "plain"

@@ -14,14 +14,14 @@ from preftune.model.layout import LayoutOptions
 from preftune.model.load import check_same_tokenizer, load_tokenizer, resolve_model
 from preftune.model.policy import Policy, score_all
 from preftune.model.scorer import load_scorer
-from preftune.model.whole_model import LoadOptions
-from preftune.rewards.base import BuiltIn, at, check_reward_range, whole_prompts
+from preftune.rewards.base import at, check_reward_range, whole_prompts
 from preftune.rewards.classifier import ended_flags, render, tool_texts
+from preftune.rewards.model_reward import ModelReward
 from preftune.types import Group
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImplicitReward(BuiltIn):
+class ImplicitReward(ModelReward):
     """DPO's implicit reward of a tuned model, relative to the model that it was tuned from.
 
         reward = beta * log-ratio - length_penalty * |y|,   log-ratio = sum_t (log pi(y_t) - log ref(y_t))
@@ -38,10 +38,6 @@ class ImplicitReward(BuiltIn):
         length_penalty: taken off for each token.
         template: prompts are written with the chat template or as plain text; "auto" takes the template if
             there is one.
-        device: "auto" takes a GPU if there is one.
-        precision: "fp32" or "bf16".
-        trust_remote_code: run Python code that comes with the models.
-        allow_pickle: read weights from pickle files when there are no safetensors.
     """
 
     policy: str
@@ -50,10 +46,6 @@ class ImplicitReward(BuiltIn):
     length: Literal["sum", "mean"] = "sum"
     length_penalty: float = 0.0
     template: Literal["auto", "chat", "plain"] = "auto"
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < float("inf"):
@@ -83,18 +75,19 @@ class ModelPair:
 
 
 def load_pair(settings: ImplicitReward) -> ModelPair:
-    loading = LoadOptions(trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle)
-    check_same_tokenizer(settings.policy, settings.reference, loading)
-    renderer = make_renderer(load_tokenizer(resolve_model(settings.policy), loading), settings.template)
+    check_same_tokenizer(settings.policy, settings.reference, settings.loading)
+    renderer = make_renderer(
+        load_tokenizer(resolve_model(settings.policy), settings.loading), settings.template
+    )
     policies = [
-        load_scorer(name, loading, LayoutOptions(), settings.precision, settings.device)
+        load_scorer(name, settings.loading, LayoutOptions(), settings.precision, settings.device)
         for name in (settings.policy, settings.reference)
     ]
     return ModelPair(policy=policies[0], reference=policies[1], renderer=renderer)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood(BuiltIn):
+class Likelihood(ModelReward):
     """Log-probability of a completion under a model, in nats: sum_t log p(y_t), or its mean over the tokens.
 
     With `--selection best-of-n` it selects the answer that the model finds most probable, as GRAPE does (Zhang et
@@ -106,28 +99,19 @@ class Likelihood(BuiltIn):
         length: the "mean" over the completion's tokens or their "sum".
         template: prompts are written with the chat template or as plain text; "auto" takes the template if
             there is one.
-        device: "auto" takes a GPU if there is one.
-        precision: "fp32" or "bf16".
-        trust_remote_code: run Python code that comes with the model.
-        allow_pickle: read weights from pickle files when there are no safetensors.
     """
 
     model: str
     length: Literal["mean", "sum"] = "mean"
     template: Literal["auto", "chat", "plain"] = "auto"
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         _ = self._scorer
 
     @cached_property
     def _scorer(self) -> tuple[Policy, Renderer]:
-        loading = LoadOptions(trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle)
-        renderer = make_renderer(load_tokenizer(resolve_model(self.model), loading), self.template)
-        return load_scorer(self.model, loading, LayoutOptions(), self.precision, self.device), renderer
+        renderer = make_renderer(load_tokenizer(resolve_model(self.model), self.loading), self.template)
+        return load_scorer(self.model, self.loading, LayoutOptions(), self.precision, self.device), renderer
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float | None]:
         policy, renderer = self._scorer

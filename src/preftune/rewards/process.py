@@ -8,15 +8,16 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from preftune.errors import ConfigError
-from preftune.rewards.base import BuiltIn, Verdicts, check_reward_range, each
+from preftune.rewards.base import Verdicts, check_reward_range, each
 from preftune.rewards.classifier import RewardModel, classified, load_classifier
+from preftune.rewards.model_reward import ModelReward
 from preftune.text import line_steps
 
 _NAME = "process"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessReward(BuiltIn):
+class ProcessReward(ModelReward):
     """The score of each step of an answer by a model that was trained on labels of steps; the steps are the lines.
 
         p_k = sigma(v_k), or v_k with raw,   v_k = the model's score of the prompt and the answer up to line k
@@ -32,10 +33,6 @@ class ProcessReward(BuiltIn):
         template: how prompt and answer are written, as of reward `model`.
         batch_size: texts computed at a time.
         max_length: most tokens of prompt and answer.
-        device: "auto" takes a GPU if there is one.
-        precision: "fp32" or "bf16".
-        trust_remote_code: run Python code that comes with the model.
-        allow_pickle: read weights from pickle files when there are no safetensors.
     """
 
     path: str
@@ -44,10 +41,6 @@ class ProcessReward(BuiltIn):
     template: Literal["auto", "chat", "plain"] = "auto"
     batch_size: int = 16
     max_length: int | None = None
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         check_reward_range(_NAME, "batch_size", self.batch_size, 1)

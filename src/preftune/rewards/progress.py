@@ -12,10 +12,10 @@ import numpy as np
 from preftune.data.render import Renderer
 from preftune.errors import ConfigError
 from preftune.measures.coverage import expected_best
-from preftune.model.whole_model import LoadOptions
 from preftune.rewards.base import COLUMNS, BuiltIn, Verdicts, at, check_reward_range, each, whole_prompts
 from preftune.rewards.call import AnyReward, ask
 from preftune.rewards.classifier import ended_flags, render, tool_texts
+from preftune.rewards.model_reward import ModelReward
 from preftune.sampling.engine import choose_engine
 from preftune.sampling.prefix import behind, with_beginnings
 from preftune.sampling.sample import SampleOptions, load_sampler, sample
@@ -24,7 +24,7 @@ from preftune.text import line_steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepProgress(BuiltIn):
+class StepProgress(ModelReward):
     """A number for each step of an answer: how much the step changes the reward that a prover reaches from there.
 
         A(h) = Q(h) - Q(h - 1),   Q(h) = mean reward of `num` completions that the prover writes after step h
@@ -46,10 +46,6 @@ class StepProgress(BuiltIn):
         seed: of the completions.
         template: prompts are written with the chat template or as plain text; "auto" takes the template if
             there is one.
-        device: "auto" takes a GPU if there is one.
-        precision: "fp32" or "bf16".
-        trust_remote_code: run Python code that comes with the model.
-        allow_pickle: read weights from pickle files when there are no safetensors.
     """
 
     model: str
@@ -61,10 +57,6 @@ class StepProgress(BuiltIn):
     temperature: float = 1.0
     seed: int = 0
     template: Literal["auto", "chat", "plain"] = "auto"
-    device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         check_reward_range("progress", "num", self.num, 1)
@@ -91,8 +83,7 @@ class StepProgress(BuiltIn):
 
     @cached_property
     def _prover(self) -> Any:
-        loading = LoadOptions(trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle)
-        model, renderer = load_sampler(self.model, loading, self.precision, self.device, self.template)
+        model, renderer = load_sampler(self.model, self.loading, self.precision, self.device, self.template)
         return model, renderer, choose_engine(model)[0]
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Verdicts:
