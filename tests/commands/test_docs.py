@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from preftune.cli.early_names import page_of
+from preftune.cli.early_names import page_named
 from preftune.cli.main import main
 from preftune.commands.docs import read_pages
 from preftune.errors import ConfigError
@@ -28,18 +28,18 @@ PAGES = {
     ],
 )
 def test_names(text, name):
-    assert page_of(text, PAGES) == name
+    assert page_named(text, PAGES) == name
 
 
 def test_a_name_that_is_no_page():
     with pytest.raises(
         ConfigError, match=r"There is no page 'bnff'\. Did you mean preftune docs objectives/bnf"
     ):
-        page_of("bnff", PAGES)
+        page_named("bnff", PAGES)
     with pytest.raises(ConfigError, match="preftune docs lists the pages"):
-        page_of("\x1b[31m", PAGES)
+        page_named("\x1b[31m", PAGES)
     with pytest.raises(ConfigError, match="There is no page ''"):
-        page_of("", PAGES)
+        page_named("", PAGES)
 
 
 def test_pages_are_printed_searched_and_listed(capsys):

@@ -13,7 +13,7 @@ from preftune.cli.names import nearest
 from preftune.cli.outline import ROOT, objective_outlines
 from preftune.errors import ConfigError, shown
 
-LAB_ACTIONS = ("list", "show", "run", "all", "tune")
+LAB_ACTION_NAMES = ("list", "show", "run", "all", "tune")
 OWN_CODE = {"objective": "objective", "reward": "reward", "judge": "judge"}
 
 
@@ -32,7 +32,7 @@ def check_given_names(command: str, given: Mapping[str, str]) -> None:
     if "problem" in given:
         _check_problem(given["problem"])
     if command == "docs" and "name" in given:
-        page_of(given["name"], page_paths())
+        page_named(given["name"], page_paths())
     if command == "import-config" and "file" in given:
         _check_config(given["file"])
     for flag, what in OWN_CODE.items():
@@ -72,12 +72,12 @@ def _check_problem(name: str) -> None:
 
 
 def _check_lab(action: str, names: Sequence[str]) -> None:
-    if action not in LAB_ACTIONS:
-        near = nearest(action, LAB_ACTIONS, 0.5)
+    if action not in LAB_ACTION_NAMES:
+        near = nearest(action, LAB_ACTION_NAMES, 0.5)
         raise ConfigError(
             "There is no such action",
             got=action,
-            expected=", ".join(LAB_ACTIONS),
+            expected=", ".join(LAB_ACTION_NAMES),
             do=f"Did you mean preftune lab {near}?" if near else None,
         )
     if action == "run":
@@ -104,7 +104,7 @@ def page_paths() -> dict[str, Path]:
     return {name: paths[name] for name in sorted(paths) if not name.startswith("dev/")}
 
 
-def page_of(text: str, pages: Iterable[str]) -> str:
+def page_named(text: str, pages: Iterable[str]) -> str:
     """The full name of a page from its name, its last part, or a file name; a ConfigError if there is none."""
     wanted = text.strip().lower().removeprefix("docs/").removesuffix(".md").replace("-", "_")
     last_parts: dict[str, str] = {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.markdown import Markdown
 
-from preftune.cli.early_names import page_of, page_paths
+from preftune.cli.early_names import page_named, page_paths
 from preftune.cli.output import make_console, print_json, print_line
 from preftune.cli.settings import parse_settings
 from preftune.errors import refuse_idle, shown
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     settings = parse_settings(DocsConfig, arguments, "preftune docs", positional="name")
     pages = read_pages()
     if settings.name is not None:
-        _print_page(page_of(settings.name, pages), pages, settings.json)
+        _print_page(page_named(settings.name, pages), pages, settings.json)
     elif settings.search is not None:
         _print_matches(settings.search, pages, settings.json)
     elif settings.json:
