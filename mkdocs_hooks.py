@@ -3,6 +3,7 @@
 MkDocs calls the functions `on_...` while it builds the site (`make docs`).
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,29 @@ from preftune.cli.outline import Outline, Setting, objective_outlines, outline_o
 from preftune.cli.words import module_of
 
 ROOT = Path(__file__).parent
+SYMBOLS = {
+    "alpha": "α",
+    "beta": "β",
+    "gamma": "γ",
+    "delta": "δ",
+    "epsilon": "ε",
+    "theta": "θ",
+    "lambda": "λ",
+    "mu": "μ",
+    "pi": "π",
+    "rho": "ρ",
+    "sigma": "σ",
+    "tau": "τ",
+    "<=": "≤",
+    ">=": "≥",
+    " * ": " · ",
+    "^2": "²",
+}
+_SYMBOL = re.compile(
+    r"(?<![\w/-])(?:"
+    + "|".join(name for name in SYMBOLS if name.isalpha())
+    + r")(?![A-Za-z0-9/-])|<=|>=| \* |\^2(?!\d)"
+)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -44,7 +68,23 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """LOG.md stands outside of the folder of pages; in the site it is dev/log.md."""
     if page.file.src_uri == "dev/log.md":
         markdown = markdown.replace("](docs/", "](../")
+    if page.file.src_uri.startswith("objectives/"):
+        markdown = with_symbols(markdown)
     return markdown.replace("](../../LOG.md", "](log.md").replace("](../LOG.md", "](dev/log.md")
+
+
+def with_symbols(markdown: str) -> str:
+    """Greek letters and signs in the equations of an objective's page, which terminals show in ASCII. Names in
+    backticks, links, commands and tables stay as they are.
+    """
+    lines = markdown.split("\n")
+    for place, line in enumerate(lines):
+        if line.startswith(("#", "|", "    preftune", "```")):
+            continue
+        parts = re.split(r"(`[^`]*`|\]\([^)]*\))", line)
+        parts[::2] = [_SYMBOL.sub(lambda found: SYMBOLS[found[0]], part) for part in parts[::2]]
+        lines[place] = "".join(parts)
+    return "\n".join(lines)
 
 
 def command_line() -> str:

@@ -213,7 +213,91 @@ output_dir: o
 """
 
 # name: (text, tool, settings that must come out, keys that must be refused)
+HANDBOOK_QLORA = """
+model_name_or_path: owner/sft
+torch_dtype: bfloat16
+use_peft: true
+load_in_4bit: true
+lora_r: 16
+dataset_mixer: {owner/pairs: 1.0}
+dataset_splits: [train_prefs, test_prefs]
+output_dir: o
+beta: 0.01
+log_level: info
+optim: paged_adamw_32bit
+hub_strategy: every_save
+save_steps: 100
+"""
+HANDBOOK_MIXTURE = """
+model_name_or_path: owner/sft
+model_revision: second
+dataset_mixture:
+  datasets:
+    - {id: owner/pairs, config: Preference, split: plain, weight: 0.5}
+    - {id: owner/pairs, config: Preference, split: thinking, weight: 0.25}
+output_dir: o
+loss_type: apo_zero
+beta: 0.05
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs: {min_lr_rate: 0.1}
+save_steps: 0.5
+use_flash_attention_2: true
+"""
+HANDBOOK_ONE = """
+trainer: orpo
+model_name_or_path: owner/base
+dataset_mixture: {datasets: [{id: owner/pairs, config: clean, split: train_prefs}]}
+output_dir: o
+beta: 0.05
+"""
+AXOLOTL_WEIGHTS = """
+base_model: owner/base
+rl: kto
+rl_beta: 0.5
+kto_desirable_weight: 0.2
+datasets: [{path: owner/labels, type: llama3.ultra, split: train}]
+output_dir: o
+val_set_size: 0.0
+micro_batch_size: 2
+eval_max_new_tokens: 128
+saves_per_epoch: 1
+"""
+AXOLOTL_ALPHA = """
+base_model: owner/base
+rl: orpo
+orpo_alpha: 0.2
+datasets: [{path: owner/pairs, type: orpo.chat_template}]
+output_dir: o
+sequence_len: 4096
+loss_watchdog_threshold: 5.0
+"""
+
 CONFIGS = {
+    "handbook qlora": (
+        HANDBOOK_QLORA,
+        "trl",
+        {"objective": "dpo", "data": "owner/pairs", "rows.split": "train_prefs", "objective.beta": 0.01},
+        set(),
+    ),
+    "handbook mixture": (
+        HANDBOOK_MIXTURE,
+        "trl",
+        {"objective": "apo-zero", "objective.beta": 0.05, "save_every": None},
+        {"model_revision", "dataset_mixture", "lr_scheduler_type", "lr_scheduler_kwargs", "save_steps"},
+    ),
+    "handbook orpo": (
+        HANDBOOK_ONE,
+        "trl",
+        {"data": "owner/pairs:clean", "rows.split": "train_prefs", "objective.odds_weight": 0.05},
+        set(),
+    ),
+    "axolotl kto": (
+        AXOLOTL_WEIGHTS,
+        "axolotl",
+        {"objective.beta": 0.5, "objective.desirable_weight": 0.2},
+        {"saves_per_epoch"},
+    ),
+    "axolotl orpo weight": (AXOLOTL_ALPHA, "axolotl", {"objective.odds_weight": 0.2}, set()),
     "trl dpo": (
         TRL_DPO,
         "trl",
@@ -229,8 +313,8 @@ CONFIGS = {
     "trl kto": (
         TRL_KTO,
         "trl",
-        {"objective": "kto", "batch_size": 16},
-        {"desirable_weight", "undesirable_weight"},
+        {"objective": "kto", "batch_size": 16, "objective.undesirable_weight": 1.33},
+        set(),
     ),
     "trl grpo": (
         TRL_GRPO,
@@ -304,7 +388,7 @@ def test_the_settings_are_taken(name, tmp_path, monkeypatch):
     text, tool, _, refused = CONFIGS[name]
     found = translate(yaml.safe_load(text), tool)
     settings = dict(found.settings)
-    settings |= {"data": "pairs.jsonl"} if "datasets" in refused else {}
+    settings |= {"data": "pairs.jsonl"} if refused & {"datasets", "dataset_mixture"} else {}
     settings |= {"reward": "brief"} if "reward_funcs" in refused else {}
     if settings.get("optim.name") == "adamw_8bit":
         settings["optim.name"] = "adamw"  # torchao is not a dependency

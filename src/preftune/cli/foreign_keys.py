@@ -57,6 +57,11 @@ SETTINGS: Mapping[str, str] = {
     "pref_beta": "objective.beta",
     "rl_beta": "objective.beta",
     "dpo_beta": "objective.beta",
+    "orpo_alpha": "objective.odds_weight",
+    "desirable_weight": "objective.desirable_weight",
+    "undesirable_weight": "objective.undesirable_weight",
+    "kto_desirable_weight": "objective.desirable_weight",
+    "kto_undesirable_weight": "objective.undesirable_weight",
     "label_smoothing": "objective.label_smoothing",
     "simpo_gamma": "objective.gamma",
     "num_generations": "sampling.num_completions",
@@ -151,6 +156,15 @@ NOT_NEEDED: Mapping[str, str] = {
     "resume_from_checkpoint": "use: preftune train --resume RUN",
     "push_to_hub": "use: preftune export RUN --to hub",
     "hub_model_id": "use: preftune export RUN --to hub",
+    "hub_strategy": "use: preftune export RUN --to hub",
+    "hub_private_repo": "use: preftune export RUN --to hub --private",
+    "log_level": "errors are one sentence, and every step is logged",
+    "use_flash_attention_2": "the fastest exact attention is chosen at start-up",
+    "quantization_method": "bitsandbytes quantizes; lora.quantization int4 and int8 use torchao",
+    "loss_watchdog_threshold": "a NaN stops the run",
+    "loss_watchdog_patience": "a NaN stops the run",
+    "eval_max_new_tokens": "preftune sample and preftune chat show answers",
+    "eval_table_size": "preftune sample and preftune chat show answers",
     "use_vllm": "sampling runs in this process; server.url names a server",
     "vllm_mode": "sampling runs in this process; server.url names a server",
     "debug": "errors are one sentence",
@@ -173,11 +187,11 @@ REFUSED: Mapping[str, str] = {
     "loraplus_lr_ratio": "one learning rate trains all weights",
     "neftune_noise_alpha": "noise on embeddings is not supported",
     "mask_truncated_completions": "truncated completions count as they are; the reward brief scores those that end",
+    "model_revision": "download that revision, and name its folder with model",
+    "lr_scheduler_kwargs": "schedules are linear, cosine and constant, without further settings",
+    "evals_per_epoch": "set eval_every to a number of steps; by default a run is evaluated ten times",
+    "saves_per_epoch": "set save_every to a number of steps",
     "sync_ref_model": "set reference.update_every and reference.update_rate",
-    "desirable_weight": "hyperparameters of kto have other names: preftune objectives kto",
-    "undesirable_weight": "hyperparameters of kto have other names: preftune objectives kto",
-    "kto_desirable_weight": "hyperparameters of kto have other names: preftune objectives kto",
-    "kto_undesirable_weight": "hyperparameters of kto have other names: preftune objectives kto",
 }
 """Key -> why it has no counterpart, and what to do. A key that is off is not needed."""
 
@@ -234,6 +248,9 @@ DEFAULTS: Mapping[Tool, Mapping[str, object]] = {
 }
 """Defaults of a tool that differ from preftune's; written out where the configuration has no such key."""
 
+MIXED_KEYS = ("dataset_mixer", "dataset_mixture", "dataset_splits")
+"""Data sets as the alignment handbook writes them."""
+
 SIGNS: Mapping[Tool, frozenset[str]] = {
     "llama-factory": frozenset(
         {"stage", "finetuning_type", "cutoff_len", "dataset_dir", "pref_loss", "template"}
@@ -242,6 +259,15 @@ SIGNS: Mapping[Tool, frozenset[str]] = {
         {"base_model", "sequence_len", "micro_batch_size", "datasets", "rl", "val_set_size"}
     ),
     "ms-swift": frozenset({"rlhf_type", "train_type", "tuner_type", "split_dataset_ratio", "quant_method"}),
-    "trl": frozenset({"model_name_or_path", "dataset_name", "dataset_train_split", "loss_type", "use_peft"}),
+    "trl": frozenset(
+        {
+            "model_name_or_path",
+            "dataset_name",
+            "dataset_train_split",
+            "loss_type",
+            "use_peft",
+            "dataset_mixer",
+        }
+    ),
 }
 """Keys that only, or mostly, this tool has."""

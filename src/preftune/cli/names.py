@@ -174,8 +174,6 @@ ELSEWHERE = {
     "rpo_alpha": "Write the sum of two losses: --objective dpo+1*sft",
     "pref_ftx": "Write the sum of two losses: --objective dpo+0.1*sft",
     "sync_ref_model": "Use --reference.update_every STEPS and --reference.update_rate",
-    "desirable_weight": "`preftune objectives kto` shows the names of its hyperparameters",
-    "undesirable_weight": "`preftune objectives kto` shows the names of its hyperparameters",
     "disable_dropout": "Leave it out: dropout is off",
     "tf32": "Leave it out; use --precision bf16 for speed",
     "eval_strategy": "Use --eval_every STEPS",
@@ -245,15 +243,6 @@ SPELLINGS = {
         "off_policy": "offline",
     },
     "device": {"gpu": "cuda"},
-    "optim.name": {
-        "adam": "adamw",
-        "adamw_torch": "adamw",
-        "adamw_torch_fused": "adamw",
-        "adamw_hf": "adamw",
-        "paged_adamw_32bit": "adamw",
-        "paged_adamw_8bit": "adamw-8bit",
-        "adamw_bnb_8bit": "adamw-8bit",
-    },
     "to": {"ggml": "gguf", "safetensors": "merged", "huggingface": "hub", "hf": "hub", "lora": "adapter"},
 }
 """Setting -> values as other tools write them, with the value to suggest."""

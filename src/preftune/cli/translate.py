@@ -8,6 +8,7 @@ from preftune.cli.foreign_keys import (
     DEFAULTS,
     DRAWN_METHODS,
     LOSSES,
+    MIXED_KEYS,
     NOT_NEEDED,
     REFUSED,
     SETTINGS,
@@ -121,6 +122,9 @@ class _Translator:
             text = "+".join(f"{weight:g}*{one}" for weight, one in zip(weights, objectives, strict=False))
         for key in known:
             self.account(key, "translated", f"objective: {text}")
+        if not known:
+            says = f"objective: {text}, since no key names the method; --objective NAME chooses another"
+            self.account("(objective)", "translated", says)
         self.settings |= (
             {"objective": text} if len(objectives) == 1 else {"objective": "mixture", "objective.terms": text}
         )
@@ -165,6 +169,27 @@ class _Translator:
                 left = ", ".join(sorted(set(one) - {"path", "data_files", "split", "ds_type"}))
                 says = f"{setting}: {chosen}; the layout is detected in place of {left}"
                 self.account(key, "translated", says)
+
+    def mixed_data(self) -> None:
+        """One data set of a mixture, with its split; more than one are refused."""
+        for key, value in self.given(*MIXED_KEYS).items():
+            if key == "dataset_splits":
+                splits = value if isinstance(value, list) else [value]
+                self.settings["rows.split"] = splits[0]
+                others = "".join(f"; name {one} with eval_data" for one in splits[1:])
+                self.account(key, "translated", f"rows.split: {splits[0]}{others}")
+                continue
+            sets = value.get("datasets", value) if isinstance(value, Mapping) else value
+            names = [one.get("id") if isinstance(one, Mapping) else one for one in sets]
+            if len(names) != 1 or not isinstance(names[0], str):
+                says = "several data sets: save them into one folder and name the folder with data"
+                self.account(key, "refused", says)
+                continue
+            one = sets[0] if isinstance(sets, list) else {}
+            config = one.get("config") if isinstance(one, Mapping) else None
+            if isinstance(one, Mapping) and one.get("split"):
+                self.settings["rows.split"] = one["split"]
+            self.put(key, "data", names[0] + (f":{config}" if config not in (None, "default") else ""))
 
     def adapter(self) -> None:
         known = self.given(*ADAPTER_KEYS)
@@ -234,6 +259,8 @@ class _Translator:
             if key in self.accounts:
                 continue
             name = SETTINGS.get(key, "")
+            if name == "objective.beta" and objective == "orpo":
+                name = "objective.odds_weight"  # the weight that ORPO's paper calls lambda
             if key in NOT_NEEDED:
                 self.account(key, "not needed", NOT_NEEDED[key])
             elif _is_off(value):
@@ -251,6 +278,8 @@ class _Translator:
                 self.put(key, name, [str(one) for one in many])
             elif name == "optim.schedule" and str(value) not in ("linear", "cosine", "constant"):
                 self.account(key, "refused", "schedules are linear, cosine and constant")
+            elif name in ("eval_every", "save_every") and isinstance(value, float) and value < 1:
+                self.account(key, "refused", f"a share of the run: set {name} to a number of steps")
             elif key == "warmup_steps" and isinstance(value, float) and value < 1:
                 self.put(key, "optim.warmup_ratio", value)
             elif name:
@@ -278,6 +307,7 @@ def translate(config: Mapping[str, Any], tool: Tool) -> Translation:
     command, objective = work.method()
     work.batch()
     work.data()
+    work.mixed_data()
     work.adapter()
     work.precision()
     work.on_policy(objective)

@@ -104,7 +104,7 @@ class OptimOptions:
 
 OPTIMIZERS = ("adamw", "adamw-8bit", "adafactor", "muon", "schedule-free")
 _FAMILIAR = {
-    "adamw": ("adamw_torch", "adamw_torch_fused", "adamw_hf"),
+    "adamw": ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adam", "paged_adamw_32bit"),
     "adamw-8bit": ("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit", "paged_adamw_8bit"),
     "schedule-free": ("schedule_free_adamw", "schedule_free", "schedulefree"),
 }
