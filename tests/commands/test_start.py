@@ -33,6 +33,12 @@ def test_the_largest_race_that_fits(seconds, plan):
     assert plan_start(Pace(step=1.0, overhead=10.0), float(seconds), methods=3, most_steps=50) == plan
 
 
+def test_the_time_of_a_race():
+    pace = Pace(step=1.0, overhead=10.0)
+    assert RacePlan(methods=3, rates=2, steps=50, seeds=2).seconds(pace) == 720
+    assert RacePlan(methods=2, rates=1, steps=4, seeds=2).seconds(pace) == 56
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "told"), [(40, 2, "training works"), (2, 40, "moved away"), (11, 9, "not told apart")]
 )

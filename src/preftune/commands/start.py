@@ -134,6 +134,11 @@ class RacePlan:
     steps: int
     seeds: int
 
+    def seconds(self, pace: Pace) -> float:
+        """How long the race takes at this pace."""
+        runs = self.methods * (self.seeds + (self.rates if self.rates > 1 else 0))
+        return runs * (pace.overhead + self.steps * pace.step)
+
 
 def plan_start(pace: Pace, seconds: float, methods: int, most_steps: int) -> RacePlan:
     """The largest race that fits: first a second learning rate is given up, then methods. A race of two methods
@@ -166,7 +171,12 @@ def run_start(config: StartConfig, report: Reporter) -> dict[str, Any]:
     groups = min(config.race_rows, int(diagnosis["measures"]["num_records"]))
     plan = plan_start(pace, RACE_SHARE * left(), len(methods), max(1, groups // config.batch_size))
     raced = methods[: plan.methods]
-    report.note(f"3/5  race of {', '.join(raced)}: {plan.steps} steps each, {plan.seeds} seeds")
+    expected = plan.seconds(pace)
+    late = "; --minutes is too short for it" if expected > 60 * config.minutes else ""
+    report.note(
+        f"3/5  race of {', '.join(raced)}: {plan.steps} steps each, {plan.seeds} seeds, "
+        f"about {math.ceil(expected / 60)} min{late}"
+    )
     race = compare(race_config(config, raced, plan), Reporter(quiet=True))
     best = race["places"][0]
     if best["mean"] is None:
