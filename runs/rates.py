@@ -5,15 +5,17 @@
 
 One epoch over the rows, a share of their prompts held out. The rows are the first of the file, or with --shortest the
 shortest of it by characters, in the file's order. Prints for each objective and rate the held-out accuracy
-(the share of pairs that the objective's own score orders rightly) and the held-out log-ratio of the chosen answers in
-nats, means over the seeds, and the rate with the highest accuracy. Adapters take rates that are ten times as large:
---lora_rank 16 multiplies the grid by 10. Resumable: finished runs are read. Writes OUTPUT/table.json.
+(the share of pairs that the objective's own score orders rightly), margin and log-ratio of the chosen answers in
+nats, means over the seeds, and the rate with the highest accuracy (between equal ones, the highest margin).
+Adapters take rates that are ten times as large: --lora_rank 16 multiplies the grid by 10. Resumable: finished runs
+are read. Writes OUTPUT/table.json.
 """
 
 import argparse
 import gzip
 import json
 import statistics
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +29,12 @@ from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
 
 RATES = [3e-7, 1e-6, 3e-6, 1e-5, 3e-5]
-WATCHED = {"accuracy": "eval_rewards/accuracies", "chosen": "eval_log_ratios/chosen", "loss": "eval_loss"}
+WATCHED = {
+    "accuracy": "eval_rewards/accuracies",
+    "margin": "eval_rewards/margins",
+    "chosen": "eval_log_ratios/chosen",
+    "loss": "eval_loss",
+}
 
 
 def selected(lines: list[str], count: int, shortest: bool) -> list[str]:
@@ -71,6 +78,11 @@ def measured(folder: Path) -> dict[str, float]:
     return {name: last[key] for name, key in WATCHED.items() if key in last}
 
 
+def standing(rows: dict[str, dict[str, float]], rate: str) -> tuple[float, float]:
+    """What orders rates: held-out accuracy, and the margin between equal accuracies."""
+    return rows[rate].get("accuracy", 0.0), rows[rate].get("margin", 0.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -106,10 +118,10 @@ def main() -> None:
             runs = [measured(finished(options, objective, rate, seed)) for seed in options.seeds]
             means = {name: statistics.mean(run[name] for run in runs) for name in runs[0]}
             table.setdefault(objective, {})[f"{rate:g}"] = means
-            numbers = "  ".join(f"{name} {value:8.3f}" for name, value in means.items())
+            numbers = "  ".join(f"{name} {value:9.4f}" for name, value in means.items())
             print(f"{objective:20} {rate:8.0e}  {numbers}", flush=True)
-        best = max(table[objective], key=lambda rate: table[objective][rate].get("accuracy", 0.0))
-        print(f"{objective:20} highest accuracy at {best}", flush=True)
+        best = max(table[objective], key=partial(standing, table[objective]))
+        print(f"{objective:20} best at {best}", flush=True)
     (output / "table.json").write_text(json.dumps(table, indent=2) + "\n")
 
 
