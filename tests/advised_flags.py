@@ -10,8 +10,15 @@ from preftune.cli.words import _full_name, _own_flags, module_of, names_of
 _COMMAND = re.compile(r"(torchrun|preftune ([a-z-]+)(?: (run|data))?)")
 _FLAG = re.compile(r"(?<![\w-])--([a-z][\w.-]*\w)")
 _RESUME_ONLY = {"allow-changed", "skip-damaged", "allow_changed", "skip_damaged"}
-_OF_SERVERS = {"enable-lora", "upgrade", "option"}  # of vLLM and pip; and a placeholder
+_OF_SERVERS = {
+    "enable-lora",
+    "max-num-batched-tokens",
+    "upgrade",
+    "option",
+}  # of vLLM and pip; and a placeholder
 """Flags of other programs."""
+_ELSEWHERE = {"version", "nproc_per_node", "tier"}
+"""Flags of preftune itself, of torchrun, and of `preftune lab`, which has no outline."""
 
 
 def impossible_flags(words: Sequence[str], advice: str) -> list[str]:
@@ -31,6 +38,13 @@ def impossible_flags(words: Sequence[str], advice: str) -> list[str]:
             if command is not None and not _takes(command, flag[1], resumes):
                 found.append(f"--{flag[1]} of {command}")
     return found
+
+
+def flags_of_no_command(text: str) -> list[str]:
+    """The flags in a text that no command takes."""
+    commands = [verb for verb in VERBS if verb not in ("lab", "diagnose")] + ["diagnose-run", "diagnose-data"]
+    named = {flag[1] for flag in _FLAG.finditer(text)} - _OF_SERVERS - _ELSEWHERE
+    return sorted(f for f in named if not any(_takes(command, f, True) for command in commands))
 
 
 def _command(words: Sequence[str]) -> str | None:

@@ -94,6 +94,9 @@ def test_a_problem_of_the_laboratory_is_measured_from_samples(capsys):
 def test_what_is_refused_is_one_sentence(diagnosis, tmp_path, capsys):
     broken = tmp_path / "broken.json"
     broken.write_text("{")
+    deep, long = tmp_path / "deep.json", tmp_path / "long.json"
+    deep.write_text("[" * 100_000)
+    long.write_text('{"noise": ' + "9" * 5000 + "}")
     unknown = tmp_path / "unknown.json"
     unknown.write_text('{"nois": 0.1}')
     for words, wanted in (
@@ -102,6 +105,8 @@ def test_what_is_refused_is_one_sentence(diagnosis, tmp_path, capsys):
         (["/nowhere.json"], "Cannot read the diagnosis /nowhere.json"),
         ([str(tmp_path)], "Cannot read the diagnosis"),
         ([str(broken)], "is not valid JSON"),
+        ([str(deep)], "is not valid JSON"),
+        ([str(long)], "is not valid JSON"),
         ([str(unknown)], "Did you mean noise?"),
         ([diagnosis, "--samples", "-1"], "samples is out of range; got -1; expected at least 0"),
         ([diagnosis, "--steps", "-1"], "steps is out of range; got -1; expected at least 0"),

@@ -81,6 +81,8 @@ def test_an_ensemble_and_likeness(tmp_path):
         ([], [{"prompt": "p", "completions": ["a", "b"]}], "no rewards to take margins of"),
         ([], [{"prompt": "p", "completions": ["a", "a"], "rewards": [1, 2]}], "nothing to ask about"),
         ([], [{"prompt": "p", "chosen": "a", "rejected": "b"}], "gives no question"),
+        ([], [{"prompt": None, "completions": ["a", "b"], "rewards": [1, 2]}], "row 1 gives no question"),
+        ([], [{"prompt": "p", "completions": ["a", "b"], "rewards": [1, {}]}], "row 1: The field rewards"),
     ],
 )
 def test_mistakes(words, rows, told, tmp_path, capsys):

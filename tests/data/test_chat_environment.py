@@ -43,6 +43,18 @@ def test_a_template_that_does_too_much_is_stopped(how):
         render_limited(GREEDY[how], {}, 0)
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "expressions nested too deeply"),
+        ("{{ '\\ud800' }}{% for m in messages %}{{ m.content }}{% endfor %}", "half of a surrogate pair"),
+    ],
+)
+def test_a_template_that_cannot_be_read_is_one_sentence(template, message):
+    with pytest.raises(ModelError, match=message):
+        make_renderer(tokenizer_of(template))
+
+
 def test_a_hanging_template_is_one_sentence():
     with pytest.raises(
         ModelError, match=r"chat template cannot be used.*too much work.*--rows\.chat_template"

@@ -108,7 +108,7 @@ def test_the_census(tmp_path):
     ("labels", "words"),
     [
         ([-1, 0, 1], "0 could mean dispreferred or neutral"),
-        ([1, 2, 3], "more than two numbers"),
+        ([1, 2, 3], "other numbers than 1, 0 and -1"),
         ([1, 0.5], "a rating"),
     ],
 )

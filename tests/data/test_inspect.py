@@ -143,3 +143,12 @@ def test_labels_and_rewards_stand_beside_completions(tmp_path, chat):
     assert "completion 1 reward 0.5, source data, 2 tokens" in plain and "source reference, 2 tokens" in plain
     plain = group_text(group, make_renderer(chat)).plain
     assert "completion 1 reward 0.5, 2 tokens" in plain and "completion 2 reward 2, 2 tokens" in plain
+
+
+def test_a_long_text_is_shown_by_its_ends(tmp_path, chat):
+    words = ["first", *["word"] * 20_000, "last"]
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "chosen": " ".join(words), "rejected": "b"}) + "\n")
+    (text,) = inspect_data(path, chat, DataOptions(max_length=10**6)).samples()
+    assert "first" in text.plain and "last" in text.plain and "tokens are not shown" in text.plain
+    assert len(text.plain) < 40_000

@@ -304,7 +304,7 @@ def _flags() -> Iterator[Entry]:
 def _rewards() -> Iterator[Entry]:
     """What a reward function may return, as an expression; three completions were given."""
     good = ["1.0", "2", "None", "numpy.float32(0.5)", "torch.tensor(1.5)", "True", "fractions.Fraction(1, 3)"]
-    bad = ["nan", "inf", "-inf", "'1'", "[1.0]", "{}", "10**400", "torch.tensor([1., 2.])", "object()", "1j"]
+    bad = ["nan", "inf", "-inf", "'1'", "['1']", "{}", "10**400", "torch.tensor([1., 2.])", "object()", "1j"]
     bad += ["b'1'", "numpy.array([])", "torch.tensor(float('nan'))", "Broken()", "decimal.Decimal('NaN')"]
     chance = random.Random("rewards")
     for number in range(60):

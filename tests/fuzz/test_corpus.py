@@ -18,7 +18,8 @@ from tests.fuzz.coverage_guided import TARGETS
 from tests.fuzz.readers import read
 
 EVERY = (1, 1) if os.environ.get("FUZZ") else (10, 3)  # of generated inputs, of those written by hand
-SECONDS = 20.0  # for one input, on a loaded machine
+SECONDS = 20.0  # of processor time for one input
+WAIT = 180.0  # seconds for one input on a busy machine
 MOST_WORDS = 1500  # characters of a refusal
 ENTRIES = corpus()
 
@@ -33,8 +34,9 @@ def outcome(entry: Entry, folder: Path) -> str:
     def stop(*_: object) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGALRM, signal.SIGPROF)}
+    signal.setitimer(signal.ITIMER_REAL, WAIT)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         read(entry.target, entry.content, folder)
         found = "read"
@@ -51,8 +53,10 @@ def outcome(entry: Entry, folder: Path) -> str:
     except BaseException as error:
         found = f"traceback: {type(error).__name__} {str(error)[:200]}"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_PROF):
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if entry.expected not in ("either", found):
         return f"unexpected: {found}"
     return found

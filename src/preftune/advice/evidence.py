@@ -122,10 +122,10 @@ def read_evidence(text: str, where: str) -> Evidence:
     """
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{where} is not valid JSON",
-            got=str(error),
+            got=str(error).partition("; use")[0],
             do="`preftune diagnose data --output` writes such a file",
         ) from error
     if isinstance(content, Mapping) and "evidence" in content:

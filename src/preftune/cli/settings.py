@@ -234,7 +234,11 @@ def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
     content = parse_yaml(text, path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(
-            f"{path} holds no settings", got=type(content).__name__, expected="key: value lines"
+            f"{path} holds no settings",
+            got=f"the key {shown(next(key for key in content if not isinstance(key, str)))}"
+            if isinstance(content, dict)
+            else type(content).__name__,
+            expected="key: value lines",
         )
     content, notes = migrated(content, path)
     for note in notes:

@@ -12,8 +12,8 @@ from preftune.cli.output import print_json
 from preftune.cli.settings import parse_settings
 from preftune.commands.reward import RewardConfig, add_rewards
 from preftune.data.fields import as_reward_or_none
-from preftune.data.files import read_file
-from preftune.errors import ConfigError, DataError, check_range, refuse_idle
+from preftune.data.files import located, read_file
+from preftune.errors import ConfigError, DataError, check_range, refuse_idle, shown
 from preftune.measures.annotation import (
     AskRule,
     PairToAsk,
@@ -100,7 +100,7 @@ def choose_questions(settings: AskConfig, report: Reporter) -> AskResult:
     with new_file(settings.output, settings.overwrite):
         rows = _rows(settings, report)
         left_out: Counter[str] = Counter()
-        found = [_pair(settings, row, left_out) for row in rows]
+        found = [_pair(settings, number, row, left_out) for number, row in enumerate(rows, start=1)]
         places = within_budget(found, settings.budget)
         if not places:
             reasons = ", ".join(f"{plural(count, 'row')} with {why}" for why, count in left_out.items())
@@ -139,20 +139,22 @@ def _rows(settings: AskConfig, report: Reporter) -> list[dict[str, Any]]:
             raise raw.value
         texts = raw.value.get("completions")
         if (
-            "prompt" not in raw.value
+            not isinstance(raw.value.get("prompt"), str | list)
             or not isinstance(texts, list)
             or not all(isinstance(t, str) for t in texts)
         ):
             raise DataError(
                 f"{source}, row {raw.number} gives no question",
-                got="the columns " + ", ".join(map(str, raw.value)),
+                got=shown({name: raw.value.get(name) for name in ("prompt", "completions")}),
                 expected="a prompt and a list of completions as texts, as `preftune sample` writes them",
             )
         rows.append(dict(raw.value))
     return rows
 
 
-def _pair(settings: AskConfig, row: Mapping[str, Any], left_out: Counter[str]) -> PairToAsk | None:
+def _pair(
+    settings: AskConfig, number: int, row: Mapping[str, Any], left_out: Counter[str]
+) -> PairToAsk | None:
     texts = row["completions"]
     pairs = different_pairs(texts)
     if not pairs:
@@ -179,7 +181,10 @@ def _pair(settings: AskConfig, row: Mapping[str, Any], left_out: Counter[str]) -
                 expected=f"a list of {len(texts)} numbers",
                 do="Add --reward NAME, or score the file with: preftune reward",
             )
-        found = closest_pair([as_reward_or_none(one, column) for one in rewards], pairs)
+        try:
+            found = closest_pair([as_reward_or_none(one, column) for one in rewards], pairs)
+        except DataError as error:
+            raise located(settings.data, number, error) from error
     left_out[_UNKNOWN] += found is None
     return found
 

@@ -35,7 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     runs = [root, *(path.parent for name in sorted(ours) for path in root.rglob(name))]
     if not any((root / name).is_file() for name in ours):
         raise ConfigError(
-            f"{root} is not a run folder", got="no config.yaml in it", expected="a folder made by --output"
+            f"{root} is not a run folder",
+            got="no config.yaml in it",
+            expected="a run folder, or the output of iterate or compare",
         )
     removed: list[str] = []
     with locked_folder(root):

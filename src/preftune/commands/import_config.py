@@ -1,5 +1,6 @@
 """The command `import-config`: a configuration of TRL, LLaMA-Factory, axolotl or ms-swift as one of preftune."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -69,6 +70,9 @@ def _read(name: str) -> dict[str, object]:
         raise ConfigError(
             f"{name} holds no settings", got=type(content).__name__, expected="key: value lines"
         )
+    for key, value in content.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name}: {key} is not finite", got=str(value), expected="a number")
     return content
 
 

@@ -71,9 +71,7 @@ class MergeConfig:
                 "weights",
                 do="Leave it out, or use --method linear",
             )
-        if self.weights and (
-            len(self.weights) != len(self.models) or not abs(math.fsum(self.weights) - 1) < 1e-6
-        ):
+        if self.weights and (len(self.weights) != len(self.models) or not abs(sum(self.weights) - 1) < 1e-6):
             raise ConfigError(
                 "weights do not fit", got=self.weights, expected=f"{len(self.models)} numbers with a sum of 1"
             )

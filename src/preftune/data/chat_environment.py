@@ -120,7 +120,16 @@ class _Environment(ImmutableSandboxedEnvironment):
         return "".join(kept)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        return _with_ticks(super()._parse(source, name, filename))
+        try:
+            tree = super()._parse(source, name, filename)
+            for constant in tree.find_all(nodes.Const):
+                if isinstance(constant.value, str):
+                    constant.value.encode()
+            return _with_ticks(tree)
+        except RecursionError as error:
+            raise TemplateError("expressions nested too deeply") from error
+        except UnicodeEncodeError as error:
+            raise TemplateError("half of a surrogate pair in a text") from error
 
     def call_binop(self, context: object, operator: str, left: Any, right: Any) -> Any:
         if operator == "+" and type(left) is str and type(right) is str:

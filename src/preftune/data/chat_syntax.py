@@ -53,9 +53,12 @@ def only_writes_texts(template: str) -> bool:
     if OPEN in template or CLOSE in template:
         return False
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
-    except TemplateSyntaxError:
+        return _only_writes(Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template))
+    except (TemplateSyntaxError, RecursionError):
         return False
+
+
+def _only_writes(tree: nodes.Template) -> bool:
     names: dict[str, Kind] = {"messages": "messages"}
     try:
         while True:  # what a name may hold anywhere: until no assignment adds to it

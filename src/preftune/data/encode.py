@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from preftune.data.fast_tokens import QuickEngine
+from preftune.errors import DataError, shown
 
 _PROBES = ("a b", " a", "\n\nb ", "  \n", "é 语!", "'s 12", "")  # of every kind that might reach over a cut
 
@@ -46,7 +47,15 @@ class Encoder:
         self.engine.no_truncation()  # as the tokenizer itself does before each call
         self.engine.no_padding()
         self.engine.encode_special_tokens = self.tokenizer.split_special_tokens
-        return [encoding.ids for encoding in self.engine.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [item.ids for item in self.engine.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError as error:
+            wrong = [text for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text)]
+            raise DataError(
+                "A text has no tokens",
+                got=f"half of a surrogate pair in {shown(wrong[0])}" if wrong else str(error),
+                expected="text that UTF-8 can hold",
+            ) from error
 
     def last_cut(self, text: str) -> int:
         """The place behind the last token of `cuts` in a text; 0 if there is none."""

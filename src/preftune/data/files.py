@@ -55,6 +55,13 @@ def read_file(path: Path, split: str | None) -> Iterator[RawRow]:
             expected=" ".join(SUFFIXES),
         )
     try:
+        if not path.is_file():
+            raise DataError(
+                f"{name} is not a regular file",
+                got="a pipe or a device",
+                expected="a file on a disk",
+                do="Write what it holds to a file first",
+            )
         if path.stat().st_size == 0:
             raise DataError(f"{name} is empty", got="0 bytes", expected="at least one row")
         if suffix in (".parquet", ".arrow"):
@@ -124,8 +131,17 @@ def _decoded(raw: bytes, offset: int, where: str) -> str | DataError:
             f"{where}: the text is not UTF-8 at byte {offset + error.start} of the file",
             got=shown(near),
             expected="UTF-8 text",
-            do="Save the file as UTF-8",
+            do=_remedy(raw) if offset == 0 else "Save the file as UTF-8",
         )
+
+
+def _remedy(start: bytes) -> str:
+    """For a file that does not begin as UTF-8 text."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "The file is UTF-16 or UTF-32: save it as UTF-8"
+    if start.startswith(b"\x1f\x8b"):
+        return "The content is gzip: add .gz to the name, or unpack the file once more"
+    return "Save the file as UTF-8"
 
 
 def _json_lines(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
@@ -217,7 +233,7 @@ def _header(cells: list[str], faults: list[DataError], name: str) -> list[str]:
     if repeated:
         raise DataError(
             f"{name}: a column name appears twice in the first line",
-            got=repeated[0],
+            got=shown(repeated[0]),
             expected="different columns",
         )
     return cells

@@ -239,6 +239,9 @@ def _special_inside(groups: Sequence[Group], renderer: Renderer) -> int:
 
 # --- tokens in color ---
 
+_END_TOKENS = 2000
+"""Tokens shown of each end of a long text."""
+
 
 def group_text(group: Group, renderer: Renderer) -> Text:
     """One group for the terminal, every token tinted in turn; what completions are is said before each."""
@@ -270,6 +273,10 @@ def _standing(group: Group, index: int) -> str:
 
 
 def _append_tokens(text: Text, ids: np.ndarray, renderer: Renderer, styles: tuple[str, str]) -> None:
+    if len(ids) > 2 * _END_TOKENS:
+        _append_tokens(text, ids[:_END_TOKENS], renderer, styles)
+        text.append(f"\n… {len(ids) - 2 * _END_TOKENS:,} tokens are not shown …\n", style="bold")
+        ids = ids[-_END_TOKENS:]
     for index, piece in enumerate(token_pieces(ids, renderer)):
         ends = index == len(ids) - 1 and int(ids[-1]) == renderer.end_of_turn and styles is _COMPLETION_STYLES
         text.append(clean_terminal(piece), style=_END_STYLE if ends else styles[index % 2])

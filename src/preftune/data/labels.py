@@ -96,7 +96,7 @@ def as_label(value: object, name: str, seen: LabelValues | None = None) -> int |
             return None
         if is_number(word):
             raise ColumnFault(
-                f"The column {column} holds more than two numbers, so it is no label but a rating",
+                f"The column {column} holds other numbers than 1, 0 and -1, so it is no label but a rating",
                 got=described(value),
                 expected="true or false, 1 or 0, +1 or -1",
                 do=f"State what its values mean, as in --rows.columns '{label}={column}{{>=4:1,<=2:-1,>2:0}}', "

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from preftune.errors import ModelError
+from preftune.errors import ModelError, shown
+from preftune.model.weight_files import shapes_in
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -39,8 +40,11 @@ def adapter_config(source: str) -> dict[str, Any]:
         config = json.loads((Path(source) / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise TypeError(type(config).__name__)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise _damaged(source, f"{CONFIG}: {error!r}") from error
+    for name, kind in (("rank_pattern", dict), ("alpha_pattern", dict), ("target_parameters", list)):
+        if not isinstance(config.get(name) or kind(), kind):
+            raise _damaged(source, f"{CONFIG}: {name} {shown(config[name])}")
     kind = str(config.get("peft_type") or "").upper()
     if kind in _PROMPTS:
         raise ModelError(
@@ -62,8 +66,7 @@ def shapes_of(source: str) -> dict[str, tuple[int, ...]]:
     if not path.is_file():
         return {}
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return shapes_in(path)
     except (SafetensorError, OSError) as error:
         raise _damaged(source, f"{WEIGHTS}: {str(error).splitlines()[0]}") from error
 

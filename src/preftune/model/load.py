@@ -1,6 +1,7 @@
 """From a name to a model: the bundled default, a local folder, a GGUF file, an adapter folder, or a hub id."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from preftune.data.vocabulary import note_rows
-from preftune.errors import ModelError
+from preftune.errors import ModelError, shown
 from preftune.model.adapter_files import (
     CONFIG,
     WEIGHTS,
@@ -96,6 +97,13 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
         source,
         trust_remote_code=options.trust_remote_code,
     )
+    if isinstance(limit := tokenizer.model_max_length, bool) or not isinstance(limit, int | float):
+        raise ModelError(
+            f"The tokenizer of {source} states a length that is no number",
+            got=f"model_max_length {shown(limit)}",
+            expected="a number of tokens",
+            do="Correct tokenizer_config.json",
+        )
     rows = _embedding_rows(Path(source) / "config.json")
     if rows is not None:
         note_rows(tokenizer, rows)
@@ -107,7 +115,7 @@ def _embedding_rows(path: Path) -> int | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return rows if type(rows) is int and rows > 0 else None
 
@@ -210,7 +218,10 @@ def _merged(source: str, options: LoadOptions, dtype: torch.dtype) -> PreTrained
     base = dequantized(load_model(below, options, dtype, quantization), dtype)
     stacked = [*getattr(base, "merged_adapters", []), source]
     _resize_to(base, shapes)
-    with quiet_peft():
+    with quiet_peft(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "error", message="Found missing adapter keys"
+        )  # peft would leave them at random
         adapted = from_pretrained(partial(PeftModel.from_pretrained, base), source, "adapter", source)
     if not hasattr(adapted, "merge_and_unload"):
         raise ModelError(f"The adapter {source} cannot be merged into its base", got=config.get("peft_type"))

@@ -1,18 +1,15 @@
 """A model by the classes of transformers, with every known way to fail stated in one sentence."""
 
 import json
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub.errors import HFValidationError
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -22,8 +19,9 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 
-from preftune.errors import ConfigError, ModelError
+from preftune.errors import ConfigError, ModelError, PreftuneError
 from preftune.model.attention_segments import with_fitting_attention
+from preftune.model.weight_files import check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,24 +61,21 @@ def from_pretrained(load: Callable[..., Any], source: str, what: str, name: str,
         raise ModelError(
             f"The {what} of {name} needs a package", got=str(error).strip().split("\n")[0]
         ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        RuntimeError,
-        EOFError,
-        struct.error,
-        SafetensorError,
-        UnpicklingError,
-        StrictDataclassError,
-    ) as error:  # the parsers of safetensors, pickle, GGUF and JSON, met with damaged files
+    except PreftuneError:
+        raise
+    except Exception as error:  # the libraries check few of the values that damaged or foreign files hold
         told = _in_short(error)
         if "trust_remote_code" in str(error):
             told, do = "it carries Python code", "Set --trust_remote_code true if you trust its authors"
         elif isinstance(error, FileNotFoundError):
             do = "Fetch or save the model again"
-        elif arguments.get("use_safetensors") and ("safetensors" in told or ".bin" in told):
+        elif files := sorted(path.glob("*.gguf")) if "no file named model.safetensors" in told else []:
+            do = f"Name the GGUF file as the model: {files[0]}"
+        elif (
+            arguments.get("use_safetensors")
+            and ("safetensors" in told or ".bin" in told)
+            and (any(path.glob("*.bin")) or not path.is_dir())
+        ):
             do = "If it has pickle weights only and you trust them, set --allow_pickle true"
         elif path.exists():
             do = "Check the files, or fetch or save the model again"
@@ -94,6 +89,8 @@ def _in_short(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"an unknown entry, {error}"
     lines = [line.strip() for line in str(error).strip().split("\n")]
+    if isinstance(error, TypeError | AttributeError | ArithmeticError) or not lines[0]:
+        return f"{type(error).__name__}: {lines[0]}"
     headings = ("Error(s) in loading state_dict", "Class validation error", "Validation error")
     causes = [line for line in lines if line and not line.startswith(headings)]
     return (causes or lines)[0]
@@ -104,8 +101,10 @@ def _check_index(source: str) -> None:
     for path in Path(source).glob("*.index.json"):
         try:
             files = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-            strange = sorted(str(file) for file in files if Path(str(file)).name != str(file))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            strange = sorted(
+                str(file) for file in files if not isinstance(file, str) or Path(file).name != file
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"The index {path} is damaged", got=repr(error)) from error
         if strange:
             raise ModelError(
@@ -137,6 +136,7 @@ def whole_model(
     """
     _check_index(source)
     config = configuration(source, options)
+    check_sizes(config, source)
     if more and getattr(config, "quantization_config", None):
         raise not_quantized(source, "weights that are quantized already", "Leave lora.quantization out")
     if outputs is not None:

@@ -349,6 +349,13 @@ def _first_exact(model: PreTrainedModel, engines: tuple[Engine, ...], reason: st
         if error < _TOLERANCE[model.dtype]:
             return engine, reason
         reason = reason or f"{engine} prompts change its logits (by {error:.1g} relative)"
+    if not truth.isfinite().all():
+        raise ModelError(
+            f"The model {model.name_or_path} computes logits that are not finite",
+            got="nan or inf for a prompt",
+            expected="numbers",
+            do="Its weights, its adapter or config.json are damaged: fetch or save them again",
+        )
     raise ModelError(
         f"Nothing exact can be drawn from {type(model).__name__}",
         got=reason,

@@ -213,6 +213,11 @@ def check_keys(keys: Sequence[int], count: int) -> None:
         )
 
 
+_NO_ROOM = (
+    "Lower max_new_tokens (with an environment, rollout.total_tokens), or leave the prompt out of the file"
+)
+
+
 def check_prompt_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], budgets: Sequence[int]) -> None:
     """An error unless each prompt leaves room for its budget of tokens."""
     config = model.config.get_text_config()
@@ -228,14 +233,14 @@ def check_prompt_room(model: PreTrainedModel, prompts: Sequence[np.ndarray], bud
                 got=f"{len(prompt)} tokens and a budget of {budget}",
                 expected=f"at most {change} together: beyond them the model's rotary positions change, also of "
                 "tokens that are drawn already",
-                do="Lower max_new_tokens or leave the prompt out",
+                do=_NO_ROOM,
             )
         if room is not None and len(prompt) + budget > room + 1:  # the last token is never read
             raise DataError(
                 f"Prompt {index} leaves no room for a completion",
                 got=f"{len(prompt)} tokens and a budget of {budget}",
                 expected=f"at most {room + 1} together (max_position_embeddings and the last token)",
-                do="Lower max_new_tokens or leave the prompt out",
+                do=_NO_ROOM,
             )
 
 

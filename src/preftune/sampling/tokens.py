@@ -8,13 +8,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftune.data.render import Renderer
+from preftune.errors import ModelError, shown
 
 
 def end_tokens(model: PreTrainedModel, renderer: Renderer) -> frozenset[int]:
     """The tokens that end an answer and every end token that the model's generation configuration names."""
     named: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     more = named if isinstance(named, list | tuple) else [named]
-    return frozenset({*renderer.stop_ids, *(int(token) for token in more if token is not None)})
+    known = [token for token in more if token is not None]
+    if not all(type(token) is int and token >= 0 for token in known):
+        raise ModelError(
+            f"The generation configuration of {model.name_or_path} names an end that is no token",
+            got=f"eos_token_id {shown(named)}",
+            expected="a token id or a list of token ids",
+            do="Correct generation_config.json or config.json",
+        )
+    return frozenset({*renderer.stop_ids, *known})
 
 
 def textless_tokens(model: PreTrainedModel, renderer: Renderer) -> Tensor | None:
