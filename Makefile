@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test vllm drills fuzz growth soak check docs prose words format venv bench bench-quick bench-gpu mutants clean
+.PHONY: demo test vllm drills fuzz growth soak check docs prose words format venv bench bench-quick bench-gpu gpu mutants clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
@@ -73,6 +73,11 @@ bench: .venv/ready
 # Operations, calls and bytes of a step against the committed baseline, in seconds.
 bench-quick: .venv/ready
 	$(BIN)/python benchmarks/quick.py
+
+# Tests, trainings and the benchmark on one CUDA device, a JSON object per step. GPU="--device cpu --tiny" is a rehearsal.
+GPU ?=
+gpu: .venv/ready
+	$(BIN)/python benchmarks/gpu_check.py $(GPU)
 
 # Ten minutes on one CUDA device; docs/gpu.md.
 bench-gpu: .venv/ready

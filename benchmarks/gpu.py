@@ -55,7 +55,7 @@ from transformers import (
 from preftune.errors import PreftuneError
 from preftune.model.adapters import LoraOptions, inject_lora
 from preftune.model.layout import LayoutOptions, segments, split_micro_batches
-from preftune.model.load import quiet_transformers
+from preftune.model.load import make_lean, quiet_transformers
 from preftune.model.policy import Policy, score_groups
 from preftune.model.proof import choose_layout
 from preftune.model.reference import adapter_off
@@ -203,6 +203,7 @@ def build(shape: Shape, device: torch.device) -> tuple[PreTrainedModel, Any]:
 
 def our_step(case: Case, shape: Shape, groups: Sequence[Group], device: torch.device) -> Step:
     model, adapted = build(shape, device)
+    make_lean(model)
     layout = replace(shape.layout, attention=case.variant.removeprefix("preftune-"))
     sharing, reason = choose_layout(model, layout, "bf16")
     policy = Policy(
@@ -411,8 +412,8 @@ def tried(
         return measure(case, shape, groups, device, rate)
     except PreftuneError as error:
         return {"left_out": str(error)}
-    except torch.OutOfMemoryError as error:
-        return {"left_out": " ".join(str(error).split())[:120]}
+    except Exception as error:  # out of memory, or a kernel that fails in any way
+        return {"left_out": f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"}
     finally:
         gc.collect()
         if device.type == "cuda":

@@ -247,6 +247,18 @@ def test_the_dry_run_for_a_gpu_runs_everything(gpu, monkeypatch, capsys):
     assert "tiny, groups, rloo, preftune-sdpa: " in "\n".join(map(gpu.sentence, lines))
 
 
+def test_the_steps_for_a_gpu_run_on_a_cpu(monkeypatch, capsys):
+    check = script("gpu_check")
+    words = ["--device", "cpu", "--tiny", "--only", "train:bf16", "train:resume"]
+    monkeypatch.setattr("sys.argv", ["gpu_check.py", *words])
+    with pytest.raises(SystemExit) as end:
+        check.main()
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [line["step"] for line in found] == ["train:bf16", "train:bf16-weights", "train:resume"]
+    assert not end.value.code and {line["status"] for line in found} == {0}, found
+    assert check.run_step("x", [sys.executable, "-c", "raise SystemExit(3)"], 60)["status"] == 3
+
+
 def test_a_variant_that_learns_otherwise_is_told(gpu, monkeypatch, capsys):
     monkeypatch.setattr(gpu.plain_baseline, "BETA", 0.05)
     words = ["--mixes", "short-prompt", "--methods", "dpo-cached", "--variants", "preftune-sdpa", "plain"]

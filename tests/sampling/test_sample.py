@@ -13,6 +13,7 @@ from preftune.data.render import make_renderer
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.model.policy import Policy, score_groups
+from preftune.sampling.engine import choose_engine
 from preftune.sampling.sample import SampleOptions, sample
 from preftune.types import Group, Record
 
@@ -50,6 +51,22 @@ def test_the_same_seed_draws_the_same(model, renderer, prompts):
     assert ids(first) != ids(sample(model, renderer, prompts, options, 8))
     assert [len(ones) for ones in first] == [3, 3, 3]
     assert len({tuple(one) for ones in ids(first) for one in ones}) == 9
+
+
+def test_a_token_is_fetched_from_the_device_once(model, renderer, prompts, monkeypatch):
+    """Token and both log-probabilities of all rows together, however many rows there are."""
+    fetched: list[tuple[int, ...]] = []
+
+    def counted(tensor, *, before=torch.Tensor.cpu):
+        fetched.append(tuple(tensor.shape))
+        return before(tensor)
+
+    engine = choose_engine(model)[0]
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    options = SampleOptions(num_completions=4, max_new_tokens=5)
+    drawn = sample(model, renderer, prompts[:1], options, 7, engine=engine)
+    assert len(fetched) == max(len(one.token_ids) for one in drawn[0])
+    assert fetched[0] == (3, 4)
 
 
 def test_greedy_takes_the_most_probable_token(model, renderer, prompts):

@@ -21,6 +21,8 @@ def pick_device(name: str) -> torch.device:
             raise RuntimeError(f"preftune does not compute on {device.type}")
         if device.type not in available():
             raise RuntimeError(f"PyTorch {torch.__version__} finds no {device.type} device")
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # before anything else of this process lies on the first GPU
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(

@@ -289,7 +289,7 @@ def _draw(
     behaviour, logp = np.zeros((2, count, budget), dtype=np.float32)
     for step in range(budget):
         found = _next_tokens(voices, noise[live, step], options, textless)
-        tokens[live, step], behaviour[live, step], logp[live, step] = (one.cpu().numpy() for one in found)
+        tokens[live, step], behaviour[live, step], logp[live, step] = found.cpu().numpy()
         for row in live[~ended[live] & (budgets[live] > step)]:
             if int(tokens[row, step]) in ends or _stopped(tokens[row, : step + 1], stop, renderer):
                 ended[row], lengths[row] = True, step + 1
@@ -304,7 +304,7 @@ def _draw(
                 voice.rows.keep(torch.from_numpy(np.flatnonzero(on)))
             live = live[on]
         for voice in voices:
-            voice.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found[0].device))
+            voice.step(torch.from_numpy(tokens[live, step].astype(np.int64)).to(found.device))
     return [
         Sampled(
             token_ids=tokens[row, :length].copy(),
@@ -319,16 +319,17 @@ def _draw(
 
 def _next_tokens(
     voices: Sequence[_Voice], noise: Float[np.ndarray, " R"], options: SampleOptions, textless: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(token, behaviour_logp, logp) of each row."""
+) -> Float[Tensor, "3 R"]:
+    """(token, behaviour_logp, logp) of each row in fp32, which holds ids up to 2^24: one wait for a GPU fetches
+    all three.
+    """
     chunk = max(1, _CHUNK_ELEMENTS // len(voices[0].head.weight))
     uniform = torch.from_numpy(noise).to(voices[0].rows.hidden.device)
     parts = [
         _choose(_logits(voices, slice(i, i + chunk)), uniform[i : i + chunk], options, textless)
         for i in range(0, len(noise), chunk)
     ]
-    token, behaviour, logp = (torch.cat(part) for part in zip(*parts, strict=True))
-    return token, behaviour, logp
+    return torch.cat([torch.stack([one.float() for one in part]) for part in parts], dim=1)
 
 
 def _logits(voices: Sequence[_Voice], rows: slice) -> Float[Tensor, "R V"]:
