@@ -7,7 +7,7 @@ seed, so that the order of the completions plays no part; equal rewards are neve
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -43,7 +43,9 @@ Scope = Literal["collection", "group"]
 class BestCompletion:
     """The best completion of each group: iterated best-of-N. Dong et al., "RAFT", 2023, arXiv 2304.06767."""
 
-    makes: ClassVar[Makes] = "labels"
+    @property
+    def makes(self) -> Makes:
+        return "labels"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         return choose_each(
@@ -62,8 +64,6 @@ class TopFraction:
         scope: "collection" or "group".
     """
 
-    makes: ClassVar[Makes] = "labels"
-
     fraction: float = 0.25
     scope: Scope = "collection"
 
@@ -72,6 +72,10 @@ class TopFraction:
             raise out_of_range("top-fraction", "fraction", self.fraction, "a number in (0, 1]")
         if self.scope not in get_args(Scope):
             raise out_of_range("top-fraction", "scope", self.scope, " or ".join(get_args(Scope)))
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         if self.scope == "group":
@@ -109,8 +113,6 @@ class Rest:
         improve_step: which of them is used, counted from 1.
     """
 
-    makes: ClassVar[Makes] = "labels"
-
     thresholds: tuple[float, ...] = (0.0, 0.7, 0.8, 0.9, 0.95, 0.99)
     improve_step: int = 1
 
@@ -122,6 +124,10 @@ class Rest:
             raise out_of_range(
                 "rest", "improve_step", self.improve_step, f"1 to {len(self.thresholds)}, one per threshold"
             )
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         threshold = self.thresholds[self.improve_step - 1]
@@ -144,12 +150,14 @@ class BestVsWorst:
         min_gap: smallest difference of the two rewards, in their units.
     """
 
-    makes: ClassVar[Makes] = "pairs"
-
     min_gap: float = 0.0
 
     def __post_init__(self) -> None:
         check_gap("best-vs-worst", self.min_gap)
+
+    @property
+    def makes(self) -> Makes:
+        return "pairs"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
@@ -167,12 +175,14 @@ class AllPairs:
         min_gap: smallest difference of the two rewards, in their units.
     """
 
-    makes: ClassVar[Makes] = "pairs"
-
     min_gap: float = 0.0
 
     def __post_init__(self) -> None:
         check_gap("all-pairs", self.min_gap)
+
+    @property
+    def makes(self) -> Makes:
+        return "pairs"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
@@ -200,8 +210,6 @@ class BestVsLevel:
         min_gap: smallest difference of the two rewards, in their units.
     """
 
-    makes: ClassVar[Makes] = "pairs"
-
     level: float = -2.0
     min_gap: float = 0.0
 
@@ -209,6 +217,10 @@ class BestVsLevel:
         if not math.isfinite(self.level):
             raise out_of_range("best-vs-level", "level", self.level, "a number")
         check_gap("best-vs-level", self.min_gap)
+
+    @property
+    def makes(self) -> Makes:
+        return "pairs"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
@@ -241,13 +253,15 @@ class LabelByThreshold:
         threshold: in units of the reward.
     """
 
-    makes: ClassVar[Makes] = "labels"
-
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.threshold):
             raise out_of_range("label-by-threshold", "threshold", self.threshold, "a number")
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         return choose_each(
@@ -263,12 +277,14 @@ class LabelByMean:
         min_gap: smallest difference of the best and the worst reward of a group.
     """
 
-    makes: ClassVar[Makes] = "labels"
-
     min_gap: float = 0.0
 
     def __post_init__(self) -> None:
         check_gap("label-by-mean", self.min_gap)
+
+    @property
+    def makes(self) -> Makes:
+        return "labels"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         def choose(g: int, known: Known, random: np.random.Generator) -> Choice | str:
@@ -289,7 +305,9 @@ class DynamicSampling:
     The caller draws again for what is dropped. Yu et al., "DAPO", 2025, arXiv 2503.14476.
     """
 
-    makes: ClassVar[Makes] = "rewards"
+    @property
+    def makes(self) -> Makes:
+        return "rewards"
 
     def __call__(self, rewards: Sequence[GroupRewards], seed: int = 0) -> Selected:
         return choose_each(
