@@ -7,6 +7,7 @@ have the same weights at all times.
 """
 
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Processes:
 
     def models_from_main(self, work: Callable[[], T]) -> T:
         """`from_main` for what holds models that will be cut into shards: their weights stay in the main process;
-        in the others they are on the meta device until `cut_up` sends each process its part.
+        in the others they are on the meta device until `cut_up` sends each process its part. A model whose code
+        does not travel, such as code of its own folder, is loaded by every process.
         """
         if not self.lockstep:
             return work()
@@ -96,12 +98,20 @@ class Processes:
 
         def packed() -> bytes:
             kept.append(work())
-            return skeleton((kept[0], torch.get_rng_state()))
+            try:
+                return skeleton((kept[0], torch.get_rng_state()))
+            except (pickle.PicklingError, AttributeError, TypeError):
+                return b""
 
         content = self.from_main(packed)
         if kept:
             return kept[0]
-        made, state = from_skeleton(content)
+        if not content:
+            return work()
+        try:
+            made, state = from_skeleton(content)
+        except (ImportError, AttributeError):
+            return work()
         torch.set_rng_state(state)
         return made
 
