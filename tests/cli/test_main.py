@@ -381,7 +381,7 @@ def test_several_processes_are_refused_once_where_they_make_no_sense(command, ra
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_stop_is_told_by_the_first_process_of_a_host(rank, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", rank)
-    stops = "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)\n"
+    stops = "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)\ndef score(): ...\n"
     (tmp_path / "stops.py").write_text(stops, encoding="utf-8")
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completions": ["b"]}\n', encoding="utf-8")
     words = ["--data", str(tmp_path / "a.jsonl"), "--reward", f"{tmp_path / 'stops.py'}:score"]

@@ -264,13 +264,13 @@ def test_what_cannot_be_drawn_is_told(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setitem(OBJECTIVES, "odd", Odd)
     output = str(tmp_path / "c.png")
-    shown = run(capsys, "curves", "odd", "sft", "--quantity", "logp", "--output", output)
+    shown = run(capsys, "curves", "--objectives", "[odd, sft]", "--quantity", "logp", "--output", output)
     assert shown.startswith("odd is not drawn: it reads entropy") and shown.endswith(
         f"1 objective in {output}\n"
     )
     (tmp_path / "c.png").unlink()
     assert "None of these objectives has a curve; got odd: it reads entropy" in refused(
-        capsys, "curves", "odd", "--quantity", "logp", "--output", output
+        capsys, "curves", "--objectives", "[odd]", "--quantity", "logp", "--output", output
     )
     assert not (tmp_path / "c.png").exists()
 

@@ -7,7 +7,7 @@ import pytest
 
 from preftune.catalogue.entries import entry
 from preftune.model.adapters import LoraOptions
-from preftune.objectives import OBJECTIVES
+from preftune.objectives import OBJECTIVES, Objective
 from preftune.race.options import BudgetOptions, CompareConfig
 from preftune.train.optim import OptimOptions
 from preftune.train.options import TrainConfig
@@ -49,7 +49,7 @@ def test_defaults_are_usual(name):
     objective = OBJECTIVES[name]
     rates = objective.learning_rates
     assert 0 < rates.low <= rates.default <= rates.high < 1
-    assert "learning_rates" in vars(objective) and rates.source
+    assert rates is not Objective.learning_rates and rates.source
     assert unusual_settings(objective(), OptimOptions(learning_rate=rates.default), 0) == []
 
 

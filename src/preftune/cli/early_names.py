@@ -88,8 +88,12 @@ def _check_lab(action: str, names: Sequence[str]) -> None:
         known = [*re.findall(r"^(\w+):", text, re.MULTILINE), *problem_names()]
         for name in names:
             if name not in known:
-                listed = "`preftune lab list` lists them"
-                raise _refuse("There is no experiment or problem", name, known, listed)
+                near = nearest(name, known, 0.5)
+                raise ConfigError(
+                    "There is no such experiment or problem",
+                    got=name or "nothing",
+                    do=f"Did you mean {near}?" if near else "`preftune lab list` lists them",
+                )
 
 
 # --- pages ---

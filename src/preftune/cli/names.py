@@ -194,13 +194,13 @@ CUTOFF = 0.72  # similarity of a suggestion; below it the suggestion misleads mo
 
 def nearest(name: str, choices: Iterable[str], cutoff: float = CUTOFF) -> str | None:
     """The choice that is most like `name`, if one is like enough; swapped letters count as most alike."""
-    choices = list(choices)
-    swapped = [one for one in choices if one != name and sorted(one) == sorted(name)]
-    return (
-        swapped[0]
-        if swapped
-        else next(iter(difflib.get_close_matches(name, choices, n=1, cutoff=cutoff)), None)
-    )
+    written = {one.lower(): one for one in choices}
+    wanted = name.lower()
+    if wanted in written and written[wanted] != name:  # only the case differs
+        return written[wanted]
+    swapped = [one for one in written if one != wanted and sorted(one) == sorted(wanted)]
+    near = swapped or difflib.get_close_matches(wanted, written, n=1, cutoff=cutoff)
+    return written[near[0]] if near else None
 
 
 def unknown_setting(key: str, names: Mapping[str, str], *, flag: bool, where: str = "") -> ConfigError:

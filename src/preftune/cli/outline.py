@@ -183,13 +183,22 @@ def _own_first(path: Path, kind: ast.ClassDef) -> list[_Field]:
     return sorted(_fields(path, kind), key=lambda field: field.name not in own)
 
 
-def _own_fields(path: Path, kind: ast.ClassDef) -> Iterator[_Field]:
+@cache
+def _own_fields(path: Path, kind: ast.ClassDef) -> tuple[_Field, ...]:
+    found = []
     for node in kind.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            annotation = ast.unparse(_Spelled(path).visit(deepcopy(node.annotation)))
+            annotation = _spelled(path, node.annotation)
             if not annotation.startswith("ClassVar"):
                 default = _default_of(node.value)
-                yield _Field(name=node.target.id, kind=annotation, default=default, declared_in=path)
+                found.append(_Field(name=node.target.id, kind=annotation, default=default, declared_in=path))
+    return tuple(found)
+
+
+def _spelled(path: Path, annotation: ast.expr) -> str:
+    if isinstance(annotation, ast.Name) and annotation.id in ("bool", "float", "int", "str"):
+        return annotation.id  # most are; the others take longer
+    return ast.unparse(_Spelled(path).visit(deepcopy(annotation)))
 
 
 def _parents(path: Path, kind: ast.ClassDef) -> Iterator[tuple[Path, ast.ClassDef]]:
@@ -210,10 +219,13 @@ class _Spelled(ast.NodeTransformer):
         return _literal(self.path, node.id) or node
 
 
+@cache
 def _literal(path: Path, name: str) -> ast.expr | None:
     """The literal that `name` is in a file, followed through imports from this package."""
     for node in _tree(path).body:
-        if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == [name]:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(one, ast.Name) and one.id == name for one in node.targets
+        ):
             return node.value if ast.unparse(node.value).startswith("Literal[") else None
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("preftune"):
             for alias in node.names:

@@ -232,14 +232,10 @@ def _read_yaml(path: str, names: Mapping[str, str]) -> dict[str, Any]:
             f"Cannot read the settings in {path}", got=str(error), expected="a YAML file"
         ) from error
     content = parse_yaml(text, path)
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(
-            f"{path} holds no settings",
-            got=f"the key {shown(next(key for key in content if not isinstance(key, str)))}"
-            if isinstance(content, dict)
-            else type(content).__name__,
-            expected="key: value lines",
-        )
+    odd = [key for key in content if not isinstance(key, str)] if isinstance(content, dict) else None
+    if odd is None or odd:
+        got = f"the key {shown(odd[0])}" if odd else type(content).__name__
+        raise ConfigError(f"{path} holds no settings", got=got, expected="key: value lines")
     content, notes = migrated(content, path)
     for note in notes:
         print(f"note: {path}: {note}", file=sys.stderr)

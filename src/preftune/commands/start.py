@@ -171,12 +171,7 @@ def run_start(config: StartConfig, report: Reporter) -> dict[str, Any]:
     groups = min(config.race_rows, int(diagnosis["measures"]["num_records"]))
     plan = plan_start(pace, RACE_SHARE * left(), len(methods), max(1, groups // config.batch_size))
     raced = methods[: plan.methods]
-    expected = plan.seconds(pace)
-    late = "; --minutes is too short for it" if expected > 60 * config.minutes else ""
-    report.note(
-        f"3/5  race of {', '.join(raced)}: {plan.steps} steps each, {plan.seeds} seeds, "
-        f"about {math.ceil(expected / 60)} min{late}"
-    )
+    report.note(_race_note(raced, plan, plan.seconds(pace) / 60, config.minutes))
     race = compare(race_config(config, raced, plan), Reporter(quiet=True))
     best = race["places"][0]
     if best["mean"] is None:
@@ -216,6 +211,15 @@ def run_start(config: StartConfig, report: Reporter) -> dict[str, Any]:
     write_json(output / "start.json", content, "write the result", indent=1)
     write_page(output / "start.html", start_page(content, found))
     return content
+
+
+def _race_note(raced: Sequence[str], plan: RacePlan, expected: float, minutes: float) -> str:
+    """Times in minutes."""
+    late = "; --minutes is too short for it" if expected > minutes else ""
+    return (
+        f"3/5  race of {', '.join(raced)}: {plan.steps} steps each, {plan.seeds} seeds, "
+        f"about {math.ceil(expected)} min{late}"
+    )
 
 
 def diagnosed(config: StartConfig, report: Reporter) -> Mapping[str, Any]:
