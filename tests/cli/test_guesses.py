@@ -143,7 +143,7 @@ EARLY = [
     ("advise --problem r99", "There is no such problem; got r99; expected a YAML file, or one of"),
     ("lab runn", "Did you mean preftune lab run?"),
     ("lab run rr1", "Did you mean r1?"),
-    ("lab show E99", "There is no such experiment or problem 'E99'"),
+    ("lab show E99", "There is no such experiment or problem; got E99"),
     ("curves dpoo", "Unknown objective 'dpoo'. Did you mean dpo?"),
     ("docs quikstart", "Did you mean preftune docs quickstart?"),
     ("docs nosuchpage", "preftune docs lists the pages"),

@@ -41,7 +41,8 @@ class LoadOptions:
 def quiet_transformers() -> None:
     """Progress bars and notices of the libraries would break ours up."""
     transformers.utils.logging.disable_progress_bar()
-    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)  # which does not heed the line above
+    # This module does not heed the line above.
+    setattr(modeling_gguf_pytorch_utils, "tqdm", partial(tqdm, disable=True))  # noqa: B010
     transformers.utils.logging.set_verbosity_error()
 
 

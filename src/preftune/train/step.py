@@ -330,7 +330,8 @@ def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
     """The scores of several pieces as those of one."""
     tensors = [f.name for f in fields(TokenScores) if torch.is_tensor(getattr(parts[0], f.name))]
     joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in tensors}
-    return TokenScores(**joined | {"lengths": join_lengths([part.lengths for part in parts])})
+    joined["lengths"] = join_lengths([part.lengths for part in parts])
+    return TokenScores(**joined)
 
 
 def join_signals(parts: Sequence[Signal], lengths: Sequence[Tensor]) -> Signal:
