@@ -16,7 +16,12 @@ from preftune.train.loop import train
 from preftune.train.options import TrainConfig
 from tests.folders import tiny_config
 
-MAX_CPU_SECONDS = 0.7
+PLAIN_PYTHON = """
+import argparse, ast, inspect, subprocess, typing
+for _ in range(2):
+    [ast.parse(inspect.getsource(module)) for module in (argparse, inspect, subprocess, typing)]
+"""
+MAX_RATIO = 3.0  # of processor times: an answer / PLAIN_PYTHON, which takes 0.23 s where 0.7 s is the limit
 
 TRAIN = [
     ("dpo --data pairs.csv --output r", "objective.name", "dpo"),
@@ -87,6 +92,7 @@ def folder(tmp_path, monkeypatch):
     rows = "".join(f"question {i},a good answer {i},no\n" for i in range(6))
     Path("pairs.csv").write_text("prompt,chosen,rejected\n" + rows)
     Path("prompts.jsonl").write_text('{"prompt": "hi"}\n')
+    Path("samples.jsonl").write_text('{"prompt": "hi", "completions": ["a", "b"]}\n')
     Path("my.py").write_text(
         "def reward(prompts, completions, **columns):\n    return [1.0 for _ in completions]\n"
     )
@@ -102,16 +108,36 @@ def test_a_guess_has_the_meaning_that_people_expect(line, name, wanted):
     assert value == wanted
 
 
+def timed(words: list[str]) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """(processor time in seconds, what became of it) of a Python process."""
+    before = os.times()
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    after = os.times()
+    return (after.children_user + after.children_system - before.children_user - before.children_system, done)
+
+
 @pytest.mark.parametrize(("line", "told"), MISTAKES, ids=[line for line, _ in MISTAKES])
 def test_a_mistake_is_answered_before_the_libraries_are_imported(line, told):
-    before = os.times()
-    done = subprocess.run(
-        [sys.executable, "-m", "preftune", *shlex.split(line)], capture_output=True, text=True
-    )
-    after = os.times()
-    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    seconds = after.children_user + after.children_system - before.children_user - before.children_system
-    assert seconds < MAX_CPU_SECONDS
+    """0.7 s at most, in units of plain Python, because machines differ; the best of three, because they are busy."""
+    ratios = []
+    while not ratios or (ratios[-1] > MAX_RATIO and len(ratios) < 3):
+        unit, _ = timed(["-c", PLAIN_PYTHON])
+        seconds, done = timed(["-m", "preftune", *shlex.split(line)])
+        assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        ratios.append(seconds / unit)
+    assert ratios[-1] <= MAX_RATIO, ratios
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "reward samples.jsonl --reward model:rm --output r.jsonl",
+        "train --data prompts.jsonl --source on-policy --reward model:rm --output r",
+    ],
+)
+def test_a_reward_model_is_no_module(line, capsys):
+    assert main(shlex.split(line)) == 2
+    assert "There is no model 'rm'" in capsys.readouterr().err
 
 
 def test_eight_bit_adam_runs_or_names_its_package(capsys):
@@ -156,6 +182,7 @@ EARLY = [
     ("train --data pairs.csv --objective my.py:reword --output r", "Did you mean reward?"),
     ("train --data prompts.jsonl --source on-policy --reward my:rewar --output r", "Use my.py:rewar"),
     ("train --data prompts.jsonl --source on-policy --reward no.py:f --output r", "there is no file 'no.py'"),
+    ("iterate --prompts prompts.jsonl --eval_reward my.py:rewar --output r", "Did you mean reward?"),
     ("train --data pairs.csv --quantization_bit 4 --output r", "Use --lora.quantization nf4"),
     ("train --data pairs.csv --sample_packing --output r", "Leave it out: sequences always share rows"),
     ("train --data pairs.csv --reference_free --output r", "an objective without a reference"),

@@ -14,13 +14,16 @@ from preftune.cli.main import main
 from preftune.data.options import DataOptions
 from preftune.data.records import LoadedRecords
 from preftune.data.render import make_renderer
+from preftune.diagnosis.data_measures import OwnSamples
 from preftune.diagnosis.data_model import choose_prompts, measure_own, score_data_completions
 from preftune.diagnosis.data_rows import SignalRows, read
 from preftune.diagnosis.data_verdicts import BOUNDS, Bound
 from preftune.diagnosis.sample_findings import findings_of
+from preftune.measures.noise import ModelAgreement
 from preftune.model.layout import LayoutOptions
 from preftune.progress import Reporter
 from preftune.sampling.sample import SampleOptions, sample
+from preftune.stats import Interval
 from preftune.types import Record
 from tests.folders import PAIRS, save_tiny_model, write_rows
 
@@ -232,6 +235,24 @@ def test_readings_are_the_model_s(parts, pairs_file):
                 np.testing.assert_allclose(reading.state, expected.numpy(), rtol=1e-3, atol=1e-5)
 
 
+@torch.no_grad()
+def test_information_content_is_that_of_plain_hidden_states(parts, pairs_file):
+    """A prompt's mean of the cosines of its pairs, each side the mean of its last hidden states."""
+    model, renderer = parts
+    rows = read(pairs_file, DataOptions(), renderer)
+    cosines = []
+    for group in rows.groups:
+        states = []
+        for ids in group.completions:
+            whole = torch.from_numpy(np.concatenate([group.prompt, ids[:24]])).long()[None]
+            out = model(whole, output_hidden_states=True)
+            states.append(out.hidden_states[-1][0, len(group.prompt) :].mean(0))
+        cosines += [float(torch.cosine_similarity(states[c], states[r], dim=0)) for c, r in group.pairs]
+    assert len(cosines) == len(rows.groups) == len(set(rows.prompt))  # one pair for each prompt
+    told = measured(parts, rows, seed=0)
+    assert told.similarity is not None and told.similarity.mean == pytest.approx(np.mean(cosines), abs=1e-5)
+
+
 def test_choice_of_prompts_depends_on_the_seed(parts, pairs_file):
     model, renderer = parts
     rows = read(pairs_file, DataOptions(), renderer)
@@ -293,6 +314,24 @@ def test_own_samples_are_on_policy_and_random_labels_are_noise(parts):
     assert told.agreement is not None and 0.25 < told.agreement.noise < 0.75
     assert next(one for one in findings_of(told) if one.name == "noise of the labels").verdict == "check"
     assert [one.verdict for one in findings_of(told) if one.name.startswith("off-policy")] == ["good"] * 3
+
+
+def about(mean: float) -> Interval:
+    return Interval(mean=mean, low=mean - 0.02, high=mean + 0.02, num=100)
+
+
+@pytest.mark.parametrize(("exchanged", "invariance"), [(0.88, "good"), (0.6, "check")])
+@pytest.mark.parametrize(("strong", "preferences"), [(0.1, "good"), (0.9, "check")])
+def test_costly_exchanges_and_strong_preferences_are_told(exchanged, invariance, strong, preferences):
+    agreement = ModelAgreement(
+        agreement=about(0.9), nll=about(0.3), num_pairs=100, strong=about(strong), exchanged=about(exchanged)
+    )
+    own = OwnSamples(num_prompts=100, num_samples=2, beyond_budget=0.0, near={}, agreement=agreement)
+    found = {one.name: one for one in findings_of(own)}
+    assert found["noise invariance"].verdict == invariance
+    assert ("collect more pairs" in found["noise invariance"].meaning) == (invariance == "check")
+    assert found["strong preferences"].verdict == preferences
+    assert ("label_smoothing" in found["strong preferences"].meaning) == (preferences == "check")
 
 
 def test_the_very_same_samples_are_at_no_distance(parts):

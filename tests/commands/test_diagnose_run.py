@@ -2,6 +2,7 @@
 refuses.
 """
 
+import copy
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.objectives.bnf import BNF
 from preftune.objectives.bradley_terry import BradleyTerry
 from preftune.objectives.sft import SFT
+from preftune.report.diagnosis import summary
 from preftune.train.loop import train
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 from tests.folders import PAIRS, save_tiny_model, tiny_config, write_rows
@@ -158,6 +160,32 @@ def test_the_page_is_whole(diagnosis):
     assert "On chosen completions" in page and "KL(policy || reference)" in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
+
+
+def shifted(told: dict, chosen: tuple, rejected: tuple, greedy: tuple) -> str:
+    """The summary of a run whose changes of log-probability have these intervals, in nats per token."""
+    told = copy.deepcopy(told)
+    sides = told["runs"][0]["sides"]
+    for side, name, (low, high) in (
+        ("chosen", "mean_log_ratio", chosen),
+        ("rejected", "mean_log_ratio", rejected),
+        ("rejected", "mean_greedy_log_ratio", greedy),
+    ):
+        sides[side]["intervals"][name] = {"mean": (low + high) / 2, "low": low, "high": high, "num": 9}
+    return summary(told)[0]
+
+
+def test_squeezing_needs_three_intervals_without_zero(diagnosis):
+    told, fell, rose, unsure = content(diagnosis), (-2.0, -1.0), (0.1, 0.3), (-0.1, 0.1)
+    assert "Probability was squeezed" in shifted(told, fell, fell, rose)
+    for shifts in (
+        (unsure, fell, rose),
+        (fell, unsure, rose),
+        (fell, fell, unsure),
+        (rose, fell, rose),
+        (fell, fell, fell),
+    ):
+        assert "squeezed" not in shifted(told, *shifts)
 
 
 def test_a_model_that_did_not_move(tiny_folder, pairs_file, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -37,6 +38,15 @@ def test_merged_weights_in_the_chosen_type(dtype, kind, adapter, tmp_path, capsy
     assert {tensor.dtype for tensor in weights_of(tmp_path / "out").values()} == {kind}
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     torch.testing.assert_close(logits(again), wanted, atol=1e-5 if dtype == "f32" else 0.5, rtol=0)
+
+
+def test_the_line_to_try_is_a_command_that_runs(adapter, tmp_path, capsys):
+    folder = tmp_path / "for friends"  # a shell would split this name
+    assert main(["export", str(adapter), "--to", "merged", "--output", str(folder)]) == 0
+    line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("try it  "))
+    program, *words = shlex.split(line.removeprefix("try it  "))
+    assert (program, words) == ("preftune", ["chat", str(folder)])
+    assert main(["sample", *words[1:], "--prompt", "hi", "--max_new_tokens", "3"]) == 0
 
 
 @torch.no_grad()

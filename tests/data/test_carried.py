@@ -1,10 +1,11 @@
-"""Prompts taken from files that judge other completions: what may stand beside new completions."""
+"""Which columns of a file of prompts new completions keep, where the file judges completions of its own."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from preftune.cli.main import main
 from preftune.data.carried import load_prompts_to_answer
 from preftune.data.options import DataOptions
 from preftune.data.records import load_records
@@ -23,7 +24,7 @@ OTHER = {"tests": "assert color()", "answer": "red", "difficulty": 3, "tags": ["
 
 
 def sampled(tmp_path: Path, column: str, value: object) -> tuple[dict[str, object], Path]:
-    """(the columns that are carried, a file of new completions beside them)."""
+    """(the columns that are kept, a file of new completions with these columns)."""
     prompts, samples = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
     prompts.write_text(json.dumps({"prompt": "Name a color", column: value}) + "\n")
     [record] = load_prompts_to_answer(str(prompts), DataOptions(), 2, Reporter())
@@ -50,3 +51,26 @@ def test_columns_that_rewards_need_stay(
     carried, _ = sampled(tmp_path, column, OTHER[column])
     assert carried == {column: OTHER[column]}
     assert "left out" not in capsys.readouterr().err
+
+
+def test_one_row_that_judges_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": f"Name color {k}", "sources": ["x"] if k < 3 else ["data", "policy"]} for k in range(5)
+    ]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = load_prompts_to_answer(str(prompts), DataOptions(), 2, Reporter())
+    assert [dict(record.columns) for record in records] == [{}] * 5
+    assert "left out: sources;" in capsys.readouterr().err
+
+
+def test_the_command_sample_leaves_judgments_out(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, samples = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    prompts.write_text(json.dumps({"prompt": "Name a color", "winner": "a", "answer": "red"}) + "\n")
+    words = ["sample", str(tiny_folder), "--prompts", str(prompts), "--num_completions", "2"]
+    assert main([*words, "--max_new_tokens", "3", "--output", str(samples)]) == 0
+    assert "left out: winner;" in capsys.readouterr().err
+    row = json.loads(samples.read_text().splitlines()[0])
+    assert "winner" not in row and row["answer"] == "red"

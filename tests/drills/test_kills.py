@@ -114,7 +114,9 @@ KINDS = {
 }
 
 TRIES = 20  # a signal at a random moment of the whole command's duration seldom comes too late
-IN_SETUP = 0.2  # of the kills of a run with a log; the others wait for its first step
+IN_SETUP = (
+    0.2  # share of the kills of a training run during set-up; the others come after its first logged step
+)
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,9 @@ from preftune.cli.outline import ROOT, objective_outlines
 from preftune.errors import ConfigError, shown
 
 LAB_ACTION_NAMES = ("list", "show", "run", "all", "tune")
-OWN_CODE = {"objective": "objective", "reward": "reward", "judge": "judge"}
+OWN_CODE = {"objective": "objective", "reward": "reward", "eval_reward": "reward", "judge": "judge"}
+"""Setting that takes `module:attribute` -> the noun for it in messages."""
+_NO_CODE = ("model:", "python:")  # a folder of a reward model, and an object that a program passed
 
 
 def check_bare_names(command: str, words: Sequence[str]) -> None:
@@ -36,20 +38,19 @@ def check_given_names(command: str, given: Mapping[str, str]) -> None:
     if command == "import-config" and "file" in given:
         _check_config(given["file"])
     for flag, what in OWN_CODE.items():
-        if re.fullmatch(r"[\w./\\~-]+:\w+", name := given.get(flag, "")):
+        name = given.get(flag, "")
+        if re.fullmatch(r"[\w./\\~-]+:\w+", name) and not name.startswith(_NO_CODE):
             _check_own_code(name, what)
-
-
-def _refuse(what: str, name: str, choices: Iterable[str], listed: str) -> ConfigError:
-    near = nearest(name, choices, 0.5)
-    return ConfigError(f"{what} {shown(name)}", do=f"Did you mean {near}?" if near else listed)
 
 
 def check_objective(name: str) -> None:
     """Raises if the table has no objective of this name."""
     if name.strip().lower().replace("_", "-") not in objective_outlines():
-        listed = "Run `preftune objectives` to see all of them"
-        raise _refuse("Unknown objective", name, objective_outlines(), listed)
+        near = nearest(name, objective_outlines(), 0.5)
+        raise ConfigError(
+            f"Unknown objective {shown(name)}",
+            do=f"Did you mean {near}?" if near else "Run `preftune objectives` to see all of them",
+        )
 
 
 # --- the laboratory ---
@@ -87,13 +88,18 @@ def _check_lab(action: str, names: Sequence[str]) -> None:
         text = (ROOT / "lab" / "criteria.yaml").read_text(encoding="utf-8")
         known = [*re.findall(r"^(\w+):", text, re.MULTILINE), *problem_names()]
         for name in names:
-            if name not in known:
-                near = nearest(name, known, 0.5)
-                raise ConfigError(
-                    "There is no such experiment or problem",
-                    got=name or "nothing",
-                    do=f"Did you mean {near}?" if near else "`preftune lab list` lists them",
-                )
+            check_lab_name(name, known)
+
+
+def check_lab_name(name: str, known: Sequence[str]) -> None:
+    """Raises if none of the experiments and problems has this name."""
+    if name not in known:
+        near = nearest(name, known, 0.5)
+        raise ConfigError(
+            "There is no such experiment or problem",
+            got=name or "nothing",
+            do=f"Did you mean {near}?" if near else "`preftune lab list` lists them",
+        )
 
 
 # --- pages ---

@@ -197,7 +197,7 @@ def _own_fields(path: Path, kind: ast.ClassDef) -> tuple[_Field, ...]:
 
 def _spelled(path: Path, annotation: ast.expr) -> str:
     if isinstance(annotation, ast.Name) and annotation.id in ("bool", "float", "int", "str"):
-        return annotation.id  # most are; the others take longer
+        return annotation.id  # as most annotations are: this is the fast way
     return ast.unparse(_Spelled(path).visit(deepcopy(annotation)))
 
 

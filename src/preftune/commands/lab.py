@@ -12,6 +12,7 @@ from typing import Literal
 
 import yaml
 
+from preftune.cli.early_names import check_lab_name
 from preftune.cli.output import print_json, print_table
 from preftune.cli.settings import parse_settings
 from preftune.errors import ConfigError, check_range
@@ -26,7 +27,6 @@ from preftune.race.experiment_rates import tune_experiments
 from preftune.race.halving import check_budget, check_tuning_seeds, plan_race
 from preftune.race.lab_figure import write_lab_figure
 from preftune.race.problem import LAST_SEED, LabRace, check_seeds, lab_contenders, run_lab_race
-from preftune.spec import suggestion
 from preftune.storage import new_file, whole_file, write_json
 from preftune.terminal import clean_terminal
 from preftune.text import plural, value_text
@@ -272,13 +272,7 @@ def _show(arguments: Sequence[str]) -> int:
         else:
             print(text, end="")
         return 0
-    if settings.name not in criteria:
-        raise ConfigError(
-            "There is no such experiment or problem",
-            got=settings.name or "nothing",
-            do=suggestion(settings.name, [*criteria, *shipped_problems()])
-            or "`preftune lab list` lists them",
-        )
+    check_lab_name(settings.name, [*criteria, *shipped_problems()])
     entry = criteria[settings.name]
     verdict = _written_verdict(Path(settings.output) / VERDICTS, settings.name)
     if settings.json:

@@ -1,15 +1,18 @@
-"""Columns of a file of prompts that may stand beside new completions: those that say nothing of the old ones."""
+"""Prompts from a file that also has answers and judgments: which of its columns new completions can keep."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from preftune.data.memory import memory_source
+from preftune.data.column_names import ColumnNames
+from preftune.data.formats import detect
 from preftune.data.options import DataOptions
-from preftune.data.records import RecordReader, load_prompts
+from preftune.data.records import load_prompts
+from preftune.data.row_view import Drop
 from preftune.errors import DataError
 from preftune.progress import Reporter
 from preftune.types import Record
+
+_LOOKED_AT = 16  # different values of a column
 
 
 def load_prompts_to_answer(
@@ -19,12 +22,13 @@ def load_prompts_to_answer(
     such as `winner` or `ranks`; they are named in the report.
     """
     records = load_prompts(source, options, report)
-    values: dict[str, object] = {}  # of each column, the first
+    values: dict[str, list[object]] = {}  # of each column, a few
     for record in records:
         for name, value in record.columns.items():
-            if value is not None:
-                values.setdefault(name, value)
-    left = {name for name, value in values.items() if _judges(name, value, num_completions)}
+            seen = values.setdefault(name, [])
+            if value is not None and len(seen) < _LOOKED_AT and value not in seen:
+                seen.append(value)
+    left = {name for name, seen in values.items() if any(_judges(name, one, num_completions) for one in seen)}
     if not left:
         return list(records)
     named = ", ".join(sorted(left))
@@ -39,7 +43,7 @@ def load_prompts_to_answer(
 
 
 def _judges(name: str, value: object, num_completions: int) -> bool:
-    """Whether a row of samples reads differently beside this column, before or after it has rewards."""
+    """Whether a row of samples means something else with this column, before it has rewards or with them."""
     count = range(num_completions)
     samples = {
         "prompt": "prompt",
@@ -52,10 +56,11 @@ def _judges(name: str, value: object, num_completions: int) -> bool:
     return any(_read({name: value} | row) != _read(row) for row in (samples, rewarded))
 
 
-def _read(row: dict[str, Any]) -> Sequence[Record] | None:
-    """What the row is, other than its columns; None if it cannot be read."""
+def _read(row: dict[str, Any]) -> Record | Drop | None:
+    """What the row is, without its other columns; None if it cannot be read."""
+    usual = ColumnNames().usual(row)
     try:
-        reader = RecordReader(memory_source([row]), DataOptions(), passed=True, stops=False, tried=True)
-        return [replace(record, columns={}, origin="") for record in reader]
+        found = detect([usual]).convert(usual)
     except DataError:
         return None
+    return replace(found, columns={}) if isinstance(found, Record) else found

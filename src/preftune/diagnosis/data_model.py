@@ -2,9 +2,10 @@
 consistent labels are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from preftune.sampling.sampled import Sampled
 from preftune.stats import Interval, cluster_means, mean_interval
 from preftune.types import Group, Record
 
+T = TypeVar("T")
 COMPLETION_SIDES = ("all", "chosen", "rejected")
 
 
@@ -213,16 +215,24 @@ def _label_agreement(asked: Asked, readings: list[list[list[Reading]]], seed: in
     token.
     """
     states, lengths, logps, clusters = [], [], [], []
-    for p, members in enumerate(asked.members):
-        for (_, group), found in zip(members, readings[p], strict=True):
-            for c, r in group.pairs:
-                states.append(found[c].state - found[r].state)
-                lengths.append(group.num_scored[c] - group.num_scored[r])
-                logps.append(found[c].logp - found[r].logp)
-                clusters.append(p)
+    for p, (chosen, rejected), (c, r) in _pairs(asked, readings):
+        states.append(chosen.state - rejected.state)
+        lengths.append(c - r)
+        logps.append(chosen.logp - rejected.logp)
+        clusters.append(p)
     if not clusters:
         return None
     return cross_validated([np.stack(states), np.array(lengths, float), np.array(logps)], clusters, seed=seed)
+
+
+def _pairs(
+    asked: Asked, values: Sequence[Sequence[Sequence[T]]]
+) -> Iterator[tuple[int, tuple[T, T], tuple[int, int]]]:
+    """(prompt, the values of the chosen and the rejected completion, their lengths in tokens) of each pair."""
+    for p, members in enumerate(asked.members):
+        for (_, group), found in zip(members, values[p], strict=True):
+            for c, r in group.pairs:
+                yield p, (found[c], found[r]), (group.num_scored[c], group.num_scored[r])
 
 
 def _similarity(asked: Asked, readings: list[list[list[Reading]]]) -> Interval | None:
@@ -230,12 +240,10 @@ def _similarity(asked: Asked, readings: list[list[list[Reading]]]) -> Interval |
     the information content of Shen et al., 2024, arXiv 2409.09603.
     """
     cosines, clusters = [], []
-    for p, members in enumerate(asked.members):
-        for (_, group), found in zip(members, readings[p], strict=True):
-            for c, r in group.pairs:
-                one, two = found[c].state, found[r].state
-                cosines.append(float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two))))
-                clusters.append(p)
+    for p, sides, _ in _pairs(asked, readings):
+        one, two = (side.state for side in sides)
+        cosines.append(float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two))))
+        clusters.append(p)
     return mean_interval(cluster_means(cosines, clusters)) if cosines else None
 
 
@@ -327,11 +335,8 @@ def _with_rewards(found: OwnSamples, asked: Asked, judged: JudgedData) -> OwnSam
 def _ordered_alike(asked: Asked, judged: JudgedData) -> Interval | None:
     """Share of pairs that the reward orders as the data do, ties half; a prompt's pairs are averaged first."""
     right, clusters = [], []
-    for p, members in enumerate(asked.members):
-        for (_, group), values in zip(members, judged.data[p], strict=True):
-            for c, r in group.pairs:
-                better, worse = values[c], values[r]
-                if better is not None and worse is not None:
-                    right.append((better > worse) + 0.5 * (better == worse))
-                    clusters.append(p)
+    for p, (better, worse), _ in _pairs(asked, judged.data):
+        if better is not None and worse is not None:
+            right.append((better > worse) + 0.5 * (better == worse))
+            clusters.append(p)
     return mean_interval(cluster_means(right, clusters)) if right else None

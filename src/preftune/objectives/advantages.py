@@ -59,7 +59,7 @@ def group_size(reward: Float[Tensor, " C"], signal: Rewards) -> Float[Tensor, " 
 
 
 def at_last_token(reward: Float[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Float[Tensor, " N"]:
-    """The reward of a completion at its last token, 0 at the others."""
+    """For each token, the reward of its completion if it is the last token, else 0."""
     rewards = reward.new_zeros(num_tokens(lengths))
     rewards[lengths.cumsum(0) - 1] = reward
     return rewards

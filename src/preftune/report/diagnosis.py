@@ -163,8 +163,9 @@ def _in_words(run: Mapping[str, Any]) -> str:
 
 
 def _squeezed(run: Mapping[str, Any]) -> bool:
-    """Both completions fall and the greedy tokens beside the rejected ones rise, beyond their intervals: the squeezing
-    effect of negative gradients (Ren and Sutherland, "Learning Dynamics of LLM Finetuning", 2024).
+    """Whether both completions became less probable, and the reference's most probable tokens more probable at the
+    places of the rejected one, with intervals that exclude 0. This is the squeezing effect of negative gradients (Ren
+    and Sutherland, "Learning Dynamics of LLM Finetuning", 2024).
     """
     fell = [interval(run["sides"][side]["intervals"]["mean_log_ratio"]).high < 0 for side in SIDES]
     return all(fell) and interval(run["sides"]["rejected"]["intervals"]["mean_greedy_log_ratio"]).low > 0

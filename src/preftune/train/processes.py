@@ -88,9 +88,9 @@ class Processes:
         return made[0]
 
     def models_from_main(self, work: Callable[[], T]) -> T:
-        """`from_main` for what holds models that will be cut into shards: their weights stay in the main process;
-        in the others they are on the meta device until `cut_up` sends each process its part. A model whose code
-        does not travel, such as code of its own folder, is loaded by every process.
+        """`from_main` for models that will be cut into shards. Their weights stay in the main process; the other
+        processes get the model on the meta device, and its weights from `cut_up`. Every process loads the model
+        itself if pickle cannot send it, such as one with code from its own folder.
         """
         if not self.lockstep:
             return work()
