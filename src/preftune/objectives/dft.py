@@ -76,24 +76,27 @@ class DFT(Coupled, RewardObjective):
         """Of each sampled completion exp(d - u) and u; 0 for the demonstrations."""
         check_state(self.name, state, self.initial_state())
         assert isinstance(step.signal, Rewards)
-        scores, sampled = step_scores(step), ~is_demonstration(step.signal)
+        scores = step_scores(step)
         exponent = self._score(scores).double() / self.tau
         if self.variant == "dft":
             exponent = exponent - sum_tokens(reference(scores), scores.lengths).double()
-        prompts, place = step.prompt[sampled].unique(return_inverse=True)
+        # The table of prompts is on the host; one fetch has all that is looked up, exponents by their bits.
+        demonstrations = is_demonstration(step.signal).long()
+        fetched = torch.stack([exponent.view(torch.int64), demonstrations, step.prompt]).cpu()
+        exponent, sampled = fetched[0].view(torch.float64), fetched[1] == 0
+        prompts, place = fetched[2][sampled].unique(return_inverse=True)
         estimate = _log_mean_exp(exponent[sampled], place, len(prompts))
         u_of_prompt, new = self._updated(state, prompts, estimate)
-        weight, u = torch.zeros_like(exponent), torch.zeros_like(exponent)
-        u[sampled] = u_of_prompt[place]
-        weight[sampled] = (exponent - u)[sampled].exp()
-        dtype = scores.logp.dtype
-        return Coupling(completion={"weight": weight.to(dtype), "u": u.to(dtype)}), new
+        found = {name: torch.zeros_like(exponent) for name in ("weight", "u")}
+        found["u"][sampled] = u_of_prompt[place]
+        found["weight"][sampled] = (exponent - found["u"])[sampled].exp()
+        return Coupling(completion={name: one.to(scores.logp) for name, one in found.items()}), new
 
     def _updated(
         self, state: State, prompts: Int[Tensor, " _"], estimate: Float[Tensor, " _"]
     ) -> tuple[Float[Tensor, " _"], dict[str, Tensor]]:
         """(u of the prompts at hand, the state with them in it)."""
-        known, before = (state[name].to(prompts.device) for name in ("prompt", "u"))
+        known, before = (state[name].cpu() for name in ("prompt", "u"))
         if len(known) != len(before) or not bool((known[1:] > known[:-1]).all()):
             raise StorageError(
                 "The state of dft is damaged",

@@ -63,11 +63,9 @@ class HyPO(Coupled, Objective):
     def couple(self, step: StepView, state: State) -> tuple[Coupling, dict[str, Tensor]]:
         """What turns one mean over pairs and samples of the step into the sum of two means."""
         assert isinstance(step.signal, Hybrid)
-        pairs, samples = len(step.signal.chosen), int(policy_samples(step.signal).sum())
-        scales = {"pair": (pairs + samples) / max(pairs, 1), "sample": (pairs + samples) / max(samples, 1)}
-        return Coupling(
-            whole={name: torch.tensor(scale, dtype=torch.float64) for name, scale in scales.items()}
-        ), {}
+        pairs, samples = len(step.signal.chosen), policy_samples(step.signal).sum()
+        units = (pairs + samples).double()
+        return Coupling(whole={"pair": units / max(pairs, 1), "sample": units / samples.clamp(min=1)}), {}
 
     def weights(self, lengths: Int[Tensor, " C"], signal: Hybrid) -> Float[Tensor, " U"]:
         """Per completion: of how many pairs it is the chosen one, or one for a sample."""

@@ -379,7 +379,7 @@ def _joined_steps(parts: Sequence[Rewards], lengths: Sequence[Tensor]) -> Tensor
 def _joined_groups(parts: Sequence[Tensor], counts: Sequence[int] = ()) -> Tensor:
     """Group indices of several pieces that run on; the pieces have `counts` groups, where all are known."""
     if len(counts) < len(parts):
-        counts = [int(part.max()) + 1 for part in parts]
+        counts = [last + 1 for last in torch.stack([part.max() for part in parts]).tolist()]
     starts = [0, *accumulate(counts)]
     return torch.cat([start + part for start, part in zip(starts, parts, strict=False)])
 
