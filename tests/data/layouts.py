@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,28 +48,6 @@ class Layout:
     system: str = ""
     drop: str = ""  # the row carries no preference, for this reason
     refused: str = ""  # the row is refused with these words
-
-    def said(self) -> str:
-        """What is read, for the table."""
-        if self.refused:
-            return f"refused: {self.refused}"
-        if self.drop:
-            return "no preference (tie), counted"
-        if self.labels:
-            return "labels: " + ", ".join(
-                f"{text} {'neutral' if label is None else f'{label:+d}'}"
-                for text, label in self.labels.items()
-            )
-        if self.rewards:
-            return "rewards: " + ", ".join(
-                f"{text} {'not known' if reward is None else f'{reward:g}'}"
-                for text, reward in self.rewards.items()
-            )
-        return (
-            "pairs: " + ", ".join(f"{good} over {bad}" for good, bad in sorted(self.pairs))
-            if self.pairs
-            else "a prompt"
-        )
 
 
 def pair(title, row, **more):
@@ -503,20 +482,54 @@ LAYOUTS = (
 )
 
 
+# Variants of a listed layout: tested, and left out of the page
+VARIANTS = {
+    "TRL, turns",
+    "Intel",
+    "ms-swift, history",
+    "ms-swift, rejected_messages",
+    "LLaMA-Factory, ShareGPT with tools",
+    "distilabel, ratings with the pair",
+    "other spellings of names",
+    "developer role",
+    "turns as JSON text (tables)",
+    "HH, prompt and whole texts",
+    "arena, tie",
+    "A/B, names of models",
+    "HelpSteer2, tie",
+    "UltraFeedback, lists in an object",
+    "UltraFeedback, a score that is missing",
+    "true and false as a reward",
+    "KTO, 1 and 0",
+    "KTO, words",
+    "KTO, signs",
+    "KTO, neutral",
+    "thumbs, mapped",
+    "rating, the middle is neutral",
+}
+
+
 def shown_flags(layout: Layout) -> str:
     return " ".join(f"--rows.{name} '{value}'" for name, value in layout.options.items())
 
 
+def shown_row(layout: Layout) -> str:
+    """The row as short notation: P, A, B and C are texts, and role(text) is a turn."""
+    text = json.dumps(layout.row, ensure_ascii=False)
+    for letter, words in {"P": ASK, "A": GOOD, "B": BAD, "C": "A hat."}.items():
+        text = text.replace(f'"{words}"', letter).replace(words, letter)
+    text = re.sub(r'\{"role": "(\w+)", "content": ([^{}]+?)\}', r"\1(\2)", text)
+    return re.sub(r'"(\w+)": ', r"\1: ", text)
+
+
 def table() -> str:
-    """The table of docs/data.md."""
-    lines = ["| layout | example row | flags | read as |", "|-|-|-|-|"]
+    """The table of docs/data.md: the layouts that are read. A layout that is refused gets its own message."""
+    lines = ["| layout | row | flags | format |", "|-|-|-|-|"]
     for layout in LAYOUTS:
-        cells = (
-            layout.title,
-            f"`{json.dumps(layout.row, ensure_ascii=False)}`",
-            f"`{flags}`" if (flags := shown_flags(layout)) else "",
-            f"{layout.said()} ({layout.format})" if not layout.refused else layout.said(),
-        )
+        if layout.refused or layout.title in VARIANTS:
+            continue
+        flags = f"`{shown}`" if (shown := shown_flags(layout)) else ""
+        cells = (layout.title, f"`{shown_row(layout)}`", flags, layout.format)
         lines.append("| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
 from preftune.data.records import LoadedRecords, load_records
 from preftune.errors import DataError
-from tests.data.layouts import BAD, DOCS, END, GOOD, LAYOUTS, START, Layout, bot, user, with_table
+from tests.data.layouts import BAD, DOCS, END, GOOD, LAYOUTS, START, VARIANTS, Layout, bot, user, with_table
 from tests.data.tokenizers_for_tests import CHATML, word_tokenizer
 
 
@@ -52,6 +52,7 @@ def test_the_table_of_the_page_is_up_to_date():
     text = DOCS.read_text(encoding="utf-8")
     assert START in text and END in text
     assert with_table(text) == text, "run python -m tests.data.layouts"
+    assert {layout.title for layout in LAYOUTS} > VARIANTS
 
 
 def test_a_transcript_with_single_line_breaks_is_turns(tmp_path):
