@@ -290,22 +290,43 @@ _WORDS = {
 }
 
 
-def table_row(kind: str, sharing: str, reason: str) -> str:
+def result(sharing: str, reason: str) -> tuple[str, str]:
+    """The words of the page for a layout and the reason for it."""
     words = "not tested" if reason.startswith("not tested: ") else _WORDS[sharing]
-    told = reason.removeprefix("not tested: ")
-    if "; got " in told:  # an error: the reason alone
-        told = told.split("; got ")[1].split("; expected ")[0]
-    told = " ".join(re.sub(r" \(by .*? relative\)", "", told).split())
-    told = told.replace("|", " ")
-    return " ".join(f"| `{kind}` | {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]} | {words} | {told} |".split())
+    shown = reason.removeprefix("not tested: ")
+    if "; got " in shown:  # an error: the reason alone
+        shown = shown.split("; got ")[1].split("; expected ")[0]
+    shown = " ".join(re.sub(r" \(by .*? relative\)", "", shown).replace("|", " ").split())
+    return words, shown
 
 
-def make_table() -> str:
-    """The table's rows, from tiny models that are saved and loaded."""
+def documented() -> dict[str, tuple[str, str]]:
+    """The result and the reason of each model type on the page."""
+    section = TABLE.read_text(encoding="utf-8").split(HEADING)[1]
+    found: dict[str, tuple[str, str]] = {}
+    for line in section.splitlines():
+        if "| `" in line:
+            words, reason, kinds = (cell.strip() for cell in line.strip("| ").split(" | "))
+            found |= dict.fromkeys(re.findall(r"`(\S+)`", kinds), (words, "" if reason == "-" else reason))
+    return found
+
+
+def make_table(results: dict[str, tuple[str, str]]) -> str:
+    """A row for each result with its reason, and the model types that have it."""
+    order = [*_WORDS.values(), "not tested"]
     rows = []
+    for words, reason in sorted(set(results.values()), key=lambda pair: (order.index(pair[0]), pair[1])):
+        kinds = " ".join(f"`{kind}`" for kind in results if results[kind] == (words, reason))
+        rows.append(f"| {words} | {reason or '-'} | {kinds} |")
+    return "\n".join(rows) + "\n"
+
+
+def compute_results() -> dict[str, tuple[str, str]]:
+    """The result of each architecture, from tiny models that are saved and loaded."""
+    results: dict[str, tuple[str, str]] = {}
     for kind in ARCHITECTURES:
         if kind in NOT_MADE:
-            rows.append(table_row(kind, "", NOT_MADE[kind]))
+            results[kind] = result("", NOT_MADE[kind])
             continue
         with TemporaryDirectory() as folder:
             tiny_architecture(kind).save_pretrained(folder)
@@ -313,13 +334,13 @@ def make_table() -> str:
                 model = load_model(folder, LoadOptions())
                 sharing, reason = choose_layout(model, OPTIONS, "fp32")
                 check_trains(model, sharing, "fp32")
-                rows.append(table_row(kind, sharing, reason))
+                results[kind] = result(sharing, reason)
             except ModelError as error:
-                rows.append(table_row(kind, "", str(error)))
-    return "\n".join(rows) + "\n"
+                results[kind] = result("", str(error))
+    return results
 
 
 if __name__ == "__main__":
     above, section = TABLE.read_text(encoding="utf-8").split(HEADING)
-    head = section.split("\n| `")[0]
-    print(f"{above}{HEADING}{head}\n{make_table()}", end="")
+    head = section.split("|---|---|---|")[0] + "|---|---|---|"
+    print(f"{above}{HEADING}{head}\n{make_table(compute_results())}", end="")

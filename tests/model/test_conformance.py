@@ -3,9 +3,6 @@
 The truth is plain transformers, with the attention it chooses, one sequence at a time.
 """
 
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -19,7 +16,16 @@ from preftune.model.load import LoadOptions, load_model
 from preftune.model.policy import Policy, score
 from preftune.model.proof import check_trains, choose_layout
 from preftune.types import Group
-from tests.architectures import ARCHITECTURES, HEADING, NOT_MADE, OPTIONS, TABLE, table_row, tiny_architecture
+from tests.architectures import (
+    ARCHITECTURES,
+    NOT_MADE,
+    OPTIONS,
+    TABLE,
+    documented,
+    make_table,
+    result,
+    tiny_architecture,
+)
 
 DENSER = {
     "flat": ("flat", "packed", "single"),
@@ -83,9 +89,9 @@ def test_exact_or_refused(kind, tmp_path):
         check_trains(model, sharing, "fp32")
     except ModelError as error:
         assert "\n" not in str(error)
-        assert documented()[kind] == table_row(kind, "", str(error))
+        assert documented()[kind] == result("", str(error))
         return
-    assert documented()[kind] == table_row(kind, sharing, reason)
+    assert documented()[kind] == result(sharing, reason)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     truth = plain_scores(plain)
     for layout in DENSER[sharing]:
@@ -131,14 +137,8 @@ def plain_logits(model) -> torch.Tensor:
         return model(input_ids=torch.arange(5, 17)[None], use_cache=False).logits
 
 
-@cache
-def documented() -> dict[str, str]:
-    section = Path(TABLE).read_text(encoding="utf-8").split(HEADING)[1]
-    rows = [line for line in section.splitlines() if line.startswith("| `")]
-    return {row.split("`")[1]: row for row in rows}
-
-
 def test_the_table_lists_every_architecture():
     assert documented().keys() == set(ARCHITECTURES)
+    assert make_table(documented()) in TABLE.read_text(encoding="utf-8")
     for kind, reason in NOT_MADE.items():
-        assert documented()[kind] == table_row(kind, "", reason)
+        assert documented()[kind] == result("", reason)
