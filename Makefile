@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test vllm drills fuzz growth soak check docs prose words format venv bench bench-quick bench-gpu gpu mutants clean
+.PHONY: demo test vllm drills fuzz growth soak check docs prose words format venv bench bench-quick bench-gpu gpu mutants versions clean
 
 demo: .venv/ready
 	$(BIN)/preftune demo --overwrite
@@ -36,6 +36,10 @@ soak: .venv/ready
 # All malformed inputs of the corpus, and coverage-guided fuzzing of each reader where atheris is installed.
 fuzz: .venv/ready
 	FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -n 2 -s
+
+# The tests of the core with the oldest and the newest libraries that pyproject.toml allows, each in .versions.
+versions: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tests/versions.py
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import cache
@@ -26,6 +28,16 @@ TEXTS = [
     "It's 2024, isn't it? 12345 ½ é ß 日本語 Жизнь 한국어 ... !!",
     "a  b\n\n\nc\t\td   \n",
 ] * 4
+WITHOUT = """
+import hashlib, sys
+sys.modules[sys.argv[1]] = None
+from transformers import AutoTokenizer
+from preftune.data.options import DataOptions
+from preftune.data.prepare import prepare
+groups = prepare(sys.argv[2], AutoTokenizer.from_pretrained(sys.argv[3]), "pairs", DataOptions()).groups
+ids = [ids for group in groups for ids in (group.prompt, *group.completions)]
+print(hashlib.sha256(b"|".join(one.tobytes() for one in ids)).hexdigest())
+"""
 STEPS = {
     "bytes": (None, pre_tokenizers.ByteLevel(add_prefix_space=False)),
     "digits": (
@@ -297,6 +309,24 @@ def test_preparing_many_rows_loads_it(tmp_path, monkeypatch):
             return
         time.sleep(0.01)
     raise AssertionError("never loaded")
+
+
+def test_without_the_library_rows_are_prepared_to_the_same_tokens(tmp_path):
+    """In a process that cannot import it; the digest is that of all token ids."""
+    tokenizer, file = made.byte_tokenizer(made.CHATML), tmp_path / "rows.jsonl"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = [{"prompt": f"What is {k}?", "chosen": f"It is {k}.", "rejected": "No"} for k in range(300)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    digests = []
+    for missing in ("fastokens", "no_such_library"):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT, missing, str(file), str(tmp_path / "tokenizer")],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        digests.append(done.stdout)
+    assert digests[0] == digests[1] and len(digests[0]) == 65
 
 
 def test_a_tokenizer_that_splits_special_tokens_has_none():

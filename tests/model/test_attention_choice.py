@@ -14,6 +14,7 @@ from preftune.model.attention_varlen import VARLEN, one_by_one
 from preftune.model.layout import LayoutOptions
 from preftune.model.proof import choose_layout
 from tests.models import tiny_model
+from tests.pinned import needs_pinned
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
 
@@ -25,6 +26,7 @@ def chosen(name: str, precision: str = "bf16", attention: str = "auto", share: b
     return found, model.config._attn_implementation
 
 
+@needs_pinned("torch")
 def test_a_model_in_shards_gets_varlen_attention_on_its_gpu():
     assert chosen("llama") == (("flat", "varlen attention"), VARLEN)
     assert chosen("qwen3_sliding", attention="varlen") == (("flat", "varlen attention"), VARLEN)
@@ -41,6 +43,7 @@ def test_reasons_of_the_refused_are_told():
     assert rows == "packed" and "not varlen: it computes flat rows, and the model has packed rows" in told
 
 
+@needs_pinned("torch")
 def test_a_function_that_changes_the_model_is_not_taken(monkeypatch):
     monkeypatch.setattr(attention_varlen, "one_by_one", lambda *given: 1.3 * one_by_one(*given))
     (rows, told), attention = chosen("llama")

@@ -26,6 +26,7 @@ from preftune.model.layout import LayoutOptions, collate
 from preftune.model.policy import Policy, score
 from tests.model.test_exactness import values_and_gradients
 from tests.models import random_groups, tiny_model
+from tests.pinned import needs_pinned
 
 CPU = torch.device("cpu")
 
@@ -195,6 +196,7 @@ def test_soft_capped_scores_are_refused():
         )
 
 
+@needs_pinned("torch")
 def test_reasons_why_it_is_not_available():
     assert unavailable(CPU, True) == "its kernel needs a CUDA device, not cpu"
     assert "16 bits" in unavailable(torch.device("cuda:0"), False)

@@ -26,6 +26,7 @@ from tests.architectures import (
     result,
     tiny_architecture,
 )
+from tests.pinned import needs_pinned, pinned
 
 DENSER = {
     "flat": ("flat", "packed", "single"),
@@ -34,6 +35,7 @@ DENSER = {
     "single": ("single",),
     "alone": ("alone",),
 }
+AS_DOCUMENTED = pinned("torch", "transformers")
 KINDS = [kind for kind in ARCHITECTURES if kind not in NOT_MADE]
 
 
@@ -89,9 +91,9 @@ def test_exact_or_refused(kind, tmp_path):
         check_trains(model, sharing, "fp32")
     except ModelError as error:
         assert "\n" not in str(error)
-        assert documented()[kind] == result("", str(error))
+        assert not AS_DOCUMENTED or documented()[kind] == result("", str(error))
         return
-    assert documented()[kind] == result(sharing, reason)
+    assert not AS_DOCUMENTED or documented()[kind] == result(sharing, reason)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     truth = plain_scores(plain)
     for layout in DENSER[sharing]:
@@ -137,6 +139,7 @@ def plain_logits(model) -> torch.Tensor:
         return model(input_ids=torch.arange(5, 17)[None], use_cache=False).logits
 
 
+@needs_pinned("torch", "transformers")
 def test_the_table_lists_every_architecture():
     assert documented().keys() == set(ARCHITECTURES)
     assert make_table(documented()) in TABLE.read_text(encoding="utf-8")

@@ -4,7 +4,8 @@ gives.
 It reads the same tokenizer.json. Whether it knows every part of it and does the same is not taken on trust:
 it must agree on texts of every kind and on all pairs of them, and texts with other than long-settled
 characters are left to the tokenizer's own engine, since libraries follow different versions of Unicode
-(`benchmarks/engines_agree.py` compares more).
+(`benchmarks/engines_agree.py` compares more). Without the library (`pip install 'preftune[fast]'`) that engine does
+all the work.
 """
 
 import re
@@ -12,10 +13,15 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, product
+from typing import Any
 
-import fastokens
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
+
+try:
+    import fastokens
+except ImportError:
+    fastokens = None
 
 PROBE_TEXTS = (  # texts, alone and in pairs, on which engines must agree
     "a",
@@ -95,13 +101,15 @@ class QuickEngine:
 
     def __init__(self, usual: Tokenizer):
         self._usual, self._size, self._asked = usual, usual.get_vocab_size(), 0
-        self._loading: Future[fastokens.Tokenizer | None] | None = None
+        self._loading: Future[Any] | None = None  # of a fastokens.Tokenizer, or None
 
     def ids(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The int32 tokens, no special token added, of those texts that it is trusted with; none while it is
         not loaded.
         """
         self._asked += len(texts)
+        if fastokens is None:
+            return {}
         if self._loading is None and self._asked > _MANY * self._size:
             thread = ThreadPoolExecutor(max_workers=1)
             self._loading = thread.submit(agreeing, self._usual)
@@ -112,8 +120,8 @@ class QuickEngine:
         return {} if engine is None else _ids(engine, texts)
 
 
-def agreeing(usual: Tokenizer) -> fastokens.Tokenizer | None:
-    """The same tokenizer by fastokens; None if it does not know a part of it, or does anything else than it."""
+def agreeing(usual: Tokenizer) -> Any:
+    """The same tokenizer of fastokens; None if it does not know a part of it, or gives anything else."""
     usual.no_truncation()
     usual.no_padding()
     try:
@@ -187,7 +195,7 @@ def trusted(text: str) -> bool:
     return text.isascii() or _SETTLED.fullmatch(text) is not None
 
 
-def _ids(engine: fastokens.Tokenizer, texts: Collection[str]) -> dict[str, np.ndarray]:
+def _ids(engine: Any, texts: Collection[str]) -> dict[str, np.ndarray]:
     asked = [text for text in texts if trusted(text)]
     try:
         flat, ends = engine.encode_batch_flat(asked)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from preftune.data.fast_tokens import fastokens
 from preftune.data.memory import MEMORY
 from preftune.data.names import suffix_of
 from preftune.data.options import DataOptions
 from preftune.data.vocabulary import missing_rows
 
 _CODE = ("data", "types.py", "errors.py")  # of this package: what makes groups
-_LIBRARIES = ("transformers", "tokenizers", "fastokens", "jinja2", "numpy")
+_LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy", *(["fastokens"] if fastokens else []))
 _NOT_ALWAYS_THE_SAME = re.compile(r"strftime_now|random|lipsum")  # in a template
 _PIECE = 1 << 20  # bytes
 
