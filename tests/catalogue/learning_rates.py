@@ -30,12 +30,14 @@ def page_row(name: str) -> str:
 
 
 def table() -> str:
-    """The table of all objectives."""
-    rows = [
-        f"| [`{name}`](objectives/{name}.md) | {' | '.join(_cells(name))} |\n" for name in sorted(OBJECTIVES)
-    ]
-    head = "| objective | default | default with LoRA | usual | source |\n|---|---|---|---|---|\n"
-    return MARK + head + "".join(rows) + END
+    """The objectives with each default and usual range, in order of the default."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for name in sorted(OBJECTIVES, key=lambda name: (OBJECTIVES[name].learning_rates.default, name)):
+        default, _, span, source = _cells(name)
+        chosen_by = "preftune" if source.startswith("ours") else "published"
+        groups.setdefault((default, span, chosen_by), []).append(f"[`{name}`](objectives/{name}.md)")
+    rows = [f"| {' | '.join(rates)} | {' '.join(names)} |\n" for rates, names in groups.items()]
+    return MARK + "| default | usual | source | objectives |\n|---|---|---|---|\n" + "".join(rows) + END
 
 
 def with_row(page: str, name: str) -> str:
