@@ -3,7 +3,7 @@ choice is compared with the best one.
 
     python benchmarks/advice_regret.py --seed S --problems 40 [--workers 2] [--json]
 
-docs/advice.md describes the distribution, the field and the measure. Rules and the habits below were chosen
+docs/advice.md describes the measure, benchmarks/advice/problems.py the distribution. Rules and the habits below were chosen
 on TUNED_ON alone: report other seeds.
 """
 

@@ -1,6 +1,6 @@
 """Problems drawn at random, on which advice is tried: what is learned, from which data, with which budget.
 
-The distribution is described in docs/advice.md; every number of it stands here.
+docs/advice.md describes the measure; this module defines the distribution.
 """
 
 import math
