@@ -3,8 +3,8 @@ choice is compared with the best one.
 
     python benchmarks/advice_regret.py --seed S --problems 40 [--workers 2] [--json]
 
-docs/advice.md describes the measure, benchmarks/advice/problems.py the distribution. Rules and the habits below were chosen
-on TUNED_ON alone: report other seeds.
+docs/advice.md describes the measure, benchmarks/advice/problems.py the distribution. Rules and the habits
+below were chosen on TUNED_ON alone: report other seeds.
 """
 
 import argparse
