@@ -430,3 +430,26 @@ def test_the_command_writes_settings_and_says_what_is_left(tmp_path, capsys):
 def test_a_file_of_no_known_tool_is_refused():
     with pytest.raises(ConfigError, match="--tool trl"):
         detect_tool({"hello": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("optim", "lion_32bit", "optim.name is no optimizer that preftune has; got lion_32bit"),
+        ("learning_rate", -1e-5, "optim.learning_rate is out of range; got -1e-05"),
+        ("warmup_ratio", 1.5, "optim.warmup_ratio is out of range; got 1.5"),
+        ("num_train_epochs", "many", "epochs"),
+        ("beta", -0.1, "beta is out of range; got -0.1"),
+    ],
+)
+def test_a_value_that_training_would_refuse_is_refused_here(key, value, told):
+    found = translate({"loss_type": "sigmoid", key: value}, "trl")
+    account = next(one for one in found.accounts if one.key == key)
+    assert account.outcome == "refused" and told in account.says
+    assert value not in found.settings.values()
+
+
+def test_a_number_of_steps_that_is_off_leaves_the_epochs():
+    found = translate({"max_steps": -1, "optim": "adamw_torch_fused"}, "trl")
+    assert found.settings["epochs"] == 3.0 and "max_steps" not in found.settings
+    assert found.settings["optim.name"] == "adamw_torch_fused"

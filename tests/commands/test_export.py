@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from preftune.cli.main import main
 from preftune.commands.export import ExportConfig, model_card, modelfile
+from preftune.errors import ConfigError
 from preftune.model.adapters import quiet_peft
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from tests.folders import weights_of
@@ -98,6 +99,13 @@ def test_ollama_gets_the_template_and_the_stop_tokens(tiny_folder):
         "<|im_start|>assistant\n{{ .Response }}<|im_end|>" in text
     )
     assert 'PARAMETER stop "<|im_end|>"' in text
+
+
+def test_the_output_is_a_folder_and_no_file():
+    with pytest.raises(
+        ConfigError, match=r"folder, not a file.*model.gguf is written.*Use --output out/x\.$"
+    ):
+        ExportConfig(run="r", to="gguf", output="out/x.gguf")
 
 
 def test_an_architecture_without_gguf_is_refused(tiny_folder, tmp_path, capsys):

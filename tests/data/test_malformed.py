@@ -306,6 +306,30 @@ def test_a_bad_file_is_told_by_its_name(tmp_path, case):
     assert str(source) in str(error.value)
 
 
+ENCODED = {
+    "UTF-16": ("a.csv", "prompt,chosen,rejected\na,b,c\n".encode("utf-16"), "UTF-16"),
+    "UTF-32": ("a.json", '[{"prompt": "Hi"}]'.encode("utf-32"), "UTF-32"),
+    "cp1252 in a table": ("a.csv", "prompt,chosen,rejected\ncafé,“b”,c\n".encode("cp1252"), "cp1252"),
+    "cp1252 in lines": ("a.jsonl", '{"prompt": "50\xa0€"}\n'.encode("cp1252"), "cp1252"),
+    "UTF-8 with a damaged byte": (
+        "a.csv",
+        "prompt,chosen,rejected\ncafé,b\xfc,c\n".encode().replace(b"\xbc", b""),
+        None,
+    ),
+    "binary": ("a.jsonl", b'{"prompt": "\x00\x01\xff"}\n', None),
+}
+
+
+@pytest.mark.parametrize("case", ENCODED)
+def test_the_encoding_that_reads_the_bytes_is_named(tmp_path, case):
+    name, data, encoding = ENCODED[case]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match="not UTF-8") as error:
+        load_records(tmp_path / name, DataOptions())
+    told = f"`iconv -f {encoding} -t UTF-8 FILE > NEW`" if encoding else "ave the file as UTF-8"
+    assert told in str(error.value) and ("iconv" in str(error.value)) == bool(encoding)
+
+
 @pytest.mark.parametrize("name", ["nothing.jsonl", "data/nothing.jsonl", "nothing", "./a/b"])
 def test_a_missing_file_is_no_hub_id(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

@@ -44,7 +44,7 @@ def check_words(command: str, words: Sequence[str], outline: Outline) -> None:
     check_given_names(command, given)
     for name, value in given.items():
         if name in settings:
-            _check_value(settings[name], value)
+            check_value(settings[name], value)
         elif name in outline.sections and not re.search(r"[{:]", value):
             inner = [one.name for one in outline.settings if one.section == name]
             first = next((one for one in inner if one.endswith((".model", ".rank", ".name"))), inner[0])
@@ -174,7 +174,8 @@ def _values(words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield flag, words[place + 1]
 
 
-def _check_value(setting: Setting, value: str) -> None:
+def check_value(setting: Setting, value: str) -> None:
+    """Refuse a value that is not of the setting's kind, none of its choices, or out of its range."""
     kinds = [kind.strip() for kind in re.split(r"\|(?![^\[]*\])", setting.kind)]
     if value.strip().lower() in ("null", "none", "~") or len(set(kinds) - {"None"}) != 1:
         return

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from preftune.cli.early import check_value
 from preftune.cli.foreign_keys import (
     DEFAULTS,
     DRAWN_METHODS,
@@ -15,7 +16,7 @@ from preftune.cli.foreign_keys import (
     SIGNS,
     Tool,
 )
-from preftune.cli.outline import objective_outlines
+from preftune.cli.outline import objective_outlines, outline_of
 from preftune.errors import ConfigError, shown
 
 KeyOutcome = Literal["translated", "not needed", "refused"]
@@ -88,6 +89,10 @@ class _Translator:
         self.accounts[key] = KeyAccount(key=key, outcome=outcome, says=says)
 
     def put(self, key: str, setting: str, value: Any) -> None:
+        fault = _fault(setting, value, str(self.settings.get("objective", "")))
+        if fault is not None:
+            self.account(key, "refused", fault)
+            return
         self.settings[setting] = value
         self.account(key, "translated", f"{setting}: {value}")
 
@@ -276,6 +281,8 @@ class _Translator:
             elif key == "report_to":
                 many = value if isinstance(value, list) else [value]
                 self.put(key, name, [str(one) for one in many])
+            elif name == "max_steps" and value == -1:
+                self.account(key, "not needed", "off: the epochs decide")
             elif name == "optim.schedule" and str(value) not in ("linear", "cosine", "constant"):
                 self.account(key, "refused", "schedules are linear, cosine and constant")
             elif name in ("eval_every", "save_every") and isinstance(value, float) and value < 1:
@@ -334,6 +341,23 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             tree[name] = value
     return tree
+
+
+def _fault(setting: str, value: Any, objective: str) -> str | None:
+    """Why `preftune train` would refuse the value; None if it takes it."""
+    outline = outline_of("train")
+    assert outline is not None, "train has one set of settings"
+    known = {one.name: one for one in (*outline.settings, *objective_outlines().get(objective, ()))}
+    try:
+        if setting == "optim.name":
+            from preftune.train.optim import OptimOptions
+
+            OptimOptions(name=str(value), schedule="constant")
+        elif setting in known and isinstance(value, str | int | float):
+            check_value(known[setting], str(value))
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _is_off(value: Any) -> bool:

@@ -37,6 +37,7 @@ _TRIALS = {
     "ollama": "ollama create NAME -f {0}/Modelfile",
 }
 """Target -> the command that uses what was written."""
+_GGUF = ("gguf", "ollama")
 _PROBE = "The capital of France is"
 
 
@@ -75,6 +76,13 @@ class ExportConfig:
                 "endpoint, private and license have no effect",
                 got=f"--to {self.to}",
                 do="Leave them out, or use --to hub",
+            )
+        if self.to != "hub" and Path(self.output).suffix == ".gguf":
+            raise ConfigError(
+                "output is a folder, not a file",
+                got=self.output,
+                expected="a new folder" + ("; model.gguf is written into it" if self.to in _GGUF else ""),
+                do=f"Use --output {shlex.quote(str(Path(self.output).with_suffix('')))}",
             )
         if self.to == "hub" and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.output):
             raise ConfigError("output is no repository of a hub", got=self.output, expected="owner/name")

@@ -131,17 +131,35 @@ def _decoded(raw: bytes, offset: int, where: str) -> str | DataError:
             f"{where}: the text is not UTF-8 at byte {offset + error.start} of the file",
             got=shown(near),
             expected="UTF-8 text",
-            do=_remedy(raw) if offset == 0 else "Save the file as UTF-8",
+            do=_remedy(raw, start=offset == 0),
         )
 
 
-def _remedy(start: bytes) -> str:
-    """For a file that does not begin as UTF-8 text."""
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "The file is UTF-16 or UTF-32: save it as UTF-8"
-    if start.startswith(b"\x1f\x8b"):
+def _remedy(raw: bytes, *, start: bool) -> str:
+    """For bytes that are not UTF-8 text, at the start of a file or later."""
+    if start and raw.startswith(b"\x1f\x8b"):
         return "The content is gzip: add .gz to the name, or unpack the file once more"
-    return "Save the file as UTF-8"
+    encoding = _likely_encoding(raw, start=start)
+    if encoding is None:
+        return "Save the file as UTF-8"
+    again = f"iconv -f {encoding} -t UTF-8 FILE > NEW"
+    return f"The bytes read as {encoding}: save the file as UTF-8 (in Excel: CSV UTF-8), or run `{again}`"
+
+
+def _likely_encoding(raw: bytes, *, start: bool) -> str | None:
+    """The encoding that reads the bytes: by its mark, or cp1252 if every byte is a printable letter there."""
+    if start and raw.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        return "UTF-32"
+    if start and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    try:
+        text = raw.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    mixed = not raw.decode("utf-8", errors="ignore").isascii()  # UTF-8 with a damaged place
+    return (
+        "cp1252" if not mixed and all(one.isprintable() or one in "\t\r\n\xa0\xad" for one in text) else None
+    )
 
 
 def _json_lines(file: BufferedIOBase, name: str) -> Iterator[RawRow]:
