@@ -1,9 +1,11 @@
 """A file is written whole or not at all."""
 
+import os
+
 import pytest
 
 from preftune.errors import StorageError
-from preftune.storage import new_file, whole_file
+from preftune.storage import locked, new_file, whole_file
 
 
 def test_it_takes_the_place_of_what_was_there(tmp_path):
@@ -46,3 +48,9 @@ def test_the_next_process_removes_what_a_killed_one_left_of_the_file(tmp_path):
     with new_file(str(tmp_path / "out.jsonl"), overwrite=False):
         assert not left.exists()
         assert all(path.exists() for path in others)
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_no_lock(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(StorageError, match="is no file; got a pipe"), locked(tmp_path / ".lock", "it"):
+        pass

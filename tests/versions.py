@@ -35,7 +35,7 @@ def prepared(name: str, folder: Path) -> Path:
     )
     tools = [f"{tool}=={version(tool)}" for tool in TOOLS]
     words = ["pip", "install", "--quiet", "--python", place, "--resolution", RESOLUTIONS[name]]
-    subprocess.run([*uv, *words, "--editable", ROOT, *tools], check=True)
+    subprocess.run([*uv, *words, "--editable", f"{ROOT}[fast]", *tools, "pip"], check=True)
     return place / "bin" / "python"
 
 

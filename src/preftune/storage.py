@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -234,6 +235,11 @@ def _take_lock(path: Path, what: str) -> int | None:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise storage_error("write", what, error) from error
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise StorageError(
+                f"{path} is no file", got="a pipe or a device", expected="a lock file", do="Remove it"
+            )
         try:
             _lock(file)
         except BlockingIOError as error:

@@ -435,11 +435,9 @@ def test_a_file_of_no_known_tool_is_refused():
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("optim", "lion_32bit", "optim.name is no optimizer that preftune has; got lion_32bit"),
         ("learning_rate", -1e-5, "optim.learning_rate is out of range; got -1e-05"),
         ("warmup_ratio", 1.5, "optim.warmup_ratio is out of range; got 1.5"),
         ("num_train_epochs", "many", "epochs"),
-        ("beta", -0.1, "beta is out of range; got -0.1"),
     ],
 )
 def test_a_value_that_training_would_refuse_is_refused_here(key, value, told):
@@ -453,3 +451,10 @@ def test_a_number_of_steps_that_is_off_leaves_the_epochs():
     found = translate({"max_steps": -1, "optim": "adamw_torch_fused"}, "trl")
     assert found.settings["epochs"] == 3.0 and "max_steps" not in found.settings
     assert found.settings["optim.name"] == "adamw_torch_fused"
+
+
+@pytest.mark.parametrize("value", [True, 0, -2, 1.5, "many"])
+def test_a_batch_size_that_is_none_is_refused(value):
+    found = translate({"loss_type": "sigmoid", "per_device_train_batch_size": value}, "trl")
+    account = next(one for one in found.accounts if one.key == "per_device_train_batch_size")
+    assert account.outcome == "refused" and "at least 1" in account.says

@@ -10,7 +10,7 @@ from preftune.commands.eval import evaluate_pairs, evaluate_prompts
 from preftune.commands.eval_options import EvalConfig
 from preftune.data.options import DataOptions
 from preftune.data.prepare import prepare
-from preftune.errors import ConfigError, ModelError
+from preftune.errors import ConfigError, ModelError, StorageError
 from preftune.model.layout import LayoutOptions
 from preftune.model.load import LoadOptions, load_model, load_tokenizer
 from preftune.model.policy import Policy, score_groups
@@ -93,6 +93,12 @@ def test_the_beta_of_a_run_is_used_and_told(tiny_folder, other, pairs_file, tmp_
     config.write_text(f"model: {tiny_folder}\nobjective: {{name: sft}}\n")
     found = evaluate_pairs(EvalConfig(model=str(final), data=pairs_file), QUIET)
     assert (found.beta, found.beta_of_run) == (1.0, False)
+    config.write_text("model: [\n")  # without a manifest it is somebody else's
+    alone = EvalConfig(model=str(final), data=pairs_file, reference=str(tiny_folder))
+    assert evaluate_pairs(alone, QUIET).beta == 1.0
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"settings of the run .* cannot be read"):
+        evaluate_pairs(alone, QUIET)
 
 
 def test_pairs_of_one_prompt_count_once(tiny_folder, other, tmp_path):

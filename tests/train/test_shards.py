@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.fsdp import FSDPModule
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from preftune.cli.main import main
@@ -215,3 +216,9 @@ def test_options_of_shards_belong_to_shards():
     with pytest.raises(ConfigError, match="have no effect"):
         ShardOptions(reshard=False)
     assert ShardOptions(mode="full", reshard=False).offload is False
+
+
+def test_an_older_torch_is_refused_before_training(monkeypatch):
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params", raising=False)
+    with pytest.raises(ConfigError, match=r"expected torch 2\.13 or newer"):
+        ShardOptions(mode="full")

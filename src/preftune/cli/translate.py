@@ -1,5 +1,6 @@
 """A configuration of another tool as settings of `preftune train`, with an account of every key."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -136,10 +137,13 @@ class _Translator:
         return "train", text
 
     def batch(self) -> None:
-        known = self.given(*BATCH_KEYS)
-        size = 1
-        for value in known.values():
-            size *= int(value)
+        known, size = self.given(*BATCH_KEYS), 1
+        for key, value in list(known.items()):
+            if isinstance(value, bool) or not re.fullmatch(r"0*[1-9]\d*", str(value)):
+                self.account(key, "refused", f"it is a whole number of at least 1; got {shown(str(value))}")
+                del known[key]
+            else:
+                size *= int(value)
         if "per_device_train_batch_size" in known or "micro_batch_size" in known:
             self.settings["batch_size"] = size
         elif known:  # only the accumulation is given
@@ -349,11 +353,7 @@ def _fault(setting: str, value: Any, objective: str) -> str | None:
     assert outline is not None, "train has one set of settings"
     known = {one.name: one for one in (*outline.settings, *objective_outlines().get(objective, ()))}
     try:
-        if setting == "optim.name":
-            from preftune.train.optim import OptimOptions
-
-            OptimOptions(name=str(value), schedule="constant")
-        elif setting in known and isinstance(value, str | int | float):
+        if setting in known and isinstance(value, str | int | float):
             check_value(known[setting], str(value))
     except ConfigError as error:
         return str(error)

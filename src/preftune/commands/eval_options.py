@@ -6,7 +6,7 @@ from pathlib import Path
 
 from preftune.cli.checks import READING_OPTIONS, check_seed, refuse_idle_rows
 from preftune.cli.model_settings import ModelSettings
-from preftune.errors import ConfigError, check_range, refuse_idle
+from preftune.errors import ConfigError, StorageError, check_range, refuse_idle
 from preftune.measures.suites import SuiteOptions
 from preftune.model.layout import LayoutOptions
 from preftune.sampling.sample import SampleOptions
@@ -126,9 +126,18 @@ def _run_config(settings: EvalConfig) -> Mapping[str, object]:
     """The configuration of the run that RUN or RUN/final stands for; empty if the model is neither."""
     folder = Path(settings.model).expanduser().resolve()
     run = folder if (folder / "final").is_dir() else folder.parent
-    try:
-        path = run / "config.yaml"
-        config = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError, ConfigError):
+    path = run / "config.yaml"
+    if not path.is_file():
         return {}
+    try:
+        config = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        if not (run / "manifest.json").is_file():  # somebody else's file
+            return {}
+        raise StorageError(
+            f"The settings of the run {run} cannot be read",
+            got=error,
+            expected="its config.yaml as it was written",
+            do="Restore the file, or name the model by a copy of its folder `final` alone",
+        ) from error
     return config if isinstance(config, Mapping) else {}

@@ -52,6 +52,13 @@ class ShardOptions:
                 got="shard.mode none",
                 do="Set --shard.mode full, or leave them out",
             )
+        if self.mode == "full" and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+            raise ConfigError(
+                "This torch cannot train a model in shards exactly",
+                got=torch.__version__,
+                expected="torch 2.13 or newer",
+                do="Upgrade torch, or leave --shard.mode out",
+            )
 
 
 class _Root(nn.Module):
