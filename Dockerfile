@@ -6,6 +6,6 @@ WORKDIR /opt/preftune
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
 COPY docs docs
-RUN pip install --no-cache-dir -c constraints.txt ".[rewards,optimizers,bitsandbytes]"
+RUN pip install --no-cache-dir -c constraints.txt ".[fast,rewards,optimizers,bitsandbytes]"
 WORKDIR /work
 ENTRYPOINT ["preftune"]

@@ -11,6 +11,7 @@ from preftune.model.layout import LayoutOptions, collate
 from preftune.model.policy import Policy, score
 from preftune.types import Group
 from tests.models import random_groups, tiny_model
+from tests.pinned import needs_pinned
 
 
 def ids(count: int) -> np.ndarray:
@@ -29,6 +30,7 @@ def test_by_hand():
     )
 
 
+@needs_pinned("transformers")
 @pytest.mark.parametrize("rank", [0, 2])
 def test_products_are_those_that_run(rank):
     """Without attention, whose kernel computes the halves of squares too. One token of the head's four

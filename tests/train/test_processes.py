@@ -16,7 +16,7 @@ from preftune.cli.main import main
 from preftune.train.processes import Processes
 from tests.folders import weights_of
 from tests.train.likeness import COMMON, same, write_files
-from tests.train.together import all_fail, run_all, torchrun
+from tests.train.together import NEEDS_SHARDS, all_fail, run_all, torchrun
 
 CASES = {
     "pairs": "--data pairs.jsonl --objective dpo --epochs 6",
@@ -151,6 +151,7 @@ def errors(failing, tiny_folder):
     return dict(zip(ERRORS, told, strict=True))
 
 
+@NEEDS_SHARDS
 @pytest.mark.xdist_group("errors")
 @pytest.mark.parametrize("words", ERRORS)
 def test_an_error_is_told_once_and_ends_all(words, errors):

@@ -20,7 +20,9 @@ from preftune.errors import ConfigError
 from preftune.model.shard import ShardOptions
 from tests.folders import same_bits, weights_of
 from tests.train.likeness import COMMON, same, write_files
-from tests.train.together import COMMAND, environment, run_all, torchrun
+from tests.train.together import COMMAND, NEEDS_SHARDS, environment, run_all, torchrun
+
+pytestmark = NEEDS_SHARDS
 
 SAMPLES = (
     "--data pairs.jsonl --source on-policy --reward taste.py:taste --sampling.max_new_tokens 6 --epochs 2"

@@ -12,6 +12,12 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 
+import pytest
+from torch.distributed.fsdp import FSDPModule
+
+NEEDS_SHARDS = pytest.mark.skipif(
+    not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason="models in shards need torch 2.13"
+)
 COMMAND = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 
 

@@ -14,6 +14,7 @@ from preftune.model.kernels.products import (
     product_in_fp32,
     use_fast_products,
 )
+from tests.pinned import needs_pinned
 
 ROWS, INNER, COLUMNS = 65, 129, 300
 SHAPES = {
@@ -132,6 +133,7 @@ with pytest.raises(RuntimeError, match="must be a matrix"):
     with_products(case, code)
 
 
+@needs_pinned("torch")
 def test_loading_a_model_replaces_them_and_importing_does_not(tiny_folder):
     """A program that only imports the library multiplies as it did; and replacing says nothing."""
     code = """
