@@ -108,8 +108,6 @@ class QuickEngine:
         not loaded.
         """
         self._asked += len(texts)
-        if fastokens is None:
-            return {}
         if self._loading is None and self._asked > _MANY * self._size:
             thread = ThreadPoolExecutor(max_workers=1)
             self._loading = thread.submit(agreeing, self._usual)
@@ -122,6 +120,8 @@ class QuickEngine:
 
 def agreeing(usual: Tokenizer) -> Any:
     """The same tokenizer of fastokens; None if it does not know a part of it, or gives anything else."""
+    if fastokens is None:
+        return None
     usual.no_truncation()
     usual.no_padding()
     try:
